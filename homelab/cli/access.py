@@ -83,7 +83,7 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
             wanted="the host's address",
             found=f"none, and {path_of(arguments.stack).name} has no host either",
             why="everything starts with the host's address",
-            next="homelab init 192.168.0.202",
+            next="give it: homelab init 192.168.0.202",
         )
     port = arguments.port or (entry.ssh.port if entry else 22)
     user = arguments.user or (entry.ssh.user if entry else "root")

@@ -172,7 +172,7 @@ def _set(system: System, value: Value) -> None:
         raise Failure(
             f"{value.address}: {value.attribute} to be {value.value}",
             f"it is {current or 'not readable'}",
-            "the kernel hasn't taken the value; every card has again what it had",
+            "the kernel hasn't taken the value; every card has its former values again",
             "look at `dmesg | tail` on the host, or take the setting out",
         )
     files.changed = True

@@ -55,8 +55,8 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
             raise Failure(
                 "what was set for this node's restart put back",
                 f"not all of it could be: {cluster.still_set(system)}",
-                "until then it holds",
-                "nothing: homelab-turn.service tries again in a minute",
+                "it stays set until a later try succeeds",
+                "wait: homelab-turn.service tries again in a minute",
             )
 
     system.work.lock_seconds = LOCK_SECONDS

@@ -78,7 +78,8 @@ def apply(system: System, wanted: Wanted) -> Applied:
             f"'{wanted.words}' on the kernel command line",
             f"'{current}'",
             "something that is read after this program's file removes it again; nothing was changed",
-            "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d",
+            "find it in /etc/default/grub, or in what sorts after zz-homelab in /etc/default/grub.d; take it out, "
+            "and run `pulumi up` again",
         )
     if _is_made_anew(system, wanted):
         _make(system, loader)

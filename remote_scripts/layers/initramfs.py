@@ -117,7 +117,7 @@ def _need_tools(system: System) -> None:
             "initramfs-tools, which makes Proxmox VE's initramfs",
             "no update-initramfs with its hook-functions",
             "the binding happens in a script that initramfs-tools includes",
-            "apt install initramfs-tools",
+            "install it: apt install initramfs-tools; then run `pulumi up` again",
         )
 
 

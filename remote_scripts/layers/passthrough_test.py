@@ -135,7 +135,7 @@ def _test(system: System, wanted: Wanted) -> Answer:
             "the test VM removed again",
             left,
             "it still has the card, and is no longer needed",
-            f"qm stop {vm.id}; qm destroy {vm.id} --purge",
+            f"run on the host: qm stop {vm.id}; qm destroy {vm.id} --purge",
         )
     return _answer(system, wanted, int(vm.id), console)
 

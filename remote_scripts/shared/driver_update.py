@@ -278,7 +278,7 @@ class Update:
                 f"the libraries of the driver {kept.version}, put back",
                 f"they are {version}",
                 "they must be of the modules' version",
-                "see what is installed: `dpkg -l '*nvidia*'`",
+                "see what is installed (`dpkg -l '*nvidia*'`), then run `pulumi up` again",
             )
         if self._target == "lxc":
             return f"its libraries{self._restart_users_in_container(kept.version)}"

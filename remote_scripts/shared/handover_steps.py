@@ -23,7 +23,7 @@ def _set(card: SharedCard, path: str, value: str) -> bool:
 
 def _need(ok: bool, card: SharedCard, what: str) -> None:
     if not ok:
-        raise Failure(f"gpus.{card.name}: {what}", "the kernel refuses it", "it stays where it is", "see `dmesg`")
+        raise Failure(f"gpus.{card.name}: {what}", "the kernel refuses it", "the card stays where it is", "see `dmesg`")
 
 
 def _claim(card: SharedCard) -> None:

@@ -121,7 +121,7 @@ def drop_hook(system: System, vmid: str) -> None:
     done = system.run.do("qm", "set", vmid, "--delete", "hookscript", seconds=_SET_SECONDS)
     if done.status != 0:
         raise Failure(
-            f"VM {vmid} without our hookscript",
+            f"VM {vmid} without homelab's hookscript",
             done.text,
             "once the script is gone, a VM that names it doesn't start",
             "correct what qm says, then run the same again",

@@ -57,7 +57,7 @@ def _libraries(system: System, program: str) -> list[str]:
             f"every library of {program}",
             done.text,
             "it would not start in the test VM",
-            f"reinstall its package: dpkg -S {program}",
+            f"reinstall its package, which dpkg -S {program} names; then run `pulumi up` again",
         )
     return [word for word in done.text.split() if word.startswith("/")]
 

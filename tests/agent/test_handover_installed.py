@@ -211,7 +211,7 @@ def test_no_vm_names_the_hookscript_when_it_is_gone(host: Host) -> None:
     for vmid, name in ((104, "homelab-handover.sh"), (105, "mine.sh")):
         host.write(f"/etc/pve/qemu-server/{vmid}.conf", f"hookscript: local:snippets/{name}\n")
     fails(host, "qm --delete hookscript")
-    with pytest.raises(Refused, match="VM 104 without our hookscript"):
+    with pytest.raises(Refused, match="VM 104 without homelab's hookscript"):
         revert(host)
     assert host.exists(PROGRAM)
     fails(host)

@@ -280,7 +280,7 @@ def test_a_vm_that_cannot_be_removed_is_named_with_the_way_to_do_it(host: Host, 
     qm.fails["destroy"] = "can't remove VM 104"
     text = refusal(host)
     assert f"found:  VM 104 ({NAME}) is still there: can't remove VM 104" in text
-    assert "next:   qm stop 104; qm destroy 104 --purge" in text
+    assert "next:   run on the host: qm stop 104; qm destroy 104 --purge" in text
 
 
 # -- what it refuses before anything is made -----------------------------------------------------------------------------
