@@ -274,9 +274,12 @@ def command_server() -> Iterator[None]:
         yield
         return
     from lab.commands import CommandServer
+    from lab.host.command_server import FORKED_PYTHON
 
+    os.environ[FORKED_PYTHON] = "yes"  # for the servers of labs' daemons, too
     with CommandServer():
         yield
+    del os.environ[FORKED_PYTHON]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@
 
 import time
 
+from paramiko import SSHException
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
@@ -50,7 +51,7 @@ def verify() -> None:
 def restart() -> None:
     """pyinfra's own `server.reboot` waits for fixed times, and asks for an uptime, which here is this machine's."""
     before = boot_id()
-    host.run_shell_command("reboot")
+    said_by("reboot")
     deadline = time.monotonic() + 300
     while boot_id() in ("", before):
         if time.monotonic() > deadline:
@@ -63,9 +64,15 @@ def boot_id() -> str:
     """Empty: the host doesn't answer."""
     host.disconnect()
     host.connect(show_errors=False)
-    if not host.connected:
+    return said_by(f"cat {root}/proc/sys/kernel/random/boot_id") if host.connected else ""
+
+
+def said_by(command: str) -> str:
+    """Empty also where the host goes down meanwhile, which cuts the connection."""
+    try:
+        done, output = host.run_shell_command(command)
+    except (EOFError, OSError, SSHException):
         return ""
-    done, output = host.run_shell_command(f"cat {root}/proc/sys/kernel/random/boot_id")
     return output.stdout.strip() if done else ""
 
 

@@ -39,6 +39,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+#: In the environment of a server: the host's Python is a fork of it, too (host_python.py). Otherwise it is a process of its own, as on a host.
+FORKED_PYTHON = "LAB_FORKED_PYTHON"
+_is_python_forked = FORKED_PYTHON in os.environ
 #: Imported for the forks: what functions of the commands import for themselves.
 PRELOADED = (shutil, subprocess)
 #: How a fork's process is called in /proc/PID/comm, before the pid of who asked: lab.processes takes it for that one's child.
@@ -366,11 +369,17 @@ def _lead(process: int) -> None:
 
 def _prepare(words: list[str]) -> None:
     """Import a command's module, for this fork and those that follow. What fails here fails in the fork, and is told there."""
+    if _is_own_process(words):
+        return
     try:
         module = importlib.import_module("host.run").module_of(words)
         getattr(module, "preload", lambda: None)()
     except Exception:
         return
+
+
+def _is_own_process(words: list[str]) -> bool:
+    return words[0] == "lab-python" and not _is_python_forked
 
 
 def _become(
@@ -576,6 +585,10 @@ class Looking:
 
     def answer(self, client: int, words: list[str]) -> bytes | None:
         """The answer to a client whose command only looks: what it prints, its status, what it is to become; None if that takes a fork."""
+        if _is_own_process(words):
+            # The options are boot_service.PYTHON's.
+            python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8"]
+            return _whole(0, b"", b"", [*python, self._commands.__file__, *words])
         if not self._commands.only_looks(words):
             return None
         try:
@@ -604,10 +617,14 @@ class Looking:
             os.chdir("/")
         for stream in told:
             stream.flush()
-        texts = errors.getvalue(), output.getvalue()
-        last = b"".join(os.fsencode(word) + b"\0" for word in become)
-        answer = struct.pack("3I", _TOLD | status, *map(len, texts)) + b"".join(texts) + last
-        return answer if len(answer) <= _LONGEST_ANSWER else None
+        return _whole(status, errors.getvalue(), output.getvalue(), become)
+
+
+def _whole(status: int, errors: bytes, output: bytes, become: list[str]) -> bytes | None:
+    """An answer with all that is to be said; None if it is too long."""
+    last = b"".join(os.fsencode(word) + b"\0" for word in become)
+    answer = struct.pack("3I", _TOLD | status, len(errors), len(output)) + errors + output + last
+    return answer if len(answer) <= _LONGEST_ANSWER else None
 
 
 def _run(words: list[str]) -> int:

@@ -3,8 +3,8 @@
 What a program writes into a control file of sysfs acts before its write(2) has returned, and fails as write(2) would (sysfs_writes.py); what stands for
 a device node in /dev is one to stat(2) and mknod(2). It is the Python of the lab otherwise, with the standard library alone.
 
-A command server (command_server.py) has imported the agent's modules of this project. A program whose archive has these very modules has them as they
-are there, for it is a fork of the server: a start takes 10 ms instead of 90.
+It is a process of its own, as on a host. In tests it is a fork of the command server (command_server.py), which has imported the agent's modules of this
+project: a program whose archive has these very modules has them as they are there, and a start takes 10 ms instead of 90.
 """
 
 from __future__ import annotations
@@ -113,8 +113,12 @@ def preload() -> None:
     """Import the agent's modules of this project for the programs to come; nobody else finds them here."""
     if not _ready and (_PROJECT / _PACKAGE).is_dir():
         _import_agent()
+    _foreign[:] = _of_the_lab()
+
+
+def _of_the_lab() -> list[str]:
     own = {*sys.stdlib_module_names, "__main__"}
-    _foreign[:] = [name for name in sys.modules if name.partition(".")[0] not in own]
+    return [name for name in sys.modules if name.partition(".")[0] not in own]
 
 
 def _import_agent() -> None:
@@ -182,7 +186,7 @@ def on_the_host() -> None:
 def _forget_the_lab() -> None:
     """Nothing but the standard library is found, or was imported."""
     sys.path[:] = [folder for folder in sys.path if folder.startswith(sys.base_prefix) and "-packages" not in folder]
-    _kept.extend(map(sys.modules.pop, _foreign))
+    _kept.extend(map(sys.modules.pop, _foreign or _of_the_lab()))
 
 
 def main(_host: HostState, _name: str, arguments: list[str]) -> int:

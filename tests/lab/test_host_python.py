@@ -12,6 +12,8 @@ import pytest
 
 from lab import processes
 from lab.commands import CommandServer
+from lab.host.command_server import FORKED_PYTHON
+from remote_scripts import put_agent
 from remote_scripts.tools import modules
 from tests.conftest import PROJECT
 from tests.lab.host_kit import Host
@@ -20,14 +22,14 @@ from tests.waiting import wait_until
 LAYER = "remote_scripts.layers.initramfs"
 #: Says where its modules are from, and what it finds of others.
 SAYS = f"""\
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 from remote_scripts import agent, codes, installed
 from {LAYER} import boot
 import remote_scripts.layers
 files = [module.__file__ for name, module in sys.modules.items() if name.startswith("remote_scripts.") and hasattr(module, "apply")]
 print(json.dumps({{
     "files": files, "texts": installed.TEXTS, "seen by others": boot.installed.TEXTS, "codes": codes.OF_LAYERS,
-    "folder": remote_scripts.layers.__path__, "found": [name for name in ("yaml", "lab", "host", "homelab") if importlib.util.find_spec(name)],
+    "parent": os.getppid(), "folder": remote_scripts.layers.__path__, "found": [name for name in ("yaml", "lab", "host", "homelab") if importlib.util.find_spec(name)],
 }}))
 """
 
@@ -56,6 +58,19 @@ def test_modules_that_are_ready_are_an_archives_own_where_all_of_them_are_as_the
     assert said["files"] == [str(PROJECT / "remote_scripts/layers/initramfs.py")]
     assert said["texts"] == said["seen by others"] == {"a": "text"} and said["codes"] == {}
     assert said["folder"] == [f"{file}/remote_scripts/layers"] and said["found"] == []
+
+
+def test_outside_of_tests_a_program_is_a_process_of_its_own_that_imports_its_modules(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = archive(tmp_path / "program.pyz")
+    file.write_bytes(put_agent.compiled(file.read_bytes()))
+    monkeypatch.delenv(FORKED_PYTHON)
+    with CommandServer():
+        shell, said = host.output(f"echo $$; /usr/bin/python3 -I -S -B -X utf8 {file}").splitlines()
+    found = json.loads(said)
+    assert found["parent"] == int(shell) and found["found"] == []
+    assert found["files"] == [f"{file}/remote_scripts/layers/initramfs.pyc"]
 
 
 def test_a_fork_that_waited_before_they_were_ready_runs_no_program(host: Host, tmp_path: Path) -> None:
