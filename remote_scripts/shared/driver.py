@@ -25,8 +25,9 @@ UNINSTALL = "/usr/bin/nvidia-uninstall"
 #: toolkit, not CUDA.
 FAMILY = re.compile(
     r"^(nvidia-(driver|dkms|kernel|open|headless|utils|compute|firmware|smi|modprobe|persistenced|settings|alternative"
-    r"|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms)"
-    r"|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libgl1-nvidia-|libegl-nvidia"
+    r"|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms|cuda-mps|powerd)"
+    r"|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libgl1-nvidia-"
+    r"|lib(egl|gles|glx)-nvidia"
     r"|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)"
 )
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fnmatch
 import itertools
 from typing import Any
 
@@ -16,6 +17,7 @@ from homelab.nvidia.flavour import choose
 from homelab.nvidia.plan import Plan, all_refusals, packages_to_ask_for, plan_stack
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
+from remote_scripts.shared.driver import FAMILY
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100 = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4"
@@ -375,6 +377,16 @@ def test_unattended_upgrades_leave_the_driver_alone() -> None:
     assert plan.unattended and plan.unattended.content.startswith("Unattended-Upgrade::Package-Blacklist {\n")
     assert '  "libnvidia-";\n' in plan.unattended.content
     assert planned("vm", UBUNTU, driver="580", source="run").unattended is None
+
+
+# Debian's names: each depends on others of its very version (nvidia-graphics-drivers, debian/control).
+@pytest.mark.parametrize(
+    "name", ["libgl1-nvidia-glvnd-glx", "libglx-nvidia0", "libgles-nvidia2", "libegl-nvidia0", "nvidia-cuda-mps"]
+)
+def test_what_is_of_one_version_is_pinned_left_alone_and_replaced_together(name: str) -> None:
+    packaging = load().packaging
+    assert any(fnmatch.fnmatchcase(name, pattern) for pattern in packaging.pinned)
+    assert any(map(name.startswith, packaging.unattended)) and FAMILY.search(name)
 
 
 @pytest.mark.parametrize(
