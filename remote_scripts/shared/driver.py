@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, kernel
+from remote_scripts.shared import boot, kernel, nvidia
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.files import HOME
@@ -92,12 +92,9 @@ def kernels_of(system: System, target: str) -> list[str]:
 
 def module(system: System, release: str) -> Module:
     """The module that a kernel would load."""
-    fields = dict(
-        (key, value.strip())
-        for key, _, value in (
-            line.partition(":") for line in system.run.ask("modinfo", "-k", release, "nvidia").text.split("\n")
-        )
-    )
+    answers = (system.run.ask("modinfo", "-k", release, name) for name in nvidia.names_of(system, "nvidia"))
+    text = next((done.text for done in answers if done.status == 0), "")
+    fields = {key: value.strip() for key, _, value in (line.partition(":") for line in text.split("\n"))}
     licence = fields.get("license", "")
     return Module(fields.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
 

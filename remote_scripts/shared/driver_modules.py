@@ -35,7 +35,7 @@ def build(packages: Packages, wanted: Module, kernel: str) -> None:
         return
     system.log.say(f"building the modules of {wanted.version} for {kernel}")
     status = _dkms_status(system)
-    name = re.search(rf"^(nvidia[a-z-]*)(/|, ){re.escape(wanted.version)}[:,]", status, re.MULTILINE)
+    name = re.search(rf"^(nvidia[a-z0-9-]*)(/|, ){re.escape(wanted.version)}[:,]", status, re.MULTILINE)
     module = name[1] if name else "nvidia"  # nvidia, nvidia-open, nvidia-current, as the packages call it
     done = packages.do("dkms", "install", "-m", module, "-v", wanted.version, "-k", kernel)
     if done.status != 0:
@@ -51,7 +51,7 @@ def build(packages: Packages, wanted: Module, kernel: str) -> None:
             f"the modules of {wanted.version} ({wanted.flavour}), installed for {kernel}",
             f"modinfo: {built.version} {built.flavour}; dkms status: {status or 'nothing'}",
             "that kernel would come up without the driver",
-            f"build it by hand, `dkms install nvidia/{wanted.version} -k {kernel}`, and read what it says",
+            f"build it by hand, `dkms install {module}/{wanted.version} -k {kernel}`, and read what it says",
         )
     system.files.changed = True
 

@@ -106,6 +106,13 @@ def test_the_module_that_is_loaded_is_of_a_version_and_a_flavour(host: Host, tex
         ("", Module()),
     ],
 )
-def test_the_module_that_a_kernel_would_load_is_asked_of_that_kernel(host: Host, modinfo: str, module: Module) -> None:
-    host.programs["modinfo"] = lambda arguments, _: modinfo if [*arguments] == ["-k", "6.8.12-9-pve", "nvidia"] else 1
+@pytest.mark.parametrize("name", ["nvidia", "nvidia-current"])
+def test_the_module_that_a_kernel_would_load_is_asked_of_that_kernel(
+    host: Host, name: str, modinfo: str, module: Module
+) -> None:
+    """Debian's packages have it in a file of another name, which only modprobe knows; a link of theirs may lead nowhere."""
+    if name != "nvidia":
+        host.write("/etc/modprobe.d/nvidia.conf", f"install nvidia modprobe -i {name} $CMDLINE_OPTS\n")
+        (host.root / "etc/modprobe.d/nvidia-blacklists-nouveau.conf").symlink_to("/etc/nvidia/gone.conf")
+    host.programs["modinfo"] = lambda arguments, _: modinfo if [*arguments] == ["-k", "6.8.12-9-pve", name] else 1
     assert driver.module(host.system(), "6.8.12-9-pve") == module

@@ -133,6 +133,7 @@ def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(
         ("", "", "installed and not loaded\n"),
         ("blacklist nvidia\n", "", "it is blacklisted"),
         ("install nvidia /bin/true\n", "", "it is blacklisted"),
+        ("install nvidia modprobe -i nvidia-current $CMDLINE_OPTS\n", "", "installed and not loaded\n"),
         ("", "quiet modprobe.blacklist=nouveau,nvidia", "it is blacklisted"),
         ("", "module_blacklist=nvidia,nouveau quiet", "it is blacklisted"),
         ("blacklist nvidiafb\n# blacklist nvidia\n", "modprobe.blacklist=nvidiafb,nvidia_drm", "installed and not loaded\n"),
@@ -162,6 +163,17 @@ def test_a_driver_that_the_kernel_hasnt_is_said(host: Host) -> None:
     (host.root / "proc/driver/nvidia/version").unlink()
     with pytest.raises(Refused, match="the kernel 6.8.12-9-pve has no module nvidia: "):
         ask(host)
+
+
+def test_debians_own_packages_have_the_modules_by_other_names(host: Host) -> None:
+    (host.root / "proc/devices").write_text(DEVICES.replace("511 nvidia-uvm", "").replace("235 nvidia-uvm", ""))
+    host.write(
+        "/etc/modprobe.d/nvidia.conf",
+        "install nvidia-uvm modprobe nvidia ; modprobe -i nvidia-current-uvm $CMDLINE_OPTS\n",
+    )
+    host.programs["modinfo"] = lambda arguments, _: 0 if arguments[-1] == "nvidia-current-uvm" else 1
+    host.programs["modprobe"] = lambda *_: 0 if host.write("/proc/devices", DEVICES) else 1
+    ask(host)
 
 
 def test_what_keeps_nodes_from_being_there_is_said_and_no_service_stays(host: Host) -> None:
