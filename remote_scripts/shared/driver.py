@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import boot, kernel, nvidia
+from remote_scripts.shared.installed import need_answer
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
 
 NOTE = f"{HOME}/nvidia-driver"
@@ -30,6 +32,8 @@ FAMILY = re.compile(
     r"|lib(egl|gles|glx)-nvidia"
     r"|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)"
 )
+# modinfo's exit status.
+_NO_MODULE = 1
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
 
@@ -91,9 +95,17 @@ def kernels_of(system: System, target: str) -> list[str]:
 
 
 def module(system: System, release: str) -> Module:
-    """The module that a kernel would load."""
-    answers = (system.run.ask("modinfo", "-k", release, name) for name in nvidia.names_of(system, "nvidia"))
-    text = next((done.text for done in answers if done.status == 0), "")
+    """The module that a kernel would load.
+
+    :raises Failure: modinfo doesn't say.
+    """
+    text = ""
+    for name in nvidia.names_of(system, "nvidia"):
+        done = system.run.ask("modinfo", "-k", release, name)
+        if done.status not in (_NO_MODULE, NOT_FOUND):
+            need_answer(done, f"which module of NVIDIA's the kernel {release} would load", "modinfo")
+            text = done.text
+            break
     fields = {key: value.strip() for key, _, value in (line.partition(":") for line in text.split("\n"))}
     licence = fields.get("license", "")
     return Module(fields.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
