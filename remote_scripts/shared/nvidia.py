@@ -123,7 +123,11 @@ def names_of(system: System, module: str) -> list[str]:
     """What the file of one of NVIDIA's modules may be called: as modprobe is told (Debian's packages have
     nvidia-current, and other programs don't find it by its own name), else by its own name.
     """
-    match = re.search(rf"^\s*install\s+{module}\s(?:.*\s)?modprobe\s+-i\s+(\S+)", _modprobe_conf(system), re.MULTILINE)
+    match = re.search(
+        rf"^\s*install\s+{module}\s(?:.*[\s/])?modprobe\s+(?:-i|--ignore-install)\s+(\S+)",
+        _modprobe_conf(system),
+        re.MULTILINE,
+    )
     return [match[1], module] if match else [module]
 
 

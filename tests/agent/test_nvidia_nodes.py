@@ -169,7 +169,7 @@ def test_debians_own_packages_have_the_modules_by_other_names(host: Host) -> Non
     (host.root / "proc/devices").write_text(DEVICES.replace("511 nvidia-uvm", "").replace("235 nvidia-uvm", ""))
     host.write(
         "/etc/modprobe.d/nvidia.conf",
-        "install nvidia-uvm modprobe nvidia ; modprobe -i nvidia-current-uvm $CMDLINE_OPTS\n",
+        "install nvidia-uvm modprobe nvidia ; /sbin/modprobe --ignore-install nvidia-current-uvm $CMDLINE_OPTS\n",
     )
     host.programs["modinfo"] = lambda arguments, _: 0 if arguments[-1] == "nvidia-current-uvm" else 1
     host.programs["modprobe"] = lambda *_: 0 if host.write("/proc/devices", DEVICES) else 1
