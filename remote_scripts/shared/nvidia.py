@@ -145,15 +145,18 @@ def served(system: System) -> dict[str, Device]:
     """The nodes that the loaded modules serve, by path."""
     if not system.files.exists(f"{PROC}/version"):
         return {}
-    nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, 0o666)}
+    # The host's owner may have closed them to others (NVreg_DeviceFileMode).
+    own_mode = _number(_read(system, f"{PROC}/params"), "DeviceFileMode")
+    mode_of_all = 0o666 if own_mode is None else own_mode
+    nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, mode_of_all)}
     for address in system.files.names(GPUS):
         minor = minor_of(system, address)
         if minor is not None:
-            nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, 0o666)
+            nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, mode_of_all)
     if major_of(system, "nvidia-modeset") is not None:
-        nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, 0o666)
+        nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, mode_of_all)
     if (uvm := major_of(system, "nvidia-uvm")) is not None:
-        nodes |= {UVM: Device(uvm, 0, 0o666), f"{UVM}-tools": Device(uvm, 1, 0o666)}
+        nodes |= {UVM: Device(uvm, 0, mode_of_all), f"{UVM}-tools": Device(uvm, 1, mode_of_all)}
     if (caps := major_of(system, "nvidia-caps")) is not None:
         folder = f"{PROC}/capabilities/mig"
         for name in system.files.names(folder):

@@ -107,6 +107,14 @@ def test_a_node_of_an_earlier_boot_gets_todays_numbers_and_one_that_is_right_sta
     assert nodes(host)["/dev/nvidiactl"] == (195, 255, 0o600)
 
 
+def test_nodes_that_the_drivers_options_close_to_all_are_made_so(host: Host) -> None:
+    """NVreg_DeviceFileMode=0660, as nvidia-modprobe reads it; MIG's have their own."""
+    host.write(f"{nvidia.PROC}/params", "ModifyDeviceFiles: 1\nDeviceFileGID: 44\nDeviceFileMode: 432\n")
+    ask(host)
+    caps = {path: node for path, node in SERVED.items() if "caps" in path}
+    assert nodes(host) == {path: (*node[:2], 0o660) for path, node in SERVED.items()} | caps
+
+
 def test_the_plan_is_the_same_before_there_is_a_driver(host: Host) -> None:
     (host.root / "proc/driver/nvidia/version").unlink()
     before = host.tree()
