@@ -289,7 +289,7 @@ def _running(request: Request) -> str:
 
 
 def header_packages(request: Request) -> tuple[str, ...]:
-    """The packages of `kernel_headers`, and the one that follows kernel updates."""
+    """The packages of `kernel_headers`, and those that follow kernel updates."""
     names, running, packages = _header_names(request), _running(request), kernel_headers(request)
     if names is None or not packages:
         return ()
@@ -299,5 +299,8 @@ def header_packages(request: Request) -> tuple[str, ...]:
         follow = newer.headers_follow
     flavour = flavour_of_kernel(running)
     # For a kernel that was built by hand there is no such package.
-    follow_package = (follow.format(flavour=flavour),) if flavour else ()
-    return (*packages.values(), *follow_package)
+    followers = [follow.format(flavour=flavour)] if flavour else []
+    if flavour and request.target == "host":
+        # The default's aren't those of an opt-in kernel's series.
+        followers.append(names.headers.format(kernel=".".join(running.split(".")[:2])))
+    return (*packages.values(), *followers)

@@ -20,6 +20,8 @@ from .versions import Relation, compare, key, relations
 
 LISTS = "/var/lib/apt/lists"
 _TRUSTED = "/etc/apt/trusted.gpg.d"
+# apt's booleans (apt-pkg/contrib/strutl.cc, StringToBool).
+_ON, _OFF = ("yes", "true", "with", "on", "enable", "1"), ("no", "false", "without", "off", "disable", "0")
 _LINE = re.compile(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s*(.*)")
 
 
@@ -103,19 +105,21 @@ def _one_line(text: str, path: str) -> list[Source]:
         keys = tuple(options.get("signed-by", "").split(",")) if options.get("signed-by") else ()
         url = match[2].rstrip("/").replace("$(ARCH)", "amd64")
         if options.get("arch", "amd64").split(",").count("amd64"):
-            found.append(Source(url, match[3], keys, options.get("trusted") == "yes", tuple(match[4].split())))
+            found.append(
+                Source(url, match[3], keys, options.get("trusted", "").lower() in _ON, tuple(match[4].split()))
+            )
     return found
 
 
 def _deb822(text: str) -> list[Source]:
     found = []
     for fields in paragraphs(text):
-        if "deb" not in fields.get("Types", "").split() or fields.get("Enabled", "yes") in ("no", "false"):
+        if "deb" not in fields.get("Types", "").split() or fields.get("Enabled", "").lower() in _OFF:
             continue
         keys = tuple(fields.get("Signed-By", "").split())
         components = tuple(fields.get("Components", "").split())
         found += [
-            Source(url.rstrip("/"), suite, keys, fields.get("Trusted") == "yes", components)
+            Source(url.rstrip("/"), suite, keys, fields.get("Trusted", "").lower() in _ON, components)
             for url in fields.get("URIs", "").split()
             for suite in fields.get("Suites", "").split()
         ]

@@ -67,7 +67,7 @@ def unpack(host: HostState, name: str, gives: dict[str, Any]) -> None:
         install_libraries(host, gives["libraries"], gives["version"])
     unpack_common(host, gives)
     if "dkms" in gives:
-        dkms.add(host, Build(gives["version"], gives["dkms"]))
+        dkms.add(host, Build(gives["version"], gives["dkms"], name=gives.get("named", dkms.NAME)))
     if "headers" in gives:
         kernel_files.write_headers(host, gives["headers"])
     if "kernel" in gives:

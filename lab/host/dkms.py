@@ -1,7 +1,7 @@
 """DKMS of a lab's system: NVIDIA's modules from source, for every kernel whose headers are there.
 
-What is registered lies in /usr/src/nvidia-VERSION and /var/lib/dkms/nvidia/VERSION, what is built beside its kernel. A
-build fails where driver.yaml says that this driver doesn't build for this kernel, and under the fault dkms-fails.
+What is registered lies in /usr/src/nvidia-VERSION and /var/lib/dkms/nvidia/VERSION, by whatever name (Debian's packages
+have nvidia-current), what is built beside its kernel. A build fails where driver.yaml says that this driver doesn't build for this kernel, and under the fault dkms-fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NotBuilt(Failure):
 def add(host: HostState, build: Build) -> None:
     """Register a driver's source."""
     source = f"/usr/src/{NAME}-{build.version}"
-    text = f'PACKAGE_NAME="{NAME}"\nPACKAGE_VERSION="{build.version}"\nAUTOINSTALL="yes"\n# flavour={build.flavour}\n'
+    text = f'PACKAGE_NAME="{build.name}"\nPACKAGE_VERSION="{build.version}"\nAUTOINSTALL="yes"\n# flavour={build.flavour}\n'
     host.write(f"{source}/dkms.conf", text)
     host.symlink(f"{_TREE}/{build.version}/source", source)
     write_key(host)
@@ -72,7 +72,8 @@ def source_of(host: HostState, version: str) -> Build:
         raise NotBuilt(
             f"Error! Could not find module source directory.\nDirectory: /usr/src/{NAME}-{version} does not exist.", 2
         )
-    return Build(version, text.rpartition("# flavour=")[2].strip(), DKMS_KEY)
+    name = text.partition('"')[2].partition('"')[0]
+    return Build(version, text.rpartition("# flavour=")[2].strip(), DKMS_KEY, name)
 
 
 def install(host: HostState, version: str, kernel: str) -> None:

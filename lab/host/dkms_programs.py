@@ -20,7 +20,9 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         return _status(host, module, version, options.value("k", "kernelver"))
     if verb not in ("build", "install", "uninstall", "remove", "add", "autoinstall"):
         raise UsageError(f"the lab's dkms has status, install, build, uninstall, remove and autoinstall, not {verb!r}")
-    return logged(host, "dkms", arguments, lambda: _change(host, verb, version, kernel, every=options.has("all")))
+    return logged(
+        host, "dkms", arguments, lambda: _change(host, verb, module, version, kernel, every=options.has("all"))
+    )
 
 
 def _named(options: Options) -> tuple[str | None, str | None]:
@@ -33,26 +35,28 @@ def _named(options: Options) -> tuple[str | None, str | None]:
 
 
 def _status(host: HostState, module: str | None, version: str | None, kernel: str | None) -> int:
-    if module not in (None, dkms.NAME):
-        return 0
     for each in dkms.versions(host):
-        if version not in (None, each):
+        name = dkms.source_of(host, each).name
+        if version not in (None, each) or module not in (None, name):
             continue
         kernels = [k for k in dkms.built(host, each) if kernel in (None, k)]
         if not kernels and kernel is None:
-            print(f"{dkms.NAME}/{each}: added")
-        for name in kernels:
-            print(f"{dkms.NAME}/{each}, {name}, x86_64: installed")
+            print(f"{name}/{each}: added")
+        for built in kernels:
+            print(f"{name}/{each}, {built}, x86_64: installed")
     return 0
 
 
-def _change(host: HostState, verb: str, version: str | None, kernel: str, *, every: bool) -> int:
+def _change(host: HostState, verb: str, module: str | None, version: str | None, kernel: str, *, every: bool) -> int:
     if verb == "autoinstall":
         dkms.autoinstall(host, kernel)
         return 0
     if version is None:
         raise Failure("Error! Invalid number of parameters passed.\nUsage: " + verb + " <module>/<module-version>", 1)
-    dkms.source_of(host, version)
+    if dkms.source_of(host, version).name != module:
+        raise Failure(
+            f"Error! Could not find module source directory.\nDirectory: /usr/src/{module}-{version} does not exist.", 2
+        )
     if verb in ("build", "install"):
         for each in [k for k in host.kernels() if has_headers(host, k)] if every else [kernel]:
             dkms.install(host, version, each)

@@ -507,7 +507,7 @@ def modules_on_disk(root: Path, kernel: str) -> set[str]:
     for base in ("usr/lib/modules", "lib/modules"):
         folder = root / base / kernel
         if folder.is_dir():
-            return {normal(path.rpartition("/")[2].split(".ko")[0]) for path in kernel_files.module_files(folder)}
+            return {kernel_files.name_in(path) for path in kernel_files.module_files(folder)}
     return set()
 
 

@@ -22,11 +22,12 @@ _LICENCES = {"open": "Dual MIT/GPL", "proprietary": "NVIDIA"}
 
 
 class Build(NamedTuple):
-    """What NVIDIA's modules were built from: `flavour` is open or proprietary."""
+    """What NVIDIA's modules were built from: `flavour` is open or proprietary; `name` is what DKMS and the files are called by."""
 
     version: str
     flavour: str
     signer: str = DKMS_KEY
+    name: str = "nvidia"
 
     @property
     def open(self) -> bool:
@@ -100,7 +101,7 @@ def write_nvidia(host: HostState, kernel: str, build: Build, below: str = "updat
         below: the folder in /usr/lib/modules/KERNEL: DKMS's, or that of a package of modules.
     """
     for name in NVIDIA_HOST_MODULES:
-        file = MODULES[name].path.rpartition("/")[2]
+        file = build.name + MODULES[name].path.rpartition("/")[2].removeprefix("nvidia")
         text = f"module {name} of {kernel}\nversion={build.version}\nflavour={build.flavour}\nsigner={build.signer}\n"
         host.write(f"{_folder(kernel)}/{below}/{file}", text)
     depmod(host, kernel)
@@ -108,9 +109,14 @@ def write_nvidia(host: HostState, kernel: str, build: Build, below: str = "updat
 
 def remove_nvidia(host: HostState, kernel: str, below: str = "updates/dkms") -> None:
     """Take NVIDIA's modules away from a kernel."""
-    for name in NVIDIA_HOST_MODULES:
-        host.rooted(f"{_folder(kernel)}/{below}/{MODULES[name].path.rpartition('/')[2]}").unlink(missing_ok=True)
+    for path in host.rooted(f"{_folder(kernel)}/{below}").glob("nvidia*.ko"):
+        path.unlink()
     depmod(host, kernel)
+
+
+def name_in(file: str) -> str:
+    """A module's own, normalised name, which stands in its file: Debian's packages call the files of NVIDIA's by others."""
+    return re.sub("^nvidia_current(_open)?", "nvidia", catalogue.normal(file.rpartition("/")[2].partition(".ko")[0]))
 
 
 def module_file(host: HostState, kernel: str, name: str) -> Path | None:
@@ -152,11 +158,10 @@ def _modules(base: Path) -> dict[str, str]:
     """The modules' files by their normalised names; in updates/ one comes before the kernel's own, as depmod has it."""
     updates = f"{base}/updates/"
     files = sorted(module_files(base), key=lambda path: (not path.startswith(updates), path))
-    names = [(catalogue.normal(path.rpartition("/")[2]), path) for path in files]
     found: dict[str, str] = {}
-    for name, path in names:
-        if name.endswith(".ko"):
-            found.setdefault(name.removesuffix(".ko"), path)
+    for path in files:
+        if path.endswith(".ko"):
+            found.setdefault(name_in(path), path)
     return found
 
 

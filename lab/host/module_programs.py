@@ -7,7 +7,7 @@ import sys
 from .catalogue import MODULES, exists_in, normal
 from .dpkg import Database
 from .kernel import ModprobeError, RunningKernel, modules_of
-from .kernel_files import build_in, depmod, module_file
+from .kernel_files import build_in, depmod, module_file, name_in
 from .modprobe import root_modprobe_config
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
@@ -190,10 +190,16 @@ def _modinfo(host: HostState, arguments: list[str]) -> int:
     if not options.rest:
         raise Failure("modinfo: ERROR: missing module or filename.")
     for module in options.rest:
-        name = normal(module)
+        name = name_in(module)
+        path = module_file(host, kernel, name)
         if RunningKernel.attach(host).is_built_in(name):
             values = {"name": name, "filename": "(builtin)"}
-        elif name in modules_of(host, kernel) and name in MODULES:
+        # By its file's name alone, which its own name or an install command doesn't lead to.
+        elif (
+            name in modules_of(host, kernel)
+            and name in MODULES
+            and normal(path.stem if path else name) == normal(module)
+        ):
             values = _fields(host, name, kernel)
         else:
             raise Failure(f"modinfo: ERROR: Module {module} not found.")

@@ -29,6 +29,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
 _HEADERS = re.compile(rf"(?:{'|'.join(driver.HEADERS)})([0-9].*)")
+_SERIES = re.compile("[0-9]+[.][0-9]+")
 _OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
 _VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
@@ -267,7 +268,7 @@ class _Work:
             self._system.log.say(f"the driver {version} is there as it is wanted")
             packages.settle()
         else:
-            self._install_prerequisites()
+            self._install_prerequisites(self._wanted.prerequisites)
             source = self._choose_source()
             self._files.finish()  # What is in place by now is of use to the next run, should this one fail.
             if source == "packages":
@@ -325,13 +326,13 @@ class _Work:
                 "run `pulumi up --refresh`: the host's version is read then",
             )
 
-    def _install_prerequisites(self) -> None:
-        names = [name for name in self._wanted.prerequisites if self._is_obtainable(name)]
-        if names:
-            self._packages.install(names)
+    def _install_prerequisites(self, names: tuple[str, ...]) -> None:
+        if obtainable := [name for name in names if self._is_obtainable(name)]:
+            self._packages.install(obtainable)
 
     def _is_obtainable(self, name: str) -> bool:
-        """No for headers of a kernel that no repository has, and that a user has put there in another way.
+        """No for headers of a kernel that no repository has, and that a user has put there in another way; and for
+        those of a series of kernels that no repository has any more.
 
         :raises Failure: there are none at all.
         """
@@ -339,6 +340,9 @@ class _Work:
         if not match or self._packages.is_whole(name) or self._packages.offered(name)[name]:
             return True
         kernel = match[1]
+        if _SERIES.fullmatch(kernel):
+            self._system.log.say(f"note: no repository has {name}: a new kernel of that series comes without headers")
+            return False
         if driver.has_headers(self._system, kernel):
             self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
             return False
@@ -386,7 +390,7 @@ class _Work:
         run = wanted.run
         if run is None or not run.sha256:
             raise Failure(*(wanted.unpinned or ("NVIDIA's installer", "none is named", "there is no other way", "")))
-        packages.install(wanted.run_prerequisites)
+        self._install_prerequisites(wanted.run_prerequisites)
         path = run.file(DOWNLOADS)
         driver_installer.fetch(packages, run, path)
         packages.make_way(

@@ -116,7 +116,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
         return Reverted((), False)
     for path in files.of_layer(LAYER):
         if path.startswith("/etc/apt/sources.list.d/"):
-            for url, _ in repositories.entries(system, path)[:1]:  # no other file has an entry for that
+            for url, *_ in repositories.entries(system, path)[:1]:  # no other file has an entry for that
                 repositories.remove_lists(system, url)
             files.remove(_FETCHED)
         files.drop(LAYER, path)
@@ -130,19 +130,18 @@ def _is_wanted_here(system: System, repository: Repository) -> bool:
     :raises Failure: a user's entry has its signatures unchecked.
     """
     url = repository.url
-    theirs = repositories.other_entry(system, url, repository.suite, repository.list_file)
-    if not theirs:
-        return True
-    if repositories.is_unchecked(system, theirs):
+    theirs = repositories.other_entries(system, url, repository.suite, repository.list_file)
+    for path in (path for path, is_unchecked in theirs.items() if is_unchecked):
         raise Failure(
             f"{url} with its signatures checked",
-            f"{theirs} switches that off for it (trusted, allow-insecure or allow-weak)",
+            f"{path} switches that off for it (trusted, allow-insecure or allow-weak)",
             "anyone on the way could have anything installed here as root",
-            f"take that option or the entry out of {theirs}; without the entry this program writes its own, with the "
+            f"take that option or the entry out of {path}; without the entry this program writes its own, with the "
             "known key",
         )
-    system.log.say(f"{url} is in {theirs} already: that entry is used")
-    return False
+    if theirs:
+        system.log.say(f"{url} is in {next(iter(theirs))} already: that entry is used")
+    return not theirs
 
 
 def _fetch_lists(packages: Packages, urls: list[str]) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, kernel
+from remote_scripts.shared import boot, kernel, nvidia
+from remote_scripts.shared.installed import need_answer
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
 
 NOTE = f"{HOME}/nvidia-driver"
@@ -25,10 +27,13 @@ UNINSTALL = "/usr/bin/nvidia-uninstall"
 #: toolkit, not CUDA.
 FAMILY = re.compile(
     r"^(nvidia-(driver|dkms|kernel|open|headless|utils|compute|firmware|smi|modprobe|persistenced|settings|alternative"
-    r"|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms)"
-    r"|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libgl1-nvidia-|libegl-nvidia"
+    r"|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms|cuda-mps|powerd)"
+    r"|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libgl1-nvidia-"
+    r"|lib(egl|gles|glx)-nvidia"
     r"|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)"
 )
+# modinfo's exit status.
+_NO_MODULE = 1
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
 
@@ -90,13 +95,18 @@ def kernels_of(system: System, target: str) -> list[str]:
 
 
 def module(system: System, release: str) -> Module:
-    """The module that a kernel would load."""
-    fields = dict(
-        (key, value.strip())
-        for key, _, value in (
-            line.partition(":") for line in system.run.ask("modinfo", "-k", release, "nvidia").text.split("\n")
-        )
-    )
+    """The module that a kernel would load.
+
+    :raises Failure: modinfo doesn't say.
+    """
+    text = ""
+    for name in nvidia.names_of(system, "nvidia"):
+        done = system.run.ask("modinfo", "-k", release, name)
+        if done.status not in (_NO_MODULE, NOT_FOUND):
+            need_answer(done, f"which module of NVIDIA's the kernel {release} would load", "modinfo")
+            text = done.text
+            break
+    fields = {key: value.strip() for key, _, value in (line.partition(":") for line in text.split("\n"))}
     licence = fields.get("license", "")
     return Module(fields.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
 

@@ -35,7 +35,7 @@ def build(packages: Packages, wanted: Module, kernel: str) -> None:
         return
     system.log.say(f"building the modules of {wanted.version} for {kernel}")
     status = _dkms_status(system)
-    name = re.search(rf"^(nvidia[a-z-]*)(/|, ){re.escape(wanted.version)}[:,]", status, re.MULTILINE)
+    name = re.search(rf"^(nvidia[a-z0-9-]*)(/|, ){re.escape(wanted.version)}[:,]", status, re.MULTILINE)
     module = name[1] if name else "nvidia"  # nvidia, nvidia-open, nvidia-current, as the packages call it
     done = packages.do("dkms", "install", "-m", module, "-v", wanted.version, "-k", kernel)
     if done.status != 0:
@@ -51,7 +51,7 @@ def build(packages: Packages, wanted: Module, kernel: str) -> None:
             f"the modules of {wanted.version} ({wanted.flavour}), installed for {kernel}",
             f"modinfo: {built.version} {built.flavour}; dkms status: {status or 'nothing'}",
             "that kernel would come up without the driver",
-            f"build it by hand, `dkms install nvidia/{wanted.version} -k {kernel}`, and read what it says",
+            f"build it by hand, `dkms install {module}/{wanted.version} -k {kernel}`, and read what it says",
         )
     system.files.changed = True
 
@@ -101,14 +101,12 @@ def load_module(packages: Packages, version: str) -> None:
 
 
 def unload(packages: Packages) -> Callable[[], None] | None:
-    """Unloads them; None: something uses them. NVIDIA's daemon, which keeps cards initialised, is stopped for that, and
-    goes on where that doesn't help.
+    """Unloads them; None: something uses one of them, and all stay. NVIDIA's daemon, which keeps cards initialised, is
+    stopped for that, and goes on where that doesn't help.
 
     :returns: what starts the daemon again, if it was stopped.
     """
     system = packages.system
-    there = {line.partition(" ")[0] for line in system.run.ask("lsmod").text.split("\n")}
-    names = [name for name in MODULES if name in there]
     is_active = system.run.ask("systemctl", "is-active", "-q", DAEMON).status == 0
     has_stopped = is_active and system.run.do("systemctl", "stop", DAEMON).status == 0
 
@@ -117,10 +115,24 @@ def unload(packages: Packages) -> Callable[[], None] | None:
         if done and done.status != 0:
             system.log.say(f"note: {DAEMON} doesn't start again: {done.text}")
 
-    if packages.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version:
+    lines = [line.split() for line in system.run.ask("lsmod").text.split("\n")]
+    there = {words[0]: words[2:] for words in lines if words and words[0] in MODULES}
+    names = [name for name in MODULES if name in there]
+    if any(map(_is_used, there.values())) or (
+        packages.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version
+    ):
         start_daemon()
         return None
     return start_daemon
+
+
+def _is_used(words: list[str]) -> bool:
+    """By anything but each other.
+
+    :param words: of lsmod: how many use a module, and the modules among them.
+    """
+    users = words[1].split(",") if len(words) > 1 else []
+    return int(words[0]) > len(users) or not {*users} <= {*MODULES}
 
 
 def blacklist(packages: Packages, target: Target) -> None:

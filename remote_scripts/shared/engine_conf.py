@@ -39,8 +39,12 @@ def state(system: System, path: str) -> State | Literal["absent", "pending"]:
 
 
 def begin_change(system: System, path: str) -> None:
-    """Called before nvidia-ctk writes to it."""
+    """Called before nvidia-ctk writes to it.
+
+    :raises OSError: it can't be read, such as a link that leads nowhere.
+    """
     files = system.files
+    files.need(path, _BYTES)
     current = state(system, path)
     real = _real(system, path)
     files.about_to_change()

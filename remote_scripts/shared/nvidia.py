@@ -21,7 +21,9 @@ DAEMON = "nvidia-persistenced.service"
 MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 _VERSION = re.compile(r"[0-9]{3,}\.[0-9]+(?:\.[0-9]+)?")
 # Proxmox VE's own files blacklist nvidiafb.
-_BLACKLISTED = re.compile(r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia\s)", re.MULTILINE)
+_BLACKLISTED = re.compile(
+    r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia\s+(?!(?:\S*/)?modprobe\s))", re.MULTILINE
+)
 _BLACKLISTING = re.compile(r"(?:^|\s)(?:modprobe\.|module_)blacklist=(?:\S*,)?nvidia(?:,|\s|$)")
 # NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
 _MAJOR = 195
@@ -86,7 +88,7 @@ def trouble(system: System) -> Trouble | None:
     """Why there is no driver that serves cards; None: there is one."""
     if system.files.exists(f"{PROC}/version"):
         return None
-    if system.run.ask("modinfo", "-n", "nvidia").status != 0:
+    if not _has_module(system, "nvidia"):
         release = kernel.running(system)
         return Trouble(
             f"the kernel {release} has no module nvidia: the driver isn't installed, or wasn't built for this kernel",
@@ -94,10 +96,7 @@ def trouble(system: System) -> Trouble | None:
             "`dkms autoinstall`",
             has_module=False,
         )
-    files = [f"/etc/modprobe.d/{name}" for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
-    if any(_BLACKLISTED.search(_read(system, path)) for path in files) or _BLACKLISTING.search(
-        _read(system, "/proc/cmdline")
-    ):
+    if _BLACKLISTED.search(_modprobe_conf(system)) or _BLACKLISTING.search(_read(system, "/proc/cmdline")):
         return Trouble(
             "the driver is installed and not loaded: it is blacklisted",
             "see `grep -r nvidia /etc/modprobe.d` and /proc/cmdline; when it may be loaded: `modprobe nvidia`",
@@ -109,30 +108,55 @@ def trouble(system: System) -> Trouble | None:
 
 def uvm_trouble(system: System) -> Trouble | None:
     """The same for nvidia-uvm, without which there is no CUDA."""
-    if major_of(system, "nvidia-uvm") is not None or system.run.ask("modinfo", "-n", "nvidia-uvm").status == 0:
+    if major_of(system, "nvidia-uvm") is not None or _has_module(system, "nvidia-uvm"):
         return None
-    release, driver = kernel.running(system), version(system)
+    release, driver, dkms = kernel.running(system), version(system), names_of(system, "nvidia")[0]
     return Trouble(
         f"the kernel {release} has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete",
         # What is installed for a kernel already, autoinstall passes over.
-        f"build it again (`dkms remove nvidia/{driver} -k {release}`, `dkms install nvidia/{driver} -k {release}`, or "
+        f"build it again (`dkms remove {dkms}/{driver} -k {release}`, `dkms install {dkms}/{driver} -k {release}`, or "
         f"reinstall the driver), then `modprobe nvidia-uvm`",
     )
+
+
+def names_of(system: System, module: str) -> list[str]:
+    """What the file of one of NVIDIA's modules may be called: as modprobe is told (Debian's packages have
+    nvidia-current, and other programs don't find it by its own name), else by its own name.
+    """
+    match = re.search(
+        rf"^\s*install\s+{module}\s(?:.*[\s/])?modprobe\s+(?:-i|--ignore-install)\s+(\S+)",
+        _modprobe_conf(system),
+        re.MULTILINE,
+    )
+    return [match[1], module] if match else [module]
+
+
+def _has_module(system: System, module: str) -> bool:
+    return any(system.run.ask("modinfo", "-n", name).status == 0 for name in names_of(system, module))
+
+
+def _modprobe_conf(system: System) -> str:
+    """All of it; a link that leads nowhere is none of it."""
+    paths = (f"/etc/modprobe.d/{name}" for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf"))
+    return "\n".join(_read(system, path) for path in paths if system.files.is_file(path))
 
 
 def served(system: System) -> dict[str, Device]:
     """The nodes that the loaded modules serve, by path."""
     if not system.files.exists(f"{PROC}/version"):
         return {}
-    nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, 0o666)}
+    # The host's owner may have closed them to others (NVreg_DeviceFileMode).
+    own_mode = _number(_read(system, f"{PROC}/params"), "DeviceFileMode")
+    mode_of_all = 0o666 if own_mode is None else own_mode
+    nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, mode_of_all)}
     for address in system.files.names(GPUS):
         minor = minor_of(system, address)
         if minor is not None:
-            nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, 0o666)
+            nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, mode_of_all)
     if major_of(system, "nvidia-modeset") is not None:
-        nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, 0o666)
+        nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, mode_of_all)
     if (uvm := major_of(system, "nvidia-uvm")) is not None:
-        nodes |= {UVM: Device(uvm, 0, 0o666), f"{UVM}-tools": Device(uvm, 1, 0o666)}
+        nodes |= {UVM: Device(uvm, 0, mode_of_all), f"{UVM}-tools": Device(uvm, 1, mode_of_all)}
     if (caps := major_of(system, "nvidia-caps")) is not None:
         folder = f"{PROC}/capabilities/mig"
         for name in system.files.names(folder):

@@ -40,6 +40,8 @@ _LOCKED = re.compile(
     re.MULTILINE,
 )
 _COMPLAINT = re.compile(r"(E|W|Err|Error|Warning)[: ]")
+# What apt says of a list that it has taken all the same: of its key's age, or where that lies.
+_REMARK = re.compile(r"^(W|Warning): \w+://.*\n?", re.MULTILINE)
 #: Proxmox VE's own repositories, and a package that only they have, as apt names one that it doesn't know.
 _PROXMOX = re.compile(r"//\w+\.proxmox\.com/")
 _OF_PROXMOX = re.compile(r"(package|for|Package) '?(proxmox|pve)-")
@@ -196,7 +198,7 @@ class Packages:
         files.remove(COMPLAINTS)
         if done.status == 0:
             return
-        text = done.said_text
+        text = _REMARK.sub("", done.said_text)
         lines = [line for line in text.split("\n") if _COMPLAINT.match(line) or line.startswith(" ")]
         files.write(
             COMPLAINTS, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape") or done.said, 0o600

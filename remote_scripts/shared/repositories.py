@@ -12,31 +12,35 @@ _FOLDER = "/etc/apt/sources.list.d"
 _FETCHED = "/var/lib/apt/lists"
 _KEY = "/run/homelab/key"
 _KEY_BYTES = 1 << 20
-_UNSIGNED = "(trusted|allow-insecure|allow-weak|allow-downgrade-to-insecure)"
-_ON = "(yes|true|1|on|with)"
-_UNCHECKED = {
-    "sources": re.compile(rf"^{_UNSIGNED}:[ \t]*{_ON}", re.MULTILINE | re.IGNORECASE),
-    "list": re.compile(rf"^[ \t]*deb[ \t]+\[[^]\n]*\b{_UNSIGNED}={_ON}", re.MULTILINE | re.IGNORECASE),
-}
-_ENTRY = re.compile(r"^[ \t]*deb[ \t]+(?:\[[^]]*\][ \t]+)?(\S+)[ \t]+(\S+)")
+# apt's booleans (strutl.cc, StringToBool), and the names of files that it reads (fileutl.cc, GetListOfFilesInDir).
+_OFF = re.compile("no|false|without|off|disable|0", re.IGNORECASE)
+_UNCHECKED = re.compile(
+    r"\b(trusted|allow-insecure|allow-weak|allow-downgrade-to-insecure)=(yes|true|with|on|enable|1)\b", re.IGNORECASE
+)
+_READ = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9_.:-]*\.(list|sources)")
+_ENTRY = re.compile(r"^[ \t]*deb[ \t]+(?:\[([^]]*)\][ \t]*)?(\S+)[ \t]+(\S+)")
 # Without a home of its own, which it would make files in.
 _GPG = ("gpg", "--homedir", "/nonexistent", "--batch", "--quiet", "--no-tty", "--no-options")
 
 
-def other_entry(system: System, url: str, suite: str, our_list: str) -> str:
-    """The file that has an entry for a repository, if it isn't homelab's list; empty: there is none.
+def other_entries(system: System, url: str, suite: str, our_list: str) -> dict[str, bool]:
+    """The files that have an entry for a repository, without homelab's list; each with whether apt takes packages
+    without a good signature by it, which then counts for all entries.
 
     :raises OSError: a file of apt's can't be read.
     """
-    names = (name for name in system.files.names(_FOLDER) if name.endswith((".list", ".sources")))
-    for path in ("/etc/apt/sources.list", *(f"{_FOLDER}/{name}" for name in names)):
-        if path != our_list and (url.rstrip("/"), suite) in entries(system, path):
-            return path
-    return ""
+    names = (name for name in system.files.names(_FOLDER) if _READ.fullmatch(name))
+    paths = ("/etc/apt/sources.list", *(f"{_FOLDER}/{name}" for name in names))
+    return {
+        path: any(map(_UNCHECKED.search, own))
+        for path in paths
+        if path != our_list
+        and (own := [options for *place, options in entries(system, path) if place == [url.rstrip("/"), suite]])
+    }
 
 
-def entries(system: System, path: str) -> list[tuple[str, str]]:
-    """Address and suite of each enabled entry for binary packages, in either of apt's formats.
+def entries(system: System, path: str) -> list[tuple[str, str, str]]:
+    """Address, suite and options of each enabled entry for binary packages, in either of apt's formats.
 
     :raises OSError: the file can't be read.
     """
@@ -45,22 +49,18 @@ def entries(system: System, path: str) -> list[tuple[str, str]]:
     if any("$(ARCH)" in word for entry in listed for word in entry):
         architecture = system.run.ask("dpkg", "--print-architecture").text
         listed = [
-            (url.replace("$(ARCH)", architecture), suite.replace("$(ARCH)", architecture)) for url, suite in listed
+            (url.replace("$(ARCH)", architecture), suite.replace("$(ARCH)", architecture), options)
+            for url, suite, options in listed
         ]
-    return [(url.rstrip("/"), suite) for url, suite in listed]
+    return [(url.rstrip("/"), suite, options) for url, suite, options in listed]
 
 
-def is_unchecked(system: System, path: str) -> bool:
-    """Whether a file has an entry whose packages apt takes without a good signature."""
-    return bool(_UNCHECKED[path.rpartition(".")[2]].search(system.files.need_text(path)))
-
-
-def _of_list(text: str) -> list[tuple[str, str]]:
+def _of_list(text: str) -> list[tuple[str, str, str]]:
     matches = (_ENTRY.match(line.partition("#")[0]) for line in text.split("\n"))
-    return [(match[1], match[2]) for match in matches if match]
+    return [(match[2], match[3], match[1] or "") for match in matches if match]
 
 
-def _of_sources(text: str) -> list[tuple[str, str]]:
+def _of_sources(text: str) -> list[tuple[str, str, str]]:
     listed = []
     for paragraph in re.split(r"\n[ \t]*\n", text):
         fields: dict[str, list[str]] = {}
@@ -71,9 +71,9 @@ def _of_sources(text: str) -> list[tuple[str, str]]:
             field = re.match(r"([^ \t:]+):", line)
             name = field[1].lower() if field else name
             fields.setdefault(name, []).extend(line[field.end() if field else 0 :].split())
-        enabled = " ".join(fields.get("enabled", [])).lower()
-        if "deb" in fields.get("types", []) and not re.search("no|false|0", enabled):
-            listed += [(url, suite) for url in fields.get("uris", []) for suite in fields.get("suites", [])]
+        if "deb" in fields.get("types", []) and not _OFF.fullmatch(" ".join(fields.get("enabled", []))):
+            options = " ".join(f"{name}={' '.join(values)}" for name, values in fields.items())
+            listed += [(url, suite, options) for url in fields.get("uris", []) for suite in fields.get("suites", [])]
     return listed
 
 

@@ -75,7 +75,10 @@ class Machine:
             "modinfo": self._modinfo,
             "modprobe": self._modprobe,
             "rmmod": self._rmmod,
-            "lsmod": lambda _a, _i: "Module Size\nnvidia_uvm 1\nnvidia 1\n" if self.loaded() else "Module Size\n",
+            "lsmod": lambda _a, _i: (
+                "Module Size Used by\n"
+                + (f"nvidia_uvm 1 0\nnvidia 1 {1 + self.faults.in_use} nvidia_uvm\n" if self.loaded() else "")
+            ),
             "dmesg": lambda _a, _i: "",
             "nvidia-smi": self._smi,
             "systemctl": lambda a, _i: "no\n" if a[0] == "show" else 3 if a[0] == "is-active" else 0,

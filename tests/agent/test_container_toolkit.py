@@ -134,6 +134,16 @@ def test_a_configuration_that_is_a_link_stays_one_and_its_file_is_given_back(hos
     assert theirs.stat().st_mode & 0o777 == 0o640 and not host.exists("/var/lib/homelab")
 
 
+def test_a_link_that_leads_nowhere_is_said_before_nvidia_ctk_makes_a_file_of_it(host: Host) -> None:
+    link = host.root / DAEMON[1:]
+    link.parent.mkdir()
+    link.symlink_to("../../srv/docker.json")
+    system = host.system()
+    with pytest.raises(OSError, match="it can't be read"):
+        system.changing(lambda: engine_conf.begin_change(system, DAEMON))
+    assert not host.exists("/var/lib/homelab")
+
+
 TOML = "/etc/containerd/config.toml"
 EDITED = [
     (DAEMON, '{"dns": []}', '{"dns": [], "runtimes": {"nvidia": {}}}', '{"dns": [], "debug": true, "runtimes": {"nvidia": {}}}'),

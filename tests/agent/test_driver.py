@@ -7,6 +7,8 @@ import pytest
 from remote_scripts.shared import driver, driver_installer, nvidia
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import TIMED_OUT, Done
 from tests.agent.kit import Host
 
 VGA, AUDIO, NVIDIA, AMD = "0x030000", "0x040300", "0x10de", "0x1002"
@@ -106,6 +108,20 @@ def test_the_module_that_is_loaded_is_of_a_version_and_a_flavour(host: Host, tex
         ("", Module()),
     ],
 )
-def test_the_module_that_a_kernel_would_load_is_asked_of_that_kernel(host: Host, modinfo: str, module: Module) -> None:
-    host.programs["modinfo"] = lambda arguments, _: modinfo if [*arguments] == ["-k", "6.8.12-9-pve", "nvidia"] else 1
+@pytest.mark.parametrize("name", ["nvidia", "nvidia-current"])
+def test_the_module_that_a_kernel_would_load_is_asked_of_that_kernel(
+    host: Host, name: str, modinfo: str, module: Module
+) -> None:
+    """Debian's packages have it in a file of another name, which only modprobe knows; a link of theirs may lead nowhere."""
+    if name != "nvidia":
+        host.write("/etc/modprobe.d/nvidia.conf", f"install nvidia modprobe -i {name} $CMDLINE_OPTS\n")
+        (host.root / "etc/modprobe.d/nvidia-blacklists-nouveau.conf").symlink_to("/etc/nvidia/gone.conf")
+    host.programs["modinfo"] = lambda arguments, _: modinfo if [*arguments] == ["-k", "6.8.12-9-pve", name] else 1
     assert driver.module(host.system(), "6.8.12-9-pve") == module
+
+
+def test_a_modinfo_that_doesnt_answer_isnt_taken_for_no_module(host: Host) -> None:
+    """A driver without modules would be replaced without a way back."""
+    host.programs["modinfo"] = lambda *_: Done(TIMED_OUT, b"")
+    with pytest.raises(Failure, match="6.8.12-9-pve would load"):
+        driver.module(host.system(), "6.8.12-9-pve")

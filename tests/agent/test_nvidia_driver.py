@@ -249,6 +249,16 @@ def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine
     assert "update-initramfs -u -k all" in machine.started
 
 
+def test_of_modules_that_something_uses_none_is_unloaded(machine: Machine) -> None:
+    """rmmod would take those that nothing uses, such as nvidia-uvm, and of another version they don't come back."""
+    with_old(machine)
+    apply(machine.host, NEW)
+    machine.boot()
+    machine.started.clear()
+    assert f"{NEW} is still loaded and in use" in end(machine.host, "revert")["now"]
+    assert not [program for program in machine.started if program.startswith("rmmod")]
+
+
 def test_a_kernel_that_is_gone_by_then_keeps_no_driver_from_being_put_back(machine: Machine) -> None:
     """While an update waits for its boot, somebody removes an old kernel."""
     with_old(machine)

@@ -107,6 +107,14 @@ def test_a_node_of_an_earlier_boot_gets_todays_numbers_and_one_that_is_right_sta
     assert nodes(host)["/dev/nvidiactl"] == (195, 255, 0o600)
 
 
+def test_nodes_that_the_drivers_options_close_to_all_are_made_so(host: Host) -> None:
+    """NVreg_DeviceFileMode=0660, as nvidia-modprobe reads it; MIG's have their own."""
+    host.write(f"{nvidia.PROC}/params", "ModifyDeviceFiles: 1\nDeviceFileGID: 44\nDeviceFileMode: 432\n")
+    ask(host)
+    caps = {path: node for path, node in SERVED.items() if "caps" in path}
+    assert nodes(host) == {path: (*node[:2], 0o660) for path, node in SERVED.items()} | caps
+
+
 def test_the_plan_is_the_same_before_there_is_a_driver(host: Host) -> None:
     (host.root / "proc/driver/nvidia/version").unlink()
     before = host.tree()
@@ -133,6 +141,7 @@ def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(
         ("", "", "installed and not loaded\n"),
         ("blacklist nvidia\n", "", "it is blacklisted"),
         ("install nvidia /bin/true\n", "", "it is blacklisted"),
+        ("install nvidia modprobe -i nvidia-current $CMDLINE_OPTS\n", "", "installed and not loaded\n"),
         ("", "quiet modprobe.blacklist=nouveau,nvidia", "it is blacklisted"),
         ("", "module_blacklist=nvidia,nouveau quiet", "it is blacklisted"),
         ("blacklist nvidiafb\n# blacklist nvidia\n", "modprobe.blacklist=nvidiafb,nvidia_drm", "installed and not loaded\n"),
@@ -162,6 +171,17 @@ def test_a_driver_that_the_kernel_hasnt_is_said(host: Host) -> None:
     (host.root / "proc/driver/nvidia/version").unlink()
     with pytest.raises(Refused, match="the kernel 6.8.12-9-pve has no module nvidia: "):
         ask(host)
+
+
+def test_debians_own_packages_have_the_modules_by_other_names(host: Host) -> None:
+    (host.root / "proc/devices").write_text(DEVICES.replace("511 nvidia-uvm", "").replace("235 nvidia-uvm", ""))
+    host.write(
+        "/etc/modprobe.d/nvidia.conf",
+        "install nvidia-uvm modprobe nvidia ; /sbin/modprobe --ignore-install nvidia-current-uvm $CMDLINE_OPTS\n",
+    )
+    host.programs["modinfo"] = lambda arguments, _: 0 if arguments[-1] == "nvidia-current-uvm" else 1
+    host.programs["modprobe"] = lambda *_: 0 if host.write("/proc/devices", DEVICES) else 1
+    ask(host)
 
 
 def test_what_keeps_nodes_from_being_there_is_said_and_no_service_stays(host: Host) -> None:

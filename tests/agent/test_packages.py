@@ -102,3 +102,36 @@ def test_apt_that_doesnt_answer_isnt_taken_for_no_package(host: Host, program: s
 def test_a_package_that_no_repository_has_is_offered_in_no_version(host: Host) -> None:
     host.programs["apt-cache"] = lambda *_: Done(100, b"", b"E: No packages found\n")
     assert offered(host.system(), LIBRARY) == {LIBRARY: []}
+
+
+NVIDIAS = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64"
+UNPAID = (
+    "E: Failed to fetch https://enterprise.proxmox.com/debian/pve/dists/trixie/InRelease  401  Unauthorized\n"
+    "E: The repository 'https://enterprise.proxmox.com/debian/pve trixie InRelease' is not signed.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_remark"),
+    [
+        # What a method says of a file that it has fetched (apt, acquire-worker.cc, 104 Warning).
+        (f"W: {NVIDIAS}/InRelease: Key is stored in legacy trusted.gpg keyring (/etc/apt/trusted.gpg), see …", True),
+        (f"Warning: {NVIDIAS}/InRelease: Policy will reject signature within a year, see --audit for details", True),
+        (f"E: Failed to fetch {NVIDIAS}/Packages  File has unexpected size (1 != 2). Mirror sync in progress?", False),
+        (f"W: OpenPGP signature verification failed: {NVIDIAS} InRelease: EXPKEYSIG A4B469963BF863CC", False),
+    ],
+)
+def test_a_remark_of_apts_about_a_list_that_it_has_is_no_failure(host: Host, line: str, is_remark: bool) -> None:
+    host.programs["apt-get"] = lambda *_: Done(100, f"{line}\n{UNPAID}".encode())
+    (host.root / "run/homelab").mkdir(parents=True)
+    packages = Packages(host.system(), SOFTWARE, "it")
+    if not is_remark:
+        with pytest.raises(Failure):
+            packages.update(NVIDIAS)
+        return
+    packages.update(NVIDIAS)
+    # Nor is it why a package isn't known.
+    unknown = Done(100, b"", said=b"E: Unable to locate package nvidia-open")
+    with pytest.raises(Failure) as raised:
+        packages.explain_install(unknown, "nvidia-open")
+    assert "Unable to locate" in raised.value.found

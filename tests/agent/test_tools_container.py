@@ -83,6 +83,10 @@ def test_a_program_gets_its_words_and_its_input_and_answers(inside: Container) -
         inside.run.ask("echo", "a\nb")
 
 
+def test_programs_are_found_where_nixos_has_them(inside: Container) -> None:
+    assert inside.run.ask("sh", "-c", "echo $PATH").text.endswith(":/run/current-system/sw/bin")
+
+
 def test_what_all_programs_have_in_their_environment_is_on_no_command_line(inside: Container) -> None:
     inside.run.environment |= {"https_proxy": "http://u:it's$secret@proxy"}
     done = inside.run.ask("sh", "-c", "env; cat /proc/*/cmdline 2>/dev/null")

@@ -179,6 +179,18 @@ def test_on_a_host_a_kernel_for_which_the_new_driver_does_not_build_keeps_the_ol
     assert loaded(host) == OLD_OF_HOST
 
 
+def test_debians_own_driver_whose_modules_have_other_names_is_put_back_as_well(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path, "debian-12", card="1e81")
+    vm.output("sed -i 's/^Components: main$/& contrib non-free/' $ROOT/etc/apt/sources.list.d/debian.sources")
+    vm.output("apt-get -qq update && apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver nvidia-kernel-dkms")
+    vm.reboot()
+    vm.output("modprobe nvidia")
+    script = update_of(vm)
+    vm.fault("dkms-fails", NO_BUILD)
+    assert "the driver 535.309.01 is back: its libraries, and its modules for" in vm.refusal(script)
+    vm.output("modinfo nvidia-current && nvidia-smi")
+
+
 def test_a_module_that_does_not_load_makes_way_for_the_old_one(tmp_path: Path) -> None:
     """A Pascal card, for which the plan of another VM is carried out: 590 doesn't know it any more."""
     vm, other = VirtualMachine(tmp_path / "a", card="1b80"), VirtualMachine(tmp_path / "b", card="1e81")

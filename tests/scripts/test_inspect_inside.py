@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,11 +21,11 @@ done
 """
 
 
-def inside(folder: Folder) -> list[str]:
+def inside(folder: Folder, **environment: str) -> list[str]:
     before = folder.tree()
     done = subprocess.run(
-        ["sh", "-c", scripts.file("inspect_inside.sh")],
-        env=folder.environment,
+        ["/bin/sh", "-c", scripts.file("inspect_inside.sh")],
+        env=folder.environment | environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -51,6 +52,14 @@ def test_who_may_open_a_node_is_told_for_root_and_for_an_ordinary_user(container
         "root /dev/nvidia0 ok",
         "user /dev/nvidia0 Permission denied",
     ]
+
+
+def test_nixos_has_its_programs_in_a_folder_of_its_own(container: Folder) -> None:
+    for name in ("cat", "sh", "tail", "true"):
+        path = container.write(f"/run/current-system/sw/bin/{name}", "")
+        path.unlink()
+        path.symlink_to(shutil.which(name) or "")
+    assert "user /dev/nvidia0 Permission denied" in inside(container, PATH=str(container.commands))
 
 
 def test_without_setpriv_su_becomes_nobody(container: Folder) -> None:

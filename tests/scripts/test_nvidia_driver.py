@@ -410,8 +410,9 @@ def test_each_failure_of_the_installer_has_its_message(offered: Callable[..., Of
     vm.output("nvidia-smi")
 
 
-def test_a_kernel_whose_headers_nobody_has_is_named(offered: Callable[..., Offered]) -> None:
-    _, vm, script = offered(driver="580", timeouts={"lock": 1})
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_a_kernel_whose_headers_nobody_has_is_named(offered: Callable[..., Offered], source: str) -> None:
+    _, vm, script = offered(driver="580.159.03", source=source, timeouts={"lock": 1})
     vm.fault("package-missing", "linux-headers-6.8.0-86-generic")
     text = vm.refusal(script)
     assert "headers of the kernel 6.8.0-86-generic" in text and "linux-headers-6.8.0-86-generic" in text

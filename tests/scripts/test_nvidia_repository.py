@@ -126,10 +126,17 @@ ENTRIES = [
         "Types: deb\nURIs: http://a.example\nSuites: x\n\nTypes: deb\nURIs: {0}\nSuites: /\nSigned-By: /k.gpg\n",
         True,
     ),
-    ("x.list", "deb [arch=amd64 signed-by=/k.gpg] {0} /\n", True),
+    ("x.sources", "Enabled: off\nTypes: deb\nURIs: {0}\nSuites: /\nSigned-By: /k.gpg\n", False),
+    (
+        "x.sources",
+        "Types: deb\nURIs: http://a.example\nSuites: /\nTrusted: yes\n\nTypes: deb\nURIs: {0}\nSuites: /\nSigned-By: /k.gpg\n",
+        True,
+    ),
+    ("x.list", "deb [trusted=yes] http://a.example /\ndeb [arch=amd64 signed-by=/k.gpg] {0} /\n", True),
     ("x.list", "# deb [signed-by=/k.gpg] {0} /\n", False),
     ("x.list", "deb-src {0} /\n", False),
     ("x.list.bak", "deb {0} /\n", False),
+    ("x (1).list", "deb {0} /\n", False),  # a name that apt passes over
 ]
 
 
@@ -152,11 +159,13 @@ def test_apts_formats_are_understood(vm: VirtualMachine) -> None:
         ("x.list", "deb [signed-by=/k.gpg trusted=yes] {0} /\n"),
         ("x.list", "deb [allow-insecure=yes] {0} /"),
         ("x.sources", "Types: deb\nURIs: {0}\nSuites: /\nTrusted: yes\n"),
+        ("x.sources", "Types: deb\nURIs: {0}\nSuites: /\nAllow-Insecure:\n enable\n"),
     ],
 )
 def test_somebodys_entry_that_needs_no_signature_is_not_used(vm: VirtualMachine, name: str, text: str) -> None:
     url = "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404/x86_64"
     (vm.root / "etc/apt/sources.list.d" / name).write_text(text.format(url))
+    (vm.root / "etc/apt/sources.list.d/first.list").write_text(f"deb {url} /\n")  # for which that counts, too
     message = vm.refusal(vm.repository())
     assert f"{url} with its signatures checked" in message and f"/etc/apt/sources.list.d/{name}" in message
 

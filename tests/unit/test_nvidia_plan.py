@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fnmatch
 import itertools
 from typing import Any
 
@@ -16,6 +17,7 @@ from homelab.nvidia.flavour import choose
 from homelab.nvidia.plan import Plan, all_refusals, packages_to_ask_for, plan_stack
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
+from remote_scripts.shared.driver import FAMILY
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100 = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4"
@@ -93,10 +95,12 @@ def test_a_proxmox_host_gets_headers_for_every_kernel() -> None:
     plan = planned("host", PROXMOX, driver="595")
     names = ("nvidia-kernel-open-dkms", "nvidia-driver-cuda", "libcuda1", "libnvcuvid1", "libnvidia-encode1")
     assert plan.packages == tuple(f"{name}=595.*" for name in names)
-    headers = ("proxmox-headers-6.14.11-9-pve", "proxmox-headers-6.17.13-2-pve", "proxmox-default-headers")
-    assert plan.prerequisites[-3:] == headers
+    # The last one is for updates of an opt-in kernel, which the default's isn't for.
+    kernels = ("6.14.11-9-pve", "6.17.13-2-pve")
+    headers = (*(f"proxmox-headers-{kernel}" for kernel in kernels), "proxmox-default-headers", "proxmox-headers-6.17")
+    assert plan.prerequisites[-4:] == headers
     run = planned("host", PROXMOX, driver="580").run
-    assert run and run.prerequisites[-3:] == headers and "--dkms" in run.arguments
+    assert run and run.prerequisites[-4:] == headers and "--dkms" in run.arguments
     assert plan.repositories[0].key_url.endswith("/debian13/x86_64/8793F200.pub")
 
 
@@ -375,6 +379,16 @@ def test_unattended_upgrades_leave_the_driver_alone() -> None:
     assert plan.unattended and plan.unattended.content.startswith("Unattended-Upgrade::Package-Blacklist {\n")
     assert '  "libnvidia-";\n' in plan.unattended.content
     assert planned("vm", UBUNTU, driver="580", source="run").unattended is None
+
+
+# Debian's names: each depends on others of its very version (nvidia-graphics-drivers, debian/control).
+@pytest.mark.parametrize(
+    "name", ["libgl1-nvidia-glvnd-glx", "libglx-nvidia0", "libgles-nvidia2", "libegl-nvidia0", "nvidia-cuda-mps"]
+)
+def test_what_is_of_one_version_is_pinned_left_alone_and_replaced_together(name: str) -> None:
+    packaging = load().packaging
+    assert any(fnmatch.fnmatchcase(name, pattern) for pattern in packaging.pinned)
+    assert any(map(name.startswith, packaging.unattended)) and FAMILY.search(name)
 
 
 @pytest.mark.parametrize(
