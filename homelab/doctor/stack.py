@@ -118,7 +118,7 @@ def read(path: Path) -> StackFile:
     :raises HomelabError: it isn't there, or isn't YAML.
     """
     try:
-        content = yaml.safe_load(text_of(path))
+        content = stack_file.parsed(text_of(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         # A parser's message may quote the line, and that a secret.
         problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
