@@ -502,7 +502,9 @@ async def _connected(
                 config=None,
                 keepalive_interval=KEEPALIVE_SECONDS,
             )
-    except asyncssh.HostKeyNotVerifiable as error:
+    except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+        if "host key" not in str(error).lower():
+            raise _unreachable(host, error) from error
         raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
     except asyncssh.KeyImportError as error:
         raise HomelabError(
@@ -515,13 +517,7 @@ async def _connected(
     except asyncssh.PermissionDenied as error:
         if agent is not None and agent.problem:
             raise _no_key_of_the_agent(agent.problem) from error
-        raise LoginRefusedError(
-            wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
-            found=f"refused: {error}",
-            why="the host can be neither read nor changed",
-            next=f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} "
-            f"{host.ssh.user}@{host.address}",
-        ) from error
+        raise _login_refused(host, error) from error
     except (OSError, TimeoutError, asyncssh.Error) as error:
         if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
             raise _no_key_of_the_agent(
@@ -529,7 +525,26 @@ async def _connected(
             ) from error
         if isinstance(error, TimeoutError):
             error = TimeoutError(f"no answer within {timeout:g} s")
+        if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
+            raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
         raise _unreachable(host, error) from error
+
+
+def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefusedError:
+    """The error of a login that the host refuses.
+
+    :param offered: so many keys of the SSH agent, until sshd took no more.
+    """
+    return LoginRefusedError(
+        wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
+        found=f"refused: {error}",
+        why="the host can be neither read nor changed",
+        next=f"the SSH agent has {offered} keys, and sshd ends a login after a few wrong ones (MaxAuthTries): "
+        "take the others out of the agent (`ssh-add -d FILE`), or set ssh.privateKeyFile"
+        if offered
+        else f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} "
+        f"{host.ssh.user}@{host.address}",
+    )
 
 
 class _Agent:

@@ -728,6 +728,39 @@ def test_why_a_host_cant_be_reached_is_in_the_systems_words(
     assert (caught.value.wanted, caught.value.found) == ("an SSH connection to 192.168.0.202:22", found)
 
 
+@pytest.mark.parametrize(("keys", "step"), [(7, "the SSH agent has 7 keys"), (0, "ssh-copy-id -p 22 root@")])
+def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
+    monkeypatch: pytest.MonkeyPatch, keys: int, step: str
+) -> None:
+    async def connect(*_: Any, **__: Any) -> NoReturn:
+        raise asyncssh.ProtocolError("Too many authentication failures")  # sshd's MaxAuthTries
+
+    async def agent(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(keys=[None] * keys, is_signing=False)
+
+    monkeypatch.setattr(asyncssh, "connect", connect)
+    monkeypatch.setattr(ssh._Agent, "of_this_machine", agent)
+    with pytest.raises(LoginRefusedError, match="Too many authentication failures") as refused:
+        asyncio.run(ssh.read(settings(ssh={"hostKey": KEY, **({"agent": True} if keys else {"password": "a"})})))
+    assert step in refused.value.next
+
+
+def test_a_host_that_has_no_key_of_the_pinned_kind_shows_another_key() -> None:
+    other = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
+
+    async def main() -> None:
+        server = await asyncssh.listen("127.0.0.1", 0, server_host_keys=[other])
+        try:
+            login = {"hostKey": KEY, "password": "a", "port": server.get_port()}
+            await ssh.reach(Host.model_validate({"address": "127.0.0.1", "ssh": login}))
+        finally:
+            server.close()
+
+    with pytest.raises(HomelabError, match="root's commands would go to it") as refused:
+        asyncio.run(main())
+    assert refused.value.found == other.get_fingerprint() and not isinstance(refused.value, UnreachableError)
+
+
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 2))  # each look at it is two seconds after the last
     monkeypatch.setattr(ssh, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
