@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,17 +88,25 @@ Standing = Literal["known", "another", "revoked", "unknown"]
 
 
 def standing(address: str, port: int, key: HostKey, known_hosts: Path) -> Standing:
-    """A host key compared with the user's known_hosts: known; another: the file has another key of that host; revoked:
-    by a line with `@revoked`; unknown.
+    """A host key compared with the user's known_hosts: known; another: the file has another key of that host, of the
+    same kind; revoked: by a line with `@revoked`; unknown.
     """
     try:
-        trusted_keys, _, revoked_keys = asyncssh.match_known_hosts(str(known_hosts), address, address, port)[:3]
-    except (OSError, ValueError):
+        lines = known_hosts.read_bytes().splitlines()
+    except OSError:
         return "unknown"
-    if key.fingerprint in {str(known_key.get_fingerprint()) for known_key in revoked_keys}:
+    trusted_keys, revoked_keys = list[asyncssh.SSHKey](), list[asyncssh.SSHKey]()
+    for line in lines:
+        with suppress(ValueError):  # as `ssh`, which passes over a line that it doesn't understand
+            trusted, _, revoked = asyncssh.match_known_hosts(line, address, "", port)[:3]
+            trusted_keys += trusted
+            revoked_keys += revoked
+    if key.fingerprint in {known_key.get_fingerprint() for known_key in revoked_keys}:
         return "revoked"
-    trusted_fingerprints = {str(known_key.get_fingerprint()) for known_key in trusted_keys}
-    return "known" if key.fingerprint in trusted_fingerprints else "another" if trusted_fingerprints else "unknown"
+    if key.fingerprint in {known_key.get_fingerprint() for known_key in trusted_keys}:
+        return "known"
+    kind = key.line.split()[0]
+    return "another" if any(known_key.get_algorithm() == kind for known_key in trusted_keys) else "unknown"
 
 
 def usual_keys(folder: Path) -> list[Path]:

@@ -406,8 +406,14 @@ def test_what_init_says_is_folded_between_words_in_a_terminal(columns: int, monk
 
 # -- host keys ---------------------------------------------------------------------------------------------------------------
 OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBrXjxXpSQzmEzGHG6mxTDVhZSDsFtTfdIwJZNhTlRO"
+ECDSA = (
+    "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAA"
+    "BBBFfxbuA/YBMuD0zvvnnUrHiUO5wWHWHu/GmB92WUE/rVanrQFs+sQ2Y+dfhJg/l7vp6zFtEQSZugLMadKjoJIu4="
+)
 KNOWN_HOSTS = {
     f"192.0.2.1 {hosts.KEY}": "known",
+    f"192.0.2.1 {ECDSA}\n192.0.2.1 {hosts.KEY}": "known",
+    f"192.0.2.1 {ECDSA}": "unknown",  # of a key of another kind nothing is known
     f"192.0.2.1 {OTHER}": "another",
     f"@revoked 192.0.2.1 {hosts.KEY}": "revoked",
     f"@revoked * {hosts.KEY}\n192.0.2.1 {hosts.KEY}": "revoked",
@@ -415,15 +421,17 @@ KNOWN_HOSTS = {
     f"@revoked 192.0.2.9 {hosts.KEY}": "unknown",
     "": "unknown",
     "no line of the form": "unknown",
+    f"no line of the form\nlänger ssh-ed25519\n@revoked 192.0.2.1 {hosts.KEY}": "revoked",
 }
 
 
+@pytest.mark.parametrize("address", ["192.0.2.1", "pve.lan", "fe80::1%eth0"])
 @pytest.mark.parametrize("text", KNOWN_HOSTS)
-def test_what_known_hosts_says_of_a_key(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "known_hosts"
-    file.write_text(text + "\n")
-    assert first_contact.standing("192.0.2.1", 22, first_contact.of_line(hosts.KEY), file) == KNOWN_HOSTS[text]
-    assert first_contact.standing("192.0.2.1", 22, first_contact.of_line(hosts.KEY), tmp_path / "none") == "unknown"
+def test_what_known_hosts_says_of_a_key(text: str, address: str, tmp_path: Path) -> None:
+    file, key = tmp_path / "known_hosts", first_contact.of_line(hosts.KEY)
+    file.write_text(text.replace("192.0.2.1", address) + "\n", encoding="latin-1")
+    assert first_contact.standing(address, 22, key, file) == KNOWN_HOSTS[text]
+    assert first_contact.standing(address, 22, key, tmp_path / "none") == "unknown"
 
 
 @pytest.mark.parametrize("given", [None, hosts.KEY])
