@@ -182,10 +182,11 @@ def authorizing_command(line: str, user: str) -> str:
 
     It runs as root: for another user, whose command sudo runs, `runuser` makes `~` that user's home.
     """
-    key = shlex.quote(f"{line} homelab")
+    key, file = shlex.quote(f"{line} homelab"), "~/.ssh/authorized_keys"
+    # An editor may have left the last line without its end.
     command = (
-        f"umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && {{ grep -qF {shlex.quote(line.split()[1])} "
-        f"~/.ssh/authorized_keys || printf '%s\\n' {key} >>~/.ssh/authorized_keys; }}"
+        f"umask 077 && mkdir -p ~/.ssh && touch {file} && {{ grep -qF {shlex.quote(line.split()[1])} {file} || "
+        f"{{ [ -z \"$(tail -c1 {file})\" ] || echo >>{file}; printf '%s\\n' {key} >>{file}; }}; }}"
     )
     return command if user == "root" else f"runuser -l {shlex.quote(user)} -s /bin/bash -c {shlex.quote(command)}"
 

@@ -222,7 +222,8 @@ def test_a_password_that_can_not_be_one_is_not_repeated(password: str) -> None:
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_key_of_a_user_is_put_into_the_users_home(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [None, "ssh-rsa AAAA of another\n", "ssh-rsa AAAA of another"])
+def test_a_key_of_a_user_is_put_into_the_users_home(before: str | None, tmp_path: Path) -> None:
     line = f"ssh-ed25519 {'A' * 60}"
     # Of sudo, the home is root's. The program that becomes the user, as far as the command needs it.
     (tmp_path / "admin").mkdir()
@@ -231,10 +232,15 @@ def test_a_key_of_a_user_is_put_into_the_users_home(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/bash\n[ "$1 $2" = "-l admin" ] && HOME={tmp_path}/admin exec bash -c "${{@: -1}}"\n')
     program.chmod(0o755)
     environment = {"HOME": str(tmp_path / "root"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    keys = tmp_path / "admin/.ssh/authorized_keys"
+    if before is not None:
+        keys.parent.mkdir()
+        keys.touch(mode=0o600)
+        keys.write_text(before)
     for _ in range(2):
         subprocess.run(["bash", "-c", first_contact.authorizing_command(line, "admin")], env=environment, check=True)
-    keys = tmp_path / "admin/.ssh/authorized_keys"
-    assert keys.read_text(encoding="utf-8") == f"{line} homelab\n" and stat.S_IMODE(keys.stat().st_mode) == 0o600
+    lines = [*([before.rstrip()] if before else []), f"{line} homelab", ""]
+    assert keys.read_text(encoding="utf-8").split("\n") == lines and stat.S_IMODE(keys.stat().st_mode) == 0o600
     assert not (tmp_path / "root/.ssh").exists()
 
 
