@@ -5,6 +5,7 @@ It is imported on first use (homelab/later.py): a run that changes nothing doesn
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import ssl
@@ -49,6 +50,24 @@ class Connection:
         return time.time() + self._clock_offset
 
 
+class Serializer(JsonSerializer):  # type: ignore[misc]
+    """Of an answer that isn't Proxmox VE's, such as the page of something that stands before it, proxmoxer makes a
+    mapping that looks like one."""
+
+    def loads(self, response: Any) -> Any:
+        try:
+            return json.loads(response.content)["data"]
+        except (ValueError, LookupError, TypeError):
+            begin = response.content[:200].decode(errors="replace")
+            raise requests.exceptions.InvalidJSONError(f"it isn't Proxmox VE's; it begins: {begin!r}") from None
+
+    def loads_errors(self, response: Any) -> Any:
+        try:
+            return json.loads(response.content).get("errors")
+        except (ValueError, AttributeError):
+            return None
+
+
 _LOCK = threading.Lock()
 _CONNECTIONS: dict[tuple[str, str | None], Connection] = {}
 
@@ -72,9 +91,10 @@ def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
     # Not proxmoxer.ProxmoxAPI: that logs in outside of its session, where no fingerprint could be compared.
     session = ProxmoxHttpSession()
     session.mount("https://", _adapter(api))
-    session.headers["accept"] = JsonSerializer().get_accept_types()
+    session.headers["accept"] = Serializer().get_accept_types()
     # Ignores the environment's proxy, which a host of the same network isn't behind, and .netrc.
     session.trust_env = False
+    session.max_redirects = 0  # the API has none, and the credentials are for it alone
     verify: str | bool = str(api.ca_path) if api.ca_path else api.fingerprint is None
     auth_options: dict[str, Any] = {"verify_ssl": verify, "timeout": (host.timeouts.connect, host.timeouts.api)}
     address = f"[{host.address}]" if ":" in host.address else host.address
@@ -87,7 +107,7 @@ def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
             session.auth = _ticket(session, base, api.user or "", secret or "", auth_options)
     except requests.exceptions.RequestException as error:
         raise no_answer(host, f"to log in to {base} as {api.user}", error) from error
-    return Connection(ProxmoxResource(base_url=base, session=session, serializer=JsonSerializer()), session)
+    return Connection(ProxmoxResource(base_url=base, session=session, serializer=Serializer()), session)
 
 
 def _adapter(api: ApiAccess) -> Any:
