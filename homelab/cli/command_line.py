@@ -17,6 +17,8 @@ from homelab.text import encodable
 UNREADABLE = 2
 # The exit status of a program that SIGPIPE ended, as a shell tells it.
 BROKEN_PIPE = 141
+# The same of SIGINT.
+INTERRUPTED = 130
 # Each is imported when it is run: what the others need takes a second.
 _COMMANDS = {
     "new": ("new", "main"),
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         finally:
             sys.stdout.flush()  # also of what argparse prints and ends with
+    except KeyboardInterrupt:
+        print("Interrupted. What a host has begun it brings to its end.", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         if not _is_unread(error):
             raise

@@ -44,3 +44,12 @@ def test_a_command_that_was_removed_says_in_a_sentence_what_to_use(
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and instead in err
+
+
+def test_ctrl_c_is_told_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("homelab.cli.show.trees", interrupted)
+    assert main(["show"]) == 130
+    assert capsys.readouterr() == ("", "Interrupted. What a host has begun it brings to its end.\n")
