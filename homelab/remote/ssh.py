@@ -151,9 +151,21 @@ class Session:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
-        :raises HomelabError: as `run`; or the host has no Python that will do.
+        :raises HomelabError: as `run`; or the host has no Python that will do, or a login shell of another kind.
         """
-        command = agent.command_to_put(self._host.ssh.user)
+        user = self._host.ssh.user
+        try:
+            await self._run(agent.command_to_try(user), "try the login shell", "", seconds)
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            raise HomelabError(
+                wanted=f"a login shell of {user} on {self._host.address} that understands sh, as bash does",
+                found=error.found,
+                why="sshd hands each command of this program to that shell; nothing was changed",
+                next=f"give the user one on the host (`chsh -s /bin/bash {user}`), then run `pulumi up` again",
+            ) from error
+        command = agent.command_to_put(user)
         await self._run(command, "put the agent", agent.put(owner), seconds)
 
     async def _run(

@@ -258,6 +258,31 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
         keep(tmp_path, serve)
 
 
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_a_login_shell_that_is_none_of_the_kind_of_sh_is_named_before_anything_is_put(
+    shell: str, tmp_path: Path
+) -> None:
+    asked = []
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        asked.append(str(process.command))
+        if "{" in asked[-1] and shell == "fish":
+            process.stderr.write(b"fish: '{ ... }' is not supported for grouping commands")
+            process.exit(127)
+        process.exit(0)
+
+    async def put(session: ssh.Session) -> str:
+        await session.put_agent("lab", 20)
+        return "put"
+
+    if shell == "fish":
+        with pytest.raises(HomelabError, match="chsh -s /bin/bash root") as refused:
+            meet(tmp_path, serve, put)
+        assert "fish: " in refused.value.found and len(asked) == 1
+    else:
+        assert meet(tmp_path, serve, put) == "put" and len(asked) == 2
+
+
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="found:  Session refused"):
         keep(tmp_path, None)
