@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
+from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
 
 from homelab.doctor.report import Finding, Report
 from homelab.errors import HomelabError, SeveralErrors
+from homelab.provider import log
 from homelab.remote import scripts
 from homelab.text import clean, tell
 
@@ -55,6 +60,24 @@ def test_an_error_is_clean_in_its_text_and_in_its_parts() -> None:
 def test_what_is_told_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     tell("VM 103 (\x1b]0;x\x07Sand\x1b[5mbox\ud800)")
     assert capsys.readouterr().out == "VM 103 (Sandbox\\ud800)\n"
+
+
+def test_the_engine_is_told_past_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    class Listening(engine_pb2_grpc.EngineServicer):
+        def Log(self, request: engine_pb2.LogRequest, _: object) -> Empty:
+            told.append(request.message)
+            return Empty()
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server = grpc.server(ThreadPoolExecutor(1))
+    engine_pb2_grpc.add_EngineServicer_to_server(Listening(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    log.Engine(f"127.0.0.1:{port}").tell("drift", meanwhile=False)
+    server.stop(None)
+    assert told == ["drift"]
 
 
 def test_a_diagnosis_is_clean() -> None:
