@@ -195,11 +195,13 @@ def login_as(user: str, port: int) -> Login:
 
 
 def login_methods() -> list[Login]:
-    """This user's logins without a password, in the order in which they are tried: the usual keys, then the agent."""
+    """This user's logins without a password, in the order in which they are tried: the usual keys, then the agent. On
+    Windows no step of `pulumi up` could use one (homelab/resources/command.py).
+    """
     methods: list[Login] = [
         {"privateKeyFile": settings_path(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
     ]
-    return [*methods, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else methods
+    return [*methods, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") and os.name != "nt" else methods
 
 
 def _login(

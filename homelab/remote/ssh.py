@@ -630,7 +630,7 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
         wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
         found=problem,
         why="only the agent has the key",
-        next="see `ssh-add -l`; restart the agent (on Windows: the service ssh-agent) and give it the key with "
+        next="see `ssh-add -l`; restart the agent and give it the key with "
         "`ssh-add`, unlock it (`ssh-add -X`), or set ssh.privateKeyFile",
     )
 

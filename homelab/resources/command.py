@@ -113,8 +113,8 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     changed.
 
     :param address: of a guest, whose address may be known later than its settings; by default the host's.
-    :raises Refusal: the host's key can't be read, or is none that pulumi-command can use; the private key can't be, or
-        the SSH agent doesn't answer, and this is not a preview.
+    :raises Refusal: the host's key can't be read, or it or the login is none that pulumi-command can use; the private
+        key can't be read, or the SSH agent doesn't answer, and this is not a preview.
     """
     ignored: list[str] = []
     key: str | None = None
@@ -138,6 +138,14 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             "would fail",
             next="set the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address, and compare it on "
             "the host's console",
+        )
+    if host.ssh.agent and os.name == "nt":
+        raise _refusal(
+            wanted=f"a login to {host.address} that pulumi-command can use on Windows",
+            found="ssh.agent: true",
+            why="pulumi-command knows agents that listen on a Unix socket alone, and the one of Windows' OpenSSH has a "
+            "pipe: every step would fail",
+            next="set ssh.privateKeyFile, or ssh.privateKey as an encrypted value",
         )
     if not pulumi.runtime.is_dry_run():
         if host.ssh.agent:

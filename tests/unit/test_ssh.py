@@ -27,6 +27,7 @@ import pytest
 from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 
 from homelab import text
+from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import agent as asking
 from homelab.remote import ssh
@@ -677,6 +678,24 @@ def test_an_rsa_host_key_is_refused_as_pulumi_command_cant_use_it(
     host = settings().model_copy(update={"ssh": settings().ssh.model_copy(update={"host_key": key})})
     with pytest.raises(Refusal, match="ssh-keyscan -t ed25519"):
         command.connection(host)
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_agent_on_windows_is_refused_as_pulumi_command_cant_use_it(
+    monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: dry_run)
+    monkeypatch.setattr(command, "_ask_the_agent", lambda: None)
+    host = settings(ssh={"hostKey": KEY, "agent": True})
+    monkeypatch.setattr(command, "os", SimpleNamespace(name="posix"))
+    command.connection(host)
+    monkeypatch.setattr(command, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(Refusal, match="set ssh.privateKeyFile"):
+        command.connection(host)
+    for system in ("posix", "nt"):
+        monkeypatch.setattr(access, "os", SimpleNamespace(name=system, environ={"SSH_AUTH_SOCK": "there"}))
+        assert ({"agent": True} in access.login_methods()) == (system == "posix")
 
 
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
