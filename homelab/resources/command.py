@@ -51,10 +51,12 @@ def _need_no_agent() -> None:
 
     :raises Refusal: it isn't there.
     """
-    path = os.environ.get("SSH_AUTH_SOCK")
-    if not path or not hasattr(socket, "AF_UNIX"):
-        return
+    path = os.environ.get("SSH_AUTH_SOCK", "")
     try:
+        if path.startswith(r"\\.\pipe"):
+            raise OSError("a pipe of Windows' OpenSSH, and no Unix socket")
+        if not path or not hasattr(socket, "AF_UNIX"):
+            return
         with socket.socket(socket.AF_UNIX) as agent:
             agent.settimeout(AGENT_SECONDS)
             agent.connect(path)

@@ -651,20 +651,21 @@ def test_an_up_asks_the_agent_once_before_pulumi_command_does(
 
 
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("agent", ["gone", "there", "not named"])
+@pytest.mark.parametrize("agent", ["gone", "there", "not named", "a pipe"])
 def test_an_agent_that_is_gone_is_said_before_pulumi_command_fails_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
-    monkeypatch.setenv("SSH_AUTH_SOCK", "" if agent == "not named" else str(tmp_path / "agent"))
+    paths = {"not named": "", "a pipe": r"\\.\pipe\openssh-ssh-agent"}
+    monkeypatch.setenv("SSH_AUTH_SOCK", paths.get(agent, str(tmp_path / "agent")))
     host = settings().model_copy(update={"ssh": settings().ssh.model_copy(update={"agent": False})})
     with agent_kit.agent(tmp_path / ("agent" if agent == "there" else "other"), None):
-        if agent != "gone":
+        if agent in ("there", "not named"):
             command.connection(host)
             return
         with pytest.raises(Refusal, match="SSH_AUTH_SOCK") as caught:
             command.connection(host)
-    assert "unset SSH_AUTH_SOCK" in str(caught.value)
+    assert "unset SSH_AUTH_SOCK" in str(caught.value) and (agent != "a pipe" or "no Unix socket" in str(caught.value))
 
 
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
