@@ -229,7 +229,7 @@ def _login(
     refused = None
     for method in methods:
         host = host_at(address, {**login, **method}, key.line)
-        refused = first_contact.refusal(host)
+        refused = first_contact.refusal(host, is_first=refused is None)
         if refused is None:
             output.say(f"Logged in as {host.ssh.user} with {method.get('privateKeyFile') or 'the SSH agent'}.")
             return Access(host, {**login, "hostKey": key.line, **method}, key)
@@ -264,7 +264,7 @@ def _by_password(address: str, login: Login, key: HostKey, ask: Questions, outpu
         password = from_environment or ask.secret(f"{login['user']}'s password on {address} (used once, never stored)")
         if password:
             host = host_at(address, {**login, "password": password}, key.line)
-            if first_contact.refusal(host) is None:
+            if first_contact.refusal(host, is_first=False) is None:
                 return host, password
         output.say("The host refuses this password.")
         if from_environment or number == _TRIES - 1:

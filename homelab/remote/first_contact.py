@@ -21,6 +21,9 @@ from homelab.settings import Host
 # Types of host keys that a host is asked for, in this order; every Proxmox VE host has the first, as have the examples
 # of the settings.
 _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")
+# As long as OpenSSH from 9.8 on (Proxmox VE 9) cuts off at once who it has refused a few times, and some seconds
+# (sshd_config(5), PerSourcePenalties).
+LOCKED_OUT_SECONDS = 30
 # Keys that `ssh` looks for by itself, newest kind first (ssh_config(5), IdentityFile).
 _USUAL_KEY_FILES = ("id_ed25519", "homelab_ed25519", "id_ecdsa", "id_rsa")
 
@@ -122,9 +125,10 @@ def usual_keys(folder: Path) -> list[Path]:
     return paths
 
 
-def refusal(host: Host) -> LoginRefusedError | None:
+def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:
     """The error by which the host refuses a login with these settings; None: it accepts it.
 
+    :param is_first: it has refused none before, and so has no reason to lock this machine out for a while.
     :raises HomelabError: the host can't be reached, or shows another key.
     """
 
@@ -132,8 +136,9 @@ def refusal(host: Host) -> LoginRefusedError | None:
         async with ssh.connect(host):
             pass
 
+    patient = host.timeouts.model_copy(update={"connect": LOCKED_OUT_SECONDS})
     try:
-        asyncio.run(log_in())
+        asyncio.run(log_in() if is_first else ssh.reach(host.model_copy(update={"timeouts": patient})))
     except LoginRefusedError as error:
         return error
     return None

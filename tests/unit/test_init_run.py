@@ -10,7 +10,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from homelab.cli.output import Output
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.questions import Lines, Widgets
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.errors import HomelabError, LoginRefusedError
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.init import cards as init_cards
 from homelab.init.choices import Use
 from homelab.init.proposal import existing
@@ -320,10 +321,32 @@ def test_the_next_run_puts_in_a_password_left_open(
 ) -> None:
     monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    monkeypatch.setattr(first_contact, "refusal", lambda host: None if host.ssh.password else REFUSED)
+    monkeypatch.setattr(first_contact, "refusal", lambda host, **_: None if host.ssh.password else REFUSED)
     before = existing(SETTINGS.replace("agent: true", f'password: "{there}"'), "Pulumi.homelab.yaml")
     found = access.access_to(init.parser().parse_args(["--yes"]), before, Output(io.StringIO()), Lines())
     assert (found.name, found.password) == ("pve", put)
+
+
+def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSH's PerSourcePenalties, after the keys of this machine: a password that is right comes too early."""
+    cut = UnreachableError(wanted="w", found="Connection lost", why="y", next="n")
+    answers: list[HomelabError | None] = [REFUSED, cut, cut, None]
+
+    @asynccontextmanager
+    async def connect(*_: object) -> AsyncIterator[None]:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        yield
+
+    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(first_contact, "usual_keys", lambda _: [Path("id_ed25519")])
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
+    monkeypatch.setattr(first_contact, "host_key", lambda *_: first_contact.of_line(hosts.KEY))
+    arguments = init.parser().parse_args(["192.0.2.1", "--host-key", hosts.KEY, "--yes"])
+    found = access.access_to(arguments, existing("", "Pulumi.homelab.yaml"), Output(io.StringIO()), Lines())
+    assert found.host.ssh.password is not None and answers == []
 
 
 # -- another host ------------------------------------------------------------------------------------------------------------
@@ -450,7 +473,7 @@ def test_a_revoked_key_is_refused_even_if_it_is_given(given: str | None, folder:
 
 
 def test_another_host_key_than_the_settings_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_contact, "refusal", lambda _: None)
+    monkeypatch.setattr(first_contact, "refusal", lambda *_, **__: None)
     before = existing(SETTINGS, "Pulumi.homelab.yaml")
 
     def reach(given: str) -> Access:
