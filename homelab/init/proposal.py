@@ -93,8 +93,8 @@ def _loaded(text: str, file: str) -> Settings:
     """
     whole = stack_file.parsed(text)
     stack_file.check(whole, file)
-    config = {key: readable(value) for key, value in whole["config"].items() if key.startswith("homelab:")}
-    return parse({key.removeprefix("homelab:"): value for key, value in config.items()})
+    config = {str(key): readable(value) for key, value in whole["config"].items()}
+    return parse({key.removeprefix("homelab:"): value for key, value in config.items() if key.startswith("homelab:")})
 
 
 @dataclass(frozen=True)
