@@ -61,6 +61,12 @@ def test_the_connection_itself_sends_nothing_again(known_by: dict[str, Any]) -> 
     assert access and connection._adapter(access).max_retries.total == 0
 
 
+def test_of_a_certificate_that_no_authority_vouches_for_the_settings_own_key_is_named() -> None:
+    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "publicCa": True})
+    refusal = connection.no_answer(host, "to see", SSLError("certificate verify failed: certificate has expired"))
+    assert "api.publicCa" in refusal.wanted and "caFile" not in str(refusal) and "has expired" in refusal.found
+
+
 class Answering:
     """A session whose node answers a login so."""
 

@@ -218,6 +218,17 @@ def _wrong_certificate(host: Host, wanted: str, text: str) -> ApiError:
     assert api is not None
     match = re.search(r'got "([0-9a-f]+)"', text)
     description = f"the certificate's fingerprint is {colons(match[1])}" if match else text
+    if api.public_ca:
+        return ApiError(
+            wanted=f"{wanted}, from a host whose certificate is valid for its address, and of an authority that this "
+            "machine trusts (api.publicCa)",
+            found=f"{host.address}:{api.port}: {description}",
+            why="the program would send the credentials to whatever answers there",
+            next="see whether the host's address in the settings is a name in its certificate, and whether that has "
+            "been renewed (the node's Certificates in its web interface); or set api.fingerprint in its place",
+            status=0,
+            reason=text,
+        )
     return ApiError(
         wanted=f"{wanted}, from the host whose certificate is the one in "
         f"api.{'fingerprint' if api.fingerprint else 'caFile'}",
