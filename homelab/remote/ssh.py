@@ -245,7 +245,7 @@ class Session:
                 log = asyncio.ensure_future(_last_bytes(process.stderr, log_lines.append))
                 log.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
                 output = b""  # a login may print something of its own before
-                while (line := await process.stdout.readline()) and not line.startswith(b"{"):
+                while (line := await process.stdout.readline()) and not _is_answer(line):
                     output = (output + line)[-LOG_BYTES:]
                     if line.endswith(agent.WANTS_AGENT):
                         with suppress(OSError):
@@ -383,6 +383,14 @@ def _too_long(verb: str, output: bytes) -> HomelabError:
         next="log in as this program does and see what prints so much: `ssh HOST bash -s </dev/null`, root's "
         "~/.bashrc, a file that has grown",
     )
+
+
+def _is_answer(line: bytes) -> bool:
+    try:
+        scripts.answer(_decoded(line))
+    except HomelabError:
+        return False
+    return True
 
 
 # A shell's exit status for a program that isn't there, which it names.

@@ -97,9 +97,10 @@ def keep(folder: Path, serve: Serve | None) -> list[str]:
     return said
 
 
-def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("printed", [b"Welcome to\n{the} server\n", b"\x1b]0;root@pve\x07"])
+def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(printed: bytes, tmp_path: Path) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
-        process.stdout.write(b"Welcome to\nthe server\n")
+        process.stdout.write(printed)
         process.stdout.write(b'{"held":"yes"}\n')
         assert await process.stdin.readline() == b"script\n"
         assert await process.stdin.readline() == b"\n"

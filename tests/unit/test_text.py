@@ -93,6 +93,10 @@ def test_a_scripts_answer_holds_nothing_that_cannot_be_written() -> None:
     assert scripts.answer('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
 
 
+def test_what_a_login_prints_in_the_answers_own_line_is_passed_over() -> None:
+    assert scripts.answer('hello\n\x1b]0;root@pve\x07{"a": {"b": 1}}\n') == {"a": {"b": 1}}
+
+
 @pytest.mark.parametrize("said", ["", "not json", "[1]", '{"a": "\x01"}', '{"a":'])
 def test_an_answer_that_cannot_be_read_is_a_message(said: str) -> None:
     with pytest.raises(HomelabError, match="one line of JSON as an answer"):
