@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from homelab.errors import HomelabError
 from homelab.model import Model
@@ -121,7 +122,7 @@ def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> Home
     )
 
 
-def _may_be_shown(problem: Mapping[str, Any]) -> bool:
+def _may_be_shown(problem: ErrorDetails) -> bool:
     value = problem["input"]
     # An address may have a user's password before its @.
     is_plain = isinstance(value, int | float) or (isinstance(value, str) and "@" not in value)
