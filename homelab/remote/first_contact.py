@@ -19,8 +19,8 @@ from homelab.remote import ssh
 from homelab.settings import Host
 
 # Types of host keys that a host is asked for, in this order; every Proxmox VE host has the first, as have the examples
-# of the settings.
-_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")
+# of the settings. By an RSA key pulumi-command recognises no host (homelab/resources/command.py).
+_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256")
 # As long as OpenSSH from 9.8 on (Proxmox VE 9) cuts off at once who it has refused a few times, and some seconds
 # (sshd_config(5), PerSourcePenalties).
 LOCKED_OUT_SECONDS = 30

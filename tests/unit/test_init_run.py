@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 import yaml
 
@@ -325,6 +326,21 @@ def test_the_next_run_puts_in_a_password_left_open(
     before = existing(SETTINGS.replace("agent: true", f'password: "{there}"'), "Pulumi.homelab.yaml")
     found = access.access_to(init.parser().parse_args(["--yes"]), before, Output(io.StringIO()), Lines())
     assert (found.name, found.password) == ("pve", put)
+
+
+@pytest.mark.parametrize("kinds", [["rsa-sha2-512", "ecdsa-sha2-nistp256"], ["rsa-sha2-512"]])
+def test_a_host_is_asked_for_a_key_that_every_step_can_use(kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get(*_: object, server_host_key_algs: list[str], **__: object) -> asyncssh.SSHKey:
+        if server_host_key_algs[0] not in kinds:
+            raise asyncssh.KeyExchangeFailed("Unable to find compatible server host key")
+        return asyncssh.import_public_key(ECDSA)
+
+    monkeypatch.setattr(asyncssh, "get_server_host_key", get)
+    if len(kinds) > 1:
+        assert first_contact.host_key("192.0.2.1", 22, 20).line == ECDSA
+    else:
+        with pytest.raises(HomelabError, match="none of the kinds ssh-ed25519, ecdsa"):
+            first_contact.host_key("192.0.2.1", 22, 20)
 
 
 def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
