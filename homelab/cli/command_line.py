@@ -57,12 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted. What a host has begun it brings to its end.", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
+        if error.filename is not None:
+            print(_of_a_file(error), file=sys.stderr)
+            return UNREADABLE
         if not _is_unread(error):
             raise
         # The reader has closed the pipe, as `head` does. What Python still holds for standard output goes nowhere.
         with Path(os.devnull).open("wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def _of_a_file(error: OSError) -> HomelabError:
+    return HomelabError(
+        wanted=f"to read or write {error.filename}",
+        found=error.strerror or str(error),
+        why="the command ends here: it needs this file",
+        next="correct the path, or see who may read and write there; then run the same again",
+    )
 
 
 def _is_unread(error: OSError, *, windows: bool = os.name == "nt") -> bool:
