@@ -28,6 +28,7 @@ from homelab.errors import HomelabError
 from homelab.events import Event
 from homelab.markdown import fenced
 from homelab.settings.secrets import readable
+from homelab.settings.stack_file import parsed
 from homelab.show import mermaid, reading, tree
 from homelab.show.cards import of_outputs
 
@@ -126,7 +127,7 @@ def drawn(file: Path, outputs: dict[str, Any]) -> str:
 
 def without_secrets(config: Path) -> None:
     """A stack's file as one can read it who can decrypt nothing; no host is asked then, as nobody could log in to it."""
-    found = yaml.safe_load(config.read_text(encoding="utf-8"))
+    found = parsed(config.read_text(encoding="utf-8"))
     values = found.get("config") or {}
     plain = readable(values)
     if plain != values:

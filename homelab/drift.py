@@ -115,14 +115,20 @@ def of_events(stack: str, log: Sequence[Event], code: int) -> Drift:
     return Drift(stack, list(lines), changes, errors, first)
 
 
-def timer(stack: str, project: Path, python: Path) -> str:
+def timer(stack: str, project: Path, python: Path, user: str, path: str) -> str:
     """The text of two units for systemd, with the steps to install them.
 
     :param stack: its name.
     :param project: the program's folder.
     :param python: the interpreter of its environment.
+    :param user: whose keys and login at Pulumi's backend it takes.
+    :param path: the folders of programs, with Pulumi's.
     """
-    command = shlex.join([str(python), "-m", "homelab", "drift", "--stack", stack])
+    # In a unit, % begins a specifier.
+    command, folder, path = (
+        text.replace("%", "%%")
+        for text in (shlex.join([str(python), "-m", "homelab", "drift", "--stack", stack]), str(project), path)
+    )
     return f"""\
 # Looks once a day whether anything on the hosts of the stack {stack} has drifted. To install it:
 #   1. /etc/systemd/system/homelab-drift.service and homelab-drift.timer: the two parts below
@@ -138,8 +144,10 @@ After=network-online.target
 
 [Service]
 Type=oneshot
+User={user}
+Environment="PATH={path}"
 EnvironmentFile=/etc/homelab-drift.env
-WorkingDirectory={project}
+WorkingDirectory={folder}
 ExecStart={command}
 # 1: something has drifted, which is no failure of this unit
 SuccessExitStatus=1

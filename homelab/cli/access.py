@@ -195,11 +195,13 @@ def login_as(user: str, port: int) -> Login:
 
 
 def login_methods() -> list[Login]:
-    """This user's logins without a password, in the order in which they are tried: the usual keys, then the agent."""
+    """This user's logins without a password, in the order in which they are tried: the usual keys, then the agent. On
+    Windows no step of `pulumi up` could use one (homelab/resources/command.py).
+    """
     methods: list[Login] = [
         {"privateKeyFile": settings_path(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
     ]
-    return [*methods, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else methods
+    return [*methods, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") and os.name != "nt" else methods
 
 
 def _login(
@@ -227,7 +229,7 @@ def _login(
     refused = None
     for method in methods:
         host = host_at(address, {**login, **method}, key.line)
-        refused = first_contact.refusal(host)
+        refused = first_contact.refusal(host, is_first=refused is None)
         if refused is None:
             output.say(f"Logged in as {host.ssh.user} with {method.get('privateKeyFile') or 'the SSH agent'}.")
             return Access(host, {**login, "hostKey": key.line, **method}, key)
@@ -262,7 +264,7 @@ def _by_password(address: str, login: Login, key: HostKey, ask: Questions, outpu
         password = from_environment or ask.secret(f"{login['user']}'s password on {address} (used once, never stored)")
         if password:
             host = host_at(address, {**login, "password": password}, key.line)
-            if first_contact.refusal(host) is None:
+            if first_contact.refusal(host, is_first=False) is None:
                 return host, password
         output.say("The host refuses this password.")
         if from_environment or number == _TRIES - 1:

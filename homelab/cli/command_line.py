@@ -17,6 +17,8 @@ from homelab.text import encodable
 UNREADABLE = 2
 # The exit status of a program that SIGPIPE ended, as a shell tells it.
 BROKEN_PIPE = 141
+# The same of SIGINT.
+INTERRUPTED = 130
 # Each is imported when it is run: what the others need takes a second.
 _COMMANDS = {
     "new": ("new", "main"),
@@ -51,13 +53,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         finally:
             sys.stdout.flush()  # also of what argparse prints and ends with
+    except KeyboardInterrupt:
+        print("Interrupted. What a host has begun it brings to its end.", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
+        if error.filename is not None:
+            print(_of_a_file(error), file=sys.stderr)
+            return UNREADABLE
         if not _is_unread(error):
             raise
         # The reader has closed the pipe, as `head` does. What Python still holds for standard output goes nowhere.
         with Path(os.devnull).open("wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def _of_a_file(error: OSError) -> HomelabError:
+    return HomelabError(
+        wanted=f"to read or write {error.filename}",
+        found=error.strerror or str(error),
+        why="the command ends here: it needs this file",
+        next="correct the path, or see who may read and write there; then run the same again",
+    )
 
 
 def _is_unread(error: OSError, *, windows: bool = os.name == "nt") -> bool:

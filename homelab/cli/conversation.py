@@ -584,7 +584,7 @@ class Conversation:
             host_method["agent"] = True
         for method in [*([host_method] if host_method and not self.access.install else []), *login_methods()]:
             vm_host = host_at(address, {**login, **method}, key.line)
-            if first_contact.refusal(vm_host) is None:
+            if first_contact.refusal(vm_host, is_first=False) is None:
                 settings = {"address": address, "ssh": {**login, "hostKey": key.line, **method}}
                 try:
                     return settings, asyncio.run(planning.read_vm(vm_host))
@@ -827,7 +827,7 @@ class Conversation:
         command = first_contact.authorizing_command(line, access.host.ssh.user)
         first_contact.carry_out(access.host, [command], lambda *_: None)
         host = host_at(access.host.address, access.ssh, access.key.line)
-        if first_contact.refusal(host) is not None:
+        if first_contact.refusal(host, is_first=False) is not None:
             raise LoginRefusedError(
                 wanted=f"to log in with the key {access.install}, which was just put onto the host",
                 found="refused",

@@ -8,6 +8,7 @@ once a day.
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import subprocess
@@ -122,9 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
     if arguments.install_timer:
-        print(drift.timer(arguments.stack, project(), Path(sys.executable)), end="")
+        me, path = getpass.getuser(), os.environ.get("PATH", os.defpath)
+        print(drift.timer(arguments.stack, project(), Path(sys.executable), me, path), end="")
         return NOTHING
-    result = look(arguments.stack, arguments.config_file)
+    try:
+        result = look(arguments.stack, arguments.config_file)
+    except HomelabError as error:  # which the hook is told, too
+        result = drift.Drift(arguments.stack, [], [], [str(error)])
     if arguments.output:
         arguments.output.write_text(result.markdown(), encoding="utf-8", newline="\n")
     for line in result.errors or result.lines or [result.line]:

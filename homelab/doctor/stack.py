@@ -47,7 +47,7 @@ class StackFile:
         if chosen not in hosts or (name is None and len(hosts) > 1):
             raise HomelabError(
                 wanted=f"one host of {self.path}" if name is None else f"the host {name} in {self.path}",
-                found=f"hosts there: {', '.join(hosts)}",
+                found=f"hosts there: {', '.join(map(str, hosts))}",
                 why="one host is looked at at a time",
                 next=f"say which: --host {next(iter(hosts))}",
             )
@@ -85,6 +85,8 @@ class StackFile:
             if isinstance(entry, dict) and (entry.get("host"), entry.get("ctid")) == (host_name, ctid):
                 place, installs = f"homelab:containers.{name}", entry.get("nvidia") is not None
                 named = entry.get("gpus")
+                if not isinstance(named, list | None):
+                    self.guests()  # which says that it is mistaken
                 slots, _ = gates.resolve(reading.facts, host.gpus)
                 with_driver = {address.rpartition(".")[0] for address in reading.cards.values()}
                 away = {
@@ -118,7 +120,7 @@ def read(path: Path) -> StackFile:
     :raises HomelabError: it isn't there, or isn't YAML.
     """
     try:
-        content = yaml.safe_load(text_of(path))
+        content = stack_file.parsed(text_of(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         # A parser's message may quote the line, and that a secret.
         problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
@@ -133,7 +135,8 @@ def read(path: Path) -> StackFile:
     config = content.get("config") if isinstance(content, dict) else None
     values = config if isinstance(config, dict) else {}
     return StackFile(
-        path, {key.removeprefix("homelab:"): value for key, value in values.items() if key.startswith("homelab:")}
+        path,
+        {str(key).removeprefix("homelab:"): value for key, value in values.items() if str(key).startswith("homelab:")},
     )
 
 

@@ -14,7 +14,7 @@ from homelab.host import gates
 from homelab.host.facts import HostFacts, noted_in
 from homelab.init.cards import Card, containers_with, key_of
 from homelab.properties import same
-from homelab.settings import Host, Settings
+from homelab.settings import Host, Settings, stack_file
 from homelab.vm.config import VmCard, noted_of, owners_lines
 
 Kind = Literal["vm", "new-vm", "shared", "lxc", "host", "none"]
@@ -285,7 +285,7 @@ def parse_setting(text: str, host: str) -> dict[str, Any]:
             next="look up the setting's path in docs/settings.md",
         )
     try:
-        setting: Any = yaml.safe_load(value)
+        setting: Any = stack_file.parsed(value)
     except yaml.YAMLError:
         setting = value
     for part in reversed(parts[1:]):

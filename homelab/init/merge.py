@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from homelab.errors import HomelabError
+from homelab.settings import stack_file
 
 # The beginning of a new file.
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
@@ -55,7 +56,7 @@ def merged(text: str, values: Mapping[str, Any]) -> str:
     newline = "\r\n" if "\r\n" in text else "\n"
     text = text if text.endswith("\n") else text + newline
     try:
-        whole = yaml.compose(text, Loader=yaml.SafeLoader)
+        whole = yaml.compose(text, Loader=stack_file.Loader)
     except yaml.YAMLError as error:
         raise _cannot_be_added_to(getattr(error, "problem", None) or "it isn't valid YAML") from None
     edits = _Edits(text)
@@ -75,10 +76,10 @@ def _check(text: str, values: Mapping[str, Any], made: str) -> None:
 
     :raises HomelabError: it hasn't, such as with an alias (`*name`), by which one change counts at two places.
     """
-    before = yaml.safe_load(text) or {}
+    before = stack_file.parsed(text) or {}
     wanted = _together(before, {"config": values})
     try:
-        read = yaml.safe_load(made)
+        read = stack_file.parsed(made)
     except yaml.YAMLError:
         read = None
     if not _same(wanted, read):

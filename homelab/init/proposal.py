@@ -54,7 +54,7 @@ def existing(text: str, file: str) -> Existing:
     if not text.strip():
         return Existing()
     try:
-        whole = yaml.safe_load(text)
+        whole = stack_file.parsed(text)
     except yaml.YAMLError:
         raise HomelabError(
             wanted=f"settings in {file}",
@@ -91,10 +91,10 @@ def _loaded(text: str, file: str) -> Settings:
 
     :raises HomelabError: they are invalid.
     """
-    whole = yaml.safe_load(text)
+    whole = stack_file.parsed(text)
     stack_file.check(whole, file)
-    config = {key: readable(value) for key, value in whole["config"].items() if key.startswith("homelab:")}
-    return parse({key.removeprefix("homelab:"): value for key, value in config.items()})
+    config = {str(key): readable(value) for key, value in whole["config"].items()}
+    return parse({key.removeprefix("homelab:"): value for key, value in config.items() if key.startswith("homelab:")})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ class Engine:
     """The engine that started the provider. `address`: where it listens."""
 
     def __init__(self, address: str) -> None:
-        self._stub = engine_pb2_grpc.EngineStub(grpc.insecure_channel(address))
+        # gRPC would take the environment's proxy for 127.0.0.1, too.
+        options = [("grpc.enable_http_proxy", 0)]
+        self._stub = engine_pb2_grpc.EngineStub(grpc.insecure_channel(address, options))
 
     def tell(self, text: str, *, meanwhile: bool) -> None:
         """Shows it, in the line of the resource that is worked on; from any thread.

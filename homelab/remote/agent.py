@@ -131,6 +131,11 @@ def put(owner: str) -> str:
     return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
 
 
+def command_to_try(user: str) -> str:
+    """The command line that fails in a login shell that doesn't understand those of `command`, such as fish."""
+    return _as_root('[ -n "$ROOT" ] || { :; }', user)
+
+
 def command_to_put(user: str) -> str:
     """The command line that takes the program of `put` from standard input."""
     return _as_root(f"{boot_service.PYTHON} -", user)

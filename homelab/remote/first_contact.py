@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +19,11 @@ from homelab.remote import ssh
 from homelab.settings import Host
 
 # Types of host keys that a host is asked for, in this order; every Proxmox VE host has the first, as have the examples
-# of the settings.
-_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")
+# of the settings. By an RSA key pulumi-command recognises no host (homelab/resources/command.py).
+_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256")
+# As long as OpenSSH from 9.8 on (Proxmox VE 9) cuts off at once who it has refused a few times, and some seconds
+# (sshd_config(5), PerSourcePenalties).
+LOCKED_OUT_SECONDS = 30
 # Keys that `ssh` looks for by itself, newest kind first (ssh_config(5), IdentityFile).
 _USUAL_KEY_FILES = ("id_ed25519", "homelab_ed25519", "id_ecdsa", "id_rsa")
 
@@ -87,17 +91,25 @@ Standing = Literal["known", "another", "revoked", "unknown"]
 
 
 def standing(address: str, port: int, key: HostKey, known_hosts: Path) -> Standing:
-    """A host key compared with the user's known_hosts: known; another: the file has another key of that host; revoked:
-    by a line with `@revoked`; unknown.
+    """A host key compared with the user's known_hosts: known; another: the file has another key of that host, of the
+    same kind; revoked: by a line with `@revoked`; unknown.
     """
     try:
-        trusted_keys, _, revoked_keys = asyncssh.match_known_hosts(str(known_hosts), address, address, port)[:3]
-    except (OSError, ValueError):
+        lines = known_hosts.read_bytes().splitlines()
+    except OSError:
         return "unknown"
-    if key.fingerprint in {str(known_key.get_fingerprint()) for known_key in revoked_keys}:
+    trusted_keys, revoked_keys = list[asyncssh.SSHKey](), list[asyncssh.SSHKey]()
+    for line in lines:
+        with suppress(ValueError):  # as `ssh`, which passes over a line that it doesn't understand
+            trusted, _, revoked = asyncssh.match_known_hosts(line, address, "", port)[:3]
+            trusted_keys += trusted
+            revoked_keys += revoked
+    if key.fingerprint in {known_key.get_fingerprint() for known_key in revoked_keys}:
         return "revoked"
-    trusted_fingerprints = {str(known_key.get_fingerprint()) for known_key in trusted_keys}
-    return "known" if key.fingerprint in trusted_fingerprints else "another" if trusted_fingerprints else "unknown"
+    if key.fingerprint in {known_key.get_fingerprint() for known_key in trusted_keys}:
+        return "known"
+    kind = key.line.split()[0]
+    return "another" if any(known_key.get_algorithm() == kind for known_key in trusted_keys) else "unknown"
 
 
 def usual_keys(folder: Path) -> list[Path]:
@@ -113,9 +125,10 @@ def usual_keys(folder: Path) -> list[Path]:
     return paths
 
 
-def refusal(host: Host) -> LoginRefusedError | None:
+def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:
     """The error by which the host refuses a login with these settings; None: it accepts it.
 
+    :param is_first: it has refused none before, and so has no reason to lock this machine out for a while.
     :raises HomelabError: the host can't be reached, or shows another key.
     """
 
@@ -123,8 +136,9 @@ def refusal(host: Host) -> LoginRefusedError | None:
         async with ssh.connect(host):
             pass
 
+    patient = host.timeouts.model_copy(update={"connect": LOCKED_OUT_SECONDS})
     try:
-        asyncio.run(log_in())
+        asyncio.run(log_in() if is_first else ssh.reach(host.model_copy(update={"timeouts": patient})))
     except LoginRefusedError as error:
         return error
     return None
@@ -173,10 +187,11 @@ def authorizing_command(line: str, user: str) -> str:
 
     It runs as root: for another user, whose command sudo runs, `runuser` makes `~` that user's home.
     """
-    key = shlex.quote(f"{line} homelab")
+    key, file = shlex.quote(f"{line} homelab"), "~/.ssh/authorized_keys"
+    # An editor may have left the last line without its end.
     command = (
-        f"umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && {{ grep -qF {shlex.quote(line.split()[1])} "
-        f"~/.ssh/authorized_keys || printf '%s\\n' {key} >>~/.ssh/authorized_keys; }}"
+        f"umask 077 && mkdir -p ~/.ssh && touch {file} && {{ grep -qF {shlex.quote(line.split()[1])} {file} || "
+        f"{{ [ -z \"$(tail -c1 {file})\" ] || echo >>{file}; printf '%s\\n' {key} >>{file}; }}; }}"
     )
     return command if user == "root" else f"runuser -l {shlex.quote(user)} -s /bin/bash -c {shlex.quote(command)}"
 

@@ -57,13 +57,14 @@ def same_answers(old: Any, new: Any) -> bool:
 
 
 def answer(output: str) -> dict[str, Any]:
-    """A layer's answer: the JSON object of its output's last line. A login may print something of its own before.
+    """A layer's answer: the JSON object at the end of its output's last line. A login may print something of its own
+    before, such as a terminal's title, which has no end of a line.
 
-    :raises HomelabError: the last line is no JSON object.
+    :raises HomelabError: the last line ends with no JSON object.
     """
     line = output.strip().rpartition("\n")[2]
     try:
-        value = json.loads(line)
+        value = json.loads(line[max(line.find("{"), 0) :])
         if isinstance(value, dict):
             # Half a surrogate pair, which JSON can escape, can't be written anywhere.
             return value if "\\ud" not in line.lower() else dict(_writable(value))

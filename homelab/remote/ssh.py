@@ -151,9 +151,21 @@ class Session:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
-        :raises HomelabError: as `run`; or the host has no Python that will do.
+        :raises HomelabError: as `run`; or the host has no Python that will do, or a login shell of another kind.
         """
-        command = agent.command_to_put(self._host.ssh.user)
+        user = self._host.ssh.user
+        try:
+            await self._run(agent.command_to_try(user), "try the login shell", "", seconds)
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            raise HomelabError(
+                wanted=f"a login shell of {user} on {self._host.address} that understands sh, as bash does",
+                found=error.found,
+                why="sshd hands each command of this program to that shell; nothing was changed",
+                next=f"give the user one on the host (`chsh -s /bin/bash {user}`), then run `pulumi up` again",
+            ) from error
+        command = agent.command_to_put(user)
         await self._run(command, "put the agent", agent.put(owner), seconds)
 
     async def _run(
@@ -233,7 +245,7 @@ class Session:
                 log = asyncio.ensure_future(_last_bytes(process.stderr, log_lines.append))
                 log.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
                 output = b""  # a login may print something of its own before
-                while (line := await process.stdout.readline()) and not line.startswith(b"{"):
+                while (line := await process.stdout.readline()) and not _is_answer(line):
                     output = (output + line)[-LOG_BYTES:]
                     if line.endswith(agent.WANTS_AGENT):
                         with suppress(OSError):
@@ -373,6 +385,14 @@ def _too_long(verb: str, output: bytes) -> HomelabError:
     )
 
 
+def _is_answer(line: bytes) -> bool:
+    try:
+        scripts.answer(_decoded(line))
+    except HomelabError:
+        return False
+    return True
+
+
 # A shell's exit status for a program that isn't there, which it names.
 _NOT_FOUND = 127
 _PYTHON = boot_service.PYTHON.split()[0]
@@ -502,7 +522,9 @@ async def _connected(
                 config=None,
                 keepalive_interval=KEEPALIVE_SECONDS,
             )
-    except asyncssh.HostKeyNotVerifiable as error:
+    except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+        if "host key" not in str(error).lower():
+            raise _unreachable(host, error) from error
         raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
     except asyncssh.KeyImportError as error:
         raise HomelabError(
@@ -515,13 +537,7 @@ async def _connected(
     except asyncssh.PermissionDenied as error:
         if agent is not None and agent.problem:
             raise _no_key_of_the_agent(agent.problem) from error
-        raise LoginRefusedError(
-            wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
-            found=f"refused: {error}",
-            why="the host can be neither read nor changed",
-            next=f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} "
-            f"{host.ssh.user}@{host.address}",
-        ) from error
+        raise _login_refused(host, error) from error
     except (OSError, TimeoutError, asyncssh.Error) as error:
         if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
             raise _no_key_of_the_agent(
@@ -529,7 +545,26 @@ async def _connected(
             ) from error
         if isinstance(error, TimeoutError):
             error = TimeoutError(f"no answer within {timeout:g} s")
+        if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
+            raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
         raise _unreachable(host, error) from error
+
+
+def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefusedError:
+    """The error of a login that the host refuses.
+
+    :param offered: so many keys of the SSH agent, until sshd took no more.
+    """
+    return LoginRefusedError(
+        wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
+        found=f"refused: {error}",
+        why="the host can be neither read nor changed",
+        next=f"the SSH agent has {offered} keys, and sshd ends a login after a few wrong ones (MaxAuthTries): "
+        "take the others out of the agent (`ssh-add -d FILE`), or set ssh.privateKeyFile"
+        if offered
+        else f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} "
+        f"{host.ssh.user}@{host.address}",
+    )
 
 
 class _Agent:
@@ -603,7 +638,7 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
         wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
         found=problem,
         why="only the agent has the key",
-        next="see `ssh-add -l`; restart the agent (on Windows: the service ssh-agent) and give it the key with "
+        next="see `ssh-add -l`; restart the agent and give it the key with "
         "`ssh-add`, unlock it (`ssh-add -X`), or set ssh.privateKeyFile",
     )
 

@@ -51,10 +51,12 @@ def _need_no_agent() -> None:
 
     :raises Refusal: it isn't there.
     """
-    path = os.environ.get("SSH_AUTH_SOCK")
-    if not path or not hasattr(socket, "AF_UNIX"):
-        return
+    path = os.environ.get("SSH_AUTH_SOCK", "")
     try:
+        if path.startswith(r"\\.\pipe"):
+            raise OSError("a pipe of Windows' OpenSSH, and no Unix socket")
+        if not path or not hasattr(socket, "AF_UNIX"):
+            return
         with socket.socket(socket.AF_UNIX) as agent:
             agent.settimeout(AGENT_SECONDS)
             agent.connect(path)
@@ -113,8 +115,8 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     changed.
 
     :param address: of a guest, whose address may be known later than its settings; by default the host's.
-    :raises Refusal: the host's key can't be read, or is none that pulumi-command can use; the private key can't be, or
-        the SSH agent doesn't answer, and this is not a preview.
+    :raises Refusal: the host's key can't be read, or it or the login is none that pulumi-command can use; the private
+        key can't be read, or the SSH agent doesn't answer, and this is not a preview.
     """
     ignored: list[str] = []
     key: str | None = None
@@ -138,6 +140,14 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             "would fail",
             next="set the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address, and compare it on "
             "the host's console",
+        )
+    if host.ssh.agent and os.name == "nt":
+        raise _refusal(
+            wanted=f"a login to {host.address} that pulumi-command can use on Windows",
+            found="ssh.agent: true",
+            why="pulumi-command knows agents that listen on a Unix socket alone, and the one of Windows' OpenSSH has a "
+            "pipe: every step would fail",
+            next="set ssh.privateKeyFile, or ssh.privateKey as an encrypted value",
         )
     if not pulumi.runtime.is_dry_run():
         if host.ssh.agent:

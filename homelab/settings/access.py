@@ -46,7 +46,7 @@ class SshLogin(Model):
     password: Secret | None = None
     """The user's password, as an encrypted value."""
     agent: bool = False
-    """`true`: the SSH agent of this machine logs in."""
+    """`true`: the SSH agent of this machine logs in. Not on Windows."""
 
     @model_validator(mode="after")
     def _one_login(self) -> Self:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from homelab.errors import HomelabError
 from homelab.model import Model
@@ -79,8 +80,9 @@ def _decode(value: Any) -> Any:
 
 # Keys that a host may take from its cluster.
 _FROM_CLUSTERS = {"address", "ssh", "api", "guestsAtReboot"}
-# Keys below which there are secrets, or may be by mistake.
+# Keys below which there are secrets, or may be by mistake; and pydantic's errors of a text in a whole section's place.
 _SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "options"}
+_SECTION_ERRORS = {"dict_type", "list_type", "model_type"}
 
 
 def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> HomelabError:
@@ -109,7 +111,7 @@ def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> Home
             text = f"unknown key{_suggestion(problem['loc'])}"
         elif problem["type"] == "missing":
             text = "missing"
-        elif isinstance(problem["input"], str | int | float | bool) and not _SECRET_PLACES & set(problem["loc"]):
+        elif _may_be_shown(problem):
             text = f"{text}; found {_visible(repr(problem['input']))}"
         lines.append(f"homelab:{place}{': ' if place else ''}{text}")
     return HomelabError(
@@ -118,6 +120,13 @@ def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> Home
         why="checked before anything was changed",
         next="correct Pulumi.<stack>.yaml; docs/settings.md describes the keys",
     )
+
+
+def _may_be_shown(problem: ErrorDetails) -> bool:
+    value = problem["input"]
+    # An address may have a user's password before its @.
+    is_plain = isinstance(value, int | float) or (isinstance(value, str) and "@" not in value)
+    return is_plain and problem["type"] not in _SECTION_ERRORS and not _SECRET_PLACES & set(problem["loc"])
 
 
 # Characters of a mistaken value or key that a message shows.

@@ -20,6 +20,7 @@ from pydantic import BaseModel, SecretStr
 
 from homelab.errors import HomelabError
 from homelab.settings.paths import text_of
+from homelab.settings.stack_file import parsed
 from homelab.settings.types import ENCRYPTED
 
 Place = tuple[str | int, ...]
@@ -108,7 +109,7 @@ def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: P
 def _value_in_file(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
     """The file's value of a key, with encrypted values as they are; None: Pulumi read another file."""
     try:
-        config = yaml.safe_load(text_of(stack_file))["config"]
+        config = parsed(text_of(stack_file))["config"]
         # A key of the project's own may stand without the project's name.
         value = config.get(key, config.get(key.partition(":")[2]))
         return value if _same(value, json.loads(whole[key])) else None
@@ -123,7 +124,7 @@ def file_of_configuration(whole: Mapping[str, str], stack_file: Path) -> Any:
     :param whole: key -> text, as Pulumi hands it over.
     """
     try:
-        content = yaml.safe_load(text_of(stack_file))
+        content = parsed(text_of(stack_file))
     except (OSError, ValueError, yaml.YAMLError):
         return None
     config = (content.get("config") or {}) if isinstance(content, dict) else None

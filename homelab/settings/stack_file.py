@@ -2,6 +2,9 @@
 
 Pulumi passes over a key that it doesn't know. So settings in a wrong place, such as below `encryptionsalt` instead of
 `config`, would be without effect and without a message.
+
+The file is read as Pulumi reads it, by YAML 1.2 with some of 1.1 (Go's yaml.v3). In PyYAML's YAML 1.1 `01:00.0` is a
+minute, and `off` is false.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import yaml
 
 from homelab.errors import HomelabError
 from homelab.model import camel
@@ -25,6 +30,25 @@ KEYS_OF_PULUMI = {
 _SETTINGS = [camel(name) for name in Settings.model_fields]
 # The similarity, for difflib, from which on a name is a misspelt one; `homelab-gaming`, another project, is below it.
 _ALIKE = 0.8
+
+
+class Loader(yaml.SafeLoader):
+    """Takes for a text what Pulumi takes for one."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        name = tag.rpartition(":")[2]
+        is_time = name in ("int", "float") and ":" in value
+        is_word = name == "bool" and value.lower() not in ("true", "false")
+        return self.DEFAULT_SCALAR_TAG if is_time or is_word else tag
+
+
+def parsed(text: str) -> Any:
+    """What a stack's file says, as Pulumi reads it.
+
+    :raises yaml.YAMLError: it isn't YAML.
+    """
+    return yaml.load(text, Loader=Loader)  # noqa: S506 (derived from the safe one)
 
 
 def unread(keys: Iterable[Any]) -> list[str]:

@@ -233,7 +233,7 @@ class CardHandover:
         if not self._driver.release() or not self._driver.load():
             return
         bind = self._driver.bind()
-        if bind.result == "unanswered" and (self._driver.is_step_unknown or self.card.driver != "nvidia"):
+        if bind.result == "unanswered":  # its other functions may have no driver yet
             self.card.say(bind.output)
             return
         if bind.result != "waits":

@@ -1,8 +1,9 @@
-"""What Pulumi's own commands do to a settings file: values change, and every comment stays where it was."""
+"""What Pulumi's own commands do to a settings file, and what they read in it."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine import install
+from homelab.settings.secrets import readable
+from homelab.settings.stack_file import parsed
 from tests import key_service
 from tests.conftest import PROJECT
 from tests.engine_stack import quick_environment
@@ -43,3 +46,28 @@ def test_stack_init_and_config_set_move_no_comment(engine: install.Engine, tmp_p
     assert gone <= {"", "tokenSecret: FILL-IN", "homelab:plan: auto"}
     comments = [line.split("# ", 1)[1] for line in file.read_text().splitlines() if "# " in line]
     assert [one for one in comments if not any(one in line for line in now)] == []
+
+
+READ = """\
+config:
+  homelab:hosts:
+    pve: {address: 01:00.0, where: [41:00, "0000:41:00.0", 10:00], on: yes, off: n, true: True, 10:00: FALSE}
+    numbers: {580.105: 580.105, octal: 0103, hexadecimal: 0x1f, many: 1_000, none: ~}
+"""
+
+
+def test_a_file_is_read_as_pulumi_reads_it(engine: install.Engine, tmp_path: Path) -> None:
+    shutil.copy(PROJECT / "Pulumi.yaml", tmp_path)
+    (tmp_path / "Pulumi.some.yaml").write_text(READ)
+    (tmp_path / "state").mkdir()
+    environment = quick_environment(engine, tmp_path / "state")
+
+    def pulumi(*arguments: str) -> str:
+        command = [str(engine.pulumi), *arguments, "--stack", "some", "--non-interactive"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pulumi("stack", "init", "--secrets-provider", key_service.URL)
+    read = json.loads(pulumi("config", "--json"))["homelab:hosts"]["objectValue"]
+    assert readable(parsed(READ)["config"]["homelab:hosts"]) == read

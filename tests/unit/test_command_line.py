@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,22 @@ def test_a_command_that_was_removed_says_in_a_sentence_what_to_use(
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and instead in err
+
+
+def test_ctrl_c_is_told_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("homelab.cli.show.trees", interrupted)
+    assert main(["show"]) == 130
+    assert capsys.readouterr() == ("", "Interrupted. What a host has begun it brings to its end.\n")
+
+
+def test_a_file_that_cant_be_written_is_told_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("homelab.cli.show.trees", lambda _: [])
+    monkeypatch.setattr("homelab.show.diagram.svg", lambda *_: "")
+    file = tmp_path / "none" / "cards.svg"
+    assert main(["show", "--svg", str(file)]) == 2
+    assert f"wanted: to read or write {file}" in capsys.readouterr().err

@@ -79,6 +79,17 @@ def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     assert "hunter2" not in str(raised.value)
 
 
+def test_what_is_no_text_and_no_list_is_a_mistake_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.x.yaml"
+    file.write_text(yaml.safe_dump({"config": {7: "x", "homelab:hosts": {"pve": host(), None: host()}}}))
+    with pytest.raises(HomelabError, match="hosts there: pve, None"):
+        stack.read(file).host(None)
+    ai = {"host": "pve", "ctid": 901, "gpus": "big"}
+    mistaken = written(tmp_path, {"hosts": {"pve": host()}, "containers": {"ai": ai}})
+    with pytest.raises(HomelabError, match=r"homelab:containers\.ai\.gpus: Input should be a valid list"):
+        mistaken.cards(*mistaken.host(None), 901, reading())
+
+
 def test_a_mistake_in_the_settings_is_named(tmp_path: Path) -> None:
     with pytest.raises(HomelabError, match="homelab:hosts.pve.adress"):
         written(tmp_path, {"hosts": {"pve": host() | {"adress": "x"}}}).host(None)

@@ -118,13 +118,19 @@ def test_what_a_host_says_is_no_markup_in_the_issue() -> None:
     assert "\\`\\@everyone\\` \\<img src=x\\> \\[a\\](b)" in found.markdown()
 
 
-def test_the_timer_is_two_units_that_systemd_can_read(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_timer_is_two_units_that_systemd_can_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The service finds Pulumi, and the keys, where who installs it has them: systemd's own would be root's."""
+    monkeypatch.setenv("PATH", "/home/anna/.pulumi/bin:/opt/100%/my tools")
+    monkeypatch.setenv("LOGNAME", "anna")
     assert command.main(["--install-timer", "--stack", "prod"]) == 0
     text = capsys.readouterr().out
     for name, part in (("service", "Service"), ("timer", "Timer")):
         unit = configparser.ConfigParser(strict=False, interpolation=None)
         unit.read_string(text.partition(f"homelab-drift.{name}\n[")[2].join(["[", ""]).partition("\n# ---")[0])
         assert part in unit
+    assert "User=anna\n" in text and 'Environment="PATH=/home/anna/.pulumi/bin:/opt/100%%/my tools"\n' in text
     assert "-m homelab drift --stack prod" in text and "OnCalendar=" in text and "SuccessExitStatus=1" in text
 
 
@@ -160,6 +166,15 @@ def test_a_hook_gets_one_line_of_drift_and_the_exit_status_tells(
     assert "Nothing has drifted" in (tmp_path / "drift.md").read_text(encoding="utf-8")
     command.tell(address, "a line", as_json=True)
     assert came[1] == ("application/json", '{"text": "a line", "content": "a line"}')
+
+
+def test_a_check_that_cant_begin_is_told_to_the_hook(
+    hook: tuple[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, came = hook
+    monkeypatch.setenv("PATH", "")
+    assert command.main(["--hook", address]) == 2
+    assert "couldn't check for drift: wanted: Pulumi's CLI" in came[0][1]
 
 
 def test_a_hook_that_does_not_answer_is_named_without_its_address() -> None:

@@ -223,8 +223,8 @@ def test_any_setting_can_be_given() -> None:
         "homelab:hosts": {"pve": {"nvidia": {"driver": "580"}}}
     }
     # As a refusal names it, without the host.
-    assert choices.parse_setting("gpus.a.allowConsole=true", "pve") == {
-        "homelab:hosts": {"pve": {"gpus": {"a": {"allowConsole": True}}}}
+    assert choices.parse_setting("gpus.a.address=01:00.0", "pve") == {
+        "homelab:hosts": {"pve": {"gpus": {"a": {"address": "01:00.0"}}}}
     }
     assert choices.parse_setting("iommu.allowUnsafeInterrupts=true", "pve")["homelab:hosts"]["pve"]
     for wrong in ("vms", "=1", "vms..x=1"):

@@ -10,6 +10,7 @@ import yaml
 
 from homelab.errors import HomelabError
 from homelab.init.merge import merged
+from homelab.settings.stack_file import parsed
 from tests.conftest import PROJECT
 
 FILE = """# head
@@ -24,6 +25,7 @@ config:
         first: {match: "10de:2b85"} # a card
         second:
           match: "10de:2684" # from lspci
+          address: 01:00.0
           # before use
           use: vm
       # tail of pve
@@ -46,7 +48,7 @@ GPU = "homelab:hosts", "pve", "gpus"
 CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     # what is set; lines that go; lines that come
     "nothing": ({}, [], []),
-    "what is there already": ({"homelab:plan": "auto", "homelab:hosts": {"pve": {"address": "192.168.0.202"}}}, [], []),
+    "what is there already": ({"homelab:plan": "auto", "homelab:hosts": {"pve": {"gpus": {"second": {"address": "01:00.0"}}}}}, [], []),
     "a value": ({"homelab:plan": "never"}, ["  homelab:plan: auto # always, never"], ["  homelab:plan: never # always, never"]),
     "a value in braces": (
         {"homelab:hosts": {"pve": {"ssh": {"user": "admin"}}}},
@@ -104,9 +106,9 @@ def test_only_what_is_set_changes(case: str, newline: str) -> None:
     values, gone, come = CASES[case]
     before = FILE.replace("\n", newline)
     after = merged(before, values)
-    expected = yaml.safe_load(FILE)
+    expected = parsed(FILE)
     set_in(expected["config"], values)
-    assert yaml.safe_load(after) == expected
+    assert parsed(after) == expected
     assert after.count("\n") == after.count(newline)
     differ = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[2:]
     assert [line[1:] for line in differ if line.startswith("-")] == gone

@@ -10,10 +10,12 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 import yaml
 
@@ -25,7 +27,7 @@ from homelab.cli.output import Output
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.questions import Lines, Widgets
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.errors import HomelabError, LoginRefusedError
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.init import cards as init_cards
 from homelab.init.choices import Use
 from homelab.init.proposal import existing
@@ -222,7 +224,8 @@ def test_a_password_that_can_not_be_one_is_not_repeated(password: str) -> None:
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_key_of_a_user_is_put_into_the_users_home(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [None, "ssh-rsa AAAA of another\n", "ssh-rsa AAAA of another"])
+def test_a_key_of_a_user_is_put_into_the_users_home(before: str | None, tmp_path: Path) -> None:
     line = f"ssh-ed25519 {'A' * 60}"
     # Of sudo, the home is root's. The program that becomes the user, as far as the command needs it.
     (tmp_path / "admin").mkdir()
@@ -231,10 +234,15 @@ def test_a_key_of_a_user_is_put_into_the_users_home(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/bash\n[ "$1 $2" = "-l admin" ] && HOME={tmp_path}/admin exec bash -c "${{@: -1}}"\n')
     program.chmod(0o755)
     environment = {"HOME": str(tmp_path / "root"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    keys = tmp_path / "admin/.ssh/authorized_keys"
+    if before is not None:
+        keys.parent.mkdir()
+        keys.touch(mode=0o600)
+        keys.write_text(before)
     for _ in range(2):
         subprocess.run(["bash", "-c", first_contact.authorizing_command(line, "admin")], env=environment, check=True)
-    keys = tmp_path / "admin/.ssh/authorized_keys"
-    assert keys.read_text(encoding="utf-8") == f"{line} homelab\n" and stat.S_IMODE(keys.stat().st_mode) == 0o600
+    lines = [*([before.rstrip()] if before else []), f"{line} homelab", ""]
+    assert keys.read_text(encoding="utf-8").split("\n") == lines and stat.S_IMODE(keys.stat().st_mode) == 0o600
     assert not (tmp_path / "root/.ssh").exists()
 
 
@@ -314,10 +322,47 @@ def test_the_next_run_puts_in_a_password_left_open(
 ) -> None:
     monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    monkeypatch.setattr(first_contact, "refusal", lambda host: None if host.ssh.password else REFUSED)
+    monkeypatch.setattr(first_contact, "refusal", lambda host, **_: None if host.ssh.password else REFUSED)
     before = existing(SETTINGS.replace("agent: true", f'password: "{there}"'), "Pulumi.homelab.yaml")
     found = access.access_to(init.parser().parse_args(["--yes"]), before, Output(io.StringIO()), Lines())
     assert (found.name, found.password) == ("pve", put)
+
+
+@pytest.mark.parametrize("kinds", [["rsa-sha2-512", "ecdsa-sha2-nistp256"], ["rsa-sha2-512"]])
+def test_a_host_is_asked_for_a_key_that_every_step_can_use(kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get(*_: object, server_host_key_algs: list[str], **__: object) -> asyncssh.SSHKey:
+        if server_host_key_algs[0] not in kinds:
+            raise asyncssh.KeyExchangeFailed("Unable to find compatible server host key")
+        return asyncssh.import_public_key(ECDSA)
+
+    monkeypatch.setattr(asyncssh, "get_server_host_key", get)
+    if len(kinds) > 1:
+        assert first_contact.host_key("192.0.2.1", 22, 20).line == ECDSA
+    else:
+        with pytest.raises(HomelabError, match="none of the kinds ssh-ed25519, ecdsa"):
+            first_contact.host_key("192.0.2.1", 22, 20)
+
+
+def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSH's PerSourcePenalties, after the keys of this machine: a password that is right comes too early."""
+    cut = UnreachableError(wanted="w", found="Connection lost", why="y", next="n")
+    answers: list[HomelabError | None] = [REFUSED, cut, cut, None]
+
+    @asynccontextmanager
+    async def connect(*_: object) -> AsyncIterator[None]:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        yield
+
+    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(first_contact, "usual_keys", lambda _: [Path("id_ed25519")])
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
+    monkeypatch.setattr(first_contact, "host_key", lambda *_: first_contact.of_line(hosts.KEY))
+    arguments = init.parser().parse_args(["192.0.2.1", "--host-key", hosts.KEY, "--yes"])
+    found = access.access_to(arguments, existing("", "Pulumi.homelab.yaml"), Output(io.StringIO()), Lines())
+    assert found.host.ssh.password is not None and answers == []
 
 
 # -- another host ------------------------------------------------------------------------------------------------------------
@@ -406,8 +451,14 @@ def test_what_init_says_is_folded_between_words_in_a_terminal(columns: int, monk
 
 # -- host keys ---------------------------------------------------------------------------------------------------------------
 OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBrXjxXpSQzmEzGHG6mxTDVhZSDsFtTfdIwJZNhTlRO"
+ECDSA = (
+    "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAA"
+    "BBBFfxbuA/YBMuD0zvvnnUrHiUO5wWHWHu/GmB92WUE/rVanrQFs+sQ2Y+dfhJg/l7vp6zFtEQSZugLMadKjoJIu4="
+)
 KNOWN_HOSTS = {
     f"192.0.2.1 {hosts.KEY}": "known",
+    f"192.0.2.1 {ECDSA}\n192.0.2.1 {hosts.KEY}": "known",
+    f"192.0.2.1 {ECDSA}": "unknown",  # of a key of another kind nothing is known
     f"192.0.2.1 {OTHER}": "another",
     f"@revoked 192.0.2.1 {hosts.KEY}": "revoked",
     f"@revoked * {hosts.KEY}\n192.0.2.1 {hosts.KEY}": "revoked",
@@ -415,15 +466,17 @@ KNOWN_HOSTS = {
     f"@revoked 192.0.2.9 {hosts.KEY}": "unknown",
     "": "unknown",
     "no line of the form": "unknown",
+    f"no line of the form\nlänger ssh-ed25519\n@revoked 192.0.2.1 {hosts.KEY}": "revoked",
 }
 
 
+@pytest.mark.parametrize("address", ["192.0.2.1", "pve.lan", "fe80::1%eth0"])
 @pytest.mark.parametrize("text", KNOWN_HOSTS)
-def test_what_known_hosts_says_of_a_key(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "known_hosts"
-    file.write_text(text + "\n")
-    assert first_contact.standing("192.0.2.1", 22, first_contact.of_line(hosts.KEY), file) == KNOWN_HOSTS[text]
-    assert first_contact.standing("192.0.2.1", 22, first_contact.of_line(hosts.KEY), tmp_path / "none") == "unknown"
+def test_what_known_hosts_says_of_a_key(text: str, address: str, tmp_path: Path) -> None:
+    file, key = tmp_path / "known_hosts", first_contact.of_line(hosts.KEY)
+    file.write_text(text.replace("192.0.2.1", address) + "\n", encoding="latin-1")
+    assert first_contact.standing(address, 22, key, file) == KNOWN_HOSTS[text]
+    assert first_contact.standing(address, 22, key, tmp_path / "none") == "unknown"
 
 
 @pytest.mark.parametrize("given", [None, hosts.KEY])
@@ -436,7 +489,7 @@ def test_a_revoked_key_is_refused_even_if_it_is_given(given: str | None, folder:
 
 
 def test_another_host_key_than_the_settings_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_contact, "refusal", lambda _: None)
+    monkeypatch.setattr(first_contact, "refusal", lambda *_, **__: None)
     before = existing(SETTINGS, "Pulumi.homelab.yaml")
 
     def reach(given: str) -> Access:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from requests.exceptions import ConnectionError, ConnectTimeout, ReadTimeout, RequestException, SSLError
 
-from homelab.remote.proxmox import connection
+from homelab.remote.proxmox import api, connection
 from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from tests.unit.hosts import settings
 
@@ -55,8 +57,14 @@ def test_a_request_without_an_answer_may_have_been_carried_out_unless_nothing_wa
 
 @pytest.mark.parametrize("known_by", [{"fingerprint": FINGERPRINT}, {"publicCa": True}])
 def test_the_connection_itself_sends_nothing_again(known_by: dict[str, Any]) -> None:
-    api = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", **known_by}).api
-    assert api and connection._adapter(api).max_retries.total == 0
+    access = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", **known_by}).api
+    assert access and connection._adapter(access).max_retries.total == 0
+
+
+def test_of_a_certificate_that_no_authority_vouches_for_the_settings_own_key_is_named() -> None:
+    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "publicCa": True})
+    refusal = connection.no_answer(host, "to see", SSLError("certificate verify failed: certificate has expired"))
+    assert "api.publicCa" in refusal.wanted and "caFile" not in str(refusal) and "has expired" in refusal.found
 
 
 class Answering:
@@ -98,6 +106,52 @@ def test_a_login_that_is_refused_says_why_and_not_the_password(
     with pytest.raises(ApiError) as raised:
         connection._ticket(Answering(status, data), "https://pve", "root@pam", "secret", OPTIONS)
     assert raised.value.found == found and step in raised.value.next and "secret" not in str(raised.value)
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    """Something that isn't Proxmox VE, at its address. `status`, `content`: of each of its answers."""
+
+    status, content = 200, b""
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Location", "/elsewhere")
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "found"),
+    [
+        (200, b"<html>Log in</html>", "it begins: '<html>Log in</html>'"),
+        (200, b'{"data": [', "it isn't Proxmox VE's"),
+        (200, b"[]", "it isn't Proxmox VE's"),
+        (200, b"{}", "it isn't Proxmox VE's"),
+        (200, b"\xff", "it isn't Proxmox VE's"),
+        (302, b"", "TooManyRedirects"),
+        (500, b"<html>Sorry</html>", "500 Internal Server Error"),
+        (500, b"[]", "500 Internal Server Error"),
+    ],
+)
+def test_an_answer_that_is_not_proxmox_ves_is_an_error_in_words(
+    monkeypatch: pytest.MonkeyPatch, status: int, content: bytes, found: str
+) -> None:
+    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": FINGERPRINT})
+    assert host.api is not None
+    monkeypatch.setattr(Page, "status", status)
+    monkeypatch.setattr(Page, "content", content)
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        made = connection._connection(host, host.api, "b")
+        made.resource._store["base_url"] = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(api, "connected", lambda _: made)
+        with pytest.raises(ApiError) as refused:
+            api.Api(host, "pve", patience=-1).get("nodes", "to see the nodes")
+    assert found in refused.value.found and "b'" not in refused.value.found
 
 
 @pytest.mark.parametrize(

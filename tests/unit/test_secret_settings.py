@@ -14,7 +14,7 @@ import yaml
 from engine import preview
 from homelab import stack
 from homelab.errors import HomelabError
-from homelab.settings import parse
+from homelab.settings import parse, stack_file
 from homelab.settings import secrets as secret_settings
 from tests.conftest import PROJECT
 from tests.unit.test_setting_types import WHOLE
@@ -172,8 +172,9 @@ def test_a_plain_secret_in_a_pull_request_is_still_named(tmp_path: Path) -> None
 
 
 def test_a_key_that_yaml_takes_for_a_number_or_a_truth_value_is_a_text_as_for_pulumi() -> None:
-    assert secret_settings.readable(yaml.safe_load("{580.105: a, on: b, 7: {c: d}}")) == {
+    assert secret_settings.readable(stack_file.parsed("{580.105: a, on: b, true: c, 7: {01:00.0: off}}")) == {
         "580.105": "a",
-        "true": "b",
-        "7": {"c": "d"},
+        "on": "b",
+        "true": "c",
+        "7": {"01:00.0": "off"},
     }

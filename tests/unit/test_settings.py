@@ -134,9 +134,19 @@ def test_two_hosts_with_one_address_are_a_mistake() -> None:
     assert "two hosts with the address 192.168.0.202:22" in refused(hosts() | {"other": hosts()["pve"]})
 
 
-def test_secrets_never_show_in_a_message() -> None:
-    message = refused(hosts(ssh={"hostKey": KEY, "password": ["hunter2"], "privateKey": 3, "port": "hunter3"}))
-    assert "hunter" not in message
+@pytest.mark.parametrize(
+    "values",
+    [
+        hosts(ssh={"hostKey": KEY, "password": ["hunter2"], "privateKey": 3, "port": "hunter3"}),
+        "{pve: {ssh: {password: hunter2}}",
+        {"pve": "root:hunter2"},
+        hosts(address="root:hunter2@pve.lan"),
+        hosts(downloads={"image": {"url": "https://me:hunter2@mirror.lan/a.qcow2"}}),
+        hosts(gpus={"big": {"match": "10de:2b85", "functions": "hunter2"}}),
+    ],
+)
+def test_secrets_never_show_in_a_message(values: Any) -> None:
+    assert "hunter" not in refused(values)
 
 
 def test_a_missing_private_key_says_which_file() -> None:

@@ -27,6 +27,7 @@ import pytest
 from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 
 from homelab import text
+from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import agent as asking
 from homelab.remote import ssh
@@ -96,9 +97,10 @@ def keep(folder: Path, serve: Serve | None) -> list[str]:
     return said
 
 
-def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("printed", [b"Welcome to\n{the} server\n", b"\x1b]0;root@pve\x07"])
+def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(printed: bytes, tmp_path: Path) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
-        process.stdout.write(b"Welcome to\nthe server\n")
+        process.stdout.write(printed)
         process.stdout.write(b'{"held":"yes"}\n')
         assert await process.stdin.readline() == b"script\n"
         assert await process.stdin.readline() == b"\n"
@@ -256,6 +258,31 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
 
     with pytest.raises(HomelabError, match="a password is required"):
         keep(tmp_path, serve)
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_a_login_shell_that_is_none_of_the_kind_of_sh_is_named_before_anything_is_put(
+    shell: str, tmp_path: Path
+) -> None:
+    asked = []
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        asked.append(str(process.command))
+        if "{" in asked[-1] and shell == "fish":
+            process.stderr.write(b"fish: '{ ... }' is not supported for grouping commands")
+            process.exit(127)
+        process.exit(0)
+
+    async def put(session: ssh.Session) -> str:
+        await session.put_agent("lab", 20)
+        return "put"
+
+    if shell == "fish":
+        with pytest.raises(HomelabError, match="chsh -s /bin/bash root") as refused:
+            meet(tmp_path, serve, put)
+        assert "fish: " in refused.value.found and len(asked) == 1
+    else:
+        assert meet(tmp_path, serve, put) == "put" and len(asked) == 2
 
 
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
@@ -625,20 +652,21 @@ def test_an_up_asks_the_agent_once_before_pulumi_command_does(
 
 
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("agent", ["gone", "there", "not named"])
+@pytest.mark.parametrize("agent", ["gone", "there", "not named", "a pipe"])
 def test_an_agent_that_is_gone_is_said_before_pulumi_command_fails_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
-    monkeypatch.setenv("SSH_AUTH_SOCK", "" if agent == "not named" else str(tmp_path / "agent"))
+    paths = {"not named": "", "a pipe": r"\\.\pipe\openssh-ssh-agent"}
+    monkeypatch.setenv("SSH_AUTH_SOCK", paths.get(agent, str(tmp_path / "agent")))
     host = settings().model_copy(update={"ssh": settings().ssh.model_copy(update={"agent": False})})
     with agent_kit.agent(tmp_path / ("agent" if agent == "there" else "other"), None):
-        if agent != "gone":
+        if agent in ("there", "not named"):
             command.connection(host)
             return
         with pytest.raises(Refusal, match="SSH_AUTH_SOCK") as caught:
             command.connection(host)
-    assert "unset SSH_AUTH_SOCK" in str(caught.value)
+    assert "unset SSH_AUTH_SOCK" in str(caught.value) and (agent != "a pipe" or "no Unix socket" in str(caught.value))
 
 
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
@@ -652,6 +680,24 @@ def test_an_rsa_host_key_is_refused_as_pulumi_command_cant_use_it(
     host = settings().model_copy(update={"ssh": settings().ssh.model_copy(update={"host_key": key})})
     with pytest.raises(Refusal, match="ssh-keyscan -t ed25519"):
         command.connection(host)
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_agent_on_windows_is_refused_as_pulumi_command_cant_use_it(
+    monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: dry_run)
+    monkeypatch.setattr(command, "_ask_the_agent", lambda: None)
+    host = settings(ssh={"hostKey": KEY, "agent": True})
+    monkeypatch.setattr(command, "os", SimpleNamespace(name="posix"))
+    command.connection(host)
+    monkeypatch.setattr(command, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(Refusal, match="set ssh.privateKeyFile"):
+        command.connection(host)
+    for system in ("posix", "nt"):
+        monkeypatch.setattr(access, "os", SimpleNamespace(name=system, environ={"SSH_AUTH_SOCK": "there"}))
+        assert ({"agent": True} in access.login_methods()) == (system == "posix")
 
 
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
@@ -726,6 +772,39 @@ def test_why_a_host_cant_be_reached_is_in_the_systems_words(
     with pytest.raises(UnreachableError) as caught:
         asyncio.run(ssh.read(settings(ssh={"hostKey": KEY, "password": "a"})))
     assert (caught.value.wanted, caught.value.found) == ("an SSH connection to 192.168.0.202:22", found)
+
+
+@pytest.mark.parametrize(("keys", "step"), [(7, "the SSH agent has 7 keys"), (0, "ssh-copy-id -p 22 root@")])
+def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
+    monkeypatch: pytest.MonkeyPatch, keys: int, step: str
+) -> None:
+    async def connect(*_: Any, **__: Any) -> NoReturn:
+        raise asyncssh.ProtocolError("Too many authentication failures")  # sshd's MaxAuthTries
+
+    async def agent(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(keys=[None] * keys, is_signing=False)
+
+    monkeypatch.setattr(asyncssh, "connect", connect)
+    monkeypatch.setattr(ssh._Agent, "of_this_machine", agent)
+    with pytest.raises(LoginRefusedError, match="Too many authentication failures") as refused:
+        asyncio.run(ssh.read(settings(ssh={"hostKey": KEY, **({"agent": True} if keys else {"password": "a"})})))
+    assert step in refused.value.next
+
+
+def test_a_host_that_has_no_key_of_the_pinned_kind_shows_another_key() -> None:
+    other = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
+
+    async def main() -> None:
+        server = await asyncssh.listen("127.0.0.1", 0, server_host_keys=[other])
+        try:
+            login = {"hostKey": KEY, "password": "a", "port": server.get_port()}
+            await ssh.reach(Host.model_validate({"address": "127.0.0.1", "ssh": login}))
+        finally:
+            server.close()
+
+    with pytest.raises(HomelabError, match="root's commands would go to it") as refused:
+        asyncio.run(main())
+    assert refused.value.found == other.get_fingerprint() and not isinstance(refused.value, UnreachableError)
 
 
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
+from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
 
 from homelab.doctor.report import Finding, Report
 from homelab.errors import HomelabError, SeveralErrors
+from homelab.provider import log
 from homelab.remote import scripts
 from homelab.text import clean, tell
 
@@ -57,6 +62,24 @@ def test_what_is_told_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "VM 103 (Sandbox\\ud800)\n"
 
 
+def test_the_engine_is_told_past_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    class Listening(engine_pb2_grpc.EngineServicer):
+        def Log(self, request: engine_pb2.LogRequest, _: object) -> Empty:
+            told.append(request.message)
+            return Empty()
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server = grpc.server(ThreadPoolExecutor(1))
+    engine_pb2_grpc.add_EngineServicer_to_server(Listening(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    log.Engine(f"127.0.0.1:{port}").tell("drift", meanwhile=False)
+    server.stop(None)
+    assert told == ["drift"]
+
+
 def test_a_diagnosis_is_clean() -> None:
     report = Report("host", "a\x1b[2J", ["b\r"], [], [Finding("\x07", "d", "e", "f")], ["g\u202e"])
     text = report.text()
@@ -68,6 +91,10 @@ def test_a_diagnosis_is_clean() -> None:
 def test_a_scripts_answer_holds_nothing_that_cannot_be_written() -> None:
     assert scripts.answer('hello\n{"a": ["\\ud800", {"b\\udfff": 1}]}\n') == {"a": ["?", {"b?": 1}]}
     assert scripts.answer('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
+
+
+def test_what_a_login_prints_in_the_answers_own_line_is_passed_over() -> None:
+    assert scripts.answer('hello\n\x1b]0;root@pve\x07{"a": {"b": 1}}\n') == {"a": {"b": 1}}
 
 
 @pytest.mark.parametrize("said", ["", "not json", "[1]", '{"a": "\x01"}', '{"a":'])

@@ -5,6 +5,7 @@ It is imported on first use (homelab/later.py): a run that changes nothing doesn
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import ssl
@@ -49,6 +50,24 @@ class Connection:
         return time.time() + self._clock_offset
 
 
+class Serializer(JsonSerializer):  # type: ignore[misc]
+    """Of an answer that isn't Proxmox VE's, such as the page of something that stands before it, proxmoxer makes a
+    mapping that looks like one."""
+
+    def loads(self, response: Any) -> Any:
+        try:
+            return json.loads(response.content)["data"]
+        except (ValueError, LookupError, TypeError):
+            begin = response.content[:200].decode(errors="replace")
+            raise requests.exceptions.InvalidJSONError(f"it isn't Proxmox VE's; it begins: {begin!r}") from None
+
+    def loads_errors(self, response: Any) -> Any:
+        try:
+            return json.loads(response.content).get("errors")
+        except (ValueError, AttributeError):
+            return None
+
+
 _LOCK = threading.Lock()
 _CONNECTIONS: dict[tuple[str, str | None], Connection] = {}
 
@@ -72,9 +91,10 @@ def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
     # Not proxmoxer.ProxmoxAPI: that logs in outside of its session, where no fingerprint could be compared.
     session = ProxmoxHttpSession()
     session.mount("https://", _adapter(api))
-    session.headers["accept"] = JsonSerializer().get_accept_types()
+    session.headers["accept"] = Serializer().get_accept_types()
     # Ignores the environment's proxy, which a host of the same network isn't behind, and .netrc.
     session.trust_env = False
+    session.max_redirects = 0  # the API has none, and the credentials are for it alone
     verify: str | bool = str(api.ca_path) if api.ca_path else api.fingerprint is None
     auth_options: dict[str, Any] = {"verify_ssl": verify, "timeout": (host.timeouts.connect, host.timeouts.api)}
     address = f"[{host.address}]" if ":" in host.address else host.address
@@ -87,7 +107,7 @@ def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
             session.auth = _ticket(session, base, api.user or "", secret or "", auth_options)
     except requests.exceptions.RequestException as error:
         raise no_answer(host, f"to log in to {base} as {api.user}", error) from error
-    return Connection(ProxmoxResource(base_url=base, session=session, serializer=JsonSerializer()), session)
+    return Connection(ProxmoxResource(base_url=base, session=session, serializer=Serializer()), session)
 
 
 def _adapter(api: ApiAccess) -> Any:
@@ -198,6 +218,17 @@ def _wrong_certificate(host: Host, wanted: str, text: str) -> ApiError:
     assert api is not None
     match = re.search(r'got "([0-9a-f]+)"', text)
     description = f"the certificate's fingerprint is {colons(match[1])}" if match else text
+    if api.public_ca:
+        return ApiError(
+            wanted=f"{wanted}, from a host whose certificate is valid for its address, and of an authority that this "
+            "machine trusts (api.publicCa)",
+            found=f"{host.address}:{api.port}: {description}",
+            why="the program would send the credentials to whatever answers there",
+            next="see whether the host's address in the settings is a name in its certificate, and whether that has "
+            "been renewed (the node's Certificates in its web interface); or set api.fingerprint in its place",
+            status=0,
+            reason=text,
+        )
     return ApiError(
         wanted=f"{wanted}, from the host whose certificate is the one in "
         f"api.{'fingerprint' if api.fingerprint else 'caFile'}",
