@@ -137,7 +137,9 @@ class CardContainers:
         if why := self._other_card_away(container):
             return why
         self._card.say(f"starting container {ctid} again")
-        start = self._driver.run("pct", "start", ctid, seconds=180)
+        # In a scope of its own: what a start leaves running is the container's, such as dhclient of a `host-managed`
+        # network card (PVE::LXC::manage_dhclient), and would end with this program's service.
+        start = self._driver.run("systemd-run", "-q", "--scope", "--collect", "pct", "start", ctid, seconds=180)
         power = guests.power_of(self._system, "pct", ctid)
         if power == "unknown":
             return f"whether container {ctid} has started isn't known (`pct status {ctid}`)"

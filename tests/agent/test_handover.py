@@ -576,6 +576,11 @@ def test_a_container_is_shut_down_in_a_unit_and_in_its_own_time(host: Host) -> N
     assert "--unit=homelab-handover-big-stop-950 pct shutdown 950 --timeout 8 " in asked(host)
 
 
+def test_what_a_containers_start_leaves_running_outlives_the_service_that_has_started_it(lent: Host) -> None:
+    run(lent, *SERVICE)
+    assert "systemd-run -q --scope --collect pct start 950\n" in asked(lent) and at_home(lent)
+
+
 def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Host) -> None:
     conf = host.read(VM)
     run(host, *START)
@@ -1010,7 +1015,7 @@ def test_what_is_given_up_is_said(lent: Host) -> None:
         run(lent, *SERVICE)
     why = read_record(lent.system(), "big").why
     assert "nothing more is tried after half an hour; once that is mended, `pct start 950`" in why
-    assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("pct start") == 1
+    assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("\npct start") == 1
     assert "containers=950\n" in lent.read(STATE)
 
 
@@ -1040,7 +1045,7 @@ def test_what_was_given_up_and_runs_since_is_said_no_more(lent: Host) -> None:
     assert "`pct start 950`" in held.why
     lent.write("/ct950", "running\n")
     run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == "" and asked(lent).count("pct start") == 2
+    assert at_home(lent) and state(lent) == "" and asked(lent).count("\npct start") == 2
 
 
 def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) -> None:
@@ -1059,7 +1064,7 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
     rewrite(lent, since=str(int(time.time()) - 2400))
     for _ in range(2):
         run(lent, *SERVICE)
-    assert asked(lent).count("pct start 951") == 1 and lent.read("/ct950") == "stopped\n"
+    assert asked(lent).count("\npct start 951") == 1 and lent.read("/ct950") == "stopped\n"
     lent.write(CONTAINER, conf)
     for _ in range(2):
         run(lent, *SERVICE)
@@ -1070,7 +1075,7 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
         ("951",),
     )
     assert "`pct start 951`" in held.why and "950" not in held.why and story(lent).count("nothing more is tried") == 1
-    assert asked(lent).count("pct start 951") == 1
+    assert asked(lent).count("\npct start 951") == 1
     (lent.root / "fails").unlink()
     run(lent, *START)
     assert with_the_vm(lent) and read_record(lent.system(), "big").given_up == ()
