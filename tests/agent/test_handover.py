@@ -453,6 +453,13 @@ def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(hos
     assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
+def test_a_vm_doesnt_start_with_a_card_beside_its_own_that_others_have(host: Host) -> None:
+    cards(host, BIG, Card(name="small", functions={OTHER: "10de:2684"}, vms=(104,)))
+    host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
+    assert "VM 103 names gpus.small" in call(host, *START)
+    assert at_home(host) and state(host) == ""
+
+
 @pytest.mark.parametrize("node", ["/dev/nvidia1", f"/dev/dri/by-path/pci-{OTHER}-render"])
 def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, node: str) -> None:
     small, third = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), "0000:03:00.0"
