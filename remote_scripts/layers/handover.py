@@ -270,7 +270,8 @@ def _take_all(system: System, vmid: str, cards: Sequence[Card]) -> None:
             card_handover.take(vmid)
         except Failure:
             for earlier in taken:
-                earlier.return_card(f"VM {vmid} didn't get all of its cards")
+                if earlier.card.record.state == "VM":  # else it was on vfio-pci already, by other configuration
+                    earlier.return_card(f"VM {vmid} didn't get all of its cards")
             raise
         taken.append(card_handover)
 

@@ -453,6 +453,17 @@ def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(hos
     assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
+def test_a_card_that_is_on_vfio_pci_by_other_configuration_stays_there_where_the_second_is_not_to_be_had(
+    host: Host,
+) -> None:
+    cards(host, Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), BIG)
+    host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
+    host.write(f"{DEVICES}/{GPU}/boot_vga", "1\n")
+    bind(host, OTHER, "vfio-pci")
+    assert "this host's screen" in call(host, *START)
+    assert driver(host, OTHER) == "vfio-pci"
+
+
 def test_a_vm_doesnt_start_with_a_card_beside_its_own_that_others_have(host: Host) -> None:
     cards(host, BIG, Card(name="small", functions={OTHER: "10de:2684"}, vms=(104,)))
     host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
