@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from remote_scripts.shared import card_users, guest_conf, guests, handover
 from remote_scripts.shared.card import Card
@@ -117,12 +117,13 @@ class CardHandover:
         self.need_no_run(vmid)
         try:
             users = card_users.need_possible(self.card, vmid)
+            persistence = self._driver.persistence()
         except RefusedError as error:
             self.card.rest("HELD", f"VM {vmid} didn't get it: {error}")
             next = "nothing was changed; mend that, and start the VM again"
             raise self.refusal(vmid, str(error), next) from error
         try:
-            self._drain(vmid, users)
+            self._drain(vmid, users, persistence)
             card_users.need_unused(self.card)
             self._driver.bind_to_vfio()
             if not self._record_vm():
@@ -166,7 +167,7 @@ class CardHandover:
         self._system.files.remove(self._turned_away_file)
         return True
 
-    def _drain(self, vmid: str, users: Sequence[Container]) -> None:
+    def _drain(self, vmid: str, users: Sequence[Container], persistence: Mapping[str, str]) -> None:
         record = self.card.record
         numbers = self.card.numbers
         ids = [user.ctid for user in users]
@@ -185,7 +186,7 @@ class CardHandover:
             modules=(),
             d3cold=(),
             **self.containers.fields(owed, users),
-            **self._driver.persistence(),
+            **persistence,
         )
         shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
         self.card.say(f"VM {vmid} starts and gets it{shut}")

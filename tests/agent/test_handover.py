@@ -483,7 +483,7 @@ def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, nod
     host.write(CONTAINER, f"{host.read(CONTAINER)}dev1: {node}\n")
     smi, pct = host.programs["nvidia-smi"], host.programs["pct"]
     host.programs["nvidia-smi"] = lambda words, stdin: (
-        smi(words, stdin) if OTHER not in words else "there\n" if driver(host, OTHER) == "nvidia" else 6
+        smi(words, stdin) if OTHER not in words else "Disabled\n" if driver(host, OTHER) == "nvidia" else 6
     )
     host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
     host.write("/ct951", "running\n")
