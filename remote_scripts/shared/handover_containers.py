@@ -217,11 +217,12 @@ class CardContainers:
         card's or another driver's now.
         """
         for container in self._running_with_earlier_nodes():
-            self._card.save(**self._with(container))
             try:
+                self._card.need_saved(**self._with(container))
                 self.shut_down(container.ctid)
             except RefusedError as error:
-                self._card.say(f"{error}; it knows the card by its earlier numbers until it is started again")
+                known = f"container {container.ctid} knows the card by its earlier numbers until it is started again"
+                self._card.say(f"{error}; {known}")
 
     # Started by others.
 

@@ -5,6 +5,7 @@ Its states, events and refusals: test_handover_table.py. Killed at its calls, an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -66,7 +67,7 @@ from tests.agent.handover_kit import (
     with_the_vm,
 )
 from tests.agent.handover_kit import host as host  # a fixture
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Host, Refused, watched
 
 ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
 
@@ -1241,6 +1242,22 @@ def test_a_container_that_knows_the_card_by_earlier_numbers_is_started_again(len
     run(lent, *SERVICE)
     assert asked(lent).count("\npct shutdown 950") == 2 and lent.read("/ct950") == "running\n"
     assert state(lent) == "" and "nvidia1" in lent.read(CONTAINER)
+
+
+def test_nor_does_one_that_knows_the_card_by_earlier_numbers_where_its_start_cant_be_noted(lent: Host) -> None:
+    started_by_hand(lent)
+    lent.write("/vm103", "stopped\n")
+    lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
+    before = asked(lent).count("pct shutdown 950")
+
+    def full(call: str, path: str) -> None:
+        if call == "create" and STATE.rpartition("/")[0] in path:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    with watched(full):
+        run(lent, *SERVICE)
+    assert asked(lent).count("pct shutdown 950") == before
+    assert "can't be noted on the disk; container 950 knows the card by its earlier numbers" in story(lent)
 
 
 RULE = "lxc.cgroup2.devices.allow: c {}:* rwm\n"
