@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from remote_scripts.shared import card_users, guest_conf, guests, handover
+from remote_scripts.shared import card_users, cluster, guest_conf, guests, handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
@@ -337,7 +337,7 @@ class CardHandover:
     def retry(self) -> None:
         """Tries again for a while what came to nothing: containers that didn't start for a reason that passes, such as
         a storage that isn't there yet, and a driver that didn't answer yet. What is locked, such as by a backup, has as
-        long as it takes.
+        long as it takes, and so has a cluster that lost its quorum.
         """
         self.containers.forget_started()
         record = self.card.record
@@ -349,7 +349,8 @@ class CardHandover:
         if is_going_down(self._system):
             return
         locked = [] if record.owed else [ctid for ctid in owed if self.containers.is_locked(ctid)]
-        if owed and len(locked) == len(owed):
+        # Without a quorum none starts, locked or not.
+        if owed and (len(locked) == len(owed) or (not record.owed and cluster.lacks_quorum(self._system))):
             self.card.save(since="now")
             return
         if record.age >= RETRY_SECONDS:

@@ -1026,6 +1026,21 @@ def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(le
     assert at_home(lent) and state(lent) == ""
 
 
+def test_a_quorum_that_is_away_for_longer_than_half_an_hour_is_waited_for(lent: Host) -> None:
+    fails(lent, "pct start 950")
+    lent.write("/etc/pve/corosync.conf", "totem {}\n")
+    (lent.root / "etc/pve/local").symlink_to("nodes/pve")
+    lent.programs["pvecm"] = lambda _words, _stdin: Done(2, b"Quorate:          No\n")
+    run(lent, *SERVICE)
+    rewrite(lent, since=str(int(time.time()) - 2400))
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and asked(lent).count("\npct start 950") == 1
+    fails(lent)
+    lent.programs["pvecm"] = lambda _words, _stdin: "Quorate:          Yes\n"
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
 def test_what_is_given_up_is_said(lent: Host) -> None:
     fails(lent, "pct start 950")
     run(lent, *SERVICE)
