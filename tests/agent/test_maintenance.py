@@ -16,7 +16,7 @@ import pytest
 
 from remote_scripts.layers import cluster_turn, reboot
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, restart, switch
+from remote_scripts.shared import guests_to_start, maintenance, pmxcfs, reboot_required, restart, switch
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -269,6 +269,19 @@ def test_an_ha_manager_that_falls_silent_once_the_turn_is_taken_keeps_the_node_f
     assert "`ha-manager status` gives no answer" in refusal(host)
     is_as_before(host)
     assert not [one for one in said(host) if one.startswith("ha-manager")]
+
+
+def test_a_node_that_doesnt_know_its_own_name_knows_no_guest_to_be_elsewhere(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/etc/pve hangs as the name is asked for, and answers again."""
+    enter = maintenance.enter
+
+    def in_a_bad_moment(system: System, _node: pmxcfs.Node, seconds: float) -> str:
+        return enter(system, pmxcfs.Node("", clustered=True), seconds)
+
+    monkeypatch.setattr(maintenance, "enter", in_a_bad_moment)
+    assert "`ha-manager status` gives no answer" in refusal(host)
 
 
 def test_an_ha_manager_that_falls_silent_while_it_moves_guests_has_moved_none(host: Host) -> None:
