@@ -213,7 +213,7 @@ class CardHandover:
             self.card.say(f"container {ctid} is still going off: it is started after that")
             return
         if self._driver.is_bound():
-            if self._driver.load():
+            if self._driver.attach_others() and self._driver.load():
                 self._restore_users(why)
             return
         alive = self.card.is_alive()
@@ -234,10 +234,10 @@ class CardHandover:
         if not self._driver.release() or not self._driver.load():
             return
         bind = self._driver.bind()
-        if bind.result == "unanswered" and (self._driver.is_step_unknown or self.card.driver != "nvidia"):
+        # A driver that took the card by itself, as its module was loaded, hasn't its other functions yet.
+        if bind.result == "unanswered" or (bind.result == "failed" and self.card.driver == "nvidia"):
             self.card.say(bind.output)
-            return
-        if bind.result != "waits":
+        elif bind.result != "waits":
             self._restore_users(why)
 
     def _has_vm_let_go(self) -> bool:

@@ -178,12 +178,17 @@ class CardDriver:
         )
 
     def is_bound(self) -> bool:
-        """Whether every function is with a driver of the host's, or with none as before."""
-        if self._card.driver != "nvidia" or self._on_vfio():
-            return False
-        if self._card.record.state != "DRAINING":
-            self.run_unit(60, "step_attach")
-        return True
+        """Whether its graphics function is with its driver, and the others with one of the host's, or with none."""
+        return self._card.driver == "nvidia" and not self._on_vfio()
+
+    def attach_others(self) -> bool:
+        """Gives its other functions their drivers, as before; whether that is done."""
+        if self._card.record.state == "DRAINING":  # nothing was taken from them
+            return True
+        attach = self.run_unit(60, "step_attach")
+        if not attach.is_done:
+            self._card.say(f"not all of it is with its drivers yet: {attach.output or 'no text'}")
+        return attach.is_done
 
     def release(self) -> bool:
         """Takes it from vfio-pci; whether that is done."""

@@ -695,6 +695,21 @@ def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reas
     assert at_home(host) and state(host) in ("", "HELD")
 
 
+@pytest.mark.parametrize(("answer", "times"), [(TIMED_OUT, 2), (1, 3)])
+def test_a_card_that_its_driver_took_by_itself_is_not_whole_before_its_last_step_is_done(
+    host: Host, answer: int, times: int
+) -> None:
+    unbind(host, OTHER)
+    run(host, *START)
+    real, left = host.programs["systemd-run"], ["step_attach"] * times
+    host.programs["systemd-run"] = lambda words, stdin: (
+        answer if {*words} & {*left} and left.pop() else real(words, stdin)
+    )
+    for _ in range(3):
+        run(host, *SERVICE)
+    assert at_home(host, only=True) and state(host) == ""
+
+
 def test_a_step_that_can_not_be_asked_about_is_at_work(host: Host) -> None:
     host.write(STATE, f"state=DETACHED\nvm=103\nboot=boot\nsince={now()}\ncontainers=950\n")
     says(host, "systemctl", "is-active", 1)
