@@ -116,8 +116,10 @@ class CardContainers:
         except RefusedError as error:
             return f"{error}: it stays off"
         if container is None:
-            is_gone = guests.is_gone(self._system, "pct", ctid)
-            return "" if is_gone else f"it isn't known whether container {ctid} is there"
+            if not guests.is_gone(self._system, "pct", ctid):
+                return f"it isn't known whether container {ctid} is there"
+            self._card.say(f"container {ctid}, which was shut down, isn't on this host any more: it is left as it is")
+            return ""
         if self._is_another(container):
             self._card.say(f"container {ctid} is another one than the one that was shut down: it is left as it is")
             return ""

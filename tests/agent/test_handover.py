@@ -1173,6 +1173,12 @@ def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -
     assert state(lent) == "" and "container 950 is another one" in story(lent)
 
 
+def test_a_container_that_was_moved_away_meanwhile_is_named(lent: Host) -> None:
+    (lent.root / CONTAINER[1:]).unlink()
+    run(lent, *SERVICE)
+    assert "container 950, which was shut down, isn't on this host any more" in story(lent) and state(lent) == ""
+
+
 def test_a_container_that_got_a_network_card_meanwhile_is_the_same(lent: Host) -> None:
     lent.write(CONTAINER, f"{lent.read(CONTAINER)}net1: name=eth1,hwaddr=AA:BB:CC:00:00:02\n")
     run(lent, *SERVICE)
