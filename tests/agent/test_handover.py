@@ -454,9 +454,7 @@ def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(hos
     assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
-def test_a_card_that_is_on_vfio_pci_by_other_configuration_stays_there_where_the_second_is_not_to_be_had(
-    host: Host,
-) -> None:
+def test_a_card_that_other_configuration_has_bound_stays_there(host: Host) -> None:
     cards(host, Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), BIG)
     host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
     host.write(f"{DEVICES}/{GPU}/boot_vga", "1\n")
@@ -595,7 +593,7 @@ def test_a_container_is_shut_down_in_a_unit_and_in_its_own_time(host: Host) -> N
     assert "--unit=homelab-handover-big-stop-950 pct shutdown 950 --timeout 8 " in asked(host)
 
 
-def test_what_a_containers_start_leaves_running_outlives_the_service_that_has_started_it(lent: Host) -> None:
+def test_what_a_containers_start_leaves_running_outlives_the_service(lent: Host) -> None:
     run(lent, *SERVICE)
     assert "systemd-run -q --scope --collect pct start 950\n" in asked(lent) and at_home(lent)
 
@@ -696,9 +694,7 @@ def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reas
 
 
 @pytest.mark.parametrize(("answer", "times"), [(TIMED_OUT, 2), (1, 3)])
-def test_a_card_that_its_driver_took_by_itself_is_not_whole_before_its_last_step_is_done(
-    host: Host, answer: int, times: int
-) -> None:
+def test_a_card_is_not_whole_before_its_last_step_is_done(host: Host, answer: int, times: int) -> None:
     unbind(host, OTHER)
     run(host, *START)
     real, left = host.programs["systemd-run"], ["step_attach"] * times
@@ -1280,7 +1276,7 @@ def test_a_container_that_knows_the_card_by_earlier_numbers_is_started_again(len
     assert state(lent) == "" and "nvidia1" in lent.read(CONTAINER)
 
 
-def test_nor_does_one_that_knows_the_card_by_earlier_numbers_where_its_start_cant_be_noted(lent: Host) -> None:
+def test_no_container_goes_off_for_new_numbers_whose_start_cant_be_noted(lent: Host) -> None:
     started_by_hand(lent)
     lent.write("/vm103", "stopped\n")
     lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
