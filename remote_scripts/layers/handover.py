@@ -234,23 +234,20 @@ def _not_as_written(found: str) -> Failure:
 
 
 def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
-    configured = [card for card in cards if int(vmid) in card.vms]
-    if not configured:
-        # A VM that was restored or cloned from such a VM brings the hookscript along. Proxmox VE would take the card
-        # from its driver without a look.
-        for card in cards:
-            if card_users.names_card(SharedCard(system, card), vmid):
-                others = ", ".join(map(str, card.vms)) or "none"
-                raise Failure(
-                    f"VM {vmid} without a card that it isn't to have",
-                    f"VM {vmid} names gpus.{card.name}, and the settings give that card to VM {others}",
-                    "a card that is still in use makes NVIDIA's driver wait for ever, so it is taken only when nothing "
-                    "uses it",
-                    "name the card under the VM in the settings, or take it out of it",
-                )
-        return
     # A user may have taken a card out of it.
-    named = [card for card in configured if card_users.names_card(SharedCard(system, card), vmid)]
+    named = [card for card in cards if card_users.names_card(SharedCard(system, card), vmid)]
+    for card in named:
+        # Such as a VM that was restored or cloned from one that has it, and has brought the hookscript along. Proxmox
+        # VE would take the card from its driver without a look.
+        if int(vmid) not in card.vms:
+            others = ", ".join(map(str, card.vms)) or "none"
+            raise Failure(
+                f"VM {vmid} without a card that it isn't to have",
+                f"VM {vmid} names gpus.{card.name}, and the settings give that card to VM {others}",
+                "a card that is still in use makes NVIDIA's driver wait for ever, so it is taken only when nothing "
+                "uses it",
+                "name the card under the VM in the settings, or take it out of it",
+            )
     if not named:
         return
     # Before the wait for the host, which a run may have for long; and once more with it.
@@ -273,7 +270,8 @@ def _take_all(system: System, vmid: str, cards: Sequence[Card]) -> None:
             card_handover.take(vmid)
         except Failure:
             for earlier in taken:
-                earlier.return_card(f"VM {vmid} didn't get all of its cards")
+                if earlier.card.record.state == "VM":  # else it was on vfio-pci already, by other configuration
+                    earlier.return_card(f"VM {vmid} didn't get all of its cards")
             raise
         taken.append(card_handover)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from remote_scripts.shared import card_users, guest_conf, guests, handover
+from remote_scripts.shared import card_users, cluster, guest_conf, guests, handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
@@ -117,12 +117,13 @@ class CardHandover:
         self.need_no_run(vmid)
         try:
             users = card_users.need_possible(self.card, vmid)
+            persistence = self._driver.persistence()
         except RefusedError as error:
             self.card.rest("HELD", f"VM {vmid} didn't get it: {error}")
             next = "nothing was changed; mend that, and start the VM again"
             raise self.refusal(vmid, str(error), next) from error
         try:
-            self._drain(vmid, users)
+            self._drain(vmid, users, persistence)
             card_users.need_unused(self.card)
             self._driver.bind_to_vfio()
             if not self._record_vm():
@@ -166,7 +167,7 @@ class CardHandover:
         self._system.files.remove(self._turned_away_file)
         return True
 
-    def _drain(self, vmid: str, users: Sequence[Container]) -> None:
+    def _drain(self, vmid: str, users: Sequence[Container], persistence: Mapping[str, str]) -> None:
         record = self.card.record
         numbers = self.card.numbers
         ids = [user.ctid for user in users]
@@ -185,7 +186,7 @@ class CardHandover:
             modules=(),
             d3cold=(),
             **self.containers.fields(owed, users),
-            **self._driver.persistence(),
+            **persistence,
         )
         shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
         self.card.say(f"VM {vmid} starts and gets it{shut}")
@@ -212,7 +213,7 @@ class CardHandover:
             self.card.say(f"container {ctid} is still going off: it is started after that")
             return
         if self._driver.is_bound():
-            if self._driver.load():
+            if self._driver.attach_others() and self._driver.load():
                 self._restore_users(why)
             return
         alive = self.card.is_alive()
@@ -233,10 +234,10 @@ class CardHandover:
         if not self._driver.release() or not self._driver.load():
             return
         bind = self._driver.bind()
-        if bind.result == "unanswered":  # its other functions may have no driver yet
+        # A driver that took the card by itself, as its module was loaded, hasn't its other functions yet.
+        if bind.result == "unanswered" or (bind.result == "failed" and self.card.driver == "nvidia"):
             self.card.say(bind.output)
-            return
-        if bind.result != "waits":
+        elif bind.result != "waits":
             self._restore_users(why)
 
     def _has_vm_let_go(self) -> bool:
@@ -336,7 +337,7 @@ class CardHandover:
     def retry(self) -> None:
         """Tries again for a while what came to nothing: containers that didn't start for a reason that passes, such as
         a storage that isn't there yet, and a driver that didn't answer yet. What is locked, such as by a backup, has as
-        long as it takes.
+        long as it takes, and so has a cluster that lost its quorum.
         """
         self.containers.forget_started()
         record = self.card.record
@@ -348,7 +349,8 @@ class CardHandover:
         if is_going_down(self._system):
             return
         locked = [] if record.owed else [ctid for ctid in owed if self.containers.is_locked(ctid)]
-        if owed and len(locked) == len(owed):
+        # Without a quorum none starts, locked or not.
+        if owed and (len(locked) == len(owed) or (not record.owed and cluster.lacks_quorum(self._system))):
             self.card.save(since="now")
             return
         if record.age >= RETRY_SECONDS:

@@ -427,8 +427,7 @@ def end_turn(system: System, seconds: float, return_seconds: float = 0, *, itsel
 
 def _is_over(system: System) -> bool:
     """Each part for itself: one that fails keeps no other from being put back."""
-    left = maintenance.leave(system)
-    let_go = ceph.let_disks_go(system)
+    left, let_go = _is_put_back(system, maintenance.leave), _is_put_back(system, ceph.let_disks_go)
     node = pmxcfs.this_node(system)
     if not left or not let_go or not node.name:
         return False
@@ -448,6 +447,14 @@ def _is_over(system: System) -> bool:
     except (OSError, Failure):  # it doesn't answer, or there is no quorum
         return False
     return True
+
+
+def _is_put_back(system: System, put_back: Callable[[System], bool]) -> bool:
+    """False also where it can't be noted on this host that it isn't set any more, such as on a full disk."""
+    try:
+        return put_back(system)
+    except OSError:
+        return False
 
 
 def _is_own(system: System, node: Node, path: str) -> bool:

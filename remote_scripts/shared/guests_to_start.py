@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from remote_scripts.shared import guests, notes
+from remote_scripts.shared import guests, handover, notes
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.own_timer import OwnTimer
 from remote_scripts.tools.files import HOME
@@ -88,7 +88,7 @@ def write(system: System, noted: list[Line]) -> None:
 
 
 def note_running(system: System) -> str:
-    """Before the restart: the guests that run now, and those that an earlier restart still owes a start.
+    """Before the restart: the guests that run now, and those that a handover or an earlier restart still owes a start.
 
     :returns: why that isn't known, or can't be noted; empty: it is.
     :raises Failure: as of `lines`, and `Work.tries`.
@@ -106,6 +106,7 @@ def note_running(system: System) -> str:
                 "is not known"
             )
         noted += [Line(program, str(guest.id), seconds, boot) for guest in running]
+    noted += [Line("pct", ctid, seconds, boot) for ctid in handover.owed_starts(system)]
     here = {(line.program, line.guest) for line in noted}
     try:
         with system.work.holding(LOCK, _LOCK_SECONDS) as has:

@@ -131,8 +131,8 @@ def services_here(system: System, node: Node) -> list[str]:
         has = has_services(system, node)
     except Failure as failure:
         raise NoAnswerError(failure.found) from failure
-    if has is None:
-        raise NoAnswerError("/etc/pve isn't there")
+    if has is None or (has and not node.name):  # without its name, every service would be another node's
+        raise NoAnswerError("/etc/pve isn't there, or doesn't answer")
     return [service.id for service in status(system).of(node.name) if not service.is_left] if has else []
 
 

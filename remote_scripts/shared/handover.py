@@ -172,6 +172,19 @@ def recorded_names(system: System) -> Iterator[str]:
             yield name
 
 
+def owed_starts(system: System) -> list[str]:
+    """The containers that were shut down for a VM in this boot, are off still, and are to be started again. What can't
+    be read keeps no other one from being named: a run ends there (`need_rest`).
+    """
+    ctids: list[str] = []
+    for name in recorded_names(system):
+        with suppress(Failure):
+            record = read_record(system, name)
+            if record.state == "HELD" and record.boot == boot_id(system):
+                ctids += [ctid for ctid in record.containers if ctid not in record.given_up]
+    return ctids
+
+
 def _unknown(path: str, found: str) -> Failure:
     return Failure(
         f"to know where the card is, by {path}",

@@ -116,8 +116,10 @@ class CardContainers:
         except RefusedError as error:
             return f"{error}: it stays off"
         if container is None:
-            is_gone = guests.is_gone(self._system, "pct", ctid)
-            return "" if is_gone else f"it isn't known whether container {ctid} is there"
+            if not guests.is_gone(self._system, "pct", ctid):
+                return f"it isn't known whether container {ctid} is there"
+            self._card.say(f"container {ctid}, which was shut down, isn't on this host any more: it is left as it is")
+            return ""
         if self._is_another(container):
             self._card.say(f"container {ctid} is another one than the one that was shut down: it is left as it is")
             return ""
@@ -137,7 +139,9 @@ class CardContainers:
         if why := self._other_card_away(container):
             return why
         self._card.say(f"starting container {ctid} again")
-        start = self._driver.run("pct", "start", ctid, seconds=180)
+        # In a scope of its own: what a start leaves running is the container's, such as dhclient of a `host-managed`
+        # network card (PVE::LXC::manage_dhclient), and would end with this program's service.
+        start = self._driver.run("systemd-run", "-q", "--scope", "--collect", "pct", "start", ctid, seconds=180)
         power = guests.power_of(self._system, "pct", ctid)
         if power == "unknown":
             return f"whether container {ctid} has started isn't known (`pct status {ctid}`)"
@@ -215,11 +219,12 @@ class CardContainers:
         card's or another driver's now.
         """
         for container in self._running_with_earlier_nodes():
-            self._card.save(**self._with(container))
             try:
+                self._card.need_saved(**self._with(container))
                 self.shut_down(container.ctid)
             except RefusedError as error:
-                self._card.say(f"{error}; it knows the card by its earlier numbers until it is started again")
+                known = f"container {container.ctid} knows the card by its earlier numbers until it is started again"
+                self._card.say(f"{error}; {known}")
 
     # Started by others.
 

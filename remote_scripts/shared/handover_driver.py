@@ -19,6 +19,8 @@ from remote_scripts.tools.run import TIMED_OUT
 #: For a step whose caller was killed.
 STEP_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
+# As nvidia-smi says them; the last two of a card that has none.
+_PERSISTENCE_MODES = ("Enabled", "Disabled", "[N/A]", "[Not Supported]")
 
 
 def program(*words: str) -> tuple[str, ...]:
@@ -108,11 +110,16 @@ class CardDriver:
     def persistence(self) -> dict[str, str]:
         """What is to be recorded of its persistence mode, and of the persistence daemon, if that is this card's
         alone.
+
+        :raises RefusedError: which mode it has isn't known: the driver forgets it with the card.
         """
-        mode = self._nvidia_smi("-i", self._card.gpu, "--query-gpu=persistence_mode", "--format=csv,noheader")
+        query = self._nvidia_smi("-i", self._card.gpu, "--query-gpu=persistence_mode", "--format=csv,noheader")
+        mode = query.output.partition("\n")[0].strip()  # behind it, nvidia-smi may warn
+        if not query.is_done or mode not in _PERSISTENCE_MODES:
+            raise RefusedError(f"its persistence mode isn't known: {query.output or 'no text'}")
         is_only = self._card.is_only()
         units = nvidia.DAEMON if is_only and handover.is_active(self._system, nvidia.DAEMON) else ""
-        return {"persistence": "".join(mode.output.split()) if mode.is_done else "", "units": units}
+        return {"persistence": mode, "units": units}
 
     def drain(self) -> None:
         """The driver lets go of the card when its last user does, and takes no new ones.
@@ -171,12 +178,17 @@ class CardDriver:
         )
 
     def is_bound(self) -> bool:
-        """Whether every function is with a driver of the host's, or with none as before."""
-        if self._card.driver != "nvidia" or self._on_vfio():
-            return False
-        if self._card.record.state != "DRAINING":
-            self.run_unit(60, "step_attach")
-        return True
+        """Whether its graphics function is with its driver, and the others with one of the host's, or with none."""
+        return self._card.driver == "nvidia" and not self._on_vfio()
+
+    def attach_others(self) -> bool:
+        """Gives its other functions their drivers, as before; whether that is done."""
+        if self._card.record.state == "DRAINING":  # nothing was taken from them
+            return True
+        attach = self.run_unit(60, "step_attach")
+        if not attach.is_done:
+            self._card.say(f"not all of it is with its drivers yet: {attach.output or 'no text'}")
+        return attach.is_done
 
     def release(self) -> bool:
         """Takes it from vfio-pci; whether that is done."""

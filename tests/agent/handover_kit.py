@@ -144,6 +144,8 @@ def _take(host: Host, path: str, value: str) -> None:
         unbind(host, value)
         if was == "nvidia" and (gpus / value).exists():
             (gpus / value).rename(kept / value)
+        if value == GPU and was == "nvidia":
+            host.write("/persistence", "Disabled\n")  # the mode is the driver's own, which knows the card no more
     elif name in ("bind", "drivers_probe"):
         wanted = path.split("/")[-2] if name == "bind" else override(host, value) or _OWN[value]
         is_loaded = host.exists("/proc/driver/nvidia/version") or wanted != "nvidia"
@@ -233,6 +235,7 @@ def _rmmod(host: Host, module: str) -> Done | int:
     host.write("/proc/devices", re.sub(rf"(?m)^\d+ {name}\n", "", devices))
     if module == "nvidia":
         unbind(host, GPU)
+        host.write("/persistence", "Disabled\n")
         (host.root / "proc/driver/nvidia").rename(host.root / "kept/nvidia")
     return 0
 

@@ -630,6 +630,16 @@ def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
     assert [line.split()[1] for line in host.read(f"{HOME}/ran").splitlines()] == ["103", "105", "901"]
 
 
+def test_a_container_that_a_handover_owes_a_start_is_noted(host: Host) -> None:
+    (host.root / f"{HOME}/ran"[1:]).unlink()
+    for name, boot, owed in (("big", B, "902 903"), ("old", A, "904")):
+        text = f"state=HELD\nvm=103\nboot={boot}\nsince=1\ncontainers={owed}\ngiven_up=903\n"
+        host.write(f"{HOME}/handover/{name}.state", text)
+    host.write(f"{HOME}/handover/bad.state", "state=?\n")
+    assert note(host) == ""
+    assert [line.split()[:2] for line in host.read(f"{HOME}/ran").splitlines()] == [["pct", "902"]]
+
+
 def test_a_host_without_a_running_guest_has_nothing_to_note(host: Host) -> None:
     (host.root / f"{HOME}/ran"[1:]).unlink()
     assert note(host) == "" and is_over(host)

@@ -5,6 +5,7 @@ Its states, events and refusals: test_handover_table.py. Killed at its calls, an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -66,7 +67,7 @@ from tests.agent.handover_kit import (
     with_the_vm,
 )
 from tests.agent.handover_kit import host as host  # a fixture
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Host, Refused, watched
 
 ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
 
@@ -453,6 +454,22 @@ def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(hos
     assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
+def test_a_card_that_other_configuration_has_bound_stays_there(host: Host) -> None:
+    cards(host, Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), BIG)
+    host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
+    host.write(f"{DEVICES}/{GPU}/boot_vga", "1\n")
+    bind(host, OTHER, "vfio-pci")
+    assert "this host's screen" in call(host, *START)
+    assert driver(host, OTHER) == "vfio-pci"
+
+
+def test_a_vm_doesnt_start_with_a_card_beside_its_own_that_others_have(host: Host) -> None:
+    cards(host, BIG, Card(name="small", functions={OTHER: "10de:2684"}, vms=(104,)))
+    host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
+    assert "VM 103 names gpus.small" in call(host, *START)
+    assert at_home(host) and state(host) == ""
+
+
 @pytest.mark.parametrize("node", ["/dev/nvidia1", f"/dev/dri/by-path/pci-{OTHER}-render"])
 def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, node: str) -> None:
     small, third = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), "0000:03:00.0"
@@ -465,7 +482,7 @@ def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, nod
     host.write(CONTAINER, f"{host.read(CONTAINER)}dev1: {node}\n")
     smi, pct = host.programs["nvidia-smi"], host.programs["pct"]
     host.programs["nvidia-smi"] = lambda words, stdin: (
-        smi(words, stdin) if OTHER not in words else "there\n" if driver(host, OTHER) == "nvidia" else 6
+        smi(words, stdin) if OTHER not in words else "Disabled\n" if driver(host, OTHER) == "nvidia" else 6
     )
     host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
     host.write("/ct951", "running\n")
@@ -576,6 +593,11 @@ def test_a_container_is_shut_down_in_a_unit_and_in_its_own_time(host: Host) -> N
     assert "--unit=homelab-handover-big-stop-950 pct shutdown 950 --timeout 8 " in asked(host)
 
 
+def test_what_a_containers_start_leaves_running_outlives_the_service(lent: Host) -> None:
+    run(lent, *SERVICE)
+    assert "systemd-run -q --scope --collect pct start 950\n" in asked(lent) and at_home(lent)
+
+
 def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Host) -> None:
     conf = host.read(VM)
     run(host, *START)
@@ -669,6 +691,19 @@ def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reas
     host.programs |= {"systemd-run": run_real, "systemctl": ask_real}
     run(host, *SERVICE)
     assert at_home(host) and state(host) in ("", "HELD")
+
+
+@pytest.mark.parametrize(("answer", "times"), [(TIMED_OUT, 2), (1, 3)])
+def test_a_card_is_not_whole_before_its_last_step_is_done(host: Host, answer: int, times: int) -> None:
+    unbind(host, OTHER)
+    run(host, *START)
+    real, left = host.programs["systemd-run"], ["step_attach"] * times
+    host.programs["systemd-run"] = lambda words, stdin: (
+        answer if {*words} & {*left} and left.pop() else real(words, stdin)
+    )
+    for _ in range(3):
+        run(host, *SERVICE)
+    assert at_home(host, only=True) and state(host) == ""
 
 
 def test_a_step_that_can_not_be_asked_about_is_at_work(host: Host) -> None:
@@ -1002,6 +1037,21 @@ def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(le
     assert at_home(lent) and state(lent) == ""
 
 
+def test_a_quorum_that_is_away_for_longer_than_half_an_hour_is_waited_for(lent: Host) -> None:
+    fails(lent, "pct start 950")
+    lent.write("/etc/pve/corosync.conf", "totem {}\n")
+    (lent.root / "etc/pve/local").symlink_to("nodes/pve")
+    lent.programs["pvecm"] = lambda _words, _stdin: Done(2, b"Quorate:          No\n")
+    run(lent, *SERVICE)
+    rewrite(lent, since=str(int(time.time()) - 2400))
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and asked(lent).count("\npct start 950") == 1
+    fails(lent)
+    lent.programs["pvecm"] = lambda _words, _stdin: "Quorate:          Yes\n"
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
 def test_what_is_given_up_is_said(lent: Host) -> None:
     fails(lent, "pct start 950")
     run(lent, *SERVICE)
@@ -1010,7 +1060,7 @@ def test_what_is_given_up_is_said(lent: Host) -> None:
         run(lent, *SERVICE)
     why = read_record(lent.system(), "big").why
     assert "nothing more is tried after half an hour; once that is mended, `pct start 950`" in why
-    assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("pct start") == 1
+    assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("\npct start") == 1
     assert "containers=950\n" in lent.read(STATE)
 
 
@@ -1040,7 +1090,7 @@ def test_what_was_given_up_and_runs_since_is_said_no_more(lent: Host) -> None:
     assert "`pct start 950`" in held.why
     lent.write("/ct950", "running\n")
     run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == "" and asked(lent).count("pct start") == 2
+    assert at_home(lent) and state(lent) == "" and asked(lent).count("\npct start") == 2
 
 
 def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) -> None:
@@ -1059,7 +1109,7 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
     rewrite(lent, since=str(int(time.time()) - 2400))
     for _ in range(2):
         run(lent, *SERVICE)
-    assert asked(lent).count("pct start 951") == 1 and lent.read("/ct950") == "stopped\n"
+    assert asked(lent).count("\npct start 951") == 1 and lent.read("/ct950") == "stopped\n"
     lent.write(CONTAINER, conf)
     for _ in range(2):
         run(lent, *SERVICE)
@@ -1070,7 +1120,7 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
         ("951",),
     )
     assert "`pct start 951`" in held.why and "950" not in held.why and story(lent).count("nothing more is tried") == 1
-    assert asked(lent).count("pct start 951") == 1
+    assert asked(lent).count("\npct start 951") == 1
     (lent.root / "fails").unlink()
     run(lent, *START)
     assert with_the_vm(lent) and read_record(lent.system(), "big").given_up == ()
@@ -1117,6 +1167,12 @@ def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -
     run(lent, *SERVICE)
     assert lent.read("/ct950") == "stopped\n" and "pct start" not in asked(lent)
     assert state(lent) == "" and "container 950 is another one" in story(lent)
+
+
+def test_a_container_that_was_moved_away_meanwhile_is_named(lent: Host) -> None:
+    (lent.root / CONTAINER[1:]).unlink()
+    run(lent, *SERVICE)
+    assert "container 950, which was shut down, isn't on this host any more" in story(lent) and state(lent) == ""
 
 
 def test_a_container_that_got_a_network_card_meanwhile_is_the_same(lent: Host) -> None:
@@ -1218,6 +1274,22 @@ def test_a_container_that_knows_the_card_by_earlier_numbers_is_started_again(len
     run(lent, *SERVICE)
     assert asked(lent).count("\npct shutdown 950") == 2 and lent.read("/ct950") == "running\n"
     assert state(lent) == "" and "nvidia1" in lent.read(CONTAINER)
+
+
+def test_no_container_goes_off_for_new_numbers_whose_start_cant_be_noted(lent: Host) -> None:
+    started_by_hand(lent)
+    lent.write("/vm103", "stopped\n")
+    lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
+    before = asked(lent).count("pct shutdown 950")
+
+    def full(call: str, path: str) -> None:
+        if call == "create" and STATE.rpartition("/")[0] in path:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    with watched(full):
+        run(lent, *SERVICE)
+    assert asked(lent).count("pct shutdown 950") == before
+    assert "can't be noted on the disk; container 950 knows the card by its earlier numbers" in story(lent)
 
 
 RULE = "lxc.cgroup2.devices.allow: c {}:* rwm\n"

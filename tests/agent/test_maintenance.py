@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from remote_scripts.layers import cluster_turn, reboot
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, restart, switch
+from remote_scripts.shared import guests_to_start, maintenance, pmxcfs, reboot_required, restart, switch
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -39,7 +40,7 @@ from tests.agent.cluster_kit import (
     with_disks,
     with_ha,
 )
-from tests.agent.kit import Cut, Host, Refused, cuts, left_by
+from tests.agent.kit import Cut, Host, Refused, cuts, left_by, watched
 from tests.waiting import wait_until
 
 __all__ = ["clock"]
@@ -270,6 +271,19 @@ def test_an_ha_manager_that_falls_silent_once_the_turn_is_taken_keeps_the_node_f
     assert not [one for one in said(host) if one.startswith("ha-manager")]
 
 
+def test_a_node_that_doesnt_know_its_own_name_knows_no_guest_to_be_elsewhere(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/etc/pve hangs as the name is asked for, and answers again."""
+    enter = maintenance.enter
+
+    def in_a_bad_moment(system: System, _node: pmxcfs.Node, seconds: float) -> str:
+        return enter(system, pmxcfs.Node("", clustered=True), seconds)
+
+    monkeypatch.setattr(maintenance, "enter", in_a_bad_moment)
+    assert "`ha-manager status` gives no answer" in refusal(host)
+
+
 def test_an_ha_manager_that_falls_silent_while_it_moves_guests_has_moved_none(host: Host) -> None:
     """Nor is its mode known to be off afterwards."""
     answers = silent_once(host, lambda: host.exists(f"{STATE}/mode") or "disable" in " ".join(said(host)))
@@ -435,6 +449,23 @@ def test_a_mode_that_stays_on_is_said_and_keeps_no_disk_from_being_replaced(host
     assert "HA has its maintenance mode on still: the node goes on" in refusal(host)
     assert kept_disks(host) == [] and "noout" not in host.read(f"{HOME}/away")
     assert "maintenance pve1" in host.read(f"{HOME}/away") and host.exists(LINK)
+
+
+def test_what_a_full_disk_cant_note_as_put_back_is_put_back(host: Host) -> None:
+    with_disks(host)
+    ask(host)
+    (host.root / ORDERED[1:]).unlink()
+
+    def full(call: str, path: str) -> None:
+        if call == "create" and f"{HOME}/" in path:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    with pytest.MonkeyPatch.context() as patch, watched(full):
+        patch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)
+        assert not host.ask("apply", "cluster_turn", cluster_turn.Wanted())["over"]
+    assert kept_disks(host) == [] and not host.exists(f"{STATE}/mode")
+    end(host)
+    is_as_before(host)
 
 
 def test_nobody_waits_for_ever_for_guests_that_ha_brings_back(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
