@@ -10,7 +10,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.provider.base import GoneError
-from homelab.provider.new_guest import CreatedGuest, NewGuestWork, created_vm
+from homelab.provider.new_guest import CreatedGuest, NewGuestWork, created_vm, id_in_use
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.base import NewGuest, NewGuestInputs
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
@@ -155,10 +155,24 @@ def test_one_that_has_moved_is_changed_only_if_it_is_the_same(text: str, refused
         assert work.done == ["disk", "changed on pve2: "]
 
 
-def test_its_mark_of_before_counts_where_it_has_moved() -> None:
-    before, work = dataclasses.replace(INPUTS, mark="Created by Pulumi: p/s/b"), Guests({"pve2": OURS})
-    work.update(dataclasses.replace(before, node="pve2", mark="Created by Pulumi: p/s/c"), INPUTS, OUTPUTS)
+@pytest.mark.parametrize(("before", "now"), [(MARK, "Created by Pulumi: p/s/b"), ("Created by Pulumi: p/s/b", MARK)])
+def test_where_it_has_moved_its_mark_and_the_one_before_count(before: str, now: str) -> None:
+    work, moved = Guests({"pve2": OURS}), dataclasses.replace(INPUTS, node="pve2", mark=now)
+    work.update(moved, dataclasses.replace(INPUTS, mark=before), OUTPUTS)
     assert work.done == ["disk", "changed on pve2: "]
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"description": f"Created by Pulumi: p/s/b {MADE}"}, "this stack has created VM 103 as vms.b"),
+        ({**OURS, "lock": "clone"}, "there is a VM 103 already: without a name, locked (clone)"),
+        ({"description": "Created by Pulumi: p/other/b", "name": "x"}, "there is a VM 103 already: x"),
+        ({}, "there is a VM 103 already: without a name"),
+    ],
+)
+def test_whose_the_guest_of_its_id_is_is_said(config: dict[str, str], found: str) -> None:
+    assert id_in_use(MARK, created_vm(103, "a"), config).found == found
 
 
 def test_each_making_of_it_has_a_name_of_its_own() -> None:
