@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from homelab.container import other_makers
+from homelab.container import plan as container_plan
 from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import GuestConfig, HostFacts
@@ -140,6 +142,18 @@ def test_notes_move_with_the_same_container_only(
         assert (done, found.generation, found.identity) == (moved, generation, now)
 
 
+@pytest.mark.parametrize("silent", ["pve1", "pve2"])
+def test_notes_that_cant_be_moved_stay_where_they_are(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+    nodes = Nodes(pve1="NOTED", pve2="", pve3="")
+    nodes.records[silent] = None
+    before = dict(nodes.records)
+    monkeypatch.setattr(ssh, "connect", nodes.connect)
+    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
+    with pytest.raises(HomelabError, match="moved from pve1 to pve2"):
+        asyncio.run(work._move_record(probe("pve2"), "pve1", "pve2"))
+    assert nodes.records == before
+
+
 @pytest.mark.parametrize(
     ("cluster", "noted", "done"),
     [
@@ -178,6 +192,9 @@ def test_what_leaves_the_settings_is_given_back_here_and_where_it_is_now(
         ({"gone": True}, (4, 2, True)),
         ({"away": "its card is away", "_drift": ["x"]}, (4, 2, False)),
         ({"away": "its card is away", "gone": True, "_drift": ["x"]}, (5, 2, True)),
+        ({"node": "pve3", "_drift": ["x"]}, (5, 2, False)),
+        ({"node": "pve3", "roams": True, "_drift": ["x"], "gone": True}, (4, 2, False)),
+        ({"roams": True, "_drift": ["x"]}, (5, 2, False)),
     ],
 )
 def test_a_refresh_tells_kinds_of_drift_apart(
@@ -187,13 +204,41 @@ def test_a_refresh_tells_kinds_of_drift_apart(
     facts = desktop()
     configs = [] if drift.get("gone") else [GuestConfig(kind="lxc", id=901, lines=LINES)]
     away = replace(facts.handover, away=drift.get("away", ""))
-    facts = replace(facts, handover=away, guests=replace(facts.guests, configs=configs))
+    places = replace(facts.cluster, node="pve1", places=f"{drift['node']}/lxc/901.conf" if "node" in drift else "")
+    facts = replace(facts, handover=away, guests=replace(facts.guests, configs=configs), cluster=places)
     monkeypatch.setattr(work, "facts_of_refresh", lambda _: facts)
+    entry: dict[str, Any] = {"host": "home" if drift.get("roams") else "pve1", "ctid": 901, "gpus": []}
+    work.stack = replace(work.stack, texts={**work.stack.texts, "containers": json.dumps({"ai": entry})})
     monkeypatch.setattr(container_probe, "_drift", lambda *_: drift.get("_drift", []))
     for name in ("_library_drift", "_device_drift"):
         monkeypatch.setattr(work, name, lambda *_, name=name: drift.get(name, []))
     now = work.read(probe("pve1"), outputs(generation=4, again=2))
     assert (now.generation, now.again, now.stale) == found
+
+
+AMD = {"address": "0000:06:00.0", "kinds": ["render"], "nodes": ["/dev/dri/renderD128"]}
+
+
+@pytest.mark.parametrize(
+    ("known", "minors", "node", "drift"),
+    [
+        (True, [0], "/dev/dri/renderD128", []),
+        (True, [1], "/dev/dri/renderD128", ["its cards are /dev/nvidia[1], not /dev/nvidia[0]"]),
+        (True, [0], "/dev/dri/renderD129", ["the nodes of gpus.amd are /dev/dri/renderD129, not /dev/dri/renderD128"]),
+        (False, [1], "/dev/dri/renderD129", []),
+    ],
+    ids=["as it was", "another number", "another node", "it leaves the settings"],
+)
+def test_other_numbers_and_nodes_of_its_cards_are_drift(
+    monkeypatch: pytest.MonkeyPatch, known: bool, minors: list[int], node: str, drift: list[str]
+) -> None:
+    entries = {"ai": {"host": "pve1", "ctid": 901, "gpus": []}} if known else {}
+    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
+    now = {"amd": {**AMD, "nodes": [node]}, "new": {**AMD, "nodes": ["/dev/dri/renderD130"]}}
+    monkeypatch.setattr(container_plan, "numbers", lambda *_: (minors, []))
+    monkeypatch.setattr(other_makers, "shared", lambda *_: (now, []))
+    found = ContainerProbeWork(texts)._device_drift(desktop(), probe("pve1"), outputs(minors=[0], shared={"amd": AMD}))
+    assert found == drift
 
 
 # -- a state that was lost -----------------------------------------------------------------------------------------

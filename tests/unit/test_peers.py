@@ -18,7 +18,28 @@ from homelab.settings import Host
 from tests.unit.test_moved_containers import CLUSTER
 
 ALONE = {**CLUSTER["pve1"], "address": "192.0.2.9", "cluster": None}
-STACK = StackTexts({"hosts": json.dumps({**CLUSTER, "pve9": ALONE}), "allowPlainSecrets": "true"})
+STACK = StackTexts(
+    {
+        "hosts": json.dumps({**CLUSTER, "pve8": {**ALONE, "address": "192.0.2.8", "node": "pve"}, "pve9": ALONE}),
+        "allowPlainSecrets": "true",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "node", "found"),
+    [
+        ("pve1", "pve1", "pve1"),
+        ("pve1", "pve3", "pve3"),
+        ("pve1", "pve9", None),  # of no cluster
+        ("pve8", "pve", "pve8"),
+        ("pve8", "pve8", None),  # its node has another name
+        ("gone", "pve1", None),
+        ("gone", "gone", None),
+    ],
+)
+def test_a_node_is_the_host_of_the_same_cluster_that_has_its_name(host: str, node: str, found: str | None) -> None:
+    assert STACK.name_at(host, node) == found
 
 
 @pytest.fixture
@@ -55,6 +76,11 @@ def test_nodes_of_the_cluster_are_asked_and_no_other(notes: dict[str, Any]) -> N
     assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {"pve3": "off"})
     with pytest.raises(HomelabError, match="to know what pve3 noted about VM 103"):
         found.require_all("VM 103", "")
+
+
+def test_a_host_of_no_cluster_asks_nobody(notes: dict[str, Any]) -> None:
+    found = asyncio.run(peers.noted_by_peers(STACK, "pve9", "vm/103"))
+    assert (found.by_host, found.errors) == ({}, {}) and STACK.peers("gone") == []
 
 
 def test_a_host_that_has_noted_nothing_says_so(notes: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.host import plan
 from homelab.provider import registry, serve
-from homelab.provider.base import Work, raised
+from homelab.provider.base import Work, raised, stopped_by_reboot
 from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import work_of
@@ -322,6 +323,19 @@ def test_what_is_known_when_the_work_fails_goes_into_the_state() -> None:
     assert failed.id == "pve"
     assert failed.properties["identity"] == "uuid=1" and failed.properties["vm"] == failed.inputs["vm"] == "sandbox"
     assert "wanted: a\nfound:  more\nwhy:    c\nnext:   d" in failed.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("vmid", "last_boot", "age", "stopped"),
+    [(103, "a", 0, True), (104, "a", 0, False), (103, "b", 0, False), (103, None, 0, True), (103, "a", 3601, False)],
+    ids=["it did", "another guest", "seen to since", "never seen to", "long ago"],
+)
+def test_a_guest_that_this_programs_reboot_has_just_stopped(
+    vmid: int, last_boot: str | None, age: int, stopped: bool
+) -> None:
+    boot = BootSeen(id="b", stopped=[103], at=int(time.time()) - age)
+    before = BootSeen(id=last_boot, stopped=[103], at=boot["at"]) if last_boot else None
+    assert stopped_by_reboot(vmid, boot, before) is stopped
 
 
 # -- what the engine asks for ------------------------------------------------------------------------------------
