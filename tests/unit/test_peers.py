@@ -15,7 +15,7 @@ from homelab.provider import peers
 from homelab.provider.base import StackTexts
 from homelab.remote import ledger, ssh
 from homelab.settings import Host
-from tests.unit.test_moved_containers import CLUSTER
+from tests.unit.test_moved_containers import CLUSTER, Nodes
 
 ALONE = {**CLUSTER["pve1"], "address": "192.0.2.9", "cluster": None}
 STACK = StackTexts(
@@ -112,3 +112,9 @@ def test_a_node_that_cant_be_told_is_named(notes: dict[str, Any], monkeypatch: p
 def test_what_has_been_given_back_is_forgotten(notes: dict[str, Any]) -> None:
     asyncio.run(peers.forget_notes(STACK.host("pve1"), ["vm/103"]))
     assert notes["pve1"] == {"forgotten": True}
+
+
+def test_a_container_of_which_nothing_is_noted_has_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "connect", Nodes(pve1="NOTED", pve2="").connect)
+    assert asyncio.run(peers.container_record_of(STACK, "pve1", 901)) == {"record": {"ours": "NOTED"}}
+    assert asyncio.run(peers.container_record_of(STACK, "pve2", 901)) == {}

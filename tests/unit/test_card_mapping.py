@@ -1,0 +1,187 @@
+"""A card's entry in a mapping: it alone comes and goes, and what others have there stays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider import card_mapping
+from homelab.provider.base import GoneError
+from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
+from homelab.remote.proxmox.errors import NotThereError
+from homelab.resources.card_mapping import CardMapping
+from tests.unit.test_created_vms import texts
+from tests.unit.test_new_guests import error_of
+
+INPUTS = CardMapping.Inputs(
+    host="pve1", node="pve1", gpu="card", mapping="card", entry={"path": "0000:01:00", "id": "10de:2b85"}
+)
+LIVE = dataclasses.replace(INPUTS, live_migration=True)
+OURS = "id=10de:2b85,node=pve1,path=0000:01:00"
+OLD = OURS.replace("2b85", "2684")
+OTHER = "id=10de:2b85,node=pve2,path=0000:01:00"
+HERE = "id=8086:1521,node=pve1,path=0000:07:00"
+ADDED, PRIOR = CardMapping.Outputs(before=""), CardMapping.Outputs(before=OLD)
+MAPPING = dict[str, Any]
+
+
+class Api:
+    """The cluster's mapping `card`; None: there is none."""
+
+    def __init__(self, mapping: MAPPING | None) -> None:
+        self.mapping = mapping
+
+    def get(self, _path: str, _wanted: str) -> MAPPING:
+        if self.mapping is None:
+            raise error_of(NotThereError)
+        return {**self.mapping, "digest": "d"}
+
+    def post(self, _path: str, _wanted: str, *, id: str, **values: Any) -> None:
+        assert (self.mapping, id) == (None, "card")
+        self.mapping = values
+
+    def put(self, _path: str, _wanted: str, *, digest: str, delete: str = "", **values: Any) -> None:
+        assert digest == "d" and self.mapping is not None
+        kept = {key: value for key, value in self.mapping.items() if key not in delete.split(",")}
+        self.mapping = {**kept, **values}
+
+    def delete(self, _path: str, _wanted: str) -> None:
+        self.mapping = None
+
+
+def of(*entries: str, **more: Any) -> MAPPING:
+    return {"map": [*entries], **more}
+
+
+FLAGGED: MAPPING = {FLAG: 1}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "outputs", "needing", "left"),
+    [
+        (of(OURS), INPUTS, ADDED, set(), None),
+        (of(OURS), INPUTS, PRIOR, set(), of(OLD)),
+        (of(OLD), INPUTS, PRIOR, set(), of(OLD)),
+        (of(OTHER, OURS), INPUTS, ADDED, set(), of(OTHER)),
+        (of(OURS, OTHER), INPUTS, PRIOR, set(), of(OLD, OTHER)),
+        (of(OTHER), INPUTS, ADDED, set(), of(OTHER)),
+        (of(HERE, OTHER), INPUTS, ADDED, set(), of(HERE, OTHER)),
+        (None, INPUTS, ADDED, set(), None),
+        (of(OURS, description=GOING), INPUTS, ADDED, set(), None),
+        (of(OTHER, OURS, description=GOING), INPUTS, ADDED, set(), of(OTHER)),
+        (of(OTHER, OURS, description="mine"), INPUTS, ADDED, set(), of(OTHER, description="mine")),
+        (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, set(), of(OTHER)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, {"pve2"}, of(OTHER, **FLAGGED)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, {"pve3"}, of(OTHER)),
+        (of(OTHER, OURS, **FLAGGED), INPUTS, ADDED, set(), of(OTHER, **FLAGGED)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, dataclasses.replace(ADDED, had_flag=True), set(), of(OTHER, **FLAGGED)),
+        (of(OTHER, OURS), LIVE, ADDED, set(), of(OTHER)),
+    ],
+)
+def test_it_goes_alone(mapping: Any, inputs: Any, outputs: Any, needing: set[str], left: Any) -> None:
+    api: Any = Api(mapping)
+    card_mapping._remove(api, inputs, outputs, needing)
+    assert api.mapping == left
+
+
+def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> None:
+    api: Any = Api(of(OTHER, OURS.replace("01:00", "05:00")))
+    card_mapping._remove(api, INPUTS, ADDED, set(), ["0000:05:00"])
+    assert api.mapping == of(OTHER)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "old_path", "after"),
+    [
+        (None, INPUTS, None, of(OURS)),
+        (None, LIVE, None, of(OURS, **FLAGGED)),
+        (of(OTHER), INPUTS, None, of(OTHER, OURS)),
+        (of(OLD, OTHER), INPUTS, None, of(OURS, OTHER)),
+        (of(OTHER), LIVE, None, of(OTHER, OURS, **FLAGGED)),
+        (of(OURS), LIVE, None, of(OURS, **FLAGGED)),
+        (of(OURS), INPUTS, None, of(OURS)),
+        (of(f"{OURS},description=mine"), INPUTS, None, of(f"{OURS},description=mine")),
+        (of(OURS.replace("01:00", "01:00.0")), INPUTS, None, of(OURS.replace("01:00", "01:00.0"))),
+        (of(HERE, OTHER), INPUTS, "0000:07:00", of(OURS, OTHER)),
+        (of(HERE, OTHER), INPUTS, None, "another device of this node"),
+        (of(HERE, OURS), INPUTS, None, "another device of this node"),
+        (of(HERE, OTHER), INPUTS, "0000:05:00", "another device of this node"),
+    ],
+)
+def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_path: str | None, after: Any) -> None:
+    api: Any = Api(mapping)
+    if isinstance(after, str):
+        with pytest.raises(HomelabError, match=after):
+            card_mapping._write(api, inputs, old_path)
+        after = mapping
+    else:
+        card_mapping._write(api, inputs, old_path)
+    assert api.mapping == after
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "drift"),
+    [
+        (of(OTHER, OURS), INPUTS, []),
+        (of(OLD), INPUTS, [OLD]),
+        (of(OURS), LIVE, [FLAG]),
+        (of(OURS, **FLAGGED), LIVE, []),
+        (of(OURS, **FLAGGED), INPUTS, []),
+        (of(OTHER, HERE), INPUTS, None),
+        (None, INPUTS, None),
+    ],
+)
+def test_a_refresh_tells_another_entry_and_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, mapping: Any, inputs: Any, drift: list[str] | None
+) -> None:
+    work, api = CardMappingWork(texts({}, {}).texts), Api(mapping)
+    monkeypatch.setattr(work, "reading", lambda _, path, wanted: api.get(path, wanted))
+    if drift is None:
+        with pytest.raises(GoneError):
+            work.read(inputs, ADDED)
+    else:
+        assert work.read(inputs, ADDED).drift == drift
+
+
+@pytest.mark.parametrize(
+    ("had", "outputs", "entries", "flagged"),
+    [
+        (LIVE, ADDED, [OTHER, OURS], False),
+        (LIVE, dataclasses.replace(ADDED, had_flag=True), [OTHER, OURS], True),
+        (INPUTS, ADDED, [OTHER, OURS], True),
+    ],
+)
+def test_the_flag_goes_that_came_for_its_sake(
+    monkeypatch: pytest.MonkeyPatch, had: Any, outputs: Any, entries: list[str], flagged: bool
+) -> None:
+    work, api = CardMappingWork(texts({}, {}).texts), Api(of(*entries, **FLAGGED))
+    monkeypatch.setattr(work, "api", lambda _: api)
+    work._take_flag_back(had, outputs)
+    assert api.mapping == of(*entries, **(FLAGGED if flagged else {}))
+    needed: Any = Api(of(*entries, **FLAGGED))
+    card_mapping._take_flag(needed, had, {"pve2"})
+    assert FLAG in needed.mapping
+
+
+def test_the_other_nodes_that_need_the_flag_are_those_of_the_settings() -> None:
+    live = {"match": "10de:2b85", "liveMigration": True, "mapping": "card"}
+    hosts: dict[str, Any] = {"pve1": {"cluster": "home"}, "pve2": {"cluster": "home", "gpus": {"other": live}}}
+    assert CardMappingWork(texts({}, hosts).texts)._needing_flag(INPUTS) == {"pve2"}
+    hosts["pve2"]["gpus"]["other"]["mapping"] = "another"
+    assert CardMappingWork(texts({}, hosts).texts)._needing_flag(INPUTS) == set()
+
+
+NOTES = {
+    "vm/103": '{"record": {}, "restore": {}, "mappings": ["card"], "stack": "STACK"}',
+    "vm/104": '{"record": {}, "restore": {}, "mappings": ["other"], "stack": "q/s"}',
+}
+
+
+@pytest.mark.parametrize(("stack", "stays"), [("q/s", "VM 103 has it from the stack q/s"), ("p/s", ""), ("", "")])
+def test_a_card_that_a_vm_has_from_another_stack_stays(stack: str, stays: str) -> None:
+    work = CardMappingWork(texts({}, {}).texts, "urn:pulumi:s::p::homelab:card:Mapping::a")
+    notes = {name: note.replace("STACK", stack) for name, note in NOTES.items()}
+    assert work._user_in_another_stack(INPUTS, notes) == stays
