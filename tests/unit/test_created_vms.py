@@ -49,6 +49,12 @@ def test_an_entry_that_adopts_a_vm_counts_wherever_the_vm_may_be(
     assert not stack.entries_of("vms", 104, "pve1", node)
 
 
+def test_the_node_that_a_vm_is_on_has_the_name_that_its_host_says() -> None:
+    vms = {"a": {"host": "pve2", "vmid": 103, "gpus": ["card"]}}
+    stack = texts(vms, {"pve1": {"cluster": "home"}, "pve2": {"node": "second"}})
+    assert [[*stack.entries_of("vms", 103, "pve1", node)] for node in ("second", "pve2")] == [["a"], []]
+
+
 @pytest.mark.parametrize(
     ("description", "others"),
     [
