@@ -28,6 +28,7 @@ def texts(vms: dict[str, Any], about: dict[str, Any]) -> StackTexts:
 @pytest.mark.parametrize(
     ("clusters", "entry", "node", "found"),
     [
+        ({}, "pve1", "", ["a"]),
         ({}, "pve2", "", []),
         ({}, "pve2", "pve3", ["a"]),
         ({"pve1": "home", "pve2": "home"}, "pve2", "", ["a"]),

@@ -14,6 +14,7 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import peers
 from homelab.provider.base import StackTexts
 from homelab.remote import ledger, ssh
+from homelab.remote.proxmox import places
 from homelab.settings import Host
 from tests.unit.test_moved_containers import CLUSTER, Nodes
 
@@ -40,6 +41,19 @@ STACK = StackTexts(
 )
 def test_a_node_is_the_host_of_the_same_cluster_that_has_its_name(host: str, node: str, found: str | None) -> None:
     assert STACK.name_at(host, node) == found
+
+
+def test_a_guest_that_names_the_cluster_is_its_hosts_where_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "seen", lambda _: {"b": "pve2"})
+    monkeypatch.setattr(places, "located", lambda settings: settings.with_hosts({"d": "pve2"}))
+    containers = {"a": {"host": "pve1", "ctid": 901, "gpus": []}, "b": {"host": "home", "ctid": 902, "gpus": []}}
+    vms = {"c": {"host": "pve1", "vmid": 103}, "d": {"host": "home", "vmid": 104}}
+    stack = StackTexts({**STACK.texts, "containers": json.dumps(containers), "vms": json.dumps(vms)})
+    hosts = ("pve1", "pve2", "pve3")
+    assert [[*stack.containers(host)] for host in hosts] == [["a"], ["b"], []]
+    assert [[*stack.vms(host)] for host in hosts] == [["c"], ["d"], []]
+    assert [stack.may_host_roaming(stack.host(host)) for host in ("pve1", "pve9")] == [True, False]
+    assert not StackTexts({**STACK.texts, "vms": json.dumps(vms)}).may_host_roaming(stack.host("pve1"))
 
 
 @pytest.fixture

@@ -104,9 +104,15 @@ def test_a_file_is_used_taken_over_or_downloaded(
     assert (outputs.made, storage.done) == (made, done)
 
 
-def test_what_was_compared_is_known_where_a_state_was_lost(storage: Storage) -> None:
-    storage.there, storage.note = True, NOTED
-    assert storage.work.create(INPUTS).compared == SUM
+@pytest.mark.parametrize(
+    ("note", "checksum", "compared"),
+    [(NOTED, None, SUM), ({**NOTED, "compared": None}, None, ""), (None, SUM, SUM), (None, None, "")],
+)
+def test_what_a_file_that_is_there_was_compared_with_is_known(
+    storage: Storage, note: Any, checksum: str | None, compared: str
+) -> None:
+    storage.there, storage.note = True, note
+    assert storage.work.create(dataclasses.replace(INPUTS, checksum=checksum)).compared == compared
 
 
 def test_a_file_that_its_maker_doesnt_list_is_refused(storage: Storage) -> None:
