@@ -146,6 +146,41 @@ def test_a_refresh_tells_another_entry_and_one_that_is_gone(
         assert work.read(inputs, ADDED).drift == drift
 
 
+MOVED = dataclasses.replace(INPUTS, entry={**INPUTS.entry, "path": "0000:05:00"})
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "had", "noted", "after"),
+    [
+        (of(OTHER, OURS), INPUTS, INPUTS, [], of(OTHER, OURS)),
+        (of(OTHER, OLD), INPUTS, INPUTS, [], of(OTHER, OURS)),
+        (of(OTHER, OURS), MOVED, INPUTS, [of(OTHER, OURS)], of(OTHER, OURS.replace("01:00", "05:00"))),
+        (None, MOVED, INPUTS, [None], of(OURS.replace("01:00", "05:00"))),
+        (of(HERE, OTHER), MOVED, INPUTS, [], "another device of this node"),
+        (of(OTHER, OURS, **FLAGGED), INPUTS, LIVE, [], of(OTHER, OURS)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, LIVE, [], of(OTHER, OURS, **FLAGGED)),
+    ],
+)
+def test_an_entry_that_moves_to_another_slot_is_noted_before_it_does(
+    monkeypatch: pytest.MonkeyPatch, mapping: Any, inputs: Any, had: Any, noted: list[Any], after: Any
+) -> None:
+    work, api, seen = CardMappingWork(texts({}, {}).texts), Api(mapping), list[Any]()
+
+    async def take_note(_host: Any, _inputs: Any, about: dict[str, Any]) -> None:
+        assert about == {"before": OLD, "had_flag": False}
+        seen.append(api.mapping)
+
+    monkeypatch.setattr(work, "api", lambda _: api)
+    monkeypatch.setattr(card_mapping, "_noted", take_note)
+    if isinstance(after, str):
+        with pytest.raises(HomelabError, match=after):
+            work.update(inputs, had, PRIOR)
+        after = mapping
+    else:
+        assert work.update(inputs, had, dataclasses.replace(PRIOR, drift=[OLD])) == PRIOR
+    assert (seen, api.mapping) == (noted, after)
+
+
 @pytest.mark.parametrize(
     ("had", "outputs", "entries", "flagged"),
     [

@@ -149,3 +149,16 @@ def test_what_isnt_noted_its_owner_has_given(
     else:
         assert work.create(LEASE).by_hand is False
     assert bool(asked) is (by_hand or bool(there))
+
+
+@pytest.mark.parametrize(("about", "by_hand"), [({}, True), (SHARED, False)])
+def test_of_a_card_that_is_handed_over_the_vms_own_settings_say_it(
+    monkeypatch: pytest.MonkeyPatch, about: dict[str, Any], by_hand: bool
+) -> None:
+    work: Any = GpuLeaseWork(texts({}, about).texts)
+    monkeypatch.setattr(work, "_by_hand", lambda _: True)
+    found = work.create(LEASE)
+    assert found.by_hand is by_hand
+    # Once a VM has it that stays as it was; until then it is looked at.
+    before = GpuLease.Outputs(by_hand=not by_hand)
+    assert work.update(LEASE, LEASE, before) == before and work.update(LEASE, NOBODYS, before) == found
