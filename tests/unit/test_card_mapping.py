@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from homelab.errors import HomelabError
 from homelab.provider import card_mapping
 from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
+from homelab.remote import ssh
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.card_mapping import CardMapping
 from tests.unit.test_created_vms import texts
@@ -220,3 +223,89 @@ def test_a_card_that_a_vm_has_from_another_stack_stays(stack: str, stays: str) -
     work = CardMappingWork(texts({}, {}).texts, "urn:pulumi:s::p::homelab:card:Mapping::a")
     notes = {name: note.replace("STACK", stack) for name, note in NOTES.items()}
     assert work._user_in_another_stack(INPUTS, notes) == stays
+
+
+GPU = {"match": "10de:2b85"}
+NOTED = {"before": OLD, "had_flag": True, "gpu": "card", "path": "0000:05:00"}
+SAME, LIVE_SAME = {**GPU, "mapping": "card"}, {**GPU, "mapping": "card", "liveMigration": True}
+
+
+@pytest.mark.parametrize(
+    ("holder", "gpus", "done"),
+    [
+        ("card", {"card": GPU}, ["deleted"]),
+        ("new", {"new": SAME}, ["flag"]),
+        ("new", {"new": LIVE_SAME}, []),
+        ("new", {"new": GPU}, ["deleted"]),
+        ("new", {"card": GPU}, ["deleted"]),
+        (None, {"new": SAME}, ["deleted"]),
+    ],
+)
+def test_an_entry_stays_that_is_another_keys_by_now(
+    monkeypatch: pytest.MonkeyPatch, holder: str | None, gpus: dict[str, Any], done: list[str]
+) -> None:
+    work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": gpus}}).texts), list[str]()
+
+    async def read(_: Any) -> Any:
+        return SimpleNamespace(ledger={"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
+
+    monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(work, "_delete", lambda *_: calls.append("deleted"))
+    monkeypatch.setattr(work, "_take_flag_back", lambda *_: calls.append("flag"))
+    work.delete(INPUTS, ADDED)
+    assert calls == done
+
+
+@pytest.mark.parametrize(
+    ("note", "outputs"),
+    [
+        (None, []),
+        ({**NOTED, "gpu": "new"}, []),
+        (NOTED, [dataclasses.replace(PRIOR, had_flag=True)]),
+        ({**NOTED, "before": None, "had_flag": False}, [ADDED]),
+    ],
+)
+def test_what_a_killed_run_has_begun_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, note: Any, outputs: list[Any]
+) -> None:
+    work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts), list[Any]()
+    monkeypatch.setattr(work, "_delete", lambda inputs, outputs, _: calls.append((inputs.entry["path"], outputs)))
+    work.remove_unfinished("pve1", "pve1", {"mapping/pve1/card": json.dumps(note)} if note else {})
+    assert calls == [("0000:05:00", given) for given in outputs]
+
+
+@pytest.mark.parametrize(
+    ("stack", "vms", "done", "left"),
+    [
+        ("p/s", {}, ["given back", "forgotten"], of(OTHER)),
+        ("q/s", {}, [], of(OTHER, OURS.replace("01:00", "05:00"))),
+        ("p/s", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, ["given back", "forgotten"], of(OTHER)),
+        ("p/s", {"a": {"host": "pve1", "vmid": 103, "gpus": []}}, ["forgotten"], of(OTHER)),
+        ("p/s", {"b": {"host": "pve1", "vmid": 103, "gpus": []}}, ["given back", "forgotten"], of(OTHER)),
+    ],
+)
+def test_vms_are_given_back_what_they_had_before_the_entry_goes(
+    monkeypatch: pytest.MonkeyPatch, stack: str, vms: dict[str, Any], done: list[str], left: Any
+) -> None:
+    urn = "urn:pulumi:s::p::homelab:card:Mapping::a"
+    work, api, calls = (
+        CardMappingWork(texts(vms, {}).texts, urn),
+        Api(of(OTHER, OURS.replace("01:00", "05:00"))),
+        list[str](),
+    )
+
+    async def forget(_host: Any, names: list[str]) -> None:
+        assert names == ["mapping/pve1/card"]
+        calls.append("forgotten")
+
+    def give_back(_work: Any, _inputs: Any, vmid: int, *_: Any) -> None:
+        assert vmid == 103 and api.mapping == of(OTHER, OURS.replace("01:00", "05:00"))
+        calls.append("given back")
+
+    monkeypatch.setattr(work, "api", lambda _: api)
+    monkeypatch.setattr(card_mapping, "forget_notes", forget)
+    monkeypatch.setattr(card_mapping, "give_back_noted", give_back)
+    vm = {"record": {}, "restore": {}, "mappings": ["card"], "stack": stack, "guest": "a"}
+    notes = {**NOTES, "vm/103": json.dumps(vm), "mapping/pve1/card": json.dumps(NOTED)}
+    work._delete(INPUTS, ADDED, notes)
+    assert (calls, api.mapping) == (done, left)

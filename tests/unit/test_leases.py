@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,3 +163,85 @@ def test_of_a_card_that_is_handed_over_the_vms_own_settings_say_it(
     # Once a VM has it that stays as it was; until then it is looked at.
     before = GpuLease.Outputs(by_hand=not by_hand)
     assert work.update(LEASE, LEASE, before) == before and work.update(LEASE, NOBODYS, before) == found
+
+
+ALL: Any = {
+    "hostpci0": {"ours": "mapping=card", "before": None, "slot": "0000:01:00"},
+    "hostpci1": {"ours": "mapping=second", "before": None, "slot": "0000:03:00"},
+    "vga": {"ours": "none", "before": "std"},
+}
+WITH_ALL = {"hostpci0": "mapping=card", "hostpci1": "mapping=second", "vga": "none", "smbios1": "uuid=1"}
+ADDRESS = {"hostpci0": "0000:01:00", "smbios1": "uuid=1"}
+BY_ADDRESS = {"hostpci0": {"ours": "0000:01:00", "before": None}}
+SECOND_BY_ADDRESS = {"a": {"host": "pve1", "vmid": 103, "gpus": [{"gpu": "second", "byAddress": True}]}}
+ROOT = {"pve1": {**TWO["pve1"], "api": {"user": "root@pam", "password": "x", "fingerprint": "00:" * 31 + "00"}}}
+
+
+@pytest.mark.parametrize(
+    ("vms", "about", "config", "record", "guest", "change"),
+    [
+        ({}, TWO, GIVEN, {}, "a", ({}, ["hostpci0"])),
+        ({}, TWO, ADDRESS, {}, "a", None),  # its owner's
+        ({}, TWO, ADDRESS, BY_ADDRESS, "a", ({}, ["hostpci0"])),
+        ({}, TWO, {"smbios1": "uuid=1"}, {}, "a", None),
+        ({}, TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),
+        (entry("second"), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0"])),
+        (entry(vmid=104), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),
+        ({}, TWO, WITH_ALL, ALL, "b", ({}, ["hostpci0"])),  # another entry keeps the rest
+        (SECOND_BY_ADDRESS, ROOT, WITH_ALL, ALL, "a", ({}, ["hostpci0"])),
+        ({}, TWO, GIVEN | {"smbios1": "uuid=2"}, ALL, "a", ({}, ["hostpci0"])),  # another VM's note
+    ],
+)
+@pytest.mark.parametrize("left_off", [False, True])
+def test_the_card_goes_with_what_came_for_it_and_the_rest_stays(
+    monkeypatch: pytest.MonkeyPatch,
+    vms: dict[str, Any],
+    about: dict[str, Any],
+    config: dict[str, str],
+    record: Any,
+    guest: str,
+    change: tuple[dict[str, str], list[str]] | None,
+    left_off: bool,
+) -> None:
+    done: list[Any] = []
+
+    async def noted_by(*_: Any) -> Any:
+        return {"identity": "uuid=1", "record": record, "restore": {}, "guest": guest} if record else {}
+
+    def converge(_inputs: Any, _machine: Any, target: Any, keys: list[str], *_: Any) -> None:
+        wanted = target(config)
+        assert {*wanted.keys} <= {*keys}
+        done.append((wanted.values, wanted.delete))
+
+    machine = SimpleNamespace(config=lambda: config, was_left_off=lambda: left_off)
+    work: Any = GpuLeaseWork(texts(vms, about).texts)
+    monkeypatch.setattr(gpu_lease, "noted_by", noted_by)
+    monkeypatch.setattr(work, "machine", lambda *_: machine)
+    monkeypatch.setattr(work, "converge", converge)
+    work._take_out(LEASE, 103, SHUTDOWN)
+    assert done == ([change] if change else [({}, [])] * left_off)
+
+
+@pytest.mark.parametrize(
+    ("note", "given_back"),
+    [
+        ({}, False),
+        ({"guest": "a"}, True),
+        ({"guest": "b"}, False),
+        ({"guest": "a", "stack": "p/s"}, True),
+        ({"guest": "a", "stack": "q/s"}, False),
+    ],
+)
+def test_a_vm_that_has_left_is_given_back_what_this_stack_has_noted(
+    monkeypatch: pytest.MonkeyPatch, note: dict[str, str], given_back: bool
+) -> None:
+    done: list[Any] = []
+
+    async def noted_by(*_: Any) -> Any:
+        return note
+
+    monkeypatch.setattr(gpu_lease, "noted_by", noted_by)
+    monkeypatch.setattr(gpu_lease, "give_back_noted", lambda *about: done.append(about[2:4]))
+    work = GpuLeaseWork(texts({}, {}).texts, "urn:pulumi:s::p::homelab:gpu:Lease::a")
+    work._give_back(LEASE, 103, SHUTDOWN)
+    assert done == [(103, note)] * given_back
