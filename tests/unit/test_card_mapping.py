@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +16,7 @@ from homelab.errors import HomelabError
 from homelab.provider import card_mapping
 from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
-from homelab.remote import ssh
+from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.card_mapping import CardMapping
 from tests.unit.test_created_vms import texts
@@ -309,3 +312,40 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
     notes = {**NOTES, "vm/103": json.dumps(vm), "mapping/pve1/card": json.dumps(NOTED)}
     work._delete(INPUTS, ADDED, notes)
     assert (calls, api.mapping) == (done, left)
+
+
+NEW: dict[str, Any] = {"before": None, "had_flag": False}
+HELD: dict[str, Any] = {"before": HERE, "had_flag": True}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "about", "noted"),
+    [
+        (None, NEW, NEW),
+        (None, HELD, HELD),
+        ({**NOTED, "path": "0000:01:00.0"}, NEW, {"before": OLD, "had_flag": True}),
+        (NOTED, NEW, NEW),  # of another card, and this one has no entry
+        (NOTED, HELD, {"before": OLD, "had_flag": True}),
+    ],
+)
+def test_what_was_there_at_first_stays_noted(
+    monkeypatch: pytest.MonkeyPatch, earlier: Any, about: dict[str, Any], noted: dict[str, Any]
+) -> None:
+    notes = {"mapping/pve1/card": earlier}
+
+    @asynccontextmanager
+    async def connect(_: Any) -> AsyncIterator[None]:
+        yield
+
+    async def read(_: Any, name: str) -> Any:
+        return notes[name]
+
+    async def take_note(_: Any, name: str, note: Any) -> None:
+        notes[name] = note
+
+    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ledger, "noted", read)
+    monkeypatch.setattr(ledger, "note", take_note)
+    host: Any = None
+    found = asyncio.run(card_mapping._noted(host, INPUTS, about))
+    assert found == notes["mapping/pve1/card"] == {**noted, "gpu": "card", "path": "0000:01:00"}

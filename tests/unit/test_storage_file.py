@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -193,3 +194,17 @@ def test_a_file_that_is_gone_is_drift(
 ) -> None:
     monkeypatch.setattr(storage.work, "reading", lambda *_: rows)
     assert storage.work.read(INPUTS, MADE).drift == drift
+
+
+@pytest.mark.parametrize(
+    ("note", "done"),
+    [(NOTED, ["ended", "removed", "forgotten"]), ({**NOTED, "url": "https://b.example"}, []), (None, [])],
+)
+def test_what_a_killed_run_has_begun_is_removed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, note: Any, done: list[str]
+) -> None:
+    monkeypatch.setattr(StorageFile, "inputs_of", lambda *_: INPUTS)
+    about = {"pve1": {"downloads": {"a": {"image": "virtio-win"}}}}
+    storage.work.stack = texts({}, about)
+    storage.work.remove_unfinished("pve1", "pve1", {"file/pve1/local:iso+a.iso": json.dumps(note)} if note else {})
+    assert storage.done == done

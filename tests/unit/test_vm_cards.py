@@ -108,6 +108,7 @@ UNNOTED = ["forgotten here:", "forgotten on peers"]
         ("pve1", note(VGA, 3, identity="uuid=2"), None, {}, OUTPUTS, ["given back: hostpci0", *GONE]),
         ("pve1", note(CARD, 2, guest="b"), None, {}, OUTPUTS, []),
         ("pve1", None, None, {}, NOTHING, []),
+        ("pve1", None, None, {}, dataclasses.replace(NOTHING, restore=VGA), ["given back: vga", *UNNOTED]),
         ("pve1", note(CARD, 2), None, {"goes_away": True}, OUTPUTS, GONE),
         ("pve1", None, None, {"goes_away": True}, NOTHING, []),
         ("pve1", note(CARD, 2), None, {}, dataclasses.replace(OUTPUTS, identity="uuid=2"), GONE),
@@ -158,14 +159,52 @@ def test_while_its_host_is_silent_it_is_given_back_through_another_node(
     assert world.done == done
 
 
+@pytest.mark.parametrize("trouble", ["no API", "no answer", "no right", "no SSH"])
+def test_a_node_that_cant_be_asked_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    hosts = {**HOSTS, "pve3": {**HOSTS["pve2"], "address": "192.0.2.3", "node": "third"}}
+    hosts["pve2"] = {**hosts["pve2"], "api": None if trouble == "no API" else API}
+    world = World(monkeypatch, hosts, "third")
+    world.notes = {"pve2": None, "pve3": None}
+    refused, machine_now = HomelabError(wanted="w", found="no right", why="w", next="n"), world.machine_now
+
+    def asked(near: Any, *_: Any) -> Any:
+        assert near.node == ("third" if near.host == "pve3" else near.host)
+        if near.host == "pve2" and trouble == "no answer":
+            raise error_of(UnansweredError)
+        if near.host == "pve2" and trouble == "no right":
+            raise refused
+        found = machine_now(near)
+        found.node = "pve2" if near.host == "pve2" and trouble == "no SSH" else "third"
+        return found
+
+    if trouble == "no SSH":
+        world.notes = {"pve3": None}
+    monkeypatch.setattr(world.work, "machine_now", asked)
+    world.work.delete(INPUTS, OUTPUTS)
+    assert world.done == ["given back there: hostpci0"]
+
+
 @pytest.mark.parametrize("api", [API, None], ids=["no node answers", "no API"])
 def test_where_nobody_can_be_asked_the_state_keeps_it(monkeypatch: pytest.MonkeyPatch, api: Any) -> None:
     world = World(monkeypatch, {**HOSTS, "pve2": {**HOSTS["pve2"], "api": api}}, "pve2")
     world.notes = {"pve2": None} if api is None else {}
     with pytest.raises(UnreachableError):
         world.work.delete(INPUTS, OUTPUTS)
-    with pytest.raises(UnreachableError):  # it is deleted next, with what it has
+    assert world.done == []
+
+
+def test_a_vm_that_is_deleted_next_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, HOSTS, "pve2")
+    world.notes = {"pve2": None}
+    with pytest.raises(UnreachableError):
         world.work.delete(dataclasses.replace(INPUTS, goes_away=True), OUTPUTS)
+    assert world.done == []
+
+
+def test_without_a_cluster_a_vm_that_was_given_nothing_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, {"pve1": HOSTS["pve1"]}, "pve1")
+    monkeypatch.setattr(world.work, "machine_now", None)
+    world.work.delete(INPUTS, NOTHING)
     assert world.done == []
 
 
