@@ -183,7 +183,9 @@ ROOT = {"pve1": {**TWO["pve1"], "api": {"user": "root@pam", "password": "x", "fi
         ({}, TWO, GIVEN, {}, "a", ({}, ["hostpci0"])),
         ({}, TWO, ADDRESS, {}, "a", None),  # its owner's
         ({}, TWO, ADDRESS, BY_ADDRESS, "a", ({}, ["hostpci0"])),
+        ({}, TWO, ADDRESS, BY_ADDRESS, "b", ({}, ["hostpci0"])),
         ({}, TWO, {"smbios1": "uuid=1"}, {}, "a", None),
+        ({}, TWO, {"smbios1": "uuid=1"}, BY_ADDRESS, "a", ({}, [])),  # of a killed run: it may wait for the next start
         ({}, TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),
         (entry("second"), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0"])),
         (entry(vmid=104), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),

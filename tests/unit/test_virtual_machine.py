@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from homelab.errors import HomelabError
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.resources.virtual_machine import DiskInputs
 from homelab.vm.config import Change
@@ -16,26 +17,33 @@ from tests.unit.test_new_guests import INPUTS
 BEFORE = dataclasses.replace(INPUTS, config={"memory": "512", "net0": "virtio,bridge=vmbr0"})
 MAC = "BC:24:11:00:00:01"
 CONFIG = {"memory": "512", "net0": f"virtio={MAC},bridge=vmbr0,firewall=1", "args": "-x"}
-LARGER = {"disk": DiskInputs(storage="local", size=16)}
+LARGER: dict[str, Any] = {"disk": DiskInputs(storage="local", size=16)}
 
 
 class Work(VirtualMachineWork):
     """`done`: what is changed, and whether the disk grows; `on`: whether the VM runs."""
 
-    def __init__(self, *, on: bool = False) -> None:
+    def __init__(self, *, on: bool = False, config: dict[str, str] = CONFIG) -> None:
         super().__init__({})
         self.done: list[Any] = []
-        self.on = on
+        self.on, self.config_now = on, config
 
     def _machine(self, inputs: Any) -> Any:
         return SimpleNamespace(
+            label="VM 103",
+            exists=lambda: True,
+            config=lambda: self.config_now,
+            say=lambda _: None,
             running=lambda: self.on,
             shut_down=lambda _: self.done.append("off"),
             destroy=lambda: self.done.append("destroyed"),
         )
 
+    def api(self, inputs: Any) -> Any:
+        return SimpleNamespace(host=SimpleNamespace(timeouts=SimpleNamespace(create=1)))
+
     def converge(self, _inputs: Any, _machine: Any, target: Any, keys: list[str], *_more: Any) -> bool:
-        change = target(CONFIG)
+        change = target(self.config_now)
         assert {*change.keys} <= {*keys}
         self.done.append(change)
         return True
@@ -74,6 +82,41 @@ def test_what_is_gone_already_is_not_taken_away() -> None:
     work = Work()
     work.change(BEFORE, dataclasses.replace(BEFORE, config={**BEFORE.config, "args": "-x", "numa": "1"}), [])
     assert work.done == [Change({}, ["args"])]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"disk": DiskInputs(storage="local", size=4)}, {"disk": DiskInputs(storage="fast", size=8)}, {"image": "a"}, {"template": 9}],
+)  # fmt: skip
+def test_what_only_a_new_disk_could_have_is_refused(changes: dict[str, Any]) -> None:
+    Work().require_same_disk(dataclasses.replace(BEFORE, **LARGER), BEFORE)
+    with pytest.raises(HomelabError, match="what is on the disk would be lost"):
+        Work().require_same_disk(dataclasses.replace(BEFORE, **changes), BEFORE)
+
+
+MARKED = {**CONFIG, "description": f"{BEFORE.mark} {'0' * 16}"}
+
+
+@pytest.mark.parametrize(
+    ("config", "done"),
+    [
+        (MARKED, {"description": f"{BEFORE.mark} {'f' * 16}"}),
+        ({**MARKED, "memory": "1024"}, {"memory": "512", "description": f"{BEFORE.mark} {'f' * 16}"}),
+        ({"description": MARKED["description"]}, {**BEFORE.config, "description": f"{BEFORE.mark} {'f' * 16}"}),
+        ({**MARKED, "lock": "clone"}, None),
+        (CONFIG, None),
+        ({**CONFIG, "description": f"{BEFORE.mark}b"}, None),
+    ],
+)
+def test_one_of_its_id_is_finished_only_if_this_stack_began_it(config: dict[str, str], done: Any) -> None:
+    work = Work(config=config)
+    if done is None:
+        with pytest.raises(HomelabError, match="nothing was changed"):
+            work.make(BEFORE, "f" * 16)
+        assert work.done == []
+    else:
+        work.make(BEFORE, "f" * 16)
+        assert work.done == [Change(done)]
 
 
 @pytest.mark.parametrize(("on", "done"), [(True, ["off", "destroyed"]), (False, ["destroyed"])])

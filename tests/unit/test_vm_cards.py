@@ -94,6 +94,7 @@ class World:
 
 
 GONE = ["forgotten here: vm/103", "forgotten on peers"]
+NOTED_NO_MORE = "forgotten here: vm/103 power/103"
 UNNOTED = ["forgotten here:", "forgotten on peers"]
 
 
@@ -218,3 +219,35 @@ def test_a_loss_while_it_is_given_back_is_no_success(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(vm_cards, "give_back", lost)
     with pytest.raises(HomelabError, match="a part may have been given back already"):
         world.work.delete(INPUTS, OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("node", "noted", "there", "done"),
+    [
+        ("pve1", note(CARD, 1), None, ["given back: hostpci0", NOTED_NO_MORE]),
+        ("pve1", note(CARD, 1, identity="uuid=2"), None, ["given back:", NOTED_NO_MORE]),
+        ("pve2", note(CARD, 1), None, ["given back there: hostpci0", NOTED_NO_MORE]),
+        ("pve2", note(CARD, 1), note(CARD, 2), [NOTED_NO_MORE]),
+        ("", note(CARD, 1), None, [NOTED_NO_MORE]),
+    ],
+)
+def test_what_is_noted_of_a_vm_without_a_state_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, node: str, noted: Any, there: Any, done: list[str]
+) -> None:
+    world = World(monkeypatch, HOSTS, node)
+    world.notes = {"pve1": noted, "pve2": there}
+    world.config = CONFIG if node else {}
+    vm_cards.give_back_noted(world.work, INPUTS, 103, noted, INPUTS.shutdown)
+    assert [line.strip() for line in world.done] == done
+
+
+@pytest.mark.parametrize(("owned", "changed"), [({}, []), (CARD, [(["hostpci0"], {}, ["hostpci0"])])])
+def test_a_vm_that_has_nothing_of_ours_is_not_touched(owned: Any, changed: list[Any]) -> None:
+    done: list[Any] = []
+
+    def converge(target: Any, keys: list[str], *_: Any) -> None:
+        done.append((keys, target(CONFIG).values, target(CONFIG).delete))
+
+    machine: Any = SimpleNamespace(config=lambda: CONFIG, name="a", converge=converge)
+    vm_cards.give_back(machine, owned, INPUTS.shutdown)
+    assert done == changed
