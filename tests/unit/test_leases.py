@@ -188,7 +188,7 @@ ROOT = {"pve1": {**TWO["pve1"], "api": {"user": "root@pam", "password": "x", "fi
         ({}, TWO, {"smbios1": "uuid=1"}, BY_ADDRESS, "a", ({}, [])),  # of a killed run: it may wait for the next start
         ({}, TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),
         (entry("second"), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0"])),
-        (entry(vmid=104), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),
+        (entry("second", vmid=104), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),
         ({}, TWO, WITH_ALL, ALL, "b", ({}, ["hostpci0"])),  # another entry keeps the rest
         (SECOND_BY_ADDRESS, ROOT, WITH_ALL, ALL, "a", ({}, ["hostpci0"])),
         ({}, TWO, GIVEN | {"smbios1": "uuid=2"}, ALL, "a", ({}, ["hostpci0"])),  # another VM's note
