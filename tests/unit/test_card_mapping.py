@@ -17,7 +17,7 @@ from homelab.provider import card_mapping
 from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
 from homelab.remote import ledger, ssh
-from homelab.remote.proxmox.errors import NotThereError
+from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
@@ -349,3 +349,41 @@ def test_what_was_there_at_first_stays_noted(
     host: Any = None
     found = asyncio.run(card_mapping._noted(host, INPUTS, about))
     assert found == notes["mapping/pve1/card"] == {**noted, "gpu": "card", "path": "0000:01:00"}
+
+
+def api_error(reason: str = "") -> ApiError:
+    return ApiError(wanted="w", found="f", why="w", next="n", status=500, reason=reason)
+
+
+CHANGED, GONE, SILENT = (error_of(kind) for kind in (ChangedMeanwhileError, NotThereError, UnansweredError))
+
+
+@pytest.mark.parametrize(
+    ("errors", "tries"),
+    [
+        ([], 1),
+        ([CHANGED, GONE, api_error("mapping already defined"), SILENT], 5),
+        ([SILENT, SILENT], None),
+        ([api_error("no right")], None),
+        ([CHANGED] * card_mapping.TRIES, None),
+        ([GONE] * card_mapping.TRIES, None),
+        ([api_error("already defined")] * card_mapping.TRIES, None),
+    ],
+)
+def test_a_lost_race_is_run_again_and_nothing_else_is(
+    monkeypatch: pytest.MonkeyPatch, errors: list[Exception], tries: int | None
+) -> None:
+    left, calls = [*errors], list[int]()
+    monkeypatch.setattr(card_mapping, "PAUSE_SECONDS", 0.0)
+
+    def change() -> None:
+        calls.append(1)
+        if left:
+            raise left.pop(0)
+
+    if tries is None:
+        with pytest.raises(ApiError):
+            card_mapping._until_nobody_else_does(change)
+    else:
+        card_mapping._until_nobody_else_does(change)
+    assert len(calls) == (tries or len(errors))
