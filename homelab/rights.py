@@ -31,12 +31,12 @@ _LEAST = ("Audit", "Use", "AllocateSpace")
 
 # Privilege -> options of a VM that it allows to set (PVE::API2::Qemu; a node's recorded answers for each).
 _VM_OPTIONS = {
-    "VM.Config.CPU": "cores cpu cpulimit cpuunits numa smp sockets vcpus affinity",
-    "VM.Config.Memory": "memory balloon shares",
+    "VM.Config.CPU": "cores cpu cpulimit cpuunits numa smp sockets vcpus",
+    "VM.Config.Memory": "memory balloon shares allow-ksm",
     "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio rng serial hostpci usb",
     "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name "
     "onboot ostype protection reboot startdate startup tdf template tags",
-    "VM.Config.Disk": "boot bootdisk vmstatestorage ide sata scsi virtio efidisk tpmstate",
+    "VM.Config.Disk": "boot bootdisk vmstatestorage ide sata scsi virtio efidisk tpmstate virtiofs",
     "VM.Config.Network": "net",
     # Either of VM.Config.Cloudinit and VM.Config.Network.
     "VM.Config.Network|VM.Config.Cloudinit": "ipconfig cicustom cipassword citype ciupgrade ciuser nameserver "
@@ -49,6 +49,8 @@ _CONTAINER_OPTIONS = {
     "VM.Config.Disk": "rootfs mp",
     "VM.Config.Options": "onboot description features tags startup unprivileged",
 }
+# A device of the host itself.
+_HOSTS_OWN = re.compile(r"serial\d+: (?!socket$).*|usb\d+: (?:|.*,)host=(?!spice(?:,|$)).*", re.IGNORECASE)
 
 
 # -- needed privileges -----------------------------------------------------------------------------------------------
@@ -58,6 +60,11 @@ def of_options(keys: Iterable[str], *, container: bool = False) -> set[str]:
     privilege_of = {option: privilege for privilege, options in table.items() for option in options.split()}
     privileges = (privilege_of.get(key) or privilege_of.get(key.rstrip("0123456789")) for key in keys)
     return {privilege for privilege in privileges if privilege}
+
+
+def roots_alone(options: Mapping[str, str]) -> list[str]:
+    """Of a VM's options those that Proxmox VE lets root@pam alone set, and no token (check_vm_modify_config_perm)."""
+    return [key for key, value in options.items() if not of_options([key]) or _HOSTS_OWN.fullmatch(f"{key}: {value}")]
 
 
 def of_mapping(mapping: str, *, write: bool, make: bool) -> Needs:
@@ -87,10 +94,11 @@ def of_vm(vm: Vm, host: Host, keys: Iterable[str], *, power: bool = True) -> Nee
     return needs
 
 
-def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
+def of_new_vm(name: str, vmid: int, new: NewVm, *, models: bool = False) -> Needs:
     """The privileges for creating a VM, and for deleting it.
 
     :param name: the VM's name in the settings.
+    :param models: whether the host's Proxmox VE asks for one to a processor model of its own.
     """
     keys = {*configuration(name, new), "description"}
     path = f"/vms/{vmid}"
@@ -111,6 +119,8 @@ def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
             needs[path] |= {"VM.Config.Cloudinit", "VM.Config.CDROM"}
     if "startup" in keys:
         needs["/"] = {"Sys.Modify"}
+    if models and (model := re.match(r"custom-([^,]+)", new.cpu)):
+        needs[f"/mapping/cpu/{model[1]}"] = {"Mapping.Use"}
     return needs
 
 

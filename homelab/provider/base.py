@@ -146,23 +146,26 @@ class StackTexts:
             settings = places.located(settings)
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
-    def entries_of(
-        self, section: str, guest_id: int, host: str, *, anywhere: bool = False
-    ) -> dict[str, Vm | Container]:
-        """The entries that have a guest, by name: of its host, of the host's cluster, or of any host. No node is asked
-        where it is now.
+    def entries_of(self, section: str, guest_id: int, host: str, node: str = "") -> dict[str, Vm | Container]:
+        """The entries that may have a guest, by name: of its host, and of the host's cluster. No node is asked where it
+        is now.
 
         :param section: vms or containers.
+        :param node: the other node of the cluster that it is on now. Where the settings don't tell the cluster, any
+            entry may be of it.
         :raises HomelabError: the settings are mistaken.
         """
-        settings, cluster_hosts = self._settings(section), {host, *self.peers(host)}
+        settings, cluster = self._settings(section), self.cluster_of(host)
         # Those of the section alone were parsed.
         entries: dict[str, Vm | Container] = {**settings.vms, **settings.containers}
-        return {
-            name: guest
-            for name, guest in entries.items()
-            if guest.guest_id == guest_id and (anywhere or guest.host in cluster_hosts or name in settings.roaming)
-        }
+
+        def may_have(guest: Vm | Container) -> bool:
+            named = settings.hosts.get(guest.host)  # None: the entry names a cluster
+            home = named.cluster if named else guest.host
+            is_on_node = named is not None and (named.node or guest.host) == node
+            return guest.host == host or is_on_node or (home == cluster if cluster else bool(node))
+
+        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and may_have(guest)}
 
     def containers(self, host: str) -> dict[str, Container]:
         """The settings of a host's containers, by name; one that names a cluster is on the host that it is on now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -14,6 +15,9 @@ from homelab.vm.creation import SYSTEM_DISK
 
 # Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
+
+# As Proxmox VE writes it (print_net).
+_NETWORK_CARD = re.compile(r"[a-z0-9-]+=((?:[0-9A-F]{2}:){5}[0-9A-F]{2})(?:,|$)", re.IGNORECASE)
 
 
 class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
@@ -106,7 +110,8 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         removed = [key for key in options_before if key not in options]
 
         def target(config: dict[str, str]) -> Change:
-            return Change({key: options[key] for key in changed}, [key for key in removed if key in config])
+            values = {key: _with_address(options[key], config.get(key, "")) for key in changed}
+            return Change(values, [key for key in removed if key in config])
 
         if changed or removed:
             self.converge(inputs, self._machine(inputs), target, [*changed, *removed], inputs.shutdown, "keep")
@@ -118,3 +123,10 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         if machine.running():
             machine.shut_down(inputs.shutdown)
         machine.destroy()
+
+
+def _with_address(value: str, current: str) -> str:
+    """A network card with the hardware address that it has, by which it has a lease; of another option its value."""
+    model, comma, rest = value.partition(",")
+    address = _NETWORK_CARD.match(current)
+    return f"{model}={address[1]}{comma}{rest}" if address and "=" not in model and "macaddr=" not in rest else value

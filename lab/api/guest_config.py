@@ -153,7 +153,8 @@ class GuestConfig:
 
     def apply_pending(self) -> None:
         """Put what was pending in force."""
-        self.current = Section(self.merged(), self.pending_raw or self.current.raw)
+        kept = [] if "lxc" in self.pending_delete else self.current.raw
+        self.current = Section(self.merged(), self.pending_raw or kept)
         self.pending, self.pending_delete, self.pending_raw = {}, [], []
 
     def change(self, values: dict[str, str], delete: list[str], *, at_once: bool) -> None:

@@ -50,10 +50,10 @@ _SUPPORT = ("pbs-dirty-bitmap", "query-bitmap-info")
 #: Options by the privilege that setting them takes; what is in none of these only root@pam may set.
 _PRIVILEGES = {
     "VM.Config.CPU": "cores cpu cpulimit cpuunits numa smp sockets vcpus",
-    "VM.Config.Memory": "memory balloon shares",
+    "VM.Config.Memory": "memory balloon shares allow-ksm",
     "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio0 rng0",
     "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name "
-    "onboot ostype protection reboot startdate startup tdf template tags allow-ksm spice_enhancements",
+    "onboot ostype protection reboot startdate startup tdf template tags",
     "VM.PowerMgmt": "freeze",
     "VM.Config.Disk": "boot bootdisk vmstatestorage",
 }
@@ -255,6 +255,14 @@ def require_hostpci(call: Call, vmid: int, key: str, value: str) -> None:
     call.require(f"/vms/{vmid}", "VM.Config.HWType")
 
 
+def _require_cpu_model(call: Call, wanted: str, before: str) -> None:
+    """The right to a processor model of the cluster's own, unless the VM has it already (check_cpu_model_access)."""
+    model, former = (value.partition(",")[0].removeprefix("cputype=") for value in (wanted, before))
+    version = [int(number) for number in str(call.host.looked_at["qemu_server"]).split(".")]
+    if model.startswith("custom-") and model != former and version >= [9, 1, 13]:
+        call.require(f"/mapping/cpu/{model.removeprefix('custom-')}", "Mapping.Use")
+
+
 def _require_bridges(call: Call, values: dict[str, str]) -> None:
     """The rights to the bridges that new values name."""
     if call.caller.is_root_ticket:
@@ -357,6 +365,7 @@ def create(call: Call) -> str:
         require_option(call, guest.vmid, key, value)
         if _HOSTPCI.fullmatch(key):
             require_hostpci(call, guest.vmid, key, value)
+    _require_cpu_model(call, wanted.get("cpu", ""), "")
     _require_bridges(call, wanted)
     require_cluster_ready(call.host)
     if taken := taken_by(call.host, guest.vmid):
@@ -594,6 +603,7 @@ def _require_applicable(call: Call, guest: Guest, change: Change, config: GuestC
             require_hostpci(call, guest.vmid, key, before[key])
         if key in change.values:
             require_hostpci(call, guest.vmid, key, change.values[key])
+    _require_cpu_model(call, change.values.get("cpu", ""), config.values.get("cpu", ""))
     _require_bootable(change, config.merged())
 
 

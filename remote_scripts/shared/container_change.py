@@ -107,7 +107,6 @@ class ConfigChange:
                 return conf, change
             _need_changeable(self._ctid, conf, change)
             if self._cards is not None:
-                _need_lasting_lines(self._ctid, conf, change)
                 self._need_open_nodes(conf, nodes)
             # Each try has waited ten seconds for the lock: for a minute at least.
             if tries >= (7 if any(words in self._message for words in _LOCKED) else 5):
@@ -134,7 +133,8 @@ class ConfigChange:
     def planned(self) -> Change:
         """What `apply` would change, as it is now.
 
-        :raises Failure: there is no such container, or what is noted of it can't be read.
+        :raises Failure: there is no such container, what is noted of it can't be read, or the next start would change
+            homelab's lines.
         """
         return self._plan(self._conf())
 
@@ -180,8 +180,12 @@ class ConfigChange:
 
     def _plan(self, conf: ConfText) -> Change:
         if self._cards is None:
-            return container_lines.follow(self._system, conf, self.notes)
-        return container_lines.plan(self._system, conf, self.notes, self._cards, self._groups)
+            change = container_lines.follow(self._system, conf, self.notes)
+        else:
+            change = container_lines.plan(self._system, conf, self.notes, self._cards, self._groups)
+        if not container_lines.lasts(conf, self.notes, change):
+            raise _not_lasting(self._ctid)
+        return change
 
     # What is noted.
 
@@ -471,16 +475,15 @@ def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
         )
 
 
-def _need_lasting_lines(ctid: int, conf: ConfText, change: Change) -> None:
-    if conf.conf.pending_raw and change.add_raw:
-        raise Failure(
-            f"container {ctid} given its devices by lxc.* lines",
-            f"its configuration has such lines below [pve:pending]: {conf.conf.pending_raw[0]}",
-            "at its next start these take the place of all its lxc.* lines, so homelab's would be lost; its "
-            "configuration is unchanged",
-            f"start it once, or restart it (`pct reboot {ctid}`), which moves them up; or move them above the section "
-            "by hand; then run `pulumi up` again",
-        )
+def _not_lasting(ctid: int) -> Failure:
+    return Failure(
+        f"container {ctid} given its devices by lxc.* lines",
+        "its configuration has lxc.* lines, or `delete: lxc`, below [pve:pending]",
+        "at its next start these take the place of all its lxc.* lines, homelab's among them; its configuration is "
+        "unchanged",
+        f"start it once, or restart it (`pct reboot {ctid}`), which moves them up; or move them above the section "
+        "by hand; then run `pulumi up` again",
+    )
 
 
 def _with_lines(conf: ConfText, change: Change) -> str:

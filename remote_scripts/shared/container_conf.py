@@ -156,7 +156,8 @@ class ContainerConf:
     mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of
     nodes, or links to them, that were made elsewhere; `broken`: device lines that lxc or Proxmox VE doesn't
     understand; `elsewhere`: section -> device lines in it, which have no effect; `hooks`: lines of programs that may
-    give the container devices; `pending_raw`: lxc.* lines that take the place of all others at the next start.
+    give the container devices; `pending_raw`: the lines by which the next start takes all lxc.* lines away: those that
+    take their place, or `delete: lxc`.
     """
 
     options: dict[str, str] = field(default_factory=dict)
@@ -294,10 +295,12 @@ class ConfText:
         """What the configuration says without some of its lines.
 
         :param devices: keys of dev[n] options.
-        :param raw: places of lxc.* lines in `head`.
+        :param raw: places of lxc.* lines in `head`; their copies below go as well.
         """
+        copies = [self.raw[place] for place in raw]
         lines = [line for place, line in enumerate(self.head) if place not in raw]
-        return parse("\n".join(line for line in (*lines, *self.tail) if line.partition(":")[0] not in devices))
+        lines += [line for line in self.tail if raw_line(line) not in copies]
+        return parse("\n".join(line for line in lines if line.partition(":")[0] not in devices))
 
 
 def conf_text(content: bytes) -> ConfText:
@@ -441,11 +444,20 @@ def _named_by_hook(texts: list[str]) -> list[list[str]]:
 def passed_on(text: str, *, hooks: bool = False) -> str:
     """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
     AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
-    (lxc.environment, mount options).
+    (lxc.environment, mount options). That another lxc.* line waits for the next start is told without its text.
 
     :param hooks: also lines of hooks, which `whole` has left without their other arguments.
     """
-    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line) or _is_passed_on(line, hooks))
+    lines: list[str] = []
+    section = ""
+    for line in text.split("\n"):
+        if match := SECTION.fullmatch(line):
+            section = match[1].lower()
+        if _PASSED_ON.match(line) or _is_passed_on(line, hooks):
+            lines.append(line)
+        elif section == _PENDING and _RAW.fullmatch(line):
+            lines.append("lxc.other:")
+    return "\n".join(lines)
 
 
 def _is_passed_on(line: str, hooks: bool) -> bool:
@@ -563,11 +575,13 @@ def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
     """Adds the pending changes of the next start: new values, and deleted options (PVE::GuestHelpers,
     parse_pending_delete)."""
     options = [_OPTION.fullmatch(line) for line in lines]
-    for option in options:  # first what goes, then what comes (vmconfig_apply_pending)
-        for key in re.split(r"[\s,;]+", option[2]) if option and option[1] == "delete" else ():
-            _remove_option(conf, key.lstrip("!"))
-            conf.options.pop(key.lstrip("!"), None)
-    conf.pending_raw.extend(line for line in lines if _RAW.fullmatch(line))
+    for line, option in zip(lines, options, strict=True):  # first what goes, then what comes (vmconfig_apply_pending)
+        keys = re.split(r"[\s,;]+", option[2].replace("!", "")) if option and option[1] == "delete" else []
+        for key in keys:
+            _remove_option(conf, key)
+            conf.options.pop(key, None)
+        if "lxc" in keys or _RAW.fullmatch(line):
+            conf.pending_raw.append(line)
     # At the next start raw lines from there take the place of all others. Until then those are in force: both count.
     for line, option in zip(lines, options, strict=True):
         if not (option and option[1] == "delete"):

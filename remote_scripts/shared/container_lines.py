@@ -217,6 +217,17 @@ def compare(
     )
 
 
+def lasts(conf: ConfText, notes: Notes, change: Change) -> bool:
+    """Whether the container has the same lxc.* lines of homelab's before its next start and after it.
+
+    :raises Failure: what is noted can't be read.
+    """
+    wanted = {line for line in change.want if raw_line(line)[0]}
+    pending = [raw_line(line) for line in conf.conf.pending_raw]
+    noted = {line for line in notes.lines("ours") if raw_line(line)[0]}
+    return not pending or wanted == {line for line in wanted | noted if raw_line(line) in pending}
+
+
 def follow(system: System, conf: ConfText, notes: Notes) -> Change:
     """What is to come and to go so that each of homelab's lines stays about the device that it was given for,
     whatever name and numbers the kernel has for that now. Nothing else is decided: the way in which it is given stays,
@@ -376,5 +387,6 @@ def drift(system: System, ctid: int) -> list[str]:
         *(f"{line} is not there" for line in change.add_raw),
         *(f"{key}: {conf.devices[key]} is no longer needed" for key in change.drop_devices),
         *(f"{conf.head[place]} is no longer needed" for place in change.drop_raw),
+        *([] if lasts(conf, notes, change) else ["its next start takes lxc.* lines away"]),
         *([f"container {ctid} still has to be restarted"] if waits_for_restart(system, ctid) else []),
     ]

@@ -24,6 +24,7 @@ _STATUS_SECONDS = 60.0
 _PCT_SECONDS = 120.0
 # As pct says it of a lock in the configuration (check_lock of PVE::AbstractConfig), or of its file.
 _REFUSED = re.compile(r"is locked \(|can't lock file")
+_FROZEN = "HA has frozen it, and switches it neither on nor off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class Power:
     def shut_down(self) -> bool:
         """Whether it is off: within its time, and then as the settings say."""
         log, timeout = self._system.log, self._shutdown.timeout
+        if ha.has_frozen(self._system, f"ct:{self._ctid}"):
+            self.message = _FROZEN
+            return False
         log.say(f"shutting container {self._ctid} down")
         # What counts is whether it is off.
         self._pct("shutdown", "--timeout", str(timeout), seconds=timeout + _PCT_SECONDS)
@@ -91,6 +95,9 @@ class Power:
         if _REFUSED.search(self.message):
             asked = "something else works on it now (a backup, a snapshot), so that it was not asked to go off"
             next = f"wait until that is done; a lock that was left behind: `pct unlock {self._ctid}`"
+        elif self.message == _FROZEN:
+            asked = "HA would switch it off later, so that it was not asked to"
+            next = "see `ha-manager status`; if HA is disarmed: `ha-manager crm-command arm-ha`"
         return Failure(
             f"container {self._ctid} off within {self._shutdown.timeout} s",
             f"it still runs: {self.message}",
@@ -142,6 +149,14 @@ class Power:
 
     def start(self) -> None:
         """:raises Failure: it doesn't start."""
+        if ha.has_frozen(self._system, f"ct:{self._ctid}"):
+            raise Failure(
+                f"container {self._ctid} started by HA",
+                _FROZEN,
+                "its services are down; HA would start it later, so that it was not asked to",
+                "see `ha-manager status`; if HA is disarmed: `ha-manager crm-command arm-ha`; then run `pulumi up` "
+                "again",
+            )
         self._system.log.say(f"starting container {self._ctid}")
         if self._pct("start") != 0:
             raise Failure(

@@ -122,6 +122,20 @@ def status(system: System) -> Status:
     return Status(services, kept_free, active, bool(_DISARMED.search(text)))
 
 
+def has_frozen(system: System, service: str) -> bool:
+    """Whether HA has a guest and has frozen it, as while HA is disarmed: it then switches it neither on nor off. False
+    where HA gives no answer.
+
+    :param service: its id, such as vm:200.
+    """
+    try:
+        return is_managed(system, service) and any(
+            (known.id, known.state) == (service, "freeze") for known in status(system).services
+        )
+    except (Failure, NoAnswerError):
+        return False
+
+
 def services_here(system: System, node: Node) -> list[str]:
     """The ids of the services that HA has on this node and would move.
 

@@ -15,7 +15,7 @@ import pytest
 from lab.host.host_python import nodes_below
 from remote_scripts.layers import card_nodes as boot_layer
 from remote_scripts.layers import container_gpus, container_restart
-from remote_scripts.shared import container_change, container_follow, container_power, guests
+from remote_scripts.shared import container_change, container_follow, container_lines, container_power, guests
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_power import Shutdown
@@ -211,6 +211,9 @@ class Containers:
         self.ask("revert")
         assert not self.host.exists("/var/lib/homelab") and not self.left()
         return self.conf
+
+    def drift(self) -> list[str]:
+        return container_lines.drift(self.host.system(), CTID)
 
     def boot(self, *arguments: str) -> str:
         """What the program says that runs at a boot."""

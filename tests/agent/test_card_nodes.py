@@ -77,10 +77,6 @@ def followed(box: Containers) -> bool:
     return before != box.conf
 
 
-def drift(box: Containers) -> list[str]:
-    return container_lines.drift(box.host.system(), 300)
-
-
 def lines(conf: str) -> set[str]:
     return {re.sub(r"^dev\d+: ", "", line) for line in conf.splitlines()}
 
@@ -90,7 +86,7 @@ def test_a_boot_that_moved_a_node_is_followed_and_told_and_undone_with_the_rest(
     box.drm(AMD, 129)
     assert "container 300: its cards' nodes have other names or numbers since this boot" in box.boot()
     assert f": {RENDER.replace('128', '129')}\n" in box.conf and "renderD128" not in box.conf
-    assert box.boot() == "" and drift(box) == []
+    assert box.boot() == "" and box.drift() == []
     assert box.revert() == given
 
 
@@ -247,7 +243,7 @@ def test_what_was_late_at_one_boot_is_followed_at_the_next(box: Containers, give
     box.nvidia(NVIDIA)
     box.drm(NVIDIA, 141)
     assert followed(box) and "renderD141" in box.conf and "renderD140" not in box.conf
-    assert drift(box) == [] and box.revert() == given
+    assert box.drift() == [] and box.revert() == given
 
 
 @EACH_METHOD
@@ -278,7 +274,7 @@ def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(
     box.drm(AMD, 128)
     box.drm(NVIDIA, 129)
     assert followed(box) and "renderD128" in box.conf and "renderD129" in box.conf
-    assert drift(box) == [] and box.revert() == given
+    assert box.drift() == [] and box.revert() == given
 
 
 @pytest.mark.parametrize(("method", "at_boot"), sampling.paired(METHODS, [True, False], "numbers"))
@@ -384,12 +380,12 @@ def test_another_container_under_the_same_number_gets_nothing(box: Containers) -
 def test_a_container_that_waited_for_a_restart_has_had_it(box: Containers) -> None:
     box.state = "running"
     with_nvidia(box, f"{AMD}=render")
-    assert drift(box) == ["container 300 still has to be restarted"]
+    assert box.drift() == ["container 300 still has to be restarted"]
     box.state = "stopped"
     box.drm(NVIDIA, 141)
     assert followed(box)
     box.state = "running"
-    assert drift(box) == []
+    assert box.drift() == []
 
 
 @pytest.mark.parametrize("restart_waits", [False, True])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared import container_lines
 from remote_scripts.tools.run import Done, Run
 from tests.agent.container_kit import AMD, BASE, GROUP, PRIVILEGED, RECORD, Containers, box
 from tests.agent.kit import Refused
@@ -189,23 +188,20 @@ def test_a_card_whose_driver_makes_no_nodes_is_named_and_nothing_is_changed(box:
 
 
 def test_how_it_differs_from_what_was_set_up_is_said(box: Containers) -> None:
-    def drift() -> Any:
-        return container_lines.drift(box.host.system(), 300)
-
     box.state = "running"
     given = box.apply("device", BOTH)
-    assert drift() == ["container 300 still has to be restarted"]
+    assert box.drift() == ["container 300 still has to be restarted"]
     box.ask("apply", "restart", cards=(BOTH,))
-    assert drift() == []
+    assert box.drift() == []
     box.conf = given.replace(f"dev0: {RENDER}\n", "")
-    assert drift() == [f"dev[n]: {RENDER} is not there"]
+    assert box.drift() == [f"dev[n]: {RENDER} is not there"]
     box.conf = given
     box.drm(AMD, 129)
-    assert drift() == [
+    assert box.drift() == [
         f"dev[n]: {RENDER.replace('128', '129')} is not there",
         f"dev0: {RENDER} is no longer needed",
     ]
     box.drm(AMD, None)
-    assert drift() == [f"the render node of {AMD} is not on the host"]
+    assert box.drift() == [f"the render node of {AMD} is not on the host"]
     (box.root / RECORD[1:] / "wanted").unlink()
-    assert drift() == ["a run was cut short while it gave container 300 its devices"]
+    assert box.drift() == ["a run was cut short while it gave container 300 its devices"]

@@ -210,14 +210,31 @@ def test_what_cannot_be_done_is_said_and_nothing_changed(
     assert [line[:7] for line in str(refused.value).splitlines()] == ["wanted:", "found: ", "why:   ", "next:  "]
 
 
-def test_lines_that_the_next_start_would_lose_are_not_added(box: Containers) -> None:
+@pytest.mark.parametrize("line", ["lxc.apparmor.profile: unconfined", "delete: swap,lxc"])
+def test_lines_that_the_next_start_would_lose_are_not_added(box: Containers, line: str) -> None:
     """PVE::LXC::Config, vmconfig_apply_pending: its lxc.* lines take the place of all others."""
-    box.conf = text = f"{BASE}[pve:pending]\nlxc.apparmor.profile: unconfined\n"
-    with pytest.raises(Refused, match="below \\[pve:pending\\]: lxc.apparmor.profile: unconfined(.|\n)*pct reboot 300"):
+    box.conf = text = f"{BASE}[pve:pending]\n{line}\n"
+    with pytest.raises(Refused, match="below \\[pve:pending\\](.|\n)*pct reboot 300"):
         box.apply("mount-entry", minors=(0,))
     assert box.conf == text
-    box.conf = f"{BASE}lxc.apparmor.profile: unconfined\n"  # as a reboot leaves it
-    assert BIND.format("nvidia0").strip() in box.apply("mount-entry", minors=(0,))
+    box.conf = BASE  # as a reboot leaves it
+    given = box.apply("mount-entry", minors=(0,))
+    box.conf = text = f"{given}[pve:pending]\n{line}\n"
+    with pytest.raises(Refused, match="below \\[pve:pending\\]"):
+        box.apply("mount-entry", minors=(0,))
+    assert box.drift() == ["its next start takes lxc.* lines away"]
+    assert box.revert() == text.replace(given, BASE)
+
+
+def test_copies_of_ours_that_wait_for_the_next_start_are_ours(box: Containers) -> None:
+    given = box.apply("mount-entry", minors=(0,))
+    box.conf = text = f"{given}[pve:pending]\n{given.removeprefix(BASE)}lxc.apparmor.profile: unconfined\n"
+    assert box.apply("mount-entry", minors=(0,)) == text and box.drift() == []
+    with pytest.raises(Refused, match="below \\[pve:pending\\]"):  # they would come back
+        box.revert()
+    assert box.conf == text
+    box.conf = f"{given}lxc.apparmor.profile: unconfined\n"  # as a start leaves it
+    assert box.revert() == f"{BASE}lxc.apparmor.profile: unconfined\n"
 
 
 def test_devices_are_given_beside_lines_that_wait_for_the_next_start(box: Containers) -> None:

@@ -334,6 +334,18 @@ def test_one_that_ha_doesnt_start_is_said(box: Containers, managed: Managed, mon
     assert "ran" in box.noted()
 
 
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_one_that_ha_has_frozen_is_asked_nothing(box: Containers, managed: Managed, state: str) -> None:
+    box.state = state
+    gpus(box)
+    box.host.programs["ha-manager"] = lambda *_: "quorum OK\nservice ct:300 (pve, freeze)\n"
+    with pytest.raises(Refused, match="HA has frozen it(.|\n)*`ha-manager crm-command arm-ha`"):
+        restart(box, power="running")
+    assert box.calls == [] and box.state == state
+    box.host.programs["ha-manager"] = lambda *_: "quorum OK\nservice ct:300 (pve, started)\n"
+    assert restart(box, power="running")["state"] == "running"
+
+
 @pytest.mark.parametrize(
     ("services", "under"),
     [

@@ -167,6 +167,23 @@ def test_a_privileged_container_is_made_by_whom_may_modify_the_node(node: Node) 
         assert said == f"403 Permission check failed ({lacks})"
 
 
+def test_a_processor_model_of_the_clusters_own_takes_a_right_unless_the_vm_has_it(node: Node) -> None:
+    """PVE::API2::Qemu, check_cpu_model_access; what no privilege covers is root@pam's alone."""
+    node.done("POST", "/access/users", userid="cpu@pve")
+    node.done("POST", "/access/roles", roleid="Cpu", privs="VM.Config.CPU,VM.Config.Options,VM.Audit")
+    node.done("PUT", "/access/acl", path="/vms", users="cpu@pve", roles="Cpu")
+    token = node.data("root", "POST", "/access/users/cpu@pve/token/cpu", privsep=0)
+    node.use_token("cpu", token["full-tokenid"], token["value"])
+    lacks = "403 Permission check failed (/mapping/cpu/mine, Mapping.Use)"
+    assert refused(node, "PUT", f"{VM}/config", "cpu", cpu="custom-mine") == lacks
+    node.done("PUT", f"{VM}/config", cpu="custom-mine")
+    assert refused(node, "PUT", f"{VM}/config", "cpu", cpu="cputype=custom-mine,flags=+aes") == "200 OK"
+    assert refused(node, "PUT", f"{VM}/config", "cpu", cpu="host") == "200 OK"
+    for key, value in (("affinity", "0-3"), ("args", "-nodefaults")):
+        said = refused(node, "PUT", f"{VM}/config", "cpu", **{key: value})
+        assert said == f"500 only root can set '{key}' config"
+
+
 # -- Proxmox VE 8 ----------------------------------------------------------------------------------------------------
 def test_proxmox_ve_8_has_one_privilege_for_the_agent_and_fewer_fields(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

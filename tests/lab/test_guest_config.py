@@ -41,6 +41,9 @@ def test_raw_lines_that_wait_take_the_place_of_all_others() -> None:
     assert config.text() == "lxc.idmap: u 0 1 1\n\n[pve:pending]\nmemory: 1024\nlxc.mount.entry: /dev/nvidia0 x\n"
     config.apply_pending()
     assert config.text() == "memory: 1024\nlxc.mount.entry: /dev/nvidia0 x\n"
+    gone = GuestConfig.parse("lxc", "lxc.idmap: u 0 1 1\n[pve:pending]\ndelete: lxc\n")
+    gone.apply_pending()
+    assert gone.text() == ""
 
 
 def test_what_a_container_has_of_a_boolean_is_a_number_and_of_no_value_what_is_there() -> None:

@@ -111,6 +111,16 @@ def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
     assert not (lab.root / f"etc/pve/nodes/{NODE}/qemu-server/{ID}.conf").exists()
 
 
+def test_a_created_vm_keeps_its_hardware_address_on_another_bridge(lab: Lab) -> None:
+    work = VirtualMachineWork(texts(lab))
+    made = work.create(machine(OLD))
+    before = conf(lab, "qemu-server")
+    moved = dataclasses.replace(machine(OLD), config={**machine(OLD).config, "net0": "virtio,bridge=vmbr1"})
+    made = work.update(moved, machine(OLD), made)
+    assert conf(lab, "qemu-server") == before.replace("bridge=vmbr0", "bridge=vmbr1")
+    work.delete(moved, made)
+
+
 def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(lab: Lab) -> None:
     lab.run(f"qm create {ID} --name old --memory 2048 --machine pc")
     work = VmCardsWork(texts(lab))

@@ -285,3 +285,5 @@ def test_what_every_container_has_by_lxcs_own_files_counts(text: str, file: str,
 def test_no_password_of_a_share_is_passed_on() -> None:
     lines = ["//nas/x mnt cifs username=a,password=verySecret", "//nas/x dev/x cifs password=verySecret,rw"]
     assert passed_on("".join(f"lxc.mount.entry: {line}\n" for line in lines)) == ""
+    pending = "lxc.environment: PASSWORD=x\n[pve:pending]\nlxc.environment: PASSWORD=y"
+    assert passed_on(pending) == "[pve:pending]\nlxc.other:"

@@ -105,6 +105,28 @@ def test_what_stands_against_it_is_said(facts: dict[str, Any], changes: dict[str
     assert said in caught.value.found
 
 
+OWNERS = "".join(
+    f"lxc.mount.entry: /dev/nvidia{number} dev/nvidia{number} none bind,create=file\n" for number in (0, 1)
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "method", "refused"),
+    [
+        ("[pve:pending]\nlxc.other:", "mount-entry", True),
+        ("[pve:pending]\nmemory: 1024\ndelete: lxc", "mount-entry", True),
+        (f"{OWNERS}[pve:pending]\nlxc.other:", "mount-entry", True),
+        (f"[pve:pending]\n{OWNERS}", "mount-entry", False),
+        ("[pve:pending]\ndelete: swap\nmemory: 1024", "mount-entry", False),
+        ("[pve:pending]\nlxc.other:", "device", False),
+    ],
+)
+def test_lines_that_the_next_start_would_lose_are_refused_in_the_plan(lines: str, method: str, refused: bool) -> None:
+    facts = shared(configs=[conf("lxc", 5000, lines)])
+    _, errors = container_plan.describe(facts, want(facts), {"box": container(ctid=5000, method=method)}, {}, "pve")
+    assert [error.found.partition("below ")[2] for error in errors] == ["[pve:pending]"] * refused
+
+
 def test_no_card_needs_no_driver() -> None:
     assert planned(shared(nvidia=NO_MODULE), container(gpuAssignment="none")) == []
 

@@ -16,29 +16,44 @@ SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan
 API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
 
 
-def texts(vms: dict[str, Any], **about: Any) -> StackTexts:
+def texts(vms: dict[str, Any], about: dict[str, Any]) -> StackTexts:
     gpus = {"card": {"match": "10de:2b85"}}
     hosts = {
-        name: {"address": f"192.0.2.{number}", "ssh": SSH, "api": API, "gpus": gpus, **about}
+        name: {"address": f"192.0.2.{number}", "ssh": SSH, "api": API, "gpus": gpus, **about.get(name, {})}
         for number, name in enumerate(("pve1", "pve2"), 1)
     }
     return StackTexts({"hosts": json.dumps(hosts), "vms": json.dumps(vms), "allowPlainSecrets": "true"})
 
 
-ADOPTED = {"a": {"host": "pve2", "vmid": 103, "gpus": ["card"]}}
-
-
 @pytest.mark.parametrize(
-    ("about", "anywhere", "found"),
-    [({}, False, []), ({}, True, ["a"]), ({"cluster": "home"}, False, ["a"])],
-    ids=["another host's VM of that id", "it has moved", "of one cluster"],
+    ("clusters", "entry", "node", "found"),
+    [
+        ({}, "pve1", "", ["a"]),
+        ({}, "pve2", "", []),
+        ({}, "pve2", "pve3", ["a"]),
+        ({"pve1": "home", "pve2": "home"}, "pve2", "", ["a"]),
+        ({"pve1": "home", "pve2": "other"}, "pve2", "pve3", []),
+        ({"pve1": "home"}, "pve2", "pve3", []),
+        ({"pve1": "home"}, "pve2", "pve2", ["a"]),
+        ({"pve1": "home", "pve2": "other"}, "home", "", ["a"]),
+        ({"pve1": "home", "pve2": "other"}, "other", "pve3", []),
+        ({"pve2": "other"}, "other", "", []),
+    ],
 )
 def test_an_entry_that_adopts_a_vm_counts_wherever_the_vm_may_be(
-    about: dict[str, Any], anywhere: bool, found: list[str]
+    clusters: dict[str, str], entry: str, node: str, found: list[str]
 ) -> None:
-    stack = texts(ADOPTED, **about)
-    assert [*stack.entries_of("vms", 103, "pve1", anywhere=anywhere)] == found
-    assert not stack.entries_of("vms", 104, "pve1", anywhere=anywhere)
+    """VM 103 was made on pve1, and is on `node` now, if that is told."""
+    vms = {"a": {"host": entry, "vmid": 103, "gpus": ["card"]}}
+    stack = texts(vms, {host: {"cluster": name} for host, name in clusters.items()})
+    assert [*stack.entries_of("vms", 103, "pve1", node)] == found
+    assert not stack.entries_of("vms", 104, "pve1", node)
+
+
+def test_the_node_that_a_vm_is_on_has_the_name_that_its_host_says() -> None:
+    vms = {"a": {"host": "pve2", "vmid": 103, "gpus": ["card"]}}
+    stack = texts(vms, {"pve1": {"cluster": "home"}, "pve2": {"node": "second"}})
+    assert [[*stack.entries_of("vms", 103, "pve1", node)] for node in ("second", "pve2")] == [["a"], []]
 
 
 @pytest.mark.parametrize(

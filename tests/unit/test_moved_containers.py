@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from homelab.container import other_makers
+from homelab.container import plan as container_plan
 from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import GuestConfig, HostFacts
@@ -46,6 +48,12 @@ def probe(host: str) -> ContainerProbe.Inputs:
     )
 
 
+def outputs(**more: Any) -> ContainerProbe.Outputs:
+    about: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "resume": False, "shared": {}}
+    about |= {"generation": 0, "again": 0, "stale": False, "identity": ""}
+    return ContainerProbe.Outputs(**about | more)
+
+
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
@@ -61,17 +69,7 @@ def test_a_node_taken_out_of_the_settings_is_told_and_holds_up_nothing(said: lis
     else:
         work.delete(
             probe("pve1"),
-            ContainerProbe.Outputs(
-                minors=[],
-                functions=[],
-                guest_name="ai",
-                resume=False,
-                generation=0,
-                stale=False,
-                shared={},
-                identity="",
-                again=0,
-            ),
+            outputs(),
         )
     assert len(said) == 1 and "pve1 is no longer in homelab:hosts" in said[0] and "container 901 is lost" in said[0]
     assert "pct set 901 --delete" in said[0] and "/etc/pve/lxc/901.conf" in said[0]
@@ -113,6 +111,134 @@ def test_a_container_without_a_common_network_card_is_another_one(before: str, n
 )
 def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: dict[str, str], same: bool) -> None:
     assert (identity(one) == identity(other) != "") is same
+
+
+@pytest.mark.parametrize(
+    ("host", "now", "moved", "generation"),
+    [("pve1", A, [], 4), ("pve1", B, [], 4), ("pve2", A, ["pve1 to pve2"], 5), ("pve2", B, None, 0)],
+    ids=["it is where it was", "it has another network card", "it has moved", "another one has its id there"],
+)
+def test_notes_move_with_the_same_container_only(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], host: str, now: str, moved: list[str] | None, generation: int
+) -> None:
+    work, done = ContainerProbeWork({}), []
+
+    def plan(_inputs: Any, boot: Any, generation: int, again: int) -> ContainerProbe.Outputs:
+        assert (boot, again) == (probe("pve1").boot, 2)
+        return outputs(identity=now, generation=generation, again=again)
+
+    async def follow(_: Any, left: str, there: str) -> None:
+        done.append(f"{left} to {there}")
+
+    monkeypatch.setattr(work, "_plan", plan)
+    monkeypatch.setattr(work, "_move_record", follow)
+    before = outputs(identity=A, generation=4, again=2)
+    if moved is None:
+        with pytest.raises(HomelabError, match="is another one"):
+            work.update(probe(host), probe("pve1"), before)
+        assert done == []
+    else:
+        found = work.update(probe(host), probe("pve1"), before)
+        assert (done, found.generation, found.identity) == (moved, generation, now)
+
+
+@pytest.mark.parametrize("silent", ["pve1", "pve2"])
+def test_notes_that_cant_be_moved_stay_where_they_are(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+    nodes = Nodes(pve1="NOTED", pve2="", pve3="")
+    nodes.records[silent] = None
+    before = dict(nodes.records)
+    monkeypatch.setattr(ssh, "connect", nodes.connect)
+    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
+    with pytest.raises(HomelabError, match="moved from pve1 to pve2"):
+        asyncio.run(work._move_record(probe("pve2"), "pve1", "pve2"))
+    assert nodes.records == before
+
+
+@pytest.mark.parametrize(
+    ("cluster", "noted", "done"),
+    [
+        ("home", True, ["elsewhere: x", "taken out on pve1"]),
+        ("home", False, ["elsewhere: x"]),
+        ("", True, ["taken out on pve1"]),
+        ("", False, []),
+    ],
+)
+def test_what_leaves_the_settings_is_given_back_here_and_where_it_is_now(
+    monkeypatch: pytest.MonkeyPatch, cluster: str, noted: bool, done: list[str]
+) -> None:
+    work, calls = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"}), []
+
+    async def record_of(_stack: Any, host: str, ctid: int) -> dict[str, str]:
+        assert (host, ctid) == ("pve1", 901)
+        return {"ours": "x"} if noted else {}
+
+    async def taken_out(_: Any, there: str) -> None:
+        calls.append(f"taken out on {there}")
+
+    monkeypatch.setattr(container_probe, "container_record_of", record_of)
+    monkeypatch.setattr(work, "_take_out", taken_out)
+    monkeypatch.setattr(work, "_give_back_elsewhere", lambda _, identity: calls.append(f"elsewhere: {identity}"))
+    work.delete(replace(probe("pve1"), cluster=cluster), outputs(identity="x"))
+    assert calls == done
+
+
+@pytest.mark.parametrize(
+    ("drift", "found"),
+    [
+        ({}, (4, 2, False)),
+        ({"_drift": ["x"]}, (5, 2, False)),
+        ({"_library_drift": ["x"]}, (4, 3, False)),
+        ({"_device_drift": ["x"]}, (4, 2, True)),
+        ({"gone": True}, (4, 2, True)),
+        ({"away": "its card is away", "_drift": ["x"]}, (4, 2, False)),
+        ({"away": "its card is away", "gone": True, "_drift": ["x"]}, (5, 2, True)),
+        ({"node": "pve3", "_drift": ["x"]}, (5, 2, False)),
+        ({"node": "pve3", "roams": True, "_drift": ["x"], "gone": True}, (4, 2, False)),
+        ({"roams": True, "_drift": ["x"]}, (5, 2, False)),
+    ],
+)
+def test_a_refresh_tells_kinds_of_drift_apart(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], drift: dict[str, Any], found: tuple[int, int, bool]
+) -> None:
+    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
+    facts = desktop()
+    configs = [] if drift.get("gone") else [GuestConfig(kind="lxc", id=901, lines=LINES)]
+    away = replace(facts.handover, away=drift.get("away", ""))
+    places = replace(facts.cluster, node="pve1", places=f"{drift['node']}/lxc/901.conf" if "node" in drift else "")
+    facts = replace(facts, handover=away, guests=replace(facts.guests, configs=configs), cluster=places)
+    monkeypatch.setattr(work, "facts_of_refresh", lambda _: facts)
+    entry: dict[str, Any] = {"host": "home" if drift.get("roams") else "pve1", "ctid": 901, "gpus": []}
+    work.stack = replace(work.stack, texts={**work.stack.texts, "containers": json.dumps({"ai": entry})})
+    monkeypatch.setattr(container_probe, "_drift", lambda *_: drift.get("_drift", []))
+    for name in ("_library_drift", "_device_drift"):
+        monkeypatch.setattr(work, name, lambda *_, name=name: drift.get(name, []))
+    now = work.read(probe("pve1"), outputs(generation=4, again=2))
+    assert (now.generation, now.again, now.stale) == found
+
+
+AMD = {"address": "0000:06:00.0", "kinds": ["render"], "nodes": ["/dev/dri/renderD128"]}
+
+
+@pytest.mark.parametrize(
+    ("known", "minors", "node", "drift"),
+    [
+        (True, [0], "/dev/dri/renderD128", []),
+        (True, [1], "/dev/dri/renderD128", ["its cards are /dev/nvidia[1], not /dev/nvidia[0]"]),
+        (True, [0], "/dev/dri/renderD129", ["the nodes of gpus.amd are /dev/dri/renderD129, not /dev/dri/renderD128"]),
+        (False, [1], "/dev/dri/renderD129", []),
+    ],
+    ids=["as it was", "another number", "another node", "it leaves the settings"],
+)
+def test_other_numbers_and_nodes_of_its_cards_are_drift(
+    monkeypatch: pytest.MonkeyPatch, known: bool, minors: list[int], node: str, drift: list[str]
+) -> None:
+    entries = {"ai": {"host": "pve1", "ctid": 901, "gpus": []}} if known else {}
+    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
+    now = {"amd": {**AMD, "nodes": [node]}, "new": {**AMD, "nodes": ["/dev/dri/renderD130"]}}
+    monkeypatch.setattr(container_plan, "numbers", lambda *_: (minors, []))
+    monkeypatch.setattr(other_makers, "shared", lambda *_: (now, []))
+    found = ContainerProbeWork(texts)._device_drift(desktop(), probe("pve1"), outputs(minors=[0], shared={"amd": AMD}))
+    assert found == drift
 
 
 # -- a state that was lost -----------------------------------------------------------------------------------------

@@ -6,8 +6,11 @@ import asyncio
 import dataclasses
 import json
 import re
+import time
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 from pulumi.provider.experimental import provider as sdk
 from pulumi.provider.experimental.property_value import PropertyValue
@@ -16,8 +19,8 @@ from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.host import plan
-from homelab.provider import registry
-from homelab.provider.base import Work, raised
+from homelab.provider import registry, serve
+from homelab.provider.base import Work, raised, stopped_by_reboot
 from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import work_of
@@ -320,3 +323,99 @@ def test_what_is_known_when_the_work_fails_goes_into_the_state() -> None:
     assert failed.id == "pve"
     assert failed.properties["identity"] == "uuid=1" and failed.properties["vm"] == failed.inputs["vm"] == "sandbox"
     assert "wanted: a\nfound:  more\nwhy:    c\nnext:   d" in failed.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("vmid", "last_boot", "age", "stopped"),
+    [(103, "a", 0, True), (104, "a", 0, False), (103, "b", 0, False), (103, None, 0, True), (103, "a", 3601, False)],
+    ids=["it did", "another guest", "seen to since", "never seen to", "long ago"],
+)
+def test_a_guest_that_this_programs_reboot_has_just_stopped(
+    vmid: int, last_boot: str | None, age: int, stopped: bool
+) -> None:
+    boot = BootSeen(id="b", stopped=[103], at=int(time.time()) - age)
+    before = BootSeen(id=last_boot, stopped=[103], at=boot["at"]) if last_boot else None
+    assert stopped_by_reboot(vmid, boot, before) is stopped
+
+
+# -- what the engine asks for ------------------------------------------------------------------------------------
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What of the work on a resource was called."""
+    calls: list[str] = []
+
+    class Recorded:
+        def __init__(self, *_about: Any) -> None:
+            pass
+
+        def created(self, inputs: Any) -> Any:
+            calls.append("created")
+            return "103", inputs
+
+        def updated(self, _state: Any, inputs: Any) -> Any:
+            calls.append("updated")
+            return inputs
+
+        def refreshed(self, state: Any) -> Any:
+            calls.append("refreshed")
+            return None if state.get("vmid") == 104 else state
+
+        def deleted(self, _state: Any) -> None:
+            calls.append("deleted")
+
+    monkeypatch.setattr(serve, "work_of", lambda _resource: Recorded)
+    return calls
+
+
+def asked(name: str, vmid: int = 103, *, preview: bool = False) -> Any:
+    values = valued_map({"vmid": vmid})
+    about = {"properties": values, "olds": values, "news": values, "inputs": values, "resource_id": str(vmid)}
+    request: Any = SimpleNamespace(urn="urn:a", type=VmCards.token(), preview=preview, **about)
+    return asyncio.run(getattr(Homelab(), name)(request))
+
+
+def test_a_preview_does_no_work_and_each_call_does_its_own(called: list[str]) -> None:
+    for name in ("create", "update"):
+        assert plain_map(asked(name, preview=True).properties)["record"] is UNKNOWN and not called
+    for name in ("create", "read", "update", "delete"):
+        asked(name)
+    assert called == ["created", "refreshed", "updated", "deleted"]
+
+
+@pytest.mark.parametrize(("vmid", "found"), [(103, "103"), (104, "")])
+def test_a_refresh_tells_what_is_gone_from_what_is_there(called: list[str], vmid: int, found: str) -> None:
+    assert asked("read", vmid).resource_id == found
+
+
+FAILED = HomelabError(wanted="a", found="b", why="c", next="d")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (FAILED, grpc.StatusCode.FAILED_PRECONDITION, "wanted: a\nfound:  b"),
+        (UnfinishedError(FAILED, "103", {}), grpc.StatusCode.FAILED_PRECONDITION, "wanted: a\nfound:  b"),
+        (KeyError("x"), grpc.StatusCode.UNKNOWN, "Traceback"),
+    ],
+)
+def test_the_engine_is_told_of_each_failure(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: Any, said: str
+) -> None:
+    """After UNKNOWN it doesn't know what has become of the resource; with details it keeps what is known of it."""
+
+    async def fails(*_call: Any) -> None:
+        raise error
+
+    told: list[Any] = []
+
+    async def abort(*answer: Any) -> None:
+        told.append(answer)
+
+    async def call() -> None:
+        request, context = provider_pb2.CreateRequest(), SimpleNamespace(abort=abort)
+        await serve._with_plain_errors("Create")(None, request, context)
+
+    monkeypatch.setattr("homelab.provider.serve.ProviderServicer.Create", fails)
+    asyncio.run(call())
+    ((code, text, *details),) = told
+    assert code == status and said in text and bool(details) is isinstance(error, UnfinishedError)

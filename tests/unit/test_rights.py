@@ -19,14 +19,18 @@ NEW = {"disk": {"storage": "fast", "size": 32}}
 
 
 def needed(
-    vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None, config: str = "", pve: str = "9.1.1"
+    vm: dict[str, Any] | None = None,
+    container: dict[str, Any] | None = None,
+    config: str = "",
+    pve: str = "9.1.1",
+    **facts_changes: Any,
 ) -> rights.Needs:
     host = hosts.settings(api=API, node="pve")
     vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, **vm})} if vm is not None else {}
     boxes = {"box": Container.model_validate({"host": "pve", "ctid": 901, **container})} if container else {}
     configs = [{"kind": "vm", "id": 103, "lines": config}] if config else []
     guests = {"running": [], "configs": configs, "mappings": "", "reservations": ""}
-    facts = hosts.desktop(guests=guests, pve=pve)
+    facts = hosts.desktop(guests=guests, pve=pve, **facts_changes)
     from homelab.host import plan
 
     return probe.needed("pve", host, facts, plan.wanted(facts, host), vms, boxes)
@@ -101,6 +105,51 @@ def test_a_privileged_container_takes_a_right_to_the_node_since_proxmox_ve_9(pve
 def test_the_order_of_a_new_vms_start_takes_a_right_to_the_node() -> None:
     needs = needed({"gpus": [], "create": {**NEW, "options": {"startup": "order=1"}}})
     assert needs["/"] == listed_row("`startup` among a new VM's `options`")
+
+
+@pytest.mark.parametrize(("qemu_server", "takes"), [("9.1.12", False), ("9.1.13", True), ("9.2.6", True)])
+def test_a_custom_processor_model_takes_a_right_since_qemu_server_9_1_13(qemu_server: str, takes: bool) -> None:
+    create = {**NEW, "cpu": "custom-mine,flags=+aes"}
+    needs = needed({"gpus": [], "create": create}, packages={"qemu-server": qemu_server})
+    assert needs.get("/mapping/cpu/mine", set()) == (
+        listed_row("a custom `cpu`, since Proxmox VE 9.2") if takes else set()
+    )
+    assert not any(path.startswith("/mapping/cpu") for path in needed({"gpus": [], "create": NEW}))
+
+
+def test_what_only_root_may_set_is_told_from_options_with_a_privilege() -> None:
+    """PVE::API2::Qemu, check_vm_modify_config_perm, check_vm_create_serial_perm, check_usb_perm."""
+    anybodys = {"numa0": "cpus=0", "serial0": "socket", "usb0": "spice", "usb1": "mapping=key", "virtiofs0": "films"}
+    anybodys |= {"startup": "order=1", "net1": "virtio", "usb2": "host=spice,usb3=1"}
+    roots = {
+        "affinity": "0-3",
+        "args": "-x",
+        "hookscript": "local:snippets/x",
+        "serial1": "/dev/ttyS0",
+        "arch": "x86_64",
+    }
+    roots |= {"usb3": "host=1-2", "usb4": "usb3=1,host=0951:1666", "parallel0": "/dev/parport0"}
+    assert rights.roots_alone({**anybodys, **roots}) == [*roots]
+
+
+class ApiWithoutRights:
+    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        pass
+
+    def get(self, resource: str, _wanted: str, **_parameters: Any) -> Any:
+        return [{"node": "pve"}] if resource == "nodes" else {}
+
+
+def test_what_only_root_may_set_is_refused_beside_missing_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from homelab.host import plan
+
+    monkeypatch.setattr(probe, "Api", ApiWithoutRights)
+    host, facts = hosts.settings(api=API, node="pve"), hosts.desktop()
+    create = {**NEW, "options": {"affinity": "0-3", "startup": "order=1"}}
+    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "create": create})}
+    roots, lacking = probe.check("pve", host, facts, plan.wanted(facts, host), vms, {})
+    assert roots.wanted == "vms.sandbox.create.options.affinity" and "homelab@pve!pulumi" in roots.found
+    assert "Sys.Modify on /" in lacking.found
 
 
 def test_a_host_without_an_api_needs_no_rights() -> None:

@@ -10,6 +10,7 @@ import ssl
 from homelab import rights
 from homelab.container.creation import configuration
 from homelab.errors import HomelabError
+from homelab.host import options
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.remote.proxmox import files
@@ -50,15 +51,17 @@ def check(
         nodes = [str(row["node"]) for row in api.get("nodes", f"to log in to {name}'s Proxmox VE API")]
         if node not in nodes:
             return [_no_node_error(name, node, nodes)]
+        # Only of guests that are to be created: the files of existing ones may be gone.
+        new_vms = {key: vm for key, vm in vms.items() if facts.guests.config(vm.vmid) is None}
         if not host.api.is_root:
+            errors = [error for vm_name, vm in new_vms.items() for error in _roots_options(vm_name, host, vm)]
             privileges = {
                 path: set(api.get("access/permissions", f"to see what {identity(host)} may", path=path).get(path, ()))
                 for path in needs
             }
-            if lacking := rights.missing(needs, privileges):
-                return [_rights_error(name, host, access, lacking)]
-        # Only of guests that are to be created: the files of existing ones may be gone.
-        new_vms = {key: vm for key, vm in vms.items() if facts.guests.config(vm.vmid) is None}
+            lacking = rights.missing(needs, privileges)
+            if errors := [*errors, *([_rights_error(name, host, access, lacking)] if lacking else [])]:
+                return errors
         new_containers = {
             key: container for key, container in containers.items() if facts.guests.config(container.ctid) is None
         }
@@ -102,7 +105,8 @@ def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
         if config is None and vm.create is not None:
-            needs.append(rights.of_new_vm(name, vm.vmid, vm.create))
+            models = not options.refused(facts, f"vms.{name}", options.CPU_MODELS)
+            needs.append(rights.of_new_vm(name, vm.vmid, vm.create, models=models))
         values = config.values if config else {}
         keys = list(recorded(values, wish_of(name, vm, host, want.gpus), {})[0]) if config or vm.create else []
         needs.append(rights.of_vm(vm, host, keys, power=bool(keys) or vm.wanted_power != "keep"))
@@ -158,6 +162,18 @@ def _no_node_error(name: str, node: str, nodes: list[str]) -> HomelabError:
         why="mappings and guests are a node's",
         next=f"correct hosts.{name}.node: the name that `hostname` prints on the host",
     )
+
+
+def _roots_options(name: str, host: Host, vm: Vm) -> list[HomelabError]:
+    return [
+        HomelabError(
+            wanted=f"vms.{name}.create.options.{key}",
+            found=f"this program is logged in as {identity(host)}",
+            why="in Proxmox VE only root@pam with a password may set that, and no token",
+            next=f"take {key} out; or set hosts.{vm.host}.api.user: root@pam, and password",
+        )
+        for key in rights.roots_alone(vm.create.options if vm.create else {})
+    ]
 
 
 def _rights_error(name: str, host: Host, access: Permissions | None, lacking: Needs) -> HomelabError:

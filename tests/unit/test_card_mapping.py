@@ -1,0 +1,389 @@
+"""A card's entry in a mapping: it alone comes and goes, and what others have there stays."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider import card_mapping
+from homelab.provider.base import GoneError
+from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
+from homelab.remote import ledger, ssh
+from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
+from homelab.resources.card_mapping import CardMapping
+from tests.unit.test_created_vms import texts
+from tests.unit.test_new_guests import error_of
+
+INPUTS = CardMapping.Inputs(
+    host="pve1", node="pve1", gpu="card", mapping="card", entry={"path": "0000:01:00", "id": "10de:2b85"}
+)
+LIVE = dataclasses.replace(INPUTS, live_migration=True)
+OURS = "id=10de:2b85,node=pve1,path=0000:01:00"
+OLD = OURS.replace("2b85", "2684")
+OTHER = "id=10de:2b85,node=pve2,path=0000:01:00"
+HERE = "id=8086:1521,node=pve1,path=0000:07:00"
+ADDED, PRIOR = CardMapping.Outputs(before=""), CardMapping.Outputs(before=OLD)
+MAPPING = dict[str, Any]
+
+
+class Api:
+    """The cluster's mapping `card`; None: there is none."""
+
+    def __init__(self, mapping: MAPPING | None) -> None:
+        self.mapping = mapping
+
+    def get(self, _path: str, _wanted: str) -> MAPPING:
+        if self.mapping is None:
+            raise error_of(NotThereError)
+        return {**self.mapping, "digest": "d"}
+
+    def post(self, _path: str, _wanted: str, *, id: str, **values: Any) -> None:
+        assert (self.mapping, id) == (None, "card")
+        self.mapping = values
+
+    def put(self, _path: str, _wanted: str, *, digest: str, delete: str = "", **values: Any) -> None:
+        assert digest == "d" and self.mapping is not None
+        kept = {key: value for key, value in self.mapping.items() if key not in delete.split(",")}
+        self.mapping = {**kept, **values}
+
+    def delete(self, _path: str, _wanted: str) -> None:
+        self.mapping = None
+
+
+def of(*entries: str, **more: Any) -> MAPPING:
+    return {"map": [*entries], **more}
+
+
+FLAGGED: MAPPING = {FLAG: 1}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "outputs", "needing", "left"),
+    [
+        (of(OURS), INPUTS, ADDED, set(), None),
+        (of(OURS), INPUTS, PRIOR, set(), of(OLD)),
+        (of(OLD), INPUTS, PRIOR, set(), of(OLD)),
+        (of(OTHER, OURS), INPUTS, ADDED, set(), of(OTHER)),
+        (of(OURS, OTHER), INPUTS, PRIOR, set(), of(OLD, OTHER)),
+        (of(OTHER), INPUTS, ADDED, set(), of(OTHER)),
+        (of(HERE, OTHER), INPUTS, ADDED, set(), of(HERE, OTHER)),
+        (None, INPUTS, ADDED, set(), None),
+        (of(OURS, description=GOING), INPUTS, ADDED, set(), None),
+        (of(OTHER, OURS, description=GOING), INPUTS, ADDED, set(), of(OTHER)),
+        (of(OTHER, OURS, description="mine"), INPUTS, ADDED, set(), of(OTHER, description="mine")),
+        (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, set(), of(OTHER)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, {"pve2"}, of(OTHER, **FLAGGED)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, {"pve3"}, of(OTHER)),
+        (of(OTHER, OURS, **FLAGGED), INPUTS, ADDED, set(), of(OTHER, **FLAGGED)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, dataclasses.replace(ADDED, had_flag=True), set(), of(OTHER, **FLAGGED)),
+        (of(OTHER, OURS), LIVE, ADDED, set(), of(OTHER)),
+    ],
+)
+def test_it_goes_alone(mapping: Any, inputs: Any, outputs: Any, needing: set[str], left: Any) -> None:
+    api: Any = Api(mapping)
+    card_mapping._remove(api, inputs, outputs, needing)
+    assert api.mapping == left
+
+
+def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> None:
+    api: Any = Api(of(OTHER, OURS.replace("01:00", "05:00")))
+    card_mapping._remove(api, INPUTS, ADDED, set(), ["0000:05:00"])
+    assert api.mapping == of(OTHER)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "old_path", "after"),
+    [
+        (None, INPUTS, None, of(OURS)),
+        (None, LIVE, None, of(OURS, **FLAGGED)),
+        (of(OTHER), INPUTS, None, of(OTHER, OURS)),
+        (of(OLD, OTHER), INPUTS, None, of(OURS, OTHER)),
+        (of(OTHER), LIVE, None, of(OTHER, OURS, **FLAGGED)),
+        (of(OURS), LIVE, None, of(OURS, **FLAGGED)),
+        (of(OURS), INPUTS, None, of(OURS)),
+        (of(f"{OURS},description=mine"), INPUTS, None, of(f"{OURS},description=mine")),
+        (of(OURS.replace("01:00", "01:00.0")), INPUTS, None, of(OURS.replace("01:00", "01:00.0"))),
+        (of(HERE, OTHER), INPUTS, "0000:07:00", of(OURS, OTHER)),
+        (of(HERE, OTHER), INPUTS, None, "another device of this node"),
+        (of(HERE, OURS), INPUTS, None, "another device of this node"),
+        (of(HERE, OTHER), INPUTS, "0000:05:00", "another device of this node"),
+    ],
+)
+def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_path: str | None, after: Any) -> None:
+    api: Any = Api(mapping)
+    if isinstance(after, str):
+        with pytest.raises(HomelabError, match=after):
+            card_mapping._write(api, inputs, old_path)
+        after = mapping
+    else:
+        card_mapping._write(api, inputs, old_path)
+    assert api.mapping == after
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "drift"),
+    [
+        (of(OTHER, OURS), INPUTS, []),
+        (of(OLD), INPUTS, [OLD]),
+        (of(OURS), LIVE, [FLAG]),
+        (of(OURS, **FLAGGED), LIVE, []),
+        (of(OURS, **FLAGGED), INPUTS, []),
+        (of(OTHER, HERE), INPUTS, None),
+        (None, INPUTS, None),
+    ],
+)
+def test_a_refresh_tells_another_entry_and_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, mapping: Any, inputs: Any, drift: list[str] | None
+) -> None:
+    work, api = CardMappingWork(texts({}, {}).texts), Api(mapping)
+    monkeypatch.setattr(work, "reading", lambda _, path, wanted: api.get(path, wanted))
+    if drift is None:
+        with pytest.raises(GoneError):
+            work.read(inputs, ADDED)
+    else:
+        assert work.read(inputs, ADDED).drift == drift
+
+
+MOVED = dataclasses.replace(INPUTS, entry={**INPUTS.entry, "path": "0000:05:00"})
+
+
+@pytest.mark.parametrize(
+    ("mapping", "inputs", "had", "noted", "after"),
+    [
+        (of(OTHER, OURS), INPUTS, INPUTS, [], of(OTHER, OURS)),
+        (of(OTHER, OLD), INPUTS, INPUTS, [], of(OTHER, OURS)),
+        (of(OTHER, OURS), MOVED, INPUTS, [of(OTHER, OURS)], of(OTHER, OURS.replace("01:00", "05:00"))),
+        (None, MOVED, INPUTS, [None], of(OURS.replace("01:00", "05:00"))),
+        (of(HERE, OTHER), MOVED, INPUTS, [], "another device of this node"),
+        (of(OTHER, OURS, **FLAGGED), INPUTS, LIVE, [], of(OTHER, OURS)),
+        (of(OTHER, OURS, **FLAGGED), LIVE, LIVE, [], of(OTHER, OURS, **FLAGGED)),
+    ],
+)
+def test_an_entry_that_moves_to_another_slot_is_noted_before_it_does(
+    monkeypatch: pytest.MonkeyPatch, mapping: Any, inputs: Any, had: Any, noted: list[Any], after: Any
+) -> None:
+    work, api, seen = CardMappingWork(texts({}, {}).texts), Api(mapping), list[Any]()
+
+    async def take_note(_host: Any, _inputs: Any, about: dict[str, Any]) -> None:
+        assert about == {"before": OLD, "had_flag": False}
+        seen.append(api.mapping)
+
+    monkeypatch.setattr(work, "api", lambda _: api)
+    monkeypatch.setattr(card_mapping, "_noted", take_note)
+    if isinstance(after, str):
+        with pytest.raises(HomelabError, match=after):
+            work.update(inputs, had, PRIOR)
+        after = mapping
+    else:
+        assert work.update(inputs, had, dataclasses.replace(PRIOR, drift=[OLD])) == PRIOR
+    assert (seen, api.mapping) == (noted, after)
+
+
+@pytest.mark.parametrize(
+    ("had", "outputs", "entries", "flagged"),
+    [
+        (LIVE, ADDED, [OTHER, OURS], False),
+        (LIVE, dataclasses.replace(ADDED, had_flag=True), [OTHER, OURS], True),
+        (INPUTS, ADDED, [OTHER, OURS], True),
+    ],
+)
+def test_the_flag_goes_that_came_for_its_sake(
+    monkeypatch: pytest.MonkeyPatch, had: Any, outputs: Any, entries: list[str], flagged: bool
+) -> None:
+    work, api = CardMappingWork(texts({}, {}).texts), Api(of(*entries, **FLAGGED))
+    monkeypatch.setattr(work, "api", lambda _: api)
+    work._take_flag_back(had, outputs)
+    assert api.mapping == of(*entries, **(FLAGGED if flagged else {}))
+    needed: Any = Api(of(*entries, **FLAGGED))
+    card_mapping._take_flag(needed, had, {"pve2"})
+    assert FLAG in needed.mapping
+
+
+def test_the_other_nodes_that_need_the_flag_are_those_of_the_settings() -> None:
+    live = {"match": "10de:2b85", "liveMigration": True, "mapping": "card"}
+    hosts: dict[str, Any] = {"pve1": {"cluster": "home"}, "pve2": {"cluster": "home", "gpus": {"other": live}}}
+    assert CardMappingWork(texts({}, hosts).texts)._needing_flag(INPUTS) == {"pve2"}
+    hosts["pve2"]["gpus"]["other"]["mapping"] = "another"
+    assert CardMappingWork(texts({}, hosts).texts)._needing_flag(INPUTS) == set()
+
+
+NOTES = {
+    "vm/103": '{"record": {}, "restore": {}, "mappings": ["card"], "stack": "STACK"}',
+    "vm/104": '{"record": {}, "restore": {}, "mappings": ["other"], "stack": "q/s"}',
+}
+
+
+@pytest.mark.parametrize(("stack", "stays"), [("q/s", "VM 103 has it from the stack q/s"), ("p/s", ""), ("", "")])
+def test_a_card_that_a_vm_has_from_another_stack_stays(stack: str, stays: str) -> None:
+    work = CardMappingWork(texts({}, {}).texts, "urn:pulumi:s::p::homelab:card:Mapping::a")
+    notes = {name: note.replace("STACK", stack) for name, note in NOTES.items()}
+    assert work._user_in_another_stack(INPUTS, notes) == stays
+
+
+GPU = {"match": "10de:2b85"}
+NOTED = {"before": OLD, "had_flag": True, "gpu": "card", "path": "0000:05:00"}
+SAME, LIVE_SAME = {**GPU, "mapping": "card"}, {**GPU, "mapping": "card", "liveMigration": True}
+
+
+@pytest.mark.parametrize(
+    ("holder", "gpus", "done"),
+    [
+        ("card", {"card": GPU}, ["deleted"]),
+        ("new", {"new": SAME}, ["flag"]),
+        ("new", {"new": LIVE_SAME}, []),
+        ("new", {"new": GPU}, ["deleted"]),
+        ("new", {"card": GPU}, ["deleted"]),
+        (None, {"new": SAME}, ["deleted"]),
+    ],
+)
+def test_an_entry_stays_that_is_another_keys_by_now(
+    monkeypatch: pytest.MonkeyPatch, holder: str | None, gpus: dict[str, Any], done: list[str]
+) -> None:
+    work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": gpus}}).texts), list[str]()
+
+    async def read(_: Any) -> Any:
+        return SimpleNamespace(ledger={"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
+
+    monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(work, "_delete", lambda *_: calls.append("deleted"))
+    monkeypatch.setattr(work, "_take_flag_back", lambda *_: calls.append("flag"))
+    work.delete(INPUTS, ADDED)
+    assert calls == done
+
+
+@pytest.mark.parametrize(
+    ("note", "outputs"),
+    [
+        (None, []),
+        ({**NOTED, "gpu": "new"}, []),
+        (NOTED, [dataclasses.replace(PRIOR, had_flag=True)]),
+        ({**NOTED, "before": None, "had_flag": False}, [ADDED]),
+    ],
+)
+def test_what_a_killed_run_has_begun_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, note: Any, outputs: list[Any]
+) -> None:
+    work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts), list[Any]()
+    monkeypatch.setattr(work, "_delete", lambda inputs, outputs, _: calls.append((inputs.entry["path"], outputs)))
+    work.remove_unfinished("pve1", "pve1", {"mapping/pve1/card": json.dumps(note)} if note else {})
+    assert calls == [("0000:05:00", given) for given in outputs]
+
+
+@pytest.mark.parametrize(
+    ("stack", "vms", "done", "left"),
+    [
+        ("p/s", {}, ["given back", "forgotten"], of(OTHER)),
+        ("q/s", {}, [], of(OTHER, OURS.replace("01:00", "05:00"))),
+        ("p/s", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, ["given back", "forgotten"], of(OTHER)),
+        ("p/s", {"a": {"host": "pve1", "vmid": 103, "gpus": []}}, ["forgotten"], of(OTHER)),
+        ("p/s", {"b": {"host": "pve1", "vmid": 103, "gpus": []}}, ["given back", "forgotten"], of(OTHER)),
+    ],
+)
+def test_vms_are_given_back_what_they_had_before_the_entry_goes(
+    monkeypatch: pytest.MonkeyPatch, stack: str, vms: dict[str, Any], done: list[str], left: Any
+) -> None:
+    urn = "urn:pulumi:s::p::homelab:card:Mapping::a"
+    work, api, calls = (
+        CardMappingWork(texts(vms, {}).texts, urn),
+        Api(of(OTHER, OURS.replace("01:00", "05:00"))),
+        list[str](),
+    )
+
+    async def forget(_host: Any, names: list[str]) -> None:
+        assert names == ["mapping/pve1/card"]
+        calls.append("forgotten")
+
+    def give_back(_work: Any, _inputs: Any, vmid: int, *_: Any) -> None:
+        assert vmid == 103 and api.mapping == of(OTHER, OURS.replace("01:00", "05:00"))
+        calls.append("given back")
+
+    monkeypatch.setattr(work, "api", lambda _: api)
+    monkeypatch.setattr(card_mapping, "forget_notes", forget)
+    monkeypatch.setattr(card_mapping, "give_back_noted", give_back)
+    vm = {"record": {}, "restore": {}, "mappings": ["card"], "stack": stack, "guest": "a"}
+    notes = {**NOTES, "vm/103": json.dumps(vm), "mapping/pve1/card": json.dumps(NOTED)}
+    work._delete(INPUTS, ADDED, notes)
+    assert (calls, api.mapping) == (done, left)
+
+
+NEW: dict[str, Any] = {"before": None, "had_flag": False}
+HELD: dict[str, Any] = {"before": HERE, "had_flag": True}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "about", "noted"),
+    [
+        (None, NEW, NEW),
+        (None, HELD, HELD),
+        ({**NOTED, "path": "0000:01:00.0"}, NEW, {"before": OLD, "had_flag": True}),
+        (NOTED, NEW, NEW),  # of another card, and this one has no entry
+        (NOTED, HELD, {"before": OLD, "had_flag": True}),
+    ],
+)
+def test_what_was_there_at_first_stays_noted(
+    monkeypatch: pytest.MonkeyPatch, earlier: Any, about: dict[str, Any], noted: dict[str, Any]
+) -> None:
+    notes = {"mapping/pve1/card": earlier}
+
+    @asynccontextmanager
+    async def connect(_: Any) -> AsyncIterator[None]:
+        yield
+
+    async def read(_: Any, name: str) -> Any:
+        return notes[name]
+
+    async def take_note(_: Any, name: str, note: Any) -> None:
+        notes[name] = note
+
+    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ledger, "noted", read)
+    monkeypatch.setattr(ledger, "note", take_note)
+    host: Any = None
+    found = asyncio.run(card_mapping._noted(host, INPUTS, about))
+    assert found == notes["mapping/pve1/card"] == {**noted, "gpu": "card", "path": "0000:01:00"}
+
+
+def api_error(reason: str = "") -> ApiError:
+    return ApiError(wanted="w", found="f", why="w", next="n", status=500, reason=reason)
+
+
+CHANGED, GONE, SILENT = (error_of(kind) for kind in (ChangedMeanwhileError, NotThereError, UnansweredError))
+
+
+@pytest.mark.parametrize(
+    ("errors", "tries"),
+    [
+        ([], 1),
+        ([CHANGED, GONE, api_error("mapping already defined"), SILENT], 5),
+        ([SILENT, SILENT], None),
+        ([api_error("no right")], None),
+        ([CHANGED] * card_mapping.TRIES, None),
+        ([GONE] * card_mapping.TRIES, None),
+        ([api_error("already defined")] * card_mapping.TRIES, None),
+    ],
+)
+def test_a_lost_race_is_run_again_and_nothing_else_is(
+    monkeypatch: pytest.MonkeyPatch, errors: list[Exception], tries: int | None
+) -> None:
+    left, calls = [*errors], list[int]()
+    monkeypatch.setattr(card_mapping, "PAUSE_SECONDS", 0.0)
+
+    def change() -> None:
+        calls.append(1)
+        if left:
+            raise left.pop(0)
+
+    if tries is None:
+        with pytest.raises(ApiError):
+            card_mapping._until_nobody_else_does(change)
+    else:
+        card_mapping._until_nobody_else_does(change)
+    assert len(calls) == (tries or len(errors))

@@ -1,0 +1,226 @@
+"""What becomes of a guest that this program has made: it is changed, and removed, only while it is certainly that one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider.base import GoneError
+from homelab.provider.new_guest import CreatedGuest, NewGuestWork, created_vm, id_in_use
+from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
+from homelab.resources.base import NewGuest, NewGuestInputs
+from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.shapes import ShutdownInputs
+from tests.unit.test_created_vms import texts
+
+MARK, MADE, OTHER = "Created by Pulumi: p/s/a", "0" * 16, "f" * 16
+WANTED: dict[str, Any] = {"host": "pve1", "node": "pve1", "vm": "a", "vmid": 103, "mark": MARK, "protect": False}
+INPUTS = VirtualMachine.Inputs(
+    **WANTED,
+    config={"memory": "512", "cores": "2"},
+    disk=DiskInputs(storage="local", size=8),
+    shutdown=ShutdownInputs(timeout=5, otherwise="fail"),
+)
+OUTPUTS = NewGuest.Outputs(instance=MADE)
+OURS = {"description": f"{MARK} {MADE}", "memory": "512", "cores": "2", "net0": "virtio"}
+
+
+def error_of(kind: type[Any]) -> Any:
+    return kind(wanted="", found="it is there", why="", next="", status=500, reason="")
+
+
+class Guests(NewGuestWork[VirtualMachine.Inputs]):
+    """Over guests in memory: node -> the configuration of guest 103 there."""
+
+    resource = VirtualMachine
+
+    def __init__(self, by_node: dict[str, dict[str, str]], vms: dict[str, Any] | None = None) -> None:
+        super().__init__(texts(vms or {}, {}).texts)
+        self.by_node = by_node
+        self.done: list[str] = []
+
+    def guest(self, inputs: VirtualMachine.Inputs) -> CreatedGuest:
+        return created_vm(inputs.vmid, inputs.vm)
+
+    def compared(self, inputs: VirtualMachine.Inputs) -> tuple[str, ...]:
+        return ("memory", "cores", "name")
+
+    def api(self, inputs: VirtualMachine.Inputs) -> Any:
+        return self
+
+    def get(self, path: str, _wanted: str) -> dict[str, str]:
+        node = path.split("/")[1]
+        if node in self.by_node:
+            return {**self.by_node[node], "digest": "d"}
+        if not self.by_node:
+            raise error_of(NotThereError)
+        error = error_of(ElsewhereError)
+        error.node = next(iter(self.by_node))
+        raise error
+
+    def reading(self, inputs: Any, path: str, wanted: str) -> Any:
+        return self.get(path, wanted)
+
+    def make(self, inputs: Any, instance: str) -> None:
+        self.done.append(instance)
+
+    def require_same_disk(self, inputs: NewGuestInputs, before: NewGuestInputs) -> None:
+        self.done.append("disk")
+
+    def change(self, inputs: Any, before: Any, drift: list[str]) -> None:
+        self.done.append(f"changed on {inputs.node}: {' '.join(drift)}")
+
+    def remove(self, inputs: Any) -> None:
+        self.done.append(f"removed from {inputs.node}")
+
+
+def described(text: str) -> dict[str, str]:
+    return {**OURS, "description": text}
+
+
+ADOPTED = {"b": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}
+CREATED = {"a": {**ADOPTED["b"], "create": {"disk": {"storage": "local", "size": 8}}}}
+
+
+@pytest.mark.parametrize(
+    ("by_node", "changes", "vms", "removed_from"),
+    [
+        ({"pve1": OURS}, {}, {}, "pve1"),
+        ({"pve1": OURS}, {}, CREATED, "pve1"),
+        ({"pve1": OURS}, {}, ADOPTED, ""),
+        ({"pve1": OURS}, {"protect": True}, {}, ""),
+        ({"pve1": described("")}, {}, {}, ""),
+        ({"pve1": described(f"{MARK}b {MADE}")}, {}, {}, ""),
+        ({"pve1": described(f"{MARK} {OTHER}")}, {}, {}, ""),
+        ({"pve1": described(MARK)}, {}, {}, "pve1"),
+        ({"pve2": OURS}, {}, {}, "pve2"),
+        ({"pve2": OURS}, {}, {"b": {**ADOPTED["b"], "host": "pve2"}}, ""),
+        ({"pve2": described(MARK)}, {}, {}, ""),
+        ({"pve2": described(f"{MARK} {OTHER}")}, {}, {}, ""),
+        ({}, {}, {}, ""),
+    ],
+)
+def test_it_is_removed_where_it_is_and_only_itself(
+    by_node: dict[str, dict[str, str]], changes: dict[str, Any], vms: dict[str, Any], removed_from: str
+) -> None:
+    work = Guests(by_node, vms)
+    work.delete(dataclasses.replace(INPUTS, **changes), OUTPUTS)
+    assert work.done == [f"removed from {removed_from}"] * bool(removed_from)
+
+
+@pytest.mark.parametrize(("on", "removed"), [("pve1", True), ("pve2", False)])
+def test_one_that_an_older_state_made_is_removed_where_it_was_made_alone(on: str, removed: bool) -> None:
+    work = Guests({on: OURS})
+    work.delete(INPUTS, NewGuest.Outputs(instance=""))
+    assert bool(work.done) is removed
+
+
+def test_one_that_has_become_a_guest_of_the_other_kind_has_gone() -> None:
+    class Container(Guests):
+        def get(self, path: str, _wanted: str) -> dict[str, str]:
+            if path.startswith("nodes/pve1/"):
+                return super().get(path, _wanted)
+            raise error_of(NotThereError)
+
+    work = Container({"pve2": OURS})
+    work.delete(INPUTS, OUTPUTS)
+    assert work.done == []
+    with pytest.raises(GoneError):
+        work.read(INPUTS, OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        (f"{MARK} {MADE}", False),
+        (MARK, False),
+        (f"mine: {MARK} {MADE} still", False),
+        (f"{MARK}, mine", True),  # what only begins so is another mark
+        (f"{MARK} {OTHER}", True),
+        ("", True),
+    ],
+)
+def test_one_that_has_moved_is_changed_only_if_it_is_the_same(text: str, refused: bool) -> None:
+    moved, work = dataclasses.replace(INPUTS, host="pve2", node="pve2"), Guests({"pve2": described(text)})
+    if refused:
+        with pytest.raises(HomelabError, match="is another one"):
+            work.update(moved, INPUTS, OUTPUTS)
+        assert work.done == ["disk"]
+    else:
+        assert work.update(moved, INPUTS, OUTPUTS) == OUTPUTS
+        assert work.done == ["disk", "changed on pve2: "]
+
+
+@pytest.mark.parametrize(("before", "now"), [(MARK, "Created by Pulumi: p/s/b"), ("Created by Pulumi: p/s/b", MARK)])
+def test_where_it_has_moved_its_mark_and_the_one_before_count(before: str, now: str) -> None:
+    work, moved = Guests({"pve2": OURS}), dataclasses.replace(INPUTS, node="pve2", mark=now)
+    work.update(moved, dataclasses.replace(INPUTS, mark=before), OUTPUTS)
+    assert work.done == ["disk", "changed on pve2: "]
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"description": f"Created by Pulumi: p/s/b {MADE}"}, "this stack has created VM 103 as vms.b"),
+        ({**OURS, "lock": "clone"}, "there is a VM 103 already: without a name, locked (clone)"),
+        ({"description": "Created by Pulumi: p/other/b", "name": "x"}, "there is a VM 103 already: x"),
+        ({}, "there is a VM 103 already: without a name"),
+    ],
+)
+def test_whose_the_guest_of_its_id_is_is_said(config: dict[str, str], found: str) -> None:
+    assert id_in_use(MARK, created_vm(103, "a"), config).found == found
+
+
+def test_each_making_of_it_has_a_name_of_its_own() -> None:
+    work = Guests({})
+    first, second = work.create(INPUTS), work.create(INPUTS)
+    assert work.done == [first.instance, second.instance] and first.instance != second.instance
+
+
+def test_drift_that_is_put_right_is_drift_no_more() -> None:
+    work = Guests({"pve1": OURS})
+    assert work.update(INPUTS, INPUTS, NewGuest.Outputs(instance=MADE, drift=["memory"])) == OUTPUTS
+    assert work.done == ["disk", "changed on pve1: memory"]
+
+
+def test_one_that_was_elsewhere_is_changed_once_it_is_back() -> None:
+    moved = NewGuest.Outputs(instance=MADE, drift=["node"])
+    with pytest.raises(ElsewhereError):
+        Guests({"pve2": OURS}).update(INPUTS, INPUTS, moved)
+    assert Guests({"pve1": OURS}).update(INPUTS, INPUTS, moved) == OUTPUTS
+
+
+@pytest.mark.parametrize(
+    ("by_node", "drift"),
+    [
+        ({"pve1": OURS}, []),
+        ({"pve1": {**OURS, "memory": "1024"}}, ["memory"]),
+        ({"pve1": {key: value for key, value in OURS.items() if key != "cores"}}, ["cores"]),
+        ({"pve2": OURS}, ["node"]),
+        ({"pve2": described(MARK)}, ["node"]),
+        ({"pve2": described(f"{MARK} {OTHER}")}, None),
+        ({"pve2": described("")}, None),
+        ({}, None),
+    ],
+)
+def test_a_refresh_says_what_differs_and_what_is_gone(
+    by_node: dict[str, dict[str, str]], drift: list[str] | None
+) -> None:
+    work = Guests(by_node)
+    if drift is None:
+        with pytest.raises(GoneError):
+            work.read(INPUTS, OUTPUTS)
+    else:
+        assert work.read(INPUTS, OUTPUTS).drift == drift
+
+
+def test_one_whose_entry_names_the_cluster_has_no_drift_where_it_is() -> None:
+    work = Guests({"pve2": OURS})
+    hosts = {name: {**host, "cluster": "home"} for name, host in json.loads(work.stack.texts["hosts"]).items()}
+    named = {"hosts": json.dumps(hosts), "vms": json.dumps({"a": {**CREATED["a"], "host": "home"}})}
+    work.stack = dataclasses.replace(work.stack, texts={**work.stack.texts, **named})
+    assert work.read(INPUTS, OUTPUTS).drift == []

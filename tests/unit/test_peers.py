@@ -1,0 +1,134 @@
+"""What other nodes have noted of a guest: who is asked, and what is forgotten there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.provider import peers
+from homelab.provider.base import StackTexts
+from homelab.remote import ledger, ssh
+from homelab.remote.proxmox import places
+from homelab.settings import Host
+from tests.unit.test_moved_containers import CLUSTER, Nodes
+
+ALONE = {**CLUSTER["pve1"], "address": "192.0.2.9", "cluster": None}
+STACK = StackTexts(
+    {
+        "hosts": json.dumps({**CLUSTER, "pve8": {**ALONE, "address": "192.0.2.8", "node": "pve"}, "pve9": ALONE}),
+        "allowPlainSecrets": "true",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "node", "found"),
+    [
+        ("pve1", "pve1", "pve1"),
+        ("pve1", "pve3", "pve3"),
+        ("pve1", "pve9", None),  # of no cluster
+        ("pve8", "pve", "pve8"),
+        ("pve8", "pve8", None),  # its node has another name
+        ("gone", "pve1", None),
+        ("gone", "gone", None),
+    ],
+)
+def test_a_node_is_the_host_of_the_same_cluster_that_has_its_name(host: str, node: str, found: str | None) -> None:
+    assert STACK.name_at(host, node) == found
+
+
+def test_a_guest_that_names_the_cluster_is_its_hosts_where_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "seen", lambda _: {"b": "pve2"})
+    monkeypatch.setattr(places, "located", lambda settings: settings.with_hosts({"d": "pve2"}))
+    containers = {"a": {"host": "pve1", "ctid": 901, "gpus": []}, "b": {"host": "home", "ctid": 902, "gpus": []}}
+    vms = {"c": {"host": "pve1", "vmid": 103}, "d": {"host": "home", "vmid": 104}}
+    stack = StackTexts({**STACK.texts, "containers": json.dumps(containers), "vms": json.dumps(vms)})
+    hosts = ("pve1", "pve2", "pve3")
+    assert [[*stack.containers(host)] for host in hosts] == [["a"], ["b"], []]
+    assert [[*stack.vms(host)] for host in hosts] == [["c"], ["d"], []]
+    assert [stack.may_host_roaming(stack.host(host)) for host in ("pve1", "pve9")] == [True, False]
+    assert not StackTexts({**STACK.texts, "vms": json.dumps(vms)}).may_host_roaming(stack.host("pve1"))
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any] | None]:
+    """Host -> what it has noted of VM 103; one that isn't among them doesn't answer."""
+    by_host: dict[str, dict[str, Any] | None] = {"pve1": {"guest": "a"}, "pve2": None, "pve3": None, "pve9": {}}
+
+    @asynccontextmanager
+    async def connect(host: Host) -> AsyncIterator[str]:
+        name = f"pve{host.address[-1]}"
+        if name not in by_host:
+            raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
+        yield name
+
+    async def noted(session: str, _name: str) -> dict[str, Any] | None:
+        return by_host[session]
+
+    async def forget(session: str, _name: str) -> None:
+        by_host[session] = {"forgotten": True}
+
+    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ledger, "noted", noted)
+    monkeypatch.setattr(ledger, "forget", forget)
+    return by_host
+
+
+def test_nodes_of_the_cluster_are_asked_and_no_other(notes: dict[str, Any]) -> None:
+    notes |= {"pve2": {"guest": "a"}, "pve9": {"guest": "a"}}
+    found = asyncio.run(peers.noted_by_peers(STACK, "pve1", "vm/103"))
+    assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {})
+    found.require_all("VM 103", "")
+    del notes["pve3"]
+    found = asyncio.run(peers.noted_by_peers(STACK, "pve1", "vm/103"))
+    assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {"pve3": "off"})
+    with pytest.raises(HomelabError, match="to know what pve3 noted about VM 103"):
+        found.require_all("VM 103", "")
+
+
+def test_a_host_of_no_cluster_asks_nobody(notes: dict[str, Any]) -> None:
+    found = asyncio.run(peers.noted_by_peers(STACK, "pve9", "vm/103"))
+    assert (found.by_host, found.errors) == ({}, {}) and STACK.peers("gone") == []
+
+
+def test_a_host_that_has_noted_nothing_says_so(notes: dict[str, Any]) -> None:
+    assert asyncio.run(peers.noted_by(STACK, "pve2", "vm/103")) == {}
+
+
+@pytest.mark.parametrize(
+    ("noted", "after"),
+    [({"guest": "a"}, {"forgotten": True}), ({"guest": "b"}, {"guest": "b"}), ({}, {}), (None, None)],
+)
+def test_a_node_that_a_guest_has_left_forgets_it_unless_another_has_it(
+    notes: dict[str, Any], noted: Any, after: Any
+) -> None:
+    notes |= {"pve2": noted, "pve9": {"guest": "a"}}
+    asyncio.run(peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"]))
+    assert notes == {"pve1": {"guest": "a"}, "pve2": after, "pve3": None, "pve9": {"guest": "a"}}
+
+
+def test_a_node_that_cant_be_told_is_named(notes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(peers, "tell", said.append)
+    notes |= {"pve3": {"guest": "a"}}
+    del notes["pve2"]
+    asyncio.run(peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"]))
+    assert notes["pve3"] == {"forgotten": True}
+    assert len(said) == 1 and "pve2 couldn't forget it (off)" in said[0]
+
+
+def test_what_has_been_given_back_is_forgotten(notes: dict[str, Any]) -> None:
+    asyncio.run(peers.forget_notes(STACK.host("pve1"), ["vm/103"]))
+    assert notes["pve1"] == {"forgotten": True}
+
+
+def test_a_container_of_which_nothing_is_noted_has_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "connect", Nodes(pve1="NOTED", pve2="").connect)
+    assert asyncio.run(peers.container_record_of(STACK, "pve1", 901)) == {"record": {"ours": "NOTED"}}
+    assert asyncio.run(peers.container_record_of(STACK, "pve2", 901)) == {}
