@@ -17,6 +17,7 @@ from homelab.host.devices import Device
 from homelab.host.facts import CardUser, HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
 from remote_scripts.shared.reading.answer import Vital
+from remote_scripts.shared.words import missing_words
 
 
 def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:
@@ -218,20 +219,34 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
                 next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
             )
         )
-    words = facts.cmdline.others.split()
-    # intel_iommu=on after intel_iommu=off wins; the others are never taken back (arch/x86/kernel/pci-dma.c,
-    # amd/init.c).
-    for word in ("iommu=off", *(() if intel else ("amd_iommu=off",))):
-        if word in words:
-            errors.append(
-                HomelabError(
-                    wanted="an IOMMU that the kernel uses",
-                    found=f"{word} on the kernel command line, which this program didn't put there",
-                    why="that word switches the IOMMU off, and no later word switches it on again",
-                    next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
-                )
-            )
-    return errors
+    return errors + [
+        HomelabError(
+            wanted="an IOMMU that the kernel uses",
+            found=f"{word} on the kernel command line, which this program didn't put there",
+            why="that word switches the IOMMU off, and no later word switches it on again",
+            next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
+        )
+        for word in _switching_off(facts, intel)
+    ]
+
+
+def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
+    """The words by which the next boot's kernel leaves the IOMMU off.
+
+    Of intel_iommu= the last on or off counts; the others are never taken back (arch/x86/kernel/pci-dma.c,
+    drivers/iommu/amd/init.c, drivers/iommu/intel/iommu.c).
+    """
+    others = facts.cmdline.others
+    for_good = {"iommu"} if intel else {"iommu", "amd_iommu"}
+    words, last = [], ""
+    for word in [*others.split(), *missing_words(facts.planned_words or "", others)]:
+        name, _, value = word.replace('"', "").partition("=")
+        states = [option for option in value.split(",") if option.startswith(("on", "off"))]
+        if name.replace("-", "_") in for_good and any(state.startswith("off") for state in states):
+            words.append(word)
+        elif intel and name.replace("-", "_") == "intel_iommu" and states:
+            last = word if states[-1].startswith("off") else ""
+    return [*words, last] if last else words
 
 
 def room(facts: HostFacts, host: Host) -> list[HomelabError]:
