@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from remote_scripts.shared import conf_files
@@ -106,6 +107,10 @@ class Source:
         name = str(error.filename or "").removeprefix(str(self.system.root).rstrip("/"))
         self.note(name or path, error.strerror or str(error))
 
+    def _note_folder(self, path: str, error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            self._note_error(path, error)
+
     def texts_of(self, path: str) -> list[str]:
         """What a path has that a container's configuration names (container_conf.whole)."""
         nothing: list[bytes] = []
@@ -160,7 +165,7 @@ class Source:
 
     def word(self, path: str) -> str | None:
         """The first line of a file, without blanks around it; None: it can't be read."""
-        content = self.files.read(path, 4096)
+        content = self.needed_bytes(path, 4097)
         return None if content is None else conf_files.decoded(content).partition("\n")[0].strip(" \t")
 
     def first(self, path: str, pattern: str) -> str:
@@ -168,19 +173,27 @@ class Source:
         return next((match[1] for line in self.lines(path) if (match := re.match(pattern, line))), "")
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder, sorted, but for hidden files; nothing where it can't be read."""
+        """What is in a folder, sorted, but for hidden files; nothing where it can't be read, which is noted."""
         nothing: list[str] = []
-        return [name for name in self._of(path, lambda: self.files.names(path), nothing) if not name.startswith(".")]
+        try:
+            names = self._of(path, lambda: os.listdir(self.files.at(path)), nothing)
+        except OSError as error:
+            self._note_folder(path, error)
+            return nothing
+        return sorted(name for name in names if not name.startswith("."))
 
     def below(self, path: str, *, hidden: bool = False) -> list[str]:
-        """The files at or below a path, sorted; links in it aren't followed.
+        """The files at or below a path, sorted; links in it aren't followed. A folder that can't be read is noted.
 
         :param hidden: also those whose name begins with a dot.
         """
         where = self.files.at(path)
         if where.is_file():
             return [path]
-        files = (file for file in disk.below(where) if (hidden or not file.name.startswith(".")))
+        walk = os.walk(where, onerror=lambda error: self._note_folder(path, error))
+        files = (
+            Path(folder, name) for folder, _, names in walk for name in names if hidden or not name.startswith(".")
+        )
         return sorted(path + str(file)[len(str(where)) :] for file in files if not file.is_symlink() and file.is_file())
 
     def links_below(self, path: str, name: str) -> list[str]:
