@@ -177,9 +177,8 @@ def _ids(system: System, address: str) -> str:
 
 def _given(system: System) -> list[str]:
     """The ids that others give to vfio-pci from this host's next start on."""
-    names = [name for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
     ids = []
-    for path in (*(f"/etc/modprobe.d/{name}" for name in names), vfio_ids.MODULES):
+    for path in (*kernel.modprobe_files(system.files.need_names), vfio_ids.MODULES):
         if system.files.is_file(path):
             ids += vfio_ids.given(path, system.files.need_text(path))
     loader = boot.find_loader(system).name

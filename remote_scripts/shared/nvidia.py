@@ -94,13 +94,14 @@ def trouble(system: System) -> Trouble | None:
             "`dkms autoinstall`",
             has_module=False,
         )
-    files = [f"/etc/modprobe.d/{name}" for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
+    files = kernel.modprobe_files(system.files.names)
     if any(_BLACKLISTED.search(_read(system, path)) for path in files) or _BLACKLISTING.search(
         _read(system, "/proc/cmdline")
     ):
         return Trouble(
             "the driver is installed and not loaded: it is blacklisted",
-            "see `grep -r nvidia /etc/modprobe.d` and /proc/cmdline; when it may be loaded: `modprobe nvidia`",
+            "see `grep -r nvidia /etc/modprobe.d /usr/lib/modprobe.d` and /proc/cmdline; when it may be loaded: "
+            "`modprobe nvidia`",
         )
     return Trouble(
         "the driver is installed and not loaded", "try `modprobe nvidia` and read `dmesg | grep -iE 'nvidia|NVRM'`"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from remote_scripts.shared import conf_files
+from remote_scripts.shared import conf_files, kernel
 from remote_scripts.shared.container_conf import LXCS
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
@@ -243,8 +243,8 @@ class Source:
         return self.files.real(path)
 
     def modprobe_files(self) -> list[str]:
-        """The files in which modules get options, sorted, but for the initramfs's."""
-        return [f"/etc/modprobe.d/{name}" for name in self.names("/etc/modprobe.d") if name.endswith(".conf")]
+        """The files in which modules get options, in modprobe's order, but for the initramfs's."""
+        return kernel.modprobe_files(self.names)
 
     def functions(self) -> list[str]:
         """The addresses of all PCI functions, sorted."""
