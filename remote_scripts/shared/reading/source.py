@@ -22,6 +22,7 @@ from remote_scripts.tools.text import ANSWER_BYTES
 T = TypeVar("T")
 #: The address of a PCI function; a domain has more than four digits behind Intel's Volume Management Device.
 ADDRESS = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+GROUPS = "/sys/kernel/iommu_groups"
 # No file and no answer of a program that is read here is longer, in bytes.
 _MOST = 1 << 26
 _ABOVE_DEEPEST = re.compile(rf".*/({ADDRESS})(?:/|$)")
@@ -249,6 +250,11 @@ class Source:
     def functions(self) -> list[str]:
         """The addresses of all PCI functions, sorted."""
         return self.names(DEVICES)
+
+    def groups(self) -> list[str]:
+        """The numbers of the IOMMU groups. VFIO makes some of its own, of mediated devices or without an IOMMU."""
+        numbers = [name for name in self.names(GROUPS) if name.isdecimal()]
+        return [number for number in numbers if self.word(f"{GROUPS}/{number}/name") != "vfio-noiommu"]
 
     def class_of(self, address: str) -> str:
         """Such as 0x030000; empty where it can't be read."""
