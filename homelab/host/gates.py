@@ -425,36 +425,51 @@ def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
 
 
 def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """A gate: nothing on the host keeps NVIDIA's driver from being loaded by its name, as tools do that give all cards
-    to VMs. A mere `blacklist nvidia` doesn't: this program's services load it by its name."""
+    """A gate: nothing on the host keeps NVIDIA's driver, or vfio-pci, from being loaded by its name, as tools do that
+    give all cards to VMs, or to none. A mere `blacklist nvidia` doesn't: this program loads it by its name."""
+    errors = []
+    if host.nvidia is not None:
+        useless = "this keeps the kernel from ever loading the driver, so installing it would be useless"
+        errors += _kept_off(facts, "nvidia", "nvidia", "NVIDIA's driver on the host (nvidia)", useless)
+    if host.gives_cards:
+        useless = "this keeps the kernel from ever loading vfio-pci, so the card would be left without a driver"
+        errors += _kept_off(facts, "vfio", _OF_VFIO, "vfio-pci for the cards of VMs (gpus)", useless)
+    return errors
+
+
+_OF_VFIO = "vfio|vfio[-_]pci|vfio[-_]pci[-_]core|vfio[-_]iommu[-_]type1"
+
+
+def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) -> list[HomelabError]:
+    """The refusal where something keeps modules from ever being loaded: what the kernel refuses
+    (kernel/module/main.c); what modprobe does in place of loading the module, or loads in its place: nothing has the
+    name `off`, and an alias of the configuration comes before a module's own name.
+
+    :param modules: a regular expression.
+    """
+    never_loaded = re.compile(rf": (?:install (?:{modules}) (?:\S*/)?(?:false|true|:)|alias (?:{modules}) off)(?:\s|$)")
+    keeps_off = re.compile(rf"module_blacklist=(?:\S*,)?(?:{modules})(?:,\S*)?")
     configured, running = (
-        [word for word in words.split() if _KEEPS_OFF.fullmatch(word)]
+        [word for word in words.split() if keeps_off.fullmatch(word)]
         for words in (facts.cmdline.others, facts.cmdline.running)
     )
-    lines = [line for line in facts.module_lines if _NEVER_LOADED.search(line)]
+    lines = [line for line in facts.module_lines if never_loaded.search(line)]
     # A word that was taken away counts until the next boot.
     found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
     found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
-    if host.nvidia is None or not found:
+    if not found:
         return []
-    steps = ["take nvidia out there"] if configured or lines else []
+    steps = [f"take {name} out there"] if configured or lines else []
     steps += [new_entries(facts)] if configured else []
     steps += ["reboot"] if running else []
     return [
         HomelabError(
-            wanted="NVIDIA's driver on the host (nvidia)",
+            wanted=wanted,
             found="; ".join(found),
-            why="this keeps the kernel from ever loading the driver, so installing it would be useless; nothing was "
-            "changed",
+            why=f"{why}; nothing was changed",
             next=f"{', '.join(steps)}; then run `pulumi up` again",
         )
     ]
-
-
-# What the kernel refuses (kernel/module/main.c); what modprobe does in place of loading the module, or loads in its
-# place: nothing has the name `off`, and an alias of the configuration comes before a module's own name.
-_KEEPS_OFF = re.compile(r"module_blacklist=(?:\S*,)?nvidia(?:,\S*)?")
-_NEVER_LOADED = re.compile(r": (?:install nvidia (?:\S*/)?(?:false|true|:)|alias nvidia off)(?:\s|$)")
 
 
 def _without_group(facts: HostFacts, slot: str) -> list[Device]:
