@@ -402,6 +402,17 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
         "the kernel was started with intel_iommu=on,igfx_off"
     )
     assert error.next.startswith("take igfx_off out")
+    # Before there are groups, by the next boot's words.
+    words = {
+        "running": "quiet",
+        "configured": "intel_iommu=igfx_off",
+        "others": "intel_iommu=igfx_off",
+        "generated": "",
+    }
+    off = {"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, "cpu_vendor": "GenuineIntel", "cmdline": words}
+    (error,) = gates.check(desktop(device("0000:00:02.0", "8086:3e92", "030000", None), **off), host)[1]
+    assert error.found.endswith("the kernel is going to be started with intel_iommu=igfx_off")
+    assert gates.check(desktop(**off), settings())[1] == []
     (error,) = gates.check(desktop(device("0000:00:02.0", "8086:3e92", "030000", None)), host)[1]
     assert "started with" not in error.found and error.next.startswith("look for it in `dmesg")
 
