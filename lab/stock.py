@@ -200,6 +200,7 @@ def _modules_config(host: HostState) -> None:
         ),
     )
     host.write("/usr/lib/modprobe.d/aliases.conf", "alias net-pf-3 off\n")
+    host.write("/usr/lib/modprobe.d/fbdev-blacklist.conf", "blacklist nvidiafb\nblacklist radeonfb\n")
     if host.machine["nvidia"]:
         host.write(
             "/etc/modprobe.d/nvidia-graphics-drivers.conf",

@@ -21,9 +21,9 @@ from homelab.shapes import CardPlan, SharedCard
 
 # Parameters of a driver, on the kernel's command line, that keep it from serving its card.
 _STOPPING = ("modeset=0", "enable=0")
-# What a line of modprobe.d in a reading's `trouble` begins with; the other lines are the kernel's messages of failures,
-# selected by remote_scripts/shared/reading/drm.py.
-_MODPROBE = "/etc/modprobe.d/"
+# What a line of modprobe.d in a reading's `trouble` begins with: its file; the other lines are the kernel's messages of
+# failures, selected by remote_scripts/shared/reading/drm.py.
+_MODPROBE = "/"
 
 
 def shared(

@@ -27,4 +27,4 @@ USB = "0c03"
 # AMD's PSP among them.
 SECURITY_PROCESSOR = "1080"
 # Classes of what may have disks or networks behind it.
-CARRIERS = ("01", "02", "0d", "0c00", "0c03", "0c04", "0c06")
+CARRIERS = ("01", "02", "0805", "0d", "0c00", "0c03", "0c04", "0c06", "ff")

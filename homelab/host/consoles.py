@@ -65,10 +65,15 @@ def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothi
 
 def screens(facts: HostFacts, devices: Sequence[Device]) -> list[Device]:
     """Those of `devices` that the firmware or the kernel uses as a screen. The firmware marks VGA controllers alone
-    (boot_vga)."""
-    return [
-        device for device in devices if device.boot_vga or (device.is_display and device.address in facts.framebuffers)
-    ]
+    (boot_vga); where it marks none, the text console shows which one it is."""
+    marks_one = any(device.boot_vga for device in facts.devices)
+    consoles = [] if marks_one else [holder.devices for holder in facts.holders if not holder.pid]
+
+    def is_drawn_on(device: Device) -> bool:
+        has_console = device.driver != "vfio-pci" and any(device.address in addresses for addresses in consoles)
+        return device.is_display and (device.address in facts.framebuffers or has_console)
+
+    return [device for device in devices if device.boot_vga or is_drawn_on(device)]
 
 
 def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from homelab.host.devices import Device
 from homelab.host.facts import CardUser, HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
 from remote_scripts.shared.reading.answer import Vital
+from remote_scripts.shared.words import missing_words
 
 
 def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:
@@ -218,20 +219,34 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
                 next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
             )
         )
-    words = facts.cmdline.others.split()
-    # intel_iommu=on after intel_iommu=off wins; the others are never taken back (arch/x86/kernel/pci-dma.c,
-    # amd/init.c).
-    for word in ("iommu=off", *(() if intel else ("amd_iommu=off",))):
-        if word in words:
-            errors.append(
-                HomelabError(
-                    wanted="an IOMMU that the kernel uses",
-                    found=f"{word} on the kernel command line, which this program didn't put there",
-                    why="that word switches the IOMMU off, and no later word switches it on again",
-                    next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
-                )
-            )
-    return errors
+    return errors + [
+        HomelabError(
+            wanted="an IOMMU that the kernel uses",
+            found=f"{word} on the kernel command line, which this program didn't put there",
+            why="that word switches the IOMMU off, and no later word switches it on again",
+            next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
+        )
+        for word in _switching_off(facts, intel)
+    ]
+
+
+def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
+    """The words by which the next boot's kernel leaves the IOMMU off.
+
+    Of intel_iommu= the last on or off counts; the others are never taken back (arch/x86/kernel/pci-dma.c,
+    drivers/iommu/amd/init.c, drivers/iommu/intel/iommu.c).
+    """
+    others = facts.cmdline.others
+    for_good = {"iommu"} if intel else {"iommu", "amd_iommu"}
+    words, last = [], ""
+    for word in [*others.split(), *missing_words(facts.planned_words or "", others)]:
+        name, _, value = word.replace('"', "").partition("=")
+        states = [option for option in value.split(",") if option.startswith(("on", "off"))]
+        if name.replace("-", "_") in for_good and any(state.startswith("off") for state in states):
+            words.append(word)
+        elif intel and name.replace("-", "_") == "intel_iommu" and states:
+            last = word if states[-1].startswith("off") else ""
+    return [*words, last] if last else words
 
 
 def room(facts: HostFacts, host: Host) -> list[HomelabError]:
@@ -410,36 +425,51 @@ def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
 
 
 def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """A gate: nothing on the host keeps NVIDIA's driver from being loaded by its name, as tools do that give all cards
-    to VMs. A mere `blacklist nvidia` doesn't: this program's services load it by its name."""
+    """A gate: nothing on the host keeps NVIDIA's driver, or vfio-pci, from being loaded by its name, as tools do that
+    give all cards to VMs, or to none. A mere `blacklist nvidia` doesn't: this program loads it by its name."""
+    errors = []
+    if host.nvidia is not None:
+        useless = "this keeps the kernel from ever loading the driver, so installing it would be useless"
+        errors += _kept_off(facts, "nvidia", "nvidia", "NVIDIA's driver on the host (nvidia)", useless)
+    if host.gives_cards:
+        useless = "this keeps the kernel from ever loading vfio-pci, so the card would be left without a driver"
+        errors += _kept_off(facts, "vfio", _OF_VFIO, "vfio-pci for the cards of VMs (gpus)", useless)
+    return errors
+
+
+_OF_VFIO = "vfio|vfio[-_]pci|vfio[-_]pci[-_]core|vfio[-_]iommu[-_]type1"
+
+
+def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) -> list[HomelabError]:
+    """The refusal where something keeps modules from ever being loaded: what the kernel refuses
+    (kernel/module/main.c); what modprobe does in place of loading the module, or loads in its place: nothing has the
+    name `off`, and an alias of the configuration comes before a module's own name.
+
+    :param modules: a regular expression.
+    """
+    never_loaded = re.compile(rf": (?:install (?:{modules}) (?:\S*/)?(?:false|true|:)|alias (?:{modules}) off)(?:\s|$)")
+    keeps_off = re.compile(rf"module_blacklist=(?:\S*,)?(?:{modules})(?:,\S*)?")
     configured, running = (
-        [word for word in words.split() if _KEEPS_OFF.fullmatch(word)]
+        [word for word in words.split() if keeps_off.fullmatch(word)]
         for words in (facts.cmdline.others, facts.cmdline.running)
     )
-    lines = [line for line in facts.module_lines if _NEVER_LOADED.search(line)]
+    lines = [line for line in facts.module_lines if never_loaded.search(line)]
     # A word that was taken away counts until the next boot.
     found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
     found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
-    if host.nvidia is None or not found:
+    if not found:
         return []
-    steps = ["take nvidia out there"] if configured or lines else []
+    steps = [f"take {name} out there"] if configured or lines else []
     steps += [new_entries(facts)] if configured else []
     steps += ["reboot"] if running else []
     return [
         HomelabError(
-            wanted="NVIDIA's driver on the host (nvidia)",
+            wanted=wanted,
             found="; ".join(found),
-            why="this keeps the kernel from ever loading the driver, so installing it would be useless; nothing was "
-            "changed",
+            why=f"{why}; nothing was changed",
             next=f"{', '.join(steps)}; then run `pulumi up` again",
         )
     ]
-
-
-# What the kernel refuses (kernel/module/main.c); what modprobe does in place of loading the module, or loads in its
-# place: nothing has the name `off`, and an alias of the configuration comes before a module's own name.
-_KEEPS_OFF = re.compile(r"module_blacklist=(?:\S*,)?nvidia(?:,\S*)?")
-_NEVER_LOADED = re.compile(r": (?:install nvidia (?:\S*/)?(?:false|true|:)|alias nvidia off)(?:\s|$)")
 
 
 def _without_group(facts: HostFacts, slot: str) -> list[Device]:
@@ -448,20 +478,25 @@ def _without_group(facts: HostFacts, slot: str) -> list[Device]:
 
 
 def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: every function of the card is in an IOMMU group, if the host has groups."""
-    outside = _without_group(facts, slot)
+    """A gate: every function of the card is in an IOMMU group, if the host has groups; else no word is going to leave
+    it out (drivers/iommu/intel/iommu.c, disable_igfx_iommu)."""
+    outside, started = _without_group(facts, slot), "was started"
+    words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
+    if not facts.iommu.groups:
+        words = [word for word in facts.next_cmdline.split() if "igfx_off" in word]
+        integrated = graphics.integrated_of(facts.functions(slot))
+        outside, started = [integrated] if integrated and words else [], "is going to be started"
     if not outside:
         return []
-    words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
             found=f"the host has {facts.iommu.groups} groups, and in none of them is "
             f"{'; '.join(map(facts.describe, outside))}"
-            + (f"; the kernel was started with {' '.join(words)}" if words else ""),
+            + (f"; the kernel {started} with {' '.join(words)}" if words else ""),
             why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
             next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-            f"{new_entries(facts)}, and reboot"
+            f"{new_entries(facts)}, {'and reboot' if facts.iommu.groups else 'and run `pulumi up` again'}"
             if words
             else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the "
             "IOMMU",

@@ -139,7 +139,7 @@ def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
 
 def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: the command line doesn't ask for GVT-g on processor graphics that don't have it."""
-    integrated = _integrated(facts.functions(slot))
+    integrated = integrated_of(facts.functions(slot))
     words = f"{facts.cmdline.others} {facts.cmdline.running}".split()
     if integrated is None or _GVT_G not in words or any(card_ids.names(row.ids, integrated) for row in data().gvt_g):
         return []
@@ -185,7 +185,7 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
 
     :param name: of the settings.
     """
-    integrated = _integrated(facts.functions(slot))
+    integrated = integrated_of(facts.functions(slot))
     if integrated is None or _has_legacy_mode(integrated):
         return []
     reason = (
@@ -217,7 +217,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
                 f"gpus.{name}: {row.why}: docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make it from "
                 f"{row.place}, then set romfile"
             ]
-    if (integrated := _integrated(functions)) is not None:
+    if (integrated := integrated_of(functions)) is not None:
         instead = (
             " (a VM with SeaBIOS and machine pc can have legacyIgd instead)" if _has_legacy_mode(integrated) else ""
         )
@@ -234,7 +234,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
     return []
 
 
-def _integrated(functions: Sequence[Device]) -> Device | None:
+def integrated_of(functions: Sequence[Device]) -> Device | None:
     """Intel's processor graphics, if they are the card."""
     return next(
         (

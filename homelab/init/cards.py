@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from homelab.container import other_makers
 from homelab.errors import HomelabError
-from homelab.host import gates
+from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
@@ -83,9 +83,10 @@ def key_of(name: str, taken: Iterable[str], otherwise: str) -> str:
 def lines(facts: HostFacts, card: Card, node: str) -> list[str]:
     """Lines about a card for the user who chooses its use: functions, group, guests and programs."""
     functions = facts.functions(card.place)
+    screens = consoles.screens(facts, functions)
     text_lines = [
         f"{device.address} {device.kind} [{device.id}], driver {device.driver or 'none'}"
-        + (", the host's screen" if device.boot_vga else "")
+        + (", the host's screen" if device in screens else "")
         for device in functions
     ]
     groups = sorted({device.group for device in functions if device.group is not None})

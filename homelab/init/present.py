@@ -48,7 +48,8 @@ def _on_the_host(facts: HostFacts, cards: Sequence[Card]) -> list[str]:
         lines.append(f"{' '.join(words)} on the kernel command line: kept, and not added a second time")
     others: dict[str, list[str]] = {}
     for path, _, line in (line.partition(": ") for line in facts.module_lines):
-        if not (path in facts.vfio_files and "ids=" in line):  # told below, with the cards that they bind
+        # Ids are told below, with the cards that they bind; what is in /usr/lib, packages have brought.
+        if not (path in facts.vfio_files and "ids=" in line) and not path.startswith("/usr/lib/"):
             others.setdefault(path, []).append(line)
     if others:
         lines.append("; ".join(f"{path}: {', '.join(of_file)}" for path, of_file in others.items()) + ": kept")

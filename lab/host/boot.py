@@ -23,7 +23,7 @@ from . import addresses, archive, holders, nvidia, proc, sysfs, sysfs_writes, ud
 from .bootloader import BootEntry, BootError, choose
 from .devices import load_devices
 from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
-from .modprobe import ModprobeConfig, root_modprobe_config
+from .modprobe import ModprobeConfig, kernel_words, root_modprobe_config
 from .state import HostState, kernel_release
 
 _SCRIPT_TIMEOUT = 120.0
@@ -161,18 +161,16 @@ def iommu_active(machine: dict[str, Any], kernel: str, cmdline: str) -> bool:
     AMD: on by default. Intel: on by default from kernel 6.8 as Proxmox builds it, else with intel_iommu=on;
     of several intel_iommu= the last one that says on or off counts. Firmware switched off: never.
     """
-    words = cmdline.split()
-    if not machine["hardware"]["firmware"]["iommu"] or "iommu=off" in words:
+    options: dict[str, list[str]] = {}
+    for word in kernel_words(cmdline):
+        name, _, value = word.partition("=")
+        options.setdefault(name.replace("-", "_"), []).extend(value.split(","))
+    if not machine["hardware"]["firmware"]["iommu"] or "off" in options.get("iommu", ()):
         return False
     if machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD":
-        return "amd_iommu=off" not in words
-    active = kernel_release(kernel) >= (6, 8)
-    for word in words:
-        if word.startswith("intel_iommu="):
-            for value in word.partition("=")[2].split(","):
-                if value in ("on", "off"):
-                    active = value == "on"
-    return active
+        return "off" not in options.get("amd_iommu", ())
+    said = [option == "on" for option in options.get("intel_iommu", ()) if option in ("on", "off")]
+    return said[-1] if said else kernel_release(kernel) >= (6, 8)
 
 
 def acs_override(cmdline: str) -> bool:

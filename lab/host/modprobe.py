@@ -92,7 +92,7 @@ class ModprobeConfig:
 
 def root_modprobe_config(host: HostState) -> ModprobeConfig:
     """modprobe's configuration on the running system."""
-    folders = [host.root / name for name in ("etc/modprobe.d", "run/modprobe.d", "usr/lib/modprobe.d")]
+    folders = [host.root / name / "modprobe.d" for name in ("etc", "run", "usr/local/lib", "usr/lib")]
     return ModprobeConfig.read(folders, host.cmdline())
 
 

@@ -119,6 +119,14 @@ def _need_tools(system: System) -> None:
             "the binding happens in a script that initramfs-tools includes",
             "install it: apt install initramfs-tools; then run `pulumi up` again",
         )
+    if not boot.kernels(system):
+        raise Failure(
+            "a kernel in /boot (vmlinuz-VERSION), whose initramfs binds the card",
+            "none",
+            "what this host starts is elsewhere, and would not have the binding: /boot may not be mounted, or another "
+            "program makes whole images of kernel and initramfs (UKI)",
+            "mount what belongs on /boot, or start the host from kernels there, then run `pulumi up` again",
+        )
 
 
 def _need_room(system: System) -> None:

@@ -177,9 +177,8 @@ def _ids(system: System, address: str) -> str:
 
 def _given(system: System) -> list[str]:
     """The ids that others give to vfio-pci from this host's next start on."""
-    names = [name for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
     ids = []
-    for path in (*(f"/etc/modprobe.d/{name}" for name in names), vfio_ids.MODULES):
+    for path in (*kernel.modprobe_files(system.files.need_names), vfio_ids.MODULES):
         if system.files.is_file(path):
             ids += vfio_ids.given(path, system.files.need_text(path))
     loader = boot.find_loader(system).name
@@ -218,11 +217,11 @@ def _secure_boot(system: System) -> tuple[bool | None, bool | None]:
         return None, None
     is_on: bool | None = None
     # Four bytes of attributes, then the value.
-    value = system.files.read(_SECURE_BOOT, 16)
+    value = (system.files.read(_SECURE_BOOT, 16) or b"")[4:5]
     if not system.files.is_folder("/sys/firmware/efi"):
         is_on = False
-    elif value is not None:
-        is_on = value[4:5] == b"\x01"
+    elif value:
+        is_on = value == b"\x01"
     else:
         state = system.run.ask("mokutil", "--sb-state").text
         is_on = True if "enabled" in state else False if "disabled" in state else None

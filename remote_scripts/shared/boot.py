@@ -111,6 +111,8 @@ def find_loader(system: System) -> Loader:
     # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
     name = "".join(chr(byte) for byte in files.read(_LOADER_INFO, 4096) or b"" if 32 <= byte < 127)
     clues = f"LoaderInfo '{name or 'not set'}', {tool}"
+    # The kernel's stub puts its own name there where the loader says nothing (drivers/firmware/efi/libstub/bli.c).
+    name = "" if name.startswith("Linux EFI stub") else name
     loader = ""
     if name.startswith("systemd-boot"):
         # Without proxmox-boot-tool's ESPs nothing here would generate its entries.
@@ -120,9 +122,14 @@ def find_loader(system: System) -> Loader:
     elif not name:
         if kinds == ["uefi"]:
             loader = "systemd-boot"
-        elif kinds == ["grub"] or (not kinds and files.exists(GRUB_MENU)):
+        # A menu may be an earlier loader's: GRUB names the kernel's image on its command line, rEFInd doesn't.
+        elif kinds == ["grub"] or (not esps and files.exists(GRUB_MENU) and _names_image(system)):
             loader = "grub"
     return Loader(loader, clues, status)
+
+
+def _names_image(system: System) -> bool:
+    return any(word.startswith("BOOT_IMAGE=") for word in system.files.text("/proc/cmdline").split())
 
 
 def is_configurable(system: System, loader: str) -> bool:

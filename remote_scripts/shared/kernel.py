@@ -1,12 +1,16 @@
-"""The kernel that runs, its boot, and its processes."""
+"""The kernel that runs, its boot, its processes, and the files in which its modules get options."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from remote_scripts.tools.system import System
 
 _RELEASE, _BOOT_ID = "/proc/sys/kernel/osrelease", "/proc/sys/kernel/random/boot_id"
+
+# Where modprobe looks, in this order (libkmod/libkmod.c, default_config_paths); /lib is a link to /usr/lib.
+_MODPROBE = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d")
 
 
 def running(system: System) -> str:
@@ -40,3 +44,16 @@ def need_boot_id(system: System) -> str:
     if id := boot_id(system):
         return id
     raise OSError(errno.EIO, "it can't be read", _BOOT_ID)
+
+
+def modprobe_files(names: Callable[[str], list[str]]) -> list[str]:
+    """The files in which modules get options, in modprobe's order; of each name the first folder's.
+
+    :param names: what is in a folder.
+    """
+    paths: dict[str, str] = {}
+    for folder in _MODPROBE:
+        for name in names(folder):
+            if name.endswith(".conf") and not name.startswith("."):
+                paths.setdefault(name, f"{folder}/{name}")
+    return [paths[name] for name in sorted(paths)]

@@ -99,7 +99,8 @@ def trouble(system: System) -> Trouble | None:
     if _BLACKLISTED.search(_modprobe_conf(system)) or _BLACKLISTING.search(_read(system, "/proc/cmdline")):
         return Trouble(
             "the driver is installed and not loaded: it is blacklisted",
-            "see `grep -r nvidia /etc/modprobe.d` and /proc/cmdline; when it may be loaded: `modprobe nvidia`",
+            "see `grep -r nvidia /etc/modprobe.d /usr/lib/modprobe.d` and /proc/cmdline; when it may be loaded: "
+            "`modprobe nvidia`",
         )
     return Trouble(
         "the driver is installed and not loaded", "try `modprobe nvidia` and read `dmesg | grep -iE 'nvidia|NVRM'`"
@@ -137,7 +138,7 @@ def _has_module(system: System, module: str) -> bool:
 
 def _modprobe_conf(system: System) -> str:
     """All of it; a link that leads nowhere is none of it."""
-    paths = (f"/etc/modprobe.d/{name}" for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf"))
+    paths = kernel.modprobe_files(system.files.names)
     return "\n".join(_read(system, path) for path in paths if system.files.is_file(path))
 
 

@@ -56,19 +56,38 @@ def test_the_loaders_own_word_decides_between_two_configured_ones(host: Host) ->
     assert loader(host) == "grub"
 
 
-@pytest.mark.parametrize("info", [None, "GRUB 2.12", "systemd-boot 257"])
+@pytest.mark.parametrize("info", [None, "", "GRUB 2.12", "systemd-boot 257"])
 def test_a_host_that_starts_from_none_of_the_esps_that_would_be_written_stops_before_anything_changes(
     host: Host, info: str | None
 ) -> None:
     """Its words would go nowhere, and it would be restarted for nothing."""
     uuid = "/dev/disk/by-uuid/AAAA-0001"
     esps(host, f"WARN: {uuid} does not exist - clean '/etc/kernel/proxmox-boot-uuids'! - skipping\n")
-    if info:
-        efi(host, info)
+    host.write(boot.GRUB_MENU, "linux /boot/vmlinuz-6.8.12-1-pve quiet\n")  # an earlier loader's
+    if info is not None:  # else legacy BIOS
+        efi(host, info or None)
     before = host.tree()
     with pytest.raises(Failure, match="to know which boot loader makes the kernel command line"):
         boot.need_loader(host.system())
     assert host.tree() == before
+
+
+@pytest.mark.parametrize(
+    ("info", "running", "expected"),
+    [
+        (None, "BOOT_IMAGE=/boot/vmlinuz-6.8.12-1-pve root=/dev/mapper/pve-root ro", "grub"),
+        ("Linux EFI stub 7.2.0-1-pve", "BOOT_IMAGE=/boot/vmlinuz-7.2.0-1-pve ro", "grub"),
+        (None, "root=/dev/mapper/pve-root ro initrd=boot\\initrd.img", ""),  # rEFInd
+        ("Linux EFI stub 7.2.0-1-pve", "root=/dev/mapper/pve-root ro", ""),
+    ],
+)
+def test_a_menu_of_grubs_counts_where_grub_has_started_the_kernel(
+    host: Host, info: str | None, running: str, expected: str
+) -> None:
+    efi(host, info)
+    host.write(boot.GRUB_MENU, "linux /boot/vmlinuz-6.8.12-1-pve\n")
+    host.write("/proc/cmdline", f"{running}\n")
+    assert loader(host) == expected
 
 
 @pytest.mark.parametrize("info", [None, "systemd-boot 257"])

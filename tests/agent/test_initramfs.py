@@ -192,6 +192,18 @@ def test_without_initramfs_tools_nothing_begins(host: Host, lacks: str) -> None:
     assert lasting(host) == before
 
 
+def test_without_a_kernel_in_boot_nothing_begins(host: Host) -> None:
+    """It may not be mounted, or the host starts images that another program makes elsewhere (UKI)."""
+    for kernel in KERNELS:
+        for name in ("vmlinuz", "initrd.img"):
+            (host.root / f"boot/{name}-{kernel}").unlink()
+    before = lasting(host)
+    for verb in ("plan", "apply"):
+        with pytest.raises(Refused, match="a kernel in /boot"):
+            ask(host, verb)
+    assert lasting(host) == before
+
+
 @pytest.mark.parametrize(("free", "found"), [("1", "0 MiB free"), ("", "df doesn't say how much is free")])
 def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initramfs_is_made(
     host: Host, free: str, found: str

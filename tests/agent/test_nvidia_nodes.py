@@ -151,8 +151,8 @@ def test_a_driver_that_isnt_loaded_is_said_with_its_reason(
     host: Host, modprobe_conf: str, cmdline: str, found: str
 ) -> None:
     (host.root / "proc/driver/nvidia/version").unlink()
-    host.write("/etc/modprobe.d/pve-blacklist.conf", modprobe_conf)
-    host.write("/etc/modprobe.d/pve-blacklist.conf.old", "blacklist nvidia\n")  # modprobe doesn't read it
+    host.write("/usr/lib/modprobe.d/blacklist-nvidia.conf", modprobe_conf)
+    host.write("/usr/lib/modprobe.d/blacklist-nvidia.conf.old", "blacklist nvidia\n")  # modprobe doesn't read it
     host.write("/proc/cmdline", f"{cmdline}\n")
     before = host.tree()
     with pytest.raises(Refused) as refused:

@@ -446,6 +446,12 @@ def test_ids_are_found_wherever_somebody_has_set_them(host: Host) -> None:
     host.write("etc/modprobe.d/b.conf.bak", "options vfio-pci ids=1:1\n")
     host.write("etc/modprobe.d/c.conf", b"options vfio-pci \\\r\nids=10de:5\r\n")
     host.write("etc/initramfs-tools/modules", "# vfio_pci ids=1:1\nvfio\nvfio_pci ids=10de:6\n")
+    # Of each name the first folder's file counts (libkmod/libkmod.c, default_config_paths).
+    for number, folder in enumerate(("run", "usr/local/lib", "usr/lib"), 7):
+        for name in ("a", "d", folder.rpartition("/")[2]):
+            host.write(f"{folder}/modprobe.d/{name}.conf", f"options vfio-pci ids=10de:{number}\n")
+    host.write("usr/lib/modprobe.d/masked.conf", "options vfio-pci ids=1:1\n")
+    (host.root / "etc/modprobe.d/masked.conf").symlink_to("/dev/null")
     host.write("etc/udev/rules.d/10-own.rules", "# vfio-pci\n")
     host.write("etc/udev/rules.d/homelab-x.rules", "# vfio-pci\n")
     found = read(host)
@@ -453,9 +459,12 @@ def test_ids_are_found_wherever_somebody_has_set_them(host: Host) -> None:
         "/etc/modprobe.d/a.conf": "10de:1,10DE:2,10de:3",
         "/etc/modprobe.d/b.conf": "10de:4",
         "/etc/modprobe.d/c.conf": "10de:5",
+        "/run/modprobe.d/d.conf": "10de:7",
+        "/usr/local/lib/modprobe.d/lib.conf": "10de:8",
+        "/run/modprobe.d/run.conf": "10de:7",
         "/etc/initramfs-tools/modules": "10de:6",
     }
-    assert found.vfio_ids == "10de:1,10DE:2,10de:3,10de:4,10de:5,10de:6"
+    assert found.vfio_ids == "10de:1,10DE:2,10de:3,10de:4,10de:5,10de:7,10de:8,10de:7,10de:6"
     assert found.vfio_mentions == ["/etc/udev/rules.d/10-own.rules"]
 
 

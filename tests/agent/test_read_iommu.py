@@ -7,8 +7,8 @@ import pytest
 from lab.host.acpi import ivrs
 from remote_scripts.shared.reading.answer import Group
 from tests.agent.kit import Host
+from tests.agent.reading_kit import function, link, read, says
 from tests.agent.reading_kit import host as host
-from tests.agent.reading_kit import read, says
 
 LSPCI = """\
 0000:00:01.0 PCI bridge: a
@@ -70,6 +70,20 @@ def test_whatever_stands_there_the_answer_is_one(
 def test_without_groups_there_is_nothing_to_say(host: Host) -> None:
     found = read(host).iommu
     assert (found.groups, found.of_group, found.acpi, found.interrupts) == (0, {}, {}, "")
+
+
+def test_a_group_that_vfio_makes_without_an_iommu_is_none(host: Host) -> None:
+    """Of a mediated device such as GVT-g's, and with enable_unsafe_noiommu_mode."""
+    for number, name in (("0", "vfio-noiommu\n"), ("1", "other\n")):
+        host.write(f"sys/kernel/iommu_groups/{number}/name", name)
+        function(host, f"0000:0{number}:00.0", "0x030000")
+        link(host, f"sys/bus/pci/devices/0000:0{number}:00.0/iommu_group", f"sys/kernel/iommu_groups/{number}")
+    facts = read(host)
+    assert facts.iommu.groups == 1 and [device.group for device in facts.devices] == [None, 1]
+    (host.root / "sys/kernel/iommu_groups/1/name").write_text("vfio-noiommu\n")
+    host.programs["lspci"] = says("0000:00:00.0 x\n\tCapabilities: [2a0 v1] Access Control Services\n")
+    function(host, "0000:00:00.0", "0x060400")
+    assert read(host).devices[0].acs, "the groups are predicted"
 
 
 def test_a_group_whose_regions_cannot_be_read_is_left_out(host: Host) -> None:

@@ -59,11 +59,13 @@ def test_the_loaded_module_in_the_drivers_own_words(host: Host, line: str, versi
     assert (found["loaded"], found["loaded_flavour"]) == (version, flavour)
 
 
-@pytest.mark.parametrize(("byte", "on"), [(0, False), (1, True)])
-def test_secure_boot_from_the_firmwares_variable(host: Host, byte: int, on: bool) -> None:
+@pytest.mark.parametrize(
+    ("variable", "on"), [(b"\6\0\0\0\0", False), (b"\6\0\0\0\1", True), (b"\6\0\0\0", None), (b"", None)]
+)
+def test_secure_boot_from_the_firmwares_variable(host: Host, variable: bytes, on: bool | None) -> None:
     place = host.root / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
     place.parent.mkdir(parents=True)
-    place.write_bytes(bytes([6, 0, 0, 0, byte]))
+    place.write_bytes(variable)
     assert read(host)["secure_boot"] is on
 
 

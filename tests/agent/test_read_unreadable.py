@@ -21,6 +21,7 @@ from tests.agent.reading_kit import read, says
 VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/901.conf"
 STATE = "/var/lib/homelab/handover/big.state"
 INCLUDED, FSTAB = "/etc/own/gpu.conf", "/etc/own/fstab"
+CLASS = "/sys/bus/pci/devices/0000:01:00.0/class"
 NAMING = f"lxc.include: {INCLUDED}\nlxc.mount.fstab: {FSTAB}\n"
 # What gates go by; all of it is there on a host like this one.
 DECIDING = [
@@ -42,6 +43,9 @@ DECIDING = [
     "/proc/driver/nvidia/gpus/0000:01:00.0/information",
     "/sys/kernel/iommu_groups/16/reserved_regions",
     "/sys/firmware/acpi/tables/IVRS",
+    CLASS,
+    *(f"/sys/bus/pci/devices/0000:01:00.0/{name}" for name in ("vendor", "device", "boot_vga", "sriov_numvfs")),
+    "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
     STATE,
     "/var/lib/homelab/card-values/0000:01:00.0=reset_method",
     "/var/lib/homelab/ledger/vm/103",
@@ -56,7 +60,12 @@ def whole(host: Host) -> Host:
     for path in DECIDING:
         host.write(
             path,
-            {STATE: "state=HELD\n", "/etc/pve/ha/resources.cfg": "vm: 103\n", CONTAINER: NAMING}.get(path, "a line\n"),
+            {
+                STATE: "state=HELD\n",
+                "/etc/pve/ha/resources.cfg": "vm: 103\n",
+                CONTAINER: NAMING,
+                CLASS: "0x030000\n",
+            }.get(path, "a line\n"),
         )
     return host
 
@@ -106,6 +115,35 @@ def test_a_file_whose_reading_fails_is_told(whole: Host, path: str, monkeypatch:
 
     monkeypatch.setattr(Path, "open", fails)
     assert read(whole).unreadable == [f"{path}: Input/output error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sys/bus/pci/devices",
+        "/sys/kernel/iommu_groups",
+        "/etc/pve/qemu-server",
+        "/etc/pve/lxc",
+        "/etc/modprobe.d",
+        "/etc/driverctl.d",
+        "/var/lib/homelab/card-values",
+        "/var/lib/homelab/containers",
+        "/var/lib/homelab/handover",
+        "/var/lib/homelab/ledger",
+    ],
+)
+def test_a_folder_that_cannot_be_listed_is_told(whole: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing seems to be in it."""
+    for name in ("listdir", "scandir"):
+        real = getattr(os, name)
+
+        def fails(folder: Any = ".", *, real: Any = real) -> Any:
+            if str(folder) == str(whole.root / path.lstrip("/")):
+                raise OSError(errno.EIO, "Input/output error", str(folder))
+            return real(folder)
+
+        monkeypatch.setattr(os, name, fails)
+    assert f"{path}: Input/output error" in read(whole).unreadable
 
 
 def test_that_a_shell_cant_tell_what_grub_gives_the_kernel_is_told(host: Host) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.host.boot import iommu_active
 from lab.machine import Machine, MachineError
 from tests.lab.host_kit import Host
 
@@ -82,6 +83,23 @@ def test_etc_kernel_cmdline_means_nothing_to_grub(tmp_path: Path) -> None:
     host.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on\n")
     host.output("proxmox-boot-tool refresh")
     assert "intel_iommu=on" not in host.reboot().cmdline
+
+
+@pytest.mark.parametrize(
+    ("vendor", "cmdline", "active"),
+    [
+        ("AuthenticAMD", "iommu=pt", True),
+        ("AuthenticAMD", "iommu=pt,off", False),
+        ("AuthenticAMD", '"iommu=off" iommu=pt', False),
+        ("AuthenticAMD", "amd-iommu=fullflush,off", False),
+        ("GenuineIntel", "amd_iommu=off", True),
+        ("GenuineIntel", "intel_iommu=off,sm_on intel_iommu=on", True),
+        ("GenuineIntel", "intel_iommu=on quiet intel-iommu=off", False),
+    ],
+)
+def test_the_kernel_reads_each_option_about_the_iommu(vendor: str, cmdline: str, active: bool) -> None:
+    machine = {"hardware": {"firmware": {"iommu": True}, "cpu": {"vendor": vendor}}}
+    assert iommu_active(machine, "6.17.2-1-pve", cmdline) is active
 
 
 # -- ways of binding ---------------------------------------------------------------------------------------

@@ -83,10 +83,10 @@ def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_p
     host.output("rm $ROOT/etc/modprobe.d/vfio.conf")
     assert counts(released=True)
     host.output(
-        "echo 'options vfio-pci ids=10de:ffffffff:ffffffff:ffffffff:030000:ffff00ff' >$ROOT/etc/modprobe.d/vfio.conf"
+        "echo 'options vfio-pci ids=10de:ffffffff:ffffffff:ffffffff:030000:ffff00ff' >$ROOT/usr/lib/modprobe.d/vfio.conf"
     )
     assert not counts(released=True)
-    host.output("rm $ROOT/etc/modprobe.d/vfio.conf")
+    host.output("rm $ROOT/usr/lib/modprobe.d/vfio.conf")
     # So does driverctl, also one that the settings give to the host's driver.
     host.output(
         "mkdir $ROOT/etc/driverctl.d; for name in 0000:02:00.0 pci-0000:01:00.1; do echo vfio-pci >$ROOT/etc/driverctl.d/$name; done"

@@ -402,6 +402,17 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
         "the kernel was started with intel_iommu=on,igfx_off"
     )
     assert error.next.startswith("take igfx_off out")
+    # Before there are groups, by the next boot's words.
+    words = {
+        "running": "quiet",
+        "configured": "intel_iommu=igfx_off",
+        "others": "intel_iommu=igfx_off",
+        "generated": "",
+    }
+    off = {"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, "cpu_vendor": "GenuineIntel", "cmdline": words}
+    (error,) = gates.check(desktop(device("0000:00:02.0", "8086:3e92", "030000", None), **off), host)[1]
+    assert error.found.endswith("the kernel is going to be started with intel_iommu=igfx_off")
+    assert gates.check(desktop(**off), settings())[1] == []
     (error,) = gates.check(desktop(device("0000:00:02.0", "8086:3e92", "030000", None)), host)[1]
     assert "started with" not in error.found and error.next.startswith("look for it in `dmesg")
 
@@ -643,14 +654,22 @@ def test_nor_the_network_over_which_the_host_is_reached() -> None:
     assert "carries the network (vmbr0)" in found
 
 
-def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken() -> None:
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("0c0330", "USB controller"),
+        ("080501", "SD card reader"),  # eMMC, too
+        ("ff0000", "device without a class"),  # Realtek's card readers (drivers/misc/cardreader/rtsx_pcr.c)
+    ],
+)
+def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken(code: str, kind: str) -> None:
     unknown = [vital("storage", "/", trouble="no block device behind overlay")]
     assert reasons(desktop(vital=unknown), settings()) == []  # a graphics card alone carries no disk
-    usb = device("0000:06:00.0", "1022:43f4", "0c0330", 16)
+    other = device("0000:06:00.0", "1022:43f4", code, 16)
     host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
-    (found,) = reasons(desktop(usb, vital=unknown), host)
-    assert found == "no block device behind overlay; with the card go 0000:06:00.0 USB controller [1022:43f4]"
-    assert reasons(desktop(usb, vital=[vital("storage", ROOT, "0000:02:00.0")]), host) == []
+    (found,) = reasons(desktop(other, vital=unknown), host)
+    assert found == f"no block device behind overlay; with the card go 0000:06:00.0 {kind} [1022:43f4]"
+    assert reasons(desktop(other, vital=[vital("storage", ROOT, "0000:02:00.0")]), host) == []
 
 
 def test_it_is_looked_at_again_with_the_real_groups() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from homelab.host import consoles, gates, plan
 from homelab.host.consoles import NO_FRAMEBUFFER
 from homelab.host.facts import HostFacts
+from homelab.init import cards
 from homelab.settings import Host
 from tests.unit.hosts import desktop, device, settings
 
@@ -42,6 +44,20 @@ def test_a_card_that_the_kernel_draws_on_is_the_console_though_no_vga() -> None:
     (error,) = gates.check(only_card("038000", **BOOTFB), refused)[1]
     assert "the kernel draws into its memory" in error.found and "allowConsole" in error.next
     assert gates.check(only_card("038000", **BOOTFB), host())[1] == []
+
+
+def test_a_card_that_the_text_console_is_on_is_the_console_where_the_firmware_marks_none() -> None:
+    """Its own driver has taken the firmware's picture away; `boot_vga` is an attribute of VGA controllers alone."""
+    refused = settings({"card": {"address": "c3:00"}})
+    console: dict[str, Any] = {"holders": [{"pid": 0, "name": "the text console (fb0)", "devices": [CARD]}]}
+    facts = only_card("038000", driver="amdgpu", **console)
+    (error,) = gates.check(facts, refused)[1]
+    assert "the kernel draws into its memory" in error.found
+    assert "the host's screen" in cards.lines(facts, cards.cards(facts)[0], "pve")[0]
+    marked = device("0000:01:00.0", "1a03:2000", "030000", 6, driver="ast", boot_vga=1)
+    assert gates.check(only_card("038000", devices=[*map(asdict, facts.devices), marked], **console), refused)[1] == []
+    process = [{"pid": 812, "name": "Xorg", "devices": [CARD]}]
+    assert gates.check(only_card("038000", holders=process), refused)[1] == []
 
 
 @pytest.mark.parametrize(

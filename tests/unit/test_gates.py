@@ -157,6 +157,14 @@ def test_an_iommu_switched_off_in_the_firmware_is_refused(enable: bool | None) -
         ("AuthenticAMD", "iommu=off", True),
         ("GenuineIntel", "iommu=off", True),
         ("GenuineIntel", "intel_iommu=off", False),  # a later intel_iommu=on wins
+        ("GenuineIntel", "intel_iommu=off intel_iommu=on", False),
+        ("GenuineIntel", "intel_iommu=on,sm_on intel_iommu=off", True),  # what is there already isn't put there again
+        ("GenuineIntel", "amd_iommu=off", False),
+        ("AuthenticAMD", "iommu=pt,off", True),
+        ("AuthenticAMD", "amd_iommu=fullflush,off", True),
+        ("AuthenticAMD", "amd-iommu=off", True),
+        ("AuthenticAMD", '"iommu=off"', True),
+        ("AuthenticAMD", "iommu=soft", False),
     ],
 )
 def test_a_word_that_the_kernel_never_takes_back_is_refused(vendor: str, word: str, refused: bool) -> None:
@@ -804,6 +812,24 @@ def test_a_driver_that_can_never_be_loaded_is_not_installed(found: dict[str, Any
     errors = gates.loadable(facts, settings({}, nvidia={"driver": "580"}))
     assert [error.next.startswith("take nvidia out there") for error in errors] == [True] * refused
     assert gates.loadable(facts, settings({})) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "refused"),
+    [
+        ({"module_lines": ["/etc/modprobe.d/b.conf: install vfio-pci /bin/false"]}, True),
+        ({"module_lines": ["/usr/lib/modprobe.d/b.conf: alias vfio_iommu_type1 off"]}, True),
+        ({"module_lines": ["/etc/modprobe.d/b.conf: blacklist vfio-pci"]}, False),  # loaded by its name
+        ({"module_lines": ["/etc/modprobe.d/b.conf: install vfio-pci modprobe -i vfio-pci"]}, False),
+        ({"words": "quiet module_blacklist=nouveau,vfio_pci"}, True),
+        ({"words": "quiet module_blacklist=vfio_platform"}, False),
+    ],
+)
+def test_a_card_isnt_given_to_a_module_that_can_never_be_loaded(found: dict[str, Any], refused: bool) -> None:
+    facts = bound_by_ids(ids="", **found)
+    errors = gates.check(facts, settings())[1]
+    assert [error.next.startswith("take vfio out there") for error in errors] == [True] * refused
+    assert gates.loadable(facts, settings({"g": {"match": "10de:2b85", "use": "host"}})) == []
 
 
 def test_a_word_against_the_driver_counts_until_the_next_boot() -> None:

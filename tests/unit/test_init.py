@@ -502,6 +502,7 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
             "/etc/modprobe.d/vfio.conf: options vfio-pci ids=10de:2b85,10de:22e8 disable_vga=1",
             "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci",
             "/etc/modprobe.d/blacklist.conf: blacklist nvidia",
+            "/usr/lib/modprobe.d/fbdev-blacklist.conf: blacklist nvidiafb",
             "/etc/modules: vfio",
             "/etc/modules: vfio_pci",
         ],

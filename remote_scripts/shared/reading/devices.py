@@ -14,7 +14,6 @@ from remote_scripts.shared.reading.source import ADDRESS, Source, deepest, lines
 
 _EXPRESS = re.compile(r".*\] Express (?:\(v[0-9]+\) )?(.*?)(?: *[,(].*)?$")
 _KIND = re.compile(r"[a-z/ -]+")
-_GROUPS = "/sys/kernel/iommu_groups"
 _BUILT_IN = ("vfio", "vfio_iommu_type1", "vfio_pci")
 # Where configuration may speak of vfio-pci in ways from which nothing is concluded.
 _MENTIONED = ("driverctl.d", "udev/rules.d", "initramfs-tools/scripts")
@@ -63,7 +62,8 @@ def devices(source: Source, *, acs: bool) -> list[Device]:
             if address := deepest(source.link(f"{folder}/{name}").rpartition("/")[0]):
                 behind.setdefault(address, []).append(name)
     # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
-    isolation = _isolation(source) if acs or not source.names(_GROUPS) else {}
+    groups = source.groups()
+    isolation = _isolation(source) if acs or not groups else {}
 
     def device(address: str) -> Device:
         folder = f"{DEVICES}/{address}"
@@ -81,7 +81,7 @@ def devices(source: Source, *, acs: bool) -> list[Device]:
             class_code=word("class"),
             boot_vga=word("boot_vga") == "1",
             driver=source.linked(f"{folder}/driver"),
-            group=int(group) if group.isdecimal() else None,
+            group=int(group) if group in groups else None,
             acs=isolates,
             path=source.link(folder),
             behind=" ".join(behind.get(address, [])),

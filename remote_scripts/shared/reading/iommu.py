@@ -6,13 +6,12 @@ import base64
 import re
 
 from remote_scripts.shared.reading.answer import Group, Iommu
-from remote_scripts.shared.reading.source import Source, head_and_tail, lines_of
+from remote_scripts.shared.reading.source import GROUPS, Source, head_and_tail, lines_of
 
 # How much of an ACPI table is passed on, in bytes; real ones have some hundred.
 _TABLE_BYTES = 65536
 _LINES = 40
 _TABLES = "/sys/firmware/acpi/tables"
-_GROUPS = "/sys/kernel/iommu_groups"
 _GROUP = re.compile(r"0|[1-9][0-9]{0,8}")
 _TYPE = re.compile(r"[A-Za-z-]{1,20}")
 _DIRECT = re.compile(r"(0x[0-9a-f]{1,16}) (0x[0-9a-f]{1,16}) direct")
@@ -23,7 +22,7 @@ def iommu(source: Source) -> Iommu:
     """Reads all of it."""
     tables = [table for table in ("DMAR", "IVRS") if source.exists(f"{_TABLES}/{table}")]
     messages = [line for line in lines_of(source.ask("dmesg").text) if _SAID.search(line)]
-    groups = [name for name in source.names(_GROUPS) if name[0].isdecimal()]
+    groups = source.groups()
     return Iommu(
         tables=tables,
         groups=len(groups),
@@ -36,10 +35,10 @@ def iommu(source: Source) -> Iommu:
 
 def _group(source: Source, name: str) -> Group | None:
     """None where the kernel doesn't tell what the firmware wants."""
-    regions = source.needed(f"{_GROUPS}/{name}/reserved_regions")
+    regions = source.needed(f"{GROUPS}/{name}/reserved_regions")
     if regions is None or not _GROUP.fullmatch(name):
         return None
-    kind = source.word(f"{_GROUPS}/{name}/type") or ""
+    kind = source.word(f"{GROUPS}/{name}/type") or ""
     direct = [
         f"{int(match[1], 16):#x}-{int(match[2], 16):#x}"
         for match in map(_DIRECT.fullmatch, regions.split("\n"))

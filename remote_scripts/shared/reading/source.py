@@ -6,9 +6,10 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
-from remote_scripts.shared import conf_files
+from remote_scripts.shared import conf_files, kernel
 from remote_scripts.shared.container_conf import LXCS
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
@@ -21,6 +22,7 @@ from remote_scripts.tools.text import ANSWER_BYTES
 T = TypeVar("T")
 #: The address of a PCI function; a domain has more than four digits behind Intel's Volume Management Device.
 ADDRESS = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+GROUPS = "/sys/kernel/iommu_groups"
 # No file and no answer of a program that is read here is longer, in bytes.
 _MOST = 1 << 26
 _ABOVE_DEEPEST = re.compile(rf".*/({ADDRESS})(?:/|$)")
@@ -106,6 +108,10 @@ class Source:
         name = str(error.filename or "").removeprefix(str(self.system.root).rstrip("/"))
         self.note(name or path, error.strerror or str(error))
 
+    def _note_folder(self, path: str, error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            self._note_error(path, error)
+
     def texts_of(self, path: str) -> list[str]:
         """What a path has that a container's configuration names (container_conf.whole)."""
         nothing: list[bytes] = []
@@ -160,7 +166,7 @@ class Source:
 
     def word(self, path: str) -> str | None:
         """The first line of a file, without blanks around it; None: it can't be read."""
-        content = self.files.read(path, 4096)
+        content = self.needed_bytes(path, 4097)
         return None if content is None else conf_files.decoded(content).partition("\n")[0].strip(" \t")
 
     def first(self, path: str, pattern: str) -> str:
@@ -168,19 +174,27 @@ class Source:
         return next((match[1] for line in self.lines(path) if (match := re.match(pattern, line))), "")
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder, sorted, but for hidden files; nothing where it can't be read."""
+        """What is in a folder, sorted, but for hidden files; nothing where it can't be read, which is noted."""
         nothing: list[str] = []
-        return [name for name in self._of(path, lambda: self.files.names(path), nothing) if not name.startswith(".")]
+        try:
+            names = self._of(path, lambda: os.listdir(self.files.at(path)), nothing)
+        except OSError as error:
+            self._note_folder(path, error)
+            return nothing
+        return sorted(name for name in names if not name.startswith("."))
 
     def below(self, path: str, *, hidden: bool = False) -> list[str]:
-        """The files at or below a path, sorted; links in it aren't followed.
+        """The files at or below a path, sorted; links in it aren't followed. A folder that can't be read is noted.
 
         :param hidden: also those whose name begins with a dot.
         """
         where = self.files.at(path)
         if where.is_file():
             return [path]
-        files = (file for file in disk.below(where) if (hidden or not file.name.startswith(".")))
+        walk = os.walk(where, onerror=lambda error: self._note_folder(path, error))
+        files = (
+            Path(folder, name) for folder, _, names in walk for name in names if hidden or not name.startswith(".")
+        )
         return sorted(path + str(file)[len(str(where)) :] for file in files if not file.is_symlink() and file.is_file())
 
     def links_below(self, path: str, name: str) -> list[str]:
@@ -230,12 +244,17 @@ class Source:
         return self.files.real(path)
 
     def modprobe_files(self) -> list[str]:
-        """The files in which modules get options, sorted, but for the initramfs's."""
-        return [f"/etc/modprobe.d/{name}" for name in self.names("/etc/modprobe.d") if name.endswith(".conf")]
+        """The files in which modules get options, in modprobe's order, but for the initramfs's."""
+        return kernel.modprobe_files(self.names)
 
     def functions(self) -> list[str]:
         """The addresses of all PCI functions, sorted."""
         return self.names(DEVICES)
+
+    def groups(self) -> list[str]:
+        """The numbers of the IOMMU groups. VFIO makes some of its own, of mediated devices or without an IOMMU."""
+        numbers = [name for name in self.names(GROUPS) if name.isdecimal()]
+        return [number for number in numbers if self.word(f"{GROUPS}/{number}/name") != "vfio-noiommu"]
 
     def class_of(self, address: str) -> str:
         """Such as 0x030000; empty where it can't be read."""
