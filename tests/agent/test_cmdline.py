@@ -228,15 +228,25 @@ def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host, 
     assert len(runs) == 2 and lasting(host) == before
 
 
-def test_a_menu_without_a_kernel_is_no_menu(host: Host) -> None:
-    """A broken command makes update-grub's scripts find no kernel, and update-grub end well."""
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (0, "update-grub has made a menu without any kernel; the one from before is back"),
+        # grub-mkconfig empties the menu before it fills it.
+        (1, "cat: write error: No space left on device"),
+    ],
+)
+def test_a_menu_without_a_kernel_is_no_menu(host: Host, status: int, message: str) -> None:
+    """A broken command makes update-grub's scripts find no kernel, and update-grub end well; or there is no room for all of it."""
     before = lasting(host)
 
-    def spoil(_arguments: Sequence[str], _stdin: bytes) -> None:
+    def spoil(_arguments: Sequence[str], _stdin: bytes) -> Done:
+        host.write(f"{MENU}.new", "set default=0\n")
         host.write(MENU, "set default=0\n")
+        return Done(status, b"cat: write error: No space left on device\n")
 
     host.programs["update-grub"] = spoil
-    with pytest.raises(Refused, match="a menu without any kernel; the one from before is back"):
+    with pytest.raises(Refused, match=message):
         ask(host, "apply")
     assert set(lasting(host)) - set(before) == {f"{HOME[1:]}{one}" for one in ("", "/pending", "/pending/boot")}
     assert lasting(host)[MENU[1:]] == before[MENU[1:]]
