@@ -145,7 +145,7 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
 def _note(system: System, value: Value) -> None:
     """Notes what it has, once, and what homelab writes."""
     files = system.files
-    before = files.line(value.record) if files.exists(value.record) else files.line(value.path)
+    before = files.need_text(value.record if files.exists(value.record) else value.path).partition("\n")[0]
     files.note(value.record, f"{before}\n{value.value}\n".encode())
 
 
@@ -183,14 +183,14 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
     """Of what homelab set and isn't wanted any more: the original value, where no other program has changed it."""
     files = system.files
     kept = {value.record for value in wanted}
-    for name in files.names(card_records.FOLDER):
+    for name in files.need_names(card_records.FOLDER):
         record = f"{card_records.FOLDER}/{name}"
         address, is_record, attribute = name.partition("=")
         if record in kept or not is_record or not files.at(record).is_file() or name.startswith("."):
             continue
         attribute = attribute.replace(":", "/")
         path = f"{DEVICES}/{address}/{attribute}"
-        parsed = card_records.parse(name, (files.read(record) or b"").decode("utf-8", "replace"))
+        parsed = card_records.parse(name, files.need_text(record))
         if parsed is None:
             system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
         elif files.exists(path) and files.text(path) == parsed.ours:

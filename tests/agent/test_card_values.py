@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from remote_scripts.layers.card_values import Attribute, Value, Wanted
+from remote_scripts.tools.disk import Disk
 from tests.agent.kit import Host, Refused, cuts, left_by, watched
 
 CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
@@ -191,3 +192,17 @@ def test_an_empty_note_gives_nothing_back_and_says_so(host: Host, capsys: pytest
     host.write(f"/var/lib/homelab/card-values/{CARD}=d3cold_allowed", "")
     ask(host, "revert")
     assert values_of(host) == ["flr bus", "0", "auto"] and "before isn't known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_a_note_that_a_disk_doesnt_read_is_no_empty_one(host: Host, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    ask(host, "apply", *AWAKE)
+    before, read = host.lasting(), Disk.read
+    monkeypatch.setattr(
+        Disk,
+        "read",
+        lambda self, where, limit: None if where.name.endswith("=d3cold_allowed") else read(self, where, limit),
+    )
+    with pytest.raises(Refused, match="it can't be read: /var/lib/homelab/card-values"):
+        ask(host, verb, *AWAKE)
+    assert host.lasting() == before and values_of(host) == ["flr bus", "0", "on"]
