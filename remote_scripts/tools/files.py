@@ -136,7 +136,10 @@ class Files:
     # Reading.
 
     def exists(self, path: str) -> bool:
-        """A link counts, wherever it leads."""
+        """A link counts, wherever it leads.
+
+        :raises OSError: it can't be told.
+        """
         return self._disk.exists(self._at(path))
 
     def is_file(self, path: str) -> bool:
@@ -411,7 +414,8 @@ class Files:
         record = _record(layer, path)
         if not self.exists(record):
             # A run that was cut short before it wrote anything had kept it already.
-            of_others = any(self.has_put(other, path) for other in self.names(f"{HOME}/files"))
+            records = self._disk.files_below(self._at(f"{HOME}/files"))
+            of_others = any(record.partition("/")[2] == path[1:] for record in records)
             if not self.planning and not of_others:
                 self.forget(path)
             return
@@ -723,7 +727,7 @@ class Files:
             before()
 
     def _lines(self, path: str) -> list[str]:
-        return (self.read(path) or b"").decode("utf-8", "surrogateescape").splitlines()
+        return self.need_text(path).splitlines()
 
     def _write_lines(self, path: str, lines: Iterable[str]) -> None:
         self.write(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,24 @@ def test_a_line_that_cant_be_read_is_not_taken_for_an_empty_one(host: Host) -> N
     for verb in ("plan", "apply", "revert"):
         with pytest.raises(Refused, match="to read /var/lib/homelab/cmdline/iommu"):
             ask(host, verb)
+
+
+@SYSTEMD_BOOT
+def test_records_that_a_disk_doesnt_list_are_not_taken_for_none(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own words would count as others', and be taken out."""
+    ask(host, "apply")
+    before, listdir = lasting(host), os.listdir
+
+    def fails(path: Any) -> list[str]:
+        if str(path).endswith("/homelab/cmdline"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fails)
+        with pytest.raises(Refused, match="Input/output error"):
+            ask(host, "apply")
+    assert lasting(host) == before
 
 
 @SYSTEMD_BOOT

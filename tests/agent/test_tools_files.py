@@ -112,6 +112,42 @@ def test_what_was_kept_of_a_file_that_has_gone_since_is_not_given_back(host: Hos
     assert not left.exists(THEIRS)
 
 
+@pytest.mark.parametrize(
+    ("what", "act"),
+    [
+        (f"files/layer{THEIRS}", lambda files: files.drop("layer", THEIRS)),
+        ("files", lambda files: files.drop("another", THEIRS)),
+        ("files/layer/etc", lambda files: files.of_layer("layer")),
+        ("dirs", lambda files: files.put("layer", "/etc/new/ours", 0o640, OURS)),
+    ],
+)
+def test_records_of_which_a_disk_tells_nothing_are_not_taken_for_none(
+    host: Host, monkeypatch: pytest.MonkeyPatch, what: str, act: Callable[[Files], object]
+) -> None:
+    host.write(THEIRS, "theirs\n")
+    put(host)
+    put(host, "/etc/made/ours")
+    before, place = files_of(host), f"{host.root}/var/lib/homelab/{what}"
+
+    def failing(call: Callable[..., Any], path: object = ".", *more: object, **named: object) -> Any:
+        if str(path) == place:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), place)
+        return call(path, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *more, opened=Path.open: failing(opened, path, *more))
+        for name in ("lstat", "listdir", "scandir"):
+            patch.setattr(os, name, functools.partial(failing, getattr(os, name)))
+        system = host.system()
+        with pytest.raises(OSError, match=r"Input/output error|can't be read"):
+            system.changing(lambda: act(system.files))
+    assert files_of(host) == before
+
+
+def files_of(host: Host) -> dict[str, tuple[int, bytes | str | None]]:
+    return {path: what for path, what in host.tree().items() if what[1] is not None}
+
+
 def test_a_folder_that_another_program_makes_meanwhile_is_no_error(host: Host) -> None:
     with watched(lambda call, path: os.makedirs(path, exist_ok=True) if call == "mkdir" else None):  # noqa: PTH103
         put(host, "/etc/new/ours")
