@@ -558,11 +558,8 @@ class Files:
             try:
                 if backup is None:
                     self.remove(path)
-                elif any(path.startswith(f"{place}/") for place in _PLACES):
-                    self._disk.rename(backup, self._at(path))
-                    self._disk.flush(self._at(path).parent)
-                else:  # it may be on another file system than its copy
-                    self._copy(backup, path)
+                else:
+                    self._put_back(backup, path)
             except (OSError, Failure):  # a container may be gone meanwhile
                 self.not_put_back = path
                 break
@@ -577,6 +574,18 @@ class Files:
         self._step_noted = False
         with suppress(OSError, Failure):
             self.flush_all()
+
+    def _put_back(self, backup: Path, path: str) -> None:
+        if any(path.startswith(f"{place}/") for place in _PLACES):
+            try:
+                self._disk.rename(backup, self._at(path))
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                self._disk.flush(self._at(path).parent)
+                return
+        self._copy(backup, path)  # it may be on another file system than its copy
 
     def finish(self) -> None:
         """After a success: what is answered is on the disk, and nothing is to be undone any more.

@@ -218,6 +218,25 @@ def test_an_undo_that_is_cut_short_anywhere_is_finished_by_the_next_run(host: Ho
         assert one.lasting() == before, cut.how
 
 
+def test_a_file_whose_folder_is_a_file_system_of_its_own_is_put_back(host: Host) -> None:
+    path, renames = "/usr/local/sbin/ours", list[str]()
+    put(host, path)
+
+    def change() -> None:
+        system.files.put("layer", path, 0o755, b"changed\n")
+        raise Failure("", "", "", "")
+
+    def of_two_file_systems(call: str, name: str) -> None:
+        renames.extend([name] if call == "rename" and name.endswith(path) else [])
+        if renames.count(name) == 2 and call == "rename":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+
+    before, system = host.tree(), host.system()
+    with pytest.raises(Failure), watched(of_two_file_systems):
+        system.changing(change)
+    assert host.tree() == before and not system.files.not_put_back
+
+
 def test_nothing_is_written_but_by_the_calls_that_tests_can_stop(host: Host) -> None:
     def stop(call: str, path: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
