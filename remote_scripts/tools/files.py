@@ -458,7 +458,7 @@ class Files:
         return "ok" if is_same else "changed"
 
     def mode(self, path: str) -> int:
-        """The permission bits of a file, links followed."""
+        """The permission bits of a file; of a link its own."""
         return self._disk.mode(self._at(path))
 
     def digest(self, path: str) -> str:
@@ -561,8 +561,9 @@ class Files:
                 else:
                     self._put_back(backup, path)
             except (OSError, Failure):  # a container may be gone meanwhile
-                self.not_put_back = path
-                break
+                if not self._is_as_before(backup, path):
+                    self.not_put_back = path
+                    break
         self._undo.clear()
         self.at_finish.clear()
         with suppress(OSError, Failure):
@@ -586,6 +587,13 @@ class Files:
                 self._disk.flush(self._at(path).parent)
                 return
         self._copy(backup, path)  # it may be on another file system than its copy
+
+    def _is_as_before(self, backup: Path | None, path: str) -> bool:
+        """Whether a file was never changed, such as one that is immutable."""
+        with suppress(OSError, Failure):
+            looks = (self._disk.mode, self._disk.digest)
+            return backup is not None and all(look(backup) == look(self._at(path)) for look in looks)
+        return False
 
     def finish(self) -> None:
         """After a success: what is answered is on the disk, and nothing is to be undone any more.

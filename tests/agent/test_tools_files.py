@@ -218,6 +218,23 @@ def test_an_undo_that_is_cut_short_anywhere_is_finished_by_the_next_run(host: Ho
         assert one.lasting() == before, cut.how
 
 
+@pytest.mark.parametrize("act", [put, drop])
+def test_a_file_that_nobody_may_change_leaves_nothing_to_put_back(host: Host, act: Callable[[Host], None]) -> None:
+    """As by `chattr +i`. What was armed or noted before it for the next boot must not stay."""
+    file = host.write(THEIRS, "theirs\n", 0o604)
+    if act is drop:
+        put(host)
+
+    def immutable(call: str, name: str) -> None:
+        if call in ("rename", "remove") and name == str(file):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+
+    before = host.tree()
+    with pytest.raises(PermissionError), watched(immutable):
+        act(host)
+    assert host.tree() == before
+
+
 def test_a_file_whose_folder_is_a_file_system_of_its_own_is_put_back(host: Host) -> None:
     path, renames = "/usr/local/sbin/ours", list[str]()
     put(host, path)
