@@ -115,7 +115,8 @@ class Files:
         self.at_finish: list[Callable[[], None]] = []
         self._undo: dict[str, Path | None] = {}
         self._temporaries: list[Path] = []
-        self._step_noted = self._step_begun = False
+        self._step_noted = False
+        self._step_begun = ""
 
     def at(self, path: str) -> Path:
         """Where a path of this system is, for this process.
@@ -494,7 +495,7 @@ class Files:
     def begin_step(self, step: str) -> None:
         """What the step makes is half-made from now on, until `done_with`."""
         self._before_first()
-        self._step_begun = True
+        self._step_begun = step
         self.set_pending(step)
 
     def mark(self, path: str) -> None:
@@ -554,6 +555,9 @@ class Files:
         """After a failure: every file that this run touched is as it was when the run began. Should one not let itself
         be put back, it ends there: the record and the copy that belong to it stay for the next run.
         """
+        if self._undo and self._step_begun:
+            with suppress(OSError, Failure):  # maybe done already, of what is put back now
+                self.set_pending(self._step_begun)
         for path, backup in reversed(self._undo.items()):
             try:
                 if backup is None:
@@ -605,7 +609,7 @@ class Files:
         self._undo.clear()
         while self.at_finish:
             self.at_finish.pop(0)()
-        self._step_noted = self._step_begun = False
+        self._step_noted, self._step_begun = False, ""
         self._clear_own()
         self._tidy()
         if self._disk.is_near and not self.is_folder(HOME):

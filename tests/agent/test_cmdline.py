@@ -17,7 +17,7 @@ from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent import boot_kit
 from tests.agent.boot_kit import ESPS, KERNELS, LOADERS, MENU, after, configured_words, lasting
-from tests.agent.kit import Cut, Host, Refused, cuts
+from tests.agent.kit import Cut, Host, Refused, cuts, watched
 
 HOME = "/var/lib/homelab"
 LINE = "/etc/kernel/cmdline"
@@ -246,6 +246,22 @@ def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host, 
     with pytest.raises(Refused, match="the boot configuration generated again"):
         ask(host, "apply")
     assert len(runs) == 2 and lasting(host) == before
+
+
+@EACH_LOADER
+def test_what_was_made_of_files_that_are_put_back_is_still_to_be_made(host: Host) -> None:
+    """The disk fails when the note of that has gone already."""
+    before = lasting(host)
+
+    def fails(call: str, path: str) -> None:
+        if call == "flush" and path.endswith("/pending") and not host.exists(f"{HOME}/pending/boot"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with watched(fails), pytest.raises(Refused, match="Input/output error"):
+        ask(host, "apply")
+    assert not host.exists(LINK)
+    ask(host, "revert")
+    assert lasting(host) == before
 
 
 @pytest.mark.parametrize(
