@@ -145,30 +145,23 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
 def _note(system: System, value: Value) -> None:
     """Notes what it has, once, and what homelab writes."""
     files = system.files
-    before = files.need_text(value.record if files.exists(value.record) else value.path).partition("\n")[0]
-    files.note(value.record, f"{before}\n{value.value}\n".encode())
+    noted = files.need_text(value.record)
+    before = (noted if files.exists(value.record) else files.need_text(value.path)).partition("\n")[0]
+    text = f"{before}\n{value.value}\n"
+    if text != noted:
+        files.remember(value.record)
+        files.note(value.record, text.encode())
 
 
 def _set(system: System, value: Value) -> None:
     files = system.files
-    before = files.text(value.path)
-    if before == value.value:
+    if files.text(value.path) == value.value:
         return
-    earlier = system.also_put_back
-
-    def put_back() -> None:
-        with suppress(OSError):
-            files.set_attribute(value.path, before)
-        if earlier:
-            earlier()
-
-    system.also_put_back = put_back
+    _put_back_on_failure(system, value.path)
     with suppress(OSError):
         files.set_attribute(value.path, value.value)
     current = files.text(value.path)
     if current != value.value:
-        system.also_put_back = None  # what it had before this run may have been ours
-        _give_back(system, ())
         raise Failure(
             f"{value.address}: {value.attribute} to be {value.value}",
             f"it is {current or 'not readable'}",
@@ -177,6 +170,19 @@ def _set(system: System, value: Value) -> None:
         )
     files.changed = True
     system.log.say(f"{value.address}: {value.attribute} is {value.value}")
+
+
+def _put_back_on_failure(system: System, path: str) -> None:
+    """What an attribute has now."""
+    before, earlier = system.files.text(path), system.also_put_back
+
+    def put_back() -> None:
+        with suppress(OSError):
+            system.files.set_attribute(path, before)
+        if earlier:
+            earlier()
+
+    system.also_put_back = put_back
 
 
 def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
@@ -194,6 +200,7 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
         if parsed is None:
             system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
         elif files.exists(path) and files.text(path) == parsed.ours:
+            _put_back_on_failure(system, path)
             try:
                 files.set_attribute(path, parsed.before)
             except OSError:
@@ -203,5 +210,6 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
                     with suppress(OSError):
                         files.set_attribute(path, "default")
             system.log.say(f"{address}: {attribute} is {files.text(path)} again")
+        files.remember(record)
         files.remove(record)
         files.changed = True

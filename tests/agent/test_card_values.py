@@ -118,6 +118,19 @@ def test_a_value_that_the_kernel_doesnt_take_takes_the_others_back(host: Host) -
     assert content(host, "reset_method") == "flr bus" and host.lasting() == before
 
 
+@pytest.mark.parametrize("wanted", [AWAKE, AWAKE[1:]])
+def test_a_run_that_fails_leaves_what_an_earlier_one_has_set(host: Host, wanted: tuple[Value, ...]) -> None:
+    """The rule of that sets it again at the next boot: without its note it would be taken for the original."""
+    ask(host, "apply", *AWAKE[:1])
+    path = host.root / f"sys/bus/pci/devices/{CARD}/power/control"
+    path.unlink()
+    path.symlink_to("/dev/null")
+    before = host.lasting()
+    with pytest.raises(Refused, match="power/control to be on"):
+        ask(host, "apply", *wanted)
+    assert content(host, "d3cold_allowed") == "0" and host.lasting() == before
+
+
 def test_what_is_elsewhere_now_is_left_alone(host: Host) -> None:
     others = (
         value(CARD, "10de:2684", "reset_method", "bus"),
