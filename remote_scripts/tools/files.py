@@ -329,7 +329,7 @@ class Files:
         self._need_folder(self._at(path))
 
     def _need_folder(self, folder: Path) -> None:
-        if self._disk.is_folder(folder):
+        if folder == folder.parent or self._disk.is_folder(folder):
             return
         self._need_folder(folder.parent)
         with suppress(FileExistsError):
@@ -339,7 +339,7 @@ class Files:
     def make_folder(self, path: str) -> None:
         """The same for a folder of the system: which weren't there is noted, and they go with our last file."""
         missing = []
-        while not self.is_folder(path):
+        while path and not self.is_folder(path):
             missing.append(path)
             path = path.rpartition("/")[0]
         if not missing:

@@ -162,6 +162,21 @@ def test_what_a_run_that_was_cut_short_left_is_no_trap(host: Host) -> None:
     assert host.read("/boot/ours") == "ours\n" and host.read("/boot/other") == "other\n"
 
 
+def test_a_system_that_says_it_has_no_folder_is_not_asked_without_end(host: Host) -> None:
+    """A container may say anything."""
+    asked: list[Path] = []
+
+    class Lying(disk.Disk):
+        def is_folder(self, where: Path) -> bool:
+            asked.append(where)
+            assert len(asked) < 100
+            return False
+
+    system = host.system()
+    Files(host.root, system.log, system.run, Lying()).make_folder("/etc/new")
+    assert host.exists("/etc/new")
+
+
 def test_a_folder_may_be_a_link(host: Host) -> None:
     (host.root / "usr/lib").mkdir()
     (host.root / "lib").symlink_to("usr/lib")
