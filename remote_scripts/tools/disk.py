@@ -266,9 +266,11 @@ class Disk:
         files, folders = [], [where] if self.exists(where) else []
         while folders:
             for entry in os.scandir(folders.pop()):
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_symlink():
+                    continue
+                if entry.is_dir():
                     folders.append(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):
+                elif entry.is_file():
                     files.append(os.path.relpath(entry.path, where))
         return files
 
