@@ -611,7 +611,8 @@ class Files:
             self.at_finish.pop(0)()
         self._step_noted, self._step_begun = False, ""
         self._clear_own()
-        self._tidy()
+        with suppress(OSError):  # the next run tidies up as well
+            self._tidy()
         if self._disk.is_near and not self.is_folder(HOME):
             self._log.drop_steps()
 

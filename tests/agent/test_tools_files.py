@@ -297,6 +297,22 @@ def test_a_link_takes_the_place_of_whatever_has_its_name(host: Host) -> None:
     assert host.tree("etc") == {"etc": host.tree("etc")["etc"], "etc/one": (0, "/etc/two")}
 
 
+def test_a_folder_that_cant_be_tidied_away_waits_for_the_next_run(host: Host) -> None:
+    """By then the change is on the disk, and nothing of it is put back any more."""
+    before = host.tree()
+    put(host, "/etc/a/ours")
+    put(host, "/etc/b/ours")
+
+    def full(call: str, path: str) -> None:
+        if call == "create" and path.endswith("/.dirs.homelab-tmp"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with watched(full):
+        drop(host, "/etc/a/ours")
+    drop(host, "/etc/b/ours")
+    assert host.tree() == before
+
+
 def test_what_waits_for_a_success_is_done_by_finish_and_forgotten_by_undo(host: Host) -> None:
     done: list[str] = []
     files = host.system().files
