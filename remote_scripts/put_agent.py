@@ -64,9 +64,9 @@ def put(place: str, archive: str) -> None:
     folder, name = os.path.split(path)
     temporary = f"{folder}/.{name}.new"  # by no name that another run takes for a leftover
     try:
-        made = folder
-        while not os.path.isdir(made):
-            made = os.path.dirname(made)
+        above = [folder]  # an earlier run may have made it and not flushed its name
+        while len(above) == 1 or not os.path.isdir(above[-1]):
+            above.append(os.path.dirname(above[-1]))
         os.makedirs(folder, 0o755, exist_ok=True)
         with open(temporary, "wb") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -74,8 +74,8 @@ def put(place: str, archive: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        for above in {made, folder, os.path.dirname(folder)}:
-            descriptor = os.open(above, os.O_RDONLY)
+        for made in above:
+            descriptor = os.open(made, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
     except OSError as error:

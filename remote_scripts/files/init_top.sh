@@ -15,11 +15,12 @@ say() { echo "homelab-vfio: $*" >"$root/dev/kmsg"; }
 functions=
 read -r cmdline <"$root/proc/cmdline"
 for word in $cmdline; do
-  case $word in homelab.vfio=*) functions=$(echo "${word#homelab.vfio=}" | tr ',' ' ') ;; esac
+  case $word in homelab.vfio=*) functions=${word#homelab.vfio=} ;; esac
 done
 [ -n "$functions" ] || exit 0
 
 chosen=
+IFS=' ,' # an initramfs without busybox has no tr
 for function in $functions; do
   address=${function%%=*}
   wanted=${function#*=}

@@ -113,12 +113,12 @@ generate() {
   if is_esp; then
     proxmox-boot-tool refresh || return 1
   else
-    # update-grub may end well with a menu without a kernel: that host would never start again. The menu from before comes back then.
+    # update-grub may end well with a menu without a kernel, and fail with half a menu: that host would never start again. The menu from before
+    # comes back then.
     old=$home/.grub.cfg.homelab-tmp
     { grep -qsE "$kernel_line" "$menu" && cp -aT "$menu" "$old" && sync "$old"; } || rm -f "$old"
-    update-grub || return 1
-    if [ -e "$old" ] && ! grep -qE "$kernel_line" "$menu"; then
-      copy "$old" "$menu" || :
+    if ! update-grub || { [ -e "$old" ] && ! grep -qE "$kernel_line" "$menu"; }; then
+      [ ! -e "$old" ] || cmp -s "$old" "$menu" || { rm -f "$menu.new" && copy "$old" "$menu"; }
       return 1
     fi
     rm -f "$old"

@@ -57,7 +57,7 @@ done
 
 status=0
 while read -r uuid || [ -n "$uuid" ]; do
-  [ -e "$ROOT/dev/disk/by-uuid/$uuid" ] || continue # zz-proxmox-boot warns of it
+  [ -n "$uuid" ] && [ -e "$ROOT/dev/disk/by-uuid/$uuid" ] || continue # zz-proxmox-boot warns of one that isn't there
   esp=$(mktemp -d "$ROOT/run/homelab-esp.$$.XXXXXX")
   if mount "$ROOT/dev/disk/by-uuid/$uuid" "$esp"; then
     second_entries "$esp" "${1:-}" || status=1

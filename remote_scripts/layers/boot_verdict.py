@@ -95,10 +95,11 @@ def _settle(system: System, change: Callable[[], None]) -> None:
     system.work.lock_seconds = _LOCK_SECONDS
     try:
         system.work.take_lock()
-        system.files.clear_leftovers()
-    except Failure:
-        system.log.say("another run holds the lock: going on without it")
+    except Failure as failure:
+        system.log.say(f"going on without the lock: {failure.found}")
     try:
+        if system.work.lock is not None:
+            system.files.clear_leftovers()
         change()
         if system.work.lock is not None:
             system.files.finish()

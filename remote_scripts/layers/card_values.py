@@ -145,30 +145,23 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
 def _note(system: System, value: Value) -> None:
     """Notes what it has, once, and what homelab writes."""
     files = system.files
-    before = files.line(value.record) if files.exists(value.record) else files.line(value.path)
-    files.note(value.record, f"{before}\n{value.value}\n".encode())
+    noted = files.need_text(value.record)
+    before = (noted if files.exists(value.record) else files.need_text(value.path)).partition("\n")[0]
+    text = f"{before}\n{value.value}\n"
+    if text != noted:
+        files.remember(value.record)
+        files.note(value.record, text.encode())
 
 
 def _set(system: System, value: Value) -> None:
     files = system.files
-    before = files.text(value.path)
-    if before == value.value:
+    if files.text(value.path) == value.value:
         return
-    earlier = system.also_put_back
-
-    def put_back() -> None:
-        with suppress(OSError):
-            files.set_attribute(value.path, before)
-        if earlier:
-            earlier()
-
-    system.also_put_back = put_back
+    _put_back_on_failure(system, value.path)
     with suppress(OSError):
         files.set_attribute(value.path, value.value)
     current = files.text(value.path)
     if current != value.value:
-        system.also_put_back = None  # what it had before this run may have been ours
-        _give_back(system, ())
         raise Failure(
             f"{value.address}: {value.attribute} to be {value.value}",
             f"it is {current or 'not readable'}",
@@ -179,21 +172,35 @@ def _set(system: System, value: Value) -> None:
     system.log.say(f"{value.address}: {value.attribute} is {value.value}")
 
 
+def _put_back_on_failure(system: System, path: str) -> None:
+    """What an attribute has now."""
+    before, earlier = system.files.text(path), system.also_put_back
+
+    def put_back() -> None:
+        with suppress(OSError):
+            system.files.set_attribute(path, before)
+        if earlier:
+            earlier()
+
+    system.also_put_back = put_back
+
+
 def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
     """Of what homelab set and isn't wanted any more: the original value, where no other program has changed it."""
     files = system.files
     kept = {value.record for value in wanted}
-    for name in files.names(card_records.FOLDER):
+    for name in files.need_names(card_records.FOLDER):
         record = f"{card_records.FOLDER}/{name}"
         address, is_record, attribute = name.partition("=")
         if record in kept or not is_record or not files.at(record).is_file() or name.startswith("."):
             continue
         attribute = attribute.replace(":", "/")
         path = f"{DEVICES}/{address}/{attribute}"
-        parsed = card_records.parse(name, (files.read(record) or b"").decode("utf-8", "replace"))
+        parsed = card_records.parse(name, files.need_text(record))
         if parsed is None:
             system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
         elif files.exists(path) and files.text(path) == parsed.ours:
+            _put_back_on_failure(system, path)
             try:
                 files.set_attribute(path, parsed.before)
             except OSError:
@@ -203,5 +210,6 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
                     with suppress(OSError):
                         files.set_attribute(path, "default")
             system.log.say(f"{address}: {attribute} is {files.text(path)} again")
+        files.remember(record)
         files.remove(record)
         files.changed = True

@@ -172,33 +172,33 @@ def generate(system: System) -> str | None:
         system.log.say(f"writing the boot entries on {esps} ESP(s)")
         done = system.run.do("proxmox-boot-tool", "refresh", doing="boot entries", progress=progress_of(system))
         return None if done.status == 0 else done.text
-    # update-grub may end well with a menu without a kernel, when a command that its scripts call is broken: that host
-    # would never start again. The menu from before comes back then.
-    old = ""
+    # update-grub may end well with a menu without a kernel, when a command that its scripts call is broken; and it
+    # empties the menu before it fills it, for which there may be no room. That host would never start again. The menu
+    # from before comes back then.
+    files, old = system.files, ""
     if _starts_kernels(system):
         old = f"{HOME}/.grub.cfg.homelab-tmp"
         try:
-            system.files.copy(GRUB_MENU, old)
+            files.copy(GRUB_MENU, old)
         except OSError:  # a full disk
             _forget(system, old)
             old = ""
     system.log.say("making the boot menu (update-grub)")
     done = system.run.do("update-grub", doing="boot menu")
-    if done.status != 0:
-        _forget(system, old)
-        return done.text
-    if not old or _starts_kernels(system):
-        _forget(system, old)
-        return None
-    try:
-        system.files.copy(old, GRUB_MENU)
-    except OSError:
-        return (
-            "update-grub has made a menu without any kernel, and the one from before could not be put back: do not "
-            "restart this host before `update-grub` has made a whole one"
-        )
+    failed = None if done.status == 0 else done.text
+    if old and failed is None and not _starts_kernels(system):
+        failed = "update-grub has made a menu without any kernel; the one from before is back"
+    if old and failed is not None and files.read(GRUB_MENU, _MENU_BYTES) != files.read(old, _MENU_BYTES):
+        try:
+            files.remove(f"{GRUB_MENU}.new")  # it takes the room
+            files.copy(old, GRUB_MENU)
+        except OSError:
+            failed = (
+                "update-grub has made a menu that isn't whole, and the one from before could not be put back: do not "
+                "restart this host before `update-grub` has made a whole one"
+            )
     _forget(system, old)
-    return "update-grub has made a menu without any kernel; the one from before is back"
+    return failed
 
 
 def second_entries(system: System) -> str | None:

@@ -33,8 +33,11 @@ def drop_ins(system: System) -> list[str]:
 
 
 def records(system: System) -> list[str]:
-    """The files below RECORDS."""
-    paths = (f"{RECORDS}/{name}" for name in system.files.names(RECORDS) if not name.startswith("."))
+    """The files below RECORDS.
+
+    :raises OSError: the folder can't be read.
+    """
+    paths = (f"{RECORDS}/{name}" for name in system.files.need_names(RECORDS) if not name.startswith("."))
     return [path for path in paths if system.files.at(path).is_file()]
 
 
@@ -68,7 +71,7 @@ def generated(system: System) -> str:
 
 def _drop_ins(system: System) -> list[str]:
     """In the order in which GRUB reads them."""
-    return [name for name in system.files.names(_DROP_INS) if name.endswith(".cfg") and not name.startswith(".")]
+    return [name for name in system.files.need_names(_DROP_INS) if name.endswith(".cfg") and not name.startswith(".")]
 
 
 def _grub_words(system: System, *, others: bool) -> str:

@@ -272,10 +272,9 @@ def is_all_given_back(system: System) -> bool:
     :raises OSError: it can't be told.
     """
     files = system.files
-    left = files.at(f"{HOME}/cmdline")
     return (
         not any(files.of_layer(layer) for layer in LAYERS)
-        and not (left.is_dir() and any(path.is_file() for path in left.iterdir()))
+        and not cmdline.records(system)
         and not files.is_pending("boot")
         and not files.is_pending("initramfs")
     )

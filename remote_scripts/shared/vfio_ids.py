@@ -49,8 +49,9 @@ def names(ids: str, device: str, subsystem: str, class_code: str) -> bool:
     :param subsystem: `subvendor:subdevice`.
     :param class_code: six hex digits.
     """
-    entries = (entry for entry in ids.lower().split(",") if _ID.fullmatch(entry))
-    return any(_matches(entry, device, subsystem, class_code) for entry in entries)
+    # What follows an id the kernel passes over (sscanf).
+    entries = filter(None, map(_ID.match, ids.lower().split(",")))
+    return any(_matches(entry[0], device, subsystem, class_code) for entry in entries)
 
 
 def _matches(entry: str, device: str, subsystem: str, class_code: str) -> bool:

@@ -6,6 +6,7 @@ before any of them.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -18,6 +19,8 @@ from typing import BinaryIO
 
 # Files are read in parts of so many bytes.
 _PART = 1 << 20
+# What the kernel says of a name that nothing has, or can have.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 #: Called before each call, with its name and the path.
 Watch = Callable[[str, str], None]
 
@@ -190,8 +193,19 @@ class Disk:
     remove, remove_folder, remove_all = staticmethod(remove), staticmethod(remove_folder), staticmethod(remove_all)
 
     def exists(self, where: Path) -> bool:
-        """A link counts, wherever it leads."""
-        return os.path.lexists(where)
+        """A link counts, wherever it leads.
+
+        :raises OSError: it can't be told, as of a disk that fails.
+        """
+        try:
+            os.lstat(where)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            return False
+        except ValueError:  # a NUL
+            return False
+        return True
 
     def is_file(self, where: Path) -> bool:
         """Whether it is a file, or a link that leads to one."""
@@ -245,9 +259,20 @@ class Disk:
         return digest.hexdigest()
 
     def files_below(self, where: Path) -> list[str]:
-        """The files in a folder and below it, no links, by their paths from there."""
-        files = (path for path in where.rglob("*") if path.is_file() and not path.is_symlink())
-        return [str(path.relative_to(where)) for path in files]
+        """The files in a folder and below it, no links, by their paths from there; none where there is no such folder.
+
+        :raises OSError: a folder can't be read.
+        """
+        files, folders = [], [where] if self.exists(where) else []
+        while folders:
+            for entry in os.scandir(folders.pop()):
+                if entry.is_symlink():
+                    continue
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+                elif entry.is_file():
+                    files.append(os.path.relpath(entry.path, where))
+        return files
 
     def folders_of(self, where: Path) -> Iterator[Path]:
         """A folder and those below it, the lowest first, each when those in it were looked at."""

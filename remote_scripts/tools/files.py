@@ -115,7 +115,8 @@ class Files:
         self.at_finish: list[Callable[[], None]] = []
         self._undo: dict[str, Path | None] = {}
         self._temporaries: list[Path] = []
-        self._step_noted = self._step_begun = False
+        self._step_noted = False
+        self._step_begun = ""
 
     def at(self, path: str) -> Path:
         """Where a path of this system is, for this process.
@@ -136,7 +137,10 @@ class Files:
     # Reading.
 
     def exists(self, path: str) -> bool:
-        """A link counts, wherever it leads."""
+        """A link counts, wherever it leads.
+
+        :raises OSError: it can't be told.
+        """
         return self._disk.exists(self._at(path))
 
     def is_file(self, path: str) -> bool:
@@ -325,7 +329,7 @@ class Files:
         self._need_folder(self._at(path))
 
     def _need_folder(self, folder: Path) -> None:
-        if self._disk.is_folder(folder):
+        if folder == folder.parent or self._disk.is_folder(folder):
             return
         self._need_folder(folder.parent)
         with suppress(FileExistsError):
@@ -335,7 +339,7 @@ class Files:
     def make_folder(self, path: str) -> None:
         """The same for a folder of the system: which weren't there is noted, and they go with our last file."""
         missing = []
-        while not self.is_folder(path):
+        while path and not self.is_folder(path):
             missing.append(path)
             path = path.rpartition("/")[0]
         if not missing:
@@ -411,7 +415,8 @@ class Files:
         record = _record(layer, path)
         if not self.exists(record):
             # A run that was cut short before it wrote anything had kept it already.
-            of_others = any(self.has_put(other, path) for other in self.names(f"{HOME}/files"))
+            records = self._disk.files_below(self._at(f"{HOME}/files"))
+            of_others = any(record.partition("/")[2] == path[1:] for record in records)
             if not self.planning and not of_others:
                 self.forget(path)
             return
@@ -454,7 +459,7 @@ class Files:
         return "ok" if is_same else "changed"
 
     def mode(self, path: str) -> int:
-        """The permission bits of a file, links followed."""
+        """The permission bits of a file; of a link its own."""
         return self._disk.mode(self._at(path))
 
     def digest(self, path: str) -> str:
@@ -490,7 +495,7 @@ class Files:
     def begin_step(self, step: str) -> None:
         """What the step makes is half-made from now on, until `done_with`."""
         self._before_first()
-        self._step_begun = True
+        self._step_begun = step
         self.set_pending(step)
 
     def mark(self, path: str) -> None:
@@ -550,18 +555,19 @@ class Files:
         """After a failure: every file that this run touched is as it was when the run began. Should one not let itself
         be put back, it ends there: the record and the copy that belong to it stay for the next run.
         """
+        if self._undo and self._step_begun:
+            with suppress(OSError, Failure):  # maybe done already, of what is put back now
+                self.set_pending(self._step_begun)
         for path, backup in reversed(self._undo.items()):
             try:
                 if backup is None:
                     self.remove(path)
-                elif any(path.startswith(f"{place}/") for place in _PLACES):
-                    self._disk.rename(backup, self._at(path))
-                    self._disk.flush(self._at(path).parent)
-                else:  # it may be on another file system than its copy
-                    self._copy(backup, path)
+                else:
+                    self._put_back(backup, path)
             except (OSError, Failure):  # a container may be gone meanwhile
-                self.not_put_back = path
-                break
+                if not self._is_as_before(backup, path):
+                    self.not_put_back = path
+                    break
         self._undo.clear()
         self.at_finish.clear()
         with suppress(OSError, Failure):
@@ -574,6 +580,25 @@ class Files:
         with suppress(OSError, Failure):
             self.flush_all()
 
+    def _put_back(self, backup: Path, path: str) -> None:
+        if any(path.startswith(f"{place}/") for place in _PLACES):
+            try:
+                self._disk.rename(backup, self._at(path))
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                self._disk.flush(self._at(path).parent)
+                return
+        self._copy(backup, path)  # it may be on another file system than its copy
+
+    def _is_as_before(self, backup: Path | None, path: str) -> bool:
+        """Whether a file was never changed, such as one that is immutable."""
+        with suppress(OSError, Failure):
+            looks = (self._disk.mode, self._disk.digest)
+            return backup is not None and all(look(backup) == look(self._at(path)) for look in looks)
+        return False
+
     def finish(self) -> None:
         """After a success: what is answered is on the disk, and nothing is to be undone any more.
 
@@ -584,9 +609,10 @@ class Files:
         self._undo.clear()
         while self.at_finish:
             self.at_finish.pop(0)()
-        self._step_noted = self._step_begun = False
+        self._step_noted, self._step_begun = False, ""
         self._clear_own()
-        self._tidy()
+        with suppress(OSError):  # the next run tidies up as well
+            self._tidy()
         if self._disk.is_near and not self.is_folder(HOME):
             self._log.drop_steps()
 
@@ -723,7 +749,7 @@ class Files:
             before()
 
     def _lines(self, path: str) -> list[str]:
-        return (self.read(path) or b"").decode("utf-8", "surrogateescape").splitlines()
+        return self.need_text(path).splitlines()
 
     def _write_lines(self, path: str, lines: Iterable[str]) -> None:
         self.write(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)

@@ -124,8 +124,7 @@ class Work:
 
         :raises Failure: there is no place for it.
         """
-        self.need_folder()
-        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = self._opened(name, 0o600)
         try:
             yield locked_within(descriptor, seconds)
         finally:
@@ -177,9 +176,8 @@ class Work:
 
         :raises Failure: another one has the lock still after `lock_seconds`, or there is no place for it.
         """
-        self.need_folder()
         deadline = time.monotonic() + self.lock_seconds
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = self._opened("lock", 0o644)
         began = told_at = time.monotonic()
         while not locked(descriptor):
             now = time.monotonic()
@@ -207,6 +205,13 @@ class Work:
             os.close(self.lock)
             self.lock = None
 
+    def _opened(self, name: str, mode: int) -> int:
+        self.need_folder()
+        try:
+            return os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        except OSError as error:
+            raise _no_place(error) from error
+
     def _at_work(self) -> str:
         """The run that is noted in /run/homelab/up; empty: none."""
         try:
@@ -225,12 +230,7 @@ class Work:
         except FileExistsError:
             pass
         except OSError as error:
-            raise Failure(
-                "to make the folder /run/homelab, for the lock and logs",
-                str(error.strerror),
-                "without the lock, two runs at once could write over each other; nothing was changed",
-                "correct what the message names (often: no room: `df /run`), then run the same again",
-            ) from error
+            raise _no_place(error) from error
         if not is_own_folder(folder):
             status = folder.lstat()
             raise Failure(
@@ -240,6 +240,15 @@ class Work:
                 "find out who made /run/homelab, and move it away",
             )
         folder.chmod(0o700)
+
+
+def _no_place(error: OSError) -> Failure:
+    return Failure(
+        "a place in /run/homelab, for the lock and logs",
+        f"{error.strerror}: {error.filename}",
+        "without the lock, two runs at once could write over each other; nothing was changed",
+        "correct what the message names (often: no room: `df /run`), then run the same again",
+    )
 
 
 @contextlib.contextmanager

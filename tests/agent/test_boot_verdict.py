@@ -171,6 +171,14 @@ def test_neither_who_holds_the_lock_nor_a_full_disk_makes_a_boot_a_bad_one(
 
     with held(host), watched(full):
         assert verdict(host) == "stay" and host.exists(ARMED)
+    (host.root / "run/homelab/lock").unlink()
+    (host.root / "run/homelab/lock").mkdir()  # as where /run takes no file any more
+    with watched(full):
+        assert verdict(host) == "stay" and host.exists(ARMED)
+    (host.root / "run/homelab/lock").rmdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.Disk, "left_below", lambda *_: full("create", "a folder"))
+        assert verdict(host) == "stay" and host.exists(ARMED)
     with held(host):
         assert verdict(host) == "stay" and not host.exists(ARMED)
 

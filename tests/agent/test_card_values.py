@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from remote_scripts.layers.card_values import Attribute, Value, Wanted
+from remote_scripts.tools.disk import Disk
 from tests.agent.kit import Host, Refused, cuts, left_by, watched
 
 CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
@@ -117,6 +118,19 @@ def test_a_value_that_the_kernel_doesnt_take_takes_the_others_back(host: Host) -
     assert content(host, "reset_method") == "flr bus" and host.lasting() == before
 
 
+@pytest.mark.parametrize("wanted", [AWAKE, AWAKE[1:]])
+def test_a_run_that_fails_leaves_what_an_earlier_one_has_set(host: Host, wanted: tuple[Value, ...]) -> None:
+    """The rule of that sets it again at the next boot: without its note it would be taken for the original."""
+    ask(host, "apply", *AWAKE[:1])
+    path = host.root / f"sys/bus/pci/devices/{CARD}/power/control"
+    path.unlink()
+    path.symlink_to("/dev/null")
+    before = host.lasting()
+    with pytest.raises(Refused, match="power/control to be on"):
+        ask(host, "apply", *wanted)
+    assert content(host, "d3cold_allowed") == "0" and host.lasting() == before
+
+
 def test_what_is_elsewhere_now_is_left_alone(host: Host) -> None:
     others = (
         value(CARD, "10de:2684", "reset_method", "bus"),
@@ -191,3 +205,17 @@ def test_an_empty_note_gives_nothing_back_and_says_so(host: Host, capsys: pytest
     host.write(f"/var/lib/homelab/card-values/{CARD}=d3cold_allowed", "")
     ask(host, "revert")
     assert values_of(host) == ["flr bus", "0", "auto"] and "before isn't known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_a_note_that_a_disk_doesnt_read_is_no_empty_one(host: Host, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    ask(host, "apply", *AWAKE)
+    before, read = host.lasting(), Disk.read
+    monkeypatch.setattr(
+        Disk,
+        "read",
+        lambda self, where, limit: None if where.name.endswith("=d3cold_allowed") else read(self, where, limit),
+    )
+    with pytest.raises(Refused, match="it can't be read: /var/lib/homelab/card-values"):
+        ask(host, verb, *AWAKE)
+    assert host.lasting() == before and values_of(host) == ["flr bus", "0", "on"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent import boot_kit
 from tests.agent.boot_kit import ESPS, KERNELS, LOADERS, MENU, after, configured_words, lasting
-from tests.agent.kit import Cut, Host, Refused, cuts
+from tests.agent.kit import Cut, Host, Refused, cuts, watched
 
 HOME = "/var/lib/homelab"
 LINE = "/etc/kernel/cmdline"
@@ -165,6 +167,24 @@ def test_a_line_that_cant_be_read_is_not_taken_for_an_empty_one(host: Host) -> N
 
 
 @SYSTEMD_BOOT
+def test_records_that_a_disk_doesnt_list_are_not_taken_for_none(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own words would count as others', and be taken out."""
+    ask(host, "apply")
+    before, listdir = lasting(host), os.listdir
+
+    def fails(path: Any) -> list[str]:
+        if str(path).endswith("/homelab/cmdline"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fails)
+        with pytest.raises(Refused, match="Input/output error"):
+            ask(host, "apply")
+    assert lasting(host) == before
+
+
+@SYSTEMD_BOOT
 def test_a_host_with_another_loader_by_now_has_nothing_left_of_the_first_one(host: Host) -> None:
     ask(host, "apply", "vfio")
     (host.root / "etc/kernel/proxmox-boot-uuids").unlink()  # without an EFI it is GRUB's
@@ -228,15 +248,41 @@ def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host, 
     assert len(runs) == 2 and lasting(host) == before
 
 
-def test_a_menu_without_a_kernel_is_no_menu(host: Host) -> None:
-    """A broken command makes update-grub's scripts find no kernel, and update-grub end well."""
+@EACH_LOADER
+def test_what_was_made_of_files_that_are_put_back_is_still_to_be_made(host: Host) -> None:
+    """The disk fails when the note of that has gone already."""
     before = lasting(host)
 
-    def spoil(_arguments: Sequence[str], _stdin: bytes) -> None:
+    def fails(call: str, path: str) -> None:
+        if call == "flush" and path.endswith("/pending") and not host.exists(f"{HOME}/pending/boot"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with watched(fails), pytest.raises(Refused, match="Input/output error"):
+        ask(host, "apply")
+    assert not host.exists(LINK)
+    ask(host, "revert")
+    assert lasting(host) == before
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (0, "update-grub has made a menu without any kernel; the one from before is back"),
+        # grub-mkconfig empties the menu before it fills it.
+        (1, "cat: write error: No space left on device"),
+    ],
+)
+def test_a_menu_without_a_kernel_is_no_menu(host: Host, status: int, message: str) -> None:
+    """A broken command makes update-grub's scripts find no kernel, and update-grub end well; or there is no room for all of it."""
+    before = lasting(host)
+
+    def spoil(_arguments: Sequence[str], _stdin: bytes) -> Done:
+        host.write(f"{MENU}.new", "set default=0\n")
         host.write(MENU, "set default=0\n")
+        return Done(status, b"cat: write error: No space left on device\n")
 
     host.programs["update-grub"] = spoil
-    with pytest.raises(Refused, match="a menu without any kernel; the one from before is back"):
+    with pytest.raises(Refused, match=message):
         ask(host, "apply")
     assert set(lasting(host)) - set(before) == {f"{HOME[1:]}{one}" for one in ("", "/pending", "/pending/boot")}
     assert lasting(host)[MENU[1:]] == before[MENU[1:]]

@@ -365,6 +365,13 @@ def test_a_python_that_is_too_old_is_refused_before_anything_is_written(
     assert "Python 99.0 or later" in capsys.readouterr().out and host.tree() == before
 
 
+def test_each_folder_that_is_made_for_it_lasts(host: Host) -> None:
+    tells = 'import os; os.fsync = lambda descriptor: print(os.readlink(f"/proc/self/fd/{descriptor}"))\n'
+    done = bash(host, agent.command_to_put("root"), tells + agent.put(OWNER))
+    folders = ["lib", "lib/homelab", "lib/homelab/agents", f"lib/homelab/agents/{OWNER}"]
+    assert {f"{host.root}/var/{folder}" for folder in folders} <= {*done.stdout.split()}
+
+
 def test_a_full_disk_leaves_the_agent_that_was_there(host: Host) -> None:
     file = put(host)
     content = file.read_bytes()

@@ -112,6 +112,42 @@ def test_what_was_kept_of_a_file_that_has_gone_since_is_not_given_back(host: Hos
     assert not left.exists(THEIRS)
 
 
+@pytest.mark.parametrize(
+    ("what", "act"),
+    [
+        (f"files/layer{THEIRS}", lambda files: files.drop("layer", THEIRS)),
+        ("files", lambda files: files.drop("another", THEIRS)),
+        ("files/layer/etc", lambda files: files.of_layer("layer")),
+        ("dirs", lambda files: files.put("layer", "/etc/new/ours", 0o640, OURS)),
+    ],
+)
+def test_records_of_which_a_disk_tells_nothing_are_not_taken_for_none(
+    host: Host, monkeypatch: pytest.MonkeyPatch, what: str, act: Callable[[Files], object]
+) -> None:
+    host.write(THEIRS, "theirs\n")
+    put(host)
+    put(host, "/etc/made/ours")
+    before, place = files_of(host), f"{host.root}/var/lib/homelab/{what}"
+
+    def failing(call: Callable[..., Any], path: object = ".", *more: object, **named: object) -> Any:
+        if str(path) == place:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), place)
+        return call(path, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *more, opened=Path.open: failing(opened, path, *more))
+        for name in ("lstat", "listdir", "scandir"):
+            patch.setattr(os, name, functools.partial(failing, getattr(os, name)))
+        system = host.system()
+        with pytest.raises(OSError, match=r"Input/output error|can't be read"):
+            system.changing(lambda: act(system.files))
+    assert files_of(host) == before
+
+
+def files_of(host: Host) -> dict[str, tuple[int, bytes | str | None]]:
+    return {path: what for path, what in host.tree().items() if what[1] is not None}
+
+
 def test_a_folder_that_another_program_makes_meanwhile_is_no_error(host: Host) -> None:
     with watched(lambda call, path: os.makedirs(path, exist_ok=True) if call == "mkdir" else None):  # noqa: PTH103
         put(host, "/etc/new/ours")
@@ -124,6 +160,21 @@ def test_what_a_run_that_was_cut_short_left_is_no_trap(host: Host) -> None:
     (host.root / "boot/.ours.homelab-tmp").symlink_to(target)
     put(host, "/boot/ours")
     assert host.read("/boot/ours") == "ours\n" and host.read("/boot/other") == "other\n"
+
+
+def test_a_system_that_says_it_has_no_folder_is_not_asked_without_end(host: Host) -> None:
+    """A container may say anything."""
+    asked: list[Path] = []
+
+    class Lying(disk.Disk):
+        def is_folder(self, where: Path) -> bool:
+            asked.append(where)
+            assert len(asked) < 100
+            return False
+
+    system = host.system()
+    Files(host.root, system.log, system.run, Lying()).make_folder("/etc/new")
+    assert host.exists("/etc/new")
 
 
 def test_a_folder_may_be_a_link(host: Host) -> None:
@@ -182,6 +233,42 @@ def test_an_undo_that_is_cut_short_anywhere_is_finished_by_the_next_run(host: Ho
         assert one.lasting() == before, cut.how
 
 
+@pytest.mark.parametrize("act", [put, drop])
+def test_a_file_that_nobody_may_change_leaves_nothing_to_put_back(host: Host, act: Callable[[Host], None]) -> None:
+    """As by `chattr +i`. What was armed or noted before it for the next boot must not stay."""
+    file = host.write(THEIRS, "theirs\n", 0o604)
+    if act is drop:
+        put(host)
+
+    def immutable(call: str, name: str) -> None:
+        if call in ("rename", "remove") and name == str(file):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+
+    before = host.tree()
+    with pytest.raises(PermissionError), watched(immutable):
+        act(host)
+    assert host.tree() == before
+
+
+def test_a_file_whose_folder_is_a_file_system_of_its_own_is_put_back(host: Host) -> None:
+    path, renames = "/usr/local/sbin/ours", list[str]()
+    put(host, path)
+
+    def change() -> None:
+        system.files.put("layer", path, 0o755, b"changed\n")
+        raise Failure("", "", "", "")
+
+    def of_two_file_systems(call: str, name: str) -> None:
+        renames.extend([name] if call == "rename" and name.endswith(path) else [])
+        if renames.count(name) == 2 and call == "rename":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+
+    before, system = host.tree(), host.system()
+    with pytest.raises(Failure), watched(of_two_file_systems):
+        system.changing(change)
+    assert host.tree() == before and not system.files.not_put_back
+
+
 def test_nothing_is_written_but_by_the_calls_that_tests_can_stop(host: Host) -> None:
     def stop(call: str, path: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
@@ -208,6 +295,22 @@ def test_a_link_takes_the_place_of_whatever_has_its_name(host: Host) -> None:
     host.write("/etc/.one.homelab-tmp", "left")
     host.system().files.write_link("/etc/two", "/etc/one")
     assert host.tree("etc") == {"etc": host.tree("etc")["etc"], "etc/one": (0, "/etc/two")}
+
+
+def test_a_folder_that_cant_be_tidied_away_waits_for_the_next_run(host: Host) -> None:
+    """By then the change is on the disk, and nothing of it is put back any more."""
+    before = host.tree()
+    put(host, "/etc/a/ours")
+    put(host, "/etc/b/ours")
+
+    def full(call: str, path: str) -> None:
+        if call == "create" and path.endswith("/.dirs.homelab-tmp"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with watched(full):
+        drop(host, "/etc/a/ours")
+    drop(host, "/etc/b/ours")
+    assert host.tree() == before
 
 
 def test_what_waits_for_a_success_is_done_by_finish_and_forgotten_by_undo(host: Host) -> None:

@@ -15,6 +15,8 @@ from remote_scripts.shared import vfio_ids
         ("0x10de:0x2b85", True),
         ("10de:2b8", False),
         ("10de:ffffffff", True),
+        ("10de:2b85:", True),
+        ("10de:2b85:*", True),
         ("1002:ffffffff", False),
         ("10de:2b85:1043:88e2", True),
         ("10de:2b85:1043", True),

@@ -163,3 +163,11 @@ def test_an_entry_of_proxmox_that_is_cut_short_gets_no_second_one(folder: Folder
     done = folder.bash(f"sh -c {quoted(scripts.file('systemd_boot_entry.sh'))}")
     assert done.returncode == 1
     assert "proxmox-6.8.12-1-pve.conf on the ESP AAAA-0001 has no options" in done.stderr
+
+
+def test_an_empty_line_among_the_esps_is_passed_over(folder: Folder) -> None:
+    """Someone has taken an ESP out of the list by hand, as messages say it."""
+    cut_kit.stock(folder, "systemd-boot")
+    folder.write("/etc/kernel/proxmox-boot-uuids", "\nAAAA-0001\n\n")
+    done = folder.bash(f"sh -c {quoted(scripts.file('systemd_boot_entry.sh'))}")
+    assert (done.returncode, done.stderr) == (0, "")

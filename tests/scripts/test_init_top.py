@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import pytest
@@ -23,13 +24,15 @@ def machine(folder: Folder) -> Folder:
     folder.write("/dev/kmsg", "")
     folder.write("/proc/cmdline", f"root=/dev/mapper/pve-root ro {WORD} quiet\n")
     folder.command("modprobe", 'echo "$@" >>"$HOMELAB_SYSROOT/modprobe"')
+    # Where busybox isn't installed, an initramfs has klibc's few commands.
+    (folder.commands / "readlink").symlink_to(shutil.which("readlink") or "")
     return folder
 
 
 def boot(machine: Folder) -> None:
     # initramfs-tools has the root file system's device in ROOT: the script must not take it for a prefix.
-    environment = machine.environment | {"HOMELAB_SYSROOT": str(machine.root), "ROOT": "/dev/mapper/pve-root"}
-    subprocess.run(["sh", "-c", scripts.file("init_top.sh")], env=environment, check=True, timeout=PATIENCE)
+    environment = {"PATH": str(machine.commands), "HOMELAB_SYSROOT": str(machine.root), "ROOT": "/dev/mapper/pve-root"}
+    subprocess.run(["/bin/sh", "-c", scripts.file("init_top.sh")], env=environment, check=True, timeout=PATIENCE)
 
 
 def override(machine: Folder, address: str) -> str | None:

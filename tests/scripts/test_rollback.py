@@ -528,6 +528,14 @@ def test_a_step_that_fails_or_hangs_does_not_stop_it(
         finished_by_the_next_boot(host)
 
 
+def test_half_a_menu_is_not_what_the_next_boot_gets(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    host.spoil("update-grub", 'rm "$ROOT/boot/grub/grub.cfg"; echo "set default=0" >"$ROOT/boot/grub/grub.cfg"; exit 1')
+    host.elapse()
+    host.mend("update-grub")
+    finished_by_the_next_boot(host)
+
+
 def test_without_a_second_entry_the_words_are_taken_out_of_what_was_generated(tmp_path: Path) -> None:
     host = Switched(tmp_path / "lab", "rtx5090", configured=False)
     host.run("apply", LAYERS["iommu"])
