@@ -36,7 +36,8 @@ _VM_OPTIONS = {
     "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio rng serial hostpci usb",
     "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name "
     "onboot ostype protection reboot startdate startup tdf template tags",
-    "VM.Config.Disk": "boot bootdisk vmstatestorage ide sata scsi virtio efidisk tpmstate virtiofs",
+    "VM.Config.Disk": "boot bootdisk vmstatestorage ide sata scsi virtio efidisk tpmstate virtiofs cdrom",
+    "VM.PowerMgmt": "freeze",
     "VM.Config.Network": "net",
     # Either of VM.Config.Cloudinit and VM.Config.Network.
     "VM.Config.Network|VM.Config.Cloudinit": "ipconfig cicustom cipassword citype ciupgrade ciuser nameserver "
@@ -49,8 +50,11 @@ _CONTAINER_OPTIONS = {
     "VM.Config.Disk": "rootfs mp",
     "VM.Config.Options": "onboot description features tags startup unprivileged",
 }
-# A device of the host itself.
-_HOSTS_OWN = re.compile(r"serial\d+: (?!socket$).*|usb\d+: (?:|.*,)host=(?!spice(?:,|$)).*", re.IGNORECASE)
+# A device or a disk of the host itself. `host=` and `file=` may be left out.
+_HOSTS_OWN = re.compile(
+    r"(?:serial|ide|sata|scsi|virtio)\d+: (?:file=)?/.*|usb\d+: (?!(?:.*,)?(?:mapping=|(?:host=)?spice(?:,|$))).*",
+    re.IGNORECASE,
+)
 
 
 # -- needed privileges -----------------------------------------------------------------------------------------------

@@ -118,9 +118,11 @@ def test_a_custom_processor_model_takes_a_right_since_qemu_server_9_1_13(qemu_se
 
 
 def test_what_only_root_may_set_is_told_from_options_with_a_privilege() -> None:
-    """PVE::API2::Qemu, check_vm_modify_config_perm, check_vm_create_serial_perm, check_usb_perm."""
+    """PVE::API2::Qemu, check_vm_modify_config_perm, check_vm_create_serial_perm, check_usb_perm; PVE::Storage, check_volume_access."""
     anybodys = {"numa0": "cpus=0", "serial0": "socket", "usb0": "spice", "usb1": "mapping=key", "virtiofs0": "films"}
-    anybodys |= {"startup": "order=1", "net1": "virtio", "usb2": "host=spice,usb3=1"}
+    anybodys |= {"startup": "order=1", "net1": "virtio", "usb2": "host=spice,usb3=1", "usb5": "usb3=1,Spice"}
+    anybodys |= {"cdrom": "local:iso/debian.iso", "freeze": "1", "scsi2": "file=fast:32,serial=/a"}
+    anybodys |= {"rng0": "/dev/urandom"}
     roots = {
         "affinity": "0-3",
         "args": "-x",
@@ -128,7 +130,14 @@ def test_what_only_root_may_set_is_told_from_options_with_a_privilege() -> None:
         "serial1": "/dev/ttyS0",
         "arch": "x86_64",
     }
-    roots |= {"usb3": "host=1-2", "usb4": "usb3=1,host=0951:1666", "parallel0": "/dev/parport0"}
+    roots |= {"scsi1": "/dev/disk/by-id/ata-a,backup=0", "sata5": "file=/dev/sdb"}
+    roots |= {
+        "usb3": "host=1-2",
+        "usb4": "usb3=1,host=0951:1666",
+        "parallel0": "/dev/parport0",
+        "usb6": "0951:1666",
+        "usb7": "usb3=1,1-2",
+    }
     assert rights.roots_alone({**anybodys, **roots}) == [*roots]
 
 
