@@ -131,9 +131,8 @@ def put(owner: str) -> str:
     return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
 
 
-def command_to_try(user: str) -> str:
-    """The command line that fails in a login shell that doesn't understand those of `command`, such as fish."""
-    return _as_root('[ -n "$ROOT" ] || { :; }', user)
+# The command line that fails in a login shell that doesn't understand root's of `command`, such as fish.
+TO_TRY = '[ -n "$ROOT" ] || { :; }'
 
 
 def command_to_put(user: str) -> str:

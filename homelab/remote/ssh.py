@@ -154,19 +154,23 @@ class Session:
         :raises HomelabError: as `run`; or the host has no Python that will do, or a login shell of another kind.
         """
         user = self._host.ssh.user
+        if user == "root":  # any other's commands are sudo's, and so bash's
+            await self._try_shell(seconds)
+        command = agent.command_to_put(user)
+        await self._run(command, "put the agent", agent.put(owner), seconds)
+
+    async def _try_shell(self, seconds: float) -> None:
         try:
-            await self._run(agent.command_to_try(user), "try the login shell", "", seconds)
+            await self._run(agent.TO_TRY, "try the login shell", "", seconds)
         except UnreachableError:
             raise
         except HomelabError as error:
             raise HomelabError(
-                wanted=f"a login shell of {user} on {self._host.address} that understands sh, as bash does",
+                wanted=f"a login shell of root on {self._host.address} that understands sh, as bash does",
                 found=error.found,
                 why="sshd hands each command of this program to that shell; nothing was changed",
-                next=f"give the user one on the host (`chsh -s /bin/bash {user}`), then run `pulumi up` again",
+                next="give the user one on the host (`chsh -s /bin/bash root`), then run `pulumi up` again",
             ) from error
-        command = agent.command_to_put(user)
-        await self._run(command, "put the agent", agent.put(owner), seconds)
 
     async def _run(
         self,

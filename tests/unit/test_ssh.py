@@ -46,7 +46,7 @@ Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
 Use = Callable[[ssh.Session], Awaitable[str]]
 
 
-def meet(folder: Path, serve: Serve | None, use: Use) -> str:
+def meet(folder: Path, serve: Serve | None, use: Use, user: str = "root") -> str:
     """What ``use`` makes of a server; without ``serve`` it opens no session."""
 
     async def main() -> str:
@@ -65,6 +65,7 @@ def meet(folder: Path, serve: Serve | None, use: Use) -> str:
             {
                 "address": "127.0.0.1",
                 "ssh": {
+                    "user": user,
                     "port": server.get_port(),
                     "hostKey": key.export_public_key().decode().strip(),
                     "privateKeyFile": str(folder / "key"),
@@ -260,29 +261,34 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
         keep(tmp_path, serve)
 
 
-@pytest.mark.parametrize("shell", ["bash", "fish"])
+@pytest.mark.parametrize(
+    ("user", "said", "found"),
+    [
+        ("root", "", ""),
+        ("root", "fish: '{ ... }' is not supported for grouping commands", "chsh -s /bin/bash root"),
+        ("admin", "sudo: a password is required", "allow this user `sudo -n bash`"),
+    ],
+)
 def test_a_login_shell_that_is_none_of_the_kind_of_sh_is_named_before_anything_is_put(
-    shell: str, tmp_path: Path
+    user: str, said: str, found: str, tmp_path: Path
 ) -> None:
     asked = []
 
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         asked.append(str(process.command))
-        if "{" in asked[-1] and shell == "fish":
-            process.stderr.write(b"fish: '{ ... }' is not supported for grouping commands")
-            process.exit(127)
-        process.exit(0)
+        process.stderr.write(said.encode())
+        process.exit(127 if said else 0)
 
     async def put(session: ssh.Session) -> str:
         await session.put_agent("lab", 20)
         return "put"
 
-    if shell == "fish":
-        with pytest.raises(HomelabError, match="chsh -s /bin/bash root") as refused:
-            meet(tmp_path, serve, put)
-        assert "fish: " in refused.value.found and len(asked) == 1
+    if said:
+        with pytest.raises(HomelabError) as refused:
+            meet(tmp_path, serve, put, user)
+        assert found in refused.value.next and said in refused.value.found and len(asked) == 1
     else:
-        assert meet(tmp_path, serve, put) == "put" and len(asked) == 2
+        assert meet(tmp_path, serve, put, user) == "put" and len(asked) == 2
 
 
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
