@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -76,7 +77,7 @@ class Answering:
     def request(self, verb: str, url: str, **options: Any) -> SimpleNamespace:
         assert (verb, url) == ("POST", "https://pve/access/ticket")
         self.sent.append(options)
-        return SimpleNamespace(status_code=self.status, reason="said", json=lambda: {"data": self.data})
+        return SimpleNamespace(status_code=self.status, reason="said", content=json.dumps({"data": self.data}).encode())
 
 
 TICKET: dict[str, object] = {"ticket": "the ticket", "CSRFPreventionToken": "the token"}
@@ -132,7 +133,7 @@ class Page(http.server.BaseHTTPRequestHandler):
         (200, b"[]", "it isn't Proxmox VE's"),
         (200, b"{}", "it isn't Proxmox VE's"),
         (200, b"\xff", "it isn't Proxmox VE's"),
-        (302, b"", "TooManyRedirects"),
+        (302, b"", "https://192.168.0.202:8006 redirects to /elsewhere"),
         (500, b"<html>Sorry</html>", "500 Internal Server Error"),
         (500, b"[]", "500 Internal Server Error"),
     ],
@@ -152,6 +153,7 @@ def test_an_answer_that_is_not_proxmox_ves_is_an_error_in_words(
         with pytest.raises(ApiError) as refused:
             api.Api(host, "pve", patience=-1).get("nodes", "to see the nodes")
     assert found in refused.value.found and "b'" not in refused.value.found
+    assert ("not to a proxy's" in refused.value.next) == (status < 500)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def _ticket(session: Any, base: str, user: str, password: str, auth_options: dic
             )
             if answer.status_code != 200:
                 raise _login_refused(base, user, answer.status_code, answer.reason)
-            data = answer.json()["data"]
+            data = Serializer().loads(answer)
             if data.get("NeedTFA"):
                 raise _login_refused(base, user, 401, "a second factor is asked for")
             self.birth_time = time.monotonic()
@@ -184,6 +184,9 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
     )
 
 
+_ITS_OWN = "set the host's address and api.port to the node's own (port 8006), not to a proxy's before it"
+
+
 def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False) -> ApiError:
     """The error for a request that got no answer: no connection, another certificate, or too late.
 
@@ -194,6 +197,15 @@ def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False)
     text = plain(str(error))
     if isinstance(error, requests.exceptions.SSLError) and not _CONNECTION_BROKEN.search(text):
         return _wrong_certificate(host, wanted, text)
+    if isinstance(error, requests.exceptions.TooManyRedirects) and error.response is not None:
+        return ApiError(
+            wanted=wanted,
+            found=f"https://{host.address}:{api.port} redirects to {plain(error.response.headers['Location'])}",
+            why="Proxmox VE's API never does: something else answers there; the redirect was not followed",
+            next=_ITS_OWN,
+            status=error.response.status_code,
+            reason=text,
+        )
     is_unsent = isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error)
     unanswered = UnansweredError(
         wanted=wanted,
@@ -203,7 +215,9 @@ def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False)
         else "nothing was asked of the node"
         if is_unsent
         else "it isn't known whether a change was carried out",
-        next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run "
+        next=_ITS_OWN
+        if isinstance(error, requests.exceptions.InvalidJSONError)
+        else "see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run "
         "`pulumi up` again: it continues from what is there",
         status=0,
         reason=text,
