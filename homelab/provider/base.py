@@ -146,13 +146,12 @@ class StackTexts:
             settings = places.located(settings)
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
-    def entries_of(self, section: str, guest_id: int, host: str, node: str = "") -> dict[str, Vm | Container]:
+    def entries_of(self, section: str, guest_id: int, host: str, *, moved: bool = False) -> dict[str, Vm | Container]:
         """The entries that may have a guest, by name: of its host, and of the host's cluster. No node is asked where it
         is now.
 
         :param section: vms or containers.
-        :param node: the other node of the cluster that it is on now. Where the settings don't tell the cluster, any
-            entry may be of it.
+        :param moved: it is on another node now, which may be that of any host whose cluster the settings don't name.
         :raises HomelabError: the settings are mistaken.
         """
         settings, cluster = self._settings(section), self.cluster_of(host)
@@ -162,8 +161,7 @@ class StackTexts:
         def may_have(guest: Vm | Container) -> bool:
             named = settings.hosts.get(guest.host)  # None: the entry names a cluster
             home = named.cluster if named else guest.host
-            is_on_node = named is not None and (named.node or guest.host) == node
-            return guest.host == host or is_on_node or (home == cluster if cluster else bool(node))
+            return guest.host == host or (home == cluster if home and cluster else moved)
 
         return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and may_have(guest)}
 

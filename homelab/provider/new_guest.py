@@ -95,7 +95,7 @@ class NewGuestWork(ApiWork[NewGuestT, NewGuest.Outputs]):
         except NotThereError:
             return
         elsewhere = inputs.node != made_on
-        entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host, inputs.node if elsewhere else "")
+        entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host, moved=elsewhere)
         adopted = [name for name, entry in entries.items() if entry.create is None]
         if why := reason_to_keep(guest, inputs, outputs.instance, config, adopted, elsewhere=elsewhere):
             tell(f"{guest.name}: {guest.label} stays: {why}")
