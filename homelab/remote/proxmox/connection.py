@@ -59,7 +59,9 @@ class Serializer(JsonSerializer):  # type: ignore[misc]
             return json.loads(response.content)["data"]
         except (ValueError, LookupError, TypeError):
             begin = response.content[:200].decode(errors="replace")
-            raise requests.exceptions.InvalidJSONError(f"it isn't Proxmox VE's; it begins: {begin!r}") from None
+            # Half an answer of Proxmox VE's may have a ticket in it.
+            page = f"; it begins: {begin!r}" if begin.startswith("<") else ""
+            raise requests.exceptions.InvalidJSONError(f"it isn't Proxmox VE's{page}") from None
 
     def loads_errors(self, response: Any) -> Any:
         try:
