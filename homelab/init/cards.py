@@ -119,7 +119,7 @@ def not_asked_about(facts: HostFacts, all_cards: Iterable[Card], node: str, conf
     screens = [
         card
         for card in all_cards
-        if any(function.boot_vga for function in facts.functions(card.place))
+        if consoles.screens(facts, facts.functions(card.place))
         and card.place not in configured
         and not facts.users_of(card.place, node)
         and not containers_with(facts, card)

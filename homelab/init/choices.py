@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from homelab.errors import HomelabError
-from homelab.host import gates
+from homelab.host import consoles, gates
 from homelab.host.facts import HostFacts, noted_in
 from homelab.init.cards import Card, containers_with, key_of
 from homelab.properties import same
@@ -192,7 +192,7 @@ def suggested(facts: HostFacts, card: Card, node: str) -> Use:
     if using := containers_with(facts, card):
         return Use("lxc", tuple(using))
     addresses = {device.address for device in facts.functions(card.place)}
-    if not card.is_nvidia or card.is_virtual or facts.functions(card.place)[0].boot_vga:
+    if not card.is_nvidia or card.is_virtual or consoles.screens(facts, facts.functions(card.place)):
         return Use("none")
     kind = "lxc" if addresses & set(facts.nvidia_minors) else "vm"
     candidates = [guest.id for guest in takers(facts) if guest.kind == kind]

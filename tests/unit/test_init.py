@@ -135,6 +135,7 @@ def test_nobody_is_asked_about_the_hosts_screen_unless_it_is_used_or_there_is_no
     [card, screen] = init_cards.cards(host())
     assert left_out(host()) == [screen.place]
     assert left_out(host(), (screen.place,)) == []
+    assert left_out(host(framebuffers={card.place + ".0": ["BOOTFB"]}), (screen.place,)) == [card.place]
     using = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": f"name: b\nhostpci0: {screen.place},pcie=1\n"}]
     assert left_out(host(guests={**GUESTS, "configs": using})) == []
     facts = host()
@@ -146,6 +147,8 @@ def test_who_has_a_card_is_preselected_else_the_only_guest_that_could() -> None:
     [card, screen] = init_cards.cards(host())
     assert choices.suggested(host(), card, "pve") == Use("vm", (103,))
     assert choices.suggested(host(), screen, "pve") == Use("none")
+    drawn_on = host(framebuffers={"0000:01:00.0": ["BOOTFB"]})  # what the firmware doesn't mark
+    assert choices.suggested(drawn_on, card, "pve") == Use("none")
     two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: b\nhostpci0: 0000:01:00,pcie=1\n"}]
     assert choices.suggested(host(guests={**GUESTS, "configs": two}), card, "pve") == Use("vm", (104,))
     with_driver = host(nvidia_minors={"0000:01:00.0": 0})
