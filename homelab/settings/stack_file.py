@@ -38,7 +38,8 @@ class Loader(yaml.SafeLoader):
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         name = tag.rpartition(":")[2]
-        is_time = name in ("int", "float") and ":" in value
+        # Pulumi makes a longer text of a date; nothing here takes one for more than a text.
+        is_time = name == "timestamp" or (name in ("int", "float") and ":" in value)
         is_word = name == "bool" and value.lower() not in ("true", "false")
         return self.DEFAULT_SCALAR_TAG if is_time or is_word else tag
 

@@ -19,6 +19,7 @@ from homelab.init import cards as init_cards
 from homelab.init import choices, proposal, stacks, storages
 from homelab.init.api_user import making, name_for, undoing, users
 from homelab.init.choices import Choices, Stack, Use
+from homelab.init.merge import merged
 from homelab.init.present import present
 from homelab.init.proposal import OPEN, existing, propose
 from homelab.nvidia.reading import SystemReading
@@ -230,6 +231,8 @@ def test_any_setting_can_be_given() -> None:
         "homelab:hosts": {"pve": {"gpus": {"a": {"address": "01:00.0"}}}}
     }
     assert choices.parse_setting("iommu.allowUnsafeInterrupts=true", "pve")["homelab:hosts"]["pve"]
+    date = choices.parse_setting("vms.sandbox.create.options.startdate=2026-11-26", "pve")
+    assert 'startdate: "2026-11-26"\n' in merged("", date)
     for wrong in ("vms", "=1", "vms..x=1"):
         with pytest.raises(HomelabError, match="--set"):
             choices.parse_setting(wrong, "pve")
