@@ -95,7 +95,9 @@ def revert(system: System, wanted: Wanted) -> Changed:
     """
     files = system.files
     files.followed_by = _STEP
-    loader = boot.need_loader(system)
+    # Where no ESP is listed, GRUB's menu is all that was made of our files, whatever starts this host by now.
+    is_grub = not boot.managed_esps(system) and files.exists(boot.GRUB_MENU)
+    loader = "grub" if is_grub else boot.need_loader(system)
     _write(system, wanted.name, "", loader, entry=False)
     if files.changed or files.is_pending(_STEP):
         _make(system, loader)

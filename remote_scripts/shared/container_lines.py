@@ -180,8 +180,8 @@ def _is_allowed(others: ContainerConf, given_by: str, device: Device) -> bool:
 
 def _options(node: Node, device: Device, groups: Mapping[str, int]) -> str:
     """Of a dev[n] option: for the group's members; without that group, a node for computing is for all, as udev
-    makes it where a distribution doesn't say otherwise, and one that sets the screen is root's. Of NVIDIA's nodes the
-    driver says it of MIG's alone.
+    makes it where a distribution doesn't say otherwise, and one that sets the screen is root's. NVIDIA's nodes but for
+    MIG's are for all in there, whatever the driver's options say of the host's users.
     """
     if not node.group:
         return f"mode=0{device.mode if node.path.startswith('/dev/nvidia-caps/') else 0o666:o}"

@@ -22,7 +22,7 @@ MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 _VERSION = re.compile(r"[0-9]{3,}\.[0-9]+(?:\.[0-9]+)?")
 # Proxmox VE's own files blacklist nvidiafb.
 _BLACKLISTED = re.compile(
-    r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia\s+(?!(?:\S*/)?modprobe\s))", re.MULTILINE
+    r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia\s+(?!\s|(?:\S*/)?modprobe\s))", re.MULTILINE
 )
 _BLACKLISTING = re.compile(r"(?:^|\s)(?:modprobe\.|module_)blacklist=(?:\S*,)?nvidia(?:,|\s|$)")
 # NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.

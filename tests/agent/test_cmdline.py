@@ -320,6 +320,15 @@ def test_without_a_known_loader_nothing_begins(host: Host) -> None:
     assert lasting(host) == before
 
 
+def test_words_in_grubs_menu_are_given_back_whatever_starts_the_host_by_now(host: Host) -> None:
+    """Such as rEFInd, by which they have no effect: that they have none is why somebody gives them back."""
+    before = lasting(host)
+    ask(host, "apply", "vfio")
+    (host.root / "sys/firmware/efi").mkdir(parents=True)
+    ask(host, "revert", "vfio")
+    assert lasting(host) == before
+
+
 def each_is_made_good(host: Host, found: list[Cut], place: Path, verb: str, name: str, words: str, wanted: Any) -> None:
     for number, cut in enumerate(sampling.sample(found, SAMPLE, f"cmdline {verb} {place.name}")):
         left = after(cut, host, place / f"{verb}-{number}")

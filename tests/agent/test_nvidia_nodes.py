@@ -141,7 +141,7 @@ def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(
         ("", "", "installed and not loaded\n"),
         ("blacklist nvidia\n", "", "it is blacklisted"),
         ("install nvidia /bin/true\n", "", "it is blacklisted"),
-        ("install nvidia modprobe -i nvidia-current $CMDLINE_OPTS\n", "", "installed and not loaded\n"),
+        ("install  nvidia  modprobe -i nvidia-current $CMDLINE_OPTS\n", "", "installed and not loaded\n"),
         ("", "quiet modprobe.blacklist=nouveau,nvidia", "it is blacklisted"),
         ("", "module_blacklist=nvidia,nouveau quiet", "it is blacklisted"),
         ("blacklist nvidiafb\n# blacklist nvidia\n", "modprobe.blacklist=nvidiafb,nvidia_drm", "installed and not loaded\n"),

@@ -126,6 +126,7 @@ def test_a_file_whose_reading_fails_is_told(whole: Host, path: str, monkeypatch:
         "/etc/pve/lxc",
         "/etc/modprobe.d",
         "/etc/driverctl.d",
+        "/etc/default/grub.d",
         "/var/lib/homelab/card-values",
         "/var/lib/homelab/containers",
         "/var/lib/homelab/handover",

@@ -31,10 +31,14 @@ def command_lines(source: Source, name: str) -> CommandLines:
     if not boot.is_configurable(system, name):
         return CommandLines(running, "", "", "")
     place = "/etc/default/grub" if name == "grub" else boot.KERNEL_CMDLINE
-    configured = others = source.noting(place, lambda: cmdline.configured(system, name), "")
-    # The host's own files may ask programs: they are read once more only where that tells more.
-    if name != "grub" or cmdline.drop_ins(system):
-        others = source.noting(place, lambda: cmdline.configured(system, name, others=True), "")
+    configured = source.noting(place, lambda: cmdline.configured(system, name), "")
+
+    def without_ours() -> str:
+        # The host's own files may ask programs: they are read once more only where that tells more.
+        is_same = name == "grub" and not cmdline.drop_ins(system)
+        return configured if is_same else cmdline.configured(system, name, others=True)
+
+    others = source.noting(place, without_ours, "")
     generated = ""
     if name == "grub" and not _has_esps(source):
         generated = source.noting(boot.GRUB_MENU, lambda: cmdline.generated(system), "")
