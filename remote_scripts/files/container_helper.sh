@@ -4,7 +4,6 @@
 #
 # A request is two lines: `MARK SECONDS VERB WORD...`, quoted for sh, and bytes for its standard input, in base64. The answer, on standard output, is
 # a line `MARK begin`, what the program says, and a line `MARK STATUS`. MARK is new each time: whatever else is said there is nobody's answer.
-# The last folder is NixOS's.
 PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin LC_ALL=C
 export PATH LC_ALL
 umask 022

@@ -19,8 +19,7 @@ for word in $cmdline; do
 done
 [ -n "$functions" ] || exit 0
 
-chosen=
-IFS=' ,' # an initramfs without busybox has no tr
+chosen='' IFS=' ,' # an initramfs without busybox has no tr
 for function in $functions; do
   address=${function%%=*}
   wanted=${function#*=}

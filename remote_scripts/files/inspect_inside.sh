@@ -7,8 +7,7 @@
 #   library PATH TARGET                                 what the loader takes, links followed
 ROOT=${ROOT:-}
 SHELL_OF_NOBODY=/bin/sh
-# The last folder is NixOS's.
-export PATH="${PATH:+$PATH:}$ROOT/run/current-system/sw/bin"
+export PATH="${PATH:+$PATH:}$ROOT/run/current-system/sw/bin" # NixOS
 # The results are words of the system: in its own language.
 export LC_ALL=C
 

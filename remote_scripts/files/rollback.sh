@@ -113,8 +113,7 @@ generate() {
   if is_esp; then
     proxmox-boot-tool refresh || return 1
   else
-    # update-grub may end well with a menu without a kernel, and fail with half a menu: that host would never start again. The menu from before
-    # comes back then.
+    # update-grub may end well with a menu without a kernel, and fail with half a menu, with which no host starts: the one from before comes back.
     old=$home/.grub.cfg.homelab-tmp
     { grep -qsE "$kernel_line" "$menu" && cp -aT "$menu" "$old" && sync "$old"; } || rm -f "$old"
     if ! update-grub || { [ -e "$old" ] && ! grep -qE "$kernel_line" "$menu"; }; then
