@@ -627,6 +627,7 @@ class Files:
     def _unlink(self, path: Path) -> None:
         try:
             self._disk.clear(path)
+            self._disk.flush(path.parent)  # after a power cut no run may come that would take it away once more
         except OSError as error:
             self._log.say(f"note: {path}, which an earlier run left, could not be removed: {error.strerror}")
 
@@ -637,7 +638,7 @@ class Files:
         for place in _PLACES:
             left = self._at(f"{place}/{_UNDO}")
             if self._disk.exists(left):
-                self._disk.clear(left)
+                self._unlink(left)
 
     def _tidy(self) -> None:
         """Takes away what is empty: folders that we made, and our own state."""
@@ -661,6 +662,7 @@ class Files:
             if not self._disk.names(below):
                 with suppress(OSError):
                     self._disk.remove_folder(below)
+                    self._disk.flush(below.parent)
 
     # What was there before us: kept whole, known by its sum, given back.
 

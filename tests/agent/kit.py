@@ -148,8 +148,13 @@ class Cut:
     kernel: Tree
 
 
+# Logs, and what pmxcfs keeps itself.
+_UNFLUSHED = ("etc/pve/", "var/log/", "var/lib/homelab/handover/log")
+
+
 def cuts(host: Host, act: Callable[[Host], object]) -> list[Cut]:
-    """What is left when the act is killed before each of its calls that change the file system, and after a power cut there; it is done on the host.
+    """What is left when the act is killed before each of its calls that change the file system, and after a power cut there; it is done on the host,
+    and on its disk.
 
     Of a power cut two disks are left: one has only what was flushed, a file's bytes by flushing the file and its name by flushing the folder (POSIX's
     strictest reading); the other has every name, and files whose bytes weren't flushed are empty. /sys is then as it was at the beginning.
@@ -188,6 +193,14 @@ def cuts(host: Host, act: Callable[[Host], object]) -> list[Cut]:
     host.programs["sync"] = sync
     with watched(watch):
         act(host)
+    below = cut_kit.all_below(host.root)
+    settle(below)
+    now = cut_kit.tree_of(below)
+    after = power.after_a_cut(now, below, names_as_now=False)
+    not_flushed = sorted(
+        path for path in {*now, *after} if now.get(path) != after.get(path) and not path.startswith(_UNFLUSHED)
+    )
+    assert not not_flushed, f"a power cut after its end loses what was done to {not_flushed}"
     return found
 
 
