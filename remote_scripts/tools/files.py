@@ -626,8 +626,9 @@ class Files:
 
     def _unlink(self, path: Path) -> None:
         try:
-            self._disk.clear(path)
-            self._disk.flush(path.parent)  # after a power cut no run may come that would take it away once more
+            if self._disk.exists(path):
+                self._disk.clear(path)
+                self._disk.flush(path.parent)  # after a power cut no run may come that would take it away once more
         except OSError as error:
             self._log.say(f"note: {path}, which an earlier run left, could not be removed: {error.strerror}")
 
@@ -636,9 +637,7 @@ class Files:
             self._unlink(temporary)
         self._temporaries.clear()
         for place in _PLACES:
-            left = self._at(f"{place}/{_UNDO}")
-            if self._disk.exists(left):
-                self._unlink(left)
+            self._unlink(self._at(f"{place}/{_UNDO}"))
 
     def _tidy(self) -> None:
         """Takes away what is empty: folders that we made, and our own state."""

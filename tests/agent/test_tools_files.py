@@ -429,6 +429,20 @@ def test_leftovers_are_looked_for_on_our_own_file_systems_alone_and_one_that_sta
     assert host.read(THEIRS) == "another\n" and "could not be removed" in capsys.readouterr().err
 
 
+def test_a_folder_that_a_run_has_made_and_removed_leaves_nothing_to_tell_of(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    system = host.system()
+
+    def work() -> None:
+        system.files.need_folder("/var/lib/app")
+        system.files.write("/var/lib/app/program", b"for a while", 0o600)
+        system.files.remove_tree("/var/lib/app")
+
+    system.changing(work)
+    assert not host.exists("/var/lib/app") and "could not be removed" not in capsys.readouterr().err
+
+
 # -- files that the kernel makes -------------------------------------------------------------------------------------
 def test_the_kernels_own_files_are_read_whatever_the_limit() -> None:
     """Asked for 4 MiB at once, /proc/sys says ENOMEM (fs/proc/proc_sysctl.c, KMALLOC_MAX_SIZE); a folder of a test has no such files."""
