@@ -67,7 +67,8 @@ def _copy(before: Host, place: Path) -> Host:
 
 def _killed(before: Host, verb: str, place: Path) -> Iterator[tuple[str, Host]]:
     """Copies of the host, on each of which the agent was killed at another system call, a sample of them; in words at which."""
-    done = _traced(_copy(before, place / "whole"), verb, "-o", str(place / "calls"), "-e", f"trace={','.join(CALLS)}")
+    options = ("-o", str(place / "calls"), "-e", f"trace={','.join(CALLS)}", "-e", "signal=none")
+    done = _traced(_copy(before, place / "whole"), verb, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     called: Counter[str] = Counter()
     moments = []
