@@ -164,17 +164,25 @@ def read_up_to(file: BinaryIO, limit: int) -> bytes:
     return content
 
 
-def below(place: Path, is_entered: Callable[[Path], bool] = lambda _: True) -> Iterator[Path]:
+def below(
+    place: Path,
+    is_entered: Callable[[Path], bool] = lambda _: True,
+    on_error: Callable[[OSError], None] = lambda _: None,
+) -> Iterator[Path]:
     """What is below a folder and is none itself. Where a link leads isn't looked at, as os.walk does: it may be on a
-    share that hangs. What can't be read is passed over.
+    share that hangs. A folder that can't be read is passed over.
 
     :param is_entered: whether a folder is looked into.
+    :param on_error: called with the error of each folder that can't be read.
     """
     folders = [place]
     while folders:
         entries: list[os.DirEntry[str]] = []
-        with suppress(OSError), os.scandir(folders.pop()) as scanned:
-            entries = [*scanned]
+        try:
+            with os.scandir(folders.pop()) as scanned:
+                entries = [*scanned]
+        except OSError as error:
+            on_error(error)
         for entry in entries:
             if entry.is_symlink() or not entry.is_dir():
                 yield Path(entry.path)
@@ -263,16 +271,12 @@ class Disk:
 
         :raises OSError: a folder can't be read.
         """
-        files, folders = [], [where] if self.exists(where) else []
-        while folders:
-            for entry in os.scandir(folders.pop()):
-                if entry.is_symlink():
-                    continue
-                if entry.is_dir():
-                    folders.append(Path(entry.path))
-                elif entry.is_file():
-                    files.append(os.path.relpath(entry.path, where))
-        return files
+
+        def fail(error: OSError) -> None:
+            raise error
+
+        found = below(where, on_error=fail) if self.exists(where) else ()
+        return [os.path.relpath(path, where) for path in found if not path.is_symlink() and path.is_file()]
 
     def folders_of(self, where: Path) -> Iterator[Path]:
         """A folder and those below it, the lowest first, each when those in it were looked at."""

@@ -6,7 +6,6 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 from remote_scripts.shared import conf_files, kernel
@@ -191,10 +190,8 @@ class Source:
         where = self.files.at(path)
         if where.is_file():
             return [path]
-        walk = os.walk(where, onerror=lambda error: self._note_folder(path, error))
-        files = (
-            Path(folder, name) for folder, _, names in walk for name in names if hidden or not name.startswith(".")
-        )
+        below = disk.below(where, on_error=lambda error: self._note_folder(path, error))
+        files = (file for file in below if hidden or not file.name.startswith("."))
         return sorted(path + str(file)[len(str(where)) :] for file in files if not file.is_symlink() and file.is_file())
 
     def links_below(self, path: str, name: str) -> list[str]:
