@@ -25,6 +25,7 @@ _PCT_SECONDS = 120.0
 # As pct says it of a lock in the configuration (check_lock of PVE::AbstractConfig), or of its file.
 _REFUSED = re.compile(r"is locked \(|can't lock file")
 _FROZEN = "HA has frozen it, and switches it neither on nor off"
+_ARM_HA = "see `ha-manager status`; if HA is disarmed: `ha-manager crm-command arm-ha`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class Power:
             next = f"wait until that is done; a lock that was left behind: `pct unlock {self._ctid}`"
         elif self.message == _FROZEN:
             asked = "HA would switch it off later, so that it was not asked to"
-            next = "see `ha-manager status`; if HA is disarmed: `ha-manager crm-command arm-ha`"
+            next = _ARM_HA
         return Failure(
             f"container {self._ctid} off within {self._shutdown.timeout} s",
             f"it still runs: {self.message}",
@@ -154,8 +155,7 @@ class Power:
                 f"container {self._ctid} started by HA",
                 _FROZEN,
                 "its services are down; HA would start it later, so that it was not asked to",
-                "see `ha-manager status`; if HA is disarmed: `ha-manager crm-command arm-ha`; then run `pulumi up` "
-                "again",
+                f"{_ARM_HA}; then run `pulumi up` again",
             )
         self._system.log.say(f"starting container {self._ctid}")
         if self._pct("start") != 0:
