@@ -1,0 +1,104 @@
+"""Hosts on which every layer is stopped (test_stops.py): each is a folder, with what stands for programs of the host on it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from remote_scripts.tools.run import Stand
+from tests.agent import boot_kit
+from tests.agent.kit import Cut, Host, Tree, left_by
+
+# What a rule of udev's sets: of which function, and each attribute.
+_FUNCTION, _SETS = re.compile(r'KERNEL=="([^"]+)"'), re.compile(r'ATTR\{([^}]+)\}="([^"]*)"')
+
+
+class Machine:
+    """A host of files, whose programs always say the same.
+
+    :param place: a folder of its own, not there yet.
+    :param example: of stops.yaml.
+    """
+
+    #: What isn't on the disk, and is there again after a boot as after a kill.
+    kept = ("dev", "proc")
+
+    def __init__(self, place: Path, example: Mapping[str, Any]) -> None:
+        self.example = example
+        self.host = Host(place)
+        (self.host.root / "dev").mkdir()
+        self.begin()
+        self.add()
+        #: What the kernel has in /sys when it boots.
+        self.booted = self.host.tree("sys")
+
+    def begin(self) -> None:
+        """What such a host has, on an empty folder."""
+
+    def add(self) -> None:
+        """What the example has besides."""
+        for path, text in self.example.get("files", {}).items():
+            self.host.write(path, text)
+        for path in self.example.get("folders", ()):
+            (self.host.root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        self.host.programs |= {name: _saying(answer) for name, answer in self.example.get("programs", {}).items()}
+
+    def after(self, cut: Cut, place: Path) -> Machine:
+        """The host that a cut has left: killed, and running on; or booted again, where it was the power's."""
+        left, is_booted = object.__new__(type(self)), cut.how.startswith("power")
+        left.example, left.booted = self.example, self.booted
+        left.host = left_by(replace(cut, kernel=self.booted) if is_booted else cut, self.host, place)
+        for name in self.kept if is_booted else (*self.kept, "run"):
+            shutil.copytree(self.host.root / name, left.host.root / name, symlinks=True, dirs_exist_ok=True)
+        if is_booted:
+            _udev(left.host)
+        left.go_on(self, is_booted)
+        return left
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        """What the programs know by themselves, on what a cut has left.
+
+        :param before: the machine that was cut.
+        """
+
+    def lasting(self) -> Tree:
+        """What is compared."""
+        return self.host.lasting()
+
+    def remove(self) -> None:
+        """Its folder isn't needed any more."""
+        shutil.rmtree(self.host.root.parent)
+
+
+def _udev(host: Host) -> None:
+    """What the rules set when the kernel finds the cards."""
+    for rules in (host.root / "etc/udev/rules.d").glob("*.rules"):
+        for line in rules.read_text().splitlines():
+            for name, value in _SETS.findall(line):
+                (host.root / "sys/bus/pci/devices" / _FUNCTION.findall(line)[0] / name).write_text(f"{value}\n")
+
+
+def _saying(answer: str | int) -> Stand:
+    return lambda _arguments, _stdin: answer
+
+
+class Boot(Machine):
+    """A host with two kernels and a boot loader (boot_kit.py)."""
+
+    kept = ("proc",)
+
+    def begin(self) -> None:
+        boot_kit.stock(self.host, self.example.get("loader", "grub"))
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        boot_kit.run(self.host)
+
+    def lasting(self) -> Tree:
+        return boot_kit.lasting(self.host)
+
+
+MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {"folder": Machine, "boot": Boot}

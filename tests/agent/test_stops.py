@@ -1,0 +1,186 @@
+"""Each layer that changes something is stopped anywhere: the next run finishes it, or gives every byte back.
+
+A layer is stopped before each of its writes, and before and after each program that it starts: killed; by a power cut that loses what wasn't flushed;
+by a disk that is full from then on; by a program that fails. stops.yaml has an example of each layer, machines.py the hosts that they are tried on.
+`make test` tries a sample (tests/sampling.py), `make test-nightly` every stop.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import itertools
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.host.host_python import nodes_below
+from remote_scripts import layers
+from remote_scripts.tools import disk, state
+from remote_scripts.tools.run import Done, Stand
+from tests import sampling
+from tests.agent.kit import Cut, Refused, Tree, cuts, watched
+from tests.agent.machines import MACHINES, Machine
+
+EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
+#: Stops of each kind that are tried of an act.
+SAMPLE = 3
+# The calls that need room on a disk.
+_GROWING = ("create", "write", "append", "mkdir", "symlink", "link", "point")
+
+
+def that_change() -> dict[str, list[str]]:
+    """The layers that change something -> their verbs that do."""
+    names = [module.name for module in pkgutil.iter_modules(layers.__path__)]
+    modules = {name: importlib.import_module(f"remote_scripts.layers.{name}") for name in names}
+    verbs = {name: [verb for verb in ("apply", "revert") if hasattr(module, verb)] for name, module in modules.items()}
+    return {name: has for name, has in verbs.items() if has}
+
+
+def test_each_layer_that_changes_something_has_an_example() -> None:
+    assert {example.get("layer", name) for name, example in EXAMPLES.items()} == that_change().keys()
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for, device nodes are files, and no connection of the tests' own is the run's."""
+    monkeypatch.setattr(state, "_TRY_SECONDS", 0.0)
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    stat, mknod = nodes_below(f"{tmp_path}/")
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "mknod", mknod)
+
+
+@contextmanager
+def programs(machine: Machine, around: Callable[[str, Stand], Stand]) -> Iterator[None]:
+    """Each program of the host with this around it."""
+    stands = machine.host.programs
+    machine.host.programs = {name: around(name, stand) for name, stand in stands.items()}
+    try:
+        yield
+    finally:
+        machine.host.programs = stands
+
+
+def before_and_after(machine: Machine) -> AbstractContextManager[None]:
+    """Each program is a moment at which a run may end, before it and after it."""
+
+    def around(name: str, stand: Stand) -> Stand:
+        def run(arguments: Sequence[str], stdin: bytes) -> Any:
+            disk.WATCH[-1]("program", f"{machine.host.root}/{name}")
+            answer = stand(arguments, stdin)
+            disk.WATCH[-1]("program", f"{machine.host.root}/{name}")
+            return answer
+
+        return run
+
+    return programs(machine, around)
+
+
+@contextmanager
+def failing_program(machine: Machine, first: int) -> Iterator[list[str]]:
+    """The program of this number fails in the place of working; those that were started."""
+    started: list[str] = []
+
+    def around(name: str, stand: Stand) -> Stand:
+        def run(arguments: Sequence[str], stdin: bytes) -> Any:
+            started.append(f"{name} {' '.join(arguments)}")
+            return Done(1, b"", b"it failed\n") if len(started) == first + 1 else stand(arguments, stdin)
+
+        return run
+
+    with programs(machine, around):
+        yield started
+
+
+@contextmanager
+def full_disk(machine: Machine, first: int) -> Iterator[list[str]]:
+    """The disk has no room from the write of this number on; the writes."""
+    writes: list[str] = []
+
+    def watch(call: str, path: str) -> None:
+        if call in _GROWING and not path.startswith(f"{machine.host.root}/sys/"):
+            writes.append(f"{call} {path}")
+            if len(writes) > first:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with watched(watch):
+        yield writes
+
+
+class Example:
+    """A layer with what is wanted of it, which is tried on many hosts.
+
+    :param name: in stops.yaml.
+    :param place: a folder of the test's.
+    """
+
+    def __init__(self, name: str, place: Path) -> None:
+        self.name, self.data = name, EXAMPLES[name]
+        layer, wanted = self.data.get("layer", name), self.data.get("wanted", {})
+        #: Verb, layer and what is wanted.
+        self.acts = {verb: (verb, layer, wanted) for verb in that_change()[layer]}
+        self.acts |= {act: tuple(request) for act, request in self.data.get("acts", {}).items()}
+        self._places = (place / str(number) for number in itertools.count())
+
+    def host(self) -> Machine:
+        """A host before the layer's first run."""
+        machine = MACHINES[self.data.get("host", "folder")](next(self._places), self.data)
+        for verb, layer, wanted in self.data.get("before", ()):
+            machine.host.ask(verb, layer, wanted)
+        return machine
+
+    def run(self, machine: Machine, act: str) -> None:
+        machine.host.ask(*self.acts[act])
+
+    def copy(self, machine: Machine, cut: Cut | None = None) -> Machine:
+        """The host as a cut has left it; by default as it is now."""
+        return machine.after(cut or Cut("", machine.lasting(), machine.host.tree("sys")), next(self._places))
+
+    def cut_short(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
+        """What the act leaves when it is killed, or the power is cut. It is done on the host itself."""
+        with before_and_after(machine):
+            stops = cuts(machine.host, lambda _: self.run(machine, act))
+        assert len(stops) > 1, f"{act} makes no write, and starts no program"
+        for cut in sampling.sample(stops, SAMPLE, f"{self.name} {act}"):
+            yield cut.how, self.copy(machine, cut)
+
+    def with_faults(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
+        """What the act leaves on a full disk, and when a program fails."""
+        for fault in (full_disk, failing_program):
+            with fault(counted := self.copy(machine), 1_000_000) as moments:
+                self.run(counted, act)
+            for number in sampling.sample(range(len(moments)), SAMPLE, f"{self.name} {act} {fault.__name__}"):
+                left = self.copy(machine)
+                with fault(left, number) as moments, suppress(Refused):
+                    self.run(left, act)
+                yield f"{fault.__name__} at {moments[number]}", left
+
+    def ends(self, left: Machine, trees: Mapping[str, Tree], how: str) -> None:
+        """Each act, as the next one, leads to its tree; of a sample one act."""
+        for act, tree in sampling.sample([*trees.items()], 1, f"{self.name} after {how}"):
+            machine = self.copy(left)
+            self.run(machine, act)
+            assert machine.lasting() == tree, f"HOMELAB_SEED={sampling.SEED} {act} after {how}"
+            machine.remove()
+        left.remove()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_layer_that_is_stopped_anywhere_is_finished_or_undone_by_the_next_run(name: str, tmp_path: Path) -> None:
+    example = Example(name, tmp_path)
+    machine = example.host()
+    stock = machine.lasting()
+    trees = {"revert": stock} if {"apply", "revert"} <= example.acts.keys() else {}
+    for act in example.acts:
+        before, stops = example.copy(machine), [*example.cut_short(machine, act)]
+        trees.setdefault(act, machine.lasting())
+        assert machine.lasting() == trees[act], f"{act} doesn't give back every byte"
+        for how, left in [*stops, *example.with_faults(before, act)]:
+            example.ends(left, trees, how)
