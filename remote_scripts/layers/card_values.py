@@ -85,12 +85,13 @@ def revert(system: System, wanted: Wanted) -> Changed:
 
 
 def _change(system: System, values: tuple[Value, ...]) -> Changed:
+    there = [value for value in values if _is_there(system, value)]
+    for value in there:  # before the rule, by which a boot sets them
+        _note(system, value)
     _write_rules(system, values)
     _give_back(system, values)
-    for value in values:
-        if _is_there(system, value):
-            _note(system, value)
-            _set(system, value)
+    for value in there:
+        _set(system, value)
     return Changed(system.files.changed)
 
 
