@@ -56,7 +56,7 @@ def append(path: Path, content: bytes, mode: int) -> None:
     _about("append", path)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        os.write(descriptor, content)
+        write(descriptor, content, path)
     finally:
         os.close(descriptor)
 

@@ -7,7 +7,6 @@ the run that holds it, as layers/run_guard.py notes it in /run/homelab/up.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import stat
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import Log, is_own_folder
 
@@ -136,12 +136,13 @@ class Work:
         :param at_end: what is there stays.
         :raises OSError: it can't be written.
         """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if at_end else os.O_TRUNC)
-        descriptor = os.open(self.folder / name, flags, 0o600)
+        path, data = self.folder / name, text.encode("utf-8", "replace")
+        if at_end:
+            disk.append(path, data, 0o600)
+            return
+        descriptor = disk.create(path, 0o600)
         try:
-            data = text.encode("utf-8", "replace")
-            if os.write(descriptor, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            disk.write(descriptor, data, path)
         finally:
             os.close(descriptor)
 

@@ -20,6 +20,10 @@ KERNELS = ("6.14.8-2-pve", "6.8.12-1-pve")
 ESPS = ("AAAA-0001", "AAAA-0002")
 INIT_TOP = "/etc/initramfs-tools/scripts/init-top/homelab-vfio"
 MENU = "/boot/grub/grub.cfg"
+HOME = "/var/lib/homelab"
+ARMED = f"{HOME}/armed"
+#: How the host was reached when the switch was armed.
+WAY = "address 192.0.2.10\ninterface vmbr0\nport 22\nlistens yes\ngateway 192.0.2.1\n"
 _GRUB_WORDS = """
 cd "$ROOT/etc/default"
 GRUB_CMDLINE_LINUX_DEFAULT=
@@ -73,6 +77,43 @@ def run(host: Host) -> None:
         "update-initramfs": made.update_initramfs,
         "proxmox-boot-tool": made.proxmox_boot_tool,
     }
+
+
+def ip(arguments: Sequence[str], _stdin: bytes) -> str:
+    if "route" in arguments:
+        return "default via 192.0.2.1 dev vmbr0\n"
+    return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n" if "address" in arguments else ""
+
+
+def booted(host: Host, words: str, boot: str = "later") -> None:
+    """Another boot, with these words, that is reached as the one before."""
+    host.write("/proc/sys/kernel/random/boot_id", f"{boot}\n")
+    host.write("/proc/cmdline", f"{words}\n")
+    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:0016 00000000:0000 0A\n")
+    host.programs |= {"ip": ip, "ping": lambda _arguments, _stdin: 0}
+
+
+def configure(host: Host, words: str, loader: str) -> None:
+    """Boot a host that was configured with these words."""
+    host.ask("apply", "cmdline", {"name": "vfio", "words": words, "entry": True, "rollback_after": 20})
+    host.ask("apply", "initramfs", {"needed": True, "rollback_after": 20})
+    booted(host, f"quiet {words}")
+    host.write(ARMED, f"boot boot\nloader {loader}\n{WAY}", 0o600)
+
+
+def without_words(host: Host, words: str, loader: str) -> None:
+    """Take the words away, as files/rollback.sh does before it asks for the rest."""
+    host.write(f"{HOME}/rolling-back", f"boot later\nloader {loader}\n")
+    (host.root / ARMED[1:]).unlink()
+    for name in ("etc/default/grub.d/zz-homelab-vfio.cfg", "etc/grub.d/12_homelab"):
+        for path in (host.root / name, host.root / f"{HOME[1:]}/files/vfio/{name}"):
+            path.unlink(missing_ok=True)
+    (host.root / f"{HOME[1:]}/cmdline/vfio").unlink(missing_ok=True)
+    if loader != "grub":
+        host.write("/etc/kernel/cmdline", host.read("/etc/kernel/cmdline").replace(f" {words}", ""), 0o640)
+        assert host.programs["proxmox-boot-tool"](("refresh",), b"") is None
+    else:
+        host.programs["update-grub"]((), b"")
 
 
 def after(cut: Cut, host: Host, place: Path) -> Host:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from remote_scripts.tools.run import Stand
 from tests.agent import boot_kit
@@ -25,7 +25,7 @@ class Machine:
     """
 
     #: What isn't on the disk, and is there again after a boot as after a kill.
-    kept = ("dev", "proc")
+    kept: tuple[str, ...] = ("dev", "proc")
 
     def __init__(self, place: Path, example: Mapping[str, Any]) -> None:
         self.example = example
@@ -98,7 +98,39 @@ class Boot(Machine):
         boot_kit.run(self.host)
 
     def lasting(self) -> Tree:
-        return boot_kit.lasting(self.host)
+        tree = {**boot_kit.lasting(self.host)}
+        armed = boot_kit.ARMED.lstrip("/")
+        if armed in tree:  # until when an `up` waits is of the clock
+            tree[armed] = (tree[armed][0], re.sub(rb"until \d+", b"until", cast(bytes, tree[armed][1])))
+        return tree
 
 
-MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {"folder": Machine, "boot": Boot}
+_WORDS = "homelab.vfio=0000:01:00.0=10de:2882"
+
+
+class Booted(Boot):
+    """The same in the first boot with what was configured; the switch waits for its confirmation."""
+
+    def begin(self) -> None:
+        super().begin()
+        boot_kit.configure(self.host, _WORDS, "grub")
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        super().go_on(before, is_booted)
+        boot_kit.booted(self.host, f"quiet {_WORDS}")
+
+
+class RollingBack(Booted):
+    """The same, whose switch has taken the words away: the rest is to be given back."""
+
+    def begin(self) -> None:
+        super().begin()
+        boot_kit.without_words(self.host, _WORDS, "grub")
+
+
+MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {
+    "folder": Machine,
+    "boot": Boot,
+    "booted": Booted,
+    "rolling back": RollingBack,
+}

@@ -7,7 +7,7 @@ import functools
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,14 @@ from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent import boot_kit
-from tests.agent.boot_kit import LOADERS, after, lasting
+from tests.agent.boot_kit import ARMED, HOME, LOADERS, WAY, after, lasting, without_words
 from tests.agent.kit import Cut, Host, Refused, cuts, watched
 
-HOME = "/var/lib/homelab"
-ARMED, JUDGED = f"{HOME}/armed", f"{HOME}/judged"
+JUDGED = f"{HOME}/judged"
 WORDS = "homelab.vfio=0000:01:00.0=10de:2882"
-WAY = "address 192.0.2.10\ninterface vmbr0\nport 22\nlistens yes\ngateway 192.0.2.1\n"
 STAYS = "vmbr0 is up with 192.0.2.10, its gateway 192.0.2.1 answers, and sshd listens on port 22"
 #: Of the moments at which a run is cut short, by default.
 SAMPLE = 20
-
-
-def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-    if "route" in arguments:
-        return "default via 192.0.2.1 dev vmbr0\n"
-    return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n" if "address" in arguments else ""
 
 
 @pytest.fixture
@@ -54,17 +46,11 @@ def configured(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None
     for module, name in ((route, "GATEWAY_SECONDS"), (boot_verdict, "_LOCK_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
         monkeypatch.setattr(module, name, 0.1)
     boot_kit.stock(host, loader)
-    host.ask("apply", "cmdline", Cmdline(name="vfio", words=WORDS, entry=True, rollback_after=20))
-    host.ask("apply", "initramfs", Initramfs(needed=True, rollback_after=20))
-    booted(host)
-    host.write(ARMED, f"boot boot\nloader {loader}\n{WAY}", 0o600)
+    boot_kit.configure(host, WORDS, loader)
 
 
 def booted(host: Host, words: str = f"quiet {WORDS}") -> None:
-    host.write("/proc/sys/kernel/random/boot_id", "later\n")
-    host.write("/proc/cmdline", f"{words}\n")
-    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:0016 00000000:0000 0A\n")
-    host.programs |= {"ip": ip, "ping": lambda _arguments, _stdin: 0}
+    boot_kit.booted(host, words)
 
 
 def verdict(host: Host) -> str:
@@ -218,21 +204,6 @@ def test_a_note_that_cant_be_read_is_no_verdict(host: Host) -> None:
 # What it has given back once the words are gone.
 
 
-def without_words(host: Host, loader: str) -> None:
-    """What files/rollback.sh does before."""
-    host.write(f"{HOME}/rolling-back", f"boot later\nloader {loader}\n")
-    (host.root / ARMED[1:]).unlink()
-    for name in ("etc/default/grub.d/zz-homelab-vfio.cfg", "etc/grub.d/12_homelab"):
-        for path in (host.root / name, host.root / f"{HOME[1:]}/files/vfio/{name}"):
-            path.unlink(missing_ok=True)
-    (host.root / f"{HOME[1:]}/cmdline/vfio").unlink(missing_ok=True)
-    if loader != "grub":
-        host.write("/etc/kernel/cmdline", host.read("/etc/kernel/cmdline").replace(f" {WORDS}", ""), 0o640)
-        assert host.programs["proxmox-boot-tool"](("refresh",), b"") is None
-    else:
-        host.programs["update-grub"]((), b"")
-
-
 def finish(host: Host) -> str:
     return str(host.ask("revert", "boot_verdict", Wanted(after=20)))
 
@@ -243,7 +214,7 @@ def test_the_rest_is_given_back_and_the_switch_goes_also_where_that_is_cut_short
 ) -> None:
     stock = Host(tmp_path / "stock")
     boot_kit.stock(stock, loader)
-    without_words(host, loader)
+    without_words(host, WORDS, loader)
     found = cuts(host, finish)
     wanted = {key: about for key, about in lasting(host).items() if not key.startswith("sys/")}
     assert {key: about for key, about in wanted.items() if about[1] is not None} == {
@@ -261,7 +232,7 @@ def test_the_rest_is_given_back_and_the_switch_goes_also_where_that_is_cut_short
 
 
 def test_a_file_of_the_hosts_own_by_a_name_of_ours_is_none_of_ours(host: Host) -> None:
-    without_words(host, "grub")
+    without_words(host, WORDS, "grub")
     host.write("/etc/default/grub.d/zz-homelab-vfio.cfg", "# theirs\n")
     assert finish(host) == "finished"
 
@@ -269,7 +240,7 @@ def test_a_file_of_the_hosts_own_by_a_name_of_ours_is_none_of_ours(host: Host) -
 @pytest.mark.parametrize("what", ["words", "pending", "initramfs"])
 def test_it_is_unfinished_while_a_boot_may_still_read_of_us(host: Host, what: str) -> None:
     if what != "words":
-        without_words(host, "grub")
+        without_words(host, WORDS, "grub")
     host.write(f"{HOME}/rolling-back", "boot later\nloader grub\n")
     if what == "pending":
         host.write(f"{HOME}/pending/boot", "")
@@ -286,7 +257,7 @@ def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
 ) -> None:
     """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
     monkeypatch.setattr(guests_to_start, "_LIST_SECONDS", 0)
-    without_words(host, "grub")
+    without_words(host, WORDS, "grub")
     host.write(f"{HOME}/ran", "pct 901 1 boot\n")
     host.write(f"{HOME}/ran-program", "", 0o700)
     running = (
@@ -300,7 +271,7 @@ def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
 
 
 def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_back(host: Host) -> None:
-    without_words(host, "grub")
+    without_words(host, WORDS, "grub")
     host.write(f"{HOME}/ran/x", "")
     host.write(f"{HOME}/ran-program", "", 0o700)
     host.programs |= {"qm": lambda *_: Done(0, b""), "pct": lambda *_: Done(0, b"")}
@@ -309,7 +280,7 @@ def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_bac
 
 def test_nobody_is_noted_where_nothing_is_owed_from_before(host: Host) -> None:
     """Such as on a host whose restart homelab hasn't ordered: whoever runs then has started by Proxmox VE itself."""
-    without_words(host, "grub")
+    without_words(host, WORDS, "grub")
     host.programs["qm"] = lambda *_: pytest.fail("it is asked who runs")
     assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=True)) == "finished"
     assert not host.exists(f"{HOME}/ran")
@@ -533,7 +504,7 @@ def test_a_disk_that_is_full_while_a_boot_is_confirmed_keeps_it_from_nothing(hos
 def test_a_disk_that_is_full_while_the_rest_is_given_back_leaves_that_to_a_later_boot(
     host: Host, tmp_path: Path
 ) -> None:
-    without_words(host, "grub")
+    without_words(host, WORDS, "grub")
     given_back: Any = None
     for number, said, left in on_a_full_disk(host, finish, tmp_path / "full"):
         assert left.exists(f"{HOME}/rollback") or not said, number

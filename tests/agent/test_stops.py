@@ -12,6 +12,7 @@ import importlib
 import itertools
 import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -126,7 +127,8 @@ class Example:
         layer, wanted = self.data.get("layer", name), self.data.get("wanted", {})
         #: Verb, layer and what is wanted.
         self.acts = {verb: (verb, layer, wanted) for verb in that_change()[layer]}
-        self.acts |= {act: tuple(request) for act, request in self.data.get("acts", {}).items()}
+        if "acts" in self.data:
+            self.acts = {act: tuple(request) for act, request in self.data["acts"].items()}
         self._places = (place / str(number) for number in itertools.count())
 
     def host(self) -> Machine:
@@ -139,6 +141,12 @@ class Example:
     def run(self, machine: Machine, act: str) -> None:
         machine.host.ask(*self.acts[act])
 
+    def lasting(self, machine: Machine) -> Tree:
+        """What is there once that has followed which follows each time."""
+        for request in self.data.get("then", ()):
+            machine.host.ask(*request)
+        return machine.lasting()
+
     def copy(self, machine: Machine, cut: Cut | None = None) -> Machine:
         """The host as a cut has left it; by default as it is now."""
         return machine.after(cut or Cut("", machine.lasting(), machine.host.tree("sys")), next(self._places))
@@ -147,27 +155,27 @@ class Example:
         """What the act leaves when it is killed, or the power is cut. It is done on the host itself."""
         with before_and_after(machine):
             stops = cuts(machine.host, lambda _: self.run(machine, act))
-        assert len(stops) > 1, f"{act} makes no write, and starts no program"
+        assert stops, f"{act} makes no write, and starts no program"
         for cut in sampling.sample(stops, SAMPLE, f"{self.name} {act}"):
-            yield cut.how, self.copy(machine, cut)
+            yield f"{act}, {cut.how}", self.copy(machine, cut)
 
     def with_faults(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
         """What the act leaves on a full disk, and when a program fails."""
         for fault in (full_disk, failing_program):
-            with fault(counted := self.copy(machine), 1_000_000) as moments:
+            with fault(counted := self.copy(machine), sys.maxsize) as moments:
                 self.run(counted, act)
             for number in sampling.sample(range(len(moments)), SAMPLE, f"{self.name} {act} {fault.__name__}"):
                 left = self.copy(machine)
                 with fault(left, number) as moments, suppress(Refused):
                     self.run(left, act)
-                yield f"{fault.__name__} at {moments[number]}", left
+                yield f"{act}, {fault.__name__} at {moments[number]}", left
 
     def ends(self, left: Machine, trees: Mapping[str, Tree], how: str) -> None:
         """Each act, as the next one, leads to its tree; of a sample one act."""
         for act, tree in sampling.sample([*trees.items()], 1, f"{self.name} after {how}"):
             machine = self.copy(left)
             self.run(machine, act)
-            assert machine.lasting() == tree, f"HOMELAB_SEED={sampling.SEED} {act} after {how}"
+            assert self.lasting(machine) == tree, f"HOMELAB_SEED={sampling.SEED} {act} after {how}"
             machine.remove()
         left.remove()
 
