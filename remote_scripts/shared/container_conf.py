@@ -492,15 +492,16 @@ def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
     elif _HOOK.fullmatch(key):
         conf.hooks.append(line)
     elif option and not key:
+        if option[1] in conf.options:  # the last line of an option counts
+            _remove_option(conf, option[1])
         conf.options[option[1]] = option[2]
         if _DEVICE.fullmatch(option[1]):
-            _add_device(conf, option[1], option[2], line, pending)
+            _add_device(conf, option[2], line, pending)
         elif re.fullmatch(r"mp\d+", option[1]):
-            _add_mount_point(conf, option[1], option[2], line, pending)
+            _add_mount_point(conf, option[2], line, pending)
 
 
-def _add_device(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
-    _remove_option(conf, key)
+def _add_device(conf: ContainerConf, value: str, line: str, pending: bool) -> None:
     properties = _device_properties(value)
     if properties is None:
         conf.broken.append(line)
@@ -557,9 +558,8 @@ def _add_mount(conf: ContainerConf, value: str, line: str, *, pending: bool = Fa
         conf.folders.extend(Entry(path, name, "mount-entry", line, pending=pending) for name in names)
 
 
-def _add_mount_point(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
+def _add_mount_point(conf: ContainerConf, value: str, line: str, pending: bool) -> None:
     """Of a folder of the host. What begins with /dev/ is a disk for Proxmox VE (classify_mountpoint)."""
-    _remove_option(conf, key)
     properties = dict((part if "=" in part else f"volume={part}").partition("=")[::2] for part in value.split(","))
     volume = properties.get("volume", "")
     source = _normal(volume)
@@ -589,7 +589,7 @@ def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
 
 
 def _remove_option(conf: ContainerConf, key: str) -> None:
-    """Removes the entry of an option: the last line of an option counts."""
+    """Removes what an option gives."""
     conf.entries[:] = [entry for entry in conf.entries if not entry.line.startswith(f"{key}:")]
     conf.folders[:] = [entry for entry in conf.folders if not entry.line.startswith(f"{key}:")]
     conf.broken[:] = [line for line in conf.broken if not line.startswith(f"{key}:")]
