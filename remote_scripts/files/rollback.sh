@@ -30,7 +30,7 @@ step() { # SECONDS FUNCTION [ARGUMENT...]
 
 ask() { # VERB SECONDS - of any agent on this host that is whole: its answer is the last line
   for agent in "$home"/agents/*/agent.pyz; do
-    printf '{"layer":"boot_verdict","input":{"after":%s,"restarts":%s}}' "$after" "${restarts:-false}" |
+    printf '{"layer":"boot_verdict","input":{"after":%s,"restarts":%s%s}}' "$after" "${restarts:-false}" "${lock:-}" |
       timeout -s KILL "${STEP_SECONDS:-$2}" /usr/bin/python3 -I -S -B -X utf8 "$agent" "$1" && return
     [ "$?" != 137 ] || return # it hung, and the next one would, too
   done
@@ -187,7 +187,10 @@ roll_back() {
   fi
   mkdir -m 700 "$run" 2>/dev/null
   # So that nobody writes meanwhile; but somebody who hangs must not keep us from it.
-  { command exec 9>>"$run/lock" && flock -w "${LOCK_TIMEOUT:-60}" 9; } || say "another run holds the lock: going on without it"
+  { command exec 9>>"$run/lock" && flock -w "${LOCK_TIMEOUT:-60}" 9; } || {
+    say "another run holds the lock: going on without it"
+    lock=',"lock_seconds":0' # the agent need not wait for it once more
+  }
   if [ -e "$home/rolling-back" ]; then
     say "going on with a roll-back"
     # Begun in another boot: this one needs a restart only if it still runs with our words.

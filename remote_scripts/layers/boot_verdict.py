@@ -17,17 +17,18 @@ from remote_scripts.shared.route import Route
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-# A run that hangs must not keep this from being done, in seconds.
-_LOCK_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`after`: so many seconds after the boot's start it is asked. `restarts`: the host is restarted then."""
+    """`after`: so many seconds after the boot's start it is asked. `restarts`: the host is restarted then.
+    `lock_seconds`: for so long another run is waited for, which may hang.
+    """
 
     after: int
     restarts: bool = False
+    lock_seconds: int = 60
 
 
 def apply(system: System, wanted: Wanted) -> str:
@@ -39,7 +40,7 @@ def apply(system: System, wanted: Wanted) -> str:
     """
     here = need_boot_id(system)
     if not switch.is_armed(system):  # what a power cut left of it
-        _settle(system, lambda: _tidy_up(system))
+        _settle(system, wanted, lambda: _tidy_up(system))
     elif switch.is_armed_before(system):
         armed = boot.need_text(system, switch.ARMED)
         if switch.is_all_given_back(system):
@@ -54,13 +55,13 @@ def apply(system: System, wanted: Wanted) -> str:
             )
             system.log.say(sentence)
             text = f"{sentence}; the one that is configured was not judged"
-            _settle(system, lambda: switch.tell(system, switch.JUDGED, text))
+            _settle(system, wanted, lambda: switch.tell(system, switch.JUDGED, text))
             return "stay"
         else:
             is_well, reason = _verdict(system, wanted.after, notes.pairs(armed))
             if not is_well:
                 return f"give back: {reason}".replace('"', "").replace("\\", "")
-        _settle(system, lambda: _stay(system, armed, f"boot {here} {reason}"))
+        _settle(system, wanted, lambda: _stay(system, armed, f"boot {here} {reason}"))
     return "stay"
 
 
@@ -68,7 +69,7 @@ def revert(system: System, wanted: Wanted) -> Literal["finished", "unfinished"]:
     """Gives back what has no effect without our words, and disarms the switch. `unfinished`: something of it is still
     to be done.
     """
-    system.work.lock_seconds = _LOCK_SECONDS
+    system.work.lock_seconds = wanted.lock_seconds
     if wanted.restarts:
         _note_running(system)
     return system.changing(lambda: _finish(system))
@@ -88,11 +89,11 @@ def _note_running(system: System) -> None:
         system.log.say(f"guests that run now are not noted: {missed}")
 
 
-def _settle(system: System, change: Callable[[], None]) -> None:
+def _settle(system: System, wanted: Wanted, change: Callable[[], None]) -> None:
     """Does it under the lock; but neither who holds that nor a disk that takes nothing makes a boot a bad one. Without
     the lock nothing may be touched that another run may be writing: `change` looks whether this one has it.
     """
-    system.work.lock_seconds = _LOCK_SECONDS
+    system.work.lock_seconds = wanted.lock_seconds
     try:
         system.work.take_lock()
     except Failure as failure:

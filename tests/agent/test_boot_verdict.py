@@ -43,7 +43,7 @@ def loader() -> str:
 def configured(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the boot after it was configured."""
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    for module, name in ((route, "GATEWAY_SECONDS"), (boot_verdict, "_LOCK_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
+    for module, name in ((route, "GATEWAY_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
         monkeypatch.setattr(module, name, 0.1)
     boot_kit.stock(host, loader)
     boot_kit.configure(host, WORDS, loader)
@@ -54,7 +54,7 @@ def booted(host: Host, words: str = f"quiet {WORDS}") -> None:
 
 
 def verdict(host: Host) -> str:
-    return str(host.ask("apply", "boot_verdict", Wanted(after=2)))
+    return str(host.ask("apply", "boot_verdict", Wanted(after=2, lock_seconds=0)))
 
 
 def confirm(host: Host, **wanted: Any) -> Any:
@@ -205,7 +205,7 @@ def test_a_note_that_cant_be_read_is_no_verdict(host: Host) -> None:
 
 
 def finish(host: Host) -> str:
-    return str(host.ask("revert", "boot_verdict", Wanted(after=20)))
+    return str(host.ask("revert", "boot_verdict", Wanted(after=20, lock_seconds=0)))
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -709,11 +710,14 @@ def test_a_read_only_root_still_gets_a_boot_without_us_and_one_restart(
 
 
 def test_a_run_that_holds_the_lock_does_not_stop_it(switched: Callable[..., Switched]) -> None:
+    """It is waited for once: by the switch, and not by the agent again."""
+    began = time.monotonic()
     host = switched(awaited=True)
     (host.root / "run/homelab").mkdir(mode=0o700, parents=True, exist_ok=True)
     with (host.root / "run/homelab/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         host.elapse()
+    assert time.monotonic() - began < 45
     finished_by_the_next_boot(host)
 
 
