@@ -38,6 +38,8 @@ _PART_BYTES = 1 << 20
 _FILE_BYTES = 16 << 20
 #: How often that is looked at.
 _FILE_SECONDS = 0.1
+#: So long a program that is to end has between SIGTERM and SIGKILL, in seconds.
+_GRACE_SECONDS = 2.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -383,12 +385,12 @@ def _exit_status(status: int) -> int:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Its process group: SIGTERM, and after two seconds SIGKILL."""
+    """Its process group: SIGTERM, and later SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2)
+            process.wait(_GRACE_SECONDS)
             # What it has started has the group still.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
