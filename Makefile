@@ -11,7 +11,7 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
+.PHONY: help up down preview pull-request-preview outputs test test-lab test-nightly test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -31,8 +31,19 @@ pull-request-preview: .venv/.program ## write the preview of STACK to OUTPUT as 
 down: .venv/.dev ## run `pulumi destroy` and stop the simulated host
 	@$(VENV) -m lab.deploy down $(SCENARIO)
 
-test: .venv/.dev ## run the tests, without those of test-metal and test-windows
-	@$(VENV) -m tests.scratch -m pytest -n $(WORKERS) --dist worksteal tests
+PYTEST = $(VENV) -m tests.scratch -m pytest -n $(WORKERS) --dist worksteal
+
+test: .venv/.dev ## run the tests of the program, without those of test-metal and test-windows
+	@$(PYTEST) --ignore tests/simulator tests
+
+test-lab: .venv/.dev ## run the tests of the simulated hosts, and of what makes the tests quick
+	@$(PYTEST) tests/simulator
+
+# One after the other: both use all processors.
+test-nightly: export HOMELAB_EVERY_CUT := 1
+test-nightly: ## run both with every sample: a kill, a power cut and a full disk at each moment (hours)
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-lab
 
 test-fast: .venv/.dev ## run the quick tests that need no Pulumi: a minute on two processors
 	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab

@@ -442,7 +442,7 @@ class Connection(asyncssh.SSHServer):
         """Open a channel that takes no environment variables from the client, as sshd without AcceptEnv.
 
         AsyncSSH has no setting for that; it looks its request handlers up by name on the channel, so that one
-        set on the channel is found first. tests/lab/test_server_ssh.py notices if that ever changes.
+        set on the channel is found first. tests/simulator/test_server_ssh.py notices if that ever changes.
         """
         assert self._connection is not None
         channel: asyncssh.SSHServerChannel[bytes] = self._connection.create_server_channel(encoding=None)

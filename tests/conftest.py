@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import races, sampling
+from tests import sampling
 from tests.compiled import compile_share
 
 if TYPE_CHECKING:
@@ -42,45 +42,24 @@ SLOW = frozenset(
         "agent/test_nvidia_driver.py",
         "agent/test_strace.py",
         "lab/test_advice.py",
-        "lab/test_api.py",
-        "lab/test_api_recordings.py",
-        "lab/test_api_transcripts.py",
         "lab/test_cards.py",
-        "lab/test_cli.py",
-        "lab/test_cluster.py",
-        "lab/test_command_server.py",
-        "lab/test_containers.py",
-        "lab/test_daemons.py",
         "lab/test_dead_mans_switch.py",
-        "lab/test_direct_boot.py",
         "lab/test_doctor.py",
-        "lab/test_driver_stack.py",
-        "lab/test_guests.py",
-        "lab/test_ha.py",
         "lab/test_handover.py",
-        "lab/test_hookscripts.py",
         "lab/test_host_ssh.py",
         "lab/test_init.py",
         "lab/test_kept_agent.py",
-        "lab/test_kernel.py",
         "lab/test_leases.py",
         "lab/test_mappings.py",
         "lab/test_moved_vms.py",
-        "lab/test_nvidia.py",
-        "lab/test_packages.py",
         "lab/test_passthrough_test.py",
-        "lab/test_programs.py",
         "lab/test_proxmox_api.py",
         "lab/test_real_hosts.py",
         "lab/test_remapping.py",
         "lab/test_renamed_guests.py",
-        "lab/test_scenarios.py",
-        "lab/test_server_power.py",
-        "lab/test_server_ssh.py",
         "lab/test_several_takers.py",
         "lab/test_storage_files.py",
         "lab/test_switch.py",
-        "lab/test_sysfs_writes.py",
         "lab/test_vm_refusals.py",
         "scripts/test_capabilities.py",
         "scripts/test_card_libraries.py",
@@ -111,11 +90,10 @@ NEEDS_LINUX = {
     "lab/": "simulated hosts",
     "metal/": "QEMU with KVM, loop devices",
     "scripts/": "bash, and the tools of a Debian",
+    "simulator/": "simulated hosts",
     "windows/": "Windows' programs under Wine, with simulated hosts",
     "unit/test_acpi.py": "reads tables of the firmware that the lab makes",
-    "unit/test_bench.py": "measures processes by resource.getrusage",
     "unit/test_deploy.py": "starts a simulated host",
-    "unit/test_metal_prerequisites.py": "is about the metal tier",
     "unit/test_remapping.py": "reads tables of the firmware that the lab makes",
     "unit/test_stacks.py": "compares the stacks with the lab's scenarios",
 }
@@ -183,10 +161,9 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`races`: tests/races.py. `slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. What takes longest comes first."""
+    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. What takes longest comes first."""
     places = {PROJECT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
-    races.mark(items)
     names = {path: path.relative_to(PROJECT / "tests").as_posix() for path in {item.path for item in items}}
     for item in items:
         name = names[item.path]

@@ -1,12 +1,10 @@
 """Which moments a sweep tries: the same ones in each run of `make test`, so that what fails is the change; others with another seed.
 
-HOMELAB_SEED=today: others each day, as the scheduled run tries them (.github/workflows/samples.yml), so that few a run come to be all of them.
-HOMELAB_SEED=2026-11-21: those of that day; a test that fails on a sample names its seed. HOMELAB_EVERY_CUT=1: every moment.
+HOMELAB_SEED=7: others; a test that fails on a sample names its seed. HOMELAB_EVERY_CUT=1: every moment (`make test-nightly`).
 """
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import os
 import random
@@ -17,10 +15,8 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 EVERY = bool(os.environ.get("HOMELAB_EVERY_CUT"))
-# In the environment, so that all processes of a run have the same one, also where it goes on after midnight.
+# In the environment, so that all processes of a run have the same one.
 SEED = os.environ.get("HOMELAB_SEED") or "2026-11-23"
-if SEED == "today":
-    SEED = datetime.datetime.now(datetime.UTC).date().isoformat()
 os.environ["HOMELAB_SEED"] = SEED
 
 

@@ -691,7 +691,6 @@ def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(host: Hos
 # Whoever asked.
 
 
-@pytest.mark.races
 def test_who_waits_for_an_answer_is_the_process_that_has_begun_it(tmp_path: Path) -> None:
     """Its standard output goes elsewhere, so that the processes which started it decide: as with sudo."""
     asks = (

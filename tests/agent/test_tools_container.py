@@ -132,7 +132,6 @@ def is_held(host: Host, name: str) -> bool:
     return subprocess.run(["flock", "-n", f"{host.root}/run/homelab/{name}", "true"], check=False).returncode == 1
 
 
-@pytest.mark.races
 def test_work_goes_on_with_the_lock_and_its_turn_though_the_agent_is_gone(inside: Container, host: Host) -> None:
     """The next run waits for both (layers/run_guard.py)."""
     inside.work.client = "anna's up"

@@ -104,7 +104,6 @@ def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach
     assert lab.snapshot() == stock
 
 
-@pytest.mark.races
 def test_a_confirmation_that_comes_during_the_roll_back_gets_its_message_after_the_restart(lab: Lab) -> None:
     configure(lab)
     before = lab.boots()[-1]["boot_id"]

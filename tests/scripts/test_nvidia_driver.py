@@ -97,7 +97,7 @@ def loaded(machine: Machine) -> str | None:
 
 # -- there and back --------------------------------------------------------------------------------------------
 def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(kept_systems: KeptSystems) -> None:
-    """One distribution, another one with another seed; of all of them, what their programs do is in tests/lab/test_driver_stack.py."""
+    """One distribution, another one with another seed; of all of them, what their programs do is in tests/simulator/test_driver_stack.py."""
     # Not Ubuntu 26.04, whose kernel's nouveau has the card until a reboot.
     for distribution in sampling.sample(
         [one for one in GUESTS if one not in ("ubuntu-26.04", "debian-13")], 1, "guests"

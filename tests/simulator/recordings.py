@@ -23,8 +23,8 @@ from lab.api.users import Token, Users
 from lab.host import guest_programs
 from lab.host.program import Failure, UsageError
 from lab.host.state import HostState
-from tests.lab.api_replay import Client, Replay, Reply, recorded
 from tests.lab.host_kit import Host
+from tests.simulator.api_replay import Client, Replay, Reply, recorded
 
 _LIST = Path(__file__).with_name("api_not_held.txt")
 _ROW = re.compile(r"(\w+) ([\d, -]+) (sent|skipped): (\S.*)")

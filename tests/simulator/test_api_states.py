@@ -12,7 +12,7 @@ import pytest
 from lab.machine import load_scenario
 from lab.scenario import scenario_from
 from tests.lab.host_kit import Host
-from tests.lab.recordings import Node
+from tests.simulator.recordings import Node
 
 VM = "/nodes/pve1/qemu/100"
 ENTRY = "node=pve1,path=0000:01:00,id=10de:2684,iommugroup=16,subsystem-id=1043:88e2"

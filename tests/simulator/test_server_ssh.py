@@ -160,7 +160,6 @@ def test_a_background_process_that_holds_stdout_keeps_the_channel_open(lab: Lab)
     assert execute(lab, "(sleep 0.3; echo late) & echo soon").stdout == b"soon\nlate\n"
 
 
-@pytest.mark.races
 def test_a_detached_process_doesnt_hold_the_channel_and_lives_on(lab: Lab) -> None:
     gate = lab.root / "tmp" / "gate"
     os.mkfifo(gate)

@@ -123,7 +123,6 @@ def test_a_host_that_is_down_refuses_connections_and_keeps_its_port(lab: Lab) ->
     assert connects(lab)
 
 
-@pytest.mark.races
 def test_a_client_that_keeps_dialling_gets_in_at_its_first_answered_try(lab: Lab) -> None:
     mark, boots, port = lab.mark(), len(lab.boots()), lab.connection["port"]
     lab.reboot(wait=False)

@@ -17,7 +17,7 @@ import pytest
 
 from lab import Lab
 from tests.conftest import PROJECT, shared
-from tests.lab.api_replay import Client, Replay, coverage, recorded
+from tests.simulator.api_replay import Client, Replay, coverage, recorded
 
 NAMES = (
     "auth_and_mapping",

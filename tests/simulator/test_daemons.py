@@ -40,7 +40,6 @@ def test_it_has_session_folder_and_output_of_its_own(tmp_path: Path) -> None:
         assert [(process / "fd" / str(stream)).readlink() for stream in (1, 2)] == [log, log]
 
 
-@pytest.mark.races
 def test_it_ends_with_its_lab_and_what_went_wrong_at_its_start_is_said(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no-such-scenario"):
         Lab.start("no-such-scenario", state=tmp_path / "none")

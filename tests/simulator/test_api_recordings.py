@@ -16,9 +16,9 @@ from lab.api.users import Entry, Token, User, Users
 from lab.machine import load_scenario
 from lab.scenario import scenario_from
 from tests.conftest import PROJECT, shared
-from tests.lab.api_replay import Replay, recorded
 from tests.lab.host_kit import Host
-from tests.lab.recordings import Node, Outcome, not_held, replay
+from tests.simulator.api_replay import Replay, recorded
+from tests.simulator.recordings import Node, Outcome, not_held, replay
 
 NAMES = ("qemu_states", "cli", "cluster", "absent")
 GPU0 = "node=pve1,path=0000:01:00,id=10de:2684,iommugroup=16,subsystem-id=1043:88e2"

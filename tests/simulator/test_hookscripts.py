@@ -13,7 +13,7 @@ from lab import Lab
 from lab.control import request
 from lab.machine import load_scenario, scenario_from
 from tests.lab.host_kit import Host
-from tests.lab.test_api import connect, finish, log_of
+from tests.simulator.test_api import connect, finish, log_of
 from tests.waiting import PATIENCE, wait_until
 
 OLD, NEW = "9.1.2", "9.1.13"

@@ -448,7 +448,6 @@ def test_a_stopped_vm_refuses_connections_drops_those_it_had_and_ends_what_ran(l
         taken.bind((lab.guest(VM)["host"], lab.guest(VM)["port"]))
 
 
-@pytest.mark.races
 def test_a_stop_by_the_api_closes_before_its_task_has_ended(lab: Lab) -> None:
     node = api(lab)
     upid = node.qemu(VM).status.stop.post()

@@ -148,7 +148,6 @@ def forks(server: CommandServer) -> list[str]:
 CHANGES = "mknod $ROOT/dev/{0} c 9 9"
 
 
-@pytest.mark.races
 def test_a_fork_that_has_done_its_command_takes_the_next_and_keeps_nothing_of_it(
     host: Host, server: CommandServer
 ) -> None:

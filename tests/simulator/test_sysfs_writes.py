@@ -13,7 +13,7 @@ from lab.host.kernel import RunningKernel
 from lab.host.state import HostState
 from lab.processes import end_left_behind
 from tests.lab.host_kit import Host
-from tests.lab.test_nvidia import changed
+from tests.simulator.test_nvidia import changed
 from tests.waiting import PATIENCE, wait_until
 
 BUS = "$ROOT/sys/bus/pci"

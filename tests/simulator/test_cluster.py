@@ -1,6 +1,6 @@
 """Several labs as the nodes of one cluster: what they share, who answers for whom, what is left when one of them is gone.
 
-What a node says is held to the recording of a real cluster of three (tests/lab/test_api_recordings.py, as far as one node can say it).
+What a node says is held to the recording of a real cluster of three (tests/simulator/test_api_recordings.py, as far as one node can say it).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from homelab.remote import ssh
 from lab.api.guests import Guest
 from lab.cluster import LabCluster
 from lab.host.state import HostState
-from tests.lab.test_api import connect
 from tests.lab.test_proxmox_api import host_of
+from tests.simulator.test_api import connect
 
 CARD = "node={},path=0000:01:00,id=10de:2b85"
 

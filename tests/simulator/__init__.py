@@ -1,0 +1,1 @@
+"""Tests of the simulated hosts themselves, and of what makes the tests quick: `make test-lab`."""
