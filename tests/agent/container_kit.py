@@ -232,10 +232,7 @@ def _order(line: str) -> str:
     return "" if line.startswith(("#", "lxc.")) else re.sub(r"\d+", lambda match: f"{int(match[0]):05}", line)
 
 
-@pytest.fixture
-def box(host: Host, monkeypatch: pytest.MonkeyPatch) -> Containers:
-    stat, _ = nodes_below(f"{host.root.parent}/")
-    monkeypatch.setattr(os, "stat", stat)
+def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in {
         container_change: ("CONF_LOCK_SECONDS",),
         container_power: ("_STATUS_SECONDS",),
@@ -245,6 +242,13 @@ def box(host: Host, monkeypatch: pytest.MonkeyPatch) -> Containers:
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, 0.0)
+
+
+@pytest.fixture
+def box(host: Host, monkeypatch: pytest.MonkeyPatch) -> Containers:
+    stat, _ = nodes_below(f"{host.root.parent}/")
+    monkeypatch.setattr(os, "stat", stat)
+    without_waits(monkeypatch)
     return Containers(host)
 
 
@@ -252,6 +256,11 @@ def again(box: Containers, left: Host) -> Containers:
     """The container on what a cut has left of its host."""
     for name in ("dev", "proc", "run"):
         shutil.copytree(box.root / name, left.root / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("homelab"))
+    return on(box, left)
+
+
+def on(box: Containers, left: Host) -> Containers:
+    """The container on another folder, with what its programs know by themselves."""
     other = Containers.__new__(Containers)
     other.__dict__.update(box.__dict__, host=left, root=left.root, calls=[])
     left.programs = {**left.programs, "pct": other.pct}

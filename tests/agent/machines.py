@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from remote_scripts.tools.run import Stand
-from tests.agent import boot_kit
+from tests.agent import boot_kit, container_kit
 from tests.agent.kit import Cut, Host, Tree, left_by
 
 # What a rule of udev's sets: of which function, and each attribute.
@@ -128,9 +128,38 @@ class RollingBack(Booted):
         boot_kit.without_words(self.host, _WORDS, "grub")
 
 
+class Container(Machine):
+    """A host with container 300, whose nodes of cards are there (container_kit.py)."""
+
+    def begin(self) -> None:
+        self.box = container_kit.Containers(self.host)
+        self.box.nvidia(container_kit.NVIDIA, container_kit.SECOND)
+        self.box.drm(container_kit.AMD, 128)
+        self.box.state = self.example.get("container", "stopped")
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        self.box = container_kit.on(before.box, self.host)
+        if is_booted:
+            self.box.state = "stopped"
+            self.host.write("/proc/sys/kernel/random/boot_id", "the next\n")
+
+    def lasting(self) -> Tree:
+        """But for whether the container runs, and its tasks. As long as it has something of homelab's: its lines in any order, with any number, and no notes,
+        which also tell how it came to that."""
+        left_out = [container_kit.STATE, "/var/log/pve/"]
+        tree = {**self.host.lasting()}
+        if self.box.noted():
+            left_out.append(f"{container_kit.RECORD}/")
+            conf = container_kit.CONF.lstrip("/")
+            lines = sorted(re.sub(r"^dev\d+", "dev", line) for line in self.box.conf.splitlines())
+            tree[conf] = (tree[conf][0], "\n".join(lines))
+        return {path: about for path, about in tree.items() if not f"/{path}".startswith(tuple(left_out))}
+
+
 MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {
     "folder": Machine,
     "boot": Boot,
     "booted": Booted,
     "rolling back": RollingBack,
+    "container": Container,
 }
