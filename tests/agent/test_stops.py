@@ -23,11 +23,12 @@ import yaml
 
 from lab.host.host_python import nodes_below
 from remote_scripts import layers
+from remote_scripts.layers import cluster_turn
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done, Stand
 from tests import sampling
 from tests.agent import container_kit
-from tests.agent.cluster_kit import Clock
+from tests.agent.cluster_kit import Clock, with_cluster
 from tests.agent.kit import Cut, Refused, Tree, cuts, watched
 from tests.agent.machines import MACHINES, Machine
 from tests.scripts import cut_kit
@@ -56,6 +57,8 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for, device nodes are files, and no connection of the tests' own is the run's."""
     Clock(monkeypatch)
     container_kit.without_waits(monkeypatch)
+    for name in ("CLUSTER_SECONDS", "RETURN_SECONDS"):  # each second of which is a look
+        monkeypatch.setattr(cluster_turn, name, 2)
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     stat, mknod = nodes_below(f"{tmp_path}/")
     monkeypatch.setattr(os, "stat", stat)
@@ -161,6 +164,8 @@ class Example:
         """What the act leaves when it is killed, or the power is cut. It is done on the host itself."""
         with before_and_after(machine):
             stops = cuts(machine.host, lambda _: self.run(machine, act))
+        if machine.in_cluster:
+            with_cluster(stops)
         assert stops, f"{act} makes no write, and starts no program"
         for cut in sampling.sample(stops, SAMPLE, f"{self.name} {act}"):
             yield f"{act}, {cut.how}", self.copy(machine, cut)
