@@ -56,6 +56,7 @@ lint: .venv/.dev ## run formatters and linters; change nothing
 	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --follow-imports silent --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
 	@$(VENV) -m tests.script_lint
+	@$(VENV) -m tests.size
 	@$(SITE) .site
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
