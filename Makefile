@@ -57,6 +57,7 @@ lint: .venv/.dev ## run formatters and linters; change nothing
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
 	@$(VENV) -m tests.script_lint
 	@$(VENV) -m tests.size
+	@$(VENV) -m tests.protected
 	@$(SITE) .site
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
