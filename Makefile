@@ -49,7 +49,7 @@ test-windows: .venv/.dev ## test with Pulumi and Python for Windows, under Wine,
 	@$(VENV) -m tests.windows.prerequisites
 	@$(VENV) -m pytest -m windows tests/windows
 
-lint: .venv/.dev ## run formatters and linters; change nothing
+lint: .venv/.dev ## run formatters and linters, hold the project's numbers (CONTRIBUTING.md); change nothing
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m ruff check .
 	@$(VENV) -m mypy .
