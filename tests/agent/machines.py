@@ -74,8 +74,8 @@ class Machine:
         """
 
     def lasting(self) -> Tree:
-        """What is compared."""
-        return self.host.lasting()
+        """What is compared: the disk, and what the kernel was told."""
+        return {**self.host.lasting(), **self.host.tree("sys")}
 
     def remove(self) -> None:
         """Its folder isn't needed any more."""
