@@ -121,7 +121,7 @@ class Booted(Boot):
 
     def begin(self) -> None:
         super().begin()
-        boot_kit.configure(self.host, _WORDS, "grub")
+        boot_kit.configure(self.host, _WORDS, self.example.get("loader", "grub"))
 
     def go_on(self, before: Any, is_booted: bool) -> None:
         super().go_on(before, is_booted)
@@ -133,7 +133,7 @@ class RollingBack(Booted):
 
     def begin(self) -> None:
         super().begin()
-        boot_kit.without_words(self.host, _WORDS, "grub")
+        boot_kit.without_words(self.host, _WORDS, self.example.get("loader", "grub"))
 
 
 class Container(Machine):

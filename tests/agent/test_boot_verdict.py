@@ -22,16 +22,13 @@ from remote_scripts.shared import guests_to_start, route, switch
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
-from tests import sampling
 from tests.agent import boot_kit
 from tests.agent.boot_kit import ARMED, HOME, LOADERS, WAY, after, lasting, without_words
-from tests.agent.kit import Cut, Host, Refused, cuts, watched
+from tests.agent.kit import Host, Refused, cuts, watched
 
 JUDGED = f"{HOME}/judged"
 WORDS = "homelab.vfio=0000:01:00.0=10de:2882"
 STAYS = "vmbr0 is up with 192.0.2.10, its gateway 192.0.2.1 answers, and sshd listens on port 22"
-#: Of the moments at which a run is cut short, by default.
-SAMPLE = 20
 
 
 @pytest.fixture
@@ -209,26 +206,15 @@ def finish(host: Host) -> str:
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_the_rest_is_given_back_and_the_switch_goes_also_where_that_is_cut_short(
-    host: Host, loader: str, tmp_path: Path
-) -> None:
+def test_the_rest_is_given_back_and_the_switch_goes(host: Host, loader: str, tmp_path: Path) -> None:
     stock = Host(tmp_path / "stock")
     boot_kit.stock(stock, loader)
     without_words(host, WORDS, loader)
-    found = cuts(host, finish)
-    wanted = {key: about for key, about in lasting(host).items() if not key.startswith("sys/")}
-    assert {key: about for key, about in wanted.items() if about[1] is not None} == {
-        key: about for key, about in lasting(stock).items() if about[1] is not None
+    assert finish(host) == "finished"
+    given_back = {
+        path: about for path, about in lasting(host).items() if about[1] is not None and not path.startswith("sys/")
     }
-    assert len(found) > 50
-    for number, cut in enumerate(sampling.sample(found, SAMPLE, f"verdict {loader}")):
-        left = after(cut, host, tmp_path / str(number))
-        booted(left)
-        if left.exists(f"{HOME}/rolling-back"):
-            assert finish(left) == "finished", cut.how
-        else:  # in the middle of disarming: its own timer goes on
-            assert verdict(left) == "stay"
-        assert lasting(left) == wanted, f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+    assert given_back == {path: about for path, about in lasting(stock).items() if about[1] is not None}
 
 
 def test_a_file_of_the_hosts_own_by_a_name_of_ours_is_none_of_ours(host: Host) -> None:
@@ -411,16 +397,6 @@ def test_a_confirmation_that_cant_be_written_says_so(host: Host) -> None:
     (host.root / f"{HOME[1:]}/.armed.taken.homelab-tmp").mkdir()
     with pytest.raises(Refused, match="wanted: this boot confirmed.*\nfound: .*Is a directory"):
         confirm(host)
-
-
-def test_a_confirmation_that_is_cut_short_is_one_or_none(host: Host, tmp_path: Path) -> None:
-    found: list[Cut] = cuts(host, confirm)
-    ended = lasting(host)
-    for number, cut in enumerate(found):
-        left = after(cut, host, tmp_path / str(number))
-        booted(left)
-        assert left.exists(ARMED) or verdict(left) == "stay", cut.how
-        assert confirm(left)["confirmed"] == "later" and lasting(left) == ended, cut.how
 
 
 def test_a_note_that_cant_be_rewritten_stays_whole(host: Host) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remote_scripts.layers.card_values import Attribute, Value, Wanted
 from remote_scripts.tools.disk import Disk
-from tests.agent.kit import Host, Refused, cuts, left_by, watched
+from tests.agent.kit import Host, Refused, watched
 
 CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
@@ -79,6 +76,20 @@ def test_another_reset_can_be_chosen_though_the_first_one_hides_it(host: Host) -
     assert content(host, "reset_method") == "flr"
     ask(host, "revert")
     assert content(host, "reset_method") == "flr bus"
+
+
+def test_what_a_card_had_is_noted_before_the_rule_is_there(host: Host) -> None:
+    """By which a boot after a power cut sets it."""
+    noted: list[list[str]] = []
+    record = f"/var/lib/homelab/card-values/{CARD}=reset_method"
+
+    def watch(call: str, path: str) -> None:
+        if call == "rename" and path.endswith(RULES):
+            noted.append(host.read(record).splitlines())
+
+    with watched(watch):
+        ask(host, "apply", *RESET)
+    assert noted == [["flr bus", "bus"]]
 
 
 def test_after_a_reboot_it_is_still_known_what_a_card_had(host: Host) -> None:
@@ -150,54 +161,6 @@ def test_a_plan_changes_nothing_and_says_what_would_change(host: Host) -> None:
     ask(host, "apply", *RESET, *AWAKE)
     assert ask(host, "plan", *RESET, *AWAKE)["files"] == []
     assert [file["how"] for file in ask(host, "plan")["files"]] == ["removed"]
-
-
-def test_an_apply_that_is_cut_short_anywhere_is_finished_by_the_next_and_taken_back_by_a_revert(
-    host: Host, tmp_path: Path
-) -> None:
-    host.write(RULES, "# theirs\n", 0o600)
-    before = host.lasting()
-    found = cuts(host, lambda one: ask(one, "apply", *RESET, *AWAKE))
-    wanted, values = host.lasting(), values_of(host)
-    assert len(found) > 60
-    for number, cut in enumerate(found):
-        one = left_by(cut, host, tmp_path / str(number))
-        ask(one, "apply", *RESET, *AWAKE)
-        assert (one.lasting(), values_of(one)) == (wanted, values), cut.how
-        ask(one, "revert")
-        assert (one.lasting(), values_of(one)) == (before, ["flr bus", "1", "auto"]), cut.how
-
-
-def test_a_revert_that_is_cut_short_anywhere_is_finished_by_the_next(host: Host, tmp_path: Path) -> None:
-    host.write(RULES, "# theirs\n", 0o600)
-    before = host.lasting()
-    ask(host, "apply", *RESET, *AWAKE)
-    for number, cut in enumerate(cuts(host, lambda one: ask(one, "revert"))):
-        one = left_by(cut, host, tmp_path / str(number))
-        ask(one, "revert")
-        assert one.lasting() == before, cut.how
-
-
-@pytest.mark.parametrize("call", range(40))
-def test_a_disk_that_is_full_in_the_middle_leaves_the_values_as_they_were(host: Host, call: int) -> None:
-    ask(host, "apply", *RESET)
-    before, left = (values_of(host), host.read(RULES)), [call]
-
-    def full(made: str, path: str) -> None:
-        if "/sys/" not in path and made not in ("remove", "rmdir"):
-            left[0] -= 1
-            if left[0] == -1:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-
-    with watched(full):
-        try:
-            ask(host, "apply", *RESET, *AWAKE)
-        except Refused:
-            assert (values_of(host), host.read(RULES)) == before
-    ask(host, "apply", *RESET, *AWAKE)
-    assert values_of(host) == ["bus", "0", "on"]
-    ask(host, "revert")
-    assert values_of(host) == ["flr bus", "1", "auto"]
 
 
 def test_an_empty_note_gives_nothing_back_and_says_so(host: Host, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,8 @@ from remote_scripts.shared import container_change, pmxcfs, time_limit
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import TIMED_OUT, Done
-from tests import sampling
 from tests.agent.container_kit import (
     ALLOW,
-    AMD,
     BASE,
     BIND,
     CONF,
@@ -29,10 +27,9 @@ from tests.agent.container_kit import (
     RECORD,
     SECOND,
     Containers,
-    again,
     box,
 )
-from tests.agent.kit import Refused, cuts, left_by, watched
+from tests.agent.kit import Refused, watched
 from tests.waiting import PATIENCE
 
 __all__ = ["box"]
@@ -50,8 +47,6 @@ BY_HAND = f"{ALLOW}195:* rwm\n{ALLOW}480:* rwm\n" + "".join(
 )
 METHODS: tuple[Method, Method] = ("device", "mount-entry")
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
-#: Of the moments at which a run is cut short, by default.
-SAMPLE = 24
 
 
 @pytest.fixture(autouse=True)
@@ -508,39 +503,6 @@ def test_what_a_killed_writer_has_left_beside_it_goes(box: Containers) -> None:
     box.host.write("/etc/pve/lxc/3000.conf.tmp.1", "another one's")
     box.apply(minors=(0,))
     assert box.left() == ["3000.conf.tmp.1"]
-
-
-@EACH_METHOD
-@pytest.mark.parametrize("runs", [True, False])
-def test_a_run_that_is_cut_short_is_made_good_by_the_next_and_undone(
-    box: Containers, method: Method, runs: bool, tmp_path: Path
-) -> None:
-    """From one card to the other, so that lines come and go."""
-    box.drm(AMD, 128)
-    empty = box.host.lasting()
-    box.state = "running" if runs else "stopped"
-    box.ask("apply", method=method, minors=(0,), cards=() if method == "mount-entry" else (f"{AMD}=render",))
-    found = cuts(box.host, lambda _: box.ask("apply", method=method, minors=(1,)))
-    wanted = set(box.conf.splitlines())
-    assert len(found) > 20
-    for number, cut in enumerate(sampling.sample(found, SAMPLE, f"gpus {method} {runs}")):
-        left = again(box, left_by(cut, box.host, tmp_path / f"{number}"))
-        if number % 2:
-            left.ask("apply", method=method, minors=(1,))
-            assert {*left.conf.splitlines()} == wanted and not left.left(), cut.how
-        left.state = "stopped"
-        left.ask("revert")
-        assert left.conf == BASE and left.host.lasting() == empty, cut.how
-
-
-@EACH_METHOD
-def test_a_revert_that_is_cut_short_is_done_by_the_next(box: Containers, method: Method, tmp_path: Path) -> None:
-    empty = box.host.lasting()
-    box.apply(method, minors=(0,))
-    for number, cut in enumerate(cuts(box.host, lambda _: box.ask("revert"))):
-        left = again(box, left_by(cut, box.host, tmp_path / f"{number}"))
-        left.ask("revert")
-        assert left.host.lasting() == empty, cut.how
 
 
 def test_nothing_is_written_before_it_is_noted(box: Containers) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,17 +18,14 @@ from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.handover import handed_over
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.run import Done
-from tests import sampling
 from tests.agent import handover_kit
 from tests.agent.handover_kit import BIG, START, STATE, VM, asked, fails, run, state, story
 from tests.agent.handover_kit import host as host  # a fixture
-from tests.agent.kit import Host, Refused, cuts, left_by
+from tests.agent.kit import Host, Refused
 from tests.waiting import PATIENCE
 
 SERVICE, RECONCILE = layer.SERVICE, handover_kit.SERVICE
 PROGRAM, PLACE = "/usr/local/sbin/homelab-handover", "/var/lib/vz/snippets/homelab-handover.sh"
-#: Of the moments at which a run is cut short, by default.
-SAMPLE = 12
 STORAGES = """\
 dir: other
 	path /mnt/other
@@ -315,23 +311,6 @@ def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
     assert started("hook", "104", "post-stop").returncode == 0
     host.write(handover.CARDS, "[")
     assert "as it was installed" in started("reconcile").stderr
-
-
-def test_cut_short_anywhere_it_is_whole_with_the_next_run(host: Host, tmp_path: Path) -> None:
-    before = host.lasting()
-    found = cuts(host, apply)
-    wanted = host.lasting()
-    for number, cut in enumerate(sampling.sample(found, SAMPLE, "installed")):
-        left = left_by(cut, host, tmp_path / f"left{number}")
-        apply(left)
-        assert left.lasting() == wanted, cut.how
-        revert(left)
-        assert left.lasting() == before, cut.how
-    found = cuts(host, revert)
-    for number, cut in enumerate(sampling.sample(found, SAMPLE, "taken away")):
-        left = left_by(cut, host, tmp_path / f"back{number}")
-        revert(left)
-        assert left.lasting() == before, cut.how
 
 
 def test_a_failing_systemctl_puts_everything_back(host: Host) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from lab.host.host_python import nodes_below
 from remote_scripts.layers.nvidia_nodes import SERVICE, Wanted
 from remote_scripts.shared import boot_service, nvidia
 from remote_scripts.tools.run import Done
-from tests.agent.kit import Host, Refused, cuts, left_by
-from tests.sampling import sample
+from tests.agent.kit import Host, Refused
 from tests.waiting import PATIENCE
 
 DEVICES = """\
@@ -40,7 +38,6 @@ SERVED = {
     "/dev/nvidia-caps/nvidia-cap2": (235, 2, 0o444),
 }
 ((LINK, UNIT),) = SERVICE.links.items()
-SAMPLE = 30
 
 
 @pytest.fixture
@@ -245,21 +242,3 @@ def test_the_program_makes_the_nodes_by_itself(host: Host, tmp_path: Path) -> No
     assert os.access(host.root / SERVICE.program[1:], os.X_OK)
     shebang = host.root.joinpath(SERVICE.program[1:]).read_bytes().partition(b"\n")[0]
     assert shebang == b"#!/usr/bin/python3 -ISBXutf8"
-
-
-@pytest.mark.parametrize("verb", ["apply", "revert"])
-def test_a_run_that_is_cut_short_is_gone_on_from(host: Host, verb: str, tmp_path: Path) -> None:
-    before = host.lasting()
-    ask(host)
-    configured = host.lasting()
-    if verb == "apply":
-        ask(host, "revert")
-        shutil.rmtree(host.root / "dev")
-        (host.root / "dev").mkdir()
-    for number, cut in enumerate(sample(cuts(host, lambda one: ask(one, verb)), SAMPLE, verb)):
-        for again, expected in (("apply", configured), ("revert", before)):
-            left = left_by(cut, host, tmp_path / f"{number}-{again}")
-            shutil.copytree(host.root / "proc", left.root / "proc", dirs_exist_ok=True)
-            (left.root / "dev").mkdir(exist_ok=True)
-            ask(left, again)
-            assert left.lasting() == expected, f"{again} after one {cut.how}"

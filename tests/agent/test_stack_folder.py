@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remote_scripts.layers.stack_folder import Wanted
-from tests.agent.kit import Host, Refused, cuts, left_by
-from tests.sampling import sample
+from tests.agent.kit import Host, Refused
 
 OWNER = "homelab-lab"
 PLACE = f"/var/lib/homelab/agents/{OWNER}"
@@ -48,13 +46,3 @@ def test_a_name_that_leads_elsewhere_is_refused(kept: Host, owner: str) -> None:
     with pytest.raises(Refused, match="the name of a stack's folder"):
         ask(kept, owner)
     assert kept.lasting() == before
-
-
-def test_a_run_that_is_cut_short_is_gone_on_from(host: Host, tmp_path: Path) -> None:
-    before = host.lasting()
-    host.write(f"{PLACE}/agent.pyz", "the agent")
-    host.write(f"{PLACE}/cmdline.sh.0123456789abcdef", "earlier")
-    for number, cut in enumerate(sample(cuts(host, ask), 30, "kept revert")):
-        left = left_by(cut, host, tmp_path / str(number))
-        ask(left)
-        assert left.lasting() == before, f"after one {cut.how}"
