@@ -162,6 +162,7 @@ def cuts(host: Host, act: Callable[[Host], object], *, ends: bool = True) -> lis
     :param ends: whether the act comes to its end: then all that it did is on the disk.
     """
     booted, numbers = host.tree("sys"), itertools.count()
+    kernel: list[Tree] = [booted]
     found: list[Cut] = []
     power = cut_kit.Disk(host.root)
     flushing: list[Path] = []
@@ -172,7 +173,9 @@ def cuts(host: Host, act: Callable[[Host], object], *, ends: bool = True) -> lis
         number = next(numbers)
         how = f"before call {number}, {call} /{os.path.relpath(path, host.root)}"
         now = cut_kit.tree_of(below)
-        leave(Cut(f"killed {how}", now, host.tree("sys")))
+        if not (call == "write" and path.startswith(f"{host.root}/sys/")):  # where no file is emptied by being opened
+            kernel[:] = [host.tree("sys")]
+        leave(Cut(f"killed {how}", now, kernel[0]))
         leave(Cut(f"power cut {how}", power.after_a_cut(now, below, names_as_now=False), booted))
         leave(Cut(f"power cut, with all names, {how}", power.after_a_cut(now, below, names_as_now=True), booted))
         if call == "flush":

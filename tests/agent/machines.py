@@ -75,7 +75,11 @@ class Machine:
 
     def lasting(self) -> Tree:
         """What is compared: the disk, and what the kernel was told."""
-        return {**self.host.lasting(), **self.host.tree("sys")}
+        kernel = self.host.tree("sys")
+        values = {
+            path: (mode, text.strip() if isinstance(text, bytes) else text) for path, (mode, text) in kernel.items()
+        }
+        return {**self.host.lasting(), **values}
 
     def remove(self) -> None:
         """Its folder isn't needed any more."""
@@ -108,8 +112,13 @@ class Boot(Machine):
     def lasting(self) -> Tree:
         tree = {**boot_kit.lasting(self.host)}
         armed = boot_kit.ARMED.lstrip("/")
-        if armed in tree:  # until when an `up` waits is of the clock
-            tree[armed] = (tree[armed][0], re.sub(rb"until \d+", b"until", cast(bytes, tree[armed][1])))
+        for path, (mode, content) in tree.items():
+            if path == armed:  # until when an `up` waits is of the clock
+                tree[path] = (mode, re.sub(rb"until \d+", b"until", cast(bytes, content)))
+            elif path.startswith("var/lib/homelab/files/") and isinstance(
+                content, bytes
+            ):  # behind the first: what a file may have been
+                tree[path] = (mode, content.partition(b"\n")[0])
         return tree
 
 

@@ -84,7 +84,7 @@ def test_what_a_card_had_is_noted_before_the_rule_is_there(host: Host) -> None:
     record = f"/var/lib/homelab/card-values/{CARD}=reset_method"
 
     def watch(call: str, path: str) -> None:
-        if call == "rename" and path.endswith(RULES):
+        if call == "rename" and path == f"{host.root}{RULES}":
             noted.append(host.read(record).splitlines())
 
     with watched(watch):

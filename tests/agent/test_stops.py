@@ -94,13 +94,15 @@ def before_and_after(machine: Machine) -> AbstractContextManager[None]:
 
 @contextmanager
 def failing_program(machine: Machine, first: int) -> Iterator[list[str]]:
-    """The program of this number fails in the place of working; those that were started."""
+    """The program of this number fails when it has done its work; those that were started."""
     started: list[str] = []
 
     def around(name: str, stand: Stand) -> Stand:
         def run(arguments: Sequence[str], stdin: bytes) -> Any:
             started.append(f"{name} {' '.join(arguments)}")
-            return Done(1, b"", b"it failed\n") if len(started) == first + 1 else stand(arguments, stdin)
+            fails = len(started) == first + 1
+            answer = stand(arguments, stdin)
+            return Done(1, b"", b"it failed\n") if fails else answer
 
         return run
 
