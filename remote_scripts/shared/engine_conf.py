@@ -95,6 +95,7 @@ def give_back(system: System, path: str) -> bool:
     files = system.files
     current = state(system, path)
     if current == "absent":
+        system.files.forget(path)  # a run that was cut short before it noted anything had kept it already
         return False
     kept, sums, record = _noted(path)
     files.need_kept(path)
