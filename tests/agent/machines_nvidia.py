@@ -141,6 +141,10 @@ class Passthrough(Machine):
         self.qm.runs = set() if is_booted else {*before.qm.runs}
         self.host.programs["qm"] = self.qm
 
+    def lasting(self) -> Tree:
+        """Without what a killed qm leaves of its own."""
+        return {path: about for path, about in self.host.lasting().items() if not path.endswith(".conf.tmp.1")}
+
 
 MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {
     "with apt": Nvidia,

@@ -56,12 +56,12 @@ class Qm:
                 return Done(255, f"unable to create VM {vm} - VM {vm} already exists on node 'pve'\n".encode())
             pairs = zip(arguments[2::2], arguments[3::2], strict=True)
             text = "".join(f"{name.removeprefix('--')}: {value}\n" for name, value in pairs)
-            new = self.host.root / "run/new"
+            new = conf.with_name(f"{conf.name}.tmp.1")  # a qm that is killed leaves it
             try:
                 disk.Disk().make(new, text.encode(), 0o640)
             except OSError as error:
+                new.unlink(missing_ok=True)
                 return Done(255, f"{error.strerror}\n".encode())
-            # pmxcfs has all of it or nothing, and keeps it.
             disk.rename(new, conf)
             disk.flush(conf.parent)
         elif verb == "start":
