@@ -60,13 +60,15 @@ test-windows: .venv/.dev ## test with Pulumi and Python for Windows, under Wine,
 	@$(VENV) -m tests.windows.prerequisites
 	@$(VENV) -m pytest -m windows tests/windows
 
-lint: .venv/.dev ## run formatters and linters; change nothing
+lint: .venv/.dev ## run formatters and linters, hold the project's numbers (CONTRIBUTING.md); change nothing
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m ruff check .
 	@$(VENV) -m mypy .
 	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --follow-imports silent --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
 	@$(VENV) -m tests.script_lint
+	@$(VENV) -m tests.size
+	@$(VENV) -m tests.protected
 	@$(SITE) .site
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi

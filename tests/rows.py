@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 
-def failing(check: Callable[..., object], rows: Iterable[tuple[Any, ...]]) -> dict[str, str]:
-    """What is wrong, by row."""
-    found = {}
+def check_rows(check: Callable[..., object], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Check each row.
+
+    :raises AssertionError: names all rows that failed, with what was wrong.
+    """
+    problems = {}
     for row in rows:
         try:
             check(*row)
         except (AssertionError, pytest.fail.Exception) as problem:
-            found[" ".join(map(str, row))] = str(problem)
-    return found
+            problems[" ".join(map(str, row))] = str(problem)
+        except Exception as problem:
+            place = traceback.extract_tb(problem.__traceback__)[-1]
+            message = f"{type(problem).__name__}: {problem} ({Path(place.filename).name}, line {place.lineno})"
+            problems[" ".join(map(str, row))] = message
+    # pytest explains no assertion of this file.
+    assert not problems, "\n".join(f"{name}: {problem}" for name, problem in problems.items())
 
 
 def each(names: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
@@ -24,9 +34,7 @@ def each(names: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[],
 
     def test_of(check: Callable[[str], None]) -> Callable[[], None]:
         def test() -> None:
-            found = failing(check, [(name,) for name in names])
-            # pytest explains no assertion of this file.
-            assert not found, "\n".join(f"{name}: {problem}" for name, problem in found.items())
+            check_rows(check, [(name,) for name in names])
 
         test.__doc__ = check.__doc__
         return test

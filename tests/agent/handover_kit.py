@@ -42,6 +42,21 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> Host:
     """Its driver has another card, too, unless `only`."""
+    fill(host)
+    if only:
+        unbind(host, OTHER)
+    cards(host, BIG)
+    monkeypatch.setattr(Files, "set_attribute", lambda files, path, value: _take(host, path, value.strip()))
+    monkeypatch.setattr("remote_scripts.shared.guests._LOOK_SECONDS", 0)
+    monkeypatch.setattr("remote_scripts.shared.shared_card._LOOK_SECONDS", 0)
+    monkeypatch.setattr(handover_driver, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(handover_driver, "STEP_SECONDS", 0)
+    monkeypatch.setattr("remote_scripts.shared.guests.time", Moments())
+    return host
+
+
+def fill(host: Host) -> None:
+    """What such a host has before anything of homelab's is on it."""
     for driver in ("nvidia", "vfio-pci", "snd_hda_intel", "amdgpu"):
         host.write(f"/sys/bus/pci/drivers/{driver}/bind", "")
     for address, ids in ((GPU, "10de:2b85"), (AUDIO, "10de:22e8"), (OTHER, "10de:2684")):
@@ -51,8 +66,6 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
         host.write(f"{DEVICES}/{address}/driver_override", "\n")
         host.write(f"{DEVICES}/{address}/config", bytes.fromhex(vendor)[::-1] + bytes.fromhex(device)[::-1] + bytes(60))
         bind(host, address, _OWN[address])
-    if only:
-        unbind(host, OTHER)
     for name in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"):
         (host.root / "sys/module" / name).mkdir(parents=True)
     host.write(f"/proc/driver/nvidia/gpus/{GPU}/information", "Device Minor: \t 0\n")
@@ -71,15 +84,7 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
     host.write("/drain", "0\n")
     host.write("/kept/.keep", "")
     host.write("/run/lock/qemu-server/lock-103.conf", "")
-    cards(host, BIG)
-    monkeypatch.setattr(Files, "set_attribute", lambda files, path, value: _take(host, path, value.strip()))
-    monkeypatch.setattr("remote_scripts.shared.guests._LOOK_SECONDS", 0)
-    monkeypatch.setattr("remote_scripts.shared.shared_card._LOOK_SECONDS", 0)
-    monkeypatch.setattr(handover_driver, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(handover_driver, "STEP_SECONDS", 0)
-    monkeypatch.setattr("remote_scripts.shared.guests.time", Moments())
-    host.programs |= _programs(host)
-    return host
+    host.programs |= programs(host)
 
 
 class Moments:
@@ -161,7 +166,7 @@ def _take(host: Host, path: str, value: str) -> None:
 
 
 # -- programs ------------------------------------------------------------------------------------------------------
-def _programs(host: Host) -> dict[str, Stand]:
+def programs(host: Host) -> dict[str, Stand]:
     own: dict[str, Callable[[Host, list[str]], Done | int | str | None]] = {
         "systemd-run": _systemd_run,
         "systemctl": _systemctl,

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from remote_scripts.tools.run import Stand
-from tests.agent import boot_kit, container_kit
+from tests.agent import boot_kit, cluster_kit, container_kit, handover_kit
+from tests.agent import test_guests_to_start as guests
 from tests.agent.kit import Cut, Host, Tree, left_by
+from tests.scripts import cut_kit
 
 # What a rule of udev's sets: of which function, and each attribute.
 _FUNCTION, _SETS = re.compile(r'KERNEL=="([^"]+)"'), re.compile(r'ATTR\{([^}]+)\}="([^"]*)"')
@@ -24,8 +26,10 @@ class Machine:
     :param example: of stops.yaml.
     """
 
-    #: What isn't on the disk, and is there again after a boot as after a kill.
-    kept: tuple[str, ...] = ("dev", "proc")
+    #: Folders that `go_on` makes anew.
+    anew: tuple[str, ...] = ()
+    #: Whether other nodes keep /etc/pve meanwhile.
+    in_cluster = False
 
     def __init__(self, place: Path, example: Mapping[str, Any]) -> None:
         self.example = example
@@ -52,8 +56,12 @@ class Machine:
         left, is_booted = object.__new__(type(self)), cut.how.startswith("power")
         left.example, left.booted = self.example, self.booted
         left.host = left_by(replace(cut, kernel=self.booted) if is_booted else cut, self.host, place)
-        for name in self.kept if is_booted else (*self.kept, "run"):
-            shutil.copytree(self.host.root / name, left.host.root / name, symlinks=True, dirs_exist_ok=True)
+        left_out = {*cut_kit.LASTING, "sys", *self.anew, *(["run"] if is_booted else [])}
+        for path in [path for path in self.host.root.iterdir() if path.name not in left_out]:
+            if path.is_dir():
+                shutil.copytree(path, left.host.root / path.name, symlinks=True, dirs_exist_ok=True)
+            else:  # what a stand-in keeps by itself
+                shutil.copy2(path, left.host.root)
         if is_booted:
             _udev(left.host)
         left.go_on(self, is_booted)
@@ -66,8 +74,8 @@ class Machine:
         """
 
     def lasting(self) -> Tree:
-        """What is compared."""
-        return self.host.lasting()
+        """What is compared: the disk, and what the kernel was told."""
+        return {**self.host.lasting(), **self.host.tree("sys")}
 
     def remove(self) -> None:
         """Its folder isn't needed any more."""
@@ -89,7 +97,7 @@ def _saying(answer: str | int) -> Stand:
 class Boot(Machine):
     """A host with two kernels and a boot loader (boot_kit.py)."""
 
-    kept = ("proc",)
+    anew = ("dev",)
 
     def begin(self) -> None:
         boot_kit.stock(self.host, self.example.get("loader", "grub"))
@@ -156,10 +164,77 @@ class Container(Machine):
         return {path: about for path, about in tree.items() if not f"/{path}".startswith(tuple(left_out))}
 
 
+class InTurn(Machine):
+    """A host with a card that container 950 and VM 103 have in turn (handover_kit.py)."""
+
+    def begin(self) -> None:
+        handover_kit.fill(self.host)
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        self.host.programs |= handover_kit.programs(self.host)
+
+
+class Node(Machine):
+    """The first of three nodes of a cluster, with disks of Ceph's and guests under HA (cluster_kit.py)."""
+
+    in_cluster = True
+
+    def begin(self) -> None:
+        cluster_kit.node_of_three(self.host)
+        cluster_kit.with_disks(cluster_kit.with_ha(self.host))
+        self.host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+        self.host.write("/boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
+        self.host.write("/proc/cmdline", "quiet\n")
+        self.host.programs |= {"bash": lambda _arguments, _stdin: " quiet\n"}
+        cluster_kit.members(self.host, *self.example.get("members", _ALL))
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        cluster_kit.run(self.host)
+        if is_booted:
+            self.host.write(cluster_kit.BOOT, "the next one\n")
+        # As the cluster does it, two minutes after its maker's death.
+        shutil.rmtree(self.host.root / cluster_kit.LOCK[1:], ignore_errors=True)
+
+
+_ALL = (cluster_kit.status(1, 1, 1, expected=3), cluster_kit.NODES)
+
+
+class Returned(Node):
+    """The same in the boot that it had its turn for."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.host.programs |= dict.fromkeys(("qm", "pct", "systemd-run"), _saying(""))
+        boot = {"words": ["amd_iommu=on"]}
+        wanted = {"policy": "auto", "boot": boot, "rollback_after": 600, "awaited": 1800, "maintenance": True}
+        self.host.ask("apply", "reboot", wanted)
+        shutil.rmtree(self.host.root / "run")
+        (self.host.root / "run").mkdir()
+        self.host.write(cluster_kit.BOOT, "the next one\n")
+
+
+class WithGuestsToStart(Machine):
+    """A host after its restart: guests that ran before are noted (test_guests_to_start.py)."""
+
+    def begin(self) -> None:
+        guests.fill(self.host)
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        guests.programs(self.host)
+
+    def lasting(self) -> Tree:
+        """But for the log of tasks, which has times."""
+        return {path: about for path, about in self.host.lasting().items() if not path.startswith("var/log/pve/")}
+
+
 MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {
     "folder": Machine,
     "boot": Boot,
     "booted": Booted,
     "rolling back": RollingBack,
     "container": Container,
+    "in turn": InTurn,
+    "node": Node,
+    "node that is back": Returned,
+    "guests to start": WithGuestsToStart,
 }

@@ -43,6 +43,11 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def booted(host: Host, clock: Clock) -> Host:
+    fill(host)
+    return host
+
+
+def fill(host: Host) -> None:
     """In boot B, after a restart from boot A in which all of four guests ran: none of them does."""
     programs(host)
     host.write("/state/pve-guests.service", "active\n")
@@ -56,7 +61,6 @@ def booted(host: Host, clock: Clock) -> Host:
     for kind, vmid, startup in ((VM, 103, ""), (VM, 90, ""), (VM, 105, "order=1,down=9"), (CT, 901, "2")):
         guest(host, kind, vmid, f"startup: {startup}\n" if startup else "")
     noted(host, "qm 103", "qm 90", "qm 105", "pct 901")
-    return host
 
 
 def programs(host: Host) -> None:

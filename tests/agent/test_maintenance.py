@@ -37,6 +37,7 @@ from tests.agent.cluster_kit import (
     said,
     status,
     turn_of,
+    with_cluster,
     with_disks,
     with_ha,
 )
@@ -708,17 +709,6 @@ def test_who_waits_for_an_answer_is_the_process_that_has_begun_it(tmp_path: Path
 
 
 # Cut short.
-
-
-def with_cluster(found: list[Cut]) -> None:
-    """What is in the cluster is there after a power cut of this node."""
-    in_cluster: dict[str, Any] = {}
-    for cut in found:
-        if cut.how.startswith("killed"):
-            in_cluster = {path: about for path, about in cut.lasting.items() if path.startswith("etc/pve")}
-        else:
-            rest = {path: about for path, about in cut.lasting.items() if not path.startswith("etc/pve")}
-            object.__setattr__(cut, "lasting", {**rest, **in_cluster})
 
 
 def later(cut: Cut, host: Host, place: Path) -> Host:

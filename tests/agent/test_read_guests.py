@@ -16,7 +16,7 @@ from remote_scripts.shared.card_users import names_card
 from remote_scripts.shared.shared_card import SharedCard
 from tests.agent.kit import Host
 from tests.agent.reading_kit import least, read
-from tests.rows import each
+from tests.rows import check_rows, each
 
 _TESTS = Path(__file__).parents[1]
 VMS: dict[str, dict[str, Any]] = tables.read(_TESTS / "vm_configurations.yaml")
@@ -49,19 +49,25 @@ def guests(host: Host) -> Guests:
 
 @pytest.mark.parametrize(("when", "running"), [("current", True), ("next", False)])
 def test_a_vm_has_at_least_the_cards_that_proxmox_ve_gives_it(guests: Guests, when: str, running: bool) -> None:
-    for vmid, (name, row) in enumerate(VMS.items(), 100):
+    def check(vmid: int, name: str) -> None:
+        row = VMS[name]
         alone = dataclasses.replace(guests, running=frozenset([vmid] if running else []))
         users = {slot: [user for user in alone.users_of(slot, "pve") if user.vmid == vmid] for slot in SLOTS}
         slots = {slot for slot, user in users.items() if user and user[0].running == running}
-        assert {*row[when]} <= slots <= {*row[when], *row.get("more", [])}, (name, slots)
+        assert {*row[when]} <= slots <= {*row[when], *row.get("more", [])}, slots
+
+    check_rows(check, enumerate(VMS, 100))
 
 
 def test_the_hook_sees_each_card_that_a_vm_has(host: Host) -> None:
     system = host.system()
-    for vmid, (name, row) in enumerate(VMS.items(), 100):
-        for slot in row["current"]:
+
+    def check(vmid: int, name: str) -> None:
+        for slot in VMS[name]["current"]:
             card = Card(name="card", functions={f"{slot}.0": "10de:2b85"})
-            assert names_card(SharedCard(system, card), str(vmid)), (name, slot)
+            assert names_card(SharedCard(system, card), str(vmid)), slot
+
+    check_rows(check, enumerate(VMS, 100))
 
 
 @each(MAPPINGS)

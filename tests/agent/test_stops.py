@@ -8,6 +8,7 @@ by a disk that is full from then on; by a program that fails. stops.yaml has an 
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import itertools
 import os
@@ -23,11 +24,12 @@ import yaml
 
 from lab.host.host_python import nodes_below
 from remote_scripts import layers
+from remote_scripts.layers import cluster_turn
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done, Stand
 from tests import sampling
 from tests.agent import container_kit, machines, machines_nvidia
-from tests.agent.cluster_kit import Clock
+from tests.agent.cluster_kit import Clock, with_cluster
 from tests.agent.kit import Cut, Refused, Tree, cuts, watched
 from tests.agent.machines import Machine
 from tests.scripts import cut_kit
@@ -35,7 +37,7 @@ from tests.scripts import cut_kit
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
 #: Stops of each kind that are tried of an act.
-SAMPLE = 3
+SAMPLE = 2
 # The calls that need room on a disk.
 _GROWING = ("create", "write", "append", "mkdir", "symlink", "link", "point")
 
@@ -57,6 +59,8 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for, device nodes are files, and no connection of the tests' own is the run's."""
     Clock(monkeypatch)
     container_kit.without_waits(monkeypatch)
+    for name in ("CLUSTER_SECONDS", "RETURN_SECONDS"):  # each second of which is a look
+        monkeypatch.setattr(cluster_turn, name, 2)
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     stat, mknod = nodes_below(f"{tmp_path}/")
     monkeypatch.setattr(os, "stat", stat)
@@ -109,8 +113,10 @@ def failing_program(machine: Machine, first: int) -> Iterator[list[str]]:
 def full_disk(machine: Machine, first: int) -> Iterator[list[str]]:
     """The disk has no room from the write of this number on; the writes."""
     writes: list[str] = []
+    others = disk.WATCH[-1]
 
     def watch(call: str, path: str) -> None:
+        others(call, path)
         if call in _GROWING and not path.startswith(f"{machine.host.root}/sys/"):
             writes.append(f"{call} {path}")
             if len(writes) > first:
@@ -118,6 +124,9 @@ def full_disk(machine: Machine, first: int) -> Iterator[list[str]]:
 
     with watched(watch):
         yield writes
+
+
+Fault = Callable[[Machine, int], AbstractContextManager[list[str]]]
 
 
 class Example:
@@ -159,16 +168,23 @@ class Example:
         now = Cut("", cut_kit.tree(machine.host.root), machine.host.tree("sys"))
         return machine.after(cut or now, next(self._places))
 
-    def cut_short(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
-        """What the act leaves when it is killed, or the power is cut. It is done on the host itself."""
+    def stops(self, machine: Machine, act: Callable[[], None], *, fails: bool = False) -> list[Cut]:
+        """What is left of the act wherever it is killed, or the power is cut. It is done on the host itself."""
         with before_and_after(machine):
-            stops = cuts(machine.host, lambda _: self.run(machine, act))
+            stops = cuts(machine.host, lambda _: act(), ends=not fails)
+        if machine.in_cluster:
+            with_cluster(stops)
+        return stops
+
+    def cut_short(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
+        """What the act leaves, which comes to its end on the host itself."""
+        stops = self.stops(machine, lambda: self.run(machine, act))
         assert stops, f"{act} makes no write, and starts no program"
         for cut in sampling.sample(stops, SAMPLE, f"{self.name} {act}"):
             yield f"{act}, {cut.how}", self.copy(machine, cut)
 
     def with_faults(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
-        """What the act leaves on a full disk, and when a program fails."""
+        """What the act leaves on a full disk, and when a program fails; also where it is stopped while it puts back what it has changed."""
         for fault in (full_disk, failing_program):
             with fault(counted := self.copy(machine), sys.maxsize) as moments:
                 self.run(counted, act)
@@ -176,9 +192,18 @@ class Example:
             numbers = [number for number, moment in enumerate(moments) if not (spared and moment.startswith(spared))]
             for number in sampling.sample(numbers, SAMPLE, f"{self.name} {act} {fault.__name__}"):
                 left = self.copy(machine)
-                with fault(left, number) as moments, suppress(Refused):
-                    self.run(left, act)
-                yield f"{act}, {fault.__name__} at {moments[number]}", left
+                stops = self.stops(left, functools.partial(self.fail, left, act, fault, number), fails=True)
+                how = f"{act}, {fault.__name__} at {moments[number]}"
+                yield how, left
+                # Of a write that failed there is no telling what a power cut leaves.
+                stops = [cut for cut in stops if fault is not full_disk or cut.how.startswith("killed")]
+                if stops:
+                    cut = sampling.drawn(f"{self.name} {act} {fault.__name__} {number}").choice(stops)
+                    yield f"{how}, {cut.how}", self.copy(left, cut)
+
+    def fail(self, machine: Machine, act: str, fault: Fault, number: int) -> None:
+        with fault(machine, number), suppress(Refused):
+            self.run(machine, act)
 
     def ends(self, left: Machine, trees: Mapping[str, Tree], how: str) -> None:
         """Each act, as the next one, leads to its tree; of a sample one act."""

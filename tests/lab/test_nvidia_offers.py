@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
 from homelab.init import stacks
-from homelab.nvidia.compatibility import Distribution, Target, load
+from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.plan import Plan, all_refusals, packages_to_ask_for, plan_stack
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
 from lab.network import network
+from tests.rows import check_rows
 
 DATA = load()
 NETWORK = network()
@@ -78,57 +77,49 @@ def in_lab(branch: int) -> bool:
 
 @pytest.mark.parametrize(("name", "target"), SYSTEMS)
 def test_a_driver_comes_from_where_the_preview_says(name: str, target: Target) -> None:
-    wrong = []
-    for branch in filter(in_lab, DATA.branches):
+    def check(branch: int) -> None:
         card = CARDS["Kepler" if branch == 470 else "Turing"]
         before = request(name, target, card, kernel="6.1.0-40-amd64", driver=str(branch))
         if refused := all_refusals(before):
             assert all(error.next and error.found for error in refused)
-            continue
+            return
         plan = plan_stack(before)
-        after = plan_stack(with_repositories(before, plan))
-        if after.source != plan.source:
-            wrong.append((branch, plan.source, after.source))
-    assert wrong == []
+        assert plan_stack(with_repositories(before, plan)).source == plan.source
+
+    check_rows(check, [(branch,) for branch in filter(in_lab, DATA.branches)])
 
 
 @pytest.mark.parametrize(("name", "target"), SYSTEMS)
 @pytest.mark.parametrize("card", CARDS)
 def test_each_driver_and_cuda_that_init_proposes_can_be_installed(name: str, target: Target, card: str) -> None:
     system = request(name, target, CARDS[card]).system
-    wrong: list[tuple[Any, ...]] = []
-    for branch in filter(lambda text: in_lab(int(text)), stacks.drivers(target, system)):
+
+    def check(branch: str) -> None:
         wanted = dataclasses.replace(system, host_driver=branch) if target == "lxc" else system
-        releases = stacks.releases(target, wanted, None if target == "lxc" else branch)
-        for cuda in (None, *releases):
+
+        def is_offered(cuda: str | None) -> None:
             settings = {} if target == "lxc" else {"driver": branch}
             before = Request(target, Nvidia.model_validate(settings | {"cuda": cuda}), wanted, "the.system")
-            try:
-                plan = plan_stack(before)
-                after = plan_stack(with_repositories(before, plan))
-            except HomelabError as error:
-                wrong.append((branch, cuda, error.found))
-                continue
-            if before.driver and not after.packages and after.run is None:
-                wrong.append((branch, cuda, "nothing"))
-    assert wrong == []
+            after = plan_stack(with_repositories(before, plan_stack(before)))
+            assert not before.driver or after.packages or after.run, "nothing"
+
+        releases = stacks.releases(target, wanted, None if target == "lxc" else branch)
+        check_rows(is_offered, [(cuda,) for cuda in (None, *releases)])
+
+    check_rows(check, [(branch,) for branch in stacks.drivers(target, system) if in_lab(int(branch))])
 
 
 LIBRARIES: list[dict[str, Any]] = [{"cudnn": "9"}, {"nccl": True}]
 
 
-@pytest.mark.parametrize(("name", "row"), DISTRIBUTIONS.items())
-def test_a_library_beside_cuda_that_the_preview_passes_is_offered(name: str, row: Distribution) -> None:
-    wrong = []
-    for cuda, library in itertools.product(DATA.cuda.releases, LIBRARIES):
-        before = request(name, "vm", CARDS["Turing"], driver="620", cuda=str(cuda.release), **library)
-        if all_refusals(before):
-            continue
-        try:
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_library_beside_cuda_that_the_preview_passes_is_offered(name: str) -> None:
+    def check(cuda: str, library: dict[str, Any]) -> None:
+        before = request(name, "vm", CARDS["Turing"], driver="620", cuda=cuda, **library)
+        if not all_refusals(before):
             plan_stack(with_repositories(before, plan_stack(before)))
-        except HomelabError as error:
-            wrong.append((str(cuda.release), library, error.found))
-    assert wrong == [], row.version
+
+    check_rows(check, [(str(cuda.release), library) for cuda in DATA.cuda.releases for library in LIBRARIES])
 
 
 def test_debian_13_gets_580_from_the_installer_and_595_from_packages() -> None:

@@ -30,7 +30,7 @@ from lab import Lab
 from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after, until_done
 from tests.lab.test_proxmox_api import client, host_of, map_card
-from tests.sampling import sample
+from tests.sampling import paired, sample
 
 NODE, VM, SLOT = "pve", 103, "0000:01:00"
 CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
@@ -178,7 +178,7 @@ KILLED: dict[str, tuple[type[Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("when", sample(list(KILLED), 2, "a killed run whose state is lost"))
+@pytest.mark.parametrize("when", sample(list(KILLED), 1, "a killed run whose state is lost"))
 def test_a_run_that_is_killed_and_whose_state_is_lost_loses_nothing(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -219,11 +219,9 @@ CHANGES = 5
 
 @pytest.mark.parametrize(
     ("while_it", "number"),
-    [
-        (one, number)
-        for one in ("creates", "updates")
-        for number in sample(range(CHANGES), 1, f"changes before a destroy, {one}")
-    ],
+    sample(
+        [(one, number) for one in ("creates", "updates") for number in range(CHANGES)], 1, "changes before a destroy"
+    ),
 )
 def test_a_destroy_right_after_a_killed_run_gives_everything_back(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, while_it: str, number: int
@@ -266,8 +264,9 @@ def test_a_vm_that_had_its_card_gets_back_what_changed_for_it(
     assert (conf(lab), notes(lab)) == (before, [])
 
 
-@pytest.mark.parametrize("number", sample(range(CHANGES), 1, "changes before a VM leaves"))
-@pytest.mark.parametrize("card", ["given", "taken over", "shared"])
+@pytest.mark.parametrize(
+    ("card", "number"), paired(["given", "taken over", "shared"], range(CHANGES), "changes before a VM leaves")
+)
 def test_a_vm_that_leaves_after_a_killed_run_is_noted_no_more(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, card: str, number: int
 ) -> None:
@@ -322,7 +321,7 @@ def test_a_card_with_another_key_and_the_same_mapping_stays(lab: Lab, by_hand: b
     assert (conf(lab), notes(lab), mapped_anew) == (before, [], mapped)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", sample([0, 1], 1, "changes before a destroy of a mapping"))
 def test_a_destroy_gives_back_a_mapping_that_a_killed_run_has_taken_over(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -399,8 +398,7 @@ def failed_update(lab: Lab, run: Run) -> None:
     assert in_force(lab) == before
 
 
-@pytest.mark.parametrize("ledger_lost", [False, True])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("times", "ledger_lost"), paired([1, 2], [False, True], "updates that were taken back"))
 def test_a_destroy_after_an_update_that_was_taken_back_gives_all_back(lab: Lab, times: int, ledger_lost: bool) -> None:
     before, run = conf(lab), Run(lab)
     run.up()

@@ -11,6 +11,7 @@ import pytest
 from tests import boot_layers
 from tests.boot_layers import Asked
 from tests.kept_systems import KeptSystems
+from tests.sampling import sample
 from tests.scripts.test_on_a_host import Host
 
 IOMMU = "amd_iommu=on iommu=pt"
@@ -87,7 +88,7 @@ STEPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", sample([*STEPS], 6, "planned files"))
 def test_a_plan_names_each_file_that_apply_changes_and_changes_none(host: Callable[..., Host], step: str) -> None:
     scenario, there, by_hand, wanted = STEPS[step]
     machine = host(scenario, there)

@@ -14,6 +14,7 @@ from lab.api.reference import Operation, Parameter, reference
 from lab.api.responses import handlers
 from lab.api.users import BUILT_IN_ROLES
 from tests.conftest import shared
+from tests.rows import check_rows
 
 WITH_NUMBERS = re.compile(r"^(.*?)\[n\]$")
 
@@ -29,15 +30,13 @@ def test_every_operation_is_served_and_nothing_else() -> None:
 
 
 def test_every_recorded_operation_is_there_with_its_parameters() -> None:
-    wrong = []
-    for path, methods in schema().items():
-        for method, about in methods.items():
-            operation = reference().operations.get((method, path))
-            if operation is None:
-                wrong.append(f"{method} {path} is missing")
-                continue
-            wrong += [f"{method} {path}: {text}" for text in differences(operation, about)]
-    assert not wrong, "\n".join(wrong)
+    recorded = schema()
+
+    def check(method: str, path: str) -> None:
+        wrong = differences(reference().operations[method, path], recorded[path][method])
+        assert not wrong, ", ".join(wrong)
+
+    check_rows(check, [(method, path) for path, methods in recorded.items() for method in methods])
 
 
 def differences(operation: Operation, about: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.compared import DOCUMENTS, Row, load, written
 from tests.conftest import PROJECT
-from tests.rows import failing
+from tests.rows import check_rows
 
 ROWS = [row for rows in load().values() for row in rows]
 
@@ -53,7 +53,7 @@ def test_what_is_said_of_this_program_is_shown_by_tests_or_explained() -> None:
         if row.homelab != "yes":
             assert row.note.endswith("."), "what is lacking, in a sentence"
 
-    assert failing(check, [(row,) for row in ROWS]) == {}
+    check_rows(check, [(row,) for row in ROWS])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, SecretStr
 from homelab.errors import HomelabError
 from homelab.settings import Settings, parse
 from homelab.settings.nvidia import Nvidia
-from tests.rows import failing
+from tests.rows import check_rows
 from tests.unit.test_settings import KEY, refused
 from tests.unit.test_settings import hosts as one_host
 
@@ -220,12 +220,9 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from _parts(one)
 
 
-TEXTS = [
-    (which, place, value)
-    for which, config in enumerate(WHOLE)
-    for place, value in leaves(config)
-    if isinstance(value, str)
-]
+# Which whole configuration, a place in it, its value there.
+VALUES = [(which, place, value) for which, config in enumerate(WHOLE) for place, value in leaves(config)]
+TEXTS = [row for row in VALUES if isinstance(row[2], str)]
 # Of several lines by its nature.
 PEM = ("ssh", "privateKey")
 # Sent to the API as they are, or to an SSH library: a hyphen or a comma means nothing there.
@@ -276,9 +273,9 @@ def test_no_text_has_a_control_character() -> None:
             said(which, place, value[:1] + added + value[1:])
 
         ends_of_lines = ("\nx", "\rx", "\x85x", "\u2028x") if place[-2:] == PEM else ()
-        assert failing(is_refused, [(added,) for added in CONTROLS if added not in ends_of_lines]) == {}
+        check_rows(is_refused, [(added,) for added in CONTROLS if added not in ends_of_lines])
 
-    assert failing(check, TEXTS) == {}
+    check_rows(check, TEXTS)
 
 
 def test_no_text_is_taken_for_an_option_of_a_command() -> None:
@@ -286,7 +283,7 @@ def test_no_text_is_taken_for_an_option_of_a_command() -> None:
         for option in (f"-{value}", f"--{value}", "-oProxyCommand=reboot"):
             said(which, place, option)
 
-    assert failing(check, [row for row in TEXTS if not FREE & set(row[1])]) == {}
+    check_rows(check, [row for row in TEXTS if not FREE & set(row[1])])
 
 
 def test_no_text_goes_on_behind_a_comma_in_a_property_string() -> None:
@@ -294,7 +291,7 @@ def test_no_text_goes_on_behind_a_comma_in_a_property_string() -> None:
         said(which, place, f"{value},romfile=/x")
         said(which, place, f"{value} romfile")
 
-    assert failing(check, [row for row in TEXTS if not WITH_COMMAS & set(row[1])]) == {}
+    check_rows(check, [row for row in TEXTS if not WITH_COMMAS & set(row[1])])
 
 
 def test_no_text_is_empty_or_not_text_at_all() -> None:
@@ -302,42 +299,41 @@ def test_no_text_is_empty_or_not_text_at_all() -> None:
         for wrong in ("", " ", "\ud800"):
             said(which, place, wrong)
 
-    assert failing(check, TEXTS) == {}
+    check_rows(check, TEXTS)
 
 
 @pytest.mark.parametrize(
     "wrong", [None, True, 0, -1, 1e400, 2**80, "x", "{", [], [[]], {}, {"x": {}}, {"\x1b": 1}, "é" * 999], ids=repr
 )
 def test_a_value_of_another_kind_is_a_sentence_wherever_it_stands(wrong: Any) -> None:
-    for which, config in enumerate(WHOLE):
-        for place, _ in leaves(config):
-            try:
-                parse(changed(which, place, wrong))
-            except HomelabError as error:
-                assert all(character.isprintable() or character == "\n" for character in str(error)), place
+    def check(which: int, place: Place) -> None:
+        try:
+            parse(changed(which, place, wrong))
+        except HomelabError as error:
+            assert all(character.isprintable() or character == "\n" for character in str(error))
+
+    check_rows(check, [(which, place) for which, place, _ in VALUES])
 
 
 def test_a_key_of_another_kind_is_a_sentence_wherever_it_stands() -> None:
-    for which, config in enumerate(WHOLE):
-        for place, value in leaves(config):
-            if isinstance(value, dict):
-                for key in ("", "\x1b[31m", "a\nb", "-x", "x,y", "é" * 999):
-                    text = said(which, place, {**value, key: next(iter(value.values()))})
-                    assert len(text) < 2000
+    def check(which: int, place: Place, value: dict[str, Any]) -> None:
+        for key in ("", "\x1b[31m", "a\nb", "-x", "x,y", "é" * 999):
+            assert len(said(which, place, {**value, key: next(iter(value.values()))})) < 2000, key
+
+    check_rows(check, [row for row in VALUES if isinstance(row[2], dict)])
 
 
 def test_a_secret_that_is_mistaken_is_not_quoted() -> None:
-    for which, config in enumerate(WHOLE):
-        for place, _ in leaves(config):
-            if place[-1] in ("password", "tokenSecret", "privateKey", "proxy"):
-                assert "hunter2" not in said(which, place, "hunter2\x00")
-                assert "8271828" not in said(which, place, 8271828)
-                assert "hunter2" not in said(which, place, ["hunter2"])
+    def check(which: int, place: Place, _: str) -> None:
+        assert "hunter2" not in said(which, place, "hunter2\x00")
+        assert "8271828" not in said(which, place, 8271828)
+        assert "hunter2" not in said(which, place, ["hunter2"])
+
+    secrets = ("password", "tokenSecret", "privateKey", "proxy")
+    check_rows(check, [row for row in VALUES if row[1][-1] in secrets])
 
 
-NUMBERS = [
-    (which, place) for which, config in enumerate(WHOLE) for place, value in leaves(config) if type(value) is int
-]
+NUMBERS = [(which, place) for which, place, value in VALUES if type(value) is int]
 
 
 @pytest.mark.parametrize(("which", "place"), NUMBERS, ids=ids)
