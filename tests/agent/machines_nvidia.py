@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from remote_scripts.shared import driver
 from remote_scripts.tools.run import Done, Stand
 from tests.agent import driver_kit, passthrough_kit
 from tests.agent.kit import Host, Tree
@@ -44,14 +45,18 @@ class Nvidia(Machine):
         """Without folders, which go as dpkg likes, what it leaves when it is killed, and fetched lists, of which apt takes away at its next update what no
         repository has. Of a file of homelab's the record's first line: the others are of what it was before.
         """
-        left_out, records = "var/lib/apt/lists/", "var/lib/homelab/files/"
+        left_out, records = ["var/lib/apt/lists/"], "var/lib/homelab/files/"
+        if self.host.exists(
+            driver.NOTE
+        ):  # an installer that was fetched again by a run that was cut short goes with the driver
+            left_out.append("var/lib/homelab/downloads/")
         return {
             path: (
                 mode,
                 content.partition(b"\n")[0] if path.startswith(records) and isinstance(content, bytes) else content,
             )
             for path, (mode, content) in driver_kit.lasting(self.host).items()
-            if not path.startswith(left_out)
+            if not path.startswith(tuple(left_out))
         }
 
 
