@@ -95,6 +95,7 @@ def give_back(system: System, path: str) -> bool:
     files = system.files
     current = state(system, path)
     if current == "absent":
+        system.files.forget(path)  # a run that was cut short before it noted anything had kept it already
         return False
     kept, sums, record = _noted(path)
     files.need_kept(path)
@@ -143,11 +144,11 @@ def _is_edited(system: System, path: str, current_state: str) -> bool:
     """Whether it was changed since: of one that a run was killed in changing, whether it says more than what
     was kept with what nvidia-ctk adds.
     """
+    current, kept = (system.files.need(file, _BYTES) for file in (path, _noted(path)[0]))
+    if current is None or current == kept:  # also one that a run which was cut short has given back
+        return False
     if current_state != "pending" or path == _DROP_IN:
         return current_state == "changed"
-    current, kept = (system.files.need(file, _BYTES) for file in (path, _noted(path)[0]))
-    if current is None or current == kept:
-        return False
     if path == _DOCKER:
         try:
             before = _load(kept)

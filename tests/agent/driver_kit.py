@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,11 +57,15 @@ class Machine:
     """What is there on a host.
 
     :param faults: by default none; a host that was cut short goes on with its own.
+    :param besides: packages that the repositories have beside the driver's, each with its files.
     """
 
-    def __init__(self, host: Host, faults: Faults | None = None) -> None:
+    def __init__(
+        self, host: Host, faults: Faults | None = None, besides: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
         self.host = host
         self.faults = faults or Faults()
+        self.besides = besides or {}
         #: Every program that changes something, as it was started.
         self.started: list[str] = []
         programs: dict[str, Callable[[Sequence[str], bytes], Done | int | str | None]] = {
@@ -232,7 +237,8 @@ class Machine:
 
     def offered(self) -> dict[str, list[str]]:
         """What the repositories have, the newest first."""
-        return {**{name: [f"{NEW}-1", f"{OLD}-1"] for name in FAMILY}, HEADERS: ["1"], STRANGERS: ["1.0"]}
+        there = {**dict.fromkeys(FAMILY, [f"{NEW}-1", f"{OLD}-1"]), HEADERS: ["1"], STRANGERS: ["1.0"]}
+        return there | dict.fromkeys(self.besides, ["1"])
 
     def _apt_cache(self, arguments: Sequence[str], _stdin: bytes) -> str:
         found = self.offered()
@@ -250,6 +256,7 @@ class Machine:
                 words.append(word)
         act, *names = words
         if act == "update":
+            self._fetch_lists()
             return 0
         if act == "download":
             for word in names:
@@ -270,6 +277,18 @@ class Machine:
             if name not in names and not any(word.startswith(f"{name}=") or f"/{name}_" in word for word in names):
                 self._apt_mark(["auto", name], b"")
         return self._configure()
+
+    def _fetch_lists(self) -> None:
+        """Of each repository that has an entry; apt takes the lists of others away."""
+        lists, wanted = self.host.root / "var/lib/apt/lists", set()
+        for path in sorted((self.host.root / "etc/apt/sources.list.d").glob("*.list")):
+            for url in re.findall(r"^deb .*://(\S+)", path.read_text(), re.MULTILINE):
+                wanted.add(f"{url.strip('/').replace('/', '_')}_Packages")
+        for name in sorted(wanted | {path.name for path in lists.glob("*_Packages")}):
+            if name in wanted:
+                self._put(f"/var/lib/apt/lists/{name}", "")
+            else:
+                self._remove(f"/var/lib/apt/lists/{name}")
 
     def _planned(self, act: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """What goes, and what comes or changes its version."""
@@ -318,6 +337,8 @@ class Machine:
             self._put("/usr/bin/nvidia-smi", "")
         if name == MODULES:
             self._put("/usr/src/nvidia", f"{upstream} open")
+        for one, content in self.besides.get(name, {}).items():
+            self._put(one, content)
         self._set(name, "unpacked", version)
 
     def _configure(self) -> int:
@@ -345,6 +366,8 @@ class Machine:
             self._remove("/usr/src/nvidia")
             for kernel in KERNELS:
                 self._remove(f"/usr/lib/modules/{kernel}/nvidia.ko")
+        for one in self.besides.get(name, {}):
+            self._remove(one)
         self._set(name, "" if purge else "config-files", package.version)
         if purge:
             self._apt_mark(["manual", name], b"")
@@ -452,7 +475,7 @@ def after(host: Host, machine: Machine, *, booted: bool) -> Machine:
 
     :param machine: the one that was cut short.
     """
-    left = Machine(host, machine.faults)
+    left = Machine(host, machine.faults, machine.besides)
     if booted:
         left.boot()
         return left

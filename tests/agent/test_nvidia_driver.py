@@ -1,13 +1,12 @@
-"""The layers nvidia_driver and driver_update on a folder: cut short at every call, on a full disk, with an apt that hangs or finds a lock, and with packages
-that are half configured. What they do on systems with NVIDIA's packages is in tests/scripts/test_nvidia_driver.py and test_driver_update.py.
+"""The layers nvidia_driver and driver_update on a folder: what is noted wherever an update is cut short, an apt that hangs or finds a lock, and packages that
+are half configured. That the next run finishes or undoes it is in test_stops.py. What they do on systems with NVIDIA's packages is in tests/scripts/test_nvidia_driver.py and test_driver_update.py.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +32,7 @@ from tests.agent.driver_kit import (
     after,
     lasting,
 )
-from tests.agent.kit import Cut, Host, Refused, cuts, left_by, watched
+from tests.agent.kit import Host, Refused, cuts, left_by
 
 Source = Literal["packages", "run"]
 SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
@@ -97,14 +96,13 @@ def phase(host: Host) -> str:
     return host.read("/var/lib/homelab/update/phase").strip() if host.exists("/var/lib/homelab/update/phase") else ""
 
 
-def swept(
-    machine: Machine, act: Callable[[Host], object], name: str, place: Path, again: Callable[[Machine, str], None]
-) -> None:
-    """Goes on from each moment at which the act was cut short, of a sample."""
-    found: list[Cut] = cuts(machine.host, act)
-    for number, cut in enumerate(sampling.sample(found, SAMPLE, name)):
-        left = after(left_by(cut, machine.host, place / str(number)), machine, booted=cut.how.startswith("power"))
-        again(left, cut.how)
+def cut_short(machine: Machine, act: Callable[[Host], object], name: str, place: Path) -> Iterator[tuple[str, Machine]]:
+    """What is left at each moment at which the act may be cut short, of a sample."""
+    for number, cut in enumerate(sampling.sample(cuts(machine.host, act), SAMPLE, name)):
+        yield (
+            cut.how,
+            after(left_by(cut, machine.host, place / str(number)), machine, booted=cut.how.startswith("power")),
+        )
 
 
 # -- there and back --------------------------------------------------------------------------------------------
@@ -120,123 +118,36 @@ def test_the_driver_comes_and_goes(machine: Machine) -> None:
     assert lasting(machine.host) == stock and not revert(machine.host)["changed"]
 
 
-@pytest.mark.parametrize("source", ["packages", "run"])
-def test_an_install_that_is_cut_short_is_finished_or_taken_back(
-    machine: Machine, source: Source, tmp_path: Path
-) -> None:
-    stock = lasting(machine.host)
-
-    def again(left: Machine, how: str) -> None:
-        answer = apply(left.host, OLD, source)
-        assert (answer["version"], answer["source"]) == (OLD, source) and left.works(OLD), how
-        assert not apply(left.host, OLD, source)["changed"], how
-        revert(left.host)
-        assert lasting(left.host) == stock, how
-
-    swept(machine, lambda one: apply(one, OLD, source), f"install {source}", tmp_path, again)
-
-
-@pytest.mark.parametrize("source", ["packages", "run"])
-def test_an_install_that_is_cut_short_can_be_taken_back_at_once(
-    machine: Machine, source: Source, tmp_path: Path
-) -> None:
-    stock = lasting(machine.host)
-
-    def again(left: Machine, how: str) -> None:
-        revert(left.host)
-        assert lasting(left.host) == stock, how
-
-    swept(machine, lambda one: apply(one, OLD, source), f"install {source}, revert", tmp_path, again)
-
-
-@pytest.mark.parametrize("source", ["packages", "run"])
-def test_a_revert_that_is_cut_short_is_finished(machine: Machine, source: Source, tmp_path: Path) -> None:
-    stock = with_old(machine, source)
-
-    def again(left: Machine, how: str) -> None:
-        revert(left.host)
-        assert lasting(left.host) == stock, how
-
-    swept(machine, revert, f"revert {source}", tmp_path, again)
-
-
 # -- an update -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("old", "new"), [("packages", "packages"), ("packages", "run"), ("run", "packages"), ("run", "run")]
-)
-def test_an_update_that_is_cut_short_is_finished_or_taken_back(
-    machine: Machine, old: Source, new: Source, tmp_path: Path
-) -> None:
-    stock = with_old(machine, old)
-
-    def again(left: Machine, how: str) -> None:
-        assert left.works(OLD) or phase(left.host) in ("trying", "tried"), how
-        answer = apply(left.host, NEW, new)
-        assert answer["version"] == NEW and left.works(NEW), how
-        left.boot()
-        assert end(left.host, "read")["phase"] in ("", "tried")
-        end(left.host, "apply")
-        assert not left.host.exists("/var/lib/homelab/update") and not apply(left.host, NEW, new)["changed"], how
-        revert(left.host)
-        assert lasting(left.host) == stock, how
-
-    swept(machine, lambda one: apply(one, NEW, new), f"update {old} {new}", tmp_path, again)
+UPDATES: list[tuple[Source, Source]] = [
+    ("packages", "packages"),
+    ("packages", "run"),
+    ("run", "packages"),
+    ("run", "run"),
+]
 
 
-@pytest.mark.parametrize(("old", "new"), [("packages", "packages"), ("run", "run")])
-def test_an_update_that_is_cut_short_and_not_wanted_any_more_is_taken_back(
+@pytest.mark.parametrize(("old", "new"), UPDATES)
+def test_wherever_an_update_is_cut_short_the_old_driver_works_or_it_is_noted_that_it_doesnt(
     machine: Machine, old: Source, new: Source, tmp_path: Path
 ) -> None:
     with_old(machine, old)
-
-    def again(left: Machine, how: str) -> None:
-        assert apply(left.host, OLD, old)["version"] == OLD and left.works(OLD) and phase(left.host) == "", how
-
-    swept(machine, lambda one: apply(one, NEW, new), f"unwanted {old}", tmp_path, again)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [("packages", "packages"), ("packages", "run"), ("run", "packages"), ("run", "run")]
-)
-def test_a_way_back_that_is_cut_short_is_finished(machine: Machine, old: Source, new: Source, tmp_path: Path) -> None:
-    stock = with_old(machine, old)
-    machine.faults.no_build.add(NEW)
-
-    def fails(host: Host) -> None:
-        assert f"the driver {OLD} is back" in refusal(lambda: apply(host, NEW, new))
-
-    def again(left: Machine, how: str) -> None:
-        text = refusal(lambda: apply(left.host, NEW, new))
-        assert f"the driver {OLD} is back" in text and left.works(OLD) and phase(left.host) == "", f"{how}: {text}"
-        left.boot()
-        assert left.loaded() == OLD
-        revert(left.host)
-        assert lasting(left.host) == stock, how
-
-    swept(machine, fails, f"back {old} {new}", tmp_path, again)
+    for how, left in cut_short(machine, lambda one: apply(one, NEW, new), f"update {old} {new}", tmp_path):
+        assert left.works(OLD) or phase(left.host) in ("trying", "tried"), how
 
 
 @pytest.mark.parametrize("source", ["packages", "run"])
-@pytest.mark.parametrize("verb", ["apply", "revert"])
-def test_the_end_of_an_update_that_is_cut_short_is_reached_by_the_next_run(
-    machine: Machine, source: Source, verb: str, tmp_path: Path
+def test_wherever_a_way_back_is_cut_short_no_container_is_given_the_new_driver(
+    machine: Machine, source: Source, tmp_path: Path
 ) -> None:
     with_old(machine, source)
     assert apply(machine.host, NEW, source)["reboot"] == "yes" and phase(machine.host) == "tried"
     machine.faults.in_use = False
     machine.boot()
     assert machine.loaded() == NEW
-    version = NEW if verb == "apply" else OLD
-
-    def again(left: Machine, how: str) -> None:
-        if verb == "revert" and not left.works(NEW):
-            assert phase(left.host) != "tried", f"{how}: containers would be given the new one"
-        found = end(left.host, verb)
-        assert left.works(version) and phase(left.host) == "" and not left.host.exists("/var/lib/homelab/update"), how
-        if verb == "revert":
-            assert found["old"] in (OLD, "") and end(left.host, "read")["given_up"] == NEW and left.loaded() == OLD, how
-
-    swept(machine, lambda one: end(one, verb), f"end {verb} {source}", tmp_path, again)
+    for how, left in cut_short(machine, lambda one: end(one, "revert"), f"back {source}", tmp_path):
+        assert left.works(NEW) or phase(left.host) != "tried", how
+    assert machine.works(OLD) and machine.loaded() == OLD and end(machine.host, "read")["given_up"] == NEW
 
 
 def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine: Machine) -> None:
@@ -287,53 +198,6 @@ def test_what_was_kept_and_is_gone_is_said_and_the_wanted_driver_comes(machine: 
 
 
 # -- what fails ------------------------------------------------------------------------------------------------
-def errors(host: Host, act: Callable[[Host], object], number: int) -> bool:
-    """Runs the act on a disk that is full from the call of this number on, until it has ended; whether there were so many."""
-    seen = 0
-
-    def full(call: str, path: str) -> None:
-        nonlocal seen
-        seen += call in ("create", "write", "mkdir", "symlink")
-        if seen >= number and call in ("create", "write", "mkdir", "symlink"):
-            raise OSError(errno.ENOSPC, "No space left on device", path)
-
-    with watched(full):
-        try:
-            act(host)
-        except Refused:
-            assert seen >= number
-    return seen >= number
-
-
-@pytest.mark.parametrize("source", ["packages", "run"])
-def test_a_disk_that_is_full_ends_an_update_and_the_next_run_goes_on(
-    machine: Machine, source: Source, tmp_path: Path
-) -> None:
-    stock = with_old(machine, source)
-    begun = machine.host.tree("boot", "etc", "usr", "var", "sys")
-    numbers = sampling.sample(range(1, 400), 400 if sampling.EVERY else 12, f"full {source}")
-    tried = 0
-    for number in numbers:
-        host = left_by(
-            Cut(
-                "",
-                {k: v for k, v in begun.items() if not k.startswith("sys")},
-                {k: v for k, v in begun.items() if k.startswith("sys")},
-            ),
-            machine.host,
-            tmp_path / str(number),
-        )
-        left = after(host, machine, booted=False)
-        if not errors(host, lambda one: apply(one, NEW, source), number):
-            continue
-        tried += 1
-        assert left.works(OLD) or phase(host) in ("trying", "back", "tried"), number
-        assert apply(host, NEW, source)["version"] == NEW and left.works(NEW), number
-        revert(host)
-        assert lasting(host) == stock, number
-    assert tried
-
-
 @pytest.mark.parametrize(
     ("program", "done", "words"),
     [
