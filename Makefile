@@ -11,7 +11,7 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
+.PHONY: help up down preview pull-request-preview outputs test test-plain test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -33,6 +33,20 @@ down: .venv/.dev ## run `pulumi destroy` and stop the simulated host
 
 test: .venv/.dev ## run the tests, without those of test-metal and test-windows
 	@$(VENV) -m tests.scratch -m pytest -n $(WORKERS) --dist worksteal tests
+
+# One part each of tests/e2e, tests/scripts and tests/lab, and what else starts a lab or the engine as they do.
+PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e scripts lab)) \
+  tests/engine/test_settings_file.py tests/unit/test_deploy.py)
+
+test-plain: .venv/.dev ## test without what keeps the suite's time down, for hours; a second call goes on where one ended (JOBS=2)
+	@$(MAKE) --no-print-directory --keep-going --jobs $(or $(JOBS),2) $(PLAIN_PARTS); \
+	  status=$$?; for log in .plain/*/*.log; do echo "$$log: $$(tail -n 1 "$$log")"; done; \
+	  [ $$status = 0 ] && rm $(PLAIN_PARTS); exit $$status
+
+.plain/%.passed:
+	@mkdir -p $(@D)
+	@HOMELAB_PLAIN=1 $(VENV) -m tests.scratch -m pytest --timeout 3600 tests/$*.py >$(@D)/$(*F).log 2>&1
+	@touch $@
 
 test-fast: .venv/.dev ## run the quick tests that need no Pulumi: a minute on two processors
 	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab
@@ -90,7 +104,7 @@ clean: ## stop the labs and remove everything made here, also the engine's cache
 	  echo "why:    a state knows what to give back on its host: without it, \`pulumi destroy\` can't"; \
 	  echo "next:   \`pulumi stack export\` each, import it where your other stacks are, and remove its file"; exit 1; }
 	@if [ -x $(VENV) ] && [ -d .lab ]; then for lab in .lab/*/; do $(VENV) -m lab stop --state "$$lab"; done; fi
-	rm -rf .venv .cache .lab .site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .cache .lab .plain .site .mypy_cache .ruff_cache .pytest_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -15,6 +15,7 @@ import pytest
 
 from tests import races, sampling
 from tests.compiled import compile_share
+from tests.plain import LEFT_OUT, PLAIN
 
 if TYPE_CHECKING:
     from engine import install
@@ -193,6 +194,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needed = NEEDS_UNIX.get(f"{name}::{getattr(item, 'originalname', item.name)}")
         if needed and sys.platform == "win32":
             item.add_marker(pytest.mark.skip(reason=f"not on Windows: {needed}"))
+        of_what_is_off = LEFT_OUT.get(name) or LEFT_OUT.get(f"{name}::{getattr(item, 'originalname', item.name)}")
+        if of_what_is_off and PLAIN:
+            item.add_marker(pytest.mark.skip(reason=f"not in a plain run: {of_what_is_off}"))
         if (
             name.startswith(_SLOW_TIERS)
             or name in SLOW
@@ -273,13 +277,14 @@ def command_server() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    from lab.commands import CommandServer
+    from lab.commands import NO_SERVER, CommandServer
     from lab.host.command_server import FORKED_PYTHON
 
-    os.environ[FORKED_PYTHON] = "yes"  # for the servers of labs' daemons, too
+    told = NO_SERVER if PLAIN else FORKED_PYTHON
+    os.environ[told] = "yes"  # for the servers of labs' daemons, too
     with CommandServer():
         yield
-    del os.environ[FORKED_PYTHON]
+    del os.environ[told]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -302,7 +307,7 @@ def kept_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def daemons() -> Iterator[None]:
     """Labs' daemons start in a third of the time."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or PLAIN:
         yield
         return
     from lab import Lab

@@ -1,0 +1,20 @@
+"""A run without what keeps the suite's time down (docs/suite-time.md): `make test-plain`, which sets HOMELAB_PLAIN.
+
+The agent, the program, the provider, `python -m homelab`, labs' daemons and their commands are processes of their own, which make their imports
+themselves; Pulumi's CLI is as its users start it, with a passphrase, and writes the state after each step.
+"""
+
+from __future__ import annotations
+
+import os
+
+#: Whether this run is one.
+PLAIN = "HOMELAB_PLAIN" in os.environ
+#: Files and functions that aren't part of it, and why.
+LEFT_OUT = {
+    "engine/test_quick_python.py": "of the program and the provider as forks",
+    "lab/test_command_server.py": "of simulated commands as forks",
+    "lab/test_daemons.py": "of labs' daemons as forks",
+    "lab/test_host_python.py": "of a host's Python as a fork",
+    "scripts/test_forked_agent.py": "of the agent as a fork",
+}
