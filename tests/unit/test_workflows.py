@@ -65,9 +65,9 @@ def test_only_what_no_pull_request_starts_has_a_secret_and_it_may_write_nothing(
         set(jobs["look"]["permissions"].values()) <= READ_ONLY and jobs["look"]["if"] == "vars.HOMELAB_DRIFT == 'true'"
     )
     assert "secrets." not in yaml.safe_dump(jobs["tell"])
-    (test,) = workflow(PROJECT / ".github" / "workflows" / "samples.yml")["jobs"].values()
-    assert test["permissions"] == {"contents": "read"} and test["if"] == "vars.HOMELAB_SAMPLES == 'true'"
-    assert "secrets." not in yaml.safe_dump(test)
+    for test in workflow(PROJECT / ".github" / "workflows" / "samples.yml")["jobs"].values():
+        assert test["permissions"] == {"contents": "read"} and test["if"] == "vars.HOMELAB_SAMPLES == 'true'"
+        assert "secrets." not in yaml.safe_dump(test)
 
 
 @pytest.mark.parametrize(("file", "name", "job"), JOBS, ids=lambda value: value if isinstance(value, str) else "")
@@ -179,6 +179,8 @@ CONDITIONS = [
     ("preview.yml", "preview", {"github": {"event_name": "push"}}, False),
     ("samples.yml", "test", {"vars": {"HOMELAB_SAMPLES": "true"}}, True),
     ("samples.yml", "test", {"vars": {}}, False),
+    ("samples.yml", "plain", {"vars": {"HOMELAB_SAMPLES": "true"}}, True),
+    ("samples.yml", "plain", {"vars": {}}, False),
     ("site.yml", "build", {"vars": {"HOMELAB_SITE": "true"}}, True),
     ("site.yml", "build", {"vars": {}}, False),
     ("windows.yml", "first-hour", {"github": {"event_name": "workflow_dispatch"}}, True),
