@@ -38,9 +38,11 @@ test: .venv/.dev ## run the tests, without those of test-metal and test-windows
 PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e scripts lab)) \
   tests/engine/test_settings_file.py tests/unit/test_deploy.py)
 
-test-plain: .venv/.dev ## test without what keeps the suite's time down, for hours; a second call goes on where one ended (JOBS=2)
+test-plain: .venv/.dev ## test as users run it, without what makes the suite quick (hours; a second call goes on)
 	@$(MAKE) --no-print-directory --keep-going --jobs $(or $(JOBS),2) $(PLAIN_PARTS); \
-	  status=$$?; for log in .plain/*/*.log; do echo "$$log: $$(tail -n 1 "$$log")"; done; \
+	  status=$$?; for part in $(basename $(PLAIN_PARTS)); do \
+	    [ -e $$part.passed ] && result=passed || result=failed; \
+	    echo "$$result: $${part#.plain/}$$(sed -n 's/^=* \(.*\) in \([0-9.]*s\).*=$$/: \1, \2/p' $$part.log)"; done; \
 	  [ $$status = 0 ] && rm $(PLAIN_PARTS); exit $$status
 
 .plain/%.passed:
