@@ -39,7 +39,7 @@ PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tes
   tests/engine/test_settings_file.py tests/unit/test_deploy.py)
 
 test-plain: .venv/.dev ## test as users run it, without what makes the suite quick (hours; a second call goes on)
-	@$(MAKE) --no-print-directory --keep-going --jobs $(or $(JOBS),2) $(PLAIN_PARTS); \
+	@$(MAKE) --silent --keep-going --jobs $(or $(JOBS),2) $(PLAIN_PARTS); \
 	  status=$$?; for part in $(basename $(PLAIN_PARTS)); do \
 	    [ -e $$part.passed ] && result=passed || result=failed; \
 	    echo "$$result: $${part#.plain/}$$(sed -n 's/^=* \(.*\) in \([0-9.]*s\).*=$$/: \1, \2/p' $$part.log)"; done; \
