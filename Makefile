@@ -11,7 +11,7 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-lab test-nightly test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
+.PHONY: help up down preview pull-request-preview outputs test test-lab test-nightly test-plain test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -44,6 +44,22 @@ test-nightly: export HOMELAB_EVERY_CUT := 1
 test-nightly: ## run both with every sample: a kill, a power cut and a full disk at each moment (hours)
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-lab
+
+# One part each of tests/e2e, tests/scripts and tests/lab, and what else starts a lab or the engine as they do.
+PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e scripts lab)) \
+  tests/engine/test_settings_file.py tests/unit/test_deploy.py)
+
+test-plain: .venv/.dev ## test as users run it, without what makes the suite quick (hours; a second call goes on)
+	@$(MAKE) --silent --keep-going --jobs $(or $(JOBS),2) $(PLAIN_PARTS); \
+	  status=$$?; for part in $(basename $(PLAIN_PARTS)); do \
+	    [ -e $$part.passed ] && result=passed || result=failed; \
+	    echo "$$result: $${part#.plain/}$$(sed -n 's/^=* \(.*\) in \([0-9.]*s\).*=$$/: \1, \2/p' $$part.log)"; done; \
+	  [ $$status = 0 ] && rm $(PLAIN_PARTS); exit $$status
+
+.plain/%.passed:
+	@mkdir -p $(@D)
+	@HOMELAB_PLAIN=1 $(VENV) -m tests.scratch -m pytest --timeout 3600 tests/$*.py >$(@D)/$(*F).log 2>&1
+	@touch $@
 
 test-fast: .venv/.dev ## run the quick tests that need no Pulumi: a minute on two processors
 	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab
@@ -103,7 +119,7 @@ clean: ## stop the labs and remove everything made here, also the engine's cache
 	  echo "why:    a state knows what to give back on its host: without it, \`pulumi destroy\` can't"; \
 	  echo "next:   \`pulumi stack export\` each, import it where your other stacks are, and remove its file"; exit 1; }
 	@if [ -x $(VENV) ] && [ -d .lab ]; then for lab in .lab/*/; do $(VENV) -m lab stop --state "$$lab"; done; fi
-	rm -rf .venv .cache .lab .site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .cache .lab .plain .site .mypy_cache .ruff_cache .pytest_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

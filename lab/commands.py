@@ -21,6 +21,8 @@ from lab.host.state import COMMANDS
 
 # sendmsg(2), from the kernel's headers, for command.pl; on other machines each command is a Python of its own.
 _SENDMSG = {"x86_64": 46, "aarch64": 211, "riscv64": 211}
+#: In the environment: there is to be no server, each command is a Python of its own.
+NO_SERVER = "LAB_NO_COMMAND_SERVER"
 #: Whether this process has what a command server imports, so that a fork of it is one.
 _has_imports = False
 
@@ -53,7 +55,7 @@ class CommandServer:
         self._wait: Callable[[], object] = lambda: None
         self._before: str | None = None
         number = _SENDMSG.get(platform.machine())
-        if number is None or sys.maxsize < 2**32:
+        if number is None or sys.maxsize < 2**32 or NO_SERVER in os.environ:
             return
         name = f"homelab-lab-{os.getpid()}-{secrets.token_hex(8)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

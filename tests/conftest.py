@@ -15,6 +15,7 @@ import pytest
 
 from tests import sampling
 from tests.compiled import compile_share
+from tests.plain import PLAIN
 
 if TYPE_CHECKING:
     from engine import install
@@ -250,13 +251,14 @@ def command_server() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    from lab.commands import CommandServer
+    from lab.commands import NO_SERVER, CommandServer
     from lab.host.command_server import FORKED_PYTHON
 
-    os.environ[FORKED_PYTHON] = "yes"  # for the servers of labs' daemons, too
+    told = NO_SERVER if PLAIN else FORKED_PYTHON
+    os.environ[told] = "yes"  # for the servers of labs' daemons, too
     with CommandServer():
         yield
-    del os.environ[FORKED_PYTHON]
+    del os.environ[told]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -279,7 +281,7 @@ def kept_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def daemons() -> Iterator[None]:
     """Labs' daemons start in a third of the time."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or PLAIN:
         yield
         return
     from lab import Lab

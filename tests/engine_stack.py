@@ -25,6 +25,7 @@ from lab import quick_yaml
 from lab.host.command_server import MARK
 from tests import key_service, quick_python
 from tests.conftest import PROJECT
+from tests.plain import PLAIN
 from tests.waiting import PATIENCE
 
 # What a run that is going to be killed does without: it writes the state after each step.
@@ -106,16 +107,17 @@ def name_of(urn: str) -> str:
 
 
 @functools.cache
-def _home_without_logs(home: Path) -> Path:
+def _home_of_this_process(home: Path) -> Path:
     """A PULUMI_HOME with the plugins of another one, in which the CLI keeps no logs; it ends with this process.
 
-    It writes, compresses and encrypts a log of every run into `logs`, up to 500 MB, which takes a quarter of its time and has no
+    Else it writes, compresses and encrypts a log of every run into `logs`, up to 500 MB, which takes a quarter of its time and has no
     switch; where that isn't a folder, it does without.
     """
-    without = _folder_of_this_process()
-    (without / "plugins").symlink_to(home / "plugins")
-    (without / "logs").touch()
-    return without
+    own = _folder_of_this_process()
+    (own / "plugins").symlink_to(home / "plugins")
+    if not PLAIN:
+        (own / "logs").touch()
+    return own
 
 
 @functools.cache
@@ -146,8 +148,10 @@ def _without_secrets(value: Any) -> Any:
 
 def quick_start(engine: install.Engine) -> dict[str, str]:
     """What makes the CLI and its Python processes start fast; what they do is the same."""
-    return {
-        "PULUMI_HOME": str(_home_without_logs(engine.home)),
+    home = {"PULUMI_HOME": str(_home_of_this_process(engine.home))}
+    if PLAIN:
+        return home
+    return home | {
         "PYTHONPATH": str(quick_python.FOLDER),
         # The CLI lives for seconds: its garbage is collected where there is much of it.
         "GOGC": "off",
@@ -175,8 +179,7 @@ def quick_environment(engine: install.Engine, backend: Path) -> dict[str, str]:
         "NO_COLOR": "1",
         **quick_start(engine),
         # The state is written at the end of a run, not after each of its steps.
-        "PULUMI_EXPERIMENTAL": "true",
-        "PULUMI_SKIP_CHECKPOINTS": "true",
+        **({} if PLAIN else dict.fromkeys(WITHOUT_HURRY, "true")),
         # What makes the CLI know --event-log, which the Automation API uses.
         "PULUMI_DEBUG_COMMANDS": "true",
     }
@@ -221,10 +224,11 @@ class EngineStack:
         if self.project not in _new_stacks:
             new = _folder_of_this_process()
             environment = self.environment | {"PULUMI_BACKEND_URL": stacks.backend_url(new)}
-            stacks.create(self.engine.pulumi, "lab", environment, self.project, secrets_provider=key_service.URL)
+            provider = "default" if PLAIN else key_service.URL
+            stacks.create(self.engine.pulumi, "lab", environment, self.project, secrets_provider=provider)
             _new_stacks[self.project] = new
         shutil.copytree(_new_stacks[self.project], self.backend or self.folder, dirs_exist_ok=True)
-        (self.folder / "Pulumi.lab.yaml").write_text(quick_yaml.dump(key_service.IN_SETTINGS))
+        (self.folder / "Pulumi.lab.yaml").write_text(quick_yaml.dump({} if PLAIN else key_service.IN_SETTINGS))
         self.write_config()
 
     def write_config(self) -> None:

@@ -1,6 +1,6 @@
 """The host's agent as a fork of the test's process, which has its modules: a tenth of the time of a Python that starts and reads them from what is sent.
 
-It is a process of its own otherwise, with the environment, streams and signals of one that a host starts. As a host starts it: tests/agent/test_start.py; from what is sent
+In a plain run (tests/plain.py) it is that Python. It is a process of its own otherwise, with the environment, streams and signals of one that a host starts. As a host starts it: tests/agent/test_start.py; from what is sent
 and from a file of a host's, where a process has its modules as well (lab/host/host_python.py): every run in tests/e2e.
 """
 
@@ -27,6 +27,8 @@ from homelab.remote import ssh
 from lab import Lab
 from lab.host import host_python
 from remote_scripts import agent, tables
+from tests import sent_along
+from tests.plain import PLAIN
 from tests.waiting import PATIENCE
 
 
@@ -60,6 +62,8 @@ def asked(
 
 def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> None:
     """In a test: sessions with these labs are real, and what they ask the agent is answered by a fork."""
+    if PLAIN:
+        return
     by_port, real = {lab.connection["port"]: lab for lab in labs}, ssh.Session._run
 
     async def run(session: ssh.Session, command: str, verb: str, script: str, *more: Any, **options: Any) -> str:
@@ -85,6 +89,8 @@ def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> Non
 def _answered(
     environment: Mapping[str, str], verb: str, layer: str, text: bytes, folder: Path
 ) -> subprocess.CompletedProcess[str]:
+    if PLAIN:
+        return _started(environment, verb, text, folder)
     importlib.import_module(f"remote_scripts.layers.{layer}")
     told = (_codes(), _symptoms())
     streams = [os.memfd_create(name) for name in ("output", "errors")]
@@ -103,6 +109,21 @@ def _answered(
         for descriptor in (ended, *streams):
             os.close(descriptor)
     return subprocess.CompletedProcess([layer, verb], status, *said)
+
+
+def _started(environment: Mapping[str, str], verb: str, text: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
+    """As a session asks a system that keeps no agent."""
+    done = subprocess.run(
+        ["bash", "-c", asking.command_in_memory("root")],
+        input=sent_along.text(verb, text.decode()),
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    done.stdout = sent_along.answer(done.stdout)
+    return done
 
 
 def _become(

@@ -105,7 +105,7 @@ def install_program(host: HostState, path: str) -> None:
     name = path.rpartition("/")[2]
     text = launchers.text_of(name, container="container" in host.machine)
     # nvcc is asked by its path which toolkit it belongs to.
-    host.write(path, text.replace("exec ", 'LAB_PROGRAM="$0" exec ', 1), 0o755)
+    host.write(path, text.replace("\n", '\nexport LAB_PROGRAM="$0"\n', 1), 0o755)
 
 
 def install_libraries(host: HostState, stems: list[str], version: str) -> None:

@@ -14,6 +14,7 @@ from homelab.remote.proxmox import places
 from lab import Lab
 from tests import put_agent
 from tests.kept_systems import KeptSystems
+from tests.plain import PLAIN
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
 @pytest.fixture(autouse=True)
 def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put on a host needs no bytecode there."""
-    monkeypatch.setattr(agent, "put", put_agent.put)
+    if not PLAIN:
+        monkeypatch.setattr(agent, "put", put_agent.put)
 
 
 @pytest.fixture(autouse=True)

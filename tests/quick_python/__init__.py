@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.plain import PLAIN
+
 FOLDER = Path(__file__).resolve().parent
 #: The variable with the name of the server's socket.
 SERVER = "QUICK_PYTHON"
@@ -21,7 +23,7 @@ SERVER = "QUICK_PYTHON"
 def server() -> Iterator[None]:
     """A server (server.py) for the runs of the engine that this process starts; it ends with this process, however that ends. One within another's
     time takes its place."""
-    if platform.system() != "Linux":  # abstract names of sockets
+    if PLAIN or platform.system() != "Linux":  # abstract names of sockets
         yield
         return
     name = f"homelab-tests-{os.getpid()}-{secrets.token_hex(8)}"

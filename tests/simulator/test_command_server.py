@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from lab.commands import CommandServer
-from lab.host.state import COMMANDS
+from lab.host.contents import install_program
+from lab.host.state import COMMANDS, HostState
 from lab.state import process_start_time
 from tests.lab.host_kit import Host
 from tests.waiting import PATIENCE, wait_until
@@ -73,6 +74,16 @@ def test_a_command_is_a_fork_of_the_server_and_a_process_of_its_own_without_one(
     assert said(host).startswith("python")
     monkeypatch.delitem(os.environ, COMMANDS)
     assert said(host).startswith("python")
+
+
+def test_a_program_has_the_path_that_it_was_started_by_with_a_server_and_without_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = "/usr/local/cuda-12.8/bin/nvcc"
+    install_program(HostState(host.machine.state), nvcc)
+    assert "release 12.8," in host.output(f"$ROOT{nvcc} --version")
+    monkeypatch.delitem(os.environ, COMMANDS)
+    assert "release 12.8," in host.output(f"$ROOT{nvcc} --version")
 
 
 def test_in_another_mount_namespace_a_command_is_a_process_of_that(host: Host) -> None:
