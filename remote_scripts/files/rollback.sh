@@ -186,11 +186,8 @@ roll_back() {
     esac
   fi
   mkdir -m 700 "$run" 2>/dev/null
-  # So that nobody writes meanwhile; but somebody who hangs must not keep us from it.
-  { command exec 9>>"$run/lock" && flock -w "${LOCK_TIMEOUT:-60}" 9; } || {
-    say "another run holds the lock: going on without it"
-    lock=',"lock_seconds":0' # the agent need not wait for it once more
-  }
+  # So that nobody writes meanwhile; but somebody who hangs must not keep us from it, nor the agent after us.
+  { command exec 9>>"$run/lock" && flock -w "${LOCK_TIMEOUT:-60}" 9; } || { lock=',"lock_seconds":0' && say "going on without the lock, which another run holds"; }
   if [ -e "$home/rolling-back" ]; then
     say "going on with a roll-back"
     # Begun in another boot: this one needs a restart only if it still runs with our words.
