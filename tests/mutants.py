@@ -38,6 +38,7 @@ SECONDS = 120
 TIERS = ("unit", "agent", "scripts", "lab", "simulator", "engine", "e2e")
 AGENTS_TIERS = ("agent", *(tier for tier in TIERS if tier != "agent"))
 
+STOPS = "tests/agent/test_stops.py"
 #: What survivors are tried against.
 SUITE = ("tests/unit", "tests/agent", "tests/scripts", "tests/lab")
 #: One of mutants.yaml: `file`, `function`, `before`, `after`; `killed_by` (a test's id) and `seconds`, or `survived` (which tests), or `gone` (since when).
@@ -98,17 +99,17 @@ def naming(file: str) -> list[str]:
     itself = file.removesuffix(".py").replace("/", ".")
     direct, through = {itself}, {name for name, path in sources.items() if itself in _imports(path)}
     tiers = AGENTS_TIERS if file.startswith("remote_scripts/") else TIERS
-    ranks: dict[str, tuple[int, int, bool]] = {}
+    ranks: dict[str, tuple[int, int]] = {}
     for name, path in sources.items():
         tier = path.parent.name
         distance = 0 if direct & _imports(path) else 1 if through & _imports(path) else None
         if path.name.startswith("test_") and tier in tiers and distance is not None:
-            ranks[path.relative_to(PROJECT).as_posix()] = (
-                distance,
-                tiers.index(tier),
-                itself.rpartition(".")[2] not in name,
-            )
-    tests = sorted(ranks, key=lambda name: (*ranks[name], name))
+            ranks[path.relative_to(PROJECT).as_posix()] = (distance, tiers.index(tier))
+    if file.startswith("remote_scripts/"):
+        ranks.setdefault(STOPS, (1, 0))
+    # The one that stops every layer of the agent anywhere comes behind the module's own.
+    own = itself.rpartition(".")[2]
+    tests = sorted(ranks, key=lambda name: (own not in name, name != STOPS, *ranks[name], name))
     return [name for name in tests if not name.startswith(("tests/engine/", "tests/e2e/"))] or tests
 
 
