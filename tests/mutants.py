@@ -100,7 +100,7 @@ def naming(file: str) -> list[str]:
     direct, through = {itself}, {name for name, path in sources.items() if itself in _imports(path)}
     tiers = AGENTS_TIERS if file.startswith("remote_scripts/") else TIERS
     ranks: dict[str, tuple[int, int]] = {}
-    for name, path in sources.items():
+    for path in sources.values():
         tier = path.parent.name
         distance = 0 if direct & _imports(path) else 1 if through & _imports(path) else None
         if path.name.startswith("test_") and tier in tiers and distance is not None:
