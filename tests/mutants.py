@@ -174,7 +174,7 @@ def tried(tree: Path, mutant: Mutant, tests: Sequence[str], seconds: int) -> Mut
     return kept | {"killed_by": failed, "seconds": took}
 
 
-_SIGNS = {
+_SIGNS: dict[type[ast.AST], tuple[str, str]] = {
     **{ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.In: ("in", "not in"), ast.NotIn: ("not in", "in")},
     **{ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")},
     **{ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is"), ast.And: ("and", "or"), ast.Or: ("or", "and")},
