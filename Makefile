@@ -39,11 +39,10 @@ test: .venv/.dev ## run the tests of the program, without those of test-metal an
 test-lab: .venv/.dev ## run the tests of the simulated hosts, and of what makes the tests quick
 	@$(PYTEST) tests/simulator
 
-# One after the other: both use all processors.
+# One after the other, as both use all processors, and the second one also if the first one fails.
 test-nightly: export HOMELAB_EVERY_CUT := 1
 test-nightly: ## run both with every sample: a kill, a power cut and a full disk at each moment (hours)
-	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory test-lab
+	@$(MAKE) --no-print-directory --keep-going test test-lab
 
 # One part each of tests/e2e, tests/scripts and tests/lab, and what else starts a lab or the engine as they do.
 PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e scripts lab)) \

@@ -87,11 +87,13 @@ def revert(system: System, wanted: Wanted) -> Changed:
 def _change(system: System, values: tuple[Value, ...]) -> Changed:
     there = [value for value in values if _is_there(system, value)]
     for value in there:  # before the rule, by which a boot sets them
-        _note(system, value)
+        _note(system, value, alone=False)
     _write_rules(system, values)
     _give_back(system, values)
     for value in there:
         _set(system, value)
+    for value in there:
+        _note(system, value, alone=True)
     return Changed(system.files.changed)
 
 
@@ -143,12 +145,13 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
     system.files.put(_LAYER, RULES, 0o644, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _note(system: System, value: Value) -> None:
-    """Notes what it has, once, and what homelab writes."""
+def _note(system: System, value: Value, *, alone: bool) -> None:
+    """Notes what it has, once, and what homelab writes; until that is there, beside what homelab wrote before."""
     files = system.files
     noted = files.need_text(value.record)
-    before = (noted if files.exists(value.record) else files.need_text(value.path)).partition("\n")[0]
-    text = f"{before}\n{value.value}\n"
+    before, *own = (noted if files.exists(value.record) else files.need_text(value.path)).rstrip("\n").split("\n")
+    earlier = [] if alone else [text for text in own if text != value.value]
+    text = "".join(f"{line}\n" for line in (before, value.value, *earlier))
     if text != noted:
         files.remember(value.record)
         files.note(value.record, text.encode())
@@ -200,7 +203,7 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
         parsed = card_records.parse(name, files.need_text(record))
         if parsed is None:
             system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
-        elif files.exists(path) and files.text(path) == parsed.ours:
+        elif files.exists(path) and files.text(path) in (parsed.ours, *parsed.earlier):
             _put_back_on_failure(system, path)
             try:
                 files.set_attribute(path, parsed.before)

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 
 from remote_scripts.tools.files import HOME
 
-#: A file ADDRESS=ATTRIBUTE for each value, in which a slash is a colon: what was there before, and ours below.
+#: A file ADDRESS=ATTRIBUTE for each value, in which a slash is a colon: what was there before, ours below, and, while a
+#: run exchanges it, an earlier one of ours.
 FOLDER = f"{HOME}/card-values"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A value's. `attribute`: such as power/control; `before`, `ours`: the values."""
+    """A value's. `attribute`: such as power/control; `before`, `ours`: the values; `earlier`: it may be one of ours that
+    a run which was cut short was about to exchange.
+    """
 
     address: str
     attribute: str
     before: str
     ours: str
+    earlier: tuple[str, ...] = ()
 
 
 def name_of(address: str, attribute: str) -> str:
@@ -32,7 +36,7 @@ def parse(name: str, text: str) -> Record | None:
     :param text: what it has.
     """
     address, is_record, attribute = name.partition("=")
-    before, _, own = text.partition("\n")
-    if name.startswith(".") or not is_record or not own.strip("\n"):
+    before, *own = text.rstrip("\n").split("\n")
+    if name.startswith(".") or not is_record or not own:
         return None
-    return Record(address, attribute.replace(":", "/"), before, own.strip("\n"))
+    return Record(address, attribute.replace(":", "/"), before, own[0], tuple(own[1:]))

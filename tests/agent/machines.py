@@ -79,11 +79,21 @@ class Machine:
         values = {
             path: (mode, text.strip() if isinstance(text, bytes) else text) for path, (mode, text) in kernel.items()
         }
-        return {**self.host.lasting(), **values}
+        return {**first_lines(self.host.lasting()), **values}
 
     def remove(self) -> None:
         """Its folder isn't needed any more."""
         shutil.rmtree(self.host.root.parent)
+
+
+def first_lines(tree: Tree) -> dict[str, tuple[int, bytes | str | None]]:
+    """Of a file of homelab's the record's first line: the others are of what it may have been."""
+    return {
+        path: (mode, content.partition(b"\n")[0])
+        if path.startswith("var/lib/homelab/files/") and isinstance(content, bytes)
+        else (mode, content)
+        for path, (mode, content) in tree.items()
+    }
 
 
 def _udev(host: Host) -> None:
@@ -110,15 +120,10 @@ class Boot(Machine):
         boot_kit.run(self.host)
 
     def lasting(self) -> Tree:
-        tree = {**boot_kit.lasting(self.host)}
+        tree = first_lines(boot_kit.lasting(self.host))
         armed = boot_kit.ARMED.lstrip("/")
-        for path, (mode, content) in tree.items():
-            if path == armed:  # until when an `up` waits is of the clock
-                tree[path] = (mode, re.sub(rb"until \d+", b"until", cast(bytes, content)))
-            elif path.startswith("var/lib/homelab/files/") and isinstance(
-                content, bytes
-            ):  # behind the first: what a file may have been
-                tree[path] = (mode, content.partition(b"\n")[0])
+        if armed in tree:  # until when an `up` waits is of the clock
+            tree[armed] = (tree[armed][0], re.sub(rb"until \d+", b"until", cast(bytes, tree[armed][1])))
         return tree
 
 

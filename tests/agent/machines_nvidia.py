@@ -11,15 +11,13 @@ from remote_scripts.shared import driver
 from remote_scripts.tools.run import Done, Stand
 from tests.agent import driver_kit, passthrough_kit
 from tests.agent.kit import Host, Tree
-from tests.agent.machines import Machine
+from tests.agent.machines import Machine, first_lines
 
 
 class Nvidia(Machine):
     """A host with apt, dpkg, DKMS and NVIDIA's installer (driver_kit.py). The example's `offers`: further packages, each with its files; a program that is
     named by its path says its word as long as its file is there.
     """
-
-    kept = ("dev",)
 
     def begin(self) -> None:
         faults = driver_kit.Faults(no_build={*self.example.get("no_build", ())})
@@ -43,21 +41,15 @@ class Nvidia(Machine):
 
     def lasting(self) -> Tree:
         """Without folders, which go as dpkg likes, what it leaves when it is killed, and fetched lists, of which apt takes away at its next update what no
-        repository has. Of a file of homelab's the record's first line: the others are of what it was before.
+        repository has.
         """
-        left_out, records = ["var/lib/apt/lists/"], "var/lib/homelab/files/"
+        left_out = ["var/lib/apt/lists/"]
         if self.host.exists(
             driver.NOTE
         ):  # an installer that was fetched again by a run that was cut short goes with the driver
             left_out.append("var/lib/homelab/downloads/")
-        return {
-            path: (
-                mode,
-                content.partition(b"\n")[0] if path.startswith(records) and isinstance(content, bytes) else content,
-            )
-            for path, (mode, content) in driver_kit.lasting(self.host).items()
-            if not path.startswith(tuple(left_out))
-        }
+        tree = first_lines(driver_kit.lasting(self.host))
+        return {path: about for path, about in tree.items() if not path.startswith(tuple(left_out))}
 
 
 def _installed(host: Host, path: str, answer: str) -> Stand:
