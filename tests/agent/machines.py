@@ -52,7 +52,7 @@ class Machine:
         self.host.programs |= {name: _saying(answer) for name, answer in self.example.get("programs", {}).items()}
 
     def after(self, cut: Cut, place: Path) -> Machine:
-        """The host that a cut has left: killed, and running on; or booted again, where it was the power's."""
+        """The host that a cut has left: killed, and running on; or booted again, where it was the power's. What isn't on a disk is as it was at the act's end."""
         left, is_booted = object.__new__(type(self)), cut.how.startswith("power")
         left.example, left.booted = self.example, self.booted
         left.host = left_by(replace(cut, kernel=self.booted) if is_booted else cut, self.host, place)
@@ -201,6 +201,7 @@ class Node(Machine):
         self.host.write("/proc/cmdline", "quiet\n")
         self.host.programs |= {"bash": lambda _arguments, _stdin: " quiet\n"}
         cluster_kit.members(self.host, *self.example.get("members", _ALL))
+        cluster_kit.osd_dump(self.host, kept=tuple(self.example.get("kept", ())))
 
     def go_on(self, before: Any, is_booted: bool) -> None:
         cluster_kit.run(self.host)

@@ -15,7 +15,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,13 @@ def full_disk(machine: Machine, first: int) -> Iterator[list[str]]:
         yield writes
 
 
+def of_others(tree: Tree) -> Tree:
+    """Files, and values in /sys, that aren't homelab's notes."""
+    return {
+        path: about for path, about in tree.items() if about[1] is not None and not path.startswith("var/lib/homelab/")
+    }
+
+
 Fault = Callable[[Machine, int], AbstractContextManager[list[str]]]
 
 
@@ -205,8 +212,14 @@ class Example:
                     yield f"{how}, {cut.how}", self.copy(left, cut)
 
     def fail(self, machine: Machine, act: str, fault: Fault, number: int) -> None:
-        with fault(machine, number), suppress(Refused):
-            self.run(machine, act)
+        """Where the example says so, a run that is refused has put back every file that it had changed."""
+        before = of_others(machine.lasting())
+        try:
+            with fault(machine, number) as moments:
+                self.run(machine, act)
+        except Refused:
+            is_back = not self.data.get("puts_back") or of_others(machine.lasting()) == before
+            assert is_back, f"{act} puts not all back after {fault.__name__} at {moments[number]}"
 
     def ends(self, left: Machine, trees: Mapping[str, Tree], how: str) -> None:
         """Each act, as the next one, leads to its tree; of a sample one act."""
