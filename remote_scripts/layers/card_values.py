@@ -87,13 +87,12 @@ def revert(system: System, wanted: Wanted) -> Changed:
 def _change(system: System, values: tuple[Value, ...]) -> Changed:
     there = [value for value in values if _is_there(system, value)]
     for value in there:  # before the rule, by which a boot sets them
-        _note(system, value, alone=False)
+        _note(system, value)
     _write_rules(system, values)
     _give_back(system, values)
     for value in there:
         _set(system, value)
-    for value in there:
-        _note(system, value, alone=True)
+    system.files.at_finish.append(lambda: _settle(system, there))
     return Changed(system.files.changed)
 
 
@@ -145,16 +144,21 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
     system.files.put(_LAYER, RULES, 0o644, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _note(system: System, value: Value, *, alone: bool) -> None:
-    """Notes what it has, once, and what homelab writes; until that is there, beside what homelab wrote before."""
+def _note(system: System, value: Value) -> None:
+    """Notes what it has, once, and what homelab writes; beside what homelab wrote before, which is there until then."""
     files = system.files
     noted = files.need_text(value.record)
     before, *own = (noted if files.exists(value.record) else files.need_text(value.path)).rstrip("\n").split("\n")
-    earlier = [] if alone else [text for text in own if text != value.value]
-    text = "".join(f"{line}\n" for line in (before, value.value, *earlier))
+    text = "".join(f"{line}\n" for line in (before, value.value, *(text for text in own if text != value.value)))
     if text != noted:
         files.remember(value.record)
         files.note(value.record, text.encode())
+
+
+def _settle(system: System, values: list[Value]) -> None:
+    """The notes say just what is there."""
+    for value in values:
+        system.files.note(value.record, f"{system.files.line(value.record)}\n{value.value}\n".encode())
 
 
 def _set(system: System, value: Value) -> None:
