@@ -138,7 +138,8 @@ def tested(tree: Path, tests: Sequence[str], seconds: int) -> tuple[int, str, in
     """pytest's status, the first test that failed, and the seconds that it took. 124: they were more than it may."""
     begin = time.monotonic()
     python = [str(tree / ".venv" / "bin" / "python"), "-m", "tests.scratch", "-m", "pytest"]
-    command = ["timeout", "-s", "INT", "-k", "20", str(seconds), *python, "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = ["timeout", "-s", "INT", "-k", "20", str(seconds), *python, "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--timeout={seconds // 2}", *tests]  # a test that hangs has failed
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = done.stdout.decode(errors="replace")
