@@ -1,7 +1,7 @@
 """Small faults put into the product, one at a time: which test notices each. mutants.yaml has them, and what became of each.
 
 python -m tests.mutants [ID …]: runs these, or all, each in a copy of the checkout, against the tests that name its module, until one fails; rewrites
-mutants.yaml; 1 where one lives, or its text is gone. --suite: against all tests that need no engine. --table: prints the results as Markdown.
+mutants.yaml; 1 where one lives, or its text is gone. --survivors: those that lived, against all tests without the engine. --table: prints the results as Markdown.
 --draw N [PART]: prints N others for each part, to be read, and put into mutants.yaml in the place of those whose code is gone.
 """
 
