@@ -217,6 +217,12 @@ def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(host: Ho
     assert node == pmxcfs.Node("pve1", clustered=True) and ha.has_services(host.system(), node) is True
 
 
+def test_a_file_among_the_nodes_is_no_node_of_a_guest(host: Host) -> None:
+    host.write("/etc/pve/nodes/a-note", "")
+    host.write("/etc/pve/nodes/pve2/lxc/101.conf", "")
+    assert [pmxcfs.node_of(host.system(), ctid) for ctid in (101, 102)] == ["pve2", ""]
+
+
 @pytest.mark.parametrize("path", [ACTIVE, "/var/lib/pve-manager/pve-replication-state.json", "/proc/locks"])
 def test_what_cant_be_read_may_say_that_something_runs(host: Host, path: str) -> None:
     (host.root / path[1:]).mkdir(parents=True)

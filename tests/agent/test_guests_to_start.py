@@ -20,7 +20,7 @@ import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.layers.start_guests import Wanted
-from remote_scripts.shared import cluster, guests, guests_to_start, pmxcfs, time_limit
+from remote_scripts.shared import cluster, guest_starts, guests, guests_to_start, pmxcfs, time_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -601,6 +601,14 @@ def test_the_next_up_hears_what_the_host_has_started_alone(host: Host, file: str
     assert host.read(f"{HOME}/{file}").startswith(
         "boot x was judged; the host itself has started what ran before its restart: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
     )
+
+
+def test_what_the_host_has_told_of_guests_it_tells_once_in_a_boot(host: Host) -> None:
+    (host.root / "run/homelab").mkdir(mode=0o700)
+    host.write(f"{HOME}/values", "")
+    for texts in (["one is off"], ["one is off", "two is off"], ["one is off", "two is off"]):
+        guest_starts._report_to_next_run(host.system(), texts)
+    assert host.read(f"{HOME}/judged") == "one is off; two is off"
 
 
 def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) -> None:

@@ -34,7 +34,7 @@ def test_a_note_that_cant_be_read_is_not_taken_for_none(host: Host) -> None:
             ask(host, verb, note="{}", keep=keep)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "vm/../../x", "mapping//x", "/x", "vm/.", ""])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "vm/../../x", "mapping//x", "/x", "vm/.", "", f"vm/{256 * 'x'}"])
 def test_a_note_stays_in_the_ledger(host: Host, name: str) -> None:
     before = host.tree()
     for verb in ("read", "apply"):

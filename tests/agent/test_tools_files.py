@@ -290,6 +290,12 @@ def test_what_is_rewritten_keeps_owner_and_mode_and_a_link_stays_one(host: Host)
     assert host.tree("etc").keys() == {"etc", "etc/kernel", "etc/kernel/real", "etc/kernel/cmdline"}
 
 
+def test_of_a_log_that_is_longer_than_it_may_the_second_half_is_left(host: Host) -> None:
+    for number in range(9):  # of eight bytes each
+        host.system().files.append("/var/log/app", b"line %02d" % number, 64)
+    assert host.read("/var/log/app") == "line 06\nline 07\nline 08\n"
+
+
 def test_a_link_takes_the_place_of_whatever_has_its_name(host: Host) -> None:
     host.write("/etc/one", "theirs")
     host.write("/etc/.one.homelab-tmp", "left")
