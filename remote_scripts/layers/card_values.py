@@ -156,9 +156,10 @@ def _note(system: System, value: Value) -> None:
 
 
 def _settle(system: System, values: list[Value]) -> None:
-    """The notes say just what is there."""
+    """The notes say just what is there; on a full disk those of the next run do."""
     for value in values:
-        system.files.note(value.record, f"{system.files.line(value.record)}\n{value.value}\n".encode())
+        with suppress(OSError):
+            system.files.note(value.record, f"{system.files.line(value.record)}\n{value.value}\n".encode())
 
 
 def _set(system: System, value: Value) -> None:
