@@ -13,8 +13,8 @@ FOLDER = f"{HOME}/card-values"
 
 @dataclass(frozen=True)
 class Record:
-    """A value's. `attribute`: such as power/control; `before`, `ours`: the values; `earlier`: it may be one of ours that
-    a run which was cut short was about to exchange.
+    """A value's. `attribute`: such as power/control; `before`, `ours`: the values; `earlier`: values of ours that may
+    still be there, as a run which was cut short was about to exchange them.
     """
 
     address: str
