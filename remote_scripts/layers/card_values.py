@@ -156,10 +156,12 @@ def _note(system: System, value: Value) -> None:
 
 
 def _settle(system: System, values: list[Value]) -> None:
-    """The notes say just what is there; on a full disk those of the next run do."""
+    """The notes say just what is there; what can't be read or written now is left to the next run."""
+    files = system.files
     for value in values:
         with suppress(OSError):
-            system.files.note(value.record, f"{system.files.line(value.record)}\n{value.value}\n".encode())
+            before = files.need_text(value.record).partition("\n")[0]
+            files.note(value.record, f"{before}\n{value.value}\n".encode())
 
 
 def _set(system: System, value: Value) -> None:
