@@ -332,22 +332,16 @@ class PlannedReboot:
     cluster: str = ""
     moves: str = ""
 
-    def __str__(self) -> str:
-        return self._text("; ".join(self.reasons))
-
     def in_short(self, cards: Mapping[str, CardPlan]) -> str:
-        """The reboot and its reasons in few words, for an `up`; the plan of a preview has all words.
+        """The reboot and its reasons in few words.
 
         :param cards: of the plan.
         """
-        return self._text(in_short(self.reasons, cards))
-
-    def _text(self, because: str) -> str:
         stops = stopping(self.guests, self.moves, again=self.reboot != "manual")
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
             waits = f"; it waits: {self.cluster}" if self.cluster else ""
-            return f"{by}, because {because}; {stops}{waits}"
+            return f"{by}, because {in_short(self.reasons, cards)}; {stops}{waits}"
         if self.perhaps:
             return f"not needed, unless {'; '.join(self.perhaps)}; then {stops}"
         return "not needed"
@@ -356,7 +350,7 @@ class PlannedReboot:
 @dataclass(frozen=True)
 class PlannedFile:
     """A file in the answer of a layer's `plan`. `how`: a key of FILES; `what`: a path, or several in words; `diff`:
-    from the file on the host, as `diff -u` prints it, empty: none is shown."""
+    from a file that others have written or edited, as `diff -u` prints it; empty: none."""
 
     how: str
     what: str
@@ -422,7 +416,7 @@ def describe(
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     lines += [f"  note: {remark}" for remark in gates.remarks(facts, host, slots)]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""
-    lines.append(f"  reboot: {reboot}{order if reboot.reboot == 'yes' else ''}")
+    lines.append(f"  reboot: {reboot.in_short(want.gpus)}{order if reboot.reboot == 'yes' else ''}")
     return "\n".join(lines)
 
 

@@ -65,8 +65,8 @@ How = Literal["new", "changed", "given back", "removed", "made"]
 @dataclass(frozen=True)
 class PlannedFile:
     """What a plan would do. `how`: `given back` is what somebody had there before us, `removed` a file that nobody had
-    there, `made` one that is made of other files; `what`: the path, or words; `diff`: unified, empty where there is
-    none.
+    there, `made` one that is made of other files; `what`: the path, or words; `diff`: unified, of a file that others
+    have written or edited and that is replaced; empty: none.
     """
 
     how: How
@@ -403,7 +403,8 @@ class Files:
         if self._is_put(layer, path, record):
             return
         if self.planning:
-            self.plan_file("changed" if self.exists(path) else "new", path, content)
+            is_theirs = self.state(layer, path) == "changed"
+            self.plan_file("changed" if self.exists(path) else "new", path, content if is_theirs else None)
             return
         self._claim(layer, path, record)
         self.write(path, content, mode)
@@ -422,8 +423,7 @@ class Files:
             return
         self.need_kept(path)
         if self.planning:
-            kept = self.exists(f"{HOME}/kept{path}")
-            self.plan_file("given back" if kept else "removed", path, self.read(f"{HOME}/kept{path}") if kept else None)
+            self.plan_file("given back" if self.exists(f"{HOME}/kept{path}") else "removed", path)
             return
         self.about_to_change()
         self._temporary(path)  # of a run that was cut short: it goes with those of this one
@@ -521,7 +521,7 @@ class Files:
     def plan_file(self, how: How, what: str, content: bytes | None = None) -> None:
         """Notes what would be done.
 
-        :param content: of the file by then, for its diff.
+        :param content: of the file by then, for its diff; None: it has none.
         """
         diff = "" if content is None else _diff(what, self.read(what, ANSWER_BYTES), content)
         self._planned.append(PlannedFile(how, what, diff))

@@ -119,7 +119,7 @@ def test_the_plan_is_the_same_before_there_is_a_driver(host: Host) -> None:
     assert [(file["how"], file["what"]) for file in files] == [
         ("new", SERVICE.program), ("new", UNIT), ("new", LINK)
     ]  # fmt: skip
-    assert files[0]["diff"] == "" and "+ExecStart=" in files[1]["diff"] and host.tree() == before
+    assert host.tree() == before
 
 
 def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(host: Host) -> None:

@@ -315,7 +315,7 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     ("found", "said"),
     [
         (reboot(), "not needed"),
-        (reboot("yes", ("a", "b")), "one, because a; b; it stops VM 103 (Sandbox), and starts it again"),
+        (reboot("yes", ("a", "b")), "one, because a, and b; it stops VM 103 (Sandbox), and starts it again"),
         (reboot("manual", ("a",)), "by you (reboot: manual), because a; it stops VM 103 (Sandbox)"),
         (
             reboot("no", (), ("it is older",)),
@@ -330,7 +330,7 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     ],
 )
 def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.PlannedReboot, said: str) -> None:
-    assert str(found) == said
+    assert found.in_short({}) == said
 
 
 def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> None:
