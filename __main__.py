@@ -109,7 +109,7 @@ for name, host in settings.hosts.items():
         if stack := NvidiaGuestStack.in_vm(guest, vm, host, gpu_vm):
             stacks[stack.place] = stack.result
 
-    results = [probe.generation, *(vms[guest] for guest in host_vms), *(containers[guest] for guest in sharers)]
+    results = [probe.stale, boot.host, *(vms[guest] for guest in host_vms), *(containers[guest] for guest in sharers)]
     preview(name, host, probe, host_vms, sharers, results, settings.plan, settings.restarts_before(name))
 
 for name, value in contract.outputs(settings, hosts, tests, vms, containers, stacks, words).items():

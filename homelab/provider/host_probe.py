@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
@@ -13,6 +13,7 @@ from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
 from homelab.remote import guard, ledger, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
+from homelab.resources.preview import PATIENCE_SECONDS
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm.config import strings
@@ -51,18 +52,33 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = raised(outputs.generation, drifted, drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
+    def foreseen(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> dict[str, Any]:
+        """All but `stale`, by which the program knows that the plan is made anew: so what depends on the plan looks
+        changed where it changes, and nowhere else. Nothing where the host isn't asked, doesn't answer, or refuses."""
+        if self.stack.texts.get("plan") == "never":
+            return {}
+        try:
+            planned = self._planned(inputs, PATIENCE_SECONDS)
+        except HomelabError:  # the plan for people says it
+            return {}
+        values = dataclasses.asdict(_outputs(planned, outputs.generation))
+        del values["stale"]
+        return values
+
+    def _planned(self, inputs: HostProbe.Inputs, timeout: float | None = None) -> planning.Planned:
+        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
+        return asyncio.run(planning.planned(inputs.host, host, vms, containers, timeout))
+
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         guard.hold(inputs.host, self.host(inputs))
-        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
-        planned = asyncio.run(planning.planned(inputs.host, host, vms, containers))
+        planned = self._planned(inputs)
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items()}
-        for remark in gates.remarks(planned.facts, host, slots):
+        for remark in gates.remarks(planned.facts, self.host(inputs), slots):
             tell(f"{inputs.host}: note: {remark}")
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
         self.announced_reboots.add(inputs.host)
-        generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
-        return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
+        return _outputs(planned, generation)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
         edits: list[str] = []
@@ -124,3 +140,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 f"{name}: this program's part in /var/lib/homelab/agents/{owner} stays ({error.wanted}: "
                 f"{error.found}); nothing needs it any more"
             )
+
+
+def _outputs(planned: planning.Planned, generation: dict[str, int]) -> HostProbe.Outputs:
+    generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
+    return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)

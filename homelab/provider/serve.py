@@ -150,7 +150,10 @@ class Homelab(sdk.Provider):
     async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
         resource, state, inputs = _declared(request.type), plain_map(request.olds), plain_map(request.news)
         if request.preview:
-            return sdk.UpdateResponse(valued_map(_previewed(resource, inputs)))
+            previewed = _previewed(resource, inputs)
+            if resource.foreseeable:
+                previewed |= await self._in_thread(request, lambda work: work.previewed(state, inputs))
+            return sdk.UpdateResponse(valued_map(previewed))
         updated = await self._in_thread(request, lambda work: work.updated(state, inputs))
         return sdk.UpdateResponse(valued_map(updated))
 

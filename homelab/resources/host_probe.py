@@ -35,6 +35,7 @@ class HostProbe(Probe):
     """The plan of a host. Outputs as of `Outputs`."""
 
     kind = "host:Probe"
+    foreseeable = True
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
