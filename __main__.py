@@ -112,5 +112,7 @@ for name, host in settings.hosts.items():
     results = [probe.stale, boot.host, *(vms[guest] for guest in host_vms), *(containers[guest] for guest in sharers)]
     preview(name, host, probe, host_vms, sharers, results, settings.plan, settings.restarts_before(name))
 
-for name, value in contract.outputs(settings, hosts, tests, vms, containers, stacks, words).items():
+outputs = contract.outputs(settings, hosts, tests, vms, containers, stacks, words)
+for name, value in outputs.items():
     pulumi.export(name, value)
+contract.tell(outputs["result"])

@@ -21,6 +21,7 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.settings import Settings
 from homelab.shapes import BootedHost, ContainerSeen, PassthroughSeen, StackInUse, VmSeen
+from homelab.text import clean
 
 if TYPE_CHECKING:
     from homelab.show import result
@@ -314,6 +315,12 @@ def outputs(
     kept = [place for place, stack in settings.stacks.items() if stack.on_destroy == "keep"]
     both = pulumi.Output.all(values, pulumi.Output.all(**words) if words else {})  # `all` of nothing is a list
     return {**values, "result": both.apply(lambda pair: result.lines(pair[0], pair[1], kept))}
+
+
+def tell(result_lines: pulumi.Output[list[str]]) -> None:
+    """Shows the output `result` as the last message of an `up`; the display has it among all outputs besides."""
+    if not pulumi.runtime.is_dry_run():
+        result_lines.apply(lambda lines: pulumi.log.info(clean("\n".join(["Result", *(f"  {line}" for line in lines)]))))
 
 
 if __name__ == "__main__":

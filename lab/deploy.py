@@ -7,7 +7,6 @@ The configuration is Pulumi.lab.yaml with the address of the lab that was starte
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -105,14 +104,6 @@ class Deployment:
         chosen = {"PATH": self.environment["PATH"], "PULUMI_STACK": STACK, "HOMELAB_LAB": str(self.state.resolve())}
         return {name: self.environment[name] for name in names} | chosen
 
-    def result(self) -> list[str]:
-        """What the last `up` has come to, as the stack puts it out."""
-        done = subprocess.run(
-            [str(self.engine.pulumi), "stack", "output", "result", "--json", "--stack", STACK, "--cwd", str(PROJECT)],
-            env=self.environment, capture_output=True, text=True,
-        )  # fmt: skip
-        return list(json.loads(done.stdout)) if done.returncode == 0 else []
-
     def _write_config(self, lab: Lab) -> None:
         written = yaml.safe_load((PROJECT / "Pulumi.lab.yaml").read_text(encoding="utf-8"))
         config, host = written["config"], written["config"]["homelab:hosts"]["pve"]
@@ -156,15 +147,12 @@ def main(arguments: list[str] | None = None) -> int:
     if verb == "outputs":
         return deployment.pulumi("stack", "output", "--json")
     if verb == "preview":
-        code = deployment.pulumi("preview")
+        code = deployment.pulumi("preview", "--suppress-outputs")
     else:
         print("Plan", flush=True)
         deployment.show()
         print(flush=True)
-        # The result is what a person needs of the outputs.
         code = deployment.carry_out("up")
-        if code == 0:
-            print("\n".join(["", "Result", *(f"  {line}" for line in deployment.result())]))
     print(hints(verb, asked.scenario, os.path.relpath(deployment.state), code))
     return code
 

@@ -1,5 +1,6 @@
 """Messages to the person who watches. What a provider prints is hidden by the engine; what it is told by this call, it
-shows in the resource's own line."""
+shows: what passes in the resource's own line, and what stays in the stack's, where all of it is in its order. (At the
+end Pulumi's display lists the messages of each resource by itself, and the resources in no order.)"""
 
 from __future__ import annotations
 
@@ -22,12 +23,13 @@ class Engine:
         self._stub = engine_pb2_grpc.EngineStub(grpc.insecure_channel(address, options))
 
     def tell(self, text: str, *, meanwhile: bool) -> None:
-        """Shows it, in the line of the resource that is worked on; from any thread.
+        """Shows it; from any thread.
 
-        :param meanwhile: there alone, and not among the messages at the end.
+        :param meanwhile: in the line of the resource that is worked on, and not among the messages at the end.
         """
+        urn = _URN.get() if meanwhile else ""
         request = engine_pb2.LogRequest(
-            severity=engine_pb2.LogSeverity.Value("INFO"), message=text, urn=_URN.get(), streamId=0, ephemeral=meanwhile
+            severity=engine_pb2.LogSeverity.Value("INFO"), message=text, urn=urn, streamId=0, ephemeral=meanwhile
         )
         # The engine may be gone, and with it whoever would read.
         with contextlib.suppress(grpc.RpcError):

@@ -40,8 +40,8 @@ them into line with the settings, and records them in the *stack* (here: `homela
 - `homelab init` asks questions. A line that begins with `?` shows a question and its answer. It changes nothing before the last one. Answer `?` there to
   see the settings file and each command that it would run.
 - `pulumi up` shows a row for each resource: its type, its name, what was done, and how long that took. An indented row is a part of the one
-  above it. *Diagnostics* contains the messages of the steps, *Outputs* their results; only `result` is shown here. Without `--yes --skip-preview`,
-  `pulumi up` first shows what it would do, and asks.
+  above it. *Diagnostics* contains the messages in the order in which they came; the last one is the result. *Outputs* are for other programs, and
+  left out here; `--suppress-outputs` leaves them out, too. Without `--yes --skip-preview`, `pulumi up` first shows what it would do, and asks.
 - `homelab show` only reads.
 
 The host has one VM, and a second card on which it shows its console. `pulumi up` restarts the host once, and says why before

@@ -62,12 +62,12 @@ def test_what_is_told_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "VM 103 (Sandbox\\ud800)\n"
 
 
-def test_the_engine_is_told_past_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_told_in_whose_line_past_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
 
     class Listening(engine_pb2_grpc.EngineServicer):
         def Log(self, request: engine_pb2.LogRequest, _: object) -> Empty:
-            told.append(request.message)
+            told.append((request.message, request.urn))
             return Empty()
 
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -75,9 +75,11 @@ def test_the_engine_is_told_past_the_environments_proxy(monkeypatch: pytest.Monk
     engine_pb2_grpc.add_EngineServicer_to_server(Listening(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    log.Engine(f"127.0.0.1:{port}").tell("drift", meanwhile=False)
+    with log.messages_of("urn:a"):
+        for meanwhile in (True, False):
+            log.Engine(f"127.0.0.1:{port}").tell("drift", meanwhile=meanwhile)
     server.stop(None)
-    assert told == ["drift"]
+    assert told == [("drift", "urn:a"), ("drift", "")]
 
 
 def test_a_diagnosis_is_clean() -> None:
