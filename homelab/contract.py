@@ -320,7 +320,9 @@ def outputs(
 def tell(result_lines: pulumi.Output[list[str]]) -> None:
     """Shows the output `result` as the last message of an `up`; the display has it among all outputs besides."""
     if not pulumi.runtime.is_dry_run():
-        result_lines.apply(lambda lines: pulumi.log.info(clean("\n".join(["Result", *(f"  {line}" for line in lines)]))))
+        result_lines.apply(
+            lambda lines: pulumi.log.info(clean("\n".join(["Result", *(f"  {line}" for line in lines)])))
+        )
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def hold_up(scenario: str, shown: Sequence[str]) -> None:
             f"record it anew: python -m tests.e2e.first_hour (from Windows: tests.windows.first_hour): {[*(expected ^ found)]}"
         )
 
+
 def hold_show(scenario: str, shown: Sequence[str], folder: Path, lab: Lab) -> None:
     """`homelab show` draws what the page has."""
     expected = _essence(recorded(scenario, "homelab show"))

@@ -571,6 +571,31 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "power", "runs", "said"),
+    [
+        (["one"], "keep", True, "running: no change"),
+        ([], "keep", True, "running: it is shut down and started again"),
+        ([], "keep", False, "off: its options change"),
+        ([], "stopped", True, "running: it is shut down"),
+        (["one"], "stopped", True, "running: it is shut down"),
+        (["one"], "running", False, "off: it is started"),
+    ],
+)
+def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], power: str, runs: bool, said: str) -> None:
+    facts, host = two_in_one_group()
+    record = {"hostpci0": {"before": None, "ours": "mapping=one,pcie=1", "slot": "0000:02:00"}}
+    noted = {"identity": "uuid=1", "record": record}
+    config = facts_config(103, "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1")
+    running = frozenset([103] * runs)
+    guests = replace(facts.guests, configs=[config], running=running)
+    facts = replace(facts, guests=guests, ledger={"vm/103": json.dumps(noted)})
+    wanted = vm(103, *gpus).model_copy(update={"power": power})
+    text = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"one": wanted})[0]
+    assert text.splitlines()[0] == f"  VM 103 (one), {said}"
+    assert ("    - hostpci0: mapping=one,pcie=1" in text) == (not gpus)
+
+
 def facts_config(vmid: int, lines: str) -> Any:
     from homelab.host.facts import GuestConfig
 
