@@ -10,6 +10,7 @@ from typing import Literal
 from homelab.errors import HomelabError, raise_all
 from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
 from homelab.host.classes import DRIVERS, NVIDIA
+from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.host.reboot import in_short, stopping
 from homelab.settings import Host
@@ -356,13 +357,12 @@ class PlannedFile:
     what: str
     diff: str = ""
 
-    @property
-    def lines(self) -> list[str]:
-        """Lines for the plan: the file and its change, then the diff without its head, cut to DIFF_LINES."""
+    def __str__(self) -> str:
+        """The file and its change, then the diff without its head, cut to DIFF_LINES."""
         changed = [line for line in self.diff.splitlines() if not line.startswith(("--- ", "+++ "))]
         if len(changed) > DIFF_LINES:
             changed = [*changed[:DIFF_LINES], f"… {len(changed) - DIFF_LINES} more lines"]
-        return [f"  {FILES[self.how]} {self.what}", *(f"      {line}".rstrip() for line in changed)]
+        return "\n      ".join([f"  {FILES[self.how]} {self.what}", *changed])
 
 
 # How many lines of a file's diff a plan shows.
@@ -396,12 +396,7 @@ def describe(
         if set(before.split()) == set(after.split())
         else f"  command line: {before.strip()}\n             -> {after}"
     )
-    # Of two layers that touch the same file, once.
-    diffs_by_head: dict[str, list[str]] = {}
-    for file in files:
-        head, *diff = file.lines
-        diffs_by_head.setdefault(head, []).extend(line for line in diff if line not in diffs_by_head.get(head, []))
-    lines += [line for head, diff in diffs_by_head.items() for line in (head, *diff)]
+    lines += dict.fromkeys(map(str, files))  # of two layers that touch the same file, once
     for gpu, card in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
         for device in facts.functions(card["slot"]):
@@ -422,20 +417,19 @@ def describe(
 
 def _groups(facts: HostFacts, slot: str) -> list[str]:
     """A line for each IOMMU group of the card's functions, or for the predicted one."""
-    functions = facts.functions(slot)
-    others = "; ".join(facts.describe(device) for device in facts.others_in_group(slot)) or "nothing else"
+    members = facts.others_in_group(slot)
     if not facts.iommu.groups:
-        return [f"IOMMU group none yet; predicted with it: {others}"]
+        return [f"IOMMU group none yet; predicted with it: {_named(facts, members)}"]
     of_group: dict[int | None, list[str]] = {}
-    for device in functions:
+    for device in facts.functions(slot):
         of_group.setdefault(device.group, []).append(device.address)
-    if len(of_group) == 1:
-        return [f"IOMMU group {'none' if group is None else group}, with it: {others}" for group in of_group]
     return [
-        f"{', '.join(addresses)}: IOMMU group {'none' if group is None else group}, with it: "
-        + (
-            "; ".join(facts.describe(device) for device in facts.others_in_group(slot) if device.group == group)
-            or "nothing else"
-        )
+        ("" if len(of_group) == 1 else f"{', '.join(addresses)}: ")
+        + f"IOMMU group {'none' if group is None else group}, with it: "
+        + _named(facts, [device for device in members if len(of_group) == 1 or device.group == group])
         for group, addresses in of_group.items()
     ]
+
+
+def _named(facts: HostFacts, devices: Sequence[Device]) -> str:
+    return "; ".join(map(facts.describe, devices)) or "nothing else"

@@ -242,10 +242,6 @@ class Work(Generic[InputsT, OutputsT]):
             return self.create(inputs)
         raise NotImplementedError
 
-    def foreseen(self, inputs: InputsT, outputs: OutputsT) -> Properties:
-        """What an update would put out, as far as a preview can tell; of a resource that is `foreseeable`."""
-        raise NotImplementedError
-
     def read(self, inputs: InputsT, outputs: OutputsT) -> OutputsT:
         """Looks for drift, and tells of it.
 
@@ -267,10 +263,6 @@ class Work(Generic[InputsT, OutputsT]):
         """The state so far and inputs -> the new state."""
         inputs, before, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
         return self._new_state("update", inputs, properties, lambda: self.update(inputs, before, outputs))
-
-    def previewed(self, state: Properties, properties: Properties) -> Properties:
-        """The state so far and inputs -> as of `foreseen`."""
-        return self.foreseen(self._inputs(properties), self._outputs(state))
 
     def _new_state(
         self, verb: str, inputs: InputsT, properties: Mapping[str, object], do: Callable[[], OutputsT]

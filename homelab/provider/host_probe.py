@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.later import later
 from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
+from homelab.provider.plain import UNKNOWN, Properties
 from homelab.remote import guard, ledger, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.preview import PATIENCE_SECONDS
@@ -52,18 +53,18 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = raised(outputs.generation, drifted, drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
-    def foreseen(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> dict[str, Any]:
-        """All but `stale`, by which the program knows that the plan is made anew: so what depends on the plan looks
-        changed where it changes, and nowhere else. Nothing where the host isn't asked, doesn't answer, or refuses."""
+    def foreseen(self, state: Properties, properties: Properties) -> Properties:
+        """What an update would put out, so that a preview shows as changed only what a new plan changes; nothing where
+        the host isn't asked, doesn't answer or refuses, which the plan for people says. By `stale`, which isn't known,
+        the program knows that the plan is made anew.
+        """
         if self.stack.texts.get("plan") == "never":
             return {}
         try:
-            planned = self._planned(inputs, PATIENCE_SECONDS)
-        except HomelabError:  # the plan for people says it
+            planned = self._planned(self._inputs(properties), PATIENCE_SECONDS)
+        except HomelabError:
             return {}
-        values = dataclasses.asdict(_outputs(planned, outputs.generation))
-        del values["stale"]
-        return values
+        return {**dataclasses.asdict(_outputs(planned, self._outputs(state).generation)), "stale": UNKNOWN}
 
     def _planned(self, inputs: HostProbe.Inputs, timeout: float | None = None) -> planning.Planned:
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)

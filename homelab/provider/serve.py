@@ -21,7 +21,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -39,9 +39,7 @@ from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
 from homelab.provider.registry import work_of
 from homelab.resources.base import DECLARED, Resource
-
-if TYPE_CHECKING:
-    from homelab.provider.base import Work
+from homelab.resources.host_probe import HostProbe
 
 T = TypeVar("T")
 _KINDS = {
@@ -151,8 +149,8 @@ class Homelab(sdk.Provider):
         resource, state, inputs = _declared(request.type), plain_map(request.olds), plain_map(request.news)
         if request.preview:
             previewed = _previewed(resource, inputs)
-            if resource.foreseeable:
-                previewed |= await self._in_thread(request, lambda work: work.previewed(state, inputs))
+            if resource is HostProbe:
+                previewed |= await self._in_thread(request, lambda work: work.foreseen(state, inputs))
             return sdk.UpdateResponse(valued_map(previewed))
         updated = await self._in_thread(request, lambda work: work.updated(state, inputs))
         return sdk.UpdateResponse(valued_map(updated))
@@ -171,8 +169,11 @@ class Homelab(sdk.Provider):
 
             guard.cancel()
 
-    async def _in_thread(self, request: Any, do: Callable[[Work[Any, Any]], T]) -> T:
-        """In a thread: what blocks the loop would hold up all other calls."""
+    async def _in_thread(self, request: Any, do: Callable[[Any], T]) -> T:
+        """In a thread: what blocks the loop would hold up all other calls.
+
+        :param do: called with the resource's `Work`.
+        """
 
         def work() -> T:
             return do(work_of(_declared(request.type))(self._texts, request.urn))

@@ -92,8 +92,6 @@ class Resource(pulumi.CustomResource):
     replaced_by: ClassVar[frozenset[str]] = frozenset()
     ignored: ClassVar[frozenset[str]] = frozenset()
     asks_for_update: ClassVar[tuple[str, ...]] = ()
-    #: Whether a preview can tell what an update will put out (`Work.foreseen`).
-    foreseeable: ClassVar[bool] = False
     delete_before_replace: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

@@ -35,7 +35,6 @@ class HostProbe(Probe):
     """The plan of a host. Outputs as of `Outputs`."""
 
     kind = "host:Probe"
-    foreseeable = True
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
