@@ -129,6 +129,7 @@ def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that
     before = stack.lab.snapshot("etc")
     up = stack.up()  # which holds its sentence against the boots that follow
     assert why in up.output
+    assert {name for _, name in preview.planned} == up.changed
     assert stack.drivers()["0000:01:00.0"] == "nouveau"
     after = stack.lab.snapshot("etc")
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
