@@ -153,7 +153,7 @@ class Pulumi:
 
         :param to_errors: show it on standard error, since a program reads standard output.
         """
-        command = [self.program, "preview", "--stack", self.stack]
+        command = [self.program, "preview", "--suppress-outputs", "--stack", self.stack]
         stdout = _STANDARD_ERROR if to_errors else None
         return subprocess.run(command, cwd=self.folder, env=self.environment, stdout=stdout).returncode
 
