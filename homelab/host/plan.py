@@ -384,18 +384,14 @@ def describe(
 
     :param follows: the node of the cluster that is restarted before this one; empty: none.
     """
-    other_words = facts.cmdline.others.split()
-    added = missing_words(want.words, facts.cmdline.others)
     before = facts.cmdline.configured
-    after = " ".join([*other_words, *added])
+    after = " ".join([*facts.cmdline.others.split(), *missing_words(want.words, facts.cmdline.others)])
     lines = [
-        f"{name}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}, {facts.cpu_vendor}, boot loader {facts.loader}"
+        f"{name}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}, {facts.cpu_vendor}, "
+        f"boot loader {facts.loader}",
+        f"  command line: {before.strip()}"
+        + ("  (stays)" if set(before.split()) == set(after.split()) else f"\n             -> {after}"),
     ]
-    lines.append(
-        f"  command line: {before.strip()}  (stays)"
-        if set(before.split()) == set(after.split())
-        else f"  command line: {before.strip()}\n             -> {after}"
-    )
     lines += dict.fromkeys(map(str, files))  # of two layers that touch the same file, once
     for gpu, card in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
