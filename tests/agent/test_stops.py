@@ -36,7 +36,7 @@ from tests.scripts import cut_kit
 
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
-#: Stops of each kind that are tried of an act.
+#: Stops of each kind that are tried of an act, where the example says no number of its own.
 SAMPLE = 2
 # The calls that need room on a disk.
 _GROWING = ("create", "write", "append", "mkdir", "symlink", "link", "point")
@@ -194,7 +194,7 @@ class Example:
         """What the act leaves, which comes to its end on the host itself."""
         stops = self.stops(machine, lambda: self.run(machine, act))
         assert stops, f"{act} makes no write, and starts no program"
-        for cut in sampling.sample(stops, SAMPLE, f"{self.name} {act}"):
+        for cut in sampling.sample(stops, self.data.get("stops", SAMPLE), f"{self.name} {act}"):
             yield f"{act}, {cut.how}", self.copy(machine, cut)
 
     def with_faults(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
@@ -226,8 +226,9 @@ class Example:
             assert is_back, f"{act} puts not all back after {fault.__name__} at {moments[number]}"
 
     def ends(self, left: Machine, trees: Mapping[str, Tree], how: str) -> None:
-        """Each act, as the next one, leads to its tree; of a sample one act."""
-        for act, tree in sampling.sample([*trees.items()], 1, f"{self.name} {next(self._ends)}"):
+        """Each act, as the next one, leads to its tree; of a sample one act, where the example says no number of stops."""
+        most = len(trees) if "stops" in self.data else 1
+        for act, tree in sampling.sample([*trees.items()], most, f"{self.name} {next(self._ends)}"):
             machine = self.copy(left)
             self.run(machine, act)
             assert self.lasting(machine) == tree, f"HOMELAB_SEED={sampling.SEED} {act} after {how}"
