@@ -67,6 +67,23 @@ def value_of(secret: str) -> pulumi.Output[str]:
     return pulumi.Output.secret(_OUTPUTS.get(secret, secret))
 
 
+def given(
+    hosts: Mapping[str, HostInput], vms: Mapping[str, VmInput], containers: Mapping[str, ContainerInput]
+) -> dict[str, Mapping[str, Any]]:
+    """What HomelabProvider is given, by section. Components may be given nothing else from then on.
+
+    :raises Refusal: it is mistaken.
+    """
+    parts: dict[str, Mapping[str, Any]] = {"hosts": hosts, "vms": vms, "containers": containers}
+    try:
+        parse(_with_stand_ins(parts, ()))
+    except HomelabError as error:
+        raise _refusal(error) from None
+    for section, part in parts.items():
+        _GIVEN.setdefault(section, set()).update(map(_text, part.values()))
+    return parts
+
+
 class HomelabProvider(pulumi.ProviderResource):
     """homelab's provider, told of hosts and guests by the program: in place of the keys `homelab:hosts` and so on in
     the stack's configuration, which is then not needed. Made before the resources of homelab, it is the provider of all
@@ -86,18 +103,7 @@ class HomelabProvider(pulumi.ProviderResource):
         :param containers: all containers, likewise.
         :raises Refusal: they are mistaken.
         """
-        parts = {"hosts": hosts, "vms": vms or {}, "containers": containers or {}}
-        try:
-            parse(
-                {
-                    section: {key: _with_stand_ins(entry, ()) for key, entry in part.items()}
-                    for section, part in parts.items()
-                }
-            )
-        except HomelabError as error:
-            raise _refusal(error) from None
-        for section, part in parts.items():
-            _GIVEN.setdefault(section, set()).update(map(_text, part.values()))
+        parts = given(hosts, vms or {}, containers or {})
         texts = {key: pulumi.Output.json_dumps(part) for key, part in parts.items()}
         secret = pulumi.ResourceOptions(additional_secret_outputs=list(texts))
         super().__init__("homelab", name, texts, pulumi.ResourceOptions.merge(secret, opts))
@@ -149,7 +155,7 @@ def _with_stand_ins(value: Any, place: tuple[str, ...]) -> Any:
         return {key: _with_stand_ins(entry, (*place, str(key))) for key, entry in value.items()}
     if not isinstance(value, pulumi.Output):
         return value
-    if place not in _SECRETS:
+    if place[-2:] not in _SECRETS:
         raise HomelabError(
             wanted=f"a value for {'.'.join(place)} that is there when the program runs",
             found="an output",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pulumi
 import pytest
 
-from homelab.resources import described as described_hosts
+from homelab.resources import described as descriptions
 from homelab.resources.described import HomelabProvider, host_of, value_of, vm_of
 from homelab.resources.host_probe import HostProbe
 from homelab.stack import Refusal
@@ -46,82 +45,20 @@ def test_a_plan_does_not_change_with_the_secret_that_stands_for_an_output() -> N
     assert len(asyncio.run(digests())) == 1
 
 
-class Engine(pulumi.runtime.Mocks):
-    """Notes which provider each resource has."""
-
-    def __init__(self) -> None:
-        self.provider_of: dict[str, str | None] = {}
-
-    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[Any, Any]]:
-        self.provider_of[args.name] = args.provider
-        return args.name, {**args.inputs, "generation": {}}
-
-    def call(self, args: pulumi.runtime.MockCallArgs) -> dict[Any, Any]:
-        raise AssertionError(args.token)
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    loops, new = list[asyncio.AbstractEventLoop](), asyncio.new_event_loop
-
-    def noted() -> asyncio.AbstractEventLoop:
-        loops.append(new())
-        return loops[-1]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", noted)
-    monkeypatch.setattr(described_hosts, "_GIVEN", {})
-    asyncio.set_event_loop(noted())
-    mocks = Engine()
-    pulumi.runtime.set_mocks(mocks, project="own", stack="lab", preview=False)
-    yield mocks
-    pulumi.runtime.settings.reset_options()
-    asyncio.set_event_loop(None)
-    for loop in loops:
-        loop.close()
-
-
 API = {"token": "homelab@pve!pulumi", "tokenSecret": "a", "fingerprint": "ab" * 32}
 VM = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
 
 
-def test_the_programs_provider_is_that_of_every_resource_that_names_none(engine: Engine) -> None:
-    host = described(agent=True)
-
-    @pulumi.runtime.test  # type: ignore[untyped-decorator]
-    def program() -> None:
-        HomelabProvider("own", {"pve": host})
-        parent = pulumi.ComponentResource("own:a:Group", "group")
-        HostProbe.of("alone", "pve", host)
-        HostProbe.of("inside", "pve", host, pulumi.ResourceOptions(parent=parent))
-        component = pulumi.ComponentResource("homelab:a:Component", "component")
-        HostProbe.of("part", "pve", host, pulumi.ResourceOptions(parent=component))
-        HostProbe.of("other", "pve", host, pulumi.ResourceOptions(provider=HomelabProvider("second", {"pve": host})))
-
-    program()
-    of = {name: str(engine.provider_of[name]) for name in ("alone", "inside", "part", "other")}
-    assert {name: "::own::" in one for name, one in of.items()} == {
-        "alone": True,
-        "inside": True,
-        "part": True,
-        "other": False,
-    }
-    assert "::second::" in of["other"]
-
-
-def test_a_program_is_told_of_a_guest_that_its_provider_has_not_got_and_of_a_card_that_there_is_not(
-    engine: Engine,
+def test_a_card_that_there_is_not_and_a_guest_that_the_provider_has_not_got_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    host = described(agent=True) | {"api": API}
-
-    @pulumi.runtime.test  # type: ignore[untyped-decorator]
-    def program() -> None:
-        with pytest.raises(Refusal, match=r"vms\.sandbox\.gpus: hosts\.pve has no card rtx5091") as refused:
-            HomelabProvider("own", {"pve": host}, {"sandbox": VM | {"gpus": ["rtx5091"]}})
-        assert "Pulumi.<stack>.yaml" not in str(refused.value)
-        HomelabProvider("own", {"pve": host}, {"sandbox": VM})
-        assert vm_of(dict(VM)).vmid == 103
-        for other in (VM | {"vmid": 104}, VM | {"gpus": []}):
-            with pytest.raises(Refusal, match=rf"host pve, vmid {other['vmid']}"):
-                vm_of(other)
-
-    program()
+    monkeypatch.setattr(descriptions, "_GIVEN", {})
+    hosts_given = {"pve": described(agent=True) | {"api": API}}
+    with pytest.raises(Refusal, match=r"vms\.sandbox\.gpus: hosts\.pve has no card rtx5091") as refused:
+        HomelabProvider("own", hosts_given, {"sandbox": VM | {"gpus": ["rtx5091"]}})
+    assert "Pulumi.<stack>.yaml" not in str(refused.value)
+    descriptions.given(hosts_given, {"sandbox": VM}, {})
+    assert vm_of(dict(VM)).vmid == 103
+    for other in (VM | {"vmid": 104}, VM | {"gpus": []}):
+        with pytest.raises(Refusal, match=rf"host pve, vmid {other['vmid']}"):
+            vm_of(other)
