@@ -135,8 +135,8 @@ def read(path: Path) -> StackFile:
             wanted=f"hosts under homelab:hosts in {path}",
             found="they are encrypted as a whole" if is_encrypted(hosts) else "none",
             why="they say how a host is reached",
-            next="see Pulumi.homelab.yaml for an example; only single values in it are secrets. A program that describes "
-            "its hosts itself has none there: write the same ones into a file, and give it with --config-file",
+            next="see Pulumi.homelab.yaml for an example; only single values in it are secrets. A program that "
+            "describes its hosts itself has none there: write the same into a file, and give it with --config-file",
         )
     return StackFile(path, values)
 

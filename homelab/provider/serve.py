@@ -90,7 +90,7 @@ class Homelab(sdk.Provider):
         self._not_shown[str(inputs["host"])] = request.urn
         # That this is a preview, the engine says of a change alone.
         if inputs.pop("preview", False) and self._texts.get("plan") == "always":
-            await self._show_plan(inputs)
+            await self._show_plan(inputs.get("host"))
         return sdk.CheckResponse(valued_map(inputs))
 
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
@@ -135,7 +135,7 @@ class Homelab(sdk.Provider):
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         resource, inputs = _declared(request.type), plain_map(request.properties)
         if request.preview:
-            await self._show_plan(inputs)
+            await self._show_plan(inputs.get("host"))
             return sdk.CreateResponse("", valued_map(_previewed(resource, inputs)))
         id_, state = await self._in_thread(resource, request.urn, lambda work: work.created(inputs))
         return sdk.CreateResponse(id_, valued_map(state))
@@ -158,7 +158,7 @@ class Homelab(sdk.Provider):
     async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
         resource, state, inputs = _declared(request.type), plain_map(request.olds), plain_map(request.news)
         if request.preview:
-            await self._show_plan(inputs)
+            await self._show_plan(inputs.get("host"))
             return sdk.UpdateResponse(valued_map(_previewed(resource, inputs)))
         updated = await self._in_thread(resource, request.urn, lambda work: work.updated(state, inputs))
         return sdk.UpdateResponse(valued_map(updated))
@@ -177,11 +177,10 @@ class Homelab(sdk.Provider):
 
             guard.cancel()
 
-    async def _show_plan(self, inputs: Properties) -> None:
-        """Shows in a preview the plan of the host of a resource, once, and refuses what an `up` would; nothing of a host
-        that has no probe in this program."""
-        host = str(inputs.get("host"))
-        if urn := self._not_shown.pop(host, ""):
+    async def _show_plan(self, host: object) -> None:
+        """Shows a host's plan in a preview, once, and refuses what an `up` would; nothing of a host without a probe in
+        this program."""
+        if urn := self._not_shown.pop(str(host), ""):
             await self._in_thread(HostProbe, urn, lambda work: work.show_plan(host))
 
     async def _in_thread(self, resource: type[Resource], urn: str, do: Callable[[Any], T]) -> T:

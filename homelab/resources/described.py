@@ -67,21 +67,17 @@ def value_of(secret: str) -> pulumi.Output[str]:
     return pulumi.Output.secret(_OUTPUTS.get(secret, secret))
 
 
-def given(
-    hosts: Mapping[str, HostInput], vms: Mapping[str, VmInput], containers: Mapping[str, ContainerInput]
-) -> dict[str, Mapping[str, Any]]:
-    """What HomelabProvider is given, by section. Components may be given nothing else from then on.
+def give(parts: Mapping[str, Mapping[str, object]]) -> None:
+    """Checks what HomelabProvider has, by section. Components may be given nothing else from then on.
 
     :raises Refusal: it is mistaken.
     """
-    parts: dict[str, Mapping[str, Any]] = {"hosts": hosts, "vms": vms, "containers": containers}
     try:
         parse(_with_stand_ins(parts, ()))
     except HomelabError as error:
         raise _refusal(error) from None
     for section, part in parts.items():
         _GIVEN.setdefault(section, set()).update(map(_text, part.values()))
-    return parts
 
 
 class HomelabProvider(pulumi.ProviderResource):
@@ -103,7 +99,8 @@ class HomelabProvider(pulumi.ProviderResource):
         :param containers: all containers, likewise.
         :raises Refusal: they are mistaken.
         """
-        parts = given(hosts, vms or {}, containers or {})
+        parts = {"hosts": hosts, "vms": vms or {}, "containers": containers or {}}
+        give(parts)
         texts = {key: pulumi.Output.json_dumps(part) for key, part in parts.items()}
         secret = pulumi.ResourceOptions(additional_secret_outputs=list(texts))
         super().__init__("homelab", name, texts, pulumi.ResourceOptions.merge(secret, opts))
@@ -140,11 +137,11 @@ def _refusal(error: HomelabError) -> Refusal:
     return Refusal(error.retold(next=error.next.replace(in_file, "correct what the program describes")))
 
 
-def _text(described: Mapping[str, Any]) -> str:
+def _text(described: object) -> str:
     return json.dumps(described, default=lambda _: None, sort_keys=True)
 
 
-def _label(described: Mapping[str, Any]) -> str:
+def _label(described: Mapping[str, object]) -> str:
     """A host, VM or container as a message names it."""
     keys = ("host", "vmid", "ctid", "address")
     return ", ".join(f"{key} {described[key]}" for key in keys if key in described)

@@ -57,7 +57,7 @@ def test_a_card_that_there_is_not_and_a_guest_that_the_provider_has_not_got_are_
     with pytest.raises(Refusal, match=r"vms\.sandbox\.gpus: hosts\.pve has no card rtx5091") as refused:
         HomelabProvider("own", hosts_given, {"sandbox": VM | {"gpus": ["rtx5091"]}})
     assert "Pulumi.<stack>.yaml" not in str(refused.value)
-    descriptions.given(hosts_given, {"sandbox": VM}, {})
+    descriptions.give({"hosts": hosts_given, "vms": {"sandbox": VM}})
     assert vm_of(dict(VM)).vmid == 103
     for other in (VM | {"vmid": 104}, VM | {"gpus": []}):
         with pytest.raises(Refusal, match=rf"host pve, vmid {other['vmid']}"):
