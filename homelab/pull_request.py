@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -58,26 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         new = {} if has_state else {"PULUMI_BACKEND_URL": folder.as_uri(), "PULUMI_CONFIG_PASSPHRASE": ""}
         pulumi = Pulumi.find(project(), options.stack)
-        pulumi.extra_environment = new | events.ENVIRONMENT
+        pulumi.extra_environment = new
         # A copy: no host is asked, and a stack that is made only for this preview writes its salt there.
         config = folder / file.name
         config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8")
         if not has_state:
             shutil.copy(project() / "Pulumi.yaml", folder)
             Pulumi(pulumi.program, folder, options.stack, new).make_stack()
-        log = folder / "events.jsonl"
-        command = [pulumi.program, "preview", "--stack", options.stack, "--config-file", str(config)]
-        process = subprocess.run(
-            [*command, "--color", "never", "--event-log", str(log), "--non-interactive"],
-            cwd=pulumi.folder,
-            env=pulumi.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-        logged = events.read(log)
+        process, logged = pulumi.logged_preview("--config-file", str(config))
         picture = drawn(config, pulumi.outputs if has_state else dict)
     text = (process.stdout + process.stderr).strip()
     options.output.write_text(comment(options.stack, process.returncode, text, logged, picture), encoding="utf-8")
@@ -152,5 +139,5 @@ def _place(config: dict[str, Any]) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except HomelabError as error:
+    except (HomelabError, OSError) as error:
         sys.exit(str(error))

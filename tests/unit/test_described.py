@@ -45,20 +45,18 @@ def test_a_plan_does_not_change_with_the_secret_that_stands_for_an_output() -> N
     assert len(asyncio.run(digests())) == 1
 
 
-API = {"token": "homelab@pve!pulumi", "tokenSecret": "a", "fingerprint": "ab" * 32}
-VM = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
-
-
 def test_a_card_that_there_is_not_and_a_guest_that_the_provider_has_not_got_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(descriptions, "_GIVEN", {})
-    hosts_given = {"pve": described(agent=True) | {"api": API}}
+    api = {"token": "homelab@pve!pulumi", "tokenSecret": "a", "fingerprint": "ab" * 32}
+    hosts_given = {"pve": described(agent=True) | {"api": api}}
+    vm = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
     with pytest.raises(Refusal, match=r"vms\.sandbox\.gpus: hosts\.pve has no card rtx5091") as refused:
-        HomelabProvider("own", hosts_given, {"sandbox": VM | {"gpus": ["rtx5091"]}})
+        HomelabProvider("own", hosts_given, {"sandbox": vm | {"gpus": ["rtx5091"]}})
     assert "Pulumi.<stack>.yaml" not in str(refused.value)
-    descriptions.give({"hosts": hosts_given, "vms": {"sandbox": VM}})
-    assert vm_of(dict(VM)).vmid == 103
-    for other in (VM | {"vmid": 104}, VM | {"gpus": []}):
+    descriptions.give({"hosts": hosts_given, "vms": {"sandbox": vm}})
+    assert vm_of(dict(vm)).vmid == 103
+    for other in (vm | {"vmid": 104}, vm | {"gpus": []}):
         with pytest.raises(Refusal, match=rf"host pve, vmid {other['vmid']}"):
             vm_of(other)
