@@ -26,7 +26,8 @@ outputs: .venv/.dev ## show the stack's outputs
 	@$(VENV) -m lab.deploy outputs $(SCENARIO)
 
 pull-request-preview: .venv/.program ## write the preview of STACK to OUTPUT as Markdown, without the host or its key
-	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
+	@engine=$$($(VENV) engine/install.py --print-env) && eval "$$engine" && \
+	  $(VENV) -m homelab.pull_request --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
 
 down: .venv/.dev ## run `pulumi destroy` and stop the simulated host
 	@$(VENV) -m lab.deploy down $(SCENARIO)

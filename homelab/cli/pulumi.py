@@ -7,10 +7,13 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from homelab import events
 from homelab.errors import HomelabError
+from homelab.events import Event
 
 # The environment variable with the host's password.
 PASSWORD = "HOMELAB_PASSWORD"
@@ -66,7 +69,7 @@ class Pulumi:
     def environment(self) -> dict[str, str]:
         """The environment of Pulumi's processes: without the host's password."""
         inherited = {name: value for name, value in os.environ.items() if name != PASSWORD}
-        return {**inherited, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.extra_environment}
+        return {**inherited, **events.ENVIRONMENT, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.extra_environment}
 
     def _run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -147,6 +150,13 @@ class Pulumi:
             why="they say what guests saw of their cards",
             next="run it as you run `pulumi up`: in the project's folder, with the same passphrase and login",
         )
+
+    def logged_preview(self, *options: str) -> tuple[subprocess.CompletedProcess[str], list[Event]]:
+        """`pulumi preview`, with what it printed and its event log."""
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "events.jsonl"
+            logging = ("--color", "never", "--event-log", str(log))
+            return self._run("preview", "--stack", self.stack, *logging, *options), events.read(log)
 
     def preview(self, *, to_errors: bool) -> int:
         """`pulumi preview`, shown to the person; its exit status.

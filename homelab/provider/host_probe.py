@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.host import gates, plan
 from homelab.later import later
 from homelab.properties import mark_of
@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # of no use to a refresh
 else:
     card_mapping, storage_file = later("homelab.provider.card_mapping"), later("homelab.provider.storage_file")
     api, planning = later("homelab.remote.proxmox.api"), later("homelab.remote.planning")
+
+
+# How long a preview waits for a host that may be out of reach, in seconds.
+PATIENCE_SECONDS = 2.0
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -64,6 +68,36 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
         return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
 
+    def show_plan(self, name: str) -> None:
+        """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.
+        Nothing with the setting `plan: never`; with `always`, the host must be in reach.
+
+        :param name: the host's in the settings.
+        :raises HomelabError: all refusals at once.
+        """
+        mode = self.stack.texts.get("plan")
+        if mode == "never":
+            return
+        host = self.stack.host(name)
+        try:
+            _ = host.ssh.key
+        except HomelabError as error:
+            if mode == "always":
+                raise
+            tell(f"{name}: previewing without the key to the host: {error.found}")
+            return
+        try:
+            vms, containers = self.stack.vms(name), self.stack.containers(name)
+            planned = asyncio.run(planning.planned(name, host, vms, containers, PATIENCE_SECONDS))
+        except UnreachableError as error:
+            if mode == "always":
+                raise
+            tell(f"{name} can't be reached ({error.found}): previewed without reading it")
+            return
+        follows = self.stack.restarts_before(name)
+        text = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files, follows)
+        tell("\n".join(part for part in (text, planned.guests) if part))
+
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
         edits: list[str] = []
         try:
@@ -80,8 +114,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 self._tell_of_guests(api.Api(host, node))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
-        for copy in edits:
-            tell(f"{inputs.host}: a file of this program's had been edited by hand; the edited file is kept in {copy}")
+        if edits:
+            tell(
+                f"{inputs.host}: kept, from this or an earlier run of any stack: files of this program's as they had "
+                f"been edited by hand: {', '.join(edits)}"
+            )
         if outputs.iommu_words or outputs.vfio_words:
             tell(
                 f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line "
