@@ -3,7 +3,7 @@
 
 Owns the project's cache folder (`HOMELAB_CACHE`, default `.cache` in the repository):
 
-- `engine/<key>/bin`: the CLI; the key names its version, and the sum of Pulumi's archive or of the module files that it is built from.
+- `engine/<key>/bin`: the CLI; the key names its version and the hash of the module files that it is built from where it isn't fetched.
 - `engine/plugin-<key>/`: the stand-in for pulumi-command's plugin, keyed by the hash of its sources.
 - `home/`: a `PULUMI_HOME` of the project's own. The user's `~/.pulumi` is read, never written.
 - `engine/…-windows`, `home-windows/`: the same as programs of Windows, which tests run under Wine (`Maker.for_windows`).
@@ -139,7 +139,7 @@ def cache_folder(environ: Environ = os.environ) -> Path:
 
 
 def ensure(environ: Environ = os.environ, say: Say = say_on_stderr) -> Engine:
-    """Finds or makes the engine. With everything in place this only looks at a few files.
+    """Finds or makes the engine. With everything in place this only looks.
 
     :raises EngineError: there is none and none could be made.
     """
@@ -263,13 +263,13 @@ def telling(say: Say, progress: Callable[[], str]) -> Iterator[None]:
         while not done.wait(TELL_SECONDS):
             say(f"{progress()}, {time.monotonic() - since:.0f} s")
 
-    telling = threading.Thread(target=tell, daemon=True)
-    telling.start()
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        telling.join()
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -373,24 +373,6 @@ class Maker:
         return Cli(pulumi, version, "path")
 
     def version_of(self, pulumi: Path) -> str | None:
-        """What `pulumi version` says, kept in the cache by path, time and size: asking takes a while."""
-        found = pulumi.stat()
-        stamp = [str(pulumi), found.st_mtime_ns, found.st_size]
-        kept = self.folder / "path-version.json"
-        # No such file yet, or not of this form: asked again.
-        with contextlib.suppress(OSError, ValueError, LookupError):
-            known = json.loads(kept.read_text("utf-8"))
-            if known["stamp"] == stamp:
-                return str(known["version"])
-        version = self.ask_version(pulumi)
-        if version is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fresh = kept.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps({"stamp": stamp, "version": version}), "utf-8")
-            fresh.replace(kept)
-        return version
-
-    def ask_version(self, pulumi: Path) -> str | None:
         """What `pulumi version` says, without the `v`; None, with a line said, if that is none."""
         try:
             answer = subprocess.run(

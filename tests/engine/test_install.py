@@ -228,16 +228,6 @@ def test_a_linked_pulumi_has_its_language_host_where_the_link_points(machine: Ma
     assert machine.ensure().source == "path"
 
 
-def test_its_version_is_asked_once_while_it_stays_the_same(machine: Machine) -> None:
-    machine.pulumi("3.260.0")
-    machine.plugin(machine.cache / "home")
-    machine.ensure()
-    machine.ensure()
-    assert len(machine.runs("pulumi")) == 1
-    machine.pulumi("3.261.0-alpha.1")
-    assert machine.ensure().version == "3.261.0-alpha.1"
-
-
 @pytest.mark.parametrize(
     ("put", "why"),
     [
