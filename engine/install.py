@@ -534,6 +534,7 @@ class Maker:
             return "real"
         why_not = self.unreachable or ("it isn't the pinned one" if pinned(PLUGIN_ARCHIVE) else None)
         if why_not is None:
+            self.say("`pulumi plugin install` fetches it instead, and compares it with nothing")
             remove(plugin_in(self.home))  # a stand-in of older sources: Pulumi would take it for the real one
             why_not = self.run_plugin_install(cli)
             if is_real(plugin_in(self.home)):
