@@ -675,14 +675,11 @@ class Go:
                 [str(self.go), *arguments],
                 cwd=module,
                 env=self.environ,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                stdin=subprocess.DEVNULL,
-                check=False,
             )
+        output = done.stdout.decode("utf-8", "replace")
         if done.returncode:
             last = "\n".join(path.read_text("utf-8", "replace").strip().splitlines()[-10:])
             raise EngineError(
@@ -692,7 +689,7 @@ class Go:
                 "Next: see that the Go module proxy can be reached (go env GOPROXY) and that Go is 1.25 or "
                 "newer, and try again."
             )
-        return done.stdout
+        return output
 
 
 # --- command line ---
