@@ -346,14 +346,7 @@ class _Work:
         if driver.has_headers(self._system, kernel):
             self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
             return False
-        raise Failure(
-            f"headers of the kernel {kernel}, the package {name}",
-            "no repository has it",
-            "DKMS builds the driver's modules for that kernel with them",
-            "a Proxmox VE host without a subscription needs the repository for such hosts (web interface: the node, "
-            "Updates, Repositories, Add, No-Subscription); an old kernel: update it to one whose headers are there "
-            "(`apt full-upgrade`, a reboot), and remove it",
-        )
+        raise driver.lacking_headers(self._wanted.software.context.name, [name], self._wanted.target)
 
     def _choose_source(self) -> Literal["packages", "run"]:
         wanted = self._wanted

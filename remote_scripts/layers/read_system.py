@@ -120,9 +120,14 @@ def _architecture(system: System) -> str:
 
 def _without_headers(system: System) -> Iterator[str]:
     kernels = dict.fromkeys((*driver.kernels(system), kernel.running(system)))
-    bare = [release for release in kernels if release and not driver.has_headers(system, release)]
-    if not bare or not any("_Packages" in name for name in system.files.names(_LISTS)):
-        return
+    # Where there are no lists yet (a cloud image), a step fetches the distribution's. Those of Proxmox VE that a host
+    # has as installed answer no one without a subscription.
+    has_lists = any("_Packages" in name for name in system.files.names(_LISTS))
+    bare = [
+        release
+        for release in kernels
+        if release and (has_lists or release.endswith("-pve")) and not driver.has_headers(system, release)
+    ]
     packages = {release: [f"{prefix}{release}" for prefix in driver.HEADERS] for release in bare}
     try:
         versions = offered(system, *itertools.chain(*packages.values()))
