@@ -148,7 +148,7 @@ async def _end_turn(host: Host, name: str) -> None:
                 cluster_turn.LOCK_SECONDS
                 + cluster_turn.CLUSTER_SECONDS
                 + cluster_turn.RETURN_SECONDS
-                + ssh.SCRIPT_SECONDS
+                + host.timeouts.api
             )
             answer = await session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds, show)
     except HomelabError as error:

@@ -45,8 +45,6 @@ _MESSAGE = re.compile(
 
 # Between two keepalives of an open connection, in seconds, as all times here.
 KEEPALIVE_SECONDS = 5
-# How long reading a host, or confirming its boot, may take. A real one takes two or three seconds.
-SCRIPT_SECONDS = 60
 # How long one reading may take at least, of the time until an unconfirmed boot is undone.
 SHORT_SECONDS = 15
 # Limits of an answer and of the end of its log that is kept, in bytes: the reading of a host with hundreds of
@@ -81,10 +79,10 @@ class Session:
         self._host = host
         self._connection = connection
 
-    async def run(self, verb: str, script: str, seconds: float = SCRIPT_SECONDS) -> str:
+    async def run(self, verb: str, script: str, seconds: float = 0) -> str:
         """Runs commands in a shell and returns their output; bytes that aren't UTF-8 are U+FFFD in it.
 
-        :param seconds: how long it may take.
+        :param seconds: how long it may take; 0, here and in what follows: as long as the host's `timeouts.api` says.
         :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
@@ -95,7 +93,7 @@ class Session:
         verb: str,
         layer: str,
         wanted: Any,
-        seconds: float = SCRIPT_SECONDS,
+        seconds: float = 0,
         on_line: Callable[[str], None] | None = None,
         *,
         ctid: int = 0,
@@ -116,6 +114,7 @@ class Session:
         :raises HomelabError: as `run`.
         """
         # What changes something ends by itself where this connection is lost.
+        seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
         request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
         return scripts.answer(await self._ask(verb, layer, [request], limit or seconds, on_line))
@@ -129,7 +128,7 @@ class Session:
         """
         requests = [agent.request(layer, wanted) for layer, wanted in questions]
         layers = ", ".join(layer for layer, _ in questions)
-        lines = (await self._ask("plan", layers, requests, SCRIPT_SECONDS * len(questions))).strip().split("\n")
+        lines = (await self._ask("plan", layers, requests, self._host.timeouts.api * len(questions))).strip().split("\n")
         return [scripts.answer(line) for line in lines[-len(questions) :]]
 
     async def _ask(
@@ -186,15 +185,14 @@ class Session:
 
         :param is_for_agent: the command may ask for the agent.
         """
+        seconds = seconds or self._host.timeouts.api
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the
             # script.
             async with asyncio.timeout(seconds):
                 status, output, log = await self._exchange(command, script, on_line, is_for_agent)
         except TimeoutError as error:
-            raise _connection_lost(
-                self._host, TimeoutError(f"the script has not ended within {seconds:g} s")
-            ) from error
+            raise _too_slow(self._host, verb, seconds) from error
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error) from error
         if len(output) > OUTPUT_BYTES:
@@ -242,7 +240,7 @@ class Session:
         text = agent.asked("hold", agent.request(layer, wanted))
         log_lines: list[str] = []
         try:
-            async with asyncio.timeout(SCRIPT_SECONDS):
+            async with asyncio.timeout(self._host.timeouts.api):
                 process = await self._connection.create_process(command, encoding=None)
                 with suppress(OSError):  # it reads no more: what it says is why
                     process.stdin.write(text.encode())
@@ -281,6 +279,8 @@ class Session:
                     why="two at once would undo each other's changes, and could reboot the host twice",
                     next="this run changes nothing more: wait until the other one has ended, then run the same again",
                 ) from error
+            if isinstance(error, TimeoutError):
+                raise _too_slow(self._host, f"hold {layer}", self._host.timeouts.api) from error
             raise _connection_lost(self._host, error) from error
 
     async def _exchange(
@@ -319,7 +319,7 @@ class Session:
         lspci: bool = False,
         kernel_log: bool = False,
         systems: Sequence[str] = (),
-        seconds: float = SCRIPT_SECONDS,
+        seconds: float = 0,
     ) -> facts.HostFacts:
         """One reading of the host; other arguments as of `read_host.Wanted` and `ask`.
 
@@ -431,6 +431,16 @@ def _connection_lost(host: Host, error: Exception) -> UnreachableError:
             next="when the host answers again and no other run is at work there, run the same again",
         )
     return _unreachable(host, error)
+
+
+def _too_slow(host: Host, verb: str, seconds: float) -> UnreachableError:
+    return UnreachableError(
+        wanted=f"{host.address} to answer within {seconds:g} s ({verb})",
+        found="the SSH connection works, and the answer isn't complete",
+        why="nothing can be decided without it",
+        next="see what keeps the host busy or hangs there, such as a dead NFS mount; a host that is only slow gets longer "
+        "with `timeouts` in its settings (`api` for a reading, `step` for a change); then run the same again",
+    )
 
 
 def _unreachable(host: Host, error: Exception) -> UnreachableError:
@@ -655,7 +665,7 @@ async def read(
     lspci: bool = False,
     kernel_log: bool = False,
     systems: Sequence[str] = (),
-    seconds: float = SCRIPT_SECONDS,
+    seconds: float = 0,
 ) -> facts.HostFacts:
     """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
     async with connect(host, timeout) as session:
@@ -697,7 +707,7 @@ async def confirm(
     if old_boot_id is None:
         async with connect(host) as session:
             try:
-                reading = await confirmation.read(session, None, SCRIPT_SECONDS)
+                reading = await confirmation.read(session, None, 0)
             except UnreachableError as error:  # it may have been going down for a roll-back just then
                 confirmation.failed(error)
     if reading is None:
@@ -735,7 +745,7 @@ async def wait_for_boot(
     confirmation = confirmation or _Confirmation(say)
     patience = host.timeouts.reboot
     # One reading that hangs, on a host that has just come up, must not take all the time in which it is waited for.
-    seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
+    seconds = min(host.timeouts.api, max(SHORT_SECONDS, host.timeouts.rollback / 3))
     extended = False
     last_told = started
     last_problem = "it went down and nothing answers"
