@@ -123,9 +123,9 @@ class Pulumi:
         if self.stack.rpartition("/")[2] in names:
             raise HomelabError(
                 wanted=f"a new stack {self.stack}",
-                found="there is one of that name where Pulumi keeps the state, and this folder has no settings of it",
+                found="there is one already where Pulumi keeps the state, and this folder has no settings of it",
                 why="with another host's settings, its next `pulumi up` would undo what it has done on its own host",
-                next="for another host, give its stack another name: homelab init --stack NAME; to go on with that stack, "
+                next="for another host, give the stack another name: homelab init --stack NAME; to go on with it, "
                 f"copy its Pulumi.{self.stack.rpartition('/')[2]}.yaml into this folder first",
             )
 

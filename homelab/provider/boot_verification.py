@@ -205,9 +205,9 @@ def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:
     """The end of a message with the models of the cards that vfio-pci has; empty: none."""
     bound = {address for address in inputs.functions if facts.by_address[address].driver == "vfio-pci"}
     cards = [
-        names.model_of_output(card)
-        for card in inputs.gpus.values()
-        if {function["address"] for function in card["functions"]} & bound
+        model
+        for name, model in names.models_of_outputs(inputs.gpus).items()
+        if {function["address"] for function in inputs.gpus[name]["functions"]} & bound
     ]
     return f", {', '.join(cards)} on vfio-pci" if cards else ""
 

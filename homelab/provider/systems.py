@@ -30,7 +30,7 @@ NO_LOGIN_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Reached:
-    """A system over an open connection. `seconds`: how long one thing may take, as of `Session.run`; `ctid`: of a container of the host that
+    """A system over an open connection. `seconds`: how long one thing may take; `ctid`: of a container of the host that
     the connection leads to.
     """
 

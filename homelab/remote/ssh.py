@@ -128,7 +128,9 @@ class Session:
         """
         requests = [agent.request(layer, wanted) for layer, wanted in questions]
         layers = ", ".join(layer for layer, _ in questions)
-        lines = (await self._ask("plan", layers, requests, self._host.timeouts.api * len(questions))).strip().split("\n")
+        lines = (
+            (await self._ask("plan", layers, requests, self._host.timeouts.api * len(questions))).strip().split("\n")
+        )
         return [scripts.answer(line) for line in lines[-len(questions) :]]
 
     async def _ask(
@@ -438,8 +440,8 @@ def _too_slow(host: Host, verb: str, seconds: float) -> UnreachableError:
         wanted=f"{host.address} to answer within {seconds:g} s ({verb})",
         found="the SSH connection works, and the answer isn't complete",
         why="nothing can be decided without it",
-        next="see what keeps the host busy or hangs there, such as a dead NFS mount; a host that is only slow gets longer "
-        "with `timeouts` in its settings (`api` for a reading, `step` for a change); then run the same again",
+        next="see what keeps the host busy or hangs there, such as a dead NFS mount; a host that is only slow gets "
+        "longer with `timeouts` in its settings (`api` for a reading, `step` for a change); then run the same again",
     )
 
 

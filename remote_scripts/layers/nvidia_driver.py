@@ -100,6 +100,27 @@ class Answer(Installation):
     changed: bool
 
 
+def lacking_headers(name: str, packages: list[str], target: Target) -> Failure:
+    """The refusal of a system whose kernels have no headers, and can't get any.
+
+    :param name: the system's, in the settings.
+    :param packages: those of the headers.
+    """
+    is_host = target == "host"
+    old = "an old kernel that has none any more: remove it"
+    add = (
+        "; without a subscription, first add Proxmox VE's repository for that (web interface: the node, Updates, "
+        f"Repositories, Add, No-Subscription); {old}"
+    )
+    return Failure(
+        f"{name}: headers of {'each installed kernel' if is_host else 'the running kernel'}",
+        f"{', '.join(packages)}: not installed, and in none of the lists that apt has there",
+        "the driver's modules are built with them"
+        + (", for each kernel, as the next boot may take any" if is_host else ""),
+        "run `apt-get update` there" + (add if is_host else f"; {old}, and boot a newer one"),
+    )
+
+
 @changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the driver in.
@@ -346,7 +367,7 @@ class _Work:
         if driver.has_headers(self._system, kernel):
             self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
             return False
-        raise driver.lacking_headers(self._wanted.software.context.name, [name], self._wanted.target)
+        raise lacking_headers(self._wanted.software.context.name, [name], self._wanted.target)
 
     def _choose_source(self) -> Literal["packages", "run"]:
         wanted = self._wanted

@@ -15,8 +15,6 @@ from remote_scripts.shared import boot, kernel, nvidia
 from remote_scripts.shared.installed import need_answer
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
-from remote_scripts.shared.symptoms import Target
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
@@ -89,27 +87,6 @@ HEADERS = ("linux-headers-", "proxmox-headers-")
 def has_headers(system: System, kernel: str) -> bool:
     """Whether a kernel's headers are there, whichever package brought them."""
     return system.files.is_folder(f"/usr/lib/modules/{kernel}/build")
-
-
-def lacking_headers(name: str, packages: Iterable[str], target: Target) -> Failure:
-    """The refusal of a system whose kernels have no headers, and can't get any.
-
-    :param name: the system's, in the settings.
-    :param packages: those of the headers.
-    """
-    is_host = target == "host"
-    old = "an old kernel that has none any more: remove it"
-    add = (
-        "; without a subscription, first add Proxmox VE's repository for that (web interface: the node, Updates, "
-        f"Repositories, Add, No-Subscription); {old}"
-    )
-    return Failure(
-        f"{name}: headers of {'each installed kernel' if is_host else 'the running kernel'}",
-        f"{', '.join(packages)}: not installed, and in none of the lists that apt has there",
-        "the driver's modules are built with them"
-        + (", for each kernel, as the next boot may take any" if is_host else ""),
-        "run `apt-get update` there" + (add if is_host else f"; {old}, and boot a newer one"),
-    )
 
 
 def kernels_of(system: System, target: str) -> list[str]:

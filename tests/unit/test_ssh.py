@@ -376,7 +376,9 @@ def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
         await process.stdin.read()
         await asyncio.sleep(3600)
 
-    with pytest.raises(UnreachableError, match=r"within 0.5 s \(read_system\)\nfound:  the SSH connection works") as slow:
+    with pytest.raises(
+        UnreachableError, match=r"within 0.5 s \(read_system\)\nfound:  the SSH connection works"
+    ) as slow:
         talk(tmp_path, serve, seconds=0.5)
     assert "`timeouts`" in slow.value.next
 
