@@ -441,7 +441,7 @@ def _too_slow(host: Host, verb: str, seconds: float) -> UnreachableError:
         found="the SSH connection works, and the answer isn't complete",
         why="nothing can be decided without it",
         next="see what keeps the host busy or hangs there, such as a dead NFS mount; a host that is only slow gets "
-        "longer with `timeouts` in its settings (`api` for a reading, `step` for a change); then run the same again",
+        "longer with timeouts.api in its settings, for a change with timeouts.step; then run the same again",
     )
 
 

@@ -380,7 +380,7 @@ def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
         UnreachableError, match=r"within 0.5 s \(read_system\)\nfound:  the SSH connection works"
     ) as slow:
         talk(tmp_path, serve, seconds=0.5)
-    assert "`timeouts`" in slow.value.next
+    assert "timeouts.api" in slow.value.next
 
 
 def test_a_slow_host_has_the_time_for_its_answer_that_the_settings_give() -> None:
