@@ -61,7 +61,7 @@ def preview(
         except UnreachableError as error:
             if mode == "always":
                 raise Refusal(error) from None
-            pulumi.log.info(clean(f"{name} gives no answer ({error.found}): previewed without reading it"), probe)
+            pulumi.log.info(clean(f"{name} can't be reached ({error.found}): previewed without reading it"), probe)
             return False
         except HomelabError as error:
             raise Refusal(error) from None
