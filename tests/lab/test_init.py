@@ -564,6 +564,16 @@ def test_killed_after_a_command_that_nobody_knows_of_the_next_run_completes_it_o
                 assert desk.users == whole and is_encrypted(desk.api["tokenSecret"]), number
 
 
+def test_a_host_as_installed_is_told_before_anything_is_written_that_it_has_no_headers(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*desk.where, *desk.key, "--card", "rtx5090=host", "--driver", "580", "--yes"]
+    assert run(desk, capsys, *asked) != 0
+    said = desk.out + desk.err
+    assert "proxmox-headers-6.17.2-1-pve: not installed, and in none of the lists" in said and "No-Subscription" in said
+    assert not desk.file.exists()
+
+
 @pytest.mark.parametrize("options", [(), ("--backend", "file://~")])
 def test_a_stack_of_another_folder_that_keeps_its_state_in_the_same_place_is_not_taken(
     options: tuple[str, ...], desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -250,7 +250,9 @@ def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
 def test_libraries_that_are_not_the_drivers(libraries: str, said: str) -> None:
     (finding,) = diagnose(reading(DEVICE_LINES, inside(NODES).replace(LIBRARY, libraries)), 901).findings
     assert (finding.found, finding.stage) == (said, Stage.INSIDE)
-    assert "`nvidia: {}`" in finding.next and "`sh NVIDIA-Linux-x86_64-580.105.08.run --no-kernel-modules`" in finding.next
+    assert (
+        "`nvidia: {}`" in finding.next and "`sh NVIDIA-Linux-x86_64-580.105.08.run --no-kernel-modules`" in finding.next
+    )
 
 
 def test_a_container_that_can_not_be_looked_into() -> None:
