@@ -119,14 +119,14 @@ class Pulumi:
         """
         process = self._run("stack", "ls", "--json")
         _checked(process, "the names of the stacks that exist")
-        names = [str(row["name"]).rpartition("/")[2] for row in json.loads(process.stdout)]
-        if self.stack.rpartition("/")[2] in names:
+        name = self.stack.rpartition("/")[2]
+        if name in (str(row["name"]).rpartition("/")[2] for row in json.loads(process.stdout)):
             raise HomelabError(
                 wanted=f"a new stack {self.stack}",
                 found="there is one already where Pulumi keeps the state, and this folder has no settings of it",
                 why="with another host's settings, its next `pulumi up` would undo what it has done on its own host",
                 next="for another host, give the stack another name: homelab init --stack NAME; to go on with it, "
-                f"copy its Pulumi.{self.stack.rpartition('/')[2]}.yaml into this folder first",
+                f"copy its Pulumi.{name}.yaml into this folder first",
             )
 
     def make_stack(self) -> None:

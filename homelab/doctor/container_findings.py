@@ -124,7 +124,7 @@ def _libraries(case: Case) -> list[Finding]:
             why,
             installing
             if case.cards.installs
-            else f"set `nvidia: {{}}` for it in the settings (homelab:containers), and {installing}; or install the libraries "
+            else f"set `nvidia: {{}}` for it under homelab:containers, and {installing}; or install the libraries "
             f"inside by hand, once its devices are there: `sh NVIDIA-Linux-x86_64-{driver}.run --no-kernel-modules`",
             Stage.INSIDE,
         )

@@ -193,15 +193,14 @@ class Session:
             # script.
             async with asyncio.timeout(seconds):
                 status, output, log = await self._exchange(command, script, on_line, is_for_agent)
-        except TimeoutError as error:
-            raise _too_slow(self._host, verb, seconds) from error
         except (OSError, asyncssh.Error) as error:
-            raise _connection_lost(self._host, error) from error
+            raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:
             self._connection.abort()  # or it would go on sending
             raise _too_long(verb, output)
         if status is None:
-            raise _connection_lost(self._host, ConnectionError("the connection ended before the script did"))
+            ended = ConnectionError("the connection ended before the script did")
+            raise _connection_lost(self._host, ended, verb, seconds)
         if status != 0:
             raise _failed(verb, _decoded(output), _decoded(log), status)
         return _decoded(output)
@@ -281,9 +280,7 @@ class Session:
                     why="two at once would undo each other's changes, and could reboot the host twice",
                     next="this run changes nothing more: wait until the other one has ended, then run the same again",
                 ) from error
-            if isinstance(error, TimeoutError):
-                raise _too_slow(self._host, f"hold {layer}", self._host.timeouts.api) from error
-            raise _connection_lost(self._host, error) from error
+            raise _connection_lost(self._host, error, f"hold {layer}", self._host.timeouts.api) from error
 
     async def _exchange(
         self, command: str, script: str, on_line: Callable[[str], None] | None, is_for_agent: bool
@@ -423,7 +420,15 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
     )
 
 
-def _connection_lost(host: Host, error: Exception) -> UnreachableError:
+def _connection_lost(host: Host, error: Exception, verb: str, seconds: float) -> UnreachableError:
+    if isinstance(error, TimeoutError):
+        return UnreachableError(
+            wanted=f"{host.address} to answer within {seconds:g} s ({verb})",
+            found="the SSH connection works, and the answer isn't complete",
+            why="nothing can be decided without it",
+            next="see what keeps the host busy or hangs there, such as a dead NFS mount; a host that is only slow gets "
+            "longer with timeouts.api in its settings, for a change with timeouts.step; then run the same again",
+        )
     if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError):
         return UnreachableError(
             wanted=f"the SSH connection to {host.address}:{host.ssh.port}, until the answer is there",
@@ -433,16 +438,6 @@ def _connection_lost(host: Host, error: Exception) -> UnreachableError:
             next="when the host answers again and no other run is at work there, run the same again",
         )
     return _unreachable(host, error)
-
-
-def _too_slow(host: Host, verb: str, seconds: float) -> UnreachableError:
-    return UnreachableError(
-        wanted=f"{host.address} to answer within {seconds:g} s ({verb})",
-        found="the SSH connection works, and the answer isn't complete",
-        why="nothing can be decided without it",
-        next="see what keeps the host busy or hangs there, such as a dead NFS mount; a host that is only slow gets "
-        "longer with timeouts.api in its settings, for a change with timeouts.step; then run the same again",
-    )
 
 
 def _unreachable(host: Host, error: Exception) -> UnreachableError:
@@ -456,8 +451,6 @@ def _unreachable(host: Host, error: Exception) -> UnreachableError:
 
 def _in_words(error: Exception) -> str:
     """What a person reads of an error of a connection: asyncio names its own call in the system's words' place."""
-    if isinstance(error, TimeoutError) and not error.args:
-        return "no answer in time"
     if isinstance(error, OSError) and error.strerror:
         # Of a name that isn't known the number is another one on each system, and none of errno's.
         if error.errno and error.strerror.startswith("Connect call failed"):

@@ -106,18 +106,13 @@ def lacking_headers(name: str, packages: list[str], target: Target) -> Failure:
     :param name: the system's, in the settings.
     :param packages: those of the headers.
     """
-    is_host = target == "host"
-    old = "an old kernel that has none any more: remove it"
-    add = (
-        "; without a subscription, first add Proxmox VE's repository for that (web interface: the node, Updates, "
-        f"Repositories, Add, No-Subscription); {old}"
-    )
+    add = "without a subscription, add the No-Subscription repository (web interface: node, Updates, Repositories); "
     return Failure(
-        f"{name}: headers of {'each installed kernel' if is_host else 'the running kernel'}",
+        f"{name}: headers of {'each installed' if target == 'host' else 'the running'} kernel",
         f"{', '.join(packages)}: not installed, and in none of the lists that apt has there",
-        "the driver's modules are built with them"
-        + (", for each kernel, as the next boot may take any" if is_host else ""),
-        "run `apt-get update` there" + (add if is_host else f"; {old}, and boot a newer one"),
+        "the driver's modules are built with them, on a host for each kernel, as the next boot may take any",
+        f"{add if target == 'host' else ''}run `apt-get update` there; an old kernel that has none: remove it, and "
+        "boot a newer one",
     )
 
 
