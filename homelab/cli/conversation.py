@@ -112,8 +112,8 @@ class Conversation:
                 f"{self._example_copy.name}."
             )
         pulumi = None if self.arguments.dry_run else Pulumi.find(project(), self.stack)
-        if pulumi is not None and pulumi.backend() is not None and not self.arguments.backend:
-            self._need_unused_name(pulumi)
+        if pulumi and not (self.before.text or self.arguments.backend) and pulumi.backend():
+            pulumi.need_unused_name()  # before anything is asked, where it can be
         if not self.arguments.yes:
             self.output.say(
                 "On a stock host you answer five questions: whether the host key is right; the password, unless one "
@@ -748,11 +748,6 @@ class Conversation:
         )
         return self.ask.text("URL of the backend", "s3://bucket") if chosen == "other" else chosen
 
-    def _need_unused_name(self, pulumi: Pulumi) -> None:
-        """:raises HomelabError: the stack is another folder's: this one has neither settings of it nor its salt."""
-        if not self.before.text:
-            pulumi.need_unused_name()
-
     def _passphrase(self, pulumi: Pulumi, backend: str, text: str) -> str | None:
         """What encrypts the stack's secrets, asked for where it takes one; None: it is known, or none is needed."""
         if not pulumi.needs_passphrase(backend or pulumi.backend() or "", text):
@@ -791,7 +786,9 @@ class Conversation:
         if backend:
             pulumi.login(backend)
             did(login)
-            self._need_unused_name(pulumi)
+        # A folder whose stack it is has settings of it, or at least its salt.
+        if not self.before.text:
+            pulumi.need_unused_name()
         self._write(proposal.text)
         did(written)
         pulumi.make_stack()

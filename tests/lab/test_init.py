@@ -162,7 +162,7 @@ def test_from_an_address_and_a_password_to_settings_and_a_token(
     assert not any(secret in " ".join(call["arguments"]) for call in desk.pulumi)
     assert secret not in desk.out + desk.err and desk.lab.api["password"] not in desk.out + desk.err
     done = [call["arguments"][0] for call in desk.pulumi]
-    assert done == ["whoami", "stack", "stack", "config", "preview"]
+    assert done == ["whoami", "stack", "stack", "stack", "config", "preview"]
     # It is the token's.
     assert f"homelab@pve!pulumi {secret}" in desk.secrets
 
