@@ -126,7 +126,7 @@ class Pulumi:
                 found="there is one already where Pulumi keeps the state, and this folder has no settings of it",
                 why="with another host's settings, its next `pulumi up` would undo what it has done on its own host",
                 next="for another host, give the stack another name: homelab init --stack NAME; to go on with it, "
-                f"copy its Pulumi.{name}.yaml into this folder first; if it is of no use any more: pulumi stack rm {name}",
+                f"copy its Pulumi.{name}.yaml here first; if nothing needs it any more: pulumi stack rm {name}",
             )
 
     def make_stack(self) -> None:
