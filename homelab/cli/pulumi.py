@@ -114,6 +114,24 @@ class Pulumi:
         )
         return not (has_passphrase or by_other_means or _CLOUD.match(url))
 
+    def need_unused_name(self) -> None:
+        """Refuses the name of a stack that another folder has made: all that keep their state in one place and are
+        projects of this name share their stacks, and its next `up` would undo what the other one did.
+
+        :raises HomelabError: there is a stack of that name, or Pulumi can't tell.
+        """
+        process = self._run("stack", "ls", "--json")
+        _checked(process, "the names of the stacks that exist")
+        name = self.stack.rpartition("/")[2]
+        if name in (str(row["name"]).rpartition("/")[2] for row in json.loads(process.stdout)):
+            raise HomelabError(
+                wanted=f"a new stack {self.stack}",
+                found="there is one already where Pulumi keeps the state, and this folder has no settings of it",
+                why="with another host's settings, its next `pulumi up` would undo what it has done on its own host",
+                next="for another host, give the stack another name: homelab init --stack NAME; to go on with it, "
+                f"copy its Pulumi.{name}.yaml here first; if nothing needs it any more: pulumi stack rm {name}",
+            )
+
     def make_stack(self) -> None:
         """Makes the stack, unless it exists.
 

@@ -60,11 +60,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
         planned = asyncio.run(planning.planned(inputs.host, host, vms, containers))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
+        tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
+        self.announced_reboots.add(inputs.host)
         slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items()}
         for remark in gates.remarks(planned.facts, host, slots):
             tell(f"{inputs.host}: note: {remark}")
-        tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
-        self.announced_reboots.add(inputs.host)
         generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
         return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
 
