@@ -11,24 +11,25 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-lab test-nightly test-plain test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
+.PHONY: help .ready .engine up down preview pull-request-preview outputs test test-lab test-nightly test-plain test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
 
-up: .venv/.dev ## start a simulated Proxmox VE host and run the real `pulumi up` on it (SCENARIO=rtx5090)
+up: .ready ## start a simulated Proxmox VE host and run the real `pulumi up` on it (SCENARIO=rtx5090)
 	@$(VENV) -m lab.deploy up $(SCENARIO)
 
-preview: .venv/.dev ## show what `make up` would do
+preview: .ready ## show what `make up` would do
 	@$(VENV) -m lab.deploy preview $(SCENARIO)
 
-outputs: .venv/.dev ## show the stack's outputs
+outputs: .ready ## show the stack's outputs
 	@$(VENV) -m lab.deploy outputs $(SCENARIO)
 
 pull-request-preview: .venv/.program ## write the preview of STACK to OUTPUT as Markdown, without the host or its key
-	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
+	@engine=$$($(VENV) engine/install.py --print-env) && eval "$$engine" && \
+	  $(VENV) -m homelab.pull_request --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
 
-down: .venv/.dev ## run `pulumi destroy` and stop the simulated host
+down: .ready ## run `pulumi destroy` and stop the simulated host
 	@$(VENV) -m lab.deploy down $(SCENARIO)
 
 PYTEST = $(VENV) -m tests.scratch -m pytest -n $(WORKERS) --dist worksteal
@@ -106,11 +107,13 @@ docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the s
 bench: .venv/.dev ## compare this program's speed with pyinfra and Ansible, as ratios
 	@$(VENV) -m bench
 
-lock: .venv/.dev ## update the pinned dependencies (requirements.txt, requirements-dev.txt)
-	@compile=".venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url"; \
+lock: .venv/.dev ## update the pinned dependencies (requirements.txt, requirements-lab.txt, requirements-dev.txt)
+	@before() { sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' "$$@"; printf -- '--constraint %s\n' "$$@"; }; \
+	  compile=".venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url"; \
 	  $$compile --custom-compile-command "make lock" pyproject.toml --output-file requirements.txt && \
-	  $$compile --custom-compile-command "make lock" pyproject.toml --group dev --group bench --constraint requirements.txt \
-	    $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) --output-file requirements-dev.txt
+	  $$compile --custom-compile-command "make lock" pyproject.toml --group lab $$(before requirements.txt) --output-file requirements-lab.txt && \
+	  $$compile --custom-compile-command "make lock" pyproject.toml --group dev --group bench \
+	    $$(before requirements.txt requirements-lab.txt) --output-file requirements-dev.txt
 
 clean: ## stop the labs and remove everything made here, also the engine's cache
 	@others=$$(find .lab -path '*/.pulumi/stacks/*.json' ! -name lab.json 2>/dev/null); [ -z "$$others" ] || { \
@@ -120,19 +123,36 @@ clean: ## stop the labs and remove everything made here, also the engine's cache
 	@if [ -x $(VENV) ] && [ -d .lab ]; then for lab in .lab/*/; do $(VENV) -m lab stop --state "$$lab"; done; fi
 	rm -rf .venv .cache .lab .plain .site .mypy_cache .ruff_cache .pytest_cache
 
+# What a simulated host needs. The packages and the engine come side by side: one waits for the network while the other computes.
+.ready: .venv/bin/python
+	@$(MAKE) --no-print-directory --jobs 2 .venv/.lab .engine
+
+.engine: .venv/bin/python
+	@PULUMI_HOME= $(VENV) engine/install.py >/dev/null
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "wanted: Python 3.11 or later as \`$(PYTHON)\`"; echo "found:  $$($(PYTHON) --version 2>&1)"; \
 	  echo "why:    the program is written for it"; echo "next:   install it, or: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "making .venv, once"
 	@$(PYTHON) -m venv .venv
 
+# $(call install,FILES,WHO): pip, with a line every five seconds that says how far it is. All FILES up to then, so that it can count.
+define install
+@echo "installing what $(2) into .venv ($(lastword $(1))), once"
+@while sleep 5 >/dev/null 2>&1; do echo "  $$(ls .venv/lib/*/site-packages | grep -c dist-info) of some $$(cat $(1) | grep -c ==) packages, $$SECONDS s"; done & \
+  trap "kill $$!" EXIT; $(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes $(patsubst %,-r %,$(1))
+endef
+
 .venv/.program: requirements.txt .venv/bin/python
-	@echo "installing what the program needs into .venv (requirements.txt), once: some 50 MB, about a minute"
-	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(call install,requirements.txt,the program needs)
 	@touch $@
 
-.venv/.dev: requirements-dev.txt .venv/.program
-	@echo "installing what the simulated host, the tests and the linters need into .venv (requirements-dev.txt), once"
-	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+.venv/.lab: requirements-lab.txt .venv/.program
+	$(call install,requirements.txt requirements-lab.txt,the simulated host needs)
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.lab
+	$(call install,requirements.txt requirements-lab.txt requirements-dev.txt,the tests and the linters need)
 	@touch $@

@@ -26,7 +26,6 @@ from homelab import contract
 from homelab.errors import HomelabError
 from homelab.resources import limits
 from homelab.resources.host_probe import HostProbe
-from homelab.resources.preview import preview
 from homelab.resources.storage_file import StorageFile
 from homelab.shapes import BootSeen
 from homelab.stack import Refusal, load
@@ -108,9 +107,6 @@ for name, host in settings.hosts.items():
         vms[guest] = gpu_vm.vm
         if stack := NvidiaGuestStack.in_vm(guest, vm, host, gpu_vm):
             stacks[stack.place] = stack.result
-
-    results = [probe.stale, boot.host, *(vms[guest] for guest in host_vms), *(containers[guest] for guest in sharers)]
-    preview(name, host, probe, host_vms, sharers, results, settings.plan, settings.restarts_before(name))
 
 outputs = contract.outputs(settings, hosts, tests, vms, containers, stacks, words)
 for name, value in outputs.items():

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Finds the Pulumi CLI and the plugin of pulumi-command, or makes them.
+"""Finds the Pulumi CLI and the plugin of pulumi-command, or fetches or builds them.
 
 Owns the project's cache folder (`HOMELAB_CACHE`, default `.cache` in the repository):
 
-- `engine/<key>/bin`: the CLI built from Go modules; the key names its version and the module files' hash.
+- `engine/<key>/bin`: the CLI; the key names its version and the hash of the module files that it is built from where it isn't fetched.
 - `engine/plugin-<key>/`: the stand-in for pulumi-command's plugin, keyed by the hash of its sources.
 - `home/`: a `PULUMI_HOME` of the project's own. The user's `~/.pulumi` is read, never written.
 - `engine/…-windows`, `home-windows/`: the same as programs of Windows, which tests run under Wine (`Maker.for_windows`).
@@ -25,9 +25,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import http.client
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -35,17 +38,19 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = REPOSITORY / "engine"
 
 PULUMI_VERSION = "3.259.0"
-"""The CLI that is built, and the oldest that the program runs on; a test compares engine/go.mod, the SDK in pyproject.toml, Pulumi.yaml and README.md."""
+"""The CLI that is fetched or built, and the oldest that the program runs on; a test compares engine/go.mod, the SDK in pyproject.toml, Pulumi.yaml and README.md."""
 
 REQUIRED_PULUMI_VERSION = f">={PULUMI_VERSION} <4.0.0"
 """The CLIs that the program runs on: `requiredPulumiVersion` in Pulumi.yaml."""
@@ -55,9 +60,22 @@ PLUGIN_FOLDER = f"resource-command-v{PLUGIN_VERSION}"
 STAND_IN_NOTE = "STAND-IN.txt"
 """A file that only the stand-in's plugin folder has. Its first line is the key of its sources."""
 
-PLUGIN_HOST = "https://get.pulumi.com"
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+SYSTEM = f"{platform.system()}-{_MACHINES.get(platform.machine(), platform.machine())}".lower()
+CLI_ARCHIVE = f"pulumi-v{PULUMI_VERSION}-{SYSTEM.replace('amd64', 'x64')}.tar.gz"
+PLUGIN_ARCHIVE = f"pulumi-resource-command-v{PLUGIN_VERSION}-{SYSTEM}.tar.gz"
+PINS: dict[str, Any] = json.loads((MODULES / "pins.json").read_text("utf-8"))
+"""Of Pulumi's archives by their names: `sha256`, and the `sources` that have this sum."""
+PULUMI = "github.com/pulumi/pulumi"
+# Beside the CLI; the module `sdk/v3` has both below `python/`.
+HELPERS = ("cmd/pulumi-language-python-exec", "dist/pulumi-resource-pulumi-python")
+
+DOWNLOADS = "https://get.pulumi.com"
 REACHABLE_SECONDS = 3.0
 """Patience for a host that neither answers nor refuses. Without a way out, DNS mostly fails at once."""
+FETCH_SECONDS = 30.0
+"""Patience for the next part of an archive."""
+TELL_SECONDS = 5.0
 PLUGIN_SECONDS = 600.0
 VERSION_SECONDS = 60.0
 
@@ -78,7 +96,7 @@ class Cli:
 
     pulumi: Path
     version: str
-    source: Literal["path", "built"]
+    source: Literal["path", "made"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +105,7 @@ class Engine:
 
     pulumi: Path
     version: str
-    source: Literal["path", "built"]
+    source: Literal["path", "made"]
     plugin: Literal["real", "stand-in"]
     home: Path
     bin: Path
@@ -121,7 +139,7 @@ def cache_folder(environ: Environ = os.environ) -> Path:
 
 
 def ensure(environ: Environ = os.environ, say: Say = say_on_stderr) -> Engine:
-    """Finds or makes the engine. With everything in place this only looks at a few files.
+    """Finds or makes the engine. With everything in place this only looks.
 
     :raises EngineError: there is none and none could be made.
     """
@@ -147,20 +165,9 @@ def parse_version(text: str) -> Version:
     return int(found[1]), int(found[2]), int(found[3])
 
 
-def in_range(version: str, wanted: str = REQUIRED_PULUMI_VERSION) -> bool:
-    """Whether a version fits comparisons like `>=3.259.0 <4.0.0`, all of which have to hold."""
-    actual = parse_version(version)
-    comparisons: dict[str, Callable[[Version], bool]] = {
-        ">=": lambda limit: actual >= limit,
-        "<=": lambda limit: actual <= limit,
-        ">": lambda limit: actual > limit,
-        "<": lambda limit: actual < limit,
-        "=": lambda limit: actual == limit,
-    }
-    found = re.findall(r"(>=|<=|>|<|=)\s*(\S+)", wanted)
-    if not found:
-        raise ValueError(f"wanted a version range like {REQUIRED_PULUMI_VERSION!r}, found {wanted!r}")
-    return all(comparisons[operator](parse_version(limit)) for operator, limit in found)
+def in_range(version: str) -> bool:
+    """Whether the program runs on a CLI of this version (`REQUIRED_PULUMI_VERSION`)."""
+    return parse_version(PULUMI_VERSION) <= parse_version(version) < (4, 0, 0)
 
 
 # --- small tools ---
@@ -176,7 +183,7 @@ def key_of(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def reachable(url: str = PLUGIN_HOST, seconds: float = REACHABLE_SECONDS) -> str | None:
+def reachable(url: str = DOWNLOADS, seconds: float = REACHABLE_SECONDS) -> str | None:
     """None when the host answers within `seconds`, else why not. Proxies of the environment are used."""
     answer = [f"no answer within {seconds:g} seconds"]
 
@@ -241,6 +248,30 @@ else:
         return True
 
 
+def pinned(archive: str) -> str | None:
+    """The SHA-256 of one of Pulumi's archives; None unless two independent sources have it."""
+    pin = PINS.get(archive, {"sources": []})
+    return str(pin["sha256"]) if len(pin["sources"]) > 1 else None
+
+
+@contextlib.contextmanager
+def telling(say: Say, progress: Callable[[], str]) -> Iterator[None]:
+    """Says every few seconds how far the block is."""
+    done, since = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(TELL_SECONDS):
+            say(f"{progress()}, {time.monotonic() - since:.0f} s")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 @contextlib.contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """A new folder to fill, beside the one that is wanted; it takes its place if the block succeeds."""
@@ -278,17 +309,15 @@ class Maker:
         self.exe = ".exe" if windows else ""
         self._elsewhere = "" if windows == WINDOWS else "-windows"
         self.home = self.cache / f"home{self._elsewhere}"
-        self._unreachable: list[str | None] = []
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """One lock for all that is made: parts depend on each other, and a machine has but so many cores."""
         return locked(self.folder / "lock", self.say)
 
+    @functools.cached_property
     def unreachable(self) -> str | None:
         """Why Pulumi's downloads can't be reached, asked once; None when they can."""
-        if not self._unreachable:
-            self._unreachable.append(reachable())
-        return self._unreachable[0]
+        return reachable()
 
     def for_windows(self) -> Engine:
         """The CLI, and the plugin (the real one where `home` has it, else the stand-in), as programs of Windows that are built here.
@@ -306,16 +335,16 @@ class Maker:
     # The CLI.
 
     def cli(self) -> Cli:
-        """The CLI: on PATH, else made earlier, else built.
+        """The CLI: on PATH, else made earlier, else fetched, else built.
 
-        Nothing is downloaded to be run: a build checks every source against go.sum, and Pulumi's installer is a script that changes with
-        every release and checks nothing that it fetches.
+        Nothing is run unchecked: an archive has a pinned sum, and a build checks every source against go.sum. Pulumi's installer is a
+        script that changes with every release and checks nothing that it fetches.
         """
         found = self.cli_on_path() or self.cli_made_earlier()
         if found:
             return found
         with self.lock():
-            return self.cli_made_earlier() or self.build_cli()
+            return self.cli_made_earlier() or self.fetch_cli() or self.build_cli()
 
     def cli_on_path(self) -> Cli | None:
         """`pulumi` on PATH, when its version is in range and Python programs can run on it."""
@@ -344,24 +373,6 @@ class Maker:
         return Cli(pulumi, version, "path")
 
     def version_of(self, pulumi: Path) -> str | None:
-        """What `pulumi version` says, kept in the cache by path, time and size: asking takes a while."""
-        found = pulumi.stat()
-        stamp = [str(pulumi), found.st_mtime_ns, found.st_size]
-        kept = self.folder / "path-version.json"
-        # No such file yet, or not of this form: asked again.
-        with contextlib.suppress(OSError, ValueError, LookupError):
-            known = json.loads(kept.read_text("utf-8"))
-            if known["stamp"] == stamp:
-                return str(known["version"])
-        version = self.ask_version(pulumi)
-        if version is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fresh = kept.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps({"stamp": stamp, "version": version}), "utf-8")
-            fresh.replace(kept)
-        return version
-
-    def ask_version(self, pulumi: Path) -> str | None:
         """What `pulumi version` says, without the `v`; None, with a line said, if that is none."""
         try:
             answer = subprocess.run(
@@ -381,38 +392,79 @@ class Maker:
         return answer.stdout.strip().removeprefix("v")
 
     def cli_made_earlier(self) -> Cli | None:
-        """What an earlier run built; whole folders only, so that its being there is enough."""
-        built = self.built_folder() / "bin" / f"pulumi{self.exe}"
-        return Cli(built, PULUMI_VERSION, "built") if built.exists() else None
+        """What an earlier run fetched or built; whole folders only, so that its being there is enough."""
+        made = self.made_folder() / "bin" / f"pulumi{self.exe}"
+        return Cli(made, PULUMI_VERSION, "made") if made.exists() else None
 
-    def built_folder(self) -> Path:
-        """Where the CLI that is built goes; another pin or checksum is another folder."""
+    def made_folder(self) -> Path:
+        """Where the CLI goes that is fetched or built; another version or checksum is another folder."""
         key = hashlib.sha256()
         for module in (MODULES, MODULES / "python"):
             for name in ("go.mod", "go.sum"):
                 key.update((module / name).read_bytes())
         return self.folder / f"{PULUMI_VERSION}-{key.hexdigest()[:12]}{self._elsewhere}"
 
+    def fetch_cli(self) -> Cli | None:
+        """The CLI and the Python language host out of Pulumi's archive; None when that isn't possible."""
+        names = ("pulumi", "pulumi-language-python", *(Path(helper).name for helper in HELPERS))
+        wanted = ["--strip-components=1", *(f"pulumi/{name}" for name in names)]
+        return self.cli_made_earlier() if self.unpack("sdk", CLI_ARCHIVE, self.made_folder(), "bin", wanted) else None
+
+    def unpack(self, kind: str, archive: str, folder: Path, below: str = "", wanted: Sequence[str] = ()) -> bool:
+        """Puts what is wanted of one of Pulumi's archives into a new folder; False, with a line said, when that isn't possible.
+
+        `pulumi plugin install --checksum` leaves the last bytes out where they come together with the end (3.259.0), so it isn't asked.
+        """
+        pin = pinned(archive)
+        why_not = self.unreachable if pin else "engine/pins.json has no sum of it from two sources"
+        if pin and why_not is None:
+            try:
+                content = self.fetch(f"{kind}/{archive}", pin)
+                with appearing(folder) as fresh:
+                    (fresh / below).mkdir(exist_ok=True)
+                    environ = without_secrets(self.environ)
+                    subprocess.run(["tar", "-xz", *wanted], input=content, cwd=fresh / below, env=environ, check=True)
+                return True
+            except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
+                why_not = str(error)
+        self.say(f"Pulumi's {archive} isn't used: {why_not}")
+        return False
+
+    def fetch(self, path: str, pin: str) -> bytes:
+        """One of Pulumi's archives.
+
+        :raises OSError, HTTPException: it didn't arrive.
+        :raises ValueError: its sum isn't the pinned one.
+        """
+        content = bytearray()
+        with urllib.request.urlopen(f"{DOWNLOADS}/releases/{path}", timeout=FETCH_SECONDS) as answer:
+            size = int(answer.headers.get("Content-Length", 0)) >> 20
+            with telling(self.say, lambda: f"fetching {path}: {len(content) >> 20} of {size} MB"):
+                while part := answer.read(1 << 20):
+                    content += part
+        actual = hashlib.sha256(content).hexdigest()
+        if actual != pin:
+            raise ValueError(f"its SHA-256 is {actual}, the pinned one is {pin}")
+        return bytes(content)
+
     def build_cli(self) -> Cli:
         """The CLI and the Python language host from their Go modules, with the two files that aren't Go."""
         go = self.go("the Pulumi CLI")
-        self.say(f"building Pulumi {PULUMI_VERSION} from Go modules: about 4 minutes on 2 cores, once")
-        with appearing(self.built_folder()) as fresh:
+        self.say(f"building Pulumi {PULUMI_VERSION} from Go modules: about 5 minutes on 2 cores, once")
+        cli = (MODULES, f"{PULUMI}/pkg/v3/cmd/pulumi")
+        host = (MODULES / "python", f"{PULUMI}/sdk/python/cmd/pulumi-language-python/v3")
+        go.fetch(cli, host, *([(MODULES / "command", ".")] if self.unreachable else []))
+        with appearing(self.made_folder()) as fresh:
             target = fresh / "bin"
             target.mkdir()
-            go.build(MODULES, "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi", target / f"pulumi{self.exe}")
-            go.build(
-                MODULES / "python",
-                "github.com/pulumi/pulumi/sdk/python/cmd/pulumi-language-python/v3",
-                target / f"pulumi-language-python{self.exe}",
-            )
-            sdk = go.module_folder(MODULES, "github.com/pulumi/pulumi/sdk/v3")
-            helpers = ["python/cmd/pulumi-language-python-exec", "python/dist/pulumi-resource-pulumi-python"]
-            for helper in helpers + (["python/dist/pulumi-resource-pulumi-python.cmd"] if self.windows else []):
+            go.build(*cli, target / f"pulumi{self.exe}")
+            go.build(*host, target / f"pulumi-language-python{self.exe}")
+            sdk = go.module_folder(MODULES, f"{PULUMI}/sdk/v3")
+            for helper in (*HELPERS, *([f"{HELPERS[1]}.cmd"] if self.windows else [])):
                 copy = target / Path(helper).name
-                copy.write_bytes((sdk / helper).read_bytes())
+                copy.write_bytes((sdk / "python" / helper).read_bytes())
                 copy.chmod(0o755)
-        return Cli(self.built_folder() / "bin" / f"pulumi{self.exe}", PULUMI_VERSION, "built")
+        return Cli(self.made_folder() / "bin" / f"pulumi{self.exe}", PULUMI_VERSION, "made")
 
     def go(self, for_what: str) -> Go:
         """The Go command.
@@ -428,7 +480,7 @@ class Maker:
                 "(https://go.dev/dl, or your distribution's golang); "
                 f"pulumi {REQUIRED_PULUMI_VERSION} is looked for on PATH, its plugin in ~/.pulumi/plugins/{PLUGIN_FOLDER}."
             )
-        return Go(Path(where), self.environ, self.folder / "build.log", "windows" if self._elsewhere else "")
+        return Go(Path(where), self.environ, self.folder, self.say, "windows" if self._elsewhere else "")
 
     # The plugin.
 
@@ -477,9 +529,12 @@ class Maker:
         return "real"
 
     def install_plugin(self, cli: Cli) -> Literal["real"] | None:
-        """The real plugin, by Pulumi itself; None, with a line said, when that isn't possible."""
-        why_not = self.unreachable()
+        """The real plugin: its archive if its sum is pinned, else by Pulumi itself, unchecked; None, with a line said, when that isn't possible."""
+        if self.unpack("plugins", PLUGIN_ARCHIVE, plugin_in(self.home)):
+            return "real"
+        why_not = self.unreachable or ("it isn't the pinned one" if pinned(PLUGIN_ARCHIVE) else None)
         if why_not is None:
+            self.say("`pulumi plugin install` fetches it instead, and compares it with nothing")
             remove(plugin_in(self.home))  # a stand-in of older sources: Pulumi would take it for the real one
             why_not = self.run_plugin_install(cli)
             if is_real(plugin_in(self.home)):
@@ -517,6 +572,7 @@ class Maker:
         name = f"pulumi-resource-command{self.exe}"
         if not (built / name).exists():
             go = self.go("the stand-in for pulumi-command's plugin")
+            go.fetch((sources, "."))
             with appearing(built) as fresh:
                 go.build(sources, ".", fresh / name)
         return built / name
@@ -567,9 +623,11 @@ def link_or_copy(source: str, target: str) -> None:
 class Go:
     """The Go command, kept apart from the user's own Go settings. `system`: of the programs that it builds, as in GOOS; empty: this one."""
 
-    def __init__(self, go: Path, environ: Environ, log: Path, system: str = "") -> None:
+    def __init__(self, go: Path, environ: Environ, logs: Path, say: Say, system: str = "") -> None:
         self.go = go
-        self.log = log
+        self.logs = logs
+        self.say = say
+        self.packages: dict[Path, int] = {}
         # GOFLAGS and GOWORK may be in the environment or in the file of `go env -w`: a value set here wins
         # over both. GOOS and GOARCH would cross-compile what has to run here.
         known = without_secrets(environ)
@@ -578,14 +636,29 @@ class Go:
         if system:
             self.environ["GOOS"] = system
 
+    def fetch(self, *builds: tuple[Path, str]) -> None:
+        """Downloads the modules of several builds side by side, and counts their packages.
+
+        :raises EngineError: one couldn't be downloaded.
+        """
+
+        def count(build: tuple[Path, str]) -> tuple[Path, int]:
+            module, package = build
+            doing = f"fetching the modules of {module.name}, {{}} so far"
+            return module, self.run(module, "list", "-deps", package, doing=doing).count("\n")
+
+        with ThreadPoolExecutor() as pool:
+            self.packages |= dict(pool.map(count, builds))
+
     def build(self, module: Path, package: str, target: Path) -> None:
-        """Builds a package of a module into a file, with the version in it that the CLI and its hosts report.
+        """Builds a package of a module that was fetched into a file, with the version in it that the CLI and its hosts report.
 
         :raises EngineError: it didn't build.
         """
-        version = f"github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{PULUMI_VERSION}"
-        flags = ["-buildvcs=false", "-trimpath", "-ldflags", f"-s -w -X {version}"]
-        self.run(module, "build", *flags, "-o", str(target), package)
+        version = f"{PULUMI}/sdk/v3/go/common/version.Version=v{PULUMI_VERSION}"
+        flags = ["-v", "-buildvcs=false", "-trimpath", "-ldflags", f"-s -w -X {version}"]
+        doing = f"building {target.name}, {{}} of at most {self.packages[module]} packages so far"
+        self.run(module, "build", *flags, "-o", str(target), package, doing=doing)
 
     def module_folder(self, module: Path, path: str) -> Path:
         """Where the sources of a module that another one needs are.
@@ -594,30 +667,29 @@ class Go:
         """
         return Path(self.run(module, "list", "-m", "-f", "{{.Dir}}", path).strip())
 
-    def run(self, module: Path, *arguments: str) -> str:
-        """Runs Go in a module's folder and returns what it prints."""
-        done = subprocess.run(
-            [str(self.go), *arguments],
-            cwd=module,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+    def run(self, module: Path, *arguments: str, doing: str = "{}") -> str:
+        """Runs Go in a module's folder and returns what it prints. `doing` tells how far it is, by the number of lines on its stderr."""
+        path = self.logs / f"{module.name}.log"
+        with path.open("wb") as log, telling(self.say, lambda: doing.format(len(path.read_bytes().splitlines()))):
+            done = subprocess.run(
+                [str(self.go), *arguments],
+                cwd=module,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        output = done.stdout.decode("utf-8", "replace")
         if done.returncode:
-            self.log.write_text(done.stderr, "utf-8")
-            last = "\n".join(done.stderr.strip().splitlines()[-10:])
+            last = "\n".join(path.read_text("utf-8", "replace").strip().splitlines()[-10:])
             raise EngineError(
                 f"wanted: `go {' '.join(arguments)}` in {module}; "
                 f"found: exit status {done.returncode}:\n{last}\n"
-                f"Without it there is no engine to run the program. The whole output is in {self.log}. "
+                f"Without it there is no engine to run the program. The whole output is in {path}. "
                 "Next: see that the Go module proxy can be reached (go env GOPROXY) and that Go is 1.25 or "
                 "newer, and try again."
             )
-        return done.stdout
+        return output
 
 
 # --- command line ---

@@ -21,7 +21,9 @@ ENVIRONMENT = {"PULUMI_DEBUG_COMMANDS": "true"}
 
 _MARKUP = re.compile(r"<\{%.*?%\}>")
 # The beginning of an error's text that the CLI or the SDK has added to the program's refusal.
-_PREFIXES = re.compile(r"^(?:error: )?(?:Preview failed: )?")
+_PREFIXES = re.compile(r"^(?:error: |warning: )?(?:Preview failed: )?")
+#: How a warning of a preview begins that says what an `up` will refuse.
+WILL_REFUSE = "`pulumi up` will refuse this:"
 # A diagnostic that only repeats that there were errors.
 _REPEATED = re.compile(r"(?:preview|update|refresh|destroy) failed")
 _NO_CHANGE = ("same", "read", "refresh")
@@ -133,10 +135,17 @@ def follow(path: Path, has_ended: Callable[[], bool]) -> Iterator[Event]:
 
 def errors(events: Iterable[Event]) -> list[str]:
     """The texts of the engine's errors, each once, without those that only repeat that there were errors."""
-    texts = [
-        _PREFIXES.sub("", event.text) for event in events if isinstance(event, Diagnostic) and event.severity == "error"
-    ]
-    return [text for text in dict.fromkeys(texts) if text and not _REPEATED.fullmatch(text)]
+    return [text for text in _texts(events, "error") if text and not _REPEATED.fullmatch(text)]
+
+
+def refusals(events: Sequence[Event]) -> list[str]:
+    """The errors, and the warnings of a preview that say what an `up` will refuse."""
+    return errors(events) + [text for text in _texts(events, "warning") if text.startswith(WILL_REFUSE)]
+
+
+def _texts(events: Iterable[Event], severity: str) -> list[str]:
+    of_engine = (event for event in events if isinstance(event, Diagnostic) and event.severity == severity)
+    return list(dict.fromkeys(_PREFIXES.sub("", event.text) for event in of_engine))
 
 
 def counts(events: Iterable[Event]) -> Mapping[str, int]:

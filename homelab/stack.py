@@ -17,6 +17,7 @@ from pulumi.runtime import settings as running
 from pulumi.runtime.proto import engine_pb2_grpc
 
 from homelab.errors import HomelabError, raise_all
+from homelab.events import WILL_REFUSE
 from homelab.later import later
 from homelab.nvidia import lock
 from homelab.nvidia.lock import SystemLock
@@ -125,7 +126,7 @@ def _unsafe(settings: Settings) -> list[HomelabError]:
     if places := secret_settings.left_open(settings.as_written()):
         error = secret_settings.still_open(places, stack)
         if pulumi.runtime.is_dry_run():
-            pulumi.log.warn(f"`pulumi up` will refuse this:\n{error}")
+            pulumi.log.warn(f"{WILL_REFUSE}\n{error}")
         else:
             errors.append(error)
     return errors

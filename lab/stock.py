@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lab.host import apt
 from lab.host.cluster import Cluster
 from lab.host.installed import install_base, install_driver
 from lab.host.kernel_files import Build, write_kernel
@@ -254,6 +255,8 @@ def _packages(host: HostState, scenario: Scenario) -> None:
     install_base(host, "pve", f"pve-{scenario.pve}", {**stock_packages(host), **kernels})
     if scenario.no_subscription:
         without_subscription(host.root)
+        for source in apt.sources(host):  # as Proxmox VE does once a day
+            host.write(source.list_file, f"# {source.place}\n")
     if scenario.nvidia is not None:
         install_driver(host, Build(scenario.nvidia.version, "open" if scenario.nvidia.open else "proprietary"))
 

@@ -17,15 +17,15 @@ host["ssh"]["privateKey"] = config.require_secret("privateKey")
 host["api"]["tokenSecret"] = config.require_secret("tokenSecret")
 host["gpus"] = {"rtx5090": {"match": "10de:2b85"}}
 vm = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
-provider = HomelabProvider("homelab", hosts={"pve": host}, vms={"sandbox": vm})
+HomelabProvider("homelab", hosts={"pve": host}, vms={"sandbox": vm})
 
 
 def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
     """Options of a resource that waits for these."""
-    return pulumi.ResourceOptions(provider=provider, depends_on=list(resources))
+    return pulumi.ResourceOptions(depends_on=list(resources))
 
 
-probe = HostProbe.of("pve-probe", "pve", host, after())
+probe = HostProbe.of("pve-probe", "pve", host)
 agent = HostAgent("pve", HostAgentArgs(host_name="pve", host=host), after(probe))
 iommu = IommuHost("pve", IommuHostArgs(host=host, probe=probe), after(agent))
 vfio = VfioBinding("pve", VfioBindingArgs(host=host, probe=probe), after(iommu))

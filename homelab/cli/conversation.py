@@ -112,6 +112,8 @@ class Conversation:
                 f"{self._example_copy.name}."
             )
         pulumi = None if self.arguments.dry_run else Pulumi.find(project(), self.stack)
+        if pulumi and not (self.before.text or self.arguments.backend) and pulumi.backend():
+            pulumi.need_unused_name()  # before anything is asked, where it can be
         if not self.arguments.yes:
             self.output.say(
                 "On a stock host you answer five questions: whether the host key is right; the password, unless one "
@@ -784,6 +786,9 @@ class Conversation:
         if backend:
             pulumi.login(backend)
             did(login)
+        # A folder whose stack it is has settings of it, or at least its salt.
+        if not self.before.text:
+            pulumi.need_unused_name()
         self._write(proposal.text)
         did(written)
         pulumi.make_stack()

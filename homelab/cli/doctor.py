@@ -92,8 +92,6 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
             ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
             reading = asyncio.run(diagnosis.read(host, ids))
         except HomelabError as error:
-            if host_name is None:
-                raise
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
         vms, containers = guests_on(settings, name, host, reading.facts)

@@ -11,17 +11,15 @@ import argparse
 import getpass
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from homelab import drift, events
+from homelab import drift
 from homelab.cli import stack_options
-from homelab.cli.pulumi import installed
+from homelab.cli.pulumi import Pulumi
 from homelab.errors import HomelabError
 from homelab.settings import project
 
@@ -59,36 +57,10 @@ def parser() -> argparse.ArgumentParser:
 def look(stack: str, config_file: Path | None) -> drift.Drift:
     """Drift of a stack, by a preview with a refresh.
 
-    :raises HomelabError: there is no Pulumi CLI.
+    :raises HomelabError: there is no Pulumi CLI or no project.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "events.jsonl"
-        options = [
-            "--stack",
-            stack,
-            "--cwd",
-            str(project()),
-            *(["--config-file", str(config_file)] if config_file else []),
-        ]
-        preview = subprocess.run(
-            [
-                installed(),
-                "preview",
-                "--refresh",
-                "--expect-no-changes",
-                "--non-interactive",
-                "--event-log",
-                str(log),
-                *options,
-            ],
-            env={**os.environ, **events.ENVIRONMENT, "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-        )
-        logged = events.read(log)
+    options = ["--config-file", str(config_file)] if config_file else []
+    preview, logged = Pulumi.find(project(), stack).logged_preview("--refresh", "--expect-no-changes", *options)
     if not logged and preview.returncode != 0:
         return drift.Drift(stack, [], [], [(preview.stderr or preview.stdout).strip()[-2000:]])
     return drift.of_events(stack, logged, preview.returncode)

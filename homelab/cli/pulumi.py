@@ -7,10 +7,13 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from homelab import events
 from homelab.errors import HomelabError
+from homelab.events import Event
 
 # The environment variable with the host's password.
 PASSWORD = "HOMELAB_PASSWORD"
@@ -66,7 +69,7 @@ class Pulumi:
     def environment(self) -> dict[str, str]:
         """The environment of Pulumi's processes: without the host's password."""
         inherited = {name: value for name, value in os.environ.items() if name != PASSWORD}
-        return {**inherited, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.extra_environment}
+        return {**inherited, **events.ENVIRONMENT, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.extra_environment}
 
     def _run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -111,6 +114,24 @@ class Pulumi:
         )
         return not (has_passphrase or by_other_means or _CLOUD.match(url))
 
+    def need_unused_name(self) -> None:
+        """Refuses the name of a stack that another folder has made: all that keep their state in one place and are
+        projects of this name share their stacks, and its next `up` would undo what the other one did.
+
+        :raises HomelabError: there is a stack of that name, or Pulumi can't tell.
+        """
+        process = self._run("stack", "ls", "--json")
+        _checked(process, "the names of the stacks that exist")
+        name = self.stack.rpartition("/")[2]
+        if name in (str(row["name"]).rpartition("/")[2] for row in json.loads(process.stdout)):
+            raise HomelabError(
+                wanted=f"a new stack {self.stack}",
+                found="there is one already where Pulumi keeps the state, and this folder has no settings of it",
+                why="with another host's settings, its next `pulumi up` would undo what it has done on its own host",
+                next="for another host, give the stack another name: homelab init --stack NAME; to go on with it, "
+                f"copy its Pulumi.{name}.yaml here first; if nothing needs it any more: pulumi stack rm {name}",
+            )
+
     def make_stack(self) -> None:
         """Makes the stack, unless it exists.
 
@@ -147,6 +168,13 @@ class Pulumi:
             why="they say what guests saw of their cards",
             next="run it as you run `pulumi up`: in the project's folder, with the same passphrase and login",
         )
+
+    def logged_preview(self, *options: str) -> tuple[subprocess.CompletedProcess[str], list[Event]]:
+        """`pulumi preview`, with what it printed and its event log."""
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "events.jsonl"
+            logging = ("--color", "never", "--event-log", str(log))
+            return self._run("preview", "--stack", self.stack, *logging, *options), events.read(log)
 
     def preview(self, *, to_errors: bool) -> int:
         """`pulumi preview`, shown to the person; its exit status.

@@ -116,15 +116,16 @@ def _libraries(case: Case) -> list[Finding]:
     else:
         found = "none (no libnvidia-ml.so.1, no libcuda.so.1)"
         why = "without the libraries nothing inside can talk to the driver, and nvidia-smi isn't there"
+    installing = f"`pulumi up --refresh` installs them, of exactly {driver}"
     return [
         Finding(
             f"NVIDIA's libraries of version {driver} in {case.name}, as the driver on the host",
             found,
             why,
-            f"`pulumi up --refresh` installs them, of exactly {driver}"
+            installing
             if case.cards.installs
-            else f"install NVIDIA's userspace of exactly {driver} inside, without kernel modules, once its devices "
-            "are there",
+            else f"set `nvidia: {{}}` for it under homelab:containers, and {installing}; or install the libraries "
+            f"inside by hand, once its devices are there: `sh NVIDIA-Linux-x86_64-{driver}.run --no-kernel-modules`",
             Stage.INSIDE,
         )
     ]

@@ -23,7 +23,7 @@ from homelab.settings.secrets import is_encrypted, readable
 
 @dataclass(frozen=True)
 class StackFile:
-    """`path`: the file; `values`: what it has under `homelab:`, by key without that."""
+    """`path`: the file; `values`: what it has under `homelab:`, by key without that, with a host in `hosts`."""
 
     path: Path
     values: dict[str, Any]
@@ -35,14 +35,7 @@ class StackFile:
         :raises HomelabError: it is missing or mistaken, or can't be logged in to without a secret that Pulumi has
             encrypted.
         """
-        hosts = self.values.get("hosts")
-        if not isinstance(hosts, dict) or not hosts or is_encrypted(hosts):
-            raise HomelabError(
-                wanted=f"hosts under homelab:hosts in {self.path}",
-                found="they are encrypted as a whole" if is_encrypted(hosts) else "none",
-                why="they say how a host is reached",
-                next="see Pulumi.homelab.yaml for an example; only single values in it are secrets",
-            )
+        hosts = self.values["hosts"]
         chosen = name or next(iter(hosts))
         if chosen not in hosts or (name is None and len(hosts) > 1):
             raise HomelabError(
@@ -59,12 +52,11 @@ class StackFile:
 
     def host_names(self) -> list[str]:
         """All hosts, in the file's order."""
-        hosts = self.values.get("hosts")
-        return [] if not isinstance(hosts, dict) or is_encrypted(hosts) else list(hosts)
+        return list(self.values["hosts"])
 
-    def asked(self, name: str | None) -> list[str | None]:
-        """The hosts to look at: the named one, or all. `[None]`: the file has none, which `host` says."""
-        return [name] if name else [*self.host_names()] or [None]
+    def asked(self, name: str | None) -> list[str]:
+        """The hosts to look at: the named one, or all."""
+        return [name] if name else self.host_names()
 
     def guests(self) -> Settings:
         """The settings of hosts, VMs and containers, with a word in place of what is encrypted: who has which card, and
@@ -117,7 +109,7 @@ class StackFile:
 def read(path: Path) -> StackFile:
     """A stack's configuration file.
 
-    :raises HomelabError: it isn't there, or isn't YAML.
+    :raises HomelabError: it isn't there, isn't YAML, or has no hosts.
     """
     try:
         content = stack_file.parsed(text_of(path))
@@ -133,11 +125,20 @@ def read(path: Path) -> StackFile:
         ) from None
     stack_file.check(content, str(path))
     config = content.get("config") if isinstance(content, dict) else None
-    values = config if isinstance(config, dict) else {}
-    return StackFile(
-        path,
-        {str(key).removeprefix("homelab:"): value for key, value in values.items() if str(key).startswith("homelab:")},
-    )
+    whole = config if isinstance(config, dict) else {}
+    values = {
+        str(key).removeprefix("homelab:"): value for key, value in whole.items() if str(key).startswith("homelab:")
+    }
+    hosts = values.get("hosts")
+    if not isinstance(hosts, dict) or not hosts or is_encrypted(hosts):
+        raise HomelabError(
+            wanted=f"hosts under homelab:hosts in {path}",
+            found="they are encrypted as a whole" if is_encrypted(hosts) else "none",
+            why="they say how a host is reached",
+            next="see Pulumi.homelab.yaml for an example; only single values in it are secrets. A program that "
+            "describes its hosts itself has none there: write the same into a file, and give it with --config-file",
+        )
+    return StackFile(path, values)
 
 
 def path_of(stack: str) -> Path:

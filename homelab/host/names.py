@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Cards that are newer than the pci.ids of the Debian releases that Proxmox VE 8 and 9 stand on (NVIDIA's README of
@@ -62,10 +63,21 @@ def card(ids: str, place: str, listed_as: str = "", kind: str = "graphics card")
     return f"{model(ids, listed_as) or kind} [{ids}] at {place}"
 
 
-def model_of_output(gpu: Mapping[str, Any]) -> str:
-    """The name of a model, `RTX 5090`, or its kind if that is unknown, of a card in the outputs of HostProbe or a
-    stack."""
-    return of_output(gpu).partition(" [")[0]
+def told_apart(cards: Sequence[tuple[str, str | None]]) -> list[str]:
+    """The names of cards that one message has: `RTX 5090`; with its place, `RTX 3090 at 0000:1d:00`, where another one
+    has the same name.
+
+    :param cards: of each its name, and its place where that is known.
+    """
+    number = Counter(name for name, _ in cards)
+    return [f"{name} at {place}" if place and number[name] > 1 else name for name, place in cards]
+
+
+def models_of_outputs(gpus: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Each card's model, or its kind if that is unknown, for one message (`told_apart`); of the cards in the outputs of
+    HostProbe or a stack, by their names there."""
+    cards = [(of_output(gpu).partition(" [")[0], str(gpu["slot"])) for gpu in gpus.values()]
+    return dict(zip(gpus, told_apart(cards), strict=True))
 
 
 def of_output(gpu: Mapping[str, Any]) -> str:

@@ -63,9 +63,8 @@ def stopping(guests: str, moves: str = "", *, again: bool = True) -> str:
 
 
 def _phrases(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[str]:
-    card_names = {
-        function["address"]: names.model_of_output(card) for card in cards.values() for function in card["functions"]
-    }
+    models = names.models_of_outputs(cards)
+    card_names = {function["address"]: models[name] for name, card in cards.items() for function in card["functions"]}
     added: list[str] = []
     removed: list[str] = []
     moved: dict[str, list[str]] = {}

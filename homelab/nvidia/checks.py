@@ -17,6 +17,7 @@ from homelab.nvidia.driver_source import kernel_headers, source_of
 from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
 from homelab.nvidia.request import Driver, Request, driver_of, ranked_branches
 from homelab.nvidia.versions import fits, parse
+from remote_scripts.layers.nvidia_driver import lacking_headers
 
 Check = Callable[[Request], list[HomelabError]]
 
@@ -288,24 +289,11 @@ def headers_to_be_had(request: Request) -> list[HomelabError]:
     """The headers that the driver's modules are built with are there, or in a repository: on a host for each installed
     kernel, in a guest for the running one. A driver that is there already is built."""
     system, driver = request.system, request.driver
-    is_host, packages = request.target == "host", kernel_headers(request)
+    packages = kernel_headers(request)
     bare = [packages[kernel] for kernel in system.without_headers if kernel in packages]
     if not bare or (driver and system.loaded and fits(parse(system.loaded), driver.version_or_branch)):
         return []
-    old = "an old kernel that has none any more: remove it"
-    add = (
-        "without a subscription, add Proxmox VE's repository for that (web interface: the node, Updates, Repositories, "
-        f"Add, No-Subscription), then run `apt-get update` there; {old}"
-    )
-    return [
-        HomelabError(
-            wanted=f"{request.name}: headers of {'each installed kernel' if is_host else 'the running kernel'}",
-            found=f"{', '.join(bare)}: not installed, and in none of the lists that apt has there",
-            why="the driver's modules are built with them"
-            + (", for each kernel, as the next boot may take any" if is_host else ""),
-            next=add if is_host else f"run `apt-get update` there; {old}, and boot a newer one",
-        )
-    ]
+    return [HomelabError(**vars(lacking_headers(request.name, bare, request.target)))]
 
 
 def secure_boot(request: Request) -> list[HomelabError]:

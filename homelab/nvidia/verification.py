@@ -17,6 +17,7 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import since_loaded
+from homelab.host.names import told_apart
 from homelab.nvidia.compatibility import VENDOR, Flavour, Target, load
 from homelab.nvidia.flavour import allowed_by_card
 from homelab.nvidia.plan import Plan
@@ -455,7 +456,8 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
     if Counter(devices) == expected if all_have_ids else len(devices) == len(wanted.cards):
         return
     texts = ", ".join(_card_text(card) for card in wanted.cards)
-    listed = ", ".join(f"{card['name']} ({card['device'] or card['address']})" for card in cards)
+    seen = [(f"{card['name']} ({card['device'] or card['address']})", card["address"]) for card in cards]
+    listed = ", ".join(told_apart(seen))
     some_missing = len(cards) < len(wanted.cards)
     yield HomelabError(
         wanted=f"{wanted.name}: {len(wanted.cards)} card(s): {texts}",

@@ -136,6 +136,10 @@ class StackTexts:
     def _settings(self, *guests: str) -> Settings:
         return parse({key: self.texts[key] for key in ("hosts", "clusters", *guests) if self.texts.get(key)})
 
+    def restarts_before(self, host: str) -> str:
+        """As of the settings."""
+        return self._settings("").restarts_before(host)
+
     def vms(self, host: str) -> dict[str, Vm]:
         """The settings of a host's VMs, by name.
 

@@ -148,7 +148,7 @@ async def _end_turn(host: Host, name: str) -> None:
                 cluster_turn.LOCK_SECONDS
                 + cluster_turn.CLUSTER_SECONDS
                 + cluster_turn.RETURN_SECONDS
-                + ssh.SCRIPT_SECONDS
+                + host.timeouts.api
             )
             answer = await session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds, show)
     except HomelabError as error:
@@ -205,9 +205,9 @@ def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:
     """The end of a message with the models of the cards that vfio-pci has; empty: none."""
     bound = {address for address in inputs.functions if facts.by_address[address].driver == "vfio-pci"}
     cards = [
-        names.model_of_output(card)
-        for card in inputs.gpus.values()
-        if {function["address"] for function in card["functions"]} & bound
+        model
+        for name, model in names.models_of_outputs(inputs.gpus).items()
+        if {function["address"] for function in inputs.gpus[name]["functions"]} & bound
     ]
     return f", {', '.join(cards)} on vfio-pci" if cards else ""
 

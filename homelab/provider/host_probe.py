@@ -6,15 +6,14 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.host import gates, plan
 from homelab.later import later
 from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
-from homelab.provider.plain import UNKNOWN, Properties
+from homelab.provider.plain import Properties
 from homelab.remote import guard, ledger, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
-from homelab.resources.preview import PATIENCE_SECONDS
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm.config import strings
@@ -27,6 +26,10 @@ if TYPE_CHECKING:  # of no use to a refresh
 else:
     card_mapping, storage_file = later("homelab.provider.card_mapping"), later("homelab.provider.storage_file")
     api, planning = later("homelab.remote.proxmox.api"), later("homelab.remote.planning")
+
+
+# How long a preview waits for a host that may be out of reach, in seconds.
+PATIENCE_SECONDS = 2.0
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -53,33 +56,50 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = raised(outputs.generation, drifted, drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
-    def foreseen(self, state: Properties, properties: Properties) -> Properties:
-        """What an update would put out, so that a preview shows as changed only what a new plan changes; nothing where
-        the host isn't asked, doesn't answer or refuses, which the plan for people says. By `stale`, which isn't known,
-        the program knows that the plan is made anew.
-        """
-        if self.stack.texts.get("plan") == "never":
-            return {}
-        try:
-            planned = self._planned(self._inputs(properties), PATIENCE_SECONDS)
-        except HomelabError:
-            return {}
-        return {**dataclasses.asdict(_outputs(planned, self._outputs(state).generation)), "stale": UNKNOWN}
-
-    def _planned(self, inputs: HostProbe.Inputs, timeout: float | None = None) -> planning.Planned:
-        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
-        return asyncio.run(planning.planned(inputs.host, host, vms, containers, timeout))
-
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         guard.hold(inputs.host, self.host(inputs))
-        planned = self._planned(inputs)
+        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
+        planned = asyncio.run(planning.planned(inputs.host, host, vms, containers))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
-        slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items()}
-        for remark in gates.remarks(planned.facts, self.host(inputs), slots):
-            tell(f"{inputs.host}: note: {remark}")
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
         self.announced_reboots.add(inputs.host)
-        return _outputs(planned, generation)
+        slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items()}
+        for remark in gates.remarks(planned.facts, host, slots):
+            tell(f"{inputs.host}: note: {remark}")
+        generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
+        return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
+
+    def show_plan(self, name: str) -> Properties:
+        """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.
+        Nothing with the setting `plan: never`; with `always`, the host must be in reach.
+
+        :param name: the host's in the settings.
+        :returns: the plan as HostProbe puts it out; empty: the host wasn't read.
+        :raises HomelabError: all refusals at once.
+        """
+        mode = self.stack.texts.get("plan")
+        if mode == "never":
+            return {}
+        host = self.stack.host(name)
+        try:
+            _ = host.ssh.key
+        except HomelabError as error:
+            if mode == "always":
+                raise
+            tell(f"{name}: previewing without the key to the host: {error.found}")
+            return {}
+        try:
+            vms, containers = self.stack.vms(name), self.stack.containers(name)
+            planned = asyncio.run(planning.planned(name, host, vms, containers, PATIENCE_SECONDS))
+        except UnreachableError as error:
+            if mode == "always":
+                raise
+            tell(f"{name} can't be reached ({error.found}): previewed without reading it")
+            return {}
+        follows = self.stack.restarts_before(name)
+        text = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files, follows)
+        tell("\n".join(part for part in (text, planned.guests) if part))
+        return dataclasses.asdict(planned.want)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
         edits: list[str] = []
@@ -97,8 +117,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 self._tell_of_guests(api.Api(host, node))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
-        for copy in edits:
-            tell(f"{inputs.host}: a file of this program's had been edited by hand; the edited file is kept in {copy}")
+        if edits:
+            tell(
+                f"{inputs.host}: kept, from this or an earlier run of any stack: files of this program's as they had "
+                f"been edited by hand: {', '.join(edits)}"
+            )
         if outputs.iommu_words or outputs.vfio_words:
             tell(
                 f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line "
@@ -141,8 +164,3 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 f"{name}: this program's part in /var/lib/homelab/agents/{owner} stays ({error.wanted}: "
                 f"{error.found}); nothing needs it any more"
             )
-
-
-def _outputs(planned: planning.Planned, generation: dict[str, int]) -> HostProbe.Outputs:
-    generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
-    return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)

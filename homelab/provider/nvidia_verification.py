@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from homelab.errors import HomelabError, raise_all
+from homelab.host import names
 from homelab.nvidia import verification
 from homelab.provider.systems import SystemWork
 from homelab.remote import nvidia_steps as steps
@@ -44,8 +45,9 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         raise_all(errors)
         for what in result["unchecked"]:
             tell(f"{inputs.system_name}: not checked: {what}")
-        cards = ", ".join(card.get("name") or "a card without a name" for card in result["gpus"])
-        tell(f"{inputs.system_name}: verified from inside: {cards}, driver {result.get('driver')}")
+        cards = [(card.get("name") or "a card without a name", card.get("address")) for card in result["gpus"]]
+        seen = ", ".join(names.told_apart(cards))
+        tell(f"{inputs.system_name}: verified from inside: {seen}, driver {result.get('driver')}")
         return result
 
     def has_followers(self, inputs: NvidiaVerification.Inputs) -> bool:

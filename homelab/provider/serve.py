@@ -60,6 +60,9 @@ class Homelab(sdk.Provider):
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
+        # Hosts whose plan a preview hasn't shown -> the URN of their probe.
+        self._not_shown: dict[str, str] = {}
+        self._plans: dict[str, Properties] = {}
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="work")
 
     async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
@@ -82,7 +85,14 @@ class Homelab(sdk.Provider):
         )
 
     async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
-        return sdk.CheckResponse(request.new_inputs)
+        if request.type != HostProbe.token():
+            return sdk.CheckResponse(request.new_inputs)
+        inputs = plain_map(request.new_inputs)
+        self._not_shown[str(inputs["host"])] = request.urn
+        # That this is a preview, the engine says of a change alone.
+        if inputs.pop("preview", False) and self._texts.get("plan") == "always":
+            await self._show_plan(inputs.get("host"))
+        return sdk.CheckResponse(valued_map(inputs))
 
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         resource = _declared(request.type)
@@ -126,8 +136,9 @@ class Homelab(sdk.Provider):
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         resource, inputs = _declared(request.type), plain_map(request.properties)
         if request.preview:
+            await self._show_plan(inputs.get("host"))
             return sdk.CreateResponse("", valued_map(_previewed(resource, inputs)))
-        id_, state = await self._in_thread(request, lambda work: work.created(inputs))
+        id_, state = await self._in_thread(resource, request.urn, lambda work: work.created(inputs))
         return sdk.CreateResponse(id_, valued_map(state))
 
     async def read(self, request: sdk.ReadRequest) -> sdk.ReadResponse:
@@ -140,7 +151,7 @@ class Homelab(sdk.Provider):
                 "note nothing",
                 next="describe it in the stack's configuration and run `pulumi up` (docs/settings.md)",
             )
-        refreshed = await self._in_thread(request, lambda work: work.refreshed(state))
+        refreshed = await self._in_thread(_declared(request.type), request.urn, lambda work: work.refreshed(state))
         if refreshed is None:
             return sdk.ReadResponse(resource_id="")
         return sdk.ReadResponse(request.resource_id, valued_map(refreshed), request.inputs)
@@ -148,16 +159,17 @@ class Homelab(sdk.Provider):
     async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
         resource, state, inputs = _declared(request.type), plain_map(request.olds), plain_map(request.news)
         if request.preview:
+            plan = await self._show_plan(inputs.get("host"))
             previewed = _previewed(resource, inputs)
-            if resource is HostProbe:
-                previewed |= await self._in_thread(request, lambda work: work.foreseen(state, inputs))
+            if resource is HostProbe and plan:  # so only what the new plan changes looks changed
+                previewed |= {**plan, "generation": state["generation"]}
             return sdk.UpdateResponse(valued_map(previewed))
-        updated = await self._in_thread(request, lambda work: work.updated(state, inputs))
+        updated = await self._in_thread(resource, request.urn, lambda work: work.updated(state, inputs))
         return sdk.UpdateResponse(valued_map(updated))
 
     async def delete(self, request: sdk.DeleteRequest) -> None:
         state = plain_map(request.properties)
-        await self._in_thread(request, lambda work: work.deleted(state))
+        await self._in_thread(_declared(request.type), request.urn, lambda work: work.deleted(state))
 
     async def cancel(self) -> None:
         """Ctrl-C: the engine begins nothing more, and waits for what is at work."""
@@ -169,16 +181,26 @@ class Homelab(sdk.Provider):
 
             guard.cancel()
 
-    async def _in_thread(self, request: Any, do: Callable[[Any], T]) -> T:
+    async def _show_plan(self, host: object) -> Properties:
+        """Shows a host's plan in a preview, once, and refuses what an `up` would; nothing of a host without a probe in
+        this program. The probe comes before all else of its host.
+
+        :returns: as of `HostProbeWork.show_plan`.
+        """
+        if urn := self._not_shown.pop(str(host), ""):
+            self._plans[str(host)] = await self._in_thread(HostProbe, urn, lambda work: work.show_plan(host))
+        return self._plans.get(str(host), {})
+
+    async def _in_thread(self, resource: type[Resource], urn: str, do: Callable[[Any], T]) -> T:
         """In a thread: what blocks the loop would hold up all other calls.
 
         :param do: called with the resource's `Work`.
         """
 
         def work() -> T:
-            return do(work_of(_declared(request.type))(self._texts, request.urn))
+            return do(work_of(resource)(self._texts, urn))
 
-        with log.messages_of(request.urn):
+        with log.messages_of(urn):
             context = contextvars.copy_context()
         outcome: T = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
         return outcome

@@ -21,8 +21,6 @@ from remote_scripts.layers import read_system
 
 SystemT = TypeVar("SystemT", bound=SystemInputs)
 
-# How long one reading may take, in seconds; a slow container takes two or three.
-READING_SECONDS = 60
 # Between two tries to reach a guest that starts. Nothing on this side tells when it is there.
 RETRY_SECONDS = 1.0
 # For how long one is tried that refuses the login, if it isn't known to restart: while a system starts, and again while
@@ -87,10 +85,10 @@ class SystemWork(Work[SystemT, OutputsT]):
         return guest.nvidia if guest else None
 
     @asynccontextmanager
-    async def session(self, inputs: SystemT, seconds: float) -> AsyncIterator[Reached]:
+    async def session(self, inputs: SystemT, seconds: float = 0) -> AsyncIterator[Reached]:
         """The system, over one connection.
 
-        :param seconds: how long one thing may take there.
+        :param seconds: how long one thing may take there; 0: as of `Session.run`.
         """
         async with ssh.connect(self.reached(inputs)) as session:
             yield Reached(session, seconds, inputs.ctid)
@@ -100,7 +98,7 @@ class SystemWork(Work[SystemT, OutputsT]):
 
         :raises HomelabError: as `session`.
         """
-        async with self.session(inputs, READING_SECONDS) as reached:
+        async with self.session(inputs) as reached:
             return await reached.read(_reading_of(inputs))
 
     async def read_system_in_time(
@@ -127,7 +125,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         while True:
             system = None
             try:
-                async with self.session(inputs, READING_SECONDS) as reached:
+                async with self.session(inputs) as reached:
                     system, was_read = await self._read_by_python(inputs, reached), True
                     if system.boot_id != old_boot:
                         if then is not None:

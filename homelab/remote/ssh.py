@@ -45,8 +45,6 @@ _MESSAGE = re.compile(
 
 # Between two keepalives of an open connection, in seconds, as all times here.
 KEEPALIVE_SECONDS = 5
-# How long reading a host, or confirming its boot, may take. A real one takes two or three seconds.
-SCRIPT_SECONDS = 60
 # How long one reading may take at least, of the time until an unconfirmed boot is undone.
 SHORT_SECONDS = 15
 # Limits of an answer and of the end of its log that is kept, in bytes: the reading of a host with hundreds of
@@ -81,10 +79,10 @@ class Session:
         self._host = host
         self._connection = connection
 
-    async def run(self, verb: str, script: str, seconds: float = SCRIPT_SECONDS) -> str:
+    async def run(self, verb: str, script: str, seconds: float = 0) -> str:
         """Runs commands in a shell and returns their output; bytes that aren't UTF-8 are U+FFFD in it.
 
-        :param seconds: how long it may take.
+        :param seconds: how long it may take; 0, here and in what follows: as long as the host's `timeouts.api` says.
         :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
@@ -95,7 +93,7 @@ class Session:
         verb: str,
         layer: str,
         wanted: Any,
-        seconds: float = SCRIPT_SECONDS,
+        seconds: float = 0,
         on_line: Callable[[str], None] | None = None,
         *,
         ctid: int = 0,
@@ -116,6 +114,7 @@ class Session:
         :raises HomelabError: as `run`.
         """
         # What changes something ends by itself where this connection is lost.
+        seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
         request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
         return scripts.answer(await self._ask(verb, layer, [request], limit or seconds, on_line))
@@ -129,7 +128,9 @@ class Session:
         """
         requests = [agent.request(layer, wanted) for layer, wanted in questions]
         layers = ", ".join(layer for layer, _ in questions)
-        lines = (await self._ask("plan", layers, requests, SCRIPT_SECONDS * len(questions))).strip().split("\n")
+        lines = (
+            (await self._ask("plan", layers, requests, self._host.timeouts.api * len(questions))).strip().split("\n")
+        )
         return [scripts.answer(line) for line in lines[-len(questions) :]]
 
     async def _ask(
@@ -186,22 +187,20 @@ class Session:
 
         :param is_for_agent: the command may ask for the agent.
         """
+        seconds = seconds or self._host.timeouts.api
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the
             # script.
             async with asyncio.timeout(seconds):
                 status, output, log = await self._exchange(command, script, on_line, is_for_agent)
-        except TimeoutError as error:
-            raise _connection_lost(
-                self._host, TimeoutError(f"the script has not ended within {seconds:g} s")
-            ) from error
         except (OSError, asyncssh.Error) as error:
-            raise _connection_lost(self._host, error) from error
+            raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:
             self._connection.abort()  # or it would go on sending
             raise _too_long(verb, output)
         if status is None:
-            raise _connection_lost(self._host, ConnectionError("the connection ended before the script did"))
+            ended = ConnectionError("the connection ended before the script did")
+            raise _connection_lost(self._host, ended, verb, seconds)
         if status != 0:
             raise _failed(verb, _decoded(output), _decoded(log), status)
         return _decoded(output)
@@ -242,7 +241,7 @@ class Session:
         text = agent.asked("hold", agent.request(layer, wanted))
         log_lines: list[str] = []
         try:
-            async with asyncio.timeout(SCRIPT_SECONDS):
+            async with asyncio.timeout(self._host.timeouts.api):
                 process = await self._connection.create_process(command, encoding=None)
                 with suppress(OSError):  # it reads no more: what it says is why
                     process.stdin.write(text.encode())
@@ -281,7 +280,7 @@ class Session:
                     why="two at once would undo each other's changes, and could reboot the host twice",
                     next="this run changes nothing more: wait until the other one has ended, then run the same again",
                 ) from error
-            raise _connection_lost(self._host, error) from error
+            raise _connection_lost(self._host, error, f"hold {layer}", self._host.timeouts.api) from error
 
     async def _exchange(
         self, command: str, script: str, on_line: Callable[[str], None] | None, is_for_agent: bool
@@ -319,7 +318,7 @@ class Session:
         lspci: bool = False,
         kernel_log: bool = False,
         systems: Sequence[str] = (),
-        seconds: float = SCRIPT_SECONDS,
+        seconds: float = 0,
     ) -> facts.HostFacts:
         """One reading of the host; other arguments as of `read_host.Wanted` and `ask`.
 
@@ -421,7 +420,15 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
     )
 
 
-def _connection_lost(host: Host, error: Exception) -> UnreachableError:
+def _connection_lost(host: Host, error: Exception, verb: str, seconds: float) -> UnreachableError:
+    if isinstance(error, TimeoutError):
+        return UnreachableError(
+            wanted=f"{host.address} to answer within {seconds:g} s ({verb})",
+            found="the SSH connection works, and the answer isn't complete",
+            why="nothing can be decided without it",
+            next="see what keeps the host busy or hangs there, such as a dead NFS mount; a host that is only slow gets "
+            "longer with timeouts.api in its settings, for a change with timeouts.step; then run the same again",
+        )
     if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError):
         return UnreachableError(
             wanted=f"the SSH connection to {host.address}:{host.ssh.port}, until the answer is there",
@@ -444,8 +451,6 @@ def _unreachable(host: Host, error: Exception) -> UnreachableError:
 
 def _in_words(error: Exception) -> str:
     """What a person reads of an error of a connection: asyncio names its own call in the system's words' place."""
-    if isinstance(error, TimeoutError) and not error.args:
-        return "no answer in time"
     if isinstance(error, OSError) and error.strerror:
         # Of a name that isn't known the number is another one on each system, and none of errno's.
         if error.errno and error.strerror.startswith("Connect call failed"):
@@ -655,7 +660,7 @@ async def read(
     lspci: bool = False,
     kernel_log: bool = False,
     systems: Sequence[str] = (),
-    seconds: float = SCRIPT_SECONDS,
+    seconds: float = 0,
 ) -> facts.HostFacts:
     """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
     async with connect(host, timeout) as session:
@@ -697,7 +702,7 @@ async def confirm(
     if old_boot_id is None:
         async with connect(host) as session:
             try:
-                reading = await confirmation.read(session, None, SCRIPT_SECONDS)
+                reading = await confirmation.read(session, None, 0)
             except UnreachableError as error:  # it may have been going down for a roll-back just then
                 confirmation.failed(error)
     if reading is None:
@@ -735,7 +740,7 @@ async def wait_for_boot(
     confirmation = confirmation or _Confirmation(say)
     patience = host.timeouts.reboot
     # One reading that hangs, on a host that has just come up, must not take all the time in which it is waited for.
-    seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
+    seconds = min(host.timeouts.api, max(SHORT_SECONDS, host.timeouts.rollback / 3))
     extended = False
     last_told = started
     last_problem = "it went down and nothing answers"

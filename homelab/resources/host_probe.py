@@ -5,6 +5,8 @@ command line, functions for vfio-pci. A refresh (`pulumi refresh`, `up --refresh
 every difference, and raises the `generation` of each layer that drifted: the commands that take it run again, with the
 chain behind them, and a preview shows exactly these. A card that is no longer where it was, or no longer bound by hand,
 makes the plan itself `stale`: it is made anew. It owns nothing on the host: destroying it changes nothing.
+
+A preview shows the plan for people, when anything of the host changes (homelab/provider/host_probe.py).
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ class HostProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`settings`: digest of those that decide what is wanted (Probe)."""
+        """`settings`: digest of those that decide what is wanted (Probe); `preview`: whether the program runs in one,
+        which no state keeps.
+        """
 
         settings: str
+        preview: bool = False
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -74,7 +79,8 @@ class HostProbe(Probe):
         # Not in the provider, which imports this declaration, and not by `later` (homelab/later.py).
         from homelab.resources.described import host_of  # noqa: PLC0415
 
-        return cls(name, {"host": host_name, "settings": cls.settings_of(host_of(host))}, opts)
+        inputs = {"host": host_name, "settings": cls.settings_of(host_of(host))}
+        return cls(name, {**inputs, "preview": pulumi.runtime.is_dry_run()}, opts)
 
     def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:
         """Options of a resource that is made after this probe, once each of `probes` found its host fit for its plan.

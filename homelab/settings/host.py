@@ -169,7 +169,7 @@ class Timeouts(Model):
     connect: Seconds = 15
     """For a connection."""
     api: Seconds = 60
-    """For an answer of the Proxmox VE API."""
+    """For an answer of the Proxmox VE API, or one reading of the host over SSH."""
     api_task: Seconds = 300
     """For a task of Proxmox VE, in addition to what the task itself waits for."""
     create: Seconds = 7200

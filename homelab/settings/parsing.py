@@ -55,20 +55,18 @@ def load_host(hosts: Any, name: str, clusters: str | None = None) -> Host:
     :raises HomelabError: the host is missing, or its settings are mistaken.
     """
     values = _decode(hosts or {})
-    if isinstance(values, dict) and name in values:
+    if isinstance(values, dict):
+        if name not in values:
+            raise HomelabError(
+                wanted=f"homelab:hosts.{name} in the stack's configuration, or in a program's HomelabProvider",
+                found=f"hosts: {', '.join(sorted(values)) or 'none'}",
+                why="it says how to reach the host",
+                next="put it back; to give the host up, first take its cards, VMs and containers out, and run "
+                "`pulumi up`; then take the host out",
+            )
         # A mistake in another host's settings must not stop the removal of this one.
         values = {name: values[name]}
-    parsed = parse({"hosts": values, **({"clusters": clusters} if clusters else {})}).hosts
-    host = parsed.get(name)
-    if host is None:
-        raise HomelabError(
-            wanted=f"homelab:hosts.{name} in the stack's configuration",
-            found=f"hosts: {sorted(parsed)}",
-            why="it says how to reach the host",
-            next="put it back; to give the host up, first take its cards, VMs and containers out, and run "
-            "`pulumi up`; then take the host out",
-        )
-    return host
+    return parse({"hosts": values, **({"clusters": clusters} if clusters else {})}).hosts[name]
 
 
 def _decode(value: Any) -> Any:

@@ -103,7 +103,7 @@ def _wanted(
         cards[place] = dataclasses.replace(
             before,
             driver=before.driver
-            if keeps or gpu.use == "shared" and before.driver
+            if before.group == NOT_READ or keeps or gpu.use == "shared" and before.driver
             else VFIO
             if gpu.use == "vm"
             else before.driver

@@ -25,9 +25,10 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
         for card in of_outputs(outputs, name):
             guests_of_card = ", ".join(str(guest) for guest in card.guests) or "nobody yet"
             summary.append(f"{card.name} → {guests_of_card}")
-        for gpu in sorted(host["gpus"].values(), key=lambda output: str(output["slot"])):
-            if gpu.get("test"):
-                summary.append(f"  {names.model_of_output(gpu)}: a test VM has seen it, with its memory ranges")
+        models = names.models_of_outputs(host["gpus"])
+        for gpu in sorted(models, key=lambda gpu: str(host["gpus"][gpu]["slot"])):
+            if host["gpus"][gpu].get("test"):
+                summary.append(f"  {models[gpu]}: a test VM has seen it, with its memory ranges")
         for kind, guests in (("VM", outputs["vms"]), ("container", outputs.get("containers", {}))):
             for guest in guests.values():
                 if guest["host"] == name and guest.get("nvidia"):

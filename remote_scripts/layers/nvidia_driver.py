@@ -100,6 +100,22 @@ class Answer(Installation):
     changed: bool
 
 
+def lacking_headers(name: str, packages: list[str], target: Target) -> Failure:
+    """The refusal of a system whose kernels have no headers, and can't get any.
+
+    :param name: the system's, in the settings.
+    :param packages: those of the headers.
+    """
+    add = "without a subscription, add the No-Subscription repository (web interface: node, Updates, Repositories); "
+    return Failure(
+        f"{name}: headers of {'each installed' if target == 'host' else 'the running'} kernel",
+        f"{', '.join(packages)}: not installed, and in none of the lists that apt has there",
+        "the driver's modules are built with them, on a host for each kernel, as the next boot may take any",
+        f"{add if target == 'host' else ''}run `apt-get update` there; an old kernel that has none: remove it, and "
+        "boot a newer one",
+    )
+
+
 @changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the driver in.
@@ -346,14 +362,7 @@ class _Work:
         if driver.has_headers(self._system, kernel):
             self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
             return False
-        raise Failure(
-            f"headers of the kernel {kernel}, the package {name}",
-            "no repository has it",
-            "DKMS builds the driver's modules for that kernel with them",
-            "a Proxmox VE host without a subscription needs the repository for such hosts (web interface: the node, "
-            "Updates, Repositories, Add, No-Subscription); an old kernel: update it to one whose headers are there "
-            "(`apt full-upgrade`, a reboot), and remove it",
-        )
+        raise lacking_headers(self._wanted.software.context.name, [name], self._wanted.target)
 
     def _choose_source(self) -> Literal["packages", "run"]:
         wanted = self._wanted

@@ -4,7 +4,6 @@ so. Changes nothing, and asks no repository.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -119,16 +118,17 @@ def _architecture(system: System) -> str:
 
 
 def _without_headers(system: System) -> Iterator[str]:
-    kernels = dict.fromkeys((*driver.kernels(system), kernel.running(system)))
-    bare = [release for release in kernels if release and not driver.has_headers(system, release)]
-    if not bare or not any("_Packages" in name for name in system.files.names(_LISTS)):
-        return
-    packages = {release: [f"{prefix}{release}" for prefix in driver.HEADERS] for release in bare}
+    kernels = [*dict.fromkeys((*driver.kernels(system), kernel.running(system)))]
+    # Where there are no lists yet (a cloud image), a step fetches the distribution's. Those of Proxmox VE that a host
+    # has as installed answer no one without a subscription.
+    has_lists = any("_Packages" in name for name in system.files.names(_LISTS))
+    kernels = [name for name in kernels if has_lists or name.endswith("-pve")]
+    bare = [name for name in kernels if name and not driver.has_headers(system, name)]
     try:
-        versions = offered(system, *itertools.chain(*packages.values()))
+        versions = offered(system, *(f"{prefix}{name}" for name in bare for prefix in driver.HEADERS))
     except Failure:  # Lists that contradict each other, which the repositories' step mends or tells of.
         return
-    yield from (release for release in bare if not any(versions[name] for name in packages[release]))
+    yield from (name for name in bare if not any(versions[f"{prefix}{name}"] for prefix in driver.HEADERS))
 
 
 # Cards.

@@ -16,7 +16,7 @@ import pytest
 from remote_scripts.shared import cluster
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
-from tests.agent.kit import Cut, Host
+from tests.agent.kit import Host
 
 TURN = cluster.TURN
 LOCK = "/etc/pve/priv/lock/homelab-reboot"
@@ -253,14 +253,3 @@ def system_of(host: Host) -> System:
     """With the folder that whoever has the lock has made."""
     (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
     return host.system()
-
-
-def with_cluster(found: list[Cut]) -> None:
-    """What is in the cluster is there after a power cut of this node."""
-    in_cluster: dict[str, tuple[int, bytes | str | None]] = {}
-    for cut in found:
-        if cut.how.startswith("killed"):
-            in_cluster = {path: about for path, about in cut.lasting.items() if path.startswith("etc/pve")}
-        else:
-            rest = {path: about for path, about in cut.lasting.items() if not path.startswith("etc/pve")}
-            object.__setattr__(cut, "lasting", {**rest, **in_cluster})

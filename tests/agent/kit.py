@@ -22,7 +22,7 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
-from tests import sent_along
+from tests import sampling, sent_along
 from tests.scripts import cut_kit
 from tests.waiting import PATIENCE
 
@@ -148,11 +148,22 @@ class Cut:
     kernel: Tree
 
 
+# What may make a file, which may get the inode number of one that is gone.
+_MAKING = frozenset({"create", "append", "mkdir", "symlink", "link", "mknod", "program"})
 # Logs, and what pmxcfs keeps itself.
 _UNFLUSHED = ("etc/pve/", "var/log/", "var/lib/homelab/handover/log")
 
 
-def cuts(host: Host, act: Callable[[Host], object], *, ends: bool = True) -> list[Cut]:
+def cuts(
+    host: Host,
+    act: Callable[[Host], object],
+    *,
+    ends: bool = True,
+    power_cuts: bool = True,
+    in_cluster: bool = False,
+    most: int | None = None,
+    name: str = "",
+) -> list[Cut]:
     """What is left when the act is killed before each of its calls that change the file system, and after a power cut there; it is done on the host,
     and on its disk.
 
@@ -160,24 +171,44 @@ def cuts(host: Host, act: Callable[[Host], object], *, ends: bool = True) -> lis
     strictest reading); the other has every name, and files whose bytes weren't flushed are empty. /sys is then as it was at the beginning.
 
     :param ends: whether the act comes to its end: then all that it did is on the disk.
+    :param most: one cut each at so many calls, drawn by `name` while the act goes on (reservoir sampling): to look at all that is there takes far
+        longer than the act itself.
+    :param power_cuts: not only kills.
+    :param in_cluster: other nodes keep /etc/pve as it was at a power cut.
     """
-    booted, numbers = host.tree("sys"), itertools.count()
-    kernel: list[Tree] = [booted]
+    booted, drawn, numbers = host.tree("sys"), sampling.drawn(name), itertools.count()
     found: list[Cut] = []
+    sampled: dict[int, Cut] = {}
     power = cut_kit.Disk(host.root)
     flushing: list[Path] = []
 
     def watch(call: str, path: str) -> None:
-        below = cut_kit.all_below(host.root)
-        settle(below)
+        if call == "write" and path.startswith(f"{host.root}/sys/"):
+            return  # opening a file there empties none
         number = next(numbers)
-        how = f"before call {number}, {call} /{os.path.relpath(path, host.root)}"
-        now = cut_kit.tree_of(below)
-        if not (call == "write" and path.startswith(f"{host.root}/sys/")):  # where no file is emptied by being opened
-            kernel[:] = [host.tree("sys")]
-        leave(Cut(f"killed {how}", now, kernel[0]))
-        leave(Cut(f"power cut {how}", power.after_a_cut(now, below, names_as_now=False), booted))
-        leave(Cut(f"power cut, with all names, {how}", power.after_a_cut(now, below, names_as_now=True), booted))
+        place = number if most is None or number < most else drawn.randrange(number + 1)
+        looks = most is None or place < most
+        flush()
+        if looks or call in _MAKING:
+            below = cut_kit.all_below(host.root)
+            power.forget_gone(below)
+        if looks:
+            how = f"before call {number}, {call} /{os.path.relpath(path, host.root)}"
+            now = cut_kit.tree_of(below)
+            left = [Cut(f"killed {how}", now, host.tree("sys"))]
+            if power_cuts:
+                flushed, named = (power.after_a_cut(now, below, names_as_now=all_names) for all_names in (False, True))
+                if in_cluster:
+                    flushed, named = _with_cluster(flushed, now), _with_cluster(named, now)
+                left += [
+                    Cut(f"power cut {how}", flushed, booted),
+                    Cut(f"power cut, with all names, {how}", named, booted),
+                ]
+            if most is not None:
+                sampled[place] = drawn.choice(left)
+            else:
+                for cut in left:
+                    leave(cut)
         if call == "flush":
             flushing.append(Path(path))
 
@@ -185,28 +216,33 @@ def cuts(host: Host, act: Callable[[Host], object], *, ends: bool = True) -> lis
         if not any(cut.lasting == one.lasting and cut.kernel == one.kernel for one in found[-6:]):
             found.append(cut)
 
-    def settle(below: list[cut_kit.Listed]) -> None:
+    def flush() -> None:
         while flushing:
             power.flush(flushing.pop())
-        power.forget_gone(below)
 
     def sync(arguments: Sequence[str], _stdin: bytes) -> int:
-        settle(cut_kit.all_below(host.root))
+        flush()
         power.synced([*arguments])
         return 0
 
     host.programs["sync"] = sync
     with watched(watch):
         act(host)
+    flush()
     below = cut_kit.all_below(host.root)
-    settle(below)
+    power.forget_gone(below)
     now = cut_kit.tree_of(below)
     after = power.after_a_cut(now, below, names_as_now=False)
     not_flushed = sorted(
         path for path in {*now, *after} if now.get(path) != after.get(path) and not path.startswith(_UNFLUSHED)
     )
     assert not (ends and not_flushed), f"a power cut after its end loses what was done to {not_flushed}"
-    return found
+    return found or [sampled[place] for place in sorted(sampled)]
+
+
+def _with_cluster(disk: cut_kit.Tree, now: cut_kit.Tree) -> cut_kit.Tree:
+    rest = {path: about for path, about in disk.items() if not path.startswith("etc/pve")}
+    return {**rest, **{path: about for path, about in now.items() if path.startswith("etc/pve")}}
 
 
 def left_by(cut: Cut, host: Host, place: Path) -> Host:

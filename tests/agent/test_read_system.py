@@ -184,7 +184,8 @@ def test_packages_with_what_the_repositories_have_of_them(installed: Host) -> No
 
 
 def test_kernels_without_headers_are_those_that_no_list_of_apts_has_them_for(host: Host) -> None:
-    for name in ("6.8.12-9-pve", "6.14.11-4-pve", "6.17.2-1-pve"):
+    kernels = ("6.8.12-9-pve", "6.14.11-4-pve", "6.17.2-1-pve")
+    for name in (*kernels, "6.12.1-custom"):
         host.write(f"/boot/vmlinuz-{name}", "")
     host.write("/usr/lib/modules/6.8.12-9-pve/build/Makefile", "")
     asked: list[str] = []
@@ -193,9 +194,13 @@ def test_kernels_without_headers_are_those_that_no_list_of_apts_has_them_for(hos
         asked.extend(arguments)
         return "proxmox-headers-6.14.11-4-pve | 6.14.11-4 | http://download.proxmox.com/debian/pve trixie/pve-no-subscription amd64 Packages\n"
 
-    host.programs |= {"apt-cache": madison, "uname": lambda asked, _: "6.17.2-1-pve\n" if "-r" in asked else "x86_64\n"}
-    assert read(host)["without_headers"] == [], "apt has no lists yet: nothing is known"
-    assert not asked
+    host.programs |= {
+        "apt-cache": lambda *_: "",
+        "uname": lambda asked, _: "6.17.2-1-pve\n" if "-r" in asked else "x86_64\n",
+    }
+    assert read(host)["without_headers"] == [*kernels[1:]], "no lists yet: a step fetches those of a distribution"
     host.write("/var/lib/apt/lists/deb.debian.org_debian_dists_trixie_main_binary-amd64_Packages.lz4", "")
-    assert read(host)["without_headers"] == ["6.17.2-1-pve"]
+    assert read(host)["without_headers"] == ["6.12.1-custom", *kernels[1:]], "what a repository that refuses leaves"
+    host.programs["apt-cache"] = madison
+    assert read(host)["without_headers"] == ["6.12.1-custom", "6.17.2-1-pve"], "lists from before a kernel's headers"
     assert "proxmox-headers-6.8.12-9-pve" not in asked

@@ -29,14 +29,14 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done, Stand
 from tests import sampling
 from tests.agent import container_kit, machines, machines_nvidia
-from tests.agent.cluster_kit import Clock, with_cluster
+from tests.agent.cluster_kit import Clock
 from tests.agent.kit import Cut, Refused, Tree, cuts, watched
 from tests.agent.machines import Machine
 from tests.scripts import cut_kit
 
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
-#: Stops of each kind that are tried of an act.
+#: Stops of each kind that are tried of an act, where the example says no number of its own.
 SAMPLE = 2
 # The calls that need room on a disk.
 _GROWING = ("create", "write", "append", "mkdir", "symlink", "link", "point")
@@ -182,19 +182,21 @@ class Example:
         now = Cut("", cut_kit.tree(machine.host.root), machine.host.tree("sys"))
         return machine.after(cut or now, next(self._places))
 
-    def stops(self, machine: Machine, act: Callable[[], None], *, fails: bool = False) -> list[Cut]:
-        """What is left of the act wherever it is killed, or the power is cut. It is done on the host itself."""
+    def stops(self, machine: Machine, act: Callable[[], None], most: int | None, name: str, **about: bool) -> list[Cut]:
+        """What is left of the act wherever it is killed, or the power is cut; of a sample at so many places. It is done on the host itself.
+
+        :param about: as of `cuts`.
+        """
         with before_and_after(machine):
-            stops = cuts(machine.host, lambda _: act(), ends=not fails)
-        if machine.in_cluster:
-            with_cluster(stops)
-        return stops
+            about["in_cluster"] = machine.in_cluster
+            return cuts(machine.host, lambda _: act(), most=None if sampling.EVERY else most, name=name, **about)
 
     def cut_short(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
         """What the act leaves, which comes to its end on the host itself."""
-        stops = self.stops(machine, lambda: self.run(machine, act))
+        most = None if "stops" in self.data else SAMPLE
+        stops = self.stops(machine, lambda: self.run(machine, act), most, f"{self.name} {act}")
         assert stops, f"{act} makes no write, and starts no program"
-        for cut in sampling.sample(stops, SAMPLE, f"{self.name} {act}"):
+        for cut in stops:
             yield f"{act}, {cut.how}", self.copy(machine, cut)
 
     def with_faults(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
@@ -205,14 +207,14 @@ class Example:
             spared = tuple(self.data.get("works", ()))
             numbers = [number for number, moment in enumerate(moments) if not (spared and moment.startswith(spared))]
             for number in sampling.sample(numbers, SAMPLE, f"{self.name} {act} {fault.__name__}"):
-                left = self.copy(machine)
-                stops = self.stops(left, functools.partial(self.fail, left, act, fault, number), fails=True)
+                left, name = self.copy(machine), f"{self.name} {act} {fault.__name__} {number}"
+                failing = functools.partial(self.fail, left, act, fault, number)
+                # Of a write that failed there is no telling what a power cut leaves.
+                stops = self.stops(left, failing, 1, name, ends=False, power_cuts=fault is not full_disk)
                 how = f"{act}, {fault.__name__} at {moments[number]}"
                 yield how, left
-                # Of a write that failed there is no telling what a power cut leaves.
-                stops = [cut for cut in stops if fault is not full_disk or cut.how.startswith("killed")]
                 if stops:
-                    cut = sampling.drawn(f"{self.name} {act} {fault.__name__} {number}").choice(stops)
+                    cut = sampling.drawn(name).choice(stops)
                     yield f"{how}, {cut.how}", self.copy(left, cut)
 
     def fail(self, machine: Machine, act: str, fault: Fault, number: int) -> None:
@@ -226,8 +228,9 @@ class Example:
             assert is_back, f"{act} puts not all back after {fault.__name__} at {moments[number]}"
 
     def ends(self, left: Machine, trees: Mapping[str, Tree], how: str) -> None:
-        """Each act, as the next one, leads to its tree; of a sample one act."""
-        for act, tree in sampling.sample([*trees.items()], 1, f"{self.name} {next(self._ends)}"):
+        """Each act, as the next one, leads to its tree; of a sample one act, where the example says no number of stops."""
+        most = len(trees) if "stops" in self.data else 1
+        for act, tree in sampling.sample([*trees.items()], most, f"{self.name} {next(self._ends)}"):
             machine = self.copy(left)
             self.run(machine, act)
             assert self.lasting(machine) == tree, f"HOMELAB_SEED={sampling.SEED} {act} after {how}"

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gaming_vm import environment_with_homelab
 from tests.e2e.test_gpu_vm import SANDBOX, given_back, with_card
@@ -20,6 +22,14 @@ def test_a_project_made_by_the_package_brings_a_card_into_a_vm_and_back(
     new = [str(environment_with_homelab() / "bin" / "homelab"), "new", "project"]
     subprocess.run(new, cwd=tmp_path, check=True, capture_output=True)
     stack.project = folder
+    # For a pull request: without the host, though it is in reach.
+    mark = stack.lab.mark()
+    (folder / "Pulumi.lab.yaml").write_text(yaml.safe_dump({"config": stack.config}))
+    module = [str(environment_with_homelab() / "bin" / "python"), "-m", "homelab.pull_request", "--stack", "lab"]
+    subprocess.run(module, cwd=folder, env=stack.environment | {"PULUMI_BACKEND_URL": ""}, check=True)
+    text = (folder / "preview.md").read_text()
+    assert text.startswith("### Preview of stack lab\n") and "+ VM 103 (sandbox)" in text
+    assert "pve-bind" in text and stack.lab.connections(since=mark) == []
     stack.up()
     assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
     # By the program and the provider that the package has, and none of the repository's.

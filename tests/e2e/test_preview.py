@@ -100,19 +100,23 @@ def test_a_preview_after_the_first_up_asks_the_host_only_where_it_has_to_and_doe
     # A pull request hasn't got the key, and that is no change.
     key = stack.host["ssh"]["privateKeyFile"]
     stack.host["ssh"]["privateKeyFile"] = str(tmp_path / "not-in-a-pull-request")
-    preview = stack.preview()
-    assert preview.planned == []
-    assert "previewing without the key to the host" in preview.output
+    assert stack.preview().planned == []
+    stack.host["iommu"] = {"passthrough": False}
+    assert "previewing without the key to the host" in stack.preview().output
     stack.host["ssh"]["privateKeyFile"] = key
 
     # With a change: nobody is asked if that was said, and a host out of reach is no obstacle.
-    stack.host["iommu"] = {"passthrough": False}
     stack.config["homelab:plan"] = "never"
     assert ("update", "pve-cmdline") in stack.preview().planned
     assert stack.lab.connections(since=mark) == []
     stack.config["homelab:plan"] = "auto"
     out_of_reach(stack.lab)
     assert ("update", "pve-cmdline") in stack.preview().planned
+    # ... unless it is to be read.
+    del stack.host["iommu"]
+    stack.config["homelab:plan"] = "always"
+    refused = stack.preview(ok=False)
+    assert refused.message.count("wanted:") == 1 and "Traceback" not in refused.output, refused.output
 
 
 def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that_one(

@@ -6,14 +6,21 @@ without building anything.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
+import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import textwrap
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +31,7 @@ from engine import install
 pytestmark = pytest.mark.skipif(install.WINDOWS, reason="the fake programs are scripts with a #! line")
 
 NO_WAY_OUT = "Name or service not known"
+CLI = ("pulumi", "pulumi-language-python", "pulumi-language-python-exec", "pulumi-resource-pulumi-python")
 
 
 class Machine:
@@ -78,8 +86,10 @@ class Machine:
             (sdk / "python" / name).parent.mkdir(parents=True, exist_ok=True)
             (sdk / "python" / name).write_text(name)
         body = f"""
-            if args[0] == "list":
+            if args[:2] == ["list", "-m"]:
                 print({str(sdk)!r})
+            elif args[0] == "list":
+                print("fmt\\nos\\nmain")
             else:
                 seen = {{name: os.environ.get(name) for name in ("GOFLAGS", "GOWORK", "GOOS")}}
                 pathlib.Path(args[args.index("-o") + 1]).write_text(json.dumps(seen))
@@ -105,10 +115,39 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.fixture
-def online(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of Pulumi's downloads, which come from this machine by HTTP."""
+    folder = tmp_path / "downloads"
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(install, "DOWNLOADS", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(install, "PINS", {})
+        yield folder / "releases"
+        server.shutdown()
+
+
+@pytest.fixture
+def online(machine: Machine, downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine that reaches Pulumi's downloads."""
     monkeypatch.setattr(install, "reachable", lambda: None)
+    for tool in ("tar", "gzip"):
+        (machine.bin / tool).symlink_to(str(shutil.which(tool)))
     return machine
+
+
+def offer(archive: Path, *files: str) -> Path:
+    """Puts an archive of files that have their names in them among the downloads, with a pin that two sources have."""
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as members:
+        for name in files:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(name), 0o755
+            members.addfile(member, io.BytesIO(name.encode()))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    install.PINS[archive.name] = {"sha256": digest, "sources": ["one", "two"]}
+    return archive
 
 
 def built_once(machine: Machine) -> list[str]:
@@ -130,11 +169,6 @@ def test_a_version_is_compared_number_by_number(version: str, fits: bool) -> Non
 def test_a_version_that_is_none_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"wanted a version like 3\.259\.0, found 'dev'"):
         install.parse_version("dev\n")
-
-
-def test_a_range_without_comparisons_is_an_error() -> None:
-    with pytest.raises(ValueError, match="wanted a version range"):
-        install.in_range("3.259.0", "3.259.0")
 
 
 @pytest.mark.parametrize("folder", [".", "examples/gaming_vm"])
@@ -194,16 +228,6 @@ def test_a_linked_pulumi_has_its_language_host_where_the_link_points(machine: Ma
     assert machine.ensure().source == "path"
 
 
-def test_its_version_is_asked_once_while_it_stays_the_same(machine: Machine) -> None:
-    machine.pulumi("3.260.0")
-    machine.plugin(machine.cache / "home")
-    machine.ensure()
-    machine.ensure()
-    assert len(machine.runs("pulumi")) == 1
-    machine.pulumi("3.261.0-alpha.1")
-    assert machine.ensure().version == "3.261.0-alpha.1"
-
-
 @pytest.mark.parametrize(
     ("put", "why"),
     [
@@ -221,20 +245,62 @@ def test_a_pulumi_that_does_not_fit_is_named_and_one_is_built(
 ) -> None:
     pulumi = put(machine)
     machine.go()
-    assert machine.ensure().source == "built"
+    assert machine.ensure().source == "made"
     assert machine.said[0].startswith(f"not used: {pulumi} ")
     assert why in machine.said[0]
 
 
-def test_nothing_is_downloaded_to_be_run_where_it_could_be(online: Machine) -> None:
+def test_the_cli_comes_out_of_pulumis_archive(online: Machine, downloads: Path) -> None:
+    offer(downloads / "sdk" / install.CLI_ARCHIVE, *(f"pulumi/{name}" for name in (*CLI, "pulumi-language-go")))
+    online.plugin(online.home / ".pulumi")
+    engine = online.ensure()
+    assert engine.source == "made"
+    assert {path.name: path.read_text() for path in engine.bin.iterdir()} == {name: f"pulumi/{name}" for name in CLI}
+    assert all(os.access(path, os.X_OK) for path in engine.bin.iterdir())
+    assert online.ensure() == engine
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("cut short", "its SHA-256 is "),
+        ("without the language host", "returned non-zero exit status"),
+        ("of one source", "engine/pins.json has no sum of it from two sources"),
+        ("not there", "HTTP Error 404"),
+    ],
+)
+def test_an_archive_that_is_not_the_pinned_one_is_not_used(
+    online: Machine, downloads: Path, fault: str, why: str
+) -> None:
+    names = CLI[:1] if fault == "without the language host" else CLI
+    archive = offer(downloads / "sdk" / install.CLI_ARCHIVE, *(f"pulumi/{name}" for name in names))
+    if fault == "cut short":
+        archive.write_bytes(archive.read_bytes()[:-1])
+    if fault == "of one source":
+        install.PINS[archive.name]["sources"] = ["one"]
+    if fault == "not there":
+        archive.unlink()
     online.go()
     online.plugin(online.home / ".pulumi")
-    assert online.ensure().source == "built"
-    assert not hasattr(install, "download")
+    engine = online.ensure()
+    assert engine.pulumi.read_text().startswith('{"GOFLAGS"'), "it is the one that Go has built"
+    said = f"Pulumi's {archive.name} isn't used: "
+    assert [line for line in online.said if line.startswith(said) and why in line]
+    assert not [path for path in (online.cache / "engine").iterdir() if path.name.startswith(".")]
 
 
-def test_what_is_run_to_make_the_engine_gets_no_secret(machine: Machine) -> None:
-    """Go, `pulumi version` and `pulumi plugin install` all see the environment of `without_secrets`."""
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+@pytest.mark.parametrize("machine", ["x64", "arm64"])
+def test_a_pin_of_the_cli_has_two_sources_that_do_not_copy_each_other(system: str, machine: str) -> None:
+    pin = install.PINS[f"pulumi-v{install.PULUMI_VERSION}-{system}-{machine}.tar.gz"]
+    assert re.fullmatch("[0-9a-f]{64}", pin["sha256"])
+    assert len({source.split("/")[3] for source in pin["sources"]}) > 1
+
+
+def test_what_is_run_to_make_the_engine_gets_no_secret(
+    machine: Machine, downloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Go, tar, `pulumi version` and `pulumi plugin install` all see the environment of `without_secrets`."""
     secrets = {
         "PULUMI_CONFIG_PASSPHRASE": "geheim",
         "PULUMI_CONFIG_PASSPHRASE_FILE": "/f",
@@ -249,8 +315,12 @@ def test_what_is_run_to_make_the_engine_gets_no_secret(machine: Machine) -> None
     cli = made.cli()
     made.run_plugin_install(cli)
     machine.program("go", f"name = 'go'\n{seen}")
-    install.Go(machine.bin / "go", machine.environ, machine.folder / "build.log").run(machine.folder, "version")
-    for name in ("pulumi-version", "pulumi-plugin", "go"):
+    install.Go(machine.bin / "go", machine.environ, machine.folder, machine.said.append).run(machine.folder, "version")
+    offer(downloads / "sdk" / install.CLI_ARCHIVE)
+    monkeypatch.setattr(install, "reachable", lambda: None)
+    machine.program("tar", f"name = 'tar'\n{seen}\nsys.exit(1)")
+    assert install.Maker(machine.environ, machine.said.append).fetch_cli() is None
+    for name in ("pulumi-version", "pulumi-plugin", "go", "tar"):
         known = json.loads((machine.folder / f"seen-{name}").read_text())
         assert not secrets.keys() & known.keys(), name
         assert known["HOME"] == str(machine.home) and known["https_proxy"]
@@ -260,12 +330,10 @@ def test_the_cli_is_built_from_the_modules(machine: Machine) -> None:
     machine.environ |= {"GOFLAGS": "-mod=mod", "GOWORK": "/somewhere/go.work", "GOOS": "plan9"}
     machine.go()
     engine = machine.ensure()
-    assert engine.source == "built"
+    assert engine.source == "made"
     assert engine.pulumi == engine.bin / "pulumi"
     names = {path.name: path.stat().st_mode & 0o111 for path in engine.bin.iterdir()}
-    assert set(names) == {
-        *("pulumi", "pulumi-language-python", "pulumi-language-python-exec", "pulumi-resource-pulumi-python")
-    }
+    assert set(names) == set(CLI)
     assert names["pulumi-language-python-exec"]
     assert names["pulumi-resource-pulumi-python"]
     assert json.loads(engine.pulumi.read_text()) == {
@@ -273,18 +341,43 @@ def test_the_cli_is_built_from_the_modules(machine: Machine) -> None:
         "GOWORK": "off",
         "GOOS": None,
     }
-    folder, *arguments = machine.runs("go")[0]
+    folder, *arguments = next(run for run in machine.runs("go") if "build" in run)
     assert folder == str(install.MODULES)
-    assert arguments[:4] == ["build", "-buildvcs=false", "-trimpath", "-ldflags"]
-    assert arguments[4].startswith("-s -w -X github.com/pulumi/pulumi/sdk/v3/")
-    assert arguments[4].endswith(f"version.Version=v{install.PULUMI_VERSION}")
+    assert arguments[:5] == ["build", "-v", "-buildvcs=false", "-trimpath", "-ldflags"]
+    assert arguments[5].startswith("-s -w -X github.com/pulumi/pulumi/sdk/v3/")
+    assert arguments[5].endswith(f"version.Version=v{install.PULUMI_VERSION}")
     assert arguments[-1] == "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
+    assert machine.said[:2] == [
+        f"Pulumi's {install.CLI_ARCHIVE} isn't used: {NO_WAY_OUT}",
+        f"building Pulumi {install.PULUMI_VERSION} from Go modules: about 5 minutes on 2 cores, once",
+    ]
 
 
-def test_how_long_building_takes_is_said(machine: Machine) -> None:
+def test_the_modules_of_all_builds_are_fetched_before_the_first_is_built(machine: Machine) -> None:
     machine.go()
     machine.ensure()
-    assert "about 4 minutes" in machine.said[0]
+    fetched = [Path(run[0]).name for run in machine.runs("go")[:3] if run[1:3] == ["list", "-deps"]]
+    assert sorted(fetched) == ["command", "engine", "python"]
+
+
+def test_how_far_it_is_is_said_every_few_seconds(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "TELL_SECONDS", 0.01)
+    go = machine.program("go", "print(*'abc', sep='\\n')")
+    tool = install.Go(go, machine.environ, machine.folder, machine.said.append)
+    tool.fetch((machine.folder, "."))
+    two = "print('fmt\\nos', file=sys.stderr, flush=True)"
+    machine.program(
+        "go", f"{two}\nimport time\nwhile not pathlib.Path({str(machine.folder / 'seen')!r}).exists(): time.sleep(0.01)"
+    )
+    wanted = "building pulumi, 2 of at most 3 packages so far, 0 s"
+
+    def say(line: str) -> None:
+        if re.sub(r"\d+ s$", "0 s", line) == wanted:
+            (machine.folder / "seen").touch()
+
+    tool.say = say
+    tool.build(machine.folder, ".", machine.folder / "pulumi")
+    assert (machine.folder / "seen").exists()
 
 
 def test_a_second_run_makes_nothing_and_says_nothing(machine: Machine) -> None:
@@ -314,25 +407,26 @@ def test_two_runs_at_once_build_once(machine: Machine) -> None:
 
 def test_other_pins_are_another_folder(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maker = install.Maker(machine.environ, machine.said.append)
-    before = maker.built_folder()
+    before = maker.made_folder()
     modules = tmp_path / "modules"
     for name in ("go.mod", "go.sum", "python/go.mod", "python/go.sum"):
         (modules / name).parent.mkdir(parents=True, exist_ok=True)
         (modules / name).write_bytes((install.MODULES / name).read_bytes())
     monkeypatch.setattr(install, "MODULES", modules)
-    assert maker.built_folder() == before
+    assert maker.made_folder() == before
     with (modules / "python" / "go.sum").open("a") as sums:
         sums.write("\n")
-    assert maker.built_folder() != before
+    assert maker.made_folder() != before
 
 
 def test_a_build_that_fails_says_how_and_leaves_nothing(machine: Machine) -> None:
     machine.program("go", "print('proxy: 404 Not Found', file=sys.stderr); sys.exit(1)")
     with pytest.raises(
-        install.EngineError, match=r"(?s)wanted: `go build .*found: exit status 1:\nproxy: 404 Not Found"
+        install.EngineError, match=r"(?s)wanted: `go list .*found: exit status 1:\nproxy: 404 Not Found"
     ):
         machine.ensure()
-    assert {path.name for path in (machine.cache / "engine").iterdir()} == {"lock", "build.log"}
+    left = {path.name for path in (machine.cache / "engine").iterdir()}
+    assert left == {"lock", "engine.log", "python.log", "command.log"}
 
 
 def test_without_go_the_message_says_what_to_do(machine: Machine) -> None:
@@ -406,13 +500,25 @@ def test_pulumi_installs_the_real_plugin_where_it_can(online: Machine) -> None:
     online.program("pulumi", body)
     engine = online.ensure()
     assert (engine.plugin, engine.home) == ("real", online.cache / "home")
-    assert online.runs("pulumi")[1][1:] == [
-        "plugin",
-        "install",
-        "resource",
-        "command",
-        install.PLUGIN_VERSION,
+    assert online.runs("pulumi")[1][1:] == ["plugin", "install", "resource", "command", install.PLUGIN_VERSION]
+    assert online.said[-2:] == [
+        f"Pulumi's {install.PLUGIN_ARCHIVE} isn't used: engine/pins.json has no sum of it from two sources",
+        "`pulumi plugin install` fetches it instead, and compares it with nothing",
     ]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_real_plugin_comes_out_of_pulumis_archive(online: Machine, downloads: Path, whole: bool) -> None:
+    online.pulumi("3.260.0")
+    online.go()
+    archive = offer(downloads / "plugins" / install.PLUGIN_ARCHIVE, "pulumi-resource-command")
+    if not whole:
+        archive.write_bytes(archive.read_bytes()[:-1])
+    engine = online.ensure()
+    assert engine.plugin == ("real" if whole else "stand-in"), "what isn't pinned isn't fetched in another way either"
+    text = (install.plugin_in(engine.home) / "pulumi-resource-command").read_text()
+    assert text.startswith("pulumi-resource-command" if whole else "{")
+    assert [run[1:] for run in online.runs("pulumi")] == [["version"]]
 
 
 def test_a_plugin_install_that_fails_is_said_and_the_stand_in_follows(online: Machine) -> None:
@@ -519,7 +625,7 @@ def test_no_engine_is_exit_status_1_and_nothing_on_stdout(machine: Machine) -> N
     machine.program("go", "sys.exit(1)")
     done = run_installer(machine, "--json")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "engine: wanted: `go build" in done.stderr
+    assert "engine: wanted: `go list" in done.stderr
 
 
 def test_the_cache_is_in_the_repository_unless_it_is_named() -> None:
@@ -528,7 +634,7 @@ def test_the_cache_is_in_the_repository_unless_it_is_named() -> None:
 
 
 def test_the_environment_keeps_what_was_there() -> None:
-    engine = install.Engine(Path("/e/pulumi"), "3.259.0", "built", "stand-in", Path("/h"), Path("/e"))
+    engine = install.Engine(Path("/e/pulumi"), "3.259.0", "made", "stand-in", Path("/h"), Path("/e"))
     found = engine.environment({"PATH": "/usr/bin", "LANG": "C"})
     assert found == {
         "PATH": f"/e{os.pathsep}/usr/bin",

@@ -1,4 +1,4 @@
-"""What a `destroy` says of guests of the stack's making that are still there."""
+"""What a `destroy` says of what stays: guests of the stack's making, copies of files that were edited by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 
 
-def test_a_guest_that_a_killed_run_has_made_and_no_state_knows_is_named(
+def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -22,6 +22,8 @@ def test_a_guest_that_a_killed_run_has_made_and_no_state_knows_is_named(
     with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
         lab.run("qm set 103 --description 'Created by Pulumi: homelab/lab/sandbox 0123456789abcdef'")
         lab.run("qm create 104 --name other --description 'Created by Pulumi: homelab/lab2/other 0123456789abcdef'")
+        for path in ("a.0a1b2c3d", "b.0a1b2c3d"):
+            lab.run(f'mkdir -p "$ROOT/var/backups/homelab/etc"; echo edited > "$ROOT/var/backups/homelab/etc/{path}"')
         host = host_of(lab).model_dump(mode="json", by_alias=True)
         host["api"]["tokenSecret"] = lab.api["tokenSecret"]
         stack = {"hosts": json.dumps({"pve": host}), "allowPlainSecrets": "true"}
@@ -30,5 +32,7 @@ def test_a_guest_that_a_killed_run_has_made_and_no_state_knows_is_named(
             iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
         )
         work.delete(HostProbe.Inputs(host="pve", settings=""), nothing)
+        kept = "/var/backups/homelab/etc/a.0a1b2c3d, /var/backups/homelab/etc/b.0a1b2c3d"
+        assert said.pop().endswith(f"of any stack: files of this program's as they had been edited by hand: {kept}")
         assert len(said) == 1 and said[0].startswith("pve: VM 103 (") and "a run was killed" in said[0]
         assert "104" not in said[0] and (lab.root / "etc/pve/qemu-server/103.conf").exists()

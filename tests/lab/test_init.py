@@ -42,6 +42,7 @@ with open(os.environ["FAKE_PULUMI_LOG"], "a") as log:
 if arguments[:1] == ["whoami"]:
     if "FAKE_LOGGED_OUT" in os.environ: sys.exit(3)
     print(json.dumps({{"user": "me", "url": "file://~"}}))
+if arguments[:2] == ["stack", "ls"]: print(json.dumps([{{"name": name}} for name in os.environ.get("FAKE_STACKS", "").split()]))
 if arguments[:2] == ["stack", "init"]:
     with open("Pulumi.homelab.yaml") as file: text = file.read()
     if "encryptionsalt" in text: sys.exit("error: stack 'homelab' already exists")
@@ -142,7 +143,9 @@ def run(desk: Desk, capsys: pytest.CaptureFixture[str], *arguments: str) -> int:
 CARD = ("--card", "rtx5090=vm:103", "--yes")
 
 
-def test_from_an_address_and_a_password_to_settings_and_a_token(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_an_address_and_a_password_to_settings_and_a_token(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.err
     assert is_encrypted(desk.api["tokenSecret"]) and desk.api["token"] == "homelab@pve!pulumi"
     assert desk.api["fingerprint"].replace(":", "").lower() == desk.lab.api["fingerprint"].replace(":", "").lower()
@@ -159,11 +162,12 @@ def test_from_an_address_and_a_password_to_settings_and_a_token(desk: Desk, caps
     assert not any(secret in " ".join(call["arguments"]) for call in desk.pulumi)
     assert secret not in desk.out + desk.err and desk.lab.api["password"] not in desk.out + desk.err
     done = [call["arguments"][0] for call in desk.pulumi]
-    assert done == ["whoami", "stack", "config", "preview"]
+    assert done == ["whoami", "stack", "stack", "stack", "config", "preview"]
     # It is the token's.
     assert f"homelab@pve!pulumi {secret}" in desk.secrets
 
     # A second run finds everything, and a card goes on as it is.
+    monkeypatch.setenv("FAKE_STACKS", "homelab")
     users, text = desk.users, desk.file.read_text()
     assert run(desk, capsys, "--yes") == 0, desk.err
     assert desk.users == users and desk.file.read_text() == text
@@ -558,6 +562,27 @@ def test_killed_after_a_command_that_nobody_knows_of_the_next_run_completes_it_o
             else:
                 assert run(desk, capsys, *asked) == 0, desk.err
                 assert desk.users == whole and is_encrypted(desk.api["tokenSecret"]), number
+
+
+def test_a_host_as_installed_is_told_before_anything_is_written_that_it_has_no_headers(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*desk.where, *desk.key, "--card", "rtx5090=host", "--driver", "580", "--yes"]
+    assert run(desk, capsys, *asked) != 0
+    said = desk.out + desk.err
+    assert "proxmox-headers-6.17.2-1-pve: not installed, and in none of the lists" in said and "No-Subscription" in said
+    assert not desk.file.exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--backend", "file://~")])
+def test_a_stack_of_another_folder_that_keeps_its_state_in_the_same_place_is_not_taken(
+    options: tuple[str, ...], desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_STACKS", "other homelab")
+    users, asked = desk.users, [*desk.where, *desk.key, *CARD, *options]
+    assert run(desk, capsys, *asked) == 2
+    assert "wanted: a new stack homelab" in desk.err and "homelab init --stack NAME" in desk.err
+    assert not desk.file.exists() and desk.users == users
 
 
 @pytest.mark.parametrize("step", ["stack init", "config set"])

@@ -209,6 +209,7 @@ class Disk:
         for key, path, about in all_below(self.root):
             folder, _, name = key.rpartition("/")
             self.names_in[folder][name] = about.st_ino
+            self._note(key, path, about)
             if stat.S_ISDIR(about.st_mode):
                 self.names_in[key] = {}
             elif stat.S_ISREG(about.st_mode):
@@ -217,11 +218,18 @@ class Disk:
     def flush(self, path: Path) -> None:
         about = path.lstat()
         if stat.S_ISDIR(about.st_mode):
+            key = path.relative_to(self.root).as_posix()
             with os.scandir(path) as entries:
-                names = {each.name: each.stat(follow_symlinks=False).st_ino for each in entries}
-            self.names_in[path.relative_to(self.root).as_posix()] = dict(sorted(names.items()))
+                names = {each.name: each.stat(follow_symlinks=False) for each in entries}
+            for name, of_name in names.items():
+                self._note(f"{key}/{name}", f"{path}/{name}", of_name)
+            self.names_in[key] = {name: of_name.st_ino for name, of_name in sorted(names.items())}
         elif stat.S_ISREG(about.st_mode):
             self.bytes_of[about.st_ino] = self._content(str(path), about)
+
+    def _note(self, key: str, path: str, about: os.stat_result) -> None:
+        is_link = stat.S_ISLNK(about.st_mode)
+        self._earlier[key] = (0, str(Path(path).readlink())) if is_link else (about.st_mode & 0o7777, b"")
 
     def _content(self, path: str, about: os.stat_result) -> bytes:
         """A file's bytes, which were read before where it hasn't changed."""
@@ -282,8 +290,6 @@ class Disk:
 
         for name in LASTING:
             walk(name)
-        if not names_as_now:
-            self._earlier.update(found)
         return found
 
     def _gone(self, key: str) -> tuple[int, str | None, bool]:
@@ -291,5 +297,5 @@ class Disk:
         mode, content = self._earlier.get(key, (0o600, b""))
         return mode, content if isinstance(content, str) else None, key in self.names_in
 
-    #: What was on the disk at an earlier cut.
-    _earlier: dict[str, tuple[int, bytes | str | None]] = field(default_factory=dict)
+    #: Mode, and a link's target, of what has its name on the disk.
+    _earlier: dict[str, tuple[int, bytes | str]] = field(default_factory=dict)

@@ -357,6 +357,7 @@ class ProxmoxHost(Machine):
     def __init__(self, state: Path, name: str = "rtx5090") -> None:
         host = Host(state, name, running=True)
         without_subscription(host.root)
+        host.output("apt-get -qq update")
         super().__init__(host, host.root)
 
     @classmethod

@@ -8,7 +8,8 @@ from typing import Any
 import pulumi
 import pytest
 
-from homelab.resources.described import host_of, value_of, vm_of
+from homelab.resources import described as descriptions
+from homelab.resources.described import HomelabProvider, host_of, value_of, vm_of
 from homelab.resources.host_probe import HostProbe
 from homelab.stack import Refusal
 from tests.unit import hosts
@@ -42,3 +43,20 @@ def test_a_plan_does_not_change_with_the_secret_that_stands_for_an_output() -> N
         return {HostProbe.settings_of(host_of(described(privateKey=key))) for key in keys}
 
     assert len(asyncio.run(digests())) == 1
+
+
+def test_a_card_that_there_is_not_and_a_guest_that_the_provider_has_not_got_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(descriptions, "_GIVEN", {})
+    api = {"token": "homelab@pve!pulumi", "tokenSecret": "a", "fingerprint": "ab" * 32}
+    hosts_given = {"pve": described(agent=True) | {"api": api}}
+    vm = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
+    with pytest.raises(Refusal, match=r"vms\.sandbox\.gpus: hosts\.pve has no card rtx5091") as refused:
+        HomelabProvider("own", hosts_given, {"sandbox": vm | {"gpus": ["rtx5091"]}})
+    assert "Pulumi.<stack>.yaml" not in str(refused.value)
+    descriptions.give({"hosts": hosts_given, "vms": {"sandbox": vm}})
+    assert vm_of(dict(vm)).vmid == 103
+    for other in (vm | {"vmid": 104}, vm | {"gpus": []}):
+        with pytest.raises(Refusal, match=rf"host pve, vmid {other['vmid']}"):
+            vm_of(other)

@@ -150,7 +150,7 @@ def test_a_rule_that_is_not_in_force_yet_asks_for_a_restart() -> None:
 
 def test_a_change_comes_before_the_restart_and_that_before_the_libraries() -> None:
     report = diagnose(reading("", inside({}).replace(LIBRARY, "")), 901)
-    assert [step.split(":")[0].split()[0].strip("`") for step in report.next] == ["pct", "restart", "install"]
+    assert [step.split(":")[0].split()[0].strip("`") for step in report.next] == ["pct", "restart", "set"]
 
 
 def test_no_restart_is_asked_of_a_container_that_is_off() -> None:
@@ -250,6 +250,9 @@ def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
 def test_libraries_that_are_not_the_drivers(libraries: str, said: str) -> None:
     (finding,) = diagnose(reading(DEVICE_LINES, inside(NODES).replace(LIBRARY, libraries)), 901).findings
     assert (finding.found, finding.stage) == (said, Stage.INSIDE)
+    assert (
+        "`nvidia: {}`" in finding.next and "`sh NVIDIA-Linux-x86_64-580.105.08.run --no-kernel-modules`" in finding.next
+    )
 
 
 def test_a_container_that_can_not_be_looked_into() -> None:

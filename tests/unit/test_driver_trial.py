@@ -173,7 +173,7 @@ class Connection:
 def tried(world: World) -> None:
     class Work(DriverTrialWork):
         @asynccontextmanager
-        async def session(self, inputs: Any, seconds: float) -> AsyncIterator[Any]:
+        async def session(self, inputs: Any, seconds: float = 0) -> AsyncIterator[Any]:
             yield Reached(cast(ssh.Session, Connection(world)), seconds)
 
     Work(TEXTS).create(INPUTS)

@@ -27,7 +27,7 @@ def ended(status: int, answer: str, errors: list[HomelabError]) -> tuple[list[st
             pass
 
         @asynccontextmanager
-        async def session(self, inputs: Any, seconds: float) -> AsyncIterator[Any]:
+        async def session(self, inputs: Any, seconds: float = 0) -> AsyncIterator[Any]:
             async def ask(verb: str, layer: str, wanted: Any, *, proxy: str) -> Any:
                 assert layer == "driver_update" and seconds > Nvidia().timeouts.install
                 verbs.append(verb)

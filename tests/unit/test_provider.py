@@ -22,6 +22,7 @@ from homelab.host import plan
 from homelab.provider import registry, serve
 from homelab.provider.base import Work, raised, stopped_by_reboot
 from homelab.provider.difference import differences
+from homelab.provider.host_probe import HostProbeWork
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
@@ -272,6 +273,39 @@ def test_a_changed_opt_in_of_a_card_asks_the_gates_again(name: str) -> None:
 def test_a_changed_opt_in_of_a_host_asks_the_gates_again(name: str) -> None:
     opted: dict[str, Any] = {str(Host.model_fields[name].alias): True}
     assert HostProbe.settings_of(settings()) != HostProbe.settings_of(settings(None, **opted))
+
+
+@pytest.mark.parametrize(
+    ("probed", "mode", "changed", "shown"),
+    [
+        (True, "auto", 2, ["pve"]),
+        (True, "auto", 0, []),
+        (True, "always", 0, ["pve"]),
+        (True, "always", 1, ["pve"]),
+        (False, "auto", 2, []),
+    ],
+)
+def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
+    monkeypatch: pytest.MonkeyPatch, probed: bool, mode: str, changed: int, shown: list[str]
+) -> None:
+    plans: list[str] = []
+    monkeypatch.setattr(HostProbeWork, "show_plan", lambda self, host: plans.append(host))
+
+    async def asked() -> None:
+        provider = Homelab()
+        await provider.configure(
+            sdk.ConfigureRequest({}, valued_map({"plan": mode}), accept_secrets=True, accept_resources=True)
+        )
+        urn, inputs = "urn:pulumi:stack::homelab::homelab:{}::pve", {"host": "pve", "settings": ""}
+        if probed:
+            properties = valued_map({**inputs, "preview": True})
+            answer = await provider.check(sdk.CheckRequest(urn.format("host:Probe"), {}, properties, b""))
+            assert plain_map(answer.inputs or {}) == inputs
+        for _ in range(changed):
+            await provider.create(sdk.CreateRequest(urn.format("vm:Cards"), valued_map(inputs), 1, preview=True))
+
+    asyncio.run(asked())
+    assert plans == shown
 
 
 def test_how_a_host_is_reached_is_nothing_to_plan_by() -> None:

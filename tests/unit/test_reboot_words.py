@@ -64,6 +64,17 @@ def test_what_a_script_says_of_words_and_functions_is_said_of_cards(reasons: lis
     assert in_short(reasons, CARDS) == said
 
 
+def test_two_cards_of_one_name_are_told_apart_by_their_places() -> None:
+    twins = {"third": card("RTX 3090", "0000:1d:00.0"), "fourth": card("RTX 3090", "0000:1e:00.0"), **CARDS}
+    reasons = [
+        "0000:1d:00.0 is on nvidia, not on vfio-pci",
+        "0000:1e:00.0 is on nouveau, not on NVIDIA's driver",
+        "0000:02:00.0 is on nouveau, not on NVIDIA's driver",
+    ]
+    said = "RTX 3090 at 0000:1d:00 goes to vfio-pci, and RTX 3090 at 0000:1e:00 and RTX 4090 go to NVIDIA's driver"
+    assert in_short(reasons, twins) == said
+
+
 @pytest.mark.parametrize(
     ("guests", "moves", "again", "said"),
     [

@@ -11,8 +11,7 @@ import pulumi
 import pytest
 import yaml
 
-from engine import preview
-from homelab import stack
+from homelab import pull_request, stack
 from homelab.errors import HomelabError
 from homelab.settings import parse, stack_file
 from homelab.settings import secrets as secret_settings
@@ -153,20 +152,22 @@ def test_every_place_that_the_examples_mark_is_found() -> None:
         assert ("hosts", "pve", "api", "tokenSecret") in secret_settings.left_open(known)
 
 
-def test_a_pull_requests_preview_needs_no_passphrase(tmp_path: Path) -> None:
-    file = written(tmp_path, WHOLE[0], *PLACES)
-    preview.without_secrets(file)
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    assert list(found) == ["config"] and SECURE["secure"] not in file.read_text(encoding="utf-8")
+def test_a_pull_requests_preview_asks_no_host_and_needs_no_passphrase(tmp_path: Path) -> None:
+    text = written(tmp_path, WHOLE[0], *PLACES).read_text(encoding="utf-8")
+    without = pull_request.settings(text, with_secrets=False)
+    found = yaml.safe_load(without)
+    assert list(found) == ["config"] and SECURE["secure"] not in without
     assert found["config"]["homelab:plan"] == "never"
     known = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in found["config"].items()})
     assert secret_settings.secrets(known) == []
+    whole = yaml.safe_load(text)
+    whole["config"]["homelab:plan"] = "never"
+    assert yaml.safe_load(pull_request.settings(text, with_secrets=True)) == whole
 
 
 def test_a_plain_secret_in_a_pull_request_is_still_named(tmp_path: Path) -> None:
-    file = written(tmp_path, WHOLE[0], *PLACES[:1])
-    preview.without_secrets(file)
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))["config"]
+    text = written(tmp_path, WHOLE[0], *PLACES[:1]).read_text(encoding="utf-8")
+    config = yaml.safe_load(pull_request.settings(text, with_secrets=False))["config"]
     known = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in config.items()})
     assert [secret_settings.path_of(one) for one in secret_settings.secrets(known)] == PLACES[1:]
 

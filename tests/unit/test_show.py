@@ -78,7 +78,7 @@ def test_what_shares_the_group_is_shown_beside_the_card() -> None:
 def test_what_the_settings_want_is_shown_without_the_host() -> None:
     after = reading.wanted(settings(), {"sandbox": VM}, {}, [])
     shown = lines(tree.of_host("pve", [], after))
-    assert "card: + RTX 5090 [10de:2b85] at gpus.rtx5090, vfio-pci" in shown and "guest: + VM 103 (sandbox)" in shown
+    assert "card: + RTX 5090 [10de:2b85] at gpus.rtx5090" in shown and "guest: + VM 103 (sandbox)" in shown
 
 
 def test_a_card_that_leaves_its_guest_is_marked_as_gone() -> None:

@@ -376,8 +376,18 @@ def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
         await process.stdin.read()
         await asyncio.sleep(3600)
 
-    with pytest.raises(UnreachableError, match="the script has not ended within 0.5 s"):
+    with pytest.raises(
+        UnreachableError, match=r"within 0.5 s \(read_system\)\nfound:  the SSH connection works"
+    ) as slow:
         talk(tmp_path, serve, seconds=0.5)
+    assert "timeouts.api" in slow.value.next
+
+
+def test_a_slow_host_has_the_time_for_its_answer_that_the_settings_give() -> None:
+    session = _Sending()
+    session._host = settings(timeouts={"api": 300})
+    asyncio.run(session.ask("read", "cluster_turn", cluster_turn.Wanted()))
+    assert session.waits == 300
 
 
 # -- a host that restarts ---------------------------------------------------------------------------------------
@@ -398,7 +408,7 @@ def boots(
     monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(ssh, "REFUSED_SECONDS", 0.001)
     said: list[str] = []
-    timeouts = SimpleNamespace(reboot=patience, rollback=30, boot=patience * 3)
+    timeouts = SimpleNamespace(api=60, reboot=patience, rollback=30, boot=patience * 3)
     host = SimpleNamespace(address="192.168.0.202", timeouts=timeouts)
     return asyncio.run(ssh.wait_for_boot(host, "old", said.append)).boot_id, said  # type: ignore[arg-type]
 
@@ -905,7 +915,7 @@ def test_plans_are_asked_together_and_told_from_what_a_login_prints() -> None:
     session = Planning()
     questions = [("stack_folder", StackFolder(owner="x")), ("cluster_turn", cluster_turn.Wanted())]
     assert asyncio.run(session.plan(questions)) == [{"files": []}, {"reboot": "no"}]
-    assert session.waits == 2 * ssh.SCRIPT_SECONDS and session.request["layer"] == "stack_folder"
+    assert session.waits == 2 * settings().timeouts.api and session.request["layer"] == "stack_folder"
 
 
 def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:

@@ -1,4 +1,4 @@
-"""engine/preview.py: the comment of a pull request: refusals first, counts, a picture, the raw log folded away, one comment that is updated."""
+"""homelab/pull_request.py: the comment of a pull request: refusals first, counts, a picture, the raw log folded away, one comment that is updated."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from engine import preview
-from homelab.events import Diagnostic, Event, Summary
+from homelab import pull_request
+from homelab.events import WILL_REFUSE, Diagnostic, Event, Summary
 from tests.conftest import PROJECT
 
 EVENTS: list[Event] = [
@@ -19,7 +19,7 @@ EVENTS: list[Event] = [
 
 
 def test_refusals_come_first_then_counts_then_the_picture_and_the_log_is_folded_away() -> None:
-    text = preview.comment("homelab", 255, "the raw log", EVENTS, "flowchart LR")
+    text = pull_request.comment("homelab", 255, "the raw log", EVENTS, "flowchart LR")
     places = [
         text.index(part)
         for part in (
@@ -32,14 +32,22 @@ def test_refusals_come_first_then_counts_then_the_picture_and_the_log_is_folded_
         )
     ]
     assert places == sorted(places)
-    assert text.startswith("### `pulumi preview` of stack `homelab`: refused\n") and text.rstrip().endswith(
-        preview.MARK
-    )
+    assert text.startswith("### Preview of stack homelab: refused\n") and text.rstrip().endswith(pull_request.MARK)
     assert "preview failed" not in text and "error: wanted" not in text
 
 
+def test_what_an_up_will_refuse_is_a_refusal() -> None:
+    log: list[Event] = [
+        Diagnostic("warning", f"warning: {WILL_REFUSE}\nwanted: your own values"),
+        Summary({"create": 18}),
+    ]
+    text = pull_request.comment("homelab", 0, "the raw log", log, "")
+    assert text.startswith("### Preview of stack homelab: refused\n")
+    assert text.index("wanted: your own values") < text.index("18 to create")
+
+
 def test_a_log_with_fences_and_one_that_is_too_long_stay_in_their_fence() -> None:
-    text = preview.comment("homelab", 0, "x" * 100_000 + "\n```\n# heading", [], "")
+    text = pull_request.comment("homelab", 0, "x" * 100_000 + "\n```\n# heading", [], "")
     assert len(text) < 65_536
     assert "\n````text\n" in text and text.count("\n````\n") == 1
 
@@ -58,7 +66,8 @@ def test_the_picture_has_what_the_settings_want_and_marks_it_against_what_the_st
     file = tmp_path / "Pulumi.x.yaml"
     vms = {"new": {"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}}
     file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))
-    assert "+ RTX 5090 " in preview.drawn(file, {})
+    text = pull_request.drawn(file, dict)
+    assert "+ RTX 5090 " in text and "vfio-pci" not in text, "no host was read"
     gpu = {
         "name": "",
         "slot": "0000:01:00",
@@ -70,11 +79,26 @@ def test_the_picture_has_what_the_settings_want_and_marks_it_against_what_the_st
         "hosts": {"pve": {"gpus": {"rtx5090": gpu}}},
         "vms": {"old": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"]}},
     }
-    text = preview.drawn(file, outputs)
+    text = pull_request.drawn(file, lambda: outputs)
     assert "~ RTX 5090 " in text and "VM 103 (Sandbox)" in text and '"+ VM 104 (new)"' in text
     file.write_text("config: {'homelab:hosts': {pve: {address: 1}}}")
-    assert preview.drawn(file, {}) == ""
+    assert pull_request.drawn(file, dict) == ""
+
+
+def test_a_guest_of_a_cluster_is_on_the_first_node_that_has_its_cards_since_none_is_asked() -> None:
+    key, gpus = (
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0",
+        {"a": {"match": "10de:2b85"}},
+    )
+    api = {"token": "homelab@pve!pulumi", "tokenSecret": {"secure": "x"}, "fingerprint": ":".join(["00"] * 32)}
+    common = {"cluster": "home", "api": api}
+    ssh = {"hostKey": key, "agent": True}
+    hosts = {f"pve{number}": {"address": f"192.0.2.{number}", "ssh": ssh, **common} for number in (1, 2)}
+    hosts["pve2"]["gpus"] = gpus
+    config = {"homelab:hosts": hosts, "homelab:vms": {"gaming": {"host": "home", "vmid": 104, "gpus": ["a"]}}}
+    placed = yaml.safe_load(pull_request.settings(yaml.safe_dump({"config": config}), with_secrets=False))["config"]
+    assert placed["homelab:vms"]["gaming"]["host"] == "pve2" and placed["homelab:plan"] == "never"
 
 
 def test_the_comment_is_found_again_by_its_mark() -> None:
-    assert preview.MARK in (PROJECT / ".github" / "workflows" / "comment.yml").read_text(encoding="utf-8")
+    assert pull_request.MARK in (PROJECT / ".github" / "workflows" / "comment.yml").read_text(encoding="utf-8")

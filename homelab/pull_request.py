@@ -1,0 +1,143 @@
+"""The preview of a stack as Markdown, for a pull request: `python -m homelab.pull_request`, in the project's folder.
+
+Where the stack's state is comes from the environment, as always (PULUMI_BACKEND_URL, PULUMI_ACCESS_TOKEN); without
+either, it is the preview of a first `pulumi up`, on an empty state. No host is asked, whatever the settings say, and
+its key isn't needed; without a state no passphrase is, either: a word stands in place of each encrypted value. So a job
+that runs a pull request's code needs no secret at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from homelab import events
+from homelab.cli import stack_options
+from homelab.cli.pulumi import Pulumi
+from homelab.doctor import stack as stack_file
+from homelab.errors import HomelabError
+from homelab.events import Event
+from homelab.markdown import fenced
+from homelab.settings import parse, project
+from homelab.settings.paths import text_of
+from homelab.settings.secrets import readable
+from homelab.settings.stack_file import parsed
+from homelab.show import mermaid, reading, tree
+from homelab.show.cards import of_outputs
+from homelab.text import tell
+
+# What a comment on a pull request may hold, with room to spare (65,536 characters).
+LONGEST = 60_000
+# By it comment.yml finds the comment that it is to update.
+MARK = "<!-- homelab-preview -->"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the Markdown.
+
+    :returns: the exit status: not 0 if `pulumi up` would be refused, so that a job fails with it.
+    :raises HomelabError: there is no Pulumi CLI or no project, or no stack can be made.
+    """
+    parser = argparse.ArgumentParser(prog="python -m homelab.pull_request", description=__doc__)
+    parser.add_argument("--stack", type=stack_options.name, default="homelab")
+    parser.add_argument("--output", type=Path, default=Path("preview.md"))
+    options = parser.parse_args(arguments)
+    # A secret that isn't set arrives as an empty variable.
+    has_state = any(os.environ.get(name) for name in ("PULUMI_BACKEND_URL", "PULUMI_ACCESS_TOKEN"))
+    file = stack_file.path_of(options.stack)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        new = {} if has_state else {"PULUMI_BACKEND_URL": folder.as_uri(), "PULUMI_CONFIG_PASSPHRASE": ""}
+        pulumi = Pulumi.find(project(), options.stack)
+        pulumi.extra_environment = new
+        # A copy: no host is asked, and a stack that is made only for this preview writes its salt there.
+        config = folder / file.name
+        config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8")
+        if not has_state:
+            shutil.copy(project() / "Pulumi.yaml", folder)
+            Pulumi(pulumi.program, folder, options.stack, new).make_stack()
+        process, logged = pulumi.logged_preview("--config-file", str(config))
+        picture = drawn(config, pulumi.outputs if has_state else dict)
+    text = (process.stdout + process.stderr).strip()
+    options.output.write_text(comment(options.stack, process.returncode, text, logged, picture), encoding="utf-8")
+    tell(text)
+    return process.returncode or int(bool(events.refusals(logged)))
+
+
+def comment(stack: str, code: int, text: str, log: Sequence[Event], picture: str) -> str:
+    """The Markdown: refusals, counts, the picture, and the whole preview folded away.
+
+    :param code: the CLI's exit status.
+    :param text: what it printed.
+    :param log: its event log.
+    :param picture: Mermaid, empty: there is none.
+    """
+    refusals = events.refusals(log)
+    parts = [f"### Preview of stack {stack}{': refused' if code or refusals else ''}"]
+    parts += [fenced(refusal, "text") for refusal in refusals]
+    counted = events.in_words(events.counts(log))
+    parts += [f"**{counted}**"] if counted else []
+    parts += [fenced(picture, "mermaid"), tree.LEGEND] if picture else []
+    room = max(LONGEST - sum(len(part) for part in parts), 1)
+    parts.append(f"<details><summary>the whole preview</summary>\n\n{fenced(text[-room:], 'text')}\n\n</details>")
+    return "\n\n".join([*parts, MARK]) + "\n"
+
+
+def drawn(file: Path, outputs_of: Callable[[], Mapping[str, object]]) -> str:
+    """Who has which card with a stack's settings, as Mermaid, marked against the stack's outputs; empty where one of
+    them can't be read, which the preview itself says.
+
+    :param outputs_of: returns the outputs.
+    """
+    try:
+        outputs, found = outputs_of(), stack_file.read(file).guests()
+    except HomelabError:
+        return ""
+    trees = []
+    for name, host in found.hosts.items():
+        current = of_outputs(outputs, name)
+        vms = {guest: vm for guest, vm in found.vms.items() if vm.host == name}
+        containers = {guest: container for guest, container in found.containers.items() if container.host == name}
+        planned = reading.wanted_of_outputs(outputs, name, host, vms, containers, current)
+        trees.append(tree.of_host(f"{name} ({host.address})", current, planned))
+    return mermaid.text(trees)
+
+
+def settings(text: str, *, with_secrets: bool) -> str:
+    """A stack's file for a preview that asks no host.
+
+    :param text: the file's.
+    :param with_secrets: with them and what decrypts them; else as one can read it who can decrypt nothing.
+    """
+    whole = parsed(text) or {}
+    config = {**(whole.get("config") or {}), "homelab:plan": "never"}
+    if not with_secrets:
+        whole, config = {}, readable(config)
+        _place(config)
+    return yaml.safe_dump({**whole, "config": config}, sort_keys=False)
+
+
+def _place(config: dict[str, Any]) -> None:
+    """Gives each guest that names a cluster the first host that it may be on: no host is asked where it is."""
+    try:
+        values = parse({key.removeprefix("homelab:"): value for key, value in config.items() if "homelab:" in key})
+    except HomelabError:
+        return  # the preview says it
+    for name, guest in values.roaming.items():
+        section = "vms" if name in values.vms else "containers"
+        config[f"homelab:{section}"][name]["host"] = values.candidates(guest)[0]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (HomelabError, OSError) as error:
+        sys.exit(str(error))
