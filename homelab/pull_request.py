@@ -60,14 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pulumi.extra_environment = new
         # A copy: no host is asked, and a stack that is made only for this preview writes its salt there.
         config = folder / file.name
-        config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8")
+        config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8", newline="\n")
         if not has_state:
             shutil.copy(project() / "Pulumi.yaml", folder)
             Pulumi(pulumi.program, folder, options.stack, new).make_stack()
         process, logged = pulumi.logged_preview("--config-file", str(config))
         picture = drawn(config, pulumi.outputs if has_state else dict)
     text = (process.stdout + process.stderr).strip()
-    options.output.write_text(comment(options.stack, process.returncode, text, logged, picture), encoding="utf-8")
+    markdown = comment(options.stack, process.returncode, text, logged, picture)
+    options.output.write_text(markdown, encoding="utf-8", newline="\n")
     tell(text)
     return process.returncode or int(bool(events.refusals(logged)))
 

@@ -159,8 +159,8 @@ def test_runtimes_are_those_of_packages(tmp_path: Path) -> None:
 
 def test_it_is_quick(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path, "phoenix")
-    start = time.monotonic()
+    asked, start = len(host.host.programs()), time.monotonic()
     host.read()
     # Generous: the lab's programs start a Python each, and this machine may be busy.
     assert time.monotonic() - start < 15
-    assert len([line for line in host.host.programs() if line["program"] == "apt-get"]) == 0
+    assert len([line for line in host.host.programs()[asked:] if line["program"] == "apt-get"]) == 0

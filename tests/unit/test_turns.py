@@ -18,6 +18,7 @@ from homelab.remote import ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
 from remote_scripts.layers import cluster_turn, reboot, start_guests
+from tests.unit import hosts
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import reading
 from tests.unit.test_handover import facts, host
@@ -108,7 +109,7 @@ def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytes
     monkeypatch.setattr(ssh, "connect", lambda _: Answers())
     for name in ("tell", "tell_meanwhile"):
         monkeypatch.setattr(boot_verification, name, lambda text, name=name: told.append((name, text)))
-    asyncio.run(boot_verification._end_turn(cast("Host", None), "pve1"))
+    asyncio.run(boot_verification._end_turn(hosts.settings(), "pve1"))
     assert told == [
         ("tell_meanwhile", "pve1: waiting for HA, which brings vm:200 back: 5 s"),
         ("tell", "pve1: note: HA hasn't brought VM 200 back yet"),
