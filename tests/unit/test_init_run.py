@@ -214,7 +214,7 @@ def test_pulumi_gets_no_password_of_the_host(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_preview_for_a_program_is_shown_on_standard_error(tmp_path: Path) -> None:
     shown = "from pathlib import Path; from homelab.cli.pulumi import Pulumi; Pulumi('echo', Path(), 'homelab').preview(to_errors=True)"
     done = subprocess.run([sys.executable, "-c", shown], cwd=PROJECT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("", "preview --stack homelab\n")
+    assert (done.stdout, done.stderr) == ("", "preview --suppress-outputs --stack homelab\n")
 
 
 @pytest.mark.parametrize("password", ["hunter2\x01", "hunter2\x1b[31m"])
