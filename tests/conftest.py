@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import math
 import os
 import signal
 import sys
@@ -130,41 +132,61 @@ def shared(*parts: str) -> Path:
     return path
 
 
-#: Files with tests of half a minute and more. They begin first: a worker that has nothing to do any more takes from the end of what another has left, and a
-#: long test that begins last is waited for by all. Files that begin with the same kept host (`converged` in tests/e2e/conftest.py) are side by side, for
-#: each process that has one of their tests makes that host.
-LONGEST = (
-    "e2e/test_handover.py",
-    "e2e/test_nvidia_lxc.py",
-    "e2e/test_gpu_lxc.py",
-    "e2e/test_failures.py",
-    "e2e/test_nvidia_host.py",
-    "e2e/test_nvidia_failures.py",
-    "e2e/test_nvidia_vm.py",
-    "e2e/test_other_cards.py",
-    "e2e/test_make.py",
-    "e2e/test_cluster.py",
-    "e2e/test_init.py",
-    "e2e/test_new_container.py",
-    "e2e/test_gaming_vm.py",
-    "e2e/test_state_lost.py",
-    "e2e/test_gpu_vm.py",
-    "e2e/test_gpu_vm_refused.py",
-    "e2e/test_api_access.py",
-    "e2e/test_new_vm.py",
-    "e2e/test_kill.py",
-    "e2e/test_converge.py",
-    "e2e/test_cards.py",
-    "e2e/test_drift.py",
-    "e2e/test_drift_watched.py",
-    "e2e/test_preview.py",
-)
+#: Files with tests of the engine, and about how many seconds of processor time each takes. Files that begin with the same kept host (`converged` in
+#: tests/e2e/conftest.py) are side by side, for each process that has one of their tests makes that host.
+WITH_ENGINE = {
+    "e2e/test_handover.py": 27,
+    "e2e/test_nvidia_lxc.py": 28,
+    "e2e/test_gpu_lxc.py": 11,
+    "e2e/test_failures.py": 10,
+    "e2e/test_nvidia_host.py": 24,
+    "e2e/test_nvidia_failures.py": 11,
+    "e2e/test_nvidia_vm.py": 19,
+    "e2e/test_other_cards.py": 17,
+    "e2e/test_make.py": 14,
+    "e2e/test_cluster.py": 27,
+    "e2e/test_init.py": 22,
+    "e2e/test_new_container.py": 7,
+    "e2e/test_gaming_vm.py": 15,
+    "e2e/test_by_hand.py": 21,
+    "e2e/test_state_lost.py": 8,
+    "e2e/test_gpu_vm.py": 26,
+    "e2e/test_gpu_vm_refused.py": 7,
+    "e2e/test_gpu_lxc_refused.py": 5,
+    "e2e/test_api_access.py": 15,
+    "e2e/test_new_vm.py": 17,
+    "e2e/test_kill.py": 18,
+    "e2e/test_converge.py": 10,
+    "e2e/test_cards.py": 15,
+    "e2e/test_drift.py": 8,
+    "e2e/test_drift_watched.py": 2,
+    "e2e/test_preview.py": 7,
+    "e2e/test_released.py": 7,
+    "e2e/test_own_program.py": 8,
+    "e2e/test_new_project.py": 8,
+}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. What takes longest comes first."""
-    places = {PROJECT / "tests" / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+def in_shares(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """In the order in which `--dist worksteal` gives each worker a share as large as the others': its part of WITH_ENGINE comes first.
+
+    A worker that has nothing to do any more takes from the end of what another one has left: what takes long and begins last, all would wait for.
+    """
+    files = {PROJECT / "tests" / name: number for number, name in enumerate(WITH_ENGINE)}
+    ends = [end / sum(WITH_ENGINE.values()) for end in itertools.accumulate(WITH_ENGINE.values())]
+    long = sorted((item for item in items if item.path in files), key=lambda item: files[item.path])
+    short = iter([item for item in items if item.path not in files])
+    found: list[pytest.Item] = []
+    for number in range(workers):
+        size = (len(items) - len(found)) // (workers - number)
+        own = [item for item in long if math.ceil(ends[files[item.path]] * workers) == number + 1]
+        found += [*own, *itertools.islice(short, max(size - len(own), 0))]
+    return [*found, *short]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. Each worker's share begins with what takes longest."""
+    items[:] = in_shares(items, getattr(config, "workerinput", {"workercount": 1})["workercount"])
     names = {path: path.relative_to(PROJECT / "tests").as_posix() for path in {item.path for item in items}}
     for item in items:
         name = names[item.path]
