@@ -171,11 +171,12 @@ def cuts(
     strictest reading); the other has every name, and files whose bytes weren't flushed are empty. /sys is then as it was at the beginning.
 
     :param ends: whether the act comes to its end: then all that it did is on the disk.
-    :param most: one cut each at so many calls, drawn by `name` while the act goes on (reservoir sampling): to look at all that is there takes far
-        longer than the act itself.
+    :param most: one cut each at so many calls, in a sample drawn by `name` (tests/sampling.py) while the act goes on (reservoir sampling): to look at
+        all that is there takes far longer than the act itself.
     :param power_cuts: not only kills.
     :param in_cluster: other nodes keep /etc/pve as it was at a power cut.
     """
+    most = None if sampling.EVERY else most
     booted, drawn, numbers = host.tree("sys"), sampling.drawn(name), itertools.count()
     found: list[Cut] = []
     sampled: dict[int, Cut] = {}

@@ -18,7 +18,6 @@ from remote_scripts.shared.driver_update import VERSION_GIVEN_UP
 from remote_scripts.shared.packages import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.run import TIMED_OUT, Done
-from tests import sampling
 from tests.agent.driver_kit import (
     FAMILY,
     HEADERS,
@@ -98,7 +97,7 @@ def phase(host: Host) -> str:
 
 def cut_short(machine: Machine, act: Callable[[Host], object], name: str, place: Path) -> Iterator[tuple[str, Machine]]:
     """What is left at each moment at which the act may be cut short, of a sample."""
-    for number, cut in enumerate(sampling.sample(cuts(machine.host, act), SAMPLE, name)):
+    for number, cut in enumerate(cuts(machine.host, act, most=SAMPLE, name=name)):
         yield (
             cut.how,
             after(left_by(cut, machine.host, place / str(number)), machine, booted=cut.how.startswith("power")),

@@ -189,7 +189,7 @@ class Example:
         """
         with before_and_after(machine):
             about["in_cluster"] = machine.in_cluster
-            return cuts(machine.host, lambda _: act(), most=None if sampling.EVERY else most, name=name, **about)
+            return cuts(machine.host, lambda _: act(), most=most, name=name, **about)
 
     def cut_short(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
         """What the act leaves, which comes to its end on the host itself."""
