@@ -42,6 +42,8 @@ test-lab: .venv/.dev ## run the tests of the simulated hosts, and of what makes 
 
 # One after the other, as both use all processors, and the second one also if the first one fails.
 test-nightly: export HOMELAB_EVERY_CUT := 1
+# With every sample some tests take longer than the limit of pyproject.toml.
+test-nightly: export PYTEST_ADDOPTS := --timeout 7200
 test-nightly: ## run both with every sample: a kill, a power cut and a full disk at each moment (hours)
 	@$(MAKE) --no-print-directory --keep-going test test-lab
 
