@@ -87,6 +87,15 @@ def test_an_edit_by_hand_is_kept_where_backups_lie(
     assert copy.read_text() == "edited\n" and "note: /etc/app/theirs.conf was edited by hand" in capsys.readouterr().err
 
 
+def test_a_file_of_ours_that_a_run_was_stopped_before_rewriting_is_no_edit(host: Host, tmp_path: Path) -> None:
+    put(host)
+    rewrite = functools.partial(put, content=b"ours, of another version\n")
+    for number, cut in enumerate(cuts(host, rewrite)):
+        left = left_by(cut, host, tmp_path / str(number))
+        rewrite(left)
+        assert not left.exists("/var/backups"), cut.how
+
+
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_kept_copy_that_is_not_what_was_kept_is_never_written_back(host: Host, damage: str) -> None:
     host.write(THEIRS, "theirs\n")
