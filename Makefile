@@ -127,7 +127,8 @@ clean: ## stop the labs and remove everything made here, also the engine's cache
 
 # What a simulated host needs. The packages and the engine come side by side: one waits for the network while the other computes.
 .ready: .venv/bin/python
-	@$(MAKE) --no-print-directory --jobs 2 .venv/.lab .engine
+	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.lab .engine || { \
+	  [ -e .venv/.lab ] && PULUMI_HOME= $(VENV) engine/install.py >/dev/null; exit 1; }  # what it lacks is said last
 
 .engine: .venv/bin/python
 	@PULUMI_HOME= $(VENV) engine/install.py >/dev/null
@@ -143,7 +144,8 @@ clean: ## stop the labs and remove everything made here, also the engine's cache
 define install
 @echo "installing what $(2) into .venv ($(lastword $(1))), once"
 @while sleep 5 >/dev/null 2>&1; do echo "  $$(ls .venv/lib/*/site-packages | grep -c dist-info) of some $$(cat $(1) | grep -c ==) packages, $$SECONDS s"; done & \
-  trap "kill $$!" EXIT; $(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes $(patsubst %,-r %,$(1))
+  ticker=$$!; $(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes $(patsubst %,-r %,$(1)) & \
+  pip=$$!; trap "kill $$ticker $$pip 2>/dev/null" EXIT; wait $$pip
 endef
 
 .venv/.program: requirements.txt .venv/bin/python

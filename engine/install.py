@@ -438,10 +438,12 @@ class Maker:
         """
         content = bytearray()
         with urllib.request.urlopen(f"{DOWNLOADS}/releases/{path}", timeout=FETCH_SECONDS) as answer:
-            size = int(answer.headers.get("Content-Length", 0)) >> 20
-            with telling(self.say, lambda: f"fetching {path}: {len(content) >> 20} of {size} MB"):
+            size = int(answer.headers.get("Content-Length", 0))
+            with telling(self.say, lambda: f"fetching {path}: {len(content) >> 20} of {size >> 20} MB"):
                 while part := answer.read(1 << 20):
                     content += part
+        if len(content) < size:
+            raise ValueError(f"only {len(content)} of its {size} bytes arrived")
         actual = hashlib.sha256(content).hexdigest()
         if actual != pin:
             raise ValueError(f"its SHA-256 is {actual}, the pinned one is {pin}")
@@ -476,7 +478,7 @@ class Maker:
             raise EngineError(
                 f"wanted: the Go command (1.25 or newer), to build {for_what}; found: none on PATH. "
                 "Without it nothing can be built, and nothing is downloaded to be run unchecked. "
-                "Next: install Pulumi (https://www.pulumi.com/docs/iac/download-install) and run this again, or Go "
+                "Next: run this again, if a download failed above; or install Pulumi (https://www.pulumi.com/docs/iac/download-install) and run this again, or Go "
                 "(https://go.dev/dl, or your distribution's golang); "
                 f"pulumi {REQUIRED_PULUMI_VERSION} is looked for on PATH, its plugin in ~/.pulumi/plugins/{PLUGIN_FOLDER}."
             )

@@ -318,11 +318,12 @@ def outputs(
 
 
 def tell(result_lines: pulumi.Output[list[str]]) -> None:
-    """Shows the output `result` as the last message of an `up`; the display has it among all outputs besides."""
+    """Shows the output `result` as the program's last message in an `up`; the display has it among all outputs besides.
+    What the settings no longer name the engine removes once the program has ended.
+    """
     if not pulumi.runtime.is_dry_run():
-        result_lines.apply(
-            lambda lines: pulumi.log.info(clean("\n".join(["Result", *(f"  {line}" for line in lines)])))
-        )
+        begin = "Result, if this run ends well"
+        result_lines.apply(lambda lines: pulumi.log.info(clean("\n".join([begin, *(f"  {line}" for line in lines)]))))
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         who = "root and by an ordinary user"
         if inputs.cards.cards:
             who = "root and by whom each is for (an ordinary user, or a member of its group)"
-        tell(f"opened in container {inputs.ctid}, by {who}: {opened}")
+        tell(f"{inputs.host}: opened in container {inputs.ctid}, by {who}: {opened}")
         for remark in remarks:
-            tell(f"container {inputs.ctid}: {remark}")
+            tell(f"{inputs.host}: container {inputs.ctid}: {remark}")
         return outputs
 
 

@@ -172,7 +172,7 @@ class VmCardsWork(VmStart):
             if stopped_by_reboot(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
                 await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config), off=True)
         for note in notes if made != record else []:
-            tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
+            tell(f"{inputs.vm}: {note}")
         if had is not None and came_from:
             tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: the notes about it move with it")
         for left_host in came_from:

@@ -263,19 +263,24 @@ def test_the_cli_comes_out_of_pulumis_archive(online: Machine, downloads: Path) 
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        ("cut short", "its SHA-256 is "),
+        ("another one", "its SHA-256 is "),
+        ("cut short", "bytes arrived"),
         ("without the language host", "returned non-zero exit status"),
         ("of one source", "engine/pins.json has no sum of it from two sources"),
         ("not there", "HTTP Error 404"),
     ],
 )
 def test_an_archive_that_is_not_the_pinned_one_is_not_used(
-    online: Machine, downloads: Path, fault: str, why: str
+    online: Machine, downloads: Path, monkeypatch: pytest.MonkeyPatch, fault: str, why: str
 ) -> None:
     names = CLI[:1] if fault == "without the language host" else CLI
     archive = offer(downloads / "sdk" / install.CLI_ARCHIVE, *(f"pulumi/{name}" for name in names))
-    if fault == "cut short":
-        archive.write_bytes(archive.read_bytes()[:-1])
+    if fault == "another one":
+        archive.write_bytes(archive.read_bytes() + b"\n")
+    if fault == "cut short":  # the connection, not what the server has
+        monkeypatch.setattr(
+            http.server.SimpleHTTPRequestHandler, "copyfile", lambda _, source, out: out.write(source.read(9))
+        )
     if fault == "of one source":
         install.PINS[archive.name]["sources"] = ["one"]
     if fault == "not there":
@@ -437,7 +442,7 @@ def test_without_go_the_message_says_what_to_do(machine: Machine) -> None:
     for part in (
         "found: none on PATH",
         "nothing is downloaded to be run unchecked",
-        "Next: install Pulumi",
+        "install Pulumi (",
         f"pulumi {install.REQUIRED_PULUMI_VERSION}",
     ):
         assert part in message
