@@ -4,4 +4,4 @@ Imports go one way (docs/adr/0016-house.md; `make lint` holds them to it): cli a
 what is pure.
 """
 
-__version__ = "1.0.0"
+__version__ = "2.0.0.dev0"

@@ -32,13 +32,6 @@ _COMMANDS = {
     "drift": ("drift", "main"),
     "report": ("report", "main"),
 }
-_ALL = "one stack has several hosts; several stacks are a loop in your shell"
-# Words that were commands: what to use in their place.
-_REMOVED = {
-    "up": f"use `pulumi up`: {_ALL}",
-    "preview": f"use `pulumi preview`: {_ALL}",
-    "rom": "docs/troubleshooting-cards.md#a-rom-file-for-a-card has the commands that make a file for romfile",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,9 +82,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0 if words else 2
-    if words[0] in _REMOVED:
-        print(f"homelab {words[0]} is no command any more: {_REMOVED[words[0]]}", file=sys.stderr)
-        return 2
     module, function = _COMMANDS[parser.parse_args(words[:1]).command]
     command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
     try:

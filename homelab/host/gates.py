@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from homelab import earlier
 from homelab.errors import HomelabError
 from homelab.host import consoles, fabric, graphics, ha, kernel_log, options, released, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
@@ -159,6 +160,15 @@ def guests_listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
             "hang); when it answers, run `pulumi up` again",
         )
         for guests, program in (programs[kind] for kind in facts.guests.unlisted)
+    ]
+
+
+def undone(facts: HostFacts) -> list[HomelabError]:
+    """A gate: homelab 1.0.0 has left nothing on the host."""
+    return [
+        earlier.refusal(f"its agent in /var/lib/homelab/agents/{owner}")
+        for owner, version in facts.agents.items()
+        if version and not version.startswith(earlier.AGENTS)
     ]
 
 
@@ -899,6 +909,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     slots, unresolved = resolve(facts, host.gpus)
     errors = [
         *release(facts, host),
+        *undone(facts),
         *readable(facts),
         *tools(facts, host),
         *writable(facts, host),

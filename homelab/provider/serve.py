@@ -19,7 +19,7 @@ import stat
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from pulumi.provider.experimental.server import ProviderServicer
 from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
 
-from homelab import __version__, text
+from homelab import __version__, earlier, text
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.provider import log
 from homelab.provider.caller import OfThisUser
@@ -71,13 +71,15 @@ class Homelab(sdk.Provider):
 
     async def check_config(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
         # All of it stays: a refresh or a destroy that runs without the program gets it from here.
-        return sdk.CheckResponse(inputs=request.new_inputs)
+        return sdk.CheckResponse(inputs={**request.new_inputs, **valued_map(earlier.STATES)})
 
     async def diff_config(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
+        _need_states(request.old_state)
         # How a host is reached may change; that is no reason to replace anything.
         return sdk.DiffResponse()
 
     async def configure(self, request: sdk.ConfigureRequest) -> sdk.ConfigureResponse:
+        _need_states(request.args)
         self._texts = {key: str(value) for key, value in plain_map(request.args).items() if value is not None}
         # Secrets stay secret all the same: the engine marks what comes back under the key of a secret input.
         return sdk.ConfigureResponse(
@@ -221,6 +223,16 @@ def _declared(kind: str) -> type[Resource]:
             next="run `pulumi destroy` with the version that wrote it, then `pulumi up` with this one",
         )
     return DECLARED[name]
+
+
+def _need_states(inputs: Mapping[str, PropertyValue]) -> None:
+    """Refuses a state of homelab 1.0.0.
+
+    :param inputs: the provider's own, as the state has them.
+    :raises HomelabError: it is one.
+    """
+    if not inputs.keys() >= earlier.STATES.keys():
+        raise earlier.refusal("this stack's state is of homelab 1.0.0")
 
 
 def _previewed(resource: type[Resource], inputs: Properties) -> Properties:

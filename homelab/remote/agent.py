@@ -16,6 +16,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from homelab import earlier
 from homelab.later import later
 from homelab.remote import scripts
 from homelab.remote.scripts import FOLDER
@@ -105,9 +106,10 @@ def _codes() -> dict[str, str]:
 
 @functools.cache
 def version() -> str:
-    """A digest of the agent with all its layers, in 16 hexadecimal digits."""
+    """A digest of the agent with all its layers, in 16 characters."""
     parts = (json.dumps(_codes(), sort_keys=True), *(_source(f"{PACKAGE}.{name}") for name in (_ENTRY, "put_agent")))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return f"{earlier.AGENTS}{digest}"[:16]
 
 
 @functools.cache

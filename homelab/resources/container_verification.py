@@ -6,7 +6,7 @@ message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
@@ -23,14 +23,12 @@ class ContainerVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`cards`, `uses`: as of the layer container_verification, and not in the state of an earlier version; `after`:
-        what it follows.
-        """
+        """`cards`, `uses`: as of the layer container_verification; `after`: what it follows."""
 
         ctid: int
         after: Any
-        cards: Cards = field(default_factory=Cards)
-        uses: list[str] = field(default_factory=list)
+        cards: Cards
+        uses: list[str]
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

@@ -14,7 +14,6 @@ from pydantic_core import ErrorDetails
 from homelab.errors import HomelabError
 from homelab.model import Model
 from homelab.settings.host import Host
-from homelab.settings.removed import removed
 from homelab.settings.whole import Settings
 
 ModelT = TypeVar("ModelT", bound=Model)
@@ -103,9 +102,7 @@ def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> Home
         # A key may be any JSON string, with a terminal's control characters too.
         place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")
         text = problem["msg"].removeprefix("Value error, ")
-        if replacement := removed(problem["loc"], problem["input"]):
-            text = replacement
-        elif problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden":
             text = f"unknown key{_suggestion(problem['loc'])}"
         elif problem["type"] == "missing":
             text = "missing"

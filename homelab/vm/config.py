@@ -345,8 +345,7 @@ def _original_is_elsewhere(key: str, entry: Mapping[str, str | None], *, moved: 
     """Whether the original of a hostpci option names an address where the card no longer is: the VM is on another node,
     or the card in another slot."""
     host = parse(key, entry.get("before") or "").get("host", "") if key.startswith("hostpci") else ""
-    slot = entry.get("slot") or ""
-    return bool(host) and (moved or (bool(slot) and not overlap(host, slot)))
+    return bool(host) and (moved or not overlap(host, entry.get("slot") or ""))
 
 
 def left_behind(record: Record) -> Record:

@@ -240,9 +240,8 @@ program=$0
 read -r here <"$ROOT/proc/sys/kernel/random/boot_id"
 loader=$(note rolling-back loader)
 [ -n "$loader" ] || loader=$(note armed loader)
-case ${1:-} in
+case $1 in
   *[!0-9]*) "$@" ;;
-  # Without them: of an older release is the service that runs this still.
-  *) export after="${1:-600}" && roll_back </dev/null ;;
+  *) export after="$1" && roll_back </dev/null ;;
 esac
 exit

@@ -1,7 +1,6 @@
 """NVIDIA's driver from NVIDIA's installer.
 
-/var/lib/homelab/nvidia-run is what the installer has installed: version, address, SHA-256, arguments, a line each (of
-versions before this one the first alone).
+/var/lib/homelab/nvidia-run is what the installer has installed: version, address, SHA-256, arguments, a line each.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def noted(system: System, path: str = INSTALLED) -> Installer | None:
     content = system.files.need(path)
     if content is None:
         return None
-    version, url, sha256, arguments = (content.decode("utf-8", "replace").split("\n") + [""] * 4)[:4]
+    version, url, sha256, arguments = content.decode("utf-8", "replace").split("\n")[:4]
     return Installer(version=version, url=url, sha256=sha256, arguments=tuple(arguments.split()))
 
 

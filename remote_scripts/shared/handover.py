@@ -75,9 +75,7 @@ class Record:
     @property
     def age(self) -> float:
         """Seconds since its state began in this boot; endless where that isn't known."""
-        if self.clock.isdecimal():
-            return time.clock_gettime(time.CLOCK_BOOTTIME) - int(self.clock)
-        return time.time() - int(self.since) if self.since.isdecimal() else float("inf")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(self.clock) if self.clock.isdecimal() else float("inf")
 
     @property
     def at(self) -> str:
@@ -97,8 +95,6 @@ _PARSED: dict[str, Callable[[str], object]] = {
     "known": lambda text: dict(pair.partition("=")[::2] for pair in text.split()),
     "owed": bool,
 }
-# A line that stands there only where it says something: earlier versions had none.
-_IF_ANY = ("known", "given_up", "clock")
 
 
 def cards(system: System) -> tuple[Card, ...]:
@@ -127,8 +123,6 @@ def read_record(system: System, name: str) -> Record:
     except OSError as error:
         raise _unknown(path, f"it can't be read: {error.strerror}") from error
     pairs = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
-    if pairs.get("state") == "FREE":  # by versions before 1.0, which may have been at work as this one came
-        pairs["state"] = "DRAINING"
     if pairs.get("state") not in get_args(State):
         raise _unknown(path, "it has no state that this program knows")
     values = {key: _PARSED.get(key, str)(text) for key, text in pairs.items() if key in _KEYS}
@@ -159,7 +153,7 @@ def write_record(system: System, name: str, record: Record, **changes: object) -
     if not record.boot:
         raise OSError("which boot this is can't be read")  # it would count as an earlier one's
     texts = {key: _text_of(getattr(record, key)) for key in _KEYS}
-    text = "".join(f"{key}={value}\n" for key, value in texts.items() if value or key not in _IF_ANY)
+    text = "".join(f"{key}={value}\n" for key, value in texts.items())
     system.files.need_folder(FOLDER)
     system.files.write(state_file(name), text.encode(), 0o600)
 

@@ -390,7 +390,8 @@ def rewrite(host: Host, **changes: str) -> None:
     """What is noted of the card, with these changes; with another time it is as old as that says."""
     text = host.read(STATE)
     if "since" in changes:
-        text = re.sub(r"(?m)^clock=.*\n", "", text)
+        age = time.time() - int(changes["since"])
+        changes["clock"] = str(int(time.clock_gettime(time.CLOCK_BOOTTIME) - age))
     for key, value in changes.items():
         text = re.sub(rf"(?m)^{key}=.*$", f"{key}={value}", text)
     host.write(STATE, text)

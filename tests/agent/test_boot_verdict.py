@@ -23,8 +23,8 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent import boot_kit
-from tests.agent.boot_kit import ARMED, HOME, LOADERS, WAY, after, lasting, without_words
-from tests.agent.kit import Host, Refused, cuts, watched
+from tests.agent.boot_kit import ARMED, HOME, LOADERS, WAY, lasting, without_words
+from tests.agent.kit import Host, Refused, watched
 
 JUDGED = f"{HOME}/judged"
 WORDS = "homelab.vfio=0000:01:00.0=10de:2882"
@@ -272,52 +272,6 @@ def test_nobody_is_noted_where_nothing_is_owed_from_before(host: Host) -> None:
     assert not host.exists(f"{HOME}/ran")
 
 
-# What an older release armed, whose program was a whole one in bash.
-
-OLDER = """\
-# Written by homelab: takes back a boot configuration that nobody confirmed. Gone once the boot is confirmed.
-[Unit]
-Description=homelab: give back the boot configuration from before, unless this boot is in order
-ConditionPathExists=/var/lib/homelab/rollback
-# Not stopped by a shutdown: it forces one that hangs.
-DefaultDependencies=no
-
-[Service]
-Type=oneshot
-ExecStart=/bin/bash /var/lib/homelab/rollback
-Restart=on-failure
-RestartSec=10
-"""
-SERVICE = "/etc/systemd/system/homelab-rollback.service"
-
-
-def by_an_older_release(host: Host) -> None:
-    host.write(f"{HOME}/rollback", "#!/bin/bash\n# the older one\n", 0o700)
-    host.write(SERVICE, OLDER)
-
-
-def test_what_an_older_release_armed_goes_with_the_boot_that_is_confirmed(host: Host) -> None:
-    by_an_older_release(host)
-    assert confirm(host)["confirmed"] == "later"
-    assert not host.exists(ARMED) and not host.exists(f"{HOME}/rollback")
-    assert not list((host.root / "etc/systemd").rglob("homelab-rollback*"))
-
-
-def test_what_an_older_release_armed_is_armed_anew_and_works_wherever_that_is_cut_short(
-    host: Host, tmp_path: Path
-) -> None:
-    """The new program by the old service, too, which gives it no seconds; never the old one by the new service."""
-    by_an_older_release(host)
-    found = cuts(host, lambda one: one.ask("apply", "cmdline", Cmdline(name="iommu", words="x=1", entry=False, rollback_after=20)))  # fmt: skip
-    mixed = 0
-    for number, cut in enumerate(found):
-        left = after(cut, host, tmp_path / str(number))
-        is_older = "the older one" in left.read(f"{HOME}/rollback")
-        assert left.exists(ARMED) and (left.read(SERVICE) == OLDER or not is_older), cut.how
-        mixed += left.read(SERVICE) == OLDER and not is_older
-    assert mixed and "/bin/sh /var/lib/homelab/rollback 20\n" in host.read(SERVICE)
-
-
 # What an `up` asks.
 
 
@@ -450,15 +404,10 @@ def arm(host: Host) -> None:
     host.ask("apply", "cmdline", Cmdline(name="iommu", words="x=1", entry=False, rollback_after=20))
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_a_disk_that_is_full_while_it_is_armed_leaves_nothing_for_the_next_boot(
-    host: Host, tmp_path: Path, older: bool
-) -> None:
+def test_a_disk_that_is_full_while_it_is_armed_leaves_nothing_for_the_next_boot(host: Host, tmp_path: Path) -> None:
     host.ask("revert", "initramfs", Initramfs(needed=True, rollback_after=20))
     host.ask("revert", "cmdline", Cmdline(name="vfio", words="", entry=True, rollback_after=20))
     assert not host.exists(HOME)
-    if older:
-        by_an_older_release(host)
     before, refused = lasting(host), 0
     for number, said, left in on_a_full_disk(host, arm, tmp_path / "full"):
         refused += said

@@ -112,7 +112,7 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(
 
 def test_what_is_noted_has_the_form_that_others_read(lent: Host) -> None:
     keys = [line.partition("=")[0] for line in lent.read(STATE).splitlines()]
-    form = "state vm boot since why containers owed numbers taken modules persistence units d3cold known clock"
+    form = "state vm boot since why containers owed numbers taken modules persistence units d3cold known given_up clock"
     assert " ".join(keys) == form
     assert (lent.root / STATE[1:]).stat().st_mode & 0o777 == 0o600
     lines = "state=VM vm=103 boot=boot containers=950 numbers=0,508,, taken=0,508,, persistence=Enabled"

@@ -389,14 +389,12 @@ def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> No
     ("state", "words"),
     [
         *((one, f"is on its way to or from VM 103 ({one})") for one in ("DRAINING", "DETACHED", "RETURNING")),
-        ("FREE", "is on its way to or from VM 103 (DRAINING)"),
         ("VM", "is with VM 103"),
         *((one, f"is {one} after VM 103") for one in ("STUCK", "DEAD")),
         ("HELD", ""),
     ],
 )
 def test_where_a_card_that_is_handed_over_is_says_each_state_that_is_noted(host: Host, state: str, words: str) -> None:
-    """Those of shared/handover.py, and FREE, which versions before 1.0 noted."""
     host.write("/proc/sys/kernel/random/boot_id", "1\n")
     host.write("/var/lib/homelab/handover/big.state", f"state={state}\nvm=103\nsince=0\nboot=1\n")
     found = read(host)

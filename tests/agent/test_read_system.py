@@ -170,7 +170,7 @@ def test_packages_with_what_the_repositories_have_of_them(installed: Host) -> No
     shown = "Package: cuda-12\nVersion: 12.9-1\nSHA256: b\n\nPackage: cuda-12\nVersion: 12.8-1\nSHA256: a\n"
     installed.write("/etc/os-release", 'ID=debian\nVERSION_ID="13"\n')
     installed.write("/usr/bin/nvidia-uninstall", "", 0o755)
-    installed.write(f"{HOME}/nvidia-run", "580.105.08\nurl\nsum\n")
+    installed.write(f"{HOME}/nvidia-run", "580.105.08\nurl\nsum\n\n")
     installed.programs["apt-cache"] = lambda *_: shown
     assert installed.ask("read", "read_packages", read_packages.Wanted()) == {
         "distribution": "debian 13",

@@ -19,16 +19,15 @@ def ask(host: Host, owner: str = OWNER) -> Any:
 
 @pytest.fixture
 def kept(host: Host) -> Host:
-    """With the agent, and a script in bash that an earlier version of this program has left."""
+    """With the agent."""
     host.write(f"{PLACE}/agent.pyz", "the agent")
-    host.write(f"{PLACE}/cmdline.sh.0123456789abcdef", "earlier")
     return host
 
 
 def test_the_folder_goes_with_the_stack_and_with_all_that_is_in_it(host: Host) -> None:
     before = host.lasting()
     host.write(f"{PLACE}/agent.pyz", "the agent")
-    host.write(f"{PLACE}/cmdline.sh.0123456789abcdef", "earlier")
+    host.write(f"{PLACE}/.agent.pyz.new", "what a run that was killed left")
     for _ in "once", "more":  # the first one's answer never came
         assert ask(host) == {"folder": PLACE} and host.lasting() == before
 

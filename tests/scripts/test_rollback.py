@@ -357,22 +357,6 @@ def test_an_agent_that_is_whole_is_asked_where_another_stacks_is_broken(switched
     assert "judged by this host itself" in (host.state / "judged").read_text() and host.reboots() == []
 
 
-@pytest.mark.parametrize("reached", [True, False])
-def test_the_service_of_an_older_release_runs_it_by_bash_and_without_seconds(
-    switched: Callable[..., Switched], reached: bool
-) -> None:
-    """Cut short between program and service."""
-    host = switched()
-    if not reached:
-        host.machine.set_fault("gateway-silent-when", "homelab.vfio")
-        host.boot()
-    done = subprocess.run(
-        ["bash", str(host.state / "rollback")], env=host.environment | SHORT_WAITS | {"STEP_SECONDS": "9"}, capture_output=True
-    )  # fmt: skip
-    assert done.returncode == 0
-    assert (host.state / "judged").exists() is reached and bool(host.reboots()) is not reached
-
-
 def test_what_can_not_be_told_is_decided_on_the_safe_side(switched: Callable[..., Switched]) -> None:
     host = switched()
     armed = host.state / "armed"

@@ -31,22 +31,6 @@ def test_windows_has_no_number_of_its_own_for_a_pipe_without_a_reader() -> None:
     assert [_is_unread(error, windows=False) for error in (unread, BrokenPipeError())] == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("words", "instead"),
-    [
-        (["up", "--all"], "pulumi up"),
-        (["preview", "--all"], "pulumi preview"),
-        (["rom", "dump", "igpu"], "docs/troubleshooting-cards.md"),
-    ],
-)
-def test_a_command_that_was_removed_says_in_a_sentence_what_to_use(
-    words: list[str], instead: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and instead in err
-
-
 def test_ctrl_c_is_told_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt

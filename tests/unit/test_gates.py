@@ -13,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts, parse
 from homelab.init.choices import takers
-from homelab.remote import ledger
+from homelab.remote import agent, ledger
 from homelab.settings import Host
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -48,6 +48,12 @@ def test_a_proxmox_that_doesnt_say_its_version_is_refused() -> None:
     assert error.found == "pveversion gives no answer" and "pveversion" in error.next
     (error,) = gates.check(desktop(pve="8.1.11"), settings())[1]
     assert "apt full-upgrade" in error.next
+
+
+def test_a_host_with_an_agent_of_1_0_0_is_refused() -> None:
+    agents = {"homelab-old": "0123456789abcdef", "homelab-new": agent.version(), "homelab-half": ""}
+    (error,) = gates.check(desktop(agents=agents), settings())[1]
+    assert error.found == "its agent in /var/lib/homelab/agents/homelab-old" and "082c80e5" in error.next
 
 
 def test_two_identical_cards_need_an_address() -> None:

@@ -17,6 +17,7 @@ from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
+from homelab import earlier
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.host import plan
 from homelab.provider import registry, serve
@@ -126,7 +127,9 @@ def diffed(
     async def asked() -> sdk.DiffResponse:
         provider = Homelab()
         await provider.configure(
-            sdk.ConfigureRequest({}, valued_map(texts or {}), accept_secrets=True, accept_resources=True)
+            sdk.ConfigureRequest(
+                {}, valued_map({**(texts or {}), **earlier.STATES}), accept_secrets=True, accept_resources=True
+            )
         )
         urn = f"urn:pulumi:stack::homelab::homelab:gpu:GpuVm${resource.token()}::name"
         return await provider.diff(sdk.DiffRequest(urn, "id", valued_map(state), valued_map(inputs), []))
@@ -294,7 +297,9 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
     async def asked() -> None:
         provider = Homelab()
         await provider.configure(
-            sdk.ConfigureRequest({}, valued_map({"plan": mode}), accept_secrets=True, accept_resources=True)
+            sdk.ConfigureRequest(
+                {}, valued_map({"plan": mode, **earlier.STATES}), accept_secrets=True, accept_resources=True
+            )
         )
         urn, inputs = "urn:pulumi:stack::homelab::homelab:{}::pve", {"host": "pve", "settings": ""}
         if probed:

@@ -431,9 +431,6 @@ def test_an_address_that_is_another_devices_by_now_is_not_put_back(where: str) -
     balloon: Record = {"balloon": {"ours": "0", "before": "2048"}}
     assert undo({"balloon": "0"}, balloon, moved=moved) == Change({"balloon": "2048"})
     assert left_behind(record | balloon) == {key: {**record[key], "before": None} for key in record} | balloon
-    # What earlier versions noted is without a slot.
-    unplaced: Record = {"hostpci0": {"ours": "mapping=first", "before": "01:00"}}
-    assert undo({"hostpci0": "mapping=first"}, unplaced) == Change({"hostpci0": "01:00"})
 
 
 NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {

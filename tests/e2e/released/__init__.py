@@ -1,8 +1,9 @@
-"""What a release has left on hosts and in states, kept for all later versions: `python -m tests.e2e.released VERSION` makes it, once, of the
-release itself.
+"""What this version leaves on hosts and in states, kept for all later commits and versions: `python -m tests.e2e.released` makes it. Until
+2.0.0 is out, each commit that changes the state or what lies on hosts makes it anew.
 
 A file for each of `SCENARIOS`, VERSION-SCENARIO.tar.gz: below `root/` what its first `up` has changed on the host, but for the agent, which each version
 puts there itself, and for what is made of the rest; `gone`, a line for each file that isn't there any more; and `state.json`, the stack's exported state. What each lab has of its own (keys, ports) is a word like `@sshPort@` in all of it.
+That of 1.0.0 is there to be refused.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import install
+from homelab import __version__
 from lab import Lab
 from tests.e2e.conftest import Stack, stack_of
 
@@ -123,8 +125,8 @@ def bring_back(stack: Stack, path: Path) -> None:
     assert done.code == 0, done.output
 
 
-def main(version: str) -> None:
-    """Make a release's files."""
+def main() -> None:
+    """Make this version's files."""
     engine = install.ensure({**os.environ, "PULUMI_HOME": str(install.cache_folder() / "home")})
     for scenario, settings in SCENARIOS.items():
         folder = Path(tempfile.mkdtemp(prefix="released-"))
@@ -134,7 +136,7 @@ def main(version: str) -> None:
             stock = lab.snapshot(*_CHANGED)
             stack.up()
             lab.wait_idle()
-            path = FOLDER / f"{version}-{scenario}.tar.gz"
+            path = FOLDER / f"{__version__}-{scenario}.tar.gz"
             keep(stack, stock, path)
             print(f"{path.name}: {path.stat().st_size} bytes")
         finally:

@@ -1,7 +1,5 @@
-"""`python -m tests.e2e.released VERSION`."""
-
-import sys
+"""`python -m tests.e2e.released`."""
 
 from tests.e2e.released import main
 
-main(sys.argv[1])
+main()
