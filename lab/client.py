@@ -277,7 +277,7 @@ class Lab:
 
     @property
     def api(self) -> dict[str, Any]:
-        """How to reach the Proxmox VE API: url, host, port, node, caFile, fingerprint, user, password, tokenId, tokenSecret."""
+        """How to reach the Proxmox VE API: url, insideUrl (pvedaemon), host, port, node, caFile, fingerprint, user, password, tokenId, tokenSecret."""
         return dict(self._require_lab_file().api)
 
     def guest(self, vmid: int) -> dict[str, Any]:

@@ -123,6 +123,9 @@ class GuestSide:
         """Wake up those who wait for something to happen."""
         self._owner.activity()
 
+    def port_inside(self, address: str, port: int) -> None:
+        """No service of a guest's is reached."""
+
     # Up and down
 
     def connection(self) -> dict[str, Any]:

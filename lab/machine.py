@@ -59,6 +59,8 @@ FAULTS = {
     "api-loses": '"[METHOD ]PART OF PATH=a number of requests"',
     "api-holds": '"[METHOD ]PART OF PATH"',
     "api-seconds": "a number of seconds",
+    "api-refuses": "a number of connections",
+    "clock-ahead": "a number of seconds",
     "foreign-change": "a number of changes",
     "config-lock": "a number of attempts",
     "cleanup-lock": "a number of attempts",

@@ -26,6 +26,7 @@ import asyncssh
 
 from lab import network
 from lab.api import ha_manager
+from lab.api.guest_system import authorized_keys, environment_of
 from lab.api.server import ApiServer
 from lab.api.users import Users
 from lab.commands import CommandServer
@@ -59,6 +60,8 @@ _SOCKET_PATH_MAX = 107
 _GOING_DOWN_SECONDS = 0.1
 # How long guests may take to boot, on a machine under load.
 _SETTLE_SECONDS = 60.0
+# Where pvedaemon listens on a Proxmox VE host.
+_PVEDAEMON = (("127.0.0.1", 85), ("localhost", 85))
 # How often the daemon looks whether its state folder is still there: it ends with it.
 _FOLDER_CHECK_SECONDS = 5.0
 # How often it looks whether HA has come into use: most hosts never have it, and many labs wait for their turn.
@@ -108,15 +111,16 @@ class Daemon:
         """The host is no guest."""
 
     def environment_of(self, user: str) -> dict[str, str]:
-        """Return root's environment: the host's one account. Who asks comes over the network, as sshd says it."""
+        """Return the environment of a user's commands. Who asks comes over the network, as sshd says it."""
         # The client's own port is of no interest: a fixed one, so that nothing differs between two runs.
         connection = f"{addresses.CLIENT} 50000 {addresses.ADDRESS} {addresses.SSH_PORT}"
-        return {**self.environment, "SSH_CONNECTION": connection}
+        own = self.environment if user == "root" else environment_of(HostState(self.state), user)
+        return {**own, "SSH_CONNECTION": connection}
 
     def accepts(self, user: str, key: asyncssh.SSHKey) -> bool:
-        """Let root in with the lab's key, or one that somebody has put there."""
-        put_there = HostState(self.state).read("/root/.ssh/authorized_keys", "")
-        return user == "root" and is_authorized(key, f"{public_key(StatePaths(self.state).user_key)}\n{put_there}")
+        """Let root in with the lab's key, and each account with those that somebody has put there."""
+        own = f"{public_key(StatePaths(self.state).user_key)}\n" if user == "root" else ""
+        return is_authorized(key, own + authorized_keys(HostState(self.state), user))
 
     def accepts_password(self, user: str, password: str) -> bool:
         """Let root in with the password that the API takes, too."""
@@ -130,6 +134,10 @@ class Daemon:
     def activity(self) -> None:
         """Wake up those who wait for a command or a connection to start or end, or for a guest to answer."""
         self.in_background(self._tell())
+
+    def port_inside(self, address: str, port: int) -> int | None:
+        """Return where pvedaemon answers; of the host's other services none is reached."""
+        return self.api.port_inside() if (address, port) in _PVEDAEMON else None
 
     # What the API asks (lab.api.server.Owner)
 

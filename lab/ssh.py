@@ -2,7 +2,8 @@
 
 What one does as sshd does: accounts of its system, by public key; no environment variables taken from the client
 (sshd_config has no AcceptEnv for them); exit status or signal reported; background processes that hold a command's
-stdout keep the channel open. What it doesn't have: login shells, terminals, forwarding.
+stdout keep the channel open; of forwarding, connections from here (direct-tcpip) as sshd_config lets them. What it doesn't have: login shells,
+terminals, other forwarding.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import asyncio
 import contextlib
 import os
 import posixpath
+import re
 import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
 import asyncssh
 from asyncssh.channel import SSHChannel
+from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED
 
 from lab import ports
 from lab.processes import Processes
@@ -28,6 +32,8 @@ from lab.state import StatePaths, append_log, now, read_log
 _CHUNK = 65536
 # How much of a command's stdin is kept, to find a text in it: scripts, the longest many times over.
 _SCRIPT_KEPT = 1 << 20
+# What bash opens as a connection: a lab's commands have this machine's network, in which its host's services have other ports.
+_DEV_TCP = re.compile(r"/dev/tcp/([\w.-]+)/(\d+)")
 
 
 @dataclass
@@ -76,6 +82,9 @@ class System(Protocol):
     def activity(self) -> None:
         """Say that a command has started, read its script or ended, or that a connection has."""
 
+    def port_inside(self, address: str, port: int) -> int | None:
+        """Return the port of 127.0.0.1 here for what answers at an address inside; None where nothing does."""
+
 
 def make_key(path: Path, comment: str) -> None:
     """Generate a key pair, `path` and `path.pub`, unless it is there."""
@@ -103,6 +112,23 @@ def is_authorized(key: asyncssh.SSHKey, authorized_keys: str) -> bool:
 def public_key(private_key: Path) -> str:
     """Return a key's public half as `type base64`, without its comment."""
     return " ".join(Path(f"{private_key}.pub").read_text(encoding="ascii").split()[:2])
+
+
+def may_forward(root: Path, target: str) -> bool:
+    """Return whether a system's sshd_config lets a client reach an `address:port` through it (sshd_config(5)).
+
+    The included files come first, as in Debian's, and of each keyword the first value counts. The files are read for each connection, as if
+    sshd were reloaded with each change; what follows a `Match` isn't looked at.
+    """
+    values: dict[str, str] = {}
+    for path in [*sorted((root / "etc/ssh/sshd_config.d").glob("*.conf")), root / "etc/ssh/sshd_config"]:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for line in re.split(r"(?im)^\s*match\s", text)[0].splitlines():
+            keyword, *value = re.split(r"[\s=]+", line.strip(), maxsplit=1)
+            values.setdefault(keyword.lower(), "".join(value).lower())
+    if values.get("disableforwarding") == "yes" or values.get("allowtcpforwarding") in ("no", "remote"):
+        return False
+    return any(one == "any" or fnmatch(target, one) for one in values.get("permitopen", "any").split())
 
 
 async def _when_ready(add: Callable[..., object], remove: Callable[[int], object], descriptor: int) -> None:
@@ -227,7 +253,7 @@ class Command:
             environment = self._system.environment_of(self._connection.user)
             home = Path(environment["HOME"])
             self._process, ended = self._system.processes.start(
-                ["bash", "-c", self.text],
+                ["bash", "-c", _DEV_TCP.sub(self._led_inside, self.text)],
                 environment,
                 home if home.is_dir() else Path("/"),  # as sshd, when a script has removed it
                 *(pipe.theirs for pipe in pipes),
@@ -244,6 +270,10 @@ class Command:
             for pipe in pipes:
                 pipe.close(pipe.ours)
                 pipe.close(pipe.theirs)
+
+    def _led_inside(self, connection: re.Match[str]) -> str:
+        port = self._system.port_inside(connection[1], int(connection[2]))
+        return connection[0] if port is None else f"/dev/tcp/127.0.0.1/{port}"
 
     async def _exchange(self, stdin: Pipe, stdout: Pipe, stderr: Pipe, ended: asyncio.Future[int]) -> None:
         """Pass data on until all output is forwarded and the command has ended, or the client is lost."""
@@ -448,6 +478,18 @@ class Connection(asyncssh.SSHServer):
         channel: asyncssh.SSHServerChannel[bytes] = self._connection.create_server_channel(encoding=None)
         setattr(channel, "_process_env_request", lambda _: False)  # noqa: B010
         return channel, CommandChannel(self)
+
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> Any:
+        """Connect the client with what answers inside the system.
+
+        Raises:
+            asyncssh.ChannelOpenError: its sshd_config doesn't let the client.
+        """
+        system, connection = self.server.system, self._connection
+        if connection is None or not may_forward(system.root, f"{dest_host}:{dest_port}"):
+            raise asyncssh.ChannelOpenError(OPEN_ADMINISTRATIVELY_PROHIBITED, "open failed")
+        port = system.port_inside(dest_host, dest_port)
+        return port is not None and connection.forward_connection("127.0.0.1", port)
 
     def run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Start a channel's command."""

@@ -123,6 +123,7 @@ def _identity(host: HostState, scenario: Scenario) -> None:
     )
     host.write("/etc/debian_version", point + "\n")
     host.write("/etc/hostname", scenario.node + "\n")
+    host.write("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
     host.write(
         "/etc/hosts",
         f"127.0.0.1 localhost.localdomain localhost\n192.168.0.202 {scenario.node}.lan {scenario.node}\n",

@@ -1,8 +1,8 @@
-"""The Proxmox VE API of a lab host, over HTTPS, on the same state as its SSH side.
+"""The Proxmox VE API of a lab host, over HTTPS and inside the host, on the same state as its SSH side.
 
 How it is laid out, after a request's way through it:
 
-- `server`: HTTPS (certificates: `tls`) and the daemon's side of tasks;
+- `server`: pveproxy (HTTPS, with the certificates of `tls`) and pvedaemon (HTTP, inside the host), and the daemon's side of tasks;
 - `responses`: who asks (`auth`), what for (`reference`, read from reference.txt), whether it may (`users`) and
   whether its parameters are right (`checks`, `formats`), then the operation; errors (`errors`) become status lines;
 - the operations, on files below the host's /etc/pve, /run and /var/log/pve, as a real node has them: `cluster`,

@@ -46,6 +46,17 @@ def require_reachable(host: HostState, name: str) -> None:
     raise ApiError(595, "No route to host", body=False)
 
 
+def require_own(host: HostState, given: dict[str, list[str]]) -> None:
+    """Refuse what another node of the cluster answers: pvedaemon hands nothing on.
+
+    Raises:
+        ApiError: 500.
+    """
+    others = Members(host).nodes.keys() - {host.node}
+    if any(given.get(name, [""])[0] in others for name in ("node", "check-node")):
+        raise ApiError(500, "proxy not allowed", body=False)
+
+
 def peer_of(host: HostState, path: str) -> Peer | None:
     """The other node of a cluster that answers a request; None for this one's own, and for a node that can't be reached."""
     match = _NODE.match(path)

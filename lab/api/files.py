@@ -1,4 +1,4 @@
-"""Files that a node downloads onto a storage, and removes from it: ISO images, disk images, templates of containers.
+"""Files that a node downloads onto a storage, takes onto it, and removes from it: ISO images, disk images, templates of containers.
 
 What is on the network says `lab.host.network`; its faults hold here too (`download-breaks`, `download-corrupt`, `disk-full`,
 `apt-offline`). As on a node, a download is written beside its place and moved there once it is whole and its checksum is right.
@@ -62,13 +62,48 @@ def download(call: Call) -> str:
         raise Died(f"can't upload to storage type '{storage.kind}', not a file based storage!")
     if content not in storage.content:
         raise Died(f"storage '{storage.name}' is not configured for content-type '{content}'")
-    name = re.sub(r"[^a-zA-Z0-9_.-]", "_", re.sub(r"^.*[/\\]", "", asked["filename"]))
-    pattern, refusal = _EXTENSIONS[content]
-    if not re.fullmatch(pattern, name, re.IGNORECASE if content == "iso" else re.NOFLAG):
-        raise bad_parameters({"filename": refusal})
+    name = _name(asked["filename"], content)
     checksum = (asked["checksum-algorithm"], asked["checksum"]) if "checksum" in asked else None
     target = f"{storage.settings['path']}/{FOLDERS[content]}/{name}"
     return call.start("download", name, lambda log: _fetched(call.host, asked["url"], target, checksum, log))
+
+
+def upload(call: Call) -> str:
+    """POST /nodes/{node}/storage/{storage}/upload, of a file that lies on the node: pvedaemon takes no other.
+
+    Raises:
+        ApiError: no such storage, not one of files, not for such content; no such file; a file name that the content hasn't.
+    """
+    asked = call.parameters
+    content, temporary = asked["content"], asked.get("tmpfilename")
+    storage = Storages(call.host).get(asked["storage"])
+    if "path" not in storage.settings:
+        raise Died(f"can't upload to storage type '{storage.kind}'")
+    if temporary is None:
+        raise Died("missing temporary file name")
+    if not call.host.rooted(temporary).is_file():
+        raise Died(f"temporary file '{temporary}' does not exist")
+    name = _name(asked["filename"], content)
+    if content not in storage.content:
+        raise Died(f"storage '{storage.name}' does not support '{content}' content")
+    target = f"{storage.settings['path']}/{FOLDERS[content]}/{name}"
+
+    def work(log: TaskLog) -> Work:
+        log(f"starting file import from: {temporary}")
+        file = call.host.rooted(temporary)
+        try:
+            data = file.read_bytes()
+            if "checksum" in asked:
+                _require_sum(asked["checksum-algorithm"], asked["checksum"], data, log)
+            log(f"target node: {call.host.node}\ntarget file: {target}\nfile size is: {len(data)}")
+            log(f"command: cp -- {temporary} {target}")
+            call.host.write(target, data)
+        finally:
+            file.unlink(missing_ok=True)
+        log("finished file import successfully")
+        yield from ()
+
+    return call.start("imgcopy", "", work)
 
 
 def templates(call: Call) -> list[dict[str, Any]]:
@@ -137,6 +172,19 @@ def one(call: Call) -> dict[str, Any]:
     return {"path": path, "size": file.stat().st_size, "used": 0, "format": "raw"}
 
 
+def _name(given: str, content: str) -> str:
+    """A file's name as a node makes it.
+
+    Raises:
+        ApiError: 400, files with such content are named otherwise.
+    """
+    name = re.sub(r"[^a-zA-Z0-9_.-]", "_", re.sub(r"^.*[/\\]", "", given))
+    pattern, refusal = _EXTENSIONS[content]
+    if not re.fullmatch(pattern, name, re.IGNORECASE if content == "iso" else re.NOFLAG):
+        raise bad_parameters({"filename": refusal})
+    return name
+
+
 def _volume(call: Call) -> tuple[str, Storage]:
     name, given = call.parameters["storage"], call.parameters["volume"]
     volume = given if ":" in given else f"{name}:{given}"
@@ -200,11 +248,7 @@ def _fetched(
             raise Died(f"download failed: Cannot write to ‘{partly.name}’ (No space left on device).")
         partly.write_bytes(content)
         if checksum is not None:
-            got = _sum(checksum[0], content)
-            if got != checksum[1].lower():
-                log("calculating checksum...")
-                raise Died(f"checksum mismatch: got '{got}' != expect '{checksum[1]}'")
-            log("calculating checksum...OK, checksum verified")
+            _require_sum(*checksum, content, log)
         partly.rename(place)
     finally:
         partly.unlink(missing_ok=True)
@@ -231,6 +275,14 @@ def _require_same(content: bytes, target: str, checksum: tuple[str, str] | None,
         log("calculating checksum of existing file...")
         raise Died(f"checksum mismatch: got '{got}' != expect '{checksum[1]}', aborting")
     log("calculating checksum of existing file...OK, got correct file already, no need to download")
+
+
+def _require_sum(algorithm: str, wanted: str, content: bytes, log: Callable[[str], None]) -> None:
+    got = _sum(algorithm, content)
+    if got != wanted.lower():
+        log("calculating checksum...")
+        raise Died(f"checksum mismatch: got '{got}' != expect '{wanted}'")
+    log("calculating checksum...OK, checksum verified")
 
 
 def _sum(algorithm: str, content: bytes) -> str:

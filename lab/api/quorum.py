@@ -11,10 +11,11 @@ import re
 import secrets
 from typing import Any
 
+from lab.host import units
 from lab.host.cluster import Cluster
 from lab.host.state import HostState
 
-from .errors import Died
+from .errors import ApiError, Died
 
 
 class Members:
@@ -65,6 +66,22 @@ class Members:
 def _own_address(host: HostState) -> str:
     match = re.search(rf"(?m)^(\d\S+)\s.*\b{re.escape(host.node)}$", host.read("/etc/hosts", ""))
     return match[1] if match else "127.0.0.1"
+
+
+def is_pmxcfs_there(host: HostState) -> bool:
+    """Whether /etc/pve is there, which pve-cluster serves."""
+    return units.runs(host, "pve-cluster.service")
+
+
+def require_pmxcfs(host: HostState) -> None:
+    """Refuse everything without /etc/pve: nobody's rights can be read.
+
+    Raises:
+        ApiError: 500.
+    """
+    if not is_pmxcfs_there(host):
+        why = "Unable to load access control list: Connection refused"
+        raise ApiError(500, f"RPCEnvironment init request failed: {why}", body=False)
 
 
 def require_cluster_ready(host: HostState) -> None:

@@ -22,6 +22,7 @@ from .call import Answer, Call, unheard
 from .checks import verify
 from .errors import ApiError, not_allowed
 from .guests import exclusively
+from .quorum import require_pmxcfs
 from .reference import Operation, reference
 from .tasks import TaskLog, Tasks, Work
 from .users import ROOT, Caller, Users
@@ -34,13 +35,14 @@ _CONTAINER = "/nodes/{node}/lxc/{vmid}"
 
 @dataclass
 class Request:
-    """A request, without how it came: `path` below /api2/json, parameters from query and body."""
+    """A request: `path` below /api2/json, parameters from query and body; `inside` says that it came to pvedaemon, on the host itself."""
 
     method: str
     path: str
     parameters: dict[str, list[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     cookie: str | None = None
+    inside: bool = False
 
 
 @dataclass
@@ -91,6 +93,8 @@ class Api:
             who: Caller | None = None
             try:
                 who, operation, given = self._recognise(host, users, request)
+                if request.inside:
+                    cluster.require_own(host, given)
                 data = self._serve(host, users, who, operation, given)
                 response = _answered(data)
             except ApiError as error:
@@ -116,9 +120,11 @@ class Api:
         self, host: HostState, users: Users, request: Request
     ) -> tuple[Caller | None, Operation, dict[str, list[str]]]:
         _require_no_fault(host, request)
+        require_pmxcfs(host)
         caller: Caller | None = None
         if request.path != "/access/ticket":
-            caller = self._authenticator.caller(users, request.method, request.headers, request.cookie)
+            csrf = request.method != "GET" and not request.inside
+            caller = self._authenticator.caller(users, request.headers, request.cookie, csrf=csrf)
         operation, given = _find(request)
         return caller, operation, given
 
@@ -271,6 +277,7 @@ def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handle
         ("GET", "/nodes/{node}/aplinfo"): files.templates,
         ("POST", "/nodes/{node}/aplinfo"): files.download_template,
         ("POST", "/nodes/{node}/storage/{storage}/download-url"): files.download,
+        ("POST", "/nodes/{node}/storage/{storage}/upload"): files.upload,
         ("GET", "/nodes/{node}/storage/{storage}/content/{volume}"): files.one,
         ("DELETE", "/nodes/{node}/storage/{storage}/content/{volume}"): files.remove,
         ("GET", "/storage"): node.storage_configuration,

@@ -1,4 +1,4 @@
-"""The API's HTTPS server in the lab's daemon, and the daemon's side of tasks and of commands in guests.
+"""The API's servers in the lab's daemon, pveproxy over HTTPS and pvedaemon inside the host, and the daemon's side of tasks and of commands in guests.
 
 aiohttp is what serves: it is maintained, its tests are thorough, and unlike ASGI servers it lets the status line's text
 be chosen, in which Proxmox VE says what is wrong.
@@ -9,24 +9,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qs
 
 import aiohttp
 from aiohttp import web
 
 from lab import ports
+from lab.host import units
 from lab.host.cluster import Cluster, Peer
 from lab.host.state import HostState
 from lab.processes import Processes
-from lab.state import read_lab_file, write_whole
+from lab.state import read_lab_file
 
 from . import ha_config, ha_manager
 from .agent_commands import AgentCommands
-from .auth import Authenticator
+from .auth import Authenticator, Secrets
 from .cluster import certificate_path, peer_of
 from .guests import exclusively, guests_of
 from .responses import Api, Request, Response
@@ -40,9 +41,11 @@ _TOKEN = "lab"
 #: What of a request's head another node of a cluster needs.
 _HANDED_ON = ("Authorization", "Cookie", "CSRFPreventionToken", "Content-Type")
 _HOLD_SECONDS = 0.05  # how often it is looked whether an answer may go
-_BODY_MAX = 4 << 20
-# A connection that does nothing is closed after this long; proxmoxer keeps one for a run.
-_KEEPALIVE_SECONDS = 75.0
+# PVE::APIServer::AnyEvent: the longest body, and how a body may be written.
+_BODY_MAX = 512 << 10
+_BODY_TYPES = ("", "application/x-www-form-urlencoded", "application/json")
+# A connection that does nothing is closed after this long; over HTTPS proxmoxer keeps one for a run.
+_KEEPALIVE_SECONDS, _KEEPALIVE_INSIDE_SECONDS = 75.0, 5.0
 
 
 class Owner(Protocol):
@@ -61,36 +64,12 @@ class Owner(Protocol):
         """Look anew which guests run, and how they are connected."""
 
 
-@dataclass(frozen=True)
-class Secrets:
-    """What a lab's clients log in with, and what its tickets are signed with; kept over resets."""
-
-    password: str
-    token: str
-    ticket_key: str
-
-    @classmethod
-    def of(cls, folder: Path) -> Secrets:
-        """Those of a lab, made when it has none."""
-        path = folder / "secrets.json"
-        if not path.exists():
-            made = {"password": secrets.token_urlsafe(12), "token": _random_uuid(), "ticket_key": secrets.token_hex(32)}
-            write_whole(path, json.dumps(made, indent=1) + "\n")
-            path.chmod(0o600)
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def _random_uuid() -> str:
-    text = secrets.token_hex(16)
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
 class ApiServer:
-    """The API of one host: listens or not, on a port that stays the lab's all the time.
+    """The API of one host: listens or not, on ports that stay the lab's all the time.
 
     Args:
         owner: the daemon.
-        port: TCP port on 127.0.0.1, 0 for a free one.
+        port: pveproxy's TCP port on 127.0.0.1, 0 for a free one.
 
     Raises:
         OSError: the port is taken.
@@ -98,27 +77,26 @@ class ApiServer:
 
     def __init__(self, owner: Owner, port: int, node: str) -> None:
         self._owner = owner
-        folder = owner.state / "api"
-        cluster = Cluster.of(HostState(owner.state))
-        # A cluster's nodes have one authority, one list of users and one key for tickets.
-        shared = cluster.folder / "api" if cluster else None
-        self._certificates = Certificates(folder, shared)
+        host = HostState(owner.state)
+        cluster = Cluster.of(host)
+        # A cluster's nodes have one authority.
+        self._certificates = Certificates(owner.state / "api", cluster.folder / "api" if cluster else None)
         self._certificates.make(node)
-        self._secrets = Secrets.of(shared or folder)
-        # As lab.ssh.Server does: one socket keeps the port for the daemon's life, another one listens.
-        self._holder = ports.bind(port)
-        self.port: int = self._holder.getsockname()[1]
+        self._secrets = Secrets.of(host)
+        # As lab.ssh.Server does: sockets that keep the ports for the daemon's life; others listen.
+        self._holders = ports.bind(port), ports.bind(0)
+        #: pveproxy's and pvedaemon's.
+        self.port, self._inside_port = (int(holder.getsockname()[1]) for holder in self._holders)
         self._commands = AgentCommands(owner.processes)
         self._tasks: set[asyncio.Task[None]] = set()
-        host = HostState(owner.state)
         #: One of them is there where HA is in use.
         self._of_ha = (ha_manager.file_of(host), ha_config.commands_of(host), host.rooted(ha_config.FILE))
         #: The VMs that were here in HA's last round: another node may have moved one here.
         self._had: set[int] = set()
-        self._runner: web.AppRunner | None = None
+        self._runners: list[web.AppRunner] = []
         self._api = Api(
             owner.state,
-            Authenticator(bytes.fromhex(self._secrets.ticket_key)),
+            Authenticator.of(host),
             self._certificates.fingerprint,
             self._run,
             lambda command: owner.begin_reboot() if command == "reboot" else owner.begin_power_off(),
@@ -129,6 +107,7 @@ class ApiServer:
         """What lab.json tells clients."""
         return {
             "url": f"https://127.0.0.1:{self.port}",
+            "insideUrl": f"http://127.0.0.1:{self._inside_port}",
             "host": "127.0.0.1",
             "port": self.port,
             "node": node,
@@ -144,28 +123,37 @@ class ApiServer:
     async def listen(self) -> None:
         """Serve, on a host that has just come up."""
         self._configure()
+        await self._open(self.port, self._serve, _KEEPALIVE_SECONDS, self._certificates.context())
+        await self._open(self._inside_port, self._serve_inside, _KEEPALIVE_INSIDE_SECONDS)
+
+    async def _open(
+        self,
+        port: int,
+        serve: Callable[[web.Request], Awaitable[web.StreamResponse]],
+        keepalive_seconds: float,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         # One resource for all paths: which there are is the reference's business.
-        application = web.Application(client_max_size=_BODY_MAX)
-        application.router.add_route("*", "/{path:.*}", self._serve)
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", serve)
         runner = web.AppRunner(
             application,
             access_log=None,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
+            keepalive_timeout=keepalive_seconds,
             handle_signals=False,
             # A host that goes down waits for no request; to aiohttp 0 would mean for ever.
             shutdown_timeout=0.01,
         )
         await runner.setup()
-        listener = ports.bind(self.port)
+        listener = ports.bind(port)
         listener.listen(128)
-        await web.SockSite(runner, listener, ssl_context=self._certificates.context()).start()
-        self._runner = runner
+        await web.SockSite(runner, listener, ssl_context=context).start()
+        self._runners.append(runner)
 
     async def close(self) -> None:
         """Stop serving, break every connection, end every task."""
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
-            await runner.cleanup()
+        while self._runners:
+            await self._runners.pop().cleanup()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -186,24 +174,45 @@ class ApiServer:
                 users.set_token_secret(f"{ROOT.user}!{_TOKEN}", self._secrets.token)
                 users.save()
 
-    # -- requests ----------------------------------------------------------------------------------------
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
+    def port_inside(self) -> int | None:
+        """Where pvedaemon answers; None while it is stopped, or is just being started again (the fault api-refuses)."""
         host = HostState(self._owner.state)
-        if seconds := host.fault("api-seconds"):
-            await asyncio.sleep(float(seconds))
+        if not units.runs(host, "pvedaemon.service"):
+            return None
+        refused = int(host.fault("api-refuses") or 0)
+        if refused:
+            with host.changing() as machine:
+                machine["faults"]["api-refuses"] = refused - 1
+        return None if refused else self._inside_port
+
+    # -- requests ----------------------------------------------------------------------------------------
+    async def _serve_inside(self, request: web.Request) -> web.StreamResponse:
+        """As pvedaemon: who is on the host needs no CSRF token, and nothing is handed on; an error ends the connection."""
+        answer = await self._serve(request, inside=True)
+        if answer.status >= 400:
+            answer.force_close()
+        return answer
+
+    async def _serve(self, request: web.Request, *, inside: bool = False) -> web.Response:
+        host = HostState(self._owner.state)
         if not request.path.startswith(f"{_PREFIX}/"):
             return _encoded(Response(501, f"Method '{request.method} {request.path}' not implemented", None))
+        if (refusal := _refused_body(request)) is not None:
+            return _encoded(refusal)
         asked = Request(
             request.method,
             request.path.removeprefix(_PREFIX).rstrip("/"),
             await _parameters(request),
             request.headers,
             request.cookies.get("PVEAuthCookie"),
+            inside,
         )
+        if seconds := host.fault("api-seconds"):
+            await asyncio.sleep(float(seconds))  # with the body read: who goes away meanwhile has asked
         if _is_lost(host, f"{asked.method} {asked.path}") and request.transport is not None:
             request.transport.abort()
             return _encoded(Response(500, "nobody reads it", None))
-        if (peer := peer_of(host, asked.path)) is not None:
+        if not inside and (peer := peer_of(host, asked.path)) is not None:
             return await _handed_to(peer, request)
         try:
             response = self._api.respond(asked)
@@ -297,22 +306,35 @@ def _is_lost(host: HostState, asked: str) -> bool:
     return True
 
 
+def _refused_body(request: web.Request) -> Response | None:
+    """The refusal of a request for its body, which isn't read; None where it is."""
+    kind, length = request.headers.get("Content-Type", ""), request.content_length
+    if "Transfer-Encoding" in request.headers:
+        return Response(501, "chunked transfer encoding not supported", None)
+    if not length:
+        return None
+    if request.method not in ("PUT", "POST"):
+        return Response(501, f"Unexpected content for method '{request.method}'", None)
+    if length > _BODY_MAX:
+        return Response(501, "for data too large", None)
+    if kind.partition(";")[0].strip().lower() not in _BODY_TYPES:
+        return Response(506, f"upload 'Content-Type '{kind}' not implemented", None)
+    return None
+
+
 async def _parameters(request: web.Request) -> dict[str, list[str]]:
     """All parameters of a request: query, and a body as form or as JSON."""
     found: dict[str, list[str]] = {}
     for name in request.query:
         found[name] = request.query.getall(name)
+    text = await request.text()
     if request.content_type == "application/json":
-        text = await request.text()
         given: Mapping[str, Any] = json.loads(text) if text else {}
         for name, value in given.items():
             values = value if isinstance(value, list) else [value]
             found[name] = [str(int(item)) if isinstance(item, bool) else str(item) for item in values]
         return found
-    form = await request.post()
-    for name in form:
-        found[name] = [str(value) for value in form.getall(name)]
-    return found
+    return {**found, **parse_qs(text, keep_blank_values=True)}
 
 
 def _encoded(response: Response) -> web.Response:

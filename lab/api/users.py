@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -145,6 +146,11 @@ class Users:
         self.entries: list[Entry] = []
         for line in host.read(_USERS, "").splitlines():
             self._read(line.split(":"))
+
+    @property
+    def now(self) -> float:
+        """The host's clock, in seconds since 1970, by which tickets and accounts expire."""
+        return time.time() + float(self._host.fault("clock-ahead") or 0)
 
     def _read(self, fields: list[str]) -> None:
         if fields[0] == "user":

@@ -7,9 +7,18 @@ import os
 import sys
 from pathlib import Path
 
+from .account_programs import current_user
 from .program import Failure, Options, UsageError, ask_daemon, logged
 from .pve_packages import pve_packages
 from .state import HostState
+
+#: What makes a ticket of root@pam with Proxmox VE's own modules: the one program in Perl with these that the lab has.
+TICKET = (
+    "-MPVE::AccessControl",
+    "-MPVE::Cluster=cfs_read_file",
+    "-e",
+    r'PVE::AccessControl::check_user_enabled(cfs_read_file("user.cfg"),"root\@pam"); print PVE::AccessControl::assemble_ticket("root\@pam")',
+)
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
@@ -85,6 +94,39 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
         return shell.status
 
     return work() if only_reads(name, arguments) else logged(host, name, arguments, work)
+
+
+def is_of_proxmox(host: HostState, arguments: list[str]) -> bool:
+    """Whether Perl is asked for modules of Proxmox VE, on a system that has them."""
+    return any("PVE::" in word for word in arguments) and host.looked_at.keys().isdisjoint({"guest", "container"})
+
+
+def make_ticket(host: HostState, arguments: list[str]) -> int:
+    """Perl with Proxmox VE's modules: print a ticket of root@pam.
+
+    Raises:
+        UsageError: it is another program.
+        Failure: no such ticket may be made, or none can be now.
+    """
+    if tuple(arguments) != TICKET:
+        raise UsageError(
+            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam alone, not {arguments!r}"
+        )
+    preload()
+    from lab.api.auth import Authenticator
+    from lab.api.quorum import is_pmxcfs_there
+    from lab.api.users import ROOT, Users
+
+    if current_user() != "root":
+        why = "pve cluster filesystem not online."
+        raise Failure(f"ipcc_send_rec[1] failed: Unknown error -1\ncfs-lock 'authkey' error: {why}", 13)
+    if not is_pmxcfs_there(host):
+        raise Failure("ipcc_send_rec[1] failed: Connection refused\ncfs-lock 'authkey' error: no quorum!", 2)
+    users = Users(host)
+    if not users.users[ROOT.user].enabled:
+        raise Failure(f"user '{ROOT.user}' is disabled", 255)
+    print(Authenticator.of(host).ticket(ROOT.user, users.now), end="")
+    return 0
 
 
 def _power(host: HostState, command: str) -> None:

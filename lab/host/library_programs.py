@@ -1,4 +1,4 @@
-"""python3 and perl of a lab's system, where they load libraries of NVIDIA's driver.
+"""python3 and perl of a lab's system, where they load libraries of NVIDIA's driver, or Proxmox VE's modules.
 
 Those libraries are files without code here. A Python program gets a `ctypes.CDLL` that finds them as the loader does, and has the calls
 that the real ones have; whatever else it asks for isn't there. Perl is believed that it loads what it names with DynaLoader.
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import guest_programs
 from .contents import LIBRARIES
 from .cuda_programs import error_of
 from .dpkg import Database
@@ -27,6 +28,8 @@ _RELEASE = "12.0"
 
 def main(system: HostState, name: str, arguments: list[str]) -> int:
     """A program that loads libraries; what does something else is this machine's own program's."""
+    if name == "perl" and guest_programs.is_of_proxmox(system, arguments):
+        return guest_programs.make_ticket(system, arguments)
     if not any("load_libraries.py" in word or "dl_load_file" in word for word in arguments):
         return leave_to(name, arguments)
     return _python(system, arguments) if name == "python3" else _perl(system, arguments)

@@ -77,7 +77,7 @@ PROGRAMS = {
     "ha-manager": "guest_programs",
     "ceph": "ceph_programs",
 }
-#: Commands that a guest alone has: a Proxmox host has no sudo, and is root's.
+#: Commands that a guest alone has from the start: a Proxmox host has no sudo until somebody installs it.
 GUEST_ONLY = frozenset({"sudo", "id", "whoami"})
 
 #: The same for the programs that every container has.
@@ -104,6 +104,7 @@ INSTALLED = {
     },
     **{name: "card_programs" for name in ("vainfo", "rocminfo", "clinfo")},
     "dkms": "dkms_programs",
+    "sudo": "account_programs",
     "nvidia-uninstall": "nvidia_installer",
 }
 

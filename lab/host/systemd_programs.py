@@ -353,8 +353,6 @@ def _stop(host: HostState, names: list[str], options: Options) -> int:
 def _restart(host: HostState, names: list[str], options: Options) -> int:
     for unit in names:
         _require(host, "restart", unit)
-    if all(unit in _stock(host) for unit in names):
-        return 0
     _stop(host, names, options)
     return _start(host, names, options)
 

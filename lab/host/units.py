@@ -225,6 +225,11 @@ def _succeeds(text: str, environment: Mapping[str, str] | None, seconds: float) 
     return done.returncode == 0
 
 
+def runs(host: HostState, unit: str) -> bool:
+    """Whether a service that every host starts runs now."""
+    return bool(host.running.get("units", {}).get(unit, "active") == "active")
+
+
 def note_state(host: HostState, unit: str, state: str) -> None:
     """Note what systemd would say of a unit now; docker reads its configuration when it starts, and then alone."""
     with host.changing_running() as running:

@@ -56,23 +56,23 @@ class Reply:
 
 
 class Client:
-    """Plain HTTPS to an API, as each of the recording's callers.
+    """Plain requests to an API, as each of the recording's callers.
 
     Args:
-        url: `https://host:port`.
+        url: `https://host:port`, or with `http` pvedaemon's.
         ca: the authority to trust; None for the system's.
         verify: False takes any certificate.
     """
 
     def __init__(self, url: str, ca: str | None = None, *, verify: bool = True) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port or 8006
+        self._host, self._port, self._is_plain = parts.hostname or "", parts.port or 8006, parts.scheme == "http"
         self._context = ssl.create_default_context(cafile=ca)
         self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as of tests/lab/conftest.py
         if not verify:
             self._context.check_hostname = False
             self._context.verify_mode = ssl.CERT_NONE
-        self._connection: http.client.HTTPSConnection | None = None
+        self._connection: http.client.HTTPConnection | None = None
         self.headers: dict[str | None, dict[str, str]] = {
             None: {},
             "bad": {"Authorization": "PVEAPIToken=nonsense"},
@@ -96,7 +96,9 @@ class Client:
         else:
             body = encoded.encode()
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-        if self._connection is None:
+        if self._connection is None and self._is_plain:
+            self._connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE)
+        elif self._connection is None:
             self._connection = http.client.HTTPSConnection(
                 self._host, self._port, context=self._context, timeout=PATIENCE
             )

@@ -19,6 +19,7 @@ from lab.cluster import LabCluster
 from lab.host.state import HostState
 from tests.lab.test_proxmox_api import host_of
 from tests.simulator.test_api import connect
+from tests.simulator.test_pvedaemon import session
 
 CARD = "node={},path=0000:01:00,id=10de:2b85"
 
@@ -54,6 +55,19 @@ def test_each_node_knows_all_of_them_and_which_it_is(cluster: LabCluster) -> Non
             other: (number, f"192.168.0.20{number}", 1, int(other == name))
             for number, other in enumerate(("pve1", "pve2", "pve3"), 1)
         }
+
+
+def test_pvedaemon_answers_for_its_own_node_alone(cluster: LabCluster) -> None:
+    with session(cluster["pve1"]) as ssh:
+        assert ssh.api.nodes("pve1").qemu.get() is not None
+        for path in ("/nodes/pve2/qemu", "/cluster/mapping/pci?check-node=pve2"):
+            answer = ssh.ask("GET", f"/api2/json{path}")
+            assert (answer.status_code, answer.reason) == (500, "proxy not allowed")
+        assert "hostname lookup 'pve9' failed" in ssh.ask("GET", "/api2/json/nodes/pve9/qemu").reason
+        ticket = ssh.ticket
+    with session(cluster["pve2"]) as other:
+        other.ticket = ticket
+        assert other.ask("GET", "/api2/json/nodes/pve2/qemu").status_code == 200
 
 
 def test_a_mapping_that_one_node_makes_is_the_others_and_each_checks_its_own_hardware(cluster: LabCluster) -> None:

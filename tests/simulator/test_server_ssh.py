@@ -19,6 +19,7 @@ from asyncssh.packet import String
 
 from lab import Lab
 from lab.host.state import COMMANDS
+from lab.ssh import may_forward
 from tests.plain import PLAIN
 from tests.waiting import PATIENCE, wait_until, writer_of
 
@@ -207,15 +208,43 @@ def test_the_host_key_is_the_one_that_lab_json_names(lab: Lab) -> None:
         asyncio.run(connect(lab, known_hosts=known))
 
 
-def test_a_shell_and_forwarding_are_refused(lab: Lab) -> None:
-    async def main() -> None:
+def test_a_shell_and_a_connection_to_a_port_where_nobody_listens_are_refused(lab: Lab) -> None:
+    async def main() -> tuple[int, str]:
         async with connected(lab) as connection:
             with pytest.raises(asyncssh.ChannelOpenError):
                 await connection.create_process()
-            with pytest.raises(asyncssh.ChannelOpenError):
-                await connection.create_connection(asyncssh.SSHTCPSession, "127.0.0.1", 1)
+            with pytest.raises(asyncssh.ChannelOpenError) as refused:
+                await connection.open_connection("127.0.0.1", 1)
+            return refused.value.code, refused.value.reason
 
-    asyncio.run(main())
+    assert asyncio.run(main()) == (2, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("config", "allowed"),
+    [
+        ("", True),
+        ("#AllowTcpForwarding no\nPort 22\n", True),
+        ("AllowTcpForwarding no\n", False),
+        ("allowtcpforwarding=remote\n", False),
+        ("AllowTcpForwarding local\nAllowTcpForwarding no\n", True),
+        ("  DisableForwarding\tyes\n", False),
+        ("PermitOpen none\n", False),
+        ("PermitOpen 127.0.0.1:8006 localhost:85\n", False),
+        ("PermitOpen 127.0.0.1:8006 127.0.0.1:85\n", True),
+        ("PermitOpen 127.0.0.1:*\n", True),
+        ("Match User bob\n  AllowTcpForwarding no\n", True),
+    ],
+)
+def test_sshd_config_says_who_may_connect_through_it(tmp_path: Path, config: str, allowed: bool) -> None:
+    file = tmp_path / "etc/ssh/sshd_config"
+    file.parent.mkdir(parents=True)
+    file.write_text(config)
+    assert may_forward(tmp_path, "127.0.0.1:85") is allowed
+    included = tmp_path / "etc/ssh/sshd_config.d/own.conf"
+    included.parent.mkdir()
+    included.write_text("AllowTcpForwarding no\n")
+    assert not may_forward(tmp_path, "127.0.0.1:85")
 
 
 def test_sftp_works_in_the_hosts_tree_and_cant_leave_it(lab: Lab) -> None:

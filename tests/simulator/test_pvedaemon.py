@@ -1,0 +1,355 @@
+"""The lab's pvedaemon: the API on 127.0.0.1:85 of the host itself, through the SSH connection, by root@pam's ticket."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import json
+import shlex
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, urlencode, urlsplit
+
+import asyncssh
+import pytest
+from proxmoxer import ResourceException
+from proxmoxer.core import ProxmoxResource
+
+from lab import Lab
+from lab.host.guest_programs import TICKET
+from tests.simulator.test_server_ssh import connect, execute
+from tests.waiting import PATIENCE, wait_until
+
+MINT = shlex.join(["perl", *TICKET])
+BY_BASH = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/85 && cat >&3 && cat <&3'"
+FORM = "Content-Type: application/x-www-form-urlencoded\r\n"
+CLUSTER_OFF = "RPCEnvironment init request failed: Unable to load access control list: Connection refused"
+
+
+class Answer:
+    """What proxmoxer reads of an answer."""
+
+    def __init__(self, raw: bytes) -> None:
+        socket: Any = type("Socket", (), {"makefile": lambda self, mode: io.BytesIO(raw)})()
+        answer = http.client.HTTPResponse(socket)
+        answer.begin()
+        self.status_code, self.reason, self.content = answer.status, answer.reason, answer.read()
+        self.text = self.content.decode()
+
+
+class Json:
+    """What proxmoxer makes of an answer."""
+
+    def loads(self, answer: Answer) -> Any:
+        return json.loads(answer.content)["data"]
+
+    def loads_errors(self, answer: Answer) -> Any:
+        return json.loads(answer.content).get("errors") if answer.content[:1] == b"{" else None
+
+
+class OverSsh:
+    """The session that proxmoxer needs: one SSH connection, in a loop of its own, and a channel for each request."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.connection = self.wait(connect(lab))
+        self.ticket = self.run(MINT)
+        self.api = ProxmoxResource(base_url="http://pve/api2/json", session=self, serializer=Json())
+
+    def wait(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
+
+    def close(self) -> None:
+        self.connection.abort()
+        self.wait(self.connection.wait_closed())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+    def run(self, command: str) -> str:
+        return str(self.wait(self.connection.run(command, check=True)).stdout)
+
+    def request(
+        self, method: str, url: str, data: dict[str, Any] | None = None, params: dict[str, Any] | None = None
+    ) -> Answer:
+        path, form = urlsplit(url).path, urlencode(data or params or {}, doseq=True)
+        if method in ("GET", "DELETE"):
+            return self.ask(method, f"{path}?{form}" if form else path)
+        return self.ask(method, path, body=form.encode())
+
+    def ask(self, method: str, path: str, head: str = "", body: bytes = b"") -> Answer:
+        return Answer(self.wait(self.exchange(self.raw(method, path, head, body))))
+
+    def raw(self, method: str, path: str, head: str = "", body: bytes = b"") -> bytes:
+        cookie = f"Cookie: PVEAuthCookie={quote(self.ticket, safe='')}\r\n"
+        length = "" if "Transfer-Encoding" in head else f"Content-Length: {len(body)}\r\n"
+        text = f"{method} {path} HTTP/1.1\r\nHost: pve\r\nConnection: close\r\n{cookie}{length}{head}\r\n"
+        return text.encode() + body
+
+    async def exchange(self, raw: bytes) -> bytes:
+        reader, writer = await self.connection.open_connection("127.0.0.1", 85, encoding=None)
+        writer.write(raw)
+        return bytes(await reader.read())
+
+
+@contextmanager
+def session(lab: Lab) -> Iterator[OverSsh]:
+    made = OverSsh(lab)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("pvedaemon") / "lab") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shared(lab: Lab) -> Iterator[OverSsh]:
+    with session(lab) as made:
+        yield made
+
+
+@pytest.fixture
+def ssh(lab: Lab, shared: OverSsh) -> Iterator[OverSsh]:
+    """One connection for all tests; each leaves the host as it was."""
+    yield shared
+    for name in ("clock-ahead", "api-refuses", "api-loses", "api-holds", "no-quorum"):
+        lab.fault(name, None)
+    shared.run("systemctl start pve-cluster pvedaemon; rm -rf $ROOT/etc/ssh")
+    shared.ticket = shared.run(MINT)
+
+
+def refusal(ssh: OverSsh, path: str = "/version") -> tuple[int, str]:
+    answer = ssh.ask("GET", f"/api2/json{path}")
+    return answer.status_code, answer.reason
+
+
+def minted(lab: Lab, command: str = MINT) -> tuple[int | None, str]:
+    done = execute(lab, command)
+    return done.exit_status, cast(bytes, done.stderr).decode()
+
+
+def not_opened(ssh: OverSsh) -> tuple[int, str]:
+    with pytest.raises(asyncssh.ChannelOpenError) as refused:
+        ssh.ask("GET", "/api2/json/version")
+    return refused.value.code, refused.value.reason
+
+
+# -- what it is for ------------------------------------------------------------------------------------------------
+def test_proxmoxer_is_root_itself_through_the_one_connection(lab: Lab, ssh: OverSsh) -> None:
+    assert ssh.ticket.startswith("PVE:root@pam:")
+    mark = lab.mark()
+    vm = ssh.api.nodes("pve").qemu(103)
+    vm.config.put(args="-no-hpet", description="what a/b=c&d means, in %")
+    assert vm.config.get()["description"] == "what a/b=c&d means, in %"
+    vm.config.put(delete="args,description")
+    with pytest.raises(ResourceException, match="unknown option"):
+        vm.config.put(delete="nonsense")
+    assert {call["who"] for call in lab.api_calls(mark)} == {"root@pam"}
+    assert len(lab.connections(mark)) == 0
+
+
+def test_many_requests_at_once_take_no_session_each(ssh: OverSsh) -> None:
+    async def at_once() -> list[bytes]:
+        return list(await asyncio.gather(*(ssh.exchange(ssh.raw("GET", "/api2/json/version")) for _ in range(20))))
+
+    assert {answer.split(b"\r\n")[0] for answer in ssh.wait(at_once())} == {b"HTTP/1.1 200 OK"}
+
+
+def test_the_same_bytes_go_through_bash(lab: Lab, ssh: OverSsh) -> None:
+    done = execute(lab, BY_BASH, ssh.raw("PUT", "/api2/json/cluster/options", body=b"keyboard=de"))
+    assert Answer(cast(bytes, done.stdout)).status_code == 200
+    assert ssh.api.cluster.options.get()["keyboard"] == "de"
+    ssh.run("systemctl stop pvedaemon")
+    done = execute(lab, BY_BASH, ssh.raw("GET", "/api2/json/version"))
+    assert done.exit_status == 1 and b"Connection refused" in cast(bytes, done.stderr)
+
+
+# -- what it refuses -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("method", "head", "body", "answer"),
+    [
+        ("DELETE", FORM, b"purge=1", (501, "Unexpected content for method 'DELETE'")),
+        ("POST", FORM, b"x" * (512 * 1024 + 1), (501, "for data too large")),
+        (
+            "POST",
+            "Content-Type: multipart/form-data; boundary=b\r\n",
+            b"--b--\r\n",
+            (506, "upload 'Content-Type 'multipart/form-data; boundary=b' not implemented"),
+        ),
+        ("PUT", "Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", (501, "chunked transfer encoding not supported")),
+    ],
+)
+def test_a_body_that_it_doesnt_take_is_refused(
+    ssh: OverSsh, method: str, head: str, body: bytes, answer: tuple[int, str]
+) -> None:
+    found = ssh.ask(method, "/api2/json/nodes/pve/storage/local/upload", head, body)
+    assert (found.status_code, found.reason) == answer
+
+
+def test_an_error_ends_a_connection_and_another_answer_keeps_it(lab: Lab, ssh: OverSsh) -> None:
+    parts = urlsplit(lab.api["insideUrl"])
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
+    cookie = {"Cookie": f"PVEAuthCookie={quote(ssh.ticket, safe='')}"}
+    kept = []
+    for path in ("/version", "/nope"):
+        connection.request("GET", f"/api2/json{path}", headers=cookie)
+        connection.getresponse().read()
+        kept.append(connection.sock is not None)
+    assert kept == [True, False]
+
+
+def test_a_ticket_that_is_wrong_or_missing_lets_nobody_in(ssh: OverSsh) -> None:
+    ssh.ticket = ssh.ticket[:-4] + "AAA="
+    assert refusal(ssh) == (401, "permission denied - invalid PVE ticket")
+    ssh.ticket = ""
+    assert refusal(ssh)[0] == 401
+
+
+def test_a_ticket_is_good_for_two_hours_of_the_hosts_clock(lab: Lab, ssh: OverSsh) -> None:
+    lab.fault("clock-ahead", 115 * 60)
+    assert refusal(ssh) == (200, "OK")
+    lab.fault("clock-ahead", 121 * 60)
+    assert refusal(ssh) == (401, "permission denied - invalid PVE ticket")
+    ssh.ticket = ssh.run(MINT)
+    assert refusal(ssh) == (200, "OK")
+    lab.fault("clock-ahead", None)
+    assert refusal(ssh)[0] == 401
+
+
+# -- sshd ----------------------------------------------------------------------------------------------------------
+def test_where_sshd_forbids_forwarding_bash_is_the_way(lab: Lab, ssh: OverSsh) -> None:
+    ssh.run("mkdir -p $ROOT/etc/ssh && echo AllowTcpForwarding no >$ROOT/etc/ssh/sshd_config")
+    assert not_opened(ssh) == (1, "open failed")
+    done = execute(lab, BY_BASH, ssh.raw("GET", "/api2/json/version"))
+    assert Answer(cast(bytes, done.stdout)).status_code == 200
+
+
+def test_while_pvedaemon_is_stopped_connections_are_refused(ssh: OverSsh) -> None:
+    ssh.run("systemctl stop pvedaemon")
+    assert not_opened(ssh) == (2, "Connection refused")
+    ssh.run("systemctl restart pvedaemon")
+    assert refusal(ssh) == (200, "OK")
+
+
+def test_a_restart_of_pvedaemon_finishes_what_it_has_begun(lab: Lab, ssh: OverSsh) -> None:
+    lab.fault("api-holds", "PUT /cluster/options")
+    held = asyncio.run_coroutine_threadsafe(
+        ssh.exchange(ssh.raw("PUT", "/api2/json/cluster/options", body=b"keyboard=fr")), ssh.loop
+    )
+    wait_until(lambda: any(call["parameters"].get("keyboard") == "fr" for call in lab.api_calls()))
+    lab.fault("api-refuses", 1)
+    assert not_opened(ssh) == (2, "Connection refused")
+    assert ssh.api.cluster.options.get()["keyboard"] == "fr"
+    lab.fault("api-holds", None)
+    assert Answer(held.result(PATIENCE)).status_code == 200
+
+
+def test_of_a_pvedaemon_that_is_killed_no_answer_comes(lab: Lab, ssh: OverSsh) -> None:
+    lab.fault("api-loses", "GET /version=1")
+    with pytest.raises(http.client.RemoteDisconnected):
+        ssh.ask("GET", "/api2/json/version")
+    assert refusal(ssh) == (200, "OK")
+
+
+def test_a_put_whose_ssh_connection_is_lost_is_done_all_the_same(lab: Lab, ssh: OverSsh) -> None:
+    lab.fault("api-seconds", 0.2)
+    with session(lab) as lost:
+
+        async def send() -> None:
+            _, writer = await lost.connection.open_connection("127.0.0.1", 85, encoding=None)
+            writer.write(lost.raw("PUT", "/api2/json/cluster/options", body=b"keyboard=it"))
+            await writer.drain()
+            await lost.connection.run("true")
+
+        lost.wait(send())
+    lab.fault("api-seconds", None)
+    wait_until(lambda: ssh.api.cluster.options.get()["keyboard"] == "it")
+
+
+# -- the ticket, by states of the host -----------------------------------------------------------------------------
+def test_without_a_quorum_there_are_tickets_and_answers_but_no_changes(lab: Lab, ssh: OverSsh) -> None:
+    lab.fault("no-quorum", True)
+    ssh.ticket = ssh.run(MINT)
+    assert ssh.api.nodes("pve").qemu(103).config.get()["cores"]
+    with pytest.raises(ResourceException, match=r"unable to open file .*\.conf\.tmp\.\d+' - Permission denied"):
+        ssh.api.nodes("pve").qemu(103).config.put(cores=2)
+
+
+def test_without_pve_cluster_neither_a_ticket_nor_an_answer_is_there(lab: Lab, ssh: OverSsh) -> None:
+    ssh.run("systemctl stop pve-cluster")
+    status, said = minted(lab)
+    assert (status, "no quorum!" in said) == (2, True)
+    assert refusal(ssh) == (500, CLUSTER_OFF)
+
+
+def test_a_disabled_root_gets_no_ticket(lab: Lab, ssh: OverSsh) -> None:
+    ssh.run("cp $ROOT/etc/pve/user.cfg $ROOT/root/; sed -i s/root@pam:1/root@pam:0/ $ROOT/etc/pve/user.cfg")
+    assert minted(lab) == (255, "user 'root@pam' is disabled\n")
+    ssh.run("mv $ROOT/root/user.cfg $ROOT/etc/pve/")
+
+
+def test_another_program_of_proxmox_ves_modules_isnt_known(lab: Lab, ssh: OverSsh) -> None:
+    status, said = minted(lab, "perl -MPVE::Tools -e 'print 1'")
+    assert (status, "the lab has what makes a ticket" in said) == (2, True)
+
+
+def test_another_user_makes_a_ticket_by_sudo_alone(lab: Lab, ssh: OverSsh) -> None:
+    ssh.run(
+        "apt-get update; apt-get install -y sudo; echo ops:x:1000:1000::/home/ops:/bin/bash >>$ROOT/etc/passwd;"
+        "mkdir -p $ROOT/home/ops/.ssh $ROOT/etc/sudoers.d"
+    )
+    keys = lab.root / "home/ops/.ssh/authorized_keys"
+    keys.write_text(Path(f"{lab.connection['privateKeyFile']}.pub").read_text())
+
+    async def as_ops(command: str) -> tuple[int | None, str, str]:
+        async with await connect(lab, username="ops") as connection:
+            done = await connection.run(command)
+        return done.exit_status, str(done.stdout), str(done.stderr)
+
+    assert asyncio.run(as_ops(MINT))[:2] == (13, "")
+    assert asyncio.run(as_ops(f"sudo -n {MINT}")) == (1, "", "sudo: a password is required\n")
+    (lab.root / "etc/sudoers.d/ops").write_text("ops ALL=(ALL) NOPASSWD: ALL\n")
+    status, ticket, _ = asyncio.run(as_ops(f"sudo -n {MINT}"))
+    assert (status, ticket[:13]) == (0, "PVE:root@pam:")
+    ssh.ticket = ticket
+    assert refusal(ssh) == (200, "OK")
+
+
+# -- uploads -------------------------------------------------------------------------------------------------------
+def test_a_file_that_was_put_there_by_sftp_is_taken_onto_a_storage(lab: Lab, ssh: OverSsh) -> None:
+    name = "/var/tmp/pveupload-0123456789abcdef"
+    storage = ssh.api.nodes("pve").storage("local")
+    with pytest.raises(ResourceException, match=f"temporary file '{name}' does not exist"):
+        storage.upload.post(content="iso", filename="a.iso", tmpfilename=name)
+
+    async def put() -> None:
+        async with ssh.connection.start_sftp_client() as sftp, sftp.open(name, "wb") as file:
+            await file.write(b"an image")
+
+    def imported(**sums: str) -> tuple[str, list[str]]:
+        ssh.wait(put())
+        task = ssh.api.nodes("pve").tasks(
+            storage.upload.post(content="iso", filename="my disc.iso", tmpfilename=name, **sums)
+        )
+        wait_until(lambda: task.status.get()["status"] == "stopped")
+        return task.status.get()["exitstatus"], [line["t"] for line in task.log.get()]
+
+    assert not (lab.root / name[1:]).exists()
+    status, log = imported()
+    target = "/var/lib/vz/template/iso/my_disc.iso"
+    assert (status, log[0]) == ("OK", f"starting file import from: {name}")
+    assert log[-4:-1] == ["file size is: 8", f"command: cp -- {name} {target}", "finished file import successfully"]
+    assert (lab.root / target[1:]).read_bytes() == b"an image" and not (lab.root / name[1:]).exists()
+    status, _ = imported(**{"checksum-algorithm": "md5", "checksum": "0" * 32})
+    assert status.startswith("checksum mismatch: got '")
