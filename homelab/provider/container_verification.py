@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from homelab.container import makers
 from homelab.doctor import container
 from homelab.doctor.devices import WantedCards
@@ -25,7 +23,7 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         return str(inputs.ctid)
 
     def create(self, inputs: ContainerVerification.Inputs) -> ContainerVerification.Outputs:
-        outputs, remarks = asyncio.run(_verify(self.host(inputs), inputs))
+        outputs, remarks = _verify(self.host(inputs), inputs)
         opened = ", ".join(outputs.nodes) or f"nothing (it is {outputs.state})"
         who = "root and by an ordinary user"
         if inputs.cards.cards:
@@ -36,16 +34,15 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         return outputs
 
 
-async def _verify(host: Host, inputs: ContainerVerification.Inputs) -> tuple[ContainerVerification.Outputs, list[str]]:
+def _verify(host: Host, inputs: ContainerVerification.Inputs) -> tuple[ContainerVerification.Outputs, list[str]]:
     ctid, cards = inputs.ctid, inputs.cards
     wanted = Wanted(ctid=ctid, cards=cards, uses=tuple(inputs.uses))
     try:
-        async with ssh.connect(host) as session:
-            answer = await session.ask("apply", "container_verification", wanted)
+        answer = ssh.Session(host).ask("apply", "container_verification", wanted)
     except UnreachableError:
         raise
     except HomelabError as error:
-        reading = await diagnosis.read(host, [ctid])
+        reading = diagnosis.read(host, [ctid])
         nodes = makers.nodes(" ".join(cards.cards), reading.facts.drm)
         expected = WantedCards([*cards.minors], "the stack's configuration", nodes=nodes)
         table = container.diagnose(reading, ctid, cards=expected).text()
