@@ -319,6 +319,7 @@ class Command:
 
     def _report(self, status: int | None) -> None:
         self._cut_if_wanted()
+        self._connection.sessions.discard(self._channel)  # before the client hears of it
         if status is None or self._lost.is_set() or self._cut:
             return
         if status < 0:

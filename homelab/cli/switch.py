@@ -302,13 +302,6 @@ class Switch:
         return handover.state_text(facts, self._card) or "with the host"
 
 
-def _switch(host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], *, rehearse: bool) -> int:
-    session = ssh.Session(host)
-    facts = session.read(guests=True)
-    switch = Switch(session, host, card, vm, vms, facts)
-    return switch.rehearse() if rehearse else switch.carry_out()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
@@ -317,4 +310,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, host = _host_with(file, settings, arguments.card, arguments.host, arguments.identity)
     vm = None if arguments.to is None else _vm_of(settings, name, arguments.card, arguments.to)
     vms = {vm_name: guest for vm_name, guest in settings.vms.items() if guest.host == name}
-    return _switch(host, arguments.card, vm, vms, rehearse=arguments.rehearse)
+    session = ssh.Session(host)
+    switch = Switch(session, host, arguments.card, vm, vms, session.read(guests=True))
+    return switch.rehearse() if arguments.rehearse else switch.carry_out()

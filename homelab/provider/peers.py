@@ -6,11 +6,9 @@ doesn't answer has said nothing: that nothing is noted there isn't known.
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
@@ -18,8 +16,6 @@ from homelab.remote import ledger, ssh
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,14 @@ def ask_peers(stack: StackTexts, host: str, ask: Callable[[str], Mapping[str, An
     :param ask: asks one of the others what it has noted.
     """
 
-    def answer_of(peer: str) -> Mapping[str, Any] | HomelabError:
+    answers, errors = dict[str, Mapping[str, Any]](), dict[str, str]()
+    for peer in stack.peers(host):
         try:
-            return ask(peer)
+            if answer := ask(peer):
+                answers[peer] = answer
         except HomelabError as error:
-            return error
-
-    names = stack.peers(host)
-    answers = dict(zip(names, _side_by_side(answer_of, names), strict=True))
-    return PeerNotes(
-        {peer: answer for peer, answer in answers.items() if answer and not isinstance(answer, HomelabError)},
-        {peer: answer.found for peer, answer in answers.items() if isinstance(answer, HomelabError)},
-    )
+            errors[peer] = error.found
+    return PeerNotes(answers, errors)
 
 
 def forget_notes(host: Host, names: Iterable[str]) -> None:
@@ -108,7 +100,8 @@ def forget_on_peers(stack: StackTexts, host: str, guest: str, names: Sequence[st
 
     :param guest: its name in the settings; a note that is kept by another name stays.
     """
-    _side_by_side(lambda peer: forget_on(stack, peer, guest, names), stack.peers(host))
+    for peer in stack.peers(host):
+        forget_on(stack, peer, guest, names)
 
 
 def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
@@ -133,10 +126,3 @@ def _stays(guest: str, host: str, error: HomelabError) -> None:
         f"{guest}: note: {host} couldn't forget it ({error.found}): what is noted there of {guest} stays "
         "(/var/lib/homelab/ledger)"
     )
-
-
-def _side_by_side(act: Callable[[str], T], hosts: Sequence[str]) -> list[T]:
-    """What it returns for each host; they are asked at the same time, as one may not answer."""
-    contexts = [contextvars.copy_context() for _ in hosts]  # messages within are of the same resource
-    with ThreadPoolExecutor(len(hosts) or 1) as threads:
-        return list(threads.map(lambda context, host: context.run(act, host), contexts, hosts))

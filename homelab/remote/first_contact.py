@@ -48,20 +48,12 @@ def host_key(address: str, port: int, seconds: float) -> HostKey:
 
     async def ask_for_key() -> asyncssh.SSHKey | None:
         for key_type in _KEY_TYPES:
-            try:
-                key = await asyncssh.get_server_host_key(address, port, server_host_key_algs=[key_type], config=None)
-            except asyncssh.KeyExchangeFailed:
-                continue
-            if key is not None:
-                return key
+            with suppress(asyncssh.KeyExchangeFailed):
+                return await asyncssh.get_server_host_key(address, port, server_host_key_algs=[key_type], config=None)
         return None
 
-    async def ask_in_time() -> asyncssh.SSHKey | None:
-        async with asyncio.timeout(seconds):
-            return await ask_for_key()
-
     try:
-        host_public_key = loop.run(ask_in_time())
+        host_public_key = loop.run(asyncio.wait_for(ask_for_key(), seconds))
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise UnreachableError(
             wanted=f"an SSH server at {address}:{port}",

@@ -215,8 +215,7 @@ def read_vm(vm_host: Host, timeout: float | None = None) -> SystemReading:
     :param timeout: seconds until there is a connection, at most VM_SECONDS.
     :raises HomelabError: it doesn't answer, refuses the login, or has no Python, as Windows.
     """
-    session = ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS))
-    return _read(session)
+    return _read(ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS)))
 
 
 def _read(session: ssh.Session, ctid: int = 0) -> SystemReading:

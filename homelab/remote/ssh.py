@@ -199,27 +199,10 @@ class Session:
         :param is_for_agent: the command may ask for the agent.
         """
         seconds = seconds or self._host.timeouts.api
-        work = self._carried_out(command, verb, script, seconds, on_line, is_for_agent=is_for_agent)
-        return loop.run(work, meanwhile)
-
-    async def _carried_out(
-        self,
-        command: str,
-        verb: str,
-        script: str,
-        seconds: float,
-        on_line: Callable[[str], None] | None,
-        *,
-        is_for_agent: bool,
-    ) -> str:
         try:
-            # A host that goes down may keep a connection open and answer its keepalives without ever running the
-            # script.
-            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
-                status, output, log = await _exchange(process, script, on_line, is_for_agent)
+            work = self._exchange(command, script, seconds, on_line, is_for_agent)
+            status, output, log = loop.run(work, meanwhile)
         except (OSError, asyncssh.Error) as error:
-            if isinstance(error, TimeoutError):
-                _leave(self._host)
             raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:
             raise _too_long(verb, output)
@@ -229,6 +212,21 @@ class Session:
         if status != 0:
             raise _failed(verb, _decoded(output), _decoded(log), status)
         return _decoded(output)
+
+    async def _exchange(
+        self, command: str, script: str, seconds: float, on_line: Callable[[str], None] | None, is_for_agent: bool
+    ) -> tuple[int | None, bytes, bytes]:
+        """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
+        long.
+        """
+        try:
+            # A host that goes down may keep a connection open and answer its keepalives without ever running the
+            # script.
+            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
+                return await _heard(process, script, on_line, is_for_agent)
+        except TimeoutError:
+            _leave(self._host)
+            raise
 
     @asynccontextmanager
     async def _process(
@@ -415,15 +413,13 @@ def _is_off(reading: facts.HostFacts, ctid: int) -> bool:
     return "lxc" not in reading.guests.unlisted and ctid not in reading.guests.running
 
 
-async def _exchange(
+async def _heard(
     process: asyncssh.SSHClientProcess[bytes],
     script: str,
     on_line: Callable[[str], None] | None,
     is_for_agent: bool,
 ) -> tuple[int | None, bytes, bytes]:
-    """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
-    long.
-    """
+    """As `Session._exchange`."""
     with suppress(OSError):  # it reads no more: its output and its status say why
         process.stdin.write(script.encode())
         if not is_for_agent:

@@ -277,7 +277,11 @@ def test_a_connection_has_ten_sessions_at_a_time(lab: Lab) -> None:
             assert refused.value.code == OPEN_CONNECT_FAILED
             ten[0].stdin.write_eof()
             await ten[0].wait_closed()
-            return (await connection.run("true")).exit_status
+            status = (await connection.run("true")).exit_status
+            for one in ten[1:]:
+                one.stdin.write_eof()
+                await one.wait_closed()
+            return status
 
     assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == 0
 

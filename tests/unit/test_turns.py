@@ -93,7 +93,7 @@ def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytes
     monkeypatch.setattr(ssh, "Session", lambda _: Answers())
     for name in ("tell", "tell_meanwhile"):
         monkeypatch.setattr(boot_verification, name, lambda text, name=name: told.append((name, text)))
-    boot_verification._end_turn(cast("Host", None), "pve1")
+    boot_verification._end_turn(host(), "pve1")
     assert told == [
         ("tell_meanwhile", "pve1: waiting for HA, which brings vm:200 back: 5 s"),
         ("tell", "pve1: note: HA hasn't brought VM 200 back yet"),
