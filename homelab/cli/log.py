@@ -13,7 +13,6 @@ from homelab.cli import stack_options
 from homelab.cli.whereabouts import of_guest
 from homelab.errors import HomelabError
 from homelab.remote import ssh
-from homelab.settings import Host
 from homelab.text import clean
 from remote_scripts.layers import read_log
 
@@ -57,11 +56,7 @@ def read(arguments: argparse.Namespace) -> str:
                 next="name one of these",
             )
         host, ctid = of_guest(file, settings, arguments.system, arguments.identity)
-    return _read(host, arguments.lines, ctid)
-
-
-def _read(host: Host, lines: int, ctid: int) -> str:
-    wanted = read_log.Wanted(lines=lines, of=f"container {ctid}" if ctid else "")
+    wanted = read_log.Wanted(lines=arguments.lines, of=f"container {ctid}" if ctid else "")
     return str(ssh.Session(host).ask("read", "read_log", wanted)["log"])
 
 

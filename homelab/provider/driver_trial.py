@@ -52,14 +52,10 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
         return f"{inputs.host} trial"
 
     def create(self, inputs: DriverTrial.Inputs) -> NoOutputs:
-        self._try(inputs)
-        return NoOutputs()
-
-    def _try(self, inputs: DriverTrial.Inputs) -> None:
         stack = self.wanted_stack(inputs)
         followers = self._followers(inputs)
         if stack is None or not followers:
-            return
+            return NoOutputs()
         reached = self.session(inputs, limits.of_step(self.host(inputs), stack))
         host = _Host(inputs.system_name, stack, reached, followers)
         update = host.waiting()
@@ -67,13 +63,13 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
             # Nothing is tried here; but a run may have been killed before all containers had theirs back.
             raise _given_up(update.given_up, host.containers_back(update.new))
         if update.phase not in ("tried", "back"):
-            return
+            return NoOutputs()
         failed = None
         if update.phase == "tried":
             failed = host.try_containers(update.new, update.running)
             if failed is None:
                 host.confirm()
-                return
+                return NoOutputs()
         raise host.take_back(update.old, update.new, failed)
 
     def _followers(self, inputs: DriverTrial.Inputs) -> list[_Follower]:

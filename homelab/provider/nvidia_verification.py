@@ -9,7 +9,6 @@ from homelab.provider.systems import SystemWork
 from homelab.remote import nvidia_steps as steps
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.settings.nvidia import Nvidia
-from homelab.shapes import StackInUse
 from homelab.text import tell
 
 # What the layer's own time limit leaves for the connection and the answer, in seconds.
@@ -22,9 +21,6 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     resource = NvidiaVerification
 
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
-        return NvidiaVerification.Outputs(result=self._verify(inputs))
-
-    def _verify(self, inputs: NvidiaVerification.Inputs) -> StackInUse:
         stack = self.wanted_stack(inputs)
         if inputs.target == "vm" and stack is not None:
             # It may have been started a moment ago.
@@ -46,7 +42,7 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         cards = [(card.get("name") or "a card without a name", card.get("address")) for card in result["gpus"]]
         seen = ", ".join(names.told_apart(cards))
         tell(f"{inputs.system_name}: verified from inside: {seen}, driver {result.get('driver')}")
-        return result
+        return NvidiaVerification.Outputs(result=result)
 
     def has_followers(self, inputs: NvidiaVerification.Inputs) -> bool:
         """Has a container of this host NVIDIA's libraries from this program?"""

@@ -219,14 +219,35 @@ class Session:
         """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
         long.
         """
+        log = None
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the
             # script.
             async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
-                return await _heard(process, script, on_line, is_for_agent)
+                with suppress(OSError):  # it reads no more: its output and its status say why
+                    process.stdin.write(script.encode())
+                    if not is_for_agent:
+                        process.stdin.write_eof()
+                log = asyncio.create_task(_last_bytes(process.stderr, on_line))
+                output = bytearray()
+                while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
+                    output += data
+                    if is_for_agent and agent.WANTS_AGENT in output:
+                        is_for_agent = False
+                        with suppress(OSError):
+                            process.stdin.write(agent.itself().encode())
+                            process.stdin.write_eof()
+                if len(output) > OUTPUT_BYTES:
+                    return None, bytes(output), b""
+                log_end = await log
+                await process.wait_closed()
+                return process.exit_status, bytes(output), log_end
         except TimeoutError:
             _leave(self._host)
             raise
+        finally:
+            if log is not None:
+                log.cancel()
 
     @asynccontextmanager
     async def _process(
@@ -411,36 +432,6 @@ class Session:
 def _is_off(reading: facts.HostFacts, ctid: int) -> bool:
     """Whether a container doesn't run; what nobody knows counts as running."""
     return "lxc" not in reading.guests.unlisted and ctid not in reading.guests.running
-
-
-async def _heard(
-    process: asyncssh.SSHClientProcess[bytes],
-    script: str,
-    on_line: Callable[[str], None] | None,
-    is_for_agent: bool,
-) -> tuple[int | None, bytes, bytes]:
-    """As `Session._exchange`."""
-    with suppress(OSError):  # it reads no more: its output and its status say why
-        process.stdin.write(script.encode())
-        if not is_for_agent:
-            process.stdin.write_eof()
-    log = asyncio.create_task(_last_bytes(process.stderr, on_line))
-    try:
-        output = bytearray()
-        while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
-            output += data
-            if is_for_agent and agent.WANTS_AGENT in output:
-                is_for_agent = False
-                with suppress(OSError):
-                    process.stdin.write(agent.itself().encode())
-                    process.stdin.write_eof()
-        if len(output) > OUTPUT_BYTES:
-            return None, bytes(output), b""
-        log_end = await log
-        await process.wait_closed()
-    finally:
-        log.cancel()
-    return process.exit_status, bytes(output), log_end
 
 
 async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:

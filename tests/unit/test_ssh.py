@@ -448,6 +448,19 @@ def test_a_connection_that_has_ended_between_two_commands_is_opened_again(tmp_pa
     assert sshd.meet(tmp_path, use)[-1] == str(len(sshd.connections) - 1) != "0"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a fork")
+def test_a_fork_waits_for_no_thread_of_the_process_that_it_comes_from() -> None:
+    loop.run(asyncio.sleep(0))
+    if (pid := os.fork()) == 0:
+        signal.alarm(60)
+        try:
+            loop.run(asyncio.sleep(0))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 @pytest.mark.parametrize(("script", "anew"), [("print\n", "0"), ("wait\n", "1")])
 def test_a_command_that_is_given_up_ends_no_other_one(tmp_path: Path, script: str, anew: str) -> None:
     """Where the host didn't answer in time it may be going down, and who asks next asks by a new connection."""
