@@ -2,7 +2,7 @@
 
 What one does as sshd does: accounts of its system, by public key; no environment variables taken from the client
 (sshd_config has no AcceptEnv for them); exit status or signal reported; background processes that hold a command's
-stdout keep the channel open. What it doesn't have: login shells, terminals, forwarding.
+stdout keep the channel open; ten sessions at a time on a connection. What it doesn't have: login shells, terminals, forwarding.
 """
 
 from __future__ import annotations

@@ -587,14 +587,10 @@ async def _opened(host: Host, timeout: float) -> _Connection:
     :raises UnreachableError: the host doesn't answer in time.
     :raises HomelabError: it shows another host key, or refuses the login.
     """
-
-    async def opened() -> _Connection:
-        return _Connection(await _connected(host, timeout))
-
     login = _login(host)
     connection = _CONNECTIONS.get(login)
     if connection is None or (connection.done() and (connection.exception() or connection.result().ssh.is_closed())):
-        connection = _CONNECTIONS[login] = asyncio.create_task(opened())
+        connection = _CONNECTIONS[login] = asyncio.create_task(_connected(host, timeout))
     try:
         return await asyncio.shield(connection)
     except HomelabError as error:
@@ -616,7 +612,7 @@ async def log_in(host: Host, timeout: float | None = None) -> None:
     :raises UnreachableError: the host doesn't answer in time.
     :raises HomelabError: it shows another host key, or refuses the login.
     """
-    (await _connected(host, timeout or host.timeouts.connect)).abort()
+    (await _connected(host, timeout or host.timeouts.connect)).ssh.abort()
 
 
 async def reach(host: Host) -> None:
@@ -636,61 +632,52 @@ async def reach(host: Host) -> None:
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _connected(host: Host, timeout: float) -> asyncssh.SSHClientConnection:
+async def _connected(host: Host, timeout: float) -> _Connection:
     """A new connection; only the pinned host key is accepted. Arguments and errors as of `log_in`."""
+    key, pinned = host.ssh.key, _pinned_host_key(host)
     async with AsyncExitStack() as exit_stack:
-        return await _connected_by(host, host.ssh.key, _pinned_host_key(host), timeout, exit_stack)
-
-
-async def _connected_by(
-    host: Host, key: str | None, pinned: asyncssh.SSHKey, timeout: float, exit_stack: AsyncExitStack
-) -> asyncssh.SSHClientConnection:
-    """As `_connected`.
-
-    :param key: the private key's text; None: an agent or a password is used.
-    :param exit_stack: gets the agent's connection.
-    """
-    agent = await _Agent.of_this_machine(exit_stack, timeout) if host.ssh.agent else None
-    try:
-        async with asyncio.timeout(timeout):
-            keys = None if key is None else [asyncssh.import_private_key(key)]
-            return await asyncssh.connect(
-                host.address,
-                host.ssh.port,
-                username=host.ssh.user,
-                known_hosts=([pinned], [], []),
-                client_keys=keys if agent is None else agent.keys,
-                password=host.ssh.password and host.ssh.password.get_secret_value(),
-                agent_path=None,
-                config=None,
-                keepalive_interval=KEEPALIVE_SECONDS,
-            )
-    except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
-        if "host key" not in str(error).lower():
-            raise _unreachable(host, error) from error
-        raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
-    except asyncssh.KeyImportError as error:
-        raise HomelabError(
-            wanted="a private key in OpenSSH or PEM format, without a passphrase",
-            found=str(error),
-            why="the host can't be logged in to without it",
-            next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: "
-            "true)",
-        ) from error
-    except asyncssh.PermissionDenied as error:
-        if agent is not None and agent.problem:
-            raise _no_key_of_the_agent(agent.problem) from error
-        raise _login_refused(host, error) from error
-    except (OSError, TimeoutError, asyncssh.Error) as error:
-        if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
-            raise _no_key_of_the_agent(
-                f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
+        agent = await _Agent.of_this_machine(exit_stack, timeout) if host.ssh.agent else None
+        try:
+            async with asyncio.timeout(timeout):
+                keys = None if key is None else [asyncssh.import_private_key(key)]
+                connection = await asyncssh.connect(
+                    host.address,
+                    host.ssh.port,
+                    username=host.ssh.user,
+                    known_hosts=([pinned], [], []),
+                    client_keys=keys if agent is None else agent.keys,
+                    password=host.ssh.password and host.ssh.password.get_secret_value(),
+                    agent_path=None,
+                    config=None,
+                    keepalive_interval=KEEPALIVE_SECONDS,
+                )
+                return _Connection(connection)
+        except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+            if "host key" not in str(error).lower():
+                raise _unreachable(host, error) from error
+            raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
+        except asyncssh.KeyImportError as error:
+            raise HomelabError(
+                wanted="a private key in OpenSSH or PEM format, without a passphrase",
+                found=str(error),
+                why="the host can't be logged in to without it",
+                next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: "
+                "true)",
             ) from error
-        if isinstance(error, TimeoutError):
-            error = TimeoutError(f"no answer within {timeout:g} s")
-        if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
-            raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
-        raise _unreachable(host, error) from error
+        except asyncssh.PermissionDenied as error:
+            if agent is not None and agent.problem:
+                raise _no_key_of_the_agent(agent.problem) from error
+            raise _login_refused(host, error) from error
+        except (OSError, TimeoutError, asyncssh.Error) as error:
+            if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
+                raise _no_key_of_the_agent(
+                    f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
+                ) from error
+            if isinstance(error, TimeoutError):
+                error = TimeoutError(f"no answer within {timeout:g} s")
+            if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
+                raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
+            raise _unreachable(host, error) from error
 
 
 def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefusedError:
