@@ -17,10 +17,6 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
     resource = GuestReboot
 
     def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
-        return GuestReboot.Outputs(boot_id=self._boot_for_driver(inputs))
-
-    def _boot_for_driver(self, inputs: GuestReboot.Inputs) -> str:
-        """The id of the system's boot once no reboot is needed."""
         name, version = inputs.system_name, inputs.driver
         patience = float(inputs.timeout)
         old = ""
@@ -36,10 +32,10 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             old = current.boot_id
             reached.ask("apply", "reboot_guest", reboot_guest.Wanted())
 
-        # Over one connection: a guest that is on its way down takes no new one.
+        # Over the same connection: a guest that is on its way down takes no new one.
         reading = self.read_system_in_time(inputs, patience, then=restart)
         if not old:
-            return reading.boot_id
+            return GuestReboot.Outputs(boot_id=reading.boot_id)
         if reading.boot_id == old:
             reading = self.read_system_in_time(inputs, patience, old)
         if reason_left := reboot_reason(reading, version):
@@ -51,7 +47,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
                 "'nouveau|nvidia'`, `journalctl -b`",
             )
         tell(f"{name}: it is back, kernel {reading.system.running}")
-        return reading.boot_id
+        return GuestReboot.Outputs(boot_id=reading.boot_id)
 
 
 def reboot_reason(reading: SystemReading, version: str) -> str:
