@@ -170,7 +170,7 @@ class _Guard:
 
     async def _hold(self) -> None:
         session, wanted = ssh.Session(self._host), Wanted(who=_this_run())
-        await session.open()
+        await session.connected()
         try:
             await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
         except UnreachableError:

@@ -305,9 +305,9 @@ class Session:
         :raises UnreachableError: the host doesn't answer in time.
         :raises HomelabError: it shows another host key, or refuses the login.
         """
-        loop.run(self.open(anew=anew))
+        loop.run(self.connected(anew=anew))
 
-    async def open(self, *, anew: bool = False) -> None:
+    async def connected(self, *, anew: bool = False) -> None:
         """`connect`, for what runs on this process's loop."""
         if anew:
             _leave(self._host)
