@@ -2,8 +2,8 @@
 
 What one does as sshd does: accounts of its system, by public key; no environment variables taken from the client
 (sshd_config has no AcceptEnv for them); exit status or signal reported; background processes that hold a command's
-stdout keep the channel open; of forwarding, connections from here (direct-tcpip) as sshd_config lets them. What it doesn't have: login shells,
-terminals, other forwarding.
+stdout keep the channel open; ten sessions at a time on a connection; of forwarding, connections from here (direct-tcpip) as sshd_config lets them. What it
+doesn't have: login shells, terminals, other forwarding.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from typing import Any, Protocol
 
 import asyncssh
 from asyncssh.channel import SSHChannel
-from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED
+from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_CONNECT_FAILED
 
 from lab import ports
 from lab.processes import Processes
 from lab.state import StatePaths, append_log, now, read_log
 
 _CHUNK = 65536
+# sshd_config's MaxSessions: channels of a connection for commands and sftp.
+_MAX_SESSIONS = 10
 # How much of a command's stdin is kept, to find a text in it: scripts, the longest many times over.
 _SCRIPT_KEPT = 1 << 20
 # What bash opens as a connection: a lab's commands have this machine's network, in which its host's services have other ports.
@@ -346,6 +348,7 @@ class Command:
 
     def _report(self, status: int | None) -> None:
         self._cut_if_wanted()
+        self._connection.sessions.discard(self._channel)  # before the client hears of it
         if status is None or self._lost.is_set() or self._cut:
             return
         if status < 0:
@@ -380,6 +383,7 @@ class CommandChannel(asyncssh.SSHServerProcess[bytes]):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection.run, connection.sftp, 3, True)
+        self._connection = connection
         self.running: Command | None = None
 
     def shell_requested(self) -> bool:
@@ -394,6 +398,7 @@ class CommandChannel(asyncssh.SSHServerProcess[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         """The channel was closed, or the connection broke."""
         super().connection_lost(exc)
+        self._connection.sessions.discard(self)
         if self.running is not None:
             self.running.lose_client()
 
@@ -417,6 +422,7 @@ class Connection(asyncssh.SSHServer):
         self.server = server
         server.system.numbers.connections += 1
         self.number = server.system.numbers.connections
+        self.sessions: set[CommandChannel] = set()
         self._connection: asyncssh.SSHServerConnection | None = None
         self._user: str | None = None
         self._peer = ""
@@ -471,13 +477,20 @@ class Connection(asyncssh.SSHServer):
     def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], CommandChannel]:
         """Open a channel that takes no environment variables from the client, as sshd without AcceptEnv.
 
+        Raises:
+            asyncssh.ChannelOpenError: The connection has as many sessions as sshd allows.
+
         AsyncSSH has no setting for that; it looks its request handlers up by name on the channel, so that one
         set on the channel is found first. tests/simulator/test_server_ssh.py notices if that ever changes.
         """
         assert self._connection is not None
+        if len(self.sessions) >= _MAX_SESSIONS:
+            raise asyncssh.ChannelOpenError(OPEN_CONNECT_FAILED, "open failed")
         channel: asyncssh.SSHServerChannel[bytes] = self._connection.create_server_channel(encoding=None)
         setattr(channel, "_process_env_request", lambda _: False)  # noqa: B010
-        return channel, CommandChannel(self)
+        session = CommandChannel(self)
+        self.sessions.add(session)
+        return channel, session
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> Any:
         """Connect the client with what answers inside the system.

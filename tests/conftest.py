@@ -314,6 +314,16 @@ def daemons() -> Iterator[None]:
     Lab.daemons = None
 
 
+@pytest.fixture(autouse=True)
+def no_connection_outlives_its_test() -> Iterator[None]:
+    """A process has one connection to each host until it ends; here each test is a process of its own."""
+    yield
+    if "homelab.remote.loop" in sys.modules:
+        from tests import connections
+
+        connections.end_all()
+
+
 @pytest.fixture(scope="session")
 def engine() -> install.Engine:
     from engine import install

@@ -4,7 +4,6 @@ step."""
 from __future__ import annotations
 
 import argparse
-import asyncio
 import difflib
 import os
 import re
@@ -122,7 +121,7 @@ class Conversation:
                 "of them: homelab init --help."
             )
         self.access = access_to(self.arguments, self.before, self.output, self.ask)
-        self.facts = asyncio.run(ssh.read(self.access.host, guests=True, lspci=True))
+        self.facts = ssh.read(self.access.host, guests=True, lspci=True)
         self.node = self.facts.cluster.node or "pve"
         # Another host whose node has the same name ("pve" is the default) is not this one.
         self.name = self.access.name or init_cards.key_of(self.node, self.before.hosts, "pve")
@@ -471,15 +470,11 @@ class Conversation:
         wanted = {*map(str, containers), *(["host"] if host else [])} - self._looked_into
         if not wanted:
             return
-
-        async def read() -> None:
-            async with ssh.connect(self.access.host) as session:
-                ids = [number for number in containers if str(number) in wanted]
-                readings, refused = await planning.read_systems(session, self.facts, ids, host="host" in wanted)
-            self._readings |= readings
-            self.output.say(*(f"{error.wanted}: {error.found}" for error in refused))
-
-        asyncio.run(read())
+        session = ssh.Session(self.access.host)
+        ids = [number for number in containers if str(number) in wanted]
+        readings, refused = planning.read_systems(session, self.facts, ids, host="host" in wanted)
+        self._readings |= readings
+        self.output.say(*(f"{error.wanted}: {error.found}" for error in refused))
         self._looked_into |= wanted
 
     def _on_host(self, system: SystemFacts, driver: str | None, loaded: str, *, configured: bool) -> Stack | None:
@@ -589,7 +584,7 @@ class Conversation:
             if first_contact.refusal(vm_host, is_first=False) is None:
                 settings = {"address": address, "ssh": {**login, "hostKey": key.line, **method}}
                 try:
-                    return settings, asyncio.run(planning.read_vm(vm_host))
+                    return settings, planning.read_vm(vm_host)
                 except HomelabError as error:
                     self.output.say(
                         f"{guest} can't be looked into: {error.found}. Whether NVIDIA's software fits it isn't known."

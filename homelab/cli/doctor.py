@@ -8,7 +8,6 @@ something isn't; 2, it couldn't be read.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import functools
 import json
 import sys
@@ -66,13 +65,13 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     name, host = file.host(arguments.host, arguments.identity)
     if arguments.kind == "container":
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
-        reading = asyncio.run(diagnosis.read(host, list(dict.fromkeys(ids))))
+        reading = diagnosis.read(host, list(dict.fromkeys(ids)))
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
             cards = file.cards(name, host, arguments.id, reading)
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
-    reading = asyncio.run(diagnosis.read(host))
+    reading = diagnosis.read(host)
     if arguments.kind == "vm":
         return vm.diagnose(reading, arguments.id, host)
     return host_judge.diagnose(reading, host)
@@ -90,7 +89,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         try:
             name, host = file.host(host_name, arguments.identity)
             ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
-            reading = asyncio.run(diagnosis.read(host, ids))
+            reading = diagnosis.read(host, ids)
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue

@@ -8,7 +8,6 @@ the systems over SSH, and change nothing there. Exit status: 0; 1, something is 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -75,11 +74,11 @@ def _systems(file: StackFile, chosen: Sequence[str], identity: str | None) -> It
         yield LockedSystem(name, _TARGETS[kind], host, nvidia, ctid)
 
 
-async def _read(system: LockedSystem) -> tuple[PackagesReading, SystemReading]:
-    async with ssh.connect(system.host) as session:
-        packages = await session.ask("read", "read_packages", read_packages.Wanted(), ctid=system.ctid)
-        found = await session.ask("read", "read_system", read_system.Wanted(), ctid=system.ctid)
-        return PackagesReading.of(packages), reading.parse(found)
+def _read(system: LockedSystem) -> tuple[PackagesReading, SystemReading]:
+    session = ssh.Session(system.host)
+    packages = session.ask("read", "read_packages", read_packages.Wanted(), ctid=system.ctid)
+    found = session.ask("read", "read_system", read_system.Wanted(), ctid=system.ctid)
+    return PackagesReading.of(packages), reading.parse(found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         lines = []
         for system in _systems(file, arguments.systems, arguments.identity):
-            packages, _ = asyncio.run(_read(system))
+            packages, _ = _read(system)
             locks[system.name] = packages.lock
             lines.append(f"{system.name}: {len(packages.lock.packages)} packages, driver {packages.driver or 'none'}")
             if packages.installer:
@@ -128,7 +127,7 @@ def show_outdated(argv: Sequence[str] | None = None) -> int:
     ).parse_args(argv)
     status = WELL
     for system in _systems(stack_options.read(arguments), arguments.systems, arguments.identity):
-        packages, system_reading = asyncio.run(_read(system))
+        packages, system_reading = _read(system)
         lines = outdated.lines(packages, Request(system.target, system.nvidia, system_reading.system, system.name))
         title = f"{system.name} ({packages.distribution}, driver {packages.driver or 'none'})"
         print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else f"{title}: nothing is newer")

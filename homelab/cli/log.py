@@ -7,14 +7,12 @@ Reads over SSH (a container through its host), and changes nothing. Exit status:
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 
 from homelab.cli import stack_options
 from homelab.cli.whereabouts import of_guest
 from homelab.errors import HomelabError
 from homelab.remote import ssh
-from homelab.settings import Host
 from homelab.text import clean
 from remote_scripts.layers import read_log
 
@@ -58,13 +56,8 @@ def read(arguments: argparse.Namespace) -> str:
                 next="name one of these",
             )
         host, ctid = of_guest(file, settings, arguments.system, arguments.identity)
-    return asyncio.run(_read(host, arguments.lines, ctid))
-
-
-async def _read(host: Host, lines: int, ctid: int) -> str:
-    wanted = read_log.Wanted(lines=lines, of=f"container {ctid}" if ctid else "")
-    async with ssh.connect(host) as session:
-        return str((await session.ask("read", "read_log", wanted))["log"])
+    wanted = read_log.Wanted(lines=arguments.lines, of=f"container {ctid}" if ctid else "")
+    return str(ssh.Session(host).ask("read", "read_log", wanted)["log"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

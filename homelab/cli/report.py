@@ -8,7 +8,6 @@ a host couldn't be read.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime
 import sys
 from collections.abc import Sequence
@@ -57,7 +56,7 @@ def report(arguments: argparse.Namespace, outputs: Outputs | None) -> hardware.H
     hosts = []
     for host_name in file.asked(None):
         name, host = file.host(host_name, arguments.identity)
-        hosts.append(hardware.of_host(asyncio.run(diagnosis.read(host)), name, host, outputs))
+        hosts.append(hardware.of_host(diagnosis.read(host), name, host, outputs))
     today = datetime.date.today().isoformat()
     return hardware.HardwareReport(homelab=__version__, date=today, undo=arguments.undo, hosts=hosts)
 

@@ -7,7 +7,6 @@ be read.
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     roots = []
     for host_name in file.asked(arguments.host):
         name, host = file.host(host_name, arguments.identity)
-        facts = asyncio.run(ssh.read(host, guests=True))
+        facts = ssh.read(host, guests=True)
         node = host.node or name
         current_cards = reading.of_reading(facts, host, node)
         vms, containers = guests_on(settings, name, host, facts)

@@ -10,8 +10,6 @@ something does; 2, it couldn't be tried.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -104,7 +102,7 @@ def _vm_of(settings: Settings, host_name: str, card: str, name: str) -> Vm:
 
 
 class Switch:
-    """One switch of a card, on an open connection. `vm`: that is to have it; None: the containers are; `vms`: those of
+    """One switch of a card. `vm`: that is to have it; None: the containers are; `vms`: those of
     the host, by name."""
 
     def __init__(
@@ -117,7 +115,7 @@ class Switch:
         self._story_size = 0
         self._state: dict[str, str] = {}
 
-    async def rehearse(self) -> int:
+    def rehearse(self) -> int:
         """Prints what a switch would do, and what prevents it; returns the exit status."""
         handover.switch_refused(self._facts, self._card, self._vm, rehearsed=True)
         state = handover.state_text(self._facts, self._card) or "with the host"
@@ -129,7 +127,7 @@ class Switch:
         shared = {name: plan.card_plan(self._facts, self._host, name, slots[name]) for name in self._host.hands_over}
         cards = handover.cards_of(self._host, self._vms, shared)
         wanted = Wanted(card=self._card, vmid=self._vm.vmid, cards=cards)
-        answer = of_plain(Rehearsal, await self._session.ask("plan", "switch_card", wanted, 300))
+        answer = of_plain(Rehearsal, self._session.ask("plan", "switch_card", wanted, 300))
         if answer.stands:
             print(f"{answer.stands}.")
         for ctid in answer.containers:
@@ -159,7 +157,7 @@ class Switch:
             print(f"  would be started again: container {ctid}")
         return WELL
 
-    async def carry_out(self) -> int:
+    def carry_out(self) -> int:
         """Starts the VM, or shuts it down, and waits until the handover has ended; returns the exit status."""
         handover.switch_refused(self._facts, self._card, self._vm)
         state = handover.state_of(self._facts, self._card)
@@ -173,16 +171,16 @@ class Switch:
         if self._vm is None and state.get("state", "HELD") == "HELD":
             print(f"gpus.{self._card} is with the host already" + (f": {state['why']}" if state.get("why") else "."))
             return NOT_SWITCHED if state.get("containers") else WELL
-        await self._read_story(quiet=True)
+        self._read_story(quiet=True)
         if self._vm is not None:
-            return await self._to_vm(self._vm)
-        return await self._to_containers(int(state["vm"]))
+            return self._to_vm(self._vm)
+        return self._to_containers(int(state["vm"]))
 
-    async def _to_vm(self, vm: Vm) -> int:
+    def _to_vm(self, vm: Vm) -> int:
         print(f"starting VM {vm.vmid}")
-        well, message = await self._run_and_tell(Wanted(card=self._card, vmid=vm.vmid, start=True))
+        well, message = self._run_and_tell(Wanted(card=self._card, vmid=vm.vmid, start=True))
         if well and ha.service(self._facts, "vm", vm.vmid) is not None:
-            await self._wait_for_ha(vm.vmid)
+            self._wait_for_ha(vm.vmid)
         if well and self._state.get("state") == "VM" and self._state.get("vm") == str(vm.vmid):
             print(f"VM {vm.vmid} runs, with gpus.{self._card}.")
             return WELL
@@ -198,18 +196,17 @@ class Switch:
             print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
         return NOT_SWITCHED
 
-    async def _wait_for_ha(self, vmid: int) -> None:
+    def _wait_for_ha(self, vmid: int) -> None:
         """Waits until HA has started the VM, or its start was refused: a start by HA returns at once."""
         before = handover.since(handover.state_of(self._facts, self._card))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HA_SECONDS):
-                while (self._state.get("state"), self._state.get("vm")) != ("VM", str(vmid)):
-                    if self._state.get("state") in ("HELD", "STUCK", "DEAD") and handover.since(self._state) > before:
-                        return
-                    await asyncio.sleep(POLL_SECONDS)
-                    await self._read_story()
+        until = time.monotonic() + HA_SECONDS
+        while (self._state.get("state"), self._state.get("vm")) != ("VM", str(vmid)) and time.monotonic() < until:
+            if self._state.get("state") in ("HELD", "STUCK", "DEAD") and handover.since(self._state) > before:
+                return
+            time.sleep(POLL_SECONDS)
+            self._read_story()
 
-    async def _to_containers(self, vmid: int) -> int:
+    def _to_containers(self, vmid: int) -> int:
         asked_at: float | None = None
         ended = False
         until = time.monotonic() + SWITCH_SECONDS
@@ -225,7 +222,7 @@ class Switch:
                     "as HA or a reboot from inside"
                 )
             if vm_has_it and runs == "yes" and asked_at is None:
-                if not await self._shut_down(vmid):
+                if not self._shut_down(vmid):
                     return NOT_SWITCHED
                 asked_at = time.monotonic()
                 until = asked_at + self._shutdown.timeout + SWITCH_SECONDS
@@ -242,14 +239,14 @@ class Switch:
                     f"VM {vmid}, such as a backup or a lock (`qm config {vmid}`)"
                 )
             else:
-                await asyncio.sleep(POLL_SECONDS)
-            runs = await self._read_story(vmid)
+                time.sleep(POLL_SECONDS)
+            runs = self._read_story(vmid)
         if self._state:
             return self._not_switched(f"gpus.{self._card} is {self._where()}")
         print(f"gpus.{self._card} is with the host and its containers.")
         return WELL
 
-    async def _shut_down(self, vmid: int) -> bool:
+    def _shut_down(self, vmid: int) -> bool:
         print(f"shutting VM {vmid} down, for which it has {self._shutdown.timeout} s")
         wanted = Wanted(
             card=self._card,
@@ -257,7 +254,7 @@ class Switch:
             seconds_off=self._shutdown.timeout,
             cut=self._shutdown.otherwise == "stop",
         )
-        well, message = await self._run_and_tell(wanted, SWITCH_SECONDS + self._shutdown.timeout)
+        well, message = self._run_and_tell(wanted, SWITCH_SECONDS + self._shutdown.timeout)
         if not well:
             print(message, file=sys.stderr)
             self._still_runs(vmid)
@@ -273,26 +270,24 @@ class Switch:
         print(why, file=sys.stderr)
         return NOT_SWITCHED
 
-    async def _run_and_tell(self, wanted: Wanted, seconds: float = SWITCH_SECONDS) -> tuple[bool, str]:
+    def _run_and_tell(self, wanted: Wanted, seconds: float = SWITCH_SECONDS) -> tuple[bool, str]:
         """Starts a VM, or shuts it down, and prints the handover's story meanwhile.
 
         :param seconds: how long that may take.
         :returns: whether it worked, and its output.
         """
-        task = asyncio.create_task(self._session.ask("apply", "switch_card", wanted, seconds))
-        while not (await asyncio.wait({task}, timeout=POLL_SECONDS))[0]:
-            await self._read_story()
-        await self._read_story()
-        answer = of_plain(Answer, await task)
+        plain = self._session.ask("apply", "switch_card", wanted, seconds, meanwhile=self._read_story)
+        self._read_story()
+        answer = of_plain(Answer, plain)
         return answer.well, answer.said
 
-    async def _read_story(self, vmid: int = 0, *, quiet: bool = False) -> str:
+    def _read_story(self, vmid: int = 0, *, quiet: bool = False) -> str:
         """Reads the story's new lines, prints them unless `quiet`, and reads the card's state.
 
         :returns: whether VM `vmid` runs: yes, no or unknown.
         """
         wanted = Wanted(card=self._card, vmid=vmid, known=self._story_size)
-        answer = of_plain(Story, await self._session.ask("read", "switch_card", wanted))
+        answer = of_plain(Story, self._session.ask("read", "switch_card", wanted))
         self._story_size = answer.size
         state = HandedOver(cards={self._card: answer.state}).of_card(self._card)
         self._state = state if state.get("state") else {}
@@ -307,13 +302,6 @@ class Switch:
         return handover.state_text(facts, self._card) or "with the host"
 
 
-async def _switch(host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], *, rehearse: bool) -> int:
-    async with ssh.connect(host) as session:
-        facts = await session.read(guests=True)
-        switch = Switch(session, host, card, vm, vms, facts)
-        return await (switch.rehearse() if rehearse else switch.carry_out())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
@@ -322,4 +310,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, host = _host_with(file, settings, arguments.card, arguments.host, arguments.identity)
     vm = None if arguments.to is None else _vm_of(settings, name, arguments.card, arguments.to)
     vms = {vm_name: guest for vm_name, guest in settings.vms.items() if guest.host == name}
-    return asyncio.run(_switch(host, arguments.card, vm, vms, rehearse=arguments.rehearse))
+    session = ssh.Session(host)
+    switch = Switch(session, host, arguments.card, vm, vms, session.read(guests=True))
+    return switch.rehearse() if arguments.rehearse else switch.carry_out()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 from homelab.cli.access import access_to
 from homelab.cli.output import Declined, Output
@@ -25,7 +24,7 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
     before = existing(read_settings(file), file.name)
     arguments.install_key = False  # nothing is left on the host by an undo
     access = access_to(arguments, before, output, ask)
-    facts = asyncio.run(ssh.read(access.host, guests=True))
+    facts = ssh.read(access.host, guests=True)
     plan = undoing(arguments.stack, facts.cluster.users)
     result: dict[str, object] = {"commands": plan.commands, "left": plan.left}
     if not plan.commands:

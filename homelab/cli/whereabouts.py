@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import HostFacts
@@ -60,7 +58,7 @@ def host_of(file: StackFile, settings: Settings, container: Container, identity:
     unreachable: HomelabError | None = None
     for host in nodes:
         try:
-            if asyncio.run(ssh.read(host, guests=True)).guests.config(container.ctid) is not None:
+            if ssh.read(host, guests=True).guests.config(container.ctid) is not None:
                 return host
         except UnreachableError as error:  # it may be on another one
             unreachable = unreachable or error

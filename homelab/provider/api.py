@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -74,7 +73,7 @@ class ApiWork(Work[NodeT, OutputsT]):
     def _access(self, inputs: NodeT) -> Permissions | None:
         """Who may what on the node, for advice on a right that is missing; None: it can't be read."""
         try:
-            return Permissions.parse(asyncio.run(ssh.read(self.host(inputs), guests=True)).cluster.users)
+            return Permissions.parse(ssh.read(self.host(inputs), guests=True).cluster.users)
         except HomelabError:
             return None
 
@@ -118,7 +117,7 @@ class ApiWork(Work[NodeT, OutputsT]):
         return runs
 
     def _read_log(self, inputs: NodeT) -> HostFacts:
-        return asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+        return ssh.read(self.host(inputs), kernel_log=True)
 
     def _require_cards(self, inputs: NodeT, machine: Machine, before: HostFacts) -> None:
         """Reads the VM's cards after a start, and tells the remarks about them.
@@ -127,7 +126,7 @@ class ApiWork(Work[NodeT, OutputsT]):
             its old configuration. Nothing is switched off: what the guest does is its owner's.
         """
         for _ in while_a_reset_lasts():
-            facts = asyncio.run(ssh.read(self.host(inputs), guests=True, kernel_log=True))
+            facts = ssh.read(self.host(inputs), guests=True, kernel_log=True)
             functions = card_start.functions_of(facts, machine.vmid, machine.node)
             if not functions and has_cards(machine):
                 raise _unknown_cards(machine)
@@ -159,17 +158,16 @@ class ApiWork(Work[NodeT, OutputsT]):
             name,
             lambda: guard.let_start(self.host(inputs), vmid),
             memory=vm_memory.VmMemory(self.host(inputs), vmid, name, here=api.node == inputs.node),
-            starts_on=lambda node, since: asyncio.run(self._starts_on(inputs, vmid, node, since)),
+            starts_on=lambda node, since: self._starts_on(inputs, vmid, node, since),
         )
 
-    async def _starts_on(self, inputs: NodeT, vmid: int, node: str, since: int) -> vm_starts.Answer | None:
+    def _starts_on(self, inputs: NodeT, vmid: int, node: str, since: int) -> vm_starts.Answer | None:
         """What a node's host has of the VM's starts since then; None: it is not in the settings, or doesn't answer."""
         host = self.stack.host_at(inputs.host, node)
         if host is None:
             return None
         try:
-            async with ssh.connect(host) as session:
-                return await vm_memory.starts(session, vmid, since)
+            return vm_memory.starts(ssh.Session(host), vmid, since)
         except HomelabError:
             return None
 
@@ -201,13 +199,9 @@ def _as_root(host: Host, command: Sequence[str]) -> tuple[str, int]:
 
     :raises UnreachableError: the connection was lost meanwhile.
     """
-
-    async def output() -> str:
-        seconds = host.timeouts.api
-        async with ssh.connect(host) as session:
-            return await session.run("set", scripts.host_command(command, seconds), seconds + SPARE_SECONDS)
-
-    text, _, status = asyncio.run(output()).rstrip("\n").rpartition("\n")
+    seconds = host.timeouts.api
+    output = ssh.Session(host).run("set", scripts.host_command(command, seconds), seconds + SPARE_SECONDS)
+    text, _, status = output.rstrip("\n").rpartition("\n")
     return text, int(status)
 
 

@@ -3,7 +3,6 @@ to it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import time
@@ -406,7 +405,7 @@ class Work(Generic[InputsT, OutputsT]):
         return self.stack.host(inputs.host)
 
     def facts_of_refresh(self, inputs: InputsT) -> HostFacts:
-        """The host as a refresh sees it: read once in a run, on one connection.
+        """The host as a refresh sees it: read once in a run.
 
         :raises HomelabError: it can't be read.
         """
@@ -432,6 +431,6 @@ class Work(Generic[InputsT, OutputsT]):
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
             with_running = bool(containers) or self.stack.may_host_roaming(host)
-            return asyncio.run(ssh.read(host, guests=with_running, systems=systems))
+            return ssh.read(host, guests=with_running, systems=systems)
         except HomelabError as error:
             return error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Sequence
@@ -42,9 +41,7 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
             )
             tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'], reboot['moves'])}")
         try:
-            facts = asyncio.run(
-                _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
-            )
+            facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
         except UnreachableError:
             if reboot["turn"]:
                 self._give_up(inputs.host, self.host(inputs).node or inputs.host)
@@ -69,7 +66,7 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         that can be reached and whose Ceph does it."""
         for peer in self.stack.peers(name):
             try:
-                lifted = asyncio.run(_lift(self.stack.host(peer), node))
+                lifted = _lift(self.stack.host(peer), node)
             except HomelabError:
                 continue  # that is said by its own resources
             if lifted != "no":
@@ -91,13 +88,11 @@ class ManagedGuests(NamedTuple):
     stay_off: Sequence[int] = ()
 
 
-async def _verify(
-    host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: ManagedGuests
-) -> HostFacts:
+def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: ManagedGuests) -> HostFacts:
     old_boot_id = None
     if reboot["reboot"] == "yes":
         old_boot_id = reboot["boot_id"]
-    elif reboot["reboot"] == "manual" and (await ssh.read(host)).boot_id == reboot["boot_id"]:
+    elif reboot["reboot"] == "manual" and ssh.read(host).boot_id == reboot["boot_id"]:
         raise HomelabError(
             wanted=f"{name} rebooted, because {in_short(reboot['reasons'], want.gpus)}",
             found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no running guest'}",
@@ -105,18 +100,18 @@ async def _verify(
             next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here",
         )
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
-    facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
+    facts = ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
     if not facts.rolled_back:
         try:  # before anything else: the host itself starts its guests only while no run holds it
-            await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
+            guard.hold(name, host)  # the reboot has ended what held it
         except HomelabError as error:
             # The boot is confirmed all the same; what would change something is refused.
             tell(f"{name}: note: {error.found}")
     if reboot["turn"] and not facts.rolling_back:
-        await _end_turn(host, name)
+        _end_turn(host, name)
     if reboot["reboot"] == "yes" and not facts.rolling_back:
         # Of a boot that was given back this run changes nothing more.
-        await _start_guests(host, name, ManagedGuests() if facts.rolled_back else managed)
+        _start_guests(host, name, ManagedGuests() if facts.rolled_back else managed)
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
@@ -131,7 +126,7 @@ async def _verify(
     return facts
 
 
-async def _end_turn(host: Host, name: str) -> None:
+def _end_turn(host: Host, name: str) -> None:
     """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no
     reason to fail.
 
@@ -143,14 +138,11 @@ async def _end_turn(host: Host, name: str) -> None:
         (tell if line.startswith("note: ") else tell_meanwhile)(f"{name}: {line}")
 
     try:
-        async with ssh.connect(host) as session:
-            seconds = (
-                cluster_turn.LOCK_SECONDS
-                + cluster_turn.CLUSTER_SECONDS
-                + cluster_turn.RETURN_SECONDS
-                + host.timeouts.api
-            )
-            answer = await session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds, show)
+        session = ssh.Session(host)
+        seconds = (
+            cluster_turn.LOCK_SECONDS + cluster_turn.CLUSTER_SECONDS + cluster_turn.RETURN_SECONDS + host.timeouts.api
+        )
+        answer = session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds, show)
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")
         answer = {"over": False, "set": ""}
@@ -159,21 +151,21 @@ async def _end_turn(host: Host, name: str) -> None:
         tell(f"{name}: note: it couldn't tell its cluster that it is back; it goes on trying, and until it can {left}")
 
 
-async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
+def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
     """Start again what ran before the reboot; what has no `onboot` would stay off. That one doesn't start is no reason
     to fail."""
     try:
-        async with ssh.connect(host) as session:
-            wanted = start_guests.Wanted(later=tuple(managed.start_later), unwanted=tuple(managed.stay_off))
-            # A start that is cut off may leave its guest off for good.
-            answer = await session.ask(
-                "apply",
-                "start_guests",
-                wanted,
-                STARTS_SECONDS,
-                lambda line: tell_meanwhile(f"{name}: {line}"),
-                goes_on=True,
-            )
+        session = ssh.Session(host)
+        wanted = start_guests.Wanted(later=tuple(managed.start_later), unwanted=tuple(managed.stay_off))
+        # A start that is cut off may leave its guest off for good.
+        answer = session.ask(
+            "apply",
+            "start_guests",
+            wanted,
+            STARTS_SECONDS,
+            lambda line: tell_meanwhile(f"{name}: {line}"),
+            goes_on=True,
+        )
     except HomelabError as error:
         tell(f"{name}: note: {error.found}; the host itself starts the guests that ran before the reboot")
         return
@@ -183,10 +175,10 @@ async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
         tell(f"{name}: note: {line}")
 
 
-async def _lift(host: Host, node: str) -> str:
+def _lift(host: Host, node: str) -> str:
     """`yes`, `no`, or `none` where there is nothing to lift."""
-    async with ssh.connect(host, PEER_SECONDS) as session:
-        return str((await session.ask("apply", "absent_node", absent_node.Wanted(node=node)))["lifted"])
+    wanted = absent_node.Wanted(node=node)
+    return str(ssh.Session(host, PEER_SECONDS).ask("apply", "absent_node", wanted)["lifted"])
 
 
 def kernel_errors(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:

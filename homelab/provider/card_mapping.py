@@ -4,7 +4,6 @@ subsystem-id of each function of its path (of a slot: the first), IOMMU group of
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import random
 import time
@@ -65,7 +64,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         except NotThereError:
             exists = False
         about = {"before": before, "had_flag": had_flag}
-        noted = asyncio.run(_noted(host, inputs, about))
+        noted = _noted(host, inputs, about)
         try:
             if exists or not _made(api, inputs):
                 _write(api, inputs, None)
@@ -73,7 +72,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             raise  # it may have been written: it stays noted
         except HomelabError:
             if about.items() <= noted.items():  # else an earlier run has written something
-                asyncio.run(forget_notes(host, [ledger.of_mapping(inputs.node, name)]))
+                forget_notes(host, [ledger.of_mapping(inputs.node, name)])
             raise
         return CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
 
@@ -86,7 +85,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
                 mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
                 _replaced(mapping["map"], inputs, had.entry["path"])
             about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
-            asyncio.run(_noted(self.host(inputs), inputs, about))
+            _noted(self.host(inputs), inputs, about)
         _write(self.api(inputs), inputs, had.entry["path"])
         if not inputs.live_migration:
             self._take_flag_back(had, outputs)
@@ -119,7 +118,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
 
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         host = self.host(inputs)
-        notes = asyncio.run(ssh.read(host)).ledger
+        notes = ssh.read(host).ledger
         holder = ledger.held_by(noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu, "gpu")
         if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
             tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
@@ -162,7 +161,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
         paths = [noted["path"]] if "path" in noted else []
         _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs), paths))
-        asyncio.run(forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
+        forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)])
 
     def _user_in_another_stack(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> str:
         """The VM to which another stack has given the card, and that stack; empty: there is none."""
@@ -208,18 +207,18 @@ def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Itera
             yield int(number), noted
 
 
-async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
+def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
     """What is noted now: `about`, or what was noted before; with the card and its key in the settings.
 
     What was noted of this card stays, also where somebody has taken its entry out since. What was noted of another
     card no longer counts where this one has no entry.
     """
     name, path = ledger.of_mapping(inputs.node, inputs.mapping), inputs.entry["path"]
-    async with ssh.connect(host) as session:
-        earlier = await ledger.noted(session, name)
-        stays = earlier is not None and (about["before"] is not None or overlap(earlier["path"], path))
-        noted = {**about, **(earlier if earlier and stays else {}), "gpu": inputs.gpu, "path": path}
-        await ledger.note(session, name, noted)
+    session = ssh.Session(host)
+    earlier = ledger.noted(session, name)
+    stays = earlier is not None and (about["before"] is not None or overlap(earlier["path"], path))
+    noted = {**about, **(earlier if earlier and stays else {}), "gpu": inputs.gpu, "path": path}
+    ledger.note(session, name, noted)
     return noted
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 
 from homelab.container import libraries, other_makers
@@ -44,11 +43,11 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 f"{inputs.container}: container {inputs.ctid} has moved from {before.node} to {inputs.node}: the notes "
                 "about it move with it"
             )
-            asyncio.run(self._move_record(inputs, before.host, inputs.host))
+            self._move_record(inputs, before.host, inputs.host)
             planned = dataclasses.replace(planned, generation=planned.generation + 1)
         return planned
 
-    async def _take_over(self, inputs: ContainerProbe.Inputs, facts: HostFacts, config: GuestConfig) -> None:
+    def _take_over(self, inputs: ContainerProbe.Inputs, facts: HostFacts, config: GuestConfig) -> None:
         """The state doesn't know the container, as where it was lost: what is noted on the host that the container has
         left meanwhile goes to the one that it is on.
 
@@ -56,15 +55,13 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         """
         if not config.container.lines or any(container.id == inputs.ctid for container in facts.containers):
             return
-        notes = await ask_peers(
-            self.stack, inputs.host, lambda peer: container_record_of(self.stack, peer, inputs.ctid)
-        )
+        notes = ask_peers(self.stack, inputs.host, lambda peer: container_record_of(self.stack, peer, inputs.ctid))
         for old_host in notes.by_host:
             tell(
                 f"{inputs.container}: container {inputs.ctid} has come from {old_host}, and this stack's state doesn't "
                 "know it: the notes there move with it"
             )
-            await self._move_record(inputs, old_host, inputs.host)
+            self._move_record(inputs, old_host, inputs.host)
         if not notes.by_host:
             notes.require_all(
                 f"container {inputs.ctid}",
@@ -72,7 +69,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 "would stay in it for good, beside new ones",
             )
 
-    async def _move_record(self, inputs: ContainerProbe.Inputs, old_host: str, new_host: str) -> None:
+    def _move_record(self, inputs: ContainerProbe.Inputs, old_host: str, new_host: str) -> None:
         """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the
         old node's cards are known as homelab's. A host that is no longer in the settings, such as one that is dead, is
         not asked: what was noted there is lost.
@@ -83,15 +80,14 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             _tell_of_lost_record(inputs, old_host)
             return
         try:
-            async with ssh.connect(self.stack.host(old_host)) as session:
-                noted = ContainerRecord(
-                    ctid=inputs.ctid,
-                    record=(await session.ask("read", "container_record", ContainerRecord(ctid=inputs.ctid)))["record"],
-                )
-                if noted.record:
-                    async with ssh.connect(self.stack.host(new_host)) as new_session:
-                        await new_session.ask("apply", "container_record", noted)
-                    await session.ask("revert", "container_record", noted)
+            session = ssh.Session(self.stack.host(old_host))
+            noted = ContainerRecord(
+                ctid=inputs.ctid,
+                record=session.ask("read", "container_record", ContainerRecord(ctid=inputs.ctid))["record"],
+            )
+            if noted.record:
+                ssh.Session(self.stack.host(new_host)).ask("apply", "container_record", noted)
+                session.ask("revert", "container_record", noted)
         except HomelabError as error:
             raise HomelabError(
                 wanted=f"the notes about container {inputs.ctid} moved from {old_host} to {new_host}",
@@ -172,7 +168,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 next="put it back, or run `pulumi up` to give the container up",
             )
         guard.hold(inputs.host, self.host(inputs))
-        facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
+        facts = ssh.read(self.host(inputs), guests=True)
         want = _wanted(inputs)
         cards = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
         minors, errors = container_plan.check(inputs.container, container, facts, cards, want)
@@ -180,7 +176,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         raise_all([*errors, *refused, *libraries.refusals(inputs.container, container, facts, inputs.gpus)])
         config = facts.guests.config(inputs.ctid)
         if boot is None and config is not None:
-            asyncio.run(self._take_over(inputs, facts, config))
+            self._take_over(inputs, facts, config)
         return ContainerProbe.Outputs(
             minors=minors,
             functions=container_plan.functions([cards.slots[number] for number in minors], facts),
@@ -202,11 +198,11 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             return
         if inputs.cluster:
             self._give_back_elsewhere(inputs, outputs.identity)
-        if asyncio.run(container_record_of(self.stack, inputs.host, inputs.ctid)):
-            asyncio.run(self._take_out(inputs, inputs.host))
+        if container_record_of(self.stack, inputs.host, inputs.ctid):
+            self._take_out(inputs, inputs.host)
 
     def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs, before: str) -> None:
-        facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
+        facts = ssh.read(self.host(inputs), guests=True)
         node = facts.cluster.node_of(inputs.ctid)
         if not node or not any(container.id == inputs.ctid for container in facts.containers):
             return
@@ -219,25 +215,24 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
                 "then run the same command again",
             )
-        config = asyncio.run(ssh.read(self.stack.host(new_host), guests=True)).guests.config(inputs.ctid)
+        config = ssh.read(self.stack.host(new_host), guests=True).guests.config(inputs.ctid)
         if config and is_another(before, identity(config.values)):
             tell(
                 f"{inputs.container}: container {inputs.ctid} on {node} is another one now: nothing is taken out of it"
             )
             return
         tell(f"{inputs.container}: container {inputs.ctid} is on {node} now: what it was given is taken out there")
-        asyncio.run(self._move_record(inputs, inputs.host, new_host))
-        asyncio.run(self._take_out(inputs, new_host))
+        self._move_record(inputs, inputs.host, new_host)
+        self._take_out(inputs, new_host)
 
-    async def _take_out(self, inputs: ContainerProbe.Inputs, new_host: str) -> None:
+    def _take_out(self, inputs: ContainerProbe.Inputs, new_host: str) -> None:
         shutdown, host = inputs.shutdown, self.stack.host(new_host)
         wanted = ContainerGpus(
             ctid=inputs.ctid,
             shutdown=Shutdown(timeout=shutdown.timeout, otherwise=shutdown.otherwise),
             guest=inputs.container,
         )
-        async with ssh.connect(host) as session:
-            await session.ask("revert", "container_gpus", wanted, shutdown.timeout + host.timeouts.step)
+        ssh.Session(host).ask("revert", "container_gpus", wanted, shutdown.timeout + host.timeouts.step)
 
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from homelab.container import makers
 from homelab.doctor import container
 from homelab.doctor.devices import WantedCards
@@ -11,7 +9,6 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.provider.base import Work
 from homelab.remote import diagnosis, ssh
 from homelab.resources.container_verification import ContainerVerification
-from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.layers.container_verification import Wanted
 
@@ -25,29 +22,23 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         return str(inputs.ctid)
 
     def create(self, inputs: ContainerVerification.Inputs) -> ContainerVerification.Outputs:
-        outputs, remarks = asyncio.run(_verify(self.host(inputs), inputs))
-        opened = ", ".join(outputs.nodes) or f"nothing (it is {outputs.state})"
+        ctid, cards, host = inputs.ctid, inputs.cards, self.host(inputs)
+        wanted = Wanted(ctid=ctid, cards=cards, uses=tuple(inputs.uses))
+        try:
+            answer = ssh.Session(host).ask("apply", "container_verification", wanted)
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            reading = diagnosis.read(host, [ctid])
+            nodes = makers.nodes(" ".join(cards.cards), reading.facts.drm)
+            expected = WantedCards([*cards.minors], "the stack's configuration", nodes=nodes)
+            table = container.diagnose(reading, ctid, cards=expected).text()
+            raise error.retold(found=f"{error.found}\n{table}") from error
+        opened = ", ".join(answer["nodes"]) or f"nothing (it is {answer['state']})"
         who = "root and by an ordinary user"
-        if inputs.cards.cards:
+        if cards.cards:
             who = "root and by whom each is for (an ordinary user, or a member of its group)"
-        tell(f"{inputs.host}: opened in container {inputs.ctid}, by {who}: {opened}")
-        for remark in remarks:
-            tell(f"{inputs.host}: container {inputs.ctid}: {remark}")
-        return outputs
-
-
-async def _verify(host: Host, inputs: ContainerVerification.Inputs) -> tuple[ContainerVerification.Outputs, list[str]]:
-    ctid, cards = inputs.ctid, inputs.cards
-    wanted = Wanted(ctid=ctid, cards=cards, uses=tuple(inputs.uses))
-    try:
-        async with ssh.connect(host) as session:
-            answer = await session.ask("apply", "container_verification", wanted)
-    except UnreachableError:
-        raise
-    except HomelabError as error:
-        reading = await diagnosis.read(host, [ctid])
-        nodes = makers.nodes(" ".join(cards.cards), reading.facts.drm)
-        expected = WantedCards([*cards.minors], "the stack's configuration", nodes=nodes)
-        table = container.diagnose(reading, ctid, cards=expected).text()
-        raise error.retold(found=f"{error.found}\n{table}") from error
-    return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"]), answer["tried"]
+        tell(f"{inputs.host}: opened in container {ctid}, by {who}: {opened}")
+        for remark in answer["tried"]:
+            tell(f"{inputs.host}: container {ctid}: {remark}")
+        return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"])

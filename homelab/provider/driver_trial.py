@@ -10,7 +10,6 @@ done.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,29 +52,25 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
         return f"{inputs.host} trial"
 
     def create(self, inputs: DriverTrial.Inputs) -> NoOutputs:
-        asyncio.run(self._try(inputs))
-        return NoOutputs()
-
-    async def _try(self, inputs: DriverTrial.Inputs) -> None:
         stack = self.wanted_stack(inputs)
         followers = self._followers(inputs)
         if stack is None or not followers:
-            return
-        async with self.session(inputs, limits.of_step(self.host(inputs), stack)) as reached:
-            host = _Host(inputs.system_name, stack, reached, followers)
-            update = await host.waiting()
-            if update.given_up:
-                # Nothing is tried here; but a run may have been killed before all containers had theirs back.
-                raise _given_up(update.given_up, await host.containers_back(update.new))
-            if update.phase not in ("tried", "back"):
-                return
-            failed = None
-            if update.phase == "tried":
-                failed = await host.try_containers(update.new, update.running)
-                if failed is None:
-                    await host.confirm()
-                    return
-            raise await host.take_back(update.old, update.new, failed)
+            return NoOutputs()
+        reached = self.session(inputs, limits.of_step(self.host(inputs), stack))
+        host = _Host(inputs.system_name, stack, reached, followers)
+        update = host.waiting()
+        if update.given_up:
+            # Nothing is tried here; but a run may have been killed before all containers had theirs back.
+            raise _given_up(update.given_up, host.containers_back(update.new))
+        if update.phase not in ("tried", "back"):
+            return NoOutputs()
+        failed = None
+        if update.phase == "tried":
+            failed = host.try_containers(update.new, update.running)
+            if failed is None:
+                host.confirm()
+                return NoOutputs()
+        raise host.take_back(update.old, update.new, failed)
 
     def _followers(self, inputs: DriverTrial.Inputs) -> list[_Follower]:
         return [
@@ -109,25 +104,25 @@ class _Host:
     reached: Reached
     followers: list[_Follower]
 
-    async def waiting(self) -> Waiting:
+    def waiting(self) -> Waiting:
         """How far the host's update is."""
         ctids = [follower.ctid for follower in self.followers]
         wanted = steps.driver_update("host", self.nvidia, self.name, ctids)
-        return of_plain(Waiting, await self.ask("read", "driver_update", wanted), "update")
+        return of_plain(Waiting, self.ask("read", "driver_update", wanted), "update")
 
-    async def end(self, verb: str, follower: _Follower | None = None) -> Ended:
+    def end(self, verb: str, follower: _Follower | None = None) -> Ended:
         """What the layer driver_update answers on the host, or in a container: the update's end."""
         system: _Host | _Follower = follower or self
         wanted = steps.driver_update("lxc" if follower else "host", system.nvidia, system.name)
-        return of_plain(Ended, await self.ask(verb, "driver_update", wanted, follower), "update")
+        return of_plain(Ended, self.ask(verb, "driver_update", wanted, follower), "update")
 
-    async def ask(self, verb: str, layer: str, wanted: Any, follower: _Follower | None = None) -> Any:
+    def ask(self, verb: str, layer: str, wanted: Any, follower: _Follower | None = None) -> Any:
         """What a layer answers on the host, or in a container."""
         nvidia = follower.nvidia if follower else self.nvidia
         where = self.reached.inside(follower.ctid) if follower else self.reached
-        return await where.ask(verb, layer, wanted, proxy=nvidia.proxy.get_secret_value() if nvidia.proxy else "")
+        return where.ask(verb, layer, wanted, proxy=nvidia.proxy.get_secret_value() if nvidia.proxy else "")
 
-    async def try_containers(self, version: str, running: Sequence[int]) -> tuple[_Follower, HomelabError] | None:
+    def try_containers(self, version: str, running: Sequence[int]) -> tuple[_Follower, HomelabError] | None:
         """Brings the libraries into one container after the other.
 
         :returns: the first that can't have them, and why.
@@ -140,7 +135,7 @@ class _Host:
                 f"{self.name}: trying the libraries of {version} in {follower.name}, before the old driver is given up"
             )
             try:
-                has_libraries = await self._has_libraries(follower)
+                has_libraries = self._has_libraries(follower)
             except UnreachableError:
                 raise
             except HomelabError as error:  # a container without a shell, say; its own stack fails by that
@@ -151,20 +146,20 @@ class _Host:
                 continue
             try:
                 if has_libraries:
-                    await self._bring_in(follower)
+                    self._bring_in(follower)
             except UnreachableError:
                 raise
             except HomelabError as error:
                 return follower, error
         return None
 
-    async def _has_libraries(self, follower: _Follower) -> bool:
+    def _has_libraries(self, follower: _Follower) -> bool:
         """Reads the container: has it libraries of this program's? One that has none yet loses none."""
-        system = await self.reached.inside(follower.ctid).read()
+        system = self.reached.inside(follower.ctid).read()
         follower.facts = facts_of(system, "lxc") if "driver" in system.steps else None
         return follower.facts is not None
 
-    async def _bring_in(self, follower: _Follower, *, repository_alone: bool = False, awaited: bool = True) -> None:
+    def _bring_in(self, follower: _Follower, *, repository_alone: bool = False, awaited: bool = True) -> None:
         """The steps of its stack that bring the libraries of `facts["host_driver"]`.
 
         :param awaited: the old ones are kept until `confirm`.
@@ -174,23 +169,23 @@ class _Host:
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
         wanted = steps.repository(plan, follower.nvidia, context, packages_to_ask_for(request))
-        offered = (await self.ask("apply", "nvidia_repository", wanted, follower))["offered"]
+        offered = self.ask("apply", "nvidia_repository", wanted, follower)["offered"]
         if repository_alone:
             return
         request = request_of("lxc", follower.name, follower.facts, follower.nvidia, offered, follower.lock)
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
         driver = steps.driver(plan, follower.nvidia, context, awaited=awaited)
-        await self.ask("apply", "nvidia_driver", driver, follower)
+        self.ask("apply", "nvidia_driver", driver, follower)
 
-    async def confirm(self) -> None:
+    def confirm(self) -> None:
         """The new version stays, the host last: killed before that, the next run tries all of it again."""
         for follower in self.followers:
             if follower.facts is not None:
-                await self.end("apply", follower)
-        await self.end("apply")
+                self.end("apply", follower)
+        self.end("apply")
 
-    async def take_back(self, old: str, new: str, failed: tuple[_Follower, HomelabError] | None) -> HomelabError:
+    def take_back(self, old: str, new: str, failed: tuple[_Follower, HomelabError] | None) -> HomelabError:
         """The old version is put back: on the host first, so that each container can be seen at work with it.
 
         :returns: what to say.
@@ -199,7 +194,7 @@ class _Host:
         if failed is not None:
             tell(f"{self.name}: {failed[0].name} can't have the libraries of {new}: putting {old} back everywhere")
         try:
-            answer = await self.end("revert")
+            answer = self.end("revert")
         except HomelabError as error:
             return reason.retold(
                 why=f"{reason.why}; the host's update from {old} to {new} is given up, and {old} could not be put "
@@ -210,12 +205,12 @@ class _Host:
         if not answer.old:
             # Nothing leads back: whoever can is to follow the host, and no container's own stack is to wait for the
             # others.
-            failures = await self._follow_anyway(failed[0] if failed else None)
+            failures = self._follow_anyway(failed[0] if failed else None)
             stays = (
                 f"{reason.next} (The host stays with {new}: no repository and no cache had all of {old}'s packages.)"
             )
             return reason.retold(next="; ".join([stays, *failures]))
-        messages = [f"{self.name}: {answer.now}", *await self.containers_back(old)]
+        messages = [f"{self.name}: {answer.now}", *self.containers_back(old)]
         if failed is None:
             return _given_up(new, messages)
         return reason.retold(
@@ -225,46 +220,46 @@ class _Host:
             f"another try: {reason.next}, then run `pulumi up --refresh`",
         )
 
-    async def _follow_anyway(self, failed: _Follower | None) -> list[str]:
+    def _follow_anyway(self, failed: _Follower | None) -> list[str]:
         """Brings the host's version into all others, and ends the update.
 
         :returns: who can't have it, and why.
         """
-        failures, running = [], (await self.waiting()).running
+        failures, running = [], self.waiting().running
         for follower in self.followers:
             if follower is failed or follower.ctid not in running:
                 follower.facts = None
                 continue
             try:
-                if await self._has_libraries(follower):
-                    await self._bring_in(follower)
+                if self._has_libraries(follower):
+                    self._bring_in(follower)
             except UnreachableError:
                 raise
             except HomelabError as error:
                 follower.facts = None
                 failures.append(f"{follower.name}: {error.wanted}; found: {error.found}; {error.next}")
-        await self.confirm()
+        self.confirm()
         return failures
 
-    async def containers_back(self, old: str) -> list[str]:
+    def containers_back(self, old: str) -> list[str]:
         """Each container that runs and has this program's libraries gets the old ones.
 
         :returns: what is so now, a sentence for each.
         """
         messages = []
-        running = (await self.waiting()).running
+        running = self.waiting().running
         for follower in self.followers:
             if follower.ctid not in running:
                 continue
             try:
-                if not await self._has_libraries(follower):
+                if not self._has_libraries(follower):
                     continue
-                answer = await self.end("revert", follower)
+                answer = self.end("revert", follower)
                 # Its preferences name the new version by now.
                 follower.facts = {**follower.facts, "host_driver": old} if follower.facts else None
                 is_back = bool(answer.old) or bool(re.search(rf"libraries are {re.escape(old)}(?![\d.])", answer.now))
                 try:
-                    await self._bring_in(follower, repository_alone=is_back, awaited=False)
+                    self._bring_in(follower, repository_alone=is_back, awaited=False)
                 except UnreachableError:
                     raise
                 except HomelabError:

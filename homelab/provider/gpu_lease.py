@@ -7,7 +7,6 @@ turn does it for all, with one shutdown and one start; the others find nothing l
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -90,7 +89,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
                 self._give_back(inputs, inputs.vmid, inputs.shutdown)
 
     def _give_back(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:
-        noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
+        noted = noted_by(self.stack, inputs.host, ledger.of_vm(vmid))
         stacks = ("", ledger.stack_of(self.urn))
         if noted and not ledger.held_by(noted, inputs.vm or "") and noted.get("stack", "") in stacks:
             give_back_noted(self, inputs, vmid, noted, shutdown)
@@ -98,7 +97,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
     def _take_out(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:
         machine = self.machine(inputs, vmid, inputs.vm or "")
         config = machine.config()
-        noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
+        noted = noted_by(self.stack, inputs.host, ledger.of_vm(vmid))
         leaving, entries = self._leaving(inputs, vmid, config, noted), noted_entries(config, noted)
 
         def given(now: dict[str, str]) -> list[str]:
@@ -173,10 +172,10 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         if not options:
             return set()
         name = ledger.of_vm(vmid)
-        given = _given(config, asyncio.run(noted_by(self.stack, inputs.host, name)), inputs)
+        given = _given(config, noted_by(self.stack, inputs.host, name), inputs)
         if options <= given:
             return given
-        notes = asyncio.run(noted_by_peers(self.stack, inputs.host, name))
+        notes = noted_by_peers(self.stack, inputs.host, name)
         for noted in notes.by_host.values():
             given |= _given(config, noted, inputs)
         if not options <= given:

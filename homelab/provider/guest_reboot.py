@@ -3,8 +3,6 @@ driver."""
 
 from __future__ import annotations
 
-import asyncio
-
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.systems import Reached, SystemWork
@@ -19,15 +17,11 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
     resource = GuestReboot
 
     def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
-        return GuestReboot.Outputs(boot_id=asyncio.run(self._boot_for_driver(inputs)))
-
-    async def _boot_for_driver(self, inputs: GuestReboot.Inputs) -> str:
-        """The id of the system's boot once no reboot is needed."""
         name, version = inputs.system_name, inputs.driver
         patience = float(inputs.timeout)
         old = ""
 
-        async def restart(reached: Reached, current: SystemReading) -> None:
+        def restart(reached: Reached, current: SystemReading) -> None:
             nonlocal old
             # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
             reason = reboot_reason(current, version)
@@ -36,14 +30,14 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             if not old:
                 tell(f"{name}: rebooting it, because {reason}")
             old = current.boot_id
-            await reached.ask("apply", "reboot_guest", reboot_guest.Wanted())
+            reached.ask("apply", "reboot_guest", reboot_guest.Wanted())
 
-        # Over one connection: a guest that is on its way down takes no new one.
-        reading = await self.read_system_in_time(inputs, patience, then=restart)
+        # Over the same connection: a guest that is on its way down takes no new one.
+        reading = self.read_system_in_time(inputs, patience, then=restart)
         if not old:
-            return reading.boot_id
+            return GuestReboot.Outputs(boot_id=reading.boot_id)
         if reading.boot_id == old:
-            reading = await self.read_system_in_time(inputs, patience, old)
+            reading = self.read_system_in_time(inputs, patience, old)
         if reason_left := reboot_reason(reading, version):
             raise HomelabError(
                 wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
@@ -53,7 +47,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
                 "'nouveau|nvidia'`, `journalctl -b`",
             )
         tell(f"{name}: it is back, kernel {reading.system.running}")
-        return reading.boot_id
+        return GuestReboot.Outputs(boot_id=reading.boot_id)
 
 
 def reboot_reason(reading: SystemReading, version: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         guard.hold(inputs.host, self.host(inputs))
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
-        planned = asyncio.run(planning.planned(inputs.host, host, vms, containers))
+        planned = planning.planned(inputs.host, host, vms, containers)
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
         self.announced_reboots.add(inputs.host)
@@ -90,7 +89,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             return {}
         try:
             vms, containers = self.stack.vms(name), self.stack.containers(name)
-            planned = asyncio.run(planning.planned(name, host, vms, containers, PATIENCE_SECONDS))
+            planned = planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
         except UnreachableError as error:
             if mode == "always":
                 raise
@@ -105,14 +104,14 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         edits: list[str] = []
         try:
             host = self.host(inputs)
-            facts = asyncio.run(ssh.read(host))
+            facts = ssh.read(host)
             edits = facts.edits
             node = host.node or inputs.host
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
             owner = stack_folder.owner_of(self.urn, inputs.host)
             if owner in facts.agents:
-                asyncio.run(self._remove_folder_left(inputs.host, host, owner))
+                self._remove_folder_left(inputs.host, host, owner)
             if host.api is not None:
                 self._tell_of_guests(api.Api(host, node))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
@@ -153,12 +152,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                         "web interface"
                     )
 
-    async def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:
+    def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:
         """Takes away the folder that a run that was killed left of this stack on a host."""
         try:
-            async with ssh.connect(host) as session:
-                seconds = float(host.timeouts.step)
-                await session.ask("revert", "stack_folder", StackFolder(owner=owner), seconds)
+            seconds = float(host.timeouts.step)
+            ssh.Session(host).ask("revert", "stack_folder", StackFolder(owner=owner), seconds)
         except HomelabError as error:
             tell(
                 f"{name}: this program's part in /var/lib/homelab/agents/{owner} stays ({error.wanted}: "

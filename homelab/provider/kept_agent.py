@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from homelab.provider.base import Work
 from homelab.remote import agent, guard, ssh
 from homelab.resources.kept_agent import KeptAgent
@@ -16,7 +14,9 @@ class KeptAgentWork(Work[KeptAgent.Inputs, KeptAgent.Outputs]):
     resource = KeptAgent
 
     def create(self, inputs: KeptAgent.Inputs) -> KeptAgent.Outputs:
-        asyncio.run(self._put(inputs))
+        host = self.host(inputs)
+        guard.hold(inputs.host, host)
+        ssh.Session(host).put_agent(inputs.owner, float(host.timeouts.step))
         return KeptAgent.Outputs()
 
     def update(
@@ -32,9 +32,3 @@ class KeptAgentWork(Work[KeptAgent.Inputs, KeptAgent.Outputs]):
         sentence = "this program's agent is missing on the host, or changed"
         tell(f"{inputs.host}: drift: {sentence}")
         return KeptAgent.Outputs(drift=[sentence])
-
-    async def _put(self, inputs: KeptAgent.Inputs) -> None:
-        host = self.host(inputs)
-        await asyncio.to_thread(guard.hold, inputs.host, host)
-        async with ssh.connect(host) as session:
-            await session.put_agent(inputs.owner, float(host.timeouts.step))

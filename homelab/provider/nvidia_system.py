@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
@@ -86,7 +85,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
                 tell(f"{inputs.system_name}: it doesn't run: NVIDIA's stack in it was not compared")
             return None if text is None else (reading.parse(text), True)
         try:
-            system = asyncio.run(self.read_system(inputs))
+            system = self.read_system(inputs)
             return system, system.agents.get(inputs.agent_owner, "") == inputs.agent
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
@@ -104,19 +103,15 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
                 why="it says what is to be installed there",
                 next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
             )
-        facts = facts_of(asyncio.run(self.read_system_in_time(inputs, stack.timeouts.reboot)), inputs.target)
+        facts = facts_of(self.read_system_in_time(inputs, stack.timeouts.reboot), inputs.target)
         request = request_of(inputs.target, inputs.system_name, facts, stack)
         raise_all(all_refusals(request))
         for note in plan_stack(request).notes:
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:
-            asyncio.run(self._put_agent(inputs))
+            host = self.reached(inputs)
+            ssh.Session(host).put_agent(inputs.agent_owner, float(host.timeouts.step))
         return NvidiaSystem.Outputs(facts=facts, generation=generation, stale=False)
-
-    async def _put_agent(self, inputs: NvidiaSystem.Inputs) -> None:
-        host = self.reached(inputs)
-        async with ssh.connect(host) as session:
-            await session.put_agent(inputs.agent_owner, float(host.timeouts.step))
 
 
 def _expected(inputs: NvidiaSystem.Inputs) -> list[str]:

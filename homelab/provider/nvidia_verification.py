@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from homelab.errors import HomelabError, raise_all
 from homelab.host import names
 from homelab.nvidia import verification
@@ -11,7 +9,6 @@ from homelab.provider.systems import SystemWork
 from homelab.remote import nvidia_steps as steps
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.settings.nvidia import Nvidia
-from homelab.shapes import StackInUse
 from homelab.text import tell
 
 # What the layer's own time limit leaves for the connection and the answer, in seconds.
@@ -24,45 +21,42 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     resource = NvidiaVerification
 
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
-        return NvidiaVerification.Outputs(result=asyncio.run(self._verify(inputs)))
-
-    async def _verify(self, inputs: NvidiaVerification.Inputs) -> StackInUse:
         stack = self.wanted_stack(inputs)
         if inputs.target == "vm" and stack is not None:
             # It may have been started a moment ago.
-            await self.read_system_in_time(inputs, stack.timeouts.reboot)
-        async with self.session(inputs, float(inputs.timeout) + SLACK_SECONDS) as reached:
-            settings = _settings(inputs, stack)
-            wanted = steps.verification(inputs.target, settings, inputs.tried)
-            proxy = settings.proxy.get_secret_value() if settings.proxy else ""
-            answer = await reached.ask("apply", "nvidia_verification", wanted, proxy=proxy)
+            self.read_system_in_time(inputs, stack.timeouts.reboot)
+        reached = self.session(inputs, float(inputs.timeout) + SLACK_SECONDS)
+        settings = _settings(inputs, stack)
+        wanted = steps.verification(inputs.target, settings, inputs.tried)
+        proxy = settings.proxy.get_secret_value() if settings.proxy else ""
+        answer = reached.ask("apply", "nvidia_verification", wanted, proxy=proxy)
         result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
         if answer.get("update") == "tried" and stack is not None:
             works = answer["nvidia_smi"]["status"] == 0
             # A host's that works goes on in its containers (DriverTrial).
             if not (works and inputs.target == "host" and self.has_followers(inputs)):
-                errors = await self._end_update(inputs, stack, errors, works=works)
+                errors = self._end_update(inputs, stack, errors, works=works)
         raise_all(errors)
         for what in result["unchecked"]:
             tell(f"{inputs.system_name}: not checked: {what}")
         cards = [(card.get("name") or "a card without a name", card.get("address")) for card in result["gpus"]]
         seen = ", ".join(names.told_apart(cards))
         tell(f"{inputs.system_name}: verified from inside: {seen}, driver {result.get('driver')}")
-        return result
+        return NvidiaVerification.Outputs(result=result)
 
     def has_followers(self, inputs: NvidiaVerification.Inputs) -> bool:
         """Has a container of this host NVIDIA's libraries from this program?"""
         return any(container.nvidia is not None for container in self.stack.containers(inputs.host).values())
 
-    async def _end_update(
+    def _end_update(
         self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
     ) -> list[HomelabError]:
         """An update of the driver that waited for a boot: with the new driver at work it is done; where that doesn't
         answer the old one is put back, and each error says so."""
         wanted = steps.driver_update(inputs.target, stack, inputs.system_name)
         proxy = stack.proxy.get_secret_value() if stack.proxy else ""
-        async with self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS) as reached:
-            answer = await reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=proxy)
+        reached = self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
+        answer = reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=proxy)
         if not answer["old"]:
             return errors
         tell(f"{inputs.system_name}: the driver {answer['old']} is back: {answer['now']}")

@@ -6,8 +6,7 @@ doesn't answer has said nothing: that nothing is noted there isn't known.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,75 +41,70 @@ class PeerNotes:
             )
 
 
-async def noted_by(stack: StackTexts, host: str, name: str) -> Mapping[str, Any]:
+def noted_by(stack: StackTexts, host: str, name: str) -> Mapping[str, Any]:
     """What a host has noted; empty: nothing.
 
     :raises HomelabError: it can't be asked.
     """
-    async with ssh.connect(stack.host(host)) as session:
-        return await ledger.noted(session, name) or {}
+    return ledger.noted(ssh.Session(stack.host(host)), name) or {}
 
 
-async def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
+def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
     """What the other hosts of a host's cluster have noted by a name.
 
     :param host: in the settings; it isn't asked itself.
     :param name: of the note.
     """
-    return await ask_peers(stack, host, lambda peer: noted_by(stack, peer, name))
+    return ask_peers(stack, host, lambda peer: noted_by(stack, peer, name))
 
 
-async def container_record_of(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
+def container_record_of(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
     """What a host has noted of a container's lines, as its layer container_record gives it; empty: nothing.
 
     :raises HomelabError: it can't be asked.
     """
-    async with ssh.connect(stack.host(host)) as session:
-        answer = await session.ask("read", "container_record", ContainerRecord(ctid=ctid))
+    answer = ssh.Session(stack.host(host)).ask("read", "container_record", ContainerRecord(ctid=ctid))
     return answer if answer["record"] else {}
 
 
-async def ask_peers(stack: StackTexts, host: str, ask: Callable[[str], Awaitable[Mapping[str, Any]]]) -> PeerNotes:
+def ask_peers(stack: StackTexts, host: str, ask: Callable[[str], Mapping[str, Any]]) -> PeerNotes:
     """What the other hosts of a host's cluster answer.
 
     :param host: in the settings; it isn't asked itself.
     :param ask: asks one of the others what it has noted.
     """
 
-    async def answer_of(peer: str) -> Mapping[str, Any] | HomelabError:
+    answers, errors = dict[str, Mapping[str, Any]](), dict[str, str]()
+    for peer in stack.peers(host):
         try:
-            return await ask(peer)
+            if answer := ask(peer):
+                answers[peer] = answer
         except HomelabError as error:
-            return error
-
-    names = stack.peers(host)
-    answers = dict(zip(names, await asyncio.gather(*map(answer_of, names)), strict=True))
-    return PeerNotes(
-        {peer: answer for peer, answer in answers.items() if answer and not isinstance(answer, HomelabError)},
-        {peer: answer.found for peer, answer in answers.items() if isinstance(answer, HomelabError)},
-    )
+            errors[peer] = error.found
+    return PeerNotes(answers, errors)
 
 
-async def forget_notes(host: Host, names: Iterable[str]) -> None:
+def forget_notes(host: Host, names: Iterable[str]) -> None:
     """Takes notes out of a host's ledger: what they are about has been given back.
 
     :raises HomelabError: it can't be asked.
     """
-    async with ssh.connect(host) as session:
-        for name in names:
-            await ledger.forget(session, name)
+    session = ssh.Session(host)
+    for name in names:
+        ledger.forget(session, name)
 
 
-async def forget_on_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
+def forget_on_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
     """What is given back is noted nowhere: a node that couldn't be told when the guest left it still has its notes, and
     is told now.
 
     :param guest: its name in the settings; a note that is kept by another name stays.
     """
-    await asyncio.gather(*(forget_on(stack, peer, guest, names) for peer in stack.peers(host)))
+    for peer in stack.peers(host):
+        forget_on(stack, peer, guest, names)
 
 
-async def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
+def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
     """What is noted of a guest on a node that it has left no longer counts. A node that doesn't answer is named, and
     holds up nothing.
 
@@ -118,11 +112,11 @@ async def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[st
     :param names: as of `forget_on_peers`.
     """
     try:
-        async with ssh.connect(stack.host(host)) as session:
-            for name in names:
-                noted = await ledger.noted(session, name)
-                if noted and not ledger.held_by(noted, guest):
-                    await ledger.forget(session, name)
+        session = ssh.Session(stack.host(host))
+        for name in names:
+            noted = ledger.noted(session, name)
+            if noted and not ledger.held_by(noted, guest):
+                ledger.forget(session, name)
     except HomelabError as error:
         _stays(guest, host, error)
 

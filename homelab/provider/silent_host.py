@@ -9,7 +9,6 @@ of its own, the engine is told what a person would tell it: Ctrl-C, and once mor
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.remote import guard, ssh
+from homelab.remote import guard, loop, ssh
 from homelab.resources import limits
 from homelab.settings import Host
 from homelab.text import tell
@@ -60,7 +59,7 @@ def _watch(name: str, host: Host) -> None:
         if guard.holds(name):
             return
         try:
-            asyncio.run(ssh.reach(host))
+            loop.run(ssh.reach(host))
             return
         except UnreachableError as error:
             found = error.found

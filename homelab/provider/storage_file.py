@@ -3,7 +3,6 @@ uses it."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping
 
@@ -34,7 +33,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
 
     def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
         files, source = self._files(inputs), _source(inputs)
-        noted = asyncio.run(_noted(self.host(inputs), inputs))
+        noted = _noted(self.host(inputs), inputs)
         if files.exists(inputs.volume):
             if noted is not None and _identity(inputs).items() <= noted.items():
                 tell(
@@ -60,20 +59,20 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
     def _download(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
         host = self.host(inputs)
         if inputs.sums is not None:
-            text = asyncio.run(_sums(host, inputs.sums))
+            text = _sums(host, inputs.sums)
             checksum = decided.sum_in(text, inputs.named)
             if checksum is None:
                 raise decided.unpublished(source.name, inputs.named, inputs.sums)
             source = dataclasses.replace(source, checksum=checksum)
         files.require_room(inputs.volume, source)
-        asyncio.run(_note(host, inputs, source.checksum))
+        _note(host, inputs, source.checksum)
         try:
             files.fetch(inputs.volume, source)
         except UnansweredError:
             raise  # it may come yet: it stays noted as this program's
         except HomelabError:
             if not files.exists(inputs.volume):
-                asyncio.run(forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)]))
+                forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
             raise
         if not source.checksum and source.url:
             tell(
@@ -107,7 +106,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         :raises HomelabError: a guest uses it.
         """
         host = self.host(inputs)
-        if users := asyncio.run(_users(host, inputs.volume)):
+        if users := _users(host, inputs.volume):
             raise HomelabError(
                 wanted=f"{inputs.volume} replaced, as hosts.{inputs.host}.downloads.{inputs.download} has changed",
                 found=f"{', '.join(users)} uses it",
@@ -115,7 +114,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 next="take it out of there, or give the download another file name",
             )
         files.remove(inputs.volume)
-        asyncio.run(forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)]))
+        forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
 
     def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
         host = self.host(inputs)
@@ -123,7 +122,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             tell(f"{inputs.download}: {inputs.volume} stays: it was there before")
             return
         why = "keep is set" if inputs.keep else ""
-        if not why and (users := asyncio.run(_users(host, inputs.volume))):
+        if not why and (users := _users(host, inputs.volume)):
             why = f"{', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` on the host"
         if why:
             tell(f"{inputs.download}: {inputs.volume} stays: {why}")
@@ -131,7 +130,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             files = self._files(inputs)
             files.end(inputs.volume)
             files.remove(inputs.volume)
-        asyncio.run(forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)]))
+        forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
 
     def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
         """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be
@@ -160,25 +159,21 @@ def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
     return {"url": inputs.url, "checksum": inputs.checksum}
 
 
-async def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | None:
-    async with ssh.connect(host) as session:
-        facts = await session.read()
+def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | None:
+    facts = ssh.Session(host).read()
     return noted_in(facts.ledger, ledger.of_file(inputs.node, inputs.volume))
 
 
-async def _note(host: Host, inputs: StorageFile.Inputs, checksum: str | None) -> None:
-    async with ssh.connect(host) as session:
-        note = {**_identity(inputs), "compared": checksum}
-        await ledger.note(session, ledger.of_file(inputs.node, inputs.volume), note)
+def _note(host: Host, inputs: StorageFile.Inputs, checksum: str | None) -> None:
+    note = {**_identity(inputs), "compared": checksum}
+    ledger.note(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume), note)
 
 
-async def _users(host: Host, volume: str) -> list[str]:
-    async with ssh.connect(host) as session:
-        answer = await session.ask("read", "volume_users", volume_users.Wanted(volume=volume))
+def _users(host: Host, volume: str) -> list[str]:
+    answer = ssh.Session(host).ask("read", "volume_users", volume_users.Wanted(volume=volume))
     return decided.users(volume, str(answer["users"]))
 
 
-async def _sums(host: Host, url: str) -> str:
-    async with ssh.connect(host) as session:
-        answer = await session.ask("read", "checksums", checksums.Wanted(url=url), SUMS_SECONDS)
+def _sums(host: Host, url: str) -> str:
+    answer = ssh.Session(host).ask("read", "checksums", checksums.Wanted(url=url), SUMS_SECONDS)
     return str(answer["sums"])

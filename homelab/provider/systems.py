@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,7 +28,7 @@ NO_LOGIN_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Reached:
-    """A system over an open connection. `seconds`: how long one thing may take; `ctid`: of a container of the host that
+    """A system over SSH. `seconds`: how long one thing may take; `ctid`: of a container of the host that
     the connection leads to.
     """
 
@@ -38,16 +36,16 @@ class Reached:
     seconds: float
     ctid: int | None = None
 
-    async def ask(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> dict[str, Any]:
+    def ask(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> dict[str, Any]:
         """What a layer of the agent answers.
 
         :param proxy: for downloads; it may hold a password.
         """
-        return await self.session.ask(verb, layer, wanted, self.seconds, ctid=self.ctid or 0, proxy=proxy)
+        return self.session.ask(verb, layer, wanted, self.seconds, ctid=self.ctid or 0, proxy=proxy)
 
-    async def read(self, wanted: read_system.Wanted | None = None) -> SystemReading:
+    def read(self, wanted: read_system.Wanted | None = None) -> SystemReading:
         """A reading of it."""
-        return reading.parse(await self.ask("read", "read_system", wanted or read_system.Wanted()))
+        return reading.parse(self.ask("read", "read_system", wanted or read_system.Wanted()))
 
     def inside(self, ctid: int) -> Reached:
         """A container of it."""
@@ -84,37 +82,33 @@ class SystemWork(Work[SystemT, OutputsT]):
         guest = guests.get(_key(inputs))
         return guest.nvidia if guest else None
 
-    @asynccontextmanager
-    async def session(self, inputs: SystemT, seconds: float = 0) -> AsyncIterator[Reached]:
-        """The system, over one connection.
+    def session(self, inputs: SystemT, seconds: float = 0) -> Reached:
+        """The system.
 
         :param seconds: how long one thing may take there; 0: as of `Session.run`.
         """
-        async with ssh.connect(self.reached(inputs)) as session:
-            yield Reached(session, seconds, inputs.ctid)
+        return Reached(ssh.Session(self.reached(inputs)), seconds, inputs.ctid)
 
-    async def read_system(self, inputs: SystemT) -> SystemReading:
-        """One reading on a connection of its own.
+    def read_system(self, inputs: SystemT) -> SystemReading:
+        """One reading.
 
-        :raises HomelabError: as `session`.
+        :raises HomelabError: as `Reached.ask`.
         """
-        async with self.session(inputs) as reached:
-            return await reached.read(_reading_of(inputs))
+        return self.session(inputs).read(_reading_of(inputs))
 
-    async def read_system_in_time(
+    def read_system_in_time(
         self,
         inputs: SystemT,
         seconds: float,
         old_boot: str = "",
-        then: Callable[[Reached, SystemReading], Awaitable[None]] | None = None,
+        then: Callable[[Reached, SystemReading], None] | None = None,
     ) -> SystemReading:
         """The first reading, of another boot than `old_boot`.
 
         A VM on its way up or down may not answer, break a connection, refuse the login, or end the agent: it is tried
         again. One that has no Python gets it.
 
-        :param then: done with what was read, over the same connection; where that is lost meanwhile, both are done
-            again.
+        :param then: done with what was read; where the connection is lost meanwhile, both are done again.
         :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or
             `then` fails. A host and its containers are not waited for.
         """
@@ -125,12 +119,12 @@ class SystemWork(Work[SystemT, OutputsT]):
         while True:
             system = None
             try:
-                async with self.session(inputs) as reached:
-                    system, was_read = await self._read_by_python(inputs, reached), True
-                    if system.boot_id != old_boot:
-                        if then is not None:
-                            await then(reached, system)
-                        return system
+                reached = self.session(inputs)
+                system, was_read = self._read_by_python(inputs, reached), True
+                if system.boot_id != old_boot:
+                    if then is not None:
+                        then(reached, system)
+                    return system
                 refusal, last = None, "it has not gone down"
             except UnreachableError as error:
                 if inputs.target != "vm":
@@ -155,18 +149,18 @@ class SystemWork(Work[SystemT, OutputsT]):
                     f"{inputs.system_name}: waiting until it can be read at {inputs.address}, for {seconds:.0f} s "
                     f"at most: {last}"
                 )
-            await asyncio.sleep(ssh.REFUSED_SECONDS if refusal else RETRY_SECONDS)
+            time.sleep(ssh.REFUSED_SECONDS if refusal else RETRY_SECONDS)
 
-    async def _read_by_python(self, inputs: SystemT, reached: Reached) -> SystemReading:
+    def _read_by_python(self, inputs: SystemT, reached: Reached) -> SystemReading:
         try:
-            return await reached.read(_reading_of(inputs))
+            return reached.read(_reading_of(inputs))
         except NoPythonError:
             stack = self.wanted_stack(inputs)
             if inputs.target != "vm" or stack is None:
                 raise
         tell(f"{inputs.system_name}: it has no Python, which this program's part in it needs: installing python3")
-        await guest_python.install(reached.session, inputs.system_name, stack)
-        return await reached.read(_reading_of(inputs))
+        guest_python.install(reached.session, inputs.system_name, stack)
+        return reached.read(_reading_of(inputs))
 
 
 def _reading_of(inputs: SystemInputs) -> read_system.Wanted:

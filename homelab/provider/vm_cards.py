@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -64,27 +63,27 @@ class VmCardsWork(VmStart):
         self, inputs: VmCards.Inputs, had: VmCards.Inputs | None, outputs: VmCards.Outputs | None
     ) -> VmCards.Outputs:
         """:param had: as of `_planned`, with `outputs`."""
-        planned = asyncio.run(self._planned(inputs, had, outputs))
+        planned = self._planned(inputs, had, outputs)
         try:
             done = self.bring_into_force(inputs, planned)
-            return asyncio.run(self._settled(inputs, done))
+            return self._settled(inputs, done)
         except HomelabError as error:
             error.outputs = dataclasses.replace(planned, drift=[UNFINISHED])
             raise
 
-    async def _settled(self, inputs: VmCards.Inputs, done: VmCards.Outputs) -> VmCards.Outputs:
+    def _settled(self, inputs: VmCards.Inputs, done: VmCards.Outputs) -> VmCards.Outputs:
         """What counts after a run that has ended well, noted as well: what it has given back, and a value that it has
         replaced, are homelab's no more."""
         outputs = dataclasses.replace(done, record=settled(done.record), restore={})
         if outputs == done:
             return done
         name = ledger.of_vm(inputs.vmid)
-        async with ssh.connect(self.host(inputs)) as session:
-            if outputs.record:
-                noted = await ledger.noted(session, name) or {}
-                await ledger.note(session, name, {**noted, "record": outputs.record, "restore": {}})
-            else:
-                await ledger.forget(session, name)
+        session = ssh.Session(self.host(inputs))
+        if outputs.record:
+            noted = ledger.noted(session, name) or {}
+            ledger.note(session, name, {**noted, "record": outputs.record, "restore": {}})
+        else:
+            ledger.forget(session, name)
         return outputs
 
     def read(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
@@ -116,7 +115,7 @@ class VmCardsWork(VmStart):
             differences += [] if status == inputs.power else [f"VM {vmid} is {status} instead of {inputs.power}"]
         return differences
 
-    async def _planned(
+    def _planned(
         self, inputs: VmCards.Inputs, had: VmCards.Inputs | None, outputs: VmCards.Outputs | None
     ) -> VmCards.Outputs:
         """:param had: the inputs as the state has the resource; None: it doesn't, and what is noted on the host counts.
@@ -125,58 +124,58 @@ class VmCardsWork(VmStart):
         vmid = inputs.vmid
         config = self.machine(inputs, vmid, inputs.vm).config()
         host = self.host(inputs)
-        async with ssh.connect(host) as session:
-            facts = await session.read(guests=True)
-            own = noted_in(facts.ledger, ledger.of_vm(vmid)) or {}
-            guests, came_from = facts.guests, [had.host] if had is not None and had.host != inputs.host else []
-            if had is not None and outputs is not None:
-                known = had.instance == inputs.instance and not _is_another(outputs, config)
-                record, restore = (outputs.record, outputs.restore) if known else ({}, {})
-                serial, notes_of_vm = outputs.serial, [own, *await self._noted_where_it_was(came_from, vmid)]
-                record, restore = _with_noted(record, restore, config, notes_of_vm, serial)
-            else:
-                serial, notes_of_vm = 0, [own]
-                record, restore, came_from = await self._noted(inputs, config, facts)
-            # What an earlier update was to give back, and was interrupted, still is homelab's: it may be wanted again.
-            record = {key: entry for key, entry in restore.items() if is_ours(key, config.get(key), entry)} | record
-            wish = wish_of(inputs, facts)
-            users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
-            errors, notes = check(config, wish, users)
-            asked, told = taken_over(config, wish, record, guests, inputs.node)
-            errors, notes = [*errors, *asked], [*told, *notes]
-            mine = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
-            raise_all(
-                [
-                    *gates.readable(facts),
-                    *gates.guests_listed(facts, host),
-                    *errors,
-                    *ha.refused_under_ha(facts, host, mine),
-                ]
-            )
-            made, given_back = recorded(config, wish, record)
-            left = {key: entry for key, entry in given_back.items() if is_ours(key, config.get(key), entry)}
-            notes += not_put_back(config, left, moved=bool(came_from))
-            if came_from:
-                left = left_behind(left)
-            serial = 1 + max(serial, *map(_serial, notes_of_vm))
-            if made or left:
-                about: dict[str, object] = {"record": made, "restore": left, "guest": inputs.vm}
-                about |= {"identity": identity(config), "serial": serial}
-                about["mappings"] = sorted(card.mapping for card in wish.cards)
-                about["stack"] = ledger.stack_of(self.urn)
-                await ledger.note(session, ledger.of_vm(vmid), about)
-            elif ledger.of_vm(vmid) in facts.ledger:
-                await ledger.forget(session, ledger.of_vm(vmid))
-            if had is not None and had.host != inputs.host:
-                await vm_memory.taken_along(self.stack, had.host, session, vmid, inputs.vm, identity(config))
-            if stopped_by_reboot(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
-                await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config), off=True)
+        session = ssh.Session(host)
+        facts = session.read(guests=True)
+        own = noted_in(facts.ledger, ledger.of_vm(vmid)) or {}
+        guests, came_from = facts.guests, [had.host] if had is not None and had.host != inputs.host else []
+        if had is not None and outputs is not None:
+            known = had.instance == inputs.instance and not _is_another(outputs, config)
+            record, restore = (outputs.record, outputs.restore) if known else ({}, {})
+            serial, notes_of_vm = outputs.serial, [own, *self._noted_where_it_was(came_from, vmid)]
+            record, restore = _with_noted(record, restore, config, notes_of_vm, serial)
+        else:
+            serial, notes_of_vm = 0, [own]
+            record, restore, came_from = self._noted(inputs, config, facts)
+        # What an earlier update was to give back, and was interrupted, still is homelab's: it may be wanted again.
+        record = {key: entry for key, entry in restore.items() if is_ours(key, config.get(key), entry)} | record
+        wish = wish_of(inputs, facts)
+        users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
+        errors, notes = check(config, wish, users)
+        asked, told = taken_over(config, wish, record, guests, inputs.node)
+        errors, notes = [*errors, *asked], [*told, *notes]
+        mine = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
+        raise_all(
+            [
+                *gates.readable(facts),
+                *gates.guests_listed(facts, host),
+                *errors,
+                *ha.refused_under_ha(facts, host, mine),
+            ]
+        )
+        made, given_back = recorded(config, wish, record)
+        left = {key: entry for key, entry in given_back.items() if is_ours(key, config.get(key), entry)}
+        notes += not_put_back(config, left, moved=bool(came_from))
+        if came_from:
+            left = left_behind(left)
+        serial = 1 + max(serial, *map(_serial, notes_of_vm))
+        if made or left:
+            about: dict[str, object] = {"record": made, "restore": left, "guest": inputs.vm}
+            about |= {"identity": identity(config), "serial": serial}
+            about["mappings"] = sorted(card.mapping for card in wish.cards)
+            about["stack"] = ledger.stack_of(self.urn)
+            ledger.note(session, ledger.of_vm(vmid), about)
+        elif ledger.of_vm(vmid) in facts.ledger:
+            ledger.forget(session, ledger.of_vm(vmid))
+        if had is not None and had.host != inputs.host:
+            vm_memory.taken_along(self.stack, had.host, session, vmid, inputs.vm, identity(config))
+        if stopped_by_reboot(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
+            vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config), off=True)
         for note in notes if made != record else []:
             tell(f"{inputs.vm}: {note}")
         if had is not None and came_from:
             tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: the notes about it move with it")
         for left_host in came_from:
-            await forget_on(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid), ledger.of_power(vmid)])
+            forget_on(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid), ledger.of_power(vmid)])
         return VmCards.Outputs(
             record=made,
             restore=left,
@@ -186,7 +185,7 @@ class VmCardsWork(VmStart):
             serial=serial,
         )
 
-    async def _noted(
+    def _noted(
         self, inputs: VmCards.Inputs, config: dict[str, str], facts: HostFacts
     ) -> tuple[Record, Record, list[str]]:
         """What was recorded of the VM by its host, or by the one from which it has come; what of that is still to be
@@ -197,7 +196,7 @@ class VmCardsWork(VmStart):
         vmid, name, hosts = inputs.vmid, ledger.of_vm(inputs.vmid), list[str]()
         record, restore = noted_of(config, noted_in(facts.ledger, name))
         if not record and not restore and may_have_record(config):
-            notes = await noted_by_peers(self.stack, inputs.host, name)
+            notes = noted_by_peers(self.stack, inputs.host, name)
             for host, noted in notes.by_host.items():
                 known, left = noted_of(config, dict(noted))
                 record, restore = {**record, **known}, {**restore, **left}
@@ -216,19 +215,19 @@ class VmCardsWork(VmStart):
             )
         return record, restore, hosts
 
-    async def _noted_where_it_was(self, hosts: Sequence[str], vmid: int) -> list[Mapping[str, object]]:
+    def _noted_where_it_was(self, hosts: Sequence[str], vmid: int) -> list[Mapping[str, object]]:
         """What is noted of the VM on the hosts that it has left, as far as they answer: a run that was killed there has
         noted what the state doesn't know."""
         notes = list[Mapping[str, object]]()
         for host in hosts:
             with suppress(HomelabError):
-                notes.append(await noted_by(self.stack, host, ledger.of_vm(vmid)))
+                notes.append(noted_by(self.stack, host, ledger.of_vm(vmid)))
         return notes
 
     def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
         record, restore = outputs.record, outputs.restore
         try:
-            notes = asyncio.run(ssh.read(self.host(inputs))).ledger
+            notes = ssh.read(self.host(inputs)).ledger
         except UnreachableError:
             owned = {**restore, **record}
             if owned and (inputs.goes_away or not self._given_back_by_peer(inputs, outputs, owned)):
@@ -259,8 +258,8 @@ class VmCardsWork(VmStart):
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
-        asyncio.run(forget_notes(self.host(inputs), [name for name in names if name in notes]))
-        asyncio.run(forget_on_peers(self.stack, inputs.host, inputs.vm, names))
+        forget_notes(self.host(inputs), [name for name in names if name in notes])
+        forget_on_peers(self.stack, inputs.host, inputs.vm, names)
 
     def _given_back_by_peer(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs, owned: Record) -> bool:
         """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on
@@ -294,7 +293,7 @@ class VmCardsWork(VmStart):
             # A node that runs and doesn't let itself be read is a person's to mend: then it can still be given back
             # there.
             try:
-                noted = asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid)))
+                noted = noted_by(self.stack, there, ledger.of_vm(inputs.vmid))
             except UnreachableError:
                 continue
             stays = f"what /var/lib/homelab/ledger on {inputs.host} has of it"
@@ -361,7 +360,7 @@ def give_back_noted(
             give_back(machine, noted_entries(config, noted), shutdown, moved=machine.node != inputs.node)
     except NotThereError:
         pass  # what is noted of it no longer counts
-    asyncio.run(forget_notes(work.host(inputs), [ledger.of_vm(vmid), ledger.of_power(vmid)]))
+    forget_notes(work.host(inputs), [ledger.of_vm(vmid), ledger.of_power(vmid)])
 
 
 def noted_entries(config: dict[str, str], noted: Mapping[str, Any]) -> Record:
@@ -378,7 +377,7 @@ def _noted_there(stack: StackTexts, inputs: NodeInputs, machine: Machine) -> Map
     :raises HomelabError: the node can't be asked.
     """
     there = None if machine.node == inputs.node else stack.name_at(inputs.host, machine.node)
-    return asyncio.run(noted_by(stack, there, ledger.of_vm(machine.vmid))) if there else {}
+    return noted_by(stack, there, ledger.of_vm(machine.vmid)) if there else {}
 
 
 def _not_asked(inputs: VmCards.Inputs, peer: str, why: str) -> None:

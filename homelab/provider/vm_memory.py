@@ -10,7 +10,6 @@ asks it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from homelab.settings import Host
 
 
-async def note_that_it_ran(
+def note_that_it_ran(
     session: Session, vmid: int, guest: str, identity: str, *, off: bool, at: int | None = None
 ) -> None:
     """Notes that the VM is to run again.
@@ -37,12 +36,12 @@ async def note_that_it_ran(
     :param off: is it off already, by this program? Else it is shut down next.
     :param at: when it ran, in seconds since 1970 by the node's clock; None: now.
     """
-    host = await starts(session, vmid, 0)
+    host = starts(session, vmid, 0)
     about = {"identity": identity, "guest": guest, "at": host.now if at is None else at, "boot": host.boot, "off": off}
-    await ledger.note(session, ledger.of_power(vmid), about)
+    ledger.note(session, ledger.of_power(vmid), about)
 
 
-async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
+def is_owed_since(session: Session, host: Host, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
     """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is
     forgotten.
 
@@ -51,14 +50,14 @@ async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, ide
     :param identity: as of `note_that_it_ran`.
     :raises HomelabError: as `Session.run`.
     """
-    noted = await ledger.noted(session, ledger.of_power(vmid))
+    noted = ledger.noted(session, ledger.of_power(vmid))
     if noted is None:
         return None
     at = int(noted["at"])
     if same_vm(str(noted["identity"]), identity()):
         boot, off = str(noted["boot"]), noted["off"] is True
         owed = vm_owed.Wanted(vmid=vmid, at=at, boot=boot, user=_as_whom(host), off=off)
-        why = str((await session.ask("read", "vm_owed", owed))["why"])
+        why = str(session.ask("read", "vm_owed", owed)["why"])
     else:
         why = "that this is still the same VM isn't certain"
     if why:
@@ -66,12 +65,12 @@ async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, ide
             f"{guest}: VM {vmid} ran when an earlier run shut it down; {why}: whether it runs is left to you, and "
             f"vms.{guest}.power"
         )
-        await ledger.forget(session, ledger.of_power(vmid))
+        ledger.forget(session, ledger.of_power(vmid))
         return None
     return at
 
 
-async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int, guest: str, identity: str) -> None:
+def taken_along(stack: StackTexts, left: str, session: Session, vmid: int, guest: str, identity: str) -> None:
     """Takes along what counts on the host that the VM has left, unless it was started here since.
 
     :param left: in the settings. One that doesn't answer can't say.
@@ -80,12 +79,12 @@ async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int,
     :param identity: as of `note_that_it_ran`.
     """
     try:
-        async with ssh.connect(stack.host(left)) as there:
-            at = await is_owed_since(there, stack.host(left), vmid, guest, lambda: identity)
+        host = stack.host(left)
+        at = is_owed_since(ssh.Session(host), host, vmid, guest, lambda: identity)
     except HomelabError:
         return
-    if at is not None and not (await starts(session, vmid, at + 1)).started:
-        await note_that_it_ran(session, vmid, guest, identity, off=True, at=at)
+    if at is not None and not starts(session, vmid, at + 1).started:
+        note_that_it_ran(session, vmid, guest, identity, off=True, at=at)
 
 
 def _as_whom(host: Host) -> str:
@@ -93,14 +92,14 @@ def _as_whom(host: Host) -> str:
     return (host.api.token or host.api.user or "") if host.api else ""
 
 
-async def starts(session: Session, vmid: int, since: int) -> vm_starts.Answer:
+def starts(session: Session, vmid: int, since: int) -> vm_starts.Answer:
     """What a host has of the VM's starts.
 
     :param since: in seconds since 1970; an earlier start doesn't count.
     :raises HomelabError: as `Session.ask`.
     """
     wanted = vm_starts.Wanted(vmid=vmid, since=since)
-    return of_plain(vm_starts.Answer, await session.ask("read", "vm_starts", wanted))
+    return of_plain(vm_starts.Answer, session.ask("read", "vm_starts", wanted))
 
 
 class VmMemory:
@@ -113,32 +112,18 @@ class VmMemory:
 
     def keep(self, identity: str) -> None:
         """See Memory."""
-
-        async def done() -> None:
-            async with ssh.connect(self._host) as session:
-                await note_that_it_ran(session, self._vmid, self._guest, identity, off=False)
-
         if self._here:
-            asyncio.run(done())
+            note_that_it_ran(ssh.Session(self._host), self._vmid, self._guest, identity, off=False)
 
     def recalls(self, identity: Callable[[], str]) -> bool:
         """See Memory."""
-
-        async def owed_since() -> int | None:
-            async with ssh.connect(self._host) as session:
-                return await is_owed_since(session, self._host, self._vmid, self._guest, identity)
-
-        return self._here and asyncio.run(owed_since()) is not None
+        session = ssh.Session(self._host)
+        return self._here and is_owed_since(session, self._host, self._vmid, self._guest, identity) is not None
 
     def forget(self) -> None:
         """See Memory."""
-
-        async def done() -> None:
-            async with ssh.connect(self._host) as session:
-                await ledger.forget(session, ledger.of_power(self._vmid))
-
         if self._here:
             try:
-                asyncio.run(done())
+                ledger.forget(ssh.Session(self._host), ledger.of_power(self._vmid))
             except HomelabError as error:  # its start, which is among the node's tasks, says the same
                 tell(f"{self._guest}: note: its host keeps the note that VM {self._vmid} ran ({error.found})")

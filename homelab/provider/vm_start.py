@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,7 +70,7 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         if inputs.power == "stopped" or not _places(record):
             return None
         for _ in while_a_reset_lasts():
-            facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+            facts = ssh.read(self.host(inputs), kernel_log=True)
             silent = replace(facts, kernel_log="")  # what it says may be of long ago
             troubles = kernel_log.of_card(silent, _card(inputs), _functions(facts, record))
             if not troubles:
@@ -87,7 +86,7 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         if not here:
             return _by_qemu(error, inputs.vmid)
         try:
-            facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+            facts = ssh.read(self.host(inputs), kernel_log=True)
         except HomelabError:
             return _by_qemu(error, inputs.vmid)  # the start's own message is what there is
         troubles = [

@@ -15,7 +15,7 @@ from typing import Literal
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
-from homelab.remote import ssh
+from homelab.remote import loop, ssh
 from homelab.settings import Host
 
 # Types of host keys that a host is asked for, in this order; every Proxmox VE host has the first, as have the examples
@@ -48,20 +48,12 @@ def host_key(address: str, port: int, seconds: float) -> HostKey:
 
     async def ask_for_key() -> asyncssh.SSHKey | None:
         for key_type in _KEY_TYPES:
-            try:
-                key = await asyncssh.get_server_host_key(address, port, server_host_key_algs=[key_type], config=None)
-            except asyncssh.KeyExchangeFailed:
-                continue
-            if key is not None:
-                return key
+            with suppress(asyncssh.KeyExchangeFailed):
+                return await asyncssh.get_server_host_key(address, port, server_host_key_algs=[key_type], config=None)
         return None
 
-    async def ask_in_time() -> asyncssh.SSHKey | None:
-        async with asyncio.timeout(seconds):
-            return await ask_for_key()
-
     try:
-        host_public_key = asyncio.run(ask_in_time())
+        host_public_key = loop.run(asyncio.wait_for(ask_for_key(), seconds))
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise UnreachableError(
             wanted=f"an SSH server at {address}:{port}",
@@ -131,14 +123,9 @@ def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:
     :param is_first: it has refused none before, and so has no reason to lock this machine out for a while.
     :raises HomelabError: the host can't be reached, or shows another key.
     """
-
-    async def log_in() -> None:
-        async with ssh.connect(host):
-            pass
-
     patient = host.timeouts.model_copy(update={"connect": LOCKED_OUT_SECONDS})
     try:
-        asyncio.run(log_in() if is_first else ssh.reach(host.model_copy(update={"timeouts": patient})))
+        loop.run(ssh.log_in(host) if is_first else ssh.reach(host.model_copy(update={"timeouts": patient})))
     except LoginRefusedError as error:
         return error
     return None
@@ -197,26 +184,22 @@ def authorizing_command(line: str, user: str) -> str:
 
 
 def carry_out(host: Host, commands: list[str], on_done: Callable[[str, str], None]) -> None:
-    """Runs commands one after the other, over one connection.
+    """Runs commands one after the other.
 
     :param on_done: called after each, with the command and its output.
     :raises HomelabError: a command failed; those before it are done.
     """
-
-    async def run() -> None:
-        async with ssh.connect(host) as session:
-            for command in commands:
-                try:
-                    output = await session.run("init", f"{command}\n")
-                except UnreachableError:
-                    raise
-                except HomelabError as error:
-                    raise HomelabError(
-                        wanted=f"on {host.address}: {command}",
-                        found=error.found,
-                        why="everything after it depends on it",
-                        next="correct what it reports on the host, and run homelab init again: it goes on from here",
-                    ) from error
-                on_done(command, output)
-
-    asyncio.run(run())
+    session = ssh.Session(host)
+    for command in commands:
+        try:
+            output = session.run("init", f"{command}\n")
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            raise HomelabError(
+                wanted=f"on {host.address}: {command}",
+                found=error.found,
+                why="everything after it depends on it",
+                next="correct what it reports on the host, and run homelab init again: it goes on from here",
+            ) from error
+        on_done(command, output)

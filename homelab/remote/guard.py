@@ -1,14 +1,13 @@
 """One run (`pulumi up` or `pulumi destroy`) at a time on a host, whichever machine it comes from (ADR 15).
 
 Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack.
-So a run that is about to change a host opens a connection on which the agent holds a lock (layers/run_guard.py) until
-that connection ends: with the process, whatever ends it. Nothing has to be cleaned up after a run that was killed.
+So on the connection of a run that is about to change a host the agent holds a lock (layers/run_guard.py) until that
+connection ends: with the process, whatever ends it. Nothing has to be cleaned up after a run that was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import getpass
 import os
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.remote import ssh
+from homelab.remote import loop, ssh
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.layers.run_guard import Wanted
@@ -47,7 +46,7 @@ def on_loss(act: Callable[[str, Host], None]) -> None:
 def holds(name: str) -> bool:
     """Whether this process holds a host, by its name in the settings."""
     guard = _GUARDS.get(name)
-    return guard is not None and guard.is_alive() and not guard.has_ended
+    return guard is not None and not guard.ended.is_set()
 
 
 def hold(name: str, host: Host) -> None:
@@ -59,13 +58,12 @@ def hold(name: str, host: Host) -> None:
     """
     with _TAKING:
         guard_before = _GUARDS.get(name)
-        if guard_before is not None and guard_before.is_alive():
+        if holds(name):
             return
         deadline = time.monotonic() + GHOST_SECONDS
         while True:
-            guard = _Guard(host)
-            guard.host_name = name
-            guard.start()
+            guard = _Guard(name, host)
+            guard.begin()
             guard.answered.wait()
             if guard.error is None:
                 break
@@ -109,12 +107,7 @@ def let_start(host: Host, vmid: int) -> None:
 
     :raises HomelabError: the host can't be reached, or can't note it.
     """
-    asyncio.run(_let_start(host, vmid))
-
-
-async def _let_start(host: Host, vmid: int) -> None:
-    async with ssh.connect(host) as session:
-        await session.ask("apply", "run_guard", Wanted(who=_this_run(), vmid=vmid))
+    ssh.Session(host).ask("apply", "run_guard", Wanted(who=_this_run(), vmid=vmid))
 
 
 def _who() -> str:
@@ -137,62 +130,55 @@ def _this_run() -> str:
     return f"{_who()} (process {os.getpid()})"  # several may begin in one second
 
 
-class _Guard(threading.Thread):
-    """A thread that holds a host until the process or the connection ends. `host_name`: the host's in the settings;
-    `answered`: set once the agent has the lock or refused it; `has_ended`: it holds nothing any more; `error`: the
-    reason.
+class _Guard:
+    """Holds a host until the process or the connection ends. `answered`: set once the agent has the lock or refused it;
+    `ended`: set once it holds nothing any more; `error`: the reason.
     """
 
-    def __init__(self, host: Host) -> None:
-        super().__init__(daemon=True, name=f"guard of {host.address}")
-        self._host = host
-        self.host_name = host.address
-        # The context of the resource that holds the host: notes of the host are shown as that resource's.
-        self._context = contextvars.copy_context()
+    def __init__(self, host_name: str, host: Host) -> None:
+        """:param host_name: in the settings."""
+        self._host_name, self._host = host_name, host
         self._words: asyncio.Queue[str] = asyncio.Queue()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.answered = threading.Event()
-        self.has_ended = False
+        self.answered, self.ended = threading.Event(), threading.Event()
         self.error: Exception | None = None
 
-    def run(self) -> None:
+    def begin(self) -> None:
+        """Notes of the host are shown as those of the resource for which this is called."""
+        self._work = loop.submit(self._run())
+
+    def stop(self) -> None:
+        self._work.cancel()
+        self.ended.wait()
+
+    def say(self, word: str) -> None:
+        """Sends a word to the agent that holds the host, if it still does."""
+        loop.of_process().call_soon_threadsafe(self._words.put_nowait, word)
+
+    async def _run(self) -> None:
         is_lost = True
         try:
-            asyncio.run(self._hold())
+            await self._hold()
         except asyncio.CancelledError:
             is_lost = False  # released
         except Exception as error:
             self.error = error  # before the answer: why there is none; after it: the connection has ended
-        finally:
-            is_lost = is_lost and self.answered.is_set()
-            self.has_ended = True
-            self.answered.set()
+        is_lost = is_lost and self.answered.is_set()
+        self.ended.set()
+        self.answered.set()
         for act in _ON_LOSS if is_lost else ():
-            act(self.host_name, self._host)
+            act(self._host_name, self._host)
 
-    def stop(self) -> None:
-        if self._loop is not None and self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
-            self.join()
+    async def _hold(self) -> None:
+        session, wanted = ssh.Session(self._host), Wanted(who=_this_run())
+        await session.connected()
+        try:
+            await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            raise RefusedError(**error.parts()) from error
 
     def _tell_note(self, note: str) -> None:
         """Shows a note that a layer on the host has for the user."""
         if note.strip():
-            self._context.run(tell, f"{self.host_name}: {note.strip()}")
-
-    def say(self, word: str) -> None:
-        """Sends a word to the agent that holds the host, if it still does."""
-        if self._loop is not None and self.is_alive():
-            self._loop.call_soon_threadsafe(self._words.put_nowait, word)
-
-    async def _hold(self) -> None:
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        async with ssh.connect(self._host) as session:
-            try:
-                wanted = Wanted(who=_this_run())
-                await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
-            except UnreachableError:
-                raise
-            except HomelabError as error:
-                raise RefusedError(**error.parts()) from error
+            tell(f"{self._host_name}: {note.strip()}")

@@ -6,7 +6,6 @@ layer's undoing is the last one in the VM, and takes it away again, unless other
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shlex
 import time
@@ -40,7 +39,7 @@ sync
 """
 
 
-async def install(session: Session, system: str, settings: Nvidia) -> None:
+def install(session: Session, system: str, settings: Nvidia) -> None:
     """Installs it.
 
     :param session: the VM.
@@ -49,18 +48,18 @@ async def install(session: Session, system: str, settings: Nvidia) -> None:
     """
     apt = _Apt(session, system, settings)
     # A repository that can't be reached may be of no matter for it.
-    await apt.run("-q", "update", seconds=settings.timeouts.download)
+    apt.run("-q", "update", seconds=settings.timeouts.download)
     words = ("--no-install-recommends", "install", _PACKAGE)
-    announced = await apt.done("-s", "-q", *words, seconds=settings.timeouts.lock)
+    announced = apt.done("-s", "-q", *words, seconds=settings.timeouts.lock)
     if removed := _REMOVED.findall(announced):
         raise apt.failed(f"{' '.join(sorted({*removed}))} would be removed for it")
     manual = ""
     if any(old for _, old, _ in _INSTALLED.findall(announced)):
-        _, manual = await _run(session, ("apt-mark", "showmanual"), settings.timeouts.lock)
-    before = await session.run("look", f'record="$ROOT"{_RECORD}; [ ! -e "$record" ] || cat "$record"\n')
+        _, manual = _run(session, ("apt-mark", "showmanual"), settings.timeouts.lock)
+    before = session.run("look", f'record="$ROOT"{_RECORD}; [ ! -e "$record" ] || cat "$record"\n')
     content = shlex.quote(noted(before, announced, manual))
-    await session.run("note", _NOTE.format(path=_RECORD, content=content))
-    await apt.done("-y", "-q", "-o", "Dpkg::Use-Pty=0", *words, seconds=settings.timeouts.install)
+    session.run("note", _NOTE.format(path=_RECORD, content=content))
+    apt.done("-y", "-q", "-o", "Dpkg::Use-Pty=0", *words, seconds=settings.timeouts.install)
 
 
 def noted(before: str, announced: str, manual: str) -> str:
@@ -88,24 +87,24 @@ class _Apt:
         # By bash itself: what a program is started with, anybody may see.
         self._begin = f"export http_proxy={proxy} https_proxy={proxy}\n" if proxy else ""
 
-    async def run(self, *arguments: str, seconds: int) -> tuple[int, str]:
+    def run(self, *arguments: str, seconds: int) -> tuple[int, str]:
         """apt-get's exit status, and what it says. Another one that has its locks is waited for."""
         options = ("-o", f"DPkg::Lock::Timeout={self._lock_seconds}", "-o", "Acquire::Retries=3")
         until = time.monotonic() + self._lock_seconds
         while True:
-            status, said = await _run(
+            status, said = _run(
                 self._session, (*_QUIET, "apt-get", *options, *arguments), seconds + self._lock_seconds, self._begin
             )
             if status == 0 or not _LOCKED.search(said) or time.monotonic() >= until:
                 return status, said
-            await asyncio.sleep(_LOOK_SECONDS)
+            time.sleep(_LOOK_SECONDS)
 
-    async def done(self, *arguments: str, seconds: int) -> str:
+    def done(self, *arguments: str, seconds: int) -> str:
         """What apt-get says.
 
         :raises HomelabError: it fails.
         """
-        status, said = await self.run(*arguments, seconds=seconds)
+        status, said = self.run(*arguments, seconds=seconds)
         if status:
             raise self.failed(f"apt-get ends with exit status {status}: {said.strip()[-1000:]}")
         return said
@@ -120,7 +119,7 @@ class _Apt:
         )
 
 
-async def _run(session: Session, command: tuple[str, ...], seconds: int, begin: str = "") -> tuple[int, str]:
-    text = await session.run(command[0], begin + scripts.host_command(command, seconds), seconds + _SPARE_SECONDS)
+def _run(session: Session, command: tuple[str, ...], seconds: int, begin: str = "") -> tuple[int, str]:
+    text = session.run(command[0], begin + scripts.host_command(command, seconds), seconds + _SPARE_SECONDS)
     said, _, status = text.rstrip("\n").rpartition("\n")
     return int(status), said

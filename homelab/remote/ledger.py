@@ -70,39 +70,39 @@ def held_by(noted: Mapping[str, Any] | None, name: str, kind: str = "guest") -> 
     return "" if holder == name else holder
 
 
-async def noted(session: Session, name: str) -> Mapping[str, Any] | None:
+def noted(session: Session, name: str) -> Mapping[str, Any] | None:
     """The note of this name; None: there is none.
 
     :raises HomelabError: as `Session.run`.
     """
-    answer = await session.ask("read", "ledger", Wanted(name=name))
+    answer = session.ask("read", "ledger", Wanted(name=name))
     return noted_in({name: str(answer["note"])}, name)
 
 
-async def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
+def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
     """Writes a note, in place of an earlier one of this name.
 
     :raises HomelabError: as `Session.run`.
     """
-    await session.ask("apply", "ledger", Wanted(name=name, note=_line(values)))
+    session.ask("apply", "ledger", Wanted(name=name, note=_line(values)))
 
 
-async def keep(session: Session, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def keep(session: Session, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Writes a note unless there is one of this name.
 
     :returns: the note that is there afterwards.
     :raises HomelabError: as `Session.run`.
     """
-    answer = await session.ask("apply", "ledger", Wanted(name=name, note=_line(values), keep=True))
+    answer = session.ask("apply", "ledger", Wanted(name=name, note=_line(values), keep=True))
     return noted_in({name: str(answer["note"])}, name) or dict(values)
 
 
-async def forget(session: Session, name: str) -> None:
+def forget(session: Session, name: str) -> None:
     """Removes the note of this name, if there is one.
 
     :raises HomelabError: as `Session.run`.
     """
-    await session.ask("apply", "ledger", Wanted(name=name))
+    session.ask("apply", "ledger", Wanted(name=name))
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -1,5 +1,4 @@
-"""Reads a host, checks the settings against it and makes its plan, over one connection: for a preview, and for the
-refusals of an `up`.
+"""Reads a host, checks the settings against it and makes its plan: for a preview, and for the refusals of an `up`.
 
 The plan comes from facts and settings (`plan.wanted`). Whether the host must be rebooted, and which files change, its
 layers answer themselves, with the verb `plan`, which changes nothing.
@@ -7,7 +6,6 @@ layers answer themselves, with the verb `plan`, which changes nothing.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +50,7 @@ class Planned:
     guests: str
 
 
-async def planned(
+def planned(
     name: str,
     host: Host,
     vms: dict[str, Vm],
@@ -65,46 +63,45 @@ async def planned(
     :param vms: its VMs, by their names in the settings.
     :param containers: its containers, by their names in the settings.
     :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
-    :raises UnreachableError: as of `ssh.connect`.
+    :raises UnreachableError: as of `ssh.Session.connect`.
     :raises HomelabError: all refusals at once.
     """
-    async with ssh.connect(host, timeout) as session:
-        facts = remapping.to_be(await session.read(guests=True), host)
-        want = plan.wanted(facts, host)
-        # Refusals of VMs and containers come before the host is rebooted for them.
-        vm_lines, vm_errors = vm_plan.describe(name, facts, host, want, vms)
-        container_lines, container_errors = container_plan.describe(
-            facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
-        )
-        ctids = [container.ctid for container in containers.values() if container.nvidia is not None]
-        systems, reading_errors = await read_systems(session, facts, ctids, host=host.nvidia is not None)
-        vm_systems, vm_remarks = await _read_vms(host, facts, vms, timeout)
-        stack_lines, stack_errors = "", reading_errors
-        # Without a stack, the data about NVIDIA isn't read.
-        guest_stacks = [*(vm.nvidia for vm in vms.values()), *(container.nvidia for container in containers.values())]
-        if any([host.nvidia, *guest_stacks]):
-            stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, systems | vm_systems)
-            stack_errors = [*errors, *reading_errors]
-        # In a thread, since requests would block the event loop.
-        patience = OUTAGE_SECONDS if timeout is None else timeout
-        api_errors = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
-        ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
-        # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
-        vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
-        slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-        handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
-        raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
-        values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
-        if values and not values.values and not any(file.layer == "values" for file in facts.managed):
-            values = None
-        driver = preview.driver_to_be(name, host, facts, want, systems.get("host"))
-        to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
-        writing = _writing(host, want, containers.values(), values, facts, vms)
-        *written, restart = await session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
-        files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
-        reboot = plan.PlannedReboot(**restart)
-        if reboot.reboot != "no":
-            raise_all(ha.refused_for_restart(facts, host, vms.values()))
+    session = ssh.Session(host, timeout)
+    facts = remapping.to_be(session.read(guests=True), host)
+    want = plan.wanted(facts, host)
+    # Refusals of VMs and containers come before the host is rebooted for them.
+    vm_lines, vm_errors = vm_plan.describe(name, facts, host, want, vms)
+    container_lines, container_errors = container_plan.describe(
+        facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
+    )
+    ctids = [container.ctid for container in containers.values() if container.nvidia is not None]
+    systems, reading_errors = read_systems(session, facts, ctids, host=host.nvidia is not None)
+    vm_systems, vm_remarks = _read_vms(host, facts, vms, timeout)
+    stack_lines, stack_errors = "", reading_errors
+    # Without a stack, the data about NVIDIA isn't read.
+    guest_stacks = [*(vm.nvidia for vm in vms.values()), *(container.nvidia for container in containers.values())]
+    if any([host.nvidia, *guest_stacks]):
+        stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, systems | vm_systems)
+        stack_errors = [*errors, *reading_errors]
+    patience = OUTAGE_SECONDS if timeout is None else timeout
+    api_errors = probe.check(name, host, facts, want, vms, containers, patience)
+    ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
+    # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
+    vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
+    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
+    handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
+    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
+    values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
+    if values and not values.values and not any(file.layer == "values" for file in facts.managed):
+        values = None
+    driver = preview.driver_to_be(name, host, facts, want, systems.get("host"))
+    to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
+    writing = _writing(host, want, containers.values(), values, facts, vms)
+    *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
+    files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
+    reboot = plan.PlannedReboot(**restart)
+    if reboot.reboot != "no":
+        raise_all(ha.refused_for_restart(facts, host, vms.values()))
     remark_lines = "\n".join(
         f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
     )
@@ -150,7 +147,7 @@ def _writing(
     return layers
 
 
-async def read_systems(
+def read_systems(
     session: ssh.Session, facts: HostFacts, containers: Iterable[int], *, host: bool
 ) -> tuple[dict[str, SystemReading], list[HomelabError]]:
     """Reads the systems that NVIDIA's stack is for: a host and its containers, of these the ones that run.
@@ -165,7 +162,7 @@ async def read_systems(
     systems: dict[str, SystemReading] = {}
     errors: list[HomelabError] = []
     if host:
-        systems["host"] = await _read(session)
+        systems["host"] = _read(session)
     for ctid in containers:
         config = facts.guests.config(ctid)
         if config is None or config.kind != "lxc" or ctid not in facts.guests.running or "lock" in config.values:
@@ -174,7 +171,7 @@ async def read_systems(
         if config.values.get("ostype", "unmanaged") not in ("debian", "ubuntu", "unmanaged"):
             continue
         try:
-            systems[str(ctid)] = await _read(session, ctid)
+            systems[str(ctid)] = _read(session, ctid)
         except UnreachableError:
             raise
         except HomelabError as error:
@@ -182,7 +179,7 @@ async def read_systems(
     return systems, errors
 
 
-async def _read_vms(
+def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
 ) -> tuple[dict[str, SystemReading], list[str]]:
     """Reads the VMs that run and accept a login: readings by id; and a remark about each that doesn't accept it. A VM
@@ -197,7 +194,7 @@ async def _read_vms(
             continue
         try:
             vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
-            systems[str(vm.vmid)] = await read_vm(vm_host, timeout)
+            systems[str(vm.vmid)] = read_vm(vm_host, timeout)
         except NoPythonError:
             remarks.append(
                 f"vms.{name} has no Python: `pulumi up` installs python3 there with NVIDIA's stack, and looks then "
@@ -211,18 +208,17 @@ async def _read_vms(
     return systems, remarks
 
 
-async def read_vm(vm_host: Host, timeout: float | None = None) -> SystemReading:
+def read_vm(vm_host: Host, timeout: float | None = None) -> SystemReading:
     """A reading of a VM as a system for NVIDIA's stack.
 
     :param vm_host: the host's settings with the VM's address and login.
     :param timeout: seconds until there is a connection, at most VM_SECONDS.
     :raises HomelabError: it doesn't answer, refuses the login, or has no Python, as Windows.
     """
-    async with ssh.connect(vm_host, min(timeout or VM_SECONDS, VM_SECONDS)) as session:
-        return await _read(session)
+    return _read(ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS)))
 
 
-async def _read(session: ssh.Session, ctid: int = 0) -> SystemReading:
+def _read(session: ssh.Session, ctid: int = 0) -> SystemReading:
     """With the versions of CUDA that its repository offers, if NVIDIA's is set up."""
     wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
-    return reading.parse(await session.ask("read", "read_system", wanted, ctid=ctid))
+    return reading.parse(session.ask("read", "read_system", wanted, ctid=ctid))

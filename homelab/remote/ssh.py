@@ -1,6 +1,9 @@
 """Asks the agent on a host over SSH, and runs commands there, where pulumi-command can't: reading on refresh, and
 waiting for a reboot.
 
+A process has one connection to a host, whoever asks. It is opened on first use, again where it has ended, and ends with
+the process.
+
 It is imported on first use (homelab/later.py): a run that has nothing to read doesn't pay for asyncssh.
 """
 
@@ -13,17 +16,16 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
 from homelab.later import later
-from homelab.remote import agent, scripts
+from homelab.remote import agent, loop, scripts
 from homelab.settings import Host
 from remote_scripts.shared import boot_service
 from remote_scripts.tools.state import limit_of
@@ -37,12 +39,17 @@ else:
     kernel_lines, confirm_boot = later("homelab.host.kernel_log"), later("remote_scripts.layers.confirm_boot")
     read_host, read_system = later("remote_scripts.layers.read_host"), later("remote_scripts.layers.read_system")
 
+T = TypeVar("T")
+
 # The message of a step that failed (remote_scripts/tools/errors.py).
 _MESSAGE = re.compile(
     r"^wanted: (?P<wanted>.*?)\nfound:  (?P<found>.*?)\nwhy:    (?P<why>.*?)\nnext:   (?P<next>.*?)\s*\Z",
     re.DOTALL | re.MULTILINE,
 )
 
+# Commands at a time on a connection, the guard's among them; sshd refuses more than its MaxSessions, of which 10 are
+# the default.
+COMMANDS = 8
 # Between two keepalives of an open connection, in seconds, as all times here.
 KEEPALIVE_SECONDS = 5
 # How long one reading may take at least, of the time until an unconfirmed boot is undone.
@@ -73,22 +80,24 @@ REFUSED_SECONDS = 6.0
 
 
 class Session:
-    """An open connection to a host."""
+    """A host over this process's connection to it."""
 
-    def __init__(self, host: Host, connection: asyncssh.SSHClientConnection) -> None:
+    def __init__(self, host: Host, timeout: float | None = None) -> None:
+        """:param timeout: seconds until there is a connection; by default the host's `timeouts.connect`."""
         self._host = host
-        self._connection = connection
+        self._timeout = timeout or host.timeouts.connect
 
-    async def run(self, verb: str, script: str, seconds: float = 0) -> str:
+    def run(self, verb: str, script: str, seconds: float = 0) -> str:
         """Runs commands in a shell and returns their output; bytes that aren't UTF-8 are U+FFFD in it.
 
         :param seconds: how long it may take; 0, here and in what follows: as long as the host's `timeouts.api` says.
-        :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES.
-        :raises UnreachableError: the connection was lost meanwhile.
+        :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES; or
+            the host shows another host key, or refuses the login.
+        :raises UnreachableError: the host doesn't answer, or the connection was lost meanwhile.
         """
-        return await self._run(scripts.command(verb, self._host.ssh.user), verb, script, seconds)
+        return self._run(scripts.command(verb, self._host.ssh.user), verb, script, seconds)
 
-    async def ask(
+    def ask(
         self,
         verb: str,
         layer: str,
@@ -99,6 +108,7 @@ class Session:
         ctid: int = 0,
         proxy: str = "",
         goes_on: bool = False,
+        meanwhile: Callable[[], object] | None = None,
     ) -> dict[str, Any]:
         """Asks this program's agent: the one that is kept there, or one that is sent along and leaves nothing behind.
 
@@ -110,6 +120,7 @@ class Session:
         :param proxy: as of `agent.request`.
         :param on_line: called with each line of its log when it comes.
         :param goes_on: the host goes on to the work's end though nobody waits for it any more.
+        :param meanwhile: called every second until there is an answer.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
@@ -117,9 +128,9 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
         request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
-        return scripts.answer(await self._ask(verb, layer, [request], limit or seconds, on_line))
+        return scripts.answer(self._ask(verb, layer, [request], limit or seconds, on_line, meanwhile))
 
-    async def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
+    def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
         host and start take longer than a plan.
 
@@ -128,27 +139,26 @@ class Session:
         """
         requests = [agent.request(layer, wanted) for layer, wanted in questions]
         layers = ", ".join(layer for layer, _ in questions)
-        lines = (
-            (await self._ask("plan", layers, requests, self._host.timeouts.api * len(questions))).strip().split("\n")
-        )
+        lines = self._ask("plan", layers, requests, self._host.timeouts.api * len(questions)).strip().split("\n")
         return [scripts.answer(line) for line in lines[-len(questions) :]]
 
-    async def _ask(
+    def _ask(
         self,
         verb: str,
         layers: str,
         requests: Sequence[str],
         seconds: float,
         on_line: Callable[[str], None] | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> str:
         """The lines of the agent's answers; other arguments and errors as of `ask`.
 
         :param layers: their names, for an error.
         """
         command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
-        return await self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
+        return self._run(command, f"{verb} {layers}", text, seconds, on_line, meanwhile, is_for_agent=True)
 
-    async def put_agent(self, owner: str, seconds: float) -> None:
+    def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
@@ -156,13 +166,13 @@ class Session:
         """
         user = self._host.ssh.user
         if user == "root":  # any other's commands are sudo's, and so bash's
-            await self._try_shell(seconds)
+            self._try_shell(seconds)
         command = agent.command_to_put(user)
-        await self._run(command, "put the agent", agent.put(owner), seconds)
+        self._run(command, "put the agent", agent.put(owner), seconds)
 
-    async def _try_shell(self, seconds: float) -> None:
+    def _try_shell(self, seconds: float) -> None:
         try:
-            await self._run(agent.TO_TRY, "try the login shell", "", seconds)
+            self._run(agent.TO_TRY, "try the login shell", "", seconds)
         except UnreachableError:
             raise
         except HomelabError as error:
@@ -173,13 +183,14 @@ class Session:
                 next="give the user one on the host (`chsh -s /bin/bash root`), then run `pulumi up` again",
             ) from error
 
-    async def _run(
+    def _run(
         self,
         command: str,
         verb: str,
         script: str,
         seconds: float,
         on_line: Callable[[str], None] | None = None,
+        meanwhile: Callable[[], object] | None = None,
         *,
         is_for_agent: bool = False,
     ) -> str:
@@ -189,14 +200,11 @@ class Session:
         """
         seconds = seconds or self._host.timeouts.api
         try:
-            # A host that goes down may keep a connection open and answer its keepalives without ever running the
-            # script.
-            async with asyncio.timeout(seconds):
-                status, output, log = await self._exchange(command, script, on_line, is_for_agent)
+            work = self._exchange(command, script, seconds, on_line, is_for_agent)
+            status, output, log = loop.run(work, meanwhile)
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:
-            self._connection.abort()  # or it would go on sending
             raise _too_long(verb, output)
         if status is None:
             ended = ConnectionError("the connection ended before the script did")
@@ -205,18 +213,105 @@ class Session:
             raise _failed(verb, _decoded(output), _decoded(log), status)
         return _decoded(output)
 
-    async def boot_id(self, seconds: float) -> str:
+    async def _exchange(
+        self, command: str, script: str, seconds: float, on_line: Callable[[str], None] | None, is_for_agent: bool
+    ) -> tuple[int | None, bytes, bytes]:
+        """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
+        long.
+        """
+        log = None
+        try:
+            # A host that goes down may keep a connection open and answer its keepalives without ever running the
+            # script.
+            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
+                with suppress(OSError):  # it reads no more: its output and its status say why
+                    process.stdin.write(script.encode())
+                    if not is_for_agent:
+                        process.stdin.write_eof()
+                log = asyncio.create_task(_last_bytes(process.stderr, on_line))
+                output = bytearray()
+                while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
+                    output += data
+                    if is_for_agent and agent.WANTS_AGENT in output:
+                        is_for_agent = False
+                        with suppress(OSError):
+                            process.stdin.write(agent.itself().encode())
+                            process.stdin.write_eof()
+                if len(output) > OUTPUT_BYTES:
+                    return None, bytes(output), b""
+                log_end = await log
+                await process.wait_closed()
+                return process.exit_status, bytes(output), log_end
+        except TimeoutError:
+            _leave(self._host)
+            raise
+        finally:
+            if log is not None:
+                log.cancel()
+
+    @asynccontextmanager
+    async def _process(
+        self, command: str, limit: asyncio.Timeout, seconds: float
+    ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
+        """A command, as soon as it is its turn. What it does is sent to it: so where a connection turns out to have
+        ended, one more is opened for it.
+
+        :param limit: ends it so many seconds after that.
+        """
+        for is_last in (False, True):
+            limit.reschedule(None)
+            connection = await _opened(self._host, self._timeout)
+            connection.commands += 1
+            process = None
+            try:
+                async with connection.turns:
+                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                    process = await connection.ssh.create_process(command, encoding=None)
+                    yield process
+                    return
+            except (OSError, asyncssh.Error):
+                await asyncio.sleep(0)  # asyncssh says of a connection that it has ended a moment after what ends it
+                if is_last or process is not None or not connection.ssh.is_closed():
+                    raise
+            finally:
+                if process is not None:
+                    process.channel.abort()  # what it still prints is of no use; others' commands go on
+                connection.commands -= 1
+                connection.end_if_left()
+
+    def boot_id(self, seconds: float) -> str:
         """The running boot's id; empty where the kernel's file can't be read.
 
         :raises HomelabError: as `run`.
         """
-        output = await self.run("read_boot", 'cat "${ROOT:-}/proc/sys/kernel/random/boot_id" || true\n', seconds)
+        output = self.run("read_boot", 'cat "${ROOT:-}/proc/sys/kernel/random/boot_id" || true\n', seconds)
         return (output.split() or [""])[-1]  # a login may print something of its own before
 
-    async def ended(self, seconds: float) -> None:
+    def ended(self, seconds: float) -> None:
         """Waits until the connection has ended, at most so many seconds."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._connection.wait_closed(), seconds)
+
+        async def until_closed() -> None:
+            connection = _CONNECTIONS.get(_login(self._host))
+            if connection is not None:
+                with suppress(TimeoutError, HomelabError):
+                    await asyncio.wait_for((await asyncio.shield(connection)).ssh.wait_closed(), seconds)
+
+        loop.run(until_closed())
+
+    def connect(self, *, anew: bool = False) -> None:
+        """Opens the connection, if there is none.
+
+        :param anew: a new one takes the place of an earlier one, which ends with the last command on it.
+        :raises UnreachableError: the host doesn't answer in time.
+        :raises HomelabError: it shows another host key, or refuses the login.
+        """
+        loop.run(self.connected(anew=anew))
+
+    async def connected(self, *, anew: bool = False) -> None:
+        """`connect`, for what runs on this process's loop."""
+        if anew:
+            _leave(self._host)
+        await _opened(self._host, self._timeout)
 
     async def keep(
         self,
@@ -240,13 +335,20 @@ class Session:
         command = agent.command_in_memory(self._host.ssh.user)
         text = agent.asked("hold", agent.request(layer, wanted))
         log_lines: list[str] = []
+        seconds = self._host.timeouts.api
+        ends = ExitStack()
+
+        def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+            task = asyncio.create_task(work)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
+            ends.callback(task.cancel)
+            return task
+
         try:
-            async with asyncio.timeout(self._host.timeouts.api):
-                process = await self._connection.create_process(command, encoding=None)
+            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
                 with suppress(OSError):  # it reads no more: what it says is why
                     process.stdin.write(text.encode())
-                log = asyncio.ensure_future(_last_bytes(process.stderr, log_lines.append))
-                log.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
+                log = begun(_last_bytes(process.stderr, log_lines.append))
                 output = b""  # a login may print something of its own before
                 while (line := await process.stdout.readline()) and not _is_answer(line):
                     output = (output + line)[-LOG_BYTES:]
@@ -257,19 +359,20 @@ class Session:
                     await asyncio.wait([log])
                     await process.wait_closed()
                     raise _failed(f"hold {layer}", _decoded(output), "\n".join(log_lines), process.exit_status or 1)
-            on_answer()
-            # Not the end of its output, which never comes where the connection was lost.
-            closed = asyncio.ensure_future(process.wait_closed())
-            line_reader = asyncio.ensure_future(_last_bytes(process.stdout, on_line))
-            line_reader.add_done_callback(lambda done: done.cancelled() or done.exception())
-            words = words or asyncio.Queue()
-            while not closed.done():
-                word = asyncio.ensure_future(words.get())
-                await asyncio.wait({closed, word}, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
-                sent = word.result().encode() if word.done() else b""
-                word.cancel()
-                with suppress(OSError):  # it has just ended
-                    process.stdin.write(sent + b"\n")
+                limit.reschedule(None)
+                on_answer()
+                # Not the end of its output, which never comes where the connection was lost.
+                closed = begun(process.wait_closed())
+                begun(_last_bytes(process.stdout, on_line))
+                words = words or asyncio.Queue()
+                word = begun(words.get())
+                while not closed.done():
+                    await asyncio.wait({closed, word}, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
+                    sent = b""
+                    if word.done():
+                        sent, word = word.result().encode(), begun(words.get())
+                    with suppress(OSError):  # it has just ended
+                        process.stdin.write(sent + b"\n")
         except (OSError, TimeoutError, asyncssh.Error) as error:
             other_run = next((line for line in log_lines if line.startswith(ANOTHER_RUN)), None)
             if other_run is not None:
@@ -280,38 +383,11 @@ class Session:
                     why="two at once would undo each other's changes, and could reboot the host twice",
                     next="this run changes nothing more: wait until the other one has ended, then run the same again",
                 ) from error
-            raise _connection_lost(self._host, error, f"hold {layer}", self._host.timeouts.api) from error
-
-    async def _exchange(
-        self, command: str, script: str, on_line: Callable[[str], None] | None, is_for_agent: bool
-    ) -> tuple[int | None, bytes, bytes]:
-        """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
-        long.
-        """
-        process = await self._connection.create_process(command, encoding=None)
-        with suppress(OSError):  # it reads no more: its output and its status say why
-            process.stdin.write(script.encode())
-            if not is_for_agent:
-                process.stdin.write_eof()
-        log = asyncio.create_task(_last_bytes(process.stderr, on_line))
-        try:
-            output = bytearray()
-            while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
-                output += data
-                if is_for_agent and agent.WANTS_AGENT in output:
-                    is_for_agent = False
-                    with suppress(OSError):
-                        process.stdin.write(agent.itself().encode())
-                        process.stdin.write_eof()
-            if len(output) > OUTPUT_BYTES:
-                return None, bytes(output), b""
-            log_end = await log
-            await process.wait_closed()
+            raise _connection_lost(self._host, error, f"hold {layer}", seconds) from error
         finally:
-            log.cancel()
-        return process.exit_status, bytes(output), log_end
+            ends.close()
 
-    async def read(
+    def read(
         self,
         *,
         guests: bool = False,
@@ -333,22 +409,22 @@ class Session:
             acs=self._host.iommu.acs_override is not None,
             signs=kernel_lines.filter_of_lines() if kernel_log else "",
         )
-        reading = facts.parse(await self.ask("read", "read_host", wanted, seconds))
-        reading = replace(reading, systems={system: await self._of_system(reading, system) for system in systems})
+        reading = facts.parse(self.ask("read", "read_host", wanted, seconds))
+        reading = replace(reading, systems={system: self._of_system(reading, system) for system in systems})
         return gates.choosing(reading, self._host.gpus)
 
-    async def _of_system(self, reading: facts.HostFacts, system: str) -> str | None:
+    def _of_system(self, reading: facts.HostFacts, system: str) -> str | None:
         """What read_system answers on this host, or in a container of it; None: it doesn't run."""
         ctid = 0 if system == "host" else int(system)
         if ctid and _is_off(reading, ctid):
             return None
         try:
-            return json.dumps(await self.ask("read", "read_system", read_system.Wanted(), ctid=ctid))
+            return json.dumps(self.ask("read", "read_system", read_system.Wanted(), ctid=ctid))
         except UnreachableError:
             raise
         except HomelabError:
             # It may have stopped since the host was read.
-            if ctid and _is_off(await self.read(guests=True), ctid):
+            if ctid and _is_off(self.read(guests=True), ctid):
                 return None
             raise
 
@@ -475,88 +551,133 @@ def _pinned_host_key(host: Host) -> asyncssh.SSHKey:
         ) from error
 
 
-@asynccontextmanager
-async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Session]:
-    """A connection; only the pinned host key is accepted.
+class _Connection:
+    """An open connection. `turns`: for its commands; `commands`: how many are at work, or wait; `is_left`: whoever asks
+    next gets another one.
+    """
 
-    :param timeout: seconds until it is up; by default the host's `timeouts.connect`.
+    def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
+        self.ssh = ssh
+        self.turns = asyncio.Semaphore(COMMANDS)
+        self.commands = 0
+        self.is_left = False
+
+    def end_if_left(self) -> None:
+        """Ends it if nobody needs it any more."""
+        if self.is_left and not self.commands:
+            self.ssh.abort()  # not `close`, which waits for an answer that a host on its way down never gives
+
+
+# By what opens it.
+_CONNECTIONS: dict[tuple[object, ...], asyncio.Task[_Connection]] = {}
+
+
+def _login(host: Host) -> tuple[object, ...]:
+    """What tells one connection from another; those of the process that this one is a fork of are not this one's.
+
+    :raises HomelabError: a key can't be read.
+    """
+    ssh = host.ssh
+    return os.getpid(), host.address, ssh.port, ssh.user, ssh.pinned_host_key, ssh.key, ssh.agent, ssh.password
+
+
+async def _opened(host: Host, timeout: float) -> _Connection:
+    """This process's connection to a host; who asks while it is being opened, waits for the same one.
+
     :raises UnreachableError: the host doesn't answer in time.
     :raises HomelabError: it shows another host key, or refuses the login.
     """
-    key, pinned = host.ssh.key, _pinned_host_key(host)
-    async with AsyncExitStack() as exit_stack:
-        connection = await _connected(host, key, pinned, timeout or host.timeouts.connect, exit_stack)
-        # Not `close`, which waits for an answer that a host on its way down never gives.
-        exit_stack.callback(connection.abort)
-        yield Session(host, connection)
+    login = _login(host)
+    connection = _CONNECTIONS.get(login)
+    if connection is None or (connection.done() and (connection.exception() or connection.result().ssh.is_closed())):
+        connection = _CONNECTIONS[login] = asyncio.create_task(_connected(host, timeout))
+    try:
+        return await asyncio.shield(connection)
+    except HomelabError as error:
+        raise error.retold() from error  # each gets one of its own
+
+
+def _leave(host: Host) -> None:
+    """Whoever asks next gets a new connection; this one ends with the last command on it."""
+    connection = _CONNECTIONS.pop(_login(host), None)
+    if connection is not None and connection.done() and not connection.exception():
+        connection.result().is_left = True
+        connection.result().end_if_left()
+
+
+async def log_in(host: Host, timeout: float | None = None) -> None:
+    """Logs in once more, and ends that connection; on any loop, as `reach`.
+
+    :param timeout: as of `Session`.
+    :raises UnreachableError: the host doesn't answer in time.
+    :raises HomelabError: it shows another host key, or refuses the login.
+    """
+    (await _connected(host, timeout or host.timeouts.connect)).ssh.abort()
 
 
 async def reach(host: Host) -> None:
     """Checks that a login works, within `timeouts.connect`; an unreachable host is tried again until then.
 
     :raises UnreachableError: the host doesn't answer in time.
-    :raises HomelabError: as of `connect`.
+    :raises HomelabError: as of `log_in`.
     """
     deadline = time.monotonic() + host.timeouts.connect
     while True:
         try:
-            async with connect(host, max(deadline - time.monotonic(), 1.0)):
-                return
+            await log_in(host, max(deadline - time.monotonic(), 1.0))
+            return
         except UnreachableError:
             if time.monotonic() + RETRY_SECONDS > deadline:
                 raise
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _connected(
-    host: Host, key: str | None, pinned: asyncssh.SSHKey, timeout: float, exit_stack: AsyncExitStack
-) -> asyncssh.SSHClientConnection:
-    """An open connection; arguments and errors as of `connect`.
-
-    :param key: the private key's text; None: an agent or a password is used.
-    :param exit_stack: gets the agent's connection, which is to be closed with this one.
-    """
-    agent = await _Agent.of_this_machine(exit_stack, timeout) if host.ssh.agent else None
-    try:
-        async with asyncio.timeout(timeout):
-            keys = None if key is None else [asyncssh.import_private_key(key)]
-            return await asyncssh.connect(
-                host.address,
-                host.ssh.port,
-                username=host.ssh.user,
-                known_hosts=([pinned], [], []),
-                client_keys=keys if agent is None else agent.keys,
-                password=host.ssh.password and host.ssh.password.get_secret_value(),
-                agent_path=None,
-                config=None,
-                keepalive_interval=KEEPALIVE_SECONDS,
-            )
-    except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
-        if "host key" not in str(error).lower():
-            raise _unreachable(host, error) from error
-        raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
-    except asyncssh.KeyImportError as error:
-        raise HomelabError(
-            wanted="a private key in OpenSSH or PEM format, without a passphrase",
-            found=str(error),
-            why="the host can't be logged in to without it",
-            next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: "
-            "true)",
-        ) from error
-    except asyncssh.PermissionDenied as error:
-        if agent is not None and agent.problem:
-            raise _no_key_of_the_agent(agent.problem) from error
-        raise _login_refused(host, error) from error
-    except (OSError, TimeoutError, asyncssh.Error) as error:
-        if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
-            raise _no_key_of_the_agent(
-                f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
+async def _connected(host: Host, timeout: float) -> _Connection:
+    """A new connection; only the pinned host key is accepted. Arguments and errors as of `log_in`."""
+    key, pinned = host.ssh.key, _pinned_host_key(host)
+    async with AsyncExitStack() as exit_stack:
+        agent = await _Agent.of_this_machine(exit_stack, timeout) if host.ssh.agent else None
+        try:
+            async with asyncio.timeout(timeout):
+                keys = None if key is None else [asyncssh.import_private_key(key)]
+                connection = await asyncssh.connect(
+                    host.address,
+                    host.ssh.port,
+                    username=host.ssh.user,
+                    known_hosts=([pinned], [], []),
+                    client_keys=keys if agent is None else agent.keys,
+                    password=host.ssh.password and host.ssh.password.get_secret_value(),
+                    agent_path=None,
+                    config=None,
+                    keepalive_interval=KEEPALIVE_SECONDS,
+                )
+                return _Connection(connection)
+        except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+            if "host key" not in str(error).lower():
+                raise _unreachable(host, error) from error
+            raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
+        except asyncssh.KeyImportError as error:
+            raise HomelabError(
+                wanted="a private key in OpenSSH or PEM format, without a passphrase",
+                found=str(error),
+                why="the host can't be logged in to without it",
+                next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: "
+                "true)",
             ) from error
-        if isinstance(error, TimeoutError):
-            error = TimeoutError(f"no answer within {timeout:g} s")
-        if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
-            raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
-        raise _unreachable(host, error) from error
+        except asyncssh.PermissionDenied as error:
+            if agent is not None and agent.problem:
+                raise _no_key_of_the_agent(agent.problem) from error
+            raise _login_refused(host, error) from error
+        except (OSError, TimeoutError, asyncssh.Error) as error:
+            if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
+                raise _no_key_of_the_agent(
+                    f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
+                ) from error
+            if isinstance(error, TimeoutError):
+                error = TimeoutError(f"no answer within {timeout:g} s")
+            if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
+                raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
+            raise _unreachable(host, error) from error
 
 
 def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefusedError:
@@ -637,9 +758,7 @@ def ask_the_agent() -> None:
         async with AsyncExitStack() as exit_stack:
             await _Agent.of_this_machine(exit_stack, AGENT_SECONDS)
 
-    # A program that declares resources has an event loop of its own in its thread.
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(asyncio.run, ask()).result()
+    loop.run(ask())
 
 
 def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
@@ -652,19 +771,9 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
     )
 
 
-async def read(
-    host: Host,
-    timeout: float | None = None,
-    *,
-    guests: bool = False,
-    lspci: bool = False,
-    kernel_log: bool = False,
-    systems: Sequence[str] = (),
-    seconds: float = 0,
-) -> facts.HostFacts:
-    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
-    async with connect(host, timeout) as session:
-        return await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
+def read(host: Host, timeout: float | None = None, **options: Any) -> facts.HostFacts:
+    """One reading. Arguments and errors as of `Session` and `Session.read`."""
+    return Session(host, timeout).read(**options)
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
@@ -683,7 +792,7 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     )
 
 
-async def confirm(
+def confirm(
     host: Host, old_boot_id: str | None, say: Callable[[str], None], on_wait: Callable[[str], None] | None = None
 ) -> facts.HostFacts:
     """Confirms the running boot, unless the host has rolled itself back, and reads the host in that boot.
@@ -700,24 +809,25 @@ async def confirm(
     reading = None
     confirmation = _Confirmation(say)
     if old_boot_id is None:
-        async with connect(host) as session:
-            try:
-                reading = await confirmation.read(session, None, 0)
-            except UnreachableError as error:  # it may have been going down for a roll-back just then
-                confirmation.failed(error)
+        session = Session(host)
+        session.connect()
+        try:
+            reading = confirmation.read(session, None, 0)
+        except UnreachableError as error:  # it may have been going down for a roll-back just then
+            confirmation.failed(error)
     if reading is None:
-        reading = await wait_for_boot(host, old_boot_id, say, on_wait, confirmation)
+        reading = wait_for_boot(host, old_boot_id, say, on_wait, confirmation)
     while reading.rolling_back:
         say(f"it is giving back its boot configuration ({reading.rolled_back}), and restarts: waiting for that")
         try:
-            reading = await wait_for_boot(host, reading.boot_id, say, on_wait)
+            reading = wait_for_boot(host, reading.boot_id, say, on_wait)
         except HomelabError as error:
             say(f"it has not restarted: {error.found}")
             return reading
     return reading
 
 
-async def wait_for_boot(
+def wait_for_boot(
     host: Host,
     old_boot_id: str | None,
     say: Callable[[str], None],
@@ -747,7 +857,7 @@ async def wait_for_boot(
     last_refusal: HomelabError | None = None
     while True:
         try:
-            reading = await _reading_of_another_boot(host, old_boot_id, seconds, confirmation)
+            reading = _reading_of_another_boot(host, old_boot_id, seconds, confirmation)
             if reading is not None:
                 return reading
             last_problem, last_refusal = "it answers, but has not rebooted", None
@@ -774,23 +884,24 @@ async def wait_for_boot(
                 f"network, it gives back what was configured of its boot {host.timeouts.rollback} s after its start "
                 "and reboots by itself: waiting for that"
             )
-        await asyncio.sleep(RETRY_SECONDS if last_refusal is None else REFUSED_SECONDS)
+        time.sleep(RETRY_SECONDS if last_refusal is None else REFUSED_SECONDS)
 
 
-async def _reading_of_another_boot(
+def _reading_of_another_boot(
     host: Host, old_boot_id: str | None, seconds: float, confirmation: _Confirmation
 ) -> facts.HostFacts | None:
     """A reading, or None while the host runs the old boot, after having waited for the connection's end.
 
     A host that goes down isn't read, but asked for its boot id only; if it has none, the confirmation's answer has it.
     """
-    async with connect(host) as session:
-        if await session.boot_id(seconds) != old_boot_id or old_boot_id is None:
-            reading = await confirmation.read(session, old_boot_id, seconds)
-            if reading is not None:
-                return reading
-        await session.ended(GOING_DOWN_SECONDS)
-        return None
+    session = Session(host)
+    session.connect(anew=True)  # the earlier connection may be to the old boot, and not show it
+    if session.boot_id(seconds) != old_boot_id or old_boot_id is None:
+        reading = confirmation.read(session, old_boot_id, seconds)
+        if reading is not None:
+            return reading
+    session.ended(GOING_DOWN_SECONDS)
+    return None
 
 
 class _Confirmation:
@@ -806,7 +917,7 @@ class _Confirmation:
         self._reading = False
         self._tries = 0
 
-    async def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
+    def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
         """Confirms the boot and returns a reading; None: the host runs the old boot, or restarted between the
         confirmation and the reading, or is about to.
 
@@ -815,16 +926,16 @@ class _Confirmation:
         :raises HomelabError: as `Session.run`.
         """
         wanted = confirm_boot.Wanted(unless=old_boot_id or "")
-        answer = await session.ask("apply", "confirm_boot", wanted)
+        answer = session.ask("apply", "confirm_boot", wanted)
         if answer["boot"] == old_boot_id:
             return None
         if answer["judged"]:
             self._say(answer["judged"])
-            await session.ask("apply", "confirm_boot", dataclasses.replace(wanted, judged_told=True))
+            session.ask("apply", "confirm_boot", dataclasses.replace(wanted, judged_told=True))
         if answer["confirmed"] != self.boot:
             self.boot, self._tries = answer["confirmed"], 0
         self._reading = True
-        reading = await session.read(lspci=True, kernel_log=True, seconds=seconds)
+        reading = session.read(lspci=True, kernel_log=True, seconds=seconds)
         self._reading = False
         if reading.rolled_back or reading.rolling_back or reading.boot_id == self.boot:
             return reading

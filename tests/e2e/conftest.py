@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import re
 import shutil
@@ -20,7 +19,7 @@ from homelab.errors import HomelabError
 from homelab.remote import planning
 from lab import Lab
 from lab.client import SnapshotEntry
-from tests import quick_python
+from tests import connections, quick_python
 from tests.conftest import PROJECT
 from tests.e2e.person import ENTER, PROGRAM, Conversation, Person, answer, log_in
 from tests.engine_stack import EngineStack, Result, kill_tree, name_of
@@ -160,7 +159,10 @@ def planned(stack: Stack) -> planning.Planned:
         name: settings.Container.model_validate(one) for name, one in stack.config.get("homelab:containers", {}).items()
     }
     host = settings.Host.model_validate(stack.host)
-    return asyncio.run(planning.planned("pve", host, vms, containers, timeout=5))
+    try:
+        return planning.planned("pve", host, vms, containers, timeout=5)
+    finally:
+        connections.end_all()  # as a process that has done this
 
 
 def refusal(stack: Stack) -> str:

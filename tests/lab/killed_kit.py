@@ -32,8 +32,8 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise KilledError
         return done
 
-    async def run(session: Session, command: str, verb: str, *about: Any, **more: Any) -> str:
-        return counted(await ran(session, command, verb, *about, **more), changes=verb.split()[0] in ("apply", "set"))
+    def run(session: Session, command: str, verb: str, *about: Any, **more: Any) -> str:
+        return counted(ran(session, command, verb, *about, **more), changes=verb.split()[0] in ("apply", "set"))
 
     def request(api: Api, verb: str, *about: Any) -> Any:
         return counted(asked(api, verb, *about), changes=verb.lower() != "get")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,8 @@ def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(tmp_
         conf = lab.root / f"etc/pve/lxc/{CTID}.conf"
         before, host = conf.read_text(), host_of(lab)
 
-        async def given() -> None:
-            async with ssh.connect(host) as session:
-                await session.ask(
-                    "apply", "container_gpus", ContainerGpus(ctid=CTID, cards=Cards(minors=(0,)), guest=guest)
-                )
-
-        asyncio.run(given())
+        wanted = ContainerGpus(ctid=CTID, cards=Cards(minors=(0,)), guest=guest)
+        ssh.Session(host).ask("apply", "container_gpus", wanted)
         with_cards = conf.read_text()
         assert with_cards != before
         settings = host.model_dump(mode="json", by_alias=True)

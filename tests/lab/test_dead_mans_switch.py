@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,17 +32,12 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def on(lab: Lab, *composed: str | Asked) -> list[Any]:
     """Runs scripts and layers on the host, as `up` does; their answers."""
 
-    async def main() -> list[Any]:
-        async with ssh.connect(settings_of(lab)) as session:
-            await session.put_agent("test", 60)
-            return [
-                await session.run("apply", one)
-                if isinstance(one, str)
-                else await session.ask("apply", one.layer, one.wanted)
-                for one in composed
-            ]
-
-    return asyncio.run(main())
+    session = ssh.Session(settings_of(lab))
+    session.put_agent("test", 60)
+    return [
+        session.run("apply", one) if isinstance(one, str) else session.ask("apply", one.layer, one.wanted)
+        for one in composed
+    ]
 
 
 def configure(lab: Lab) -> None:
@@ -57,7 +51,7 @@ def configure(lab: Lab) -> None:
 def confirmed(lab: Lab, old_boot_id: str | None = None) -> tuple[HostFacts, list[str]]:
     said: list[str] = []
     host = settings_of(lab, connect=5, reboot=60)
-    return asyncio.run(ssh.confirm(host, old_boot_id, said.append)), said
+    return ssh.confirm(host, old_boot_id, said.append), said
 
 
 def test_a_host_restarts_once_it_has_answered_however_long_that_takes(
@@ -136,11 +130,7 @@ def starts(lab: Lab) -> list[str]:
 def started(lab: Lab) -> dict[str, list[str]]:
     """What the host answers that is asked to start what ran."""
 
-    async def start() -> dict[str, Any]:
-        async with ssh.connect(settings_of(lab)) as session:
-            return await session.ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
-
-    return asyncio.run(start())
+    return ssh.Session(settings_of(lab)).ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
 
 
 @pytest.fixture

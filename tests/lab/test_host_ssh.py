@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from homelab.remote import ssh
@@ -13,19 +13,15 @@ from tests.lab.host_kit import settings_of
 def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(tmp_path: Path) -> None:
     late: list[str] = []
 
-    async def main(lab: Lab) -> str:
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab, ThreadPoolExecutor(1) as threads:
         host = settings_of(lab, reboot=30, rollback=30)
-        before = (await ssh.read(host)).boot_id
+        before = ssh.read(host).boot_id
         lab.reboot()
         lab.fault("script-hangs", '"guests": false')
-        waiting = asyncio.create_task(ssh.wait_for_boot(host, before, late.append))
-        await asyncio.to_thread(lab.wait_command, '"guests": false')
+        waiting = threads.submit(ssh.wait_for_boot, host, before, late.append)
+        lab.wait_command('"guests": false')
         lab.fault("script-hangs", None)
-        return (await waiting).boot_id
-
-    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
-        boot_id = asyncio.run(main(lab))
-        assert lab.boots()[-1]["boot_id"] == boot_id
+        assert lab.boots()[-1]["boot_id"] == waiting.result().boot_id
         lab.wait_idle()
         readings = [
             entry.get("client") for entry in lab.commands() if "sys.stdin.buffer.readline()" in entry["command"]

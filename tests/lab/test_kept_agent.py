@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 
@@ -77,7 +76,7 @@ def test_a_session_sends_the_agent_to_a_host_without_it_and_asks_the_kept_one_el
     monkeypatch.setattr(agent, "itself", sends)
 
     def boot() -> str:
-        return asyncio.run(ssh.read(host_of(lab))).boot_id
+        return ssh.read(host_of(lab)).boot_id
 
     before = boot()
     assert len(sent) == 1

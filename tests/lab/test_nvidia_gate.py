@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def against(lab: Lab, vms: dict[str, Vm] | None = None, **containers: dict[str, 
         for number, (name, nvidia) in enumerate(containers.items())
     }
     try:
-        asyncio.run(planning.planned("pve", host(lab), vms or {}, asked))
+        planning.planned("pve", host(lab), vms or {}, asked)
     except HomelabError as error:
         return list(getattr(error, "errors", [error]))
     return []
@@ -76,7 +75,7 @@ def test_each_container_that_cannot_have_its_cuda_is_named_at_once(lab: Lab) -> 
 def test_what_all_layers_would_change_is_asked_at_once(lab: Lab) -> None:
     """Each way to the host, with the agent sent along, takes longer than a plan."""
     mark = lab.mark()
-    planned = asyncio.run(planning.planned("pve", host(lab), {}, {}))
+    planned = planning.planned("pve", host(lab), {}, {})
     lab.wait_idle()
     assert len(lab.connections(mark)) == 1 and len(lab.commands(mark)) == 3, "the host, its stack, the plans"
     paths = " ".join(file.what for file in planned.files)
@@ -107,24 +106,24 @@ def test_a_vm_with_windows_is_not_asked_for_and_its_owner_is_told(lab: Lab) -> N
 def test_a_vm_that_does_not_answer_is_no_reason_to_refuse_and_is_said(lab: Lab) -> None:
     lab.fault("guest-unreachable", 110)
     try:
-        found = asyncio.run(planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {}))
+        found = planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {})
     finally:
         lab.fault("guest-unreachable", None)
     assert "vms.box was not looked into" in found.guests
 
 
 def test_what_comes_into_a_vm_without_python_is_in_the_plan(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def read_vm(*_: object) -> SystemReading:
+    def read_vm(*_: object) -> SystemReading:
         raise NoPythonError(wanted="Python", found="it isn't there", why="", next="")
 
     monkeypatch.setattr(planning, "read_vm", read_vm)
-    found = asyncio.run(planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {}))
+    found = planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {})
     assert "vms.box has no Python: `pulumi up` installs python3 there" in found.guests
 
 
 def test_a_preview_says_where_each_driver_comes_from(lab: Lab) -> None:
     """NVIDIA's repository for Debian 13, which host and containers have, begins with 590."""
     container = Container.model_validate({"host": "pve", "ctid": 301, "gpus": ["p4a"], "nvidia": {}})
-    found = asyncio.run(planning.planned("pve", host(lab), {}, {"one": container}))
+    found = planning.planned("pve", host(lab), {}, {"one": container})
     lines = [line for line in found.guests.splitlines() if "NVIDIA's stack" in line]
     assert [line.count(", by NVIDIA's installer 580.178.04, ") for line in lines] == [1, 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
@@ -39,11 +38,7 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
 
 
 def apply(lab: Lab, functions: dict[str, str] = FUNCTIONS, **options: Any) -> dict[str, Any]:
-    async def run() -> dict[str, Any]:
-        async with ssh.connect(settings_of(lab)) as session:
-            return await session.ask("apply", "passthrough_test", Wanted(functions=functions, **options))
-
-    return asyncio.run(run())
+    return ssh.Session(settings_of(lab)).ask("apply", "passthrough_test", Wanted(functions=functions, **options))
 
 
 def failure(lab: Lab, **options: Any) -> HomelabError:

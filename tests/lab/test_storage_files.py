@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import json
@@ -185,7 +184,7 @@ def test_a_run_that_was_killed_during_the_download_goes_on_waiting_for_it(lab: L
     stack = Stack(lab, VIRTIO)
     mark = lab.mark()
     # As far as a run comes before it is killed: it has noted the file as its own, and the node downloads it.
-    asyncio.run(storage_file._note(host_of(lab), stack.inputs, None))
+    storage_file._note(host_of(lab), stack.inputs, None)
     about = {"content": "iso", "filename": stack.download.name, "url": stack.download.address}
     api_module.Api(host_of(lab), NODE).post(f"nodes/{NODE}/storage/local/download-url", "a download", **about)
     outputs = stack.up()
@@ -209,7 +208,7 @@ def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_
     lab.fault("download-seconds", seconds)
     stack = Stack(lab, VIRTIO)
     lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; touch $ROOT/var/lib/vz/template/iso/mine.iso")
-    asyncio.run(storage_file._note(host_of(lab), stack.inputs, None))
+    storage_file._note(host_of(lab), stack.inputs, None)
     api = api_module.Api(host_of(lab), NODE)
     about = {"content": "iso", "filename": stack.download.name, "url": stack.download.address}
     upid = api.post(f"nodes/{NODE}/storage/local/download-url", "a download", **about)

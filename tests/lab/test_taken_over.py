@@ -5,7 +5,6 @@ What becomes of which line: tests/unit/test_vm_config.py. From `init` to `destro
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import shutil
@@ -334,9 +333,9 @@ def test_a_destroy_gives_back_a_mapping_that_a_killed_run_has_taken_over(
         killed_after(once, number)
         CardMappingWork(run.stack).create(dataclasses.replace(old, gpu="card", live_migration=True))
     CardMappingWork(run.stack).delete(old, mapped)
-    ledger_of_host = asyncio.run(ssh.read(host_of(lab))).ledger
+    ledger_of_host = ssh.read(host_of(lab)).ledger
     CardMappingWork(run.stack).remove_unfinished(NODE, NODE, ledger_of_host)
-    assert mappings(lab) == [] and asyncio.run(ssh.read(host_of(lab))).ledger == {}
+    assert mappings(lab) == [] and ssh.read(host_of(lab)).ledger == {}
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -351,7 +350,7 @@ def test_another_stack_leaves_the_card_of_a_vm_of_this_one(lab: Lab, killed: boo
     settings = {**run.stack, "vms": "{}"}
     made = CardMappingWork(settings, other).create(mapping)
     if killed:
-        notes_of_host = asyncio.run(ssh.read(host_of(lab))).ledger
+        notes_of_host = ssh.read(host_of(lab)).ledger
         CardMappingWork(settings, other).remove_unfinished(NODE, NODE, notes_of_host)
     else:
         CardMappingWork(settings, other).delete(mapping, made)

@@ -129,8 +129,8 @@ def test_what_stands_against_it_is_said_and_the_vm_is_as_it_was(lab: Lab, name: 
 def test_nothing_is_done_where_the_host_doesnt_list_its_vms(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Session.read
 
-    async def unlisted(session: Session, **what: Any) -> HostFacts:
-        found = await read(session, **what)
+    def unlisted(session: Session, **what: Any) -> HostFacts:
+        found = read(session, **what)
         return replace(found, guests=replace(found.guests, unlisted=("vm",)))
 
     monkeypatch.setattr(Session, "read", unlisted)

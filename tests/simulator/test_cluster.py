@@ -5,7 +5,6 @@ What a node says is held to the recording of a real cluster of three (tests/simu
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -168,7 +167,7 @@ def test_when_two_are_gone_the_third_has_no_quorum(cluster: LabCluster) -> None:
 
 def test_a_reading_says_whether_a_node_has_a_quorum(cluster: LabCluster) -> None:
     host = host_of(cluster["pve1"])
-    read = asyncio.run(ssh.read(host, guests=True)).cluster
+    read = ssh.read(host, guests=True).cluster
     assert read.quorate and read.described == ", node of the cluster homelab"
     cluster["pve1"].fault("cut-off")
-    assert not asyncio.run(ssh.read(host, guests=True)).cluster.quorate
+    assert not ssh.read(host, guests=True).cluster.quorate

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+from asyncssh.constants import OPEN_CONNECT_FAILED
 from asyncssh.packet import String
 
 from lab import Lab
@@ -294,6 +295,24 @@ def test_several_commands_run_at_once_over_one_connection(lab: Lab) -> None:
     assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == ["b\n", "a\n"]
     assert len(lab.connections(since=mark)) == 1
     assert len({entry["n"] for entry in lab.commands(since=mark)}) == 2
+
+
+def test_a_connection_has_ten_sessions_at_a_time(lab: Lab) -> None:
+    async def main() -> int | None:
+        async with connected(lab) as connection:
+            ten = [await connection.create_process("cat") for _ in range(10)]
+            with pytest.raises(asyncssh.ChannelOpenError, match="open failed") as refused:
+                await connection.create_process("true")
+            assert refused.value.code == OPEN_CONNECT_FAILED
+            ten[0].stdin.write_eof()
+            await ten[0].wait_closed()
+            status = (await connection.run("true")).exit_status
+            for one in ten[1:]:
+                one.stdin.write_eof()
+                await one.wait_closed()
+            return status
+
+    assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == 0
 
 
 def test_every_connection_and_command_is_logged_before_its_client_knows_the_result(lab: Lab) -> None:

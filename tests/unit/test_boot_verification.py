@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -27,15 +26,13 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts) -> HostFacts:
     """Verify what is seen after a boot against the plan that was made of `wanted`."""
 
-    async def confirm(*_: Any) -> HostFacts:
+    def confirm(*_: Any) -> HostFacts:
         return seen
 
     monkeypatch.setattr(ssh, "confirm", confirm)
     host = settings()
-    return asyncio.run(
-        boot_verification._verify(
-            host, "pve", dict(REBOOT), plan.wanted(wanted, host), boot_verification.ManagedGuests()
-        )
+    return boot_verification._verify(
+        host, "pve", dict(REBOOT), plan.wanted(wanted, host), boot_verification.ManagedGuests()
     )
 
 
@@ -67,14 +64,14 @@ def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
     awaited, started = list[str | None](), list[str]()
     back = desktop(boot_id="2")
 
-    async def confirm(_host: object, old_boot_id: str | None, *_: object) -> HostFacts:
+    def confirm(_host: object, old_boot_id: str | None, *_: object) -> HostFacts:
         awaited.append(old_boot_id)
         return back
 
-    async def start(_host: object, name: str, _managed: object) -> None:
+    def start(_host: object, name: str, _managed: object) -> None:
         started.append(name)
 
-    async def read(_host: object) -> HostFacts:
+    def read(_host: object) -> HostFacts:
         return back
 
     monkeypatch.setattr(ssh, "confirm", confirm)
@@ -85,7 +82,7 @@ def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
         answer = {**REBOOT, "reboot": reboot, "boot_id": before}
         nothing = plan.Wanted("", "", {}, [], {})
         managed = boot_verification.ManagedGuests()
-        return asyncio.run(boot_verification._verify(settings(), "pve", answer, nothing, managed))
+        return boot_verification._verify(settings(), "pve", answer, nothing, managed)
 
     assert verify("1") is back and (awaited, started) == ([old], starts)
     if reboot == "manual":

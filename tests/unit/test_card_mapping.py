@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -172,7 +169,7 @@ def test_an_entry_that_moves_to_another_slot_is_noted_before_it_does(
 ) -> None:
     work, api, seen = CardMappingWork(texts({}, {}).texts), Api(mapping), list[Any]()
 
-    async def take_note(_host: Any, _inputs: Any, about: dict[str, Any]) -> None:
+    def take_note(_host: Any, _inputs: Any, about: dict[str, Any]) -> None:
         assert about == {"before": OLD, "had_flag": False}
         seen.append(api.mapping)
 
@@ -249,7 +246,7 @@ def test_an_entry_stays_that_is_another_keys_by_now(
 ) -> None:
     work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": gpus}}).texts), list[str]()
 
-    async def read(_: Any) -> Any:
+    def read(_: Any) -> Any:
         return SimpleNamespace(ledger={"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
 
     monkeypatch.setattr(ssh, "read", read)
@@ -297,7 +294,7 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
         list[str](),
     )
 
-    async def forget(_host: Any, names: list[str]) -> None:
+    def forget(_host: Any, names: list[str]) -> None:
         assert names == ["mapping/pve1/card"]
         calls.append("forgotten")
 
@@ -333,21 +330,20 @@ def test_what_was_there_at_first_stays_noted(
 ) -> None:
     notes = {"mapping/pve1/card": earlier}
 
-    @asynccontextmanager
-    async def connect(_: Any) -> AsyncIterator[None]:
-        yield
+    def connect(_: Any) -> None:
+        return
 
-    async def read(_: Any, name: str) -> Any:
+    def read(_: Any, name: str) -> Any:
         return notes[name]
 
-    async def take_note(_: Any, name: str, note: Any) -> None:
+    def take_note(_: Any, name: str, note: Any) -> None:
         notes[name] = note
 
-    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ssh, "Session", connect)
     monkeypatch.setattr(ledger, "noted", read)
     monkeypatch.setattr(ledger, "note", take_note)
     host: Any = None
-    found = asyncio.run(card_mapping._noted(host, INPUTS, about))
+    found = card_mapping._noted(host, INPUTS, about)
     assert found == notes["mapping/pve1/card"] == {**noted, "gpu": "card", "path": "0000:01:00"}
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
@@ -164,17 +162,14 @@ class Connection:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def ask(
-        self, verb: str, layer: str, wanted: object, _seconds: float, *, ctid: int, proxy: str
-    ) -> dict[str, Any]:
+    def ask(self, verb: str, layer: str, wanted: object, _seconds: float, *, ctid: int, proxy: str) -> dict[str, Any]:
         return self.world.ask(verb, layer, wanted, ctid)
 
 
 def tried(world: World) -> None:
     class Work(DriverTrialWork):
-        @asynccontextmanager
-        async def session(self, inputs: Any, seconds: float = 0) -> AsyncIterator[Any]:
-            yield Reached(cast(ssh.Session, Connection(world)), seconds)
+        def session(self, inputs: Any, seconds: float = 0) -> Any:
+            return Reached(cast(ssh.Session, Connection(world)), seconds)
 
     Work(TEXTS).create(INPUTS)
 

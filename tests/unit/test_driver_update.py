@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,17 +23,16 @@ def ended(status: int, answer: str, errors: list[HomelabError]) -> tuple[list[st
         def __init__(self) -> None:
             pass
 
-        @asynccontextmanager
-        async def session(self, inputs: Any, seconds: float = 0) -> AsyncIterator[Any]:
-            async def ask(verb: str, layer: str, wanted: Any, *, proxy: str) -> Any:
+        def session(self, inputs: Any, seconds: float = 0) -> Any:
+            def ask(verb: str, layer: str, wanted: Any, *, proxy: str) -> Any:
                 assert layer == "driver_update" and seconds > Nvidia().timeouts.install
                 verbs.append(verb)
                 return json.loads(answer)
 
-            yield SimpleNamespace(ask=ask)
+            return SimpleNamespace(ask=ask)
 
     inputs: Any = SimpleNamespace(target="host", system_name="hosts.pve")
-    return verbs, asyncio.run(Work()._end_update(inputs, Nvidia(), errors, works=status == 0))
+    return verbs, Work()._end_update(inputs, Nvidia(), errors, works=status == 0)
 
 
 @pytest.mark.parametrize("errors", [[], [FAILED]])

@@ -127,9 +127,9 @@ def test_a_run_that_lost_its_host_notices_before_its_next_change(
 ) -> None:
     Acts(done).created({"host": "pve"})
     assert done == ["created"], "it had never held it: what holds a host says so itself"
-    monkeypatch.setitem(
-        guard._GUARDS, "pve", guard._Guard(Host.model_construct(address="192.0.2.1"))
-    )  # one that has ended
+    ended = guard._Guard("pve", Host.model_construct(address="192.0.2.1"))
+    ended.ended.set()
+    monkeypatch.setitem(guard._GUARDS, "pve", ended)
     Acts(done).created({"host": "pve"})
     assert done[1:] == ["held pve", "created"]
 
@@ -153,17 +153,15 @@ class Answers:
 
     refusals: list[str]
 
-    def __init__(self, host: Host) -> None:
-        self.answered = threading.Event()
+    def __init__(self, name: str, host: Host) -> None:
+        self.answered, self.ended = threading.Event(), threading.Event()
         self.error = (
             guard.RefusedError(wanted="w", found=self.refusals.pop(0), why="w", next="n") if self.refusals else None
         )
 
-    def start(self) -> None:
+    def begin(self) -> None:
         self.answered.set()
-
-    def is_alive(self) -> bool:
-        return False
+        self.ended.set()
 
 
 def test_a_run_that_was_cut_off_waits_for_the_host_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +251,7 @@ def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd) -> None:
     assert len(sshd.connections) == 1 and guard.holds("pve")
     first = guard._GUARDS["pve"]
     sshd.loop.call_soon_threadsafe(sshd.connections[0].abort)
-    first.join(timeout=PATIENCE)
-    assert not first.is_alive()
+    assert first.ended.wait(PATIENCE)
     guard.hold_on("pve", sshd.host())
     assert len(sshd.connections) == 2
     guard.release("pve")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -79,19 +76,18 @@ class Guest:
         self.brought: list[str] = []
         self.agent = ""
 
-    @asynccontextmanager
-    async def connect(self, _host: object) -> AsyncIterator[Connection]:
+    def connect(self, _host: object) -> Connection:
         met = self.left.pop(0) if len(self.left) > 1 else self.left[0]
         if isinstance(met, HomelabError):
             raise met
-        yield Connection(self, *met)
+        return Connection(self, *met)
 
 
 class Connection:
     def __init__(self, guest: Guest, boot: str, loaded: str, ordered: HomelabError | None = None) -> None:
         self.guest, self.boot, self.loaded, self.ordered = guest, boot, loaded, ordered
 
-    async def ask(self, verb: str, _layer: str, _wanted: object, _seconds: float, **about: object) -> dict[str, object]:
+    def ask(self, verb: str, _layer: str, _wanted: object, _seconds: float, **about: object) -> dict[str, object]:
         assert not about["ctid"] and not about["proxy"]
         if verb == "apply":
             self.guest.orders.append(self.boot)
@@ -136,7 +132,7 @@ def restarted(
 ) -> tuple[GuestReboot.Outputs, list[str]]:
     """What comes of it, and in which boots a restart was asked for."""
     guest = Guest(*meets)
-    monkeypatch.setattr(ssh, "connect", guest.connect)
+    monkeypatch.setattr(ssh, "Session", guest.connect)
     inputs = GuestReboot.Inputs(**{**vars(INPUTS), "timeout": timeout})
     return GuestRebootWork(TEXTS).create(inputs), guest.orders
 
@@ -161,7 +157,7 @@ def test_a_guest_restarts_once_and_only_where_it_must(monkeypatch: pytest.Monkey
 def test_a_restart_that_brought_nothing_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for meets in ((("1", OLD), OFF, ("2", OLD)), (("1", OLD, OFF), OFF, ("2", OLD))):
         guest = Guest(*meets)
-        monkeypatch.setattr(ssh, "connect", guest.connect)
+        monkeypatch.setattr(ssh, "Session", guest.connect)
         with pytest.raises(HomelabError, match=f"driver {VERSION} in use after a reboot"):
             GuestRebootWork(TEXTS).create(INPUTS)
         assert guest.orders == ["1"]
@@ -186,21 +182,21 @@ def test_what_no_waiting_mends_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_vm_without_python_gets_it_once_and_is_read_then(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = Guest(OFF, ("1", "no Python"))
 
-    async def bring(_session: object, system: str, stack: object) -> None:
+    def bring(_session: object, system: str, stack: object) -> None:
         assert stack is not None
         guest.brought.append(system)
 
-    monkeypatch.setattr(ssh, "connect", guest.connect)
+    monkeypatch.setattr(ssh, "Session", guest.connect)
     monkeypatch.setattr(guest_python, "install", bring)
     work = NvidiaSystemWork(TEXTS)
-    found = asyncio.run(work.read_system_in_time(VM_INPUTS, 30))
+    found = work.read_system_in_time(VM_INPUTS, 30)
     assert guest.brought == ["vms.sandbox"] and found.system.distribution == "ubuntu"
 
 
 def test_a_refresh_installs_nothing_in_a_vm_without_python_and_leaves_that_to_the_next_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ssh, "connect", Guest(("1", "no Python")).connect)
+    monkeypatch.setattr(ssh, "Session", Guest(("1", "no Python")).connect)
     monkeypatch.setattr(guest_python, "install", None)
     facts: SystemState = {"cards": [], "kernels": [], "runtimes": []}
     before = NvidiaSystem.Outputs(facts=facts, generation=dict.fromkeys(LAYERS, 0), stale=False)
@@ -214,7 +210,7 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
 ) -> None:
     guest = Guest(("1", NEW))
     guest.agent = there
-    monkeypatch.setattr(ssh, "connect", guest.connect)
+    monkeypatch.setattr(ssh, "Session", guest.connect)
     facts: SystemState = {"kernels": ["6.8.0-90-generic"], "runtimes": [], "cards": ["10de:2b85"]}
     facts |= {"distribution": "ubuntu", "version": "24.04", "running": "6.8.0-90-generic"}
     # An older version's state knows fewer layers.

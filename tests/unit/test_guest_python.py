@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 from pathlib import Path
@@ -48,7 +47,7 @@ class Guest:
         (self.programs / name).write_text(f"#!/bin/bash\n{text}\n")
         (self.programs / name).chmod(0o755)
 
-    async def run(self, verb: str, text: str, seconds: float = 0) -> str:
+    def run(self, verb: str, text: str, seconds: float = 0) -> str:
         done = subprocess.run(
             ["bash", "-s", "--", verb],
             input=text,
@@ -62,7 +61,7 @@ class Guest:
 
     def install(self, **settings: Any) -> None:
         nvidia = Nvidia.model_validate(settings)
-        asyncio.run(guest_python.install(cast(ssh.Session, self), "vms.box", nvidia))
+        guest_python.install(cast(ssh.Session, self), "vms.box", nvidia)
 
     @property
     def record(self) -> str:
@@ -102,9 +101,9 @@ def test_a_proxy_is_in_the_environment_and_on_no_command_line(tmp_path: Path) ->
     texts: list[str] = []
     run = guest.run
 
-    async def heard(verb: str, text: str, seconds: float = 0) -> str:
+    def heard(verb: str, text: str, seconds: float = 0) -> str:
         texts.append(f"{verb} {text}")
-        return await run(verb, text, seconds)
+        return run(verb, text, seconds)
 
     guest.run = heard  # type: ignore[method-assign]
     guest.install(proxy="http://ann:it%27s-$ecret@192.0.2.1:3128")

@@ -120,7 +120,7 @@ def test_a_card_that_becomes_shared_stays_in_the_vm_that_had_it(
         asked.append(vmid)
         raise NotThereError(wanted="", found="", why="", next="", status=404, reason="")
 
-    async def nothing_noted(*_: object) -> dict[str, Any]:
+    def nothing_noted(*_: object) -> dict[str, Any]:
         return {}
 
     monkeypatch.setattr(GpuLeaseWork, "machine", machine)

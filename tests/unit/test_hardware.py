@@ -124,7 +124,7 @@ def test_the_command_writes_the_file_also_where_the_outputs_cant_be_read(
         classmethod(lambda *_: (_ for _ in ()).throw(HomelabError(wanted="w", found="f", why="y", next="n"))),
     )
 
-    async def read(*_: object) -> Any:
+    def read(*_: object) -> Any:
         return bound()
 
     monkeypatch.setattr("homelab.remote.diagnosis.read", read)

@@ -217,7 +217,7 @@ def _is_composed(node: ast.expr) -> bool:
         ("session.run('plan', scripts.card_nodes(inputs.needed))", []),
         ("script = steps.verification(a, b, c)\nself.run('verify', script, 3.0)", []),
         ("self.ask_in(one, 'apply', one.script)", [1]),
-        ("asyncio.run(work())", []),
+        ("loop.run(work())", []),
     ],
 )
 def test_what_is_sent_to_a_host_without_being_composed_is_found(source: str, lines: list[int]) -> None:

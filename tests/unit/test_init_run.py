@@ -10,8 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -348,13 +347,11 @@ def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pyt
     cut = UnreachableError(wanted="w", found="Connection lost", why="y", next="n")
     answers: list[HomelabError | None] = [REFUSED, cut, cut, None]
 
-    @asynccontextmanager
-    async def connect(*_: object) -> AsyncIterator[None]:
+    async def log_in(*_: object) -> None:
         if (answer := answers.pop(0)) is not None:
             raise answer
-        yield
 
-    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ssh, "log_in", log_in)
     monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(first_contact, "usual_keys", lambda _: [Path("id_ed25519")])
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -372,7 +369,7 @@ def test_a_second_host_with_the_same_node_name_is_a_host_of_its_own(
     (folder / "Pulumi.homelab.yaml").write_text(SETTINGS)
     other = {"address": "192.0.2.2", "ssh": ACCESS["ssh"]}
 
-    async def read(*_: Any, **__: Any) -> Any:
+    def read(*_: Any, **__: Any) -> Any:
         return host()
 
     reached = access.host_at("192.0.2.2", {"agent": True}, hosts.KEY)

@@ -341,7 +341,7 @@ def started(
         replace(reading, guests=replace(reading.guests, reservations=HAS_IT["reservations"])) for reading in readings
     ]
 
-    async def read(*_: Any, **__: Any) -> HostFacts:
+    def read(*_: Any, **__: Any) -> HostFacts:
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
     monkeypatch.setattr("homelab.remote.ssh.read", read)
@@ -424,7 +424,7 @@ def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabErro
     # Before the change the host can be read.
     answers: list[HostFacts | HomelabError] = [desktop(), facts]
 
-    async def read(*_: Any, **__: Any) -> HostFacts:
+    def read(*_: Any, **__: Any) -> HostFacts:
         answer = answers.pop(0)
         if isinstance(answer, HomelabError):
             raise answer

@@ -129,10 +129,10 @@ def test_what_isnt_noted_its_owner_has_given(
                 raise error_of(NotThereError)
             return config
 
-    async def noted_by(*_: Any) -> Any:
+    def noted_by(*_: Any) -> Any:
         return here
 
-    async def noted_by_peers(*_: Any) -> PeerNotes:
+    def noted_by_peers(*_: Any) -> PeerNotes:
         asked.append("peers")
         return PeerNotes(there, {"pve3": "off"} if silent else {})
 
@@ -207,7 +207,7 @@ def test_the_card_goes_with_what_came_for_it_and_the_rest_stays(
 ) -> None:
     done: list[Any] = []
 
-    async def noted_by(*_: Any) -> Any:
+    def noted_by(*_: Any) -> Any:
         return {"identity": "uuid=1", "record": record, "restore": {}, "guest": guest} if record else {}
 
     def converge(_inputs: Any, _machine: Any, target: Any, keys: list[str], *_: Any) -> None:
@@ -239,7 +239,7 @@ def test_a_vm_that_has_left_is_given_back_what_this_stack_has_noted(
 ) -> None:
     done: list[Any] = []
 
-    async def noted_by(*_: Any) -> Any:
+    def noted_by(*_: Any) -> Any:
         return note
 
     monkeypatch.setattr(gpu_lease, "noted_by", noted_by)

@@ -108,7 +108,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The options of a stack's own file; each of its systems has the same packages."""
     (tmp_path / "Pulumi.x.yaml").write_text(yaml.safe_dump({"config": CONFIG}))
 
-    async def read(place: command.LockedSystem) -> tuple[PackagesReading, SystemReading]:
+    def read(place: command.LockedSystem) -> tuple[PackagesReading, SystemReading]:
         return FOUND, SystemReading(
             dataclasses.replace(SYSTEM, distribution="debian", version="13"), "b", frozenset(), ()
         )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +62,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_node_taken_out_of_the_settings_is_told_and_holds_up_nothing(said: list[str], ends: str) -> None:
     work = ContainerProbeWork({"hosts": json.dumps({"pve2": PVE2}), "allowPlainSecrets": "true"})
     if ends == "up":
-        asyncio.run(work._move_record(probe("pve2"), "pve1", "pve2"))
+        work._move_record(probe("pve2"), "pve1", "pve2")
     else:
         work.delete(
             probe("pve1"),
@@ -127,7 +124,7 @@ def test_notes_move_with_the_same_container_only(
         assert (boot, again) == (probe("pve1").boot, 2)
         return outputs(identity=now, generation=generation, again=again)
 
-    async def follow(_: Any, left: str, there: str) -> None:
+    def follow(_: Any, left: str, there: str) -> None:
         done.append(f"{left} to {there}")
 
     monkeypatch.setattr(work, "_plan", plan)
@@ -147,10 +144,10 @@ def test_notes_that_cant_be_moved_stay_where_they_are(monkeypatch: pytest.Monkey
     nodes = Nodes(pve1="NOTED", pve2="", pve3="")
     nodes.records[silent] = None
     before = dict(nodes.records)
-    monkeypatch.setattr(ssh, "connect", nodes.connect)
+    monkeypatch.setattr(ssh, "Session", nodes.connect)
     work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
     with pytest.raises(HomelabError, match="moved from pve1 to pve2"):
-        asyncio.run(work._move_record(probe("pve2"), "pve1", "pve2"))
+        work._move_record(probe("pve2"), "pve1", "pve2")
     assert nodes.records == before
 
 
@@ -168,11 +165,11 @@ def test_what_leaves_the_settings_is_given_back_here_and_where_it_is_now(
 ) -> None:
     work, calls = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"}), []
 
-    async def record_of(_stack: Any, host: str, ctid: int) -> dict[str, str]:
+    def record_of(_stack: Any, host: str, ctid: int) -> dict[str, str]:
         assert (host, ctid) == ("pve1", 901)
         return {"ours": "x"} if noted else {}
 
-    async def taken_out(_: Any, there: str) -> None:
+    def taken_out(_: Any, there: str) -> None:
         calls.append(f"taken out on {there}")
 
     monkeypatch.setattr(container_probe, "container_record_of", record_of)
@@ -249,15 +246,14 @@ class Nodes:
         self.records = dict(records)
         self.asked: list[tuple[str, str]] = []
 
-    @asynccontextmanager
-    async def connect(self, host: Host) -> AsyncIterator[Any]:
+    def connect(self, host: Host) -> Any:
         name = f"pve{host.address[-1]}"
         if self.records[name] is None:
             raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
         nodes = self
 
         class Session:
-            async def ask(self, verb: str, _layer: str, wanted: ContainerRecord) -> dict[str, Any]:
+            def ask(self, verb: str, _layer: str, wanted: ContainerRecord) -> dict[str, Any]:
                 nodes.asked.append((name, verb))
                 if verb == "apply":
                     nodes.records[name] = wanted.record["ours"]
@@ -266,7 +262,7 @@ class Nodes:
                 noted = nodes.records[name] if verb == "read" else ""
                 return {"record": {"ours": noted} if noted else {}}
 
-        yield Session()
+        return Session()
 
 
 LINES = "hostname: ai\ndev0: /dev/nvidia0,mode=0666\n"
@@ -274,11 +270,11 @@ CLUSTER = {name: {**PVE2, "address": f"192.0.2.{name[-1]}"} for name in ("pve1",
 
 
 def taken_over(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, lines: str = LINES, *, known: bool = False) -> None:
-    monkeypatch.setattr(ssh, "connect", nodes.connect)
+    monkeypatch.setattr(ssh, "Session", nodes.connect)
     known_here = [SharedWith(id=901, minors="0", drift=[])] if known else []
     facts = replace(desktop(), containers=known_here)
     work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
-    asyncio.run(work._take_over(probe("pve2"), facts, GuestConfig(kind="lxc", id=901, lines=lines)))
+    work._take_over(probe("pve2"), facts, GuestConfig(kind="lxc", id=901, lines=lines))
 
 
 def test_notes_of_a_containers_old_node_survive_a_lost_state(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
@@ -322,7 +318,7 @@ def test_lines_are_taken_out_of_the_same_container_only(
 ) -> None:
     done: list[str] = []
 
-    async def read(host: Host, **_: Any) -> HostFacts:
+    def read(host: Host, **_: Any) -> HostFacts:
         facts = desktop()
         if host.address == "192.0.2.2":
             places = f"{node}/lxc/901.conf" if node else ""
@@ -331,10 +327,10 @@ def test_lines_are_taken_out_of_the_same_container_only(
         guests = replace(facts.guests, configs=[GuestConfig(kind="lxc", id=901, lines=NOW.format(address))])
         return replace(facts, guests=guests)
 
-    async def follow(_: Any, left: str, there: str) -> None:
+    def follow(_: Any, left: str, there: str) -> None:
         done.append(f"{left} to {there}")
 
-    async def taken_out(_: Any, there: str) -> None:
+    def taken_out(_: Any, there: str) -> None:
         done.append(f"taken out on {there}")
 
     monkeypatch.setattr(ssh, "read", read)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -61,20 +58,19 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any] | None]:
     """Host -> what it has noted of VM 103; one that isn't among them doesn't answer."""
     by_host: dict[str, dict[str, Any] | None] = {"pve1": {"guest": "a"}, "pve2": None, "pve3": None, "pve9": {}}
 
-    @asynccontextmanager
-    async def connect(host: Host) -> AsyncIterator[str]:
+    def connect(host: Host) -> str:
         name = f"pve{host.address[-1]}"
         if name not in by_host:
             raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
-        yield name
+        return name
 
-    async def noted(session: str, _name: str) -> dict[str, Any] | None:
+    def noted(session: str, _name: str) -> dict[str, Any] | None:
         return by_host[session]
 
-    async def forget(session: str, _name: str) -> None:
+    def forget(session: str, _name: str) -> None:
         by_host[session] = {"forgotten": True}
 
-    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ssh, "Session", connect)
     monkeypatch.setattr(ledger, "noted", noted)
     monkeypatch.setattr(ledger, "forget", forget)
     return by_host
@@ -82,23 +78,23 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any] | None]:
 
 def test_nodes_of_the_cluster_are_asked_and_no_other(notes: dict[str, Any]) -> None:
     notes |= {"pve2": {"guest": "a"}, "pve9": {"guest": "a"}}
-    found = asyncio.run(peers.noted_by_peers(STACK, "pve1", "vm/103"))
+    found = peers.noted_by_peers(STACK, "pve1", "vm/103")
     assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {})
     found.require_all("VM 103", "")
     del notes["pve3"]
-    found = asyncio.run(peers.noted_by_peers(STACK, "pve1", "vm/103"))
+    found = peers.noted_by_peers(STACK, "pve1", "vm/103")
     assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {"pve3": "off"})
     with pytest.raises(HomelabError, match="to know what pve3 noted about VM 103"):
         found.require_all("VM 103", "")
 
 
 def test_a_host_of_no_cluster_asks_nobody(notes: dict[str, Any]) -> None:
-    found = asyncio.run(peers.noted_by_peers(STACK, "pve9", "vm/103"))
+    found = peers.noted_by_peers(STACK, "pve9", "vm/103")
     assert (found.by_host, found.errors) == ({}, {}) and STACK.peers("gone") == []
 
 
 def test_a_host_that_has_noted_nothing_says_so(notes: dict[str, Any]) -> None:
-    assert asyncio.run(peers.noted_by(STACK, "pve2", "vm/103")) == {}
+    assert peers.noted_by(STACK, "pve2", "vm/103") == {}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,7 @@ def test_a_node_that_a_guest_has_left_forgets_it_unless_another_has_it(
     notes: dict[str, Any], noted: Any, after: Any
 ) -> None:
     notes |= {"pve2": noted, "pve9": {"guest": "a"}}
-    asyncio.run(peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"]))
+    peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"])
     assert notes == {"pve1": {"guest": "a"}, "pve2": after, "pve3": None, "pve9": {"guest": "a"}}
 
 
@@ -118,17 +114,17 @@ def test_a_node_that_cant_be_told_is_named(notes: dict[str, Any], monkeypatch: p
     monkeypatch.setattr(peers, "tell", said.append)
     notes |= {"pve3": {"guest": "a"}}
     del notes["pve2"]
-    asyncio.run(peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"]))
+    peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"])
     assert notes["pve3"] == {"forgotten": True}
     assert len(said) == 1 and "pve2 couldn't forget it (off)" in said[0]
 
 
 def test_what_has_been_given_back_is_forgotten(notes: dict[str, Any]) -> None:
-    asyncio.run(peers.forget_notes(STACK.host("pve1"), ["vm/103"]))
+    peers.forget_notes(STACK.host("pve1"), ["vm/103"])
     assert notes["pve1"] == {"forgotten": True}
 
 
 def test_a_container_of_which_nothing_is_noted_has_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "connect", Nodes(pve1="NOTED", pve2="").connect)
-    assert asyncio.run(peers.container_record_of(STACK, "pve1", 901)) == {"record": {"ours": "NOTED"}}
-    assert asyncio.run(peers.container_record_of(STACK, "pve2", 901)) == {}
+    monkeypatch.setattr(ssh, "Session", Nodes(pve1="NOTED", pve2="").connect)
+    assert peers.container_record_of(STACK, "pve1", 901) == {"record": {"ours": "NOTED"}}
+    assert peers.container_record_of(STACK, "pve2", 901) == {}

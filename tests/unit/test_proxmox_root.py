@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ def put_as_root(monkeypatch: pytest.MonkeyPatch, answer: str | UnreachableError)
     """The error of a change, where root's session on the host gives this answer."""
 
     class Session:
-        async def run(self, _verb: str, script: str, _seconds: float) -> str:
+        def run(self, _verb: str, script: str, _seconds: float) -> str:
             assert script.startswith(
                 f"LC_ALL=C.UTF-8 timeout -k 5 {HOST.timeouts.api} pvesh set /nodes/pve/qemu/103/config"
             )
@@ -31,14 +30,13 @@ def put_as_root(monkeypatch: pytest.MonkeyPatch, answer: str | UnreachableError)
                 raise answer
             return answer
 
-    @asynccontextmanager
-    async def connect(_host: Any) -> Any:
-        yield Session()
+    def connect(_host: Any) -> Any:
+        return Session()
 
     def root(command: Sequence[str]) -> tuple[str, int]:
         return provider_api._as_root(HOST, command)
 
-    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ssh, "Session", connect)
     with pytest.raises(ApiError) as raised:
         Api(HOST, "pve", root=root, patience=0).put("nodes/pve/qemu/103/config", WANTED, as_root=True, hostpci0="01:00")
     return raised.value

@@ -65,7 +65,7 @@ def refreshed(monkeypatch: pytest.MonkeyPatch, *, off: bool) -> tuple[list[Homel
     """All resources, refreshed: the errors, how often the host was asked, and of each other one whether it stays as it was."""
     asked = 0
 
-    async def read(*_: Any, **__: Any) -> Any:
+    def read(*_: Any, **__: Any) -> Any:
         nonlocal asked
         asked += 1
         if off:
@@ -94,7 +94,7 @@ def test_a_host_that_is_off_is_one_error_and_is_waited_for_once(monkeypatch: pyt
 def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def read(*_: Any, **__: Any) -> Any:
+    def read(*_: Any, **__: Any) -> Any:
         raise UnreachableError(wanted="an SSH connection", found="Connect call failed", why="w", next="n")
 
     monkeypatch.setattr(ssh, "read", read)
@@ -115,7 +115,7 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
     monkeypatch.setattr(guard, "hold", lambda *_: None)
     monkeypatch.setattr(base, "_OUT_OF_REACH", set())
 
-    async def read(*_: Any, **__: Any) -> Any:
+    def read(*_: Any, **__: Any) -> Any:
         base._OUT_OF_REACH.update({"pve"} if found_by_another else ())
         raise UnreachableError(
             wanted="an SSH connection", found="Connection lost", why="w", next="run `pulumi up` again"
@@ -148,10 +148,10 @@ def test_what_a_living_node_does_not_answer_is_not_told_of_the_dead_one(
                 raise UnreachableError(wanted="an SSH connection", found="Connection lost", why="w", next="n")
             raise no_answer(host, "VM 103 changed", requests.exceptions.ConnectionError("Connection lost"), reads=False)
 
-    async def read(*_: Any, **__: Any) -> Any:
+    def read(*_: Any, **__: Any) -> Any:
         raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
 
-    async def noted_by(*_: Any) -> dict[str, Any]:
+    def noted_by(*_: Any) -> dict[str, Any]:
         return {}
 
     hosts = {

@@ -15,6 +15,7 @@ from homelab.provider import silent_host
 from homelab.remote import guard, ssh
 from homelab.settings import Host
 from tests.unit.hosts import KEY
+from tests.waiting import PATIENCE, wait_until
 
 SILENT = UnreachableError(wanted="an SSH connection", found="TimeoutError", why="w", next="n")
 REFUSED = LoginRefusedError(wanted="to log in", found="refused", why="w", next="n")
@@ -122,5 +123,6 @@ def test_only_a_host_that_was_held_and_then_lost_is_watched(
         guard.hold("pve", host)
         assert guard.holds("pve")
     let_go.set()
-    guard._GUARDS["pve"].join()
+    assert guard._GUARDS["pve"].ended.wait(PATIENCE)
+    wait_until(lambda: lost == told)
     assert lost == told and not guard.holds("pve")

@@ -13,9 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +32,7 @@ from homelab import text
 from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import agent as asking
-from homelab.remote import ssh
+from homelab.remote import loop, ssh
 from homelab.resources import command
 from homelab.settings import Host
 from homelab.stack import Refusal
@@ -39,11 +41,12 @@ from remote_scripts.layers.run_guard import Wanted as Guard
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.state import Work
-from tests import agent_kit
+from tests import agent_kit, connections
 from tests.unit.hosts import KEY, desktop, settings
+from tests.waiting import PATIENCE, wait_until
 
 Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
-Use = Callable[[ssh.Session], Awaitable[str]]
+Use = Callable[[ssh.Session], str]
 
 
 def meet(folder: Path, serve: Serve | None, use: Use, user: str = "root") -> str:
@@ -73,9 +76,9 @@ def meet(folder: Path, serve: Serve | None, use: Use, user: str = "root") -> str
             }
         )
         try:
-            async with ssh.connect(host) as session:
-                return await use(session)
+            return await asyncio.to_thread(use, ssh.Session(host))
         finally:
+            connections.end_all()
             server.close()
 
     return asyncio.run(main())
@@ -90,8 +93,8 @@ def keep(folder: Path, serve: Serve | None) -> list[str]:
     """What `Session.keep` makes of it."""
     said: list[str] = []
 
-    async def held(session: ssh.Session) -> str:
-        await session.keep("run_guard", Guard(who="anna"), lambda: said.append("held"), 0.01)
+    def held(session: ssh.Session) -> str:
+        loop.run(session.keep("run_guard", Guard(who="anna"), lambda: said.append("held"), 0.01))
         return ""
 
     meet(folder, serve, held)
@@ -118,9 +121,9 @@ def test_what_a_script_that_holds_is_told_comes_between_two_signs_of_life(tmp_pa
         heard.extend([await process.stdin.readline() for _ in range(2)])
         process.exit(0)
 
-    async def held(session: ssh.Session) -> str:
+    def held(session: ssh.Session) -> str:
         words: asyncio.Queue[str] = asyncio.Queue()
-        await session.keep("run_guard", Guard(who="anna"), lambda: words.put_nowait("cancelled"), 300, words)
+        loop.run(session.keep("run_guard", Guard(who="anna"), lambda: words.put_nowait("cancelled"), 300, words))
         return ""
 
     meet(tmp_path, serve, held)
@@ -144,8 +147,8 @@ def test_the_agent_is_sent_to_a_host_that_asks_for_it_and_to_no_other(
         process.stdout.write(b'\n{"held":"yes"}\n')
         process.exit(0)
 
-    async def ask(session: ssh.Session) -> str:
-        return json.dumps(await session.ask("read", "cluster_turn", cluster_turn.Wanted()))
+    def ask(session: ssh.Session) -> str:
+        return json.dumps(session.ask("read", "cluster_turn", cluster_turn.Wanted()))
 
     assert (meet(tmp_path, serve, ask) if verb == "read" else keep(tmp_path, serve)) in ('{"held": "yes"}', ["held"])
     asked = json.loads(sent[0])
@@ -161,8 +164,8 @@ def test_what_a_logins_own_job_prints_behind_the_question_for_the_agent_hides_it
         process.stdout.write(b'{"turn":"yes"}\n')
         process.exit(0)
 
-    async def ask(session: ssh.Session) -> str:
-        return json.dumps(await session.ask("read", "cluster_turn", cluster_turn.Wanted(), seconds=5))
+    def ask(session: ssh.Session) -> str:
+        return json.dumps(session.ask("read", "cluster_turn", cluster_turn.Wanted(), seconds=5))
 
     assert meet(tmp_path, serve, ask) == '{"turn": "yes"}'
 
@@ -194,7 +197,7 @@ def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_
 ) -> None:
     """Nothing comes any more and no end does: the other side's cable was pulled, or its sshd has stopped."""
     monkeypatch.setattr(ssh, "KEEPALIVE_SECONDS", 0.1)
-    is_cut = asyncio.Event()
+    is_cut = threading.Event()
 
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         if use == "a script":
@@ -211,28 +214,31 @@ def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_
             if not is_cut.is_set():
                 target.write(data)
 
-    async def through_the_network(session: ssh.Session) -> str:
-        host, flows, ends = session._host, list[asyncio.Task[None]](), list[asyncio.StreamWriter]()
+    def through_the_network(session: ssh.Session) -> str:
+        flows, ends = list[asyncio.Task[None]](), list[asyncio.StreamWriter]()
 
         async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there = await asyncio.open_connection("127.0.0.1", host.ssh.port)
+            there = await asyncio.open_connection("127.0.0.1", session._host.ssh.port)
             flows.extend(asyncio.create_task(pass_on(*ways)) for ways in ((reader, there[1]), (there[0], writer)))
             ends.extend((there[1], writer))
 
-        network = await asyncio.start_server(accepted, "127.0.0.1", 0)
-        here = host.ssh.model_copy(update={"port": network.sockets[0].getsockname()[1]})
-        try:
-            async with ssh.connect(host.model_copy(update={"ssh": here})) as cut:
-                if use == "a script":
-                    return await cut.run("read_system", "script\n", 60)
-                await cut.keep("run_guard", Guard(who="anna"), lambda: None, 60)
-            return ""
-        finally:
+        async def cut(network: asyncio.Server) -> None:
             for flow in flows:
                 flow.cancel()
             for end in ends:
                 end.close()
             network.close()
+
+        network = loop.run(asyncio.start_server(accepted, "127.0.0.1", 0))
+        here = session._host.ssh.model_copy(update={"port": network.sockets[0].getsockname()[1]})
+        through = ssh.Session(session._host.model_copy(update={"ssh": here}))
+        try:
+            if use == "a script":
+                return through.run("read_system", "script\n", 60)
+            loop.run(through.keep("run_guard", Guard(who="anna"), lambda: None, 60))
+            return ""
+        finally:
+            loop.run(cut(network))
 
     began = time.monotonic()
     if use == "a script":
@@ -279,8 +285,8 @@ def test_a_login_shell_that_is_none_of_the_kind_of_sh_is_named_before_anything_i
         process.stderr.write(said.encode())
         process.exit(127 if said else 0)
 
-    async def put(session: ssh.Session) -> str:
-        await session.put_agent("lab", 20)
+    def put(session: ssh.Session) -> str:
+        session.put_agent("lab", 20)
         return "put"
 
     if said:
@@ -340,7 +346,7 @@ def test_of_a_log_without_end_the_end_is_kept(tmp_path: Path) -> None:
 
 def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -> None:
     heard: list[str] = []
-    both = asyncio.Event()
+    both = threading.Event()
 
     def hear(line: str) -> None:
         heard.append(line)
@@ -351,12 +357,12 @@ def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -
         process.stderr.write(b"waiting for HA: 5 s\nno")
         await process.stderr.drain()
         process.stderr.write(b"te: caf\xe9\nno line")
-        await both.wait()
+        await asyncio.to_thread(both.wait, PATIENCE)
         process.stdout.write(b"{}\n")
         process.exit(0)
 
-    async def ask(session: ssh.Session) -> str:
-        return str(await session.ask("apply", "start_guests", start_guests.Wanted(), 20, hear))
+    def ask(session: ssh.Session) -> str:
+        return str(session.ask("apply", "start_guests", start_guests.Wanted(), 20, hear))
 
     assert meet(tmp_path, serve, ask) == "{}"
     assert heard == ["waiting for HA: 5 s", "note: caf\ufffd"]
@@ -383,10 +389,100 @@ def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
     assert "timeouts.api" in slow.value.next
 
 
+# -- one connection for all -------------------------------------------------------------------------------------
+class Sshd:
+    """Answers each command with the number of the connection that it comes by: `wait` once it is let go, and `print` never."""
+
+    def __init__(self) -> None:
+        self.connections: list[Any] = []
+        self.let_go = threading.Event()
+        self.at_work = self.most = 0
+
+    async def serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        connection = process.channel.get_connection()
+        if connection not in self.connections:
+            self.connections.append(connection)
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        script = await process.stdin.read()
+        if script == b"wait\n":
+            await asyncio.to_thread(self.let_go.wait, PATIENCE)
+        with suppress(BrokenPipeError):
+            while script == b"print\n":
+                process.stdout.write(b"y\n" * 2**19)
+                await process.stdout.drain()
+            process.stdout.write(str(self.connections.index(connection)).encode())
+            process.exit(0)
+        self.at_work -= 1
+
+    def meet(self, folder: Path, use: Use) -> str:
+        return meet(folder, self.serve, use)
+
+
+def test_all_that_is_asked_of_a_host_goes_over_one_connection_eight_at_a_time(tmp_path: Path) -> None:
+    sshd = Sshd()
+
+    def use(session: ssh.Session) -> str:
+        with ThreadPoolExecutor(12) as threads:
+            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(12)]
+            wait_until(lambda: sshd.at_work == 8)
+            time.sleep(0.2)  # a ninth would have come by now
+            sshd.let_go.set()
+            return "".join(answer.result() for answer in answers)
+
+    assert sshd.meet(tmp_path, use) == "0" * 12
+    assert sshd.most == 8
+
+
+def test_a_connection_that_has_ended_between_two_commands_is_opened_again(tmp_path: Path) -> None:
+    sshd = Sshd()
+
+    def use(session: ssh.Session) -> str:
+        answers = session.run("read", "a\n")
+        for _ in range(3):
+            end = sshd.connections[-1]
+            end._loop.call_soon_threadsafe(end.abort)
+            answers += session.run("read", "a\n")
+        return answers
+
+    assert sshd.meet(tmp_path, use)[-1] == str(len(sshd.connections) - 1) != "0"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a fork")
+def test_a_fork_waits_for_no_thread_of_the_process_that_it_comes_from() -> None:
+    loop.run(asyncio.sleep(0))
+    if (pid := os.fork()) == 0:
+        signal.alarm(60)
+        try:
+            loop.run(asyncio.sleep(0))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(("script", "anew"), [("print\n", "0"), ("wait\n", "1")])
+def test_a_command_that_is_given_up_ends_no_other_one(tmp_path: Path, script: str, anew: str) -> None:
+    """Where the host didn't answer in time it may be going down, and who asks next asks by a new connection."""
+    sshd = Sshd()
+
+    def use(session: ssh.Session) -> str:
+        with ThreadPoolExecutor(1) as threads:
+            other = threads.submit(session.run, "read", "wait\n", PATIENCE)
+            wait_until(lambda: sshd.at_work == 1)
+            with pytest.raises(HomelabError):
+                session.run("read", script, 20 if script == "print\n" else 0.5)
+            after = session.run("read", "a\n")
+            sshd.let_go.set()
+            return other.result() + after
+
+    assert sshd.meet(tmp_path, use) == "0" + anew
+
+
 def test_a_slow_host_has_the_time_for_its_answer_that_the_settings_give() -> None:
     session = _Sending()
     session._host = settings(timeouts={"api": 300})
-    asyncio.run(session.ask("read", "cluster_turn", cluster_turn.Wanted()))
+    session.ask("read", "cluster_turn", cluster_turn.Wanted())
     assert session.waits == 300
 
 
@@ -397,20 +493,19 @@ def boots(
     """What is waited for on a host that is read so, one time after the other and the last one for ever; and what is said meanwhile."""
     left = list(readings)
 
-    @asynccontextmanager
-    async def connect(_host: Host) -> AsyncIterator[Restarting]:
+    def connect(_host: Host) -> Restarting:
         found = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(found, HomelabError):
             raise found
-        yield Restarting(*found.split("|"))
+        return Restarting(*found.split("|"))
 
-    monkeypatch.setattr(ssh, "connect", connect)
+    monkeypatch.setattr(ssh, "Session", connect)
     monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(ssh, "REFUSED_SECONDS", 0.001)
     said: list[str] = []
     timeouts = SimpleNamespace(api=60, reboot=patience, rollback=30, boot=patience * 3)
     host = SimpleNamespace(address="192.168.0.202", timeouts=timeouts)
-    return asyncio.run(ssh.wait_for_boot(host, "old", said.append)).boot_id, said  # type: ignore[arg-type]
+    return ssh.wait_for_boot(host, "old", said.append).boot_id, said  # type: ignore[arg-type]
 
 
 @dataclass
@@ -426,24 +521,27 @@ class Restarting:
         self.confirmed_as = self.boot if self.confirmed_as is None else self.confirmed_as
         self.read_as = self.confirmed_as if self.read_as is None else self.read_as
 
-    async def boot_id(self, _seconds: float) -> str:
+    def connect(self, *, anew: bool) -> None:
+        assert anew
+
+    def boot_id(self, _seconds: float) -> str:
         return self.boot
 
-    async def ask(self, verb: str, layer: str, _wanted: object) -> dict[str, object]:
+    def ask(self, verb: str, layer: str, _wanted: object) -> dict[str, object]:
         assert (verb, layer) == ("apply", "confirm_boot")
         if self.confirmed_as in FAILING:
             raise FAILING[self.confirmed_as]
         confirmed = "" if self.confirmed_as == "old" else self.confirmed_as
         return {"boot": self.confirmed_as, "confirmed": confirmed, "judged": ""}
 
-    async def read(self, **_: object) -> SimpleNamespace:
+    def read(self, **_: object) -> SimpleNamespace:
         assert self.read_as is not None
         self.readings.append(self.read_as)
         if self.read_as == "hangs":
             raise HANGS
         return SimpleNamespace(boot_id=self.read_as, rolled_back="", rolling_back=False)
 
-    async def ended(self, seconds: float) -> None:
+    def ended(self, seconds: float) -> None:
         assert 0 < seconds <= 10
 
 
@@ -527,12 +625,12 @@ def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def answer(*_: object) -> dict[str, object]:
+    def answer(*_: object) -> dict[str, object]:
         return asdict(desktop())
 
     monkeypatch.setattr(ssh.Session, "ask", answer)
     host = settings({"g": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
-    found = asyncio.run(ssh.Session(host, cast(asyncssh.SSHClientConnection, None)).read())
+    found = ssh.Session(host).read()
     assert [one.address for one in found.functions("0000:01:00")] == ["0000:01:00.0"]
 
 
@@ -579,10 +677,11 @@ def with_the_agent(folder: Path, give: Callable[[str], None] | None, seconds: fl
             encoding=None,
         )
         login = {"port": listening.get_port(), "hostKey": public, "agent": True}
+        session = ssh.Session(Host.model_validate({"address": "127.0.0.1", "ssh": login}), seconds)
         try:
-            async with ssh.connect(Host.model_validate({"address": "127.0.0.1", "ssh": login}), seconds) as session:
-                return await session.run("read_system", "")
+            return await asyncio.to_thread(session.run, "read_system", "")
         finally:
+            connections.end_all()
             listening.close()
 
     return asyncio.run(main())
@@ -786,7 +885,7 @@ def test_why_a_host_cant_be_reached_is_in_the_systems_words(
 
     monkeypatch.setattr(asyncssh, "connect", connect)
     with pytest.raises(UnreachableError) as caught:
-        asyncio.run(ssh.read(settings(ssh={"hostKey": KEY, "password": "a"})))
+        ssh.read(settings(ssh={"hostKey": KEY, "password": "a"}))
     assert (caught.value.wanted, caught.value.found) == ("an SSH connection to 192.168.0.202:22", found)
 
 
@@ -803,7 +902,7 @@ def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
     monkeypatch.setattr(asyncssh, "connect", connect)
     monkeypatch.setattr(ssh._Agent, "of_this_machine", agent)
     with pytest.raises(LoginRefusedError, match="Too many authentication failures") as refused:
-        asyncio.run(ssh.read(settings(ssh={"hostKey": KEY, **({"agent": True} if keys else {"password": "a"})})))
+        ssh.read(settings(ssh={"hostKey": KEY, **({"agent": True} if keys else {"password": "a"})}))
     assert step in refused.value.next
 
 
@@ -825,7 +924,7 @@ def test_a_host_that_has_no_key_of_the_pinned_kind_shows_another_key() -> None:
 
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 2))  # each look at it is two seconds after the last
-    monkeypatch.setattr(ssh, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(ssh, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=lambda _: None))
     boot, said = boots(monkeypatch, *[OFF] * 8, "new", patience=600)
     seconds = [int(line.removeprefix("waiting for the host: ").removesuffix(" s")) for line in said]
     assert boot == "new" and len(said) >= 3
@@ -849,7 +948,7 @@ class _Answering(ssh.Session):
         self.guests = {"running": [901], "configs": [], "mappings": "", "reservations": "", **guests}
         self.later = later or {}
 
-    async def ask(
+    def ask(
         self,
         verb: str,
         layer: str,
@@ -860,6 +959,7 @@ class _Answering(ssh.Session):
         ctid: int = 0,
         proxy: str = "",
         goes_on: bool = False,
+        meanwhile: object = None,
     ) -> dict[str, Any]:
         if layer == "read_host":
             return asdict(desktop(guests=self.guests))
@@ -877,13 +977,14 @@ class _Sending(ssh.Session):
     def __init__(self) -> None:
         self._host = settings()
 
-    async def _run(
+    def _run(
         self,
         command: str,
         verb: str,
         script: str,
         seconds: float,
         on_line: Callable[[str], None] | None = None,
+        meanwhile: object = None,
         *,
         is_for_agent: bool = False,
     ) -> str:
@@ -894,7 +995,7 @@ class _Sending(ssh.Session):
 @pytest.mark.parametrize("seconds", [1, 60, 825, 3600])
 def test_work_on_a_host_has_its_whole_time_and_more_for_its_error(tmp_path: Path, seconds: int) -> None:
     session, began = _Sending(), time.monotonic()
-    asyncio.run(session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds))
+    session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds)
     limit = session.request["seconds"]
     assert Work(tmp_path, Log(tmp_path), limit).ends - began >= seconds
     assert seconds < limit <= session.waits < 1.2 * seconds + 10
@@ -902,37 +1003,37 @@ def test_work_on_a_host_has_its_whole_time_and_more_for_its_error(tmp_path: Path
 
 def test_what_goes_on_without_us_has_no_limit_there(tmp_path: Path) -> None:
     session = _Sending()
-    asyncio.run(session.ask("apply", "start_guests", start_guests.Wanted(), 900, goes_on=True))
+    session.ask("apply", "start_guests", start_guests.Wanted(), 900, goes_on=True)
     assert "seconds" not in session.request and session.waits == 900
 
 
 def test_plans_are_asked_together_and_told_from_what_a_login_prints() -> None:
     class Planning(_Sending):
-        async def _run(self, *args: Any, **more: Any) -> str:
-            await super()._run(*args, **more)
+        def _run(self, *args: Any, **more: Any) -> str:
+            super()._run(*args, **more)
             return 'welcome\n{"files": []}\n{"reboot": "no"}\n'
 
     session = Planning()
     questions = [("stack_folder", StackFolder(owner="x")), ("cluster_turn", cluster_turn.Wanted())]
-    assert asyncio.run(session.plan(questions)) == [{"files": []}, {"reboot": "no"}]
+    assert session.plan(questions) == [{"files": []}, {"reboot": "no"}]
     assert session.waits == 2 * settings().timeouts.api and session.request["layer"] == "stack_folder"
 
 
 def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:
-    reading = asyncio.run(_Answering().read(guests=True, systems=["host", "901", "902"]))
+    reading = _Answering().read(guests=True, systems=["host", "901", "902"])
     assert reading.systems == {"host": '{"read": 0}', "901": '{"read": 901}', "902": None}
 
 
 def test_where_nobody_knows_what_runs_no_container_counts_as_off() -> None:
     with pytest.raises(HomelabError, match="container 902 running"):
-        asyncio.run(_Answering(running=[], unlisted=["lxc"]).read(guests=True, systems=["901", "902"]))
+        _Answering(running=[], unlisted=["lxc"]).read(guests=True, systems=["901", "902"])
 
 
 def test_a_container_that_stops_while_the_host_is_read_counts_as_off() -> None:
     session = _Answering(running=[901, 902], later={"running": [901]})
-    reading = asyncio.run(session.read(guests=True, systems=["901", "902"]))
+    reading = session.read(guests=True, systems=["901", "902"])
     assert reading.systems == {"901": '{"read": 901}', "902": None}
     known: list[dict[str, object]] = [{"running": [901, 902]}, {"running": [], "unlisted": ["lxc"]}]
     for later in known:
         with pytest.raises(HomelabError, match="container 902 running"):
-            asyncio.run(_Answering(running=[902], later=later).read(guests=True, systems=["902"]))
+            _Answering(running=[902], later=later).read(guests=True, systems=["902"])

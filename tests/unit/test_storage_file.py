@@ -34,20 +34,20 @@ class Storage:
         self.comes_late = False
         self.work: Any = StorageFileWork(texts({}, {}).texts)
 
-        async def noted(*_: Any) -> Any:
+        def noted(*_: Any) -> Any:
             return self.note
 
-        async def take_note(_host: Any, _inputs: Any, checksum: str | None) -> None:
+        def take_note(_host: Any, _inputs: Any, checksum: str | None) -> None:
             self.note = {"compared": checksum}
             self.done.append("noted")
 
-        async def users(*_: Any) -> list[str]:
+        def users(*_: Any) -> list[str]:
             return self.users
 
-        async def sums(*_: Any) -> str:
+        def sums(*_: Any) -> str:
             return f"{'a' * 64}  a.iso\n"
 
-        async def forget(*_: Any) -> None:
+        def forget(*_: Any) -> None:
             self.note = None
             self.done.append("forgotten")
 

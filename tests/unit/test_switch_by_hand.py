@@ -5,7 +5,6 @@ What it does on a host: tests/lab/test_switch.py.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +27,9 @@ class Told:
         self.well = well
         self.asked: list[tuple[str, float]] = []
 
-    async def ask(self, verb: str, layer: str, wanted: Wanted, seconds: float = 0) -> dict[str, Any]:
+    def ask(
+        self, verb: str, layer: str, wanted: Wanted, seconds: float = 0, meanwhile: object = None
+    ) -> dict[str, Any]:
         assert layer == "switch_card"
         if verb == "apply":
             assert (wanted.vmid, wanted.start, wanted.seconds_off) == (103, False, 7200)
@@ -43,12 +44,12 @@ def noted_as(state: str, vm: str = "103") -> str:
     return f"state={state}\nvm={vm}\nboot=1\nsince=1700000000\nwhy=because\n"
 
 
-async def back(told: Any, state: str, running: list[int]) -> int:
+def back(told: Any, state: str, running: list[int]) -> int:
     found = facts(
         handover={"enabled": True, "cards": {"rtx5090": noted_as(state)}},
         guests={"running": running, "configs": [], "mappings": "", "reservations": ""},
     )
-    return await switch.Switch(told, host(), "rtx5090", None, {"gaming": VM}, found).carry_out()
+    return switch.Switch(told, host(), "rtx5090", None, {"gaming": VM}, found).carry_out()
 
 
 @pytest.mark.parametrize(
@@ -82,15 +83,14 @@ def test_it_waits_as_long_as_the_vm_may_take_and_no_longer(
     told = Told(looks[0], *looks)  # the first look is for what is known already
 
     now = itertools.count(step=300)  # seconds from one look at the clock to the next
-    monkeypatch.setattr(switch, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    monkeypatch.setattr(switch, "POLL_SECONDS", 0)
-    assert asyncio.run(back(told, state, running)) == status
+    monkeypatch.setattr(switch, "time", SimpleNamespace(monotonic=lambda: next(now), sleep=lambda _: None))
+    assert back(told, state, running) == status
     assert said in "".join(capsys.readouterr())
     assert told.asked == [("apply", switch.SWITCH_SECONDS + 7200)] * shut_down
 
 
 def test_a_vm_that_does_not_go_off_keeps_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     told = Told("VM 103 yes", well=False)
-    assert asyncio.run(back(told, "VM", [103])) == 1
+    assert back(told, "VM", [103]) == 1
     said = capsys.readouterr().err
     assert "VM is locked (backup)" in said and "VM 103 hasn't gone off" in said

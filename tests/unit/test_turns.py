@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ from homelab.remote import ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
 from remote_scripts.layers import cluster_turn, reboot, start_guests
-from tests.unit import hosts
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import reading
 from tests.unit.test_handover import facts, host
@@ -30,15 +28,15 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
 ) -> None:
     ended = []
 
-    async def confirm(*_: Any) -> SimpleNamespace:
+    def confirm(*_: Any) -> SimpleNamespace:
         return SimpleNamespace(rolled_back="boot x was not confirmed", rolling_back=restarts_again)
 
-    async def end(_: Host, name: str) -> None:
+    def end(_: Host, name: str) -> None:
         ended.append(name)
 
     monkeypatch.setattr(ssh, "confirm", confirm)
 
-    async def start(_: Host, name: str, own: boot_verification.ManagedGuests) -> None:
+    def start(_: Host, name: str, own: boot_verification.ManagedGuests) -> None:
         assert own == boot_verification.ManagedGuests(), "this run starts nothing any more"
         ended.append(f"guests of {name}")
 
@@ -47,21 +45,14 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
     answer = {"reboot": "yes", "boot_id": "x", "turn": True}
     with pytest.raises(HomelabError, match="returned by itself"):
-        asyncio.run(
-            boot_verification._verify(cast("Host", None), "pve1", answer, want, boot_verification.ManagedGuests([103]))
-        )
+        boot_verification._verify(cast("Host", None), "pve1", answer, want, boot_verification.ManagedGuests([103]))
     assert ended == ([] if restarts_again else ["pve1", "guests of pve1"])
 
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
     class Session:
-        async def __aenter__(self) -> Session:
-            return self
-
-        async def __aexit__(self, *_: object) -> None: ...
-
-        async def ask(
+        def ask(
             self, verb: str, layer: str, wanted: Any, seconds: float, _: object, *, goes_on: bool
         ) -> dict[str, Any]:
             assert goes_on, "a start that is cut off may leave its guest off for good"
@@ -76,10 +67,10 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
             return {"started": started, "off": ["VM 7 (c) stays off"], "later": ["VM 103 (d)"]}
 
     told: list[str] = []
-    monkeypatch.setattr(ssh, "connect", lambda *_: Session())
+    monkeypatch.setattr(ssh, "Session", lambda *_: Session())
     monkeypatch.setattr(boot_verification, "tell", told.append)
     own = boot_verification.ManagedGuests([103], [200, 201])
-    asyncio.run(boot_verification._start_guests(cast("Host", None), "pve1", own))
+    boot_verification._start_guests(cast("Host", None), "pve1", own)
     assert told == (
         [
             "pve1: started again what ran before the reboot: VM 105 (a), container 901 (b)",
@@ -92,24 +83,17 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
 
 def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class Answers:
-        async def __aenter__(self) -> Answers:
-            return self
-
-        async def __aexit__(self, *_: object) -> None: ...
-
-        async def ask(
-            self, verb: str, layer: str, _: object, seconds: float, heard: Callable[[str], None]
-        ) -> dict[str, Any]:
+        def ask(self, verb: str, layer: str, _: object, seconds: float, heard: Callable[[str], None]) -> dict[str, Any]:
             assert (verb, layer) == ("apply", "cluster_turn") and seconds > cluster_turn.RETURN_SECONDS
             heard("waiting for HA, which brings vm:200 back: 5 s")
             heard("note: HA hasn't brought VM 200 back yet")
             return {"over": True, "set": ""}
 
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(ssh, "connect", lambda _: Answers())
+    monkeypatch.setattr(ssh, "Session", lambda _: Answers())
     for name in ("tell", "tell_meanwhile"):
         monkeypatch.setattr(boot_verification, name, lambda text, name=name: told.append((name, text)))
-    asyncio.run(boot_verification._end_turn(hosts.settings(), "pve1"))
+    boot_verification._end_turn(host(), "pve1")
     assert told == [
         ("tell_meanwhile", "pve1: waiting for HA, which brings vm:200 back: 5 s"),
         ("tell", "pve1: note: HA hasn't brought VM 200 back yet"),
@@ -121,7 +105,7 @@ def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    async def lift(host: Any, node: str) -> str:
+    def lift(host: Any, node: str) -> str:
         asked.append((host, node))
         if host == "off":
             raise HomelabError(wanted="", found="it is off", why="", next="")

@@ -60,17 +60,17 @@ class World:
                 raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
             return self.notes[host]
 
-        async def read(host: Any) -> Any:
+        def read(host: Any) -> Any:
             noted = noted_on(f"pve{host.address[-1]}")
             return SimpleNamespace(ledger={"vm/103": json.dumps(noted)} if noted else {})
 
-        async def noted_by(_stack: Any, host: str, _name: str) -> Any:
+        def noted_by(_stack: Any, host: str, _name: str) -> Any:
             return noted_on(host) or {}
 
-        async def forget_notes(_host: Any, names: list[str]) -> None:
+        def forget_notes(_host: Any, names: list[str]) -> None:
             self.done.append(f"forgotten here: {' '.join(names)}".strip())
 
-        async def forget_on_peers(*_: Any) -> None:
+        def forget_on_peers(*_: Any) -> None:
             self.done.append("forgotten on peers")
 
         def give_back(_machine: Any, owned: Any, _shutdown: Any, *, moved: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -41,7 +40,7 @@ class Answering:
     def __init__(self, noted: dict[str, Any] | None, why: str) -> None:
         self.noted, self.why, self.verbs, self.asked = noted, why, list[str](), list[object]()
 
-    async def ask(self, verb: str, layer: str, wanted: object) -> dict[str, Any]:
+    def ask(self, verb: str, layer: str, wanted: object) -> dict[str, Any]:
         if layer == "vm_owed":
             self.asked.append(wanted)
             return {"why": self.why}
@@ -63,7 +62,7 @@ def test_a_note_counts_only_for_the_same_vm_and_where_the_host_knows_nothing_aga
     capsys: pytest.CaptureFixture[str], identity: str, host_says: str, why: str
 ) -> None:
     session: Any = Answering(NOTED, host_says)
-    found = asyncio.run(vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: identity))
+    found = vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: identity)
     assert (found == AT) is (why == "")
     assert ("apply" in session.verbs) is (why != ""), "what doesn't count is forgotten"
     assert why in capsys.readouterr().out
@@ -72,11 +71,11 @@ def test_a_note_counts_only_for_the_same_vm_and_where_the_host_knows_nothing_aga
 @pytest.mark.parametrize("noted", [{}, {"off": True}], ids=["shut down next", "off already"])
 def test_the_host_is_told_what_is_noted_and_whose_shutdown_is_ours(noted: dict[str, Any]) -> None:
     session: Any = Answering(NOTED | noted, "")
-    asyncio.run(vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS))
+    vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS)
     assert session.asked == [VmOwed(vmid=103, at=AT, boot="b1", user="homelab@pve!pulumi", off=bool(noted))]
 
 
 def test_where_nothing_is_noted_nothing_more_is_asked() -> None:
     session: Any = Answering(None, "")
-    assert asyncio.run(vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS)) is None
+    assert vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS) is None
     assert session.verbs == ["read"]

@@ -36,7 +36,7 @@ def found(monkeypatch: pytest.MonkeyPatch, *, on: str, off: str = "") -> str:
     """The address of the node that it is found on. ``on``, ``off``: where it is, and which doesn't answer."""
     file: Any = File()
 
-    async def read(host: Host, **_: Any) -> HostFacts:
+    def read(host: Host, **_: Any) -> HostFacts:
         name = f"pve{host.address[-1]}"
         if name == off:
             raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
