@@ -164,6 +164,8 @@ class HaManager:
                 continue
             kind, vmid = ha_config.kind_of(sid)
             guest = Guest(self.host, kind, vmid)
+            if guest.has_fault("ha-error"):
+                continue  # HA does nothing for it any more
             if one["state"] in _ON_THE_WAY:
                 name = "qmigrate" if kind == "qemu" else "vzmigrate"
             elif one["state"] == "started" and one.pop("due", False) and guest.exists and not guest.running:
