@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -47,8 +47,8 @@ _MESSAGE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 
-# Commands at a time on a connection, the guard's among them; sshd refuses more than its MaxSessions, of which 10 are
-# the default.
+# Commands at a time on a connection, one of which is the guard's; sshd refuses more than its MaxSessions, of which 10
+# are the default.
 COMMANDS = 8
 # Between two keepalives of an open connection, in seconds, as all times here.
 KEEPALIVE_SECONDS = 5
@@ -251,33 +251,45 @@ class Session:
 
     @asynccontextmanager
     async def _process(
-        self, command: str, limit: asyncio.Timeout, seconds: float
+        self, command: str, limit: asyncio.Timeout, seconds: float, *, waits: bool = True
     ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
         """A command, as soon as it is its turn. What it does is sent to it: so where a connection turns out to have
-        ended, one more is opened for it.
+        ended, or to take no more commands (sshd's MaxSessions), one more is opened for it.
 
         :param limit: ends it so many seconds after that.
+        :param waits: for its turn.
         """
-        for is_last in (False, True):
+        error: Exception | None = None
+        for _ in range(COMMANDS + 2):
             limit.reschedule(None)
             connection = await _opened(self._host, self._timeout)
+            has_waited = waits and connection.turns.locked()
             connection.commands += 1
             process = None
             try:
-                async with connection.turns:
+                async with connection.turns if waits else nullcontext():
+                    if has_waited and connection.is_left and not connection.ssh.is_closed():
+                        continue
                     limit.reschedule(asyncio.get_running_loop().time() + seconds)
                     process = await connection.ssh.create_process(command, encoding=None)
                     yield process
                     return
-            except (OSError, asyncssh.Error):
+            except (OSError, asyncssh.Error) as found:
                 await asyncio.sleep(0)  # asyncssh says of a connection that it has ended a moment after what ends it
-                if is_last or process is not None or not connection.ssh.is_closed():
+                is_full = isinstance(found, asyncssh.ChannelOpenError) and not connection.ssh.is_closed()
+                # Where this command has waited, the host may be another run's by now.
+                has_ended = connection.ssh.is_closed() and not has_waited and error is None
+                if process is not None or not (is_full or has_ended):
                     raise
+                if is_full:
+                    _leave(self._host, connection)
+                error = found
             finally:
                 if process is not None:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
                 connection.commands -= 1
                 connection.end_if_left()
+        raise error or ConnectionError("no connection took it")
 
     def boot_id(self, seconds: float) -> str:
         """The running boot's id; empty where the kernel's file can't be read.
@@ -345,7 +357,7 @@ class Session:
             return task
 
         try:
-            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
+            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds, waits=False) as process:
                 with suppress(OSError):  # it reads no more: what it says is why
                     process.stdin.write(text.encode())
                 log = begun(_last_bytes(process.stderr, log_lines.append))
@@ -513,6 +525,13 @@ def _connection_lost(host: Host, error: Exception, verb: str, seconds: float) ->
             "machine) restarts a host that needs it",
             next="when the host answers again and no other run is at work there, run the same again",
         )
+    if isinstance(error, asyncssh.ChannelOpenError):
+        return UnreachableError(
+            wanted=f"sshd on {host.address} to let this login run a command",
+            found=f"the SSH connection works, and its sshd refuses: {error.reason}",
+            why="the host can be neither read nor changed",
+            next="see MaxSessions in the host's /etc/ssh/sshd_config: 1 is enough, and 0 allows no command",
+        )
     return _unreachable(host, error)
 
 
@@ -558,7 +577,7 @@ class _Connection:
 
     def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
         self.ssh = ssh
-        self.turns = asyncio.Semaphore(COMMANDS)
+        self.turns = asyncio.Semaphore(COMMANDS - 1)
         self.commands = 0
         self.is_left = False
 
@@ -597,12 +616,18 @@ async def _opened(host: Host, timeout: float) -> _Connection:
         raise error.retold() from error  # each gets one of its own
 
 
-def _leave(host: Host) -> None:
-    """Whoever asks next gets a new connection; this one ends with the last command on it."""
-    connection = _CONNECTIONS.pop(_login(host), None)
-    if connection is not None and connection.done() and not connection.exception():
-        connection.result().is_left = True
-        connection.result().end_if_left()
+def _leave(host: Host, full: _Connection | None = None) -> None:
+    """Whoever asks next gets a new connection; this one ends with the last command on it.
+
+    :param full: nothing happens where the host has another one by now.
+    """
+    task = _CONNECTIONS.get(_login(host))
+    connection = task.result() if task is not None and task.done() and not task.exception() else None
+    if full in (None, connection):
+        _CONNECTIONS.pop(_login(host), None)
+        if connection is not None:
+            connection.is_left = True
+            connection.end_if_left()
 
 
 async def log_in(host: Host, timeout: float | None = None) -> None:

@@ -298,7 +298,7 @@ def test_a_login_shell_that_is_none_of_the_kind_of_sh_is_named_before_anything_i
 
 
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="found:  Session refused"):
+    with pytest.raises(UnreachableError, match="its sshd refuses: Session refused"):
         keep(tmp_path, None)
 
 
@@ -419,19 +419,53 @@ class Sshd:
         return meet(folder, self.serve, use)
 
 
-def test_all_that_is_asked_of_a_host_goes_over_one_connection_eight_at_a_time(tmp_path: Path) -> None:
+def test_all_that_is_asked_of_a_host_goes_over_one_connection_seven_at_a_time_beside_the_guard(tmp_path: Path) -> None:
     sshd = Sshd()
 
     def use(session: ssh.Session) -> str:
         with ThreadPoolExecutor(12) as threads:
             answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(12)]
-            wait_until(lambda: sshd.at_work == 8)
-            time.sleep(0.2)  # a ninth would have come by now
+            wait_until(lambda: sshd.at_work == 7)
+            time.sleep(0.2)  # an eighth would have come by now
             sshd.let_go.set()
             return "".join(answer.result() for answer in answers)
 
     assert sshd.meet(tmp_path, use) == "0" * 12
-    assert sshd.most == 8
+    assert sshd.most == 7
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_host_whose_sshd_allows_few_sessions_gets_more_connections(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MaxSessions of sshd_config; the guard has one of them."""
+    sshd, servers = Sshd(), asyncssh.connection.SSHServerConnection
+    opened = servers._process_session_open
+
+    def process_session_open(self: Any, packet: Any) -> Any:
+        if len(self._channels) >= most:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "open failed")
+        return opened(self, packet)
+
+    monkeypatch.setattr(servers, "_process_session_open", process_session_open)
+
+    def use(session: ssh.Session) -> str:
+        with ThreadPoolExecutor(4) as threads:
+            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(4)]
+            wait_until(lambda: sshd.at_work == 4)
+            sshd.let_go.set()
+            return "".join(sorted(answer.result() for answer in answers))
+
+    assert sshd.meet(tmp_path, use) == {1: "0123", 2: "0011"}[most]
+
+
+def test_a_host_whose_sshd_allows_no_session_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "open failed")
+
+    monkeypatch.setattr(asyncssh.connection.SSHServerConnection, "_process_session_open", refused)
+    with pytest.raises(UnreachableError, match="MaxSessions"):
+        Sshd().meet(tmp_path, lambda session: session.run("read", "a\n"))
 
 
 def test_a_connection_that_has_ended_between_two_commands_is_opened_again(tmp_path: Path) -> None:
