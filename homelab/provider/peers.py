@@ -7,8 +7,9 @@ doesn't answer has said nothing: that nothing is noted there isn't known.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
@@ -16,6 +17,8 @@ from homelab.remote import ledger, ssh
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,23 @@ def ask_peers(stack: StackTexts, host: str, ask: Callable[[str], Mapping[str, An
     :param ask: asks one of the others what it has noted.
     """
 
-    answers, errors = dict[str, Mapping[str, Any]](), dict[str, str]()
-    for peer in stack.peers(host):
+    def answer_of(peer: str) -> Mapping[str, Any] | HomelabError:
         try:
-            if answer := ask(peer):
-                answers[peer] = answer
+            return ask(peer)
         except HomelabError as error:
-            errors[peer] = error.found
-    return PeerNotes(answers, errors)
+            return error
+
+    answers = _side_by_side(answer_of, stack.peers(host))
+    return PeerNotes(
+        {peer: answer for peer, answer in answers.items() if answer and not isinstance(answer, HomelabError)},
+        {peer: answer.found for peer, answer in answers.items() if isinstance(answer, HomelabError)},
+    )
+
+
+def _side_by_side(do: Callable[[str], T], peers: Sequence[str]) -> dict[str, T]:
+    """What is done with each of the peers: one that doesn't answer is waited for beside the others."""
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(peers, threads.map(do, peers), strict=True))
 
 
 def forget_notes(host: Host, names: Iterable[str]) -> None:
@@ -100,8 +112,7 @@ def forget_on_peers(stack: StackTexts, host: str, guest: str, names: Sequence[st
 
     :param guest: its name in the settings; a note that is kept by another name stays.
     """
-    for peer in stack.peers(host):
-        forget_on(stack, peer, guest, names)
+    _side_by_side(lambda peer: forget_on(stack, peer, guest, names), stack.peers(host))
 
 
 def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:

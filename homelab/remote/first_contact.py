@@ -196,9 +196,8 @@ def carry_out(host: Host, commands: list[str], on_done: Callable[[str, str], Non
         except UnreachableError:
             raise
         except HomelabError as error:
-            raise HomelabError(
+            raise error.retold(
                 wanted=f"on {host.address}: {command}",
-                found=error.found,
                 why="everything after it depends on it",
                 next="correct what it reports on the host, and run homelab init again: it goes on from here",
             ) from error

@@ -176,9 +176,8 @@ class Session:
         except UnreachableError:
             raise
         except HomelabError as error:
-            raise HomelabError(
+            raise error.retold(
                 wanted=f"a login shell of root on {self._host.address} that understands sh, as bash does",
-                found=error.found,
                 why="sshd hands each command of this program to that shell; nothing was changed",
                 next="give the user one on the host (`chsh -s /bin/bash root`), then run `pulumi up` again",
             ) from error
@@ -259,8 +258,7 @@ class Session:
         :param limit: ends it so many seconds after that.
         :param waits: for its turn.
         """
-        error: Exception | None = None
-        for _ in range(COMMANDS + 2):
+        for tries_left in reversed(range(COMMANDS + 2)):
             limit.reschedule(None)
             connection = await _opened(self._host, self._timeout)
             has_waited = waits and connection.turns.locked()
@@ -268,28 +266,24 @@ class Session:
             process = None
             try:
                 async with connection.turns if waits else nullcontext():
-                    if has_waited and connection.is_left and not connection.ssh.is_closed():
-                        continue
                     limit.reschedule(asyncio.get_running_loop().time() + seconds)
                     process = await connection.ssh.create_process(command, encoding=None)
                     yield process
                     return
-            except (OSError, asyncssh.Error) as found:
+            except (OSError, asyncssh.Error) as error:
                 await asyncio.sleep(0)  # asyncssh says of a connection that it has ended a moment after what ends it
-                is_full = isinstance(found, asyncssh.ChannelOpenError) and not connection.ssh.is_closed()
+                is_full = isinstance(error, asyncssh.ChannelOpenError) and not connection.ssh.is_closed()
                 # Where this command has waited, the host may be another run's by now.
-                has_ended = connection.ssh.is_closed() and not has_waited and error is None
-                if process is not None or not (is_full or has_ended):
+                has_ended = connection.ssh.is_closed() and not has_waited and tries_left > COMMANDS
+                if process is not None or not tries_left or not (is_full or has_ended):
                     raise
                 if is_full:
                     _leave(self._host, connection)
-                error = found
             finally:
                 if process is not None:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
                 connection.commands -= 1
                 connection.end_if_left()
-        raise error or ConnectionError("no connection took it")
 
     def boot_id(self, seconds: float) -> str:
         """The running boot's id; empty where the kernel's file can't be read.

@@ -209,13 +209,10 @@ def cuts(
                 sampled[place] = drawn.choice(left)
             else:
                 for cut in left:
-                    leave(cut)
+                    if not any(cut.lasting == one.lasting and cut.kernel == one.kernel for one in found[-6:]):
+                        found.append(cut)
         if call == "flush":
             flushing.append(Path(path))
-
-    def leave(cut: Cut) -> None:
-        if not any(cut.lasting == one.lasting and cut.kernel == one.kernel for one in found[-6:]):
-            found.append(cut)
 
     def flush() -> None:
         while flushing:

@@ -76,6 +76,13 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
         Lab.open(state).stop()
 
 
+def test_what_make_sees_to_first_is_not_among_what_a_program_reads() -> None:
+    """`make outputs` prints JSON."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(["make", ".ready"], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_the_preview_for_a_pull_request_fails_where_up_will_refuse_and_needs_neither_host_nor_key(
     tmp_path: Path, engine: install.Engine
 ) -> None:

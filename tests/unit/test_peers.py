@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -86,6 +87,13 @@ def test_nodes_of_the_cluster_are_asked_and_no_other(notes: dict[str, Any]) -> N
     assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {"pve3": "off"})
     with pytest.raises(HomelabError, match="to know what pve3 noted about VM 103"):
         found.require_all("VM 103", "")
+
+
+def test_nodes_are_asked_side_by_side() -> None:
+    """A dead one costs the time of a connection, for the others together."""
+    all_are_asked = threading.Barrier(2, timeout=60)
+    found = peers.ask_peers(STACK, "pve1", lambda _: {"place": all_are_asked.wait()})
+    assert sorted(found.by_host) == ["pve2", "pve3"]
 
 
 def test_a_host_of_no_cluster_asks_nobody(notes: dict[str, Any]) -> None:

@@ -434,6 +434,25 @@ def test_all_that_is_asked_of_a_host_goes_over_one_connection_seven_at_a_time_be
     assert sshd.most == 7
 
 
+def test_a_command_that_waits_for_its_turn_is_lost_with_its_connection(tmp_path: Path) -> None:
+    """By then another run may hold the host."""
+    sshd = Sshd()
+
+    def use(session: ssh.Session) -> str:
+        with ThreadPoolExecutor(8) as threads:
+            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(8)]
+            wait_until(lambda: sshd.at_work == 7)
+            time.sleep(0.2)  # the eighth waits
+            (end,) = sshd.connections
+            end._loop.call_soon_threadsafe(end.abort)
+            lost = [type(answer.exception()).__name__ for answer in answers]
+            sshd.let_go.set()
+        return " ".join(lost)
+
+    assert sshd.meet(tmp_path, use).split() == ["UnreachableError"] * 8
+    assert len(sshd.connections) == 1
+
+
 @pytest.mark.parametrize("most", [1, 2])
 def test_a_host_whose_sshd_allows_few_sessions_gets_more_connections(
     most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
