@@ -72,7 +72,7 @@ class GpuCards(pulumi.ComponentResource):
         holders = {gpu: holder for gpu, holder in uses if gpu not in shared}
         tests: dict[str, pulumi.Output[PassthroughSeen]] = {}
         leases: dict[str, pulumi.Resource] = {}
-        cards = [gpu for gpu, settings in host.gpus.items() if settings.may_leave] if host.api else []
+        cards = [gpu for gpu, settings in host.gpus.items() if settings.may_leave]
         for gpu in cards:
             node, mapping_id = host.node or host_name, host.mapping_of(gpu)
             inputs = {"host": host_name, "node": node, "mapping": mapping_id}

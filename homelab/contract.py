@@ -288,7 +288,7 @@ def outputs(
         gpus = {}
         for gpu, card in booted["gpus"].items():
             # A card that is handed over is for this stack's VMs alone: another project's have no hookscript.
-            mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].use == "vm" else None
+            mapping = host.mapping_of(gpu) if host.gpus[gpu].use == "vm" else None
             gpus[gpu] = {
                 **card,
                 "mapping": mapping,

@@ -122,7 +122,7 @@ def _card(reading: Reading, name: str, host: Host, key: str, slot: str | None, o
         return CardReport(model="", id="", subsystem="", use=use, criteria=[absent])
     criteria = [_drivers(functions, use)]
     place = ";".join(function.address for function in functions)
-    if use == "vm" and host.api:
+    if use == "vm":
         entries = facts.guests.mapping_entries.get(host.mapping_of(key), [])
         offered = any(entry.get("node") == reading.node and overlap(entry.get("path", ""), place) for entry in entries)
         evidence = "a PCI mapping of Proxmox VE has it" if offered else "no PCI mapping of its name has it"

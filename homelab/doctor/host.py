@@ -307,7 +307,7 @@ def _boot(reading: Reading) -> list[Finding]:
 def _mappings(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
     """Findings on the existing mappings of the settings' cards."""
     mappings = reading.facts.guests.mapping_entries
-    names = [host.mapping_of(gpu) for gpu in slots if host.api and host.gpus[gpu].may_leave]
+    names = [host.mapping_of(gpu) for gpu in slots if host.gpus[gpu].may_leave]
     return [finding for name in names if name in mappings for finding in cards.mapping_findings(reading, name)]
 
 

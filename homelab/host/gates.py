@@ -990,7 +990,7 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
             f"gpus.{name}: in the same slot, but left with the host: {'; '.join(map(facts.describe, staying))}"
         )
     path = facts.path_of(slot)
-    if host.api and ";" in path:
+    if ";" in path:
         display = next(device for device in functions if device.is_display)
         sentences.append(
             f"gpus.{name}: its mapping offers {display.address} alone, since Proxmox VE compares a mapping's id with "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,13 +14,11 @@ from homelab.host import card_start
 from homelab.host.facts import HostFacts
 from homelab.provider import vm_memory
 from homelab.provider.base import OutputsT, Work
-from homelab.remote import guard, scripts, ssh
+from homelab.remote import guard, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import HALTED, Machine, PowerTarget
 from homelab.resources.base import NodeInputs
-from homelab.rights import Permissions
-from homelab.settings import Host
 from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from remote_scripts.layers import vm_starts
@@ -32,8 +31,6 @@ _READINGS: dict[tuple[str, str], Any] = {}
 NodeT = TypeVar("NodeT", bound=NodeInputs)
 # For how long a card that reads as lost after a start is asked again, and how often.
 CARD_SECONDS, CARD_POLL_SECONDS = 10.0, 1.0
-# How much longer a command of root's is waited for than it may take, in seconds: that the host ends it is what tells.
-SPARE_SECONDS = 10
 
 
 def while_a_reset_lasts() -> Iterator[None]:
@@ -57,25 +54,10 @@ class ApiWork(Work[NodeT, OutputsT]):
     def api(self, inputs: NodeT) -> Api:
         """The API.
 
-        :raises HomelabError: the host is no longer configured, or can't be logged in to.
+        :raises HomelabError: the host is no longer configured.
         """
-        host = self.host(inputs)
-        if host.api is None:
-            raise HomelabError(
-                wanted=f"homelab:hosts.{inputs.host}.api in the stack's configuration",
-                found="it is missing",
-                why="mappings and VMs are changed through it",
-                next="put it back; to give mappings and VMs up, take those out and run `pulumi up` while it is "
-                "still there",
-            )
-        return Api(host, inputs.node, access=lambda: self._access(inputs), root=lambda command: _as_root(host, command))
-
-    def _access(self, inputs: NodeT) -> Permissions | None:
-        """Who may what on the node, for advice on a right that is missing; None: it can't be read."""
-        try:
-            return Permissions.parse(ssh.read(self.host(inputs), guests=True).cluster.users)
-        except HomelabError:
-            return None
+        host_at = functools.partial(self.stack.host_at, inputs.host)
+        return Api(self.host(inputs), inputs.node, host_at=host_at)
 
     def converge(
         self,
@@ -192,17 +174,6 @@ class ApiWork(Work[NodeT, OutputsT]):
         if key not in _READINGS:
             _READINGS[key] = self.api(inputs).get(path, wanted)
         return _READINGS[key]
-
-
-def _as_root(host: Host, command: Sequence[str]) -> tuple[str, int]:
-    """The output of a command that root's session on the host carries out, and its exit status.
-
-    :raises UnreachableError: the connection was lost meanwhile.
-    """
-    seconds = host.timeouts.api
-    output = ssh.Session(host).run("set", scripts.host_command(command, seconds), seconds + SPARE_SECONDS)
-    text, _, status = output.rstrip("\n").rpartition("\n")
-    return text, int(status)
 
 
 def _unknown_cards(machine: Machine) -> HomelabError:

@@ -317,8 +317,8 @@ class Work(Generic[InputsT, OutputsT]):
             found=error.found,
             why="a refresh that can't read the host can't tell what has changed there; nothing was changed, on the "
             "host or in the state",
-            next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open, then "
-            "run the same command again"
+            next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`), then run the same command "
+            "again"
             if api
             else "see whether it is switched on and connected to this network, then run the same command again; "
             "`pulumi preview` without --refresh needs no host",

@@ -112,8 +112,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             owner = stack_folder.owner_of(self.urn, inputs.host)
             if owner in facts.agents:
                 self._remove_folder_left(inputs.host, host, owner)
-            if host.api is not None:
-                self._tell_of_guests(api.Api(host, node))
+            self._tell_of_guests(api.Api(host, node))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         if edits:

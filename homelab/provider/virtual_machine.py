@@ -59,7 +59,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         api, machine = self.api(inputs), self._machine(inputs)
         wanted = f"the disk of {machine.label} {inputs.disk.size} GiB large"
         path = f"nodes/{api.node}/qemu/{inputs.vmid}/resize"
-        parameters = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
+        parameters: dict[str, Any] = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
         api.carry_out("put", path, wanted, api.host.timeouts.api_task, machine.say, kinds=("resize",), **parameters)
 
     def _finish(self, inputs: VirtualMachine.Inputs, instance: str, config: dict[str, str]) -> None:

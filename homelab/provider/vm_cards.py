@@ -273,9 +273,6 @@ class VmCardsWork(VmStart):
         for peer in self.stack.peers(inputs.host):
             near = dataclasses.replace(inputs, host=peer, node=self.stack.host(peer).node or peer)
             try:
-                if self.stack.host(peer).api is None:
-                    _not_asked(inputs, peer, "it has no api in the settings")
-                    continue
                 machine = self.machine_now(near, inputs.vmid, inputs.vm)
                 if machine.node == inputs.node:
                     return False
@@ -327,7 +324,7 @@ class VmCardsWork(VmStart):
                 found=error.found,
                 why="the connection was lost meanwhile: a part may have been given back already; the state keeps "
                 "all of it",
-                next=f"see whether {there} is switched on and pveproxy runs there, then run the same command again: "
+                next=f"see whether {there} is switched on and pvedaemon runs there, then run the same command again: "
                 "it goes on from what is there",
             ) from error
 

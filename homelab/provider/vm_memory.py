@@ -3,14 +3,15 @@ until it runs again.
 
 Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten
 where not: it is of this very VM, no older than an hour, of this boot of this node, no start of the VM on this node has
-ended well since, and it was this program that has shut it down, as Proxmox VE's own tasks say. But for the VM's
+ended well since, and it was this program that has shut it down: Proxmox VE's tasks have no other
+shutdown since than those that are noted here. All are root@pam's, the owner's and this program's. But for the VM's
 identity that is decided on the host, for containers as well (remote_scripts/shared/guest_tasks.py). `Machine.converge`
 asks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
@@ -27,25 +28,32 @@ if TYPE_CHECKING:
 
 
 def note_that_it_ran(
-    session: Session, vmid: int, guest: str, identity: str, *, off: bool, at: int | None = None
+    session: Session,
+    vmid: int,
+    guest: str,
+    identity: str,
+    *,
+    off: bool,
+    tasks: Sequence[str] = (),
+    at: int | None = None,
 ) -> None:
     """Notes that the VM is to run again.
 
     :param guest: its name in the settings.
     :param identity: tells it from another VM (vm.config.identity).
     :param off: is it off already, by this program? Else it is shut down next.
+    :param tasks: UPIDs of this program's that shut it down.
     :param at: when it ran, in seconds since 1970 by the node's clock; None: now.
     """
     host = starts(session, vmid, 0)
-    about = {"identity": identity, "guest": guest, "at": host.now if at is None else at, "boot": host.boot, "off": off}
-    ledger.note(session, ledger.of_power(vmid), about)
+    about: dict[str, object] = {"identity": identity, "guest": guest, "at": host.now if at is None else at}
+    ledger.note(session, ledger.of_power(vmid), {**about, "boot": host.boot, "off": off, "tasks": [*tasks]})
 
 
-def is_owed_since(session: Session, host: Host, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
+def is_owed_since(session: Session, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
     """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is
     forgotten.
 
-    :param session: with `host`.
     :param guest: as of `note_that_it_ran`.
     :param identity: as of `note_that_it_ran`.
     :raises HomelabError: as `Session.run`.
@@ -55,8 +63,8 @@ def is_owed_since(session: Session, host: Host, vmid: int, guest: str, identity:
         return None
     at = int(noted["at"])
     if same_vm(str(noted["identity"]), identity()):
-        boot, off = str(noted["boot"]), noted["off"] is True
-        owed = vm_owed.Wanted(vmid=vmid, at=at, boot=boot, user=_as_whom(host), off=off)
+        boot, off, tasks = str(noted["boot"]), noted["off"] is True, [*map(str, noted["tasks"])]
+        owed = vm_owed.Wanted(vmid=vmid, at=at, boot=boot, tasks=tasks, off=off)
         why = str(session.ask("read", "vm_owed", owed)["why"])
     else:
         why = "that this is still the same VM isn't certain"
@@ -79,17 +87,11 @@ def taken_along(stack: StackTexts, left: str, session: Session, vmid: int, guest
     :param identity: as of `note_that_it_ran`.
     """
     try:
-        host = stack.host(left)
-        at = is_owed_since(ssh.Session(host), host, vmid, guest, lambda: identity)
+        at = is_owed_since(ssh.Session(stack.host(left)), vmid, guest, lambda: identity)
     except HomelabError:
         return
     if at is not None and not starts(session, vmid, at + 1).started:
         note_that_it_ran(session, vmid, guest, identity, off=True, at=at)
-
-
-def _as_whom(host: Host) -> str:
-    """The user of Proxmox VE's whose tasks this program's are."""
-    return (host.api.token or host.api.user or "") if host.api else ""
 
 
 def starts(session: Session, vmid: int, since: int) -> vm_starts.Answer:
@@ -109,16 +111,21 @@ class VmMemory:
 
     def __init__(self, host: Host, vmid: int, guest: str, *, here: bool) -> None:
         self._host, self._vmid, self._guest, self._here = host, vmid, guest, here
+        # When the first of the notes says that it ran.
+        self._at: int | None = None
 
-    def keep(self, identity: str) -> None:
+    def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
         """See Memory."""
         if self._here:
-            note_that_it_ran(ssh.Session(self._host), self._vmid, self._guest, identity, off=False)
+            session = ssh.Session(self._host)
+            if self._at is None:
+                self._at = starts(session, self._vmid, 0).now
+            note_that_it_ran(session, self._vmid, self._guest, identity, off=False, tasks=tasks, at=self._at)
 
     def recalls(self, identity: Callable[[], str]) -> bool:
         """See Memory."""
         session = ssh.Session(self._host)
-        return self._here and is_owed_since(session, self._host, self._vmid, self._guest, identity) is not None
+        return self._here and is_owed_since(session, self._vmid, self._guest, identity) is not None
 
     def forget(self) -> None:
         """See Memory."""

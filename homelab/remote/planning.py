@@ -84,7 +84,7 @@ def planned(
         stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, systems | vm_systems)
         stack_errors = [*errors, *reading_errors]
     patience = OUTAGE_SECONDS if timeout is None else timeout
-    api_errors = probe.check(name, host, facts, want, vms, containers, patience)
+    api_errors = probe.check(name, host, facts, vms, containers, patience)
     ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
     # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})

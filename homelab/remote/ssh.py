@@ -50,6 +50,9 @@ _MESSAGE = re.compile(
 # Commands at a time on a connection, one of which is the guard's; sshd refuses more than its MaxSessions, of which 10
 # are the default.
 COMMANDS = 8
+# Changes that Proxmox VE is asked for at a time: each of its three workers (PVE::Daemon, max_workers of pvedaemon) may
+# wait for a lock, and the owner's web page has none then.
+CHANGES = 2
 # Between two keepalives of an open connection, in seconds, as all times here.
 KEEPALIVE_SECONDS = 5
 # How long one reading may take at least, of the time until an unconfirmed boot is undone.
@@ -59,6 +62,8 @@ SHORT_SECONDS = 15
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
+# What connects standard input and output to a port of the host, on which it also runs for who isn't root.
+_BY_BASH = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{} && cat >&3 && cat <&3'"
 # The begin of the line of layers/run_guard.py that names the run it waits for.
 ANOTHER_RUN = "another run is at work: "
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
@@ -284,6 +289,57 @@ class Session:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
                 connection.commands -= 1
                 connection.end_if_left()
+
+    def exchange(self, port: int, request: str, seconds: float = 0, *, changes: bool) -> bytes | None:
+        """What a server that listens on the host's own 127.0.0.1 answers, until it ends the connection; empty where it
+        said nothing.
+
+        :param request: ASCII.
+        :param seconds: as of `run`.
+        :param changes: the request changes something; of these, CHANGES are under way at a time.
+        :returns: None: nobody listens there.
+        :raises HomelabError: as `run`.
+        """
+        seconds = seconds or self._host.timeouts.api
+        try:
+            answer = loop.run(self._answer(port, request, seconds, changes=changes))
+        except (OSError, asyncssh.Error) as error:
+            raise _connection_lost(self._host, error, f"127.0.0.1:{port}", seconds) from error
+        if answer is not None and len(answer) > OUTPUT_BYTES:
+            raise _too_long(f"ask 127.0.0.1:{port}", answer)
+        return answer
+
+    async def _answer(self, port: int, request: str, seconds: float, *, changes: bool) -> bytes | None:
+        connection = await _opened(self._host, self._timeout)
+        async with connection.changes if changes else nullcontext():
+            connection.commands += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    reader, writer = await connection.ssh.open_connection("127.0.0.1", port, encoding=None)
+                    try:
+                        writer.write(request.encode("ascii"))
+                        answer = bytearray()
+                        while len(answer) <= OUTPUT_BYTES and (data := await reader.read(_CHUNK)):
+                            answer += data
+                        return bytes(answer)
+                    finally:
+                        writer.channel.abort()
+            except asyncssh.ChannelOpenError as error:
+                if error.code == asyncssh.OPEN_CONNECT_FAILED:
+                    return None
+                if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
+                    raise
+            except TimeoutError:
+                _leave(self._host)
+                raise
+            finally:
+                connection.commands -= 1
+                connection.end_if_left()
+            # sshd forbids forwarding (AllowTcpForwarding, PermitOpen): a command can connect.
+            status, output, log = await self._exchange(_BY_BASH.format(port), request, seconds, None, False)
+        if status is None:
+            raise ConnectionError("the connection ended before the command did")
+        return None if b"Connection refused" in log else output
 
     def boot_id(self, seconds: float) -> str:
         """The running boot's id; empty where the kernel's file can't be read.
@@ -565,13 +621,14 @@ def _pinned_host_key(host: Host) -> asyncssh.SSHKey:
 
 
 class _Connection:
-    """An open connection. `turns`: for its commands; `commands`: how many are at work, or wait; `is_left`: whoever asks
-    next gets another one.
+    """An open connection. `turns`: for its commands; `changes`: for what Proxmox VE is asked to change; `commands`: how
+    many commands and requests are at work, or wait; `is_left`: whoever asks next gets another one.
     """
 
     def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
         self.ssh = ssh
         self.turns = asyncio.Semaphore(COMMANDS - 1)
+        self.changes = asyncio.Semaphore(CHANGES)
         self.commands = 0
         self.is_left = False
 

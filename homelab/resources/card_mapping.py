@@ -1,8 +1,6 @@
-"""CardMapping: a card as a cluster-wide resource mapping, so that a token may give it to a VM.
-
-Proxmox VE lets no user but root@pam with a password give a device by its address; a mapping can be used by whoever has
-Mapping.Use on it. One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a
-mapping's description and flags, stay as they are; the mapping goes with its last entry.
+"""CardMapping: a card as a cluster-wide resource mapping, by which VMs name it: of each node it has that node's card.
+One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a mapping's description and
+flags, stay as they are; the mapping goes with its last entry.
 
 What stood there before is noted on the host before anything is written (homelab/remote/ledger.py), and put out: a run
 that is killed right after its request, and a stack whose state was lost, know that the entry is this program's. A card

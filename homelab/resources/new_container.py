@@ -1,5 +1,5 @@
-"""NewContainer: a container that this program makes through the API. Features other than nesting are root@pam's alone.
-Its template, its disk's storage and whether it is unprivileged are never changed in place.
+"""NewContainer: a container that this program makes through the API. Its template, its disk's storage and
+whether it is unprivileged are never changed in place.
 """
 
 from __future__ import annotations

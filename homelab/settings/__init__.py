@@ -3,7 +3,7 @@
 Pulumi hands over what `Pulumi.<stack>.yaml` holds under `homelab:`; `parse` turns it into `Settings`.
 """
 
-from homelab.settings.access import ApiAccess, Ssh
+from homelab.settings.access import Ssh
 from homelab.settings.container import Container, Features, NewContainerSettings, assigned_numbers
 from homelab.settings.download import Download
 from homelab.settings.host import Gpu, Host, IommuSettings, Timeouts
@@ -14,7 +14,6 @@ from homelab.settings.vm import CloudInit, Disk, NewVm, Shutdown, Vm, VmGpu
 from homelab.settings.whole import Settings
 
 __all__ = [
-    "ApiAccess",
     "CloudInit",
     "Container",
     "Disk",

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from homelab.model import Model
-from homelab.settings.access import ApiAccess, SshLogin
+from homelab.settings.access import SshLogin
 from homelab.settings.keys import PublicKey
 from homelab.settings.types import LocalPath, NetworkAddress, NodeName
 
@@ -32,27 +32,15 @@ class ClusterNode(Model):
 
 class ProxmoxCluster(Model):
     """A Proxmox VE cluster. A host with this name as its `cluster` takes from here what it doesn't say itself:
-    `address`, `ssh`, `api` and `guestsAtReboot`."""
+    `address`, `ssh` and `guestsAtReboot`."""
 
     nodes: dict[NodeName, ClusterNode]
     """Its nodes, each under its name in Proxmox VE. One without cards, which is no host of these settings, may be left
     out."""
     ssh: SshLogin
     """How one logs in to each of them."""
-    api: ApiAccess | None = None
-    """How the Proxmox VE API is reached: one user and one authority (`caFile`) for all of them. A `fingerprint` is one
-    node's alone."""
     guests_at_reboot: Literal["shutdown", "maintenance"] | None = None
     """The same as of each host, for all of them."""
-
-    @model_validator(mode="after")
-    def _one_authority(self) -> Self:
-        if self.api is not None and self.api.fingerprint is not None and len(self.nodes) > 1:
-            raise ValueError(
-                "api.fingerprint is of one node's certificate, and each node has its own: set api.caFile, a copy of "
-                "/etc/pve/pve-root-ca.pem"
-            )
-        return self
 
 
 # Characters at most of a message that quotes names from the settings.
@@ -88,7 +76,7 @@ def _filled(name: str, host: Any, clusters: Mapping[str, Any]) -> Any:
         host = {**_selected(node, "address"), **host}
         if isinstance(ssh, Mapping):
             host = {"ssh": {**ssh, **_selected(node, "hostKey", "hostKeyFile")}, **host}
-    return {**_selected(cluster, "api", "guestsAtReboot"), **host}
+    return {**_selected(cluster, "guestsAtReboot"), **host}
 
 
 def _selected(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -41,9 +41,8 @@ _DATA_BELOW_VAR = re.compile(r"/var/lib/vz/(?!images|dump|template|private).+|/v
 
 
 class Mount(Model):
-    """A folder of the host, mounted in a new container (a bind mount). Only `root@pam` may do that; a token may not. In
-    an unprivileged container its files belong to `nobody`, unless their owner on the host is 100000 and more. Neither a
-    snapshot nor a backup has it."""
+    """A folder of the host, mounted in a new container (a bind mount). In an unprivileged container its files belong
+    to `nobody`, unless their owner on the host is 100000 and more. Neither a snapshot nor a backup has it."""
 
     source: Folder
     """The folder on the host, which must be there: `/tank/films`. Not one of the host's system, such as `/etc`."""
@@ -69,8 +68,7 @@ class Mount(Model):
 
 
 class Features(Model):
-    """What a new container may do beyond the usual. Only `root@pam` may set anything but `nesting`, and any of them for
-    a privileged container; a token may not."""
+    """What a new container may do beyond the usual."""
 
     nesting: bool = True
     """Containers, or a newer systemd, may run inside it."""
@@ -128,12 +126,6 @@ class NewContainerSettings(Model):
     """Root's password, as an encrypted value."""
     protect: bool = False
     """`true`: the program never deletes it."""
-
-    @property
-    def takes_root(self) -> list[str]:
-        """The settings, as keys of `create`, with which only root@pam itself can create a container."""
-        for_token = ("nesting=1", "") if self.unprivileged else ("",)  # check_ct_modify_config_perm
-        return ["features"] * (self.features.option not in for_token) + ["mounts"] * bool(self.mounts)
 
     @model_validator(mode="after")
     def _mounts_fit(self) -> Self:

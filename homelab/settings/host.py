@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from homelab.model import Model
-from homelab.settings.access import ApiAccess, Ssh
+from homelab.settings.access import Ssh
 from homelab.settings.download import Download
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
@@ -210,8 +210,6 @@ class Host(Model):
     """The host's address. A host of `clusters` takes it from there."""
     ssh: Ssh
     """How to reach the host over SSH. A host of `clusters` takes it from there."""
-    api: ApiAccess | None = None
-    """How to reach the Proxmox VE API. Needed if cards go to VMs, or guests are created."""
     node: NodeName | None = None
     """The node's name in Proxmox VE. By default the host's name in these settings."""
     iommu: IommuSettings = IommuSettings()
@@ -277,8 +275,6 @@ class Host(Model):
         for name in self.hands_over:
             if self.nvidia is None:
                 raise ValueError(f"gpus.{name}: use: shared needs NVIDIA's driver on the host: set nvidia")
-            if self.api is None:
-                raise ValueError(f"gpus.{name}: use: shared needs api: the VM gets the card through the Proxmox VE API")
         return self
 
     @property
@@ -316,8 +312,6 @@ class Host(Model):
 
     @model_validator(mode="after")
     def _distinct_files(self) -> Self:
-        if self.downloads and self.api is None:
-            raise ValueError("api is missing: files are downloaded through the Proxmox VE API")
         volumes = [download.volume for download in self.downloads.values()]
         for name, download in self.downloads.items():
             if volumes.count(download.volume) > 1:
@@ -326,7 +320,7 @@ class Host(Model):
 
     @model_validator(mode="after")
     def _distinct_mappings(self) -> Self:
-        names = [name for name, gpu in self.gpus.items() if gpu.may_leave] if self.api else []
+        names = [name for name, gpu in self.gpus.items() if gpu.may_leave]
         ids = [self.mapping_of(name) for name in names]
         for name in names:
             if not re.fullmatch(CONFIG_ID, self.mapping_of(name)):

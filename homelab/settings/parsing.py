@@ -76,9 +76,9 @@ def _decode(value: Any) -> Any:
 
 
 # Keys that a host may take from its cluster.
-_FROM_CLUSTERS = {"address", "ssh", "api", "guestsAtReboot"}
+_FROM_CLUSTERS = {"address", "ssh", "guestsAtReboot"}
 # Keys below which there are secrets, or may be by mistake; and pydantic's errors of a text in a whole section's place.
-_SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "options"}
+_SECRET_PLACES = {"ssh", "cloudInit", "proxy", "password", "mirror", "options"}
 _SECTION_ERRORS = {"dict_type", "list_type", "model_type"}
 
 

@@ -29,8 +29,6 @@ Place = tuple[str | int, ...]
 _PLACEHOLDER = re.compile(r"FILL[-+]IN|0{64}")
 _SOURCES = {
     "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
-    "fingerprint": "the SHA-256 fingerprint that `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint "
-    "-sha256` prints on the host",
 }
 
 
@@ -67,7 +65,7 @@ def left_open(settings: BaseModel) -> list[Place]:
 
 
 def secrets(settings: BaseModel) -> list[Place]:
-    """The places of secrets: of passwords, keys and tokens, and of addresses with a password."""
+    """The places of secrets: of passwords and keys, and of addresses with a password."""
     return [
         place
         for place, value in texts(settings)
@@ -198,6 +196,6 @@ def still_open(places: list[Place], stack: str) -> HomelabError:
 
 def _filling_in(place: Place, stack: str) -> str:
     leaf = str(place[-1])
-    if leaf in ("tokenSecret", "password", "privateKey"):
+    if leaf in ("password", "privateKey"):
         return encrypting(place, stack)
     return f"{path_of(place)}: {_SOURCES.get(leaf, 'see docs/settings.md')}"

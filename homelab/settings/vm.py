@@ -48,10 +48,9 @@ class VmGpu(Model):
     """The card is a PCIe device in the VM, which needs the machine model q35."""
     romfile: RomFile | None = None
     """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM;
-    docs/troubleshooting-cards.md says how to make it. Proxmox VE lets root alone set it: it is done over SSH."""
+    docs/troubleshooting-cards.md says how to make it."""
     by_address: bool = False
-    """`true`: name the card by its PCI address, without a mapping. Proxmox VE lets root alone do that: it is done over
-    SSH."""
+    """`true`: name the card by its PCI address, without a mapping."""
     take_over: bool = False
     """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program
     may replace it. A mapping replaces the address. The line's other options stay, unless you set another value than the

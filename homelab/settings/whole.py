@@ -47,12 +47,8 @@ class Settings(Model):
         its cards, in the settings' order."""
         if guest.host in self.hosts:
             return [guest.host]
-        needs_api = isinstance(guest, Vm) or guest.create is not None
-        return [
-            name
-            for name, host in self.of_cluster(guest.host).items()
-            if (host.api or not needs_api) and host.gpus.keys() >= set(guest.cards)
-        ]
+        nodes = self.of_cluster(guest.host)
+        return [name for name, host in nodes.items() if host.gpus.keys() >= set(guest.cards)]
 
     def of_cluster(self, cluster: str) -> dict[str, Host]:
         """The hosts that are nodes of a cluster, by name."""
@@ -85,9 +81,8 @@ class Settings(Model):
         if cluster is None:
             return host
         login = {name: getattr(host.ssh, name) for name in SshLogin.model_fields}
-        api = {"api": None} if host.api == cluster.api else {}
         ssh = {"ssh": None} if SshLogin.model_construct(**login) == cluster.ssh else {}
-        return host.model_copy(update={**api, **ssh})
+        return host.model_copy(update=ssh)
 
     @property
     def stacks(self) -> dict[str, Nvidia]:
@@ -107,8 +102,6 @@ class Settings(Model):
         ids: dict[tuple[str, int], str] = {}
         for name, vm in self.vms.items():
             host = self._host_of(f"vms.{name}", vm)
-            if host.api is None:
-                raise ValueError(f"hosts.{vm.host}.api is missing: cards go to VMs ({name}) through the Proxmox VE API")
             if other_vm := ids.get((vm.host, vm.vmid)):
                 raise ValueError(f"vms.{name} and vms.{other_vm} have the same vmid {vm.vmid}")
             ids[vm.host, vm.vmid] = name
@@ -150,7 +143,7 @@ class Settings(Model):
         """The host that a guest names; of a cluster, the first host that has its cards.
 
         :param place: in the settings, such as `vms.sandbox`.
-        :raises ValueError: there is no such host or cluster, or none of its hosts has the cards and an api.
+        :raises ValueError: there is no such host or cluster, or none of its hosts has the cards.
         """
         nodes = self.of_cluster(guest.host)
         if guest.host not in self.hosts and not nodes:
@@ -159,14 +152,8 @@ class Settings(Model):
             raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}{others}")
         candidates = self.candidates(guest)
         if not candidates:
-            names = guest.cards
-            cards = f" and the card{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
-            raise ValueError(f"{place}.host: no host of the cluster {guest.host} has an api{cards}")
-        if guest.host not in self.hosts and not any(host.api for host in nodes.values()):
-            raise ValueError(
-                f"{place}.host: no host of the cluster {guest.host} has an api, through which the cluster is asked "
-                "where the guest is"
-            )
+            cards = f"the card{'s' if len(guest.cards) > 1 else ''} {', '.join(guest.cards)}"
+            raise ValueError(f"{place}.host: no host of the cluster {guest.host} has {cards}")
         return self.hosts[candidates[0]]
 
     @model_validator(mode="after")
@@ -186,7 +173,6 @@ class Settings(Model):
             ids[container.host, container.ctid] = f"containers.{name}"
             for gpu in container.cards:
                 _check_container_card(name, container, gpu, host)
-            _check_creation(name, container, host)
             if container.create is not None:
                 _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
 
@@ -303,20 +289,4 @@ def _check_container_card(name: str, container: Container, gpu: str, host: Host)
     if card.use not in ("lxc", "shared"):
         raise ValueError(
             f"containers.{name}.gpus: {gpu} is for use: {card.use}; a container needs use: lxc, or shared with a VM"
-        )
-
-
-def _check_creation(name: str, container: Container, host: Host) -> None:
-    if container.create is None:
-        return
-    if host.api is None:
-        raise ValueError(
-            f"hosts.{container.host}.api is missing: containers.{name} is created through the Proxmox VE API"
-        )
-    for setting in container.create.takes_root if not host.api.is_root else []:
-        features = "all but nesting are" if container.create.unprivileged else "those of a privileged container are"
-        subject = features if setting == "features" else "a folder of the host is"
-        raise ValueError(
-            f"containers.{name}.create.{setting}: {subject} root@pam's alone to give, no token's: set "
-            f"hosts.{container.host}.api.user and password"
         )

@@ -584,13 +584,6 @@ def _mapped_otherwise(name: str, card: VmCard, key: str, value: str) -> HomelabE
     )
 
 
-def is_roots_alone(value: str) -> bool:
-    """Whether Proxmox VE lets root@pam alone, and no token, set, change or take away a hostpci option of this value
-    (PVE::API2::Qemu, check_hostpci_perm)."""
-    options = parse("hostpci", value)
-    return "mapping" not in options or "romfile" in options
-
-
 def _covers(card: VmCard, part: str) -> bool:
     return any(part == own or part.startswith(f"{own}.") for own in functions_of(card.slot))
 

@@ -1,5 +1,4 @@
-"""The hookscript of a VM that may take a card from this host's containers (layers/handover.py). Proxmox VE lets
-root@pam itself set it, and no token.
+"""The hookscript of a VM that may take a card from this host's containers (layers/handover.py).
 
 Changes the VM's option hookscript, where it has none, or ours by a storage that hasn't the script any more.
 """

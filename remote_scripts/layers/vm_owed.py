@@ -10,14 +10,14 @@ from remote_scripts.tools.system import System
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`at`: seconds since 1970, when it was noted that it ran; `boot`: the id of the node's boot then; `user`: the user
-    as which this program shuts it down; `off`: whether it was off already by then.
+    """`at`: seconds since 1970, when it was noted that it ran; `boot`: the id of the node's boot then; `tasks`: UPIDs
+    of this program's that have shut it down since; `off`: whether it was off already by then.
     """
 
     vmid: int
     at: int
     boot: str
-    user: str
+    tasks: list[str]
     off: bool
 
 
@@ -30,5 +30,6 @@ class Answer:
 
 def read(system: System, wanted: Wanted) -> Answer:
     """By the node's tasks."""
-    own = (wanted.at, wanted.boot, wanted.user)
-    return Answer(guest_tasks.why_stays_off(system, "qm", wanted.vmid, *own, off=wanted.off))
+    noted, tasks = (wanted.at, wanted.boot), wanted.tasks
+    why = guest_tasks.why_stays_off(system, "qm", wanted.vmid, *noted, lambda task: task.upid in tasks, off=wanted.off)
+    return Answer(why)

@@ -1,5 +1,5 @@
 """A VM's starts, by Proxmox VE's tasks: what the log of the last one says of its cards, and whether any ended well; and
-who has shut it down. HA starts a VM as root@pam, whose tasks a token without Sys.Audit doesn't see.
+who has shut it down.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ PARTS = (
 )
 NAME = re.compile(r"[a-z][a-z_]*")
 _CTID = re.compile(r"[1-9][0-9]*")
+# How soon after it was noted that a container ran a shutdown is this program's, in seconds: `pct` names no task.
+PROMPT_SECONDS = 30
 _BYTES = 1 << 20
 
 
@@ -155,7 +157,12 @@ def why_not_owed(system: System, ctid: int, ran: Ran) -> str:
         return "when is not noted"
     if not is_same(system, ctid, ran.known):
         return "that this is still the same container isn't certain"
-    return guest_tasks.why_stays_off(system, "vz", ctid, int(ran.at), ran.boot, "root@pam", off=ran.off)
+    at = int(ran.at)
+
+    def is_prompt(task: guest_tasks.Task) -> bool:
+        return task.user == "root@pam" and task.start <= at + PROMPT_SECONDS
+
+    return guest_tasks.why_stays_off(system, "vz", ctid, at, ran.boot, is_prompt, off=ran.off)
 
 
 def is_same(system: System, ctid: int, mac_addresses: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +18,8 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 TASKS = "/var/log/pve/tasks"
-#: How long it counts that a guest is to run again, and how soon after it was noted a shutdown is this program's where
-#: people may have the same user, in seconds.
+#: How long it counts that a guest is to run again, in seconds.
 COUNTS_SECONDS = 3600
-PROMPT_SECONDS = 30
 _LINES = 2000
 _BYTES = 16 << 20
 #: What a person has open, and opens again.
@@ -97,13 +95,15 @@ def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
     return any(start.well for start in starts(system, kind, guest, since))
 
 
-def why_stays_off(system: System, kind: Kind, guest: int, at: int, boot: str, own_user: str, *, off: bool) -> str:
+def why_stays_off(
+    system: System, kind: Kind, guest: int, at: int, boot: str, is_own: Callable[[Task], bool], *, off: bool
+) -> str:
     """Of a guest that is off: why it isn't to run again. A user who has switched it off since wants it off, and what
     isn't certain starts nothing. Empty: it is to run.
 
     :param at: seconds since 1970, when it was noted that it ran.
     :param boot: of the node, then.
-    :param own_user: the user as which this program shuts it down.
+    :param is_own: whether a task that shuts it down is this program's: the owner may be root@pam, too.
     :param off: it was off by then already, else it was shut down next.
     """
     try:
@@ -113,24 +113,23 @@ def why_stays_off(system: System, kind: Kind, guest: int, at: int, boot: str, ow
             return "the node has restarted since"
         if abs(int(time.time()) - at) >= COUNTS_SECONDS:
             return "that is more than an hour ago"
-        return "" if off else _who_shut(system, kind, guest, at, own_user)
+        return "" if off else _who_shut(system, kind, guest, at, is_own)
     except Failure as failure:
         return f"who has switched it on or off since isn't known ({failure.found})"
 
 
-def _who_shut(system: System, kind: Kind, guest: int, at: int, own_user: str) -> str:
+def _who_shut(system: System, kind: Kind, guest: int, at: int, is_own: Callable[[Task], bool]) -> str:
     """Whose shutdowns there were since. One that HA carries out is root's task, after the request to HA. One of ours
-    that failed has switched nothing off. People may have the same user, but no token: theirs is what comes later, of
-    ours each is noted anew.
+    that failed has switched nothing off.
     """
     was_homelab = by_ha = False
     for task in shutdowns(system, kind, guest, at):
-        if task.user == own_user and ("!" in own_user or task.start <= at + PROMPT_SECONDS):
+        if is_own(task):
             if task.well or not task.status:
                 was_homelab = True
                 by_ha = by_ha or task.kind == "hastop"
-        elif not by_ha or task.user != "root@pam":
-            return f"someone else has switched it off since ({task.user})"
+        elif not by_ha or task.user != "root@pam" or task.kind == "hastop":
+            return f"{task.user} has switched it off since, and it isn't certain that this program did"
     return "" if was_homelab else "it stopped itself, or was shut down from inside"
 
 

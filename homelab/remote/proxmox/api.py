@@ -15,20 +15,17 @@ import copy
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import requests
 from proxmoxer.core import ResourceException
 
-from homelab import rights
-from homelab.errors import UnreachableError, elsewhere, unlocking
-from homelab.remote.proxmox.connection import Connection, connected, no_answer
+from homelab.errors import HomelabError, elsewhere, unlocking
+from homelab.remote.proxmox.connection import USER, NoAnswerError, connected, no_answer
 from homelab.remote.proxmox.errors import (
     TAKEN_ELSEWHERE,
     ApiError,
     ElsewhereError,
-    ForbiddenError,
     LockHeldError,
     NoQuorumError,
     NotThereError,
@@ -66,10 +63,6 @@ _GUEST_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
 _UNSAFE_IN_PATH = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
 _NO_LOG_YET = "no content"  # the line of a log that is still empty
-# The exit statuses of a command that `timeout` has ended, and of one that had to be killed.
-_TIMED_OUT = (124, 137)
-# Lines of pvesh's output that aren't an error when it changes a VM (PVE::API2::Qemu, PVE::Tools::lock_file).
-_PVESH_PROGRESS = ("update VM ", "trying to acquire lock", " OK")
 _WAITS_FOR_LOCK = ("trying to acquire lock", "trying to acquire cfs lock")
 
 
@@ -88,9 +81,8 @@ class Clock:
 class Api:
     """One host's API.
 
-    `host`: the settings; `host.api` is set. `node`: the node's name in its cluster; `access`: reads the node's users
-    and roles, for advice on a missing right; None: they can't be read. `patience`: seconds that an outage may last.
-    `root`: runs a command as root on the host; returns its output and exit status.
+    `host`: the settings; `node`: the node's name in its cluster; `host_at`: the settings of another node of it, by that
+    name, None: it has none; `patience`: seconds that an outage may last.
     """
 
     def __init__(
@@ -99,23 +91,34 @@ class Api:
         node: str,
         *,
         clock: Clock | None = None,
-        access: Callable[[], rights.Permissions | None] | None = None,
+        host_at: Callable[[str], Host | None] = lambda _: None,
         patience: float = OUTAGE_SECONDS,
-        root: Callable[[Sequence[str]], tuple[str, int]] | None = None,
     ) -> None:
         self.node = node
         self.host = host
         self.clock = clock or Clock()
-        self._access = access
+        self._host_at = host_at
         self._patience = patience
-        self._root = root
         self._followed_upids: set[str] = set()
-        self._connection: Connection = self._with_retries(lambda: connected(host), repeatable=True)
+        self._connection = connected(host)
 
     def at(self, node: str) -> Api:
-        """An API for another node of the cluster, through the same connection: any node passes requests on."""
+        """The API of another node of the cluster, through the connection to that one: each answers for itself alone.
+
+        :raises HomelabError: the settings have no host that is that node.
+        """
+        if node == self.node:
+            return self
+        host = self._host_at(node)
+        if host is None:
+            raise HomelabError(
+                wanted=f"to ask {node}, a node of {self.node}'s cluster",
+                found="no host of the settings is that node",
+                why="each node answers for itself alone, over its own SSH connection",
+                next=f"describe {node} under hosts, with the same `cluster`; then run the same command again",
+            )
         api = copy.copy(self)
-        api.node = node
+        api.node, api.host, api._connection = node, host, connected(host)
         return api
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -134,21 +137,18 @@ class Api:
         """
         return self._ask("post", path, wanted, parameters)
 
-    def put(
-        self, path: str, wanted: str, /, *, repeatable: bool = False, as_root: bool = False, **parameters: Any
-    ) -> Any:
+    def put(self, path: str, wanted: str, /, *, repeatable: bool = False, **parameters: Any) -> Any:
         """PUT; other arguments as of `get`. One with a `digest` is sent again when its answer was lost and nothing has
         been changed.
 
         :param repeatable: it may be carried out twice.
-        :param as_root: by `root` on the host, for a change that the API's user may not make.
         :raises ApiError: it was refused; UnansweredError: it may have been carried out.
         """
         digest = parameters.get("digest")
         start_time = self.clock.now()
         while True:
             try:
-                return self._ask("put", path, wanted, parameters, repeatable=repeatable, as_root=as_root)
+                return self._ask("put", path, wanted, parameters, repeatable=repeatable)
             except UnansweredError:
                 is_late = self.clock.now() - start_time > self._patience
                 if digest is None or is_late or self.get(path, wanted).get("digest") != digest:
@@ -170,15 +170,9 @@ class Api:
         parameters: Mapping[str, object],
         *,
         repeatable: bool = False,
-        as_root: bool = False,
     ) -> Any:
-        def ask() -> Any:
-            if as_root:
-                return self._set_as_root(path, wanted, parameters)
-            return self._request(verb, path, wanted, parameters)
-
         try:
-            return self._with_retries(ask, repeatable=repeatable)
+            return self._with_retries(lambda: self._request(verb, path, wanted, parameters), repeatable=repeatable)
         except ApiError as error:
             raise self._with_details(error, path) from error
 
@@ -192,39 +186,8 @@ class Api:
             return getattr(self._connection.resource(path), verb)(**api_parameters)
         except ResourceException as error:
             raise self._error_of_refusal(verb, path, wanted, parameters, error) from error
-        except requests.exceptions.RequestException as error:
+        except NoAnswerError as error:
             raise no_answer(self.host, wanted, error, reads=verb == "get") from error
-
-    @property
-    def is_roots(self) -> bool:
-        """Whether the API's user is root@pam itself, who may do everything."""
-        return bool(self.host.api and self.host.api.is_root)
-
-    def _set_as_root(self, path: str, wanted: str, parameters: Mapping[str, object]) -> None:
-        """One attempt of a PUT with pvesh, which is root@pam, and passes requests on to other nodes."""
-        assert self._root is not None
-        options = [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
-        try:
-            output, status = self._root(["pvesh", "set", f"/{path}", *options])
-        except UnreachableError as error:
-            raise UnansweredError(
-                wanted=wanted, found=error.found, why=error.why, next=error.next, status=0, reason=error.found
-            ) from error
-        if status in _TIMED_OUT:
-            seconds = self.host.timeouts.api
-            raise UnansweredError(
-                wanted=wanted,
-                found=f"pvesh, as root, has not ended within {seconds} s, and was killed",
-                why="it isn't known whether the change was carried out",
-                next="see on the host what doesn't answer (the service pve-cluster; in a cluster the guest's node); "
-                "then run `pulumi up` again: it continues from what is there",
-                status=0,
-                reason="no answer",
-            )
-        if status != 0:
-            lines = [line for line in output.splitlines() if line.strip() and not line.startswith(_PVESH_PROGRESS)]
-            reason = plain("\n".join(lines))
-            raise explained(wanted, f"pvesh, as root, ends with {status}: {reason}", "root@pam", 500, reason)
 
     def _with_retries(self, ask: Callable[[], Any], *, repeatable: bool) -> Any:
         """The answer of `ask`, which is called again where that is safe.
@@ -260,6 +223,7 @@ class Api:
         say: Callable[[str], None],
         *,
         kinds: tuple[str, ...],
+        on_start: Callable[[str], None] | None = None,
         **parameters: Any,
     ) -> list[str]:
         """Starts a task, waits for it, and returns its log's first and last lines. A task that failed because it waited
@@ -268,13 +232,15 @@ class Api:
         :param kinds: the types of task that the request may start, by which the task is found if the answer was lost.
         :param seconds: how long the task may take.
         :param say: called with each new line of its log.
+        :param on_start: called with its UPID. Another task than one that certainly is this request's won't do then.
         :raises ApiError: it was refused, failed, or still runs.
+        :raises UnansweredError: also where it isn't certain that a task is this request's, and `on_start` is given.
         """
         start_time = self.clock.now()
         pauses = _pauses(RETRY_SECONDS)
         while True:
             waited = self.clock.now() - start_time
-            upid = self._start_task(verb, path, wanted, kinds, parameters, say)
+            upid = self._start_task(verb, path, wanted, kinds, parameters, say, on_start)
             if not upid:
                 return []  # it was done at once, as a resize before Proxmox VE 8
             try:
@@ -295,6 +261,7 @@ class Api:
         kinds: tuple[str, ...],
         parameters: Mapping[str, object],
         say: Callable[[str], None],
+        on_start: Callable[[str], None] | None,
     ) -> str | None:
         """The UPID of the task that a request has started; None: it was done without a task. A request that wasn't
         answered is sent again only if there is no such task.
@@ -307,25 +274,31 @@ class Api:
             if not error.sent:
                 raise
             upid = self._lost_task(path, kinds, parameters, request_time)
+            if upid is not None and on_start is not None:
+                raise error.retold(
+                    found=f"{error.found}; since then there is the task {upid}",
+                    why="whether it is this request's, or its owner's in the same moment, isn't known",
+                ) from error
             if upid is not None:
                 say("the answer was lost on the way; its task was started")
             else:
                 upid = self._ask(verb, path, wanted, parameters)
         self._followed_upids.add(upid or "")
+        if upid and on_start is not None:
+            on_start(upid)
         return upid
 
     def _lost_task(
         self, path: str, kinds: tuple[str, ...], parameters: Mapping[str, object], request_time: float
     ) -> str | None:
-        """The UPID of this user's task since `request_time` that isn't known yet; None: there is none."""
+        """The UPID of a task since `request_time` that isn't known yet, and may be this one; None: there is none."""
         match = _GUEST.match(path)
         vmid = (match and match["id"]) or parameters.get("vmid")
-        user = identity(self.host).partition("!")[0]
         deadline = self.clock.now() + LOOK_SECONDS
         while True:
             for task in self.tasks(source="all", vmid=vmid):
                 matches = (
-                    task.get("user") == user and task["type"] in kinds and task["upid"] not in self._followed_upids
+                    task.get("user") == USER and task["type"] in kinds and task["upid"] not in self._followed_upids
                 )
                 if matches and task["starttime"] >= request_time:
                     return str(task["upid"])
@@ -334,7 +307,7 @@ class Api:
             self.clock.sleep(POLL_SECONDS[1])
 
     def tasks(self, **filters: Any) -> list[dict[str, Any]]:
-        """The node's tasks, the latest first: those of the API's user, or with Sys.Audit all.
+        """The node's tasks, the latest first.
 
         :raises ApiError: it was refused, or not answered.
         """
@@ -353,16 +326,16 @@ class Api:
         :param say: called with each new line of its log.
         :raises ApiError: it failed, or still runs; the error has the end of its log.
         """
-        log = _Log(say, upid, self._secrets())
+        log = _Log(say, upid)
         exit_status = self._end_of(upid, wanted, seconds, lambda: self._read_log(upid, wanted, log))
         if exit_status is None:
             raise _still_runs(wanted, upid, seconds, log)
         if exit_status != "OK" and not exit_status.startswith("WARNINGS"):
-            raise self._error_of_task(wanted, upid, plain(exit_status, self._secrets()), log)
+            raise self._error_of_task(wanted, upid, plain(exit_status), log)
         return log.lines
 
     def end_task(self, upid: str, wanted: str, seconds: float) -> bool:
-        """Tells a task of the API's user to end; returns whether it has ended after so many seconds at most.
+        """Tells a task to end; returns whether it has ended after so many seconds at most.
 
         :raises ApiError: it was refused, or not answered.
         """
@@ -370,7 +343,7 @@ class Api:
         return self._end_of(upid, wanted, seconds) is not None
 
     def log_of_ended(self, upid: str, seconds: float) -> list[str]:
-        """The log of another user's task, as `task_log`, once it has ended, or as it is after so many seconds.
+        """The log of somebody else's task, as `task_log`, once it has ended, or as it is after so many seconds.
 
         :raises ApiError: it was refused, or not answered.
         """
@@ -398,7 +371,7 @@ class Api:
 
         :raises ApiError: it was refused, or not answered.
         """
-        log = _Log(lambda _: None, upid, self._secrets())
+        log = _Log(lambda _: None, upid)
         self._read_log(upid, "to read a task's log", log)
         return log.lines
 
@@ -415,7 +388,7 @@ class Api:
 
     def _error_of_task(self, wanted: str, upid: str, status: str, log: _Log) -> ApiError:
         found = f"the task ended with: {status}{log.quoted}"
-        error = explained(wanted, found, identity(self.host), 500, status)
+        error = explained(wanted, found, 500, status)
         # A task that had begun its work before it lacked a lock may have changed something.
         had_begun = isinstance(error, LockHeldError) and not log.only_waited
         if had_begun or type(error) is ApiError:
@@ -430,33 +403,21 @@ class Api:
         return error
 
     # -- errors --------------------------------------------------------------------------------------------------
-    def _secrets(self, parameters: Mapping[str, object] | None = None) -> list[str]:
-        """The secrets of the settings and of a request's parameters, which no message may show."""
-        api = self.host.api
-        secrets = [secret.get_secret_value() for secret in (api and api.token_secret, api and api.password) if secret]
-        return secrets + [str(value) for name, value in (parameters or {}).items() if name in SECRETS]
-
     def _error_of_refusal(
         self, verb: str, path: str, wanted: str, parameters: Mapping[str, object], error: ResourceException
     ) -> ApiError:
-        secrets = self._secrets(parameters)
+        secrets = [str(value) for name, value in parameters.items() if name in SECRETS]
         status, reason = int(error.status_code), plain(str(error.content or "").strip(), secrets)
         errors = error.errors if isinstance(error.errors, dict) else {}
         details = plain("; ".join(f"{name}: {str(text).strip()}" for name, text in errors.items()), secrets)
         found = f"{status} {reason}" + (f" ({details})" if details else "")
-        refusal = explained(wanted, found, identity(self.host), status, reason)
-        if isinstance(refusal, ForbiddenError) and refusal.path is None and verb == "post" and "vmid" in parameters:
-            # The refusal to create a guest doesn't name the missing right.
-            refusal.path, refusal.privileges = f"/vms/{parameters['vmid']}", ("VM.Allocate",)
-        return refusal
+        return explained(wanted, found, status, reason)
 
     def _with_details(self, error: ApiError, path: str) -> ApiError:
         """The error with details for which the node is asked again: the lock's holder, the guest's node, the missing
         nodes.
         """
         guest = _GUEST.match(path)
-        if isinstance(error, ForbiddenError):
-            return self._with_advice(error)
         if isinstance(error, LockHeldError) and guest and guest["id"]:
             return error.retold(found=f"{error.found}; {self._lock_holder(guest['id'])}")
         if isinstance(error, NoQuorumError):
@@ -477,17 +438,8 @@ class Api:
                 return _moved(error, guest["kind"], int(guest["id"]), self.node, node)
         return error
 
-    def _with_advice(self, error: ForbiddenError) -> ApiError:
-        access = self._access() if self._access is not None and error.path else None
-        if error.path is None:
-            return error
-        privileges = [rights.least(error.privileges)] if error.any_suffices else list(error.privileges)
-        alternatives = f" (either of {' and '.join(error.privileges)} would do)" if error.any_suffices else ""
-        step = rights.advice(access, identity(self.host), {error.path: set(privileges)})
-        return error.retold(why=error.why + alternatives, next=step)
-
     def _lock_holder(self, vmid: str) -> str:
-        """A text that names the tasks which hold a guest's lock, as far as this user may see them."""
+        """A text that names the tasks which hold a guest's lock."""
         try:
             active_tasks = self.tasks(source="active", vmid=vmid)
         except ApiError:
@@ -495,11 +447,7 @@ class Api:
         if active_tasks:
             descriptions = ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in active_tasks)
             return f"the running task {descriptions} works on it"
-        return (
-            f"no task of {identity(self.host)} works on it: another user's (`pvesh get /nodes/{self.node}/tasks "
-            f"--source active --vmid {vmid} --output-format json` on the host shows them), or `qm cleanup` after a "
-            "stop, which takes half a minute at most"
-        )
+        return "no task works on it: perhaps `qm cleanup` after a stop, which takes half a minute at most"
 
     def _missing_nodes(self) -> str:
         try:
@@ -518,12 +466,6 @@ class Api:
         return next(
             (str(guest["node"]) for guest in guests if guest.get("vmid") == vmid and guest["node"] != self.node), None
         )
-
-
-def identity(host: Host) -> str:
-    """The API's user or token of a host: `homelab@pve!pulumi` or `root@pam`."""
-    assert host.api is not None
-    return host.api.token or host.api.user or ""
 
 
 def _moved(error: ApiError, kind: str, vmid: int, node: str, new_node: str) -> ElsewhereError:
@@ -552,8 +494,8 @@ class _Log:
     `tail`: the last lines.
     """
 
-    def __init__(self, say: Callable[[str], None], upid: str, secrets: list[str]) -> None:
-        self._say, self._upid, self._secrets = say, upid, secrets
+    def __init__(self, say: Callable[[str], None], upid: str) -> None:
+        self._say, self._upid = say, upid
         self.count = 0
         self._has_waited, self._has_worked = False, False
         self._head: list[str] = []
@@ -563,7 +505,7 @@ class _Log:
         """Adds the next lines."""
         for line in lines:
             self.count += 1
-            text = plain(line[:LINE_CHARACTERS], self._secrets)
+            text = plain(line[:LINE_CHARACTERS])
             self.tail.append(text)
             if self.count <= SHOWN_LINES:
                 self._head.append(text)

@@ -1,263 +1,215 @@
-"""The connection to a host's API: one login in a run, the certificate checked, requests with a time limit.
+"""The Proxmox VE API of a host through this process's SSH connection to it: pvedaemon, which listens on the host itself
+and needs no certificate, as root@pam, whose ticket root makes.
 
-It is imported on first use (homelab/later.py): a run that changes nothing doesn't pay for proxmoxer and requests.
+It is imported on first use (homelab/later.py): a run that changes nothing doesn't pay for proxmoxer.
 """
 
 from __future__ import annotations
 
+import http
+import http.client
+import io
 import json
 import re
-import shlex
-import ssl
 import threading
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
+from urllib.parse import quote, urlencode, urlsplit
 
-import requests
-from proxmoxer.backends.https import JsonSerializer, ProxmoxHTTPApiTokenAuth, ProxmoxHTTPAuth, ProxmoxHttpSession
 from proxmoxer.core import ProxmoxResource
-from requests.adapters import HTTPAdapter
-from urllib3.util.ssl_ import create_urllib3_context
 
-from homelab.remote.proxmox.errors import ApiError, UnansweredError, explained, plain
+from homelab.errors import UnreachableError
+from homelab.remote import ssh
+from homelab.remote.proxmox.errors import ApiError, UnansweredError, plain
 from homelab.settings import Host
-from homelab.settings.access import ApiAccess
 
-# Prints the fingerprint of the API's certificate; `pvenode cert info` lists the authority's first.
-FINGERPRINT_COMMAND = "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256"
-# Python's errors of a TLS connection that broke before a certificate was seen, as pveproxy's do when it restarts.
-_CONNECTION_BROKEN = re.compile(r"EOF occurred|UNEXPECTED_EOF|Connection reset|zero return|timed out", re.IGNORECASE)
+# Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
+PORT = 85
+USER = "root@pam"
+# Prints a ticket, and nothing else on the last line. Warnings come besides: that there is no key for tickets yet, or
+# that it is renewed, as each day.
+_PERL = (
+    r'PVE::AccessControl::check_user_enabled(cfs_read_file("user.cfg"),"root\@pam"); '
+    r'print PVE::AccessControl::assemble_ticket("root\@pam")'
+)
+_MINT = f"perl -MPVE::AccessControl -MPVE::Cluster=cfs_read_file -e '{_PERL}' 2>&1 || echo \"exit status $?\"\n"
+_TICKET = re.compile(rf"^PVE:{USER}:[0-9A-F]{{8}}::\S+", re.MULTILINE)
+_HTTP = b"HTTP/1."
+
+
+class NoAnswerError(Exception):
+    """There is no answer. `sent`: whether the request may have been carried out."""
+
+    def __init__(self, found: str, *, sent: bool) -> None:
+        super().__init__(found)
+        self.sent = sent
+
+
+class Answer:
+    """An answer of HTTP, with what proxmoxer reads of one: `status_code`, `reason`, `content`, `text`."""
+
+    def __init__(self, raw: bytes) -> None:
+        """:raises http.client.HTTPException: it isn't one."""
+
+        class Socket:
+            def makefile(self, _mode: str) -> io.BytesIO:
+                # A login that prints something of its own does so before a command's output.
+                return io.BytesIO(raw[max(raw.find(_HTTP), 0) :])
+
+        answer = http.client.HTTPResponse(cast(Any, Socket()))
+        answer.begin()
+        self.status_code, self.reason, self.headers = answer.status, answer.reason, answer.headers
+        self.content = answer.read()
+        self.text = self.content.decode(errors="replace")
+
+
+class Serializer:
+    """Of what isn't Proxmox VE's answer, proxmoxer's own would make one."""
+
+    def loads(self, answer: Answer) -> Any:
+        """An answer's data.
+
+        :raises http.client.HTTPException: it has none.
+        """
+        try:
+            return json.loads(answer.content)["data"]
+        except (ValueError, LookupError, TypeError):
+            raise http.client.HTTPException("an answer that isn't Proxmox VE's") from None
+
+    def loads_errors(self, answer: Answer) -> Any:
+        """A refusal's words for each parameter; None: it has none."""
+        try:
+            return json.loads(answer.content).get("errors")
+        except (ValueError, AttributeError):
+            return None
 
 
 class Connection:
-    """An API's connection. `resource`: proxmoxer's; `node_time`: by the node's clock, known from the last answer."""
+    """A host's API. `resource`: proxmoxer's; `node_time`: by the node's clock, known from the last answer."""
 
-    def __init__(self, resource: ProxmoxResource, session: Any) -> None:
-        self.resource = resource
+    def __init__(self, host: Host) -> None:
+        self._host, self._session = host, ssh.Session(host)
+        self._minting, self._ticket = threading.Lock(), ""
         self._clock_offset = 0.0
-        session.hooks["response"].append(self._note_clock)
-
-    def _note_clock(self, response: Any, *_: Any, **__: Any) -> None:
-        try:
-            self._clock_offset = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
-        except (KeyError, ValueError):
-            self._clock_offset = 0.0
+        self.resource = ProxmoxResource(base_url="/api2/json", session=self, serializer=Serializer())
 
     @property
     def node_time(self) -> float:
         """The time by the node's clock, in seconds since 1970, to about a second."""
         return time.time() + self._clock_offset
 
+    def request(
+        self, method: str, url: str, data: dict[str, Any] | None = None, params: dict[str, Any] | None = None
+    ) -> Answer:
+        """What proxmoxer asks for; `data` is a body's parameters, `params` the address's.
 
-class Serializer(JsonSerializer):  # type: ignore[misc]
-    """Of an answer that isn't Proxmox VE's, such as the page of something that stands before it, proxmoxer makes a
-    mapping that looks like one."""
-
-    def loads(self, response: Any) -> Any:
+        :raises NoAnswerError: there is no answer.
+        :raises UnreachableError: the host can't be reached.
+        :raises HomelabError: as `ssh.Session.connect`, or there is no ticket.
+        """
+        self._session.connect()
+        form, ticket = urlencode(data or params or {}, doseq=True), self._minted("")
+        answer = self._asked(method, url, form, ticket)
+        if answer.status_code == http.HTTPStatus.UNAUTHORIZED:
+            # A ticket is good for two hours, and for none where the host's clock has jumped.
+            answer = self._asked(method, url, form, self._minted(ticket))
         try:
-            return json.loads(response.content)["data"]
-        except (ValueError, LookupError, TypeError):
-            begin = response.content[:200].decode(errors="replace")
-            # Half an answer of Proxmox VE's may have a ticket in it.
-            page = f"; it begins: {begin!r}" if begin.startswith("<") else ""
-            raise requests.exceptions.InvalidJSONError(f"it isn't Proxmox VE's{page}") from None
+            self._clock_offset = parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()
+        except (TypeError, ValueError):
+            self._clock_offset = 0.0
+        return answer
 
-    def loads_errors(self, response: Any) -> Any:
+    def _asked(self, method: str, url: str, form: str, ticket: str) -> Answer:
+        path, body = quote(urlsplit(url).path, safe="/:@,=+"), form if method in ("PUT", "POST") else ""
+        lines = [
+            f"{method} {path}{'' if body or not form else f'?{form}'} HTTP/1.1",
+            "Host: localhost",
+            "Connection: close",
+            f"Cookie: PVEAuthCookie={quote(ticket, safe='')}",
+            "Content-Type: application/x-www-form-urlencoded",
+            f"Content-Length: {len(body)}",
+            "",
+            body,
+        ]
         try:
-            return json.loads(response.content).get("errors")
-        except (ValueError, AttributeError):
-            return None
+            raw = self._session.exchange(PORT, "\r\n".join(lines), changes=method != "GET")
+            if raw is None:
+                raise NoAnswerError(f"nobody listens on its 127.0.0.1:{PORT}", sent=False)
+            return Answer(raw)
+        except UnreachableError as error:
+            raise NoAnswerError(error.found, sent=True) from error
+        except http.client.HTTPException as error:
+            raise NoAnswerError(str(error), sent=True) from error
+
+    def _minted(self, spent: str) -> str:
+        """A ticket.
+
+        :param spent: one that isn't good any more; empty: any is.
+        :raises HomelabError: none is made.
+        """
+        with self._minting:
+            if self._ticket == spent:
+                output = self._session.run("make_ticket", _MINT)
+                match = _TICKET.search(output)
+                if match is None:
+                    raise _no_ticket(self._host, plain(output))
+                self._ticket = match[0]
+            return self._ticket
 
 
 _LOCK = threading.Lock()
-_CONNECTIONS: dict[tuple[str, str | None], Connection] = {}
+_CONNECTIONS: dict[str, Connection] = {}
 
 
 def connected(host: Host) -> Connection:
-    """The connection to a host's API, made once in this process, in which all resources of a program run.
-
-    :raises ApiError: the API doesn't answer, shows another certificate, or refuses the login.
-    """
-    assert host.api is not None, "the settings are checked for it"
-    secret = host.api.token_secret or host.api.password
-    text = secret.get_secret_value() if secret else None
+    """The connection to a host's API, one in this process, in which all resources of a program run."""
     with _LOCK:
-        key = (host.model_dump_json(include={"address", "api", "timeouts"}), text)
-        if key not in _CONNECTIONS:
-            _CONNECTIONS[key] = _connection(host, host.api, text)
-        return _CONNECTIONS[key]
-
-
-def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
-    # Not proxmoxer.ProxmoxAPI: that logs in outside of its session, where no fingerprint could be compared.
-    session = ProxmoxHttpSession()
-    session.mount("https://", _adapter(api))
-    session.headers["accept"] = Serializer().get_accept_types()
-    # Ignores the environment's proxy, which a host of the same network isn't behind, and .netrc.
-    session.trust_env = False
-    session.max_redirects = 0  # the API has none, and the credentials are for it alone
-    verify: str | bool = str(api.ca_path) if api.ca_path else api.fingerprint is None
-    auth_options: dict[str, Any] = {"verify_ssl": verify, "timeout": (host.timeouts.connect, host.timeouts.api)}
-    address = f"[{host.address}]" if ":" in host.address else host.address
-    base = f"https://{address}:{api.port}/api2/json"
-    try:
-        if api.token:
-            user, _, name = api.token.partition("!")
-            session.auth = ProxmoxHTTPApiTokenAuth(user, name, secret, **auth_options)
-        else:
-            session.auth = _ticket(session, base, api.user or "", secret or "", auth_options)
-    except requests.exceptions.RequestException as error:
-        raise no_answer(host, f"to log in to {base} as {api.user}", error) from error
-    return Connection(ProxmoxResource(base_url=base, session=session, serializer=Serializer()), session)
-
-
-def _adapter(api: ApiAccess) -> Any:
-    """An adapter for HTTPS that with a fingerprint accepts only that certificate, and that repeats no request: `Api`
-    does.
-    """
-
-    class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            if not api.public_ca:
-                # urllib3's own would read every authority that this machine trusts, of which none is asked: 27 ms a
-                # run. From Python 3.13 on it would also take none that doesn't say what its key is for, as no node's
-                # does that was made before pve-cluster 9.1.2.
-                context = create_urllib3_context(cert_reqs=ssl.CERT_NONE if api.fingerprint else ssl.CERT_REQUIRED)
-                context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-                kwargs["ssl_context"] = context
-            super().init_poolmanager(*args, **kwargs, assert_fingerprint=api.fingerprint)
-
-    return Adapter(max_retries=0)
-
-
-def _ticket(session: Any, base: str, user: str, password: str, auth_options: dict[str, Any]) -> Any:
-    """The authentication by a ticket, which is asked for with the password, through the session."""
-
-    class TicketAuth(ProxmoxHTTPAuth):  # type: ignore[misc]
-        pve_auth_ticket: str
-
-        def _get_new_tokens(
-            self, password: str | None = None, otp: str | None = None, otptype: str | None = None
-        ) -> None:
-            # A ticket, which lives for two hours, is renewed by itself.
-            answer = session.request(
-                "POST",
-                f"{base}/access/ticket",
-                data={"username": user, "password": password or self.pve_auth_ticket},
-                auth=_NoAuth(),
-                verify=auth_options["verify_ssl"],
-                timeout=auth_options["timeout"],
-            )
-            if answer.status_code != 200:
-                raise _login_refused(base, user, answer.status_code, answer.reason)
-            data = Serializer().loads(answer)
-            if data.get("NeedTFA"):
-                raise _login_refused(base, user, 401, "a second factor is asked for")
-            self.birth_time = time.monotonic()
-            self.pve_auth_ticket, self.csrf_prevention_token = data["ticket"], data["CSRFPreventionToken"]
-
-    return TicketAuth(user, password, base_url=base, **auth_options)
-
-
-class _NoAuth:
-    """The authentication of the request that logs in: none."""
-
-    def __call__(self, request: Any) -> Any:
-        return request
-
-    def get_cookies(self) -> dict[str, str]:
-        return {}
+        return _CONNECTIONS.setdefault(host.model_dump_json(include={"address", "ssh", "timeouts"}), Connection(host))
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
-def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
-    wanted = f"to log in to {base} as {user}"
-    if status != 401:  # a daemon that is being restarted, too
-        return explained(wanted, f"{status} {plain(reason)}", user, status, plain(reason))
+def _no_ticket(host: Host, text: str) -> ApiError:
+    """The error where root's Perl makes no ticket.
+
+    :param text: what it says.
+    """
+    if "is disabled" in text:
+        why = "this program works with Proxmox VE as root@pam, who may not use it now"
+        next_step = f"enable the user (`pveum user modify {USER} --enable 1`), then run the same command again"
+    elif "ipcc_send_rec" in text:  # it also says "no quorum", which is another trouble: without one, tickets are made
+        why = "without Proxmox VE's file system, /etc/pve, nothing of it can be read or changed"
+        next_step = "see `systemctl status pve-cluster` on the host; when it runs, run the same command again"
+    else:
+        why = "without a ticket nothing can be asked of Proxmox VE"
+        next_step = "correct what it says on the host, then run the same command again"
     return ApiError(
-        wanted=wanted,
-        found=f"{status} {plain(reason)}",
-        why="without it nothing can be asked of Proxmox VE",
-        next="correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor needs "
-        f"a token instead (`pveum user token add {shlex.quote(user)} pulumi --privsep 0`)",
-        status=status,
-        reason=reason,
+        wanted=f"a ticket of {USER} for the Proxmox VE API of {host.address}",
+        found=text.strip()[-500:] or "Perl says nothing",
+        why=why,
+        next=next_step,
+        status=0,
+        reason=text,
     )
 
 
-_ITS_OWN = "set the host's address and api.port to the node's own (port 8006), not to a proxy's before it"
-
-
-def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False) -> ApiError:
-    """The error for a request that got no answer: no connection, another certificate, or too late.
+def no_answer(host: Host, wanted: str, error: NoAnswerError, *, reads: bool) -> UnansweredError:
+    """The error for a request that got no answer.
 
     :param reads: the request changes nothing.
     """
-    api = host.api
-    assert api is not None
-    text = plain(str(error))
-    if isinstance(error, requests.exceptions.SSLError) and not _CONNECTION_BROKEN.search(text):
-        return _wrong_certificate(host, wanted, text)
-    if isinstance(error, requests.exceptions.TooManyRedirects) and error.response is not None:
-        return ApiError(
-            wanted=wanted,
-            found=f"https://{host.address}:{api.port} redirects to {plain(error.response.headers['Location'])}",
-            why="Proxmox VE's API never does: something else answers there; the redirect was not followed",
-            next=_ITS_OWN,
-            status=error.response.status_code,
-            reason=text,
-        )
-    is_unsent = isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error)
     unanswered = UnansweredError(
         wanted=wanted,
-        found=f"no answer from https://{host.address}:{api.port}: {type(error).__name__}: {text}",
+        found=f"no answer from Proxmox VE on {host.address}: {error}",
         why="it could not be read; nothing was changed"
         if reads
-        else "nothing was asked of the node"
-        if is_unsent
-        else "it isn't known whether a change was carried out",
-        next=_ITS_OWN
-        if isinstance(error, requests.exceptions.InvalidJSONError)
-        else "see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run "
-        "`pulumi up` again: it continues from what is there",
+        else "it isn't known whether a change was carried out"
+        if error.sent
+        else "nothing was asked of the node",
+        next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`); then run `pulumi up` again: it "
+        "continues from what is there",
         status=0,
-        reason=text,
+        reason=str(error),
     )
-    unanswered.sent = not is_unsent
+    unanswered.sent = error.sent
     return unanswered
-
-
-def _wrong_certificate(host: Host, wanted: str, text: str) -> ApiError:
-    """The error for another certificate than the one of the settings."""
-    api = host.api
-    assert api is not None
-    match = re.search(r'got "([0-9a-f]+)"', text)
-    description = f"the certificate's fingerprint is {colons(match[1])}" if match else text
-    if api.public_ca:
-        return ApiError(
-            wanted=f"{wanted}, from a host whose certificate is valid for its address, and of an authority that this "
-            "machine trusts (api.publicCa)",
-            found=f"{host.address}:{api.port}: {description}",
-            why="the program would send the credentials to whatever answers there",
-            next="see whether the host's address in the settings is a name in its certificate, and whether that has "
-            "been renewed (the node's Certificates in its web interface); or set api.fingerprint in its place",
-            status=0,
-            reason=text,
-        )
-    return ApiError(
-        wanted=f"{wanted}, from the host whose certificate is the one in "
-        f"api.{'fingerprint' if api.fingerprint else 'caFile'}",
-        found=f"{host.address}:{api.port}: {description}",
-        why="the program would send the credentials to whatever answers there",
-        next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where there "
-        "is one; the first certificate of `pvenode cert info` is the authority's, whose fingerprint never fits); then "
-        "correct api.fingerprint, or api.caFile (a copy of the host's /etc/pve/pve-root-ca.pem)",
-        status=0,
-        reason=text,
-    )
-
-
-def colons(digits: str) -> str:
-    """A fingerprint as openssl shows it: `AB:CD` for `abcd`."""
-    return ":".join(digits[i : i + 2] for i in range(0, len(digits), 2)).upper()

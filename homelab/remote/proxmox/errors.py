@@ -5,23 +5,14 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 
 from homelab.errors import HomelabError
 from homelab.text import clean
 
-# pveproxy's own codes when it couldn't ask a node, or a daemon behind it: while connecting, sending, receiving; other
-# errors.
-PROXY_FAILED = (595, 596, 597, 599)
-# The codes after which the request certainly wasn't carried out: AnyEvent::HTTP's "errors during connection
-# establishment".
-PROXY_UNSENT = (595,)
-
 # Longer than any reason of a node; texts that a guest can make longer, such as a log, have limits of their own.
 _REASON_CHARACTERS = 2000
 
-_PERMISSION = re.compile(r"Permission check failed(?: \((?P<path>/[^,]*), (?P<privileges>[^)]*)\))?")
 _NOT_THERE = re.compile(
     r"Configuration file '.*' does not exist|pci ID '.*' does not exist|^mapping '.*' not found"
     r"|^unable to find configuration file for (?:VM|CT) \d+"
@@ -72,16 +63,6 @@ class NoQuorumError(ApiError):
     """The cluster has no quorum, so that /etc/pve is read-only; nothing was done."""
 
 
-class ForbiddenError(ApiError):
-    """A right is missing. `path`: where, None: the node didn't name it; `privileges`: the missing ones, all of them, or
-    with `any_suffices` one of them.
-    """
-
-    path: str | None = None
-    privileges: tuple[str, ...] = ()
-    any_suffices = False
-
-
 class TaskFailedError(ApiError):
     """A task ended badly; `reason` is its exit status."""
 
@@ -101,27 +82,13 @@ def plain(text: str, secrets: Iterable[str] = ()) -> str:
     return safe if len(safe) <= _REASON_CHARACTERS else f"{safe[:_REASON_CHARACTERS]} …"
 
 
-def explained(wanted: str, found: str, who: str, status: int, reason: str) -> ApiError:
+def explained(wanted: str, found: str, status: int, reason: str) -> ApiError:
     """The error for a refused request, or for a task that ended with `reason`.
 
     :param found: the error's part of that name.
-    :param who: the API's user or token.
     :param status: HTTP's.
     :param reason: the node's own words.
     """
-    if status == 401:
-        return ApiError(
-            wanted=wanted,
-            found=f"401 {reason or 'Unauthorized'}",
-            why=f"the node doesn't know {who} by these credentials",
-            next=f"correct api.token and api.tokenSecret (`pveum user token list {shlex.quote(who.partition('!')[0])}` "
-            "on the host lists the tokens; a secret is shown only once, when its token is made), or api.user and "
-            "api.password",
-            status=status,
-            reason=reason,
-        )
-    if match := _PERMISSION.search(reason):
-        return _forbidden(wanted, found, who, status, reason, match["path"], match["privileges"])
     for pattern, error_type, why, next_step in (
         (TAKEN_ELSEWHERE, ElsewhereError, *_ELSEWHERE),
         (_NOT_THERE, NotThereError, *_GONE),
@@ -131,12 +98,7 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
     ):
         if pattern.search(reason):
             return error_type(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
-    if status in PROXY_FAILED:
-        why, next_step = _NODE_AWAY
-        error = UnansweredError(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
-        error.sent = status not in PROXY_UNSENT
-        return error
-    why, next_step = _why_and_next(who, status, reason)
+    why, next_step = _why_and_next(status, reason)
     return ApiError(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
 
 
@@ -162,40 +124,13 @@ _OVERTAKEN = (
     "it was changed between reading and writing; nothing was overwritten",
     "see who else configures it (another pulumi, the web interface), then run `pulumi up` again",
 )
-_NODE_AWAY = (
-    "the node that the guest lives on doesn't answer to its cluster",
-    "bring the node back (`pvecm status`), then run `pulumi up` again: it continues from what is there",
-)
 
 
-def _forbidden(
-    wanted: str, found: str, who: str, status: int, reason: str, path: str | None, privileges: str | None
-) -> ForbiddenError:
-    names = tuple((privileges or "").split("|")) if privileges else ()
-    error = ForbiddenError(
-        wanted=wanted,
-        found=found,
-        why=f"{who} lacks the right, and nothing was changed by this request",
-        next=f"give {who} the rights that docs/settings.md#rights lists",
-        status=status,
-        reason=reason,
-    )
-    error.path, error.any_suffices = path, len(names) > 1
-    error.privileges = names if error.any_suffices else tuple((privileges or "").replace(",", " ").split())
-    return error
-
-
-def _why_and_next(who: str, status: int, reason: str) -> tuple[str, str]:
+def _why_and_next(status: int, reason: str) -> tuple[str, str]:
     """An error's parts `why` and `next` for a refusal without a type of its own."""
-    if "only root can set" in reason or "only root@pam can" in reason.replace("\\", ""):
+    if "proxy not allowed" in reason or "hostname lookup" in reason:
         return (
-            "in Proxmox VE only root@pam with a password may do that, and no token; this program is logged in as "
-            f"{who}",
-            "leave out what it names, or give api.user: root@pam and api.password",
-        )
-    if "hostname lookup" in reason:
-        return (
-            "no node of that name is known",
+            "each node answers for itself alone, and this one has another name",
             "correct hosts.<name>.node: the name that `hostname` prints on the host",
         )
     if "is locked" in reason:

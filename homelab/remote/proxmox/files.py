@@ -96,6 +96,7 @@ class Files:
                 self._say("the node is downloading it already, since an earlier run: waiting for that")
                 api.task(str(running["upid"]), wanted, seconds, self._say)
                 return
+            parameters: dict[str, Any]
             if source.url is None:
                 path, parameters = f"nodes/{api.node}/aplinfo", {"storage": storage, "template": name}
             else:

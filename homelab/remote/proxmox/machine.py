@@ -7,11 +7,11 @@ doesn't start with them, the change is reverted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.host.ha import GIVEN_UP
 from homelab.remote import scripts
 from homelab.remote.proxmox.api import SECRETS, Api
@@ -26,7 +26,7 @@ from homelab.remote.proxmox.errors import (
 )
 from homelab.shapes import ShutdownInputs
 from homelab.text import tell
-from homelab.vm.config import Change, identity, is_roots_alone, strings
+from homelab.vm.config import Change, identity, strings
 from remote_scripts.layers import vm_starts
 
 # The reason of an error: a VM was started, and doesn't run.
@@ -60,10 +60,11 @@ PowerTarget = Callable[[dict[str, str]], Change]
 class Memory(Protocol):
     """A note that a VM ran and is to run again, which outlives a run that is killed."""
 
-    def keep(self, identity: str) -> None:
-        """Writes the note, before each request to shut the VM down for a restart.
+    def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
+        """Writes the note, before a request to shut the VM down for a restart, and once more when it is answered.
 
         :param identity: tells the VM from another one with its id (vm.config.identity).
+        :param tasks: the UPIDs of these requests so far: only by them one knows who has shut it down.
         :raises HomelabError: the note can't be written.
         """
 
@@ -102,8 +103,9 @@ class Machine:
         self._api = api
         self._let_start, self._start_announced = let_start, False
         self._memory, self._is_in_memory = memory, False
-        # The VM's identity, once this object has noted that it is to run again.
+        # The VM's identity, once this object has noted that it is to run again; its tasks that shut it down.
         self._noted_identity: str | None = None
+        self._noted_tasks: list[str] = []
         self._starts_on = starts_on
         # When it was started last, in seconds since 1970, by the node's clock.
         self._start_time = 0
@@ -260,7 +262,7 @@ class Machine:
         change = target(before)
         if change:
             try:
-                self._put(change, before, raw["digest"])
+                self._put(change, raw["digest"])
             except (ChangedMeanwhileError, UnansweredError):
                 # If it was carried out and only the answer was lost, nothing is left to be written.
                 if target(self.config()):
@@ -271,32 +273,14 @@ class Machine:
                 self.say(f"{key} removed")
         return before, change
 
-    def _put(self, change: Change, before: Mapping[str, str], digest: str | None) -> None:
+    def _put(self, change: Change, digest: str | None) -> None:
         parameters: dict[str, Any] = dict(change.values)
         if change.delete:
             parameters["delete"] = ",".join(change.delete)
         if digest is not None:
             parameters["digest"] = digest
         wanted = f"to change {', '.join(change.keys)} of {self.label}"
-        self._api.put(f"{self._path}/config", wanted, as_root=self._needs_root(change, before), **parameters)
-
-    def _needs_root(self, change: Change, before: Mapping[str, str]) -> bool:
-        """Whether only root may make this change, or revert it: that depends on the values in force, too, not only on
-        those that wait.
-
-        :param before: the configuration, with the options that wait for the next start.
-        """
-        devices = [key for key in change.keys if key.startswith("hostpci")]
-        if not devices or self._api.is_roots:
-            return False
-        wanted = f"to read what {self.label} has"
-        in_force = strings(self._get("/config", wanted, current=1))
-        return any(
-            is_roots_alone(values[key])
-            for values in (in_force, before, change.values)
-            for key in devices
-            if key in values
-        )
+        self._api.put(f"{self._path}/config", wanted, **parameters)
 
     def _restart(self, before: dict[str, str], change: Change, shutdown: ShutdownInputs, *, start: bool) -> None:
         """Shuts the VM down and, with `start`, starts it; reverts the change if that fails."""
@@ -307,15 +291,12 @@ class Machine:
                 self._memory.keep(self._noted_identity)
                 self._is_in_memory = True
             self._shut_down(shutdown)
+        except (UnansweredError, UnreachableError):
+            raise  # whether it goes off, and at whose request, isn't known
         except HomelabError:
             if change:  # it runs on, as it was
-                self._api.put(
-                    f"{self._path}/config",
-                    f"to take back what waits for {self.label}",
-                    repeatable=True,
-                    as_root=self._needs_root(change, before),
-                    revert=",".join(change.keys),
-                )
+                wanted = f"to take back what waits for {self.label}"
+                self._api.put(f"{self._path}/config", wanted, repeatable=True, revert=",".join(change.keys))
                 # `revert` also dropped changes of these options by another user that waited: they are written again.
                 self._write(_reversal(before, change))
             self._have_ha_keep_it_on()
@@ -368,7 +349,7 @@ class Machine:
             )
         try:
             self._write(_reversal(before, change))
-        except HomelabError as second_error:  # a change that is root@pam's alone goes by a connection
+        except HomelabError as second_error:
             return error.retold(
                 found=f"{error.found}\n        {self.label} is off, and it isn't known whether it has back what it had "
                 f"(`qm config {self.vmid}`): {second_error.found}"
@@ -446,16 +427,15 @@ class Machine:
             reason=NOT_RUNNING,
         )
 
-    def _renew_note(self) -> None:
-        """Writes the note again before another request to shut the VM down: if people use the same API user, only a
-        shutdown right after a note counts as this program's.
-        """
+    def _note_task(self, upid: str) -> None:
+        """Notes that a task which shuts the VM down is this program's, where the VM is to run again."""
         if self._noted_identity is None:
             return
+        self._noted_tasks.append(upid)
         try:
-            self._memory.keep(self._noted_identity)
-        except HomelabError as error:  # the earlier note still counts where the user is a token
-            self.say(f"note: couldn't note again that {self.label} is to run again ({error.found})")
+            self._memory.keep(self._noted_identity, self._noted_tasks)
+        except HomelabError as error:  # this run starts it all the same
+            self.say(f"note: couldn't note that this run shuts {self.label} down ({error.found})")
 
     def _runs_again(self) -> None:
         if self._is_in_memory:
@@ -499,7 +479,14 @@ class Machine:
         return []
 
     def _task(
-        self, verb: str, below: str, wanted: str, kinds: tuple[str, ...], seconds: float = 0, **parameters: Any
+        self,
+        verb: str,
+        below: str,
+        wanted: str,
+        kinds: tuple[str, ...],
+        seconds: float = 0,
+        on_start: Callable[[str], None] | None = None,
+        **parameters: Any,
     ) -> list[str]:
         """Has the node run a task for the VM and returns its log; arguments as of `Api.carry_out`.
 
@@ -507,7 +494,8 @@ class Machine:
         :param seconds: how long the task may wait, besides the time for its work.
         """
         limit = seconds + self._api.host.timeouts.api_task
-        return self._api.carry_out(verb, f"{self._path}{below}", wanted, limit, self.say, kinds=kinds, **parameters)
+        path = f"{self._path}{below}"
+        return self._api.carry_out(verb, path, wanted, limit, self.say, kinds=kinds, on_start=on_start, **parameters)
 
     def _starts_to_run(self, seconds: int = LOST_SECONDS, *, by_ha: bool = False) -> bool:
         """Whether the VM runs within so many seconds, and before HA gives up. For a start whose task isn't known: the
@@ -563,6 +551,8 @@ class Machine:
         """
         try:
             self._shut_down(shutdown)
+        except (UnansweredError, UnreachableError):
+            raise
         except HomelabError:
             self._have_ha_keep_it_on()
             raise
@@ -581,16 +571,19 @@ class Machine:
         while True:
             seconds_left = max(1, round(deadline - clock.now()))
             is_last = seconds_left <= request_seconds
-            force = {"forceStop": 1} if is_last and shutdown.otherwise == "stop" else {}
-            options = {"timeout": min(seconds_left, request_seconds), **force}
+            options: dict[str, Any] = {"timeout": min(seconds_left, request_seconds)}
+            if is_last and shutdown.otherwise == "stop":
+                options["forceStop"] = 1
             try:
-                self._task("post", "/status/shutdown", wanted, ("qmshutdown", "hastop"), seconds_left, **options)
+                kinds, noted = ("qmshutdown", "hastop"), self._note_task
+                self._task("post", "/status/shutdown", wanted, kinds, seconds_left, noted, **options)
             except TaskFailedError as error:
                 if not self.running():
                     return
                 if is_last:
                     raise _still_on_error(self, shutdown, error) from error
-                self._renew_note()
+            except UnansweredError as error:
+                raise _lost_error(self, error) from error
             except ApiError:  # refused before an attempt, for a right or a lock
                 if not self.running():
                     return
@@ -609,8 +602,9 @@ class Machine:
         wanted = f"{self.label} removed"
         # A storage may overwrite the disks first (saferemove), for as long as writing them took.
         seconds = self._api.host.timeouts.create
+        options: dict[str, Any] = {"purge": 1, "destroy-unreferenced-disks": 1}
         with suppress(NotThereError):
-            self._task("delete", "", wanted, ("qmdestroy",), seconds, purge=1, **{"destroy-unreferenced-disks": 1})
+            self._task("delete", "", wanted, ("qmdestroy",), seconds, **options)
 
     def exists(self) -> bool:
         """Whether there is a VM of this id.
@@ -630,6 +624,14 @@ def _still_on_error(machine: Machine, shutdown: ShutdownInputs, error: ApiError)
         why="the change needs a VM that is off; it runs on as it was",
         next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {shutdown.timeout}), "
         "or let it be switched off then (shutdown.otherwise: stop)",
+    )
+
+
+def _lost_error(machine: Machine, error: UnansweredError) -> UnansweredError:
+    return error.retold(
+        next=f"look at {machine.label} on the host (`qm status {machine.vmid}`): where it is off and is to run, start "
+        f"it (`qm start {machine.vmid}`), which this program doesn't, as its owner may have switched it off; then run "
+        "`pulumi up` again",
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from homelab.errors import HomelabError, raise_all
+from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.settings import Container, Host, Settings, Vm
@@ -99,12 +99,10 @@ def _cached_nodes(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
 def _ask_cluster(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
     silent = []
     for name, host in nodes.items():
-        if host.api is None:
-            continue
         try:
             api = Api(host, host.node or name, patience=PATIENCE_SECONDS)
             guests = api.get("cluster/resources", f"to see where the guests of the cluster {cluster} are", type="vm")
-        except UnansweredError as error:
+        except (UnreachableError, UnansweredError) as error:
             silent.append(f"{name}: {error.found}")
         else:
             return {int(guest["vmid"]): str(guest["node"]) for guest in guests}
@@ -112,7 +110,7 @@ def _ask_cluster(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
         wanted=f"to know on which node of the cluster {cluster} each guest is",
         found="; ".join(silent),
         why="a guest that names a cluster as its host is found where it is now",
-        next="see whether pveproxy runs on one of them (`systemctl status pveproxy`), then run the same command "
+        next="see whether pvedaemon runs on one of them (`systemctl status pvedaemon`), then run the same command "
         "again; or name the host for each guest",
     )
 
@@ -121,10 +119,9 @@ def _not_found_error(name: str, guest: Vm | Container) -> HomelabError:
     place, label, key = _names(name, guest)
     return HomelabError(
         wanted=f"{label}, to be adopted as {place}, on a node of the cluster {guest.host}",
-        found="no such guest that this user may see",
+        found="no such guest",
         why="a card can't be given to a guest that isn't there",
-        next=f"correct {place}.{key}, describe the guest under {place}.create, or give the user VM.Audit on "
-        f"/vms/{guest.guest_id}",
+        next=f"correct {place}.{key}, or describe the guest under {place}.create",
     )
 
 

@@ -259,16 +259,12 @@ class Cluster:
     """The cluster of the host, and its node in it; read together with the guests.
 
     `node`: the host's name in it; `name`: the cluster's, empty: the host is alone; `places`: each guest's file below
-    /etc/pve/nodes, such as `pve2/qemu-server/203.conf`, a line each; `users`: /etc/pve/user.cfg; `certificate`: of the
-    API, `authority`: /etc/pve/pve-root-ca.pem, both as PEM; `quorate`: whether /etc/pve can be written.
+    /etc/pve/nodes, such as `pve2/qemu-server/203.conf`, a line each; `quorate`: whether /etc/pve can be written.
     """
 
     node: str = ""
     name: str = ""
     places: str = ""
-    users: str = ""
-    authority: str = ""
-    certificate: str = ""
     quorate: bool = True
     ha: HaFiles = HaFiles()
 

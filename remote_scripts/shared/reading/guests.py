@@ -72,14 +72,12 @@ def guests(source: Source, *, running: bool) -> Guests:
 
 
 def cluster(source: Source, *, asked: bool) -> Cluster:
-    """Who may what (no secret is in that file), the certificate that the API shows, and its authority's; where each
-    guest is.
+    """Where each guest of the cluster is, and what the cluster is like.
 
     :param asked: otherwise nothing is read.
     """
     if not asked:
         return Cluster()
-    own = f"{_PVE}/local/pveproxy-ssl.pem"
     places = [
         f"{node}/{kind}/{name}"
         for node in source.names(f"{_PVE}/nodes")
@@ -93,9 +91,6 @@ def cluster(source: Source, *, asked: bool) -> Cluster:
         node=source.linked(f"{_PVE}/local"),
         name=name[1] if name else "",
         places="\n".join(places),
-        users=source.text(f"{_PVE}/user.cfg"),
-        authority=source.text(f"{_PVE}/pve-root-ca.pem"),
-        certificate=source.text(own if source.exists(own) else f"{_PVE}/local/pve-ssl.pem"),
         quorate=_is_quorate(source),
         ha=_ha_files(source),
     )
