@@ -7,6 +7,7 @@ imported when it is first asked for.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import select
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+from urllib.parse import quote, urlencode, urlsplit
 
 from lab.control import ControlConnection, request
 from lab.state import (
@@ -272,13 +274,55 @@ class Lab:
 
     @property
     def connection(self) -> dict[str, Any]:
-        """How to reach the host: host, port, user, hostKey, privateKeyFile, hostKeyFile."""
+        """How to reach the host: host, port, user, password, hostKey, privateKeyFile, hostKeyFile."""
         return dict(self._require_lab_file().ssh)
 
     @property
     def api(self) -> dict[str, Any]:
-        """How to reach the Proxmox VE API: url, insideUrl (pvedaemon), host, port, node, caFile, fingerprint, user, password, tokenId, tokenSecret."""
+        """How to reach the Proxmox VE API: url (pvedaemon's, from this machine), node."""
         return dict(self._require_lab_file().api)
+
+    def ask_api(self, verb: str, path: str, user: str = "root@pam", **parameters: Any) -> Any:
+        """Ask the Proxmox VE API from this machine, without SSH, as the owner's web interface does.
+
+        Args:
+            verb: GET, POST, PUT or DELETE.
+            path: below /api2/json, such as `/nodes/pve/qemu`.
+            user: in whose name, which its tasks then have. The lab signs a ticket for any name, and refuses it nothing.
+            parameters: text, numbers, lists; a boolean is sent as 1 or 0.
+
+        Returns:
+            The answer's `data`.
+
+        Raises:
+            LabError: another status than 200; the text is `500 VM is locked (backup)`, with the messages of parameters.
+            OSError, http.client.HTTPException: no answer came, or none in time.
+        """
+        from lab.api.auth import Authenticator
+        from lab.api.users import Users
+        from lab.host.state import HostState
+
+        host = HostState(self.state)
+        ticket = Authenticator.of(host).ticket(user, Users(host).now)
+        given = {name: int(value) if isinstance(value, bool) else value for name, value in parameters.items()}
+        form, has_body = urlencode(given, doseq=True), verb in ("PUT", "POST")
+        head = {"Cookie": f"PVEAuthCookie={quote(ticket, safe='')}"}
+        connection = http.client.HTTPConnection(urlsplit(self.api["url"]).netloc, timeout=WAIT_SECONDS)
+        try:
+            connection.request(
+                verb,
+                f"/api2/json{path}" + (f"?{form}" if form and not has_body else ""),
+                form if has_body else None,
+                {**head, "Content-Type": "application/x-www-form-urlencoded"} if has_body else head,
+            )
+            answer = connection.getresponse()
+            body = json.loads(answer.read() or b"{}")
+        finally:
+            connection.close()
+        if answer.status != 200:
+            errors = "".join(f" {name}: {text}" for name, text in body.get("errors", {}).items())
+            raise LabError(f"{answer.status} {answer.reason}{errors}")
+        return body["data"]
 
     def guest(self, vmid: int) -> dict[str, Any]:
         """How to reach a VM: host, port, user, hostKey, privateKeyFile, hostKeyFile, as `connection` for the host.

@@ -26,6 +26,7 @@ import asyncssh
 
 from lab import network
 from lab.api import ha_manager
+from lab.api.auth import Secrets
 from lab.api.guest_system import authorized_keys, environment_of
 from lab.api.server import ApiServer
 from lab.api.users import Users
@@ -176,6 +177,7 @@ class Daemon:
             "host": "127.0.0.1",
             "port": self.ssh.port,
             "user": "root",
+            "password": Secrets.of(HostState(self.state)).password,
             "hostKey": public_key(paths.host_key),
             "privateKeyFile": str(paths.user_key),
             "hostKeyFile": f"{paths.host_key}.pub",

@@ -106,8 +106,7 @@ class ApiServer:
     def connection(self, node: str) -> dict[str, Any]:
         """What lab.json tells clients."""
         return {
-            "url": f"https://127.0.0.1:{self.port}",
-            "insideUrl": f"http://127.0.0.1:{self._inside_port}",
+            "url": f"http://127.0.0.1:{self._inside_port}",
             "host": "127.0.0.1",
             "port": self.port,
             "node": node,
@@ -283,7 +282,7 @@ async def _handed_to(peer: Peer, request: web.Request) -> web.Response:
             aiohttp.ClientSession() as session,
             session.request(
                 request.method,
-                f"{lab.api['url']}{request.path_qs}",
+                f"https://127.0.0.1:{lab.api['port']}{request.path_qs}",
                 data=await request.read(),
                 headers=headers,
                 ssl=False,

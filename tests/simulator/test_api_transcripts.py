@@ -30,7 +30,7 @@ NAMES = (
     "reads",
 )
 #: Who answers: pvedaemon, on the host itself, as pveproxy does over the network, but for what a ticket needs beside it.
-DOORS = (("auth_and_mapping", "url"), *((name, "insideUrl") for name in NAMES))
+DOORS = (("auth_and_mapping", "https"), *((name, "inside") for name in NAMES))
 GPU0 = "node=pve1,path=0000:01:00,id=10de:2684,iommugroup=16,subsystem-id=1043:88e2"
 GPU1 = "node=pve1,path=0000:41:00,id=10de:2684,iommugroup=42,subsystem-id=1043:88e2"
 CONTAINER = """\
@@ -54,14 +54,14 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.fixture
 def client(lab: Lab) -> Iterator[Client]:
-    with closing(client_of(lab, "url")) as made:
+    with closing(client_of(lab, "https")) as made:
         yield made
 
 
 def client_of(lab: Lab, door: str) -> Client:
     """The recording's callers, on the lab: root by ticket, and root's token `bench`."""
     api = lab.api
-    made = Client(api[door], api["caFile"])
+    made = Client(api["url"] if door == "inside" else f"https://127.0.0.1:{api['port']}", api["caFile"])
     made.log_in(api["user"], api["password"])
     token = made.data("root", "POST", "/access/users/root@pam/token/bench", privsep=0)
     made.use_token("roottoken", token["full-tokenid"], token["value"])
@@ -116,7 +116,7 @@ def test_the_lab_answers_as_the_recorded_node(lab: Lab, name: str, door: str) ->
         return lab.run(command.partition("; tail")[0].replace("/etc/pve", "$ROOT/etc/pve")).stdout
 
     treatments = coverage(PROJECT / "lab/api/COVERAGE.md")
-    if door == "insideUrl":
+    if door == "inside":
         treatments["auth_and_mapping", 9] = "not sent"  # pveproxy alone asks for a CSRF token
     with closing(client_of(lab, door)) as client:
         replay = Replay(client, name, treatments, shell)

@@ -198,7 +198,7 @@ def test_a_body_that_it_doesnt_take_is_refused(
 
 
 def test_an_error_ends_a_connection_and_another_answer_keeps_it(lab: Lab, ssh: OverSsh) -> None:
-    parts = urlsplit(lab.api["insideUrl"])
+    parts = urlsplit(lab.api["url"])
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
     cookie = {"Cookie": f"PVEAuthCookie={quote(ssh.ticket, safe='')}"}
     kept = []
