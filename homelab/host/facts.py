@@ -29,7 +29,7 @@ from remote_scripts.shared.reading.answer import Answer, DrmNodes, Holder
 # What a note has at least, by the first part of its name (homelab/remote/ledger.py).
 _NOTED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "vm": {"record": dict},
-    "power": {"identity": str, "at": int, "boot": str, "off": bool},
+    "power": {"identity": str, "at": int, "boot": str, "off": bool, "tasks": list},
     "mapping": {"gpu": str, "path": str, "before": (str, type(None)), "had_flag": bool},
 }
 

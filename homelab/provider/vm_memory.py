@@ -36,6 +36,7 @@ def note_that_it_ran(
     off: bool,
     tasks: Sequence[str] = (),
     at: int | None = None,
+    seen: vm_starts.Answer | None = None,
 ) -> None:
     """Notes that the VM is to run again.
 
@@ -43,9 +44,10 @@ def note_that_it_ran(
     :param identity: tells it from another VM (vm.config.identity).
     :param off: is it off already, by this program? Else it is shut down next.
     :param tasks: UPIDs of this program's that shut it down.
-    :param at: when it ran, in seconds since 1970 by the node's clock; None: now.
+    :param at: when it ran, in seconds since 1970 by the node's clock; None: when `seen` was.
+    :param seen: the host, as it was asked; None: it is asked now.
     """
-    host = starts(session, vmid, 0)
+    host = seen or starts(session, vmid, 0)
     about: dict[str, object] = {"identity": identity, "guest": guest, "at": host.now if at is None else at}
     ledger.note(session, ledger.of_power(vmid), {**about, "boot": host.boot, "off": off, "tasks": [*tasks]})
 
@@ -63,7 +65,7 @@ def is_owed_since(session: Session, vmid: int, guest: str, identity: Callable[[]
         return None
     at = int(noted["at"])
     if same_vm(str(noted["identity"]), identity()):
-        boot, off, tasks = str(noted["boot"]), noted["off"] is True, [*map(str, noted["tasks"])]
+        boot, off, tasks = str(noted["boot"]), noted["off"] is True, tuple(map(str, noted["tasks"]))
         owed = vm_owed.Wanted(vmid=vmid, at=at, boot=boot, tasks=tasks, off=off)
         why = str(session.ask("read", "vm_owed", owed)["why"])
     else:
@@ -111,16 +113,15 @@ class VmMemory:
 
     def __init__(self, host: Host, vmid: int, guest: str, *, here: bool) -> None:
         self._host, self._vmid, self._guest, self._here = host, vmid, guest, here
-        # When the first of the notes says that it ran.
-        self._at: int | None = None
+        # The host at the first of the notes, which all say that it ran then.
+        self._seen: vm_starts.Answer | None = None
 
     def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
         """See Memory."""
         if self._here:
             session = ssh.Session(self._host)
-            if self._at is None:
-                self._at = starts(session, self._vmid, 0).now
-            note_that_it_ran(session, self._vmid, self._guest, identity, off=False, tasks=tasks, at=self._at)
+            self._seen = self._seen or starts(session, self._vmid, 0)
+            note_that_it_ran(session, self._vmid, self._guest, identity, off=False, tasks=tasks, seen=self._seen)
 
     def recalls(self, identity: Callable[[], str]) -> bool:
         """See Memory."""

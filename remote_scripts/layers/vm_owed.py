@@ -17,7 +17,7 @@ class Wanted:
     vmid: int
     at: int
     boot: str
-    tasks: list[str]
+    tasks: tuple[str, ...]
     off: bool
 
 

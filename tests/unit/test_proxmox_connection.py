@@ -2,172 +2,138 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import re
-import threading
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from requests.exceptions import ConnectionError, ConnectTimeout, ReadTimeout, RequestException, SSLError
 
-from homelab.remote.proxmox import api, connection
+from homelab.errors import UnreachableError
+from homelab.remote.proxmox import connection
+from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from tests.unit.hosts import settings
 
 NOW = 1_800_000_000.0
-FINGERPRINT = ":".join(["AB"] * 32)
+HOST = settings({})
+TICKET = "PVE:root@pam:6A7B8C9D::abc+/="
+
+
+class Session:
+    """A host that mints these tickets and gives this answer. `asked`: the requests; `minted`: how many tickets."""
+
+    def __init__(self, answer: bytes | None | Exception, ticket: str = TICKET) -> None:
+        self.answer, self.ticket = answer, ticket
+        self.asked, self.minted = list[str](), 0
+
+    def connect(self) -> None:
+        return None
+
+    def run(self, _verb: str, _script: str) -> str:
+        self.minted += 1
+        return f"a warning of Perl's\n{self.ticket}"
+
+    def exchange(self, _port: int, request: str, *, changes: bool) -> bytes | None:
+        assert changes is not request.startswith("GET ")
+        self.asked.append(request)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def answered(body: bytes, status: str = "200 OK", more: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def api_of(monkeypatch: pytest.MonkeyPatch, session: Session) -> Api:
+    monkeypatch.setattr(connection, "_CONNECTIONS", {})
+    monkeypatch.setattr(connection.ssh, "Session", lambda _: session)
+    return Api(HOST, "pve", patience=-1)
+
+
+def test_a_request_has_its_ticket_and_its_parameters_where_pvedaemon_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = api_of(monkeypatch, session := Session(answered(b'{"data": 1}')))
+    assert api.get("nodes/pve/tasks", "", limit=5) == 1
+    assert api.put("nodes/pve/qemu/103/config", "", tags="a b;ü", onboot=False) == 1
+    read, change = (request.split("\r\n") for request in session.asked)
+    assert read[0] == "GET /api2/json/nodes/pve/tasks?limit=5 HTTP/1.1" and read[-1] == ""
+    assert change[0] == "PUT /api2/json/nodes/pve/qemu/103/config HTTP/1.1"
+    assert change[-1] == "tags=a+b%3B%C3%BC&onboot=0" and f"Content-Length: {len(change[-1])}" in change
+    assert "Cookie: PVEAuthCookie=PVE%3Aroot%40pam%3A6A7B8C9D%3A%3Aabc%2B%2F%3D" in read and session.minted == 1
 
 
 def test_the_nodes_clock_is_that_of_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """By it a task whose answer was lost is told from earlier ones."""
     monkeypatch.setattr(connection, "time", SimpleNamespace(time=lambda: NOW))
-    session: Any = SimpleNamespace(hooks={"response": []})
-    seen = connection.Connection(None, session)
-    (note,) = session.hooks["response"]
+    api = api_of(monkeypatch, session := Session(None))
     times = []
     for date in (format_datetime(datetime.fromtimestamp(NOW - 3600, UTC)), "garbage", None):
-        note(SimpleNamespace(headers={"Date": date} if date else {}))
-        times.append(seen.node_time - NOW)
+        session.answer = answered(b'{"data": 1}', more=f"Date: {date}\r\n" if date else "")
+        api.get("version", "")
+        times.append(api.node_time - NOW)
     assert times == [-3600.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("error", "reads", "sent", "why"),
+    ("answer", "verb", "sent", "why"),
     [
-        (ConnectTimeout("late"), False, False, "nothing was asked of the node"),
-        (ConnectionError("NewConnectionError: refused"), False, False, "nothing was asked of the node"),
-        (ReadTimeout("late"), False, True, "it isn't known whether a change was carried out"),
-        (ConnectionError("Connection aborted"), False, True, "it isn't known whether a change was carried out"),
-        (ReadTimeout("late"), True, True, "it could not be read; nothing was changed"),
-        (SSLError("EOF occurred in violation of protocol"), False, True, "it isn't known whether"),
-        (SSLError('Fingerprints did not match. Expected "ab", got "cd01"'), False, None, "send the credentials to whatever"),
+        (None, "post", False, "nothing was asked of the node"),
+        (UnreachableError(wanted="", found="it was lost", why="", next=""), "post", True, "it isn't known whether a change"),
+        (b"", "post", True, "it isn't known whether a change"),
+        (b"", "get", True, "it could not be read; nothing was changed"),
     ],
 )  # fmt: skip
-def test_a_request_without_an_answer_may_have_been_carried_out_unless_nothing_was_connected(
-    error: RequestException, reads: bool, sent: bool | None, why: str
+def test_a_request_without_an_answer_may_have_been_carried_out_unless_nobody_listened(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None | Exception, verb: str, sent: bool, why: str
 ) -> None:
-    """What certainly wasn't is sent again; of another certificate nothing is."""
-    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": FINGERPRINT})
-    refusal = connection.no_answer(host, "to see", error, reads=reads)
-    assert why in refusal.why and (refusal.sent if isinstance(refusal, UnansweredError) else None) is sent
-    assert sent is not None or ("CD:01" in refusal.found and "api.fingerprint" in refusal.wanted)
-
-
-@pytest.mark.parametrize("known_by", [{"fingerprint": FINGERPRINT}, {"publicCa": True}])
-def test_the_connection_itself_sends_nothing_again(known_by: dict[str, Any]) -> None:
-    access = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", **known_by}).api
-    assert access and connection._adapter(access).max_retries.total == 0
-
-
-def test_of_a_certificate_that_no_authority_vouches_for_the_settings_own_key_is_named() -> None:
-    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "publicCa": True})
-    refusal = connection.no_answer(host, "to see", SSLError("certificate verify failed: certificate has expired"))
-    assert "api.publicCa" in refusal.wanted and "caFile" not in str(refusal) and "has expired" in refusal.found
-
-
-class Answering:
-    """A session whose node answers a login so."""
-
-    def __init__(self, status: int, data: dict[str, object]) -> None:
-        self.status, self.data, self.sent = status, data, list[dict[str, Any]]()
-
-    def request(self, verb: str, url: str, **options: Any) -> SimpleNamespace:
-        assert (verb, url) == ("POST", "https://pve/access/ticket")
-        self.sent.append(options)
-        return SimpleNamespace(status_code=self.status, reason="said", content=json.dumps({"data": self.data}).encode())
-
-
-TICKET: dict[str, object] = {"ticket": "the ticket", "CSRFPreventionToken": "the token"}
-OPTIONS: dict[str, Any] = {"verify_ssl": "ca.pem", "timeout": (1, 2)}
-
-
-def test_a_ticket_is_asked_for_with_the_password_once_and_renewed_with_itself() -> None:
-    session = Answering(200, TICKET)
-    ticket = connection._ticket(session, "https://pve", "root@pam", "secret", OPTIONS)
-    assert ticket.get_tokens() == ("the ticket", "the token")
-    ticket._get_new_tokens()
-    assert [sent["data"]["password"] for sent in session.sent] == ["secret", "the ticket"]
-    assert all((sent["verify"], sent["timeout"]) == ("ca.pem", (1, 2)) for sent in session.sent)
+    api = api_of(monkeypatch, Session(answer))
+    with pytest.raises(UnansweredError) as refused:
+        getattr(api, verb)("version", "to see")
+    assert why in refused.value.why and refused.value.sent is sent and refused.value.wanted == "to see"
 
 
 @pytest.mark.parametrize(
-    ("status", "data", "found", "step"),
+    ("raw", "found"),
     [
-        (401, {}, "401 said", "correct api.user"),
-        (200, {**TICKET, "NeedTFA": 1}, "401 a second factor is asked for", "needs a token instead"),
-        (503, {}, "503 said", "correct what it names"),
-    ],
-)
-def test_a_login_that_is_refused_says_why_and_not_the_password(
-    status: int, data: dict[str, object], found: str, step: str
-) -> None:
-    with pytest.raises(ApiError) as raised:
-        connection._ticket(Answering(status, data), "https://pve", "root@pam", "secret", OPTIONS)
-    assert raised.value.found == found and step in raised.value.next and "secret" not in str(raised.value)
-
-
-class Page(http.server.BaseHTTPRequestHandler):
-    """Something that isn't Proxmox VE, at its address. `status`, `content`: of each of its answers."""
-
-    status, content = 200, b""
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        self.send_header("Location", "/elsewhere")
-        self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-        self.wfile.write(self.content)
-
-    def log_message(self, *_: Any) -> None:
-        return None
-
-
-@pytest.mark.parametrize(
-    ("status", "content", "found"),
-    [
-        (200, b"<html>Log in</html>", "it begins: '<html>Log in</html>'"),
-        (200, b'{"data":{"ticket":"PVE:a', "it isn't Proxmox VE's"),
-        (200, b"[]", "it isn't Proxmox VE's"),
-        (200, b"{}", "it isn't Proxmox VE's"),
-        (200, b"\xff", "it isn't Proxmox VE's"),
-        (302, b"", "https://192.168.0.202:8006 redirects to /elsewhere"),
-        (500, b"<html>Sorry</html>", "500 Internal Server Error"),
-        (500, b"[]", "500 Internal Server Error"),
+        (answered(b"<html>Log in</html>"), "isn't Proxmox VE's"),
+        (answered(b'{"data":{"ticket":"PVE:a'), "isn't Proxmox VE's"),
+        (answered(b"[]"), "isn't Proxmox VE's"),
+        (answered(b"\xff"), "isn't Proxmox VE's"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "no answer from Proxmox VE"),
+        (answered(b"[]", "500 Sorry"), "500 Sorry"),
     ],
 )
 def test_an_answer_that_is_not_proxmox_ves_is_an_error_in_words(
-    monkeypatch: pytest.MonkeyPatch, status: int, content: bytes, found: str
+    monkeypatch: pytest.MonkeyPatch, raw: bytes, found: str
 ) -> None:
-    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": FINGERPRINT})
-    assert host.api is not None
-    monkeypatch.setattr(Page, "status", status)
-    monkeypatch.setattr(Page, "content", content)
-    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        made = connection._connection(host, host.api, "b")
-        made.resource._store["base_url"] = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(api, "connected", lambda _: made)
-        with pytest.raises(ApiError) as refused:
-            api.Api(host, "pve", patience=-1).get("nodes", "to see the nodes")
-    assert found in refused.value.found and not re.search("b'|ticket", refused.value.found)
-    assert ("not to a proxy's" in refused.value.next) == (status < 500)
+    with pytest.raises(ApiError) as refused:
+        api_of(monkeypatch, Session(raw)).get("nodes", "to see the nodes")
+    assert found in refused.value.found and "ticket" not in refused.value.found
+
+
+def test_what_a_login_prints_before_an_answer_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert api_of(monkeypatch, Session(b"Welcome!\n" + answered(b'{"data": 1}'))).get("version", "") == 1
+
+
+def test_a_ticket_that_is_refused_is_made_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = api_of(monkeypatch, session := Session(answered(b"", "401 permission denied - invalid PVE ticket")))
+    with pytest.raises(ApiError, match="401 permission denied"):
+        api.get("version", "")
+    assert len(session.asked) == session.minted == 2
 
 
 @pytest.mark.parametrize(
-    ("address", "base"),
+    ("said", "step"),
     [
-        ("192.0.2.1", "https://192.0.2.1:8006/api2/json"),
-        ("2001:db8::1", "https://[2001:db8::1]:8006/api2/json"),
+        ("user 'root@pam' is disabled", "pveum user modify root@pam --enable 1"),
+        ("Connection refused", "status pve-cluster"),
+        ("Can't locate PVE/AccessControl.pm in @INC", "correct what it says"),
     ],
 )
-def test_a_host_is_asked_at_its_address_without_the_environments_proxy(address: str, base: str) -> None:
-    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": FINGERPRINT})
-    host = host.model_copy(update={"address": address})
-    assert host.api is not None
-    about = connection._connection(host, host.api, "b").resource._store
-    assert about["base_url"] == base and about["session"].trust_env is False
-    assert about["session"].auth.username == "homelab@pve" and about["session"].auth.token_name == "up"
+def test_where_root_makes_no_ticket_the_cause_is_said(monkeypatch: pytest.MonkeyPatch, said: str, step: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        api_of(monkeypatch, Session(b"", f"{said}\nexit status 2")).get("version", "")
+    assert said.splitlines()[0] in refused.value.found and step in refused.value.next

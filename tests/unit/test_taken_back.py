@@ -21,13 +21,13 @@ BACK, KEEPS = "VM 103 (sandbox) has its old configuration back", "it keeps the c
 
 
 def seen(stopped_by: str) -> Answer:
-    return Answer("UPID", "", True, stopped_by, 0, "b1")
+    return Answer(True, stopped_by, 0, "b1")
 
 
 class Node:
     """The VM's configuration on its node. `pending`: what waits for its next start; `REFUSED`: it doesn't say. `failure`: of each write."""
 
-    node, node_time, is_roots = "pve", 0.0, True
+    node, node_time = "pve", 0.0
 
     def __init__(self, pending: Any, failure: HomelabError | None = None) -> None:
         self.pending, self.failure, self.config = pending, failure, {"cores": "4", "digest": "d1"}
@@ -37,8 +37,8 @@ class Node:
             raise REFUSED
         return self.pending if path.endswith("/pending") else self.config
 
-    def put(self, _path: str, _wanted: str, *, digest: str, as_root: bool, **parameters: str) -> None:
-        assert digest == "d1" and not as_root
+    def put(self, _path: str, _wanted: str, *, digest: str, **parameters: str) -> None:
+        assert digest == "d1"
         if self.failure:
             raise self.failure
         self.config |= parameters

@@ -9,13 +9,11 @@ import pytest
 
 from homelab.host.facts import noted_in
 from homelab.provider import vm_memory
-from homelab.settings import Host
 from remote_scripts.layers.vm_owed import Wanted as VmOwed
-from tests.unit.test_created_vms import API, SSH
 
 OURS, AT = "uuid=aaaaaaaa-0000-0000-0000-000000000000", 1_700_000_000
-NOTED = {"identity": OURS, "guest": "sandbox", "at": AT, "boot": "b1", "off": False}
-HOST = Host.model_validate({"address": "192.0.2.1", "ssh": SSH, "api": API})
+TASK = "UPID:pve:000001B6:0013BA59:6B09406B:qmshutdown:103:root@pam:"
+NOTED = {"identity": OURS, "guest": "sandbox", "at": AT, "boot": "b1", "off": False, "tasks": [TASK]}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +28,7 @@ def test_a_note_that_lacks_something_counts_as_none(name: str, whole: dict[str, 
     assert noted_in({name: json.dumps(whole)}, name) == whole
     for key in set(whole) - {"guest"}:
         lacking = {other: value for other, value in whole.items() if other != key}
-        for note in (lacking, {**whole, key: ["of another kind"]}):
+        for note in (lacking, {**whole, key: 0.5}):
             assert noted_in({name: json.dumps(note)}, name) is None
 
 
@@ -62,7 +60,7 @@ def test_a_note_counts_only_for_the_same_vm_and_where_the_host_knows_nothing_aga
     capsys: pytest.CaptureFixture[str], identity: str, host_says: str, why: str
 ) -> None:
     session: Any = Answering(NOTED, host_says)
-    found = vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: identity)
+    found = vm_memory.is_owed_since(session, 103, "sandbox", lambda: identity)
     assert (found == AT) is (why == "")
     assert ("apply" in session.verbs) is (why != ""), "what doesn't count is forgotten"
     assert why in capsys.readouterr().out
@@ -71,11 +69,11 @@ def test_a_note_counts_only_for_the_same_vm_and_where_the_host_knows_nothing_aga
 @pytest.mark.parametrize("noted", [{}, {"off": True}], ids=["shut down next", "off already"])
 def test_the_host_is_told_what_is_noted_and_whose_shutdown_is_ours(noted: dict[str, Any]) -> None:
     session: Any = Answering(NOTED | noted, "")
-    vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS)
-    assert session.asked == [VmOwed(vmid=103, at=AT, boot="b1", user="homelab@pve!pulumi", off=bool(noted))]
+    vm_memory.is_owed_since(session, 103, "sandbox", lambda: OURS)
+    assert session.asked == [VmOwed(vmid=103, at=AT, boot="b1", tasks=(TASK,), off=bool(noted))]
 
 
 def test_where_nothing_is_noted_nothing_more_is_asked() -> None:
     session: Any = Answering(None, "")
-    assert vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS) is None
+    assert vm_memory.is_owed_since(session, 103, "sandbox", lambda: OURS) is None
     assert session.verbs == ["read"]

@@ -21,7 +21,7 @@ from proxmoxer.core import ProxmoxResource
 
 from homelab.errors import UnreachableError
 from homelab.remote import ssh
-from homelab.remote.proxmox.errors import ApiError, UnansweredError, plain
+from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, UnansweredError, plain
 from homelab.settings import Host
 
 # Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
@@ -70,12 +70,12 @@ class Serializer:
     def loads(self, answer: Answer) -> Any:
         """An answer's data.
 
-        :raises http.client.HTTPException: it has none.
+        :raises NoAnswerError: it has none.
         """
         try:
             return json.loads(answer.content)["data"]
         except (ValueError, LookupError, TypeError):
-            raise http.client.HTTPException("an answer that isn't Proxmox VE's") from None
+            raise NoAnswerError("what answers isn't Proxmox VE's", sent=True) from None
 
     def loads_errors(self, answer: Answer) -> Any:
         """A refusal's words for each parameter; None: it has none."""
@@ -177,9 +177,8 @@ def _no_ticket(host: Host, text: str) -> ApiError:
     if "is disabled" in text:
         why = "this program works with Proxmox VE as root@pam, who may not use it now"
         next_step = f"enable the user (`pveum user modify {USER} --enable 1`), then run the same command again"
-    elif "ipcc_send_rec" in text:  # it also says "no quorum", which is another trouble: without one, tickets are made
-        why = "without Proxmox VE's file system, /etc/pve, nothing of it can be read or changed"
-        next_step = "see `systemctl status pve-cluster` on the host; when it runs, run the same command again"
+    elif "Connection refused" in text:  # pmxcfs's; without a quorum tickets are made
+        why, next_step = NO_FILE_SYSTEM
     else:
         why = "without a ticket nothing can be asked of Proxmox VE"
         next_step = "correct what it says on the host, then run the same command again"

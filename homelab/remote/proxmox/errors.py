@@ -124,6 +124,11 @@ _OVERTAKEN = (
     "it was changed between reading and writing; nothing was overwritten",
     "see who else configures it (another pulumi, the web interface), then run `pulumi up` again",
 )
+# Where /etc/pve isn't mounted.
+NO_FILE_SYSTEM = (
+    "without Proxmox VE's file system, /etc/pve, nothing of it can be read or changed",
+    "see `systemctl status pve-cluster` on the host; when it runs, run the same command again",
+)
 
 
 def _why_and_next(status: int, reason: str) -> tuple[str, str]:
@@ -133,6 +138,8 @@ def _why_and_next(status: int, reason: str) -> tuple[str, str]:
             "each node answers for itself alone, and this one has another name",
             "correct hosts.<name>.node: the name that `hostname` prints on the host",
         )
+    if "RPCEnvironment init request failed" in reason:
+        return NO_FILE_SYSTEM
     if "is locked" in reason:
         return (
             "another task works on it, such as a backup, a clone, a migration, or died while it did",

@@ -469,9 +469,6 @@ class Machine:
             source="all", vmid=self.vmid, typefilter="qmstart", since=start_time - CLOCK_SECONDS, limit=1
         ):
             return self._api.log_of_ended(str(task["upid"]), LOST_SECONDS)
-        seen = self._starts_on(self.node, start_time - CLOCK_SECONDS)
-        if seen and seen.task:
-            return seen.log.splitlines()
         self.say(
             f"whether its cards were reset when HA started it on {self.node} isn't known: "
             f"`pvenode task list --vmid {self.vmid}` there shows that start"

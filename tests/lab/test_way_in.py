@@ -1,0 +1,170 @@
+"""The API through the SSH connection, on hosts that make it harder: what still works, and what each trouble is called."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.remote import loop, ssh
+from homelab.remote.proxmox import connection
+from homelab.remote.proxmox.api import Api, Clock
+from homelab.settings import Host
+from lab import Lab
+from tests import connections
+
+CONFIG = "nodes/pve/qemu/103/config"
+
+
+class Quick(Clock):
+    """Time that passes by being waited for."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self._now, self._then = 0.0, then
+
+    def now(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+        self._then()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("way") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    monkeypatch.setattr(connection, "_CONNECTIONS", {})  # with their tickets
+    connections.end_all()  # another's sshd_config counts for what is opened under it
+    yield shared
+    connections.end_all()
+    shared.reset()
+
+
+def api_of(lab: Lab, clock: Clock | None = None, user: str = "root") -> Api:
+    about = {key: lab.connection[key] for key in ("hostKey", "privateKeyFile", "port")}
+    host = Host.model_validate({"address": lab.connection["host"], "ssh": {**about, "user": user}})
+    return Api(host, "pve", clock=clock or Quick())
+
+
+def forbid_forwarding(lab: Lab) -> None:
+    lab.run("mkdir -p $ROOT/etc/ssh && echo AllowTcpForwarding no >$ROOT/etc/ssh/sshd_config")
+
+
+def changed(api: Api, cores: int) -> int:
+    api.put(CONFIG, "", cores=cores)
+    return int(api.get(CONFIG, "")["cores"])
+
+
+def test_where_sshd_forbids_forwarding_bash_is_the_way(lab: Lab) -> None:
+    forbid_forwarding(lab)
+    assert changed(api_of(lab), 3) == 3
+    lab.run("systemctl stop pvedaemon")
+    with pytest.raises(HomelabError) as refused:
+        api_of(lab).put(CONFIG, "", cores=2)
+    assert "nobody listens" in refused.value.found and "nothing was asked" in refused.value.why
+
+
+def let_ops_log_in(lab: Lab, *, by_sudo: bool) -> None:
+    lab.run(
+        "apt-get update; apt-get install -y sudo; echo ops:x:1000:1000::/home/ops:/bin/bash >>$ROOT/etc/passwd;"
+        "mkdir -p $ROOT/home/ops/.ssh $ROOT/etc/sudoers.d"
+    )
+    key = Path(f"{lab.connection['privateKeyFile']}.pub").read_text()
+    (lab.root / "home/ops/.ssh/authorized_keys").write_text(key)
+    if by_sudo:
+        (lab.root / "etc/sudoers.d/ops").write_text("ops ALL=(ALL) NOPASSWD: ALL\n")
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+def test_a_user_with_sudo_is_root_there_too(lab: Lab, forwards: bool) -> None:
+    let_ops_log_in(lab, by_sudo=True)
+    if not forwards:
+        forbid_forwarding(lab)
+    assert changed(api_of(lab, user="ops"), 4) == 4
+
+
+def test_what_only_root_may_set_is_set(lab: Lab) -> None:
+    api = api_of(lab)
+    api.put(CONFIG, "", args="-cpu host,kvm=off", hostpci1="host=0000:01:00.0,romfile=a.rom")
+    assert api.get(CONFIG, "")["hostpci1"] == "host=0000:01:00.0,romfile=a.rom"
+
+
+def test_a_pvedaemon_that_restarts_is_waited_for(lab: Lab) -> None:
+    lab.run("systemctl stop pvedaemon")
+    assert changed(api_of(lab, Quick(lambda: lab.run("systemctl start pvedaemon"))), 3) == 3
+
+
+def test_a_clock_that_has_jumped_takes_a_new_ticket(lab: Lab) -> None:
+    api = api_of(lab)
+    assert api.get("version", "")
+    lab.fault("clock-ahead", 121 * 60)
+    assert changed(api, 3) == 3
+
+
+def test_a_change_whose_connection_is_lost_is_read_back(lab: Lab) -> None:
+    """Proxmox VE carries it out all the same."""
+    api = api_of(lab)
+    digest = api.get(CONFIG, "")["digest"]
+    lab.fault("api-seconds", 0.5)
+    work = loop.submit(_lose_in(0.25))
+    with pytest.raises(HomelabError, match="isn't known whether a change was carried out"):
+        api.put(CONFIG, "", cores=3, digest=digest)
+    work.result()
+    lab.fault("api-seconds", None)
+    assert api.get(CONFIG, "")["cores"] == 3
+
+
+async def _lose_in(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    (opening,) = ssh._CONNECTIONS.values()
+    opening.result().ssh.abort()
+
+
+def disable_root(lab: Lab) -> None:
+    lab.run("echo 'user:root@pam:0:0:::::' >$ROOT/etc/pve/user.cfg")
+
+
+TROUBLES: dict[str, tuple[Callable[[Lab], object], str, str]] = {
+    "root@pam is disabled": (disable_root, "user 'root@pam' is disabled", "pveum user modify root@pam --enable 1"),
+    "pve-cluster is stopped": (
+        lambda lab: lab.run("systemctl stop pve-cluster"),
+        "Connection refused",
+        "status pve-cluster",
+    ),
+    "pvedaemon is stopped": (lambda lab: lab.run("systemctl stop pvedaemon"), "nobody listens", "status pvedaemon"),
+    "no quorum": (lambda lab: lab.fault("no-quorum", True), "no quorum", "pvecm status"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_each_trouble_has_its_sentence(lab: Lab, trouble: str) -> None:
+    cause, found, step = TROUBLES[trouble]
+    cause(lab)
+    try:
+        with pytest.raises(HomelabError) as refused:
+            api_of(lab).put(CONFIG, "", cores=3)
+    finally:
+        lab.fault("no-quorum", None)
+        lab.run("systemctl start pve-cluster pvedaemon")
+    assert found in refused.value.found and step in refused.value.next
+
+
+def test_a_user_whom_sudo_refuses_is_told_what_to_allow(lab: Lab) -> None:
+    let_ops_log_in(lab, by_sudo=False)
+    with pytest.raises(HomelabError, match="allow this user `sudo -n bash`"):
+        api_of(lab, user="ops").get("version", "")
+
+
+def test_a_host_that_is_away_is_that_and_not_its_api(lab: Lab) -> None:
+    api = api_of(lab)
+    gone = api.host.model_copy(update={"address": "127.0.0.2", "ssh": api.host.ssh.model_copy(update={"port": 1})})
+    with pytest.raises(UnreachableError):
+        Api(gone, "pve", clock=Quick()).get("version", "")
