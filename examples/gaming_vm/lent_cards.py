@@ -91,7 +91,7 @@ def _not_offered(stack: str, host: LendingHost, name: str, vm: Vm, card: str) ->
         wanted=f"{card} of {vm.host} for vms.{name}",
         found=f"{kept}; {stack} offers to VMs: {offered or 'nothing'}",
         why="a VM gets a card by its PCI mapping, which that stack makes",
-        next=f"correct vms.{name}.gpus, or set use: vm and hosts.{vm.host}.api in {stack} and run `pulumi up` there",
+        next=f"correct vms.{name}.gpus, or set use: vm in {stack} and run `pulumi up` there",
     )
 
 

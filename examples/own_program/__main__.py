@@ -12,9 +12,8 @@ from homelab.resources.described import HomelabProvider
 from homelab.resources.host_probe import HostProbe
 
 config = pulumi.Config()
-host = config.require_object("host")  # address, node, ssh, api: see docs/settings.md
+host = config.require_object("host")  # address, node, ssh: see docs/settings.md
 host["ssh"]["privateKey"] = config.require_secret("privateKey")
-host["api"]["tokenSecret"] = config.require_secret("tokenSecret")
 host["gpus"] = {"rtx5090": {"match": "10de:2b85"}}
 vm = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
 HomelabProvider("homelab", hosts={"pve": host}, vms={"sandbox": vm})

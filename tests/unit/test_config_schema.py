@@ -78,7 +78,7 @@ def test_whatever_the_program_takes_the_schema_takes() -> None:
 BASE = tables.read(PROJECT / "Pulumi.homelab.yaml")
 # What is set where, below `config`.
 TAKEN: list[tuple[str, Any]] = [
-    ("homelab:hosts.pve.api.tokenSecret", {"secure": "v1:x"}),
+    ("homelab:hosts.pve.ssh.password", {"secure": "v1:x"}),
     ("homelab:hosts.pve.address", {"secure": "v1:x"}),
     ("homelab:hosts.pve.nvidia", None),
     ("homelab:vms.sandbox.gpus", [{"gpu": "rtx5090", "xVga": True}]),

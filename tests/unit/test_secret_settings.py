@@ -22,7 +22,6 @@ SECURE = {"secure": "AAABAKq=="}
 # Every secret of WHOLE[0].
 PLACES = [
     "homelab:hosts.pve.ssh.privateKey",
-    "homelab:hosts.pve.api.tokenSecret",
     "homelab:hosts.pve.nvidia.proxy",
     "homelab:vms.gaming.create.cloudInit.password",
     "homelab:containers.ai.create.password",
@@ -63,8 +62,8 @@ def test_the_file_that_was_read_tells_which_are_encrypted(tmp_path: Path) -> Non
     file = written(tmp_path, WHOLE[0], *PLACES)
     keys = [f"homelab:{key}" for key in ("hosts", "vms", "containers")]
     assert found(WHOLE[0], file, *keys) == ([], [])
-    file = written(tmp_path, WHOLE[0], *PLACES[:2], *PLACES[3:])
-    assert found(WHOLE[0], file, *keys) == ([PLACES[2]], [])
+    file = written(tmp_path, WHOLE[0], *PLACES[:1], *PLACES[2:])
+    assert found(WHOLE[0], file, *keys) == ([PLACES[1]], [])
 
 
 def test_a_key_encrypted_as_a_whole_has_nothing_in_plain_text(tmp_path: Path) -> None:
@@ -79,13 +78,13 @@ def test_without_the_file_a_keys_only_secret_is_encrypted_several_are_uncertain(
     keys = [f"homelab:{key}" for key in ("hosts", "vms", "containers")]
     other = written(tmp_path, {**WHOLE[0], "hosts": {}, "vms": {}, "containers": {}})
     for file in (tmp_path / "none.yaml", other):
-        assert found(WHOLE[0], file, *keys) == ([], PLACES[:3])
+        assert found(WHOLE[0], file, *keys) == ([], PLACES[:2])
 
 
 def test_a_proxy_without_a_password_is_no_secret(tmp_path: Path) -> None:
     config = copy.deepcopy(WHOLE[0])
     config["hosts"]["pve"]["nvidia"]["proxy"] = "http://proxy.lan:3128"
-    assert PLACES[2] not in found(config, tmp_path)[0]
+    assert PLACES[1] not in found(config, tmp_path)[0]
 
 
 @pytest.fixture
@@ -116,8 +115,7 @@ def test_a_plain_secret_is_refused_with_the_command_that_encrypts_it(
 ) -> None:
     config = {"hosts": WHOLE[1]["hosts"]}
     message = loaded(monkeypatch, config, preview=dry)
-    for place in ("homelab:hosts.pve.ssh.password", "homelab:hosts.pve.api.password"):
-        assert f"pulumi config set --stack some --secret --path '{place}'" in message
+    assert "pulumi config set --stack some --secret --path 'homelab:hosts.pve.ssh.password'" in message
     assert "geheim" not in message and "homelab:allowPlainSecrets: true" in message
     assert loaded(monkeypatch, {**config, "allowPlainSecrets": True}, preview=dry) == ""
 
@@ -127,17 +125,15 @@ def test_the_examples_values_are_named_by_a_preview_and_refused_by_up(
 ) -> None:
     config = yaml.safe_load((PROJECT / "Pulumi.homelab.yaml").read_text(encoding="utf-8"))["config"]
     example = {key.removeprefix("homelab:"): one for key, one in config.items()}
-    places = [f"homelab:hosts.pve.{one}" for one in ("ssh.hostKey", "api.tokenSecret", "api.fingerprint")]
+    del example["hosts"]["pve"]["ssh"]["privateKeyFile"]
+    example["hosts"]["pve"]["ssh"]["password"] = "FILL-IN"  # as `homelab init` writes it first
+    places = ["homelab:hosts.pve.ssh.password", "homelab:hosts.pve.ssh.hostKey"]
     assert loaded(monkeypatch, example, preview=True) == ""
     [warning] = in_a_run
     assert all(place in warning for place in places)
     message = loaded(monkeypatch, example, preview=False)
     assert f"still as in the example: {', '.join(places)}" in message
-    assert (
-        "ssh-keyscan" in message
-        and "openssl x509 -in /etc/pve/local/pve-ssl.pem" in message
-        and "--secret --path" in message
-    )
+    assert "ssh-keyscan" in message and "--secret --path" in message
     assert "allowPlainSecrets" not in message
 
 
@@ -146,10 +142,8 @@ def test_every_place_that_the_examples_mark_is_found() -> None:
         text = (PROJECT / file).read_text(encoding="utf-8")
         config = yaml.safe_load(text)["config"]
         values = {key.removeprefix("homelab:"): one for key, one in config.items() if key.startswith("homelab:")}
-        values["hosts"]["pve"]["api"].setdefault("tokenSecret", "FILL-IN")
         known = parse(values)
         assert ("hosts", "pve", "ssh", "hostKey") in secret_settings.left_open(known)
-        assert ("hosts", "pve", "api", "tokenSecret") in secret_settings.left_open(known)
 
 
 def test_a_pull_requests_preview_asks_no_host_and_needs_no_passphrase(tmp_path: Path) -> None:

@@ -45,7 +45,6 @@ WHOLE: list[dict[str, Any]] = [
                 "address": "pve.lan",
                 "node": "pve",
                 "ssh": SSH,
-                "api": {"token": "homelab@pve!up", "tokenSecret": "s3cret", "fingerprint": "ab" * 32},
                 "iommu": {"acsOverride": "downstream,multifunction"},
                 "gpus": {
                     "big": {
@@ -113,7 +112,6 @@ WHOLE: list[dict[str, Any]] = [
             "pve": {
                 "address": "fe80::1%eth0",
                 "ssh": {"hostKey": KEY, "password": "geheim"},
-                "api": {"user": "root@pam", "password": "geheim", "caFile": "ca.pem"},
                 "gpus": {"big": {"match": "10de:2b85"}},
             }
         },
@@ -149,7 +147,6 @@ WHOLE: list[dict[str, Any]] = [
                     "pve2": {"address": "pve2.lan", "hostKeyFile": "pve2.pub"},
                 },
                 "ssh": {"user": "admin", "privateKeyFile": "~/.ssh/id"},
-                "api": {"token": "homelab@pve!up", "tokenSecret": "s3cret", "caFile": "ca.pem"},
             },
             "far": {
                 "nodes": {"pve9": {"address": "192.168.9.1", "hostKey": KEY}},

@@ -57,7 +57,7 @@ def test_what_a_login_has_is_said_once() -> None:
 
 def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
     page = "".join(pages().values())
-    assert "| `port` | integer, 1 to 65535 | `8006` |" in page
+    assert "| `port` | integer, 1 to 65535 | `22` |" in page
     assert "| `memory` | MiB, 64 to 16777216 | `8192` |" in page
     assert "| `use` | `vm`, `lxc`, `host` or `shared` | `vm` |" in page
 
