@@ -51,12 +51,12 @@ from homelab.init.choices import (
     takers,
 )
 from homelab.init.present import present
-from homelab.init.proposal import Existing, Proposal, api_settings, cluster_settings, existing, propose
+from homelab.init.proposal import Existing, Proposal, cluster_settings, existing, propose
 from homelab.nvidia import compatibility
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import SystemFacts
 from homelab.remote import first_contact, planning, ssh
-from homelab.settings import Host, project
+from homelab.settings import project
 
 # How NVIDIA calls a branch, and what that means.
 _KINDS = {"LTSB": "long-term support", "PB": "production", "NFB": "new features", "legacy": "legacy"}
@@ -97,7 +97,7 @@ class Conversation:
         self._looked_into: set[str] = set()
 
     def hold(self) -> None:
-        """Asks for the settings, shows them and the commands, and carries them out.
+        """Asks for the settings, shows them, writes them, and makes the stack.
 
         :raises HomelabError: it can't go on.
         :raises Declined: the person says no.
@@ -135,7 +135,6 @@ class Conversation:
             proposal = self._propose(choices)
             self.result |= {
                 "settings": proposal.text,
-                "commands": proposal.commands,
                 "refused": [str(error) for error in proposal.refused],
             }
             if self.arguments.yes or self.arguments.dry_run:
@@ -153,13 +152,13 @@ class Conversation:
         assert pulumi is not None
         backend = self._backend(pulumi)
         passphrase = self._passphrase(pulumi, backend or "", proposal.text)
-        self._sum_up(choices, proposal, backend)
+        self._sum_up(choices, backend)
         while not self._agrees():
             self._show(proposal)
-            self._sum_up(choices, proposal, backend)
+            self._sum_up(choices, backend)
         if passphrase is not None:
             pulumi.extra_environment["PULUMI_CONFIG_PASSPHRASE"] = passphrase
-        self._do(pulumi, backend, proposal)
+        self._do(pulumi, backend, proposal.text)
 
     @property
     def _example_copy(self) -> Path:
@@ -639,17 +638,11 @@ class Conversation:
         if not host_before:
             host |= {"ssh": self.access.ssh, **({"node": self.node} if self.node != self.name else {})}
         host |= cluster_settings(host_before or {}, self.facts)
-        if any(use.kind in ("vm", "new-vm", "shared") for use in choices.uses.values()):
-            api = api_settings(self.stack, host_before or {}, self.facts, self.arguments.api_port or 8006)
-            if api is not None:
-                host["api"] = api
-            else:
-                self.output.say("The settings already have an API user; homelab init makes none.")
         values = settings_of(choices, self.name, host, self.facts, self.cards, self.before.values)
-        return propose(self.before, values, self.stack, self.name, self.facts, self.file.name, self._readings)
+        return propose(self.before, values, self.name, self.facts, self.file.name, self._readings)
 
     def _show(self, proposal: Proposal) -> None:
-        """Each line of what would be written, and each command."""
+        """Each line of what would be written."""
         text_before = "" if self.before.example else self._text_before
         self.output.say(
             "",
@@ -667,12 +660,6 @@ class Conversation:
             )
             self.output.show(*(f"  {line}" for line in changes))
         self.output.say(*(["What `pulumi up` does to guests:", *proposal.remarks] if proposal.remarks else []))
-        if proposal.commands:
-            self.output.show(
-                "",
-                "On the host, an API user with exactly the rights that these settings need:",
-                *(f"  {command}" for command in proposal.commands),
-            )
 
     def _agrees(self) -> bool:
         """Whether the person says yes; otherwise each line is wanted first.
@@ -698,7 +685,7 @@ class Conversation:
         reason = "the settings say so" if configured else "it has the card" if using else "no other guest fits"
         self.output.say(f"{card.key}: preselected for {names}, since {reason}.")
 
-    def _sum_up(self, choices: Choices, proposal: Proposal, backend: str | None) -> None:
+    def _sum_up(self, choices: Choices, backend: str | None) -> None:
         """What the yes is to, in the lines right above it."""
         by_id = {guest.id: str(guest) for guest in guests(self.facts)}
         lines = []
@@ -708,22 +695,14 @@ class Conversation:
             if use.kind != "none":
                 lines.append(f"  {card.key} → {'; '.join(names) or 'the host itself'}")
         here = [self.file.name, f"the stack {self.stack}", *([f"pulumi login {backend}"] if backend else [])]
-        there = ["your public key"] if self.access.install else []
-        there += [f"the API user {proposal.making.name}"] if proposal.making and proposal.commands else []
         self.output.say(
             "",
             "In short:",
             *lines,
             f"  created here: {', '.join(here)}",
-            f"  created on {self.access.host.address}: {', '.join(there) or 'nothing'}",
+            f"  created on {self.access.host.address}: {'your public key' if self.access.install else 'nothing'}",
             "  cards and guests: unchanged until `pulumi up`, which shows its plan and asks",
         )
-        if any(" token delete " in command for command in proposal.commands):
-            self.output.say(
-                "The existing token is replaced, since its secret isn't in this file. If another machine's settings "
-                "have the old secret, they no longer get in: copy this file there, or use a stack of another name here "
-                "(--stack)."
-            )
 
     # -- Pulumi ----------------------------------------------------------------------------------------------------
     def _backend(self, pulumi: Pulumi) -> str | None:
@@ -754,29 +733,26 @@ class Conversation:
             self.output.say("They differ.")
 
     # -- doing -----------------------------------------------------------------------------------------------------
-    def _do(self, pulumi: Pulumi, backend: str | None, proposal: Proposal) -> None:
+    def _do(self, pulumi: Pulumi, backend: str | None, text: str) -> None:
         say, did = self.output.say, self.output.did
-        making, commands = proposal.making, proposal.commands
         install = f"your public key put onto {self.access.host.address}"
         login = f"pulumi login {backend}"
         written, made = f"{self.file.name} written", f"the stack {self.stack} created"
-        encrypted = "secrets put into the settings, encrypted"
+        encrypted = "the password put into the settings, encrypted"
         port = self.access.host.ssh.port
         where = f"{self.access.host.address}{f' --port {port}' if port != 22 else ''} --stack {self.stack}"
         self.output.steps(
             [
                 *([install] if self.access.install else []),
                 *([login] if backend else []),
-                *(written, made, *commands),
-                *([encrypted] if self.access.password or (making and making.secret) else []),
+                *(written, made),
+                *([encrypted] if self.access.password else []),
             ],
             f"homelab init {where}",
-            f"homelab init --undo {where}",
         )
         say("")
-        host = self.access.host
         if self.access.install:
-            host = self._install_key()
+            self._install_key()
             did(install)
         if backend:
             pulumi.login(backend)
@@ -784,24 +760,12 @@ class Conversation:
         # A folder whose stack it is has settings of it, or at least its salt.
         if not self.before.text:
             pulumi.need_unused_name()
-        self._write(proposal.text)
+        self._write(text)
         did(written)
         pulumi.make_stack()
         did(made)
-        secrets: dict[str, str] = {}
         if self.access.password:
-            secrets[f"homelab:hosts.{self.name}.ssh.password"] = self.access.password
-
-        def ran(command: str, printed: str) -> None:
-            if command.startswith("pveum user token add "):
-                secrets[f"homelab:hosts.{self.name}.api.tokenSecret"] = _token_secret(printed)
-            did(command)
-
-        if commands:
-            first_contact.carry_out(host, commands, ran)
-        for path, secret in secrets.items():
-            pulumi.set_secret(path, secret)
-        if secrets:
+            pulumi.set_secret(f"homelab:hosts.{self.name}.ssh.password", self.access.password)
             did(encrypted)
         say("", f"{self.stack} is set up.")
         if self.arguments.preview:
@@ -816,10 +780,9 @@ class Conversation:
             self.output.show("  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE")
         say(f"Next: pulumi up --stack {self.stack}")
 
-    def _install_key(self) -> Host:
+    def _install_key(self) -> None:
         """Puts the public key onto the host.
 
-        :returns: the host, by a login with the key.
         :raises LoginRefusedError: the key doesn't get in.
         """
         access = self.access
@@ -835,7 +798,6 @@ class Conversation:
                 next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in "
                 "sshd_config; or run it with --no-install-key",
             )
-        return host
 
     def _write(self, text: str) -> None:
         """The settings file, whole or not at all."""
@@ -849,20 +811,3 @@ class Conversation:
         if self.before.example:
             write_settings(self._example_copy, self._text_before)
         write_settings(self.file, text)
-
-
-def _token_secret(printed: str) -> str:
-    """The secret in what `pveum user token add --output-format json` prints. It is in no message.
-
-    :raises HomelabError: there is none.
-    """
-    answer = storages.last_json(printed)
-    secret = answer.get("value") if isinstance(answer, dict) else None
-    if not isinstance(secret, str) or not secret:
-        raise HomelabError(
-            wanted="the new token's secret from pveum",
-            found="an answer in another form",
-            why="it is shown once, and the settings need it",
-            next="run homelab init again: it makes a new token",
-        )
-    return secret

@@ -1,5 +1,4 @@
-"""`homelab init 192.168.0.202`: from an address to a settings file, an API user with exactly the rights that it takes,
-and a preview.
+"""`homelab init 192.168.0.202`: from an address to a settings file, a stack and a preview.
 
 Nothing is done before the last question, where ? shows each line of it. Exit status: 0, done, or there was nothing to
 do; 1, refused or declined, nothing was done; 2, it couldn't be done; 130, interrupted: what was done by then is said.
@@ -21,7 +20,6 @@ from homelab.cli import stack_options
 from homelab.cli.conversation import Conversation
 from homelab.cli.output import Declined, Output, ended_as_by_ctrl_c
 from homelab.cli.questions import Preselected, Questions, questions
-from homelab.cli.undoing import undo
 from homelab.errors import HomelabError
 from homelab.settings.paths import text_of
 
@@ -54,9 +52,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments. No secret is one of them."""
     parser = argparse.ArgumentParser(
         prog="homelab init",
-        description="Reads a Proxmox VE host, asks who should get its cards, and writes a stack's settings. It also "
-        "makes an API user with the rights that they need. It changes nothing before your answer to the last question; "
-        "answer ? there to see every change.",
+        description="Reads a Proxmox VE host, asks who should get its cards, and writes a stack's settings. It changes "
+        "nothing before your answer to the last question; answer ? there to see every change.",
         epilog="Each question can be answered by an option. @FILE reads options from a file, quoted as in a shell, "
         "with comments after #. Secrets come from standard input or the environment: HOMELAB_PASSWORD (the host's "
         "password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its settings, or changes them.",
@@ -67,7 +64,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stack", type=stack_options.name, default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)"
     )
-    parser.add_argument("--undo", action="store_true", help="remove the API user, its role and its token")
     host = parser.add_argument_group("the host")
     host.add_argument("--port", type=int, help="port of its SSH server (default: 22)")
     host.add_argument("--user", help="user who logs in (default: root)")
@@ -83,7 +79,6 @@ def parser() -> argparse.ArgumentParser:
         help="copy your public key to the host after a login with the password, so that later runs need no password "
         "(default); otherwise the settings keep the password, encrypted",
     )
-    host.add_argument("--api-port", type=int, help="port of its web interface (default: 8006)")
     cards = parser.add_argument_group("cards and what they run")
     cards.add_argument(
         "--card",
@@ -176,14 +171,11 @@ def _carry_out(arguments: argparse.Namespace, output: Output, result: dict[str, 
     try:
         _refuse_lab_shell()
         ask: Questions = Preselected() if arguments.yes or arguments.json else questions()
-        if arguments.undo:
-            result |= undo(arguments, output, ask)
-        else:
-            conversation = Conversation(arguments, output, ask)
-            try:
-                conversation.hold()
-            finally:
-                result |= conversation.result
+        conversation = Conversation(arguments, output, ask)
+        try:
+            conversation.hold()
+        finally:
+            result |= conversation.result
     except Declined as declined:
         output.say(str(declined))
         result["declined"] = str(declined)

@@ -26,7 +26,6 @@ class Output:
     done: list[str] = field(default_factory=list)
     _planned: list[str] = field(default_factory=list)
     _again: str = ""
-    _undo: str = ""
 
     def say(self, *lines: str) -> None:
         """Lines, made safe to show; in a terminal, between words and not in the middle of one where they are too long
@@ -40,13 +39,12 @@ class Output:
             self.stream.write(clean(line) + "\n")
         self.stream.flush()
 
-    def steps(self, planned: list[str], again: str, undo: str = "") -> None:
+    def steps(self, planned: list[str], again: str) -> None:
         """Sets the steps that are done from here on.
 
-        :param again: the commands that go on after an interruption.
-        :param undo: the commands that go back after one.
+        :param again: the command that goes on after an interruption.
         """
-        self._planned, self._again, self._undo = planned, again, undo
+        self._planned, self._again = planned, again
 
     def did(self, step: str) -> None:
         """A step is done."""
@@ -64,8 +62,6 @@ class Output:
             self.show("Perhaps done, since it was under way:", f"  {left[0]}")
             self.show(*(["Not done:", *(f"  {step}" for step in left[1:])] if left[1:] else []))
         self.say(f"To go on, run it again; it continues from what is there: {self._again}")
-        if self._undo:
-            self.say(f"To remove the API user, its role and its token: {self._undo}")
 
 
 def _folded(line: str, width: int) -> list[str]:

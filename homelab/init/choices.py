@@ -312,7 +312,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """The settings that follow from the choices, by key of the file's `config:`, to be merged into the existing ones.
 
-    :param access: of the host: address, ssh, api, node.
+    :param access: of the host: address, ssh, node, cluster.
     :param cards: with the keys that they have in the settings.
     :param existing: the file's values under `homelab:`, by key without that.
     """

@@ -28,7 +28,6 @@ config: {}
 _COMMENTS: dict[tuple[str, ...], str] = {
     ("ssh", "hostKey"): "confirmed in homelab init",
     ("ssh", "agent"): "the SSH agent of this machine logs in",
-    ("api", "fingerprint"): "of the API's certificate, read over SSH",
     ("cluster",): "nodes of one cluster restart one after another",
     ("gpus", "*", "use"): "vm: for a VM; lxc, host: stays with the host's driver",
     ("gpus", "*", "address"): "there are several cards with this id",

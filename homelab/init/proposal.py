@@ -1,6 +1,4 @@
-"""The proposal of `homelab init`, before any change: the settings file, the commands for the API's user, and the
-refusals of `up`.
-"""
+"""The proposal of `homelab init`, before any change: the settings file, and the refusals of `up`."""
 
 from __future__ import annotations
 
@@ -15,18 +13,15 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
-from homelab.init.api_user import TOKEN, Making, making, name_for
 from homelab.init.merge import HEAD, merged
 from homelab.nvidia import preview
 from homelab.nvidia.reading import SystemReading
-from homelab.remote.proxmox import probe
-from homelab.remote.proxmox.connection import colons
 from homelab.settings import Container, Host, Settings, Vm, parse, stack_file
-from homelab.settings.secrets import is_encrypted, left_open, readable
+from homelab.settings.secrets import left_open, readable
 from homelab.settings.types import is_name
 from homelab.vm import plan as vm_plan
 
-# Stands for the token's secret until the token is made; `up` refuses it (homelab/settings/secrets.py).
+# Stands for the host's password until Pulumi has encrypted it; `up` refuses it (homelab/settings/secrets.py).
 OPEN = "FILL-IN"
 
 
@@ -99,19 +94,13 @@ def _loaded(text: str, file: str) -> Settings:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A proposal of init. `text`: the settings file; `making`: of the API's user, None: no user is needed, or it
-    exists; `refused`: the refusals of `up`; `remarks`: the plan's lines about guests.
+    """A proposal of init. `text`: the settings file; `refused`: the refusals of `up`; `remarks`: the plan's lines about
+    guests.
     """
 
     text: str
-    making: Making | None
     refused: list[HomelabError]
     remarks: list[str]
-
-    @property
-    def commands(self) -> list[str]:
-        """The commands that make the API's user."""
-        return self.making.commands if self.making else []
 
 
 def cluster_settings(host: Mapping[str, object], facts: HostFacts) -> dict[str, str]:
@@ -123,43 +112,15 @@ def cluster_settings(host: Mapping[str, object], facts: HostFacts) -> dict[str, 
     return {"cluster": name} if name and "cluster" not in host and is_name(name) else {}
 
 
-def api_settings(stack: str, host: Mapping[str, Any], facts: HostFacts, port: int) -> dict[str, Any] | None:
-    """The setting `api` of a host with init's token; None: the file has another token, which stays.
-
-    :param host: the host's settings in the file.
-    """
-    before = host.get("api")
-    name = name_for(stack, facts.cluster.users)
-    token = f"{name}!{TOKEN}"
-    # A token whose secret was never filled in isn't in use.
-    if isinstance(before, Mapping) and before.get("token") != token and before.get("tokenSecret") != OPEN:
-        return None
-    sha256 = probe.sha256_of(facts.cluster.certificate)
-    if sha256 is None:
-        raise HomelabError(
-            wanted="the certificate that the host's API shows",
-            found="none in /etc/pve/local (pveproxy-ssl.pem, pve-ssl.pem)",
-            why="without its fingerprint, the token would go to any machine that answers at the address",
-            next="see whether Proxmox VE's services run on the host: systemctl status pve-cluster pveproxy",
-        )
-    api: dict[str, Any] = {"token": token, **({"port": port} if port != 8006 else {})}
-    if not (isinstance(before, Mapping) and is_encrypted(before.get("tokenSecret"))):
-        api["tokenSecret"] = OPEN
-    if not (isinstance(before, Mapping) and (before.get("caFile") or before.get("publicCa"))):
-        api["fingerprint"] = colons(sha256)
-    return api
-
-
 def propose(
     before: Existing,
     values: Mapping[str, Any],
-    stack: str,
     host_name: str,
     facts: HostFacts,
     file: str,
     systems: Mapping[str, SystemReading] = MappingProxyType({}),
 ) -> Proposal:
-    """The settings file with these values, the refusals, and the commands for the API's user.
+    """The settings file with these values, and the refusals.
 
     :param values: of `choices.settings_of`.
     :param file: the file's name, for messages.
@@ -176,7 +137,7 @@ def propose(
     try:
         want = plan.wanted(facts, host)
     except HomelabError as error:
-        return Proposal(text, None, [*getattr(error, "errors", [error]), *refused], remarks)
+        return Proposal(text, [*getattr(error, "errors", [error]), *refused], remarks)
     parts = [
         vm_plan.describe(host_name, facts, host, want, vms),
         container_plan.describe(
@@ -189,9 +150,4 @@ def propose(
     repeated = {(error.wanted, error.found) for error in from_readings}
     refused = [error for error in refused if (error.wanted, error.found) not in repeated] + from_readings
     remarks += [line for text, _ in parts for line in text.splitlines()]
-    needs = probe.needed(host_name, host, facts, want, vms, containers)
-    made = None
-    if needs and host.api is not None and host.api.token == f"{name_for(stack, facts.cluster.users)}!{TOKEN}":
-        secret = host.api.token_secret.get_secret_value() if host.api.token_secret else OPEN
-        made = making(stack, facts.cluster.users, needs, has_secret=secret != OPEN, pve=facts.pve)
-    return Proposal(text, made, refused, remarks)
+    return Proposal(text, refused, remarks)

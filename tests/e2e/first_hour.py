@@ -2,7 +2,7 @@
 and their like, and the picture that `homelab show` draws of the first host before its `pulumi up`.
 
 `python -m tests.e2e.first_hour [HOST…]`. The host is a lab's; everything else is what a person gets. A name of a machine stands for the
-lab's address and ports.
+lab's address and port.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ If you have never used Pulumi: it keeps a list of *resources*, the things that i
 them into line with the settings, and records them in the *stack* (here: `homelab`). `pulumi destroy` undoes them.
 
 - `homelab init` asks questions. A line that begins with `?` shows a question and its answer. It changes nothing before the last one. Answer `?` there to
-  see the settings file and each command that it would run.
+  see the settings file.
 - `pulumi up` shows a row for each resource: its type, its name, what was done, and how long that took. An indented row is a part of the one
   above it. *Diagnostics* contains the messages in the order in which they came; the last one is the result. *Outputs* are for other programs, and
   left out here; `--suppress-outputs` leaves them out, too. Without `--yes --skip-preview`, `pulumi up` first shows what it would do, and asks.

@@ -63,9 +63,8 @@ class Person:
         return inherited | {"HOME": str(self.home), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
 
     def init(self, *arguments: str) -> pexpect.spawn[str]:
-        """`homelab init` with the lab's address; its ports are a lab's peculiarity."""
-        connection = self.lab.connection
-        where = [connection["host"], "--port", str(connection["port"]), "--api-port", str(self.lab.api["port"])]
+        """`homelab init` with the lab's address; its port is a lab's peculiarity."""
+        where = [self.lab.connection["host"], "--port", str(self.lab.connection["port"])]
         return self.terminal(sys.executable, "-m", "homelab", "init", *where, *arguments)
 
     def terminal(self, program: str, *arguments: str, **environment: str) -> pexpect.spawn[str]:
@@ -129,7 +128,7 @@ def log_in(lab: Lab) -> Conversation:
     """With the password; from then on with a key that is made and put onto the host."""
     return [
         ("Is it the same?", f"y{ENTER}"),
-        ("root's password", f"{lab.api['password']}{ENTER}"),
+        ("root's password", f"{lab.connection['password']}{ENTER}"),
     ]
 
 

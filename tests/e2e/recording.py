@@ -22,7 +22,6 @@ ADDRESS = "192.168.0.202"
 _OWN = [
     (re.compile(r"SHA256:[A-Za-z0-9+/]{43}"), "SHA256:…"),
     (re.compile(r"AAAA[A-Za-z0-9+/]{60,}"), "AAAA…"),
-    (re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){31}"), "…"),
     (re.compile(r"\d+(\.\d+)?m?s\b"), "…s"),
 ]
 # Of a step that takes longer than some seconds (tools/log.py).
@@ -44,13 +43,13 @@ def shortened(lines: Sequence[str]) -> Iterator[str]:
 
 
 def as_on_a_host(lines: Sequence[str], folder: Path, lab: Lab) -> str:
-    """Without what is a lab's alone: its folder, address and ports; without empty lines at both ends."""
-    connection, api = lab.connection, lab.api
+    """Without what is a lab's alone: its folder, address and port; without empty lines at both ends."""
+    connection = lab.connection
     text = "\n".join(line.rstrip() for line in lines).strip("\n")
     text = _as_at_home(text, folder)
     text = text.replace(connection["host"], ADDRESS)
-    text = re.sub(rf"^ *port: ({connection['port']}|{api['port']})\n", "", text, flags=re.MULTILINE)
-    text = re.sub(rf"(, port |:| --port | --api-port ){connection['port']}\b|(:| --api-port ){api['port']}\b", "", text)
+    text = re.sub(rf"^ *port: {connection['port']}\n", "", text, flags=re.MULTILINE)
+    text = re.sub(rf"(, port |:| --port ){connection['port']}\b", "", text)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 

@@ -52,7 +52,7 @@ BY_HAND = "hostpci0: 0000:01:00,pcie=1,x-vga=1,romfile=5090.rom"
 
 
 def test_a_card_that_a_vm_has_by_hand_is_taken_over_and_given_back_as_it_was(by_init: Callable[..., Stack]) -> None:
-    """From `init`, whose token may write no such line, to `destroy`."""
+    """From `init` to `destroy`."""
     stack = by_init(
         "bound-by-hand",
         ("Who should get rtx5090", ENTER),  # VM 103 has it, and is preselected

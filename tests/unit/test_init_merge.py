@@ -173,11 +173,11 @@ def test_what_can_not_be_added_to_is_refused(text: str) -> None:
 
 
 def test_an_encrypted_value_is_replaced_whole_and_one_that_stays_is_untouched() -> None:
-    before = "config:\n  homelab:hosts:\n    pve:\n      api:\n        token: x # t\n        tokenSecret:\n          secure: v1:abc\n        # after\n        port: 1\n"
-    after = merged(before, {"homelab:hosts": {"pve": {"api": {"token": "y"}}}})
-    assert after == before.replace("token: x", "token: y")
-    after = merged(before, {"homelab:hosts": {"pve": {"api": {"tokenSecret": "FILL-IN"}}}})
-    assert yaml.safe_load(after)["config"]["homelab:hosts"]["pve"]["api"]["tokenSecret"] == "FILL-IN"
+    before = "config:\n  homelab:hosts:\n    pve:\n      ssh:\n        user: x # t\n        password:\n          secure: v1:abc\n        # after\n        port: 1\n"
+    after = merged(before, {"homelab:hosts": {"pve": {"ssh": {"user": "y"}}}})
+    assert after == before.replace("user: x", "user: y")
+    after = merged(before, {"homelab:hosts": {"pve": {"ssh": {"password": "FILL-IN"}}}})
+    assert yaml.safe_load(after)["config"]["homelab:hosts"]["pve"]["ssh"]["password"] == "FILL-IN"
     assert "        # after\n        port: 1\n" in after
 
 
@@ -194,12 +194,11 @@ def test_a_new_files_lines_are_not_broken_by_a_terminal_of_80_columns() -> None:
     key = "ssh-ed25519 " + "A" * 68
     ssh = {"user": "root", "hostKey": key, "privateKeyFile": "~/.ssh/homelab_ed25519"}
     card = {"match": "10de:2b85", "use": "vm"}
-    api = {"token": "homelab@pve!pulumi", "tokenSecret": "FILL-IN", "fingerprint": ":".join(["61"] * 32)}
-    host = {"address": "192.168.0.202", "ssh": ssh, "api": api, "gpus": {"rtx5090": card}}
+    host = {"address": "192.168.0.202", "ssh": ssh, "gpus": {"rtx5090": card}}
     text = merged("", {"homelab:hosts": {"pve": host}, "homelab:vms": {}, "homelab:containers": {}})
-    # A key and a fingerprint are as long as they are; nothing else is.
+    # A key is as long as it is; nothing else is.
     long = [line.strip() for line in text.splitlines() if len(line) > 78]
-    assert [line.partition(":")[0] for line in long] == ["hostKey", "fingerprint"]
+    assert [line.partition(":")[0] for line in long] == ["hostKey"]
     assert (
         not any("#" in line for line in long) and yaml.safe_load(text)["config"]["homelab:hosts"]["pve"]["ssh"] == ssh
     )

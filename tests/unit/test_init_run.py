@@ -61,7 +61,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
     """A run that ends in its second step."""
 
     def hold(self: Conversation) -> None:
-        self.output.steps(["one", "two", "three"], "homelab init 192.0.2.1", "homelab init --undo 192.0.2.1")
+        self.output.steps(["one", "two", "three"], "homelab init 192.0.2.1")
         self.output.did("one")
         how()
 
@@ -92,7 +92,7 @@ def test_any_error_reports_the_steps_and_is_no_refusal(
     out, err = capsys.readouterr()
     answer = json.loads(out)
     assert said in answer["error"] and answer["done"] == ["one"]
-    assert "Perhaps done" in err and "next:" in err and "homelab init --undo 192.0.2.1" in err
+    assert "Perhaps done" in err and "next:" in err and "homelab init 192.0.2.1" in err
     # What was given may be a password.
     assert "hunter2" not in out + err
 
@@ -416,14 +416,14 @@ def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whol
     shown = Terminal()
     output = Output(shown)
     output.say("    not possible for a VM because: another card first", "wanted: one\nfound:  two")
-    output.show("  pveum acl modify /mapping/pci --users 'homelab@pve'")
+    output.show("  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE")
     assert shown.getvalue().splitlines() == [
         "    not possible for a VM",
         "      because: another card",
         "      first",
         "wanted: one",
         "found:  two",
-        "  pveum acl modify /mapping/pci --users 'homelab@pve'",
+        "  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE",
     ]
 
 
@@ -436,13 +436,13 @@ def test_what_init_says_is_folded_between_words_in_a_terminal(columns: int, monk
     monkeypatch.setenv("COLUMNS", str(columns))
     shown = Tty()
     output = Output(shown)
-    step = "pveum user token add homelab@pve pulumi --privsep 0 --comment 'homelab init, stack homelab' --output-format json"
+    step = " and ".join(["your public key put onto 192.0.2.1"] * 4)
     output.did(step)
     output.say(
         f"    not possible for a VM because: {'containers that use it: 950; take the card out of them first; ' * 3}"
     )
     lines = shown.getvalue().splitlines()
-    assert max(map(len, lines)) <= columns and "  done: pveum user token add" in lines[0]
+    assert max(map(len, lines)) <= columns and "  done: your public key" in lines[0]
     assert set(step.split()) <= set(shown.getvalue().split())
 
 

@@ -58,11 +58,6 @@ def test_the_picture_has_what_the_settings_want_and_marks_it_against_what_the_st
         "hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0",
         "agent": True,
     }
-    host["api"] = {
-        "token": "homelab@pve!pulumi",
-        "tokenSecret": {"secure": "v1:x"},
-        "fingerprint": ":".join(["00"] * 32),
-    }
     file = tmp_path / "Pulumi.x.yaml"
     vms = {"new": {"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}}
     file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))
@@ -90,10 +85,8 @@ def test_a_guest_of_a_cluster_is_on_the_first_node_that_has_its_cards_since_none
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0",
         {"rtx5090": {"match": "10de:2b85"}},
     )
-    api = {"token": "homelab@pve!pulumi", "tokenSecret": {"secure": "x"}, "fingerprint": ":".join(["00"] * 32)}
-    common = {"cluster": "home", "api": api}
-    ssh = {"hostKey": key, "agent": True}
-    hosts = {f"pve{number}": {"address": f"192.0.2.{number}", "ssh": ssh, **common} for number in (1, 2)}
+    common = {"cluster": "home", "ssh": {"hostKey": key, "agent": True}}
+    hosts = {f"pve{number}": {"address": f"192.0.2.{number}", **common} for number in (1, 2)}
     hosts["pve2"]["gpus"] = gpus
     config = {"homelab:hosts": hosts, "homelab:vms": {"gaming": {"host": "home", "vmid": 104, "gpus": ["rtx5090"]}}}
     placed = yaml.safe_load(pull_request.settings(yaml.safe_dump({"config": config}), with_secrets=False))["config"]

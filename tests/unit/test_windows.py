@@ -75,7 +75,7 @@ def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(
         *([name, "--help"] for name in ("init", "doctor", "show", "log", "drift")),
         *([name, "--config-file", str(tmp_path / "none.yaml")] for name in ("doctor", "show", "log")),
         ["drift", "--install-timer"],
-        ["init", "192.0.2.1", "--undo", "--stack", "none", "--yes"],
+        ["init", "192.0.2.1", "--dry-run", "--stack", "none", "--yes"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", AS_ON_WINDOWS, json.dumps(commands)],

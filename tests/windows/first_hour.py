@@ -1,6 +1,6 @@
 """Writes docs/first-hour-windows.md anew: what a console of 80 columns shows of `pulumi up` and `homelab show`, run by Windows' programs.
 
-`python -m tests.windows.first_hour`. As tests/e2e/first_hour.py: the host is a lab's, and a name of a machine stands for its address and ports.
+`python -m tests.windows.first_hour`. As tests/e2e/first_hour.py: the host is a lab's, and a name of a machine stands for its address and port.
 """
 
 from __future__ import annotations

@@ -110,14 +110,14 @@ class Person:
         return done.stdout
 
     def init(self, lab: Lab, *options: str) -> list[str]:
-        """`homelab init` in a console, with the lab's address; its ports are a lab's peculiarity. The password comes from the environment."""
-        ssh, api = lab.connection, lab.api
-        where = [ssh["host"], "--port", str(ssh["port"]), "--host-key", ssh["hostKey"], "--api-port", str(api["port"])]
+        """`homelab init` in a console, with the lab's address; its port is a lab's peculiarity. The password comes from the environment."""
+        ssh = lab.connection
+        where = [ssh["host"], "--port", str(ssh["port"]), "--host-key", ssh["hostKey"]]
         shown = self.homelab_at_a_console(
-            "init", *where, *options, "--yes", "--no-preview", HOMELAB_PASSWORD=api["password"]
+            "init", *where, *options, "--yes", "--no-preview", HOMELAB_PASSWORD=ssh["password"]
         )
         text = "\n".join(shown)
-        assert "homelab is set up." in text and api["password"] not in text
+        assert "homelab is set up." in text and ssh["password"] not in text
         return shown
 
     def begin_up(self) -> tuple[pexpect.spawn[str], Terminal, Path]:

@@ -84,7 +84,7 @@ def test_containers_by_password_alone_from_a_checkout_with_windows_line_ends(
         person.init(lab, *cards, "--cuda", "none", "--no-install-key")
         assert not (person.home / ".ssh").exists() and lab.snapshot("root") == home
         settings = (folder / "Pulumi.homelab.yaml").read_text(encoding="utf-8")
-        assert "secure: v1:" in settings and lab.api["password"] not in settings
+        assert "secure: v1:" in settings and lab.connection["password"] not in settings
 
         first, _ = person.up()
         assert first.errors == [], first.output
