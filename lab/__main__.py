@@ -33,7 +33,8 @@ def _describe(status: dict[str, Any], state: Path) -> str:
         for vmid, vm in sorted(status.get("guests", {}).items())
     )
     return (
-        f"lab {status['scenario']} (node {status['node']}): {status['phase']}\n  {login} <command>{vms}\n  {status['api']['url']}/api2/json\n  {state}"
+        f"lab {status['scenario']} (node {status['node']}): {status['phase']}\n  {login} <command>{vms}\n"
+        f"  {status['api']['url']}/api2/json\n  {state}"
     )
 
 
