@@ -27,15 +27,14 @@ def _show(arguments: argparse.Namespace, status: dict[str, Any], text: str) -> N
 
 def _describe(status: dict[str, Any], state: Path) -> str:
     ssh = status["ssh"]
-    api = status.get("api")
-    web = f"\n  {api['url']}/api2/json" if api else ""
     login = f"ssh -i {ssh['privateKeyFile']} -p {ssh['port']} {ssh['user']}@{ssh['host']}"
     vms = "".join(
         f"\n  VM {vmid}: ssh -i {vm['privateKeyFile']} -p {vm['port']} {vm['user']}@{vm['host']} <command>"
         for vmid, vm in sorted(status.get("guests", {}).items())
     )
     return (
-        f"lab {status['scenario']} (node {status['node']}): {status['phase']}\n  {login} <command>{vms}{web}\n  {state}"
+        f"lab {status['scenario']} (node {status['node']}): {status['phase']}\n  {login} <command>{vms}\n"
+        f"  {status['api']['url']}/api2/json\n  {state}"
     )
 
 

@@ -298,15 +298,12 @@ class Lab:
             LabError: another status than 200; the text is `500 VM is locked (backup)`, with the messages of parameters.
             OSError, http.client.HTTPException: no answer came, or none in time.
         """
-        from lab.api.auth import Authenticator
-        from lab.api.users import Users
+        from lab.api.auth import ticket
         from lab.host.state import HostState
 
-        host = HostState(self.state)
-        ticket = Authenticator.of(host).ticket(user, Users(host).now)
         given = {name: int(value) if isinstance(value, bool) else value for name, value in parameters.items()}
         form, has_body = urlencode(given, doseq=True), verb in ("PUT", "POST")
-        head = {"Cookie": f"PVEAuthCookie={quote(ticket, safe='')}"}
+        head = {"Cookie": f"PVEAuthCookie={quote(ticket(HostState(self.state), user), safe='')}"}
         connection = http.client.HTTPConnection(urlsplit(self.api["url"]).netloc, timeout=WAIT_SECONDS)
         try:
             connection.request(

@@ -118,11 +118,9 @@ class Deployment:
                     guest = lab.guest(vm["vmid"])
                     vm["address"] = guest["host"]
                     vm["ssh"] = {name: guest[name] for name in ("port", "hostKey", "privateKeyFile")}
-        ssh, api = lab.connection, lab.api
-        host["address"], host["node"] = ssh["host"], api["node"]
+        ssh = lab.connection
+        host["address"], host["node"] = ssh["host"], lab.api["node"]
         host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]}
-        secret = {"token": api["tokenId"], "tokenSecret": api["tokenSecret"]}
-        host["api"] = {"port": api["port"], **secret, "caFile": api["caFile"]}
         kept = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else {}
         self.config_file.write_text(yaml.safe_dump(kept | written, sort_keys=False), encoding="utf-8")
         self.config_file.chmod(0o600)

@@ -29,7 +29,6 @@ from lab.api import ha_manager
 from lab.api.auth import Secrets
 from lab.api.guest_system import authorized_keys, environment_of
 from lab.api.server import ApiServer
-from lab.api.users import Users
 from lab.commands import CommandServer
 from lab.guests import Guests
 from lab.host import addresses, launchers
@@ -91,7 +90,8 @@ class Daemon:
         self._lab = lab
         self.guests = Guests(self, lab.guests, self._save)
         self._ssh: Server | None = None
-        self._api: ApiServer | None = None
+        self.api = ApiServer(self)
+        self._lab.api = {"url": f"http://127.0.0.1:{self.api.port}", "node": lab.node}
         self._booted_at = 0.0
         self._changed = asyncio.Condition()
         self._transition = asyncio.Lock()
@@ -124,8 +124,8 @@ class Daemon:
         return is_authorized(key, own + authorized_keys(HostState(self.state), user))
 
     def accepts_password(self, user: str, password: str) -> bool:
-        """Let root in with the password that the API takes, too."""
-        return user == "root" and Users(HostState(self.state)).has_password("root@pam", password)
+        """Let root in with its password."""
+        return user == "root" and password == Secrets.of(HostState(self.state)).password
 
     def fault(self, name: str) -> str | None:
         """Return a fault, read anew: tests change it while the host runs."""
@@ -182,21 +182,6 @@ class Daemon:
             "privateKeyFile": str(paths.user_key),
             "hostKeyFile": f"{paths.host_key}.pub",
         }
-
-    def take_api_port(self, port: int) -> None:
-        """Take the API's port: the one that the lab had, or another when that is taken."""
-        try:
-            self._api = ApiServer(self, port, self._lab.node)
-        except OSError:
-            _LOG.warning("port %d, which the lab's API had, is taken; another one is used", port)
-            self._api = ApiServer(self, 0, self._lab.node)
-        self._lab.api = self._api.connection(self._lab.node)
-
-    @property
-    def api(self) -> ApiServer:
-        """The API's server, once `take_api_port` has made it."""
-        assert self._api is not None
-        return self._api
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Boot the host, and keep it until asked to stop.
@@ -538,7 +523,7 @@ def _prepare(state: Path, scenario: str) -> LabFile:
         # lab.json comes after the tree: a start that was killed half-way begins again.
         loaded = load_scenario(scenario)
         install(state, loaded)
-        kept: dict[str, Any] = {"ssh": lab.ssh, "api": lab.api, "guests": lab.guests} if lab is not None else {}
+        kept: dict[str, Any] = {"ssh": lab.ssh, "guests": lab.guests} if lab is not None else {}
         lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", **kept)
     lab.control = _control_socket(state)
     return lab
@@ -547,7 +532,6 @@ def _prepare(state: Path, scenario: str) -> LabFile:
 async def _run(arguments: argparse.Namespace, lab: LabFile, commands: CommandServer, ready: Callable[[], None]) -> None:
     daemon = Daemon(arguments.state, Processes(asyncio.get_running_loop()), lab, commands)
     daemon.take_port(arguments.ssh_port or int(lab.ssh.get("port", 0)), exactly=bool(arguments.ssh_port))
-    daemon.take_api_port(int(lab.api.get("port", 0)))
     daemon.guests.take_ports()
     if arguments.lifeline_fd is not None:
         asyncio.get_running_loop().add_reader(arguments.lifeline_fd, daemon.end)

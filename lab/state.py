@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LOG_NAMES = ("connections", "commands", "boots", "guests", "programs", "timers", "api")
 
 

@@ -221,6 +221,7 @@ def _pve(host: HostState, scenario: Scenario) -> None:
     host.symlink("/etc/pve/qemu-server", f"nodes/{scenario.node}/qemu-server")
     host.symlink("/etc/pve/lxc", f"nodes/{scenario.node}/lxc")
     host.rooted("/etc/pve/mapping").mkdir(exist_ok=True)
+    host.write("/etc/pve/user.cfg", "user:root@pam:1:0::::::\n", 0o640)
     host.write(
         "/etc/pve/storage.cfg",
         (

@@ -1,16 +1,16 @@
-"""The Proxmox VE API of a lab host, over HTTPS and inside the host, on the same state as its SSH side.
+"""The Proxmox VE API of a lab host, asked inside the host, on the same state as its SSH side.
 
 How it is laid out, after a request's way through it:
 
-- `server`: pveproxy (HTTPS, with the certificates of `tls`) and pvedaemon (HTTP, inside the host), and the daemon's side of tasks;
-- `responses`: who asks (`auth`), what for (`reference`, read from reference.txt), whether it may (`users`) and
-  whether its parameters are right (`checks`, `formats`), then the operation; errors (`errors`) become status lines;
+- `server`: pvedaemon (HTTP), and the daemon's side of tasks;
+- `responses`: who asks (`auth`), what for (`reference`, read from reference.txt) and whether its parameters
+  are right (`checks`, `formats`), then the operation; errors (`errors`) become status lines;
 - the operations, on files below the host's /etc/pve, /run and /var/log/pve, as a real node has them: `cluster`,
   `node`, `mapping`, `storage`, `qemu`, `qemu_power`, `lxc`, `snapshots`, `agent`, `tasks`, `quorum`; what the guests' two kinds share is in
   `guests` and `guest_config`, handing a GPU over in `passthrough`;
 - what runs inside a VM: `guest_system` for its agent's commands, `direct_boot` and `guest_kernel` where its `args` name a kernel;
-- `commands`: qm, pct, pvesh and pveum are the same operations, asked for by root@pam at a shell.
+- `commands`: qm, pct and pvesh are the same operations, asked for by root@pam at a shell.
 
-Everything but `server` and `tls` uses the standard library alone, so that the commands start fast. README.md says
+Everything but `server` uses the standard library alone, so that the commands start fast. README.md says
 what is simulated, COVERAGE.md how that was compared with a real node.
 """

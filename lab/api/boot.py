@@ -11,7 +11,6 @@ from . import ha_manager, hooks, lxc, qemu_power
 from .errors import ApiError
 from .guests import Guest, exclusively, guests_of
 from .tasks import TaskLog, Tasks, Work
-from .users import ROOT
 
 _LAST = 1 << 30
 #: How long a shutdown waits for a guest; a node's 180 s are nothing to wait for in a lab.
@@ -47,7 +46,7 @@ def _settle_one(guest: Guest) -> None:
 
     def report(vmid: int, error: ApiError) -> None:
         tasks = Tasks(guest.host)
-        upid, log = tasks.begin(task, str(vmid), ROOT)
+        upid, log = tasks.begin(task, str(vmid))
         tasks.end(upid, log, error)
 
     of_kind.settle_after_boot(guest, report)
@@ -61,13 +60,13 @@ def stop_all(host: HostState) -> None:
     with exclusively(host):
         ha_manager.leave(host)
         tasks = Tasks(host)
-        all_of_them, log = tasks.begin("stopall", "", ROOT)
+        all_of_them, log = tasks.begin("stopall", "")
     for guest in sorted(_running(host), key=_order, reverse=True):
         if "hookscript" in guest.config().values:
             _carry_out(guest, "shutdown")
         else:
             with exclusively(host):
-                tasks.end(*tasks.begin(f"{'qm' if guest.kind == 'qemu' else 'vz'}shutdown", str(guest.vmid), ROOT))
+                tasks.end(*tasks.begin(f"{'qm' if guest.kind == 'qemu' else 'vz'}shutdown", str(guest.vmid)))
     with exclusively(host):
         tasks.end(all_of_them, log)
 
@@ -84,7 +83,7 @@ def _carry_out(guest: Guest, what: Literal["start", "shutdown"]) -> None:
         return lxc.shutdown_work(guest, log, _SHUTDOWN_SECONDS, force=True)
 
     with exclusively(guest.host):
-        upid, log = tasks.begin(f"{'qm' if is_vm else 'vz'}{what}", str(guest.vmid), ROOT)
+        upid, log = tasks.begin(f"{'qm' if is_vm else 'vz'}{what}", str(guest.vmid))
     hooks.drive(guest.host, tasks.follow(upid, log, work(log)))
 
 

@@ -1,4 +1,4 @@
-"""qm, pct, pvesh, pveum, pvenode and pvecm at the host's shell: the API's operations, asked for by root@pam, as on a real node.
+"""qm, pct, pvesh, pvenode and pvecm at the host's shell: the API's operations, asked for by root@pam, as on a real node.
 
 Only what is in use is there; anything else ends with exit status 2 and a line in log/programs.jsonl.
 """
@@ -9,14 +9,12 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.host.state import HostState
 
 from . import container_system, ha_commands, hooks
-from .auth import Authenticator
 from .cluster import peer_of
 from .errors import ApiError, Died, bad_parameters
 from .guest_config import Kind
@@ -25,66 +23,17 @@ from .quorum import Members
 from .responses import Api
 from .tables import FORMATS, formatted
 from .tasks import Tasks, Work
-from .users import ROOT
 
 _KINDS: dict[str, Kind] = {"qm": "qemu", "pct": "lxc"}
 _METHODS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
 _ATTEMPTS = 9
 _UNKNOWN = "property is not defined in schema"
 _POWER = ("start", "stop", "shutdown", "reboot", "suspend", "resume", "reset")
-
-
-@dataclass(frozen=True)
-class _Command:
-    """One command of pveum: the operation that it asks for, and what its arguments are there, in their order.
-
-    `columns` are those of a list; `fixed` is sent besides the options; `usage` is what its usage says after the arguments.
-    """
-
-    method: str
-    path: str
-    arguments: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    fixed: tuple[tuple[str, str], ...] = ()
-    usage: str = "[OPTIONS]"
-
-    @property
-    def reads(self) -> bool:
-        return self.method == "GET"
-
-
-_ROLE, _USER = "/access/roles/{roleid}", "/access/users/{userid}"
-_TOKENS, _TOKEN = f"{_USER}/token", f"{_USER}/token/{{tokenid}}"
 _FORMATTED = "[OPTIONS] [FORMAT_OPTIONS]"
-_ACL_USAGE = "--roles <string> [OPTIONS]"
-_USER_COLUMNS = (
-    "userid", "comment", "email", "enable", "expire", "firstname", "groups", "keys", "lastname", "realm-type",
-    "tfa-locked-until", "tokens", "totp-locked",
-)  # fmt: skip
-_USER_MANAGER = {
-    "acl delete": _Command("PUT", "/access/acl", ("path",), fixed=(("delete", "1"),), usage=_ACL_USAGE),
-    "acl list": _Command("GET", "/access/acl", columns=("path", "roleid", "type", "ugid", "propagate")),
-    "acl modify": _Command("PUT", "/access/acl", ("path",), usage=_ACL_USAGE),
-    "role add": _Command("POST", "/access/roles", ("roleid",)),
-    "role delete": _Command("DELETE", _ROLE, ("roleid",)),
-    "role list": _Command("GET", "/access/roles", columns=("roleid", "privs", "special")),
-    "role modify": _Command("PUT", _ROLE, ("roleid",)),
-    "user add": _Command("POST", "/access/users", ("userid",)),
-    "user delete": _Command("DELETE", _USER, ("userid",)),
-    "user list": _Command("GET", "/access/users", columns=_USER_COLUMNS),
-    "user token add": _Command("POST", _TOKEN, ("userid", "tokenid"), usage=_FORMATTED),
-    "user token list": _Command("GET", _TOKENS, ("userid",), columns=("tokenid", "comment", "expire", "privsep")),
-    "user token modify": _Command("PUT", _TOKEN, ("userid", "tokenid"), usage=_FORMATTED),
-    "user token delete": _Command("DELETE", _TOKEN, ("userid", "tokenid"), usage=_FORMATTED),
-}
-_USER_MANAGER["user token remove"] = _USER_MANAGER["user token delete"]  # an alias on a real node
 
 
 def only_reads(name: str, arguments: list[str]) -> bool:
     """Whether a command, such as `qm list`, changes nothing."""
-    if name == "pveum":
-        known = _user_command(arguments)
-        return known is not None and known[0].reads
     if name in ("pvenode", "pvecm"):
         return arguments[:1] != ["expected"]
     if name == "ha-manager":
@@ -100,15 +49,6 @@ _VERBS: dict[Kind, set[str]] = {
     "qemu": _BOTH | {"migrate", "suspend", "resume", "reset", "template", "clone", "resize", "agent", "cleanup"},
     "lxc": _BOTH | {"exec", "push", "pull", "mount", "unmount"},
 }
-
-
-def _user_command(arguments: list[str]) -> tuple[_Command, list[str]] | None:
-    """A command of pveum, and the words after its name; None for one that isn't known."""
-    for length in (3, 2):
-        name = " ".join(arguments[:length])
-        if name in _USER_MANAGER:
-            return _USER_MANAGER[name], arguments[length:]
-    return None
 
 
 class Misused(Exception):
@@ -146,9 +86,7 @@ class Shell:
         self.usage = ""
         #: The last task that was waited for.
         self.last_task = ""
-        # No tickets are made or read at a shell, and no certificate is shown.
-        authenticator = Authenticator(b"")
-        self._api = Api(state, authenticator, "", lambda host, work: self._works.append((host, work)), power)
+        self._api = Api(state, lambda host, work: self._works.append((host, work)), power)
 
     def ask(self, method: str, path: str, options: dict[str, list[str]] | None = None) -> Any:
         """Do one operation; a task that it starts is waited for, its log printed.
@@ -161,7 +99,7 @@ class Shell:
             # pvesh does it on that node, by SSH.
             return Shell(peer.host.state, _no_power, self._tell).ask(method, path, options)
         try:
-            answer = self._api.perform(ROOT, method, path, options or {}, print)
+            answer = self._api.perform(method, path, options or {}, print)
         except ApiError as error:
             self._tell_how_it_tried(error)
             raise
@@ -387,27 +325,6 @@ class Shell:
             members.expect(int(arguments[1]))
         else:
             raise Misused(f"the lab's pvecm has `status`, `nodes` and `expected NUMBER`, not {' '.join(arguments)!r}")
-
-    # -- pveum -------------------------------------------------------------------------------------------
-    def pveum(self, arguments: list[str]) -> None:
-        """`pveum role|user|acl|user token VERB ... [--option value ...]`, with --output-format."""
-        known = _user_command(arguments)
-        if known is None:
-            raise Misused(f"the lab's pveum has no {' '.join(arguments[:3])!r}; it has {', '.join(_USER_MANAGER)}")
-        command, words = known
-        count = len(command.arguments)
-        given = dict(zip(command.arguments, words, strict=False))
-        if len(given) < count or any(word.startswith("-") for word in given.values()):
-            raise Misused(f"wanted {' '.join(f'<{name}>' for name in command.arguments)}, found {' '.join(words)!r}")
-        options = _options(words[count:])
-        form = _form(options)
-        named = next(name for name, other in _USER_MANAGER.items() if other is command)
-        self.usage = " ".join([f"pveum {named}", *(f"<{name}>" for name in command.arguments), command.usage])
-        options |= {
-            name: [value] for name, value in (*given.items(), *command.fixed) if f"{{{name}}}" not in command.path
-        }
-        answer = self.ask(command.method, command.path.format(**given), options)
-        print(formatted(answer, form, command.columns), end="")
 
 
 _TASK_COLUMNS = ("UPID", "Type", "ID", "User", "Starttime", "Endtime", "Status")

@@ -38,8 +38,3 @@ class Died(ApiError):
 def bad_parameters(errors: dict[str, str]) -> ApiError:
     """Parameters that aren't right, each with its message."""
     return ApiError(400, "Parameter verification failed.\n", errors)
-
-
-def not_allowed(what: str = "") -> ApiError:
-    """A privilege that is missing, as in `/vms/100, VM.Audit`."""
-    return ApiError(403, f"Permission check failed ({what})\n" if what else "Permission check failed\n")

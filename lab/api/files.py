@@ -18,7 +18,7 @@ from lab.host import network
 from lab.host.state import HostState
 
 from .call import Call
-from .errors import Died, bad_parameters, not_allowed
+from .errors import Died, bad_parameters
 from .storage import FOLDERS, Storage, Storages
 from .tasks import TaskLog, Work
 
@@ -32,7 +32,6 @@ _ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 
 def metadata(call: Call) -> dict[str, Any]:
     """GET /nodes/{node}/query-url-metadata."""
-    _require_network(call)
     url = call.parameters["url"]
     trouble = _unreachable(call.host, url)
     if trouble:
@@ -54,8 +53,6 @@ def download(call: Call) -> str:
         ApiError: no such storage, not one of files, not for such content; a file name that the content hasn't.
     """
     asked = call.parameters
-    call.require(f"/storage/{asked['storage']}", "Datastore.AllocateTemplate")
-    _require_network(call)
     content = asked["content"]
     storage = Storages(call.host).get(asked["storage"])
     if "path" not in storage.settings:
@@ -138,10 +135,9 @@ def remove(call: Call) -> str:
     """DELETE /nodes/{node}/storage/{storage}/content/{volume}.
 
     Raises:
-        ApiError: 403 without Datastore.Allocate; no such storage, or the volume is another one's.
+        ApiError: no such storage, or the volume is another one's.
     """
     volume, storage = _volume(call)
-    call.require(f"/storage/{storage.name}", "Datastore.Allocate")
     path = _path(storage, volume)
 
     def work(log: TaskLog) -> Work:
@@ -161,10 +157,9 @@ def one(call: Call) -> dict[str, Any]:
     """GET /nodes/{node}/storage/{storage}/content/{volume}.
 
     Raises:
-        ApiError: no such volume, or the caller may not see its storage.
+        ApiError: no such volume.
     """
     volume, storage = _volume(call)
-    call.require(f"/storage/{storage.name}", "Datastore.Audit", "Datastore.AllocateSpace", any_of=True)
     path = _path(storage, volume)
     file = call.host.rooted(path)
     if not file.is_file():
@@ -199,13 +194,6 @@ def _path(storage: Storage, volume: str) -> str:
     if kind not in FOLDERS or "path" not in storage.settings or not file or "/" in file:
         raise Died(f"unable to parse directory volume name '{volume.partition(':')[2]}'")
     return f"{storage.settings['path']}/{FOLDERS[kind]}/{file}"
-
-
-def _require_network(call: Call) -> None:
-    """A download lets its caller look around in the host's network."""
-    both = call.may("/", "Sys.Audit", "Sys.Modify")
-    if not both and not call.may(f"/nodes/{call.host.node}", "Sys.AccessNetwork"):
-        raise not_allowed()
 
 
 def _server(url: str) -> str:

@@ -62,12 +62,6 @@ def _device_path(value: str) -> None:
         raise FormatError(f"{value} is not a valid device path\n")
 
 
-def _user_name(value: str) -> None:
-    if len(value) < 3:
-        raise FormatError(f"user name '{value}' is too short\n")
-    _matching(r"[^\s:/@]+@[A-Za-z][A-Za-z0-9._-]+", "value '{}' does not look like a valid user name")(value)
-
-
 _configuration_id = _matching(r"[A-Za-z][A-Za-z0-9_-]+", "invalid configuration ID '{}'")
 # Keys of options that may be deleted have the same form, but `delete` takes unknown ones as far as the handler.
 _CHECKS: dict[str, Callable[[str], None]] = {
@@ -81,8 +75,6 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "pve-storage-content-list": _list_of(
         _matching(r"images|rootdir|vztmpl|iso|backup|snippets|import|none", "invalid content type '{}'")
     ),
-    "pve-userid": _user_name,
-    "pve-roleid": _matching(r"[A-Za-z0-9_-]+", "role ID '{}' contains invalid characters"),
     "mac-addr": _matching(
         r"[0-9a-fA-F][02468aceACE](?::[0-9a-fA-F]{2}){5}", "value does not look like a valid unicast MAC address"
     ),

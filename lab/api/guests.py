@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -400,9 +399,3 @@ def new_mac(seed: str) -> str:
     """A MAC address with Proxmox' prefix; the same for the same seed."""
     digest = hashlib.sha256(seed.encode()).hexdigest().upper()
     return "BC:24:11:" + ":".join(digest[i : i + 2] for i in (0, 2, 4))
-
-
-def bridge_of(text: str) -> str | None:
-    """The bridge that a network device's property string names."""
-    match = re.search(r"(?:^|,)bridge=([^,]+)", text)
-    return match[1] if match else None

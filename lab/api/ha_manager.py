@@ -24,7 +24,6 @@ from .errors import ApiError
 from .guests import Guest, all_ids
 from .quorum import Members
 from .tasks import TaskLog, Tasks, Work
-from .users import ROOT
 
 #: Between two rounds of a manager or an agent; ten seconds on a real one.
 ROUND_SECONDS = 0.2
@@ -172,7 +171,7 @@ class HaManager:
                 name = "qmstart" if kind == "qemu" else "vzstart"
             else:
                 continue
-            upid, log = tasks.begin(name, str(vmid), ROOT)
+            upid, log = tasks.begin(name, str(vmid))
             one["worker"] = upid.text
             if name.endswith("start"):
                 work = qemu_power.start_work(guest, log) if kind == "qemu" else lxc.start_work(guest, log)

@@ -11,14 +11,13 @@ from lab.host.pve_packages import is_pve9
 
 from . import container_system, ha, hooks
 from .call import Call
-from .errors import ApiError, Died, bad_parameters, not_allowed
+from .errors import ApiError, Died, bad_parameters
 from .formats import format_properties, format_size, parse_properties, size_of
 from .guest_config import GuestConfig
 from .guests import (
     Change,
     Guest,
     await_config_lock,
-    bridge_of,
     disturbed,
     guests_of,
     locked_config,
@@ -41,12 +40,6 @@ _VOLUME = re.compile(r"rootfs|mp\d+|unused\d+")
 _DIGEST_MISMATCH = "detected modified configuration - file changed by other user? Try again."
 _ONLY_IN_9 = frozenset({"entrypoint", "env"})
 _UNKNOWN = "property is not defined in schema and the schema does not allow additional properties"
-_PRIVILEGES = {
-    "VM.Config.CPU": "cores cpulimit cpuunits",
-    "VM.Config.Memory": "memory swap",
-    "VM.Config.Network": "hostname nameserver searchdomain",
-}
-_PRIVILEGE_OF = {option: privilege for privilege, options in _PRIVILEGES.items() for option in options.split()}
 # What a running container doesn't take before its next start.
 _WAITS = frozenset({"arch", "cmode", "console", "entrypoint", "env", "features", "ostype", "tty", "unprivileged"})
 
@@ -54,8 +47,7 @@ _WAITS = frozenset({"arch", "cmode", "console", "entrypoint", "env", "features",
 # -- what is asked ---------------------------------------------------------------------------------------------
 def listing(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/lxc."""
-    found = [guest for guest in guests_of(call.host, "lxc") if call.may(f"/vms/{guest.vmid}", "VM.Audit")]
-    return [summary(guest) for guest in found]
+    return [summary(guest) for guest in guests_of(call.host, "lxc")]
 
 
 def summary(guest: Guest) -> dict[str, Any]:
@@ -112,39 +104,7 @@ def _interface(name: str, mac: str, addresses: list[dict[str, str]]) -> dict[str
     return {"name": name, "hwaddr": mac, "hardware-address": mac, "ip-addresses": addresses}
 
 
-# -- who may what ----------------------------------------------------------------------------------------------
-def _require_option(call: Call, vmid: int, key: str, value: str | None, *, unprivileged: bool) -> None:
-    if call.caller.is_root_ticket:
-        return
-    path = f"/vms/{vmid}"
-    if _DEVICE.fullmatch(key):
-        raise not_allowed("configuring device passthrough is only allowed for root@pam")
-    if _VOLUME.fullmatch(key):
-        call.require(path, "VM.Config.Disk")
-        volume = (value or "").partition(",")[0].removeprefix("volume=")
-        if volume.startswith("/"):
-            kind = "device" if volume.startswith("/dev/") else "bind"
-            raise not_allowed(f"mount point type {kind} is only allowed for root@pam")
-    elif key == "features":
-        _require_features(call, path, value, unprivileged=unprivileged)
-    elif _NET.fullmatch(key):
-        call.require(path, "VM.Config.Network")
-        if value and (bridge := bridge_of(value)):
-            call.require(f"/sdn/zones/localnetwork/{bridge}", "SDN.Use")
-    elif key == "hookscript":
-        raise not_allowed("changing the hookscript is only allowed for root@pam")
-    else:
-        call.require(path, _PRIVILEGE_OF.get(key, "VM.Config.Options"))
-
-
-def _require_features(call: Call, path: str, value: str | None, *, unprivileged: bool) -> None:
-    if not unprivileged:
-        raise not_allowed("changing feature flags for privileged container is only allowed for root@pam")
-    if value is not None and set(parse_properties("lxc-features", value)) - {"nesting"}:
-        raise not_allowed("changing feature flags (except nesting) is only allowed for root@pam")
-    call.require(path, "VM.Allocate")
-
-
+# -- what is refused -------------------------------------------------------------------------------------------
 def _require_known(call: Call, values: dict[str, str]) -> None:
     """Refuse what Proxmox VE 8 doesn't know."""
     if not is_pve9(call.host) and (named := [key for key in values if key in _ONLY_IN_9]):
@@ -162,16 +122,11 @@ def create(call: Call) -> str:
     """POST /nodes/{node}/lxc."""
     guest = call.guest("lxc")
     wanted = option_values("lxc", call.parameters)
-    if is_pve9(call.host) and wanted.setdefault("unprivileged", "1") == "0":
-        call.require("/", "Sys.Modify")
-    if not call.may(f"/vms/{guest.vmid}", "VM.Allocate"):
-        raise not_allowed()
+    if is_pve9(call.host):
+        wanted.setdefault("unprivileged", "1")
     if call.parameters.get("restore"):
         raise Died("the lab restores no backups: create the container from a template")
     _require_known(call, wanted)
-    for key, value in wanted.items():
-        unprivileged = wanted.get("unprivileged") == "1"
-        _require_option(call, guest.vmid, key, value, unprivileged=unprivileged)
     _require_devices(call, wanted)
     require_cluster_ready(call.host)
     if taken := taken_by(call.host, guest.vmid):
@@ -299,9 +254,6 @@ def _update(call: Call, guest: Guest) -> None:
     change = Change.of("lxc", call.parameters)
     _require_known(call, change.values)
     config = disturbed(guest)
-    unprivileged = config.values.get("unprivileged") == "1"
-    for key in change.keys:
-        _require_option(call, guest.vmid, key, change.values.get(key), unprivileged=unprivileged)
     if "hookscript" in change.values:
         hooks.require(call.host, change.values["hookscript"], content=True)
     require_digest(config, change.digest, _DIGEST_MISMATCH)
@@ -463,7 +415,7 @@ def stop(call: Call) -> str:
     """POST .../status/stop."""
     guest = call.guest("lxc")
     _require_running(guest)
-    skip = bool(call.parameters.get("skiplock")) and call.caller.is_root_ticket
+    skip = bool(call.parameters.get("skiplock"))
     if upid := ha.asked(call, guest, "stop", lambda log: stop_work(guest, log)):
         return upid
     return call.start("vzstop", str(guest.vmid), lambda log: stop_work(guest, log, skip_lock=skip))

@@ -14,14 +14,13 @@ from lab.host.state import HostState
 
 from . import ha, hooks
 from .call import Call
-from .errors import ApiError, Died, bad_parameters, not_allowed
+from .errors import ApiError, Died, bad_parameters
 from .formats import format_properties, format_size, parse_properties, size_of
 from .guest_config import GuestConfig
 from .guests import (
     Change,
     Guest,
     await_config_lock,
-    bridge_of,
     disturbed,
     guests_of,
     locked_config,
@@ -38,7 +37,6 @@ from .tasks import TaskLog, Work
 _QEMU = "10.0.13"
 _DISK = re.compile(r"(?:ide[0-3]|sata[0-5]|scsi\d+|virtio\d+|efidisk0|tpmstate0)")
 _NET = re.compile(r"net\d+")
-_HOSTPCI = re.compile(r"hostpci\d+")
 # Fixed sizes of the disks that hold firmware state, as they come out on a directory.
 _EFIDISK_BYTES, _TPMSTATE_BYTES = 528 << 10, 4 << 20
 _GIB = 1 << 30
@@ -47,19 +45,6 @@ _UPTIME_PER_SECOND = 20
 #: How long what runs in a VM waited for want of something.
 PRESSURES = tuple(f"pressure{what}" for what in ("cpufull", "cpusome", "iofull", "iosome", "memoryfull", "memorysome"))
 _SUPPORT = ("pbs-dirty-bitmap", "query-bitmap-info")
-#: Options by the privilege that setting them takes; what is in none of these only root@pam may set.
-_PRIVILEGES = {
-    "VM.Config.CPU": "cores cpu cpulimit cpuunits numa smp sockets vcpus",
-    "VM.Config.Memory": "memory balloon shares allow-ksm",
-    "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio0 rng0",
-    "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name "
-    "onboot ostype protection reboot startdate startup tdf template tags",
-    "VM.PowerMgmt": "freeze",
-    "VM.Config.Disk": "boot bootdisk vmstatestorage",
-}
-# Either of two privileges is enough for what cloud-init is told.
-_CLOUD_INIT = re.compile(r"cicustom|cipassword|citype|ciupgrade|ciuser|nameserver|searchdomain|sshkeys|ipconfig\d+")
-_PRIVILEGE_OF = {option: privilege for privilege, options in _PRIVILEGES.items() for option in options.split()}
 # What a running VM takes at once; all else waits for its next start.
 _AT_ONCE = frozenset(
     (
@@ -72,7 +57,7 @@ _AT_ONCE = frozenset(
 # -- what is asked ---------------------------------------------------------------------------------------------
 def listing(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/qemu."""
-    found = [guest for guest in guests_of(call.host, "qemu") if call.may(f"/vms/{guest.vmid}", "VM.Audit")]
+    found = guests_of(call.host, "qemu")
     if not call.parameters.get("full"):
         return [summary(guest) for guest in found]
     return [summary(guest) | _running_details(guest) | {"qmpstatus": _qmp_status(guest)} for guest in found]
@@ -181,99 +166,9 @@ def _boot_disk_bytes(values: dict[str, str]) -> int:
     return 0
 
 
-# -- who may what ----------------------------------------------------------------------------------------------
-def require_option(call: Call, vmid: int, key: str, value: str | None) -> None:
-    """Refuse a caller that may not set, or with None delete, an option. Devices are looked at with their values.
-
-    Raises:
-        ApiError: 403 with the privilege, or 500 for what only root@pam may.
-    """
-    if call.caller.is_root_ticket or _HOSTPCI.fullmatch(key) or key in ("digest", "force"):
-        return
-    path = f"/vms/{vmid}"
-    if key in _PRIVILEGE_OF:
-        call.require(path, _PRIVILEGE_OF[key])
-        if key == "startup":
-            call.require("/", "Sys.Modify")
-    elif _NET.fullmatch(key):
-        call.require(path, "VM.Config.Network")
-    elif _CLOUD_INIT.fullmatch(key):
-        call.require(path, "VM.Config.Cloudinit", "VM.Config.Network", any_of=True)
-    elif key.startswith("numa"):
-        call.require(path, "VM.Config.CPU")
-    elif _DISK.fullmatch(key) or key.startswith("unused"):
-        _require_disk(call, path, value)
-    elif key.startswith("serial") and value in (None, "socket"):
-        call.require(path, "VM.Config.HWType")
-    elif key.startswith("usb"):
-        _require_usb(call, path, key, value)
-    else:
-        raise Died(f"only root can set '{key}' config")
-
-
-def _require_disk(call: Call, path: str, value: str | None) -> None:
-    """A drive's privileges: those of its storage come first; a CD needs none there."""
-    if value and _is_cloud_init_drive(value):
-        call.require(path, "VM.Config.Cloudinit")
-        call.require(path, "VM.Config.CDROM")
-        return
-    if value and "media=cdrom" in value:
-        call.require(path, "VM.Config.CDROM")
-        return
-    if value and ":" in value:
-        call.require(f"/storage/{value.partition(':')[0].removeprefix('file=')}", "Datastore.AllocateSpace")
-    call.require(path, "VM.Config.Disk")
-
-
-def _is_cloud_init_drive(value: str) -> bool:
-    return value.partition(",")[0].endswith(":cloudinit")
-
-
-def _require_usb(call: Call, path: str, key: str, value: str | None) -> None:
-    option = parse_properties("qemu-usb", value or "spice")
-    call.require(path, "VM.Config.HWType")
-    if option.get("host", "spice") != "spice":
-        raise Died(f"only root can set '{key}' config for real devices")
-    if "mapping" in option:
-        call.require(f"/mapping/usb/{option['mapping']}", "Mapping.Use")
-
-
-def require_hostpci(call: Call, vmid: int, key: str, value: str) -> None:
-    """Refuse a caller that may not set a hostpci option, or take away the one that is there.
-
-    Raises:
-        ApiError: 500 for a device by its address, 400 for one with a romfile, 403 without the right to the mapping.
-    """
-    if call.caller.is_root_ticket:
-        return
-    option = parse_properties("pve-qm-hostpci", value)
-    if "host" in option or "mapping" not in option:
-        raise Died(f"only root can set '{key}' config for non-mapped devices")
-    if "romfile" in option:
-        raise bad_parameters({key: "only root@pam can set 'romfile' option"})
-    call.require(f"/mapping/pci/{option['mapping']}", "Mapping.Use")
-    call.require(f"/vms/{vmid}", "VM.Config.HWType")
-
-
-def _require_cpu_model(call: Call, wanted: str, before: str) -> None:
-    """The right to a processor model of the cluster's own, unless the VM has it already (check_cpu_model_access)."""
-    model, former = (value.partition(",")[0].removeprefix("cputype=") for value in (wanted, before))
-    version = [int(number) for number in str(call.host.looked_at["qemu_server"]).split(".")]
-    if model.startswith("custom-") and model != former and version >= [9, 1, 13]:
-        call.require(f"/mapping/cpu/{model.removeprefix('custom-')}", "Mapping.Use")
-
-
-def _require_bridges(call: Call, values: dict[str, str]) -> None:
-    """The rights to the bridges that new values name."""
-    if call.caller.is_root_ticket:
-        return
-    for key, value in values.items():
-        if _NET.fullmatch(key) and (bridge := bridge_of(value)):
-            call.require(f"/sdn/zones/localnetwork/{bridge}", "SDN.Use")
-
-
+# -- what is refused -------------------------------------------------------------------------------------------
 def _require_hook_script(host: HostState, values: dict[str, str]) -> None:
-    """Refuse a hook script that isn't an executable file among a storage's snippets; who asks is looked at later.
+    """Refuse a hook script that isn't an executable file among a storage's snippets.
 
     Raises:
         ApiError: 400.
@@ -353,20 +248,10 @@ def _is_volume(key: str) -> bool:
 def create(call: Call) -> str:
     """POST /nodes/{node}/qemu."""
     guest = call.guest("qemu")
-    if not call.may(f"/vms/{guest.vmid}", "VM.Allocate"):
-        raise not_allowed()
     if "archive" in call.parameters:
         raise Died("the lab restores no backups: create the VM from its settings")
     wanted = option_values("qemu", call.parameters)
     _require_hook_script(call.host, wanted)
-    for key, value in wanted.items():
-        if _DISK.fullmatch(key) and (_is_cloud_init_drive(value) or "media=cdrom" in value):
-            continue  # a new VM's CDs take no privilege
-        require_option(call, guest.vmid, key, value)
-        if _HOSTPCI.fullmatch(key):
-            require_hostpci(call, guest.vmid, key, value)
-    _require_cpu_model(call, wanted.get("cpu", ""), "")
-    _require_bridges(call, wanted)
     require_cluster_ready(call.host)
     if taken := taken_by(call.host, guest.vmid):
         raise Died(f"unable to create VM {guest.vmid} - {taken}")
@@ -408,7 +293,6 @@ def _defaults(values: dict[str, str]) -> dict[str, str]:
 def destroy(call: Call) -> str:
     """DELETE .../{vmid}."""
     guest = call.guest("qemu")
-    call.require_root_for("skiplock")
     config = guest.config()
     if config.values.get("protection") == "1":
         raise Died(f"can't remove VM {guest.vmid} - protection mode enabled")
@@ -434,9 +318,6 @@ def destroy(call: Call) -> str:
 def clone(call: Call) -> str:
     """POST .../clone."""
     source, new = call.guest("qemu"), Guest(call.host, "qemu", int(call.parameters["newid"]))
-    call.require(f"/vms/{source.vmid}", "VM.Clone")
-    if not call.may(f"/vms/{new.vmid}", "VM.Allocate"):
-        raise not_allowed()
     require_cluster_ready(call.host)
     config = existing(source)
     require_unlocked(source, config)
@@ -488,7 +369,6 @@ def _cloned(call: Call, values: dict[str, str], vmid: int, log: TaskLog) -> dict
 def resize(call: Call) -> str:
     """PUT .../resize: a disk grows; with `+`, by that much."""
     guest, disk, wanted = call.guest("qemu"), call.parameters["disk"], call.parameters["size"]
-    call.require_root_for("skiplock")
 
     def work(log: TaskLog) -> Work:
         await_config_lock(guest, log)
@@ -574,36 +454,25 @@ def _described(guest: Guest, change: Change) -> str:
 
 
 def _checked_change(call: Call) -> Change:
-    """What a request wants changed, if its sender may; to revert what waits takes no privilege of its own, but for a device."""
-    vmid = int(call.parameters["vmid"])
-    call.require_root_for("skiplock")
+    """What a request wants changed.
+
+    Raises:
+        ApiError: 400, there is no such hook script.
+    """
     change = Change.of("qemu", call.parameters)
     _require_hook_script(call.host, change.values)
-    for key in (*change.delete, *change.values):
-        require_option(call, vmid, key, change.values.get(key))
-    _require_bridges(call, change.values)
     return change
 
 
 def _require_applicable(call: Call, guest: Guest, change: Change, config: GuestConfig) -> None:
-    """Refuse a change of what is locked, was changed meanwhile, or holds a device that isn't the caller's to set.
+    """Refuse a change of what is locked or was changed meanwhile, or one to a boot order without its device.
 
     Raises:
-        ApiError: 500, 400 or 403.
+        ApiError: 500.
     """
     require_digest(config, change.digest, "checksum mismatch (file change by other user?)")
     if not call.parameters.get("skiplock"):
         require_unlocked(guest, config)
-    # PVE::API2::Qemu, update_vm_api: the value in force counts, and what waits only where there is none; to revert a key is to set it anew to the
-    # value in force, or to delete what waits.
-    before = {**config.pending, **config.values}
-    touched = {key for key in change.revert if key in before}
-    for key in (k for k in dict.fromkeys((*change.delete, *change.values, *touched)) if _HOSTPCI.fullmatch(k)):
-        if key in before and (key in config.values or key not in change.values):
-            require_hostpci(call, guest.vmid, key, before[key])
-        if key in change.values:
-            require_hostpci(call, guest.vmid, key, change.values[key])
-    _require_cpu_model(call, change.values.get("cpu", ""), config.values.get("cpu", ""))
     _require_bootable(change, config.merged())
 
 

@@ -178,7 +178,6 @@ def shutdown_work(
 def start(call: Call) -> str:
     """POST .../status/start."""
     guest = call.guest("qemu")
-    call.require_root_for("skiplock")
     require_cluster_ready(call.host)
     skip = bool(call.parameters.get("skiplock"))
     if upid := ha.asked(call, guest, "start", lambda log: start_work(guest, log)):
@@ -189,7 +188,6 @@ def start(call: Call) -> str:
 def stop(call: Call) -> str:
     """POST .../status/stop."""
     guest = call.guest("qemu")
-    call.require_root_for("skiplock")
     skip = bool(call.parameters.get("skiplock"))
     if upid := ha.asked(call, guest, "stop", lambda log: stop_work(guest, log)):
         return upid
@@ -199,7 +197,6 @@ def stop(call: Call) -> str:
 def shutdown(call: Call) -> str:
     """POST .../status/shutdown."""
     guest = call.guest("qemu")
-    call.require_root_for("skiplock")
     force = bool(call.parameters.get("forceStop"))
     skip = bool(call.parameters.get("skiplock"))
     _say_why_it_cant_react(call, guest)
@@ -256,11 +253,9 @@ def _require_running(guest: Guest) -> None:
 def suspend(call: Call) -> str:
     """POST .../status/suspend: halts the processors; to disk, not with a device passed through."""
     guest = call.guest("qemu")
-    call.require_root_for("skiplock")
     values = guest.config().values
     _require_running(guest)
     if call.parameters.get("todisk"):
-        call.require(f"/vms/{guest.vmid}", "VM.Config.Disk")
         if passthrough.hostpci_options(values):
             raise Died(
                 "cannot suspend VM to disk due to passed-through PCI device(s), which lack the possibility to"
@@ -283,7 +278,6 @@ def resume(call: Call) -> str:
     """POST .../status/resume; one that sleeps on disk is started."""
     guest = call.guest("qemu")
     if guest.config().values.get("lock") == "suspended":
-        call.require_root_for("skiplock")
         return call.start("qmresume", str(guest.vmid), lambda log: start_work(guest, log))
     return _on_running(call, "qmresume", lambda guest: guest.set_paused(False))
 
@@ -295,7 +289,6 @@ def reset(call: Call) -> str:
 
 def _on_running(call: Call, kind: str, act: Callable[[Guest], None]) -> str:
     guest = call.guest("qemu")
-    call.require_root_for("skiplock")
     guest.config()
     _require_running(guest)
 

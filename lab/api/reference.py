@@ -33,13 +33,10 @@ class Parameter:
 
 @dataclass
 class Operation:
-    """A method on a path. `access` is the kind of check, `access_path` and `privileges` what it is about."""
+    """A method on a path."""
 
     method: str
     path: str
-    access: str = "own"
-    access_path: str = ""
-    privileges: tuple[str, ...] = ()
     parameters: dict[str, Parameter] = field(default_factory=dict)
 
     @property
@@ -93,15 +90,10 @@ class Reference:
 
     def _read(self, text: str) -> None:
         into: dict[str, Parameter] = {}
-        operation = Operation("", "")
         for line in text.splitlines():
             if not line.strip() or line.startswith("#"):
                 continue
-            if line.startswith("  access: "):
-                operation.access, _, about = line.removeprefix("  access: ").partition(" ")
-                operation.access_path, *privileges = about.split() or [""]
-                operation.privileges = tuple(privileges)
-            elif line.startswith("  takes: "):
+            if line.startswith("  takes: "):
                 into.update(self.options[line.removeprefix("  takes: ")])
             elif line.startswith("  "):
                 into.update(_parameters(line.strip()))
@@ -117,8 +109,7 @@ class Reference:
                 elif verb == "parameter":
                     self._of_paths.update(_parameters(rest))
                 else:
-                    operation = Operation(verb, rest)
-                    self.operations[verb, rest] = operation
+                    self.operations[verb, rest] = operation = Operation(verb, rest)
                     into = operation.parameters
                     into.update((n, p) for n, p in self._of_paths.items() if f"{{{n}}}" in rest)
 

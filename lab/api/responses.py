@@ -1,4 +1,4 @@
-"""From a request to its answer: who asks, what for, whether it may, whether it is right; then the operation.
+"""From a request to its answer: who asks, what for, whether it is right; then the operation.
 
 The order of these questions is a node's own, so that of several things that are wrong the same one is said.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,33 +16,30 @@ from typing import Any
 from lab.host.state import HostState
 from lab.state import append_log, now
 
-from . import access, agent, cluster, files, lxc, migration, node, qemu, qemu_power, snapshots
-from .auth import Authenticator
+from . import agent, cluster, files, lxc, migration, node, qemu, qemu_power, snapshots
+from .auth import ROOT, user_of
 from .call import Answer, Call, unheard
 from .checks import verify
-from .errors import ApiError, not_allowed
+from .errors import ApiError
 from .guests import exclusively
 from .quorum import require_pmxcfs
 from .reference import Operation, reference
 from .tasks import TaskLog, Tasks, Work
-from .users import ROOT, Caller, Users
 
 Handler = Callable[[Call], Any]
-_SECRETS = frozenset({"password", "cipassword", "input-data", "otp"})
+_SECRETS = frozenset({"password", "cipassword", "input-data"})
 _GUEST = "/nodes/{node}/qemu/{vmid}"
 _CONTAINER = "/nodes/{node}/lxc/{vmid}"
 
 
 @dataclass
 class Request:
-    """A request: `path` below /api2/json, parameters from query and body; `inside` says that it came to pvedaemon, on the host itself."""
+    """A request: `path` below /api2/json, parameters from query and body, `cookie` PVEAuthCookie's value."""
 
     method: str
     path: str
     parameters: dict[str, list[str]] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
     cookie: str | None = None
-    inside: bool = False
 
 
 @dataclass
@@ -63,8 +60,6 @@ class Api:
 
     Args:
         state: the lab's folder.
-        authenticator: knows tickets.
-        fingerprint: of the certificate that it shows.
         run: takes a task's work on: it is called with the host and the work, and returns at once.
         power: reboots the host, or shuts it down, in a moment: it gets `reboot` or `shutdown`.
         commands: runs commands in guests; None where that can't be done.
@@ -73,39 +68,34 @@ class Api:
     def __init__(
         self,
         state: Path,
-        authenticator: Authenticator,
-        fingerprint: str,
         run: Callable[[HostState, Work], None],
         power: Callable[[str], None],
         commands: agent.GuestCommands | None = None,
     ) -> None:
         self._state = state
-        self._authenticator = authenticator
         self._run = run
-        self._handlers = handlers(authenticator, fingerprint, power, commands)
+        self._handlers = handlers(power, commands)
 
     def respond(self, request: Request) -> Response:
         """Answer a request, and log it."""
         host = HostState(self._state)
         began = time.monotonic()
         with exclusively(host):
-            users = Users(host)
-            who: Caller | None = None
+            user: str | None = None
             try:
-                who, operation, given = self._recognise(host, users, request)
-                if request.inside:
-                    cluster.require_own(host, given)
-                data = self._serve(host, users, who, operation, given)
-                response = _answered(data)
+                _require_no_fault(host, request)
+                require_pmxcfs(host)
+                user = user_of(host, request.cookie)
+                operation, given = _find(request)
+                cluster.require_own(host, given)
+                response = _answered(self._serve(host, user, operation, given))
             except ApiError as error:
                 response = _refused(error)
-        self._log(request, who.identity if who else None, response, time.monotonic() - began)
+        self._log(request, user, response, time.monotonic() - began)
         return response
 
-    def perform(
-        self, caller: Caller, method: str, path: str, parameters: dict[str, list[str]], say: Callable[[str], None]
-    ) -> Any:
-        """Do what a command at the host's shell asks for; `say` prints what the operation says meanwhile.
+    def perform(self, method: str, path: str, parameters: dict[str, list[str]], say: Callable[[str], None]) -> Any:
+        """Do what a command at the host's shell asks for, as root@pam; `say` prints what the operation says meanwhile.
 
         Raises:
             ApiError: it is refused.
@@ -113,45 +103,26 @@ class Api:
         host = HostState(self._state)
         with exclusively(host):
             operation, given = _find(Request(method, path, parameters))
-            data = self._serve(host, Users(host), caller, operation, given, say)
+            data = self._serve(host, ROOT, operation, given, say)
         return data.data if isinstance(data, Answer) else data
-
-    def _recognise(
-        self, host: HostState, users: Users, request: Request
-    ) -> tuple[Caller | None, Operation, dict[str, list[str]]]:
-        _require_no_fault(host, request)
-        require_pmxcfs(host)
-        caller: Caller | None = None
-        if request.path != "/access/ticket":
-            csrf = request.method != "GET" and not request.inside
-            caller = self._authenticator.caller(users, request.headers, request.cookie, csrf=csrf)
-        operation, given = _find(request)
-        return caller, operation, given
 
     def _serve(
         self,
         host: HostState,
-        users: Users,
-        who: Caller | None,
+        user: str,
         operation: Operation,
         given: dict[str, list[str]],
         say: Callable[[str], None] = unheard,
     ) -> Any:
-        caller = who or Caller("")  # nobody: the login itself
-        _require_access(users, caller, operation, given)
         if operation.of_node:
             cluster.require_reachable(host, given["node"][0])
         parameters = verify(operation, given)
-        call = Call(
-            host, caller, users, parameters, partial(self._start, host, caller), partial(self._start, host, ROOT), say
-        )
+        call = Call(host, parameters, partial(self._start, host, user), partial(self._start, host, ROOT), say)
         return self._handlers[operation.method, operation.path](call)
 
-    def _start(
-        self, host: HostState, caller: Caller, kind: str, identifier: str, work: Callable[[TaskLog], Work]
-    ) -> str:
+    def _start(self, host: HostState, user: str, kind: str, identifier: str, work: Callable[[TaskLog], Work]) -> str:
         tasks = Tasks(host)
-        upid, log = tasks.begin(kind, identifier, caller)
+        upid, log = tasks.begin(kind, identifier, user)
         self._run(host, tasks.follow(upid, log, work(log)))
         return upid.text
 
@@ -180,16 +151,6 @@ def _find(request: Request) -> tuple[Operation, dict[str, list[str]]]:
     return operation, {**asked, **{name: [value] for name, value in in_path.items()}}
 
 
-def _require_access(users: Users, caller: Caller, operation: Operation, given: dict[str, list[str]]) -> None:
-    path, privileges = operation.access_path, users.known_as(operation.privileges)
-    for name, values in given.items():
-        path = path.replace(f"{{{name}}}", values[0])
-    if operation.access in ("all", "any"):
-        users.require(caller, path, *privileges, any_of=operation.access == "any")
-    elif operation.access == "either" and not users.may(caller, path, privileges, any_of=True):
-        raise not_allowed()
-
-
 def _require_no_fault(host: HostState, request: Request) -> None:
     """Refuse what the fault api-answers names: `[METHOD ]PART OF PATH=STATUS[ REASON]`."""
     fault = host.fault("api-answers")
@@ -216,45 +177,13 @@ def _refused(error: ApiError) -> Response:
     return Response(error.status, error.reason, body)
 
 
-def handlers(
-    authenticator: Authenticator,
-    fingerprint: str,
-    power: Callable[[str], None],
-    commands: agent.GuestCommands | None,
-) -> dict[tuple[str, str], Handler]:
+def handlers(power: Callable[[str], None], commands: agent.GuestCommands | None) -> dict[tuple[str, str], Handler]:
     """What serves each operation of the reference."""
     return {
-        **_access_handlers(authenticator),
         **_node_handlers(power),
-        **_cluster_handlers(fingerprint),
+        **_cluster_handlers(),
         **_qemu_handlers(commands),
         **_lxc_handlers(),
-    }
-
-
-def _access_handlers(authenticator: Authenticator) -> dict[tuple[str, str], Handler]:
-    token = "/access/users/{userid}/token/{tokenid}"
-    return {
-        ("GET", "/access/acl"): access.entries,
-        ("PUT", "/access/acl"): access.change_entries,
-        ("GET", "/access/permissions"): access.permissions,
-        ("GET", "/access/roles"): access.roles,
-        ("POST", "/access/roles"): access.create_role,
-        ("GET", "/access/domains"): access.domains,
-        ("GET", "/access/roles/{roleid}"): access.role,
-        ("GET", "/access/users/{userid}"): access.user,
-        ("PUT", "/access/roles/{roleid}"): access.change_role,
-        ("DELETE", "/access/roles/{roleid}"): access.delete_role,
-        ("GET", "/access/ticket"): lambda _: None,
-        ("POST", "/access/ticket"): lambda call: access.log_in(call, authenticator),
-        ("GET", "/access/users"): access.users,
-        ("POST", "/access/users"): access.create_user,
-        ("DELETE", "/access/users/{userid}"): access.delete_user,
-        ("GET", "/access/users/{userid}/token"): access.tokens,
-        ("GET", token): access.token,
-        ("POST", token): access.create_token,
-        ("PUT", token): access.change_token,
-        ("DELETE", token): access.delete_token,
     }
 
 
@@ -288,9 +217,9 @@ def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handle
     }
 
 
-def _cluster_handlers(fingerprint: str) -> dict[tuple[str, str], Handler]:
+def _cluster_handlers() -> dict[tuple[str, str], Handler]:
     return {
-        ("GET", "/nodes"): lambda call: cluster.nodes(call, fingerprint),
+        ("GET", "/nodes"): cluster.nodes,
         ("GET", "/cluster/status"): cluster.status,
         ("GET", "/cluster/resources"): cluster.resources,
         ("GET", "/cluster/nextid"): cluster.next_id,

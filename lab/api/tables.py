@@ -1,6 +1,6 @@
 """Answers as Proxmox VE's commands print them: JSON, or a table for people.
 
-Tables look as those of `pveum` and `pvesh` in a terminal with UTF-8, but are as wide as their content.
+Tables look as those of `pvesh` in a terminal with UTF-8, but are as wide as their content.
 """
 
 from __future__ import annotations
@@ -9,10 +9,6 @@ import json
 from typing import Any
 
 FORMATS = ("text", "json", "json-pretty")
-
-
-# What is a yes or a no stands at the left of its column, as words do; other numbers at the right.
-_FLAGS = frozenset({"enable", "privsep", "propagate", "special"})
 
 
 def formatted(answer: Any, form: str, columns: tuple[str, ...] = ()) -> str:
@@ -48,9 +44,7 @@ def _table(names: list[str], rows: list[dict[str, Any]]) -> str:
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     to_the_right = [
-        name not in _FLAGS
-        and all(isinstance(row[name], int) for row in rows if name in row)
-        and any(name in row for row in rows)
+        all(isinstance(row[name], int) for row in rows if name in row) and any(name in row for row in rows)
         for name in names
     ]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from lab.host.state import HostState
 
+from .auth import ROOT
 from .errors import ApiError, bad_parameters
-from .users import Caller
 
 _FOLDER = "/var/log/pve/tasks"
 _UPID = re.compile(
@@ -45,7 +45,7 @@ class Upid:
     start: int
     type: str
     id: str
-    identity: str
+    user: str
 
     @classmethod
     def parse(cls, text: str) -> Upid:
@@ -62,12 +62,10 @@ class Upid:
 
     def described(self) -> dict[str, Any]:
         """The fields that every answer about a task has."""
-        user, _, token = self.identity.partition("!")
-        found = {
+        return {
             "id": self.id, "node": self.node, "pid": self.pid, "pstart": self.pstart, "starttime": self.start,
-            "type": self.type, "upid": self.text, "user": user,
+            "type": self.type, "upid": self.text, "user": self.user,
         }  # fmt: skip
-        return {**found, "tokenid": token} if token else found
 
 
 class TaskLog:
@@ -94,11 +92,11 @@ class Tasks:
     def __init__(self, host: HostState) -> None:
         self._host = host
 
-    def begin(self, kind: str, identifier: str, caller: Caller) -> tuple[Upid, TaskLog]:
+    def begin(self, kind: str, identifier: str, user: str = ROOT) -> tuple[Upid, TaskLog]:
         """Register a new task as running."""
         ticks = int(self._host.uptime() * 100)
         pid = secrets.randbelow(0x3F0000) + 0x400
-        text = f"UPID:{self._host.node}:{pid:08X}:{ticks:08X}:{int(time.time()):08X}:{kind}:{identifier}:{caller.identity}:"
+        text = f"UPID:{self._host.node}:{pid:08X}:{ticks:08X}:{int(time.time()):08X}:{kind}:{identifier}:{user}:"
         upid = Upid.parse(text)
         log = TaskLog(self._host, upid)
         self._change_active(add=text)

@@ -17,7 +17,7 @@ _FILE = "cluster.json"
 #: What pmxcfs has at its top, in which somebody writes; elsewhere a node has it only when it was written.
 _FOLDERS = ("nodes", "mapping", "priv", "ha", "sdn", "firewall", "virtual-guest")
 _FILES = (
-    "storage.cfg", "user.cfg", "datacenter.cfg", "corosync.conf", "pve-root-ca.pem", "jobs.cfg", "replication.cfg", "vzdump.cron",
+    "storage.cfg", "user.cfg", "datacenter.cfg", "corosync.conf", "jobs.cfg", "replication.cfg", "vzdump.cron",
 )  # fmt: skip
 
 

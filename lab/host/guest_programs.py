@@ -1,4 +1,4 @@
-"""pveversion, pvesh, pveum, pvenode, pvecm, ha-manager, qm, pct and lxc-attach of a lab host; all but the first are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pvenode, pvecm, ha-manager, qm, pct and lxc-attach of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _heard(argument: str) -> str:
 
 
 def _shell(host: HostState, name: str, arguments: list[str]) -> int:
-    """qm, pct, pvesh, pveum, pvenode, pvecm and ha-manager: the API's operations, done here as root@pam.
+    """qm, pct, pvesh, pvenode, pvecm and ha-manager: the API's operations, done here as root@pam.
 
     The one place at which this package needs another: what a VM's start asks of a card is written once, in lab.api,
     which uses the standard library alone as well.
@@ -73,8 +73,6 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
         try:
             if name == "pvesh":
                 shell.pvesh(arguments)
-            elif name == "pveum":
-                shell.pveum(arguments)
             elif name == "pvenode":
                 shell.pvenode(arguments)
             elif name == "pvecm":
@@ -113,19 +111,17 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
             f"of Proxmox VE's modules the lab has what makes a ticket of root@pam alone, not {arguments!r}"
         )
     preload()
-    from lab.api.auth import Authenticator
+    from lab.api.auth import ROOT, is_enabled, ticket
     from lab.api.quorum import is_pmxcfs_there
-    from lab.api.users import ROOT, Users
 
     if current_user() != "root":
         why = "pve cluster filesystem not online."
         raise Failure(f"ipcc_send_rec[1] failed: Unknown error -1\ncfs-lock 'authkey' error: {why}", 13)
     if not is_pmxcfs_there(host):
         raise Failure("ipcc_send_rec[1] failed: Connection refused\ncfs-lock 'authkey' error: no quorum!", 2)
-    users = Users(host)
-    if not users.users[ROOT.user].enabled:
-        raise Failure(f"user '{ROOT.user}' is disabled", 255)
-    print(Authenticator.of(host).ticket(ROOT.user, users.now), end="")
+    if not is_enabled(host, ROOT):
+        raise Failure(f"user '{ROOT}' is disabled", 255)
+    print(ticket(host, ROOT), end="")
     return 0
 
 

@@ -7,7 +7,7 @@ from .state import HostState
 
 
 def is_pve9(host: HostState) -> bool:
-    """Whether it is Proxmox VE 9, whose answers and privileges aren't all those of 8."""
+    """Whether it is Proxmox VE 9, whose answers aren't all those of 8."""
     return int(str(host.looked_at["pve"]).partition(".")[0]) >= 9
 
 

@@ -66,7 +66,6 @@ PROGRAMS = {
     "whoami": "account_programs",
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
-    "pveum": "guest_programs",
     "lab-sysfs-write": "sysfs_writes",
     "lab-python": "host_python",
     "qm": "guest_programs",

@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.api.auth import Authenticator
-from lab.api.guests import exclusively
+from lab.api.auth import ROOT, ticket
 from lab.api.responses import Api, Request
 from lab.api.tasks import Work
-from lab.api.users import Token, Users
 from lab.host import guest_programs
 from lab.host.program import Failure, UsageError
 from lab.host.state import HostState
@@ -28,8 +26,7 @@ from tests.simulator.api_replay import Client, Replay, Reply, recorded
 
 _LIST = Path(__file__).with_name("api_not_held.txt")
 _ROW = re.compile(r"(\w+) ([\d, -]+) (sent|skipped): (\S.*)")
-_PASSWORD = "recorded"
-_SHELL = ("qm", "pct", "pvesh", "pveum")
+_SHELL = ("qm", "pct", "pvesh")
 
 
 @dataclass(frozen=True)
@@ -74,33 +71,24 @@ class Node(Client):
     """
 
     def __init__(self, host: Host) -> None:
-        super().__init__("https://127.0.0.1")
         self.host = host
         self.state = HostState(host.machine.state)
+        super().__init__("", ticket(self.state, ROOT))
         self.state.log.mkdir(exist_ok=True)
-        self._api = Api(self.state.state, Authenticator(b"key"), "AA:BB", self._carry_out, lambda _: None)
-        with exclusively(self.state):
-            users = Users(self.state)
-            users.set_password("root@pam", _PASSWORD)
-            users.users["root@pam"].tokens["bench"] = Token(separated=False)
-            secret = users.set_token_secret("root@pam!bench")
-            users.save()
-        self.log_in("root@pam", _PASSWORD)
-        self.use_token("roottoken", "root@pam!bench", secret)
+        self._api = Api(self.state.state, self._carry_out, lambda _: None)
 
     @staticmethod
     def _carry_out(_: HostState, work: Work) -> None:
         for _seconds in work:
             pass  # nobody waits
 
-    def send(self, who: str | None, method: str, path: str, params: dict[str, Any] | None = None) -> Reply:
-        """One request, as if it had come over HTTPS."""
-        headers = dict(self.headers[who])
-        cookie = headers.pop("Cookie", "").removeprefix("PVEAuthCookie=") or None
+    def send(self, method: str, path: str, params: dict[str, Any] | None = None) -> Reply:
+        """One request, as if it had come to pvedaemon."""
+        cookie = self._cookie["Cookie"].removeprefix("PVEAuthCookie=")
         given = {
             k: [str(v) for v in (value if isinstance(value, list) else [value])] for k, value in (params or {}).items()
         }
-        response = self._api.respond(Request(method, path.rstrip("/"), given, headers, cookie))
+        response = self._api.respond(Request(method, path.rstrip("/"), given, cookie))
         kind = None if response.body is None else "application/json;charset=UTF-8"
         return Reply(response.status, response.reason, kind, "" if response.body is None else response.body)
 
@@ -123,9 +111,9 @@ class Node(Client):
 
     def done(self, method: str, path: str, /, **params: Any) -> None:
         """What root@pam does between two exchanges; a task must end well."""
-        answer = self.data("root", method, path, **params)
+        answer = self.data(method, path, **params)
         if isinstance(answer, str) and answer.startswith("UPID:"):
-            status = self.data("root", "GET", f"/nodes/pve1/tasks/{answer}/status")["exitstatus"]
+            status = self.data("GET", f"/nodes/pve1/tasks/{answer}/status")["exitstatus"]
             assert status == "OK", f"{method} {path} {params}: {status}"
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:

@@ -36,15 +36,15 @@ def node(shared_node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         vmid = line.split()[0]
         for command in (f"qm stop {vmid} --skiplock 1", f"qm unlock {vmid}", f"qm destroy {vmid}"):
             shared_node.shell(command)
-    for mapping in shared_node.data("root", "GET", "/cluster/mapping/pci"):
+    for mapping in shared_node.data("GET", "/cluster/mapping/pci"):
         shared_node.done("DELETE", f"/cluster/mapping/pci/{mapping['id']}")
 
 
-def refused(node: Node, method: str, path: str, who: str = "roottoken", **params: Any) -> str:
+def refused(node: Node, method: str, path: str, **params: Any) -> str:
     """A refusal's status and reason; of a task that was begun, its exit status."""
-    reply = node.send(who, method, path, {name.replace("_", "-"): value for name, value in params.items()})
+    reply = node.send(method, path, {name.replace("_", "-"): value for name, value in params.items()})
     if reply.status == 200 and str(reply.body["data"]).startswith("UPID:"):
-        return str(node.data("root", "GET", f"/nodes/pve1/tasks/{reply.body['data']}/status")["exitstatus"])
+        return str(node.data("GET", f"/nodes/pve1/tasks/{reply.body['data']}/status")["exitstatus"])
     return f"{reply.status} {reply.reason}"
 
 
@@ -52,20 +52,20 @@ def refused(node: Node, method: str, path: str, who: str = "roottoken", **params
 def test_a_change_that_finds_the_lock_held_is_refused_and_the_next_one_isnt(node: Node) -> None:
     node.fault("config-lock", 2)
     assert [refused(node, "PUT", f"{VM}/config", cores=n) for n in (2, 3, 4)] == [f"500 {HELD}"] * 2 + ["200 OK"]
-    assert node.data("root", "GET", f"{VM}/config")["cores"] == 4
+    assert node.data("GET", f"{VM}/config")["cores"] == 4
 
 
 def test_a_task_that_finds_the_lock_held_says_that_it_tried(node: Node) -> None:
     node.fault("config-lock", 1)
-    upid = node.data("root", "POST", f"{VM}/status/start")
-    log = node.data("root", "GET", f"/nodes/pve1/tasks/{upid}/log")
+    upid = node.data("POST", f"{VM}/status/start")
+    log = node.data("GET", f"/nodes/pve1/tasks/{upid}/log")
     assert [entry["t"] for entry in log] == ["trying to acquire lock...", f"TASK ERROR: {HELD}"]
 
 
 def test_reads_arent_held_up_by_the_lock(node: Node) -> None:
     node.fault("config-lock", 1)
-    assert node.data("root", "GET", f"{VM}/config")["name"] == "v100"
-    assert node.data("root", "GET", f"{VM}/status/current")["status"] == "stopped"
+    assert node.data("GET", f"{VM}/config")["name"] == "v100"
+    assert node.data("GET", f"{VM}/status/current")["status"] == "stopped"
     assert node.host.machine.faults["config-lock"] == 1
 
 
@@ -97,7 +97,6 @@ def test_a_script_that_holds_the_lock_file_keeps_others_out(node: Node) -> None:
             {"map": ENTRY},
             "500 .* cfs-lock 'file-mapping_pci_cfg' error: no quorum!",
         ),
-        ("POST", "/access/roles", {"roleid": "R", "privs": ""}, "500 .* cfs-lock 'file-user_cfg' error: no quorum!"),
         ("POST", f"{VM}/status/start", {}, r"500 cluster not ready - no quorum\?"),
         ("DELETE", VM, {}, r"unable to open file '.*/100\.conf\.tmp\.\d+' - Permission denied"),
         ("POST", f"{VM}/status/stop", {}, "OK"),
@@ -118,7 +117,7 @@ def test_a_node_without_a_quorum_writes_nothing(
 def test_the_removal_of_a_locked_vm_is_a_task_that_fails(node: Node) -> None:
     node.done("PUT", f"{VM}/config", lock="backup")
     assert refused(node, "DELETE", VM) == "VM is locked (backup)"
-    assert node.data("root", "GET", f"{VM}/config")["lock"] == "backup"
+    assert node.data("GET", f"{VM}/config")["lock"] == "backup"
 
 
 def test_the_resizing_of_a_vm_that_isnt_there_is_a_task_that_fails(node: Node) -> None:
@@ -139,64 +138,27 @@ def test_a_container_that_is_off_isnt_stopped_twice(node: Node) -> None:
     node.write("/etc/pve/lxc/200.conf", "arch: amd64\nhostname: c\nmemory: 64\nostype: unmanaged\n")
     for verb in ("stop", "shutdown"):
         assert node.shell(f"pct {verb} 200") == ("CT 200 not running\n", 255)
-    assert node.data("root", "GET", "/nodes/pve1/lxc/200/interfaces") is None
+    assert node.data("GET", "/nodes/pve1/lxc/200/interfaces") is None
 
 
 def test_a_paused_vm_is_resumed_before_it_shuts_down(node: Node) -> None:
     node.power(100, "start")
     node.power(100, "suspend")
-    assert node.data("root", "GET", f"{VM}/status/current")["qmpstatus"] == "paused"
+    assert node.data("GET", f"{VM}/status/current")["qmpstatus"] == "paused"
     assert refused(node, "POST", f"{VM}/status/shutdown") == "500 VM is paused - cannot shutdown"
     assert node.shell("qm status 100")[0] == "status: paused\n"  # QMP's word, as PVE::CLI::qm prints it
     node.power(100, "resume")
     assert refused(node, "POST", f"{VM}/status/shutdown") == "OK"
 
 
-def test_a_privileged_container_is_made_by_whom_may_modify_the_node(node: Node) -> None:
-    node.done("POST", "/access/users", userid="maker@pve")
-    node.done("POST", "/access/roles", roleid="Makes", privs="VM.Allocate")
-    node.done("PUT", "/access/acl", path="/vms", roles="Makes", users="maker@pve")
-    token = node.data("root", "POST", "/access/users/maker@pve/token/made", privsep=0)
-    node.use_token("maker", token["full-tokenid"], token["value"])
-    # Who may goes on to the next right.
-    for unprivileged, lacks in (("0", "/, Sys.Modify"), ("1", "/vms/300, VM.Config.Network")):
-        said = refused(
-            node, "POST", "/nodes/pve1/lxc", "maker", vmid=300, ostemplate="local:vztmpl/x.tar.gz", hostname="x",
-            unprivileged=unprivileged,
-        )  # fmt: skip
-        assert said == f"403 Permission check failed ({lacks})"
-
-
-def test_a_processor_model_of_the_clusters_own_takes_a_right_unless_the_vm_has_it(node: Node) -> None:
-    """PVE::API2::Qemu, check_cpu_model_access; what no privilege covers is root@pam's alone."""
-    node.done("POST", "/access/users", userid="cpu@pve")
-    node.done("POST", "/access/roles", roleid="Cpu", privs="VM.Config.CPU,VM.Config.Options,VM.Audit")
-    node.done("PUT", "/access/acl", path="/vms", users="cpu@pve", roles="Cpu")
-    token = node.data("root", "POST", "/access/users/cpu@pve/token/cpu", privsep=0)
-    node.use_token("cpu", token["full-tokenid"], token["value"])
-    lacks = "403 Permission check failed (/mapping/cpu/mine, Mapping.Use)"
-    assert refused(node, "PUT", f"{VM}/config", "cpu", cpu="custom-mine") == lacks
-    node.done("PUT", f"{VM}/config", cpu="custom-mine")
-    assert refused(node, "PUT", f"{VM}/config", "cpu", cpu="cputype=custom-mine,flags=+aes") == "200 OK"
-    assert refused(node, "PUT", f"{VM}/config", "cpu", cpu="host") == "200 OK"
-    for key, value in (("affinity", "0-3"), ("args", "-nodefaults")):
-        said = refused(node, "PUT", f"{VM}/config", "cpu", **{key: value})
-        assert said == f"500 only root can set '{key}' config"
-
-
 # -- Proxmox VE 8 ----------------------------------------------------------------------------------------------------
-def test_proxmox_ve_8_has_one_privilege_for_the_agent_and_fewer_fields(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxmox_ve_8_has_fewer_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.api.guests.BOOT_SECONDS", 0.0)
     data = load_scenario("recorded-node").model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data.pop("name")
     old = scenario_from({**data, "pve": "8.4", "kernels": ["6.8.12-9-pve"]}, "recorded-node-8", "recorded-node")
     node = Node(Host(tmp_path / "lab", old, running=True))
     node.vm(100, running=True)
-    status = node.data("root", "GET", f"{VM}/status/current")
+    status = node.data("GET", f"{VM}/status/current")
     assert {"proxmox-support", "running-qemu"} <= set(status)
     assert not [key for key in status if key == "memhost" or key.startswith("pressure")]
-    assert refused(node, "POST", "/access/roles", roleid="Old", privs="VM.Monitor") == "200 OK"
-    answer = node.send("root", "POST", "/access/roles", {"roleid": "New", "privs": "VM.GuestAgent.Audit"})
-    assert answer.body["errors"] == {"privs": "invalid format - invalid privilege 'VM.GuestAgent.Audit'\n"}

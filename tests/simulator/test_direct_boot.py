@@ -6,14 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from proxmoxer import ProxmoxAPI
 
 from lab import Lab
 from lab.host import archive
 from lab.host.archive import Member
 from lab.state import process_start_time
 from tests.lab.host_kit import Host
-from tests.waiting import PATIENCE
 
 KERNEL = "/boot/vmlinuz-6.17.2-1-pve"
 SAYS = "#!/bin/sh\nroot=$HOMELAB_SYSROOT\n"
@@ -196,15 +194,7 @@ def test_a_vm_that_the_api_starts_boots_as_well_and_a_reboot_of_the_host_ends_it
         (lab.root / "srv").mkdir(exist_ok=True)
         put_initrd(host, f'{SAYS}mount -t proc proc "$root/proc"\necho hello\n{OFF}')
         lab.run(f'qm create 500 --machine q35 --args "{ARGS}"')
-        api = ProxmoxAPI(
-            lab.api["host"],
-            port=lab.api["port"],
-            user=lab.api["user"],
-            password=lab.api["password"],
-            verify_ssl=lab.api["caFile"],
-            timeout=PATIENCE,
-        )
-        api.nodes("pve").qemu(500).status.start.post()
+        lab.ask_api("POST", "/nodes/pve/qemu/500/status/start")
         until_says(host, "hello")
         until_off(host)
         host.write("/srv/initrd.img", "no archive")

@@ -19,13 +19,13 @@ from urllib.parse import quote
 import asyncssh
 import pytest
 import yaml
-from proxmoxer import ProxmoxAPI
 
 from lab import Lab, LabError
 from lab.ports import guest_address
 from lab.scenario import SCENARIO_FOLDER, ScenarioError, scenario_from
 from lab.state import process_start_time, read_lab_file
 from tests import waiting
+from tests.simulator.test_api import finish
 from tests.waiting import PATIENCE
 
 # A guest takes its time to boot.
@@ -119,19 +119,15 @@ def root_of(lab: Lab, vmid: int = VM) -> Path:
     return lab.state / "guests" / str(vmid) / "root"
 
 
-def api(lab: Lab) -> Any:
-    to = lab.api
-    client = ProxmoxAPI(
-        to["host"], port=to["port"], user=to["user"], password=to["password"], verify_ssl=to["caFile"], timeout=30
-    )
-    return client.nodes(to["node"])
+def ask(lab: Lab, verb: str, path: str, vmid: int = VM, **parameters: Any) -> Any:
+    """Ask the API for something of a VM."""
+    return lab.ask_api(verb, f"/nodes/{lab.api['node']}/qemu/{vmid}/{path}", **parameters)
 
 
 def agent_output(lab: Lab, command: list[str], vmid: int = VM) -> str:
-    agent = api(lab).qemu(vmid).agent
-    pid = agent.exec.post(command=command)["pid"]
+    pid = ask(lab, "POST", "agent/exec", vmid, command=command)["pid"]
     deadline = time.monotonic() + 60
-    while not (done := agent("exec-status").get(pid=pid))["exited"]:
+    while not (done := ask(lab, "GET", "agent/exec-status", vmid, pid=pid))["exited"]:
         assert time.monotonic() < deadline, f"{command} didn't end"
         time.sleep(0.02)
     return str(done.get("out-data", ""))
@@ -284,7 +280,7 @@ def test_ssh_and_the_agent_see_one_system_and_not_the_hosts(lab: Lab) -> None:
 def test_a_vm_has_ubuntu_2404_unless_said_otherwise(lab: Lab) -> None:
     assert output(lab, "uname -r; hostname").splitlines() == ["6.8.0-86-generic", "Sandbox"]
     assert output(lab, ". $ROOT/etc/os-release; echo $ID $VERSION_ID $VERSION_CODENAME") == "ubuntu 24.04 noble\n"
-    told = api(lab).qemu(VM).agent("get-osinfo").get()["result"]
+    told = ask(lab, "GET", "agent/get-osinfo")["result"]
     assert (told["id"], told["version-id"], told["kernel-release"]) == ("ubuntu", "24.04", "6.8.0-86-generic")
 
 
@@ -292,7 +288,7 @@ def test_the_agent_tells_an_address_at_which_the_guest_answers(lab: Lab, other: 
     lab.run("qm start 200")
     lab.wait_guest(200)
     for vmid in (VM, other):
-        interfaces = api(lab).qemu(vmid).agent("network-get-interfaces").get()["result"]
+        interfaces = ask(lab, "GET", "agent/network-get-interfaces", vmid)["result"]
         [address] = [a["ip-address"] for i in interfaces if i["name"] == "eth0" for a in i["ip-addresses"]]
         assert address == lab.guest(vmid)["host"]
         assert output(lab, "hostname -I", vmid=vmid) == f"{address} \n"
@@ -304,7 +300,7 @@ def test_a_static_address_is_told_though_the_lab_maps_it_nowhere(lab: Lab, other
     lab.wait_guest(other)
     told = {
         i["name"]: [(a["ip-address"], a["prefix"]) for a in i["ip-addresses"]]
-        for i in api(lab).qemu(other).agent("network-get-interfaces").get()["result"]
+        for i in ask(lab, "GET", "agent/network-get-interfaces", other)["result"]
     }
     assert told == {"lo": [("127.0.0.1", 8)], "eth0": [("10.1.2.3", 16)], "eth1": [("127.64.0.200", 8)]}
     assert output(lab, "echo here", vmid=other) == "here\n"
@@ -322,7 +318,7 @@ def test_addresses_come_from_ids(vmid: int, address: str) -> None:
 def test_a_reboot_inside_gives_a_new_boot_id_and_keeps_the_tree(lab: Lab, command: str) -> None:
     before, to, mark = output(lab, BOOT_ID), lab.guest(VM), lab.mark()
     output(lab, f"echo kept >$ROOT/var/lib/kept; echo gone >$ROOT/run/gone; echo '{command}' >>$ROOT/etc/changed")
-    uptime = api(lab).qemu(VM).status.current.get()["uptime"]
+    uptime = ask(lab, "GET", "status/current")["uptime"]
     done = execute(lab, f"sudo -n {command}; sleep 300", username="ubuntu")
     assert done.returncode is None, "the connection is lost"
     wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
@@ -332,7 +328,7 @@ def test_a_reboot_inside_gives_a_new_boot_id_and_keeps_the_tree(lab: Lab, comman
         f"kept\n{command}\nls: "
     )
     assert lab.guest(VM) == to
-    assert api(lab).qemu(VM).status.current.get()["uptime"] >= uptime, "QEMU goes on"
+    assert ask(lab, "GET", "status/current")["uptime"] >= uptime, "QEMU goes on"
 
 
 def test_a_reboot_inside_concerns_that_vm_alone_and_leaves_pending_changes_pending(lab: Lab, other: int) -> None:
@@ -370,13 +366,13 @@ def test_an_ordinary_user_may_not_reboot(lab: Lab) -> None:
 
 
 def test_the_agent_forgets_what_it_ran_before_a_reboot(lab: Lab) -> None:
-    mark, agent = lab.mark(), api(lab).qemu(VM).agent
-    pid = agent.exec.post(command=["true"])["pid"]
-    agent.exec.post(command=["reboot"])
+    mark = lab.mark()
+    pid = ask(lab, "POST", "agent/exec", command=["true"])["pid"]
+    ask(lab, "POST", "agent/exec", command=["reboot"])
     wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
     lab.wait_guest(VM)
-    with pytest.raises(Exception, match="no process"):
-        agent("exec-status").get(pid=pid)
+    with pytest.raises(LabError, match="no process"):
+        ask(lab, "GET", "agent/exec-status", pid=pid)
 
 
 def test_a_reboot_by_the_api_is_a_boot_too(lab: Lab) -> None:
@@ -449,9 +445,7 @@ def test_a_stopped_vm_refuses_connections_drops_those_it_had_and_ends_what_ran(l
 
 
 def test_a_stop_by_the_api_closes_before_its_task_has_ended(lab: Lab) -> None:
-    node = api(lab)
-    upid = node.qemu(VM).status.stop.post()
-    wait_until(lambda: node.tasks(upid).status.get()["status"] == "stopped")
+    assert finish(lab, ask(lab, "POST", "status/stop")) == "OK"
     assert not connects(lab)
 
 
@@ -497,16 +491,15 @@ def test_a_vm_without_a_connected_network_device_is_out_of_reach(lab: Lab, other
 
 def test_windows_answers_no_ssh(lab: Lab, other: int) -> None:
     lab.run(f"qm set {other} --ostype win11 && qm start {other}")
-    agent = api(lab).qemu(other).agent
-    wait_until(lambda: lab.run(f"qm status {other}").stdout == "status: running\n" and answers(agent))
+    wait_until(lambda: lab.run(f"qm status {other}").stdout == "status: running\n" and answers(lab, other))
     assert not connects(lab, other)
-    assert agent("get-osinfo").get()["result"]["id"] == "mswindows"
+    assert ask(lab, "GET", "agent/get-osinfo", other)["result"]["id"] == "mswindows"
 
 
-def answers(agent: Any) -> bool:
+def answers(lab: Lab, vmid: int) -> bool:
     try:
-        agent.ping.post()
-    except Exception as error:
+        ask(lab, "POST", "agent/ping", vmid)
+    except LabError as error:
         assert "is not running" in str(error)
         return False
     return True
@@ -527,9 +520,10 @@ def test_a_host_without_its_network_takes_its_guests_with_it(lab: Lab) -> None:
 # -- what a VM has installed -----------------------------------------------------------------------------------------------
 def test_a_vm_made_over_the_api_has_cloud_inits_user_and_keys(lab: Lab) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
-    node = api(lab)
     line = key.export_public_key().decode().strip()
-    node.qemu.post(
+    lab.ask_api(
+        "POST",
+        "/nodes/pve/qemu",
         vmid=201,
         name="made",
         memory=512,
@@ -538,7 +532,7 @@ def test_a_vm_made_over_the_api_has_cloud_inits_user_and_keys(lab: Lab) -> None:
         ciuser="ada",
         sshkeys=quote(line, safe=""),
     )
-    wait_until(lambda: "lock" not in node.qemu(201).config.get())
+    wait_until(lambda: "lock" not in ask(lab, "GET", "config", 201))
     lab.run("qm start 201")
     lab.wait_guest(201)
     assert lab.guest(201)["user"] == "ada"
@@ -560,11 +554,6 @@ def test_a_vm_that_is_made_again_is_new_inside_and_reached_as_before(lab: Lab) -
         assert lab.guest(202) == before
         lab.run("qm stop 202 && qm destroy 202")
         assert not root_of(lab, 202).exists()
-
-
-def finish(node: Any, upid: str) -> None:
-    wait_until(lambda: node.tasks(upid).status.get()["status"] == "stopped")
-    assert node.tasks(upid).status.get()["exitstatus"] == "OK"
 
 
 def with_vms(*systems: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -593,8 +582,7 @@ def test_a_scenario_says_what_its_vms_have_installed(tmp_path: Path) -> None:
             lab.wait_guest(vmid)
             user = lab.guest(vmid)["user"]
             found.append([user, *output(lab, read, vmid=vmid, username=user).splitlines()])
-        node = api(lab)
-        finish(node, node.qemu(111).clone.post(newid=120, name="copy"))
+        assert finish(lab, ask(lab, "POST", "clone", 111, newid=120, name="copy")) == "OK"
         lab.run("qm start 120")
         lab.wait_guest(120)
         copy = output(lab, read, vmid=120, username="ada").splitlines()

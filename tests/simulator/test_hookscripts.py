@@ -13,7 +13,7 @@ from lab import Lab
 from lab.control import request
 from lab.machine import load_scenario, scenario_from
 from tests.lab.host_kit import Host
-from tests.simulator.test_api import connect, finish, log_of
+from tests.simulator.test_api import QEMU, finish, log_of
 from tests.waiting import PATIENCE, wait_until
 
 OLD, NEW = "9.1.2", "9.1.13"
@@ -254,11 +254,10 @@ def test_the_apis_tasks_and_a_guest_that_powers_itself_off_run_the_script_too(la
     path.write_text('#!/bin/bash\necho "$2" | tee -a "$ROOT/root/seen"\n[[ $2 != post-start ]]\n')
     path.chmod(0o755)
     assert lab.run(f"qm set 103 --hookscript {VOLUME}").returncode == 0
-    api = connect(lab)
-    upid = api.nodes("pve").qemu(103).status.start.post()
-    assert finish(api, upid) == "OK"
+    upid = lab.ask_api("POST", f"{QEMU}/status/start")
+    assert finish(lab, upid) == "OK"
     error = f"hookscript error for 103 on post-start: command '{SNIPPET} 103 post-start' failed: exit code 1"
-    assert log_of(api, upid) == ["pre-start", "post-start", error, "TASK OK"], "warnings fail nothing"
+    assert log_of(lab, upid) == ["pre-start", "post-start", error, "TASK OK"], "warnings fail nothing"
     seen_there = lab.root / "root/seen"
     answering: dict[str, Any] = {"for": "answering", "guest": 103, "seconds": 20}
     request(lab.state, "wait", **answering)
