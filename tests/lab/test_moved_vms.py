@@ -73,7 +73,6 @@ def texts(cluster: LabCluster, *, off: str = "", **more: dict[str, Any]) -> dict
     hosts: dict[str, Any] = {}
     for name, lab in cluster.nodes.items():
         about = host_of(lab).model_dump(mode="json", by_alias=True)
-        about["api"]["tokenSecret"] = lab.api["tokenSecret"]
         hosts[name] = about | {"cluster": "home", "gpus": {"gpu": {"match": "10de:2b85"}}}
     for name in off.split():
         with socket.socket() as unused:

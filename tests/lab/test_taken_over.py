@@ -66,7 +66,6 @@ class Run:
 
     def __init__(self, lab: Lab, **card: Any) -> None:
         host = host_of(lab).model_dump(mode="json", by_alias=True)
-        host["api"]["tokenSecret"] = lab.api["tokenSecret"]
         vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}}
         self.stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
         self.about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": VM, "power": "keep"}
