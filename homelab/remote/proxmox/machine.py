@@ -1,6 +1,6 @@
 """A VM through the API: changes its configuration, by its digest, and its power.
 
-A change is written first, while the VM still runs: if Proxmox VE refuses it (rights, locks, digests), nothing has been
+A change is written first, while the VM still runs: if Proxmox VE refuses it (locks, digests), nothing has been
 stopped yet. Options that wait for the next start are applied by a shutdown and a start; if the VM doesn't shut down, or
 doesn't start with them, the change is reverted.
 """
@@ -581,7 +581,7 @@ class Machine:
                     raise _still_on_error(self, shutdown, error) from error
             except UnansweredError as error:
                 raise _lost_error(self, error) from error
-            except ApiError:  # refused before an attempt, for a right or a lock
+            except ApiError:  # refused before an attempt, for a lock
                 if not self.running():
                     return
                 raise
