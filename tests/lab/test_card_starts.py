@@ -61,7 +61,6 @@ def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reques
 
 def texts(lab: Lab) -> dict[str, str]:
     host = host_of(lab).model_dump(mode="json", by_alias=True)
-    host["api"]["tokenSecret"] = lab.api["tokenSecret"]
     vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": ["rtx5090"]}}
     return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
 

@@ -31,7 +31,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture
 def texts(lab: Lab) -> dict[str, str]:
     host = host_of(lab).model_dump(mode="json", by_alias=True)
-    host["api"]["tokenSecret"] = lab.api["tokenSecret"]
     return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"}
 
 

@@ -60,7 +60,6 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def texts(lab: Lab, *cards: str | dict[str, object], leaves: bool = False) -> dict[str, str]:
     """The stack's configuration. ``cards``: that the VM is to have from now on; ``leaves``: the VM is taken out of it."""
     host = host_of(lab).model_dump(mode="json", by_alias=True)
-    host["api"]["tokenSecret"] = lab.api["tokenSecret"]
     host["gpus"] = {name: {"match": "10de:2204", "address": slot} for name, slot in CARDS.items()}
     vms: dict[str, object] = {"another": {"host": NODE, "vmid": 104, "gpus": []}}
     vms |= {} if leaves else {"sandbox": {"host": NODE, "vmid": VM, "gpus": list(cards)}}

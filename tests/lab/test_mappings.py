@@ -41,7 +41,6 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 def work(lab: Lab, **gpus: Any) -> CardMappingWork:
     about = host_of(lab).model_dump(mode="json", by_alias=True) | ({"gpus": gpus} if gpus else {})
-    about["api"]["tokenSecret"] = lab.api["tokenSecret"]
     return CardMappingWork({"hosts": json.dumps({NODE: about}), "allowPlainSecrets": "true"})
 
 

@@ -41,9 +41,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def host(lab: Lab, **nvidia: Any) -> Host:
     """The lab's host with its four cards, which gets branch 580."""
     about = host_of(lab).model_dump(mode="json", by_alias=True, exclude_unset=True)
-    secrets = {"tokenSecret": lab.api["tokenSecret"]}
-    changes = {"gpus": CARDS, "nvidia": {"driver": "580", **nvidia}, "api": {**about["api"], **secrets}}
-    return Host.model_validate({**about, **changes})
+    return Host.model_validate({**about, "gpus": CARDS, "nvidia": {"driver": "580", **nvidia}})
 
 
 def against(lab: Lab, vms: dict[str, Vm] | None = None, **containers: dict[str, Any]) -> list[HomelabError]:

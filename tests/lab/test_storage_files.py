@@ -18,7 +18,7 @@ from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox import files as api_files
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.storage_file import StorageFile
-from homelab.settings import Container, Download, Host, Vm
+from homelab.settings import Container, Download, Vm
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of
@@ -55,8 +55,6 @@ class Stack:
     def __init__(self, lab: Lab, about: dict[str, Any], **timeouts: int) -> None:
         self.lab = lab
         self.host = host_of(lab).model_dump(mode="json", by_alias=True)
-        secret = lab.api["tokenSecret"]
-        self.host["api"]["tokenSecret"] = secret
         self.host["timeouts"] |= timeouts
         self.set(about)
 
@@ -318,39 +316,3 @@ def test_a_file_that_is_missing_is_refused_by_a_preview(lab: Lab, vm: Any, conta
 def test_a_file_that_is_there_or_comes_is_not(lab: Lab) -> None:
     lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; touch $ROOT/var/lib/vz/template/iso/Win11.iso")
     assert checked(lab, {"virtio": VIRTIO}, vm={"isos": ["local:iso/Win11.iso", "local:iso/virtio-win.iso"]}) == []
-
-
-def test_a_users_missing_rights_are_those_that_the_node_asks_for(lab: Lab) -> None:
-    """A user with exactly what is asked for downloads and removes; without any one of it, the node refuses."""
-    from homelab import rights
-
-    needs = rights.of_download(Download.model_validate(VIRTIO), NODE)
-    lab.run(
-        "pveum user add files@pve; pveum user token add files@pve up --privsep 0 --output-format json >$ROOT/root/token"
-    )
-    secret = json.loads((lab.root / "root/token").read_text())["value"]
-    roles = {path: sorted(rights.least(one.split("|"), "9.0") for one in names) for path, names in needs.items()}
-    for number, (path, names) in enumerate(roles.items()):
-        lab.run(
-            f"pveum role add R{number} --privs '{' '.join(names)}'; pveum acl modify {path} --users files@pve --roles R{number}"
-        )
-    host: Host = host_of(lab, token="files@pve!up", tokenSecret=secret)
-    files = api_files.Files(api_module.Api(host, NODE), lambda _: None)
-    source = api_files.Source("a", Download.model_validate(VIRTIO).address, None)
-
-    def carried_out() -> None:
-        files.require_room("local:iso/virtio-win.iso", source)
-        files.fetch("local:iso/virtio-win.iso", source)
-        assert files.exists("local:iso/virtio-win.iso")
-        files.remove("local:iso/virtio-win.iso")
-
-    carried_out()
-    for number, names in enumerate(roles.values()):
-        for name in names:
-            rest = " ".join(one for one in names if one != name)
-            lab.run(f"pveum role modify R{number} --privs '{rest}'")
-            with pytest.raises(HomelabError):
-                carried_out()
-            lab.run(
-                f"rm -f $ROOT/var/lib/vz/template/iso/virtio-win.iso; pveum role modify R{number} --privs '{' '.join(names)}'"
-            )

@@ -16,7 +16,6 @@ from remote_scripts.layers.hookscript import Wanted as Hook
 from tests import sent_along
 from tests.lab.test_handover import BIG, CARD, OLLAMA, OTHER
 
-API = {"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}
 TO_VM, BACK = ["big", "--to", "vm:gaming"], ["big", "--to", "containers"]
 
 
@@ -30,7 +29,7 @@ def about(lab: Lab, tmp_path: Path) -> list[str]:
     """Settings of one shared card, which two VMs may take; the other card's use is lxc."""
     ssh = {key: lab.connection[key] for key in ("port", "hostKey", "privateKeyFile")}
     gpus = {"big": {"match": "10de:2b85", "use": "shared"}, "small": {"match": "10de:2684", "use": "lxc"}}
-    host = {"address": lab.connection["host"], "node": lab.api["node"], "ssh": ssh, "api": API, "gpus": gpus}
+    host = {"address": lab.connection["host"], "node": lab.api["node"], "ssh": ssh, "gpus": gpus}
     vms = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["big"], "shutdown": {"timeout": 20, "otherwise": "stop"}}}
     values = {"homelab:hosts": {"pve": host | {"nvidia": {"driver": "580"}}}, "homelab:vms": vms}
     file = tmp_path / "Pulumi.lab.yaml"
@@ -130,7 +129,7 @@ def test_what_can_not_be_switched_is_one_error_before_any_connection(
         "hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
         "password": "a",
     }
-    host = {"address": "192.0.2.1", "ssh": ssh, "api": API, "gpus": gpus, "nvidia": {"driver": "580"}}
+    host = {"address": "192.0.2.1", "ssh": ssh, "gpus": gpus, "nvidia": {"driver": "580"}}
     vms = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["big"]}}
     file = tmp_path / "Pulumi.lab.yaml"
     file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))

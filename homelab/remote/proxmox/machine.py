@@ -212,8 +212,9 @@ class Machine:
         :returns: whether the VM runs.
         :raises HomelabError: the VM is as it was before, unless the error says otherwise.
         """
-        running = self.running()
+        # In this order: a start of a run that was killed may end meanwhile.
         is_to_run_again = self._memory.recalls(self._identity)
+        running = self.running()
         # A user who has asked HA to stop it wants it off; a run that was interrupted doesn't.
         self._others_want_it_off = running and not is_to_run_again and self._ha().get("state") in HA_STOPS
         before, change = self._write(target)
