@@ -56,6 +56,8 @@ from homelab.nvidia import compatibility
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import SystemFacts
 from homelab.remote import first_contact, planning, ssh
+from homelab.remote.proxmox.api import Api
+from homelab.remote.proxmox.files import Files
 from homelab.settings import project
 
 # How NVIDIA calls a branch, and what that means.
@@ -323,14 +325,8 @@ class Conversation:
 
     def _new_vm(self) -> ChosenVm:
         """What a new VM is made of: its disk's storage and what it starts from, of what the host has."""
-
-        def output_of(command: str) -> str:
-            outputs: list[str] = []
-            first_contact.carry_out(self.access.host, [command], lambda _, text: outputs.append(text))
-            return "".join(outputs)
-
         arguments = self.arguments
-        offered = storages.offered(self.node, output_of, lambda sentences: self.output.say(*sentences))
+        offered = storages.offered(Files(Api(self.access.host, self.node), self.output.say))
         name = arguments.vm_name or self.ask.text("Name of the new VM", "gpu")
         preset = "local-lvm" if "local-lvm" in offered.disks else offered.disks[0]
         storage = arguments.storage or self.ask.choose(
@@ -788,7 +784,7 @@ class Conversation:
         access = self.access
         line = first_contact.make_key(Path(access.install))
         command = first_contact.authorizing_command(line, access.host.ssh.user)
-        first_contact.carry_out(access.host, [command], lambda *_: None)
+        first_contact.carry_out(access.host, command)
         host = host_at(access.host.address, access.ssh, access.key.line)
         if first_contact.refusal(host, is_first=False) is not None:
             raise LoginRefusedError(

@@ -198,7 +198,7 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     return [
         f"gpus.{name}: {reason}: the VM shows nothing on them before its system's driver starts. Without legacyIgd the "
         "VM can have q35 and UEFI, and computes and encodes as well; a screen from the start takes a romfile for UEFI "
-        "and x-igd-lpc=on in the VM's `args`, which only root can write"
+        "and x-igd-lpc=on in the VM's `args`"
     ]
 
 

@@ -12,16 +12,15 @@ from homelab.settings import Gpu
 _SINCE = {
     "liveMigration (live-migration-capable)": ("libpve-guest-common-perl", "5.1.7", "8.4"),
     "driver: keep": ("qemu-server", "9.0.25", "9.1"),
-    "a right to each custom processor model": ("qemu-server", "9.1.13", "9.2"),
 }
-LIVE_MIGRATION, KEEP, CPU_MODELS = _SINCE
+LIVE_MIGRATION, KEEP = _SINCE
 
 
 def refused(facts: HostFacts, name: str, option: str) -> list[HomelabError]:
     """The refusal of an option that this host's Proxmox VE doesn't know, or whose version is unknown.
 
     :param name: of the card or use that has the option, for messages.
-    :param option: LIVE_MIGRATION, KEEP or CPU_MODELS.
+    :param option: LIVE_MIGRATION or KEEP.
     """
     package, oldest, release = _SINCE[option]
     version = facts.packages.get(package, "")

@@ -52,12 +52,12 @@ class ApiWork(Work[NodeT, OutputsT]):
     """What is done with a resource of a node."""
 
     def api(self, inputs: NodeT) -> Api:
-        """The API.
+        """The node's API.
 
         :raises HomelabError: the host is no longer configured.
         """
         host_at = functools.partial(self.stack.host_at, inputs.host)
-        return Api(self.host(inputs), inputs.node, host_at=host_at)
+        return Api(host_at(inputs.node) or self.host(inputs), inputs.node, host_at=host_at)
 
     def converge(
         self,

@@ -130,7 +130,8 @@ class NewGuestWork(ApiWork[NewGuestT, NewGuest.Outputs]):
         """Is the guest that was made here on another node, or has another guest its id there?"""
         try:
             wanted = f"to read the configuration of the guest on {node}"
-            config = strings(self.reading(inputs, guest.path(node), wanted))
+            there = dataclasses.replace(inputs, node=node)
+            config = strings(self.reading(there, guest.path(node), wanted))
         except (NotThereError, ElsewhereError):  # a guest of the other kind
             return False
         return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)

@@ -3,10 +3,9 @@ until it runs again.
 
 Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten
 where not: it is of this very VM, no older than an hour, of this boot of this node, no start of the VM on this node has
-ended well since, and it was this program that has shut it down: Proxmox VE's tasks have no other
-shutdown since than those that are noted here. All are root@pam's, the owner's and this program's. But for the VM's
-identity that is decided on the host, for containers as well (remote_scripts/shared/guest_tasks.py). `Machine.converge`
-asks it.
+ended well since, and Proxmox VE has no shutdown of it since but for the tasks that are noted here: the owner's are
+root@pam's as well as this program's. But for the VM's identity that is decided on the host, for containers as well
+(remote_scripts/shared/guest_tasks.py). `Machine.converge` asks it.
 """
 
 from __future__ import annotations

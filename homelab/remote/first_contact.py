@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,22 +182,18 @@ def authorizing_command(line: str, user: str) -> str:
     return command if user == "root" else f"runuser -l {shlex.quote(user)} -s /bin/bash -c {shlex.quote(command)}"
 
 
-def carry_out(host: Host, commands: list[str], on_done: Callable[[str, str], None]) -> None:
-    """Runs commands one after the other.
+def carry_out(host: Host, command: str) -> None:
+    """Runs a command.
 
-    :param on_done: called after each, with the command and its output.
-    :raises HomelabError: a command failed; those before it are done.
+    :raises HomelabError: it failed.
     """
-    session = ssh.Session(host)
-    for command in commands:
-        try:
-            output = session.run("init", f"{command}\n")
-        except UnreachableError:
-            raise
-        except HomelabError as error:
-            raise error.retold(
-                wanted=f"on {host.address}: {command}",
-                why="everything after it depends on it",
-                next="correct what it reports on the host, and run homelab init again: it goes on from here",
-            ) from error
-        on_done(command, output)
+    try:
+        ssh.Session(host).run("init", f"{command}\n")
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        raise error.retold(
+            wanted=f"on {host.address}: {command}",
+            why="everything after it depends on it",
+            next="correct what it reports on the host, and run homelab init again: it goes on from here",
+        ) from error

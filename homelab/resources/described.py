@@ -23,7 +23,7 @@ VmInput = Vm | Mapping[str, Any]
 ContainerInput = Container | Mapping[str, Any]
 
 # The keys of a host whose values may be outputs.
-_SECRETS = {("ssh", "privateKey"), ("ssh", "password"), ("api", "tokenSecret"), ("api", "password")}
+_SECRETS = {("ssh", "privateKey"), ("ssh", "password")}
 # What stands for an output in the settings -> the output.
 _OUTPUTS: dict[str, pulumi.Output[str]] = {}
 # What HomelabProvider was given, by section: each as a text without outputs.

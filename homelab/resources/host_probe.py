@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BOOT_LAYERS = ("iommu", "vfio", "boot")
 # What isn't planned here: how the host is reached, and what other resources are told.
 _ELSEWHERE: dict[str, object] = {
-    **dict.fromkeys(("address", "ssh", "api", "node", "reboot", "nvidia", "timeouts", "downloads"), True),
+    **dict.fromkeys(("address", "ssh", "node", "reboot", "nvidia", "timeouts", "downloads"), True),
     "gpus": {"__all__": {"mapping", "passthrough_test"}},
 }
 

@@ -26,7 +26,7 @@ from homelab.settings.types import ENCRYPTED
 Place = tuple[str | int, ...]
 
 # Placeholders in Pulumi.homelab.yaml for values that the user has to fill in.
-_PLACEHOLDER = re.compile(r"FILL[-+]IN|0{64}")
+_PLACEHOLDER = re.compile(r"FILL[-+]IN")
 _SOURCES = {
     "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
 }

@@ -235,8 +235,7 @@ class Vm(Model):
     display: Literal["keep", "none"] = "keep"
     """`none`: the VM has no emulated screen beside the card."""
     address: NetworkAddress | None = None
-    """The guest's address; `agent`: ask its guest agent, which needs the privilege `VM.GuestAgent.Audit` (Proxmox VE 8:
-    `VM.Monitor`). By default the address that cloud-init gives it."""
+    """The guest's address; `agent`: ask its guest agent. By default the address that cloud-init gives it."""
     ssh: Ssh | None = None
     """How to reach the guest over SSH; needed with `nvidia`."""
     nvidia: Nvidia | None = None

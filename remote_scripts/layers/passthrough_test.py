@@ -177,7 +177,7 @@ class _Vm:
             self.id = done.text.strip().strip('"')
         if done.status == 0:
             # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
-            # host's address width, that large BARs need. Only root@pam may set args, and raw hostpci: qm is root@pam.
+            # host's address width, that large BARs need.
             options = (
                 f"--name {NAME} --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 "
                 "--vga none"

@@ -19,9 +19,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Answer:
-    """`started`: whether any of them ended well; `stopped_by`: whose the first shutdown or reboot after the last of them
-    that failed, or else after the first, is, empty: there was none; `now`: the node's clock, in seconds since 1970;
-    `boot`: what tells the node's boot from every other.
+    """`started`: whether any of them ended well; `stopped_by`: whose the first shutdown or reboot after the last of
+    them that failed, or else after the first, is, empty: there was none; `now`: the node's clock, in seconds since
+    1970; `boot`: what tells the node's boot from every other.
     """
 
     started: bool

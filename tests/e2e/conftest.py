@@ -27,7 +27,6 @@ from tests.engine_stack import EngineStack, Result, kill_tree, name_of
 __all__ = [
     "Result",
     "Stack",
-    "api_token",
     "gpus_of",
     "host_settings",
     "kill_tree",
@@ -44,17 +43,6 @@ def gpus_of(scenario: str | Path) -> dict[str, Any]:
     """The cards that the scenario's own stack names, as `make up SCENARIO=…` uses it."""
     gpus: dict[str, Any] = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())["gpus"]
     return gpus
-
-
-def api_token(lab: Lab) -> dict[str, Any]:
-    """How a lab's API is reached with its token."""
-    api = lab.api
-    return {
-        "port": api["port"],
-        "token": api["tokenId"],
-        "tokenSecret": api["tokenSecret"],
-        "caFile": api["caFile"],
-    }
 
 
 @dataclass(kw_only=True)
@@ -123,11 +111,7 @@ def stack_of(
     """A stack `lab` that is not deployed yet, in ``folder``, for a lab with that scenario."""
     (folder / "stack").mkdir()
     settings = {**host_settings(lab), "gpus": gpus_of(scenario) if gpus is None else gpus}
-    if vms is not None or any("create" in one for one in (containers or {}).values()):
-        settings |= {"api": api_token(lab), "node": lab.api["node"]}
     config: dict[str, Any] = {"homelab:hosts": {"pve": settings | host}, "homelab:plan": "auto"}
-    if "api" in config["homelab:hosts"]["pve"]:
-        config["homelab:allowPlainSecrets"] = True  # the lab's own, in a file of the test's
     if vms is not None:
         config["homelab:vms"] = {name: {"host": "pve"} | vm for name, vm in vms.items()}
     if containers is not None:
@@ -143,10 +127,11 @@ def make_stack(engine: install.Engine, folder: Path, scenario: str | Path, *argu
 
 
 def host_settings(lab: Lab) -> dict[str, Any]:
-    """How a lab's host is reached."""
+    """How a lab's host is reached, and its node's name."""
     ssh = lab.connection
     return {
         "address": ssh["host"],
+        "node": lab.api["node"],
         "ssh": {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]},
         "timeouts": {"connect": 10, "reboot": 60, "rollback": 60},
     }

@@ -15,7 +15,7 @@ from lab.api.guests import Guest
 from lab.cluster import LabCluster
 from lab.host.cluster import Cluster
 from lab.host.state import HostState
-from tests.e2e.conftest import api_token, host_settings
+from tests.e2e.conftest import host_settings
 from tests.engine_stack import EngineStack, name_of
 
 NODES = ("pve1", "pve2")
@@ -99,7 +99,7 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     The settings say nothing of a cluster, so that the engine changes the nodes at once, as several stacks would: one's script waits for the
     other's.
     """
-    hosts = {name: host_settings(cluster[name]) | {"api": api_token(cluster[name])} for name in ALL}
+    hosts = {name: host_settings(cluster[name]) for name in ALL}
     hosts["pve1"]["gpus"] = {"gpu": {"match": "10de:2b85"}}
     hosts["pve2"] |= {
         "gpus": {"media": {"match": "10de:2b85", "use": "lxc"}},
@@ -113,7 +113,6 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
         engine,
         {
             "homelab:hosts": hosts,
-            "homelab:allowPlainSecrets": True,
             "homelab:vms": {"sandbox": {"host": "pve1", "vmid": 103, "gpus": ["gpu"], "power": "running"}},
             "homelab:containers": {"ai": {"host": "pve2", "ctid": 300, "gpuAssignment": "all", "create": create}},
         },
@@ -163,8 +162,6 @@ def test_nodes_restart_in_turn_and_guests_go_on_or_are_found_where_they_moved(
         for name, host in stack.config["homelab:hosts"].items():
             host |= {"cluster": "home", **({"guestsAtReboot": "maintenance"} if name == "pve1" else {})}
             host["gpus"]["igpu"] = {"match": "1002:13c0", "use": "lxc"}
-            host["api"] = api_token(cluster[name])
-        stack.config["homelab:allowPlainSecrets"] = True
         stack.config["homelab:vms"] = {"sandbox": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
         stack.config["homelab:containers"] = {"ai": {"host": "home", "ctid": 901, "gpus": ["igpu"]}}
         with_guests(cluster)

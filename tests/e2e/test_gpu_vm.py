@@ -218,3 +218,13 @@ def test_a_mapping_changed_or_removed_and_a_card_taken_out_by_hand_are_mended(
     assert "'nodes/pve/qemu-server/103.conf' does not exist" in gone.message
     stack.destroy()
     assert not (stack.lab.root / MAPPING).read_text()
+
+
+def test_a_card_may_go_by_its_address_and_with_a_rom_file(converged: Callable[..., Stack]) -> None:
+    """Which Proxmox VE allows root@pam alone."""
+    by_address = {"gpu": "rtx5090", "byAddress": True, "romfile": "card.rom", "rombar": False}
+    stack = converged("bound-by-hand", vms={})
+    stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": [by_address]}}
+    stack.up()
+    assert "hostpci0: host=0000:01:00,pcie=1,rombar=0,romfile=card.rom" in conf(stack, 103)
+    assert with_card(stack)["0000:01:00.0"] == 103

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-from tests.e2e.conftest import Stack, api_token, refusal
+from tests.e2e.conftest import Stack, refusal
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, NOBODY, PHOENIX, opens
 from tests.e2e.test_gpu_vm import given_back
 from tests.waiting import wait_until
@@ -41,9 +41,9 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     stock = stack.lab.snapshot()
     stack.lab.run("qm set 103 --onboot 0")
     del stack.host["iommu"]
-    stack.host.update(api=api_token(stack.lab), node=stack.lab.api["node"], gpus=SHARED)
+    stack.host["gpus"] = SHARED
     stack.host["nvidia"] = {"driver": "580", "onDestroy": "purge"}
-    stack.config |= {"homelab:allowPlainSecrets": True, "homelab:vms": {"sandbox": {"host": "pve", **VMS["sandbox"]}}}
+    stack.config["homelab:vms"] = {"sandbox": {"host": "pve", **VMS["sandbox"]}}
     stack.config["homelab:containers"] = {"phoenix": {"host": "pve", **CONTAINERS["phoenix"]}}
 
     # What stands against it. (A container under HA: tests/unit/test_ha.py.)

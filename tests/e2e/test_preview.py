@@ -21,8 +21,9 @@ def test_a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_e
 ) -> None:
     stack = stack_on("rtx5090", vms={})
     del stack.config["homelab:allowPlainSecrets"]
-    secret = stack.host["api"]["tokenSecret"]
-    place = "homelab:hosts.pve.api.tokenSecret"
+    secret, ssh = stack.lab.connection["password"], stack.host["ssh"]
+    stack.host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "password": secret}
+    place = "homelab:hosts.pve.ssh.password"
     refused = stack.up(ok=False)
     assert f"pulumi config set --stack lab --secret --path '{place}'" in refused.message
     assert secret not in refused.output

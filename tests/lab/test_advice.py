@@ -181,7 +181,6 @@ IOMMU = iommu("intel_iommu=on iommu=pt")
 GIVEN = (
     "pct set 901 --dev0 /dev/nvidia0,mode=0666 --dev1 /dev/nvidiactl,mode=0666 --dev2 /dev/nvidia-uvm,mode=0666; pct reboot 901",
 )
-LATE_PASSWORD: dict[str, Any] = {"token": None, "tokenSecret": None, "user": "root@pam", "password": "not-it"}
 
 
 def take_out_ids(lab: Lab) -> None:
@@ -189,15 +188,6 @@ def take_out_ids(lab: Lab) -> None:
         "sed -i 's/^options vfio-pci ids=.*//' $ROOT/etc/modprobe.d/vfio.conf; "
         "sed -i -E 's/ ?vfio-pci.ids=[^ \"]*//' $ROOT/etc/default/grub"
     )
-
-
-def used_token(lab: Lab) -> list[str]:
-    """By password, until there is the token that is advised."""
-    made = json.loads(lab.run("pveum user token list root@pam --output-format json").stdout)
-    if not any(token["tokenid"] == "pulumi" for token in made):
-        return steps(lambda: client(lab, **LATE_PASSWORD).get("version", "the version"))
-    assert [token["privsep"] for token in made if token["tokenid"] == "pulumi"] == [0], "it can do what its user can"
-    return []
 
 
 def bind_by_words(lab: Lab) -> None:
@@ -268,10 +258,9 @@ ROWS: dict[str, Row] = {
         without_quorum,
         lambda lab: steps(lambda: client(lab).put("nodes/pve/qemu/103/config", "a change", tags="x")),
     ),
-    "a password that isn't taken": Row("bound-by-hand", nothing, used_token),
     # -- cards and boot
     "a card that files and words bind": Row(
-        "bound-by-hand", nothing, of_gates(gpus={"g": {"match": "10de:2b85", "use": "lxc"}}), take_out_ids, reboot
+        "bound-by-hand", nothing, of_gates(gpus={"gpu": {"match": "10de:2b85", "use": "lxc"}}), take_out_ids, reboot
     ),
     "a card that a VM was given by hand": Row(
         "rtx5090",
@@ -279,21 +268,21 @@ ROWS: dict[str, Row] = {
             on_host(f"qm stop 103; qm set 103 --hostpci0 {BY_HAND}"),
             of_step("apply", vfio("homelab.vfio=0000:01:00.0=10de:2b85")),
         ),
-        of_gates(gpus={"g": {"match": "10de:2b85", "use": "lxc"}}),
+        of_gates(gpus={"gpu": {"match": "10de:2b85", "use": "lxc"}}),
     ),
     "graphics outside the IOMMU": Row(
         "laptop-egpu",
         nothing,
-        of_gates(gpus={"g": {"match": "8086:9a49", "allowConsole": True}}),
+        of_gates(gpus={"gpu": {"match": "8086:9a49", "allowConsole": True}}),
         on_host("sed -i 's/,igfx_off//' $ROOT/etc/default/grub"),
         reboot,
     ),
-    "a card with virtual functions": Row("sriov", nothing, of_gates(gpus={"g": {"match": "10de:25b6"}})),
+    "a card with virtual functions": Row("sriov", nothing, of_gates(gpus={"gpu": {"match": "10de:25b6"}})),
     "vfio-pci that isn't loaded": Row("rtx5090", nothing, verified),
     "a card that words bind, with systemd-boot": Row(
         "intel-zfs",
         bind_by_words,
-        of_gates(gpus={"g": {"match": "10de:2786", "use": "lxc"}}),
+        of_gates(gpus={"gpu": {"match": "10de:2786", "use": "lxc"}}),
         on_host("sed -i 's/ vfio-pci.ids=[^ ]*//' $ROOT/etc/kernel/cmdline"),
         reboot,
     ),

@@ -70,11 +70,11 @@ def test_virtual_functions_are_told_from_the_card_that_has_them(tmp_path: Path) 
     found = read(booted(tmp_path, "sriov"))
     card = found.by_address["0000:41:00.0"]
     assert (card.vfs, card.physfn, found.by_address["0000:41:00.4"].physfn) == (2, "", "0000:41:00.0")
-    host = settings({"a": {"address": "41:00"}, "b": {"address": "41:00.4"}})
+    host = settings({"aa": {"address": "41:00"}, "bb": {"address": "41:00.4"}})
     (error,) = gates.check(found, host)[1]
     assert "has 2 virtual functions" in error.found
-    want = plan.wanted(found, settings({"b": {"address": "41:00.4"}}))
-    assert want.functions == {} and want.gpus["b"]["iommuGroup"] == 31
+    want = plan.wanted(found, settings({"bb": {"address": "41:00.4"}}))
+    assert want.functions == {} and want.gpus["bb"]["iommuGroup"] == 31
 
 
 def test_a_card_on_thunderbolt_keeps_its_ids_and_one_outside_the_iommu_is_refused(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def inputs(*mounts: dict[str, Any], **about: Any) -> NewContainer.Inputs:
     )  # fmt: skip
 
 
+def work(lab: Lab) -> NewContainerWork:
+    return NewContainerWork({"hosts": json.dumps({NODE: host_of(lab).model_dump(mode="json", by_alias=True)})})
+
+
 def mounted(lab: Lab) -> list[str]:
     lines = (lab.root / f"etc/pve/nodes/{NODE}/lxc/{ID}.conf").read_text().splitlines()
     return [line for line in lines if line.startswith("mp")]
@@ -48,23 +52,22 @@ def test_folders_are_given_mended_changed_and_taken_away_and_stay_as_they_are(
             "mkdir -p $ROOT/tank/films $ROOT/tank/songs $ROOT/var/lib/vz/template/cache; echo a >$ROOT/tank/films/a; "
             "touch $ROOT/var/lib/vz/template/cache/debian-12-standard_12.7-1_amd64.tar.zst"
         )
-        host = host_of(lab).model_dump(mode="json", by_alias=True)
-        work = NewContainerWork({"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"})
+        root = work(lab)
         first = inputs(FILMS, SONGS, features={"keyctl": True})
-        outputs = work.create(first)
+        outputs = root.create(first)
         assert mounted(lab) == ["mp0: /tank/films,mp=/films", "mp1: /tank/songs,mp=/songs"]
-        assert work.read(first, outputs).drift == []
+        assert root.read(first, outputs).drift == []
         lab.run(f"pct start {ID}")
 
         lab.run(f"pct stop {ID}; pct set {ID} --delete mp1; pct set {ID} --mp0 mp=/films,volume=/tank/films")
         monkeypatch.setattr("homelab.provider.api._READINGS", {})
-        found = work.read(first, outputs)
+        found = root.read(first, outputs)
         assert found.drift == ["mp1"]
-        work.update(first, first, found)
+        root.update(first, first, found)
         assert mounted(lab)[1] == "mp1: /tank/songs,mp=/songs"
 
         second = inputs({**FILMS, "readOnly": True}, features={"keyctl": True})
-        changed = work.update(second, first, dataclasses.replace(found, drift=[]))
+        changed = root.update(second, first, dataclasses.replace(found, drift=[]))
         assert mounted(lab) == ["mp0: /tank/films,mp=/films,ro=1"]
-        work.delete(second, changed)
+        root.delete(second, changed)
         assert (lab.root / "tank/films/a").read_text() == "a\n" and (lab.root / "tank/songs").is_dir()

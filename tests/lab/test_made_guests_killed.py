@@ -60,7 +60,11 @@ def test_a_run_that_is_killed_after_any_change_goes_on(
                 wait_until(lambda: not tasks.exists() or not tasks.read_text())
                 return act()
 
-            return until_done(monkeypatch, once)
+            return until_done(monkeypatch, once, owner_starts)
+
+        def owner_starts() -> None:
+            wait_until(lambda: "stopped" in lab.run(f"{program} status {ID}").stdout)
+            lab.run(f"{program} start {ID}")
 
         made = all_of(lambda: work.create(inputs))
         assert "memory: 512\n" in conf.read_text() and made.instance in conf.read_text()

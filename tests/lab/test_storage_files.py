@@ -18,7 +18,7 @@ from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox import files as api_files
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.storage_file import StorageFile
-from homelab.settings import Container, Download, Host, Vm
+from homelab.settings import Container, Download, Vm
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of

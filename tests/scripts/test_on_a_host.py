@@ -237,14 +237,14 @@ def test_a_host_that_would_be_brought_down_is_refused(host: Callable[[str], Host
 
 def test_an_id_that_two_cards_have_asks_for_an_address(host: Callable[[str], Host]) -> None:
     machine = host("two-identical")
-    (error,) = gates.check(read(machine.machine), settings({"g": {"match": "10de:2204"}}))[1]
+    (error,) = gates.check(read(machine.machine), settings({"gpu": {"match": "10de:2204"}}))[1]
     assert "2: 0000:1d:00, 0000:1e:00" in error.found and 'add `address: "0000:1d:00"`' in error.next
 
 
 def test_a_boot_partition_without_room_is_refused(host: Callable[[str], Host]) -> None:
     machine = host("rtx5090")
     machine.machine.set_fault("boot-free-mb", 0)
-    (error,) = gates.check(read(machine.machine), settings({"g": {"match": "10de:2b85"}}))[1]
+    (error,) = gates.check(read(machine.machine), settings({"gpu": {"match": "10de:2b85"}}))[1]
     assert "room on /boot for a new initramfs" in error.wanted and error.found == "0 MiB free"
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from proxmoxer.core import ResourceException
 
+from homelab.errors import HomelabError
 from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
 from homelab.remote.proxmox.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
 from tests.unit.hosts import settings
 
-HOST = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": ":".join(["AB"] * 32)})
+HOST = settings({})
 TEXTS: dict[str, Any] = {"wanted": "", "found": "", "why": "", "next": "", "status": 0, "reason": ""}
 
 
@@ -86,7 +87,7 @@ class Lossy(Api):
             self.posts += 1
             if self.posts == 1:
                 raise unanswered(sent=True)
-            return "UPID:pve:2:2:2:qmstop:103:homelab@pve:"
+            return "UPID:pve:2:2:2:qmstop:103:root@pam:"
         if path.endswith("/tasks"):
             assert parameters == {"source": "all", "vmid": "103"}
             return self.listed
@@ -109,7 +110,7 @@ def test_a_task_is_taken_for_the_one_whose_answer_was_lost_only_if_it_can_be_no_
 ) -> None:
     """The request is sent again, whatever else of its kind the node did."""
     api = Lossy(HOST, "pve", clock=Passing())
-    task = {"upid": "UPID:pve:1:1:1:qmstop:103:homelab@pve:", "type": "qmstop", "user": "homelab@pve", **other}
+    task = {"upid": "UPID:pve:1:1:1:qmstop:103:root@pam:", "type": "qmstop", "user": "root@pam", **other}
     api.listed = [task | {"starttime": int(api.node_time) + other.get("starttime", 60)}]
     if is_followed:
         api._followed_upids.add(task["upid"])
@@ -141,10 +142,19 @@ def test_a_change_whose_answer_was_lost_is_sent_again_only_while_the_digest_is_t
     assert (api.puts > 1) is is_repeated
 
 
-def test_a_refusal_shows_no_secret_of_the_settings_or_of_the_request() -> None:
-    login = {"token": "homelab@pve!up", "tokenSecret": "of-the-token", "fingerprint": ":".join(["AB"] * 32)}
-    api = Api(settings({}, api=login), "pve")
-    refused = ResourceException(400, "Bad", "of-the-token, hunter22, 4444", {"cipassword": "hunter22 is short"})
+def test_a_refusal_shows_no_secret_of_the_request() -> None:
+    refused = ResourceException(400, "Bad", "hunter22, 4444", {"cipassword": "hunter22 is short"})
     parameters = {"cipassword": "hunter22", "cores": "4444"}
-    error = api._error_of_refusal("put", "nodes/pve/qemu/103/config", "", parameters, refused)
-    assert error.found == "400 ***, ***, 4444 (cipassword: *** is short)" and "hunter22" not in error.reason
+    error = Api(HOST, "pve")._error_of_refusal("put", "nodes/pve/qemu/103/config", "", parameters, refused)
+    assert error.found == "400 ***, 4444 (cipassword: *** is short)" and "hunter22" not in error.reason
+
+
+def test_another_node_is_asked_over_its_own_connection() -> None:
+    """Each answers for itself alone."""
+    other = HOST.model_copy(update={"address": "192.0.2.2"})
+    api = Api(HOST, "pve", host_at={"pve2": other}.get)
+    assert api.at("pve") is api
+    assert (api.at("pve2").host, api.at("pve2").node, api.node) == (other, "pve2", "pve")
+    assert api.at("pve2")._connection is not api._connection
+    with pytest.raises(HomelabError, match="no host of the settings is that node"):
+        api.at("pve3")

@@ -126,7 +126,7 @@ def test_a_3d_controller_and_an_accelerator_are_cards_too(code: str) -> None:
 
 @pytest.mark.parametrize("chosen", [{"match": "10de:22e8"}, {"address": "01:00.1"}])
 def test_a_card_isnt_named_by_its_audio_function(chosen: dict[str, str]) -> None:
-    (error,) = gates.check(desktop(), settings({"g": chosen}))[1]
+    (error,) = gates.check(desktop(), settings({"gpu": chosen}))[1]
     assert error.found.startswith(
         "0000:01:00.1 audio device [10de:22e8]; the graphics card of its slot is 0000:01:00.0"
     )
@@ -253,20 +253,20 @@ def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> Non
     bridge = device("0000:41:00.2", "8086:46a7", "060400", 30)
     facts = replace(facts, devices=[*facts.devices, desktop(devices=[bridge]).devices[0]])
     for other in ("0000:41:00.1", "0000:41:00.2"):
-        host = settings({"g": {"address": "41:00", "functions": ["0000:41:00.0", other]}})
+        host = settings({"gpu": {"address": "41:00", "functions": ["0000:41:00.0", other]}})
         chosen = gates.choosing(facts, host.gpus)
-        (error,) = gates.named_functions(chosen, "g", host.gpus["g"], "0000:41:00")
+        (error,) = gates.named_functions(chosen, "gpu", host.gpus["gpu"], "0000:41:00")
         assert other in error.found and error.next.startswith("name functions of 0000:41:00.0, the graphics")
         assert [one.address for one in chosen.functions("0000:41:00")] == ["0000:41:00.0"]
 
 
 def test_the_graphics_function_is_named_wherever_it_is_in_the_slot() -> None:
     devices = [device("0000:41:00.0", "1002:145a", "130000"), device("0000:41:00.1", "1002:1900", "030000")]
-    host = settings({"g": {"address": "41:00", "functions": ["0000:41:00.0"]}})
-    (error,) = gates.named_functions(desktop(*devices), "g", host.gpus["g"], "0000:41:00")
+    host = settings({"gpu": {"address": "41:00", "functions": ["0000:41:00.0"]}})
+    (error,) = gates.named_functions(desktop(*devices), "gpu", host.gpus["gpu"], "0000:41:00")
     assert error.found == "the graphics function, 0000:41:00.1, is not among them"
     both = {"igpu": {"address": "41:00", "functions": ["0000:41:00.0", "0000:41:00.1"]}}
-    host, third = settings(both, api=API), device("0000:41:00.2", "1022:15b9", "0c0330")
+    host, third = settings(both), device("0000:41:00.2", "1022:15b9", "0c0330")
     facts = gates.choosing(desktop(*devices, third), host.gpus)
     assert "its mapping offers 0000:41:00.1 alone" in "".join(gates.remarks(facts, host, {"igpu": "0000:41:00"}))
 
@@ -287,11 +287,8 @@ def split(vfs: int = 2) -> HostFacts:
     return desktop(device("0000:41:00.0", "10de:26b9", "030200", 30, vfs=vfs), *virtual)
 
 
-API = {"token": "homelab@pve!pulumi", "tokenSecret": "x", "publicCa": True}
-
-
 def test_a_virtual_function_is_a_card_of_its_own_that_nothing_binds_at_boot() -> None:
-    host = settings({"vf4": {"address": "41:00.4"}, "vf5": {"address": "41:00.5"}}, api=API)
+    host = settings({"vf4": {"address": "41:00.4"}, "vf5": {"address": "41:00.5"}})
     want = plan.wanted(split(), host)
     assert want.functions == {} and want.vfio_words == "" and "iommu=pt" in want.iommu_words
     assert [want.gpus[name]["path"] for name in ("vf4", "vf5")] == ["0000:41:00.4", "0000:41:00.5"]
@@ -312,10 +309,10 @@ def test_of_a_slot_full_of_virtual_functions_an_address_names_one() -> None:
     host = settings({"first": {"address": "41:01.0"}, "last": {"address": "0000:41:01.7"}})
     assert gates.check(desktop(owner, *virtual), host) == ({"first": "0000:41:01.0", "last": "0000:41:01.7"}, [])
     # By its id alone the card is meant, not one of its virtual functions.
-    (found,) = reasons(desktop(owner, *virtual), settings({"g": {"match": "8086:56c0"}}))
+    (found,) = reasons(desktop(owner, *virtual), settings({"gpu": {"match": "8086:56c0"}}))
     assert "has 8 virtual functions (SR-IOV)" in found
     # A slot alone names its first one, which isn't there.
-    (found,) = reasons(desktop(owner, *virtual[1:]), settings({"g": {"address": "41:01", "match": "8086:56c0"}}))
+    (found,) = reasons(desktop(owner, *virtual[1:]), settings({"gpu": {"address": "41:01", "match": "8086:56c0"}}))
     assert found.startswith("graphics cards here: ")
 
 
@@ -340,19 +337,19 @@ ONE = {"address": "41:00.1"}
     ],
 )  # fmt: skip
 def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chosen: dict[str, Any], found: str) -> None:
-    host = settings({"g": chosen})
+    host = settings({"gpu": chosen})
     errors = gates.check(gates.choosing(facts, host.gpus), host)[1]
     (error,) = (error for error in errors if found in error.found)
     assert error.next.startswith("take the list out") is ("functions" in chosen)
 
 
 def test_a_virtual_function_that_the_boot_didnt_make_is_named() -> None:
-    host = settings({"g": ONE})
+    host = settings({"gpu": ONE})
     want = plan.wanted(with_one(), host)
     gone = desktop(modules=["vfio", "vfio_iommu_type1", "vfio_pci"])
     assert [error.wanted for error in plan.verify(with_one(), host, want) if "virtual" in error.wanted] == []
     assert [error.wanted for error in plan.verify(gone, host, want) if "virtual" in error.wanted] == [
-        "gpus.g, the virtual function 0000:41:00.1, made at boot"
+        "gpus.gpu, the virtual function 0000:41:00.1, made at boot"
     ]
 
 
@@ -362,12 +359,12 @@ def test_a_card_that_is_divided_among_guests_is_left_as_it_is(way: str, said: st
     facts = desktop(card_states={"0000:01:00.0": {"divided": way}})
     (found,) = reasons(facts, settings())
     assert found.startswith(f"0000:01:00.0 is set up for {said}")
-    assert reasons(facts, settings({"g": {"match": "10de:2b85", "use": "host"}})) == []
+    assert reasons(facts, settings({"gpu": {"match": "10de:2b85", "use": "host"}})) == []
 
 
 @pytest.mark.parametrize("sign", [{"modules": ["nvidia", "nvidia_vgpu_vfio"]}, {"vgpu_manager": True}])
 def test_no_driver_is_installed_over_nvidias_vgpu_driver(sign: dict[str, Any]) -> None:
-    gpus = {"g": {"match": "10de:2b85", "use": "host"}}
+    gpus = {"gpu": {"match": "10de:2b85", "use": "host"}}
     (found,) = reasons(desktop(**sign), settings(gpus, nvidia={"driver": "580"}))
     assert found.startswith("NVIDIA's vGPU driver: ")
     assert (
@@ -379,13 +376,13 @@ def test_no_driver_is_installed_over_nvidias_vgpu_driver(sign: dict[str, Any]) -
 
 @pytest.mark.parametrize("chosen", [{"address": "41:00"}, {"address": "41:00.0"}, {"match": "10de:26b9"}])
 def test_a_card_with_virtual_functions_isnt_taken(chosen: dict[str, str]) -> None:
-    (found,) = reasons(split(), settings({"g": chosen}))
+    (found,) = reasons(split(), settings({"gpu": chosen}))
     assert found == "0000:41:00.0 graphics card [10de:26b9] has 2 virtual functions (SR-IOV)"
-    assert reasons(split(), settings({"g": {**chosen, "use": "host"}})) == []
+    assert reasons(split(), settings({"gpu": {**chosen, "use": "host"}})) == []
 
 
 def test_a_card_that_could_have_virtual_functions_and_has_none_is_taken() -> None:
-    want = plan.wanted(split(vfs=0), settings({"g": {"match": "10de:26b9"}}))
+    want = plan.wanted(split(vfs=0), settings({"gpu": {"match": "10de:26b9"}}))
     assert want.functions == {"0000:41:00.0": "10de:26b9"}
 
 
@@ -451,10 +448,9 @@ def test_a_card_without_a_render_node_has_one_node() -> None:
 
 
 def test_where_a_mapping_offers_a_part_of_a_card_alone_the_other_way_is_said() -> None:
-    (remark,) = (one for one in said(apu(), APU.model_copy(update={"api": settings(api=API).api})) if "mapping" in one)
+    (remark,) = (one for one in said(apu(), APU) if "mapping" in one)
     assert "offers 0000:c6:00.0 alone" in remark and "0000:c6:00.0, 0000:c6:00.1" in remark
-    for facts, host in ((apu(), APU), (desktop(), settings(api=API))):
-        assert "mapping" not in "".join(said(facts, host))
+    assert "mapping" not in "".join(said(desktop(), settings()))
 
 
 def without_groups(*more: dict[str, Any]) -> HostFacts:
@@ -486,8 +482,7 @@ def two_in_one_group() -> tuple[HostFacts, Host]:
     facts = desktop(*gpu("0000:02:00", 16))
     members = {"one": ["0000:02:00.0", "0000:02:00.1"], "two": ["0000:01:00.0", "0000:01:00.1"]}
     places = {"one": "01:00", "two": "02:00"}
-    api = {"token": "homelab@pve!pulumi", "tokenSecret": "x", "publicCa": True}
-    host = settings({name: {"address": places[name], "allowGroupMembers": members[name]} for name in members}, api=api)
+    host = settings({name: {"address": places[name], "allowGroupMembers": members[name]} for name in members})
     return facts, host
 
 
@@ -605,9 +600,9 @@ def facts_config(vmid: int, lines: str) -> Any:
 def test_a_card_that_stays_isnt_in_the_group_of_one_that_goes() -> None:
     facts, _ = two_in_one_group()
     members = ["0000:02:00.0", "0000:02:00.1"]
-    host = settings({"a": {"address": "01:00", "allowGroupMembers": members}, "b": {"address": "02:00", "use": "lxc"}})
+    host = settings({"aa": {"address": "01:00", "allowGroupMembers": members}, "b": {"address": "02:00", "use": "lxc"}})
     assert reasons(facts, host) == ["both are in one IOMMU group"]
-    both = settings({"a": {"address": "01:00", "use": "lxc"}, "b": {"address": "02:00", "use": "lxc"}})
+    both = settings({"aa": {"address": "01:00", "use": "lxc"}, "b": {"address": "02:00", "use": "lxc"}})
     assert reasons(facts, both) == []
 
 
@@ -616,7 +611,7 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
     devices = [replace(one, boot_vga=one.address == "0000:02:00.0") for one in facts.devices]
     users = replace(desktop().guests, configs=[replace(facts_config(950, "dev0: /dev/nvidia1"), kind="lxc")])
     facts = replace(facts, devices=devices, guests=users, nvidia_minors={"0000:02:00.0": 1})
-    host = settings({"a": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
+    host = settings({"aa": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
         "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
         "containers that use it: 950",
@@ -624,7 +619,7 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
 
 
 def test_a_vm_on_another_node_is_refused_with_its_place() -> None:
-    host = settings(api={"token": "homelab@pve!pulumi", "tokenSecret": "x", "publicCa": True})
+    host = settings()
     places = "pve/qemu-server/104.conf\nfar/qemu-server/103.conf\nfar/lxc/104.conf"
     facts = desktop(cluster={"node": "pve", "name": "home", "places": places})
     (error,) = vm_errors(facts, host, {"sandbox": vm(103, "rtx5090")})
@@ -649,7 +644,7 @@ def test_no_setting_lets_the_root_disk_behind_a_group_member_go() -> None:
 
 def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     nvme = device("0000:01:00.2", "144d:a80c", "010802", parent="0000:00:01.0")
-    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:01:00.2"]}})
+    host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:01:00.2"]}})
     facts = replace(without_groups(nvme), vital=desktop(vital=[vital("storage", ROOT, "0000:01:00.2")]).vital)
     (error,) = gates.check(facts, host)[1]
     assert "is in the card's predicted IOMMU group, carries" in error.found
@@ -673,7 +668,7 @@ def test_nor_one_behind_the_cards_own_usb_socket() -> None:
 
 def test_nor_the_network_over_which_the_host_is_reached() -> None:
     nic = device("0000:05:00.0", "10ec:8125", "020000", 16, driver="r8169", behind="enp5s0")
-    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:05:00.0"]}})
+    host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:05:00.0"]}})
     assert reasons(desktop(nic), host) == []
     (found,) = reasons(desktop(nic, vital=[vital("network", "the network (vmbr0)", "0000:05:00.0")]), host)
     assert "carries the network (vmbr0)" in found
@@ -691,7 +686,7 @@ def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken(code: str, kind: 
     unknown = [vital("storage", "/", trouble="no block device behind overlay")]
     assert reasons(desktop(vital=unknown), settings()) == []  # a graphics card alone carries no disk
     other = device("0000:06:00.0", "1022:43f4", code, 16)
-    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
+    host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
     (found,) = reasons(desktop(other, vital=unknown), host)
     assert found == f"no block device behind overlay; with the card go 0000:06:00.0 {kind} [1022:43f4]"
     assert reasons(desktop(other, vital=[vital("storage", ROOT, "0000:02:00.0")]), host) == []
@@ -748,16 +743,16 @@ def test_a_card_on_an_external_port_gets_a_remark_and_leaves_the_ids() -> None:
 @pytest.mark.parametrize("use", ["lxc", "host"])
 def test_a_host_that_keeps_its_cards_needs_no_iommu(use: str) -> None:
     off = desktop(iommu={"tables": [], "groups": 0, "kernel_log": ""})
-    host = settings({"g": {"match": "10de:2b85", "use": use}})
+    host = settings({"gpu": {"match": "10de:2b85", "use": use}})
     want = plan.wanted(off, host)
     # Nothing that a reboot would be for: tests/agent/test_reboot_required.py.
     assert (want.words, want.functions) == ("", {})
-    asked = settings({"g": {"match": "10de:2b85", "use": use}}, iommu={"enable": True})
+    asked = settings({"gpu": {"match": "10de:2b85", "use": use}}, iommu={"enable": True})
     assert "no IVRS table" in reasons(off, asked)[0]
     assert plan.wanted(desktop(), asked).iommu_words == "amd_iommu=on iommu=pt"
 
 
-@pytest.mark.parametrize("gpus", [{}, {"g": {"match": "10de:2b85", "use": "lxc"}}])
+@pytest.mark.parametrize("gpus", [{}, {"gpu": {"match": "10de:2b85", "use": "lxc"}}])
 def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[str, Any]) -> None:
     """So that a host whose last card comes back isn't rebooted for nothing."""
     words = "amd_iommu=on iommu=pt"
@@ -798,7 +793,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
 def test_a_staying_card_bound_by_hand_is_refused_with_what_binds_it(use: str, changes: dict[str, Any], by: str) -> None:
     devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
     facts = desktop(devices=devices, **changes)
-    host = settings({"g": {"match": "10de:2b85", "use": use}})
+    host = settings({"gpu": {"match": "10de:2b85", "use": use}})
     assert reasons(facts, host) == [f"0000:01:00.0 on vfio-pci, by {by}"]
     ours = {"running": "homelab.vfio=0000:01:00.0=10de:2b85", "configured": "", "others": "", "generated": ""}
     assert reasons(desktop(devices=devices, cmdline=ours), host) == []
@@ -807,9 +802,9 @@ def test_a_staying_card_bound_by_hand_is_refused_with_what_binds_it(use: str, ch
 def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
     devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
     facts = desktop(devices=devices, vfio_mentions=["/etc/udev/rules.d/90-vfio.rules"])
-    (remark,) = said(facts, settings({"g": {"match": "10de:2b85", "use": "lxc"}}))
+    (remark,) = said(facts, settings({"gpu": {"match": "10de:2b85", "use": "lxc"}}))
     assert remark.endswith("stays there: look at /etc/udev/rules.d/90-vfio.rules")
-    assert said(facts, settings({"g": {"match": "10de:2b85"}})) == []
+    assert said(facts, settings({"gpu": {"match": "10de:2b85"}})) == []
 
 
 # -- names in Proxmox VE ----------------------------------------------------------------------------------------------

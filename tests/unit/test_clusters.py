@@ -17,7 +17,6 @@ from tests.unit.hosts import KEY, desktop
 HOME: dict[str, Any] = {
     "nodes": {"pve1": {"address": "192.0.2.1", "hostKey": KEY}, "pve2": {"address": "192.0.2.2", "hostKey": KEY}},
     "ssh": {"user": "admin", "password": "a"},
-    "api": {"token": "homelab@pve!up", "tokenSecret": "b", "caFile": "ca.pem"},
 }
 HOSTS: dict[str, Any] = {"pve1": {"cluster": "home"}, "second": {"cluster": "home", "node": "pve2", "reboot": "manual"}}
 
@@ -36,10 +35,10 @@ def refused(hosts: dict[str, Any] = HOSTS, home: Any = HOME) -> str:
     return raised.value.found
 
 
-def test_hosts_take_address_login_and_api_from_their_cluster() -> None:
+def test_hosts_take_address_and_login_from_their_cluster() -> None:
     """The same as if each said it all: what is made of it doesn't change when somebody goes over to `clusters`."""
     said = {
-        name: {**one, "address": about["address"], "ssh": {**HOME["ssh"], "hostKey": KEY}, "api": HOME["api"]}
+        name: {**one, "address": about["address"], "ssh": {**HOME["ssh"], "hostKey": KEY}}
         for (name, one), about in zip(HOSTS.items(), HOME["nodes"].values(), strict=True)
     }
     assert settings().hosts == parse({"hosts": json.dumps(said)}).hosts
@@ -50,7 +49,7 @@ def test_what_a_host_says_itself_counts() -> None:
     own = {"address": "192.0.2.9", "ssh": {"hostKey": KEY, "agent": True}}
     found = settings({"pve1": {"cluster": "home", **own}, "apart": {"cluster": "home", **own, "address": "192.0.2.8"}})
     assert found.hosts["pve1"].address == "192.0.2.9" and found.hosts["pve1"].ssh.agent
-    assert found.hosts["apart"].api == found.clusters["home"].api  # no node of the settings' cluster, but one of it
+    assert found.hosts["apart"].cluster == "home"  # no node of the settings' cluster, but one of it
 
 
 def test_a_name_alone_is_a_cluster_too() -> None:
@@ -72,18 +71,14 @@ def test_a_mistake_in_a_cluster_is_reported_once_at_its_own_place() -> None:
         "homelab:clusters.home.nodes.pve2.address",
         "homelab:clusters.home.ssh",
     ]
-    wrong = {**HOME, "api": {"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": "ab" * 32}}
-    assert "each node has its own: set api.caFile" in refused(home=wrong)
 
 
 def test_a_secret_of_a_cluster_stands_in_one_place() -> None:
     found = settings().as_written()
-    assert secrets.secrets(found) == [
-        ("clusters", "home", "ssh", "password"),
-        ("clusters", "home", "api", "tokenSecret"),
-    ]
-    own = settings({"pve1": {"cluster": "home", "api": {**HOME["api"], "tokenSecret": "c"}}}).as_written()
-    assert ("hosts", "pve1", "api", "tokenSecret") in secrets.secrets(own)
+    assert secrets.secrets(found) == [("clusters", "home", "ssh", "password")]
+    login = {"user": "admin", "password": "c", "hostKey": KEY}
+    own = settings({"pve1": {"cluster": "home", "ssh": login}}).as_written()
+    assert ("hosts", "pve1", "ssh", "password") in secrets.secrets(own)
 
 
 @pytest.mark.parametrize(

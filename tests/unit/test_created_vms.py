@@ -13,13 +13,12 @@ from homelab.provider.new_guest import marked_anew, names_another_instance
 from homelab.remote import ledger
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
-API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
 
 
 def texts(vms: dict[str, Any], about: dict[str, Any]) -> StackTexts:
     gpus = {"card": {"match": "10de:2b85"}}
     hosts = {
-        name: {"address": f"192.0.2.{number}", "ssh": SSH, "api": API, "gpus": gpus, **about.get(name, {})}
+        name: {"address": f"192.0.2.{number}", "ssh": SSH, "gpus": gpus, **about.get(name, {})}
         for number, name in enumerate(("pve1", "pve2"), 1)
     }
     return StackTexts({"hosts": json.dumps(hosts), "vms": json.dumps(vms), "allowPlainSecrets": "true"})

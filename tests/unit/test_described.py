@@ -49,8 +49,7 @@ def test_a_card_that_there_is_not_and_a_guest_that_the_provider_has_not_got_are_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(descriptions, "_GIVEN", {})
-    api = {"token": "homelab@pve!pulumi", "tokenSecret": "a", "fingerprint": "ab" * 32}
-    hosts_given = {"pve": described(agent=True) | {"api": api}}
+    hosts_given = {"pve": described(agent=True)}
     vm = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
     with pytest.raises(Refusal, match=r"vms\.sandbox\.gpus: hosts\.pve has no card rtx5091") as refused:
         HomelabProvider("own", hosts_given, {"sandbox": vm | {"gpus": ["rtx5091"]}})

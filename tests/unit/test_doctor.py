@@ -342,7 +342,6 @@ def test_the_files_of_a_hosts_driver_configure_no_card() -> None:
 def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
     shared = settings(
         {"big": {"match": "10de:2b85", "use": "shared"}},
-        api={"token": "a@pve!bb", "tokenSecret": "x", "publicCa": True},
         nvidia={"driver": "580"},
     )
     seen = with_vm()

@@ -58,11 +58,6 @@ def test_a_login_that_pulumi_has_encrypted_is_said_with_what_needs_none(tmp_path
     assert found.host(None, str(key))[1].ssh.key == "-"
 
 
-def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
-    api = {"token": "a@pve!bb", "tokenSecret": SECURE, "publicCa": True}
-    assert written(tmp_path, {"hosts": {"pve": host() | {"api": api}}}).host(None)[1].api is not None
-
-
 @pytest.mark.parametrize("config", [{}, {"hosts": {}}, {"hosts": SECURE}, {"hosts": [1]}])
 def test_a_file_without_hosts(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(HomelabError, match=r"hosts under homelab:hosts[^§]*--config-file"):
@@ -131,7 +126,6 @@ def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) 
 def of_shared_card(folder: Path, state: str, cards: dict[str, Any]) -> Report:
     """On a container whose card is shared and not with the driver."""
     shared = host() | {"gpus": {"big": {"match": "10de:2b85", "use": "shared"}}, "nvidia": {"driver": "580"}}
-    shared |= {"api": {"token": "a@pve!bb", "tokenSecret": "x", "publicCa": True}}
     found = written(folder, {"hosts": {"pve": shared}, "containers": {"ai": {"host": "pve", "ctid": 901, **cards}}})
     seen = reading("")
     noted = f"state={state}\nvm=103\nboot={seen.facts.boot_id.strip()}\nsince=1700000000\nwhy=it hangs\n"

@@ -95,4 +95,4 @@ def test_on_a_real_board_with_eight_gpus_each_is_refused_alone() -> None:
     facts = desktop(devices=found)
     assert len(fabric.switches(facts)) == 4 and len(facts.display_devices) == 8
     for one in facts.display_devices:
-        assert any("4 NVSwitches" in said for said in reasons(facts, {"g": {"address": one.slot}}))
+        assert any("4 NVSwitches" in said for said in reasons(facts, {"gpu": {"address": one.slot}}))

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 
-from homelab import rights
 from homelab.errors import HomelabError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import Download, parse
@@ -15,9 +14,7 @@ from homelab.settings.download import images
 from homelab.settings.meanings import meanings
 from homelab.vm import files
 from tests.unit.hosts import KEY
-from tests.unit.test_rights import listed_row
 
-API = {"token": "homelab@pve!pulumi", "tokenSecret": "x" * 36, "fingerprint": "ab" * 32}
 DISK = {"storage": "fast", "size": 32}
 ROW = {"storage": "local", "enabled": 1, "active": 1, "content": "iso,import,vztmpl", "avail": 10 << 30}
 
@@ -29,7 +26,7 @@ def download(**about: Any) -> Download:
 def settings(
     downloads: dict[str, Any], *, vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None
 ) -> Any:
-    host = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "api": API, "downloads": downloads}
+    host = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "downloads": downloads}
     host["gpus"] = {"big": {"match": "10de:2684", "use": "lxc"}}
     whole: dict[str, Any] = {"hosts": {"pve": host}, "allowPlainSecrets": True}
     if vm is not None:
@@ -117,24 +114,6 @@ def test_the_settings_page_names_every_known_image() -> None:
     )
     # One without a checksum is named as such.
     assert [name for name, one in images().items() if one.sums is None] == ["virtio-win"]
-
-
-def test_the_rights_are_those_that_a_download_takes_and_no_more() -> None:
-    iso = download(image="virtio-win")
-    storage = {"Datastore.AllocateTemplate", "Datastore.Audit|Datastore.AllocateSpace"}
-    assert rights.of_download(iso, "pve") == {
-        "/storage/local": storage | {"Datastore.Allocate"},
-        "/nodes/pve": {"Sys.AccessNetwork"},
-    }
-    listed = {
-        one for row in ("`downloads`", "`downloads` that are removed again (without `keep`)") for one in listed_row(row)
-    }
-    assert {name.partition("|")[0] for name in storage | {"Datastore.Allocate"}} == listed
-    assert listed_row("`downloads` from an address") == {"Sys.AccessNetwork"}
-    kept = iso.model_copy(update={"keep": True})
-    assert rights.of_download(kept, "pve")["/storage/local"] == storage
-    template = download(template="a.tar.zst")
-    assert set(rights.of_download(template, "pve")) == {"/storage/local"}
 
 
 # -- decisions -----------------------------------------------------------------------------------------------------------

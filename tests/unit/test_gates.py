@@ -29,7 +29,7 @@ def test_a_card_alone_in_its_group_passes_every_gate() -> None:
 
 
 def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
-    (found,) = reasons(desktop(), settings({"g": {"match": "10de:2684"}}))
+    (found,) = reasons(desktop(), settings({"gpu": {"match": "10de:2684"}}))
     assert (
         found == "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0; graphics card [1002:164e] at 0000:0b:00.0"
     )
@@ -59,14 +59,14 @@ def test_a_host_with_an_agent_of_1_0_0_is_refused() -> None:
 def test_two_identical_cards_need_an_address() -> None:
     facts = desktop(*gpu("0000:03:00", 18))
     assert reasons(facts, settings()) == ["2: 0000:01:00, 0000:03:00"]
-    chosen = settings({"g": {"match": "10de:2b85", "address": "03:00"}})
-    assert gates.check(facts, chosen) == ({"g": "0000:03:00"}, [])
+    chosen = settings({"gpu": {"match": "10de:2b85", "address": "03:00"}})
+    assert gates.check(facts, chosen) == ({"gpu": "0000:03:00"}, [])
 
 
 def test_a_card_under_two_names_is_refused() -> None:
-    cards = {"igpu": {"match": "1002:164e", "use": "host"}, "a": {"match": "10de:2b85"}, "b": {"address": "01:00"}}
+    cards = {"igpu": {"match": "1002:164e", "use": "host"}, "aa": {"match": "10de:2b85"}, "bb": {"address": "01:00"}}
     (error,) = gates.check(desktop(), settings(cards))[1]
-    assert error.wanted == "gpus.b and gpus.a to be two cards" and error.found == "both are the one in 0000:01:00"
+    assert error.wanted == "gpus.bb and gpus.aa to be two cards" and error.found == "both are the one in 0000:01:00"
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_card_under_two_names_is_refused() -> None:
     ],
 )
 def test_an_address_or_id_of_something_else_is_refused(chosen: dict[str, str], wanted: str, found: str) -> None:
-    (error,) = gates.check(desktop(), settings({"g": chosen}))[1]
-    assert error.wanted == f"gpus.g: a card ({wanted})" and error.found.startswith(found)
+    (error,) = gates.check(desktop(), settings({"gpu": chosen}))[1]
+    assert error.wanted == f"gpus.gpu: a card ({wanted})" and error.found.startswith(found)
     assert error.next.startswith("correct `match` or `address`")
 
 
@@ -111,7 +111,7 @@ def test_bridges_in_the_group_do_no_harm() -> None:
 
 def test_a_group_member_may_go_along_when_it_is_named() -> None:
     usb = device("0000:06:00.0", "1022:43f4", "0c0330", 16)
-    allowed = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
+    allowed = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
     assert reasons(desktop(usb), allowed) == []
     assert len(reasons(desktop(usb, device("0000:06:00.1", "1022:43f5", "010601", 16)), allowed)) == 1
 
@@ -226,7 +226,7 @@ def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool
     assert [found.partition(" (")[0] for found in reasons(facts, settings())] == (
         ["containers that use it: 950"] if uses else []
     )
-    assert reasons(facts, settings({"g": {"match": "10de:2b85", "allowContainers": [950]}})) == []
+    assert reasons(facts, settings({"gpu": {"match": "10de:2b85", "allowContainers": [950]}})) == []
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> N
         "0000:01:00.0": {"card": "card0", "render": "renderD128"},
     }
     facts = desktop(guests=guests, drm=drm)
-    gpus = {"g": {"match": "1002:164e", "allowConsole": True}}
+    gpus = {"gpu": {"match": "1002:164e", "allowConsole": True}}
     assert [found.partition(" (")[0] for found in reasons(facts, settings(gpus))] == (
         ["containers that use it: 950"] if uses else []
     )
@@ -326,14 +326,13 @@ def test_a_template_is_known_however_somebody_has_written_it() -> None:
 def test_a_card_that_a_vm_has_past_proxmox_ve_is_refused(lines: str, use: str) -> None:
     configs = [{"kind": "vm", "id": 104, "lines": f"name: Old\n{lines}"}]
     facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
-    api = {"token": "homelab@pve!up", "tokenSecret": "b", "caFile": "ca.pem"}
-    host = settings({"gpu": {"match": "10de:2b85", "use": use}}, nvidia={"driver": "580"}, api=api)
+    host = settings({"gpu": {"match": "10de:2b85", "use": use}}, nvidia={"driver": "580"})
     refused = reasons(facts, host)
     assert refused == ["VM 104 (Old) has 0000:01:00.0 by its option args (-device vfio-pci)"]
 
 
 def test_cards_for_containers_or_the_host_skip_the_gates_of_passthrough() -> None:
-    assert reasons(desktop(NVME), settings({"g": {"match": "10de:2b85", "use": "lxc"}})) == []
+    assert reasons(desktop(NVME), settings({"gpu": {"match": "10de:2b85", "use": "lxc"}})) == []
 
 
 def test_a_full_boot_partition_is_refused_unless_the_initramfs_is_made_already() -> None:
@@ -546,7 +545,7 @@ def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm
 def test_a_vm_started_at_boot_has_the_hookscript_before_the_handover(
     onboot: str, hooked: list[int], use: str, closed: bool
 ) -> None:
-    host = to_be(use, api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
+    host = to_be(use, nvidia={"driver": "580"})
     facts, cards = was_for_a_vm(f"{HAS}\nonboot: {onboot}"), {"big": "0000:01:00"}
     found = gates.without_hook(facts, host, cards, {"big": hooked})
     assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1)") for one in found] == [
@@ -559,7 +558,7 @@ def test_a_vm_started_at_boot_has_the_hookscript_before_the_handover(
 
 def test_a_template_starts_never() -> None:
     assert reasons(was_for_a_vm("template: 1\nhostpci0: mapping=big", ours=False), to_be()) == []
-    host = to_be("shared", api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
+    host = to_be("shared", nvidia={"driver": "580"})
     for line, found in (("template: 0", 1), ("template: 1", 0)):
         facts = was_for_a_vm(f"{HAS}\nonboot: 1\n{line}")
         assert len(gates.without_hook(facts, host, {"big": "0000:01:00"}, {})) == found
@@ -567,7 +566,7 @@ def test_a_template_starts_never() -> None:
 
 @pytest.mark.parametrize(("state", "closed"), [("started", True), ("stopped", False), ("ignored", False)])
 def test_ha_starts_a_vm_with_the_host_whatever_its_onboot(state: str, closed: bool) -> None:
-    host = to_be("shared", api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
+    host = to_be("shared", nvidia={"driver": "580"})
     under = {"node": "pve", "ha": {"resources": f"vm: 103\n\tstate {state}\n"}}
     found = gates.without_hook(was_for_a_vm(cluster=under), host, {"big": "0000:01:00"}, {})
     assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1)") for one in found] == [
@@ -835,7 +834,7 @@ def test_a_card_isnt_given_to_a_module_that_can_never_be_loaded(found: dict[str,
     facts = bound_by_ids(ids="", **found)
     errors = gates.check(facts, settings())[1]
     assert [error.next.startswith("take vfio out there") for error in errors] == [True] * refused
-    assert gates.loadable(facts, settings({"g": {"match": "10de:2b85", "use": "host"}})) == []
+    assert gates.loadable(facts, settings({"gpu": {"match": "10de:2b85", "use": "host"}})) == []
 
 
 def test_a_word_against_the_driver_counts_until_the_next_boot() -> None:

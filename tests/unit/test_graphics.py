@@ -89,7 +89,7 @@ def test_on_any_other_kernel_it_is(kernel: str) -> None:
 
 def test_what_goes_along_with_a_card_isnt_taken_from_amdgpu_either() -> None:
     member = device("0000:04:00.0", "1002:1900", "030000", 16, driver="amdgpu")
-    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:04:00.0"]}})
+    host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:04:00.0"]}})
     (found,) = reasons(desktop(member, kernel="7.0.14-2-pve"), host)
     assert "0000:04:00.0" in found
     assert reasons(desktop(member), host) == []
@@ -197,9 +197,9 @@ def test_legacy_mode_is_for_intels_processor_graphics_alone(facts: HostFacts, ho
     ],
 )
 def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[str, Any], said: str) -> None:
-    host = settings({"g": {"address": facts.devices[0].slot, "allowConsole": True}})
+    host = settings({"gpu": {"address": facts.devices[0].slot, "allowConsole": True}})
     given = vm(
-        gpus=[{"gpu": "g", **use}],
+        gpus=[{"gpu": "gpu", **use}],
         create={"disk": {"storage": "local", "size": 8}, "machine": "pc"} if use.get("legacyIgd") else None,
     )
     text = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
@@ -219,10 +219,10 @@ def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[s
 )
 def test_legacy_mode_on_graphics_that_qemu_has_none_for_is_said(card: str, display_class: str, said: str) -> None:
     facts = desktop(devices=[device("0000:00:02.0", card, display_class, 0, driver="i915")])
-    host = settings({"g": {"address": "0000:00:02", "allowConsole": True}})
+    host = settings({"gpu": {"address": "0000:00:02", "allowConsole": True}})
     text = {}
     for legacy in (True, False):
-        use = {"gpu": "g", "pcie": False, **({"legacyIgd": True} if legacy else {})}
+        use = {"gpu": "gpu", "pcie": False, **({"legacyIgd": True} if legacy else {})}
         given = vm(gpus=[use], create={"disk": {"storage": "local", "size": 8}, "machine": "pc"})
         text[legacy] = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
     assert said in text[True] and ("legacy mode" in text[True]) is bool(said)

@@ -305,7 +305,6 @@ def test_a_vm_that_this_run_starts_is_let_take_its_cards(monkeypatch: pytest.Mon
     host = {
         "address": "192.0.2.1",
         "ssh": {"hostKey": KEY, "password": "a"},
-        "api": {"token": "root@pam!ab", "tokenSecret": "c", "publicCa": True},
     }
     work = VmCardsWork({"hosts": json.dumps({"pve": host})})
     about = VmInputs(

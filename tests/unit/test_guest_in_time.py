@@ -17,9 +17,8 @@ from homelab.shapes import SystemState
 from tests.unit.hosts import KEY, settings
 
 VERSION = "595.10.02"
-API = {"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": "ab" * 32}
 TEXTS = {
-    "hosts": json.dumps({"pve": {**settings().model_dump(mode="json", by_alias=True, exclude_unset=True), "api": API}}),
+    "hosts": json.dumps({"pve": {**settings().model_dump(mode="json", by_alias=True, exclude_unset=True)}}),
     "vms": json.dumps(
         {
             "sandbox": {

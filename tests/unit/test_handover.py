@@ -32,14 +32,13 @@ from remote_scripts.shared.handover import State
 from tests.unit.hosts import KEY, desktop, device, gpu, settings
 from tests.unit.test_doctor import reading
 
-API = {"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}
 SHARED: dict[str, Any] = {"rtx5090": {"match": "10de:2b85", "use": "shared"}}
 VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
 STATE = "state={}\nvm=103\nboot=1\nsince=1700000000\nwhy=in use by ollama (PID 7)\ncontainers=950\n"
 
 
 def host(**changes: Any) -> Host:
-    return settings(SHARED, api=API, **({"nvidia": {"driver": "580"}} | changes))
+    return settings(SHARED, **({"nvidia": {"driver": "580"}} | changes))
 
 
 def facts(qemu: str = "9.1.2", **changes: Any) -> HostFacts:
@@ -57,19 +56,17 @@ def facts(qemu: str = "9.1.2", **changes: Any) -> HostFacts:
         ({"reset": "bus"}, {}, "expected neither reset nor keepAwake"),
         ({"functions": ["0000:01:00.0"]}, {}, "expected no functions"),
         ({}, {"nvidia": None}, "use: shared needs NVIDIA's driver on the host: set nvidia"),
-        ({}, {"api": None}, "use: shared needs api"),
     ],
 )
 def test_what_does_not_go_with_it_is_said(card: dict[str, Any], of_host: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        settings({"rtx5090": {**SHARED["rtx5090"], **card}}, **({"api": API, "nvidia": {"driver": "580"}} | of_host))
+        settings({"rtx5090": {**SHARED["rtx5090"], **card}}, **({"nvidia": {"driver": "580"}} | of_host))
 
 
 def test_a_vm_and_containers_may_have_the_card() -> None:
     one = {
         "address": "192.0.2.1",
         "ssh": {"hostKey": KEY, "password": "a"},
-        "api": API,
         "gpus": SHARED,
         "nvidia": {"driver": "580"},
     }
@@ -92,7 +89,7 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
 @pytest.mark.parametrize(("use", "fits"), [("shared", False), ("vm", True)])
 def test_a_vm_that_takes_a_shared_card_names_its_host_and_no_cluster(use: str, fits: bool) -> None:
     """Also where only one of the nodes shares it: the VM's hookscript is on one of them."""
-    about = {"ssh": {"hostKey": KEY, "password": "a"}, "api": API, "cluster": "home", "nvidia": {"driver": "580"}}
+    about = {"ssh": {"hostKey": KEY, "password": "a"}, "cluster": "home", "nvidia": {"driver": "580"}}
     card = {"match": "10de:2b85", "use": "vm"}
     hosts = {
         "pve1": {**about, "address": "192.0.2.1", "gpus": {"gpu": card}},
@@ -125,7 +122,7 @@ def test_a_card_that_becomes_shared_stays_in_the_vm_that_had_it(
 
     monkeypatch.setattr(GpuLeaseWork, "machine", machine)
     monkeypatch.setattr(gpu_lease, "noted_by", nothing_noted)
-    one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "api": API, "nvidia": {"driver": "580"}}
+    one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "nvidia": {"driver": "580"}}
     card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
     work = GpuLeaseWork({"hosts": json.dumps({"pve": {**one, "gpus": card}})})
     inputs = GpuLease.Inputs(
@@ -158,7 +155,7 @@ def test_the_card_stays_with_its_driver_at_boot_and_the_iommu_is_on() -> None:
 )
 def test_a_change_of_use_is_a_change_of_one_plan(use: str, bound: bool, offered: bool, handed: bool) -> None:
     """From any to any: what the next boot binds, whether VMs can have it at all, and what hands it over each follow from the use alone."""
-    one = settings({"rtx5090": {"match": "10de:2b85", "use": use}}, api=API, nvidia={"driver": "580"})
+    one = settings({"rtx5090": {"match": "10de:2b85", "use": use}}, nvidia={"driver": "580"})
     for driver in ("vfio-pci", "nvidia"):
         devices = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
         devices += [{**each, "driver": driver} for each in gpu()]
@@ -188,7 +185,7 @@ def test_the_hosts_screen_and_a_card_of_another_maker_are_refused() -> None:
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     with pytest.raises(HomelabError, match="not to be the host's console"):
         plan.wanted(facts(devices=[*others, *screen]), host())
-    amd = settings({"igpu": {"address": "0000:0b:00", "use": "shared"}}, api=API, nvidia={"driver": "580"})
+    amd = settings({"igpu": {"address": "0000:0b:00", "use": "shared"}}, nvidia={"driver": "580"})
     with pytest.raises(HomelabError, match="it is not one of NVIDIA's, as a whole"):
         plan.wanted(facts(), amd)
 

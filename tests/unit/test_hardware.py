@@ -25,10 +25,6 @@ NVIDIA: dict[str, Any] = {
     "driver": "580.105.08", "flavour": "open", "cuda": "12.8", "program": True, "unchecked": [],
     "gpus": [{"name": "NVIDIA GeForce RTX 5090", "uuid": "GPU-1c2d", "address": "00000000:01:00.0"}],
 }  # fmt: skip
-API: dict[str, Any] = {
-    "api": {"token": "homelab@pve!stack", "tokenSecret": "x", "fingerprint": ":".join(["AB"] * 32)},
-    "node": "pve",
-}
 
 
 def bound(driver: str = "vfio-pci", **changes: Any) -> Any:
@@ -60,7 +56,7 @@ def criteria(found: hardware.HostReport) -> dict[str, tuple[bool | None, str]]:
 
 
 def test_each_criterion_of_a_card_in_a_vm_with_its_evidence() -> None:
-    made = hardware.of_host(bound(), "pve", settings(**API), outputs(**NVIDIA))
+    made = hardware.of_host(bound(), "pve", settings(node="pve"), outputs(**NVIDIA))
     assert criteria(made) == {
         "the IOMMU is on": (True, "21 groups; on the command line: amd_iommu=on iommu=pt"),
         "the VFIO modules are loaded": (True, "loaded: vfio, vfio_iommu_type1, vfio_pci"),
@@ -87,13 +83,15 @@ def test_each_criterion_of_a_card_in_a_vm_with_its_evidence() -> None:
     ],
 )
 def test_what_is_not_so_is_said(changes: dict[str, Any], criterion: str) -> None:
-    assert criteria(hardware.of_host(bound(**changes), "pve", settings(**API), outputs()))[criterion][0] is False
+    assert criteria(hardware.of_host(bound(**changes), "pve", settings(node="pve"), outputs()))[criterion][0] is False
 
 
 def test_what_nobody_looked_at_is_not_known() -> None:
     unknown = {
         made["a VM sees the card"] if "a VM sees the card" in made else made["a guest sees the card"]
-        for made in (criteria(hardware.of_host(bound(), "pve", settings(**API), seen)) for seen in (outputs(), None))
+        for made in (
+            criteria(hardware.of_host(bound(), "pve", settings(node="pve"), seen)) for seen in (outputs(), None)
+        )
     }
     assert {met for met, _ in unknown} == {None}
 
@@ -102,7 +100,7 @@ def test_text_of_a_host_that_could_hold_anything_is_left_out() -> None:
     odd = bound(kernel="6.17 192.168.0.202\n", pve="x" * 200)
     made = hardware.of_host(
         replace(odd, extra=replace(odd.extra, machine="a\x1b[0m", processor="p" * 500)),
-        "pve", settings(**API), outputs(**NVIDIA | {"driver": "<script>"}),
+        "pve", settings(node="pve"), outputs(**NVIDIA | {"driver": "<script>"}),
     )  # fmt: skip
     assert (made.kernel, made.proxmox, made.machine, made.processor) == ("", "", "", "")
     assert "script" not in str(made)
@@ -115,7 +113,7 @@ def test_the_command_writes_the_file_also_where_the_outputs_cant_be_read(
     host = {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpus": {}}
     settings_file = tmp_path / "Pulumi.homelab.yaml"
     settings_file.write_text(
-        json.dumps({"config": {"homelab:hosts": {"pve": host | {"gpus": {"a": {"match": "10de:2b85"}}}}}})
+        json.dumps({"config": {"homelab:hosts": {"pve": host | {"gpus": {"gpu": {"match": "10de:2b85"}}}}}})
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
@@ -149,7 +147,7 @@ def test_no_report_holds_an_address() -> None:
 
 
 def test_a_reports_row() -> None:
-    made = hardware.of_host(bound(), "pve", settings(**API), outputs(**NVIDIA))
+    made = hardware.of_host(bound(), "pve", settings(node="pve"), outputs(**NVIDIA))
     whole = hardware.HardwareReport(homelab="1.0.0", date="2026-12-01", undo="not tried", hosts=[made])
     page = reports.written("<!-- table: reports -->\n<!-- end -->\n", [whole])
     assert "| AOOSTAR WTR MAX | RTX 5090 [10de:2b85] | vm |" in page and "7 of 7" in page

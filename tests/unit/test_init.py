@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -20,6 +20,7 @@ from homelab.init.present import present
 from homelab.init.proposal import existing, propose
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import SystemFacts
+from homelab.remote.proxmox.files import Files
 from tests.conftest import PROJECT
 from tests.unit import hosts
 
@@ -519,12 +520,7 @@ def test_a_new_vm_from_a_known_image_has_it_downloaded() -> None:
 def test_known_cloud_images_are_offered_where_a_storage_takes_them_and_has_them_not(
     content: str, there: list[str], known: list[str]
 ) -> None:
-    def ask(command: str) -> str:
-        if "content" in command:
-            return answers(*({"volid": volume} for volume in there)) if "import" in command else "[]"
-        return answers({"storage": "local", "content": content, "active": 1})
-
-    found = storages.offered("pve", ask, lambda odd: None)
+    found = storages.offered(files_of(Node({"local": content}, there)))
     assert found.downloadable == known and storages.user_of("debian-13") == "debian"
 
 
@@ -584,41 +580,29 @@ def test_a_config_that_is_no_mapping_is_refused(config: str) -> None:
 
 
 # -- what a new VM is made of --------------------------------------------------------------------------------------------
-def answers(*rows: Any) -> str:
-    return "Last login: today\n" + json.dumps(list(rows))
+class Node:
+    """A node's API: storage -> its content; the volumes on each of them."""
+
+    node = "pve"
+
+    def __init__(self, storages: dict[str, str], there: list[str]) -> None:
+        self.storages, self.there = storages, there
+
+    def get(self, path: str, _wanted: str, content: str = "") -> list[dict[str, Any]]:
+        if path.endswith("/content"):
+            return [{"volid": volume} for volume in self.there if f":{content}/" in volume]
+        return [{"storage": name, "content": of, "active": int(name != "off")} for name, of in self.storages.items()]
 
 
-def test_storages_and_volumes_are_those_of_the_known_form_and_each_other_row_is_named() -> None:
-    good = {"storage": "local", "content": "iso,import", "active": 1}
-    rows = [good, {**good, "storage": "off", "active": 0}, {**good, "storage": "text", "active": "1", "more": [1]}]
-    odd: list[Any] = [
-        None,
-        "local",
-        [],
-        {"storage": 7, "content": "iso"},
-        {"storage": "x", "content": None},
-        {"content": "iso"},
-    ]
-    found, said = storages.storages(answers(*rows, *odd))
-    assert [one.name for one in found] == ["local", "text"] and found[0].content == {"iso", "import"}
-    assert len(said) == len(odd) and all("is ignored" in one for one in said)
-    volumes = [
-        {"volid": "local:import/b.qcow2"},
-        {"volid": "local:import/a.RAW"},
-        {"volid": "local:import/vm.ova"},
-        {"volid": 3},
-    ]
-    assert storages.volumes(answers(*volumes), "import")[0] == ["local:import/a.RAW", "local:import/b.qcow2"]
+def files_of(node: Node) -> Files:
+    return Files(cast(Any, node), print)
 
 
-@pytest.mark.parametrize("printed", ["", "null", "{}", "7", "no JSON", '"text"', "[1"])
-def test_an_answer_that_is_no_list_is_one_clear_error(printed: str) -> None:
-    with pytest.raises(HomelabError, match="as a list from pvesh"):
-        storages.storages(printed)
-
-
-def test_a_storages_name_is_quoted_for_the_hosts_shell() -> None:
-    assert "'/nodes/pve/storage/a b/content'" in storages.listing_of("pve", "a b", "iso")
+def test_a_new_vm_is_made_of_what_lies_on_active_storages_and_can_be_a_disk() -> None:
+    there = ["local:import/b.qcow2", "local:import/a.RAW", "local:import/vm.ova", "local:iso/cd.iso"]
+    found = storages.offered(files_of(Node({"local": "iso,import", "disks": "images", "off": "images"}, there)))
+    assert found.disks == ["disks"] and found.images == ["local:import/a.RAW", "local:import/b.qcow2"]
+    assert found.isos == ["local:iso/cd.iso"] and found.into == "local"
 
 
 @pytest.mark.parametrize(

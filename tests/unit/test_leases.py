@@ -174,7 +174,6 @@ WITH_ALL = {"hostpci0": "mapping=card", "hostpci1": "mapping=second", "vga": "no
 ADDRESS = {"hostpci0": "0000:01:00", "smbios1": "uuid=1"}
 BY_ADDRESS = {"hostpci0": {"ours": "0000:01:00", "before": None}}
 SECOND_BY_ADDRESS = {"a": {"host": "pve1", "vmid": 103, "gpus": [{"gpu": "second", "byAddress": True}]}}
-ROOT = {"pve1": {**TWO["pve1"], "api": {"user": "root@pam", "password": "x", "fingerprint": "00:" * 31 + "00"}}}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ ROOT = {"pve1": {**TWO["pve1"], "api": {"user": "root@pam", "password": "x", "fi
         (entry("second"), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0"])),
         (entry("second", vmid=104), TWO, WITH_ALL, ALL, "a", ({"vga": "std"}, ["hostpci0", "hostpci1"])),
         ({}, TWO, WITH_ALL, ALL, "b", ({}, ["hostpci0"])),  # another entry keeps the rest
-        (SECOND_BY_ADDRESS, ROOT, WITH_ALL, ALL, "a", ({}, ["hostpci0"])),
+        (SECOND_BY_ADDRESS, TWO, WITH_ALL, ALL, "a", ({}, ["hostpci0"])),
         ({}, TWO, GIVEN | {"smbios1": "uuid=2"}, ALL, "a", ({}, ["hostpci0"])),  # another VM's note
     ],
 )

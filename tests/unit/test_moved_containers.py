@@ -23,10 +23,10 @@ from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
 from remote_scripts.shared.reading.answer import SharedWith
 from tests.unit.hosts import desktop
-from tests.unit.test_created_vms import API, SSH
+from tests.unit.test_created_vms import SSH
 
 A, B = "AA:BB:CC:00:00:01", "AA:BB:CC:00:00:02"
-PVE2 = {"address": "192.0.2.2", "ssh": SSH, "api": API, "cluster": "home", "gpus": {"card": {"match": "10de:2b85"}}}
+PVE2 = {"address": "192.0.2.2", "ssh": SSH, "cluster": "home", "gpus": {"card": {"match": "10de:2b85"}}}
 
 
 def probe(host: str) -> ContainerProbe.Inputs:

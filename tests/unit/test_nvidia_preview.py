@@ -24,10 +24,9 @@ def settings(
     **gpus: Any,
 ) -> Settings:
     """A host with the cards of ``gpus``, by default one RTX 5090 for VM 103; NVIDIA's stack where it is given."""
-    api = {"token": "homelab@pve!up", "tokenSecret": "x", "publicCa": True}
     cards = gpus or {"rtx": {"match": "10de:2b85"}}
     values: dict[str, Any] = {
-        "hosts": {"pve": {"address": "192.0.2.1", "ssh": SSH, "api": api, "gpus": cards, "nvidia": host}},
+        "hosts": {"pve": {"address": "192.0.2.1", "ssh": SSH, "gpus": cards, "nvidia": host}},
         "vms": {"v": {"host": "pve", "vmid": 103, "gpus": ["rtx"], "ssh": SSH, "address": "192.0.2.9", "nvidia": vm}}
         if vm
         else {},

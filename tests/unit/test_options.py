@@ -37,7 +37,7 @@ def test_a_mapping_is_for_live_migration_where_proxmox_ve_knows_it(version: str,
 
 
 def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
-    (error,) = gates.check(desktop(packages=NEW), settings({"g": {"match": "10de:2b85", "liveMigration": True}}))[1]
+    (error,) = gates.check(desktop(packages=NEW), settings({"gpu": {"match": "10de:2b85", "liveMigration": True}}))[1]
     assert error.found == "it is a card as a whole"
 
 

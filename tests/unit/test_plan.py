@@ -55,7 +55,7 @@ def test_intel_gets_its_word_and_each_word_can_be_switched_off() -> None:
 def test_drivers_are_blacklisted_only_when_no_nvidia_card_stays() -> None:
     assert "modprobe.blacklist=nouveau,nvidia" in plan.wanted(desktop(), settings()).vfio_words
     two = desktop(*gpu("0000:03:00", 18))
-    assert plan.wanted(two, settings({"g": {"address": "01:00"}})).vfio_words == WORD
+    assert plan.wanted(two, settings({"gpu": {"address": "01:00"}})).vfio_words == WORD
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_card_of_another_maker_blacklists_nothing_anew(configured: str, others
 
 
 def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
-    want = plan.wanted(desktop(), settings({"g": {"match": "10de:2b85", "use": "host"}}))
+    want = plan.wanted(desktop(), settings({"gpu": {"match": "10de:2b85", "use": "host"}}))
     assert (want.vfio_words, want.functions) == ("", {})
 
 
@@ -203,13 +203,13 @@ def test_what_another_layer_has_lost_or_never_had_is_no_drift_of_this_one() -> N
     found = plan.drift(bound(managed=managed, nvidia={"nodes_enabled": True}), want)
     assert {layer: lines for layer, lines in found.items() if lines} == {"iommu": ["/etc/x was changed by hand"]}
     # Nobody needs groups where no card leaves the host.
-    stays = plan.wanted(desktop(), settings({"g": {"match": "10de:2b85", "use": "host"}}))
+    stays = plan.wanted(desktop(), settings({"gpu": {"match": "10de:2b85", "use": "host"}}))
     without = bound(iommu={"tables": ["IVRS"], "groups": 0, "kernel_log": ""})
     assert plan.drift(without, stays)["boot"] == []
 
 
 def test_a_card_that_stays_is_not_verified_for_a_vm() -> None:
-    host = settings({"g": {"match": "10de:2b85", "use": "host"}})
+    host = settings({"gpu": {"match": "10de:2b85", "use": "host"}})
     network = device("0000:05:00.0", "10ec:8125", "020000", 16)
     facts = desktop(network)
     want = plan.wanted(facts, host)
@@ -353,7 +353,7 @@ def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> 
 
 def test_the_values_of_a_card_are_those_of_each_of_its_functions() -> None:
     host = settings(
-        {"g": {"match": "10de:2b85", "reset": "flr", "keepAwake": True}, "b": {"address": "0b:00", "use": "host"}}
+        {"gpu": {"match": "10de:2b85", "reset": "flr", "keepAwake": True}, "b": {"address": "0b:00", "use": "host"}}
     )
     functions = plan.wanted(desktop(), host).gpus
     found = card_values.wanted(functions, host.gpus).values

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from homelab.errors import UnreachableError
+from homelab.remote import ssh
 from homelab.remote.proxmox import connection
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError, UnansweredError
@@ -48,7 +48,7 @@ def answered(body: bytes, status: str = "200 OK", more: str = "") -> bytes:
 
 def api_of(monkeypatch: pytest.MonkeyPatch, session: Session) -> Api:
     monkeypatch.setattr(connection, "_CONNECTIONS", {})
-    monkeypatch.setattr(connection.ssh, "Session", lambda _: session)
+    monkeypatch.setattr(ssh, "Session", lambda _: session)
     return Api(HOST, "pve", patience=-1)
 
 

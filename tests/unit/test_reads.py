@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import requests
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import api, base, vm_cards
@@ -18,15 +17,14 @@ from homelab.provider.new_container import NewContainerWork
 from homelab.provider.typed import read_as
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import guard, ssh
-from homelab.remote.proxmox.connection import no_answer
+from homelab.remote.proxmox.connection import NoAnswerError, no_answer
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from tests.unit.hosts import desktop
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
-API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
-HOST = {"address": "192.0.2.1", "ssh": SSH, "api": API, "gpus": {"card": {"match": "10de:2b85"}}}
+HOST = {"address": "192.0.2.1", "ssh": SSH, "gpus": {"card": {"match": "10de:2b85"}}}
 TEXTS = {"hosts": json.dumps({"pve": HOST})}
 SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
 VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SHUTDOWN, "cards": [], "display": "keep"}
@@ -57,8 +55,7 @@ class _Silent:
         self._host = host
 
     def get(self, _path: str, wanted: str) -> Any:
-        error = requests.exceptions.ConnectionError("NewConnectionError: Connection refused")
-        raise no_answer(self._host, wanted, error, reads=True)
+        raise no_answer(self._host, wanted, NoAnswerError("nobody listens", sent=False), reads=True)
 
 
 def refreshed(monkeypatch: pytest.MonkeyPatch, *, off: bool) -> tuple[list[HomelabError], int, list[tuple[bool, str]]]:
@@ -146,7 +143,7 @@ def test_what_a_living_node_does_not_answer_is_not_told_of_the_dead_one(
         def converge(self, *_: Any) -> None:
             if lost == "SSH":
                 raise UnreachableError(wanted="an SSH connection", found="Connection lost", why="w", next="n")
-            raise no_answer(host, "VM 103 changed", requests.exceptions.ConnectionError("Connection lost"), reads=False)
+            raise no_answer(host, "VM 103 changed", NoAnswerError("Connection lost", sent=True), reads=False)
 
     def read(*_: Any, **__: Any) -> Any:
         raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
@@ -203,7 +200,7 @@ def test_what_somebody_has_removed_is_made_again_and_what_he_has_changed_is_drif
 
 def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
     errors, _, others = refreshed(monkeypatch, off=False)
-    assert len(errors) == 1 and "pveproxy" in errors[0].next and "nothing was changed" in errors[0].why
+    assert len(errors) == 1 and "pvedaemon" in errors[0].next and "nothing was changed" in errors[0].why
     assert (True, "VmCardsWork") in others
 
 
@@ -223,9 +220,9 @@ def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest
 
 def test_what_could_not_be_read_is_not_said_to_be_half_changed() -> None:
     host = Host.model_validate(HOST)
-    error = requests.exceptions.ReadTimeout("timed out")
+    error = NoAnswerError("timed out", sent=True)
     assert "nothing was changed" in no_answer(host, "to read VM 103", error, reads=True).why
-    assert "isn't known" in no_answer(host, "VM 103 changed", error).why
+    assert "isn't known" in no_answer(host, "VM 103 changed", error, reads=False).why
 
 
 def test_a_mapping_stays_for_live_migration_while_a_card_of_another_node_is_to_migrate() -> None:

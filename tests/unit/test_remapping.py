@@ -84,10 +84,10 @@ def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
 
 
 def test_who_knows_better_says_so_and_the_plan_still_names_it() -> None:
-    gpus = {"g": {"match": "10de:2b85", "allowDirectMapping": True}}
+    gpus = {"gpu": {"match": "10de:2b85", "allowDirectMapping": True}}
     assert errors(held(), gpus=gpus) == []
-    (said,) = gates.remarks(held(), settings(gpus), {"g": "0000:01:00"})
-    assert said == f"gpus.g: the firmware wants memory mapped 1:1 for its IOMMU group: {REGION}"
+    (said,) = gates.remarks(held(), settings(gpus), {"gpu": "0000:01:00"})
+    assert said == f"gpus.gpu: the firmware wants memory mapped 1:1 for its IOMMU group: {REGION}"
 
 
 def test_an_older_kernel_gives_an_amd_hosts_card_away_with_a_remark() -> None:
@@ -227,7 +227,7 @@ def test_plain_interrupts_are_refused_with_what_makes_them_plain() -> None:
     assert error.found.startswith("none on this host") and error.next.startswith("update the firmware")
     (error,) = errors(desktop(cmdline=line("quiet", "quiet nointremap")))
     assert error.found == "nointremap on the kernel command line" and error.next.startswith("take nointremap out")
-    assert errors(desktop(iommu=PLAIN), gpus={"g": {"match": "10de:2b85", "use": "lxc"}}) == []
+    assert errors(desktop(iommu=PLAIN), gpus={"gpu": {"match": "10de:2b85", "use": "lxc"}}) == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def one(ids: str, methods: str | None = "flr bus", **changes: Any) -> HostFacts:
 
 
 def notes(facts: HostFacts) -> str:
-    host = settings({"g": {"address": "01:00"}})
+    host = settings({"gpu": {"address": "01:00"}})
     return "\n".join(gates.remarks(facts, host, gates.check(facts, host)[0]))
 
 
@@ -75,7 +75,7 @@ def test_where_vendor_reset_is_loaded_nothing_is_warned_of() -> None:
 
 
 def reasons(facts: HostFacts, **changes: Any) -> list[str]:
-    host = settings({"g": {"address": "01:00", **changes}})
+    host = settings({"gpu": {"address": "01:00", **changes}})
     return [error.found for error in gates.check(facts, host)[1]]
 
 

@@ -60,37 +60,49 @@ def test_a_minimal_configuration_has_safe_defaults() -> None:
     ],
 )
 def test_a_pci_address_is_a_slot_or_a_function_in_any_notation(written: str, meant: str) -> None:
-    assert loaded(hosts(gpus={"g": {"address": written}})).hosts["pve"].gpus["g"].address == meant
+    assert loaded(hosts(gpus={"gpu": {"address": written}})).hosts["pve"].gpus["gpu"].address == meant
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"gpu": {}}, "homelab:hosts.pve.gpu: unknown key, did you mean `gpus`?"),
-        ({"gpus": {"g": {"macth": "10de:2b85"}}}, "homelab:hosts.pve.gpus.g.macth: unknown key, did you mean `match`?"),
-        ({"gpus": {"g": {}}}, "expected `match` (vendor:device"),
-        ({"gpus": {"g": {"match": "RTX 5090"}}}, "expected vendor:device in hexadecimal, such as 10de:2b85"),
-        ({"gpus": {"g": {"address": "1:0"}}}, "expected a PCI address such as 0000:01:00"),
+        (
+            {"gpus": {"gpu": {"macth": "10de:2b85"}}},
+            "homelab:hosts.pve.gpus.gpu.macth: unknown key, did you mean `match`?",
+        ),
+        ({"gpus": {"gpu": {}}}, "expected `match` (vendor:device"),
+        ({"gpus": {"gpu": {"match": "RTX 5090"}}}, "expected vendor:device in hexadecimal, such as 10de:2b85"),
+        ({"gpus": {"gpu": {"address": "1:0"}}}, "expected a PCI address such as 0000:01:00"),
         ({"gpus": {"a b": {"match": "10de:2b85"}}}, "expected a name of letters, digits and hyphens"),
-        ({"gpus": {"a": {"match": "10de:2b85"}, "b": {"match": "10DE:2B85"}}}, "gpus.a and gpus.b are the same card"),
         (
-            {"gpus": {"a": {"address": "01:00"}, "b": {"address": "0000:01:00.0"}}},
-            "gpus.a and gpus.b are the same card",
+            {"gpus": {"aa": {"match": "10de:2b85"}, "bb": {"match": "10DE:2B85"}}},
+            "gpus.aa and gpus.bb are the same card",
         ),
         (
-            {"gpus": {"a": {"address": "01:00"}, "b": {"address": "01:00", "match": "10de:2b85"}}},
-            "gpus.a and gpus.b are the same card",
+            {"gpus": {"aa": {"address": "01:00"}, "bb": {"address": "0000:01:00.0"}}},
+            "gpus.aa and gpus.bb are the same card",
         ),
-        ({"gpus": {"g": {"match": "10de:2b85", "allowGroupMembers": ["02:00"]}}}, "expected a PCI function's address"),
-        ({"gpus": {"g": {"match": "10de:2b85", "functions": ["02:00"]}}}, "expected a PCI function's address"),
-        ({"gpus": {"g": {"match": "10de:2b85", "use": "lxc", "reset": "flr"}}}, "expected neither reset nor keepAwake"),
         (
-            {"gpus": {"g": {"match": "10de:2b85", "use": "host", "keepAwake": True}}},
+            {"gpus": {"aa": {"address": "01:00"}, "bb": {"address": "01:00", "match": "10de:2b85"}}},
+            "gpus.aa and gpus.bb are the same card",
+        ),
+        (
+            {"gpus": {"gpu": {"match": "10de:2b85", "allowGroupMembers": ["02:00"]}}},
+            "expected a PCI function's address",
+        ),
+        ({"gpus": {"gpu": {"match": "10de:2b85", "functions": ["02:00"]}}}, "expected a PCI function's address"),
+        (
+            {"gpus": {"gpu": {"match": "10de:2b85", "use": "lxc", "reset": "flr"}}},
             "expected neither reset nor keepAwake",
         ),
-        ({"gpus": {"g": {"match": "10de:2b85", "reset": "hot"}}}, "found 'hot'"),
         (
-            {"gpus": {"g": {"match": "10de:2b85", "use": "lxc", "functions": ["0000:02:00.0"]}}},
+            {"gpus": {"gpu": {"match": "10de:2b85", "use": "host", "keepAwake": True}}},
+            "expected neither reset nor keepAwake",
+        ),
+        ({"gpus": {"gpu": {"match": "10de:2b85", "reset": "hot"}}}, "found 'hot'"),
+        (
+            {"gpus": {"gpu": {"match": "10de:2b85", "use": "lxc", "functions": ["0000:02:00.0"]}}},
             "expected no functions: they are for a card that goes to a VM",
         ),
         (
@@ -118,8 +130,8 @@ def test_a_mistake_is_named_with_its_place(changes: dict[str, Any], said: str) -
 
 
 def test_every_mistake_is_named_at_once() -> None:
-    message = refused(hosts(address="1.2.3", adress="x", gpus={"g": {"match": "?"}}), plam="auto")
-    for place in ("hosts.pve.address", "hosts.pve.adress", "hosts.pve.gpus.g.match", "homelab:plam"):
+    message = refused(hosts(address="1.2.3", adress="x", gpus={"gpu": {"match": "?"}}), plam="auto")
+    for place in ("hosts.pve.address", "hosts.pve.adress", "hosts.pve.gpus.gpu.match", "homelab:plam"):
         assert place in message
 
 
@@ -196,15 +208,13 @@ def test_a_host_is_given_up_whatever_is_mistaken_about_another_one() -> None:
             load_host(mistaken, "pve")
 
 
-API = {"token": "homelab@pve!pulumi", "tokenSecret": "s3cret", "caFile": "pve-root-ca.pem"}
 VM = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
 
 
-def with_vms(vms: dict[str, Any], api: dict[str, Any] | None = API, **gpus: Any) -> dict[str, str]:
+def with_vms(vms: dict[str, Any], **gpus: Any) -> dict[str, str]:
     ssh = {"agent": True, "hostKeyFile": "key"}
     host = {"address": "192.168.0.202", "ssh": ssh, "gpus": gpus or {"rtx5090": {"match": "10de:2b85"}}}
-    hosts = {"pve": host | ({"api": api} if api else {})}
-    return {"hosts": json.dumps(hosts), "vms": json.dumps(vms)}
+    return {"hosts": json.dumps({"pve": host}), "vms": json.dumps(vms)}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +226,7 @@ def with_vms(vms: dict[str, Any], api: dict[str, Any] | None = API, **gpus: Any)
     ],
 )
 def test_two_resources_of_one_name_are_refused(hosts: dict[str, str], what: str) -> None:
-    common = {"ssh": {"agent": True, "hostKeyFile": "key"}, "api": API, "nvidia": {"driver": "580"}}
+    common = {"ssh": {"agent": True, "hostKeyFile": "key"}, "nvidia": {"driver": "580"}}
     described = {
         name: {**common, "address": f"192.0.2.{number}", "gpus": {card: {"match": "10de:2b85", "use": "lxc"}}}
         for number, (name, card) in enumerate(hosts.items(), 1)
@@ -233,7 +243,6 @@ def test_two_resources_of_one_name_are_refused(hosts: dict[str, str], what: str)
 
 MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
     "no such host": (with_vms({"a": VM | {"host": "pv"}}), "homelab:vms.a.host: no such host; there are pve"),
-    "no API": (with_vms({"a": VM}, api=None), "homelab:hosts.pve.api is missing"),
     "no such card": (with_vms({"a": VM | {"gpus": ["rtx"]}}), "hosts.pve has no card rtx; it has rtx5090"),
     "a card that stays": (with_vms({"a": VM}, rtx5090={"match": "10de:2b85", "use": "lxc"}), "stays with the host"),
     "one card, two VMs": (with_vms({"a": VM, "b": VM | {"vmid": 104}}), "given to vms.a and vms.b"),
@@ -269,16 +278,11 @@ MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
         with_vms({}, aa={"address": "01:00"}, bb={"address": "41:00", "mapping": "aa"}),
         "another card of this host has the mapping aa",
     ),
-    "a token without its secret": (with_vms({}, api={"token": "a@pve!bb", "caFile": "x"}), "token and tokenSecret, or"),
-    "two ways in": (with_vms({}, api=API | {"user": "root@pam", "password": "p"}), "token and tokenSecret, or"),
-    "no check of the certificate": (with_vms({}, api={**API, "caFile": None}), "exactly one of caFile, fingerprint"),
-    "a short fingerprint": (with_vms({}, api={**API, "caFile": None, "fingerprint": "AB:CD"}), "64 hexadecimal digits"),
-    "a user without a realm": (with_vms({}, api={"user": "root", "password": "p", "publicCa": True}), "with its realm"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKEN_VMS)
-def test_a_mistake_in_vms_or_api_is_named(case: str) -> None:
+def test_a_mistake_in_vms_is_named(case: str) -> None:
     values, said = MISTAKEN_VMS[case]
     with pytest.raises(HomelabError) as raised:
         parse(values)

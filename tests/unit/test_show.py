@@ -220,8 +220,7 @@ def test_what_cant_be_read_is_said_where_it_may_hide_a_guest() -> None:
     assert of_kernel("quiet", found={"unreadable": unread}) == [
         f"can't be read, so who has a card may be missing here: {'; '.join(unread)}"
     ]
-    api = {"token": "homelab@pve!up", "tokenSecret": "b", "caFile": "ca.pem"}
-    shared = settings({"rtx5090": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"}, api=api)
+    shared = settings({"rtx5090": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"})
     shown = [one.text for one in trees(True, False, shared, unreadable=unread).walk() if one.kind == "setting"]
     assert shown == [f"in turn: not known: its state can't be read ({unread[1]})"]
 

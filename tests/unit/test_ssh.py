@@ -682,7 +682,7 @@ def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeyp
         return asdict(desktop())
 
     monkeypatch.setattr(ssh.Session, "ask", answer)
-    host = settings({"g": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
+    host = settings({"gpu": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
     found = ssh.Session(host).read()
     assert [one.address for one in found.functions("0000:01:00")] == ["0000:01:00.0"]
 

@@ -16,11 +16,11 @@ from homelab.remote import ssh
 from homelab.remote.proxmox.errors import NotThereError, UnansweredError
 from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
-from tests.unit.test_created_vms import API, SSH
+from tests.unit.test_created_vms import SSH
 from tests.unit.test_new_guests import error_of
 
 HOST: dict[str, Any] = {"ssh": SSH, "cluster": "home", "gpus": {"card": {"match": "10de:2b85"}}}
-HOSTS = {name: {**HOST, "api": API, "address": f"192.0.2.{name[-1]}"} for name in ("pve1", "pve2")}
+HOSTS = {name: {**HOST, "address": f"192.0.2.{name[-1]}"} for name in ("pve1", "pve2")}
 INPUTS = VmCards.Inputs(
     host="pve1",
     node="pve1",
@@ -160,19 +160,18 @@ def test_while_its_host_is_silent_it_is_given_back_through_another_node(
     assert world.done == done
 
 
-@pytest.mark.parametrize("trouble", ["no API", "no answer", "no right", "no SSH"])
+@pytest.mark.parametrize("trouble", ["no answer", "refused", "no SSH"])
 def test_a_node_that_cant_be_asked_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     hosts = {**HOSTS, "pve3": {**HOSTS["pve2"], "address": "192.0.2.3", "node": "third"}}
-    hosts["pve2"] = {**hosts["pve2"], "api": None if trouble == "no API" else API}
     world = World(monkeypatch, hosts, "third")
     world.notes = {"pve2": None, "pve3": None}
-    refused, machine_now = HomelabError(wanted="w", found="no right", why="w", next="n"), world.machine_now
+    refused, machine_now = HomelabError(wanted="w", found="refused", why="w", next="n"), world.machine_now
 
     def asked(near: Any, *_: Any) -> Any:
         assert near.node == ("third" if near.host == "pve3" else near.host)
         if near.host == "pve2" and trouble == "no answer":
             raise error_of(UnansweredError)
-        if near.host == "pve2" and trouble == "no right":
+        if near.host == "pve2" and trouble == "refused":
             raise refused
         found = machine_now(near)
         found.node = "pve2" if near.host == "pve2" and trouble == "no SSH" else "third"
@@ -185,10 +184,9 @@ def test_a_node_that_cant_be_asked_holds_up_no_other(monkeypatch: pytest.MonkeyP
     assert world.done == ["given back there: hostpci0"]
 
 
-@pytest.mark.parametrize("api", [API, None], ids=["no node answers", "no API"])
-def test_where_nobody_can_be_asked_the_state_keeps_it(monkeypatch: pytest.MonkeyPatch, api: Any) -> None:
-    world = World(monkeypatch, {**HOSTS, "pve2": {**HOSTS["pve2"], "api": api}}, "pve2")
-    world.notes = {"pve2": None} if api is None else {}
+def test_where_nobody_can_be_asked_the_state_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, HOSTS, "pve2")
+    world.notes = {}
     with pytest.raises(UnreachableError):
         world.work.delete(INPUTS, OUTPUTS)
     assert world.done == []

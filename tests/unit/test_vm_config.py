@@ -20,7 +20,6 @@ from homelab.vm.config import (
     drift,
     identity,
     is_ours,
-    is_roots_alone,
     left_behind,
     may_have_record,
     not_put_back,
@@ -495,14 +494,6 @@ def test_a_mapping_by_hand_loses_no_option_without_a_yes(line: str, closed: bool
 def test_what_this_program_wrote_by_address_takes_no_yes() -> None:
     record: Record = {"hostpci0": {"ours": "host=0000:01:00,pcie=1", "before": None, "slot": "0000:01:00"}}
     assert asked(Q35 | {"hostpci0": "0000:01:00,pcie=1"}, wish(FIRST), record) == ([], [])
-
-
-@pytest.mark.parametrize(
-    ("value", "alone"),
-    [("mapping=a,pcie=1", False), ("mapping=a,romfile=x.rom", True), ("01:00", True), ("pcie=1,host=01:00", True)],
-)
-def test_only_root_may_set_an_address_or_a_rom(value: str, alone: bool) -> None:
-    assert is_roots_alone(value) is alone
 
 
 def test_drift_names_what_is_and_what_should_be() -> None:

@@ -136,7 +136,8 @@ def _why_and_next(status: int, reason: str) -> tuple[str, str]:
     if "proxy not allowed" in reason or "hostname lookup" in reason:
         return (
             "each node answers for itself alone, and this one has another name",
-            "correct hosts.<name>.node: the name that `hostname` prints on the host",
+            "correct hosts.<name>.node (the name that `hostname` prints on the host); where a guest is on another node "
+            "of the cluster by now, describe that one under hosts",
         )
     if "RPCEnvironment init request failed" in reason:
         return NO_FILE_SYSTEM

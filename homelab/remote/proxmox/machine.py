@@ -1,6 +1,6 @@
 """A VM through the API: changes its configuration, by its digest, and its power.
 
-A change is written first, while the VM still runs: if Proxmox VE refuses it (rights, locks, digests), nothing has been
+A change is written first, while the VM still runs: if Proxmox VE refuses it (locks, digests), nothing has been
 stopped yet. Options that wait for the next start are applied by a shutdown and a start; if the VM doesn't shut down, or
 doesn't start with them, the change is reverted.
 """
@@ -212,8 +212,9 @@ class Machine:
         :returns: whether the VM runs.
         :raises HomelabError: the VM is as it was before, unless the error says otherwise.
         """
-        running = self.running()
+        # In this order: a start of a run that was killed may end meanwhile.
         is_to_run_again = self._memory.recalls(self._identity)
+        running = self.running()
         # A user who has asked HA to stop it wants it off; a run that was interrupted doesn't.
         self._others_want_it_off = running and not is_to_run_again and self._ha().get("state") in HA_STOPS
         before, change = self._write(target)
@@ -581,7 +582,7 @@ class Machine:
                     raise _still_on_error(self, shutdown, error) from error
             except UnansweredError as error:
                 raise _lost_error(self, error) from error
-            except ApiError:  # refused before an attempt, for a right or a lock
+            except ApiError:  # refused before an attempt, for a lock
                 if not self.running():
                     return
                 raise

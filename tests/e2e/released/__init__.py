@@ -2,7 +2,7 @@
 2.0.0 is out, each commit that changes the state or what lies on hosts makes it anew.
 
 A file for each of `SCENARIOS`, VERSION-SCENARIO.tar.gz: below `root/` what its first `up` has changed on the host, but for the agent, which each version
-puts there itself, and for what is made of the rest; `gone`, a line for each file that isn't there any more; and `state.json`, the stack's exported state. What each lab has of its own (keys, ports) is a word like `@sshPort@` in all of it.
+puts there itself, and for what is made of the rest; `gone`, a line for each file that isn't there any more; and `state.json`, the stack's exported state. What each lab has of its own (keys, its port) is a word like `@sshPort@` in all of it.
 That of 1.0.0 is there to be refused.
 """
 
@@ -39,16 +39,12 @@ _CHANGED = ("etc", "usr/local", "var/lib/homelab")
 
 def _own(lab: Lab) -> dict[str, str]:
     """Word -> what this lab has in its place."""
-    ssh, api = lab.connection, lab.api
+    ssh = lab.connection
     return {
         "@key@": Path(ssh["privateKeyFile"]).read_text(encoding="utf-8"),
         "@keyFile@": ssh["privateKeyFile"],
         "@hostKey@": ssh["hostKey"],
         "@sshPort@": str(ssh["port"]),
-        "@tokenSecret@": api["tokenSecret"],
-        "@ca@": Path(api["caFile"]).read_text(encoding="utf-8"),
-        "@caFile@": api["caFile"],
-        "@apiPort@": str(api["port"]),
     }
 
 
