@@ -27,7 +27,7 @@ from homelab.settings import Host
 # Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
 PORT = 85
 USER = "root@pam"
-# Prints a ticket. Warnings may come before it: that there is no key for tickets yet, or that it is renewed, as each day.
+# Prints a ticket, perhaps behind a warning: that there is no key for tickets yet, or that it is renewed, as each day.
 _PERL = (
     r'PVE::AccessControl::check_user_enabled(cfs_read_file("user.cfg"),"root\@pam"); '
     r'print PVE::AccessControl::assemble_ticket("root\@pam")'
