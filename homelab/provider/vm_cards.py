@@ -95,6 +95,7 @@ class VmCardsWork(VmStart):
     def _drift(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> list[str]:
         vmid = inputs.vmid
         path, wanted = f"nodes/{inputs.node}/qemu/{vmid}", f"to read the configuration of VM {vmid}"
+        there = inputs
         try:
             config = strings(self.reading(inputs, f"{path}/config", wanted))
         except NotThereError:
@@ -104,14 +105,14 @@ class VmCardsWork(VmStart):
                 return [error.found]
             # That it has moved is no drift of its own.
             tell(f"{inputs.vm}: VM {vmid} is on {error.node} now")
-            path = f"nodes/{error.node}/qemu/{vmid}"
-            config = strings(self.reading(inputs, f"{path}/config", wanted))
+            path, there = f"nodes/{error.node}/qemu/{vmid}", dataclasses.replace(inputs, node=error.node)
+            config = strings(self.reading(there, f"{path}/config", wanted))
         differences = drift(config, outputs.record)
         differences += [] if outputs.state else [UNFINISHED]
         if _is_another(outputs, config):
             differences.append(f"VM {vmid} isn't the VM that was given its cards")
         if inputs.power != "keep":
-            status = self.reading(inputs, f"{path}/status/current", f"to see whether VM {vmid} runs")["status"]
+            status = self.reading(there, f"{path}/status/current", f"to see whether VM {vmid} runs")["status"]
             differences += [] if status == inputs.power else [f"VM {vmid} is {status} instead of {inputs.power}"]
         return differences
 

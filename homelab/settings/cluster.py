@@ -35,7 +35,8 @@ class ProxmoxCluster(Model):
     `address`, `ssh` and `guestsAtReboot`."""
 
     nodes: dict[NodeName, ClusterNode]
-    """Its nodes, each under its name in Proxmox VE. One that is no host of these settings may be left out."""
+    """Its nodes, each under its name in Proxmox VE. One on which none of your guests may be, and which is no host of
+    these settings, may be left out."""
     ssh: SshLogin
     """How one logs in to each of them."""
     guests_at_reboot: Literal["shutdown", "maintenance"] | None = None

@@ -118,7 +118,7 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
         why = "pve cluster filesystem not online."
         raise Failure(f"ipcc_send_rec[1] failed: Unknown error -1\ncfs-lock 'authkey' error: {why}", 13)
     if not is_pmxcfs_there(host):
-        raise Failure("Connection refused", 111)
+        raise Failure("Connection refused", 111)  # what looks the user up finds no pmxcfs
     if not is_enabled(host, ROOT):
         raise Failure(f"user '{ROOT}' is disabled", 255)
     print(ticket(host, ROOT), end="")

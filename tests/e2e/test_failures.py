@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.conftest import Result, Stack, refusal
+from tests.e2e.test_gpu_vm import given_back
 
 PARTS = ("wanted:", "found:", "why:", "next:")
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
@@ -22,7 +23,7 @@ def test_a_card_that_is_not_there_is_refused_before_anything_changes(untouched: 
     """One of the gates. The others: tests/unit/test_gates.py; one of the settings: tests/e2e/test_preview.py; of the connection: below."""
     stack = untouched("rtx5090")
     stock, mark = stack.lab.snapshot(), stack.lab.mark()
-    stack.host["gpus"] = {"g": {"match": "10de:2684"}}
+    stack.host["gpus"] = {"gpu": {"match": "10de:2684"}}
     one_message(stack.up(ok=False), "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0")
     assert stack.lab.snapshot() == stock
     assert stack.lab.boots(since=mark) == []
@@ -62,7 +63,7 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(stac
     # Every resource has a limit, also those of which nothing hung.
     assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []
     stack.destroy()
-    assert stack.lab.snapshot() == stock
+    given_back(stack, stock)
     assert not (stack.lab.root / "var/lib/homelab").exists()
 
 

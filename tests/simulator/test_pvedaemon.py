@@ -288,7 +288,8 @@ def test_without_a_quorum_there_are_tickets_and_answers_but_no_changes(lab: Lab,
 
 def test_without_pve_cluster_neither_a_ticket_nor_an_answer_is_there(lab: Lab, ssh: OverSsh) -> None:
     ssh.run("systemctl stop pve-cluster")
-    assert minted(lab) == (111, "Connection refused\n")
+    status, said = minted(lab)
+    assert (status, said) == (111, "Connection refused\n")
     assert refusal(ssh) == (500, CLUSTER_OFF)
 
 

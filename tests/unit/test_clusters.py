@@ -17,6 +17,7 @@ from tests.unit.hosts import KEY, desktop
 HOME: dict[str, Any] = {
     "nodes": {"pve1": {"address": "192.0.2.1", "hostKey": KEY}, "pve2": {"address": "192.0.2.2", "hostKey": KEY}},
     "ssh": {"user": "admin", "password": "a"},
+    "guestsAtReboot": "maintenance",
 }
 HOSTS: dict[str, Any] = {"pve1": {"cluster": "home"}, "second": {"cluster": "home", "node": "pve2", "reboot": "manual"}}
 
@@ -38,7 +39,10 @@ def refused(hosts: dict[str, Any] = HOSTS, home: Any = HOME) -> str:
 def test_hosts_take_address_and_login_from_their_cluster() -> None:
     """The same as if each said it all: what is made of it doesn't change when somebody goes over to `clusters`."""
     said = {
-        name: {**one, "address": about["address"], "ssh": {**HOME["ssh"], "hostKey": KEY}}
+        name: {
+            **{**one, "address": about["address"], "ssh": {**HOME["ssh"], "hostKey": KEY}},
+            "guestsAtReboot": HOME["guestsAtReboot"],
+        }
         for (name, one), about in zip(HOSTS.items(), HOME["nodes"].values(), strict=True)
     }
     assert settings().hosts == parse({"hosts": json.dumps(said)}).hosts
@@ -49,7 +53,7 @@ def test_what_a_host_says_itself_counts() -> None:
     own = {"address": "192.0.2.9", "ssh": {"hostKey": KEY, "agent": True}}
     found = settings({"pve1": {"cluster": "home", **own}, "apart": {"cluster": "home", **own, "address": "192.0.2.8"}})
     assert found.hosts["pve1"].address == "192.0.2.9" and found.hosts["pve1"].ssh.agent
-    assert found.hosts["apart"].cluster == "home"  # no node of the settings' cluster, but one of it
+    assert found.hosts["apart"].guests_at_reboot == "maintenance"  # no node of the settings' cluster, but one of it
 
 
 def test_a_name_alone_is_a_cluster_too() -> None:
@@ -76,8 +80,7 @@ def test_a_mistake_in_a_cluster_is_reported_once_at_its_own_place() -> None:
 def test_a_secret_of_a_cluster_stands_in_one_place() -> None:
     found = settings().as_written()
     assert secrets.secrets(found) == [("clusters", "home", "ssh", "password")]
-    login = {"user": "admin", "password": "c", "hostKey": KEY}
-    own = settings({"pve1": {"cluster": "home", "ssh": login}}).as_written()
+    own = settings({"pve1": {"cluster": "home", "ssh": {"hostKey": KEY, "password": "c"}}}).as_written()
     assert ("hosts", "pve1", "ssh", "password") in secrets.secrets(own)
 
 

@@ -58,6 +58,11 @@ def test_a_login_that_pulumi_has_encrypted_is_said_with_what_needs_none(tmp_path
     assert found.host(None, str(key))[1].ssh.key == "-"
 
 
+def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
+    nvidia = {"driver": "580", "proxy": SECURE}
+    assert written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)[1].nvidia is not None
+
+
 @pytest.mark.parametrize("config", [{}, {"hosts": {}}, {"hosts": SECURE}, {"hosts": [1]}])
 def test_a_file_without_hosts(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(HomelabError, match=r"hosts under homelab:hosts[^§]*--config-file"):

@@ -32,7 +32,7 @@ class Session:
 
     def run(self, _verb: str, _script: str) -> str:
         self.minted += 1
-        return f"a warning of Perl's\n{self.ticket}"
+        return f"a warning of Perl's, without the end of a line {self.ticket}"
 
     def exchange(self, _port: int, request: str, *, changes: bool) -> bytes | None:
         assert changes is not request.startswith("GET ")

@@ -223,7 +223,7 @@ TEXTS = [row for row in VALUES if isinstance(row[2], str)]
 # Of several lines by its nature.
 PEM = ("ssh", "privateKey")
 # Sent to the API as they are, or to an SSH library: a hyphen or a comma means nothing there.
-FREE = {"password", "tokenSecret", "privateKey", "args", "usb0"}
+FREE = {"password", "privateKey", "args", "usb0"}
 # A comma of their own, or in a file's name that no property string ever holds.
 WITH_COMMAS = FREE | {
     "acsOverride",
@@ -231,7 +231,6 @@ WITH_COMMAS = FREE | {
     "gpuAssignment",
     "hostKeyFile",
     "privateKeyFile",
-    "caFile",
     "proxy",
     "hostKey",
     "sshKeys",
@@ -326,7 +325,7 @@ def test_a_secret_that_is_mistaken_is_not_quoted() -> None:
         assert "8271828" not in said(which, place, 8271828)
         assert "hunter2" not in said(which, place, ["hunter2"])
 
-    secrets = ("password", "tokenSecret", "privateKey", "proxy")
+    secrets = ("password", "privateKey", "proxy")
     check_rows(check, [row for row in VALUES if row[1][-1] in secrets])
 
 

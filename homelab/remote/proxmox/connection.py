@@ -27,14 +27,13 @@ from homelab.settings import Host
 # Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
 PORT = 85
 USER = "root@pam"
-# Prints a ticket, and nothing else on the last line. Warnings come besides: that there is no key for tickets yet, or
-# that it is renewed, as each day.
+# Prints a ticket, perhaps behind a warning: that there is no key for tickets yet, or that it is renewed, as each day.
 _PERL = (
     r'PVE::AccessControl::check_user_enabled(cfs_read_file("user.cfg"),"root\@pam"); '
     r'print PVE::AccessControl::assemble_ticket("root\@pam")'
 )
 _MINT = f"perl -MPVE::AccessControl -MPVE::Cluster=cfs_read_file -e '{_PERL}' 2>&1 || echo \"exit status $?\"\n"
-_TICKET = re.compile(rf"^PVE:{USER}:[0-9A-F]{{8}}::\S+", re.MULTILINE)
+_TICKET = re.compile(rf"PVE:{USER}:[0-9A-F]{{8}}::\S+")
 _HTTP = b"HTTP/1."
 
 
