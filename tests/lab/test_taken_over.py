@@ -27,7 +27,7 @@ from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
 from tests import forked_agent
-from tests.lab.killed_kit import KilledError, killed_after, until_done, was_shutting_down
+from tests.lab.killed_kit import KilledError, killed_after, until_done
 from tests.lab.test_proxmox_api import client, host_of, map_card
 from tests.sampling import paired, sample
 from tests.waiting import wait_until
@@ -68,7 +68,7 @@ class Run:
     def __init__(self, lab: Lab, **card: Any) -> None:
         host = host_of(lab).model_dump(mode="json", by_alias=True)
         vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}}
-        self.stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
+        self.stack = {"hosts": json.dumps({NODE: host}), "vms": json.dumps(vms)}
         self.about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": VM, "power": "keep"}
         self.about["shutdown"] = SHUTDOWN
         self.inputs = VmCards.Inputs(
@@ -126,12 +126,6 @@ def power(lab: Lab, mark: Any) -> list[str]:
     return [call["path"].rpartition("/")[2] for call in calls]
 
 
-def owner_starts(lab: Lab) -> None:
-    """The VM that a killed run was shutting down."""
-    wait_until(lambda: "stopped" in lab.run(f"qm status {VM}").stdout)
-    lab.run(f"qm start {VM}")
-
-
 def test_all_of_it_comes_back(lab: Lab) -> None:
     before, others, run, mark = conf(lab), conf(lab, 104), Run(lab), lab.mark()
     run.up()
@@ -152,7 +146,7 @@ def test_without_a_yes_nothing_is_changed(lab: Lab) -> None:
     assert (conf(lab), notes(lab), power(lab, mark)) == (before, [], [])
 
 
-def test_a_rom_of_the_settings_and_an_address_are_set_by_root_for_a_token(lab: Lab) -> None:
+def test_a_rom_of_the_settings_and_an_address_are_set(lab: Lab) -> None:
     lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
     before, run = conf(lab), Run(lab, take_over=False, by_address=True, romfile="5090.rom")
     run.up()
@@ -209,18 +203,39 @@ def test_a_run_that_is_killed_after_any_change_goes_on_until_all_of_it_is_given_
 ) -> None:
     """While it gives the VM its card, while it takes its display as well, and while it gives both back."""
     before, run = conf(lab), Run(lab)
-    until_done(monkeypatch, run.up, lambda: owner_starts(lab))
+    until_done(monkeypatch, run.up)
     assert in_force(lab) == [OURS] and runs_with_card(lab)
     run.inputs = dataclasses.replace(run.inputs, display="none")
-    until_done(monkeypatch, run.up, lambda: owner_starts(lab))
+    until_done(monkeypatch, run.up)
     assert "\nvga: none\n" in conf(lab) and in_force(lab) == [OURS] and runs_with_card(lab)
-    until_done(monkeypatch, run.destroy, lambda: owner_starts(lab))
+    until_done(monkeypatch, run.destroy)
     assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
 
 
-# Of giving a VM its card, by what the run has changed by then: noted, written, noted that it runs, shut down, noted that it
-# was this run, started.
-CHANGES = 6
+def test_a_run_that_is_killed_before_it_notes_its_shutdown_of_a_vm_leaves_it_off(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its owner may have shut it down in the same moment, and starts it."""
+    before, run = conf(lab), Run(lab)
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as once, pytest.raises(KilledError):
+        once.setattr(Machine, "_note_task", killed)
+        run.up()
+    wait_until(lambda: "stopped" in lab.run(f"qm status {VM}").stdout)
+    run.up()
+    assert "root@pam has switched it off since, and it isn't certain that this program did" in capsys.readouterr().out
+    assert "stopped" in lab.run(f"qm status {VM}").stdout
+    lab.run(f"qm start {VM}")
+    assert in_force(lab) == [OURS] and runs_with_card(lab)
+    run.destroy()
+    assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
+
+
+# Of giving a VM its card, by what the run has changed by then: noted, written, noted that it runs, shut down, started.
+CHANGES = 5
 
 
 @pytest.mark.parametrize(
@@ -240,10 +255,8 @@ def test_a_destroy_right_after_a_killed_run_gives_everything_back(
         run.up()
         run.inputs = dataclasses.replace(run.inputs, display="none")
     with monkeypatch.context() as once, pytest.raises(KilledError):
-        changed = killed_after(once, number)
+        killed_after(once, number)
         run.up()
-    if was_shutting_down(changed):
-        owner_starts(lab)
     if run.noted is not None:
         run.destroy()
     else:
@@ -495,7 +508,7 @@ def test_a_start_that_fails_has_its_lines_back(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("fault", "times"), [("config-lock", 2), ("foreign-change", 1)])
-def test_what_gets_in_the_way_of_root_is_outlasted(lab: Lab, fault: str, times: int) -> None:
+def test_what_gets_in_the_way_is_outlasted(lab: Lab, fault: str, times: int) -> None:
     lab.fault(fault, times)
     Run(lab).up()
     assert in_force(lab) == [OURS]
