@@ -48,12 +48,6 @@ def of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_lease, "_TURNS", {})
 
 
-@pytest.fixture(autouse=True)
-def takes_authorities_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests' own clients take a node's authority, on Python 3.13 and later too; this program's: test_proxmox_api.py."""
-    monkeypatch.setattr("urllib3.util.ssl_.VERIFY_X509_STRICT", 0)
-
-
 @pytest.fixture(scope="session")
 def kept_systems(tmp_path_factory: pytest.TempPathFactory) -> KeptSystems:
     return KeptSystems(lambda: tmp_path_factory.mktemp("kept"))

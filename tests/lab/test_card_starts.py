@@ -62,7 +62,7 @@ def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reques
 def texts(lab: Lab) -> dict[str, str]:
     host = host_of(lab).model_dump(mode="json", by_alias=True)
     vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": ["rtx5090"]}}
-    return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
+    return {"hosts": json.dumps({NODE: host}), "vms": json.dumps(vms)}
 
 
 def start(lab: Lab, power: str = "running", **options: str) -> VmCards.Outputs:

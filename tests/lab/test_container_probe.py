@@ -43,6 +43,6 @@ def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(tmp_
         with_cards = conf.read_text()
         assert with_cards != before
         settings = host.model_dump(mode="json", by_alias=True)
-        deleted({"hosts": json.dumps({NODE: settings}), "allowPlainSecrets": "true"})
+        deleted({"hosts": json.dumps({NODE: settings})})
         assert conf.read_text() == (before if guest == "ai" else with_cards)
         assert (lab.root / f"var/lib/homelab/containers/{CTID}").exists() == (guest != "ai")

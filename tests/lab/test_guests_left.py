@@ -25,7 +25,7 @@ def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
         for path in ("a.0a1b2c3d", "b.0a1b2c3d"):
             lab.run(f'mkdir -p "$ROOT/var/backups/homelab/etc"; echo edited > "$ROOT/var/backups/homelab/etc/{path}"')
         host = host_of(lab).model_dump(mode="json", by_alias=True)
-        stack = {"hosts": json.dumps({"pve": host}), "allowPlainSecrets": "true"}
+        stack = {"hosts": json.dumps({"pve": host})}
         work = HostProbeWork(stack, "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe")
         nothing = HostProbe.Outputs(
             iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False

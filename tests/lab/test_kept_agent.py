@@ -31,7 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture
 def texts(lab: Lab) -> dict[str, str]:
     host = host_of(lab).model_dump(mode="json", by_alias=True)
-    return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"}
+    return {"hosts": json.dumps({NODE: host})}
 
 
 def test_the_agent_is_put_found_missing_and_put_again(

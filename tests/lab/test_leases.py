@@ -63,7 +63,7 @@ def texts(lab: Lab, *cards: str | dict[str, object], leaves: bool = False) -> di
     host["gpus"] = {name: {"match": "10de:2204", "address": slot} for name, slot in CARDS.items()}
     vms: dict[str, object] = {"another": {"host": NODE, "vmid": 104, "gpus": []}}
     vms |= {} if leaves else {"sandbox": {"host": NODE, "vmid": VM, "gpus": list(cards)}}
-    return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
+    return {"hosts": json.dumps({NODE: host}), "vms": json.dumps(vms)}
 
 
 def cards() -> VmCards.Inputs:

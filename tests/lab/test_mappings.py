@@ -41,7 +41,7 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 def work(lab: Lab, **gpus: Any) -> CardMappingWork:
     about = host_of(lab).model_dump(mode="json", by_alias=True) | ({"gpus": gpus} if gpus else {})
-    return CardMappingWork({"hosts": json.dumps({NODE: about}), "allowPlainSecrets": "true"})
+    return CardMappingWork({"hosts": json.dumps({NODE: about})})
 
 
 def entry_of(node: str = NODE, **more: Any) -> CardMapping.Inputs:

@@ -80,7 +80,7 @@ def texts(cluster: LabCluster, *, off: str = "", **more: dict[str, Any]) -> dict
             hosts[name]["ssh"]["port"] = unused.getsockname()[1]
         hosts[name]["timeouts"]["connect"] = 1
     made = {key: json.dumps(value) for key, value in more.items()}
-    return {"hosts": json.dumps(hosts), "allowPlainSecrets": "true", **made}
+    return {"hosts": json.dumps(hosts), **made}
 
 
 def cards_of(node: str, **more: Any) -> VmCards.Inputs:
@@ -611,10 +611,10 @@ def test_a_made_container_that_has_moved_is_changed_where_it_is(cluster: LabClus
 
 
 @pytest.mark.parametrize("act", ["delete", "update"])
-def test_what_roots_session_set_is_given_back_where_the_vm_is_but_no_address_of_another_node(
+def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_node(
     cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    """A token may not take away an option with a romfile; the address on pve1 is another device's on pve2."""
+    """The address on pve1 is another device's on pve2."""
     lines: list[str] = []
     monkeypatch.setattr(vm_cards, "tell", lines.append)
     by_hand = "0000:01:00,pcie=1,romfile=a.rom"

@@ -50,7 +50,7 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def texts(lab: Lab, **guests: dict[str, Any]) -> dict[str, str]:
     host = host_of(lab).model_dump(mode="json", by_alias=True)
     about = {key: json.dumps(value) for key, value in guests.items()}
-    return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", **about}
+    return {"hosts": json.dumps({NODE: host}), **about}
 
 
 def mark(name: str) -> str:

@@ -61,7 +61,7 @@ class Stack:
     def set(self, about: dict[str, Any]) -> None:
         self.download = Download.model_validate(about)
         self.host["downloads"] = {"file": about}
-        texts = {"hosts": json.dumps({NODE: self.host}), "allowPlainSecrets": "true"}
+        texts = {"hosts": json.dumps({NODE: self.host})}
         self.work = StorageFileWork(texts)
         one = self.download
         self.inputs = StorageFile.Inputs(

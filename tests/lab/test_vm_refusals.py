@@ -48,7 +48,7 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: Literal["fail", "stop"] = "fail") -> None:
     """The card is given to a VM, as an `up` does it."""
     host = host_of(lab).model_dump(mode="json", by_alias=True)
-    stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"}
+    stack = {"hosts": json.dumps({NODE: host})}
     about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": vmid, "power": "keep"}
     about["shutdown"] = ShutdownInputs(timeout=timeout, otherwise=otherwise)
     VmCardsWork(stack).create(
