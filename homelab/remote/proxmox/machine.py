@@ -318,7 +318,7 @@ class Machine:
         except HomelabError as error:
             # While the VM is being started (it may wait for containers that use its card), its configuration is locked
             # and stays as it is.
-            if isinstance(error, UnansweredError | StillRunsError) or not change:
+            if isinstance(error, UnansweredError | UnreachableError | StillRunsError) or not change:
                 raise
             raise self.taken_back(error) from error
 
