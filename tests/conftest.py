@@ -153,7 +153,7 @@ WITH_ENGINE = {
     "e2e/test_gpu_vm.py": 26,
     "e2e/test_gpu_vm_refused.py": 7,
     "e2e/test_gpu_lxc_refused.py": 5,
-    "e2e/test_api_access.py": 15,
+    "e2e/test_several_hosts.py": 10,
     "e2e/test_new_vm.py": 17,
     "e2e/test_kill.py": 18,
     "e2e/test_converge.py": 10,

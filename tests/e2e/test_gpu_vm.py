@@ -220,11 +220,16 @@ def test_a_mapping_changed_or_removed_and_a_card_taken_out_by_hand_are_mended(
     assert not (stack.lab.root / MAPPING).read_text()
 
 
-def test_a_card_may_go_by_its_address_and_with_a_rom_file(converged: Callable[..., Stack]) -> None:
-    """Which Proxmox VE allows root@pam alone."""
+def test_a_card_may_go_by_its_address_and_the_password_is_not_told(
+    converged: Callable[..., Stack],
+) -> None:
+    """Proxmox VE allows both root@pam alone, here over a login with the password."""
     by_address = {"gpu": "rtx5090", "byAddress": True, "romfile": "card.rom", "rombar": False}
     stack = converged("bound-by-hand", vms={})
     stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": [by_address]}}
-    stack.up()
+    password, ssh = stack.lab.connection["password"], stack.host["ssh"]
+    stack.host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "password": password}
+    stack.config["homelab:allowPlainSecrets"] = True
+    assert password not in stack.up().output
     assert "hostpci0: host=0000:01:00,pcie=1,rombar=0,romfile=card.rom" in conf(stack, 103)
     assert with_card(stack)["0000:01:00.0"] == 103

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.e2e.conftest import Result, Stack, name_of
-from tests.e2e.test_gpu_vm import MAPPING, conf, running, second_vm, with_card
+from tests.e2e.conftest import Result, Stack, name_of, refusal
+from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, conf, running, second_vm, with_card
 
 
 def refused(stack: Stack, *said: str) -> Result:
@@ -81,3 +81,15 @@ def test_a_mapping_of_another_device_is_not_taken_and_others_entries_stay(stack_
     assert "node=pve,path=0000:01:00," in (stack.lab.root / MAPPING).read_text()
     stack.destroy()
     assert (stack.lab.root / MAPPING).read_text() == before
+
+
+def test_a_host_whose_api_refuses_root_is_refused_before_anything_changes(stack_on: Callable[..., Stack]) -> None:
+    """What each trouble of the API is called: tests/lab/test_way_in.py."""
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.host["node"] = "pvee"
+    assert "correct hosts.pve.node" in refusal(stack)
+    stack.host["node"] = "pve"
+    stack.lab.run("echo 'user:root@pam:0:0:::::' >$ROOT/etc/pve/user.cfg")
+    stock = stack.lab.snapshot()
+    refused(stack, "user 'root@pam' is disabled", "pveum user modify root@pam --enable 1")
+    assert stack.lab.snapshot() == stock and len(stack.lab.boots()) == 1
