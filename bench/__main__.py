@@ -24,6 +24,7 @@ import yaml
 
 from bench import job as jobs
 from bench import measure, programs, report, subjects
+from bench.api import measure_api
 from bench.downtime import measure_downtime
 from bench.errors import BenchError
 from bench.fleet import measure_fleets
@@ -41,6 +42,7 @@ PARTS = {
     "first": "from a stock host, through its restart, to the verified card, by this program and both peers",
     "floor": "the same on a real kernel, beside a script by hand",
     "again": "nothing to do",
+    "api": "the requests of Proxmox VE's API that a first `up` makes, beside proxmoxer over SSH",
     "handover": "one card in turn, beside a bare hookscript",
     "downtime": "how long a VM is off when it gets a card and gives it back",
     "fleet": "stacks of so many hosts",
@@ -343,6 +345,8 @@ def measure_parts(parts: Sequence[str], wanted: argparse.Namespace, folder: Path
     if "again" in parts:
         with _bench(folder / "again", engine) as bench:
             found["again"] = measure_again(bench, wanted.rounds, wanted.memory_rounds)
+    if "api" in parts:
+        found["api"] = measure_api(folder / "api", wanted.rounds)
     if "handover" in parts:
         found["handover"] = measure_handover(folder / "shared", wanted.rounds)
     if "downtime" in parts:

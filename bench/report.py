@@ -63,6 +63,12 @@ TARGETS = (
 #: The same on a real kernel, and the least that does it.
 FLOOR = {"up": "homelab: first `up` on a real kernel", "script": "a script by hand: the same, and nothing else"}
 FLOOR_TARGETS = (Target("up", "script", 1.2),)
+#: The API's requests of a first `up`: subjects -> their titles.
+API = {
+    "api": "homelab: its requests of a first `up`, through its SSH connection",
+    "pvesh": "proxmoxer over SSH: the same, by `pvesh`",
+}
+API_TARGETS = (Target("api", "pvesh", 1.0),)
 FIRST_TARGETS = (Target("up", "pyinfra", 1.4), Target("up", "ansible", 0.5))
 #: Subjects of a first run -> their titles.
 FIRST = {
@@ -76,12 +82,13 @@ FIRST = {
 class Results:
     """All that was measured, in the page's order; empty: that part wasn't.
 
-    `first`: from a stock host; `floor`: that, on a real kernel; `again`: with nothing to do; `handover`: one card in turn; `downtime`: of a VM; `fleets`: stacks by size.
+    `first`: from a stock host; `floor`: that, on a real kernel; `again`: with nothing to do; `api`: requests of Proxmox VE's API; `handover`: one card in turn; `downtime`: of a VM; `fleets`: stacks by size.
     """
 
     first: Sequence[Measured] = ()
     floor: Sequence[Measured] = ()
     again: Sequence[Measured] = ()
+    api: Sequence[Measured] = ()
     handover: Sequence[Measured] = ()
     downtime: Sequence[Measured] = ()
     fleets: Sequence[Fleet] = ()
@@ -179,6 +186,7 @@ def markdown(date: str, results: Results, about: Mapping[str, str]) -> str:
         table(results.first, FIRST_TARGETS) if results.first else "",
         table(results.floor, FLOOR_TARGETS) if results.floor else "",
         table(results.again) if results.again else "",
+        table(results.api, API_TARGETS) if results.api else "",
         handover_table(results.handover),
         downtime_table(results.downtime),
         fleet_table(results.fleets),
@@ -198,12 +206,14 @@ def as_json(date: str, results: Results, about: Mapping[str, str]) -> dict[str, 
         "first": _details(results.first),
         "floor": _details(results.floor),
         "subjects": _details(results.again),
+        "api": _details(results.api),
         "handover": _seconds(results.handover),
         "downtime": _seconds(results.downtime),
         "fleets": fleet_json(results.fleets),
         "firstRatios": _ratios(results.first, FIRST_TARGETS),
         "floorRatios": _ratios(results.floor, FLOOR_TARGETS),
         "ratios": _ratios(results.again, TARGETS),
+        "apiRatios": _ratios(results.api, API_TARGETS),
     }
 
 
