@@ -102,7 +102,7 @@ class Programs:
         for name, lab in labs.items():
             ssh = lab.connection
             way = {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]}
-            hosts[name] = {"address": ssh["host"], "ssh": way, "gpus": gpus[name]}
+            hosts[name] = {"address": ssh["host"], "node": lab.api["node"], "ssh": way, "gpus": gpus[name]}
         self.prepare_settings(hosts)
 
     def prepare_settings(self, hosts: Mapping[str, Any]) -> None:
