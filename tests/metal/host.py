@@ -33,6 +33,18 @@ find $where -xdev -type f ! -name 'initrd.img-*' -print0 2>/dev/null | sort -z |
 for image in /boot/initrd.img-*; do echo "$image"; lsinitramfs "$image" | sort; done
 """
 
+# Proxmox VE's API, as far as a host needs it whose cards nobody has: what makes a ticket, and pvedaemon, which is a stand-in. What they keep lies
+# where nothing is compared.
+_API = r"""
+mkdir -p /usr/share/perl5/PVE
+printf '%s\n' 'package PVE::AccessControl; sub check_user_enabled {} sub assemble_ticket { "PVE:$_[0]:00000000::metal" } 1;' \
+  >/usr/share/perl5/PVE/AccessControl.pm
+printf '%s\n' 'package PVE::Cluster; use Exporter "import"; our @EXPORT_OK = ("cfs_read_file"); sub cfs_read_file {} 1;' \
+  >/usr/share/perl5/PVE/Cluster.pm
+printf '%s\n' '[Service]' 'ExecStart=/usr/bin/python3 /opt/pvedaemon.py' '[Install]' 'WantedBy=multi-user.target' >/etc/systemd/system/pvedaemon.service
+systemctl -q enable --now pvedaemon
+"""
+
 
 @dataclass(kw_only=True)
 class MetalStack(EngineStack):
@@ -129,6 +141,8 @@ class Hosts:
         machine.start()
         machine.wait_for_ssh()
         machine.run("systemctl is-system-running --wait || systemctl --failed", check=False)
+        machine.run("cat >/opt/pvedaemon.py", input=Path(__file__).with_name("pvedaemon.py").read_text())
+        machine.run("bash -s", input=_API)
         return machine
 
     def stop(self) -> None:
