@@ -341,7 +341,7 @@ class Work(Generic[InputsT, OutputsT]):
         except (UnreachableError, UnansweredError) as error:
             if out_of_reach:
                 raise _cant_be_undone(inputs.host, error) from error
-            if isinstance(error, UnansweredError):
+            if not isinstance(error, UnreachableError):
                 raise  # the host is there, and its API isn't
             raise _lost_meanwhile(error) from error
 

@@ -325,6 +325,9 @@ class Session:
                     finally:
                         writer.channel.abort()
             except asyncssh.ChannelOpenError as error:
+                await asyncio.sleep(0)  # as in `_process`
+                if connection.ssh.is_closed():
+                    raise ConnectionResetError from error
                 if error.code == asyncssh.OPEN_CONNECT_FAILED:
                     return None
                 if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:

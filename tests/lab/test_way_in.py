@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncssh
 import pytest
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.remote import loop, ssh
 from homelab.remote.proxmox import connection
 from homelab.remote.proxmox.api import Api, Clock
+from homelab.remote.proxmox.errors import UnansweredError
 from homelab.settings import Host
 from lab import Lab
 from tests import connections
@@ -122,6 +125,22 @@ def test_a_change_whose_connection_is_lost_is_read_back(lab: Lab) -> None:
     assert api.get(CONFIG, "")["cores"] == 3
 
 
+def test_a_connection_that_ends_while_it_is_asked_says_nothing_of_pvedaemon(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = api_of(lab)
+    api.get("version", "")
+    open_connection = asyncssh.SSHClientConnection.open_connection
+
+    async def ending(self: asyncssh.SSHClientConnection, *arguments: Any, **options: Any) -> Any:
+        self.abort()
+        return await open_connection(self, *arguments, **options)
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "open_connection", ending)
+    with pytest.raises(HomelabError, match="lost in the middle"):
+        api.put(CONFIG, "", cores=3)
+
+
 async def _lose_in(seconds: float) -> None:
     await asyncio.sleep(seconds)
     (opening,) = ssh._CONNECTIONS.values()
@@ -166,5 +185,19 @@ def test_a_user_whom_sudo_refuses_is_told_what_to_allow(lab: Lab) -> None:
 def test_a_host_that_is_away_is_that_and_not_its_api(lab: Lab) -> None:
     api = api_of(lab)
     gone = api.host.model_copy(update={"address": "127.0.0.2", "ssh": api.host.ssh.model_copy(update={"port": 1})})
-    with pytest.raises(UnreachableError):
-        Api(gone, "pve", clock=Quick()).get("version", "")
+    with pytest.raises(UnreachableError) as away:
+        Api(gone, "pve", clock=Quick()).put(CONFIG, "", cores=3)
+    assert isinstance(away.value, UnansweredError) and not away.value.sent  # for what is noted of the change
+
+
+def test_a_host_that_is_away_for_a_moment_is_waited_for(lab: Lab) -> None:
+    host = api_of(lab).host
+    at = {"port": 1}
+
+    class Moving(ssh.Session):
+        def connect(self, *, anew: bool = False) -> None:
+            ssh.Session(host.model_copy(update={"ssh": host.ssh.model_copy(update=at)})).connect(anew=anew)
+
+    api = api_of(lab, Quick(at.clear))
+    api._connection._session = Moving(host)
+    assert changed(api, 3) == 3

@@ -9,7 +9,7 @@ from proxmoxer.core import ResourceException
 
 from homelab.errors import HomelabError
 from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
-from homelab.remote.proxmox.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
+from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, LockHeldError, NoQuorumError, UnansweredError
 from tests.unit.hosts import settings
 
 HOST = settings({})
@@ -119,27 +119,50 @@ def test_a_task_is_taken_for_the_one_whose_answer_was_lost_only_if_it_can_be_no_
 
 
 class Changing(Api):
-    """An API that loses the answer of each change. `digest`: of the configuration by now; `puts`: how many there were."""
+    """An API that loses the answer of the first change. `digest`: of the configuration by now, None: it can't be read;
+    `second`: what the second change ends with; `puts`: how many there were.
+    """
 
-    digest: str
+    digest: str | None
+    second: ApiError
     puts = 0
 
     def _request(self, verb: str, *_: object) -> dict[str, str]:
+        if verb == "get" and self.digest is None:
+            raise unanswered(sent=False)
         if verb == "get":
-            return {"digest": self.digest}
+            return {"digest": str(self.digest)}
         self.puts += 1
-        raise unanswered(sent=True)
+        raise unanswered(sent=True) if self.puts == 1 else self.second
 
 
-@pytest.mark.parametrize(("digest", "is_repeated"), [("before", True), ("after", False)])
+@pytest.mark.parametrize(
+    ("digest", "second", "puts"),
+    [
+        ("before", unanswered(sent=False), 2),
+        ("before", ChangedMeanwhileError(**TEXTS), 2),
+        ("after", unanswered(sent=True), 1),
+        (None, unanswered(sent=True), 1),
+    ],
+    ids=["the node is off by then", "the first waited for a lock until then", "it was carried out", "it can't be read"],
+)
 def test_a_change_whose_answer_was_lost_is_sent_again_only_while_the_digest_is_the_old_one(
-    digest: str, is_repeated: bool
+    digest: str | None, second: ApiError, puts: int
 ) -> None:
+    """Whatever comes of that, the first may have been carried out."""
     api = Changing(HOST, "pve", clock=Passing())
-    api.digest = digest
-    with pytest.raises(UnansweredError):
+    api.digest, api.second = digest, second
+    with pytest.raises(UnansweredError) as lost:
         api.put("nodes/pve/qemu/103/config", "", digest="before", cores="4")
-    assert (api.puts > 1) is is_repeated
+    assert lost.value.sent and api.puts >= puts
+
+
+def test_a_task_that_can_t_be_looked_for_may_have_been_started() -> None:
+    api = Changing(HOST, "pve", clock=Passing())
+    api.digest = None
+    with pytest.raises(UnansweredError) as lost:
+        api.carry_out("post", "nodes/pve/qemu/103/status/stop", "off", 60, print, kinds=("qmstop",))
+    assert lost.value.sent and api.puts == 1
 
 
 def test_a_refusal_shows_no_secret_of_the_request() -> None:

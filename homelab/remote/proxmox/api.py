@@ -25,6 +25,7 @@ from homelab.remote.proxmox.connection import USER, NoAnswerError, connected, no
 from homelab.remote.proxmox.errors import (
     TAKEN_ELSEWHERE,
     ApiError,
+    ChangedMeanwhileError,
     ElsewhereError,
     LockHeldError,
     NoQuorumError,
@@ -138,22 +139,24 @@ class Api:
         return self._ask("post", path, wanted, parameters)
 
     def put(self, path: str, wanted: str, /, *, repeatable: bool = False, **parameters: Any) -> Any:
-        """PUT; other arguments as of `get`. One with a `digest` is sent again when its answer was lost and nothing has
-        been changed.
+        """PUT; other arguments as of `get`. One with a `digest` is sent once more when its answer was lost and nothing
+        has been changed.
 
         :param repeatable: it may be carried out twice.
         :raises ApiError: it was refused; UnansweredError: it may have been carried out.
         """
-        digest = parameters.get("digest")
-        start_time = self.clock.now()
-        while True:
-            try:
-                return self._ask("put", path, wanted, parameters, repeatable=repeatable)
-            except UnansweredError:
-                is_late = self.clock.now() - start_time > self._patience
-                if digest is None or is_late or self.get(path, wanted).get("digest") != digest:
-                    raise
+        try:
+            return self._ask("put", path, wanted, parameters, repeatable=repeatable)
+        except UnansweredError as lost:
+            if "digest" not in parameters:
+                raise
             self.clock.sleep(RETRY_SECONDS[1])
+            try:
+                if self.get(path, wanted).get("digest") != parameters["digest"]:
+                    raise
+                return self._ask("put", path, wanted, parameters, repeatable=repeatable)
+            except (UnansweredError, ChangedMeanwhileError):  # the first may have waited for a lock until now
+                raise lost from None
 
     def delete(self, path: str, wanted: str, /, **parameters: Any) -> Any:
         """DELETE; arguments as of `get`.
@@ -273,7 +276,10 @@ class Api:
         except UnansweredError as error:
             if not error.sent:
                 raise
-            upid = self._lost_task(path, kinds, parameters, request_time)
+            try:
+                upid = self._lost_task(path, kinds, parameters, request_time)
+            except UnansweredError:
+                raise error from None
             if upid is not None and on_start is not None:
                 raise error.retold(
                     found=f"{error.found}; since then there is the task {upid}",

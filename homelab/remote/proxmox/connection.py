@@ -21,7 +21,7 @@ from proxmoxer.core import ProxmoxResource
 
 from homelab.errors import UnreachableError
 from homelab.remote import ssh
-from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, UnansweredError, plain
+from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, AwayError, UnansweredError, plain
 from homelab.settings import Host
 
 # Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
@@ -104,10 +104,8 @@ class Connection:
         """What proxmoxer asks for; `data` is a body's parameters, `params` the address's.
 
         :raises NoAnswerError: there is no answer.
-        :raises UnreachableError: the host can't be reached.
-        :raises HomelabError: as `ssh.Session.connect`, or there is no ticket.
+        :raises HomelabError: as `_minted`.
         """
-        self._session.connect()
         form, ticket = urlencode(data or params or {}, doseq=True), self._minted("")
         answer = self._asked(method, url, form, ticket)
         if answer.status_code == http.HTTPStatus.UNAUTHORIZED:
@@ -145,16 +143,22 @@ class Connection:
         """A ticket.
 
         :param spent: one that isn't good any more; empty: any is.
-        :raises HomelabError: none is made.
+        :raises AwayError: the host can't be reached.
+        :raises HomelabError: as `ssh.Session.connect`, or none is made.
         """
-        with self._minting:
-            if self._ticket == spent:
-                output = self._session.run("make_ticket", _MINT)
-                match = _TICKET.search(output)
-                if match is None:
-                    raise _no_ticket(self._host, plain(output))
-                self._ticket = match[0]
-            return self._ticket
+        try:
+            self._session.connect()
+            with self._minting:
+                if self._ticket == spent:
+                    output = self._session.run("make_ticket", _MINT)
+                    match = _TICKET.search(output)
+                    if match is None:
+                        raise _no_ticket(self._host, plain(re.sub(r"PVE:\S+", "PVE:…", output)))
+                    self._ticket = match[0]
+                return self._ticket
+        except UnreachableError as away:
+            texts = {"wanted": away.wanted, "found": away.found, "why": away.why, "next": away.next}
+            raise AwayError(**texts, status=0, reason=away.found) from away
 
 
 _LOCK = threading.Lock()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.text import clean
 
 # Longer than any reason of a node; texts that a guest can make longer, such as a log, have limits of their own.
@@ -53,6 +53,12 @@ class UnansweredError(ApiError):
     """No answer, or none from the node. `sent`: False: the request certainly wasn't carried out."""
 
     sent = True
+
+
+class AwayError(UnansweredError, UnreachableError):
+    """The host itself isn't reached, so nothing was asked."""
+
+    sent = False
 
 
 class LockHeldError(ApiError):
@@ -147,7 +153,7 @@ def _why_and_next(status: int, reason: str) -> tuple[str, str]:
             "wait for it, then run `pulumi up` again",
         )
     if status == 501:
-        return "this Proxmox VE doesn't know the operation", "PCI mappings need Proxmox VE 8 or later: upgrade"
+        return "this Proxmox VE doesn't know the operation; PCI mappings came with Proxmox VE 8", "upgrade the host"
     return (
         "the node refused it; nothing was changed by this request",
         "correct what it names, then run `pulumi up` again",

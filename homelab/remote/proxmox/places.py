@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from homelab.errors import HomelabError, UnreachableError, raise_all
+from homelab.errors import HomelabError, raise_all
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.settings import Container, Host, Settings, Vm
@@ -102,7 +102,7 @@ def _ask_cluster(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
         try:
             api = Api(host, host.node or name, patience=PATIENCE_SECONDS)
             guests = api.get("cluster/resources", f"to see where the guests of the cluster {cluster} are", type="vm")
-        except (UnreachableError, UnansweredError) as error:
+        except UnansweredError as error:
             silent.append(f"{name}: {error.found}")
         else:
             return {int(guest["vmid"]): str(guest["node"]) for guest in guests}
