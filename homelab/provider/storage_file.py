@@ -44,6 +44,9 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 return self._adopted(inputs, files, source)
             # Downloaded by this program, and from another place than it is to be.
             self._give_up(inputs, files)
+        elif noted is None and files.is_coming(inputs.volume):  # by somebody else
+            files.fetch(inputs.volume, source)
+            return self._adopted(inputs, files, source)
         return self._download(inputs, files, source)
 
     def _adopted(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:

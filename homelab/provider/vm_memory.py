@@ -71,8 +71,8 @@ def is_owed_since(session: Session, vmid: int, guest: str, identity: Callable[[]
         why = "that this is still the same VM isn't certain"
     if why:
         tell(
-            f"{guest}: VM {vmid} ran when an earlier run shut it down; {why}: whether it runs is left to you, and "
-            f"vms.{guest}.power"
+            f"{guest}: VM {vmid} ran when an earlier run was to shut it down; {why}: whether it runs is left to you, "
+            f"and vms.{guest}.power"
         )
         ledger.forget(session, ledger.of_power(vmid))
         return None

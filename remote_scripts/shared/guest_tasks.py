@@ -111,26 +111,27 @@ def why_stays_off(
             return "it was started since"
         if not boot or boot != kernel.boot_id(system):
             return "the node has restarted since"
-        if abs(int(time.time()) - at) >= COUNTS_SECONDS:
+        since = [] if off else shutdowns(system, kind, guest, at)
+        if abs(int(time.time()) - max([at, *(task.start for task in since if is_own(task))])) >= COUNTS_SECONDS:
             return "that is more than an hour ago"
-        return "" if off else _who_shut(system, kind, guest, at, is_own)
+        return "" if off else _who_shut(since, is_own)
     except Failure as failure:
         return f"who has switched it on or off since isn't known ({failure.found})"
 
 
-def _who_shut(system: System, kind: Kind, guest: int, at: int, is_own: Callable[[Task], bool]) -> str:
+def _who_shut(since: list[Task], is_own: Callable[[Task], bool]) -> str:
     """Whose shutdowns there were since. One that HA carries out is root's task, after the request to HA. One of ours
     that failed has switched nothing off.
     """
     was_homelab = by_ha = False
-    for task in shutdowns(system, kind, guest, at):
+    for task in since:
         if is_own(task):
             if task.well or not task.status:
                 was_homelab = True
                 by_ha = by_ha or task.kind == "hastop"
         elif not by_ha or task.user != "root@pam" or task.kind == "hastop":
             return f"{task.user} has switched it off since, and it isn't certain that this program did"
-    return "" if was_homelab else "it stopped itself, or was shut down from inside"
+    return "" if was_homelab else "this program hasn't switched it off since"
 
 
 def shutdowns(

@@ -507,6 +507,22 @@ def test_a_vm_whose_shutdown_may_be_its_owners_is_not_started_again(lab: Lab, by
     assert not starts and machine(lab)._reaches_power(running=False, deadline=1000)
 
 
+def test_a_vm_that_its_owner_stops_beside_a_run_stays_off_with_the_change(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = Noting(lab, 1000)
+
+    def owner_stops_it(identity: str, tasks: Sequence[str] = ()) -> None:
+        if not tasks:
+            lab.ask_api("POST", f"/nodes/{NODE}/qemu/{VM}/status/stop")
+
+    memory.keep = owner_stops_it  # type: ignore[method-assign]
+    vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
+    assert vm.converge(set_to(cores="4"), ["cores"], POLICY, "keep") is False
+    assert "root@pam has switched VM 103 (sandbox) off meanwhile" in capsys.readouterr().out
+    assert vm.config()["cores"] == "4" and not vm.running() and memory.ran is False
+
+
 @pytest.mark.parametrize("ours", [True, False], ids=["a killed run", "somebody else"])
 def test_a_vm_that_ha_was_asked_to_stop_runs_on_only_if_a_killed_run_has_asked(lab: Lab, ours: bool) -> None:
     under_ha(lab)

@@ -190,6 +190,16 @@ def test_a_run_that_was_killed_during_the_download_goes_on_waiting_for_it(lab: L
     assert sum(call["path"].endswith("/download-url") for call in lab.api_calls(mark)) == 1
 
 
+def test_what_somebody_else_is_downloading_is_waited_for_and_stays(lab: Lab) -> None:
+    lab.fault("download-seconds", 2)
+    stack = Stack(lab, VIRTIO)
+    about = {"content": "iso", "filename": stack.download.name, "url": stack.download.address}
+    api_module.Api(host_of(lab), NODE).post(f"nodes/{NODE}/storage/local/download-url", "a download", **about)
+    outputs = stack.up()
+    stack.work.delete(stack.inputs, outputs)
+    assert not outputs.made and stack.folder == ["virtio-win.iso"] and stack.notes == []
+
+
 def test_a_file_of_a_run_that_was_killed_or_a_state_that_was_lost_is_known_as_ours(lab: Lab) -> None:
     stack = Stack(lab, NOBLE)
     first = stack.up()

@@ -89,12 +89,9 @@ class Files:
         wanted = f"{volume} downloaded, for {source.name}"
         seconds = api.host.timeouts.create
         try:
-            running = next(
-                (task for task in api.tasks(source="active", typefilter="download") if task.get("id") == name), None
-            )
-            if running is not None:
-                self._say("the node is downloading it already, since an earlier run: waiting for that")
-                api.task(str(running["upid"]), wanted, seconds, self._say)
+            for upid in self._downloads(name):
+                self._say("the node is downloading it already: waiting for that")
+                api.task(upid, wanted, seconds, self._say)
                 return
             parameters: dict[str, Any]
             if source.url is None:
@@ -135,9 +132,20 @@ class Files:
         :raises ApiError: as `Api.end_task`.
         """
         _, _, name = vm_files.parts(volume)
-        for task in self._api.tasks(source="active", typefilter="download"):
-            if task.get("id") == name:
-                self._api.end_task(str(task["upid"]), f"the download of {volume} ended", END_SECONDS)
+        for upid in self._downloads(name):
+            self._api.end_task(upid, f"the download of {volume} ended", END_SECONDS)
+
+    def is_coming(self, volume: str) -> bool:
+        """Whether the node is downloading a volume.
+
+        :raises ApiError: it was refused, or not answered.
+        """
+        return bool(self._downloads(vm_files.parts(volume)[2]))
+
+    def _downloads(self, name: str) -> list[str]:
+        """The tasks by which the node is downloading a file of this name."""
+        tasks = self._api.tasks(source="active", typefilter="download")
+        return [str(task["upid"]) for task in tasks if task.get("id") == name]
 
     def remove(self, volume: str) -> None:
         """Removes a volume, if it is there.

@@ -15,6 +15,7 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.host.ha import GIVEN_UP
 from homelab.remote import scripts
 from homelab.remote.proxmox.api import SECRETS, Api
+from homelab.remote.proxmox.connection import USER
 from homelab.remote.proxmox.errors import (
     ApiError,
     ChangedMeanwhileError,
@@ -220,10 +221,10 @@ class Machine:
         before, change = self._write(target)
         if running and self._pending_keys(sorted({*keys, *change.keys})):
             start = power == "running" or (power == "keep" and not self._others_want_it_off)
-            self._restart(before, change, shutdown, start=start)
+            runs = self._restart(before, change, shutdown, start=start)
             if is_to_run_again and not start:
                 self._memory.forget()
-            return start
+            return runs
         if is_to_run_again:  # it may have been on its way off, by the run that was interrupted
             running = self.running()
         if power == "stopped":
@@ -283,8 +284,11 @@ class Machine:
         wanted = f"to change {', '.join(change.keys)} of {self.label}"
         self._api.put(f"{self._path}/config", wanted, **parameters)
 
-    def _restart(self, before: dict[str, str], change: Change, shutdown: ShutdownInputs, *, start: bool) -> None:
-        """Shuts the VM down and, with `start`, starts it; reverts the change if that fails."""
+    def _restart(self, before: dict[str, str], change: Change, shutdown: ShutdownInputs, *, start: bool) -> bool:
+        """Shuts the VM down and, with `start`, starts it, unless somebody else has switched it off as well; reverts the
+        change if that fails. Returns whether it runs.
+        """
+        before_it = self._stops(unended="")
         try:
             if start:
                 self._announce_start(before)
@@ -304,8 +308,29 @@ class Machine:
             if self.running():
                 self._runs_again()
             raise
+        others = self._stops(unended="OK") - before_it - {(upid, USER) for upid in self._noted_tasks}
+        if start and others:
+            user = min(user for _, user in others)
+            self.say(f"{user} has switched {self.label} off meanwhile: it stays off, and has the change when it starts")
+            self._runs_again()
+            return False
         if start:
             self._start_with_change(before, change, was_running=True)
+        return start
+
+    def _stops(self, *, unended: str) -> set[tuple[str, str]]:
+        """The tasks that have switched the VM off: their UPIDs, and whose they are. What HA does is root's task, after
+        a request to it.
+
+        :param unended: the status of those that haven't ended; OK: they count.
+        """
+        kinds = ("hastop",) if self._has_asked_ha else ("qmshutdown", "qmstop", "hastop")
+        tasks = self._api.tasks(source="all", vmid=self.vmid)
+        return {
+            (task["upid"], task["user"])
+            for task in tasks
+            if task["type"] in kinds and task.get("status", unended) == "OK"
+        }
 
     def _start_with_change(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
         """Starts the VM; if that fails because of the change, reverts it, and starts a VM that ran as it was before."""
@@ -570,6 +595,7 @@ class Machine:
             seconds_left = max(1, round(deadline - clock.now()))
             is_last = seconds_left <= request_seconds
             options: dict[str, Any] = {"timeout": min(seconds_left, request_seconds)}
+            tasks = len(self._noted_tasks)
             if is_last and shutdown.otherwise == "stop":
                 options["forceStop"] = 1
             try:
@@ -581,7 +607,7 @@ class Machine:
                 if is_last:
                     raise _still_on_error(self, shutdown, error) from error
             except UnansweredError as error:
-                raise _lost_error(self, error) from error
+                raise (error if len(self._noted_tasks) > tasks else _lost_error(self, error)) from error
             except ApiError:  # refused before an attempt, for a lock
                 if not self.running():
                     return
