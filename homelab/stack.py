@@ -115,7 +115,7 @@ def _unsafe(settings: Settings) -> list[HomelabError]:
     stack, errors = pulumi.get_stack(), []
     if not settings.allow_plain_secrets:
         file = _file()
-        plain, uncertain = secret_settings.in_plain_text(settings.as_written(), os.environ, file)
+        plain, uncertain = secret_settings.in_plain_text(settings, os.environ, file)
         if plain:
             errors.append(secret_settings.plain_secrets(plain, stack))
         if uncertain:
@@ -123,7 +123,7 @@ def _unsafe(settings: Settings) -> list[HomelabError]:
                 f"whether all of {', '.join(map(secret_settings.path_of, uncertain))} are encrypted isn't known: some "
                 f"are, and {file} isn't the file that was read"
             )
-    if places := secret_settings.left_open(settings.as_written()):
+    if places := secret_settings.left_open(settings):
         error = secret_settings.still_open(places, stack)
         if pulumi.runtime.is_dry_run():
             pulumi.log.warn(f"{WILL_REFUSE}\n{error}")

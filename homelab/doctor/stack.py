@@ -16,7 +16,6 @@ from homelab.errors import HomelabError
 from homelab.host import gates, handover
 from homelab.host.classes import NVIDIA
 from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
-from homelab.settings.cluster import filled
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import is_encrypted, readable
 
@@ -44,11 +43,8 @@ class StackFile:
                 why="one host is looked at at a time",
                 next=f"say which: --host {next(iter(hosts))}",
             )
-        try:
-            host = filled({"hosts": {chosen: hosts[chosen]}, "clusters": self.values.get("clusters")})["hosts"][chosen]
-        except ValueError:  # of a host that isn't one of its cluster's nodes, which parsing says
-            host = hosts[chosen]
-        return chosen, parse({"hosts": readable({chosen: _reachable(chosen, host, self.path, identity)})}).hosts[chosen]
+        host = _reachable(chosen, hosts[chosen], self.path, identity)
+        return chosen, parse({"hosts": readable({chosen: host})}).hosts[chosen]
 
     def host_names(self) -> list[str]:
         """All hosts, in the file's order."""
@@ -64,7 +60,7 @@ class StackFile:
 
         :raises HomelabError: they are mistaken.
         """
-        kinds = ("hosts", "clusters", "vms", "containers")
+        kinds = ("hosts", "vms", "containers")
         return parse({kind: readable(self.values[kind]) for kind in kinds if self.values.get(kind)})
 
     def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> WantedCards | None:

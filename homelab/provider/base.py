@@ -85,7 +85,7 @@ class StackTexts:
 
         :raises HomelabError: the configuration no longer has it.
         """
-        return load_host(self.texts.get("hosts"), name, self.texts.get("clusters"))
+        return load_host(self.texts.get("hosts"), name)
 
     def roams(self, guest: str) -> bool:
         """Do the settings of a VM or a container name a cluster, so that it counts where it is now?"""
@@ -133,7 +133,7 @@ class StackTexts:
         return sorted(hosts) if isinstance(hosts, dict) else []
 
     def _settings(self, *guests: str) -> Settings:
-        return parse({key: self.texts[key] for key in ("hosts", "clusters", *guests) if self.texts.get(key)})
+        return parse({key: self.texts[key] for key in ("hosts", *guests) if self.texts.get(key)})
 
     def restarts_before(self, host: str) -> str:
         """As of the settings."""

@@ -19,8 +19,9 @@ from homelab.settings.types import (
 )
 
 
-class SshLogin(Model):
-    """How the program logs in over SSH: exactly one of `privateKeyFile`, `privateKey`, `password` and `agent`."""
+class Ssh(Model):
+    """How a host or a VM is reached over SSH: one way to log in (exactly one of `privateKeyFile`, `privateKey`,
+    `password` and `agent`), and the host key that is expected."""
 
     user: UnixUser = "root"
     """Who logs in. Any other user than root needs `sudo -n bash` without a password."""
@@ -35,6 +36,12 @@ class SshLogin(Model):
     """The user's password, as an encrypted value."""
     agent: bool = False
     """`true`: the SSH agent of this machine logs in. Not on Windows."""
+
+    host_key: PublicKey | None = None
+    """The host's public key, which must answer. `ssh-keyscan -t ed25519 ADDRESS` prints it; leave the address out, and
+    compare the key with the one that the host shows on its own console. Set this or `hostKeyFile`."""
+    host_key_file: LocalPath | None = None
+    """A file with the host's public key. Set this or `hostKey`."""
 
     @model_validator(mode="after")
     def _one_login(self) -> Self:
@@ -64,16 +71,6 @@ class SshLogin(Model):
                 next="correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to "
                 "the host",
             ) from error
-
-
-class Ssh(SshLogin):
-    """How a host or a VM is reached over SSH: one way to log in, and the host key that is expected."""
-
-    host_key: PublicKey | None = None
-    """The host's public key, which must answer. `ssh-keyscan -t ed25519 ADDRESS` prints it; leave the address out, and
-    compare the key with the one that the host shows on its own console. Set this or `hostKeyFile`."""
-    host_key_file: LocalPath | None = None
-    """A file with the host's public key. Set this or `hostKey`."""
 
     @model_validator(mode="after")
     def _one_host_key(self) -> Self:

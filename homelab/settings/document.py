@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from homelab import markdown
-from homelab.settings import access, cluster, container, download, host, nvidia, vm, whole
+from homelab.settings import access, container, download, host, nvidia, vm, whole
 from homelab.settings.meanings import meanings
 from homelab.settings.types import InWords
 
@@ -33,9 +33,6 @@ MODELS: dict[str, type[BaseModel]] = {
     "iommu": host.IommuSettings,
     "download": download.Download,
     "timeouts": host.Timeouts,
-    "cluster": cluster.ProxmoxCluster,
-    "login": access.SshLogin,
-    "node": cluster.ClusterNode,
     "vm": vm.Vm,
     "vm-gpu": vm.VmGpu,
     "new-vm": vm.NewVm,
@@ -97,15 +94,11 @@ def _title(name: str) -> str:
 def _described(model: type[BaseModel], links: dict[type[BaseModel], str]) -> str:
     hints = typing.get_type_hints(model, include_extras=True)
     meant = meanings(model)
-    base = next((part for part in model.__mro__[1:] if part in links), None)
-    inherited = set(base.model_fields) if base else set()
     rows = [
         (f"`{field.alias or name}`", _type(hints[name], links), _default(field), _on_one_line(meant[name]))
         for name, field in model.model_fields.items()
-        if name not in inherited
     ]
-    more = f" The keys of {links[base]} belong here, too." if base else ""
-    return f"{_on_one_line(model.__doc__)}{more}\n\n{markdown.table(('key', 'type', 'default', 'meaning'), rows)}"
+    return f"{_on_one_line(model.__doc__)}\n\n{markdown.table(('key', 'type', 'default', 'meaning'), rows)}"
 
 
 def _on_one_line(text: str | None) -> str:

@@ -207,9 +207,9 @@ class Host(Model):
     """A Proxmox VE node."""
 
     address: NetworkAddress
-    """The host's address. A host of `clusters` takes it from there."""
+    """The host's address."""
     ssh: Ssh
-    """How to reach the host over SSH. A host of `clusters` takes it from there."""
+    """How to reach the host over SSH."""
     node: NodeName | None = None
     """The node's name in Proxmox VE. By default the host's name in these settings."""
     iommu: IommuSettings = IommuSettings()
@@ -232,9 +232,8 @@ class Host(Model):
     """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after
     your reboot."""
     cluster: Name | None = None
-    """The cluster that the host is a node of: a name under `clusters`, whose settings it uses where it has none of its
-    own, or any name of your choice. Hosts that share this name reboot one at a time, each only once the one before is
-    back and verified."""
+    """The cluster that the host is a node of: any name of your choice. Hosts that share this name reboot one at a time,
+    each only once the one before is back and verified."""
     guests_at_reboot: Literal["shutdown", "maintenance"] = "shutdown"
     """What happens to the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down, and those
     that ran are started again, with `onboot` or without. `maintenance`: HA's maintenance mode is on during the restart;

@@ -45,12 +45,11 @@ def model_of(model: type[ModelT], section: str, values: Mapping[str, Any]) -> Mo
         raise _explain(error, (section, "NAME")) from None
 
 
-def load_host(hosts: Any, name: str, clusters: str | None = None) -> Host:
+def load_host(hosts: Any, name: str) -> Host:
     """One host from `homelab:hosts`, for processes that don't run the program, such as the provider.
 
     :param hosts: the value of `homelab:hosts`, or its text; None: the key isn't set.
     :param name: the host's name in the settings.
-    :param clusters: the text of `homelab:clusters`, of which the host may take settings.
     :raises HomelabError: the host is missing, or its settings are mistaken.
     """
     values = _decode(hosts or {})
@@ -65,7 +64,7 @@ def load_host(hosts: Any, name: str, clusters: str | None = None) -> Host:
             )
         # A mistake in another host's settings must not stop the removal of this one.
         values = {name: values[name]}
-    return parse({"hosts": values, **({"clusters": clusters} if clusters else {})}).hosts[name]
+    return parse({"hosts": values}).hosts[name]
 
 
 def _decode(value: Any) -> Any:
@@ -75,8 +74,6 @@ def _decode(value: Any) -> Any:
         return value
 
 
-# Keys that a host may take from its cluster.
-_FROM_CLUSTERS = {"address", "ssh", "guestsAtReboot"}
 # Keys below which there are secrets, or may be by mistake; and pydantic's errors of a text in a whole section's place.
 _SECRET_PLACES = {"ssh", "cloudInit", "proxy", "password", "mirror", "options"}
 _SECTION_ERRORS = {"dict_type", "list_type", "model_type"}
@@ -91,13 +88,6 @@ def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> Home
     problems = error.errors(include_url=False)
     for problem in problems:
         problem["loc"] = (*place_of_all, *problem["loc"])
-    if any(problem["loc"][:1] == ("clusters",) for problem in problems):
-        # A mistake in a cluster is reported there alone, not once more for each host that takes it from there.
-        problems = [
-            problem
-            for problem in problems
-            if not (problem["loc"][:1] == ("hosts",) and {*problem["loc"][2:3]} & _FROM_CLUSTERS)
-        ]
     for problem in problems:
         # A key may be any JSON string, with a terminal's control characters too.
         place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")

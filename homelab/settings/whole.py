@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
 from homelab.model import Model
-from homelab.settings.access import SshLogin
-from homelab.settings.cluster import ProxmoxCluster, filled
 from homelab.settings.container import Container
 from homelab.settings.host import Host
 from homelab.settings.nvidia import Nvidia
@@ -28,19 +26,12 @@ class Settings(Model):
     """The VMs that get cards, each under a name of your choice."""
     containers: dict[Name, Container] = {}
     """The containers that share cards, each under a name of your choice."""
-    clusters: dict[Name, ProxmoxCluster] = {}
-    """Proxmox VE clusters, each under a name of your choice: settings that their hosts share."""
     plan: Literal["auto", "always", "never"] = "auto"
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
     """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
     # Guests that were located by `with_hosts`: name -> the cluster that their settings name.
     _cluster_of: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_clusters(cls, values: Any) -> Any:
-        return filled(values) if isinstance(values, dict) else values
 
     def candidates(self, guest: Vm | Container) -> list[str]:
         """The names of the hosts on which a guest may be: the host that it names; of a cluster those that have all of
@@ -70,19 +61,6 @@ class Settings(Model):
     def named_by(self, guest: str, host: str) -> str:
         """The cluster that a guest names, if `with_hosts` has located it on this host; else the host itself."""
         return self._cluster_of.get(guest, host)
-
-    def as_written(self) -> Settings:
-        """The settings without what hosts take from their clusters: each text is only where the user has written it."""
-        hosts = {name: self._without_cluster(host) for name, host in self.hosts.items()}
-        return self.model_copy(update={"hosts": hosts})
-
-    def _without_cluster(self, host: Host) -> Host:
-        cluster = self.clusters.get(host.cluster or "")
-        if cluster is None:
-            return host
-        login = {name: getattr(host.ssh, name) for name in SshLogin.model_fields}
-        ssh = {"ssh": None} if SshLogin.model_construct(**login) == cluster.ssh else {}
-        return host.model_copy(update=ssh)
 
     @property
     def stacks(self) -> dict[str, Nvidia]:

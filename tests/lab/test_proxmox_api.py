@@ -510,13 +510,12 @@ def test_a_vm_whose_shutdown_may_be_its_owners_is_not_started_again(lab: Lab, by
 def test_a_vm_that_its_owner_stops_beside_a_run_stays_off_with_the_change(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    memory = Noting(lab, 1000)
+    class Stopped(Remembering):
+        def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
+            if not tasks:
+                lab.ask_api("POST", f"/nodes/{NODE}/qemu/{VM}/status/stop")
 
-    def owner_stops_it(identity: str, tasks: Sequence[str] = ()) -> None:
-        if not tasks:
-            lab.ask_api("POST", f"/nodes/{NODE}/qemu/{VM}/status/stop")
-
-    memory.keep = owner_stops_it  # type: ignore[method-assign]
+    memory = Stopped(False)
     vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
     assert vm.converge(set_to(cores="4"), ["cores"], POLICY, "keep") is False
     assert "root@pam has switched VM 103 (sandbox) off meanwhile" in capsys.readouterr().out

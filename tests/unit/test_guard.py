@@ -84,7 +84,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(guard, "_GUARDS", {})
     monkeypatch.setattr(base, "_OUT_OF_REACH", set())
     monkeypatch.setattr(
-        base, "load_host", lambda hosts, name, clusters: Host.model_construct(address="192.0.2.1", timeouts=Timeouts())
+        base, "load_host", lambda hosts, name: Host.model_construct(address="192.0.2.1", timeouts=Timeouts())
     )
     return said
 
@@ -285,7 +285,7 @@ def test_a_run_that_came_too_late_after_its_reboot_changes_nothing_more(
     """It had not held the host before: scripts alone came before its verification."""
     monkeypatch.undo()
     host = Host.model_construct(address="192.0.2.1", timeouts=Timeouts())
-    monkeypatch.setattr(base, "load_host", lambda hosts, name, clusters: host)
+    monkeypatch.setattr(base, "load_host", lambda hosts, name: host)
     monkeypatch.setattr(guard, "_Guard", Answers)
     monkeypatch.setattr(guard, "_GUARDS", {})
     Answers.refusals = ["another one is: ben on desk"] * 2

@@ -102,5 +102,5 @@ def test_what_ends_in_time_answers_and_fails_as_ever() -> None:
 def test_a_host_that_is_no_longer_configured_has_the_usual_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Works(0).seconds({"host": "gone"}) == 10_800 + 1200 + 600
     own = settings(timeouts={"task": 7, "reboot": 1, "rollback": 30})
-    monkeypatch.setattr(base, "load_host", lambda hosts, name, clusters: own)
+    monkeypatch.setattr(base, "load_host", lambda hosts, name: own)
     assert Works(0).seconds({"host": "pve"}) == 7 + 2 + 30

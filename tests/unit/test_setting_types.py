@@ -139,22 +139,17 @@ WHOLE: list[dict[str, Any]] = [
         },
     },
     {
-        "hosts": {"pve1": {"cluster": "home"}, "second": {"cluster": "home", "node": "pve2"}},
-        "clusters": {
-            "home": {
-                "nodes": {
-                    "pve1": {"address": "192.168.0.201", "hostKey": KEY},
-                    "pve2": {"address": "pve2.lan", "hostKeyFile": "pve2.pub"},
-                },
-                "ssh": {"user": "admin", "privateKeyFile": "~/.ssh/id"},
+        "hosts": {
+            "pve1": {
+                "cluster": "home",
+                "address": "192.168.0.201",
+                "ssh": {"hostKey": KEY, "user": "admin", "privateKeyFile": "~/.ssh/id"},
             },
-            "far": {
-                "nodes": {"pve9": {"address": "192.168.9.1", "hostKey": KEY}},
-                "ssh": {"password": "geheim"},
-            },
-            "other": {
-                "nodes": {"pve7": {"address": "192.168.7.1", "hostKey": KEY}},
-                "ssh": {"privateKey": SSH["privateKey"]},
+            "second": {
+                "cluster": "home",
+                "node": "pve2",
+                "address": "pve2.lan",
+                "ssh": {"hostKeyFile": "pve2.pub", "privateKey": SSH["privateKey"]},
             },
         },
     },

@@ -49,12 +49,6 @@ def test_the_settings_page_leads_to_all_others() -> None:
     assert [name for name in pages() if name != "settings.md" and f"]({name})" not in first] == []
 
 
-def test_what_a_login_has_is_said_once() -> None:
-    page = pages()["settings-access.md"]
-    assert page.count("| `privateKeyFile` |") == 1
-    assert "The keys of [login](#login-ssh) belong here, too." in page
-
-
 def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
     page = "".join(pages().values())
     assert "| `port` | integer, 1 to 65535 | `22` |" in page

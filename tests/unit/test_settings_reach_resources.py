@@ -223,9 +223,7 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
         "rtx5090-sandbox": CARD | {"slot": "0000:02:00", "path": "0000:02:00"},
     }
     monkeypatch.setitem(OUTPUTS["HostProbe"], "gpus", cards)
-    config = changed(
-        {}, ("clusters", "hosts.pve2", "containers", "vms.made", "vms.sandbox.nvidia", "hosts.pve.downloads")
-    )
+    config = changed({}, ("hosts.pve2", "containers", "vms.made", "vms.sandbox.nvidia", "hosts.pve.downloads"))
     config["hosts"]["pve"]["nvidia"] = {}
     config["hosts"]["pve"]["gpus"] = {
         "rtx5090": {"match": "10de:2b85", "use": "shared"},

@@ -59,6 +59,9 @@ class Storage:
     def exists(self, _volume: str) -> bool:
         return self.there
 
+    def is_coming(self, _volume: str) -> bool:
+        return False
+
     def require_room(self, _volume: str, _source: Any) -> None:
         self.done.append("room")
 

@@ -139,13 +139,9 @@ def hosts_of(**first: Any) -> str:
     )
 
 
-CLUSTER = {"nodes": {"pve1": {"address": "192.0.2.8", "hostKey": KEY}}, "ssh": {"agent": True}}
-
-
-def test_what_becomes_of_guests_is_said_once_for_a_cluster_or_for_a_host() -> None:
-    home = json.dumps({"home": {**CLUSTER, "guestsAtReboot": "maintenance"}})
-    found = parse({"hosts": hosts_of(guestsAtReboot="shutdown"), "clusters": home}).hosts
-    assert [one.guests_at_reboot for one in found.values()] == ["shutdown", "maintenance", "shutdown"]
+def test_maintenance_is_for_a_node_of_a_cluster() -> None:
+    found = parse({"hosts": hosts_of(guestsAtReboot="maintenance")}).hosts
+    assert [one.guests_at_reboot for one in found.values()] == ["maintenance", "shutdown", "shutdown"]
     with pytest.raises(HomelabError, match="is for a node of a Proxmox VE cluster"):
         parse({"hosts": hosts_of(cluster=None, guestsAtReboot="maintenance")})
 
