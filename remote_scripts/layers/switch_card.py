@@ -181,8 +181,6 @@ def _look(card: SharedCard, vmid: str, reasons: list[str]) -> tuple[tuple[str, .
             processes = card_users.processes_with(card)
         except RefusedError as error:
             reasons.append(str(error))
-    # Of a container that is shut down, or NVIDIA's persistence daemon, which lets go when the mode goes off.
-    endings = (" of nvidia-persistenced.service)", *(f" of container {user.ctid})" for user in users))
-    ends = tuple(process for process in processes if process.endswith(endings))
+    ends = tuple(card_users.processes_that_end(processes, users))
     stays = tuple(process for process in processes if process not in ends)
     return tuple(user.ctid for user in users), ends, stays

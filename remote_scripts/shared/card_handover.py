@@ -117,6 +117,7 @@ class CardHandover:
         self.need_no_run(vmid)
         try:
             users = card_users.need_possible(self.card, vmid)
+            card_users.need_unused(self.card, users)
             persistence = self._driver.persistence()
         except RefusedError as error:
             self.card.rest("HELD", f"VM {vmid} didn't get it: {error}")

@@ -328,9 +328,21 @@ def processes_with(card: SharedCard) -> list[str]:
         raise RefusedError(f"it isn't known who has it: {error}") from error
 
 
-def need_unused(card: SharedCard) -> None:
-    """:raises RefusedError: a process has the card open, or that isn't known."""
-    _need_none(processes_with(card))
+def processes_that_end(processes: Iterable[str], users: Iterable[Container]) -> list[str]:
+    """Of `processes_with` those that a handover ends: of containers that it shuts down, and NVIDIA's persistence
+    daemon, which lets go when the mode goes off.
+    """
+    endings = (" of nvidia-persistenced.service)", *(f" of container {user.ctid})" for user in users))
+    return [process for process in processes if process.endswith(endings)]
+
+
+def need_unused(card: SharedCard, users: Iterable[Container] | None = None) -> None:
+    """:param users: containers that are still to be shut down; None: what a handover ends has been ended.
+    :raises RefusedError: a process has the card open that isn't ended for it, or that isn't known.
+    """
+    processes = processes_with(card)
+    ends = [] if users is None else processes_that_end(processes, users)
+    _need_none(process for process in processes if process not in ends)
 
 
 def need_sound_unused(card: SharedCard) -> None:

@@ -81,9 +81,10 @@ class CardDriver:
         command = command or program(step, self._card.name)
         words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}", *command)
         outcome = self.run(*words, seconds=seconds)
-        if outcome.result != "unanswered":
-            return outcome
+        # `--wait` says "success" of a unit that goes on where systemd itself was started anew (daemon-reexec) meanwhile.
         is_active = self.is_active(step)
+        if outcome.result != "unanswered" and is_active is False:
+            return outcome
         self.is_step_unknown = self.is_step_unknown or is_active is None
         return Outcome("waits" if is_active else "unanswered", "systemd has not said in time what came of it")
 

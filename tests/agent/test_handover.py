@@ -61,6 +61,7 @@ from tests.agent.handover_kit import (
     run,
     state,
     story,
+    two_users,
     unbind,
     up_at_work,
     vm_locked,
@@ -735,6 +736,35 @@ def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Host) -> Non
     (host.root / "late/task/43").symlink_to("..")
     assert "in use by ? (PID 43)" in call(host, *START)
     assert at_home(host) and state(host) == "HELD"
+
+
+@pytest.mark.parametrize(
+    ("group", "is_begun"),
+    [("", False), ("/lxc/950/ns", True), ("/system.slice/nvidia-persistenced.service", True), ("/lxc/951/ns", False)],
+)
+def test_who_keeps_the_card_costs_no_container_its_run(host: Host, group: str, is_begun: bool) -> None:
+    """Whom the handover ends itself is no reason against it."""
+    thread(host, 43, 43, f"{MAPPED}\n")
+    host.write("/proc/43/maps", f"{MAPPED}\n")
+    host.write("/proc/43/cgroup", f"0::{group}\n")
+    assert "in use by ollama (PID 43" in call(host, *START)
+    assert ("pct shutdown" in asked(host)) is is_begun and at_home(host)
+
+
+def test_a_step_that_systemd_calls_done_while_it_is_at_work_isnt_done(host: Host) -> None:
+    """As `systemd-run --wait` does when systemd starts anew (daemon-reexec)."""
+    real = host.programs["systemd-run"]
+
+    def systemd_run(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        if "step_unbind" not in words:
+            return real(words, stdin)
+        unit = next(word.partition("=")[2] for word in words if word.startswith("--unit="))
+        host.write("/active", f"{unit}.service\n")
+        return 0
+
+    host.programs["systemd-run"] = systemd_run
+    assert "unbinding it has not come to an end" in call(host, *START)
+    assert state(host) == "STUCK" and host.read("/ct950") == "stopped\n" and not two_users(host)
 
 
 @pytest.mark.parametrize("happens", ["somebody has it", "the look fails"])
