@@ -81,7 +81,7 @@ class CardDriver:
         command = command or program(step, self._card.name)
         words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}", *command)
         outcome = self.run(*words, seconds=seconds)
-        # `--wait` says "success" of a unit that goes on where systemd itself was started anew (daemon-reexec) meanwhile.
+        # `--wait` says "success" of a unit that goes on where systemd starts anew meanwhile (daemon-reexec).
         is_active = self.is_active(step)
         if outcome.result != "unanswered" and is_active is False:
             return outcome
