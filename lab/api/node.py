@@ -206,7 +206,7 @@ def tasks(call: Call) -> Answer:
     every = Tasks(call.host)
     found: list[dict[str, Any]] = [] if source == "active" else every.finished()
     if source != "archive":
-        found = [upid.described() for upid in every.running()] + found
+        found = [{**upid.described(), "status": "RUNNING"} for upid in every.running()] + found
     kept = [task for task in found if _is_wanted(task, asked)]
     start, limit = asked.get("start", 0), asked.get("limit", 50)
     return Answer(kept[start : start + limit], {"total": len(kept)})

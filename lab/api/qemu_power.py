@@ -17,7 +17,7 @@ from .errors import ApiError, Died
 from .guest_config import GuestConfig
 from .guests import Guest, await_config_lock, require_unlocked
 from .quorum import require_cluster_ready, require_writable
-from .tasks import TaskLog, Work
+from .tasks import TaskLog, Tasks, Work
 
 
 def existing(guest: Guest) -> GuestConfig:
@@ -191,6 +191,10 @@ def stop(call: Call) -> str:
     skip = bool(call.parameters.get("skiplock"))
     if upid := ha.asked(call, guest, "stop", lambda log: stop_work(guest, log)):
         return upid
+    tasks = Tasks(call.host)
+    for task in tasks.running() if call.parameters.get("overrule-shutdown") else ():
+        if (task.type, task.id) == ("qmshutdown", str(guest.vmid)):
+            tasks.interrupt(task)
     return call.start("qmstop", str(guest.vmid), lambda log: stop_work(guest, log, skip_lock=skip))
 
 

@@ -507,14 +507,18 @@ def test_a_vm_whose_shutdown_may_be_its_owners_is_not_started_again(lab: Lab, by
     assert not starts and machine(lab)._reaches_power(running=False, deadline=1000)
 
 
+@pytest.mark.parametrize("overrules", [False, True], ids=["before the run's shutdown", "in the midst of it"])
 def test_a_vm_that_its_owner_stops_beside_a_run_stays_off_with_the_change(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
+    lab: Lab, capsys: pytest.CaptureFixture[str], overrules: bool
 ) -> None:
     class Stopped(Remembering):
         def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
-            if not tasks:
-                lab.ask_api("POST", f"/nodes/{NODE}/qemu/{VM}/status/stop")
+            if bool(tasks) is overrules:
+                options = {"overrule-shutdown": "1"} if overrules else {}
+                lab.ask_api("POST", f"/nodes/{NODE}/qemu/{VM}/status/stop", **options)
 
+    if overrules:
+        lab.fault("guest-ignores-shutdown", VM)
     memory = Stopped(False)
     vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
     assert vm.converge(set_to(cores="4"), ["cores"], POLICY, "keep") is False
