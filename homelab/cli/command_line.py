@@ -29,7 +29,6 @@ _COMMANDS = {
     "switch": ("switch", "main"),
     "lock": ("lock", "main"),
     "outdated": ("lock", "show_outdated"),
-    "drift": ("drift", "main"),
     "report": ("report", "main"),
 }
 
@@ -99,10 +98,9 @@ HELP = """usage: homelab COMMAND ...
   doctor    finds what is wrong with hosts, VMs and containers, and says what to do
   log       shows what long commands printed (initramfs, apt, DKMS, NVIDIA's installer)
   switch    hands a shared card to a VM, or back to the containers; --rehearse only checks
-  drift     checks whether anything on the hosts has changed since the last `pulumi up`; --install-timer: once a day
   lock      records the versions of NVIDIA's packages, so that later runs install the same ones
   outdated  shows which newer versions there are, and whether they fit
   report    writes a file about what works on your hardware, for others to read; no addresses, names or keys
 
-show, doctor, log, drift, outdated and report change nothing on a host.
+show, doctor, log, outdated and report change nothing on a host.
 homelab COMMAND --help lists the options of a command."""
