@@ -71,7 +71,6 @@ SLOW = frozenset(
         "scripts/test_cuda_toolkit.py",
         "scripts/test_driver_update.py",
         "scripts/test_full_disk.py",
-        "scripts/test_lock.py",
         "scripts/test_nvidia_driver.py",
         "scripts/test_nvidia_read.py",
         "scripts/test_nvidia_repository.py",

@@ -27,8 +27,6 @@ _COMMANDS = {
     "show": ("show", "main"),
     "log": ("log", "main"),
     "switch": ("switch", "main"),
-    "lock": ("lock", "main"),
-    "outdated": ("lock", "show_outdated"),
     "report": ("report", "main"),
 }
 
@@ -98,9 +96,7 @@ HELP = """usage: homelab COMMAND ...
   doctor    finds what is wrong with hosts, VMs and containers, and says what to do
   log       shows what long commands printed (initramfs, apt, DKMS, NVIDIA's installer)
   switch    hands a shared card to a VM, or back to the containers; --rehearse only checks
-  lock      records the versions of NVIDIA's packages, so that later runs install the same ones
-  outdated  shows which newer versions there are, and whether they fit
   report    writes a file about what works on your hardware, for others to read; no addresses, names or keys
 
-show, doctor, log, outdated and report change nothing on a host.
+show, doctor, log and report change nothing on a host.
 homelab COMMAND --help lists the options of a command."""

@@ -8,6 +8,7 @@ something isn't; 2, it couldn't be read.
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
 import json
 import sys
@@ -21,6 +22,7 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
+from homelab.nvidia import compatibility
 from homelab.remote import diagnosis
 from homelab.settings import Host
 from homelab.show import terminal
@@ -103,7 +105,8 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
             _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
             for lxc_name, guest in containers.items()
         ]
-    return whole.Whole(arguments.stack, parts)
+    releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
+    return whole.Whole(arguments.stack, parts, releases)
 
 
 def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading) -> Report:

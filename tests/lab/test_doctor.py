@@ -455,4 +455,7 @@ def test_one_command_looks_at_all_that_the_settings_name_and_says_what_is_wrong_
         "containers.gone": None,
     }
     del phoenix.more["homelab:containers"]["gone"]
-    assert phoenix.run("stack")[0] == 1
+    status, text, _ = phoenix.run("stack")
+    assert status == 1 and "NVIDIA's drivers as this program knows them" not in text
+    phoenix.more["homelab:containers"]["works"]["nvidia"] = {}
+    assert "NVIDIA's drivers as this program knows them" in phoenix.run("stack")[1]

@@ -14,7 +14,7 @@ from homelab.cli.command_line import _is_unread, main
 from tests.conftest import PROJECT
 
 
-@pytest.mark.parametrize("command", [["--help"], ["init", "--help"], ["outdated", "--help"], []], ids=" ".join)
+@pytest.mark.parametrize("command", [["--help"], ["init", "--help"], []], ids=" ".join)
 def test_a_reader_that_has_seen_enough_is_told_no_traceback(command: list[str]) -> None:
     """`homelab --help | head -n 1`: the reader has gone before the first line."""
     reading, writing = os.pipe()
