@@ -25,7 +25,6 @@ _COMMANDS = {
     "init": ("init", "main"),
     "doctor": ("doctor", "main"),
     "show": ("show", "main"),
-    "log": ("log", "main"),
     "switch": ("switch", "main"),
     "report": ("report", "main"),
 }
@@ -93,10 +92,10 @@ HELP = """usage: homelab COMMAND ...
   new       makes a folder with a Pulumi project
   init      asks about a host's cards and guests, and writes the settings; changes nothing before your yes
   show      shows who has which card, now and after the next `pulumi up`
-  doctor    finds what is wrong with hosts, VMs and containers, and says what to do
-  log       shows what long commands printed (initramfs, apt, DKMS, NVIDIA's installer)
+  doctor    finds what is wrong with hosts, VMs and containers, and says what to do; doctor log: what apt, DKMS
+            and their like printed there
   switch    hands a shared card to a VM, or back to the containers; --rehearse only checks
   report    writes a file about what works on your hardware, for others to read; no addresses, names or keys
 
-show, doctor, log and report change nothing on a host.
+show, doctor and report change nothing on a host.
 homelab COMMAND --help lists the options of a command."""
