@@ -413,10 +413,6 @@ def test_show_draws_who_has_which_card_now_and_with_the_next_up(
         first + 1
     ].startswith("+ container 901")
     assert "RTX 4090 [10de:2684] at 0000:02:00, nvidia" in lines
-    assert show.main([*where, "--now", "--mermaid"]) == 0
-    assert "901" not in capsys.readouterr().out
-    assert show.main([*where, "--svg", str(tmp_path / "picture.svg")]) == 0
-    assert "container" in (tmp_path / "picture.svg").read_text()
 
 
 def test_the_log_is_of_a_system_of_the_settings(doctor: Callable[[str], Doctor]) -> None:
