@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from homelab import __version__
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.text import encodable
@@ -74,6 +75,7 @@ def _is_unread(error: OSError, *, windows: bool = os.name == "nt") -> bool:
 def _run(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="homelab", description=__doc__, add_help=False)
+    parser.add_argument("--version", action="version", version=f"homelab {__version__}")
     parser.add_argument("command", choices=_COMMANDS)
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
@@ -98,4 +100,4 @@ HELP = """usage: homelab COMMAND ...
   report    writes a file about what works on your hardware, for others to read; no addresses, names or keys
 
 show, doctor and report change nothing on a host.
-homelab COMMAND --help lists the options of a command."""
+homelab COMMAND --help lists the options of a command, homelab --version says which version this is."""

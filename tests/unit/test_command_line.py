@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from homelab import __version__
 from homelab.cli.command_line import _is_unread, main
 from homelab.hardware import HardwareReport
 from tests.conftest import PROJECT
@@ -51,3 +52,9 @@ def test_a_file_that_cant_be_written_is_told_no_traceback(
     file = tmp_path / "none" / "report.json"
     assert main(["report", "--output", str(file)]) == 2
     assert f"wanted: to read or write {file}" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"homelab {__version__}\n"
