@@ -47,27 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :raises HomelabError: there is no Pulumi CLI or no project, or no stack can be made.
     """
     parser = argparse.ArgumentParser(prog="python -m homelab.pull_request", description=__doc__)
-    parser.add_argument("--stack", type=stack_options.name, default="homelab")
+    stack_options.add_name(parser)
     parser.add_argument("--output", type=Path, default=Path("preview.md"))
     options = parser.parse_args(arguments)
     # A secret that isn't set arrives as an empty variable.
     has_state = any(os.environ.get(name) for name in ("PULUMI_BACKEND_URL", "PULUMI_ACCESS_TOKEN"))
-    file = stack_file.path_of(options.stack)
+    stack = stack_options.chosen(options)
+    file = stack_file.path_of(stack)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         new = {} if has_state else {"PULUMI_BACKEND_URL": folder.as_uri(), "PULUMI_CONFIG_PASSPHRASE": ""}
-        pulumi = Pulumi.find(project(), options.stack)
+        pulumi = Pulumi.find(project(), stack)
         pulumi.extra_environment = new
         # A copy: no host is asked, and a stack that is made only for this preview writes its salt there.
         config = folder / file.name
         config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8", newline="\n")
         if not has_state:
             shutil.copy(project() / "Pulumi.yaml", folder)
-            Pulumi(pulumi.program, folder, options.stack, new).make_stack()
+            Pulumi(pulumi.program, folder, stack, new).make_stack()
         process, logged = pulumi.logged_preview("--config-file", str(config))
         cards = drawn(config, pulumi.outputs if has_state else dict)
     text = (process.stdout + process.stderr).strip()
-    markdown = comment(options.stack, process.returncode, text, logged, cards)
+    markdown = comment(stack, process.returncode, text, logged, cards)
     options.output.write_text(markdown, encoding="utf-8", newline="\n")
     tell(text)
     return process.returncode or int(bool(events.refusals(logged)))

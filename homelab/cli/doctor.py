@@ -113,7 +113,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
             for lxc_name, guest in containers.items()
         ]
     releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
-    return whole.Whole(arguments.stack, parts, releases)
+    return whole.Whole(file.stack, parts, releases)
 
 
 def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading) -> Report:
