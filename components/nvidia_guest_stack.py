@@ -34,7 +34,7 @@ from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, Nvi
 from homelab.resources.system import System, address_of
 from homelab.settings import Container
 from homelab.shapes import StackInUse
-from homelab.stack import Refusal, locks
+from homelab.stack import Refusal
 
 from .gpu_lxc import GpuLxc
 from .gpu_vm import GpuVm
@@ -269,7 +269,6 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             return []
         names = [f"containers.{name}" for name in stacks]
         inputs = {
-            "locks": {name: lock.model_dump(mode="json") for name, lock in locks().items() if name in names},
             # For a host that gives up, also the time for the way back.
             "timeout": sum(
                 limits.of_step(self._system.reached, stack) for stack in (self._system.nvidia, *stacks.values())
@@ -305,9 +304,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
         def plan_of(values: list[Any]) -> _Planned:
             system = self._system
-            request = state.request_of(
-                system.target, system.name, values[0], system.nvidia, values[1], locks().get(system.name)
-            )
+            request = state.request_of(system.target, system.name, values[0], system.nvidia, values[1])
             try:
                 plan = planner.plan_stack(request)
             except HomelabError as error:

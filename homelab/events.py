@@ -156,8 +156,3 @@ def counts(events: Iterable[Event]) -> Mapping[str, int]:
 def in_words(changes: Mapping[str, int]) -> str:
     """`2 to delete, 12 to create, 3 unchanged`."""
     return ", ".join(f"{changes[key]} {words}" for key, words in _OPERATIONS.items() if changes.get(key))
-
-
-def changing(events: Sequence[Event]) -> list[str]:
-    """Names of the resources that change, in the order of the events, each once."""
-    return list(dict.fromkeys(event.name for event in events if isinstance(event, Step) and event.changes))

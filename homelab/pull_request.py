@@ -30,7 +30,7 @@ from homelab.settings import parse, project
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import readable
 from homelab.settings.stack_file import parsed
-from homelab.show import mermaid, reading, tree
+from homelab.show import reading, terminal, tree
 from homelab.show.cards import of_outputs
 from homelab.text import tell
 
@@ -47,53 +47,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :raises HomelabError: there is no Pulumi CLI or no project, or no stack can be made.
     """
     parser = argparse.ArgumentParser(prog="python -m homelab.pull_request", description=__doc__)
-    parser.add_argument("--stack", type=stack_options.name, default="homelab")
+    stack_options.add_name(parser)
     parser.add_argument("--output", type=Path, default=Path("preview.md"))
     options = parser.parse_args(arguments)
     # A secret that isn't set arrives as an empty variable.
     has_state = any(os.environ.get(name) for name in ("PULUMI_BACKEND_URL", "PULUMI_ACCESS_TOKEN"))
-    file = stack_file.path_of(options.stack)
+    stack = stack_options.chosen(options)
+    file = stack_file.path_of(stack)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         new = {} if has_state else {"PULUMI_BACKEND_URL": folder.as_uri(), "PULUMI_CONFIG_PASSPHRASE": ""}
-        pulumi = Pulumi.find(project(), options.stack)
+        pulumi = Pulumi.find(project(), stack)
         pulumi.extra_environment = new
         # A copy: no host is asked, and a stack that is made only for this preview writes its salt there.
         config = folder / file.name
         config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8", newline="\n")
         if not has_state:
             shutil.copy(project() / "Pulumi.yaml", folder)
-            Pulumi(pulumi.program, folder, options.stack, new).make_stack()
+            Pulumi(pulumi.program, folder, stack, new).make_stack()
         process, logged = pulumi.logged_preview("--config-file", str(config))
-        picture = drawn(config, pulumi.outputs if has_state else dict)
+        cards = drawn(config, pulumi.outputs if has_state else dict)
     text = (process.stdout + process.stderr).strip()
-    markdown = comment(options.stack, process.returncode, text, logged, picture)
+    markdown = comment(stack, process.returncode, text, logged, cards)
     options.output.write_text(markdown, encoding="utf-8", newline="\n")
     tell(text)
     return process.returncode or int(bool(events.refusals(logged)))
 
 
-def comment(stack: str, code: int, text: str, log: Sequence[Event], picture: str) -> str:
-    """The Markdown: refusals, counts, the picture, and the whole preview folded away.
+def comment(stack: str, code: int, text: str, log: Sequence[Event], cards: str) -> str:
+    """The Markdown: refusals, counts, who has which card, and the whole preview folded away.
 
     :param code: the CLI's exit status.
     :param text: what it printed.
     :param log: its event log.
-    :param picture: Mermaid, empty: there is none.
+    :param cards: who has which, as a tree; empty: not known.
     """
     refusals = events.refusals(log)
     parts = [f"### Preview of stack {stack}{': refused' if code or refusals else ''}"]
     parts += [fenced(refusal, "text") for refusal in refusals]
     counted = events.in_words(events.counts(log))
     parts += [f"**{counted}**"] if counted else []
-    parts += [fenced(picture, "mermaid"), tree.LEGEND] if picture else []
+    parts += [fenced(cards, "text"), tree.LEGEND] if cards else []
     room = max(LONGEST - sum(len(part) for part in parts), 1)
     parts.append(f"<details><summary>the whole preview</summary>\n\n{fenced(text[-room:], 'text')}\n\n</details>")
     return "\n\n".join([*parts, MARK]) + "\n"
 
 
 def drawn(file: Path, outputs_of: Callable[[], Mapping[str, object]]) -> str:
-    """Who has which card with a stack's settings, as Mermaid, marked against the stack's outputs; empty where one of
+    """Who has which card with a stack's settings, as a tree, marked against the stack's outputs; empty where one of
     them can't be read, which the preview itself says.
 
     :param outputs_of: returns the outputs.
@@ -109,7 +110,7 @@ def drawn(file: Path, outputs_of: Callable[[], Mapping[str, object]]) -> str:
         containers = {guest: container for guest, container in found.containers.items() if container.host == name}
         planned = reading.wanted_of_outputs(outputs, name, host, vms, containers, current)
         trees.append(tree.of_host(f"{name} ({host.address})", current, planned))
-    return mermaid.text(trees)
+    return terminal.text(trees, width=terminal.WIDTH_OF_A_FILE, colours=False).rstrip()
 
 
 def settings(text: str, *, with_secrets: bool) -> str:

@@ -1,10 +1,9 @@
-"""The running program's settings and lock file, with the refusals that need no host."""
+"""The running program's settings, with the refusals that need no host."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import gc
 import json
 import os
@@ -19,8 +18,6 @@ from pulumi.runtime.proto import engine_pb2_grpc
 from homelab.errors import HomelabError, raise_all
 from homelab.events import WILL_REFUSE
 from homelab.later import later
-from homelab.nvidia import lock
-from homelab.nvidia.lock import SystemLock
 from homelab.settings import Settings, parse, stack_file
 from homelab.settings import secrets as secret_settings
 
@@ -75,18 +72,6 @@ def load() -> Settings:
         errors += preview.from_settings(settings)
     raise_all(errors)
     return settings
-
-
-@functools.cache
-def locks() -> dict[str, SystemLock]:
-    """The locks in the running program's lock file, by system.
-
-    :raises Refusal: the file can't be read.
-    """
-    try:
-        return lock.load(lock.path_of(Path.cwd(), pulumi.get_stack()))
-    except HomelabError as error:
-        raise Refusal(error) from None
 
 
 def _end_on_interrupt() -> None:

@@ -34,7 +34,7 @@ FUNCTIONS = """pulumi() {{
 }}
 homelab() {{
   case ${{1:-}} in
-    doctor | drift | log | show) (cd {project} && {python} -m homelab "$@" --config-file {file}) ;;
+    doctor | show) (cd {project} && {python} -m homelab "$@" --config-file {file}) ;;
     *) (cd {project} && {python} -m homelab "$@") ;;
   esac
 }}

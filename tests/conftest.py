@@ -71,7 +71,6 @@ SLOW = frozenset(
         "scripts/test_cuda_toolkit.py",
         "scripts/test_driver_update.py",
         "scripts/test_full_disk.py",
-        "scripts/test_lock.py",
         "scripts/test_nvidia_driver.py",
         "scripts/test_nvidia_read.py",
         "scripts/test_nvidia_repository.py",
@@ -102,6 +101,7 @@ NEEDS_LINUX = {
 }
 #: Single tests that need what Windows doesn't have; there they are skipped, with the reason.
 NEEDS_UNIX = {
+    "unit/test_doctor_stack.py::test_the_stack_is_the_one_that_pulumi_has_selected": "a script of sh stands in for Pulumi",
     "unit/test_init_run.py::test_a_key_of_a_user_is_put_into_the_users_home": "runs the host's command in bash",
     "unit/test_init_run.py::test_a_link_stays_one_and_who_may_read_the_file_stays": "symbolic links and modes of files",
     "unit/test_init_run.py::test_a_preview_for_a_program_is_shown_on_standard_error": "a script of sh stands in for Pulumi",

@@ -31,6 +31,8 @@ from tests.waiting import PATIENCE
 # What a run that is going to be killed does without: it writes the state after each step.
 WITHOUT_HURRY = ("PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
 
+# How a refresh tells of drift.
+_DRIFT = re.compile(r": drift(?: \(\w+\))?: ")
 # How the state marks what isn't plain: pulumi/sdk/go/common/resource/sig.
 _SIGNATURE, _SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
 
@@ -253,6 +255,10 @@ class EngineStack:
         assert "unhandled" not in result.output, result.output
         if arguments[0] == "preview" and done.returncode == 0 and not result.planned:
             assert "[unknown]" not in result.output and "Outputs:" not in result.output, result.output
+        # Whatever a refresh tells of drift is a change, by which `pulumi preview --refresh --expect-no-changes` ends with 7.
+        if arguments[0] in ("preview", "up") and "--refresh" in arguments and done.returncode == 0:
+            acts = [name for operation, name in result.planned if operation != "refresh"]
+            assert acts or not _DRIFT.search(result.output), result.output
         return result
 
     def events(self, *, partial: bool = False) -> list[dict[str, Any]]:

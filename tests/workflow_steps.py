@@ -1,4 +1,4 @@
-"""A step of a workflow, run here: its own bash, with a stand-in for GitHub's CLI that keeps issues and comments in a file."""
+"""A step of a workflow, run here: its own bash, with a stand-in for GitHub's CLI that keeps comments in a file."""
 
 from __future__ import annotations
 
@@ -25,25 +25,19 @@ known = json.loads(state.read_text()) if state.exists() else []
 words = sys.argv[1:]
 def option(name): return words[words.index(name) + 1] if name in words else None
 def body(): return pathlib.Path(option("--body-file")).read_text()
-def new(**what): known.append({{"number": len(known) + 1, "id": 1000 + len(known), "user": {{"login": "github-actions[bot]"}}, "state": "open", **what}})
+def new(**what): known.append({{"number": len(known) + 1, "id": 1000 + len(known), "user": {{"login": "github-actions[bot]"}}, **what}})
 if os.environ.get("FAKE_GH_FAILS") == words[0]: sys.exit("HTTP 502")
 assert os.environ["GH_TOKEN"] and os.environ["GH_REPO"] == "me/homelab"
 if words[0] == "api" and "--method" not in words:
     path = words[1].partition("?")[0]
-    if path.endswith("/comments"): shown = [one for one in known if one.get("on") == path.split("/")[-2]]
-    else:
-        assert path == "repos/me/homelab/issues" and "state=open" in words[1] and "creator=github-actions%5Bbot%5D" in words[1], words
-        shown = [one for one in known if "on" not in one and one["state"] == "open" and one["user"]["login"] == "github-actions[bot]"]
-    for one in shown:
+    assert path.endswith("/comments"), words
+    for one in [one for one in known if one.get("on") == path.split("/")[-2]]:
         subprocess.run(["jq", "-r", option("--jq")], input=json.dumps([one]), text=True, check=True)
 elif words[:3] == ["api", "--method", "PATCH"]:
     number, field = int(words[3].rpartition("/")[2]), option("-F")
     assert field.startswith("body=@")
     next(one for one in known if one["id"] == number)["body"] = pathlib.Path(field[6:]).read_text()
 elif words[:2] == ["pr", "comment"]: new(on=words[2], body=body())
-elif words[:2] == ["issue", "create"]: new(title=option("--title"), body=body())
-elif words[:2] == ["issue", "edit"]: next(one for one in known if str(one["number"]) == words[2]).update(title=option("--title"), body=body())
-elif words[:2] == ["issue", "close"]: next(one for one in known if str(one["number"]) == words[2]).update(state="closed", said=option("--comment"))
 else: sys.exit("not known here: " + " ".join(words))
 state.write_text(json.dumps(known))
 """
@@ -68,7 +62,7 @@ class Steps:
 
     @property
     def known(self) -> list[dict[str, Any]]:
-        """Issues and comments."""
+        """Comments."""
         return json.loads(self.state.read_text()) if self.state.exists() else []
 
     def run(self, file: str, job: str, step: str, **environment: str) -> subprocess.CompletedProcess[str]:

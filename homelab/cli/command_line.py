@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from homelab import __version__
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.text import encodable
@@ -25,11 +26,7 @@ _COMMANDS = {
     "init": ("init", "main"),
     "doctor": ("doctor", "main"),
     "show": ("show", "main"),
-    "log": ("log", "main"),
     "switch": ("switch", "main"),
-    "lock": ("lock", "main"),
-    "outdated": ("lock", "show_outdated"),
-    "drift": ("drift", "main"),
     "report": ("report", "main"),
 }
 
@@ -78,6 +75,7 @@ def _is_unread(error: OSError, *, windows: bool = os.name == "nt") -> bool:
 def _run(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="homelab", description=__doc__, add_help=False)
+    parser.add_argument("--version", action="version", version=f"homelab {__version__}")
     parser.add_argument("command", choices=_COMMANDS)
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
@@ -96,13 +94,10 @@ HELP = """usage: homelab COMMAND ...
   new       makes a folder with a Pulumi project
   init      asks about a host's cards and guests, and writes the settings; changes nothing before your yes
   show      shows who has which card, now and after the next `pulumi up`
-  doctor    finds what is wrong with hosts, VMs and containers, and says what to do
-  log       shows what long commands printed (initramfs, apt, DKMS, NVIDIA's installer)
+  doctor    finds what is wrong with hosts, VMs and containers, and says what to do; doctor log: what apt, DKMS
+            and their like printed there
   switch    hands a shared card to a VM, or back to the containers; --rehearse only checks
-  drift     checks whether anything on the hosts has changed since the last `pulumi up`; --install-timer: once a day
-  lock      records the versions of NVIDIA's packages, so that later runs install the same ones
-  outdated  shows which newer versions there are, and whether they fit
   report    writes a file about what works on your hardware, for others to read; no addresses, names or keys
 
-show, doctor, log, drift, outdated and report change nothing on a host.
-homelab COMMAND --help lists the options of a command."""
+show, doctor and report change nothing on a host.
+homelab COMMAND --help lists the options of a command, homelab --version says which version this is."""

@@ -1,5 +1,5 @@
 """`homelab doctor`: what is wrong with a stack's hosts, VMs and containers, and what to do; with
-`container 901 --like 950`, `vm 103` or `host`: with one of them, in detail.
+`container 901 --like 950`, `vm 103` or `host`: with one of them, in detail. `log`: what long commands printed there.
 
 Reads the host over SSH as the stack's configuration file says, and changes nothing. Exit status: 0, all is well; 1,
 something isn't; 2, it couldn't be read.
@@ -8,12 +8,13 @@ something isn't; 2, it couldn't be read.
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
 
-from homelab.cli import stack_options
+from homelab.cli import log, stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
@@ -21,6 +22,7 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
+from homelab.nvidia import compatibility
 from homelab.remote import diagnosis
 from homelab.settings import Host
 from homelab.show import terminal
@@ -28,21 +30,23 @@ from homelab.show import terminal
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
 # What is looked at where nothing is named.
 EVERYTHING = "stack"
+LOG = "log"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments. argparse exits with 2 for a wrong one, too."""
-    common = argparse.ArgumentParser(add_help=False)
-    stack_options.add(common)
+    read = argparse.ArgumentParser(add_help=False)
+    stack_options.add(read)
+    read.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
+    common = argparse.ArgumentParser(add_help=False, parents=[read])
     common.add_argument("--host", help="name of a host in the settings, if they have several")
-    common.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     common.add_argument("--json", action="store_true", help="print the report as JSON")
     main_parser = argparse.ArgumentParser(
         prog="homelab doctor",
         description="Finds what is wrong with cards, on a host or in a guest, and says what to do. Changes nothing.",
         epilog="Exit status: 0 no problem, 1 a problem, 2 the host couldn't be read.",
     )
-    kinds = main_parser.add_subparsers(dest="kind", required=True, metavar="stack | container | vm | host")
+    kinds = main_parser.add_subparsers(dest="kind", required=True, metavar="stack | container | vm | host | log")
     kinds.add_parser(EVERYTHING, parents=[common], help="checks every host, VM and container of the settings (default)")
     of_container = kinds.add_parser(
         "container", parents=[common], help="checks each device, from the host into the container"
@@ -53,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     of_vm = kinds.add_parser("vm", parents=[common], help="checks its hostpci options and the cards behind them")
     of_vm.add_argument("id", type=int)
     kinds.add_parser("host", parents=[common], help="checks IOMMU, cards, drivers, groups, mappings, homelab's files")
+    of_log = kinds.add_parser(
+        LOG, parents=[read], help="shows what update-initramfs, update-grub, apt, DKMS and NVIDIA's installer printed"
+    )
+    of_log.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
+    of_log.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
     return main_parser
 
 
@@ -103,7 +112,8 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
             _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
             for lxc_name, guest in containers.items()
         ]
-    return whole.Whole(arguments.stack, parts)
+    releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
+    return whole.Whole(file.stack, parts, releases)
 
 
 def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading) -> Report:
@@ -123,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = [EVERYTHING, *words]
     arguments = parser().parse_args(words)
+    if arguments.kind == LOG:
+        print(log.read(arguments))
+        return WELL
     try:
         report = everything(arguments) if arguments.kind == EVERYTHING else diagnose(arguments)
     except HomelabError as error:

@@ -1,13 +1,10 @@
-"""`homelab log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM
+"""`homelab doctor log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM
 or in a container.
-
-Reads over SSH (a container through its host), and changes nothing. Exit status: 0; 2, it couldn't be read.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from homelab.cli import stack_options
 from homelab.cli.whereabouts import of_guest
@@ -16,24 +13,9 @@ from homelab.remote import ssh
 from homelab.text import clean
 from remote_scripts.layers import read_log
 
-WELL = 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="homelab log",
-        description="Shows what long commands printed: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
-    )
-    parser.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
-    stack_options.add(parser)
-    parser.add_argument("--identity", metavar="FILE", help="log in to the host with this private key")
-    parser.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
-    return parser
-
 
 def read(arguments: argparse.Namespace) -> str:
-    """The end of a system's log.
+    """The end of a system's log, safe to show.
 
     :raises HomelabError: there is no such system, or it can't be read.
     """
@@ -57,11 +39,5 @@ def read(arguments: argparse.Namespace) -> str:
             )
         host, ctid = of_guest(file, settings, arguments.system, arguments.identity)
     wanted = read_log.Wanted(lines=arguments.lines, of=f"container {ctid}" if ctid else "")
-    return str(ssh.Session(host).ask("read", "read_log", wanted)["log"])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    text = read(parser().parse_args(argv))
-    print(clean(text) or "this program has run no long command there since its last boot, or everything was undone")
-    return WELL
+    text = clean(str(ssh.Session(host).ask("read", "read_log", wanted)["log"]))
+    return text or "this program has run no long command there since its last boot, or everything was undone"

@@ -18,6 +18,8 @@ from homelab.events import Event
 # The environment variable with the host's password.
 PASSWORD = "HOMELAB_PASSWORD"
 _STANDARD_ERROR = 2
+# The stack of a project where Pulumi has none selected.
+DEFAULT_STACK = "homelab"
 _CLOUD = re.compile(r"https://(api|app)\.pulumi\.com/?")
 
 
@@ -184,6 +186,17 @@ class Pulumi:
         command = [self.program, "preview", "--suppress-outputs", "--stack", self.stack]
         stdout = _STANDARD_ERROR if to_errors else None
         return subprocess.run(command, cwd=self.folder, env=self.environment, stdout=stdout).returncode
+
+
+def selected_stack(folder: Path) -> str:
+    """The stack that Pulumi has selected in a project's folder, also by PULUMI_STACK."""
+    if name := os.environ.get("PULUMI_STACK"):
+        return name
+    try:
+        process = Pulumi.find(folder, "")._run("stack", "--show-name")
+    except HomelabError:  # what only reads hosts needs no Pulumi
+        return DEFAULT_STACK
+    return process.stdout.strip() if process.returncode == 0 else DEFAULT_STACK
 
 
 def _checked(process: subprocess.CompletedProcess[str], wanted: str) -> None:

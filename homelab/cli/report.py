@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     outputs = None
     try:
-        outputs = outputs_of(arguments.stack)
+        outputs = outputs_of(stack_options.chosen(arguments))
     except HomelabError as error:
         print(f"What the guests saw stays unknown in this report:\n{error}\n", file=sys.stderr)
     made = report(arguments, outputs)

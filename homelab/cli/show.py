@@ -1,4 +1,4 @@
-"""`homelab show`: who has which card, as a tree; as it is, as the settings want it, and what changes.
+"""`homelab show`: who has which card, as a tree: as it is, with what the settings change.
 
 Reads the hosts over SSH as the stack's configuration file says, and changes nothing. Exit status: 0; 2, a host couldn't
 be read.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from homelab.cli import stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.remote import ssh
-from homelab.show import diagram, mermaid, reading, terminal, traits, tree
+from homelab.show import reading, terminal, traits, tree
 
 WELL = 0
 
@@ -26,13 +25,6 @@ def parser() -> argparse.ArgumentParser:
     stack_options.add(parser)
     parser.add_argument("--host", help="show only this host of the settings")
     parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
-    when = parser.add_mutually_exclusive_group()
-    when.add_argument("--now", action="store_true", help="show only what is there now")
-    when.add_argument("--planned", action="store_true", help="show only what the settings ask for")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--svg", metavar="FILE", type=Path, help="write a diagram to this file")
-    form.add_argument("--html", metavar="FILE", type=Path, help="write a page with the diagram to this file")
-    form.add_argument("--mermaid", action="store_true", help="print a flowchart for Markdown")
     return parser
 
 
@@ -55,25 +47,12 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
             f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
         )
         host_traits = traits.of_host(facts), traits.wanted_of_host(facts, host)
-        current = None if arguments.planned else current_cards
-        roots.append(tree.of_host(title, current, None if arguments.now else planned_cards, host_traits))
+        roots.append(tree.of_host(title, current_cards, planned_cards, host_traits))
     return roots
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = parser().parse_args(argv)
-    roots = trees(arguments)
-    file = arguments.svg or arguments.html
-    if file is not None:
-        title = f"homelab: {arguments.stack}"
-        draw = diagram.svg if arguments.svg else diagram.html
-        file.write_text(draw(roots, title), encoding="utf-8", newline="\n")
-        print(f"written: {file}")
-    elif arguments.mermaid:
-        print(mermaid.text(roots))
-    else:
-        print(terminal.text(roots), end="")
-        if not arguments.now and not arguments.planned:
-            print(f"{tree.LEGEND} What has no mark stays.")
+    print(terminal.text(trees(parser().parse_args(argv))), end="")
+    print(f"{tree.LEGEND} What has no mark stays.")
     return WELL

@@ -6,7 +6,9 @@ import argparse
 import re
 from pathlib import Path
 
+from homelab.cli.pulumi import selected_stack
 from homelab.doctor import stack
+from homelab.settings import project
 
 
 def name(text: str) -> str:
@@ -22,8 +24,20 @@ def name(text: str) -> str:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds `--stack` and `--config-file` to a command's options."""
-    parser.add_argument("--stack", type=name, default="homelab", help="read Pulumi.STACK.yaml (default: homelab)")
+    add_name(parser)
     parser.add_argument("--config-file", type=Path, help="read this file instead, like Pulumi's option of that name")
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Adds `--stack` alone."""
+    parser.add_argument(
+        "--stack", type=name, help="read Pulumi.STACK.yaml (default: the stack that Pulumi has selected)"
+    )
+
+
+def chosen(arguments: argparse.Namespace) -> str:
+    """The name of the stack: that of `--stack`, else the one that Pulumi has selected."""
+    return arguments.stack or selected_stack(project())
 
 
 def read(arguments: argparse.Namespace) -> stack.StackFile:
@@ -31,4 +45,4 @@ def read(arguments: argparse.Namespace) -> stack.StackFile:
 
     :raises HomelabError: it can't be read.
     """
-    return stack.read(arguments.config_file or stack.path_of(arguments.stack))
+    return stack.read(arguments.config_file or stack.path_of(chosen(arguments)))

@@ -27,6 +27,11 @@ class StackFile:
     path: Path
     values: dict[str, Any]
 
+    @property
+    def stack(self) -> str:
+        """The stack's name, by the file's."""
+        return self.path.stem.removeprefix("Pulumi.")
+
     def host(self, name: str | None, identity: str | None = None) -> tuple[str, Host]:
         """A host by its name, or the only one there is.
 

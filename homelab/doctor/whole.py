@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +44,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Whole:
-    """All parts of a stack."""
+    """All parts of a stack. `releases`: a sentence about NVIDIA's; empty: the settings install nothing of them."""
 
     stack: str
     parts: Sequence[Part]
+    releases: str = ""
 
     @property
     def readable(self) -> bool:
@@ -99,6 +101,7 @@ class Whole:
             if wrong
             else []
         )
+        more += [textwrap.fill(self.releases, width)] if self.releases else []
         return clean("\n\n".join([*parts, table.rstrip(), *more]))
 
     def values(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable
 
 from homelab.errors import HomelabError
-from homelab.nvidia import lock
 from homelab.nvidia.compatibility import VENDOR, Generation
 from homelab.nvidia.driver_source import kernel_headers, source_of
 from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
@@ -36,21 +35,6 @@ def card_text(request: Request, device: str) -> str:
     if generation is None:
         return f"{VENDOR}:{device} (unknown)"
     return f"{VENDOR}:{device} ({f'{row.cards[device]}, ' if row else ''}{generation.name})"
-
-
-def locked(request: Request) -> list[HomelabError]:
-    """The system's entry in the lock file agrees with the settings."""
-    system = request.system
-    if request.lock is None or system.distribution is None or system.version is None:
-        return []
-    driver = system.host_driver if request.target == "lxc" else request.settings.driver
-    return lock.refusals(
-        request.lock,
-        request.name,
-        f"{system.distribution} {system.version}",
-        driver or None,
-        request.settings.run_sha256,
-    )
 
 
 # -- the system ------------------------------------------------------------------------------------------------
@@ -664,5 +648,4 @@ CHECKS: tuple[Check, ...] = (
     runtime_installed,
     podman_knows_cdi,
     enough_room,
-    locked,
 )

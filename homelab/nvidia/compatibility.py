@@ -19,6 +19,9 @@ from homelab import tables
 from homelab.nvidia.versions import Range, Version, of_kernel, parse
 from homelab.shapes import Capability, Runtime
 
+# NVIDIA begins a branch, or a release of CUDA, some four times a year.
+_DAYS_UNTIL_OLD = 90
+
 FOLDER = Path(__file__).resolve().parent / "data"
 #: NVIDIA's PCI vendor id.
 VENDOR = "10de"
@@ -389,6 +392,15 @@ class Compatibility:
     def newest_branch(self) -> int:
         """The newest branch of the data."""
         return max(self.branches)
+
+    def known_releases(self, today: datetime.date) -> str:
+        """The newest branch of the data, and its age, in a sentence for a person."""
+        days = (today - self.as_of).days if self.as_of else _DAYS_UNTIL_OLD + 1
+        text = (
+            f"NVIDIA's drivers as this program knows them: the newest branch is {self.newest_branch}, "
+            f"{self.recommended} is recommended; that is of {self.as_of}, {days} days old"
+        )
+        return text if days <= _DAYS_UNTIL_OLD else f"{text}: there may be newer ones; update this program"
 
     def is_proved(self, branch: int) -> bool:
         """Whether the data has a kernel for which a release of the branch builds."""

@@ -64,7 +64,7 @@ class Plan:
     settings name them, so that a library that is missing is installed; `unwanted`: packages of the other capabilities.
     `no_recommends`: whether packages come without those that they recommend: modules have no place in a container.
     `preferences`: apt's pins of the driver; `unattended`: keeps unattended-upgrades from replacing libraries of a
-    loaded module; `run`: the installer; `notes`: for a person; `locked`: `SystemLock.table`.
+    loaded module; `run`: the installer; `notes`: for a person.
     """
 
     target: Target
@@ -85,7 +85,6 @@ class Plan:
     cuda: CudaPlan | None
     toolkit: ToolkitPlan | None
     notes: tuple[str, ...]
-    locked: str = ""
 
 
 def plan_stack(request: Request) -> Plan:
@@ -120,7 +119,6 @@ def plan_stack(request: Request) -> Plan:
         cuda=_cuda(request),
         toolkit=_toolkit(request),
         notes=tuple([*_notes(request, driver), *_capability_notes(request, found.capabilities)]),
-        locked=request.lock.table if request.lock else "",
     )
 
 
@@ -261,7 +259,7 @@ def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
 
 
 def _preferences(request: Request, driver: Driver, source: str) -> AptFile | None:
-    data, parts = request.data.packaging, [request.lock.pins] if request.lock and request.lock.packages else []
+    data, parts = request.data.packaging, []
     if source != "run":
         packages = " ".join(data.pinned)
         parts.append(f"Package: {packages}\nPin: version {version_pattern(driver)}\nPin-Priority: {_PRIORITY}\n")

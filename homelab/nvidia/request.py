@@ -18,7 +18,6 @@ from homelab.nvidia.compatibility import (
     Target,
     load,
 )
-from homelab.nvidia.lock import SystemLock
 from homelab.nvidia.versions import Version, of_package, parse
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability, Runtime
@@ -88,14 +87,13 @@ class Driver:
 
 @dataclass(frozen=True)
 class Request:
-    """The request for one system's stack. `name`: the system's place in the settings, such as `vms.gaming`; `lock`: its
-    entry in the lock file; `is_trial`: whether it only tries what would fit, so that its errors need no advice."""
+    """The request for one system's stack. `name`: the system's place in the settings, such as `vms.gaming`;
+    `is_trial`: whether it only tries what would fit, so that its errors need no advice."""
 
     target: Target
     settings: Nvidia
     system: SystemFacts = SystemFacts()
     name: str = "this system"
-    lock: SystemLock | None = None
     data: Compatibility = field(default_factory=load)
     today: datetime.date = field(default_factory=datetime.date.today)
     is_trial: bool = False
@@ -155,12 +153,8 @@ class Request:
         return row is None or driver.version > row.absent
 
     def run_sha256(self, version: str) -> str:
-        """The SHA-256 of NVIDIA's installer of a version: the lock file's, the settings', or the data's; empty where
-        none has it."""
+        """The SHA-256 of NVIDIA's installer of a version: the settings' or the data's; empty where neither has it."""
         row = self.data.installers.get(version)
-        installer = self.lock.installer if self.lock else None
-        if installer is not None and installer.version == version:
-            return installer.sha256
         return self.settings.run_sha256.get(version) or (row.sha256 if row else "")
 
     @property
@@ -211,14 +205,12 @@ def ranked_branches(request: Request) -> list[Branch]:
 
 
 def driver_of(request: Request, text: str) -> Driver:
-    """The driver that `580` or `580.105.08` means; for a branch its locked release, else its newest one that is
-    offered, else the newest known one."""
+    """The driver that `580` or `580.105.08` means; for a branch its newest release that is offered, else the
+    newest known one."""
     version = parse(text)
     if len(version.numbers) > 1:
         return Driver(version.major, True, version)
     row = request.data.branches.get(version.major)
-    if request.lock and request.lock.driver and parse(request.lock.driver).major == version.major:
-        return Driver(version.major, False, parse(request.lock.driver))
     newest = max(offered_versions(request, version.major), default=row.newest if row else None)
     return Driver(version.major, False, newest or parse(f"{version.major}.{_NEWEST}"))
 

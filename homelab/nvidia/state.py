@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from homelab.nvidia.compatibility import Target
-from homelab.nvidia.lock import SystemLock
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
@@ -33,7 +32,6 @@ def request_of(
     facts: SystemState,
     stack: Nvidia,
     offered: dict[str, list[str]] | None = None,
-    lock: SystemLock | None = None,
 ) -> Request:
     """The request for `nvidia.plan`.
 
@@ -41,11 +39,8 @@ def request_of(
     :param facts: those of `facts_of`.
     :param stack: the settings.
     :param offered: package -> versions; None until the repositories are configured.
-    :param lock: the system's entry in the lock file: no other version of its packages counts as offered.
     """
     versions = None if offered is None else {package: tuple(texts) for package, texts in offered.items()}
-    if versions is not None and lock is not None:
-        versions = lock.narrowed(versions)
     system = SystemFacts(
         distribution=facts.get("distribution"),
         version=facts.get("version"),
@@ -59,4 +54,4 @@ def request_of(
         runtimes=frozenset(facts["runtimes"]),
         offered=versions,
     )
-    return Request(target, stack, system, name, lock)
+    return Request(target, stack, system, name)

@@ -11,12 +11,11 @@ done.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.nvidia.lock import SystemLock
 from homelab.nvidia.plan import packages_to_ask_for, plan_stack
 from homelab.nvidia.state import facts_of, request_of
 from homelab.nvidia.verification import Expected
@@ -39,7 +38,6 @@ class _Follower:
     name: str
     ctid: int
     nvidia: Nvidia
-    lock: SystemLock | None
     facts: SystemState | None = None
 
 
@@ -74,14 +72,10 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
 
     def _followers(self, inputs: DriverTrial.Inputs) -> list[_Follower]:
         return [
-            _Follower(f"containers.{name}", container.ctid, container.nvidia, _lock(inputs.locks, f"containers.{name}"))
+            _Follower(f"containers.{name}", container.ctid, container.nvidia)
             for name, container in sorted(self.stack.containers(inputs.host).items())
             if container.nvidia is not None
         ]
-
-
-def _lock(locks: Mapping[str, object], name: str) -> SystemLock | None:
-    return SystemLock.model_validate(locks[name]) if name in locks else None
 
 
 def _given_up(version: str, messages: list[str]) -> HomelabError:
@@ -165,14 +159,14 @@ class _Host:
         :param awaited: the old ones are kept until `confirm`.
         """
         assert follower.facts is not None
-        request = request_of("lxc", follower.name, follower.facts, follower.nvidia, None, follower.lock)
+        request = request_of("lxc", follower.name, follower.facts, follower.nvidia)
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
         wanted = steps.repository(plan, follower.nvidia, context, packages_to_ask_for(request))
         offered = self.ask("apply", "nvidia_repository", wanted, follower)["offered"]
         if repository_alone:
             return
-        request = request_of("lxc", follower.name, follower.facts, follower.nvidia, offered, follower.lock)
+        request = request_of("lxc", follower.name, follower.facts, follower.nvidia, offered)
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
         driver = steps.driver(plan, follower.nvidia, context, awaited=awaited)

@@ -31,7 +31,7 @@ def repository(
     :param packages: packages whose versions the answer has (`plan.packages_to_ask_for`).
     """
     return nvidia_repository.Wanted(
-        software=software(settings, context, plan.locked),
+        software=software(settings, context),
         prerequisites=tuple(name for name in plan.prerequisites if name in load().packaging.prerequisites),
         repositories=plan.repositories,
         files=tuple(file for file in (plan.preferences, plan.unattended) if file),
@@ -48,7 +48,7 @@ def cuda(plan: Plan, settings: Nvidia, context: Context) -> cuda_toolkit.Wanted:
     if plan.cuda is None:
         raise ValueError("the plan has no CUDA")
     return cuda_toolkit.Wanted(
-        software=software(settings, context, plan.locked),
+        software=software(settings, context),
         # nvcc hands half of its work to the host's compiler, which its package doesn't bring everywhere.
         packages=(*plan.cuda.packages, load().packaging.build[-1]),
         beside=tuple(plan.cuda.library_packages),
@@ -69,7 +69,7 @@ def toolkit(plan: Plan, settings: Nvidia, context: Context, driver_version: str)
     return container_toolkit.Wanted(
         target=plan.target,
         runtime=toolkit_plan.runtime,
-        software=software(settings, context, plan.locked),
+        software=software(settings, context),
         packages=tuple(toolkit_plan.packages),
         # What the settings say, not what the plan has to install now: it stays the same once the runtime is there.
         install=toolkit_plan.package if settings.docker == "install" else "",
@@ -122,7 +122,7 @@ def driver(plan: Plan, settings: Nvidia, context: Context, *, awaited: bool = Fa
     return nvidia_driver.Wanted(
         target=plan.target,
         driver=plan.driver,
-        software=software(settings, context, plan.locked),
+        software=software(settings, context),
         source=plan.source,
         flavour=plan.flavour,
         prerequisites=tuple(name for name in plan.prerequisites if name not in first_packages),
@@ -150,16 +150,12 @@ def driver_update(
     )
 
 
-def software(settings: Nvidia, context: Context, locked: str = "") -> Software:
-    """What every layer that installs something is told.
-
-    :param locked: `SystemLock.table`.
-    """
+def software(settings: Nvidia, context: Context) -> Software:
+    """What every layer that installs something is told."""
     timeouts = settings.timeouts
     return Software(
         context=context,
         lock_seconds=timeouts.lock,
         download_seconds=timeouts.download,
         install_seconds=timeouts.install,
-        locked=tuple(locked.splitlines()),
     )

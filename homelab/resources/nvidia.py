@@ -147,15 +147,12 @@ class DriverTrial(Act):
     """A host's new driver tried in the host's containers."""
 
     kind = "nvidia:Trial"
-    # What repositories of a container may offer (the lock file) is no reason to try anything again.
-    ignored = frozenset(("timeout", "locks"))
+    ignored = frozenset(("timeout",))
     answers = frozenset(("done",))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`locks`: what the lock file has of containers, by their names; `timeout` in seconds; `done`: what it is done
-        again after."""
+        """`timeout` in seconds; `done`: what it is done again after."""
 
-        locks: dict[str, Any]
         timeout: int
         done: Any

@@ -230,12 +230,6 @@ ContainerNameServers = Annotated[
 #: pve-storage-id (Proxmox VE, PVE::JSONSchema).
 Storage = Annotated[str, Text("storage", _STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)")]
 _DOWNLOAD = r"[A-Za-z][A-Za-z0-9-]{0,39}"
-#: A package's name, with its architecture where that isn't the system's own, and its version, as Debian's policy has
-#: them (5.6.1, 5.6.12).
-PackageName = Annotated[
-    str, Text("package", r"[a-z0-9][a-z0-9+.-]{0,200}(:[a-z0-9-]{1,20})?", "the name of a Debian package")
-]
-DebianVersion = Annotated[str, Text("version", r"[0-9A-Za-z][0-9A-Za-z.+~:-]{0,200}", "a Debian package's version")]
 
 #: A volume, or a name under `hosts.NAME.downloads`: it has no colon.
 VolumeOrDownload = Annotated[

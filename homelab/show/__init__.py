@@ -1,6 +1,5 @@
-"""A tree of which guest has which card: host → IOMMU group → card → guest; currently, as the settings want it, or both
-with the changes marked.
+"""A tree of which guest has which card: host → IOMMU group → card → guest, with the changes marked.
 
 `reading` makes a host's cards from a reading and from the settings, `cards` from a stack's outputs; `tree` makes one
-tree of them; `terminal` and `mermaid` draw it; `result` is the summary of an `up`. Pure, but for rich's console.
+tree of them; `terminal` draws it; `result` is the summary of an `up`. Pure, but for rich's console.
 """

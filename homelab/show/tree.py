@@ -1,4 +1,4 @@
-"""The tree of a host's cards: host → IOMMU group → card → guest, with changes marked. Pure; renderers walk it."""
+"""The tree of a host's cards: host → IOMMU group → card → guest, with changes marked. Pure."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class TreeNode:
 
 def of_host(
     title: str,
-    current: Sequence[ShownCard] | None,
-    planned: Sequence[ShownCard] | None,
+    current: Sequence[ShownCard],
+    planned: Sequence[ShownCard],
     traits: tuple[Traits | None, Traits | None] = (None, None),
 ) -> TreeNode:
-    """A host's tree. With both `current` and `planned`, changes are marked.
+    """A host's tree.
 
     :param title: what the host is, such as `pve (192.168.0.202)`.
-    :param current: its cards as they are; None: not shown.
-    :param planned: its cards as the settings want them; None: not shown.
+    :param current: its cards as they are.
+    :param planned: its cards as the settings want them.
     :param traits: the host's options: current, and as the settings want them.
     """
-    before = {card.place: card for card in (planned if current is None else current) or ()}
-    after = {card.place: card for card in (current if planned is None else planned) or ()}
+    before = {card.place: card for card in current}
+    after = {card.place: card for card in planned}
     places = sorted({*before, *after})
     groups: dict[str, list[TreeNode]] = {}
     others: dict[str, list[str]] = {}
@@ -66,11 +66,7 @@ def of_host(
         for group, cards in groups.items()
     ]
     no_card = (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
-    current_traits, planned_traits = traits
-    settings = _settings(
-        planned_traits if current is None else current_traits, current_traits if planned is None else planned_traits
-    )
-    return TreeNode("host", title, children=(*settings, *(tuple(group_nodes) or no_card)))
+    return TreeNode("host", title, children=(*_settings(*traits), *(tuple(group_nodes) or no_card)))
 
 
 def _settings(before: Traits | None, after: Traits | None) -> tuple[TreeNode, ...]:

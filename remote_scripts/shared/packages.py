@@ -54,15 +54,12 @@ _FROM_THE_BEGINNING, _ONCE_MORE = (22, 33, 36), (7, 18, 28, 35, 52, 55, 56, 92)
 @dataclass(frozen=True, kw_only=True)
 class Software:
     """What every layer that installs something is told. `context`: for messages; the name in it is the system's place
-    in the settings. `lock_seconds`: how long apt's locks are waited for; `locked`: of the lock file, a line for each
-    package: NAME VERSION SHA256.
-    """
+    in the settings. `lock_seconds`: how long apt's locks are waited for."""
 
     context: Context
     lock_seconds: int = 600
     download_seconds: int = 1800
     install_seconds: int = 3600
-    locked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -280,7 +277,7 @@ class Packages:
         plan = self.simulated(*options, *missing)
         if plan.status != 0:
             self.explain_install(plan, words)
-        self._noted(plan, f"to install {words}", locked=True)
+        self._noted(plan, f"to install {words}")
         self.system.log.say(f"installing {words}")
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
         seconds = self.software.download_seconds + self.software.install_seconds
@@ -331,15 +328,13 @@ class Packages:
             f"note: {what} is installed; apt-get has failed for others, which can't be configured: {half}"
         )
 
-    def _noted(self, plan: Done, what: str, *, locked: bool = False) -> None:
+    def _noted(self, plan: Done, what: str) -> None:
         """Looks at what was simulated, and adds it to the record.
 
-        :raises Failure: a user's package would go, or it isn't what the lock file has.
+        :raises Failure: a user's package would go.
         """
         changes = announced(plan)
         self._need_others_kept(changes, what)
-        if locked:
-            self._need_locked(changes)
         self._record(changes)
         self.system.files.changed = True
 
@@ -357,35 +352,6 @@ class Packages:
                 "they aren't this program's to remove",
                 f"remove what is in the way yourself (`apt-get remove {words}`), then run `pulumi up` again",
             )
-
-    def _need_locked(self, changes: Iterable[Change]) -> None:
-        """What is going to be installed is what the lock file has: the version, and the file, by the repository's
-        index. With that apt itself compares what it fetches.
-        """
-        locked = {name: rest for name, _, rest in (line.partition(" ") for line in self.software.locked)}
-        place = self.software.context.name
-        for change in changes:
-            version, _, digest = locked.get(change.name, "").partition(" ")
-            if not version or change.new == "-":
-                continue
-            if change.new != version:
-                raise Failure(
-                    f"{place}: {change.name} {version}, as the lock file has it",
-                    f"apt would install {change.new}",
-                    "the repositories no longer have the locked version, or another package needs a newer one",
-                    f"`homelab lock --release {place}`, then `pulumi up` and `homelab lock`; or "
-                    "give apt a repository that has it",
-                )
-            done = self.system.run.ask("apt-cache", "show", f"{change.name}={version}", seconds=_ASK_SECONDS)
-            match = re.search(r"^SHA256: (\S*)", done.text, re.MULTILINE)
-            if (match[1] if match else "") != digest:
-                raise Failure(
-                    f"{place}: {change.name} {version} with the SHA-256 {digest}, as the lock file has it",
-                    f"the repository has {match[1] if match else 'none'}",
-                    "it is another file under the same version",
-                    "find out why, before you install it: a mirror that was changed, or a package that was rebuilt; "
-                    f"`homelab lock --release {place}` forgets the old one",
-                )
 
     # The record.
 

@@ -10,7 +10,6 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import parse
-from remote_scripts.layers import read_packages
 from remote_scripts.layers.read_system import Wanted
 from tests.agent.kit import Host, Refused
 
@@ -162,25 +161,6 @@ def test_packages_that_dpkg_doesnt_tell_are_not_none(installed: Host) -> None:
     installed.programs["dpkg-query"] = lambda *_: 2
     with pytest.raises(Refused, match="wanted: which packages are installed"):
         read(installed)
-    with pytest.raises(Refused, match="wanted: which packages are installed"):
-        installed.ask("read", "read_packages", read_packages.Wanted())
-
-
-def test_packages_with_what_the_repositories_have_of_them(installed: Host) -> None:
-    shown = "Package: cuda-12\nVersion: 12.9-1\nSHA256: b\n\nPackage: cuda-12\nVersion: 12.8-1\nSHA256: a\n"
-    installed.write("/etc/os-release", 'ID=debian\nVERSION_ID="13"\n')
-    installed.write("/usr/bin/nvidia-uninstall", "", 0o755)
-    installed.write(f"{HOME}/nvidia-run", "580.105.08\nurl\nsum\n\n")
-    installed.programs["apt-cache"] = lambda *_: shown
-    assert installed.ask("read", "read_packages", read_packages.Wanted()) == {
-        "distribution": "debian 13",
-        "driver": "580.105.08",
-        "packages": ["cuda-12 12.8-1 a 12.9-1"],
-        "installer": "580.105.08 sum",
-    }
-    installed.programs["apt-cache"] = lambda *_: 2
-    with pytest.raises(Refused, match="wanted: what the repositories have"):
-        installed.ask("read", "read_packages", read_packages.Wanted())
 
 
 def test_kernels_without_headers_are_those_that_no_list_of_apts_has_them_for(host: Host) -> None:

@@ -1,5 +1,4 @@
-"""Writes the recordings anew (recording.PAGES), and docs/first-hour.svg: what a terminal of 100 columns shows of `homelab init`, `pulumi up`
-and their like, and the picture that `homelab show` draws of the first host before its `pulumi up`.
+"""Writes the recordings anew (recording.PAGES): what a terminal of 100 columns shows of `homelab init`, `pulumi up` and their like.
 
 `python -m tests.e2e.first_hour [HOST…]`. The host is a lab's; everything else is what a person gets. A name of a machine stands for the
 lab's address and port.
@@ -22,8 +21,6 @@ from tests.e2e.terminal import Terminal
 from tests.e2e.test_init import CONTAINERS, VMS
 
 COLUMNS = 100
-PICTURED = "rtx5090"
-PICTURE = recording.PAGES[PICTURED].with_suffix(".svg")
 
 RECORDED = (
     "It is a recording of a simulated host, made by `python -m tests.e2e.first_hour`; the addresses are examples."
@@ -77,12 +74,6 @@ def recorded(person: Person, scenario: str) -> Iterator[Shown]:
     spawned.logfile_read = terminal
     answer(spawned, *log_in(person.lab), *asked, *agree())
     yield f"homelab init {recording.ADDRESS}", terminal.lines()
-    if scenario == PICTURED:
-        person.show("--svg", str(person.folder / PICTURE.name))
-        drawn = (person.folder / PICTURE.name).read_text(encoding="utf-8")
-        PICTURE.write_text(
-            recording.as_on_a_host(drawn.splitlines(), person.folder, person.lab) + "\n", encoding="utf-8"
-        )
     up = list(recording.shortened(pulumi(person, "up")))
     yield "pulumi up --yes --skip-preview", list(recording.without_rows(up)) if scenario == "history" else up
     yield "homelab show", person.show()

@@ -24,7 +24,7 @@ from lab import Lab
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
-from remote_scripts.layers.read_packages import Wanted as ReadPackages
+from remote_scripts.layers.read_system import Wanted as ReadSystem
 from remote_scripts.shared.card_nodes import Cards
 from tests import advice
 from tests.boot_layers import Asked, container_gpus, initramfs, iommu, vfio
@@ -326,7 +326,7 @@ ROWS: dict[str, Row] = {
     "a container that is off": Row(
         "phoenix",
         on_host("pct stop 901"),
-        of_step("read", Asked("read_packages", ReadPackages()), ctid=901),
+        of_step("read", Asked("read_system", ReadSystem()), ctid=901),
     ),
     "a container that won't go off": Row(
         "phoenix",

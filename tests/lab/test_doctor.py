@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.cli import log, show
+from homelab.cli import show
 from homelab.cli.command_line import main
-from homelab.errors import HomelabError
 from lab import Lab
 from tests import forked_agent
 
@@ -414,14 +413,14 @@ def test_show_draws_who_has_which_card_now_and_with_the_next_up(
         first + 1
     ].startswith("+ container 901")
     assert "RTX 4090 [10de:2684] at 0000:02:00, nvidia" in lines
-    assert show.main([*where, "--now", "--mermaid"]) == 0
-    assert "901" not in capsys.readouterr().out
-    assert show.main([*where, "--svg", str(tmp_path / "picture.svg")]) == 0
-    assert "container" in (tmp_path / "picture.svg").read_text()
-    assert log.main(["hosts.pve", *where]) == 0
-    assert "this program has run no long command there" in capsys.readouterr().out
-    with pytest.raises(HomelabError, match="hosts.pve, containers.phoenix"):
-        log.main(["vms.none", *where])
+
+
+def test_the_log_is_of_a_system_of_the_settings(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.more = {"homelab:containers": {"phoenix": {"host": "pve", "ctid": 901, "gpuAssignment": "0"}}}
+    assert "this program has run no long command there" in phoenix.run("log", "hosts.pve")[1]
+    status, _, error = phoenix.run("log", "vms.none")
+    assert status == 2 and "hosts.pve, containers.phoenix" in error
 
 
 def test_one_command_looks_at_all_that_the_settings_name_and_says_what_is_wrong_first(
@@ -455,4 +454,7 @@ def test_one_command_looks_at_all_that_the_settings_name_and_says_what_is_wrong_
         "containers.gone": None,
     }
     del phoenix.more["homelab:containers"]["gone"]
-    assert phoenix.run("stack")[0] == 1
+    status, text, _ = phoenix.run("stack")
+    assert status == 1 and "NVIDIA's drivers as this program knows them" not in text
+    phoenix.more["homelab:containers"]["works"]["nvidia"] = {}
+    assert "NVIDIA's drivers as this program knows them" in phoenix.run("stack")[1]

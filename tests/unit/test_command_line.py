@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from homelab import __version__
 from homelab.cli.command_line import _is_unread, main
+from homelab.hardware import HardwareReport
 from tests.conftest import PROJECT
 
 
-@pytest.mark.parametrize("command", [["--help"], ["init", "--help"], ["outdated", "--help"], []], ids=" ".join)
+@pytest.mark.parametrize("command", [["--help"], ["init", "--help"], []], ids=" ".join)
 def test_a_reader_that_has_seen_enough_is_told_no_traceback(command: list[str]) -> None:
     """`homelab --help | head -n 1`: the reader has gone before the first line."""
     reading, writing = os.pipe()
@@ -26,7 +28,7 @@ def test_a_reader_that_has_seen_enough_is_told_no_traceback(command: list[str]) 
 
 
 def test_windows_has_no_number_of_its_own_for_a_pipe_without_a_reader() -> None:
-    unread, file = OSError(errno.EINVAL, "Invalid argument"), OSError(errno.EINVAL, "Invalid argument", "a?.svg")
+    unread, file = OSError(errno.EINVAL, "Invalid argument"), OSError(errno.EINVAL, "Invalid argument", "a?.json")
     assert [_is_unread(error, windows=True) for error in (unread, file)] == [True, False]
     assert [_is_unread(error, windows=False) for error in (unread, BrokenPipeError())] == [False, True]
 
@@ -43,8 +45,16 @@ def test_ctrl_c_is_told_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_file_that_cant_be_written_is_told_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("homelab.cli.show.trees", lambda _: [])
-    monkeypatch.setattr("homelab.show.diagram.svg", lambda *_: "")
-    file = tmp_path / "none" / "cards.svg"
-    assert main(["show", "--svg", str(file)]) == 2
+    def report(*_: object) -> HardwareReport:
+        return HardwareReport(homelab="", date="", undo="not tried", hosts=[])
+
+    monkeypatch.setattr("homelab.cli.report.report", report)
+    file = tmp_path / "none" / "report.json"
+    assert main(["report", "--output", str(file)]) == 2
     assert f"wanted: to read or write {file}" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"homelab {__version__}\n"

@@ -80,10 +80,10 @@ def test_the_environment_makes_pulumi_work_on_the_labs_stack(tmp_path: Path) -> 
         (tmp_path / name).write_text('#!/bin/sh\nfor word; do printf "%s|" "$word"; done\n')
         (tmp_path / name).chmod(0o755)
     functions = deploy.functions(Path("/a b/Pulumi.lab.yaml"), Path("/"), tmp_path / "a python")
-    text = f"PATH={tmp_path}:$PATH\n{functions}\npulumi up --yes; pulumi stack output result; homelab show --svg; homelab --help"
+    text = f"PATH={tmp_path}:$PATH\n{functions}\npulumi up --yes; pulumi stack output result; homelab show --host pve; homelab --help"
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True)
     up, output = "up|--yes|--config-file|/a b/Pulumi.lab.yaml|--cwd|/|", "stack|output|result|--cwd|/|"
-    show, help_ = "-m|homelab|show|--svg|--config-file|/a b/Pulumi.lab.yaml|", "-m|homelab|--help|"
+    show, help_ = "-m|homelab|show|--host|pve|--config-file|/a b/Pulumi.lab.yaml|", "-m|homelab|--help|"
     assert done.stdout == up + output + show + help_
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.cli import command_line
+from homelab.cli import command_line, stack_options
 from homelab.cli.doctor import main, parser
 from homelab.doctor import container, stack
 from homelab.doctor.report import Report
@@ -163,6 +164,24 @@ def test_libraries_that_the_settings_install_come_by_up(tmp_path: Path) -> None:
     report = container.diagnose(seen, 901, cards=found.cards(name, its, 901, seen))
     (step,) = [one.next for one in report.findings if "NVIDIA's libraries" in one.wanted]
     assert step.startswith("`pulumi up --refresh` installs them")
+
+
+@pytest.mark.parametrize(
+    ("variable", "selected", "chosen"),
+    [("me/homelab/prod", "exit 1", "prod"), ("", "echo office", "office"), ("", "exit 1", "homelab")],
+)
+def test_the_stack_is_the_one_that_pulumi_has_selected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, selected: str, chosen: str
+) -> None:
+    program = tmp_path / "pulumi"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "stack --show-name --non-interactive" ] || exit 1\n{selected}\n')
+    program.chmod(0o755)
+    (tmp_path / "Pulumi.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setenv("PULUMI_STACK", variable)
+    with pytest.raises(HomelabError, match=rf"configuration in {tmp_path}/Pulumi\.{chosen}\.yaml"):
+        stack_options.read(argparse.Namespace(stack=None, config_file=None))
 
 
 def test_a_stack_is_named_as_pulumi_names_it() -> None:

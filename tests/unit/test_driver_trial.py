@@ -35,7 +35,6 @@ INPUTS = DriverTrial.Inputs(
     after="",
     passed=[],
     stays=True,
-    locks={},
     timeout=1,
     done=[],
 )

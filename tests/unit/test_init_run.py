@@ -395,7 +395,7 @@ def test_a_host_in_the_settings_at_another_address_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["a,b", "a b", "", "a/b/c/d", "$(reboot)", "../../x\n"])
 @pytest.mark.parametrize(
-    "command", [["init", "192.0.2.1"], ["doctor"], ["show"], ["log"], ["drift"]], ids=lambda one: one[0]
+    "command", [["init", "192.0.2.1"], ["doctor"], ["show"], ["doctor", "log"]], ids=lambda one: one[-1]
 )
 def test_a_name_that_no_stack_can_have_is_refused_before_anything(
     command: list[str], name: str, capsys: pytest.CaptureFixture[str]

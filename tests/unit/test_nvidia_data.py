@@ -168,6 +168,14 @@ def test_every_file_says_of_which_day_it_is(path: Path) -> None:
     assert isinstance(day, datetime.date) and DATA.as_of is not None and DATA.as_of <= day
 
 
+@pytest.mark.parametrize(("days", "old"), [(0, False), (90, False), (91, True), (400, True)])
+def test_how_old_the_data_is_and_when_that_matters(days: int, old: bool) -> None:
+    assert DATA.as_of is not None
+    text = DATA.known_releases(DATA.as_of + datetime.timedelta(days))
+    assert f"the newest branch is {DATA.newest_branch}, " in text and f"of {DATA.as_of}, {days} days old" in text
+    assert ("update this program" in text) is old
+
+
 @pytest.mark.parametrize("distribution", DATA.packaging.distributions, ids=lambda row: f"{row.id}-{row.version}")
 def test_every_distribution_has_names_for_the_recommended_and_the_newest_branch(distribution: object) -> None:
     row = next(one for one in DATA.packaging.distributions if one is distribution)

@@ -1,4 +1,4 @@
-"""homelab/pull_request.py: the comment of a pull request: refusals first, counts, a picture, the raw log folded away, one comment that is updated."""
+"""homelab/pull_request.py: the comment of a pull request: refusals first, counts, who has which card, the raw log folded away, one comment that is updated."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ EVENTS: list[Event] = [
 ]
 
 
-def test_refusals_come_first_then_counts_then_the_picture_and_the_log_is_folded_away() -> None:
-    text = pull_request.comment("homelab", 255, "the raw log", EVENTS, "flowchart LR")
+def test_refusals_come_first_then_counts_then_the_tree_and_the_log_is_folded_away() -> None:
+    text = pull_request.comment("homelab", 255, "the raw log", EVENTS, "pve\n└── VM 103")
     places = [
         text.index(part)
         for part in (
             "refused",
             "wanted: gpus.rtx5090",
             "**1 to delete, 12 to create, 3 unchanged**",
-            "```mermaid",
+            "```text\npve\n└── VM 103\n```",
             "<details>",
             "the raw log",
         )
@@ -52,7 +52,7 @@ def test_a_log_with_fences_and_one_that_is_too_long_stay_in_their_fence() -> Non
     assert "\n````text\n" in text and text.count("\n````\n") == 1
 
 
-def test_the_picture_has_what_the_settings_want_and_marks_it_against_what_the_stack_put_out(tmp_path: Path) -> None:
+def test_the_tree_has_what_the_settings_want_and_marks_it_against_what_the_stack_put_out(tmp_path: Path) -> None:
     host = {"address": "192.0.2.1", "ssh": {"hostKey": {"secure": "x"}}, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
     host["ssh"] = {
         "hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0",
@@ -75,7 +75,7 @@ def test_the_picture_has_what_the_settings_want_and_marks_it_against_what_the_st
         "vms": {"old": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"]}},
     }
     text = pull_request.drawn(file, lambda: outputs)
-    assert "~ RTX 5090 " in text and "VM 103 (Sandbox)" in text and '"+ VM 104 (new)"' in text
+    assert "~ RTX 5090 " in text and "VM 103 (Sandbox)" in text and "+ VM 104 (new)" in text and "\x1b" not in text
     file.write_text("config: {'homelab:hosts': {pve: {address: 1}}}")
     assert pull_request.drawn(file, dict) == ""
 

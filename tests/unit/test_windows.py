@@ -72,9 +72,12 @@ sys.stderr.write("\\n" + json.dumps([len(names), statuses]))
 
 def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(tmp_path: Path) -> None:
     commands = [
-        *([name, "--help"] for name in ("init", "doctor", "show", "log", "drift")),
-        *([name, "--config-file", str(tmp_path / "none.yaml")] for name in ("doctor", "show", "log")),
-        ["drift", "--install-timer"],
+        *([name, "--help"] for name in ("init", "doctor", "show")),
+        ["doctor", "log", "--help"],
+        *(
+            [*words, "--config-file", str(tmp_path / "none.yaml")]
+            for words in (["doctor"], ["doctor", "log"], ["show"])
+        ),
         ["init", "192.0.2.1", "--dry-run", "--stack", "none", "--yes"],
     ]
     done = subprocess.run(
@@ -88,7 +91,7 @@ def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(
     assert done.returncode == 0, done.stderr
     modules, statuses = json.loads(done.stderr.splitlines()[-1])
     assert modules > 100
-    assert statuses[:8] == [0, 0, 0, 0, 0, 2, 2, 2] and statuses[9] == 2, done.stderr
+    assert statuses == [0, 0, 0, 0, 2, 2, 2, 2], done.stderr
 
 
 def test_no_text_is_read_or_written_in_the_encoding_that_a_system_happens_to_have() -> None:
@@ -330,9 +333,7 @@ def test_what_is_told_ends_no_program_for_want_of_a_character(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("page", ["cp850", "cp1252"])
-@pytest.mark.parametrize(
-    "words", [["doctor"], ["show"], ["log"], ["drift", "--install-timer"]], ids=lambda words: words[0]
-)
+@pytest.mark.parametrize("words", [["doctor"], ["show"], ["doctor", "log"]], ids=lambda words: words[-1])
 def test_a_command_says_what_it_has_to_say_in_a_code_page(words: list[str], page: str, tmp_path: Path) -> None:
     (folder := tmp_path / "Größe → 日本").mkdir()
     (folder / "Pulumi.yaml").touch()
@@ -345,7 +346,7 @@ def test_a_command_says_what_it_has_to_say_in_a_code_page(words: list[str], page
         env={**os.environ, "PYTHONIOENCODING": page, "PYTHONPATH": str(PROJECT), "PYTHONUTF8": "0"},
     )
     said = done.stdout + done.stderr
-    assert "Größe -> \\u65e5\\u672c" in said or (os.name == "nt" and words[0] == "drift"), said
+    assert "Größe -> \\u65e5\\u672c" in said, said
     assert "Traceback" not in said
 
 
