@@ -56,15 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = stack_file.path_of(stack)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        new = {} if has_state else {"PULUMI_BACKEND_URL": folder.as_uri(), "PULUMI_CONFIG_PASSPHRASE": ""}
+        if not has_state:
+            os.environ |= {"PULUMI_BACKEND_URL": folder.as_uri(), "PULUMI_CONFIG_PASSPHRASE": ""}
         pulumi = Pulumi.find(project(), stack)
-        pulumi.extra_environment = new
         # A copy: no host is asked, and a stack that is made only for this preview writes its salt there.
         config = folder / file.name
         config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8", newline="\n")
         if not has_state:
             shutil.copy(project() / "Pulumi.yaml", folder)
-            Pulumi(pulumi.program, folder, stack, new).make_stack()
+            Pulumi(pulumi.program, folder, stack).make_stack()
         process, logged = pulumi.logged_preview("--config-file", str(config))
         cards = drawn(config, pulumi.outputs if has_state else dict)
     text = (process.stdout + process.stderr).strip()

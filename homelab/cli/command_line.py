@@ -22,7 +22,6 @@ BROKEN_PIPE = 141
 INTERRUPTED = 130
 # Each is imported when it is run: what the others need takes a second.
 _COMMANDS = {
-    "new": ("new", "main"),
     "init": ("init", "main"),
     "doctor": ("doctor", "main"),
     "show": ("show", "main"),
@@ -91,7 +90,6 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 HELP = """usage: homelab COMMAND ...
 
-  new       makes a folder with a Pulumi project
   init      asks about a host's cards and guests, and writes the settings; changes nothing before your yes
   show      shows who has which card, now and after the next `pulumi up`
   doctor    finds what is wrong with hosts, VMs and containers, and says what to do; doctor log: what apt, DKMS

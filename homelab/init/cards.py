@@ -1,63 +1,75 @@
-"""A host's cards for a user's choice: their names, their groups, their guests, and the refusals of `up`."""
+"""A host's cards, and who may get them: names, present users, the answer to "who gets it", the gates' refusals."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from homelab.container import other_makers
 from homelab.errors import HomelabError
 from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import HostFacts, bound_by_word
+from homelab.host.facts import GuestConfig, HostFacts
+from homelab.init.ask import Mistake
 from homelab.settings import Gpu, Host
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card that can be chosen. `place`: its slot, `0000:01:00`, or the address of a virtual function (SR-IOV), which
-    is a card by itself; `id`: of its graphics function; `alone`: whether it is the only one with that id; `name`: for
-    messages; `key`: for the settings.
-    """
+    """A card. `place`: its slot, or a virtual function's address; `key`: its name in the settings; `find`: `match` and
+    `address`, by which the settings find it; `name`: for people."""
 
     place: str
     id: str
-    name: str
     key: str
-    alone: bool
+    name: str
+    find: Mapping[str, str] = field(hash=False)
 
     @property
     def is_nvidia(self) -> bool:
         return self.id.startswith(f"{NVIDIA}:")
 
     @property
-    def is_virtual(self) -> bool:
-        return "." in self.place
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """`match` or `address`, by which the settings find it among the host's cards."""
-        if self.is_virtual:
-            return {"address": self.place}
-        return {"match": self.id} if self.alone else {"match": self.id, "address": self.place}
+    def names(self) -> tuple[str, ...]:
+        """What a person may call it."""
+        return self.key, self.place, self.place.removeprefix("0000:"), self.id
 
     def __str__(self) -> str:
         return self.name
 
 
-def cards(facts: HostFacts) -> list[Card]:
-    """The host's graphics cards and their virtual functions, in the order of their addresses."""
+@dataclass(frozen=True)
+class Use:
+    """What becomes of a card. `use`: as in the settings, empty: nothing; `vms`, `containers`: ids; `more`: settings of
+    the card that open a gate, such as allowConsole."""
+
+    use: str = ""
+    vms: tuple[int, ...] = ()
+    containers: tuple[int, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def cards(facts: HostFacts, configured: Mapping[str, str]) -> list[Card]:
+    """The host's graphics cards and virtual functions, by address.
+
+    :param configured: place -> name, of those that the settings have.
+    """
     shown = {
         device.slot: device for device in sorted(facts.display_devices, key=lambda device: device.address, reverse=True)
     }
     shown |= {device.address: device for device in facts.devices if device.is_display and device.physfn}
-    choices: list[Card] = []
+    found: list[Card] = []
     for place, device in sorted(shown.items()):
+        taken = [*configured.values(), *(card.key for card in found)]
+        key = configured.get(place) or key_of(facts.model(device), taken, "card")
         alone = sum(other.id == device.id for other in shown.values()) == 1
-        key = key_of(facts.model(device), [card.key for card in choices], "card")
-        choices.append(Card(place, device.id, facts.card(place), key, alone))
-    return choices
+        find = {} if "." in place else {"match": device.id}
+        found.append(
+            Card(place, device.id, key, facts.card(place), find | ({} if alone and find else {"address": place}))
+        )
+    return found
 
 
 # As people call them. A Matrox G200, or ASPEED's, is the screen of a server's management controller (BMC).
@@ -69,96 +81,96 @@ _SHORTER = (
 )
 
 
-def key_of(name: str, taken: Iterable[str], otherwise: str) -> str:
-    """A name for the settings: letters, digits and hyphens; `rtx5090` of `RTX 5090`."""
+def key_of(name: str, taken: Collection[str], otherwise: str) -> str:
+    """A free name for the settings: letters, digits and hyphens; `rtx5090` of `RTX 5090`."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     for pattern, instead in _SHORTER:
         words = re.sub(pattern, instead, words)
-    plain = words[:36].strip("-")
-    base = plain if re.match(r"[a-z]", plain) and len(plain) > 1 else otherwise if not plain else f"{otherwise}-{plain}"
-    used = set(taken)
-    return next(key for key in (base, *(f"{base}-{number}" for number in range(2, 999))) if key not in used)
+    base = words[:36].strip("-")
+    base = base if re.match(r"[a-z].", base) else f"{otherwise}-{base}".strip("-")
+    return next(key for key in (base, *(f"{base}-{number}" for number in range(2, 999))) if key not in taken)
 
 
-def lines(facts: HostFacts, card: Card, node: str) -> list[str]:
-    """Lines about a card for the user who chooses its use: functions, group, guests and programs."""
+def guest(config: GuestConfig, facts: HostFacts) -> str:
+    """`VM 103 (Sandbox), running`."""
+    state = "running" if config.id in facts.guests.running else "off"
+    return f"{'VM' if config.kind == 'vm' else 'container'} {config.id} ({name_of(config)}), {state}"
+
+
+def name_of(config: GuestConfig | None) -> str:
+    """The guest's name in Proxmox VE."""
+    return config.values.get("name" if config.kind == "vm" else "hostname", "") if config else ""
+
+
+def takers(facts: HostFacts) -> list[GuestConfig]:
+    """The guests that can get a card, by id."""
+    return sorted((config for config in facts.guests.configs if not config.is_template), key=lambda config: config.id)
+
+
+def users(facts: HostFacts, card: Card, node: str) -> list[str]:
+    """Who has the card by a configuration on the host, or runs a program on it."""
+    vms = [str(user) for user in facts.users_of(card.place, node)]
+    return [
+        *vms,
+        *(guest(config, facts) for config in facts.containers_with(card.place)),
+        *map(str, facts.holders_of(device.address for device in facts.functions(card.place))),
+    ]
+
+
+def suggested(facts: HostFacts, card: Card, node: str) -> str:
+    """The answer that is preselected: those who have the card, of several VMs the one that runs with it; else the one
+    guest that can be meant; else nobody."""
+    if having := facts.users_of(card.place, node):
+        return str(max(having, key=lambda user: (user.running, user.onboot)).vmid)
+    if sharing := facts.containers_with(card.place):
+        return ",".join(str(config.id) for config in sharing)
     functions = facts.functions(card.place)
-    screens = consoles.screens(facts, functions)
-    text_lines = [
-        f"{device.address} {device.kind} [{device.id}], driver {device.driver or 'none'}"
-        + (", the host's screen" if device in screens else "")
-        for device in functions
-    ]
-    groups = sorted({device.group for device in functions if device.group is not None})
-    others = facts.others_in_group(card.place)
-    group = (
-        f"IOMMU group{'s' if len(groups) > 1 else ''} {', '.join(map(str, groups))}"
-        if groups
-        else "in no IOMMU group, though the IOMMU is on; by itself it would be"
-        if facts.iommu.groups
-        else "no IOMMU group yet (the IOMMU is off); as predicted"
-    )
-    text_lines.append(f"{group}: {'with ' + '; '.join(map(facts.describe, others)) if others else 'alone'}")
-    used = [f"{user}{', which runs' if user.running else ''}" for user in facts.users_of(card.place, node)]
-    used += [f"container {ctid}" for ctid in containers_with(facts, card)]
-    used += [str(holder) for holder in facts.holders_of(device.address for device in functions)]
-    return [*text_lines, f"used by: {', '.join(dict.fromkeys(used)) or 'nobody'}"]
+    if not card.is_nvidia or "." in card.place or consoles.screens(facts, functions):
+        return "nobody"
+    kind = "lxc" if {device.address for device in functions} & set(facts.nvidia_minors) else "vm"
+    meant = [str(config.id) for config in takers(facts) if config.kind == kind]
+    return meant[0] if len(meant) == 1 else "nobody"
 
 
-def containers_with(facts: HostFacts, card: Card) -> list[int]:
-    """Ids of the containers whose configuration names the card's device node."""
-    return [config.id for config in facts.containers_with(card.place)]
+def parse_use(text: str, card: Card, facts: HostFacts, host: Host) -> Use:
+    """The use that an answer means: ids of guests, `host`, `nobody`.
 
-
-def not_asked_about(facts: HostFacts, all_cards: Iterable[Card], node: str, configured: Container[str]) -> list[Card]:
-    """The cards that nobody is asked about: the host's screen, which no guest uses, beside a card that is none.
-
-    :param configured: places of cards that the settings have.
+    :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts.
     """
-    all_cards = list(all_cards)
-    screens = [
-        card
-        for card in all_cards
-        if consoles.screens(facts, facts.functions(card.place))
-        and card.place not in configured
-        and not facts.users_of(card.place, node)
-        and not containers_with(facts, card)
-    ]
-    return screens if len(screens) < len(all_cards) else []
+    words = text.replace(",", " ").split()
+    if words in (["nobody"], ["none"]):
+        return Use()
+    kinds = {str(config.id): config.kind for config in takers(facts)}
+    if words != ["host"] and (not words or not set(words) <= set(kinds)):
+        known = "; ".join([*(guest(config, facts) for config in takers(facts)), "host", "nobody"])
+        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {known}")
+    vms = tuple(int(word) for word in words if kinds.get(word) == "vm")
+    containers = tuple(int(word) for word in words if kinds.get(word) == "lxc")
+    if len(vms) > 1 and not containers:
+        raise Mistake("One VM at a time can have a card: give one number, or a VM's with containers', in turn.")
+    use = "shared" if vms and containers else "vm" if vms else "lxc" if containers else "host"
+    if "." in card.place and use != "vm":
+        raise Mistake(f"{card.key} is a virtual function: only a VM can have it.")
+    # What `up` refuses, and settings of the card would allow.
+    openers: dict[str, Any] = {
+        "allowConsole": True,
+        "allowContainers": [config.id for config in facts.containers_with(card.place)],
+    }
+    for size in range(3 if vms else 1):
+        for keys in itertools.combinations(openers, size):
+            more = {key: openers[key] for key in keys}
+            if not _refused(facts, card, host, use, more):
+                return Use(use, vms, containers, more)
+    error = _refused(facts, card, host, use, {})[0]
+    raise Mistake(f"{error.found}; {error.next}")
 
 
-def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
-    """The uses among `vm`, `lxc` and `host` that `up` doesn't refuse; `refused` has the reasons. Virtual functions are
-    for VMs alone.
-    """
-    return {use for use in ("vm", *(() if card.is_virtual else ("lxc", "host"))) if not refused(facts, card, host, use)}
+def refusal(facts: HostFacts, card: Card, host: Host, use: Use) -> HomelabError | None:
+    """Why `up` would refuse this without `use.more`; None: it wouldn't."""
+    return next(iter(_refused(facts, card, host, use.use, {})), None) if use.more else None
 
 
-def with_vm(facts: HostFacts, card: Card) -> list[HomelabError]:
-    """Why a card that this program has bound for a VM can't go back to the host's driver yet, and what to do."""
-    return gates.out_of_vms(facts, card.key, Gpu.model_validate({**card.settings, "use": "lxc"}), card.place)
-
-
-def screen_lost(facts: HostFacts, card: Card, host: Host) -> HomelabError | None:
-    """The refusal that `allowConsole` alone opens; None: the card isn't refused, or is refused for another reason,
-    too.
-    """
-    errors = refused(facts, card, host, "vm")
-    return errors[0] if errors and not refused(facts, card, host, "vm", allowConsole=True) else None
-
-
-def refused(facts: HostFacts, card: Card, host: Host, use: str, **more: object) -> list[HomelabError]:
-    """The refusals of a use: `vm`, or with the host's driver (`lxc`, `host`), then with takeOver where that helps.
-
-    :param more: further settings of the card.
-    """
-    gpu = Gpu.model_validate({**card.settings, "use": use, **more})
+def _refused(facts: HostFacts, card: Card, host: Host, use: str, more: Mapping[str, Any]) -> list[HomelabError]:
+    gpu = Gpu.model_validate({**card.find, "use": use, **more})
     alone = host.model_copy(update={"gpus": {card.key: gpu}, "take_over": host.take_over or use != "vm"})
-    errors = gates.check(facts, alone)[1]
-    if use == "lxc" and not card.is_nvidia:
-        display = next(function for function in facts.functions(card.place) if function.is_display)
-        # A card that this program has bound goes back to its driver at the next boot.
-        given_back = display.address in bound_by_word(facts.cmdline.running)
-        unserved = None if given_back else other_makers.unserved(f"gpus.{card.key} ({card.name})", facts, display, "")
-        errors = [*errors, *([unserved] if unserved else [])]
-    return errors
+    return gates.check(facts, alone)[1]

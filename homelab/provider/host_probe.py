@@ -11,7 +11,7 @@ from homelab.later import later
 from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
 from homelab.provider.plain import Properties
-from homelab.remote import guard, ledger, ssh, stack_folder
+from homelab.remote import guard, ledger, scripts, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
@@ -113,6 +113,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             if owner in facts.agents:
                 self._remove_folder_left(inputs.host, host, owner)
             self._tell_of_guests(api.Api(host, node))
+            if "key" in ssh.Session(host).run("tidy_up", scripts.tidy_up()).split():
+                tell(
+                    f"{inputs.host}: root's authorized_keys keeps the key that `homelab init` put there; on the host, "
+                    "this removes it: `sed -i '/ homelab$/d' ~/.ssh/authorized_keys`"
+                )
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         if edits:

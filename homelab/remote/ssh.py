@@ -591,13 +591,13 @@ def _connection_lost(host: Host, error: Exception, verb: str, seconds: float) ->
 def _unreachable(host: Host, error: Exception) -> UnreachableError:
     return UnreachableError(
         wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
-        found=_in_words(error),
+        found=in_words(error),
         why="the host can be neither read nor changed",
         next="see whether it is switched on and connected to this network, and run `pulumi up` again",
     )
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """What a person reads of an error of a connection: asyncio names its own call in the system's words' place."""
     if isinstance(error, OSError) and error.strerror:
         # Of a name that isn't known the number is another one on each system, and none of errno's.

@@ -15,12 +15,12 @@ _DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
 
 
 def _written_as_text(value: Any) -> Any:
-    # YAML reads 12.10 as 12.1 and 580.10 as 580.1: the text in the file can't be told from the number.
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        raise ValueError(
-            'expected text in quotes, such as "580" or "12.8": YAML reads 12.10 without them as the number 12.1'
-        )
-    return value
+    """A number as the text that it was: Pulumi itself writes 13.0 as 13, and no release is called 12.10."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _release(value: Any) -> Any:
+    return f"{value}.0" if type(value) is int else _written_as_text(value)
 
 
 _WORDS = "version, in quotes"
@@ -29,6 +29,7 @@ MajorText = Annotated[VersionText, Text(_WORDS, r"[0-9]{1,2}", 'a major version 
 CudaText = Annotated[
     VersionText,
     Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("12.8") or an update of one ("12.8.1")'),
+    BeforeValidator(_release),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The files of a project, as `homelab new` writes them, and the program that such a project runs. In the repository
+"""The files of a project, as `homelab init` writes them, and the program that such a project runs. In the repository
 they lie at the top; an installed package has them here.
 """
 
@@ -18,7 +18,7 @@ def folder() -> Path:
 
 
 def run_program() -> None:
-    """Runs the program: what a project made by `homelab new` has as its own. It is updated with the package."""
+    """Runs the program: what a project made by `homelab init` has as its own. It is updated with the package."""
     # The program calls its components by the name that they have in the repository.
     sys.modules.setdefault("components", components)
     runpy.run_path(str(folder() / "__main__.py"))

@@ -259,8 +259,8 @@ def init_at_a_terminal(
         (stack.folder / name).symlink_to(PROJECT / name)
     stack.home = stack.folder.parent / "home"
     person = Person(stack.folder, stack.home, stack.engine, stack.lab, stack.environment)
-    agreed: Conversation = [("Do all of this?", f"y{ENTER}")] if status == 0 else []
-    spawned = person.init("--stack", "lab", "--no-preview", *options)
+    agreed: Conversation = [("Go on?", f"y{ENTER}")] if status == 0 else []
+    spawned = person.init("--stack", "lab", *options)
     shown = answer(spawned, *log_in(stack.lab), *conversation, *agreed, status=status)
     stack.config = yaml.safe_load((stack.folder / "Pulumi.lab.yaml").read_text()).get("config", {})
     return shown
@@ -268,7 +268,7 @@ def init_at_a_terminal(
 
 @pytest.fixture
 def by_init(tmp_path: Path, engine: install.Engine, labs: Labs) -> Callable[..., Stack]:
-    """`by_init("rtx5090", ("Who should get rtx5090", ENTER), …)`: as `stack_on`, with the settings that `init_at_a_terminal` wrote."""
+    """`by_init("rtx5090", ("rtx5090: ", ENTER), …)`: as `stack_on`, with the settings that `init_at_a_terminal` wrote."""
 
     def make(scenario: str, *conversation: tuple[str, str], options: Sequence[str] = (), first: str = "") -> Stack:
         """``first``: what is done on the host before."""

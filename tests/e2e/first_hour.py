@@ -68,9 +68,11 @@ def recorded(person: Person, scenario: str) -> Iterator[Shown]:
     """Each command, and what it showed."""
     if scenario == "history":
         yield f"ssh root@pve {history.CHECKSUMS}", history.checksums(person.lab)
-    asked = {**VMS, **{name: talk for name, (talk, _) in CONTAINERS.items()}, "history": history.CONVERSATION}[scenario]
+    asked = {**VMS, **{name: talk for name, (talk, *_) in CONTAINERS.items()}, "history": history.CONVERSATION}[
+        scenario
+    ]
     terminal = Terminal(COLUMNS)
-    spawned = person.init("--no-preview")
+    spawned = person.init(*CONTAINERS[scenario][2] if scenario in CONTAINERS else ())
     spawned.logfile_read = terminal
     answer(spawned, *log_in(person.lab), *asked, *agree())
     yield f"homelab init {recording.ADDRESS}", terminal.lines()

@@ -11,7 +11,7 @@ import yaml
 
 from lab import Lab
 from lab.scenario import SCENARIO_FOLDER
-from tests.e2e.person import DOWN, ENTER, SPACE, Conversation
+from tests.e2e.person import ENTER, Conversation
 
 #: What a forum has told its owner to type.
 RECIPE = """\
@@ -63,9 +63,8 @@ _WITH_LINES = (51, 52, 53, 54)
 
 #: The Windows VM keeps its card; of the containers that have the other one, two are handed to homelab.
 CONVERSATION: Conversation = [
-    ("Who should get rtx5090", ENTER),
-    ("For which containers?", f"{DOWN}{DOWN}{SPACE}{DOWN}{SPACE}{ENTER}"),
-    ("Who should get rtx4090", ENTER),
+    ("rtx5090: ", f"951,952{ENTER}"),
+    ("rtx4090: ", ENTER),
 ]
 
 

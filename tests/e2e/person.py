@@ -22,8 +22,7 @@ from tests.waiting import PATIENCE
 PASSPHRASE = "correct horse"
 # The project, as a person has cloned it; its settings are the test's own.
 PROGRAM = ("Pulumi.yaml", "__main__.py", "homelab", "components", "remote_scripts", "provider", ".venv")
-ENTER, UP, DOWN, SPACE = "\r", "\x1b[A", "\x1b[B", " "
-REPLACED = "\x15"  # what stands in a line goes
+ENTER = "\r"
 Conversation = list[tuple[str, str]]
 
 
@@ -59,13 +58,12 @@ class Person:
     @property
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in self.inherited.items() if name not in ("SSH_AUTH_SOCK", "NO_COLOR")}
-        # Nobody answers where the cursor is.
-        return inherited | {"HOME": str(self.home), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        return inherited | {"HOME": str(self.home), "TERM": "xterm-256color"}
 
     def init(self, *arguments: str) -> pexpect.spawn[str]:
         """`homelab init` with the lab's address; its port is a lab's peculiarity."""
-        where = [self.lab.connection["host"], "--port", str(self.lab.connection["port"])]
-        return self.terminal(sys.executable, "-m", "homelab", "init", *where, *arguments)
+        where = f"{self.lab.connection['host']}:{self.lab.connection['port']}"
+        return self.terminal(sys.executable, "-m", "homelab", "init", where, *arguments)
 
     def terminal(self, program: str, *arguments: str, **environment: str) -> pexpect.spawn[str]:
         """A program in a terminal of 100 columns."""
@@ -135,7 +133,7 @@ def log_in(lab: Lab) -> Conversation:
 def agree() -> Conversation:
     """With a passphrase for a new stack."""
     return [
-        ("Passphrase for the stack's secrets", f"{PASSPHRASE}{ENTER}"),
-        ("The same passphrase again", f"{PASSPHRASE}{ENTER}"),
-        ("Do all of this?", f"y{ENTER}"),
+        ("A passphrase for Pulumi's secrets", f"{PASSPHRASE}{ENTER}"),
+        ("Again", f"{PASSPHRASE}{ENTER}"),
+        ("Go on?", f"y{ENTER}"),
     ]

@@ -55,7 +55,7 @@ def test_a_card_that_a_vm_has_by_hand_is_taken_over_and_given_back_as_it_was(by_
     """From `init` to `destroy`."""
     stack = by_init(
         "bound-by-hand",
-        ("Who should get rtx5090", ENTER),  # VM 103 has it, and is preselected
+        ("rtx5090: ", ENTER),  # VM 103 has it, and is preselected
         first=f"qm stop 103; qm set 103 --{BY_HAND.replace(': ', ' ')}; qm start 103",
     )
     assert stack.config["homelab:vms"]["sandbox"]["gpus"] == [{"gpu": "rtx5090", "takeOver": True}]
@@ -86,7 +86,7 @@ def test_a_host_that_proxmenux_has_set_up_is_taken_over_and_left_as_it_was(by_in
         "--cpu host,hidden=1,flags=+pcid --args \"-cpu 'host,+kvm_pv_unhalt,+kvm_pv_eoi,hv_vendor_id=NV43FIX,kvm=off'\""
     )
     of_vm = f"qm stop 103; qm set 103 --hostpci0 {CARD},pcie=1,x-vga=1 --hostpci1 {SOUND},pcie=1 {hidden} --vga std; qm start 103"
-    stack = by_init("rtx5090", ("Who should get rtx5090", ENTER), first=f"{below_the_root(PROXMENUX)}{of_vm}")
+    stack = by_init("rtx5090", ("rtx5090: ", ENTER), first=f"{below_the_root(PROXMENUX)}{of_vm}")
     assert stack.config["homelab:vms"]["sandbox"]["gpus"] == [{"gpu": "rtx5090", "takeOver": True}]
     stock, before = stack.lab.snapshot(), conf(stack, 103)
     shown = stack.preview().output

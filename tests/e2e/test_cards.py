@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
-from tests.e2e.person import DOWN, ENTER
+from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_vm import conf, given_back, power_calls, running, with_card
 
 SLOT = "0000:c6:00"
 # The only card: for VM 103, though the host then shows nothing.
-IGPU = [("Who should get hawkpoint1", f"{DOWN}{ENTER}"), ("Give it to the VM anyway (allowConsole)?", f"y{ENTER}")]
+IGPU = [("hawkpoint1: ", f"103{ENTER}"), ("all the same", f"y{ENTER}")]
 TESTED = ["--set", "hosts.pve.gpus.hawkpoint1.passthroughTest=true", "--set", "vms.sandbox.power=running"]
 
 
@@ -98,9 +98,9 @@ def test_a_card_is_reset_and_stays_awake_as_the_settings_say_until_they_say_noth
 def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(by_init: Callable[..., Stack]) -> None:
     vf, owner = "0000:41:00.5", "0000:41:00.0"
     cards = [
-        ("Who should get a2-a16 ", ENTER),  # it has virtual functions: not for a VM
-        ("Who should get a2-a16-2", ENTER),
-        ("Who should get a2-a16-3", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
+        ("a2-a16: ", ENTER),
+        ("a2-a16-2: ", ENTER),
+        ("a2-a16-3: ", f"103{ENTER}"),
     ]
     options = ["--set", "hosts.pve.gpus.a2-a16-3.liveMigration=true", "--set", "vms.sandbox.power=running"]
     made = "qm create 103 --name sandbox --machine q35 --bios ovmf --memory 2048 --boot order=net0"

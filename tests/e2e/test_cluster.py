@@ -117,7 +117,6 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
             "homelab:containers": {"ai": {"host": "pve2", "ctid": 300, "gpuAssignment": "all", "create": create}},
         },
     )
-    (cluster.folder / "pve/mapping/pci.cfg").touch(0o640)  # which Proxmox VE leaves empty when the last mapping goes
     stock = cluster.snapshot()
     with watched(cluster) as seen:
         made.up()

@@ -11,7 +11,7 @@ from homelab.host import gates
 from homelab.remote import guard
 from tests.e2e import terminal
 from tests.e2e.conftest import Stack
-from tests.e2e.person import DOWN, ENTER, Conversation
+from tests.e2e.person import ENTER, Conversation
 from tests.e2e.test_gpu_vm import conf, given_back, with_card
 from tests.lab.host_kit import settings_of
 from tests.lab.test_real_hosts import read
@@ -19,68 +19,69 @@ from tests.sampling import sample
 from tests.unit.hosts import settings
 from tests.waiting import PATIENCE
 
-# What a person is asked of the host's cards, and which keys answer it: where one VM could have a card, it is preselected; nobody has the
-# host's screen. VM 103 runs on most of these hosts.
-A_NEW_VM = [
-    ("Name of the new VM", ENTER),
-    ("Storage for its disk", ENTER),
-    ("Size of its disk, in GiB", ENTER),
-]
+# What a person is asked of the host's cards, and which keys answer it: where one VM could have a card, it is preselected. VM 103 runs on most of
+# these hosts.
 ITS_SCREEN = [  # the host has no other card
-    ("Who should get gtx1080", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
-    ("Give it to the VM anyway (allowConsole)?", f"y{ENTER}"),
+    ("gtx1080: ", f"103{ENTER}"),
+    ("all the same", f"y{ENTER}"),
 ]
 # Scenario -> the slot that must be on vfio-pci afterwards, what is asked, further options.
 SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
     "rtx5090": (
         "0000:01:00",
-        [("Who should get rtx5090", ENTER)],
+        [("rtx5090: ", ENTER)],
         [],
     ),
     "wtr-max": (
         "0000:01:00",
-        [("Who should get rtx5060-ti", ENTER)],
+        [("rtx5060-ti: ", ENTER)],
         [],
     ),
     "intel-zfs": (
         "0000:01:00",
-        [("Who should get rtx4070", ENTER)],
+        [("rtx4070: ", ENTER)],
         [],
     ),
-    "two-identical": ("0000:1e:00", [("Who should get rtx3090-2", ENTER)], []),
+    "two-identical": ("0000:1e:00", [("rtx3090-2: ", ENTER)], []),
     "four-functions": (
         "0000:01:00",
-        [("Who should get rtx2060-rev-a", ENTER)],
+        [("rtx2060-rev-a: ", ENTER)],
         [],
     ),
-    # Its containers are to lose the card, which no question offers.
+    # Its containers are to lose the card.
     "phoenix": (
         "0000:02:00",
-        [],
-        ["--card", "rtx4090=vm:103", "--set", "hosts.phoenix.gpus.rtx4090.allowContainers=[901, 950]"],
+        [("rtx5090: ", f"nobody{ENTER}"), ("all the same", f"y{ENTER}")],
+        ["--card", "rtx4090=103"],
     ),
     "intel-grub-bios": ("0000:03:00", ITS_SCREEN, []),
     "zfs-grub-shim": (
         "0000:01:00",
-        [("Who should get rtx4060", ENTER)],
+        [("rtx4060: ", ENTER)],
         [],
     ),
     "iommu-off": ("0000:03:00", ITS_SCREEN, []),
     "bound-by-hand": (
         "0000:01:00",
-        [("Who should get rtx5090", ENTER)],
+        [("rtx5090: ", ENTER)],
         ["--set", "hosts.pve.takeOver=true"],
     ),
     "half-bound": (
         "0000:01:00",
-        [("Who should get rtx5060-ti", ENTER)],
+        [("rtx5060-ti: ", ENTER)],
         [],
     ),
     # No guest, and the host's driver has both cards.
     "recorded-node": (
         "0000:41:00",
-        [("Who should get rtx4090 ", ENTER), ("Who should get rtx4090-2", f"{DOWN}{ENTER}"), *A_NEW_VM],
-        ["--image", "none"],
+        [("rtx4090: ", ENTER), ("rtx4090-2: ", ENTER)],
+        [
+            *("--set", 'hosts.pve.gpus.rtx4090-2={match: "10de:2684", address: "0000:41:00", use: vm}'),
+            *(
+                "--set",
+                "vms.gpu={host: pve, vmid: 100, gpus: [rtx4090-2], create: {disk: {storage: local-lvm, size: 64}}}",
+            ),
+        ],
     ),
 }
 

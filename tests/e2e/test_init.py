@@ -18,7 +18,7 @@ from engine import install
 from lab import Lab
 from lab.scenario import SCENARIO_FOLDER
 from tests.e2e import history, recording, terminal
-from tests.e2e.person import DOWN, ENTER, PASSPHRASE, SPACE, UP, Conversation, Person, agree, answer, log_in
+from tests.e2e.person import ENTER, PASSPHRASE, Conversation, Person, agree, answer, log_in
 from tests.e2e.terminal import Terminal
 from tests.e2e.test_converge import SCENARIOS
 from tests.e2e.test_preview import REFUSED
@@ -41,7 +41,7 @@ def at_a_terminal(engine: install.Engine, tmp_path: Path) -> Iterator[Callable[[
 # Where one VM could have the card, it is preselected; and nobody has the host's screen.
 VMS: dict[str, Conversation] = {
     "rtx5090": [
-        ("Who should get rtx5090", ENTER),
+        ("rtx5090: ", ENTER),
     ],
 }
 
@@ -53,10 +53,7 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
     spawned.logfile_read = screen
     shown = answer(spawned, *log_in(person.lab), *VMS[scenario], *agree())
     assert "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" in shown
-    assert f"hostpci0: mapping={VMS[scenario][0][0].split()[-1]},pcie=1" in shown
-    assert "Next: pulumi up --stack homelab" in shown
-    # The preview at the end was Pulumi's own.
-    assert re.search(r"\+ \d+ to create", shown)
+    assert "→ VM 103 (Sandbox), running" in shown and "Next: pulumi up" in shown
     assert person.lab.connection["password"] not in shown and PASSPHRASE not in shown
     person.lab.machine.set_fault("hang-seconds", 7)  # a host that takes longer to start
     display = person.up_at_a_terminal()
@@ -70,37 +67,27 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
     assert " 103" in (person.lab.root / "run/qemu-server/pci-id-reservations").read_text()
 
 
-CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
+CONTAINERS: dict[str, tuple[Conversation, dict[str, Any], list[str]]] = {
     "phoenix": (
-        [
-            ("Who should get rtx5090", ENTER),  # container 950 has it: containers are preselected
-            ("For which containers?", f"{SPACE}{DOWN}{SPACE}{ENTER}"),  # 901, and no more 950
-            ("Who should get rtx4090", ENTER),
-            ("For which containers?", f"{SPACE}{DOWN}{SPACE}{ENTER}"),
-            ("CUDA's toolkit in the containers", f"{DOWN}{ENTER}"),  # from none to the newest
-        ],
+        [("rtx5090: ", f"901{ENTER}"), ("rtx4090: ", f"901{ENTER}")],  # container 950 has them: it is preselected
         {"ai-lab": {"host": "phoenix", "ctid": 901, "gpus": ["rtx5090", "rtx4090"], "nvidia": {"cuda": "13.0"}}},
+        ["--set", 'containers.ai-lab.nvidia.cuda="13.0"'],
     ),
     "containers-pve8": (
-        [
-            ("Who should get rtx4060", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
-            ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 210 is preselected; 211, too
-            ("Who should get rtx3060", ENTER),
-            # No CUDA is to be had for both of their distributions, and none is asked about.
-        ],
+        [("rtx4060: ", f"210,211{ENTER}"), ("rtx3060-lite-hash-rate: ", ENTER)],
         {
             "jellyfin": {"host": "pve", "ctid": 210, "gpus": ["rtx4060"], "nvidia": {}},
             "ai-lab": {"host": "pve", "ctid": 211, "gpus": ["rtx4060"], "nvidia": {}},
         },
+        [],
     ),
     "tesla-p4": (
         [
-            ("Who should get tesla-p4 ", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
-            ("For which containers?", ENTER),
-            *((f"Who should get {card}", ENTER) for card in ("tesla-p4-2", "tesla-p4-3", "tesla-p4-4")),
-            ("NVIDIA's driver on the host", ENTER),  # there is no CUDA for Pascal on Debian 13
+            ("tesla-p4: ", f"301{ENTER}"),
+            *((f"{card}: ", ENTER) for card in ("tesla-p4-2", "tesla-p4-3", "tesla-p4-4")),
         ],
         {"ollama": {"host": "pve", "ctid": 301, "gpus": ["tesla-p4"], "nvidia": {}}},
+        [],
     ),
 }
 
@@ -110,8 +97,8 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
 )
 def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     person = at_a_terminal(scenario)
-    conversation, expected = CONTAINERS[scenario]
-    spawned, screen = person.init("--no-preview"), Terminal(100)
+    conversation, expected, options = CONTAINERS[scenario]
+    spawned, screen = person.init(*options), Terminal(100)
     spawned.logfile_read = screen
     answer(spawned, *log_in(person.lab), *conversation, *agree())
     found = yaml.safe_load((person.folder / "Pulumi.homelab.yaml").read_text())["config"]["homelab:containers"]
@@ -132,7 +119,7 @@ def test_a_host_with_a_history_is_taken_over_and_left_as_its_owner_had_it(
         history.apply(lab)
         before, checksums = lab.snapshot(), history.checksums(lab)
         person, screen = Person.of_a_new_machine(tmp_path, engine, lab, os.environ), Terminal(100)
-        spawned = person.init("--no-preview")
+        spawned = person.init()
         spawned.logfile_read = screen
         answer(spawned, *log_in(lab), *history.CONVERSATION, *agree())
         recording.hold_init("history", screen.lines(), person.folder, lab)

@@ -1,4 +1,4 @@
-"""A project of a person's own, made by the installed package: `homelab new DIR`, then `pulumi up` in it."""
+"""A project of a person's own, made by the installed package: `homelab init` in an empty folder, then `pulumi up` in it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,21 @@ def test_a_project_made_by_the_package_brings_a_card_into_a_vm_and_back(
 ) -> None:
     stack = stack_on("rtx5090", vms=SANDBOX)
     stock = stack.lab.snapshot()
-    folder = tmp_path / "project"
-    new = [str(environment_with_homelab() / "bin" / "homelab"), "new", "project"]
-    subprocess.run(new, cwd=tmp_path, check=True, capture_output=True)
+    folder, ssh = tmp_path / "project", stack.lab.connection
+    folder.mkdir()
+    where = [f"{ssh['host']}:{ssh['port']}", "--host-key", ssh["hostKey"], "--identity", ssh["privateKeyFile"]]
+    init = [str(environment_with_homelab() / "bin" / "homelab"), "init", *where, "--card", "rtx5090=103", "--yes"]
+    done = subprocess.run(
+        [*init, "--stack", "lab"],
+        cwd=folder,
+        env=stack.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    made = yaml.safe_load((folder / "Pulumi.lab.yaml").read_text())["config"]
+    assert made["homelab:vms"] == {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
     stack.project = folder
     # For a pull request: without the host, though it is in reach.
     mark = stack.lab.mark()

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.e2e.conftest import Stack, refusal
 from tests.e2e.nvidia import reached
-from tests.e2e.person import DOWN, ENTER, REPLACED
+from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_vm import conf, given_back, power_calls, running, vms, with_card
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXQnY2nn8pYE3d0ZV8cJ1mkkfZ0w1eYF5mC5p4Jm1Xb somebody@pc"
@@ -23,14 +23,19 @@ def new_vm(**more: Any) -> dict[str, Any]:
 
 
 def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]) -> None:
-    cloud = {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"}
+    create = {
+        "cores": 8,
+        "memory": 16384,
+        "disk": {"storage": "local-lvm", "size": 64},
+        "cloudInit": {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"},
+    }
     stack = by_init(
         "laptop-egpu",
-        ("Who should get rtx4060-ti", f"{DOWN}{ENTER}"),  # from the end, around it: for a new VM, 100
-        ("Name of the new VM", f"{REPLACED}dev{ENTER}"),
-        ("Storage for its disk", ENTER),
-        ("Size of its disk, in GiB", ENTER),
-        options=["--image", "none", "--set", f"vms.dev.create.cloudInit={json.dumps(cloud)}"],
+        ("rtx4060-ti: ", ENTER),  # nobody: there is no guest
+        options=[
+            *("--set", 'hosts.pve.gpus.rtx4060-ti={match: "10de:2803", use: vm}'),
+            *("--set", f"vms.dev={json.dumps({'host': 'pve', 'vmid': 100, 'gpus': ['rtx4060-ti'], 'create': create})}"),
+        ],
     )
     stock = stack.lab.snapshot()
     assert "dev: scsi0: successfully created disk" in stack.up().output  # the task's own words

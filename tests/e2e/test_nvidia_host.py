@@ -13,7 +13,7 @@ from lab.stock import without_subscription
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.nvidia import inside, inside_container, reached
-from tests.e2e.person import DOWN, ENTER, SPACE, UP
+from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_lxc import NOBODY, conf, opens
 
 SMI = "nvidia-smi --query-gpu=name,driver_version --format=csv,noheader"
@@ -66,9 +66,8 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
 ) -> None:
     stack = by_init(
         "mixed",
-        ("Who should get rtx3090 ", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
-        ("Who should get rtx3090-2", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
-        ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 201 is preselected; 202, too
+        ("rtx3090: ", f"103{ENTER}"),
+        ("rtx3090-2: ", f"201,202{ENTER}"),
     )
     stack.lab.run("pct set 201 --onboot 0; qm set 103 --net0 virtio,bridge=vmbr0")
     (vm,) = stack.config["homelab:vms"].values()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homelab.init import stacks
+from homelab.nvidia.checks import cudas_that_fit, drivers_that_fit
 from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.plan import Plan, all_refusals, packages_to_ask_for, plan_stack
 from homelab.nvidia.request import Request, SystemFacts
@@ -103,10 +103,14 @@ def test_each_driver_and_cuda_that_init_proposes_can_be_installed(name: str, tar
             after = plan_stack(with_repositories(before, plan_stack(before)))
             assert not before.driver or after.packages or after.run, "nothing"
 
-        releases = stacks.releases(target, wanted, None if target == "lxc" else branch)
+        releases = cudas_that_fit(
+            Request(target, Nvidia.model_validate({} if target == "lxc" else {"driver": branch}), wanted)
+        )
         check_rows(is_offered, [(cuda,) for cuda in (None, *releases)])
 
-    check_rows(check, [(branch,) for branch in stacks.drivers(target, system) if in_lab(int(branch))])
+    check_rows(
+        check, [(branch,) for branch in drivers_that_fit(Request(target, Nvidia(), system)) if in_lab(int(branch))]
+    )
 
 
 LIBRARIES: list[dict[str, Any]] = [{"cudnn": "9"}, {"nccl": True}]
@@ -136,5 +140,5 @@ def test_packages_that_no_repository_has_are_refused_by_what_is_known_of_it() ->
     # There is no release of 570 whose installer's checksum is known and that is the branch's newest.
     (error,) = all_refusals(request("debian-13", "vm", driver="570"))
     assert "the SHA-256 of NVIDIA's installer 570." in error.wanted
-    assert "570" not in stacks.drivers("vm", request("debian-13", "vm").system)
-    assert stacks.drivers("host", request("debian-13", "host").system)[0] == "580"
+    assert "570" not in drivers_that_fit(Request("vm", Nvidia(), request("debian-13", "vm").system))
+    assert drivers_that_fit(Request("host", Nvidia(), request("debian-13", "host").system))[0] == "580"

@@ -16,6 +16,7 @@ OWN = (
     "pulumi ",
     "homelab doctor ",
     "homelab switch ",
+    "homelab init",
 )
 ANYWHERE = {*KNOWN["words"], *KNOWN["looks"], *KNOWN["unrun"]}
 CURED = {(file, command) for file, commands in KNOWN["cures"].items() for command in commands}

@@ -12,7 +12,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts, parse
-from homelab.init.choices import takers
+from homelab.init.cards import takers
 from homelab.remote import agent, ledger
 from homelab.settings import Host
 from tests.unit.hosts import desktop, device, gpu, settings

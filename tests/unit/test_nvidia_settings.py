@@ -38,13 +38,18 @@ def test_a_branch_or_a_version(driver: str) -> None:
     assert Nvidia.model_validate({"driver": driver}).driver == driver
 
 
+def test_a_number_is_the_text_that_it_was() -> None:
+    """Pulumi itself writes 13.0 as 13."""
+    found = Nvidia.model_validate({"driver": 580, "cuda": 13})
+    assert (found.driver, found.cuda) == ("580", "13.0")
+    assert Nvidia.model_validate({"cuda": 12.8}).cuda == "12.8"
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"cuda": 12.1}, "in quotes"),
-        ({"cuda": 12.8}, "YAML reads 12.10 without them as the number 12.1"),
-        ({"driver": 580}, "in quotes"),
-        ({"driver": 580.1}, "in quotes"),
+        ({"driver": 580.1}, "a branch"),
+        ({"cuda": True}, "valid string"),
         ({"driver": "580-open"}, "open or proprietary is `flavour`"),
         ({"driver": "580-server"}, "open or proprietary is `flavour`"),
         ({"driver": "565+"}, "no range"),

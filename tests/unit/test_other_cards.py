@@ -12,7 +12,6 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
-from homelab.init import cards as init_cards
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
 from tests.unit.hosts import desktop, device, settings
@@ -237,15 +236,6 @@ def test_who_names_a_card_by_its_address_gets_what_is_there() -> None:
     want = plan.wanted(host(), settings(gpus))
     assert makers.other_cards(container("somewhere"), want.gpus)
     assert not makers.any_nvidia([container("somewhere")], want.gpus)
-
-
-def test_init_offers_a_card_to_containers_only_where_it_is_shareable() -> None:
-    def possible(facts: HostFacts) -> bool:
-        card = next(one for one in init_cards.cards(facts) if one.id == "1002:164e")
-        return "lxc" in init_cards.possible_uses(facts, card, settings({}))
-
-    assert possible(host())
-    assert not possible(host(drm=OFF))
 
 
 @pytest.mark.parametrize(

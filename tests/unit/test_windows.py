@@ -18,7 +18,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
 
-from homelab.cli import access, init
+from homelab.cli import access
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.doctor import stack
 from homelab.errors import HomelabError
@@ -170,25 +170,6 @@ def test_a_host_key_is_read_as_windows_writes_it(written: Callable[[str], Path])
 def test_a_private_key_is_read_as_windows_writes_it(written: Callable[[str], Path]) -> None:
     file = written("-----BEGIN\r\nAAAA\r\n")
     assert Ssh.model_validate({"hostKey": KEY, "privateKeyFile": str(file)}).key == "-----BEGIN\nAAAA\n"
-
-
-def test_answers_in_a_file_are_read_as_windows_writes_them(written: Callable[[str], Path]) -> None:
-    file = written("--identity C:\\Users\\Jürgen\\id  # mine\r\n--vm-name 'a b'\r\n")
-    assert init.words([f"@{file}", "--yes"], windows=True) == [
-        "--identity",
-        "C:\\Users\\Jürgen\\id",
-        "--vm-name",
-        "a b",
-        "--yes",
-    ]
-
-
-def test_a_file_of_answers_that_is_not_there_is_an_error_of_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        init.main([f"@{tmp_path / 'none'}"])
-    assert "No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("read", [read_settings, stack.read])

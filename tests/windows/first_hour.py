@@ -20,7 +20,7 @@ This page shows what a console of 80 columns prints for the commands in [From a 
 an environment of Python for Windows. It is a recording, made by `python -m tests.windows.first_hour` under Wine; a message that only Wine causes is left out
 ([tiers](tiers.md#windows-and-macos)). The address is an example. `homelab init` has run before; [the first hour](first-hour.md) shows it, and explains what
 `pulumi up` prints."""
-GIVEN = ("--card", "rtx5090=vm:103")
+GIVEN = ("--card", "rtx5090=103")
 
 
 def main() -> None:

@@ -79,17 +79,15 @@ class Person:
 
     @classmethod
     def with_the_package(cls, pc: Pc, folder: Path) -> Person:
-        """The installed package, and a project that `homelab new` has made."""
+        """The installed package, in an empty folder."""
         environment = folder.parent / "homelab"
         shutil.copytree(pc.prefix / "venv", environment)
         with tempfile.TemporaryDirectory() as built:
             pip = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
             done = pc.run(environment, r"Scripts\python.exe", *pip, windows_path(wheel(Path(built))))
         assert done.returncode == 0, done.stdout
-        command = windows_path(environment / "Scripts" / "homelab.exe")
-        done = pc.run(folder.parent, command, "new", folder.name)
-        assert done.returncode == 0 and "is a project" in done.stdout, done.stdout
-        return cls(pc, folder, command)
+        folder.mkdir()
+        return cls(pc, folder, windows_path(environment / "Scripts" / "homelab.exe"))
 
     def pulumi(self, verb: str, *options: str) -> Run:
         """A run without a console, to its end."""
@@ -112,12 +110,10 @@ class Person:
     def init(self, lab: Lab, *options: str) -> list[str]:
         """`homelab init` in a console, with the lab's address; its port is a lab's peculiarity. The password comes from the environment."""
         ssh = lab.connection
-        where = [ssh["host"], "--port", str(ssh["port"]), "--host-key", ssh["hostKey"]]
-        shown = self.homelab_at_a_console(
-            "init", *where, *options, "--yes", "--no-preview", HOMELAB_PASSWORD=ssh["password"]
-        )
+        where = [f"{ssh['host']}:{ssh['port']}", "--host-key", ssh["hostKey"]]
+        shown = self.homelab_at_a_console("init", *where, *options, "--yes", HOMELAB_PASSWORD=ssh["password"])
         text = "\n".join(shown)
-        assert "homelab is set up." in text and ssh["password"] not in text
+        assert "Next: pulumi up" in text and ssh["password"] not in text
         return shown
 
     def begin_up(self) -> tuple[pexpect.spawn[str], Terminal, Path]:

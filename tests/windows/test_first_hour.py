@@ -20,7 +20,7 @@ from tests.windows.person import Person
 
 pytestmark = [pytest.mark.windows, pytest.mark.timeout(10 * PATIENCE)]
 
-CARD, MAPPING = "0000:01:00.0", "etc/pve/mapping/pci.cfg"
+CARD = "0000:01:00.0"
 FOLDER = ("Jürgens Häuser", "lab")
 
 
@@ -41,7 +41,7 @@ def rtx5090(tmp_path: Path) -> Iterator[Lab]:
 
 
 def test_init_preview_up_refresh_show_doctor_destroy(windows_pc: Pc, folder: Path, rtx5090: Lab) -> None:
-    """As docs/windows.md has it: the installed package, a project of `homelab new`. The password comes in once; from then on a key in
+    """As docs/windows.md has it: the installed package, in an empty folder. The password comes in once; from then on a key in
     %USERPROFILE%\\.ssh logs in."""
     person, lab = Person.with_the_package(windows_pc, folder), rtx5090
     person.init(lab, *first_hour.GIVEN)
@@ -67,24 +67,14 @@ def test_init_preview_up_refresh_show_doctor_destroy(windows_pc: Pc, folder: Pat
 
     gone = person.pulumi("destroy")
     assert gone.errors == [] and "pve-booted" in gone.changed, gone.output
-    left = lab.snapshot()
-    # Proxmox VE leaves the list of mappings behind, empty.
-    assert (lab.root / MAPPING).read_text(encoding="utf-8") == "" and left.pop(MAPPING)
-    assert left == stock
+    assert lab.snapshot() == stock
 
 
-def test_containers_by_password_alone_from_a_checkout_with_windows_line_ends(
-    windows_pc: Pc, folder: Path, tmp_path: Path
-) -> None:
-    """The password is encrypted in the settings; nothing is put onto the host to log in with."""
+def test_containers_from_a_checkout_with_windows_line_ends(windows_pc: Pc, folder: Path, tmp_path: Path) -> None:
     person = Person.with_a_clone(windows_pc, folder)
     with Lab.start("phoenix", state=tmp_path / "host") as lab:
-        home = lab.snapshot("root")
-        cards = [word for card in ("rtx5090", "rtx4090") for word in ("--card", f"{card}=lxc:901")]
-        person.init(lab, *cards, "--cuda", "none", "--no-install-key")
-        assert not (person.home / ".ssh").exists() and lab.snapshot("root") == home
-        settings = (folder / "Pulumi.homelab.yaml").read_text(encoding="utf-8")
-        assert "secure: v1:" in settings and lab.connection["password"] not in settings
+        person.init(lab, *(word for card in ("rtx5090", "rtx4090") for word in ("--card", f"{card}=901")))
+        assert lab.connection["password"] not in (folder / "Pulumi.homelab.yaml").read_text(encoding="utf-8")
 
         first, _ = person.up()
         assert first.errors == [], first.output
@@ -108,7 +98,7 @@ def in_each_code_page(person: Person) -> None:
 
 def test_code_pages_and_ctrl_c_which_ends_a_step_where_it_waits(windows_pc: Pc, folder: Path, rtx5090: Lab) -> None:
     person, lab = Person.with_a_clone(windows_pc, folder), rtx5090
-    person.init(lab, "--card", "rtx5090=vm:103")
+    person.init(lab, "--card", "rtx5090=103")
     in_each_code_page(person)
     with (lab.root / "run/vzdump.lock").open("w") as backup:  # for which a restart waits three minutes
         fcntl.flock(backup, fcntl.LOCK_EX)

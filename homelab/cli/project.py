@@ -1,0 +1,75 @@
+"""The Pulumi project that `homelab init` makes in a folder, and its stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from homelab import template
+from homelab.cli.pulumi import Pulumi
+from homelab.cli.settings_file import write_settings
+from homelab.init.ask import Mistake
+
+# The environment variable with the passphrase of the stack's secrets.
+PASSPHRASE = "PULUMI_CONFIG_PASSPHRASE"
+# Where the state is kept of who isn't logged in anywhere.
+BACKEND, LOCAL = "PULUMI_BACKEND_URL", "file://~"
+_PROGRAM = '''"""homelab's program, which comes with the package: makes what Pulumi.<stack>.yaml says."""
+
+from homelab import template
+
+template.run_program()
+'''
+_COPIED = ("docs/config.schema.json", "provider/pulumi-resource-homelab", "provider/pulumi-resource-homelab.cmd")
+
+
+def check(folder: Path) -> None:
+    """:raises Mistake: no project can be made or used here."""
+    if lab := os.environ.get("HOMELAB_LAB"):  # lab/deploy.py
+        raise Mistake(
+            f"This shell is the simulated host's (HOMELAB_LAB={lab}): your host's state and secrets would be stored "
+            "there, readable by anyone, and be removed together with it. Open another shell."
+        )
+    if sys.prefix == sys.base_prefix:
+        raise Mistake("homelab is installed beside Python itself: install it by pipx or uv tool install.")
+    taken = [name for name in ("__main__.py", "provider") if (folder / name).exists()]
+    if taken and not (folder / "Pulumi.yaml").exists():
+        raise Mistake(f"{folder} has {' and '.join(taken)}, and no Pulumi.yaml: run it in a new folder.")
+
+
+def name_of(folder: Path) -> str:
+    """The name of the project in a folder, by which Pulumi keeps its state."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-") or "homelab"
+
+
+def refuse_another(pulumi: Pulumi) -> None:
+    """:raises Mistake: Pulumi keeps a stack of another folder under the names that a new project would have."""
+    name, stack = name_of(pulumi.folder), pulumi.stack.rpartition("/")[2]
+    listed = pulumi.run("stack", "ls", "--project", name, "--json").stdout
+    if any(row["name"].rpartition("/")[2] == stack for row in json.loads(listed or "[]")):
+        raise Mistake(
+            f"Pulumi keeps a stack {stack} of a project {name} already, which another folder made; its next up would "
+            "undo what that one did. Take a folder of another name, or name the stack (--stack)."
+        )
+
+
+def make(folder: Path, backend: str | None) -> None:
+    """Writes a project's files. Pulumi.yaml comes last: a folder that has it is whole.
+
+    :param backend: where the state is kept; None: where the person is logged in.
+    """
+    source = template.folder()
+    for name in _COPIED:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target)
+        target.chmod(0o755 if target.parent.name == "provider" else 0o644)
+    write_settings(folder / "__main__.py", _PROGRAM)
+    project = (source / "Pulumi.yaml").read_text(encoding="utf-8").partition("config:\n")[0]
+    project = re.sub(r"(?m)^name: .*$", f"name: {json.dumps(name_of(folder))}", project)
+    project = project.replace("virtualenv: .venv", f"virtualenv: {json.dumps(sys.prefix)}")
+    write_settings(folder / "Pulumi.yaml", project + (f"backend: {{url: {json.dumps(backend)}}}\n" if backend else ""))

@@ -1,0 +1,95 @@
+"""Questions to a person. Each is a line and its answer a line, so that a terminal, a pipe and a test are one case."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from homelab.text import clean
+
+AnswerT = TypeVar("AnswerT")
+
+
+class Mistake(Exception):
+    """What a person gave can't be taken; the text says why, and what to give. A question is asked again, an option ends
+    the command."""
+
+
+class Declined(Exception):
+    """The person said no, or there is nothing to do: the text says what that means."""
+
+
+def say(*lines: str) -> None:
+    """Shows text, made safe to show; in a terminal folded between words."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 2**20
+    for line in [line for text in lines for line in text.split("\n")]:
+        indent = line[: len(line) - len(line.lstrip())] + "  "
+        show(textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
+
+
+def show(*lines: str) -> None:
+    """Shows lines to copy, such as commands: made safe to show, and never folded."""
+    sys.stdout.write("".join(f"{clean(line)}\n" for line in lines))
+    sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """`yes`: nobody is asked (`--yes`); the default answers."""
+
+    yes: bool
+
+    def line(self, question: str, default: str, parse: Callable[[str], AnswerT]) -> AnswerT:
+        """An answer, parsed; at a mistaken one, the question again.
+
+        :raises Mistake: the input has ended; or the default is mistaken, and nobody is asked.
+        """
+        while True:
+            answer = default if self.yes else _typed(input, f"{question} ").strip() or default
+            try:
+                return parse(answer)
+            except Mistake as mistake:
+                if self.yes:
+                    raise
+                say(f"  {mistake}")
+
+    def confirm(self, question: str, default: bool = False) -> bool:
+        """Yes or no."""
+        return self.line(f"{question} [{'Y/n' if default else 'y/N'}]", "y" if default else "n", _yes_or_no)
+
+    def secret(self, question: str) -> str:
+        """A line that isn't shown while it is typed.
+
+        :raises Mistake: the input has ended, or nobody is asked.
+        """
+        if self.yes:
+            raise _no_answer(question)
+        return _typed(getpass.getpass, f"{question}: ")
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in ("y", "yes", "n", "no"):
+        raise Mistake("y or n")
+    return text.lower().startswith("y")
+
+
+def _typed(read: Callable[[str], str], question: str) -> str:
+    try:
+        answer = (read if sys.stdin.isatty() else input)(clean(question))
+    except EOFError:
+        raise _no_answer(question) from None
+    if not sys.stdin.isatty():
+        say("")  # nothing has echoed the answer's end of line
+    return answer
+
+
+def _no_answer(question: str) -> Mistake:
+    return Mistake(
+        f"No answer to “{question.strip()}”: give it by an option, or a password by HOMELAB_PASSWORD (homelab init "
+        "--help); or run it in a terminal."
+    )
