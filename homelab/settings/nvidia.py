@@ -23,7 +23,7 @@ def _release(value: Any) -> Any:
     return f"{value}.0" if type(value) is int else _written_as_text(value)
 
 
-_WORDS = "version, in quotes"
+_WORDS = "version"
 VersionText = Annotated[str, InWords(_WORDS), BeforeValidator(_written_as_text), AfterValidator(plain)]
 MajorText = Annotated[VersionText, Text(_WORDS, r"[0-9]{1,2}", 'a major version ("9")')]
 CudaText = Annotated[
@@ -77,7 +77,7 @@ class NvidiaTimeouts(Model):
 
 class Nvidia(Model):
     """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. [What works with
-    what](nvidia.md) has the versions. Write a version in quotes: YAML reads 12.10 without them as the number 12.1."""
+    what](nvidia.md) has the versions. Without quotes YAML reads 12.10 as 12.1."""
 
     driver: VersionText | None = None
     """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By

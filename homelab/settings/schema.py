@@ -34,10 +34,9 @@ def schema() -> dict[str, Any]:
     parts = {name: _adapted(part) for name, part in generated.pop("$defs").items()}
     # A card's name alone is a card of a VM; one number of a card needs no quotes.
     parts["VmGpu"] = {"description": parts["VmGpu"]["description"], "anyOf": [{"type": "string"}, parts["VmGpu"]]}
-    # A host of a cluster may take its required keys from there.
-    required = parts["Host"].pop("required")
-    parts["Host"]["anyOf"] = [{"required": required}, {"required": ["cluster"]}]
     parts["Container"]["properties"]["gpuAssignment"]["anyOf"].append({"type": "integer", "minimum": 0})
+    for version in ("driver", "cuda", "cudnn"):  # Pulumi itself may write one without its quotes
+        parts["Nvidia"]["properties"][version]["anyOf"].append({"type": "number"})
     parts[_ENCRYPTED] = {
         "description": "A value that `pulumi config set --secret --path` has encrypted.",
         "type": "object",

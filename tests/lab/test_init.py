@@ -26,6 +26,7 @@ from homelab.remote import first_contact
 from lab import Lab
 from tests import agent_kit, sampling
 from tests.conftest import PROJECT
+from tests.lab import test_way_in
 from tests.unit import hosts
 
 # What `init` calls of Pulumi, as it answers: a stack's file gets its salt.
@@ -295,6 +296,17 @@ def test_the_agent_logs_in_and_the_settings_say_so(
         assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
         assert "Logged in as root with the SSH agent." in desk.out
         assert desk.config["homelab:hosts"]["pve"]["ssh"]["agent"] is True
+
+
+@pytest.mark.parametrize("desk", ["bound-by-hand"], indirect=True)
+def test_a_user_with_sudo_sets_a_host_up(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    test_way_in.let_ops_log_in(desk.lab, by_sudo=True)
+    key = desk.lab.connection["privateKeyFile"]
+    try:
+        assert run(desk, capsys, f"ops@{desk.where[0]}", *desk.key, *CARD, "--identity", key) == 0, desk.out
+    finally:
+        desk.lab.reset()
+    assert "Logged in as ops" in desk.out and desk.config["homelab:hosts"]["pve"]["ssh"]["user"] == "ops"
 
 
 def test_a_wrong_password_is_refused(

@@ -91,8 +91,6 @@ REFUSED: list[tuple[str, Any]] = [
     ("homelab:hosts.pve.adress", "192.168.0.202"),
     ("homelab:hosts.pve.ssh.port", 70000),
     ("homelab:hosts.pve.ssh.agent", "yes"),
-    ("homelab:hosts.pve.nvidia", {"driver": 580}),
-    ("homelab:hosts.pve.nvidia", {"cuda": 12.8}),
     ("homelab:vms.sandbox.vmid", 99),
     ("homelab:vms.sandbox.gpus", [{"xVga": True}]),
     ("homelab:vms.sandbox", {"vmid": 103}),
