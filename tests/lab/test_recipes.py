@@ -164,12 +164,12 @@ RECIPES: dict[str, Recipe] = {
         (
             "amd_iommu=on iommu=pt on the kernel command line: kept",
             "/etc/modprobe.d/blacklist.conf: blacklist nouveau, blacklist lbm-nouveau, options nouveau modeset=0; ",
-            f"{PROXMENUX_RULE}: kept; it keeps rtx5090 for vfio-pci, whatever a word says",
+            f"{PROXMENUX_RULE}, which names vfio-pci: kept; what it does to cards isn't looked at",
         ),
         (
             Outcome("vm", words=BOUND, drivers=ON_VFIO),
             *(
-                Outcome(use, refused=f"{CARD}, {SOUND} kept for vfio-pci, by {PROXMENUX_RULE}.*take the rule", more=more)
+                Outcome(use, remark=f"{CARD} is on no driver, {SOUND} is on no driver, .* look at {PROXMENUX_RULE}", more=more)
                 for use, more in (("lxc", {}), ("host", TAKE_OVER))
             ),
         ),
@@ -307,7 +307,7 @@ RECIPES: dict[str, Recipe] = {
                 words=f"homelab.vfio={SECOND}.0=10de:2204,{SECOND}.1=10de:1aef",
                 drivers={f"{FIRST}.0": "nouveau", f"{SECOND}.0": "vfio-pci", f"{SECOND}.1": "vfio-pci"},
             ),
-            Outcome("lxc", remark="stays there: look at .*bind_vfio.sh"),
+            Outcome("lxc", remark="that stays so: look at .*bind_vfio.sh"),
         ),
     ),
 }  # fmt: skip

@@ -395,19 +395,20 @@ def test_a_template_takes_no_card_and_keeps_none_from_others() -> None:
 
 
 RULES, MODULES = "/etc/udev/rules.d/10-vfio.rules", "/etc/initramfs-tools/modules"
+DRIVERCTL = "/etc/driverctl.d/pci-0000:01:00.0"
 
 
 @pytest.mark.parametrize(
     ("driver", "found", "said"),
     [
         ("nouveau", {"vfio_files": {VFIO_CONF: IDS}}, f"{VFIO_CONF}: kept; it names rtx5090 for vfio-pci, without effect"),
-        ("", {"vfio_rules": {RULES: ["0000:01:00.0"]}}, f"{RULES}: kept; it keeps rtx5090 for vfio-pci, whatever a word"),
-        ("vfio-pci", {"vfio_rules": {RULES: ["0000:01:00.0"]}}, f"{RULES}: kept; it keeps rtx5090 for vfio-pci"),
+        ("", {"vfio_mentions": [RULES]}, f"{RULES}, which names vfio-pci: kept; what it does to cards isn't looked at"),
+        ("vfio-pci", {"vfio_mentions": [DRIVERCTL]}, f"{DRIVERCTL}: kept; it keeps rtx5090 for vfio-pci, whatever a word"),
         ("vfio-pci", {"vfio_files": {MODULES: IDS}}, f"{MODULES}: kept; it keeps rtx5090 for vfio-pci, whatever a word"),
     ],
 )  # fmt: skip
 def test_takeover_is_named_where_a_word_of_homelabs_can_count(driver: str, found: dict[str, Any], said: str) -> None:
-    facts = host(devices=with_driver(driver), **found, vfio_mentions=list(found.get("vfio_rules", {})))
+    facts = host(devices=with_driver(driver), **found)
     (sentence,) = present(facts, init_cards.cards(facts), "pve")
     assert sentence.startswith(said) and ("takeOver: true" in sentence) is (VFIO_CONF in str(found))
 
