@@ -12,6 +12,7 @@ by each step's own `revert`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from homelab.resources.described import (
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System, address_of
 from homelab.settings import Container
-from homelab.shapes import StackInUse
+from homelab.shapes import CardPlan, StackInUse
 from homelab.stack import Refusal
 
 from .gpu_lxc import GpuLxc
@@ -194,7 +195,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             host.address,
             host.nvidia,
             (probe,),
-            passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
+            # Also what isn't in the settings and that homelab.vfio= keeps on vfio-pci (takeOver).
+            passed=pulumi.Output.all(probe.gpus, probe.vfio_words).apply(lambda both: _passed(*both)),
             # A card that was a VM's alone so far, or that ids bind by hand, is on vfio-pci when the system is read.
             staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
             if host.hands_over or host.take_over
@@ -312,6 +314,12 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             return _Planned(request, plan, verification.Expected.of(request, plan))
 
         return pulumi.Output.all(self._nvidia_system.facts, offered).apply(plan_of)
+
+
+def _passed(gpus: dict[str, CardPlan], vfio_words: str) -> list[str]:
+    """Slots of the cards that vfio-pci has from the next boot on."""
+    slots = re.findall(r"[=,]([0-9a-f:]+)\.[0-7]=", vfio_words)  # homelab.vfio=
+    return sorted({*slots}.union(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm"))
 
 
 def _answer(step: remote.Command, key: str) -> pulumi.Output[Any]:

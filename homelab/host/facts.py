@@ -416,7 +416,7 @@ class HostFacts(Answer):
 
     def bound_by_hand(self) -> set[str]:
         """Addresses of the functions that are on vfio-pci by other configuration than this program's: `vfio-pci.ids=`,
-        modprobe.d, driverctl, udev's rules.
+        modprobe.d, driverctl.
 
         Configuration and driver are both needed: the configuration alone may never have had an effect, and a starting
         VM may have left the driver alone.
@@ -432,11 +432,6 @@ class HostFacts(Answer):
         """Whether a function is on vfio-pci and other configuration than this program's binds it, even if this
         program's word does so, too."""
         return device.driver == "vfio-pci" and (self.has_override(device) or self.named_by_ids(device))
-
-    def kept_from_drivers(self, device: Device) -> bool:
-        """Whether driverctl, or a rule of udev's, has kept the host's drivers off a function that none has taken since:
-        vfio-pci was loaded before the rule was read."""
-        return not device.driver and self.has_override(device)
 
     def named_by_ids(self, device: Device) -> bool:
         """Whether ids of other configuration than this program's name the function, in this boot or the next one."""
@@ -454,15 +449,13 @@ class HostFacts(Answer):
         return _ids_by_word(self.cmdline.others)
 
     def has_override(self, device: Device) -> bool:
-        """Whether driverctl, or a rule of udev's, puts the function on vfio-pci at each boot."""
+        """Whether driverctl puts the function on vfio-pci at each boot."""
         return bool(self.override_files(device))
 
     def override_files(self, device: Device) -> list[str]:
-        """Files of driverctl and of udev's rules that put the function on vfio-pci. Older versions of driverctl name
-        theirs without `pci-`."""
+        """Files of driverctl that put the function on vfio-pci. Older versions name theirs without `pci-`."""
         files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
-        by_rules = [path for path, addresses in self.vfio_rules.items() if device.address in addresses]
-        return [path for path in files if path in self.vfio_mentions] + by_rules
+        return [path for path in files if path in self.vfio_mentions]
 
     def who_binds(self, devices: Iterable[Device]) -> list[str]:
         """Files and words, not this program's, that give these functions to vfio-pci."""

@@ -632,9 +632,7 @@ def _card_bound_by_hand(
     facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]
 ) -> list[HomelabError]:
     # Also those that homelab's word binds, too (takeOver): the other configuration binds them once that word is gone.
-    bound = [
-        device for device in facts.functions(slot) if facts.kept_by_hand(device) or facts.kept_from_drivers(device)
-    ]
+    bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
     gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
     # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
     returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
@@ -652,18 +650,15 @@ def _card_bound_by_hand(
     steps += [
         f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
         for device in bound
-        if any(path not in facts.vfio_rules for path in facts.override_files(device))
+        if facts.has_override(device)
     ]
-    rules = [path for path in sources if path in facts.vfio_rules]
-    steps += [f"take the rule that sets driver_override out of {path}" for path in rules]
-    if ids or rules:
+    if ids:
         steps.append("`update-initramfs -u -k all`")
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
             found=f"{', '.join(device.address for device in bound)} "
-            f"{'on' if any(device.driver for device in bound) else 'kept for'} "
-            f"vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
+            f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
             + (f"; {kept_reason}" if host.take_over else ""),
             why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
             next=(
@@ -969,7 +964,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
             for name, slot in slots.items()
             if name not in vm_slots
             for remark in (
-                *_unknown_binding_remarks(facts, name, slot),
+                *unknown_binding_remarks(facts, name, slot),
                 *_taken_back_remarks(facts, host, name, slots),
                 *_named_remarks(facts, host, name, slots),
             )
@@ -1050,13 +1045,15 @@ def _keyboard_remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:
     ]
 
 
-def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
-    """The remark on a card that stays and that something unknown has put on vfio-pci: one sentence or none."""
+def unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
+    """The remark on a card that stays and that something unknown has put on vfio-pci, or kept for it: one sentence or
+    none. A rule of udev's leaves a function without a driver where vfio-pci was loaded before."""
     homelab_bound = bound_by_word(facts.cmdline.running)
     bound = [
-        device.address
+        f"{device.address} is on {device.driver or 'no driver'}"
         for device in facts.functions(slot)
-        if device.driver == "vfio-pci" and device.address not in homelab_bound and not facts.kept_by_hand(device)
+        if device.driver == "vfio-pci" or (not device.driver and facts.vfio_mentions)
+        if device.address not in homelab_bound and not facts.kept_by_hand(device)
     ]
     if not bound or any(user.running for user in facts.users_of(slot, facts.cluster.node)):
         return []
@@ -1065,7 +1062,7 @@ def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str
         if facts.vfio_mentions
         else "driverctl, a script, or a VM that had it"
     )
-    return [f"gpus.{name}: {', '.join(bound)} is on vfio-pci, not by this program, and stays there: {advice}"]
+    return [f"gpus.{name}: {', '.join(bound)}, not by this program, and that stays so: {advice}"]
 
 
 def _taken_back_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str]) -> list[str]:
@@ -1087,7 +1084,7 @@ def _named_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[str, 
     """The remark on a card that stays, and that other configuration than this program's names for vfio-pci, without
     effect so far: one sentence or none."""
     named = [device for device in facts.functions(slots[name]) if facts.named_at_next_boot(device)]
-    if not named or any(device.driver == "vfio-pci" or facts.kept_from_drivers(device) for device in named):
+    if not named or any(device.driver == "vfio-pci" for device in named):
         return []
     stronger = released.stronger_than_words(facts, named)
     if released.word(facts, host, slots) and not stronger:

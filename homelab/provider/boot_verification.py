@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
-from homelab.host import kernel_log, names, plan
+from homelab.host import gates, kernel_log, names, plan
 from homelab.host.facts import HostFacts
 from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
@@ -122,6 +122,10 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
             next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, "
             "run `pulumi up --refresh`",
         )
+    for gpu, card in want.gpus.items():
+        if card["use"] in ("lxc", "host"):
+            for remark in gates.unknown_binding_remarks(facts, gpu, card["slot"]):
+                tell(f"{name}: note: {remark}")
     raise_all([*plan.verify(facts, host, want), *kernel_errors(facts, name, want)])
     return facts
 

@@ -79,7 +79,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         vfio_files=bound.files,
         vfio_ids=",".join(bound.files.values()),
         vfio_mentions=bound.mentions,
-        vfio_rules=bound.rules,
         overrides=bound.overrides,
         module_lines=bound.module_lines,
         modules=devices.modules(source),

@@ -4,12 +4,11 @@ so. Changes nothing, and asks no repository.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remote_scripts.shared import boot, cmdline, driver, kept_agents, kernel, nvidia, vfio_ids
+from remote_scripts.shared import boot, driver, kept_agents, kernel, nvidia
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
 from remote_scripts.shared.pci import DEVICES, driver_of
@@ -36,7 +35,7 @@ _K3S = "/usr/local/bin/k3s"
 class Wanted:
     """`ask`: packages whose offered versions are told; `passed`: slots of the host's cards that VMs get; `staying`: the
     same of cards that are with the host's driver from its next start on, also where vfio-pci has them now; `released`:
-    so is a card, `passed` left out, that homelab.vfio= alone has bound for this boot; else it doesn't count.
+    so is a card, `passed` left out, that homelab.vfio= has bound for this boot; else it doesn't count.
     """
 
     ask: tuple[str, ...] = ()
@@ -144,20 +143,14 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
     passthrough = {
         pair for word in words if word.startswith("homelab.vfio=") for pair in word.partition("=")[2].split(",")
     }
-    given = _given(system) if passthrough or wanted.staying else []
     cards = []
     for address in system.files.names(DEVICES):
         if not _line(system, f"{DEVICES}/{address}/class").startswith("0x03"):
             continue
         slot, held = address.rpartition(".")[0], driver_of(system, address)
-        stays = slot in wanted.staying
-        if held == "vfio-pci" and (passthrough or wanted.staying):
-            # What others give to vfio-pci as well stays there, unless it is taken from ids (host/released.py).
-            if _is_overridden(system, address) or (not stays and _is_given(system, address, given)):
-                continue
-            if f"{address}={_ids(system, address)}" in passthrough:
-                held = "released"
-        if stays or (held != "vfio-pci" and slot not in wanted.passed):
+        if held == "vfio-pci" and f"{address}={_ids(system, address)}" in passthrough:
+            held = "released"
+        if slot in wanted.staying or (held != "vfio-pci" and slot not in wanted.passed):
             cards.append(_ids(system, address))
     nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.cards(system).held)
     return cards, nouveau
@@ -173,33 +166,6 @@ def _with_node(system: System) -> Iterator[str]:
 def _ids(system: System, address: str) -> str:
     parts = (_line(system, f"{DEVICES}/{address}/{name}").removeprefix("0x") for name in ("vendor", "device"))
     return ":".join(parts)
-
-
-def _given(system: System) -> list[str]:
-    """The ids that others give to vfio-pci from this host's next start on."""
-    ids = []
-    for path in (*kernel.modprobe_files(system.files.need_names), vfio_ids.MODULES):
-        if system.files.is_file(path):
-            ids += vfio_ids.given(path, system.files.need_text(path))
-    loader = boot.find_loader(system).name
-    if boot.is_configurable(system, loader):
-        words = cmdline.configured(system, loader, others=True).replace('"', "").split()
-        ids += [word.partition("=")[2] for word in words if re.match(r"vfio[-_]pci\.ids=", word)]
-    return ids
-
-
-def _is_given(system: System, address: str, given: list[str]) -> bool:
-    def of(name: str) -> str:
-        return _line(system, f"{DEVICES}/{address}/{name}").removeprefix("0x") or "0"
-
-    subsystem = f"{of('subsystem_vendor')}:{of('subsystem_device')}"
-    return any(vfio_ids.names(ids, f"{of('vendor')}:{of('device')}", subsystem, of("class")) for ids in given)
-
-
-def _is_overridden(system: System, address: str) -> bool:
-    """Whether driverctl puts it on vfio-pci at each start. Older versions name its file without `pci-`."""
-    paths = (f"/etc/driverctl.d/{prefix}{address}" for prefix in ("pci-", ""))
-    return any(vfio_ids.NAME.search(system.files.need_text(path)) for path in paths)
 
 
 def _line(system: System, path: str) -> str:

@@ -159,7 +159,7 @@ RECIPES: dict[str, Recipe] = {
         (
             Outcome("vm", words=BOUND, drivers=ON_VFIO),
             *(
-                Outcome(use, refused=f"{CARD}, {SOUND} kept for vfio-pci, by {PROXMENUX_RULE}.*take the rule", more=more)
+                Outcome(use, remark=f"{CARD} is on no driver, {SOUND} is on no driver, .* look at {PROXMENUX_RULE}", more=more)
                 for use, more in (("lxc", {}), ("host", TAKE_OVER))
             ),
         ),
@@ -266,7 +266,7 @@ RECIPES: dict[str, Recipe] = {
                 words=f"homelab.vfio={SECOND}.0=10de:2204,{SECOND}.1=10de:1aef",
                 drivers={f"{FIRST}.0": "nouveau", f"{SECOND}.0": "vfio-pci", f"{SECOND}.1": "vfio-pci"},
             ),
-            Outcome("lxc", remark="stays there: look at .*bind_vfio.sh"),
+            Outcome("lxc", remark="that stays so: look at .*bind_vfio.sh"),
         ),
     ),
 }  # fmt: skip

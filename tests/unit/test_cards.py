@@ -803,7 +803,9 @@ def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
     devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
     facts = desktop(devices=devices, vfio_mentions=["/etc/udev/rules.d/90-vfio.rules"])
     (remark,) = said(facts, settings({"gpu": {"match": "10de:2b85", "use": "lxc"}}))
-    assert remark.endswith("stays there: look at /etc/udev/rules.d/90-vfio.rules")
+    assert remark.endswith(
+        "on vfio-pci, not by this program, and that stays so: look at /etc/udev/rules.d/90-vfio.rules"
+    )
     assert said(facts, settings({"gpu": {"match": "10de:2b85"}})) == []
 
 

@@ -734,18 +734,7 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
     assert "vfio-pci.ids" not in plan.wanted(facts, to_be("vm", takeOver=True)).vfio_words
 
 
-OUT_OF_THE_RULE = (
-    "take the rule that sets driver_override out of /etc/udev/rules.d/v.rules, `update-initramfs -u -k all`, reboot"
-)
 NOT_TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
-    "a rule of udev's": (
-        bound_by_ids(vfio_ids="", vfio_files={}, vfio_rules={"/etc/udev/rules.d/v.rules": ["0000:01:00.0"]}),
-        "/etc/udev/rules.d/v.rules puts it there",
-    ),
-    "a rule of udev's, under which no driver took it": (
-        desktop(devices=[{**one, "driver": ""} for one in gpu()], vfio_rules={"/etc/udev/rules.d/v.rules": ["0000:01:00.0"]}),
-        "0000:01:00.0 kept for vfio-pci, by /etc/udev/rules.d/v.rules; /etc/udev/rules.d/v.rules puts it there",
-    ),
     "driverctl": (bound_by_ids(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0"]), "driverctl puts it there"),
     "options of initramfs-tools": (bound_by_ids(file="/etc/initramfs-tools/modules"), "come later than any word"),
     "another card of the same ids, which can be plugged in": (bound_by_ids({**TWIN, "removable": True}), "give 0000:03:00.0 to vfio-pci"),
@@ -762,7 +751,6 @@ def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str)
     host = settings({"big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"}}, takeOver=True)
     (error,) = gates.check(facts, host)[1]
     assert said in error.found and "takeOver" not in error.next and "reboot, and run `pulumi up` again" in error.next
-    assert error.next.startswith(OUT_OF_THE_RULE) is ("a rule of udev's" in case)
 
 
 SLOTS = {"big": "0000:01:00"}
@@ -777,12 +765,12 @@ def test_nothing_more_is_said_of_a_card_that_is_refused_or_that_homelab_binds() 
         assert "without effect so far" not in "".join(remarks) and "counts instead" not in "".join(remarks)
 
 
-RULE = "/etc/udev/rules.d/v.rules"
+DRIVERCTL = "/etc/driverctl.d/pci-0000:01:00.0"
 LATER: dict[str, tuple[dict[str, Any], str]] = {
     "a file": ({"vfio_ids": IDS, "vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
-    "a rule of udev's": ({"vfio_rules": {RULE: ["0000:01:00.0"]}, "vfio_mentions": [RULE]}, "take that out there"),
+    "driverctl": ({"vfio_mentions": [DRIVERCTL]}, "take that out there"),
     "both": (
-        {"vfio_ids": IDS, "vfio_files": {FILE: IDS}, "vfio_rules": {RULE: ["0000:01:00.0"]}, "vfio_mentions": [RULE]},
+        {"vfio_ids": IDS, "vfio_files": {FILE: IDS}, "vfio_mentions": [DRIVERCTL]},
         "take that out there",
     ),
 }
@@ -793,7 +781,7 @@ LATER: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, driver: str) -> None:
     found, said = LATER[case]
     facts = desktop(devices=[{**one, "driver": driver} for one in gpu()], **found)
-    for host, sentences in ((to_be(), 1), (to_be("vm"), 0), (to_be(takeOver=True), "rules" in str(found))):
+    for host, sentences in ((to_be(), 1), (to_be("vm"), 0), (to_be(takeOver=True), "driverctl" in str(found))):
         slots, errors = gates.check(facts, host)
         remarks = [one for one in gates.remarks(facts, host, slots) if "for vfio-pci, without effect so far" in one]
         assert (errors, len(remarks)) == ([], sentences) and all(one.endswith(said) for one in remarks)

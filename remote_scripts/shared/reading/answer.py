@@ -275,13 +275,12 @@ class Answer:
 
     `pve`: the version of Proxmox VE, empty: it isn't, or `unknown`; `packages`: versions that decide which options of
     cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
-    `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_rules`: file of
-    udev's rules -> addresses of the functions that it gives to vfio-pci; `vfio_mentions`: files that speak of vfio-pci
-    in any other way. `overrides`: functions that driverctl gives to another driver, or to none, at each boot.
-    `module_lines`: lines of others about cards' drivers, `PATH: LINE`, in modprobe.d and in the lists
-    of modules that are loaded at boot. `card_states`: by address; `lost_values`: attributes of cards that have another
-    value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address -> the
-    kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `named`: lines of lspci about cards;
+    `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_mentions`: files
+    that speak of vfio-pci in any other way. `overrides`: functions that driverctl gives to another driver, or to
+    none, at each boot. `module_lines`: lines of others about cards' drivers, `PATH: LINE`, in modprobe.d and in the
+    lists of modules that are loaded at boot. `card_states`: by address; `lost_values`: attributes of cards that have
+    another value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address
+    -> the kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `named`: lines of lspci about cards;
     `lspci`: all of them. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
     (allow_unsafe_interrupts); `boot_warnings`: proxmox-boot-tool's. `stale_initramfs`: kernels whose initramfs is older
     than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words, `rolling_back`:
@@ -309,7 +308,6 @@ class Answer:
     vfio_files: dict[str, str]
     vfio_ids: str
     vfio_mentions: list[str]
-    vfio_rules: dict[str, list[str]]
     overrides: dict[str, str]
     module_lines: list[str]
     modules: list[str]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from dataclasses import dataclass
-from functools import partial
 
 from remote_scripts.shared import vfio_ids
 from remote_scripts.shared.pci import DEVICES
@@ -15,13 +13,13 @@ from remote_scripts.shared.reading.source import ADDRESS, Source, deepest, lines
 _EXPRESS = re.compile(r".*\] Express (?:\(v[0-9]+\) )?(.*?)(?: *[,(].*)?$")
 _KIND = re.compile(r"[a-z/ -]+")
 _BUILT_IN = ("vfio", "vfio_iommu_type1", "vfio_pci")
-# Where configuration may speak of vfio-pci in ways from which nothing is concluded.
-_MENTIONED = ("driverctl.d", "udev/rules.d", "initramfs-tools/scripts")
-
-
-_RULES = "/etc/udev/rules.d"
-# A key of udev's rules, with the attribute that it is about.
-_RULE_KEY = re.compile(r'(\w+)(?:\{([^}]*)\})?\s*([!=+:-]?=)\s*"([^"]*)"')
+# Where configuration may speak of vfio-pci in ways from which nothing is concluded; elsewhere there may be a share that
+# is gone.
+_MENTIONED = (
+    *(f"/etc/{name}" for name in ("driverctl.d", "udev/rules.d", "initramfs-tools/scripts")),
+    *(f"/etc/{name}" for name in ("systemd/system", "rc.local", "crontab", "cron.d")),
+    "/var/spool/cron/crontabs",
+)
 _OF_CARDS = re.compile(
     r"\s*(?:blacklist|install|softdep|options|alias)\s+"
     r"(?:lbm-)?(?:nvidia|nouveau|nova|radeon|amdgpu|i915|xe|snd_hda_intel|vfio|kvm)[\w-]*(?:\s|$)"
@@ -30,22 +28,17 @@ _LOADED_AT_BOOT = re.compile(r"\s*(?:nvidia|nouveau|vfio|kvmgt|vendor[_-]reset)[
 _HOMELABS = "/etc/modprobe.d/homelab-"
 # Of Proxmox VE's own file, which each host has, and to which guides add lines.
 _PROXMOXS = ("/etc/modprobe.d/pve-blacklist.conf", "blacklist nvidiafb")
-# Where commands that run at a boot are named, and their scripts; elsewhere there may be a share that is gone.
-_AT_BOOT = ("systemd/system", "rc.local", "crontab", "cron.d")
-_CRONTABS = "/var/spool/cron/crontabs"
-_SCRIPT = re.compile(r"(?<![\w./-])/(?:usr/local|root|opt|etc|usr/s?bin|s?bin)/[\w./+-]*[\w+-]")
 
 
 @dataclass(frozen=True)
 class BoundByOthers:
-    """What others give to vfio-pci. `files`: file -> ids; `rules`: file of udev's rules -> addresses;
-    `mentions`: files that speak of it in another way; `overrides`: of driverctl, an address -> any other driver that it
+    """What others give to vfio-pci. `files`: file -> ids; `mentions`: files that speak of it in another
+    way; `overrides`: of driverctl, an address -> any other driver that it
     gives the function to; `module_lines`: lines about cards' drivers, of modprobe.d and of
     the lists of modules that are loaded at boot.
     """
 
     files: dict[str, str]
-    rules: dict[str, list[str]]
     mentions: list[str]
     overrides: dict[str, str]
     module_lines: list[str]
@@ -122,8 +115,7 @@ def bound_by_others(source: Source) -> BoundByOthers:
     """What is on the command line is seen there."""
     folder = "/etc/driverctl.d"
     driverctl = [path for name in source.names(folder) if source.is_file(path := f"{folder}/{name}")]
-    places = (f"/etc/{name}" for name in _MENTIONED)
-    speaking = {*driverctl, *(path for place in places for path in source.below(place, hidden=True)), *_at_boot(source)}
+    speaking = {*driverctl, *(path for place in _MENTIONED for path in source.below(place, hidden=True))}
     files: dict[str, list[str]] = {}
     for path in _files_with_options(source):
         if ids := vfio_ids.given(path, source.needed(path) or ""):
@@ -137,59 +129,12 @@ def bound_by_others(source: Source) -> BoundByOthers:
             mentions.append(path)
         elif path in driverctl and (text or "").strip():
             overrides[path.rpartition("/")[2].removeprefix("pci-")] = (text or "").strip()
-    rules = {path: _given_by_rules(source, path) for path in mentions if path.startswith(f"{_RULES}/")}
     return BoundByOthers(
         {path: ",".join(ids) for path, ids in files.items()},
-        {path: addresses for path, addresses in rules.items() if addresses},
         mentions,
         overrides,
         _module_lines(source),
     )
-
-
-def _at_boot(source: Source) -> set[str]:
-    """What somebody has run at each boot: units, lists of commands, and the scripts that they name."""
-    places = (*(f"/etc/{name}" for name in _AT_BOOT), _CRONTABS)
-    paths = {path for place in places for path in source.below(place, hidden=True)}
-    named = {name for path in paths for name in _SCRIPT.findall(source.text(path))}
-    return paths | {name for name in sorted(named) if source.chosen(name, partial(_is_script, source, name), False)}
-
-
-def _is_script(source: Source, path: str) -> bool:
-    return source.is_file(path) and (source.files.read(path, 2) or b"").startswith(b"#!")  # a pipe would be waited for
-
-
-def _given_by_rules(source: Source, path: str) -> list[str]:
-    """The functions for which a file of udev's rules sets vfio-pci as the only driver. A rule with other conditions
-    than those of `_meets` isn't judged: its file is mentioned.
-    """
-    addresses: list[str] = []
-    lines = source.text(path).replace("\\\n", " ").split("\n")
-    rules = [_RULE_KEY.findall(line) for line in lines if not line.lstrip().startswith("#")]
-    if any(key == "GOTO" for keys in rules for key, *_ in keys):  # what a rule is about, others before it say
-        return []
-    for keys in rules:
-        if ("ATTR", "driver_override", "=", "vfio-pci") not in keys:
-            continue
-        conditions = [(key, name, value) for key, name, operator, value in keys if operator == "=="]
-        if any(operator == "!=" for _, _, operator, _ in keys):
-            continue
-        if not any(key in ("KERNEL", "ATTR") for key, _, _ in conditions):
-            continue
-        addresses += [
-            address
-            for address in source.functions()
-            if address not in addresses and all(_meets(source, address, *condition) for condition in conditions)
-        ]
-    return addresses
-
-
-def _meets(source: Source, address: str, key: str, name: str, value: str) -> bool:
-    """Whether a function meets a condition of a rule: one of its patterns (udev(7))."""
-    current = {"KERNEL": address, "SUBSYSTEM": "pci", "ACTION": "add"}.get(key)
-    if key == "ATTR" and name in ("vendor", "device", "class", "subsystem_vendor", "subsystem_device"):
-        current = source.word(f"{DEVICES}/{address}/{name}") or ""
-    return current is not None and any(fnmatch.fnmatchcase(current, pattern) for pattern in value.split("|"))
 
 
 def _module_lines(source: Source) -> list[str]:
