@@ -113,10 +113,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     say("Next: pulumi up")
 
 
-_NO_GUESTS = (
-    "  It has no VM or container yet. `pulumi up` can make one: docs/settings-vm.md and docs/settings-container.md of "
-    "homelab, key `create`."
-)
+_NO_GUESTS = "  It has no VM or container yet. `pulumi up` can make one: homelab's examples/settings/new-vm.yaml."
 
 
 def _setting_it(passphrase: str, *, windows: bool = os.name == "nt") -> str:

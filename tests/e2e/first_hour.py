@@ -34,7 +34,7 @@ There are more recordings: [two cards for a container](first-hour-containers.md)
 If you have never used Pulumi: it keeps a list of *resources*, the things that it has made and can change or remove. `pulumi up` brings
 them into line with the settings, and records them in the *stack* (here: `homelab`). `pulumi destroy` undoes them.
 
-- `homelab init` asks questions. A line that begins with `?` shows a question and its answer. It changes nothing before the last one. Answer `?` there to
+- `homelab init` asks questions. It changes nothing before the last one. Answer `?` there to
   see the settings file.
 - `pulumi up` shows a row for each resource: its type, its name, what was done, and how long that took. An indented row is a part of the one
   above it. *Diagnostics* contains the messages in the order in which they came; the last one is the result. *Outputs* are for other programs, and
