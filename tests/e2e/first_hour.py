@@ -116,6 +116,8 @@ def main() -> None:
     engine = install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
     for scenario in sys.argv[1:] or TEXTS:
         recording.PAGES[scenario].write_text(record(scenario, engine), encoding="utf-8")
+    page = recording.PAGES["rtx5090"].read_text(encoding="utf-8")
+    recording.PICTURE.write_text(recording.picture(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

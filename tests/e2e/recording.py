@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
 
 from lab import Lab
 from tests.conftest import PROJECT
@@ -17,6 +22,8 @@ PAGES = {
     "history": PROJECT / "docs" / "taken-over.md",
     "windows": PROJECT / "docs" / "first-hour-windows.md",  # by tests/windows/first_hour.py
 }
+#: README's picture, of the first page.
+PICTURE = PROJECT / "docs" / "first-hour.svg"
 ADDRESS = "192.168.0.202"
 # What differs from run to run: keys and fingerprints, times.
 _OWN = [
@@ -66,6 +73,15 @@ def without_rows(lines: Sequence[str]) -> Iterator[str]:
             yield "     ..."
         elif not re.match(r" [+~\- ] +[│├└─ ]*\w+:\w+:\w+ ", line):
             yield line
+
+
+def picture(page: str) -> str:
+    """A page's first command as an SVG, for README: without fonts from elsewhere."""
+    (shown,) = re.findall(r"^```\n(\$.*?)^```", page, flags=re.MULTILINE | re.DOTALL)[:1]
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(Text(shown.rstrip("\n")))
+    form = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    return console.export_svg(title="homelab init", code_format=form, unique_id="init") + "\n"
 
 
 # -- is it still so? -----------------------------------------------------------------------------------------------

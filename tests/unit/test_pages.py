@@ -7,6 +7,7 @@ import re
 from homelab import __version__
 from homelab.markdown import anchors
 from tests.conftest import PROJECT
+from tests.e2e import recording
 
 _PAGE_IN_TEXT = re.compile(r"\bdocs/[a-z-]+\.md(?:#([a-z-]+))?")
 
@@ -28,6 +29,11 @@ def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
 def test_the_readme_names_the_version_and_is_a_page() -> None:
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     assert f"Version {__version__};" in text and len(text.splitlines()) <= 90
+
+
+def test_the_readmes_picture_is_of_the_recording() -> None:
+    page = recording.PAGES["rtx5090"].read_text(encoding="utf-8")
+    assert recording.PICTURE.read_text(encoding="utf-8") == recording.picture(page)
 
 
 def test_headings_get_the_anchors_that_github_gives_them() -> None:
