@@ -92,7 +92,7 @@ def warm_commands() -> None:
     """What `python -m homelab` imports besides."""
     import homelab.cli
 
-    importlib.import_module("questionary")
+    importlib.import_module("ruamel.yaml")
     for module in pkgutil.iter_modules(homelab.cli.__path__):
         importlib.import_module(f"homelab.cli.{module.name}").__doc__  # noqa: B018  # which imports it now (homelab/later.py)
 
