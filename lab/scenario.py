@@ -92,14 +92,13 @@ class Boot(_Model):
 class Disk(_Model):
     """A disk on a storage controller. `use` says what it holds.
 
-    root: the boot disk as the Proxmox installer lays it out; zfs / lvm: all of it in `pool`; filesystem: one
+    root: the boot disk as the Proxmox installer lays it out; zfs / lvm: all of it; filesystem: one
     partition with `fstype` on `mountpoint`; unused: nothing.
     """
 
     name: str
     size: int = 1000 * _GIB
     use: Literal["root", "zfs", "lvm", "filesystem", "unused"] = "unused"
-    pool: str | None = None
     fstype: str = "ext4"
     mountpoint: str | None = None
 
@@ -353,7 +352,6 @@ class Scenario(_Model):
                 "volumes": layout.volumes,
             },
             "boot": {**self.boot.model_dump(), **layout.boot()},
-            "pools": layout.pools,
             "mounts": layout.mounts(),
             "guests": {
                 str(g.id): {
@@ -372,12 +370,11 @@ class Scenario(_Model):
 
 
 class _Layout:
-    """Partitions, volumes, pools and mounts of a scenario's disks, as the Proxmox installer makes them."""
+    """Partitions, volumes and mounts of a scenario's disks, as the Proxmox installer makes them."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.volumes: list[dict[str, Any]] = []
-        self.pools: dict[str, list[str]] = {}
         self._mounts: list[dict[str, str]] = []
         self._esps = list(scenario.boot.esps)
         self._root_disks = 0
@@ -390,8 +387,6 @@ class _Layout:
             parts = self._root_disk(disk)
         elif disk.use in ("zfs", "lvm"):
             parts = [self._part(disk, 1, disk.size, "zfs_member" if disk.use == "zfs" else "LVM2_member")]
-            if disk.use == "zfs":
-                self.pools.setdefault(disk.pool or "tank", []).append(parts[0]["name"])
         elif disk.use == "filesystem":
             identifier = self.scenario.stable_uuid(disk.name)
             parts = [self._part(disk, 1, disk.size, disk.fstype, identifier, disk.mountpoint)]
@@ -431,7 +426,6 @@ class _Layout:
         rest = disk.size - 2 * _GIB
         if boot.is_zfs:
             parts.append(self._part(disk, 3, rest, "zfs_member"))
-            self.pools.setdefault(boot.root.removeprefix("ZFS=").split("/")[0], []).append(parts[-1]["name"])
             if first:
                 self._mount(boot.root.removeprefix("ZFS="), "/", "zfs")
         else:

@@ -576,8 +576,10 @@ def _carrier_error(facts: HostFacts, name: str, slot: str, device: Device, carri
         found=f"{facts.describe(device)}, which {relation}, carries {', '.join(carried)}",
         why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no "
         "setting allows that",
-        next="connect the disk or the network cable to another controller, or put the card into another slot, and "
-        "run `pulumi up` again" + ("" if is_own or facts.iommu.groups else remapping.SWITCH_ON),
+        next="connect the disk or the network cable to another controller, or put the card into another slot; or, "
+        "if the host can do without it, end what uses it (`umount`, `zpool export`, `vgchange -an` for a guest's LVM, "
+        "`ip link set NAME down`); then run `pulumi up` again"
+        + ("" if is_own or facts.iommu.groups else remapping.SWITCH_ON),
     )
 
 

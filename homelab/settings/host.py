@@ -79,8 +79,8 @@ class Gpu(Model):
     ([what a card is](cards.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its
     graphics function is among them. A USB controller is given to the VM only if it is named here."""
     allow_group_members: list[FunctionAddress] = []
-    """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own
-    disks or network never goes, whatever is listed here."""
+    """Functions in the card's IOMMU group that may leave the host together with the card. A disk that the host uses and
+    a network interface that is up never go, whatever is listed here."""
     allow_console: bool = False
     """`true`: give the card away although it is the host's screen. You accept that the screen goes dark."""
     allow_containers: list[GuestId] = []

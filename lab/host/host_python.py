@@ -1,7 +1,7 @@
 """The host's Python, as the lab runs it: `FILE|-|-c TEXT ARGUMENTS` after its options, in the place of /usr/bin/python3.
 
 What a program writes into a control file of sysfs acts before its write(2) has returned, and fails as write(2) would (sysfs_writes.py); what stands for
-a device node in /dev is one to stat(2) and mknod(2). It is the Python of the lab otherwise, with the standard library alone.
+a device node in /dev is one to stat(2) and mknod(2); a disk in use isn't opened for one alone. It is the Python of the lab otherwise, with the standard library alone.
 
 It is a process of its own, as on a host. In tests it is a fork of the command server (command_server.py), which has imported the agent's modules of this
 project: a program whose archive has these very modules has them as they are there, and a start takes 10 ms instead of 90.
@@ -31,6 +31,8 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _PACKAGE = "remote_scripts"
 #: Modules that each archive has its own of, with texts.
 _TEXTS = frozenset(f"{_PACKAGE}.{name}" for name in ("installed", "tables", "tools.helper"))
+#: What stands in the file of a disk that is claimed.
+CLAIMED = b"claimed\n"
 _REFUSALS = {os.strerror(number): number for number in errno.errorcode}
 
 
@@ -79,6 +81,23 @@ def nodes_below(dev: str) -> tuple[Callable[..., os.stat_result], Callable[..., 
         os.close(descriptor)
 
     return stat_of, mknod
+
+
+def disks_below(dev: str) -> Callable[..., int]:
+    """open(2) as Python has it, to which a file in a lab's /dev that says `claimed` is a disk that a file system or the like has claimed
+    (sysfs.py): nobody else opens it with O_EXCL.
+    """
+    real_open = os.open
+
+    def open_of(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        descriptor = real_open(path, flags, *arguments, **options)
+        is_asked = flags & os.O_EXCL and not flags & os.O_CREAT and os.fspath(path).startswith(dev)
+        if is_asked and os.pread(descriptor, 80, 0) == CLAIMED:
+            os.close(descriptor)
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        return descriptor
+
+    return open_of
 
 
 def _start_itself() -> None:
@@ -181,6 +200,7 @@ def on_the_host() -> None:
         _hear_writes()
         _start_itself()
         os.stat, os.mknod = nodes_below(f"{os.environ['ROOT']}/dev/")
+        os.open = disks_below(f"{os.environ['ROOT']}/dev/")
 
 
 def _forget_the_lab() -> None:

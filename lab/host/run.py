@@ -55,7 +55,6 @@ PROGRAMS = {
     "mountpoint": "storage_programs",
     "df": "storage_programs",
     "lsblk": "storage_programs",
-    "zpool": "storage_programs",
     "systemctl": "systemd_programs",
     "systemd-run": "systemd_programs",
     "reboot": "systemd_programs",
@@ -115,7 +114,7 @@ _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INS
 LOOKING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("stat", "ls", "test", "[", "cat", "head", "dd", "tail"), frozenset()),
     **dict.fromkeys(("getent", "id", "whoami", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
-    **dict.fromkeys(("df", "lsblk", "mountpoint", "zpool"), frozenset()),
+    **dict.fromkeys(("df", "lsblk", "mountpoint"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion", "lsb_release"), frozenset()),
     **dict.fromkeys(("sha256sum", "apt-cache"), frozenset()),
     "apt-mark": frozenset({"showmanual", "showauto", "showhold"}),

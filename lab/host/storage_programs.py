@@ -1,9 +1,8 @@
-"""mount, umount, mountpoint, df, lsblk (util-linux, coreutils) and zpool of a lab host."""
+"""mount, umount, mountpoint, df and lsblk (util-linux, coreutils) of a lab host."""
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from .program import Failure, Options, UsageError, logged
@@ -21,7 +20,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "mountpoint": _mountpoint,
         "df": _df,
         "lsblk": _lsblk,
-        "zpool": _zpool,
     }[name]
     return work(host, arguments)
 
@@ -303,44 +301,3 @@ def _human(size: int) -> str:
             break
         value /= 1024
     return f"{value:.1f}{unit}".replace(".0", "")
-
-
-def _zpool(host: HostState, arguments: list[str]) -> int:
-    if not arguments or arguments[0] not in ("status", "list"):
-        raise UsageError("the lab's zpool has status and list")
-    options = Options(arguments[1:], "LPvHpo:xg", ())
-    pools: dict[str, list[str]] = host.looked_at["pools"]
-    for name in options.rest:
-        if name not in pools:
-            raise Failure(f"cannot open '{name}': no such pool")
-    names = options.rest or sorted(pools)
-    if not names:
-        print("no pools available")
-        return 0
-    prefix = "/dev/" if "P" in options else ""
-    if arguments[0] == "list":
-        if "o" in options and options.value("o") != "name":
-            raise UsageError("zpool list -o: only `name` is simulated")
-        if "H" not in options and "o" not in options:
-            print("NAME    SIZE  ALLOC   FREE  CKPOINT  EXPANDSZ   FRAG    CAP  DEDUP    HEALTH  ALTROOT")
-        for name in names:
-            print(
-                name
-                if "o" in options
-                else f"{name}   928G  80.0G   848G        -         -     2%     8%  1.00x    ONLINE  -"
-            )
-            if "v" in options:
-                print("".join(f"  {prefix}{part}   928G\n" for part in pools[name]), end="")
-        return 0
-    for index, name in enumerate(names):
-        print(("\n" if index else "") + f"  pool: {name}\n state: ONLINE\nconfig:\n")
-        print("\tNAME           STATE     READ WRITE CKSUM")
-        print(f"\t{name:<14} ONLINE       0     0     0")
-        mirror = len(pools[name]) > 1
-        if mirror:
-            print("\t  mirror-0     ONLINE       0     0     0")
-        for part in pools[name]:
-            print(f"\t{'    ' if mirror else '  '}{prefix}{part:<12} ONLINE       0     0     0")
-        print("\nerrors: No known data errors")
-    sys.stdout.flush()
-    return 0

@@ -230,6 +230,7 @@ def _block(host: HostState, devices: list[PciDevice], paths: dict[str, str]) -> 
     sys_block, dev = f"{host.root}/sys/block", f"{host.root}/dev"
     for made in (sys_block, f"{host.root}/sys/class/block", f"{dev}/disk/by-uuid", f"{dev}/mapper"):
         _folder(made)
+    below = {volume["on"] for volume in host.machine["hardware"]["volumes"]}
     for device in devices:
         for disk in device.blocks:
             name = disk["name"]
@@ -238,6 +239,11 @@ def _block(host: HostState, devices: list[PciDevice], paths: dict[str, str]) -> 
                 middle = f"usb2/2-1/2-1:1.0/host4/target4:0:0/4:0:0:0/block/{name}"
             folder = f"{paths[device.address]}/{middle}"
             _one_block(host, folder, name, disk["size"])
+            if any(
+                part["mountpoint"] or part["fstype"] == "zfs_member" or part["name"] in below
+                for part in disk["partitions"]
+            ):
+                put(f"{dev}/{name}", b"claimed\n")  # host_python.py
             for part in disk["partitions"]:
                 inside = f"{folder}/{part['name']}"
                 _one_block(host, inside, part["name"], part["size"], top=False)
@@ -279,6 +285,7 @@ def _net(host: HostState, devices: list[PciDevice], paths: dict[str, str]) -> No
         for interface in device.nets:
             folder = f"{paths[device.address]}/net/{interface['name']}"
             put(f"{folder}/operstate", "up\n" if interface["bridge"] else "down\n")
+            put(f"{folder}/flags", "0x1103\n" if interface["bridge"] else "0x1002\n")
             put(f"{folder}/address", interface["mac"] + "\n")
             link(f"{folder}/device", paths[device.address])
             link(f"{net}/{interface['name']}", folder)

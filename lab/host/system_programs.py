@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from . import addresses
@@ -158,14 +157,12 @@ def _ip(host: HostState, arguments: list[str]) -> int:
     if flags <= {"-4", "-6", "-o", "-j", "-json", "-br", "-brief"}:
         if subject in ("route", "r") and rest in ([], ["default"]):
             return _ip_route(host, flags, everything=not rest)
-        if subject in ("route", "r") and len(rest) == 2 and rest[0] == "get" and "-o" in flags:
-            return _ip_route_get(host, rest[1])
         if subject in ("address", "addr", "a") and (rest == [] or rest[0] in ("to", "dev")) and "-o" in flags:
             return _ip_address(host, flags, dict(zip(rest[::2], rest[1::2], strict=True)))
         if subject in ("neighbour", "neigh", "n") and rest[::2] == ["to", "dev"]:
             return _ip_neighbour(host, rest[1], rest[3])
     raise UsageError(
-        "the lab's ip only has `ip [-j] route [show [default]]`, `ip -o route get ADDRESS`, `ip -o address [show [to ADDRESS] [dev INTERFACE]]` and "
+        "the lab's ip only has `ip [-j] route [show [default]]`, `ip -o address [show [to ADDRESS] [dev INTERFACE]]` and "
         f"`ip neighbour show to ADDRESS dev INTERFACE`, not {' '.join(arguments)!r}"
     )
 
@@ -183,17 +180,6 @@ def _ip_route(host: HostState, flags: set[str], *, everything: bool) -> int:
     print(f"default via {gateway} dev {interface} proto kernel onlink")
     if everything:
         print(f"192.168.0.0/24 dev {interface} proto kernel scope link src {own} ")
-    return 0
-
-
-def _ip_route_get(host: HostState, address: str) -> int:
-    if not addresses.has(host, "address"):
-        print("RTNETLINK answers: Network is unreachable", file=sys.stderr)
-        return 2
-    own, interface = addresses.ADDRESS, addresses.INTERFACE
-    near = address.rpartition(".")[0] == own.rpartition(".")[0]  # its network is a /24
-    via = "" if near else f"via {addresses.GATEWAY} "
-    print(f"{address} {via}dev {interface} src {own} uid 0 \\    cache ")
     return 0
 
 

@@ -164,6 +164,21 @@ def read_up_to(file: BinaryIO, limit: int) -> bytes:
     return content
 
 
+def is_claimed(where: Path) -> bool:
+    """Whether something has claimed a disk, or a partition of it: a file system, swap, LVM, md and the like. The kernel
+    lets nobody else open it for one alone then (O_EXCL, open(2)).
+
+    :raises OSError: it can't be told.
+    """
+    try:
+        os.close(os.open(where, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOMEDIUM):
+            raise
+        return error.errno == errno.EBUSY
+    return False
+
+
 def below(
     place: Path,
     is_entered: Callable[[Path], bool] = lambda _: True,

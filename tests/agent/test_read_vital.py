@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remote_scripts.shared.reading import holders, nvidia, vital
 from remote_scripts.shared.reading.source import Source
-from remote_scripts.tools.run import Stand
+from remote_scripts.tools import disk as tools_disk
 from tests.agent.kit import Host
-from tests.agent.reading_kit import link, says
+from tests.agent.reading_kit import link
 
 NVME, SATA, USB, NIC, WIFI = "0000:02:00.0", "0000:00:17.0", "0000:c6:00.3", "0000:05:00.0", "0000:06:00.0"
 PORT = "0000:00:08.1"
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers as the kernel does: a disk is claimed, or an error, where its file says so."""
+
+    def is_claimed(where: Path) -> bool:
+        word = where.read_text()
+        if word.isdecimal():
+            raise OSError(int(word), os.strerror(int(word)))
+        return word == "claimed"
+
+    monkeypatch.setattr(tools_disk, "is_claimed", is_claimed)
 
 
 def carried(host: Host, kind: str = "storage") -> dict[str, set[str]]:
@@ -23,12 +39,15 @@ def carried(host: Host, kind: str = "storage") -> dict[str, set[str]]:
     return {one.name: {*one.devices, *(["?"] if one.trouble else [])} for one in found}
 
 
-def answers(said: dict[str, str]) -> Stand:
-    """A program that says something where it is asked so, and else nothing."""
-    return lambda arguments, _stdin: said.get(" ".join(arguments), "")
+def refused(host: Host) -> set[str]:
+    """The functions that the gate lets nobody have, and "?" where it lets nobody have one that might carry something."""
+    return set().union(*carried(host).values(), *carried(host, "network").values())
 
 
-WAY = {"-o route get 10.0.0.9": "10.0.0.9 dev wlp6s0 src 10.0.0.2 uid 0\n"}
+def claim(host: Host, *names: str) -> None:
+    """What the kernel does when a disk, or a part of it, is mounted or made a part of something."""
+    for name in names:
+        host.write(f"/dev/{name}", "claimed")
 
 
 def disk(host: Host, name: str, where: str, *parts: str) -> None:
@@ -71,12 +90,14 @@ def usb(host: Host) -> None:
 
 def plain(host: Host) -> None:
     usb(host)
+    claim(host, "sdb")
     mounts(host, "/dev/sdb2 / ext4")
 
 
 def lvm(host: Host) -> None:
     nvme(host)
     virtual(host, "dm-0", "nvme0n1p3")
+    claim(host, "nvme0n1", "dm-0")
     link(host, "/dev/mapper/pve-root", "/dev/dm-0")
     mounts(host, "/dev/mapper/pve-root / ext4")
 
@@ -87,6 +108,7 @@ def lvm_thin_on_two_disks(host: Host) -> None:
     virtual(host, "dm-0", "nvme0n1p3")
     virtual(host, "dm-1", "sda2")
     virtual(host, "dm-2", "dm-0", "dm-1")
+    claim(host, "nvme0n1", "sda", "dm-0", "dm-1", "dm-2")
     link(host, "/dev/mapper/pve-root", "/dev/dm-2")
     mounts(host, "/dev/mapper/pve-root / ext4")
 
@@ -96,6 +118,7 @@ def raid_and_encryption(host: Host) -> None:
     usb(host)
     virtual(host, "md0", "sda2", "sdb2")
     virtual(host, "dm-0", "md0")
+    claim(host, "sda", "sdb", "md0", "dm-0")
     link(host, "/dev/mapper/crypt", "/dev/dm-0")
     mounts(host, "/dev/mapper/crypt / xfs")
 
@@ -104,33 +127,28 @@ def bcache(host: Host) -> None:
     sata(host)
     usb(host)
     virtual(host, "bcache0", "sda2")
-    host.write(f"/sys/devices/pci0000:00/{PORT}/{USB}/x/block/sdb/bcache/marker", "")
-    sdb = os.path.realpath(host.root / "sys/class/block/sdb").removeprefix(str(host.root))
-    host.write(f"{sdb}/bcache/marker", "")
-    link(host, "/sys/devices/virtual/block/bcache0/bcache/cache/cache0", f"{sdb}/bcache")
+    claim(host, "sda", "sdb", "bcache0")
     mounts(host, "/dev/bcache0 / ext4")
 
 
 def zfs(host: Host) -> None:
     nvme(host)
     usb(host)
-    status = "  pool: rpool\nconfig:\n\n\trpool ONLINE\n\t  mirror-0 ONLINE\n\t    /dev/nvme0n1p3 ONLINE\n\t    /dev/sdb2 ONLINE\n"
-    host.programs["zpool"] = answers({"status -LP rpool": status})
+    claim(host, "nvme0n1", "sdb")
     mounts(host, "rpool/ROOT/pve-1 / zfs")
 
 
-def zfs_without_zpool(host: Host) -> None:
+def zfs_beside_an_exported_pool(host: Host) -> None:
     nvme(host)
     sata(host)
-    host.programs["lsblk"] = says("nvme0n1p3 zfs_member\nsda1 vfat\n")
+    claim(host, "nvme0n1")
     mounts(host, "rpool/ROOT/pve-1 / zfs")
 
 
 def btrfs_on_two_disks(host: Host) -> None:
     nvme(host)
     sata(host)
-    for name in ("nvme0n1p3", "sda1"):
-        link(host, f"/sys/fs/btrfs/11-22/devices/{name}", f"/sys/class/block/{name}")
+    claim(host, "nvme0n1", "sda")
     mounts(host, "/dev/sda1 / btrfs")
 
 
@@ -143,33 +161,35 @@ def nvme_with_two_ways(host: Host) -> None:
         host.write(f"/dev/{name}", "")
     host.write(f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0/dev", "")
     link(host, f"{home}/nvme0", f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0")
+    # What leads to the disk has a name of its own, and no node.
+    host.write(f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0/nvme0c0n1/hidden", "1\n")
+    link(host, "/sys/class/block/nvme0c0n1", f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0/nvme0c0n1")
+    claim(host, "nvme0n1")
     mounts(host, "/dev/nvme0n1p2 / ext4")
 
 
 def behind_a_volume_management_device(host: Host) -> None:
     disk(host, "nvme0n1", "pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/10000:e1:00.0/nvme/nvme0", "nvme0n1p2")
+    claim(host, "nvme0n1")
     mounts(host, "/dev/nvme0n1p2 / ext4")
 
 
 def network(host: Host) -> None:
-    """vmbr0 over a bond of a network card and Wi-Fi: the default route."""
-    host.programs["ip"] = says("")
+    """vmbr0 over a bond of a network card and Wi-Fi: the default route. A third card has no cable and is down."""
     for name, where in (("enp5s0", f"0000:00:02.3/{NIC}"), ("wlp6s0", f"0000:00:02.4/{WIFI}")):
-        host.write(f"/sys/devices/pci0000:00/{where}/net/{name}/operstate", "up")
+        host.write(f"/sys/devices/pci0000:00/{where}/net/{name}/flags", "0x1903\n")
         link(host, f"/sys/class/net/{name}", f"/sys/devices/pci0000:00/{where}/net/{name}")
-    host.write("/sys/devices/virtual/net/bond0/bonding/slaves", "enp5s0 wlp6s0\n")
-    link(host, "/sys/class/net/bond0", "/sys/devices/virtual/net/bond0")
-    host.write("/sys/devices/virtual/net/vmbr0/operstate", "up")
-    link(host, "/sys/devices/virtual/net/vmbr0/lower_bond0.5", "/sys/devices/virtual/net/bond0.5")
-    link(host, "/sys/devices/virtual/net/bond0.5/lower_bond0", "/sys/devices/virtual/net/bond0")
-    for name in ("vmbr0", "bond0.5"):
+    host.write("/sys/devices/pci0000:00/0000:07:00.0/net/enp7s0/flags", "0x1002\n")
+    link(host, "/sys/class/net/enp7s0", "/sys/devices/pci0000:00/0000:07:00.0/net/enp7s0")
+    for name in ("vmbr0", "bond0.5", "bond0"):
+        host.write(f"/sys/devices/virtual/net/{name}/flags", "0x1003\n")
         link(host, f"/sys/class/net/{name}", f"/sys/devices/virtual/net/{name}")
-    host.write("/proc/net/route", "Iface\tDestination\tGateway\nvmbr0\t00000000\t0100A8C0\nother\t0000A8C0\t0\n")
 
 
 def iscsi(host: Host) -> None:
     network(host)
     disk(host, "sdc", "platform/host6/session1/target6:0:0/6:0:0:0", "sdc1")
+    claim(host, "sdc")
     mounts(host, "/dev/sdc1 / ext4")
 
 
@@ -177,14 +197,13 @@ def loop(host: Host) -> None:
     usb(host)
     sata(host)
     virtual(host, "loop0")
-    host.write("/sys/devices/virtual/block/loop0/loop/backing_file", "/mnt/image/root.img\n")
+    claim(host, "sda", "sdb", "loop0")
     mounts(host, "/dev/loop0 / ext4", "/dev/sdb1 /mnt/image ext4", "/dev/sda1 /mnt ext4")
 
 
 def the_kernels_own_name(host: Host) -> None:
     nvme(host)
-    host.programs["mountpoint"] = says("259:2\n")
-    link(host, "/sys/dev/block/259:2", "/sys/class/block/nvme0n1p2")
+    claim(host, "nvme0n1")
     mounts(host, "/dev/root / ext4")
 
 
@@ -194,6 +213,7 @@ def overlay(host: Host) -> None:
 
 def a_card_reader(host: Host) -> None:
     disk(host, "mmcblk0", "platform/80860F14:00/mmc_host/mmc0/mmc0:0001", "mmcblk0p2")
+    claim(host, "mmcblk0")
     mounts(host, "/dev/mmcblk0p2 / ext4")
 
 
@@ -206,12 +226,12 @@ def a_card_reader(host: Host) -> None:
         (raid_and_encryption, {SATA, PORT, USB}),
         (bcache, {SATA, PORT, USB}),
         (zfs, {"0000:00:02.1", NVME, PORT, USB}),
-        (zfs_without_zpool, {"0000:00:02.1", NVME}),
+        (zfs_beside_an_exported_pool, {"0000:00:02.1", NVME}),
         (btrfs_on_two_disks, {"0000:00:02.1", NVME, SATA}),
         (nvme_with_two_ways, {"0000:00:02.1", NVME}),
         (behind_a_volume_management_device, {"0000:00:0e.0", "10000:e0:06.0", "10000:e1:00.0"}),
         (iscsi, {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}),
-        (loop, {PORT, USB}),
+        (loop, {SATA, PORT, USB}),
         (the_kernels_own_name, {"0000:00:02.1", NVME}),
         (overlay, {"?"}),
         (a_card_reader, set()),
@@ -221,80 +241,107 @@ def test_the_root_is_followed_to_the_functions_that_carry_it(
     host: Host, stack: Callable[[Host], None], carriers: set[str]
 ) -> None:
     stack(host)
-    (found,) = carried(host).values()
-    assert found == carriers
+    assert set().union(*carried(host).values()) == (set() if stack is iscsi else carriers)
+    assert carriers <= refused(host)
 
 
-def test_boot_swap_the_guests_store_and_esps_count_and_other_file_systems_do_not(host: Host) -> None:
+def test_boot_swap_the_guests_store_and_esps_count_and_what_nobody_has_does_not(host: Host) -> None:
+    """A disk counts whatever it is claimed for; of an ESP that isn't mounted, boot files are what tells."""
     nvme(host)
     sata(host)
     usb(host)
+    disk(host, "sdd", "pci0000:00/0000:00:1a.0/ata3/host2/target2:0:0/2:0:0:0", "sdd1")
     link(host, "/dev/disk/by-uuid/AAAA-BBBB", "/dev/nvme0n1p1")
     host.write("/etc/kernel/proxmox-boot-uuids", "AAAA-BBBB\nDEAD-BEEF\n")
-    host.write("/proc/swaps", "Filename Type Size Used Priority\n/dev/sda1 partition 8 0 -2\n/store/swap file 8 0 -3\n")
-    (host.root / "store").mkdir()
-    link(host, "/var/lib/vz", "/store/vz")
-    (host.root / "store/vz").mkdir()
-    mounts(
-        host,
-        "/dev/nvme0n1p2 / ext4",
-        "/dev/nvme0n1p1 /boot/efi vfat",
-        "/dev/sdb1 /store xfs",
-        "/dev/sda2 /mnt/films ext4",
-        "/dev/sdb2 /var/lib/homelab ext4",
-        "tmpfs /run tmpfs",
-    )
-    on_nvme = {"0000:00:02.1", NVME}
+    claim(host, "sda", "sdb")
+    mounts(host, "/dev/sdb1 / ext4", "tmpfs /run tmpfs")
     assert carried(host) == {
-        "/ (ext4 on /dev/nvme0n1p2)": on_nvme,
-        "/boot/efi (vfat on /dev/nvme0n1p1)": on_nvme,
-        "/store (xfs on /dev/sdb1)": {PORT, USB},
-        # What gives back a boot lies there: without it nothing does.
-        "/var/lib/homelab (ext4 on /dev/sdb2)": {PORT, USB},
-        "swap on /dev/sda1": {SATA},
-        "swap on /store/swap": {PORT, USB},
-        "the EFI system partition AAAA-BBBB": on_nvme,
+        "the disk nvme0n1 (an EFI system partition that the host boots from)": {"0000:00:02.1", NVME},
+        "the disk sda (in use)": {SATA},
+        "the disk sdb (in use)": {PORT, USB},
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [(errno.ENOMEDIUM, ""), *((code, "can't be told: ") for code in (errno.EIO, errno.ENXIO, errno.ENOENT))],
+)
+def test_a_disk_of_which_the_kernel_doesnt_tell_counts_unless_it_is_an_empty_drive(
+    host: Host, code: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usb(host)
+    mounts(host, "/dev/mmcblk0p1 / ext4")
+    monkeypatch.undo()
+    real = os.open
+
+    def fails(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if str(path) == str(host.root / "dev/sdb"):
+            raise OSError(code, os.strerror(code))
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", fails)
+    assert carried(host) == (
+        {f"the disk sdb (whether it is in use {name}{os.strerror(code)})": {PORT, USB}} if name else {}
+    )
+
+
+def test_a_claim_is_asked_of_the_kernel_by_opening_the_disk_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With partitions, on a real kernel: tests/metal/test_refused.py."""
+    usb(host)
+    monkeypatch.undo()
+    asked = []
+
+    def busy(path: Any, flags: int, *_: Any, **__: Any) -> int:
+        asked.append((str(path), flags))
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    where = host.root / "dev/sdb"
+    assert not tools_disk.is_claimed(where)
+    monkeypatch.setattr(os, "open", busy)
+    assert tools_disk.is_claimed(where) and asked == [(str(where), os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)]
 
 
 def test_the_network_is_followed_through_bridge_vlan_and_bond(host: Host) -> None:
     network(host)
     assert carried(host, "network") == {
-        "the network over which this host is reached (vmbr0)": {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}
+        "the network interface enp5s0 (it is up)": {"0000:00:02.3", NIC},
+        "the network interface wlp6s0 (it is up)": {"0000:00:02.4", WIFI},
     }
+
+
+def test_without_its_physical_function_a_virtual_one_is_gone(host: Host) -> None:
+    virtual_function = "/sys/devices/pci0000:00/0000:00:02.3/0000:05:00.4"
+    host.write(f"{virtual_function}/net/enp5s0v0/flags", "0x1003\n")
+    link(host, "/sys/class/net/enp5s0v0", f"{virtual_function}/net/enp5s0v0")
+    link(host, f"{virtual_function}/net/enp5s0v0/device", virtual_function)
+    host.write(f"/sys/devices/pci0000:00/0000:00:02.3/{NIC}/class", "0x020000\n")
+    link(host, f"{virtual_function}/physfn", f"/sys/devices/pci0000:00/0000:00:02.3/{NIC}")
+    assert carried(host, "network").popitem()[1] == {"0000:00:02.3", "0000:05:00.4", NIC}
 
 
 def test_of_open_vswitch_every_port_counts(host: Host) -> None:
     network(host)
-    for path in ("lower_bond0.5",):
-        (host.root / "sys/devices/virtual/net/vmbr0" / path).unlink()
-    link(host, "/sys/class/net/ovs-system", "/sys/devices/virtual/net/ovs-system")
-    (host.root / "sys/devices/virtual/net/ovs-system").mkdir()
-    link(host, f"/sys/devices/pci0000:00/0000:00:02.3/{NIC}/net/enp5s0/master", "/sys/devices/virtual/net/ovs-system")
+    (host.root / "sys/class/net/wlp6s0/flags").write_text("0x1002\n")
+    for name in ("ovs-system", "vmbr1"):
+        host.write(f"/sys/devices/virtual/net/{name}/flags", "0x1003\n")
+        link(host, f"/sys/class/net/{name}", f"/sys/devices/virtual/net/{name}")
     assert carried(host, "network").popitem()[1] == {"0000:00:02.3", NIC}
 
 
-def test_the_connection_counts_beside_the_default_route_also_under_sudo(host: Host) -> None:
-    network(host)
-    host.write("/proc/net/route", "Iface\tDestination\n")
-    host.programs["ip"] = answers(WAY)
-    host.write(f"/proc/{os.getppid()}/environ", "HOME=/root\0SSH_CONNECTION=10.0.0.9 51000 10.0.0.2 22\0")
-    assert carried(host, "network").popitem()[1] == {"0000:00:02.4", WIFI}
-
-
-def test_a_network_that_cant_be_found_is_said_to_be_so(host: Host) -> None:
-    host.write("/proc/net/route", "Iface\tDestination\n")
+@pytest.mark.parametrize("flags", ["0x1002\n", None], ids=["down", "none"])
+def test_a_network_that_cant_be_found_is_said_to_be_so(host: Host, flags: str | None) -> None:
+    if flags:
+        host.write(f"/sys/devices/pci0000:00/{NIC}/net/enp5s0/flags", flags)
+        link(host, "/sys/class/net/enp5s0", f"/sys/devices/pci0000:00/{NIC}/net/enp5s0")
     assert carried(host, "network").popitem()[1] == {"?"}
 
 
 @pytest.mark.parametrize("storage", ["nfs", "ceph", "iscsi", "nvme over tcp", "nvme over tcp, multipath"])
 def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(host: Host, storage: str) -> None:
     network(host)
-    host.write("/proc/net/route", "Iface\tDestination\n")
-    host.programs["ip"] = answers(WAY)
     if storage == "iscsi":
         disk(host, "sdc", "platform/host6/session1/target6:0:0/6:0:0:0", "sdc1")
-        host.write("/sys/class/iscsi_connection/connection1:0/persistent_address", "10.0.0.9\n")
+        claim(host, "sdc")
         mounts(host, "/dev/sdc1 / ext4")
     elif "nvme" in storage:
         controller = "/sys/devices/virtual/nvme-fabrics/ctl/nvme3"
@@ -305,7 +352,7 @@ def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(host: 
         home = f"{subsystem if 'multipath' in storage else controller}/nvme3n1"
         host.write(f"{home}/size", "1")
         link(host, "/sys/class/block/nvme3n1", home)
-        host.write("/dev/nvme3n1", "")
+        claim(host, "nvme3n1")
         mounts(host, "/dev/nvme3n1 / ext4")
     else:
         line = {
@@ -313,22 +360,19 @@ def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(host: 
             "ceph": "10.0.0.9:6789,10.0.0.8:6789:/ / ceph rw,name=admin 0 0\n",
         }[storage]
         host.write("/proc/mounts", line)
-    (found,) = carried(host).values()
-    assert found == {"0000:00:02.4", WIFI}
+    assert {"0000:00:02.4", WIFI} <= refused(host)
 
 
 @pytest.mark.parametrize("name", ["nbd0", "drbd1000", "rbd0"])
 def test_where_nothing_says_which_network_the_data_takes_every_one_counts(host: Host, name: str) -> None:
     network(host)
-    host.write("/proc/net/route", "Iface\tDestination\nenp5s0\t00000000\n")
-    addresses = "1: lo    inet 127.0.0.1/8\n5: enp5s0    inet 10.0.0.2/24\n6: wlp6s0    inet 10.9.0.2/24\n"
-    host.programs["ip"] = answers({"-o addr show": addresses})
     if name == "rbd0":
         disk(host, name, "rbd/0")
     else:
         virtual(host, name)
+    claim(host, name)
     mounts(host, f"/dev/{name} / ext4")
-    assert carried(host)[f"/ (ext4 on /dev/{name})"] == {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}
+    assert refused(host) == {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}
 
 
 def test_keyboards_are_those_with_keys_and_not_buttons(host: Host) -> None:

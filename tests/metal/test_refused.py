@@ -11,6 +11,14 @@ from tests.metal.host import NEIGHBOUR, Hosts, MetalStack
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
+#: A table of one partition, from 1 MiB on, of 32 MiB.
+ONE_PARTITION = """
+import struct
+entry = struct.pack("<8B2L", 0, 0, 0, 0, 0x83, 0, 0, 0, 2048, 65536)
+with open("/dev/nvme0n1", "r+b") as disk:
+    disk.write(bytes(446) + entry + bytes(48) + b"\\x55\\xaa")
+"""
+
 
 def refused(stack: MetalStack, *said: str) -> None:
     """An `up` that fails with these words and changes nothing: no file, no driver, no boot."""
@@ -45,3 +53,18 @@ def test_a_card_in_a_group_with_an_nvme_disk_is_refused_before_and_with_real_gro
     refused(stack, f"with it in the group: {disk}")
     group = stack.machine.run(f"ls /sys/bus/pci/devices/{NEIGHBOUR[0]}/iommu_group/devices").split()
     assert "0000:03:00.0" in group
+    # It may be allowed to go, but not while something of the host's has claimed it, or a part of it.
+    stack.config["homelab:hosts"]["pve"]["gpus"]["gpu"]["allowGroupMembers"] = ["0000:03:00.0"]
+    stack.preview()
+    stack.machine.run("python3 -", input=ONE_PARTITION)
+    stack.machine.run("blockdev --rereadpt /dev/nvme0n1; udevadm settle")
+    part = "/dev/nvme0n1p1"
+    for claimed, given_back in (
+        (f"mkfs.ext4 -qF {part}; mount {part} /mnt", "umount /mnt"),
+        (f"mkswap {part}; swapon {part}", f"swapoff {part}"),
+        (f"dmsetup create a --table '0 2048 linear {part} 0'", "dmsetup remove a"),
+    ):
+        stack.machine.run(claimed)
+        refused(stack, "carries the disk nvme0n1 (in use)")
+        stack.machine.run(given_back)
+    stack.preview()

@@ -380,13 +380,6 @@ def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
     assert "/0000:00:01.2/0000:02:00.0/" in str((host.root / "sys/class/block/nvme0n1").resolve())
 
 
-def test_the_disks_of_a_zfs_root_can_be_found(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs", running=True)
-    found = re.findall(r"/dev/\S+", host.output("zpool status -LP rpool"))
-    assert found == ["/dev/nvme0n1p3", "/dev/nvme1n1p3"]
-    assert host.run("zpool status nopool").returncode == 1
-
-
 def test_the_network_card_of_the_bridge_can_be_found(host: Host) -> None:
     assert host.output("ip route show default").startswith("default via 192.168.0.1 dev vmbr0")
     member = host.output("ls $ROOT/sys/class/net/vmbr0/brif").strip()

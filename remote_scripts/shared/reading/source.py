@@ -194,17 +194,6 @@ class Source:
         files = (file for file in below if hidden or not file.name.startswith("."))
         return sorted(path + str(file)[len(str(where)) :] for file in files if not file.is_symlink() and file.is_file())
 
-    def links_below(self, path: str, name: str) -> list[str]:
-        """The links below a folder, from there, that lead to what has this name."""
-        where = str(self.files.at(path))
-        return [
-            os.path.join(folder, entry).removeprefix(f"{where}/")
-            for folder, folders, files in os.walk(where)
-            for entry in (*folders, *files)
-            if os.path.islink(os.path.join(folder, entry))
-            and os.readlink(os.path.join(folder, entry)).endswith(f"/{name}")
-        ]
-
     def exists(self, path: str) -> bool:
         """Whether it is there; a link that leads nowhere isn't."""
         return self._of(path, lambda: os.path.exists(self.files.at(path)), False)
