@@ -62,14 +62,12 @@ def disk(host: Host, name: str, where: str, *parts: str) -> None:
         host.write(f"/dev/{part}", "")
 
 
-def virtual(host: Host, name: str, *slaves: str) -> None:
-    """A device that lies on others: dm, md, bcache."""
+def virtual(host: Host, name: str) -> None:
+    """A device that lies on others: dm, md, bcache. It has claimed them."""
     home = f"/sys/devices/virtual/block/{name}"
     host.write(f"{home}/size", "1")
     link(host, f"/sys/class/block/{name}", home)
     host.write(f"/dev/{name}", "")
-    for slave in slaves:
-        link(host, f"{home}/slaves/{slave}", f"/sys/class/block/{slave}")
 
 
 def mounts(host: Host, *lines: str) -> None:
@@ -96,37 +94,34 @@ def plain(host: Host) -> None:
 
 def lvm(host: Host) -> None:
     nvme(host)
-    virtual(host, "dm-0", "nvme0n1p3")
+    virtual(host, "dm-0")
     claim(host, "nvme0n1", "dm-0")
-    link(host, "/dev/mapper/pve-root", "/dev/dm-0")
     mounts(host, "/dev/mapper/pve-root / ext4")
 
 
 def lvm_thin_on_two_disks(host: Host) -> None:
     nvme(host)
     sata(host)
-    virtual(host, "dm-0", "nvme0n1p3")
-    virtual(host, "dm-1", "sda2")
-    virtual(host, "dm-2", "dm-0", "dm-1")
+    virtual(host, "dm-0")
+    virtual(host, "dm-1")
+    virtual(host, "dm-2")
     claim(host, "nvme0n1", "sda", "dm-0", "dm-1", "dm-2")
-    link(host, "/dev/mapper/pve-root", "/dev/dm-2")
     mounts(host, "/dev/mapper/pve-root / ext4")
 
 
 def raid_and_encryption(host: Host) -> None:
     sata(host)
     usb(host)
-    virtual(host, "md0", "sda2", "sdb2")
-    virtual(host, "dm-0", "md0")
+    virtual(host, "md0")
+    virtual(host, "dm-0")
     claim(host, "sda", "sdb", "md0", "dm-0")
-    link(host, "/dev/mapper/crypt", "/dev/dm-0")
     mounts(host, "/dev/mapper/crypt / xfs")
 
 
 def bcache(host: Host) -> None:
     sata(host)
     usb(host)
-    virtual(host, "bcache0", "sda2")
+    virtual(host, "bcache0")
     claim(host, "sda", "sdb", "bcache0")
     mounts(host, "/dev/bcache0 / ext4")
 

@@ -41,7 +41,7 @@ def _storage(source: Source) -> Iterator[Vital]:
         functions = _functions_behind(source, folder)
         if functions and (use := _use(source, name)):
             yield Vital("storage", f"the disk {name} ({use})", functions)
-        elif functions and any(esp.startswith(f"{folder}/") for esp in esps):
+        elif functions and any(f"{esp}/".startswith(f"{folder}/") for esp in esps):
             yield Vital("storage", f"the disk {name} (an EFI system partition that the host boots from)", functions)
 
 
