@@ -185,40 +185,22 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
         cut short; where Python is, an earlier step has taken it away with what it had installed. What is left is of
         this program alone, and is removed without them.
     """
-    file = f'"$ROOT"{place(owner)}'
-    # Python does nothing for an empty file, and calls that a success.
-    checks = [f"[ -s {file} ] || {{ printf {_missing(owner)}; exit 1; }}"]
+    # pulumi-command quotes this text in the error of whatever fails: it stays a few words.
+    lines = [f'agent="$ROOT"{place(owner)}']
     if verb == "revert":
-        nothing = shlex.quote('{"reverted":"nothing"}')
-        checks.insert(0, f"[ -e \"$ROOT\"{HOME} ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
-        if is_last:
-            parents = f'"$ROOT"{_AGENTS} "$ROOT"{HOME}'
-            gone = f'rm -rf -- "$ROOT"{_AGENTS}/{owner} && {{ rmdir -- {parents} 2>/dev/null; :; }}'
-            there = f"[ -s {file} ] && [ -x {boot_service.PYTHON.split()[0]} ]"
-            checks.insert(1, f"{there} || {{ {gone} && printf '%s\\n' {nothing}; exit; }}")
-    return _as_root("\n".join([*checks, f"{boot_service.PYTHON} {file} {verb}"]), user)
+        lines.append(f'[ -e "$ROOT"{HOME} ] || exit 0')
+    if is_last:
+        parents = f'"$ROOT"{_AGENTS} "$ROOT"{HOME}'
+        gone = f'rm -rf -- "${{agent%/*}}" && {{ rmdir -- {parents} 2>/dev/null; :; }}'
+        lines.append(f'[ -s "$agent" ] && [ -x {boot_service.PYTHON.split()[0]} ] || {{ {gone}; exit; }}')
+    else:  # Python does nothing for an empty file, and calls that a success
+        lines.append('[ -s "$agent" ] || { echo "$agent is missing or empty: run pulumi up --refresh"; exit 1; }')
+    return _as_root("\n".join([*lines, f'{boot_service.PYTHON} "$agent" {verb}']), user)
 
 
 def _as_root(command_line: str, user: str) -> str:
     """The command line itself for root; any other user needs sudo for bash (docs/settings-access.md)."""
     return command_line if user == "root" else f"sudo -n bash -c {shlex.quote(command_line)}"
-
-
-# pulumi-command quotes the command line in the error of whatever fails. Without colons this is no second message there.
-_FOUR_PARTS = "wanted\\072 %s\\nfound\\072  %s\\nwhy\\072    %s\\nnext\\072   %s\\n"
-
-
-def _missing(owner: str) -> str:
-    """Words for printf."""
-    return shlex.join(
-        (
-            _FOUR_PARTS,
-            f"this program's part on this system, {place(owner)}",
-            "it is missing, or empty",
-            "this step is done by it; nothing was changed",
-            "run `pulumi up --refresh`, which puts it there again, then the same once more",
-        )
-    )
 
 
 # What a host says that has no agent of the version that is asked for.

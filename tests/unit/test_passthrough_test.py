@@ -23,7 +23,7 @@ def test_it_is_one_command_that_runs_again_for_other_functions_and_has_no_undo(
 ) -> None:
     resources = told(changed({"hosts.pve.gpus.rtx5090.passthroughTest": True}))
     command = resources["command:remote:Command", "pve-rtx5090-test"]
-    assert command["create"].endswith("agent.pyz apply") and "delete" not in command
+    assert command["create"].endswith('"$agent" apply') and "delete" not in command
     assert command["triggers"] == [{"0000:01:00.0": "10de:2b85"}]
     request = json.loads(command["stdin"])
     assert request["input"]["functions"] == {"0000:01:00.0": "10de:2b85"}
