@@ -133,4 +133,7 @@ class VmMemory:
             try:
                 ledger.forget(ssh.Session(self._host), ledger.of_power(self._vmid))
             except HomelabError as error:  # its start, which is among the node's tasks, says the same
-                tell(f"{self._guest}: note: its host keeps the note that VM {self._vmid} ran ({error.found})")
+                tell(
+                    f"{self._guest}: the note on {self._host.address} that VM {self._vmid} ran couldn't be taken "
+                    f"away, which does no harm: {error.found}"
+                )

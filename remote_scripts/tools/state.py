@@ -86,7 +86,7 @@ class Work:
         if time.monotonic() >= self.ends:
             raise Failure(
                 f"this step done within {self.limit:g} s",
-                f"it still waits{': ' if what else ''}{what}",
+                f"it is still {what or 'waiting'}",
                 "it ends here, so that the next run finds it ended; what it has changed is put back",
                 "see what it waits for, then run `pulumi up` again. What takes longer by nature: timeouts.step",
             )

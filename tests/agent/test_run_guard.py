@@ -192,7 +192,7 @@ def test_a_step_that_no_run_has_begun_is_ended_by_its_limit_alone(host: Host) ->
         with guarded(host, "ben") as other:
             assert answer(other) == HELD
         begun.join(PATIENCE)
-    assert begun.said == "it still waits: waiting for the test"
+    assert begun.said == "it is still waiting for the test"
 
 
 def test_another_one_is_named_at_once_in_the_log(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
