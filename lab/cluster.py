@@ -83,11 +83,6 @@ class LabCluster:
             lab.stop()
 
     @property
-    def ceph(self) -> Ceph:
-        """Its Ceph, as it is now; only of a cluster that has one."""
-        return Ceph(Cluster(self.folder))
-
-    @property
     def ha(self) -> dict[str, Any]:
         """What HA's manager knows, as it is now (lab/api/ha_manager.py); nothing where HA was never in use."""
         path = self.folder / HA_FILE

@@ -64,13 +64,10 @@ def reboot(
     rollback_after: int = ROLLBACK_SECONDS,
     awaited: int = 3 * ROLLBACK_SECONDS,
     driver: str = "",
-    maintenance: bool = False,
 ) -> Asked:
     """The reboot into what was configured."""
     boot = Boot(words=tuple(words.split()), driver=driver)
-    wanted = reboot_layer.Wanted(
-        policy=policy, boot=boot, rollback_after=rollback_after, awaited=awaited, maintenance=maintenance
-    )
+    wanted = reboot_layer.Wanted(policy=policy, boot=boot, rollback_after=rollback_after, awaited=awaited)
     return Asked("reboot", wanted)
 
 

@@ -37,7 +37,6 @@ def diagnose(reading: Reading, host: Host) -> Report:
         [
             *_notes(reading),
             *_turned_away(reading, host),
-            *_set_aside(reading),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),
             *_resets(reading, host, slots),
             *remarks,
@@ -217,19 +216,6 @@ def _turned_away(reading: Reading, host: Host) -> list[str]:
         "run is still at work"
         for name, message in reading.facts.turned_away.items()
         if name in host.hands_over
-    ]
-
-
-def _set_aside(reading: Reading) -> list[str]:
-    """Remarks on Ceph's noout and HA's maintenance mode, set for a restart of the node and not put back yet."""
-    notes = dict(line.split(" ", 1) for line in reading.facts.set_aside.splitlines() if " " in line)
-    texts = [f"Ceph doesn't replace its disks {notes['noout']} (noout)"] if "noout" in notes else []
-    texts += ["HA's maintenance mode is on"] if "maintenance" in notes else []
-    return [
-        f"set for a restart of this node, and not put back yet: {text}. Once no run is at work, the node puts it back "
-        f"(homelab-turn.timer); if it doesn't, the journal of homelab-turn.service says why. If Ceph or the cluster "
-        "is gone for good: docs/troubleshooting.md, A node goes on trying to end its turn"
-        for text in texts
     ]
 
 

@@ -321,8 +321,7 @@ class PlannedReboot:
     """Whether the host must be rebooted, as the layer reboot decides it (remote_scripts/shared/reboot_required.py).
 
     `reasons`: for it; `perhaps`: reasons that only the installation of packages confirms; `guests`: running guests that
-    it stops; `moves`: guests that are on other nodes meanwhile; `cluster`: why the reboot waits for the cluster, empty:
-    it doesn't.
+    it stops; `cluster`: why the reboot waits for the cluster, empty: it doesn't.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -331,14 +330,13 @@ class PlannedReboot:
     perhaps: list[str]
     guests: str
     cluster: str = ""
-    moves: str = ""
 
     def in_short(self, cards: Mapping[str, CardPlan]) -> str:
         """The reboot and its reasons in few words.
 
         :param cards: of the plan.
         """
-        stops = stopping(self.guests, self.moves, again=self.reboot != "manual")
+        stops = stopping(self.guests, again=self.reboot != "manual")
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
             waits = f"; it waits: {self.cluster}" if self.cluster else ""

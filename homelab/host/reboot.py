@@ -35,7 +35,6 @@ def wanted(host: Host, boot: Boot) -> Wanted:
         rollback_after=host.timeouts.rollback,
         awaited=host.timeouts.boot,
         keep_quorum=not host.allow_quorum_loss,
-        maintenance=host.guests_at_reboot == "maintenance",
     )
 
 
@@ -49,17 +48,15 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
     return _joined(phrases or [_BLACKLIST_ALONE] * bool(reasons), ", and ")
 
 
-def stopping(guests: str, moves: str = "", *, again: bool = True) -> str:
+def stopping(guests: str, *, again: bool = True) -> str:
     """The effect of a reboot on guests, as a part of a sentence.
 
     :param guests: that it stops, as the layer reboot names them.
-    :param moves: guests that are on other nodes meanwhile.
     :param again: whether the guests are started again, which this program's reboots do even without `onboot`.
     """
-    away = f"other nodes have {moves} meanwhile; " if moves else ""
     if not guests or not again:
-        return f"{away}it stops {guests or 'no running guest'}"
-    return f"{away}it stops {guests}, and starts {'them' if '), ' in guests else 'it'} again"
+        return f"it stops {guests or 'no running guest'}"
+    return f"it stops {guests}, and starts {'them' if '), ' in guests else 'it'} again"
 
 
 def _phrases(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[str]:

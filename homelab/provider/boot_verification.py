@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from homelab.errors import HomelabError, UnreachableError, raise_all
+from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, kernel_log, names, plan
 from homelab.host.facts import HostFacts
 from homelab.host.reboot import in_short, stopping
@@ -17,10 +17,8 @@ from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
 from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
-from remote_scripts.layers import absent_node, cluster_turn, start_guests
+from remote_scripts.layers import cluster_turn, start_guests
 
-# For a connection to another node of the cluster.
-PEER_SECONDS = 5.0
 # For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
 STARTS_SECONDS = 900.0
 # A running guest in what the layer reboot answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
@@ -39,13 +37,8 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
             why = (
                 "" if inputs.host in self.announced_reboots else f", because {in_short(reboot['reasons'], inputs.gpus)}"
             )
-            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'], reboot['moves'])}")
-        try:
-            facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
-        except UnreachableError:
-            if reboot["turn"]:
-                self._give_up(inputs.host, self.host(inputs).node or inputs.host)
-            raise
+            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
+        facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
         tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
@@ -60,21 +53,6 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         # What is to run in any case isn't looked at again because of a reboot (ContainerProbe's `resume`).
         later = [vmid for vmid, power in containers.items() if power == "keep"]
         return ManagedGuests([*(vmid for vmid in vms if vmid not in off), *later], off)
-
-    def _give_up(self, name: str, node: str) -> None:
-        """A node may not come back: the cluster is told to replace its disks, by the first other node
-        that can be reached and whose Ceph does it."""
-        for peer in self.stack.peers(name):
-            try:
-                lifted = _lift(self.stack.host(peer), node)
-            except HomelabError:
-                continue  # that is said by its own resources
-            if lifted != "no":
-                return
-            tell(f"{name}: note: {peer} could not unset Ceph's noout for its disks")
-        tell(
-            f"{name}: note: if it has disks of Ceph, `ceph osd dump` on another node says whether they still have noout"
-        )
 
     def hold_on(self, inputs: BootVerification.Inputs) -> None:
         """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
@@ -132,27 +110,18 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
 
 def _end_turn(host: Host, name: str) -> None:
     """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no
-    reason to fail.
-
-    For guests that HA brings back it waits minutes; where they are is said meanwhile, and what stays to be known as a
-    note.
-    """
-
-    def show(line: str) -> None:
-        (tell if line.startswith("note: ") else tell_meanwhile)(f"{name}: {line}")
-
+    reason to fail."""
     try:
-        session = ssh.Session(host)
-        seconds = (
-            cluster_turn.LOCK_SECONDS + cluster_turn.CLUSTER_SECONDS + cluster_turn.RETURN_SECONDS + host.timeouts.api
-        )
-        answer = session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds, show)
+        seconds = cluster_turn.LOCK_SECONDS + cluster_turn.CLUSTER_SECONDS + host.timeouts.api
+        over = ssh.Session(host).ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds)["over"]
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")
-        answer = {"over": False, "set": ""}
-    if not answer["over"]:
-        left = answer["set"] or "no other node is restarted"
-        tell(f"{name}: note: it couldn't tell its cluster that it is back; it goes on trying, and until it can {left}")
+        over = False
+    if not over:
+        tell(
+            f"{name}: note: it couldn't tell its cluster that it is back: no other node restarts until the time of its "
+            "turn has passed, or until `rm /etc/pve/priv/homelab-reboot`"
+        )
 
 
 def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
@@ -177,12 +146,6 @@ def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
         tell(f"{name}: started again what ran before the reboot: {', '.join(answer['started'])}")
     for line in answer["off"]:
         tell(f"{name}: note: {line}")
-
-
-def _lift(host: Host, node: str) -> str:
-    """`yes`, `no`, or `none` where there is nothing to lift."""
-    wanted = absent_node.Wanted(node=node)
-    return str(ssh.Session(host, PEER_SECONDS).ask("apply", "absent_node", wanted)["lifted"])
 
 
 def kernel_errors(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:

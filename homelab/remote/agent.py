@@ -52,9 +52,10 @@ def place(owner: str) -> str:
 
 
 _INSTALLED_FILES = (
-    "grub_entry", "init_top", "initramfs_hook", "inspect_inside", "passthrough_init", "rollback", "systemd_boot_entry",
+    "cluster_write.pl", "grub_entry.sh", "init_top.sh", "initramfs_hook.sh", "inspect_inside.sh", "passthrough_init.sh",
+    "rollback.sh", "systemd_boot_entry.sh",
 )  # fmt: skip
-installed.TEXTS = {name: scripts.file(f"{name}.sh") for name in _INSTALLED_FILES}
+installed.TEXTS = {name.partition(".")[0]: scripts.file(name) for name in _INSTALLED_FILES}
 helper.TEXT = scripts.file("container_helper.sh")
 
 

@@ -35,10 +35,8 @@ def of_step(host: Host, stack: Nvidia | None = None) -> int:
 
 
 def of_reboot(host: Host) -> int:
-    """Seconds for the layer reboot: besides a step's own, it waits for the cluster up to four times, and for HA,
-    which moves guests."""
-    moving = reboot.MOVE_SECONDS if host.guests_at_reboot == "maintenance" else 0
-    return host.timeouts.step + 4 * reboot.TURN_SECONDS + moving
+    """Seconds for the layer reboot: besides a step's own, it waits for the cluster up to three times."""
+    return host.timeouts.step + 3 * reboot.TURN_SECONDS
 
 
 def of_task(host: Host, inputs: Mapping[str, Any]) -> int:

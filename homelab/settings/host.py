@@ -234,10 +234,6 @@ class Host(Model):
     cluster: Name | None = None
     """The cluster that the host is a node of: any name of your choice. Hosts that share this name reboot one at a time,
     each only once the one before is back and verified."""
-    guests_at_reboot: Literal["shutdown", "maintenance"] = "shutdown"
-    """What happens to the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down, and those
-    that ran are started again, with `onboot` or without. `maintenance`: HA's maintenance mode is on during the restart;
-    HA moves its guests to other nodes before, and back afterwards. All other guests are shut down."""
     allow_quorum_loss: bool = False
     """`true`: reboot the node even if the others have no quorum without it, as in a cluster of two without a QDevice.
     Until it is back, they start no guest and accept no change. It is still refused while HA has a guest that isn't
@@ -246,14 +242,6 @@ class Host(Model):
     """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()
     """How long the program waits for the host."""
-
-    @model_validator(mode="after")
-    def _fit_to_move(self) -> Self:
-        if self.guests_at_reboot != "shutdown" and self.cluster is None:
-            raise ValueError(
-                f"guestsAtReboot: {self.guests_at_reboot} is for a node of a Proxmox VE cluster: say which, by cluster"
-            )
-        return self
 
     @property
     def gives_cards(self) -> bool:

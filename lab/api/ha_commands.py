@@ -44,8 +44,6 @@ def ha_manager(host: HostState, arguments: list[str]) -> None:
             _move(host, verb, *words)
         elif verb == "crm-command" and words[:1] in (["migrate"], ["relocate"]) and len(words) == 3:
             _move(host, *words)
-        elif verb == "crm-command" and words[:1] == ["node-maintenance"] and len(words) == 3:
-            _maintenance(host, words[1], words[2])
         else:
             raise Unknown(f"the lab's ha-manager has no {' '.join(arguments)!r}")
 
@@ -107,13 +105,6 @@ def _move(host: HostState, verb: str, given: str, node: str) -> None:
         raise Died(f"resource '{sid}' is not HA managed")
     _require_no_error(host, sid)
     _queue(host, f"{verb} {sid} {node}")
-
-
-def _maintenance(host: HostState, what: str, node: str) -> None:
-    if what not in ("enable", "disable"):
-        raise Unknown(f"the lab's ha-manager has no 'crm-command node-maintenance {what}'")
-    _require_node(host, node)
-    _queue(host, f"{what}-node-maintenance {node}")
 
 
 def _require_node(host: HostState, node: str) -> None:

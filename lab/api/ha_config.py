@@ -88,7 +88,7 @@ def commands_of(host: HostState) -> Path:
 
 
 def queue(host: HostState, command: str) -> None:
-    """Ask the manager for something, which its next round does: `migrate vm:103 pve2`, `enable-node-maintenance pve1`."""
+    """Ask the manager for something, which its next round does: `migrate vm:103 pve2`."""
     with commands_of(host).open("a", encoding="utf-8") as file:
         file.write(f"{command}\n")
 

@@ -46,16 +46,14 @@ class HaManager:
         self._before = text
         data = json.loads(text)
         self.master: str | None = data.get("master")
-        #: Node -> mode (active, maintenance, restart) and state of its agent, and since when (seconds since 1970) nobody has heard of it.
+        #: Node -> mode (active, restart) and state of its agent, and since when (seconds since 1970) nobody has heard of it.
         self.nodes: dict[str, dict[str, Any]] = data.get("nodes", {})
-        #: Service -> node, state; target while it is on its way; home, where it goes back to; due: its agent is to start it.
+        #: Service -> node, state; target while it is on its way; due: its agent is to start it.
         self.services: dict[str, dict[str, Any]] = data.get("services", {})
-        #: Nodes for which maintenance was asked for.
-        self.maintenance: list[str] = data.get("maintenance", [])
 
     def save(self) -> None:
         """Write what has changed: nothing where HA isn't in use, so that no round looks there."""
-        data = {"master": self.master, "nodes": self.nodes, "services": self.services, "maintenance": self.maintenance}
+        data = {"master": self.master, "nodes": self.nodes, "services": self.services}
         if not any(data.values()) and not self._path.exists():
             return
         text = json.dumps(data, indent=1, sort_keys=True) + "\n"
@@ -82,13 +80,13 @@ class HaManager:
         if not self.members.quorate:
             return
         config = ha_config.read(self.host)
-        if not config and not self.services and not self.maintenance and not ha_config.commands_of(self.host).exists():
+        if not config and not self.services and not ha_config.commands_of(self.host).exists():
             return
         own = self.nodes.setdefault(self.host.node, {})
         own.pop("gone", None)
-        own["mode"] = "maintenance" if self.host.node in self.maintenance else "active"
+        own["mode"] = "active"
         busy = any(one["node"] == self.host.node and one["state"] != "stopped" for one in self.services.values())
-        own["state"] = ("maintenance" if own["mode"] == "maintenance" else "active") if busy else "wait_for_agent_lock"
+        own["state"] = "active" if busy else "wait_for_agent_lock"
         if self.master not in self.online:
             self.master = self.host.node
         if self.master == self.host.node:
@@ -114,11 +112,7 @@ class HaManager:
     def _obey(self) -> None:
         for command in ha_config.take_commands(self.host):
             what, *words = command.split()
-            if what == "enable-node-maintenance" and words[0] not in self.maintenance:
-                self.maintenance.append(words[0])
-            elif what == "disable-node-maintenance" and words[0] in self.maintenance:
-                self.maintenance.remove(words[0])
-            elif what in _ON_THE_WAY and words[0] in self.services and words[1] in self.online:
+            if what in _ON_THE_WAY and words[0] in self.services and words[1] in self.online:
                 self.services[words[0]]["asked"] = words[1]
 
     def _decide(self, sid: str, one: dict[str, Any], wanted: str, places: dict[int, Any]) -> None:
@@ -133,24 +127,9 @@ class HaManager:
             one["state"] = "freeze"
             return
         one["state"] = "started" if wanted == "started" else "stopped"
-        asked, target = one.pop("asked", None), None
-        if asked not in (None, one["node"]):
-            target = asked
-        elif one["state"] == "started" and one["node"] in self.maintenance:
-            target = self._another(one["node"])
-            if target is not None:
-                one.setdefault("home", one["node"])
-        elif one.get("home") in self.online - set(self.maintenance) and self.nodes[one["home"]]["mode"] == "active":
-            target = one.pop("home")
-        if target is not None and target != one["node"]:
+        target = one.pop("asked", None)
+        if target not in (None, one["node"]):
             one |= {"state": "migrate" if sid.startswith("vm:") else "relocate", "target": target}
-
-    def _another(self, node: str) -> str | None:
-        """The node with the fewest services, of those that may have one more."""
-        there = [one.get("target", one["node"]) for one in self.services.values()]
-        free = [name for name in sorted(self.online - set(self.maintenance)) if name != node]
-        free = [name for name in free if self.nodes.get(name, {}).get("mode") == "active"]
-        return min(free, key=there.count, default=None)
 
     def begin(self) -> Iterator[Work]:
         """The tasks that this node's agent begins now."""
@@ -205,8 +184,8 @@ class HaManager:
         about = self.nodes[node]
         mode, state = about.get("mode", "active"), about.get("state", "unknown")
         heard = self.members.quorate and node in self.online
-        watchdog = "active" if heard and state in ("active", "maintenance") else "standby"
-        if mode == "maintenance" or (heard and mode != "active"):
+        watchdog = "active" if heard and state == "active" else "standby"
+        if heard and mode != "active":
             said = f"{mode} mode"
         elif not heard:
             said = "old timestamp - dead?"
@@ -247,11 +226,11 @@ def file_of(host: HostState) -> Path:
 
 
 def leave(host: HostState) -> None:
-    """A node goes down: its services are frozen until it is back, and started then; those of a node in maintenance have left."""
+    """A node goes down: its services are frozen until it is back, and started then."""
     manager = HaManager(host)
     about = manager.nodes.get(host.node)
     if about is not None:
-        about["mode"] = "maintenance" if host.node in manager.maintenance else "restart"
+        about["mode"] = "restart"
     for sid, one in manager.services.items():
         if one["node"] == host.node and one["state"] not in _ON_THE_WAY:
             kind, vmid = ha_config.kind_of(sid)

@@ -30,15 +30,11 @@ class Ceph:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         data = json.loads((cluster.folder / FILE).read_text(encoding="utf-8"))
-        self.fsid: str = data["fsid"]
         #: Disk's number -> its node.
         self.osds: dict[int, str] = {int(number): node for number, node in data["osds"].items()}
         #: The nodes with a monitor, by name.
         self.monitors: list[str] = data["monitors"]
         self.size, self.min_size = int(data["size"]), int(data["min_size"])
-        #: Of each disk: `noout` and the like.
-        self.flags_of: dict[int, list[str]] = {int(number): flags for number, flags in data["flags_of"].items()}
-        self.epoch: int = data["epoch"]
 
     @classmethod
     def of(cls, host: HostState) -> Ceph | None:
@@ -55,8 +51,8 @@ class Ceph:
         """
         osds = {number: node for node, numbers in data["osds"].items() for number in numbers}
         made = {
-            "fsid": "6a8f2c1e-52d1-4b0e-9f3f-7c1d0b6f2a11", "osds": osds, "monitors": data.get("monitors", list(data["osds"])),
-            "size": data.get("size", 3), "min_size": data.get("min_size", 2), "flags_of": {}, "epoch": 57,
+            "osds": osds, "monitors": data.get("monitors", list(data["osds"])),
+            "size": data.get("size", 3), "min_size": data.get("min_size", 2),
         }  # fmt: skip
         write_atomically(folder / FILE, json.dumps(made, indent=1) + "\n")
 
@@ -67,13 +63,6 @@ class Ceph:
         if node in data.get("monitors", list(data["osds"])):
             found[f"/var/lib/ceph/mon/ceph-{node}/kv_backend"] = "rocksdb\n"
         return found
-
-    def save(self) -> None:
-        """Write the flags; each change is another epoch of the map."""
-        path = self._cluster.folder / FILE
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data |= {"flags_of": self.flags_of, "epoch": self.epoch + 1}
-        write_atomically(path, json.dumps(data, indent=1) + "\n")
 
     def _runs(self, node: str, seconds: float) -> bool:
         peer = self._cluster.peers[node]

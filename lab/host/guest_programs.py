@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from .account_programs import current_user
+from .node_programs import real
 from .program import Failure, Options, UsageError, ask_daemon, logged
 from .pve_packages import pve_packages
 from .state import HostState
 
-#: What makes a ticket of root@pam with Proxmox VE's own modules: the one program in Perl with these that the lab has.
+#: What makes a ticket of root@pam with Proxmox VE's own modules. Of other programs with these the lab has what takes a lock of the whole cluster.
 TICKET = (
     "-MPVE::AccessControl",
     "-MPVE::Cluster=cfs_read_file",
@@ -108,7 +109,7 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
     """
     if tuple(arguments) != TICKET:
         raise UsageError(
-            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam alone, not {arguments!r}"
+            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam, and cfs_lock_domain, not {arguments!r}"
         )
     preload()
     from lab.api.auth import ROOT, is_enabled, ticket
@@ -123,6 +124,25 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
         raise Failure(f"user '{ROOT}' is disabled", 255)
     print(ticket(host, ROOT), end="")
     return 0
+
+
+def modules(pve: Path, *, quorate: bool) -> dict[str, str]:
+    """What this machine's Perl needs in its environment to have the lab's few calls of Proxmox VE's modules.
+
+    Args:
+        pve: the folder that is /etc/pve.
+        quorate: whether the node has a quorum.
+    """
+    return {"PERL5LIB": str(Path(__file__).with_name("perl")), "LAB_PVE": str(pve), "LAB_QUORATE": str(int(quorate))}
+
+
+def under_cluster_lock(host: HostState, arguments: list[str]) -> int:
+    """Perl with Proxmox VE's modules, for what it does under a lock of the whole cluster."""
+    preload()
+    from lab.api.quorum import Members
+
+    os.environ.update(modules(host.rooted("/etc/pve"), quorate=Members(host).quorate))
+    return logged(host, "perl", arguments, lambda: real("perl", arguments))
 
 
 def _power(host: HostState, command: str) -> None:

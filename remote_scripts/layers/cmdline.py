@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts import installed
-from remote_scripts.shared import boot, cluster, switch
+from remote_scripts.shared import boot, switch, turn
 from remote_scripts.shared.cmdline import RECORDS, configured, generated
 from remote_scripts.shared.words import missing_words, without_words
 from remote_scripts.tools.errors import Failure
@@ -91,7 +91,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
     """Takes out whatever was put there by this name, and what no other layer may come to give back: an initramfs that
     is to be made anew, this node's turn in its cluster.
 
-    :raises Failure: as of `apply`; what was set for this node's restart can't be put back.
+    :raises Failure: as of `apply`.
     """
     files = system.files
     files.followed_by = _STEP
@@ -106,7 +106,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
     _finish_initramfs(system)
     files.remove(f"{HOME}/wanted-boot")
     files.finish()  # whatever becomes of the cluster
-    cluster.give_turn_back(system)
+    turn.give_back(system)
     switch.disarm_when_given_back(system)
     return Changed(changed)
 

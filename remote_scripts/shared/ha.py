@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from remote_scripts.shared import pmxcfs
@@ -17,15 +16,13 @@ _MANAGER = "/etc/pve/ha/manager_status"
 _HAS_ONE = re.compile(rb"^(vm|ct):", re.MULTILINE)
 # A state may have several words (clearing error flag); a service whose guest is gone is on the node `---`.
 _SERVICE = re.compile(r"^service ([^ ]+) \(([^,]+), ([^)]+)\)", re.MULTILINE)
-# `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`, `lrm pve2 (active, watchdog active, …)`;
-# older ones don't name the watchdog.
-_KEPT_FREE = re.compile(r"^lrm (\S+) \(maintenance mode", re.MULTILINE)
+# `lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)`; older ones don't name the watchdog.
 _ACTIVE = re.compile(r"^lrm (\S+) \(active,(?!.*watchdog standby)", re.MULTILINE)
 # Its watchdogs are off everywhere, since `ha-manager crm-command disarm-ha` (pve-ha-manager 5.1.3).
 _DISARMED = re.compile(r"^fencing disarmed,", re.MULTILINE)
 #: Of a guest that doesn't run, by HA's will.
 STOPPED = frozenset(("stopped", "disabled", "ignored", "ignore"))
-#: A service that is in none of these states has to leave a node that is kept free.
+#: A service that is in one of these states is moved nowhere.
 LEFT_ALONE = STOPPED | {"error", "freeze"}
 
 
@@ -37,26 +34,14 @@ class Service:
     node: str
     state: str
 
-    @property
-    def is_left(self) -> bool:
-        """Whether HA moves it nowhere."""
-        return self.state in LEFT_ALONE
-
 
 @dataclass(frozen=True)
 class Status:
-    """What HA says. `kept_free`: nodes whose maintenance mode is on; `active`: nodes whose agent is; `disarmed`: no
-    node has a watchdog that HA keeps.
-    """
+    """What HA says. `active`: nodes whose agent is; `disarmed`: no node has a watchdog that HA keeps."""
 
     services: tuple[Service, ...]
-    kept_free: tuple[str, ...]
     active: tuple[str, ...]
     disarmed: bool
-
-    def of(self, node: str) -> list[Service]:
-        """The services on a node."""
-        return [service for service in self.services if service.node == node]
 
 
 class NoAnswerError(Exception):
@@ -118,8 +103,7 @@ def status(system: System) -> Status:
     if done.status != 0 or "quorum" not in text:
         raise NoAnswerError(text)
     services = tuple(Service(*fields) for fields in _SERVICE.findall(text))
-    kept_free, active = tuple(_KEPT_FREE.findall(text)), tuple(_ACTIVE.findall(text))
-    return Status(services, kept_free, active, bool(_DISARMED.search(text)))
+    return Status(services, tuple(_ACTIVE.findall(text)), bool(_DISARMED.search(text)))
 
 
 def has_frozen(system: System, service: str) -> bool:
@@ -136,20 +120,6 @@ def has_frozen(system: System, service: str) -> bool:
         return False
 
 
-def services_here(system: System, node: Node) -> list[str]:
-    """The ids of the services that HA has on this node and would move.
-
-    :raises NoAnswerError: it can't be told.
-    """
-    try:
-        has = has_services(system, node)
-    except Failure as failure:
-        raise NoAnswerError(failure.found) from failure
-    if has is None or (has and not node.name):  # without its name, every service would be another node's
-        raise NoAnswerError("/etc/pve isn't there, or doesn't answer")
-    return [service.id for service in status(system).of(node.name) if not service.is_left] if has else []
-
-
 def needs_watchdog(system: System, node: Node) -> str:
     """In words: what keeps HA's watchdog armed on any node of the cluster; empty where HA is idle."""
     try:
@@ -163,10 +133,3 @@ def needs_watchdog(system: System, node: Node) -> str:
     users = [service.id for service in manager.services if service.state not in STOPPED]
     users += [f"an active agent on {name}" for name in manager.active if name != node.name]
     return ", ".join(users)
-
-
-def in_words(services: Iterable[str]) -> str:
-    """`VM 200, container 901`, of ids of services."""
-    return ", ".join(
-        f"{'VM' if service.startswith('vm:') else 'container'} {service.partition(':')[2]}" for service in services
-    )

@@ -7,11 +7,8 @@ place. Without a quorum it can only be read.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,74 +62,6 @@ def time_of(system: System, path: str) -> float | None:
             return None
 
     return within_limit(ask)
-
-
-def write(system: System, path: str, content: bytes, until: float = float("inf")) -> None:
-    """A reader sees the old bytes or the new ones. Modes are the file system's own. What a run leaves that is cut short
-    (PATH.new) the next one writes over. Where its bytes can't be written in time it doesn't get its name later either:
-    by then it may be another node's.
-
-    :param until: by CLOCK_BOOTTIME: later than then it isn't written any more, also where this has given it up.
-    :raises TimeoutError: it took longer.
-    :raises OSError: it can't be written, such as without a quorum.
-    """
-    new, where = system.files.at(f"{path}.new"), system.files.at(path)
-
-    def make() -> None:
-        descriptor = disk.create(new, 0o640)
-        try:
-            disk.write(descriptor, content, new)
-        finally:
-            os.close(descriptor)
-
-    def put() -> None:
-        if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
-            raise TimeoutError(errno.ETIMEDOUT, "it took too long", path)
-        disk.rename(new, where)
-
-    within_limit(make)
-    within_limit(put)
-
-
-def remove(system: System, path: str) -> None:
-    """:raises OSError: it can't be removed; that it isn't there is no error."""
-    within_limit(lambda: disk.remove(system.files.at(path)))
-
-
-def take_lock(system: System, path: str) -> bool:
-    """A lock of Proxmox VE's own kind (PVE::Cluster, cfs_lock): a folder, which one node alone can make. One whose
-    maker was killed stays until its time is over, 120 s, and another node asks for its end, which is what setting its
-    time does.
-
-    :returns: False: another node has it, or nothing can be written.
-    """
-    lock = system.files.at(path)
-
-    def make_parent() -> None:
-        with suppress(FileExistsError):
-            if not lock.parent.is_dir():
-                disk.make_folder(lock.parent)
-
-    with suppress(OSError):
-        within_limit(make_parent)
-        within_limit(lambda: disk.make_folder(lock))
-        return True
-    with suppress(OSError):
-        within_limit(lambda: disk.touch(lock, 0))
-    return False
-
-
-def free_lock(system: System, path: str, until: float) -> None:
-    """Gives such a lock back.
-
-    :param until: by CLOCK_BOOTTIME: later than then it may be another node's by now, and is left to end by itself.
-    """
-    try:
-        if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
-            raise TimeoutError
-        within_limit(lambda: disk.remove_folder(system.files.at(path)))
-    except OSError:
-        system.log.say(f"{path} stays for two minutes")
 
 
 def content_of(system: System, path: str) -> bytes | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-from dataclasses import dataclass
 from pathlib import Path
 
 from remote_scripts.tools.run import Done
@@ -36,30 +34,6 @@ def starters(process: int = 0) -> list[tuple[int, str]]:
             processes.append((process, name.strip()))
         except (OSError, KeyError, ValueError):  # one of them has ended
             return processes
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The processes that have started this run, the nearest first."""
-
-    processes: tuple[int, ...]
-
-    def is_waiting(self) -> bool:
-        """Whether it still waits for the answer. sshd's process ends with the connection; where a channel alone is
-        closed, standard output has no reader any more.
-        """
-        # Without the first of them, sshd's own service: an update restarts it, and its connections stay.
-        kept = self.processes[:-1] or self.processes
-        if caller().processes[: len(kept)] != kept:
-            return False
-        poll = select.poll()
-        poll.register(1, select.POLLOUT)
-        return not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
-
-
-def caller() -> Caller:
-    """Who has started this run."""
-    return Caller(tuple(process for process, _ in starters()))
 
 
 def is_going_down(system: System) -> bool:

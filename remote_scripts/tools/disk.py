@@ -123,12 +123,6 @@ def make_node(path: Path, mode: int, major: int, minor: int) -> None:
         os.umask(before)
 
 
-def touch(path: Path, seconds: float) -> None:
-    """Sets both times of what is there, in seconds since 1970."""
-    _about("utime", path)
-    os.utime(path, (seconds, seconds))
-
-
 def link_again(source: Path, target: Path) -> None:
     """Gives a file a second name, which nothing has (link(2))."""
     _about("link", target)

@@ -70,6 +70,12 @@ class Done:
         """Of `do`: all that it has said."""
         return self.said.decode("utf-8", "surrogateescape")
 
+    @property
+    def in_a_line(self) -> str:
+        """Of `ask`: what a program said that has failed, the beginning of it."""
+        text = self.all_text[:300]
+        return "".join(c if c.isprintable() else " " for c in text) or f"no answer within {ASK_SECONDS:.0f} s"
+
     def failure(self, program: str) -> str:
         """Why it failed: what it has said on standard error, else its status."""
         return self.error.decode("utf-8", "replace").strip() or f"exit status {self.status} of {program}"

@@ -1,11 +1,11 @@
 """pve1, the first of three nodes of a cluster, in a folder. `pvecm`, `ceph` and `ha-manager` answer as recorded of a real cluster (../shared/pve_api);
-what Ceph and HA have lies in files of /etc/pve, which every node has.
+what HA has lies in a file of /etc/pve, which every node has. Perl is this machine's own, with the lab's calls of Proxmox VE's modules.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.shared import cluster
+from lab.host.guest_programs import modules
+from remote_scripts.shared import cluster, turn
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host
 
-TURN = cluster.TURN
-LOCK = "/etc/pve/priv/lock/homelab-reboot"
+TURN = turn.TURN
+LOCK = "/etc/pve/priv/lock/domain-homelab"
 HOME = "/var/lib/homelab"
 BOOT = "/proc/sys/kernel/random/boot_id"
 STATE = "/etc/pve/state"
 NODES = "1 1 pve1 (local)\n2 1 pve2\n3 1 pve3"
 _STATUS = (Path(__file__).parent / "pvecm_status.txt").read_text()
-_DUMP = (Path(__file__).parent / "ceph_osd_dump.txt").read_text()
 
 
 class Clock:
@@ -99,7 +99,7 @@ VOTES = pytest.mark.parametrize(
 def node_of_three(host: Host) -> Host:
     """All nodes are well."""
     host.write("/etc/pve/corosync.conf", "totem {}\n")
-    for folder in ("nodes/pve1", "priv/lock"):
+    for folder in ("nodes/pve1", "nodes/pve2", "nodes/pve3", "priv/lock"):
         (host.root / "etc/pve" / folder).mkdir(parents=True, exist_ok=True)
     (host.root / "etc/pve/local").symlink_to("nodes/pve1")
     host.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000001\n")
@@ -109,12 +109,19 @@ def node_of_three(host: Host) -> Host:
 
 
 def run(host: Host) -> None:
-    """Its programs; `said` has what was asked of systemd and HA since."""
+    """Its programs; `said` has what was asked of systemd since."""
     host.programs |= {
         "systemctl": lambda arguments, _stdin: noted(host, "systemctl", arguments),
-        "ceph": lambda arguments, _stdin: _ceph(host, arguments),
+        "ceph": lambda arguments, _stdin: Done(0 if arguments[1] == "ok-to-stop" else 22, b""),
         "ha-manager": lambda arguments, _stdin: _ha_manager(host, arguments),
+        "perl": lambda arguments, _stdin: _perl(host, arguments),
     }
+
+
+def _perl(host: Host, arguments: Sequence[str]) -> Done:
+    environment = os.environ | modules(host.root / "etc/pve", quorate=not host.exists(f"{STATE}/no-quorum"))
+    done = subprocess.run(["perl", *arguments], env=environment, capture_output=True)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def noted(host: Host, program: str, arguments: Sequence[str]) -> Done:
@@ -140,42 +147,11 @@ def members(host: Host, text: str, names: str = NODES) -> None:
     host.programs["pvecm"] = pvecm
 
 
-# Ceph.
 def with_disks(host: Host) -> Host:
-    """Disks 0 and 3 are the node's, 1 is another's."""
+    """Disks 0 and 3 of Ceph are the node's."""
     for disk in (0, 3):
         host.write(f"/var/lib/ceph/osd/ceph-{disk}/whoami", f"{disk}\n")
-    osd_dump(host)
     return host
-
-
-def osd_dump(host: Host, flags: str = "", kept: tuple[int, ...] = ()) -> str:
-    osd = _DUMP.splitlines()[-1]
-    rows = (osd.format(id=one, states="exists,up,noout" if one in kept else "exists,up") for one in (0, 1, 3))
-    text = _DUMP.removesuffix(f"{osd}\n").format(flags=flags) + "".join(f"{row}\n" for row in rows)
-    host.write(f"{STATE}/dump", text)
-    return text
-
-
-def kept_disks(host: Host) -> list[str]:
-    return [line.split()[0] for line in host.read(f"{STATE}/dump").splitlines() if ",noout " in line]
-
-
-def _ceph(host: Host, arguments: Sequence[str]) -> Done:
-    noted(host, "ceph", arguments)
-    text = host.read(f"{STATE}/dump") if host.exists(f"{STATE}/dump") else ""
-    if arguments == ("osd", "dump"):
-        return Done(0, text.encode())
-    if arguments[1] == "ok-to-stop" and arguments[0] in ("mon", "osd"):
-        return Done(0, b"")
-    if arguments[0] != "osd" or arguments[1] not in ("add-noout", "rm-noout"):
-        return Done(22, b"", b"no valid command found")
-    for disk in arguments[2:]:
-        text = re.sub(rf"^(osd\.{disk} .*exists,up)(?:,noout)?", r"\1", text, flags=re.MULTILINE)
-        if arguments[1] == "add-noout":
-            text = re.sub(rf"^(osd\.{disk} .*exists,up)", r"\1,noout", text, flags=re.MULTILINE)
-    host.write(f"{STATE}/dump", text)
-    return Done(0, b"")
 
 
 def refuse(host: Host, program: str, *words: str, said: str = "", status: int = 1) -> None:
@@ -190,9 +166,8 @@ def refuse(host: Host, program: str, *words: str, said: str = "", status: int = 
     host.programs[program] = other
 
 
-# HA. `ha` has a line for each service: its id, its node, the node it came from (-: none), its state; `mode` is there while the mode is on. Each
-# question lets HA do one thing more, as the manager does one round after another.
-HA_STOCK = "vm:200 pve1 - started\nct:901 pve1 - started\nvm:201 pve1 - stopped\nvm:202 pve2 - started\n"
+# HA. `ha` has a line for each service: its id, its node, its state.
+HA_STOCK = "vm:200 pve1 started\nct:901 pve1 started\nvm:201 pve1 stopped\nvm:202 pve2 started\n"
 
 
 def with_ha(host: Host) -> Host:
@@ -205,48 +180,36 @@ def with_ha(host: Host) -> Host:
 
 
 def _ha_manager(host: Host, arguments: Sequence[str]) -> Done:
-    mode = host.root / STATE[1:] / "mode"
-    if arguments[0] == "crm-command":
-        noted(host, "ha-manager", arguments)
-        if arguments[2:] == ("enable", "pve1"):
-            mode.touch()
-        else:
-            mode.unlink(missing_ok=True)
-        return Done(0, b"")
-    now = "maintenance mode" if mode.exists() else "active"
+    if arguments != ("status",):
+        return Done(255, b"", b"ERROR: unknown command")
     lines = [
         "quorum OK",
         "master pve2 (active, Sat Nov 21 03:29:24 2026)",
         "fencing armed (CRM watchdog active)",
-        f"lrm pve1 ({now}, watchdog standby, Sat Nov 21 03:29:23 2026)",
+        "lrm pve1 (active, watchdog active, Sat Nov 21 03:29:23 2026)",
         "lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)",
     ]
-    services = [line.split(None, 3) for line in host.read(f"{STATE}/ha").splitlines()]
-    lines += [f"service {one} ({at}, {state})" for one, at, _, state in services]
-    host.write(f"{STATE}/ha", "".join(f"{' '.join(_next(host, *one))}\n" for one in services))
+    services = [line.split(None, 2) for line in host.read(f"{STATE}/ha").splitlines()]
+    lines += [f"service {service} ({node}, {state})" for service, node, state in services]
     return Done(0, ("\n".join(lines) + "\n").encode())
 
 
-def _next(host: Host, one: str, at: str, came: str, state: str) -> tuple[str, str, str, str]:
-    mode, stuck = host.exists(f"{STATE}/mode"), host.exists(f"{STATE}/stuck")
-    if mode and at == "pve1" and state == "started" and not stuck:
-        return one, "pve2", "pve1", state
-    return (one, "pve1", "-", state) if not mode and came == "pve1" else (one, at, came, state)
-
-
 # The node's turn.
-def turn_of(host: Host, name: str, length: float = 2400, *, noout: str = "", by_its_clock: float | None = None) -> str:
+def turn_of(host: Host, name: str, length: float = 2400, *, ahead: float = 0) -> str:
     """Another node has noted that it restarts, by a clock of its own."""
-    now = time.time() if by_its_clock is None else by_its_clock
-    text = f"node {name}\nsince 2026-11-22 06:00:00 UTC\nuntil {int(now + length)}\n" + (
-        f"noout {noout}\n" * bool(noout)
-    )
-    os.utime(host.write(TURN, text), (now, now))
+    text = f"node {name}\nsince 2026-11-22 06:00:00 UTC\nuntil {int(time.time() + ahead + length)}\n"
+    host.write(TURN, text)
     return text
 
 
-def policy(*, keep_quorum: bool = True, maintenance: bool = False) -> cluster.Policy:
-    return cluster.Policy(keep_quorum=keep_quorum, maintenance=maintenance, away_seconds=600)
+def is_heard(host: Host, name: str, passed: float = 0, *, ahead: float = 0) -> None:
+    """Another node's agent of HA writes its status, by the clock of that node."""
+    now = time.time() + ahead + passed
+    os.utime(host.write(f"/etc/pve/nodes/{name}/lrm_status", "{}"), (now, now))
+
+
+def policy(*, keep_quorum: bool = True) -> cluster.Policy:
+    return cluster.Policy(keep_quorum=keep_quorum, away_seconds=600)
 
 
 def system_of(host: Host) -> System:

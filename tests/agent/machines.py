@@ -200,8 +200,6 @@ class Node(Machine):
         self.host.write("/boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
         self.host.write("/proc/cmdline", "quiet\n")
         self.host.programs |= {"bash": lambda _arguments, _stdin: " quiet\n"}
-        cluster_kit.members(self.host, *self.example.get("members", _ALL))
-        cluster_kit.osd_dump(self.host, kept=tuple(self.example.get("kept", ())))
 
     def go_on(self, before: Any, is_booted: bool) -> None:
         cluster_kit.run(self.host)
@@ -211,9 +209,6 @@ class Node(Machine):
         shutil.rmtree(self.host.root / cluster_kit.LOCK[1:], ignore_errors=True)
 
 
-_ALL = (cluster_kit.status(1, 1, 1, expected=3), cluster_kit.NODES)
-
-
 class Returned(Node):
     """The same in the boot that it had its turn for."""
 
@@ -221,7 +216,7 @@ class Returned(Node):
         super().begin()
         self.host.programs |= dict.fromkeys(("qm", "pct", "systemd-run"), _saying(""))
         boot = {"words": ["amd_iommu=on"]}
-        wanted = {"policy": "auto", "boot": boot, "rollback_after": 600, "awaited": 1800, "maintenance": True}
+        wanted = {"policy": "auto", "boot": boot, "rollback_after": 600, "awaited": 1800}
         self.host.ask("apply", "reboot", wanted)
         shutil.rmtree(self.host.root / "run")
         (self.host.root / "run").mkdir()

@@ -11,7 +11,7 @@ import pytest
 
 from homelab.remote import scripts
 from remote_scripts.layers.cmdline import Wanted
-from remote_scripts.shared import cluster
+from remote_scripts.shared import turn
 from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent import boot_kit
@@ -301,7 +301,7 @@ def test_a_revert_finishes_an_initramfs_that_nobody_else_comes_to_make(host: Hos
 
 def test_a_revert_gives_the_nodes_turn_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
-    monkeypatch.setattr(cluster, "give_turn_back", lambda _system: given.append(host.exists(LINK)))
+    monkeypatch.setattr(turn, "give_back", lambda _system: given.append(host.exists(LINK)))
     ask(host, "apply")
     ask(host, "revert")
     assert given == [True] and not host.exists(LINK), "the switch goes last"

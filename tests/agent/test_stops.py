@@ -64,8 +64,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for, device nodes are files, and no connection of the tests' own is the run's."""
     Clock(monkeypatch)
     container_kit.without_waits(monkeypatch)
-    for name in ("CLUSTER_SECONDS", "RETURN_SECONDS"):  # each second of which is a look
-        monkeypatch.setattr(cluster_turn, name, 2)
+    monkeypatch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)  # each second of which is a look
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     stat, mknod = nodes_below(f"{tmp_path}/")
     monkeypatch.setattr(os, "stat", stat)

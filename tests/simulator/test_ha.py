@@ -1,24 +1,18 @@
-"""HA and Ceph of a lab's cluster: `ha-manager` and `ceph` say and do what the real programs do, and a node's turn to restart works with them."""
+"""HA and Ceph of a lab's cluster: `ha-manager` and `ceph` say and do what the real programs do."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from homelab.remote import agent
 from lab.cluster import LabCluster
-from tests.boot_layers import Asked, reboot
 from tests.conftest import shared
 from tests.waiting import wait_until
 
-TURN = "priv/homelab-reboot"
 CARD = "hostpci0: 0000:01:00,pcie=1\n"
 
 
@@ -35,8 +29,7 @@ def cluster(started: LabCluster) -> Iterator[LabCluster]:
     wait_until(lambda: service(started, "vm:200") == ("pve1", "started") and agents(started) == ["pve1"])
     yield started
     for lab in started.nodes.values():
-        for name in ("cut-off", "task-seconds", "timers-run-fast"):
-            lab.fault(name, None)
+        lab.fault("cut-off", None)
     for sid in said(started, "config").split():
         if sid.startswith(("vm:", "ct:")):
             started["pve1"].run(f"ha-manager remove {sid}")
@@ -63,10 +56,6 @@ def service(cluster: LabCluster, sid: str, node: str = "pve1") -> tuple[str, str
     return (found[1], found[2]) if found else None
 
 
-def maintenance(cluster: LabCluster, node: str, *, on: bool) -> None:
-    cluster["pve1"].run(f"ha-manager crm-command node-maintenance {'enable' if on else 'disable'} {node}")
-
-
 def shape(text: str) -> list[str]:
     """Lines of a status without names of nodes, states and times."""
     text = re.sub(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}", "TIME", text)
@@ -84,25 +73,15 @@ def test_a_status_has_the_lines_of_a_real_cluster(cluster: LabCluster) -> None:
         if "fencing" not in line
     )
     assert shape(said(cluster, "status", "pve2")) == shape(of_8)
-    cluster["pve3"].run("ha-manager crm-command node-maintenance enable pve3")
-    wait_until(lambda: cluster.ha["nodes"]["pve3"]["mode"] == "maintenance")
-    now, then = (
-        [re.sub(r"\d\d:\d\d:\d\d", "", one) for one in shape(text) if "maintenance" in one]
-        for text in (said(cluster, "status"), next(text for text in recorded if "maintenance mode" in text))
-    )
-    assert now == then
-    maintenance(cluster, "pve3", on=False)
-    wait_until(lambda: cluster.ha["nodes"]["pve3"]["mode"] == "active")
 
 
-def test_a_guest_leaves_a_node_in_maintenance_as_it_runs_and_comes_back(cluster: LabCluster) -> None:
-    maintenance(cluster, "pve1", on=True)
+def test_a_guest_moves_as_it_runs_and_back(cluster: LabCluster) -> None:
+    cluster["pve1"].run("ha-manager migrate vm:200 pve2")
     wait_until(lambda: service(cluster, "vm:200") == ("pve2", "started"))
     assert "status: running" in cluster["pve2"].run("qm status 200").stdout
     assert cluster["pve1"].run("qm list").stdout == ""
-    wait_until(lambda: "lrm pve1 (maintenance mode, watchdog standby," in said(cluster, "status"))  # its next round
     assert "qmigrate" in cluster["pve1"].run("pvenode task list").stdout
-    maintenance(cluster, "pve1", on=False)
+    cluster["pve1"].run("ha-manager migrate vm:200 pve1")
     wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
     assert "200" in cluster["pve1"].run("qm list").stdout and cluster["pve2"].run("qm list").stdout == ""
     # A migration by hand is HA's to do as well.
@@ -114,18 +93,17 @@ def test_a_guest_leaves_a_node_in_maintenance_as_it_runs_and_comes_back(cluster:
     wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
 
 
-def test_a_guest_with_a_card_stays_and_its_agent_tries_again_and_again(cluster: LabCluster) -> None:
+def test_a_guest_with_a_card_stays(cluster: LabCluster) -> None:
     conf = cluster.folder / "pve/nodes/pve1/qemu-server/200.conf"
     before = conf.read_text()
     conf.write_text(before + CARD)
     try:
-        maintenance(cluster, "pve1", on=True)
-        wait_until(lambda: tried(cluster) >= 2)
+        cluster["pve1"].run("ha-manager migrate vm:200 pve2")
+        wait_until(lambda: tried(cluster) == 1)
         assert cluster.ha["services"]["vm:200"]["node"] == "pve1"
         assert "status: running" in cluster["pve1"].run("qm status 200").stdout
     finally:
         conf.write_text(before)
-        maintenance(cluster, "pve1", on=False)
     wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
 
 
@@ -156,12 +134,12 @@ def test_what_it_is_asked_for_wrongly_is_refused_in_its_words(cluster: LabCluste
         "add vm:200": "create resource failed: resource ID 'vm:200' already defined",
         "remove vm:201": "cannot delete service 'vm:201', not HA managed!",
         "set vm:201 --state disabled": "update resources config failed: no such resource 'vm:201'",
-        "crm-command node-maintenance enable nonode": "no such cluster node 'nonode'",
+        "migrate vm:200 nonode": "no such cluster node 'nonode'",
         "migrate vm:201 pve2": "resource 'vm:201' is not HA managed",
     }.items():
         assert refused(cluster, f"ha-manager {command}") == words
     cluster["pve3"].fault("cut-off")
-    assert "no quorum!" in refused(cluster, "ha-manager crm-command node-maintenance enable pve1", "pve3")
+    assert "no quorum!" in refused(cluster, "ha-manager migrate vm:200 pve2", "pve3")
     assert said(cluster, "status", "pve3").startswith("quorum No quorum on node 'pve3'!\nmaster pve")
 
 
@@ -188,7 +166,7 @@ def test_ceph_wants_its_monitors_and_its_disks(started: LabCluster) -> None:
     assert "not enough monitors would be available (pve2)" in refused(started, "ceph mon ok-to-stop pve1")
     # Without a quorum nobody gets an answer.
     started["pve2"].fault("cut-off")
-    assert started["pve1"].run("timeout 1 ceph osd dump", check=False).returncode == 124
+    assert started["pve1"].run("timeout 1 ceph osd ok-to-stop 0", check=False).returncode == 124
     started["pve2"].fault("cut-off", None)
     started["pve3"].power_cycle()
     started["pve3"].wait_settled(boots=boots + 1)
@@ -201,42 +179,9 @@ def may_stop(cluster: LabCluster) -> bool:
     return bool(said) and json.loads(said)["ok_to_stop"] is True
 
 
-def test_the_nodes_timer_gives_back_what_a_killed_run_has_set(cluster: LabCluster) -> None:
-    """A run that is killed while HA moves guests: nobody runs another one."""
-    lab = cluster["pve1"]
-    wait_until(lambda: may_stop(cluster))
-    stock, boots = cluster.snapshot(), len(lab.boots())
-    lab.fault("task-seconds", 30)  # a migration takes its time
-    run = begin(lab.machine.environment(), reboot("homelab.test=1", maintenance=True))
-    wait_until(lambda: cluster.ha["maintenance"] == ["pve1"] and cluster.ha["services"]["vm:200"]["state"] == "migrate")
-    assert cluster.ceph.flags_of == {0: ["noout"]} and (cluster.folder / "pve" / TURN).exists()
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    lab.fault("task-seconds", None)
-    assert [one["unit"] for one in lab.timers()] == ["homelab-turn.timer"]
-    lab.fault("timers-run-fast", 10_000)
-    lab.run("systemctl restart homelab-turn.timer")  # its seventy minutes, faster
-    wait_until(lambda: not (lab.root / "var/lib/homelab/turn").exists())
-    assert cluster.ha["maintenance"] == [] and cluster.ceph.flags_of == {0: []} and len(lab.boots()) == boots
-    wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
-    assert cluster.snapshot() == stock
-
-
-def begin(environment: dict[str, str], asked: Asked) -> subprocess.Popen[str]:
-    run = subprocess.Popen(
-        ["bash", "-c", agent.command_in_memory("root")],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    assert run.stdin
-    run.stdin.write(asked.sent("apply"))
-    run.stdin.close()
-    return run
-
-
 def test_a_description_without_ceph_has_none(tmp_path: Path) -> None:
     from tests.lab.host_kit import Host
 
-    done = Host(tmp_path / "lab", "rtx5090", running=True).run("ceph osd dump; echo $?; ha-manager status")
+    done = Host(tmp_path / "lab", "rtx5090", running=True).run("ceph osd ok-to-stop 0; echo $?; ha-manager status")
     assert "RADOS object not found" in done.stderr
     assert done.stdout == "1\nquorum OK\nfencing standby (CRM watchdog standby)\n"

@@ -323,10 +323,6 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
         ),
         (reboot("yes", ("a",), ("b",)), "one, because a; it stops VM 103 (Sandbox), and starts it again"),
         (plan.PlannedReboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
-        (
-            plan.PlannedReboot("yes", "1", ["a"], [], "VM 103 (Sandbox)", moves="VM 200 (db)"),
-            "one, because a; other nodes have VM 200 (db) meanwhile; it stops VM 103 (Sandbox), and starts it again",
-        ),
     ],
 )
 def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.PlannedReboot, said: str) -> None:

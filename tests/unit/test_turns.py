@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from homelab.doctor import host as host_doctor
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.provider import boot_verification
@@ -18,8 +16,7 @@ from homelab.resources import limits
 from homelab.settings import Host, parse
 from remote_scripts.layers import cluster_turn, reboot, start_guests
 from tests.unit.hosts import KEY, desktop
-from tests.unit.test_doctor import reading
-from tests.unit.test_handover import facts, host
+from tests.unit.test_handover import host
 
 
 @pytest.mark.parametrize("restarts_again", [False, True], ids=["it is back", "it is about to restart"])
@@ -81,54 +78,35 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
     )
 
 
-def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Answers:
-        def ask(self, verb: str, layer: str, _: object, seconds: float, heard: Callable[[str], None]) -> dict[str, Any]:
-            assert (verb, layer) == ("apply", "cluster_turn") and seconds > cluster_turn.RETURN_SECONDS
-            heard("waiting for HA, which brings vm:200 back: 5 s")
-            heard("note: HA hasn't brought VM 200 back yet")
-            return {"over": True, "set": ""}
-
-    told: list[tuple[str, str]] = []
-    monkeypatch.setattr(ssh, "Session", lambda _: Answers())
-    for name in ("tell", "tell_meanwhile"):
-        monkeypatch.setattr(boot_verification, name, lambda text, name=name: told.append((name, text)))
-    boot_verification._end_turn(host(), "pve1")
-    assert told == [
-        ("tell_meanwhile", "pve1: waiting for HA, which brings vm:200 back: 5 s"),
-        ("tell", "pve1: note: HA hasn't brought VM 200 back yet"),
-    ]
-
-
-def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_node_that_answers(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [({"over": True}, []), ({"over": False}, []), (None, ["pve1: note: it doesn't answer"])],
+)
+def test_a_cluster_that_cant_be_told_of_the_end_of_a_turn_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | None, said: list[str]
 ) -> None:
-    asked: list[tuple[str, str]] = []
+    class Session:
+        def ask(self, verb: str, layer: str, _: object, seconds: float) -> dict[str, Any]:
+            assert (verb, layer) == ("apply", "cluster_turn") and seconds > cluster_turn.CLUSTER_SECONDS
+            if answer is None:
+                raise HomelabError(wanted="x", found="it doesn't answer", why="y", next="z")
+            return answer
 
-    def lift(host: Any, node: str) -> str:
-        asked.append((host, node))
-        if host == "off":
-            raise HomelabError(wanted="", found="it is off", why="", next="")
-        return "no" if host == "without Ceph" else "yes"
-
-    class ThreeNodes:
-        def peers(self, _: str) -> list[str]:
-            return ["off", "without Ceph", "on", "third"]
-
-        def host(self, name: str) -> str:
-            return name
-
-    monkeypatch.setattr(boot_verification, "_lift", lift)
-    work = boot_verification.BootVerificationWork.__new__(boot_verification.BootVerificationWork)
-    monkeypatch.setattr(work, "stack", ThreeNodes(), raising=False)
-    work._give_up("first", "pve1")
-    assert asked == [("off", "pve1"), ("without Ceph", "pve1"), ("on", "pve1")]
+    told: list[str] = []
+    monkeypatch.setattr(ssh, "Session", lambda _: Session())
+    monkeypatch.setattr(boot_verification, "tell", told.append)
+    boot_verification._end_turn(host(), "pve1")
+    left = (
+        "pve1: note: it couldn't tell its cluster that it is back: no other node restarts until the time of its turn "
+        "has passed, or until `rm /etc/pve/priv/homelab-reboot`"
+    )
+    assert told == said + [left] * (answer != {"over": True})
 
 
 def test_an_up_waits_for_a_restart_as_long_as_its_script_does() -> None:
-    hosts = parse({"hosts": hosts_of(guestsAtReboot="maintenance", timeouts={"step": 60})}).hosts
-    assert limits.of_reboot(hosts["pve1"]) >= 60 + reboot.MOVE_SECONDS + 4 * reboot.TURN_SECONDS
-    assert limits.of_reboot(hosts["pve2"]) < limits.of_reboot(hosts["pve1"]) + 3600 - reboot.MOVE_SECONDS
+    """It waits until the cluster can do without the node, for the turn, and to give that back."""
+    hosts = parse({"hosts": hosts_of(timeouts={"step": 60})}).hosts
+    assert limits.of_reboot(hosts["pve1"]) >= 60 + 3 * reboot.TURN_SECONDS
 
 
 def hosts_of(**first: Any) -> str:
@@ -139,13 +117,6 @@ def hosts_of(**first: Any) -> str:
     )
 
 
-def test_maintenance_is_for_a_node_of_a_cluster() -> None:
-    found = parse({"hosts": hosts_of(guestsAtReboot="maintenance")}).hosts
-    assert [one.guests_at_reboot for one in found.values()] == ["maintenance", "shutdown", "shutdown"]
-    with pytest.raises(HomelabError, match="is for a node of a Proxmox VE cluster"):
-        parse({"hosts": hosts_of(cluster=None, guestsAtReboot="maintenance")})
-
-
 def test_a_plan_says_after_which_node_one_restarts() -> None:
     settings = parse({"hosts": hosts_of()})
     assert [settings.restarts_before(name) for name in settings.hosts] == ["", "pve1", ""]
@@ -154,16 +125,3 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
         reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], [], "")
         text = plan.describe("pve2", facts, settings.hosts["alone"], want, reboot, follows="pve1")
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")
-
-
-def test_the_doctor_says_what_a_restart_has_set_and_nobody_has_put_back() -> None:
-    away = "noout 0 3\nservices vm:200\nmaintenance pve1"
-    notes = host_doctor.diagnose(reading(facts=facts(set_aside=away)), host()).notes
-    said = [note.split(": ")[1].split(". ")[0] for note in notes if note.startswith("set for a restart of this node")]
-    assert said == [
-        "Ceph doesn't replace its disks 0 3 (noout)",
-        "HA's maintenance mode is on",
-    ]
-    assert not [
-        note for note in host_doctor.diagnose(reading(facts=facts()), host()).notes if "set for a restart" in note
-    ]

@@ -289,10 +289,9 @@ class Answer:
     boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `cards_enabled`: whether the service that
     follows these nodes at each boot is enabled. `ledger`: of VMs and mappings, name -> JSON (homelab/remote/ledger.py);
     `agents`: those that stacks keep, their versions by owner, empty: none is whole. `turned_away`: by card;
-    `set_aside`: options that were set for a restart of this node and aren't restored yet, lines KEY VALUE
-    (shared/restart_settings.py). `edits`: copies of this program's files that had been edited by hand. `kernel_log`:
-    lines about cards, empty: not asked for; `lost`: functions of cards whose configuration space can't be read, or
-    reads as ones. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
+    `edits`: copies of this program's files that had been edited by hand. `kernel_log`: lines about cards, empty: not
+    asked for; `lost`: functions of cards whose configuration space can't be read, or reads as ones. `unreadable`: files
+    that a decision needs and that can't be read whole, `PATH: why`.
     """
 
     boot_id: str
@@ -344,7 +343,6 @@ class Answer:
     agents: dict[str, str]
     handover: HandedOver
     turned_away: dict[str, TurnedAway]
-    set_aside: str
     guests: Guests
     cluster: Cluster
     unreadable: list[str]

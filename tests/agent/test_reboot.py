@@ -1,12 +1,9 @@
-"""HA's maintenance mode for the time of a node's restart, and all that is set and put back around one (layers/reboot.py)."""
+"""A host's restart, and all that is set and put back around it (layers/reboot.py)."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers import cluster_turn, reboot
+from remote_scripts.layers import cluster_turn
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import guests_to_start, maintenance, pmxcfs, reboot_required, restart, switch
+from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, switch
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
 from tests import sampling
-from tests.agent import cluster_kit, reading_kit
+from tests.agent import cluster_kit
 from tests.agent.cluster_kit import (
     BOOT,
     HA_STOCK,
@@ -30,18 +27,15 @@ from tests.agent.cluster_kit import (
     TURN,
     Clock,
     clock,
-    kept_disks,
     members,
     node_of_three,
-    refuse,
     said,
     status,
     turn_of,
     with_disks,
     with_ha,
 )
-from tests.agent.kit import Cut, Host, Refused, cuts, left_by, watched
-from tests.waiting import wait_until
+from tests.agent.kit import Cut, Host, Refused, cuts, left_by
 
 __all__ = ["clock"]
 QM_LIST = """\
@@ -54,7 +48,6 @@ VMID       Status     Lock         Name
 901        running                 ai-lab
 902        running                 dns
 """
-LINK = "/etc/systemd/system/timers.target.wants/homelab-turn.timer"
 ORDERED = "/run/homelab/ordered"
 ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
 
@@ -81,24 +74,23 @@ def booted(host: Host) -> None:
     }
 
 
-def wanted(*, maintenance: bool = True, keep_quorum: bool = True) -> Wanted:
+def wanted(*, keep_quorum: bool = True) -> Wanted:
     return Wanted(
         policy="auto",
         boot=reboot_required.Boot(words=("amd_iommu=on",)),
         rollback_after=600,
         awaited=1800,
         keep_quorum=keep_quorum,
-        maintenance=maintenance,
     )
 
 
-def ask(host: Host, verb: str = "apply", *, maintenance: bool = True, keep_quorum: bool = True) -> Any:
-    return host.ask(verb, "reboot", wanted(maintenance=maintenance, keep_quorum=keep_quorum))
+def ask(host: Host, verb: str = "apply", *, keep_quorum: bool = True) -> Any:
+    return host.ask(verb, "reboot", wanted(keep_quorum=keep_quorum))
 
 
-def refusal(host: Host, *, maintenance: bool = True, keep_quorum: bool = True) -> str:
+def refusal(host: Host, *, keep_quorum: bool = True) -> str:
     with pytest.raises(Refused) as refused:
-        ask(host, maintenance=maintenance, keep_quorum=keep_quorum)
+        ask(host, keep_quorum=keep_quorum)
     assert not restarts(host)
     return str(refused.value)
 
@@ -107,74 +99,69 @@ def restarts(host: Host) -> bool:
     return any(one.startswith("systemd-run") and "systemctl reboot" in one for one in said(host))
 
 
-def end(host: Host, seconds: int = 2, back: int = 2) -> None:
-    """In the next boot."""
-    (host.root / ORDERED[1:]).unlink(missing_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster_turn, "CLUSTER_SECONDS", seconds)
-        patch.setattr(cluster_turn, "RETURN_SECONDS", back)
-        assert host.ask("apply", "cluster_turn", cluster_turn.Wanted()) == {"over": True, "set": ""}
-
-
 def is_as_before(host: Host) -> None:
-    assert host.read(f"{STATE}/ha") == HA_STOCK and not host.exists(f"{STATE}/mode")
-    assert not host.exists(TURN) and not list((host.root / "etc/systemd/system").rglob("homelab-turn*"))
-    assert not {"away", "turn", "turn-end"} & {*host.system().files.names(HOME)}
+    assert not host.exists(TURN) and not host.exists(LOCK)
 
 
-def test_ha_moves_its_guests_before_a_restart_and_back_afterwards(host: Host) -> None:
+def at_turn(host: Host, act: Callable[[], object]) -> None:
+    """It happens as the node takes its turn."""
+    real = host.programs["perl"]
+
+    def perl(arguments: Sequence[str], stdin: bytes) -> Any:
+        act()
+        return real(arguments, stdin)
+
+    host.programs["perl"] = perl
+
+
+def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> None:
+    """HA freezes those that it has, and starts them here again."""
     before = host.tree()
     planned = ask(host, "plan")
-    assert planned["moves"] == "VM 200 (db), container 901 (ai-lab)"
-    assert planned["guests"] == "VM 103 (Sandbox), container 902 (dns)" and planned["cluster"] == ""
-    assert host.tree() == before
-    did = ask(host)
-    assert (did["turn"], did["moves"], did["guests"], did["armed"]) == (True, planned["moves"], planned["guests"], "")
-    assert host.read(f"{STATE}/ha").count(" pve2 pve1 started") == 2 and restarts(host)
-    assert host.read(f"{HOME}/away") == "services vm:200 ct:901\nmaintenance pve1\n"
+    assert planned["guests"] == "VM 103 (Sandbox), VM 200 (db), container 901 (ai-lab), container 902 (dns)"
+    assert planned["cluster"] == "" and host.tree() == before
+    answer = ask(host)
+    assert (answer["turn"], answer["guests"], answer["armed"]) == (True, planned["guests"], "") and restarts(host)
     assert [line.split()[:2] for line in host.read(f"{HOME}/ran").splitlines()] == [
         ["qm", "103"], ["qm", "200"], ["pct", "901"], ["pct", "902"],
     ]  # fmt: skip
-    end(host)
+    (host.root / ORDERED[1:]).unlink()
+    assert host.ask("apply", "cluster_turn", cluster_turn.Wanted()) == {"over": True}
     is_as_before(host)
 
 
-def test_a_reading_has_what_is_still_to_be_put_back(host: Host) -> None:
-    ask(host)
-    for path in ("/proc/cpuinfo", "/proc/modules"):
-        host.write(path, "")
-    host.programs |= dict.fromkeys(reading_kit.SILENT, reading_kit.says("")) | {"head": reading_kit.head}
-    assert reading_kit.read(host).set_aside == "services vm:200 ct:901\nmaintenance pve1"
+@pytest.mark.parametrize("policy", ["migrate", "conditional", "freeze", ""])
+def test_a_guest_with_a_card_keeps_a_node_where_it_is_to_be_moved_away(host: Host, policy: str) -> None:
+    """HA would wait for it without an end."""
+    host.write("/etc/pve/qemu-server/200.conf", "hostpci0: 0000:01:00\n")
+    host.write("/etc/pve/datacenter.cfg", f"keyboard: de\nha: shutdown_policy={policy}\n" * bool(policy))
+    assert bool(ask(host, "plan")["cluster"]) is (policy == "migrate")
 
 
-def test_the_default_leaves_ha_alone(host: Host) -> None:
-    assert ask(host, maintenance=False)["moves"] == "" and restarts(host)
-    assert not [one for one in said(host) if one.startswith("ha-manager")]
-
-
+MIGRATE = "ha: shutdown_policy=migrate\n"
 MAPPINGS = "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migration-capable 1\n\tmap id=10de:2b85,node=pve1,path=0000:02:00\n"
 
 
 @pytest.mark.parametrize(
     ("path", "text", "why"),
     [
-        ("qemu-server/200.conf", "hostpci0: 0000:01:00\n", "HA can't move VM 200, which has a device of this host"),
-        ("qemu-server/200.conf", "hostpci0: mapping=gpu,pcie=1\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "hostpci0: 0000:01:00\n", "HA can't move vm:200, which has a device of this host"),
+        ("qemu-server/200.conf", "hostpci0: mapping=gpu,pcie=1\n", "HA can't move vm:200"),
         ("qemu-server/200.conf", "hostpci1: mapping=vf,pcie=1\n", ""),
-        ("qemu-server/200.conf", "hostpci1: mapping=vf\nhostpci0: mapping=gpu\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "usb0: host=046d:c52b\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "usb1: usb3=1,mapping=stick\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "usb1: 046d:c52b,usb3=1\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "hostpci1: mapping=vf\nhostpci0: mapping=gpu\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "usb0: host=046d:c52b\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "usb1: usb3=1,mapping=stick\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "usb1: 046d:c52b,usb3=1\n", "HA can't move vm:200"),
         ("qemu-server/200.conf", "usb0: spice,usb3=1\nusb1: usb3=1,host=SPICE\nserial0: socket\nargs: -cpu host\n", ""),
-        ("qemu-server/200.conf", "serial0: /dev/ttyUSB0\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "ivshmem: size=32\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "amd-sev: type=std\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "virtiofs0: dirid=share\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "args: -device vfio-pci,host=01:00.0\n", "HA can't move VM 200"),
-        ("lxc/901.conf", "mp0: /mnt/tank,mp=/data\n", "HA can't move container 901"),
+        ("qemu-server/200.conf", "serial0: /dev/ttyUSB0\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "ivshmem: size=32\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "amd-sev: type=std\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "virtiofs0: dirid=share\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "args: -device vfio-pci,host=01:00.0\n", "HA can't move vm:200"),
+        ("lxc/901.conf", "mp0: /mnt/tank,mp=/data\n", "HA can't move ct:901"),
         ("lxc/901.conf", "mp0: local:901/disk.raw,mp=/data\nmp1: /mnt/tank,mp=/more,shared=1\n", ""),
-        ("lxc/901.conf", "dev0: /dev/dri/renderD128\n", "HA can't move container 901"),
-        ("lxc/901.conf", "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n", "HA can't move container 901"),
+        ("lxc/901.conf", "dev0: /dev/dri/renderD128\n", "HA can't move ct:901"),
+        ("lxc/901.conf", "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n", "HA can't move ct:901"),
     ],
     ids=[
         "a card", "a mapped card", "one that migrates", "one that does and one that doesn't", "a USB device", "a mapped USB device", "one without its key", "nothing of this host",
@@ -186,28 +173,21 @@ def test_a_guest_that_ha_cant_move_is_said_before_anything_is_changed(
 ) -> None:
     host.write(f"/etc/pve/{path}", text)
     host.write("/etc/pve/mapping/pci.cfg", MAPPINGS)
+    host.write("/etc/pve/datacenter.cfg", MIGRATE)
     assert ask(host, "plan")["cluster"].startswith(why)
     if why:
         before = host.lasting()
         message = refusal(host)
-        assert why in message and "guestsAtReboot: shutdown" in message
+        assert why in message and "shut that guest down" in message
         assert host.lasting().keys() - before.keys() <= {HOME[1:], f"{HOME}/wanted-boot"[1:]}
         is_as_before(host)
 
 
 def test_a_configuration_that_cant_be_read_is_none_without_devices(host: Host) -> None:
+    host.write("/etc/pve/datacenter.cfg", MIGRATE)
     (host.root / "etc/pve/qemu-server/200.conf").unlink()
     (host.root / "etc/pve/qemu-server/200.conf").mkdir()
     assert "to read /etc/pve/qemu-server/200.conf" in refusal(host)
-
-
-def test_guests_that_stay_keep_the_node_from_restarting_and_the_mode_goes_off(host: Host) -> None:
-    host.write(f"{STATE}/stuck", "")
-    message = refusal(host)
-    assert "HA hasn't moved VM 200, container 901 to another node within 30" in message, "HA does nothing for so long"
-    assert "its maintenance mode on still" not in message
-    is_as_before(host)
-    assert not host.exists(f"{HOME}/ran")
 
 
 @pytest.mark.parametrize("answer", [Done(1, b""), Done(0, b"something else\n")])
@@ -215,44 +195,6 @@ def test_an_ha_manager_that_doesnt_answer_keeps_the_node_from_restarting(host: H
     host.programs["ha-manager"] = lambda _arguments, _stdin: answer
     assert "`ha-manager status`" in refusal(host)
     is_as_before(host)
-
-
-@pytest.mark.parametrize("how", ["on its way", "one after the other"])
-def test_ha_has_the_time_that_its_moves_take(host: Host, clock: Clock, how: str) -> None:
-    """Only where nothing moves for five minutes it is given up."""
-    host.write(f"{STATE}/stuck", "")
-    began: list[float] = []
-
-    def meanwhile() -> None:
-        passed = clock.passed - began[0] if began else 0
-        if passed > 450:
-            (host.root / f"{STATE}/stuck"[1:]).unlink(missing_ok=True)
-        elif began and how == "on its way":
-            host.write(f"{STATE}/ha", HA_STOCK.replace("vm:200 pve1 - started", "vm:200 pve1 - migrate"))
-        elif passed > 200:
-            host.write(f"{STATE}/ha", HA_STOCK.replace("vm:200 pve1 - started", "vm:200 pve2 pve1 started"))
-        if passed > 450 and "migrate" in host.read(f"{STATE}/ha"):
-            host.write(f"{STATE}/ha", HA_STOCK)
-
-    at_enabling(host, lambda: began.append(clock.passed))
-    clock.meanwhile = meanwhile
-    ask(host)
-    assert restarts(host) and clock.passed - began[0] > 450
-
-
-def test_a_guest_that_comes_meanwhile_and_that_ha_leaves_alone_keeps_no_node(host: Host) -> None:
-    at_enabling(host, lambda: host.write(f"{STATE}/ha", f"{HA_STOCK}vm:203 pve1 - error\n"))
-    ask(host)
-    assert restarts(host)
-
-
-def test_a_mode_of_a_run_that_was_killed_is_switched_on_again_for_who_is_here_now(host: Host) -> None:
-    for name in ("mode", "stuck"):
-        host.write(f"{STATE}/{name}", "")
-    host.write(f"{HOME}/away", "maintenance pve1\nservices vm:204\n")
-    at_enabling(host, (host.root / f"{STATE}/stuck"[1:]).unlink)
-    ask(host)
-    assert host.read(f"{HOME}/away") == "maintenance pve1\nservices vm:204 vm:200 ct:901\n"
 
 
 def silent_once(host: Host, is_so: Callable[[], bool]) -> Callable[[], object]:
@@ -264,147 +206,16 @@ def silent_once(host: Host, is_so: Callable[[], bool]) -> Callable[[], object]:
     return lambda: host.programs.update({"ha-manager": real})
 
 
-def test_an_ha_manager_that_falls_silent_once_the_turn_is_taken_keeps_the_node_from_restarting(host: Host) -> None:
-    silent_once(host, lambda: host.exists(TURN))
-    assert "`ha-manager status` gives no answer" in refusal(host)
-    is_as_before(host)
-    assert not [one for one in said(host) if one.startswith("ha-manager")]
-
-
-def test_a_node_that_doesnt_know_its_own_name_knows_no_guest_to_be_elsewhere(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """/etc/pve hangs as the name is asked for, and answers again."""
-    enter = maintenance.enter
-
-    def in_a_bad_moment(system: System, _node: pmxcfs.Node, seconds: float) -> str:
-        return enter(system, pmxcfs.Node("", clustered=True), seconds)
-
-    monkeypatch.setattr(maintenance, "enter", in_a_bad_moment)
-    assert "`ha-manager status` gives no answer" in refusal(host)
-
-
-def test_an_ha_manager_that_falls_silent_while_it_moves_guests_has_moved_none(host: Host) -> None:
-    """Nor is its mode known to be off afterwards."""
-    answers = silent_once(host, lambda: host.exists(f"{STATE}/mode") or "disable" in " ".join(said(host)))
-    message = refusal(host)
-    assert "HA hasn't moved VM 200, container 901 to another node" in message
-    assert "HA has its maintenance mode on still" in message and "maintenance pve1" in host.read(f"{HOME}/away")
-    answers()
-    end(host)
-    is_as_before(host)
-
-
-def test_a_mode_that_cant_be_switched_on_keeps_the_node_from_restarting(host: Host) -> None:
-    refuse(host, "ha-manager", "crm-command", "node-maintenance", "enable", said="no such command")
-    assert "HA's maintenance mode can't be switched on: no such command" in refusal(host)
-    is_as_before(host)
-
-
-def test_a_mode_is_off_once_ha_has_followed(host: Host) -> None:
-    """It takes the command at once, and follows in its next round."""
-    ask(host)
-    (host.root / ORDERED[1:]).unlink()
-    follows = host.programs["ha-manager"]
-    host.programs["ha-manager"] = lambda arguments, stdin: (
-        Done(0, b"") if "disable" in arguments else follows(arguments, stdin)
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)
-        answer = host.ask("apply", "cluster_turn", cluster_turn.Wanted())
-    assert not answer["over"]
-    assert "ha-manager crm-command node-maintenance disable pve1" in answer["set"]
-    assert "maintenance pve1" in host.read(f"{HOME}/away") and host.exists(LINK)
-    host.programs["ha-manager"] = follows
-    end(host)
-    is_as_before(host)
-
-
-def test_an_ha_manager_that_falls_silent_has_brought_nobody_back(
-    host: Host, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ask(host)
-    asked = iter([False])
-    silent_once(host, lambda: not host.exists(f"{STATE}/mode") and next(asked, True))
-    end(host)
-    assert "HA hasn't brought VM 200, container 901 back yet" in capsys.readouterr().err
-
-
 def test_a_quorum_is_not_given_up_where_ha_falls_silent(host: Host) -> None:
     """Whether its watchdog is armed elsewhere isn't known."""
     members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
-    host.write(f"{STATE}/ha", "vm:202 pve2 - stopped\n")
+    host.write(f"{STATE}/ha", "vm:202 pve2 stopped\n")
     asked = iter([False])
     silent_once(host, lambda: next(asked, True))
-    planned = ask(host, "plan", maintenance=False, keep_quorum=False)
+    planned = ask(host, "plan", keep_quorum=False)
     assert (
         "HA has guests, and `ha-manager status` gives no answer, and its watchdog resets a node" in planned["cluster"]
     )
-
-
-def test_a_mode_that_somebody_else_has_switched_on_stays_on(host: Host) -> None:
-    host.write(f"{STATE}/mode", "")
-    host.write(f"{STATE}/ha", HA_STOCK.replace("pve1 - started", "pve2 pve1 started"))
-    assert ask(host)["turn"]
-    end(host)
-    assert host.exists(f"{STATE}/mode") and not [one for one in said(host) if one.startswith("ha-manager")]
-
-
-@pytest.mark.parametrize("whose", ["somebody's", "of a run that was killed"])
-def test_guests_are_waited_for_also_where_the_mode_is_on_already(host: Host, whose: str) -> None:
-    noted = "services vm:204 vm:200\nmaintenance pve1\n"
-    host.write(f"{STATE}/stuck", "")
-    for stuck in (True, False):
-        host.write(f"{STATE}/mode", "")
-        if whose != "somebody's":
-            host.write(f"{HOME}/away", noted)
-        if stuck:
-            assert "HA hasn't moved VM 200, container 901 to another node" in refusal(host)
-            assert host.exists(f"{STATE}/mode") is (whose == "somebody's")
-            (host.root / f"{STATE}/stuck"[1:]).unlink()
-    ask(host)
-    assert restarts(host) and host.read(f"{STATE}/ha").count(" pve2 pve1 started") == 2
-    if whose == "somebody's":
-        assert not host.exists(f"{HOME}/away")
-        assert not [one for one in said(host) if one.startswith("ha-manager")]
-    else:
-        assert host.read(f"{HOME}/away") == noted
-
-
-def at_enabling(host: Host, act: Callable[[], object]) -> None:
-    """It happens while HA moves guests."""
-    real = host.programs["ha-manager"]
-
-    def ha_manager(arguments: Sequence[str], stdin: bytes) -> Any:
-        if arguments[2:3] == ("enable",):
-            act()
-        return real(arguments, stdin)
-
-    host.programs["ha-manager"] = ha_manager
-
-
-@pytest.mark.parametrize("what", ["its quorum", "Ceph", "another node's turn"])
-def test_what_the_cluster_loses_while_ha_moves_guests_keeps_the_node_from_restarting(host: Host, what: str) -> None:
-    if what == "its quorum":
-        why = "without this node the cluster has 1 of 3 votes"
-        at_enabling(host, lambda: members(host, status(1, 1, expected=3)))
-    elif what == "Ceph":
-        with_disks(host)
-        why = "33 PGs would become offline"
-        at_enabling(host, lambda: refuse(host, "ceph", "osd", "ok-to-stop", said=f"EBUSY: {why}", status=16))
-    else:
-        why = "pve2 restarts"
-        at_enabling(host, lambda: turn_of(host, "pve2"))
-    assert why in refusal(host)
-    assert not host.exists(f"{STATE}/mode") and host.exists(TURN) == (what == "another node's turn")
-
-
-@pytest.mark.parametrize("state", ["error", "gone"])
-def test_a_guest_that_ha_gives_up_hasnt_moved(host: Host, state: str) -> None:
-    given_up = HA_STOCK.replace("started", state) if state == "error" else "vm:202 pve2 - started\n"
-    at_enabling(host, lambda: host.write(f"{STATE}/ha", given_up))
-    assert "HA hasn't moved VM 200, container 901 to another node" in refusal(host)
-    assert not host.exists(f"{STATE}/mode")
 
 
 AT_REST = {
@@ -425,89 +236,28 @@ def test_a_quorum_is_not_given_up_where_ha_would_reset_the_other_node(host: Host
         0,
         real(arguments, stdin).output.replace(was, now),  # type: ignore[union-attr]
     )
-    planned = ask(host, "plan", maintenance=False, keep_quorum=False)
+    planned = ask(host, "plan", keep_quorum=False)
     assert ("its watchdog resets a node" in planned["cluster"]) is (quiet not in AT_REST)
     if quiet in AT_REST:
-        ask(host, maintenance=False, keep_quorum=False)
+        ask(host, keep_quorum=False)
         assert restarts(host)
         return
-    message = refusal(host, maintenance=False, keep_quorum=False)
+    message = refusal(host, keep_quorum=False)
     assert served in message and "QDevice" in message
 
 
 def test_what_ha_does_elsewhere_is_no_guest_that_stays(host: Host) -> None:
-    host.write(f"{STATE}/ha", "vm:200 pve1 - started\nvm:202 pve2 - migrate\n")
-    message = refusal(host, maintenance=False)
+    host.write(f"{STATE}/ha", "vm:200 pve1 started\nvm:202 pve2 migrate\n")
+    message = refusal(host)
     assert "HA is at work on vm:202 of pve2: migrate" in message
-    assert "guestsAtReboot" not in message and "wait until it has ended" in message
-
-
-def test_a_mode_that_stays_on_is_said_and_keeps_no_disk_from_being_replaced(host: Host) -> None:
-    with_disks(host)
-    host.write(f"{STATE}/stuck", "")
-    refuse(host, "ha-manager", "crm-command", "node-maintenance", "disable")
-    assert "HA has its maintenance mode on still: the node goes on" in refusal(host)
-    assert kept_disks(host) == [] and "noout" not in host.read(f"{HOME}/away")
-    assert "maintenance pve1" in host.read(f"{HOME}/away") and host.exists(LINK)
-
-
-def test_what_a_full_disk_cant_note_as_put_back_is_put_back(host: Host) -> None:
-    with_disks(host)
-    ask(host)
-    (host.root / ORDERED[1:]).unlink()
-
-    def full(call: str, path: str) -> None:
-        if call == "create" and f"{HOME}/" in path:
-            raise OSError(errno.ENOSPC, "No space left on device", path)
-
-    with pytest.MonkeyPatch.context() as patch, watched(full):
-        patch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)
-        assert not host.ask("apply", "cluster_turn", cluster_turn.Wanted())["over"]
-    assert kept_disks(host) == [] and not host.exists(f"{STATE}/mode")
-    end(host)
-    is_as_before(host)
-
-
-def test_nobody_waits_for_ever_for_guests_that_ha_brings_back(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    ask(host)
-    real = host.programs["ha-manager"]
-
-    def one_stays(arguments: Sequence[str], stdin: bytes) -> Any:
-        answer = real(arguments, stdin)
-        host.write(f"{STATE}/ha", host.read(f"{STATE}/ha").replace("vm:200 pve1 - started", "vm:200 pve2 pve1 started"))
-        return answer
-
-    host.programs["ha-manager"] = one_stays
-    end(host)
-    text = capsys.readouterr().err
-    assert "HA hasn't brought VM 200 back yet" in text and "container 901 back" not in text
-    assert not host.exists(f"{HOME}/away")
-
-
-@pytest.mark.parametrize("line", ["", "vm:200 pve2 - stopped\n"], ids=["taken out of HA", "stopped"])
-def test_nobody_waits_for_a_guest_that_ha_doesnt_bring_back(host: Host, clock: Clock, line: str) -> None:
-    ask(host)
-    host.write(f"{STATE}/ha", line + "ct:901 pve1 - started\n")
-    (host.root / f"{STATE}/mode"[1:]).unlink()
-    passed = clock.passed
-    end(host, back=1000)
-    assert clock.passed - passed < 5
-
-
-def test_a_restart_that_nobody_waits_for_any_more_doesnt_happen(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C, or a connection that is cut, while HA moves guests."""
-    host.write(f"{HOME}/armed", ARMED)
-    at_enabling(host, lambda: monkeypatch.setattr(restart.Caller, "is_waiting", lambda _: False))
-    assert "the `pulumi up` that waited for this host isn't there any more" in refusal(host)
-    is_as_before(host)
-    assert "until" not in host.read(f"{HOME}/armed")
+    assert "wait until it has ended" in message
 
 
 @pytest.mark.parametrize("how", ["its run is cancelled", "its time is up"])
 def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
     host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    host.write(f"{STATE}/stuck", "")
+    at_turn(host, lambda: host.write(f"{STATE}/no-quorum", ""))
     host.write(f"{HOME}/armed", ARMED)
     system = cluster_kit.system_of(host)
     host.write("/run/homelab/up", "anna\n")
@@ -533,7 +283,7 @@ def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(ho
     host.programs |= {"ip": lambda _arguments, _stdin: "", "ping": lambda _arguments, _stdin: 1}
     host.write(f"{HOME}/armed", "boot earlier\n")
     host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 x\n")
-    at_enabling(host, (host.root / f"{HOME}/armed"[1:]).unlink)
+    at_turn(host, lambda: (host.root / f"{HOME}/armed"[1:]).unlink(missing_ok=True))
     assert "the dead man's switch for this restart was taken away meanwhile" in refusal(host)
     is_as_before(host)
 
@@ -587,7 +337,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
 
 def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(host: Host) -> None:
     (host.root / "etc/pve/corosync.conf").unlink()
-    assert ask(host, "plan")["moves"] == ""
+    assert ask(host, "plan")["cluster"] == ""
     host.programs["pct"] = lambda _arguments, _stdin: (
         host.write("/etc/pve/corosync.conf", "totem {}\n") if host.exists("/var/lib/homelab/wanted-boot") else None,
         PCT_LIST,
@@ -595,10 +345,10 @@ def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(ho
     assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
 
 
-def test_a_node_that_is_alone_in_its_cluster_moves_nothing(host: Host) -> None:
+def test_a_node_that_is_alone_in_its_cluster_restarts(host: Host) -> None:
     members(host, status(1, expected=1))
     ask(host)
-    assert not host.exists(f"{STATE}/mode") and restarts(host)
+    assert restarts(host)
 
 
 @pytest.mark.parametrize("what", ["systemd-run", "which guests run", "the note of them", "the order"])
@@ -688,25 +438,6 @@ def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(host: Hos
     assert ask(host)["turn"] is False and restarts(host)
 
 
-# Whoever asked.
-
-
-def test_who_waits_for_an_answer_is_the_process_that_has_begun_it(tmp_path: Path) -> None:
-    """Its standard output goes elsewhere, so that the processes which started it decide: as with sudo."""
-    asks = (
-        "import os, sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from remote_scripts.shared import restart\n"
-        "who = restart.caller(); print(who.is_waiting())\n"
-        "before = os.getppid()\nos.kill(before, 9)\nwhile os.getppid() == before: time.sleep(0.01)\n"
-        "print(who.is_waiting())\n"
-    )
-    out = tmp_path / "out"
-    root = str(Path(reboot.__file__).parents[2])
-    subprocess.run(["sh", "-c", '"$0" -c "$1" "$2" >"$3"; :', sys.executable, asks, root, str(out)])
-    wait_until(lambda: out.read_text().count("\n") == 2)
-    assert out.read_text() == "True\nFalse\n"
-
-
 # Cut short.
 
 
@@ -718,26 +449,6 @@ def later(cut: Cut, host: Host, place: Path) -> Host:
     # As the cluster does it, two minutes after its maker's death.
     shutil.rmtree(left.root / LOCK[1:], ignore_errors=True)
     return left
-
-
-def each_left(host: Host, act: Callable[[Host], object], place: Path, seed: str) -> None:
-    """From each moment the node's own timer puts everything back."""
-    found = cuts(host, act, in_cluster=True, most=6, name=seed)
-    assert len(found) >= 6
-    for number, cut in enumerate(found):
-        left = later(cut, host, place / f"{seed}-{number}")
-        left.write(BOOT, "the next one\n")
-        for _ in range(2):
-            end(left, seconds=0, back=1)
-        is_as_before(left)
-        assert not kept_disks(left), f"HOMELAB_SEED={sampling.SEED} {cut.how}"
-
-
-def test_a_turn_that_is_cut_short_at_any_moment_ends_with_everything_put_back(host: Host, tmp_path: Path) -> None:
-    with_disks(host)
-    each_left(host, ask, tmp_path, "away")
-    (host.root / ORDERED[1:]).unlink()
-    each_left(host, end, tmp_path, "back")
 
 
 def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_after_it_has_all_back(
@@ -766,7 +477,7 @@ def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_afte
         did = ask(left)
         assert (did["reboot"], did["turn"]) == ("no", False), said
         is_as_before(left)
-        assert not kept_disks(left) and (left.root / f"{HOME}/ran"[1:]).exists(), said
+        assert (left.root / f"{HOME}/ran"[1:]).exists(), said
 
 
 def test_a_switch_says_since_when_it_is_armed(host: Host) -> None:
@@ -799,7 +510,7 @@ def test_a_restart_that_cant_be_ordered_leaves_the_switch_for_one_by_hand(host: 
     """What was configured is what the next boot has, whoever restarts the host."""
     host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")
     host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"no\n")
-    assert "reboot it by hand" in refusal(host, maintenance=False)
+    assert "reboot it by hand" in refusal(host)
     armed = host.read(f"{HOME}/armed")
     assert armed.startswith(f"boot {host.read(cluster_kit.BOOT)}") and "until" not in armed
     assert host.exists(f"{HOME}/rollback") and host.exists("/etc/systemd/system/homelab-rollback.timer")

@@ -1,0 +1,55 @@
+"""HA's `shutdown_policy=migrate`: a node restarts once HA has moved all its guests to other nodes. It waits without an
+end for one that can't leave (PVE::HA::LRM, shutdown_request). With any other policy HA stops its guests here."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.shared import guest_conf, ha, pmxcfs, vm_conf
+from remote_scripts.shared.booleans import is_true
+from remote_scripts.shared.pmxcfs import Node
+from remote_scripts.tools.system import System
+
+_MIGRATES = re.compile(r"^ha:(?:.*,)?\s*shutdown_policy=migrate\s*(?:,|$)", re.MULTILINE)
+# What can't be on another node while the guest runs, as check_local_resources (PVE::QemuMigrate::Helpers) and pct's
+# migration say.
+_OF_VM = re.compile(
+    r"^(usb\d+:(?!(?:.*,)?\s*(?:host=)?(?i:spice)\s*(?:,|$))|(?:serial|parallel)\d+: */dev/|ivshmem:|virtiofs\d+:"
+    r"|amd-sev:|intel-tdx:|args:.*vfio-pci)",
+    re.MULTILINE,
+)
+_OF_CONTAINER = re.compile(r"^(dev\d+:|lxc\.(?:cgroup2\.devices\.allow|mount\.entry *[:=] */dev/))", re.MULTILINE)
+_BIND = re.compile(r"^mp\d+: *(?:volume=)?/.*", re.MULTILINE)
+_SHARED = re.compile(r"(?:,|: *)shared=1(?:,|$)")
+
+
+def why_not(system: System, node: Node) -> str:
+    """What HA would wait for; empty: nothing.
+
+    :raises Failure: a configuration can't be read.
+    """
+    if not _MIGRATES.search(pmxcfs.text_of(system, "/etc/pve/datacenter.cfg")) or not ha.has_services(system, node):
+        return ""
+    try:
+        services = ha.status(system).services
+    except ha.NoAnswerError:
+        return "`ha-manager status` doesn't say which guests HA would move away (shutdown_policy=migrate)"
+    here = (service.id for service in services if service.node == node.name and service.state not in ha.LEFT_ALONE)
+    stuck = next((service for service in here if _has_device(system, service)), "")
+    return f"HA can't move {stuck}, which has a device of this host (shutdown_policy=migrate)" if stuck else ""
+
+
+def _has_device(system: System, service: str) -> bool:
+    """A mapped PCI device can be on another node if its mapping says so."""
+    kind, _, guest = service.partition(":")
+    if kind == "vm":
+        lines = guest_conf.lines_of_vm(system, guest)
+        devices = vm_conf.given_devices(lines)
+        return bool(_OF_VM.search("\n".join(lines))) or not all(_migrates(system, mapping) for mapping, _ in devices)
+    text = "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{guest}.conf")))
+    return bool(_OF_CONTAINER.search(text)) or not all(_SHARED.search(line) for line in _BIND.findall(text))
+
+
+def _migrates(system: System, mapping: str) -> bool:
+    properties = vm_conf.mappings(pmxcfs.text_of(system, guest_conf.MAPPINGS)).get(mapping, [])
+    return any(key == "live-migration-capable" and is_true(value) for key, value in properties)

@@ -1,0 +1,174 @@
+"""A node's turn to restart while the other nodes of its cluster wait.
+
+TURN is in /etc/pve, which every node has; lines `KEY VALUE`: node, since (for people), until (seconds since 1970). It
+is changed under a lock of the whole cluster, if nobody has changed it since it was read (files/cluster_write.pl).
+
+The turn of another node is over once that node is back and the time has passed. Its `lrm_status` says both: HA's agent
+on each node writes it every few seconds while the node has its quorum, also where HA has no guests (PVE::HA::LRM). When
+it was written is compared with `until`. Both are by the clock of that node, which may be any: pmxcfs stamps a file with
+its writer's.
+
+/run/homelab/ordered: `BOOT SECONDS`, in which boot and when (since 1970) this node's restart was ordered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+
+from remote_scripts import installed
+from remote_scripts.shared import notes, pmxcfs
+from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.pmxcfs import Node
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+TURN = "/etc/pve/priv/homelab-reboot"
+_ORDERED = "/run/homelab/ordered"
+# An order that hasn't ended the boot by then isn't carried out any more.
+_ORDERED_SECONDS = 900
+# For the lock 10 s, and 60 s that Proxmox VE gives to who has it.
+_WRITE_SECONDS = 90.0
+_GIVE_BACK_SECONDS = 10.0
+_TELLS_CLUSTER = "waiting for the cluster: its other nodes are to know that this one is back"
+_SECONDS = re.compile(r"[1-9][0-9]{0,11}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is noted. `content`: the file's bytes; `node`: empty: no node restarts."""
+
+    content: bytes
+    node: str
+    since: str
+    until: str
+
+
+def _read(system: System) -> Turn:
+    """:raises Failure: it can't be read."""
+    content = pmxcfs.content_of(system, TURN) or b""
+    lines = notes.pairs(content.decode("utf-8", "replace"))
+    return Turn(content, *(lines.get(key, "") for key in ("node", "since", "until")))
+
+
+def why_not(system: System, node: Node) -> str:
+    """Why it isn't this node's turn; empty: no other node has it."""
+    return _of_another(system, node)[1]
+
+
+def take(system: System, node: Node, seconds: int) -> str:
+    """Takes it for so long, or takes this node's own one anew.
+
+    :returns: why not; empty: it has it.
+    """
+    turn, why = _of_another(system, node)
+    now = int(time.time())
+    since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now))
+    return why or _write(system, turn, f"node {node.name}\nsince {since}\nuntil {now + seconds}\n")
+
+
+def _of_another(system: System, node: Node) -> tuple[Turn, str]:
+    """What is noted, and why it isn't this node's turn."""
+    try:
+        turn = _read(system)
+        if turn.node in ("", node.name) or _is_over(system, turn):
+            return turn, ""
+        return turn, f"{turn.node} restarts, since {turn.since} ({TURN})"
+    except Failure as failure:
+        return Turn(b"", "", "", ""), f"it isn't known which node restarts: {TURN}: {failure.found}"
+
+
+def _is_over(system: System, turn: Turn) -> bool:
+    try:
+        seen = pmxcfs.time_of(system, f"{pmxcfs.NODES}/{turn.node}/lrm_status")
+    except OSError:
+        return False
+    return seen is not None and bool(_SECONDS.fullmatch(turn.until)) and seen > int(turn.until)
+
+
+def _write(system: System, turn: Turn, text: str) -> str:
+    """Puts a text in its place, nothing where it is empty; why it can't be."""
+    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(TURN)))
+    digest = hashlib.sha256(turn.content).hexdigest()
+    done = system.run.ask("perl", *words, digest, text, seconds=_WRITE_SECONDS)
+    said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
+    return "" if done.status == 0 else f"{TURN} can't be written: {said or 'no answer'}"
+
+
+def lost(system: System) -> str:
+    """Asked last before the restart: much was waited for since the turn was taken, and a person may have removed it,
+    another node taken it, or this host joined a cluster.
+
+    :returns: why it isn't this node's any more; empty: it is, or needs none.
+    """
+    node = pmxcfs.this_node(system)
+    if not node.clustered:
+        return ""
+    try:
+        turn = _read(system)
+    except Failure as failure:
+        return f"it isn't known whether it is still this node's turn: {TURN}: {failure.found}"
+    if turn.node == node.name:
+        return ""
+    return f"it isn't this node's turn any more: {TURN} {f'names {turn.node}' if turn.node else 'is gone'}"
+
+
+def is_ours(system: System) -> bool:
+    """Whether this node has it, or that can't be told."""
+    node = pmxcfs.this_node(system)
+    try:
+        return node.clustered and (not node.name or _read(system).node == node.name)
+    except Failure:
+        return True
+
+
+def end(system: System, seconds: float) -> bool:
+    """Lets the other nodes restart. (A node that has just started has no quorum for some seconds, and perhaps no
+    /etc/pve.)
+
+    :returns: False: the cluster can't be told in this time, or this node's restart is ordered and still to come.
+    """
+    if is_restart_ordered(system):
+        return not is_ours(system)
+    return any(not is_ours(system) or _take_away(system) for _ in system.work.tries(seconds, _TELLS_CLUSTER))
+
+
+def _take_away(system: System) -> bool:
+    """False: it isn't this node's, or can't be."""
+    try:
+        turn = _read(system)
+    except Failure:
+        return False
+    return bool(turn.node) and turn.node == pmxcfs.this_node(system).name and not _write(system, turn, "")
+
+
+def give_back(system: System) -> None:
+    """For `destroy`. Where the cluster can't be told, the turn ends once its time has passed."""
+    if not end(system, _GIVE_BACK_SECONDS):
+        system.log.say(f"note: the cluster could not be told that this node doesn't restart: rm {TURN}")
+
+
+def note_restart(system: System) -> None:
+    """Before the restart is ordered. The next boot knows nothing of it.
+
+    :raises OSError: it can't be noted.
+    """
+    boot = boot_id(system)
+    system.files.write(_ORDERED, f"{boot} {int(time.time())}\n".encode(), 0o644)
+
+
+def drop_restart(system: System) -> None:
+    """There is none after all."""
+    system.files.remove(_ORDERED)
+
+
+def is_restart_ordered(system: System) -> bool:
+    """Whether this node's restart is ordered and still to come: guests would come back to a node that goes away, and
+    another node would restart beside it.
+    """
+    boot, _, since = system.files.line(_ORDERED).partition(" ")
+    if boot != boot_id(system) or not _SECONDS.fullmatch(since):
+        return False
+    return -60 < int(time.time()) - int(since) < _ORDERED_SECONDS  # a clock that was set back isn't waited for
