@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -236,13 +237,13 @@ def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what:
     if what == "no /etc/pve yet":
         node.write("/etc/corosync/corosync.conf", "totem {}\n")
         away = (node.root / "etc/pve").rename(node.root / "etc/later")
-        later = lambda: away.rename(node.root / "etc/pve")  # noqa: E731
+        later = partial(away.rename, node.root / "etc/pve")
     elif what == "no quorum yet":
         later = node.write(f"{STATE}/no-quorum", "").unlink
     else:
         real = node.programs["perl"]
         refuse(node, "perl", said=TIMED_OUT)
-        later = lambda: node.programs.update(perl=real)  # noqa: E731
+        later = partial(node.programs.update, perl=real)
     assert not end(node)
     clock.meanwhile = once(later)
     assert end(node, 60) and not node.exists(TURN)
