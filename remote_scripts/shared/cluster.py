@@ -10,8 +10,6 @@ from typing import Literal
 
 from remote_scripts.shared import activity, ceph, ha, pmxcfs, shutdown_policy, turn
 from remote_scripts.shared.pmxcfs import Node
-from remote_scripts.shared.turn import is_restart_ordered as is_restart_ordered
-from remote_scripts.shared.turn import note_restart as note_restart
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System

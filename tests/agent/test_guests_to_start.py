@@ -20,7 +20,7 @@ import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.layers.start_guests import Wanted
-from remote_scripts.shared import cluster, guest_starts, guests, guests_to_start, pmxcfs, time_limit
+from remote_scripts.shared import guest_starts, guests, guests_to_start, pmxcfs, time_limit, turn
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -517,7 +517,7 @@ def test_nobody_is_started_once_the_system_goes_down_again(host: Host, clock: Cl
         if how == "stopping":
             host.write("/state/system", "stopping\n")
         elif how == "ordered":
-            cluster.note_restart(system_of(host))
+            turn.note_restart(system_of(host))
         else:
             host.write("/run/homelab/restarting", f"boot {B}")
 
