@@ -31,7 +31,7 @@ from remote_scripts.shared.container_system import is_gone, need_running
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
-from remote_scripts.tools.run import NOT_FOUND
+from remote_scripts.tools.run import NOT_FOUND, end_all, parents
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_texts
 
@@ -107,8 +107,6 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
     except Exception as error:
         system.log.say("".join(traceback.format_exception(error)).rstrip())
         return 1, _message(system.failure_of(error), system)
-    finally:
-        system.close()
     return 0, json.dumps(as_texts(to_plain(answer)), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -221,9 +219,11 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
     ended = os.pidfd_open(child)
     ready = select.select([ended, answer], [], [], seconds)[0]
     if not ready:
-        for group in (child, *_asked_by(child)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+        asked = _asked_by(child)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        for pid in asked:
+            end_all(pid)
     has_ended = bool(ready or select.select([ended], [], [], _KILL_SECONDS)[0])
     for relay in relays:  # what it has said comes first; what it has started may have its pipes still
         relay.join(_KILL_SECONDS if has_ended else 0)
@@ -248,11 +248,10 @@ def _asked_by(process: int) -> list[int]:
     to do something another process of this program keeps, to its end.
     """
     pids = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for pid, parent in parents().items():
         with contextlib.suppress(OSError):
-            is_child = f"\nPPid:\t{process}\n" in Path(f"/proc/{pid}/status").read_text(errors="replace")
-            if is_child and os.readlink(f"/proc/{pid}/exe") != os.readlink("/proc/self/exe"):
-                pids.append(int(pid))
+            if parent == process and os.readlink(f"/proc/{pid}/exe") != os.readlink("/proc/self/exe"):
+                pids.append(pid)
     return pids
 
 

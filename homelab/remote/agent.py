@@ -22,7 +22,7 @@ from homelab.remote import scripts
 from homelab.remote.scripts import FOLDER
 from remote_scripts import installed
 from remote_scripts.shared import boot_service
-from remote_scripts.tools import helper, modules
+from remote_scripts.tools import modules
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.modules import AGENT, PACKAGE
 from remote_scripts.tools.plain import to_plain
@@ -34,7 +34,7 @@ else:
 
 _NAME = "agent.pyz"
 _AGENTS = f"{HOME}/agents"
-_ENTRY, _INSTALLED, _HELPER = "start", f"{PACKAGE}.installed", f"{PACKAGE}.tools.helper"
+_ENTRY, _INSTALLED = "start", f"{PACKAGE}.installed"
 _TABLES = f"{PACKAGE}.tables"
 # What the tables are made of. To make them takes longer than all else that a digest needs.
 _MADE_OF = tuple(FOLDER.parent / "homelab/nvidia" / name for name in ("symptoms.py", "data/symptoms.yaml"))
@@ -56,7 +56,6 @@ _INSTALLED_FILES = (
     "rollback.sh", "systemd_boot_entry.sh",
 )  # fmt: skip
 installed.TEXTS = {name.partition(".")[0]: scripts.file(name) for name in _INSTALLED_FILES}
-helper.TEXT = scripts.file("container_helper.sh")
 
 
 @functools.cache
@@ -64,8 +63,6 @@ def _source(module: str) -> str:
     """The text of a module of the package, with the line ends that it has in the repository; empty: no module."""
     if module == _INSTALLED:
         return f"TEXTS = {json.dumps(dict(installed.TEXTS), indent=0)}\n"
-    if module == _HELPER:
-        return f"TEXT = {helper.TEXT!r}\n"
     if module == _TABLES:
         return f"SYMPTOMS = {symptoms.packed()!r}\n"
     return modules.source(module)

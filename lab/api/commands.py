@@ -5,6 +5,7 @@ Only what is in use is there; anything else ends with exit status 2 and a line i
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -229,8 +230,9 @@ class Shell:
             container_system.pull(guest, paths[0], self.host.rooted(paths[1]), mode)
 
     def attach(self, words: list[str]) -> None:
-        """`lxc-attach --clear-env -n ID -- COMMAND...`: LXC's own, by which pct exec does its work."""
-        if words[:2] != ["--clear-env", "-n"] or len(words) < 5 or words[3] != "--":
+        """`lxc-attach --clear-env -n ID [--keep-var NAME]... -- COMMAND...`: LXC's own, by which pct exec does its work."""
+        end = words.index("--") if "--" in words else 0
+        if words[:2] != ["--clear-env", "-n"] or {*words[3:end:2]} - {"--keep-var"} or not words[end + 1 :]:
             raise Misused(f"the lab's lxc-attach has no {words!r}")
         guest = Guest(self.host, "lxc", int(words[2]))
         if not guest.running:
@@ -241,7 +243,8 @@ class Shell:
             )
             self.status = 1
             return
-        self.status = container_system.execute(guest, words[4:])
+        kept = {name: os.environ[name] for name in words[4:end:2] if name in os.environ}
+        self.status = container_system.execute(guest, words[end + 1 :], kept)
 
     def _unlock(self, guest: Guest) -> None:
         with exclusively(self.host):

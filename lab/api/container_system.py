@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -337,8 +338,11 @@ def mount(guest: Guest, *, mounted: bool) -> None:
 
 
 # -- commands --------------------------------------------------------------------------------------------------
-def execute(guest: Guest, command: list[str]) -> int:
+def execute(guest: Guest, command: list[str], kept: Mapping[str, str] | None = None) -> int:
     """Run a command in a running container, with this process's standard streams; return its exit status.
+
+    Args:
+        kept: what its environment has besides the container's own.
 
     Raises:
         ApiError: 500: the container doesn't run.
@@ -348,7 +352,7 @@ def execute(guest: Guest, command: list[str]) -> int:
         raise Died(f"container '{guest.vmid}' not running!")
     system = _running(guest, config)
     container.materialise(system)
-    return container.run(system, command, container.Identity(0, frozenset({0})))
+    return container.run(system, command, container.Identity(0, frozenset({0})), kept or {})
 
 
 def push(guest: Guest, source: Path, target: str, mode: int | None) -> None:

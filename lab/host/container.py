@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,20 +176,21 @@ def view_of(system: HostState, who: Identity) -> Path:
 
 
 # -- running commands ------------------------------------------------------------------------------------------
-def environment(system: HostState, who: Identity) -> dict[str, str]:
-    """The environment of a command inside: nothing of the host's but its terminal."""
+def environment(system: HostState, who: Identity, given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command inside: nothing of the host's but its terminal, and what is given."""
     tree = view_of(system, who)
     home, name = _account(system, who.uid)
     kept: dict[str, Any] = {key: os.environ[key] for key in ("TERM", "LANG") if key in os.environ}
     return kept | {
+        "LC_ALL": "C.UTF-8",
+        **given,
         "ROOT": str(tree),
         "LAB_STATE": str(system.state),
         **of_command_server(),
         "LAB_UID": str(who.uid),
         "LAB_GIDS": ",".join(str(gid) for gid in sorted(who.gids)),
         "HOME": str(tree / home.lstrip("/")),
-        "PATH": f"{own_path(tree)}:{system.state}/bin:{_SYSTEM_PATH}",
-        "LC_ALL": "C.UTF-8",
+        "PATH": f"{own_path(tree)}:{system.state}/bin:{given.get('PATH', _SYSTEM_PATH)}",
         "USER": name,
         "LOGNAME": name,
         "container": "lxc",
@@ -203,11 +205,15 @@ def _account(system: HostState, uid: int) -> tuple[str, str]:
     return "/", str(uid)
 
 
-def run(system: HostState, command: list[str], who: Identity) -> int:
-    """Run a command inside and return its exit status, with lxc-attach's words when there is no such command."""
+def run(system: HostState, command: list[str], who: Identity, given: Mapping[str, str] | None = None) -> int:
+    """Run a command inside and return its exit status, with lxc-attach's words when there is no such command.
+
+    Args:
+        given: what lxc-attach adds to its environment, where that runs it: then it goes on though lxc-attach is killed.
+    """
     import subprocess
 
-    where = environment(system, who)
+    where = environment(system, who, given or {})
     program = find_program(system, command[0], where["PATH"])
     if program is None:
         identifier = system.machine["container"]["id"]
@@ -218,7 +224,8 @@ def run(system: HostState, command: list[str], who: Identity) -> int:
         )
         return 127
     tree = Path(where["ROOT"])
-    done = subprocess.run([program, *arguments_inside(tree, command)], env=where, cwd=tree, check=False)
+    words = [program, *arguments_inside(tree, command)]
+    done = subprocess.run(words, env=where, cwd=tree, check=False, start_new_session=given is not None)
     remove_missing_nodes(system)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 

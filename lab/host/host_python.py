@@ -30,7 +30,7 @@ from .state import HOST_PYTHON, HostState
 _PROJECT = Path(__file__).resolve().parents[2]
 _PACKAGE = "remote_scripts"
 #: Modules that each archive has its own of, with texts.
-_TEXTS = frozenset(f"{_PACKAGE}.{name}" for name in ("installed", "tables", "tools.helper"))
+_TEXTS = frozenset(f"{_PACKAGE}.{name}" for name in ("installed", "tables"))
 #: What stands in the file of a disk that is claimed.
 CLAIMED = b"claimed\n"
 _REFUSALS = {os.strerror(number): number for number in errno.errorcode}

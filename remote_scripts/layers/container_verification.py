@@ -81,12 +81,9 @@ def apply(system: System, wanted: Wanted) -> Answer:
     if not given:
         return Answer("running", [], [])
     check = _DeviceCheck(system, ctid)
-    try:
-        check.open_all([node.path for node in given])
-        if cards.cards:
-            check.check_groups([(node, _option(provided[node.path], "gid")) for node in given if node.group])
-    finally:
-        check.close()
+    check.open_all([node.path for node in given])
+    if cards.cards:
+        check.check_groups([(node, _option(provided[node.path], "gid")) for node in given if node.group])
     problems: list[str] = []
     opened = [node.path for node in given if _is_opened(system, node, provided[node.path], check, problems)]
     if problems:
@@ -117,10 +114,6 @@ class _DeviceCheck:
         self.without_video: dict[str, str] = {}
         # BusyBox has no setpriv that takes a user.
         self._has_setpriv = self._hangs = False
-
-    def close(self) -> None:
-        """Ends it."""
-        self._inside.close()
 
     def error_of(self, who: str, path: str, default: str = _UNSAID) -> str:
         """What kept `who` from opening a node; empty: nothing did."""

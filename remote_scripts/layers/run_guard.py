@@ -2,9 +2,9 @@
 connection lasts, whatever ends it.
 
 In /run/homelab, which no boot keeps: `up`, whose lock (flock(2)) the run has, and in which it stands meanwhile;
-`notes`, there while a run is at work: what its steps note for the end of the run (tools/log.py); `lock` and `inside`,
-whose locks steps at work have. A step ends where it waits as soon as `up` says something else than the run that has
-started it (tools/state.py).
+`notes`, there while a run is at work: what its steps note for the end of the run (tools/log.py); `lock`, and of each
+container `inside-ID`, whose locks steps at work have. A step ends where it waits as soon as `up` says something else
+than the run that has started it (tools/state.py).
 """
 
 from __future__ import annotations
@@ -135,10 +135,10 @@ def _await_steps(system: System, wanted: Wanted, spent: float) -> None:
 
     :raises Failure: a step of another run doesn't end.
     """
-    seconds = wanted.ending if spent < _MOST_SECONDS else wanted.patience
-    for name in ("lock", "inside"):
+    ends = time.monotonic() + (wanted.ending if spent < _MOST_SECONDS else wanted.patience)
+    for name in ("lock", *sorted(path.name for path in system.work.folder.glob("inside-*"))):
         path = f"/run/homelab/{name}"
-        with system.work.holding(name, seconds) as is_mine:
+        with system.work.holding(name, ends - time.monotonic()) as is_mine:
             if is_mine:
                 _note(system, name, "", f"{path} can't be emptied")
             elif (whose := _last_line(system, path)) not in ("", wanted.who):
@@ -149,7 +149,6 @@ def _await_steps(system: System, wanted: Wanted, spent: float) -> None:
                     "it ends without your help; two runs at once would undo each other's changes",
                     "wait until it has ended (/run/homelab/steps tells), then run the same again",
                 )
-        seconds = wanted.patience
 
 
 def _last_line(system: System, path: str) -> str:

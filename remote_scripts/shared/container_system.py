@@ -8,8 +8,7 @@ from pathlib import Path
 from remote_scripts.shared.guests import power_of
 from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, this_node
 from remote_scripts.shared.time_limit import within_limit
-from remote_scripts.tools import helper
-from remote_scripts.tools.container import Container, attach
+from remote_scripts.tools.container import Container
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -19,7 +18,7 @@ def need_running(host: System, ctid: int) -> Container:
 
     :raises Failure: it is none of this node, or doesn't run, or doesn't answer.
     """
-    inside = Container(f"container {ctid}", attach(ctid, helper.TEXT), host)
+    inside = Container(ctid, host)
     try:
         # A simulated one is a folder, whose name it alone knows.
         inside.set_root(inside.run.ask("printenv", "ROOT").text if host.root != Path("/") else "")

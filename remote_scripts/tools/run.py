@@ -40,7 +40,8 @@ _FILE_BYTES = 16 << 20
 _FILE_SECONDS = 0.1
 #: So long a program that is to end has between SIGTERM and SIGKILL, in seconds.
 _GRACE_SECONDS = 2.0
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: The folders of programs that every system has.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,12 @@ class Run:
 
     #: Whether a program can say how far it is, on STATUS_FD.
     tells = True
+    #: Whether a program that works gets a file of this system for its output; a pipe otherwise.
+    gives_file = True
 
     def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
+        #: What of its work is said comes after this, and its output goes into a file with this end.
+        self.name = self._suffix = ""
         self._root = root
         self._log = log
         self._work = work
@@ -135,7 +140,7 @@ class Run:
             return begun
         assert begun.stdout is not None and begun.stderr is not None
         try:
-            return _answer(begun, self._work.time_for(seconds), limit)
+            return _answer(begun, self._work.time_for(seconds), limit, self._end)
         finally:  # one that no signal ends (state D) isn't waited for
             begun.stdout.close()
             begun.stderr.close()
@@ -158,6 +163,7 @@ class Run:
             output.
         """
         title = " ".join(arguments)
+        doing = ": ".join(filter(None, (self.name, doing)))
         self._log.heading(f"{doing}: {title}" if doing else title)
         if self._programs is not None:
             done = self._stand(arguments, b"")
@@ -176,7 +182,7 @@ class Run:
         tells: bool,
     ) -> Done:
         folder = self._root / "run/homelab"
-        path = folder / "log" if is_own_folder(folder) else Path(os.devnull)
+        path = folder / f"log{self._suffix}" if is_own_folder(folder) else Path(os.devnull)
         try:
             out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError:  # /run is full: the program may work all the same
@@ -235,7 +241,7 @@ class Run:
                 os.write(out, begun.error)
                 status = begun.status
             else:
-                status = _status(begun, seconds, out)
+                status = _status(begun, seconds, out, self._end)
         finally:
             with contextlib.suppress(OSError):
                 os.write(answer, str(status).encode())
@@ -270,12 +276,13 @@ class Run:
         if given is not None:
             os.write(given, stdin)
             os.lseek(given, 0, os.SEEK_SET)
+        says = subprocess.PIPE if out is None or not self.gives_file else out
         try:
             return subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL if given is None else given,
-                stdout=subprocess.PIPE if out is None else out,
-                stderr=subprocess.PIPE if out is None else out,
+                stdout=says,
+                stderr=says if out is None else subprocess.STDOUT,
                 env={**self.environment, **(environment or {})},
                 cwd="/",
                 start_new_session=True,
@@ -288,6 +295,18 @@ class Run:
         finally:
             if given is not None:
                 os.close(given)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Its process group: SIGTERM, and later SIGKILL."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
+                # What it has started has the group still.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                return
 
     def _stand(self, arguments: Sequence[str], stdin: bytes) -> Done:
         stand = (self._programs or {}).get(arguments[0])
@@ -302,7 +321,7 @@ class Run:
 def _whole_path(given: str) -> str:
     """With the folders that every system has: over sudo, or for a user's own commands, it may lack some."""
     folders = given.split(":") if given else []
-    return ":".join([*folders, *(folder for folder in _PATH.split(":") if folder not in folders)])
+    return ":".join([*folders, *(folder for folder in PATH.split(":") if folder not in folders)])
 
 
 def note_output(log: Log, new: bytes) -> None:
@@ -324,7 +343,9 @@ def last_lines(log: Log, status: int, output: bytes) -> Done:
     return Done(status, last.encode(), said=output)
 
 
-def _answer(process: subprocess.Popen[bytes], seconds: float, limit: int) -> Done:
+def _answer(
+    process: subprocess.Popen[bytes], seconds: float, limit: int, end: Callable[[subprocess.Popen[bytes]], None]
+) -> Done:
     """Reads until the program ends, its time is up, or there is more than `limit`."""
     assert process.stdout is not None and process.stderr is not None
     streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
@@ -348,7 +369,7 @@ def _answer(process: subprocess.Popen[bytes], seconds: float, limit: int) -> Don
             if len(streams[errors]) > 2 * LOG_BYTES:
                 del streams[errors][:-LOG_BYTES]
         if status is None:
-            _kill(process)
+            end(process)
             status = TIMED_OUT if len(streams[out]) <= limit else TOO_MUCH
         for stream in open_streams:  # what it had said when it ended
             while len(streams[stream]) <= limit and _read(stream, streams[stream], 65536):
@@ -370,37 +391,47 @@ def _read(stream: int, into: bytearray, limit: int) -> bool:
     return bool(data)
 
 
-def _status(process: subprocess.Popen[bytes], seconds: float, out: int) -> int:
-    """Its exit status, or TIMED_OUT when it was killed for its time. A file that grows too large begins anew."""
+def _status(
+    process: subprocess.Popen[bytes], seconds: float, out: int, end: Callable[[subprocess.Popen[bytes]], None]
+) -> int:
+    """Its exit status, or TIMED_OUT when it was killed for its time. What comes by its pipe goes into `out`; a file
+    that grows too large begins anew.
+    """
     ended = os.pidfd_open(process.pid)
     deadline = time.monotonic() + seconds
-    try:
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([ended], [], [], min(left, _FILE_SECONDS))[0]:
-                return _exit_status(process.wait())
-            if os.fstat(out).st_size > _FILE_BYTES:
-                os.ftruncate(out, 0)
-    finally:
-        os.close(ended)
-    _kill(process)
-    return TIMED_OUT
+    status = TIMED_OUT
+    watched = [ended]
+    if process.stdout:
+        watched.append(process.stdout.fileno())
+        os.set_blocking(watched[1], False)
+    while (left := deadline - time.monotonic()) > 0:
+        ready = select.select(watched, [], [], min(left, _FILE_SECONDS))[0]
+        if ended in ready:
+            status = _exit_status(process.wait())
+            break
+        if ready and not _hand_on(ready[0], out):
+            watched.pop()
+        if os.fstat(out).st_size > _FILE_BYTES:
+            os.ftruncate(out, 0)
+    else:
+        end(process)
+    os.close(ended)
+    if watched[1:]:
+        _hand_on(watched[1], out)  # what it had said when it ended
+    return status
+
+
+def _hand_on(source: int, target: int) -> bool:
+    """Whether something came; where there is no room for it, it is lost, and whoever says it goes on."""
+    data = bytearray()
+    is_more = _read(source, data, _PART_BYTES)
+    with contextlib.suppress(OSError):
+        os.write(target, data)
+    return is_more
 
 
 def _exit_status(status: int) -> int:
     return status if status >= 0 else 128 - status
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Its process group: SIGTERM, and later SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
-            # What it has started has the group still.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            return
 
 
 def _last_told(path: Path) -> bytes:
@@ -415,3 +446,34 @@ def _last_told(path: Path) -> bytes:
 def _end_of(descriptor: int) -> bytes:
     size = os.fstat(descriptor).st_size
     return os.pread(descriptor, ANSWER_BYTES, max(0, size - ANSWER_BYTES))
+
+
+def parents() -> dict[int, int]:
+    """Each process of this machine, and the one that has started it."""
+    found = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+            found[int(pid)] = int(status.partition("\nPPid:\t")[2].partition("\n")[0])
+    return found
+
+
+def end_all(process: int) -> None:
+    """Kills a process, its group, and all that came from it: whoever kills lxc-attach alone leaves running what it has
+    started in a container. They are stopped first, so that none starts another one meanwhile, and no id is given again.
+    """
+    found = [process]
+    _signal(process, signal.SIGSTOP)
+    while new := [pid for pid, parent in parents().items() if parent in found and pid not in found]:
+        for pid in new:
+            _signal(pid, signal.SIGSTOP)
+        found += new
+    for pid in reversed(found):
+        _signal(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
+
+
+def _signal(process: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)

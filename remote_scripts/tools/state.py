@@ -1,7 +1,8 @@
 """Who is at work on this system, how long a run may take, and the lock that one run at a time has.
 
-The lock is flock(2)'s, on /run/homelab/lock. In it stands the run (`pulumi up`, `pulumi destroy`) that has started
-the run that holds it, as layers/run_guard.py notes it in /run/homelab/up.
+The lock is flock(2)'s, on /run/homelab/lock; that of a container is on /run/homelab/inside-ID. In it stands the run
+(`pulumi up`, `pulumi destroy`) that has started the run that holds it, as layers/run_guard.py notes it in
+/run/homelab/up.
 """
 
 from __future__ import annotations
@@ -55,10 +56,14 @@ class Work:
 
     :param root: before every path.
     :param limit: seconds until this process is killed; 0: never. The last tenth is for its error and for undoing.
+    :param lock: the name of the lock's file in /run/homelab.
+    :param whose: whose lock it is, for a person.
     """
 
-    def __init__(self, root: Path, log: Log, limit: float = 0) -> None:
+    def __init__(self, root: Path, log: Log, limit: float = 0, lock: str = "lock", whose: str = "this host") -> None:
         self._root = root
+        self._lock = lock
+        self._whose = whose
         self.folder = root / "run/homelab"
         self._log = log
         self.limit = limit
@@ -178,22 +183,22 @@ class Work:
         :raises Failure: another one has the lock still after `lock_seconds`, or there is no place for it.
         """
         deadline = time.monotonic() + self.lock_seconds
-        descriptor = self._opened("lock", 0o644)
+        descriptor = self._opened(self._lock, 0o644)
         began = told_at = time.monotonic()
         while not locked(descriptor):
             now = time.monotonic()
             if now >= deadline:
                 os.close(descriptor)
                 raise Failure(
-                    "to be the only one changing this host",
-                    f"another run still holds /run/homelab/lock after {self.lock_seconds:g} s",
+                    f"to be the only one changing {self._whose}",
+                    f"another run still holds /run/homelab/{self._lock} after {self.lock_seconds:g} s",
                     "two runs at once would write over each other",
-                    "wait for it, or look at it with: fuser -v /run/homelab/lock",
+                    f"wait for it, or look at it with: fuser -v /run/homelab/{self._lock}",
                 )
-            self.go_on("waiting for another run on this system")
+            self.go_on(f"waiting for another run on {self._whose}")
             if now - told_at >= PROGRESS_SECONDS:
                 told_at = now
-                self._log.say(f"waiting for another run on this system: {now - began:.0f} s")
+                self._log.say(f"waiting for another run on {self._whose}: {now - began:.0f} s")
             time.sleep(_LOOK_SECONDS)
         self.lock = descriptor
         with contextlib.suppress(OSError):  # /run is full: the lock is held all the same
@@ -263,10 +268,10 @@ def file_lock(path: Path, seconds: float) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def locked_within(descriptor: int, seconds: float, *, shared: bool = False) -> bool:
+def locked_within(descriptor: int, seconds: float) -> bool:
     """Waits so long for the lock of an open file; whether it was got."""
     deadline = time.monotonic() + seconds
-    while not (is_mine := locked(descriptor, shared=shared)) and time.monotonic() < deadline:
+    while not (is_mine := locked(descriptor)) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     return is_mine
 

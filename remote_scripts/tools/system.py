@@ -50,9 +50,6 @@ class System:
         if self.proxy:
             self.run.environment |= {"http_proxy": self.proxy, "https_proxy": self.proxy}
 
-    def close(self) -> None:
-        """Ends what this run has open there."""
-
     def changing(self, change: Callable[[], T]) -> T:
         """Runs `change` under the lock. After an error of any kind everything that it changed is put back, and the
         error goes on.

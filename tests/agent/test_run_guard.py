@@ -174,11 +174,11 @@ def test_a_run_that_holds_the_host_after_its_first_steps_waits_for_none_of_them(
 
 
 def test_no_run_begins_beside_a_step_in_a_container(host: Host) -> None:
-    """Whose lock is /run/homelab/inside (tests/agent/test_tools_container.py)."""
+    """Whose lock is /run/homelab/inside-ID (tests/agent/test_tools_container.py)."""
     with guarded(host, "anna") as first:
         assert answer(first) == HELD and first.stdin is not None
-        with host.system().work.holding("inside", 1):
-            host.system().work.write("inside", "anna\n")
+        with host.system().work.holding("inside-901", 1):
+            host.system().work.write("inside-901", "anna\n")
             first.stdin.close()
             first.wait(PATIENCE)
             with guarded(host, "ben") as second:
