@@ -159,7 +159,7 @@ class Packages:
 
         :param folder: where it works; by default anywhere.
         """
-        tells = self.system.run.tells
+        tells = self.system.run.gives_files
         options = [f"DPkg::Lock::Timeout={self.software.lock_seconds}", "Acquire::Retries=3", "Dpkg::Use-Pty=0"]
         options += [f"APT::Status-Fd={STATUS_FD}"] * tells
         options += ["Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"]

@@ -3,8 +3,9 @@
 
 Nothing is installed in there for our sake, and none of our Python runs where a container's root could change it. Its
 files are never reached from outside (/proc/PID/root): a link in there would lead to the host's; and its programs get
-pipes alone, no file of the host. Nothing that a container says is believed: an answer has a greatest length, and one
-without its end is a Failure. What it says of itself may still be a lie, as may what it says over SSH.
+no file of the host, whose mode its root could change, not even /dev/null. Nothing that a container says is believed: an
+answer has a greatest length, and one without its end is a Failure. What it says of itself may still be a lie, as may
+what it says over SSH.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import ASK_SECONDS, PATH, TIMED_OUT, TOO_MUCH, Done, Run, end_all
 from remote_scripts.tools.state import Work
-from remote_scripts.tools.system import System, T
+from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES, as_text
 
 #: What `find` may answer, in bytes.
@@ -43,8 +44,7 @@ class ContainerRun(Run):
     :param name: what it is, for a person.
     """
 
-    tells = False
-    gives_file = False
+    gives_files = False
 
     def __init__(self, ctid: int, name: str, host: System, work: Work) -> None:
         super().__init__(host.root, host.log, work)
@@ -150,9 +150,8 @@ class ContainerDisk(disk.Disk):
         return [Path(path).name for path in self._found(where, "-mindepth", "1", "-maxdepth", "1")]
 
     def digest(self, where: Path) -> str:
-        output = self._said(
-            where, "sha256sum", str(where), seconds=600
-        )  # a name with a backslash has one before the sum
+        output = self._said(where, "sha256sum", str(where), seconds=600)
+        # A name with a backslash has one before the sum.
         return output.lstrip("\\").partition(" ")[0]
 
     def files_below(self, where: Path) -> list[str]:
@@ -256,12 +255,3 @@ class Container(System):
         """:param root: before every path in there from now on; empty: nothing."""
         self.root = Path(root or "/")
         self.files = Files(self.root, self.log, self.run, ContainerDisk(self._run))
-
-    def changing(self, change: Callable[[], T]) -> T:
-        """As of a host."""
-
-        def whole() -> T:
-            self.files.need_folder("/run/homelab")
-            return change()
-
-        return super().changing(whole)

@@ -95,10 +95,8 @@ class Run:
     :param programs: in a test, what is called in the place of programs; whatever else is asked for isn't there.
     """
 
-    #: Whether a program can say how far it is, on STATUS_FD.
-    tells = True
-    #: Whether a program that works gets a file of this system for its output; a pipe otherwise.
-    gives_file = True
+    #: Whether a program gets files of this system: /dev/null, one for its output, and one on STATUS_FD.
+    gives_files = True
 
     def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
         #: What of its work is said comes after this, and its output goes into a file with this end.
@@ -162,12 +160,11 @@ class Run:
         :param tells: whether the program itself says how far it is, on STATUS_FD: `progress` gets that behind its
             output.
         """
-        title = " ".join(arguments)
-        doing = ": ".join(filter(None, (self.name, doing)))
-        self._log.heading(f"{doing}: {title}" if doing else title)
+        self._log.heading(": ".join(filter(None, (self.name, doing, " ".join(arguments)))))
         if self._programs is not None:
             done = self._stand(arguments, b"")
         else:
+            doing = ": ".join(filter(None, (self.name, doing or Path(arguments[0]).name)))
             done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress, tells=tells)
         return last_lines(self._log, done.status, done.output + done.error)
 
@@ -201,7 +198,7 @@ class Run:
             if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
                 told_at = now
                 where = progress(_end_of(out) + _last_told(status_file), now - began) if progress else ""
-                self._log.say(f"{doing or Path(arguments[0]).name}: {where or f'{now - began:.0f} s'}")
+                self._log.say(f"{doing}: {where or f'{now - began:.0f} s'}")
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
@@ -272,11 +269,11 @@ class Run:
         out: int | None = None,
         passed: Sequence[int] = (),
     ) -> subprocess.Popen[bytes] | Done:
-        given = os.memfd_create("stdin") if stdin else None
+        given = os.memfd_create("stdin") if stdin or not self.gives_files else None
         if given is not None:
             os.write(given, stdin)
             os.lseek(given, 0, os.SEEK_SET)
-        says = subprocess.PIPE if out is None or not self.gives_file else out
+        says = subprocess.PIPE if out is None or not self.gives_files else out
         try:
             return subprocess.Popen(
                 arguments,
@@ -462,12 +459,15 @@ def end_all(process: int) -> None:
     """Kills a process, its group, and all that came from it: whoever kills lxc-attach alone leaves running what it has
     started in a container. They are stopped first, so that none starts another one meanwhile, and no id is given again.
     """
-    found = [process]
-    _signal(process, signal.SIGSTOP)
-    while new := [pid for pid, parent in parents().items() if parent in found and pid not in found]:
+    found: list[int] = []
+    new = [process]
+    # Who is root in a container may let them go on, to start others without end.
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while new and time.monotonic() < deadline:
         for pid in new:
             _signal(pid, signal.SIGSTOP)
         found += new
+        new = [pid for pid, parent in parents().items() if parent in found and pid not in found]
     for pid in reversed(found):
         _signal(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):

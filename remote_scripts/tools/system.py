@@ -56,6 +56,7 @@ class System:
         """
         self.work.take_lock()
         try:
+            self.files.need_folder("/run/homelab")  # of the lock; in a container it isn't there yet
             self.files.clear_leftovers()
             result = change()
             self.files.finish()
