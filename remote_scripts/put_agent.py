@@ -29,18 +29,17 @@ def refuse(wanted: str, found: str, why: str, next: str) -> None:
 
 
 def compiled(archive: bytes) -> bytes:
-    """The archive with the bytecode of its modules before their sources, and its sum after its comment."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive)) as sources, zipfile.ZipFile(out, "w") as whole:
-        for name in sources.namelist():
-            source = sources.read(name)
+    """The archive with the bytecode of its modules beside their sources, and its sum after its comment."""
+    out = io.BytesIO(archive)
+    with zipfile.ZipFile(out, "a") as whole:
+        for name in whole.namelist():
+            source = whole.read(name)
             if name.endswith(".py"):
                 code = compile(source, name, "exec", dont_inherit=True, optimize=0)
                 # PEP 552, a hash that isn't checked: the archive's sum says that both belong together.
                 header = importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + importlib.util.source_hash(source)
                 whole.writestr(zipfile.ZipInfo(name + "c", _WHEN), header + marshal.dumps(code))
-            whole.writestr(zipfile.ZipInfo(name, _WHEN), source)
-        whole.comment = sources.comment + b"0" * 64
+        whole.comment += b"0" * 64
     content = out.getvalue()[:-64]
     return content + hashlib.sha256(content).hexdigest().encode()
 

@@ -188,10 +188,8 @@ class _Verification:
         """What the kernel has said that fits; the end of much."""
         if not self.wanted.kernel_log:
             return ""
-        ask = self.system.run.ask
-        text = ask("journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-monotonic", limit=_BYTES).text
-        text = text or ask("dmesg", limit=_BYTES).text
-        lines = [line for line in text.split("\n") if re.search(self.wanted.kernel_log, line, re.IGNORECASE)]
+        log = kernel.log(self.system)
+        lines = [line for line in log if re.search(self.wanted.kernel_log, line, re.IGNORECASE)]
         return self.system.log.clean("\n".join(lines[-_LOG_LINES:]), _BYTES)
 
     # CUDA.

@@ -234,7 +234,7 @@ class _Vm:
             left = f"VM {self.id} ({NAME}) may still be there: {failure.found}"
         if left:
             self._system.log.say(left)
-        self._system.files.drop_work_folder(FOLDER)
+        self._system.files.remove_tree(FOLDER)
         return left
 
 
@@ -274,7 +274,7 @@ def _remove_leftovers(system: System) -> None:
                 "it may hold the card",
                 f"look at it with `qm config {vm}`, remove it with `qm destroy {vm}`",
             )
-    system.files.drop_work_folder(FOLDER)
+    system.files.remove_tree(FOLDER)
 
 
 # Which VM has which card.

@@ -45,5 +45,5 @@ class Answer:
 @changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes the folder away."""
-    system.files.drop_work_folder(wanted.folder)
+    system.files.remove_tree(wanted.folder)
     return Answer(wanted.folder)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from remote_scripts.shared import boot, driver, nvidia
+from remote_scripts.shared import boot, driver, kernel, nvidia
 from remote_scripts.shared.nvidia import DAEMON, MODULES, Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
@@ -84,11 +84,11 @@ def load_module(packages: Packages, version: str) -> None:
     :raises Failure: the kernel doesn't take it; with what the driver has said of the card.
     """
     system = packages.system
-    before = _kernel_log(system)
+    before = kernel.ring(system)
     done = packages.do("modprobe", "nvidia", seconds=120)
     if done.status == 0:
         return
-    log = _kernel_log(system)
+    log = kernel.ring(system)
     # Behind the last line that was there before.
     new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
     messages = [line for line in new if _OF_THE_DRIVER.search(line)]
@@ -185,7 +185,3 @@ def renew_initramfs(packages: Packages, target: str) -> None:
 
 def _dkms_status(system: System) -> str:
     return system.run.ask("dkms", "status").text
-
-
-def _kernel_log(system: System) -> list[str]:
-    return system.run.ask("dmesg", limit=1 << 24).text.split("\n")

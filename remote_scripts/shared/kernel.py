@@ -12,6 +12,9 @@ _RELEASE, _BOOT_ID = "/proc/sys/kernel/osrelease", "/proc/sys/kernel/random/boot
 # Where modprobe looks, in this order (libkmod/libkmod.c, default_config_paths); /lib is a link to /usr/lib.
 _MODPROBE = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d")
 
+# Of the kernel's log.
+_LOG_BYTES = 1 << 24
+
 
 def running(system: System) -> str:
     """Its release, as `uname -r` says it.
@@ -44,6 +47,18 @@ def need_boot_id(system: System) -> str:
     if id := boot_id(system):
         return id
     raise OSError(errno.EIO, "it can't be read", _BOOT_ID)
+
+
+def log(system: System) -> list[str]:
+    """The lines of its log since it booted, whole where the journal has it: the latest may not be there yet."""
+    done = system.run.ask("journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-monotonic", limit=_LOG_BYTES)
+    return done.text.split("\n") if done.status == 0 and done.text else ring(system)
+
+
+def ring(system: System) -> list[str]:
+    """The lines of its log that it has still, to the latest."""
+    done = system.run.ask("dmesg", limit=_LOG_BYTES)
+    return done.text.split("\n") if done.status == 0 and done.text else []
 
 
 def modprobe_files(names: Callable[[str], list[str]]) -> list[str]:

@@ -102,9 +102,9 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_all(path: Path) -> None:
-    """Takes a folder away with all that is in it; what can't be taken away stays."""
+    """Takes a folder away with all that is in it."""
     _about("remove", path)
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(path)
 
 
 def link(target: str, path: Path) -> None:

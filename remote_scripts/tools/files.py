@@ -358,22 +358,8 @@ class Files:
 
     def make_work_folder(self, path: str) -> None:
         """An empty folder, for root alone, that is there while a run works; what an earlier one left in it goes."""
-        self.drop_work_folder(path)
+        self.remove_tree(path)
         disk.make_folder(self.at(path), 0o700)
-
-    def drop_work_folder(self, path: str) -> None:
-        """Takes a folder away, with all that is in it; `undo` doesn't bring it back."""
-        if not self.exists(path):
-            return
-        for folder, folders, names in os.walk(self.at(path), topdown=False):
-            for name in (*names, *folders):
-                where = Path(folder, name)
-                if where.is_dir() and not where.is_symlink():
-                    disk.remove_folder(where)
-                else:
-                    disk.remove(where)
-        disk.remove_folder(self.at(path))
-        disk.flush(self.at(path).parent)
 
     def append(self, path: str, line: bytes, limit: int) -> None:
         """Adds a line to a log. It isn't flushed; of more than `limit` bytes the second half is left."""

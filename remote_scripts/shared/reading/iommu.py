@@ -6,7 +6,7 @@ import base64
 import re
 
 from remote_scripts.shared.reading.answer import Group, Iommu
-from remote_scripts.shared.reading.source import GROUPS, Source, head_and_tail, lines_of
+from remote_scripts.shared.reading.source import GROUPS, Source, head_and_tail
 
 # How much of an ACPI table is passed on, in bytes; real ones have some hundred.
 _TABLE_BYTES = 65536
@@ -21,7 +21,7 @@ _SAID = re.compile(r"AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping")
 def iommu(source: Source) -> Iommu:
     """Reads all of it."""
     tables = [table for table in ("DMAR", "IVRS") if source.exists(f"{_TABLES}/{table}")]
-    messages = [line for line in lines_of(source.ask("dmesg").text) if _SAID.search(line)]
+    messages = [line for line in source.kernel_says if _SAID.search(line)]
     groups = source.groups()
     return Iommu(
         tables=tables,

@@ -252,11 +252,8 @@ class Source:
 
     @functools.cached_property
     def kernel_says(self) -> list[str]:
-        """The kernel's log since it booted, whole where the journal has it."""
-        done = self.ask("journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-monotonic")
-        if done.status != 0 or not done.text:
-            done = self.ask("dmesg")
-        return lines_of(done.text) if done.status == 0 else []
+        """The kernel's log, as `kernel.log`."""
+        return kernel.log(self.system)
 
 
 def lines_of(text: str) -> list[str]:
