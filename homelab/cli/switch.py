@@ -24,6 +24,7 @@ from homelab.remote import ssh
 from homelab.remote.proxmox.machine import HA_SECONDS
 from homelab.settings import Host, Settings, Shutdown, Vm
 from remote_scripts.layers.switch_card import Answer, Rehearsal, Story, Wanted
+from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.tools.plain import of_plain
 
@@ -110,10 +111,10 @@ class Switch:
     ) -> None:
         self._session, self._host, self._card, self._vm, self._facts = session, host, card, vm, facts
         self._vms = vms
-        holder_id = handover.state_of(facts, card).get("vm", "")
+        holder_id = handover.record_of(facts, card).vm
         self._shutdown = next((holder.shutdown for holder in vms.values() if str(holder.vmid) == holder_id), Shutdown())
         self._story_size = 0
-        self._state: dict[str, str] = {}
+        self._record = Record()
 
     def rehearse(self) -> int:
         """Prints what a switch would do, and what prevents it; returns the exit status."""
@@ -148,43 +149,43 @@ class Switch:
         return WELL
 
     def _rehearse_return(self) -> int:
-        state = handover.state_of(self._facts, self._card)
-        if state.get("state") != "VM":
+        record = handover.record_of(self._facts, self._card)
+        if record.state != "VM":
             print("No VM has it: there is nothing to give back.")
             return WELL
-        print(f"  would be shut down, for at most {self._shutdown.timeout} s: VM {state['vm']}")
-        for ctid in state.get("containers", "").split():
+        print(f"  would be shut down, for at most {self._shutdown.timeout} s: VM {record.vm}")
+        for ctid in record.containers:
             print(f"  would be started again: container {ctid}")
         return WELL
 
     def carry_out(self) -> int:
         """Starts the VM, or shuts it down, and waits until the handover has ended; returns the exit status."""
         handover.switch_refused(self._facts, self._card, self._vm)
-        state = handover.state_of(self._facts, self._card)
+        record = handover.record_of(self._facts, self._card)
         if (
             self._vm is not None
-            and (state.get("state"), state.get("vm")) == ("VM", str(self._vm.vmid))
+            and (record.state, record.vm) == ("VM", str(self._vm.vmid))
             and self._vm.vmid in self._facts.guests.running
         ):
             print(f"gpus.{self._card} is {handover.state_text(self._facts, self._card)} already.")
             return WELL
-        if self._vm is None and state.get("state", "HELD") == "HELD":
-            print(f"gpus.{self._card} is with the host already" + (f": {state['why']}" if state.get("why") else "."))
-            return NOT_SWITCHED if state.get("containers") else WELL
+        if self._vm is None and record.state in ("HOST", "HELD"):
+            print(f"gpus.{self._card} is with the host already" + (f": {record.why}" if record.why else "."))
+            return NOT_SWITCHED if record.containers else WELL
         self._read_story(quiet=True)
         if self._vm is not None:
             return self._to_vm(self._vm)
-        return self._to_containers(int(state["vm"]))
+        return self._to_containers(int(record.vm))
 
     def _to_vm(self, vm: Vm) -> int:
         print(f"starting VM {vm.vmid}")
         well, message = self._run_and_tell(Wanted(card=self._card, vmid=vm.vmid, start=True))
         if well and ha.service(self._facts, "vm", vm.vmid) is not None:
             self._wait_for_ha(vm.vmid)
-        if well and self._state.get("state") == "VM" and self._state.get("vm") == str(vm.vmid):
+        if well and self._record.state == "VM" and self._record.vm == str(vm.vmid):
             print(f"VM {vm.vmid} runs, with gpus.{self._card}.")
             return WELL
-        if well and self._state.get("state") == "HELD":
+        if well and self._record.state == "HELD":
             print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
         elif well:
             print(
@@ -198,10 +199,10 @@ class Switch:
 
     def _wait_for_ha(self, vmid: int) -> None:
         """Waits until HA has started the VM, or its start was refused: a start by HA returns at once."""
-        before = handover.since(handover.state_of(self._facts, self._card))
+        before = handover.record_of(self._facts, self._card).since
         until = time.monotonic() + HA_SECONDS
-        while (self._state.get("state"), self._state.get("vm")) != ("VM", str(vmid)) and time.monotonic() < until:
-            if self._state.get("state") in ("HELD", "STUCK", "DEAD") and handover.since(self._state) > before:
+        while (self._record.state, self._record.vm) != ("VM", str(vmid)) and time.monotonic() < until:
+            if self._record.state in ("HELD", "STUCK", "DEAD") and self._record.since > before:
                 return
             time.sleep(POLL_SECONDS)
             self._read_story()
@@ -211,10 +212,10 @@ class Switch:
         ended = False
         until = time.monotonic() + SWITCH_SECONDS
         runs = "yes" if vmid in self._facts.guests.running else "no"
-        while self._state.get("state", "HELD") not in ("HELD", "STUCK", "DEAD"):
-            vm_has_it = self._state["state"] == "VM"
+        while self._record.state not in ("HOST", "HELD", "STUCK", "DEAD"):
+            vm_has_it = self._record.state == "VM"
             ended = ended or (asked_at is not None and runs == "no")
-            if vm_has_it and self._state.get("vm") != str(vmid):
+            if vm_has_it and self._record.vm != str(vmid):
                 return self._not_switched(f"gpus.{self._card} is {self._where()} now, which has been started meanwhile")
             if vm_has_it and runs == "yes" and ended:
                 return self._not_switched(
@@ -241,7 +242,7 @@ class Switch:
             else:
                 time.sleep(POLL_SECONDS)
             runs = self._read_story(vmid)
-        if self._state:
+        if self._record.state != "HOST":
             return self._not_switched(f"gpus.{self._card} is {self._where()}")
         print(f"gpus.{self._card} is with the host and its containers.")
         return WELL
@@ -289,16 +290,13 @@ class Switch:
         wanted = Wanted(card=self._card, vmid=vmid, known=self._story_size)
         answer = of_plain(Story, self._session.ask("read", "switch_card", wanted))
         self._story_size = answer.size
-        state = HandedOver(cards={self._card: answer.state}).of_card(self._card)
-        self._state = state if state.get("state") else {}
+        self._record = answer.record
         for line in [] if quiet else answer.story.splitlines():
             print(f"  {line}", flush=True)
         return answer.runs
 
     def _where(self) -> str:
-        facts = replace(
-            self._facts, handover=HandedOver(cards={self._card: "\n".join(f"{k}={v}" for k, v in self._state.items())})
-        )
+        facts = replace(self._facts, handover=HandedOver(cards={self._card: self._record}))
         return handover.state_text(facts, self._card) or "with the host"
 
 

@@ -14,6 +14,7 @@ from homelab.host import gates, ha, handover, kernel_log, plan, remapping, reset
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import Guests
 from homelab.settings import Host
+from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.words import missing_words
 
 
@@ -178,15 +179,14 @@ _ON_ITS_WAY = {
 }
 
 
-def _on_its_way(name: str, details: dict[str, str], description: str, guests: Guests) -> Finding | None:
+def _on_its_way(name: str, record: Record, description: str, guests: Guests) -> Finding | None:
     """The finding on a handover that takes longer than any step may, or on a card with a VM that is off.
 
-    :param details: the card's state, from `handover.state_of`.
+    :param record: what is noted of the card, from `handover.record_of`.
     :param description: the state in words.
     """
-    state = details.get("state", "")
     wanted, log = f"gpus.{name} with a VM, or with the host", "/var/lib/homelab/handover/log"
-    if state == "VM" and details.get("vm", "") not in map(str, guests.running):
+    if record.state == "VM" and record.vm not in map(str, guests.running):
         if "vm" in guests.unlisted:
             return None  # that is a finding of its own
         return Finding(
@@ -196,9 +196,9 @@ def _on_its_way(name: str, details: dict[str, str], description: str, guests: Gu
             "backed up or is locked",
             f"look again after that; if it is still so, see whether that timer runs, and what {log} says last",
         )
-    if state not in _ON_ITS_WAY or time.time() - handover.since(details) < _WAY_SECONDS:
+    if record.state not in _ON_ITS_WAY or time.time() - record.since < _WAY_SECONDS:
         return None
-    meaning, ending = _ON_ITS_WAY[state]
+    meaning, ending = _ON_ITS_WAY[record.state]
     return Finding(
         wanted,
         description,
@@ -240,12 +240,11 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
     """Findings on shared cards, on VMs that moved away with homelab's hookscript, and on the handover's files."""
     findings = []
     for name in host.hands_over:
-        details = handover.state_of(reading.facts, name)
-        state, description = details.get("state", ""), handover.state_text(reading.facts, name)
-        if finding := _on_its_way(name, details, description, reading.facts.guests):
+        record, description = handover.record_of(reading.facts, name), handover.state_text(reading.facts, name)
+        if finding := _on_its_way(name, record, description, reading.facts.guests):
             findings.append(finding)
-        if state in _SINKS and description:
-            why, step = _SINKS[state]
+        if record.state in _SINKS and description:
+            why, step = _SINKS[record.state]
             findings.append(Finding(f"gpus.{name} handed over whole, or not at all", description, why, step))
         findings += _given_up(reading, name, slots)
     for hook in reading.facts.handover.moved_hooks:

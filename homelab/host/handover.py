@@ -12,6 +12,7 @@ from homelab.host.classes import GRAPHICS
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
 from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_record import Record
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
@@ -62,23 +63,15 @@ def cards_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -
     return tuple(card(gpu, cards[gpu], vmids) for gpu, vmids in takers(host, vms).items())
 
 
-def state_of(facts: HostFacts, name: str) -> dict[str, str]:
-    """A card's state, key -> value; empty: the card is with the host. A state of an earlier boot doesn't count, unless
-    the card is dead."""
-    card_state = facts.handover.of_card(name)
-    if not card_state.get("state"):
-        return {}
-    return card_state if card_state.get("boot") == facts.boot_id.strip() or card_state["state"] == "DEAD" else {}
+def record_of(facts: HostFacts, name: str) -> Record:
+    """What is noted of a card. A state of an earlier boot doesn't count, unless the card is dead."""
+    record = facts.handover.cards.get(name, Record())
+    return record if record.boot == facts.boot_id.strip() or record.state == "DEAD" else Record()
 
 
 def has_sunk(facts: HostFacts, name: str) -> bool:
     """Whether a card is in a state from which it doesn't come back by itself, with or without a running VM."""
-    return state_of(facts, name).get("state") in _SINKS
-
-
-def since(card_state: Mapping[str, str]) -> int:
-    """The beginning of a card's state, in seconds since the epoch; 0: unknown."""
-    return int(card_state.get("since", "")) if card_state.get("since", "").isdecimal() else 0
+    return record_of(facts, name).state in _SINKS
 
 
 def switch_refused(facts: HostFacts, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
@@ -89,7 +82,7 @@ def switch_refused(facts: HostFacts, name: str, vm: Vm | None, *, rehearsed: boo
     :param rehearsed: nothing is done, so that a VM that has to be shut down first is no reason.
     :raises HomelabError: it can't be.
     """
-    card_state = state_of(facts, name)
+    record = record_of(facts, name)
     if not facts.handover.enabled:
         raise HomelabError(
             wanted=f"gpus.{name} switched between this host's containers and a VM",
@@ -97,7 +90,7 @@ def switch_refused(facts: HostFacts, name: str, vm: Vm | None, *, rehearsed: boo
             why="a start of the VM alone would take the card from its driver without any check",
             next="run `pulumi up` (`pulumi up --refresh`, if it was there once)",
         )
-    if card_state.get("state") in ("STUCK", "DEAD"):
+    if record.state in ("STUCK", "DEAD"):
         raise HomelabError(
             wanted=f"gpus.{name} switched",
             found=state_text(facts, name),
@@ -120,18 +113,14 @@ def switch_refused(facts: HostFacts, name: str, vm: Vm | None, *, rehearsed: boo
             why="its start would take the card from its driver without any check",
             next="run `pulumi up --refresh`, which sets it again",
         )
-    if card_state.get("state") == "VM" and card_state.get("vm") != str(vm.vmid) and not rehearsed:
+    if record.state == "VM" and record.vm != str(vm.vmid) and not rehearsed:
         raise HomelabError(
             wanted=f"gpus.{name} for VM {vm.vmid}",
             found=f"it is {state_text(facts, name)}",
             why="one VM at a time can have it, and nothing is shut down for another one",
             next=f"first `homelab switch {name} --to containers`, which shuts that VM down",
         )
-    if (
-        vm.vmid in facts.guests.running
-        and (card_state.get("state"), card_state.get("vm")) != ("VM", str(vm.vmid))
-        and not rehearsed
-    ):
+    if vm.vmid in facts.guests.running and (record.state, record.vm) != ("VM", str(vm.vmid)) and not rehearsed:
         raise HomelabError(
             wanted=f"gpus.{name} for VM {vm.vmid}",
             found="the VM runs already, without it",
@@ -145,13 +134,12 @@ def state_text(facts: HostFacts, name: str) -> str:
     path = f"/var/lib/homelab/handover/{name}.state"
     if unread := [text for text in facts.unreadable if text.startswith(f"{path}: ")]:
         return f"not known: its state can't be read ({unread[0]})"
-    card_state = state_of(facts, name)
-    state, vm = card_state.get("state", ""), card_state.get("vm", "")
-    if not state:
+    record = record_of(facts, name)
+    if record.state == "HOST":
         return ""
-    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(card_state)))
-    if state == "VM":
-        return f"with VM {vm} since {at}"
-    if state in _SINKS:
-        return f"{state} since {at}: {card_state.get('why', '')}"
-    return f"on its way to or from VM {vm} ({state}) since {at}"
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.since))
+    if record.state == "VM":
+        return f"with VM {record.vm} since {at}"
+    if record.state in _SINKS:
+        return f"{record.state} since {at}: {record.why}"
+    return f"on its way to or from VM {record.vm} ({record.state}) since {at}"

@@ -10,7 +10,8 @@ from typing import Literal
 
 from remote_scripts.shared import card_users, guests, handover
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.handover import Record, RefusedError
+from remote_scripts.shared.card_record import Record
+from remote_scripts.shared.handover import RefusedError
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.system import System
@@ -46,13 +47,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Story:
-    """`size`: of the story, in bytes; `story`: what is new of it; `state`: the lines of what is noted of the card;
-    `runs`: of the VM.
-    """
+    """`size`: of the story, in bytes; `story`: what is new of it; `record`: of the card; `runs`: of the VM."""
 
     size: int
     runs: Literal["yes", "no", "unknown"]
-    state: str
+    record: Record
     story: str
 
 
@@ -84,7 +83,10 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 def read(system: System, wanted: Wanted) -> Story:
-    """What is new of the story, and what is noted of the card."""
+    """What is new of the story, and what is noted of the card.
+
+    :raises Failure: that can't be read.
+    """
     content = system.files.read(handover.STORY) or b""
     # It is cut at its beginning now and then: what is new can't be told apart then, and the next lines can.
     new = content[wanted.known :]
@@ -93,8 +95,8 @@ def read(system: System, wanted: Wanted) -> Story:
     if wanted.vmid:
         power = guests.power_of(system, "qm", str(wanted.vmid), 0)  # its caller asks again
         runs = "yes" if power == "on" else "no" if power == "off" else "unknown"
-    state = system.files.text(handover.state_file(wanted.card))
-    return Story(len(content), runs, state, system.log.clean(new))
+    record = handover.read_record(system, wanted.card)
+    return Story(len(content), runs, record, system.log.clean(new))
 
 
 def plan(system: System, wanted: Wanted) -> Rehearsal:

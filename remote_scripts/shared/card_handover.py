@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from remote_scripts.shared import card_users, cluster, guest_conf, guests, handover
 from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_record import TurnedAway
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_containers import GIVEN_UP, CardContainers
@@ -38,7 +39,7 @@ class CardHandover:
         self.card = RecordedCard(system, card)
         self._driver = CardDriver(self.card)
         self.containers = CardContainers(self.card, self._driver)
-        self._turned_away_file = f"{handover.FOLDER}/{card.name}.turned_away"
+        self._turned_away = handover.turned_away_of(card.name)
         self.why_kept = ""
 
     def refusal(self, vmid: str, found: str, next: str) -> Failure:
@@ -65,10 +66,8 @@ class CardHandover:
             return
         self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
         # For the reading of the host, until a VM has got the card. There is no state: everything is as it was.
-        text = f"vm={vmid}\nat={time.strftime('%F %T')}\nrun={run}\n"
         try:
-            self._system.files.need_folder(handover.FOLDER)
-            self._system.files.write(self._turned_away_file, text.encode(), 0o600)
+            self._turned_away.write(self._system.files, TurnedAway(int(vmid), time.strftime("%F %T"), run or ""))
         except OSError:
             self.card.say("that can't be noted on the disk")
         raise Failure(
@@ -165,7 +164,7 @@ class CardHandover:
         """Whether it is on the disk that the VM has the card."""
         if not self.card.save(state="VM", why=""):
             return False
-        self._system.files.remove(self._turned_away_file)
+        self._system.files.remove(self._turned_away.path)
         return True
 
     def _drain(self, vmid: str, users: Sequence[Container], persistence: Mapping[str, str]) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs, vm_conf
+from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.conf_files import decoded, links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
-from remote_scripts.shared.handover import Record, RefusedError
+from remote_scripts.shared.handover import RefusedError
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of

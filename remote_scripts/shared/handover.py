@@ -1,6 +1,6 @@
 """Cards that a VM and this host's containers have in turn: each card's record, and what may be at work on the host.
 
-/var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without
+/var/lib/homelab/handover/NAME.state is a card's record, and is on the disk before the step that it tells of. Without
 it the card is with the host. `log` beside it is the story; NAME.turned_away tells of a VM that came during a run.
 /run/homelab/passes has a line `VMID RUN` for each VM that a run lets through; /run/homelab/handing is locked by a
 handover that is at work.
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
 
 from remote_scripts.shared import passes
 from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_record import Record, State, TurnedAway
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.shared_card import NodeNumbers, SharedCard, parse_numbers
+from remote_scripts.shared.notes import Note
+from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.plain import of_plain
@@ -35,66 +35,9 @@ CARDS = "/etc/homelab-handover.json"
 _STORY_BYTES = 131072
 _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card, and then the file may be removed"
 
-#: HOST: there is no file. DRAINING, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't get it
-#: or its containers weren't started. STUCK: a driver doesn't let go. DEAD: the card doesn't answer.
-State = Literal["HOST", "DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
-
 
 class RefusedError(Exception):
     """A reason why a card can't go to a VM now."""
-
-
-@dataclass(kw_only=True)
-class Record:
-    """The lines of a card's state file. `since`: seconds since 1970, for people; `clock`: the same in seconds of this
-    boot, which no setting of the time moves (CLOCK_BOOTTIME); `boot`: of the host; `containers`: those to be started
-    again, in the order in which they are shut down; `owed`: nothing but the card is back yet; `taken`: the numbers at
-    the last take, where `numbers` are of an earlier one, which containers that are owed a start had; `numbers`,
-    `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`: a container
-    -> the addresses of its network cards, by which it is told from another one of its id; `given_up`: those that aren't
-    tried any more.
-    """
-
-    state: State = "HOST"
-    vm: str = ""
-    boot: str = ""
-    since: str = ""
-    why: str = ""
-    containers: tuple[str, ...] = ()
-    owed: bool = False
-    numbers: NodeNumbers | None = None
-    taken: NodeNumbers | None = None
-    modules: tuple[str, ...] = ()
-    persistence: str = ""
-    units: str = ""
-    d3cold: tuple[str, ...] = ()
-    known: dict[str, str] = field(default_factory=dict)
-    given_up: tuple[str, ...] = ()
-    clock: str = ""
-
-    @property
-    def age(self) -> float:
-        """Seconds since its state began in this boot; endless where that isn't known."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(self.clock) if self.clock.isdecimal() else float("inf")
-
-    @property
-    def at(self) -> str:
-        """When its state began."""
-        return time.strftime("%F %T", time.localtime(int(self.since) if self.since.isdecimal() else 0))
-
-    @property
-    def last_numbers(self) -> NodeNumbers:
-        """At the last take."""
-        return self.taken or self.numbers or NodeNumbers()
-
-
-_KEYS = tuple(key.name for key in fields(Record))
-_PARSED: dict[str, Callable[[str], object]] = {
-    **dict.fromkeys(("containers", "modules", "d3cold", "given_up"), lambda text: tuple(text.split())),
-    **dict.fromkeys(("numbers", "taken"), lambda text: parse_numbers(text) if text else None),
-    "known": lambda text: dict(pair.partition("=")[::2] for pair in text.split()),
-    "owed": bool,
-}
 
 
 def cards(system: System) -> tuple[Card, ...]:
@@ -105,9 +48,14 @@ def cards(system: System) -> tuple[Card, ...]:
     return of_plain(tuple[Card, ...], json.loads(system.files.read(CARDS) or b""), CARDS)
 
 
-def state_file(name: str) -> str:
-    """The path of a card's record."""
-    return f"{FOLDER}/{name}.state"
+def note_of(name: str) -> Note[Record]:
+    """A card's record, as it is noted."""
+    return Note(f"{FOLDER}/{name}.state", Record)
+
+
+def turned_away_of(name: str) -> Note[TurnedAway]:
+    """The last VM that didn't get a card, as it is noted until one has got it."""
+    return Note(f"{FOLDER}/{name}.turned_away", TurnedAway)
 
 
 def read_record(system: System, name: str) -> Record:
@@ -115,27 +63,16 @@ def read_record(system: System, name: str) -> Record:
 
     :raises Failure: it can't be read, or isn't whole: where the card is isn't known then.
     """
-    path = state_file(name)
+    note = note_of(name)
     try:
-        text = system.files.at(path).read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return Record()
+        return note.read(system.files) or Record()
     except OSError as error:
-        raise _unknown(path, f"it can't be read: {error.strerror}") from error
-    pairs = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
-    if pairs.get("state") not in get_args(State):
-        raise _unknown(path, "it has no state that this program knows")
-    values = {key: _PARSED.get(key, str)(text) for key, text in pairs.items() if key in _KEYS}
-    return Record(**values)  # type: ignore[arg-type]
-
-
-def _text_of(value: object) -> str:
-    """As a line of the file has it."""
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if isinstance(value, dict):
-        return " ".join(f"{key}={text}" for key, text in value.items())
-    return " ".join(value) if isinstance(value, tuple) else str(value or "")
+        raise Failure(
+            f"to know where the card is, by {note.path}",
+            str(error.strerror),
+            "a card may be on its way, or with a VM: nothing is decided without that",
+            _NEXT,
+        ) from error
 
 
 def write_record(system: System, name: str, record: Record, **changes: object) -> None:
@@ -145,17 +82,13 @@ def write_record(system: System, name: str, record: Record, **changes: object) -
     :raises OSError: it isn't on the disk.
     """
     if "since" in changes or changes.get("state", record.state) != record.state:
-        seconds = int(time.clock_gettime(time.CLOCK_BOOTTIME))
-        changes |= {"since": str(int(time.time())), "clock": str(seconds)}
+        changes |= {"since": int(time.time()), "clock": int(time.clock_gettime(time.CLOCK_BOOTTIME))}
     for key, value in changes.items():
         setattr(record, key, value.replace("\n", "; ") if isinstance(value, str) else value)
     record.boot = boot_id(system)
     if not record.boot:
         raise OSError("which boot this is can't be read")  # it would count as an earlier one's
-    texts = {key: _text_of(getattr(record, key)) for key in _KEYS}
-    text = "".join(f"{key}={value}\n" for key, value in texts.items())
-    system.files.need_folder(FOLDER)
-    system.files.write(state_file(name), text.encode(), 0o600)
+    note_of(name).write(system.files, record)
 
 
 def recorded_names(system: System) -> Iterator[str]:
@@ -177,15 +110,6 @@ def owed_starts(system: System) -> list[str]:
             if record.state == "HELD" and record.boot == boot_id(system):
                 ctids += [ctid for ctid in record.containers if ctid not in record.given_up]
     return ctids
-
-
-def _unknown(path: str, found: str) -> Failure:
-    return Failure(
-        f"to know where the card is, by {path}",
-        found,
-        "a card may be on its way, or with a VM: nothing is decided without that",
-        _NEXT,
-    )
 
 
 def records_away(system: System) -> dict[str, Record]:
@@ -301,7 +225,7 @@ class RecordedCard(SharedCard):
 
     def remove(self) -> None:
         """The card is with the host again: it has no record."""
-        self.system.files.remove(state_file(self.name))
+        self.system.files.remove(note_of(self.name).path)
         self.record = Record()
 
     def rest(self, state: State, why: str) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from remote_scripts.shared import card_users, container_conf, guests, ha, handover
 from remote_scripts.shared.boot_service import PYTHON
+from remote_scripts.shared.card_record import NodeNumbers, is_another
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.shared_card import NodeNumbers, drivers_by_major, is_another
+from remote_scripts.shared.shared_card import drivers_by_major
 
 #: What brings lines of containers to the numbers that cards have now.
 FOLLOWER = "/usr/local/sbin/homelab-card-nodes"

@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+import json
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Files
+from remote_scripts.tools.plain import of_plain, to_plain
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Note(Generic[T]):
+    """A value in a file below /var/lib/homelab, as JSON. `form`: a dataclass (tools/plain.py)."""
+
+    path: str
+    form: type[T]
+
+    def read(self, files: Files) -> T | None:
+        """What is noted; None: nothing.
+
+        :raises OSError: it can't be read, or is of another form.
+        """
+        content = files.need(self.path)
+        try:
+            return None if content is None else of_plain(self.form, json.loads(content), "it")
+        except ValueError as error:
+            raise OSError(errno.EINVAL, "it isn't as this version of homelab writes it", self.path) from error
+
+    def write(self, files: Files, value: T) -> None:
+        """Notes it, on the disk when this returns.
+
+        :raises OSError: it isn't on the disk.
+        """
+        files.need_folder(self.path.rpartition("/")[0])
+        files.write(self.path, json.dumps(to_plain(value)).encode(), 0o600)
 
 
 def need(system: System, path: str, wanted: str, why: str, limit: int = ANSWER_BYTES) -> bytes:

@@ -6,11 +6,11 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_record import NodeNumbers
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System
 
@@ -18,44 +18,6 @@ from remote_scripts.tools.system import System
 _LOOKS = 3
 _LOOK_SECONDS = 1.0
 _READ_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class NodeNumbers:
-    """What lines of containers have of a card, which may be others when it comes back: `minor`: N of /dev/nvidiaN;
-    `majors`: of nvidia-uvm and nvidia-caps; `names`: in /dev/dri. Empty: it isn't there.
-    """
-
-    minor: str = ""
-    majors: tuple[str, str] = ("", "")
-    names: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return ",".join((self.minor, *self.majors, "".join(f"{name} " for name in self.names)))
-
-    def have_moved(self, current: NodeNumbers) -> bool:
-        """Whether some are others by now. What wasn't there then, or isn't there yet, has not moved."""
-        is_same_driver = not any(map(is_another, self.majors, current.majors))
-        return not is_same_driver or is_another(self.minor, current.minor) or bool(self.renamed(current))
-
-    def renamed(self, current: NodeNumbers) -> list[str]:
-        """The names that aren't there any more, where another one of their kind is."""
-        return [
-            name
-            for name in self.names
-            if name not in current.names and any(other.startswith(name.rstrip("0123456789")) for other in current.names)
-        ]
-
-
-def parse_numbers(text: str) -> NodeNumbers:
-    """Such numbers of their text."""
-    minor, uvm, caps, names = f"{text},,,".split(",")[:4]
-    return NodeNumbers(minor, (uvm, caps), tuple(names.split()))
-
-
-def is_another(earlier: str, current: str) -> bool:
-    """Whether both numbers are known, and differ."""
-    return bool(earlier and current and earlier != current)
 
 
 def drivers_by_major(system: System) -> dict[str, str]:

@@ -5,6 +5,7 @@ functions. What they say is in files: `ct950`, `vm103`, `persistence`, `drain`; 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -360,7 +361,12 @@ def run(host: Host, *words: str) -> None:
 
 
 def state(host: Host) -> str:
-    return host.read(STATE).splitlines()[0].removeprefix("state=") if host.exists(STATE) else ""
+    return json.loads(host.read(STATE))["state"] if host.exists(STATE) else ""
+
+
+def noted(state: str, **record: object) -> str:
+    """What is noted of a card that VM 103 has, or has had."""
+    return json.dumps({"state": state, "vm": "103", "boot": "boot", "since": 1, **record})
 
 
 def story(host: Host) -> str:
@@ -386,15 +392,11 @@ def two_users(host: Host) -> bool:
     return driver(host, GPU) != "nvidia" and host.read("/ct950") == "running\n"
 
 
-def rewrite(host: Host, **changes: str) -> None:
+def rewrite(host: Host, **changes: object) -> None:
     """What is noted of the card, with these changes; with another time it is as old as that says."""
-    text = host.read(STATE)
-    if "since" in changes:
-        age = time.time() - int(changes["since"])
-        changes["clock"] = str(int(time.clock_gettime(time.CLOCK_BOOTTIME) - age))
-    for key, value in changes.items():
-        text = re.sub(rf"(?m)^{key}=.*$", f"{key}={value}", text)
-    host.write(STATE, text)
+    if isinstance(since := changes.get("since"), int):
+        changes["clock"] = int(time.clock_gettime(time.CLOCK_BOOTTIME) - time.time() + since)
+    host.write(STATE, json.dumps(json.loads(host.read(STATE)) | changes))
 
 
 @contextmanager
@@ -460,5 +462,5 @@ def back(host: Host, place: Path) -> None:
     shutil.copytree(place, copied_back, symlinks=True)
 
 
-def now() -> str:
-    return str(int(time.time()))
+def now() -> int:
+    return int(time.time())

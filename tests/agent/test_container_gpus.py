@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import threading
 import time
@@ -405,7 +406,8 @@ def test_an_id_that_is_a_vms_or_nobodys_is_said(box: Containers) -> None:
 
 
 def test_nothing_is_changed_while_a_card_is_away(box: Containers) -> None:
-    state = f"state=VM\nvm=103\nsince=1700000000\nboot={box.host.read('/proc/sys/kernel/random/boot_id')}"
+    boot = box.host.read("/proc/sys/kernel/random/boot_id").strip()
+    state = json.dumps({"state": "VM", "vm": "103", "boot": boot, "since": 1700000000})
     path = box.host.write("/var/lib/homelab/handover/big.state", state)
     for layer in "gpus", "restart":
         with pytest.raises(Refused, match="found:  gpus.big is with VM 103 since 2023-11-1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ def test_programs_for_computing_are_tried_and_judge_nothing(box: Containers, ins
 
 def test_it_isnt_entered_where_there_is_nothing_to_verify_or_a_card_is_away(box: Containers, inside: Inside) -> None:
     assert "not on the host: /dev/nvidia7" in refused(box, minors=(7,))
-    box.host.write("/var/lib/homelab/handover/card.state", f"state=VM\nvm=103\nboot={BOOT}\nsince=1700000000\n")
+    box.host.write("/var/lib/homelab/handover/card.state", json.dumps({"state": "VM", "vm": "103", "boot": BOOT}))
     assert "gpus.card is with VM 103" in refused(box)
     (box.root / f"etc/pve/lxc/{CTID}.conf").unlink()
     (box.root / "var/lib/homelab/handover/card.state").unlink()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import json
 import os
 import re
 import threading
@@ -645,9 +646,9 @@ def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
 def test_a_container_that_a_handover_owes_a_start_is_noted(host: Host) -> None:
     (host.root / f"{HOME}/ran"[1:]).unlink()
     for name, boot, owed in (("big", B, "902 903"), ("old", A, "904")):
-        text = f"state=HELD\nvm=103\nboot={boot}\nsince=1\ncontainers={owed}\ngiven_up=903\n"
-        host.write(f"{HOME}/handover/{name}.state", text)
-    host.write(f"{HOME}/handover/bad.state", "state=?\n")
+        record = {"state": "HELD", "vm": "103", "boot": boot, "containers": owed.split(), "given_up": ["903"]}
+        host.write(f"{HOME}/handover/{name}.state", json.dumps(record))
+    host.write(f"{HOME}/handover/bad.state", "{}?")
     assert note(host) == ""
     assert [line.split()[:2] for line in host.read(f"{HOME}/ran").splitlines()] == [["pct", "902"]]
 

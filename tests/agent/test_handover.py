@@ -6,6 +6,7 @@ Its states, events and refusals: test_handover_table.py. Killed at its calls, an
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import time
@@ -24,12 +25,13 @@ from remote_scripts.layers import (
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover, card_users, handover, handover_driver, pmxcfs, time_limit
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.handover import Record, away, read_record
+from remote_scripts.shared.card_record import NodeNumbers, Record
+from remote_scripts.shared.handover import away, read_record
 from remote_scripts.shared.packages import Software
 from remote_scripts.shared.processes import ScanError, processes_using
 from remote_scripts.shared.reading.own_files import turned_away
 from remote_scripts.shared.reading.source import Source
-from remote_scripts.shared.shared_card import SharedCard, parse_numbers
+from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
@@ -56,6 +58,7 @@ from tests.agent.handover_kit import (
     drivers,
     everything,
     fails,
+    noted,
     now,
     rewrite,
     run,
@@ -112,16 +115,17 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(
 
 
 def test_what_is_noted_has_the_form_that_others_read(lent: Host) -> None:
-    keys = [line.partition("=")[0] for line in lent.read(STATE).splitlines()]
+    record = json.loads(lent.read(STATE))
     form = "state vm boot since why containers owed numbers taken modules persistence units d3cold known given_up clock"
-    assert " ".join(keys) == form
+    assert " ".join(record) == form
     assert (lent.root / STATE[1:]).stat().st_mode & 0o777 == 0o600
-    lines = "state=VM vm=103 boot=boot containers=950 numbers=0,508,, taken=0,508,, persistence=Enabled"
-    assert {*lines.split()} <= {*lent.read(STATE).splitlines()}
+    numbers = {"minor": "0", "majors": ["508", ""], "names": []}
+    values = {"state": "VM", "vm": "103", "boot": "boot", "containers": ["950"], "persistence": "Enabled"}
+    assert values.items() <= record.items() and record["numbers"] == record["taken"] == numbers
 
 
 # -- what can't be read ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("content", [None, b"", b"state=ODD\nboot=boot\n"])
+@pytest.mark.parametrize("content", [None, b"", b'{"state": "ODD"}', b"state=VM\nvm=103\nboot=boot\n"])
 def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, content: bytes | None) -> None:
     place = lent.root / STATE[1:]
     place.unlink()
@@ -174,7 +178,7 @@ def test_a_dead_card_stays_dead_after_a_boot_that_did_not_help(host: Host) -> No
     config = host.root / DEVICES[1:] / GPU / "config"
     before = config.read_bytes()
     config.write_bytes(b"\xff" * 64)
-    host.write(STATE, "state=DEAD\nvm=103\nboot=another\nsince=1\n")
+    host.write(STATE, noted("DEAD", boot="another"))
     run(host, *SERVICE)
     assert state(host) == "DEAD" and "DEAD" in call(host, *START)
     config.write_bytes(before)
@@ -184,7 +188,7 @@ def test_a_dead_card_stays_dead_after_a_boot_that_did_not_help(host: Host) -> No
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_dead_card_that_was_taken_out_or_replaced_is_forgotten_with_the_boot(host: Host, gone: bool) -> None:
-    host.write(STATE, "state=DEAD\nvm=103\nboot=before\nsince=1\n")
+    host.write(STATE, noted("DEAD", boot="before"))
     if gone:
         (host.root / DEVICES[1:] / GPU).rename(host.root / "taken-out")
     else:
@@ -402,7 +406,10 @@ def test_a_card_does_not_sleep_too_deep_while_it_is_away(host: Host) -> None:
     for path, value in zip(attributes, ("1\n", "0\n"), strict=True):
         host.write(path, value)
     run(host, *START)
-    assert f"d3cold={GPU}\n" in host.read(STATE) and [host.read(path) for path in attributes] == ["0\n", "0\n"]
+    assert read_record(host.system(), "big").d3cold == (GPU,) and [host.read(path) for path in attributes] == [
+        "0\n",
+        "0\n",
+    ]
     run(host, *SERVICE)
     assert [host.read(path) for path in attributes] == ["1\n", "0\n"], "what somebody has set stays"
 
@@ -415,12 +422,17 @@ def test_of_several_vms_the_first_has_it_and_the_others_are_told(host: Host) -> 
     run(host, *START)
     host.write("/vm103", "running\n")
     other = ("hook", "104", "pre-start")
-    assert "VM 103 has it since" in call(host, *other) and with_the_vm(host) and "vm=103" in host.read(STATE)
+    assert (
+        "VM 103 has it since" in call(host, *other)
+        and with_the_vm(host)
+        and read_record(host.system(), "big").vm == "103"
+    )
     # It has ended, and nobody has given the card back yet: the next one takes it, and the containers are started in the
     # end.
     host.write("/vm103", "stopped\n")
     run(host, *other)
-    assert with_the_vm(host) and "vm=104" in host.read(STATE) and "containers=950" in host.read(STATE)
+    record = read_record(host.system(), "big")
+    assert with_the_vm(host) and (record.vm, record.containers) == ("104", ("950",))
     run(host, *SERVICE)
     assert at_home(host) and state(host) == ""
 
@@ -508,8 +520,8 @@ def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, nod
 
 def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(lent: Host) -> None:
     gone = "nvidia_uvm nvidia_drm nvidia_modeset nvidia"
-    lent.write("/var/lib/homelab/handover/small.state", f"state=VM\nvm=104\nboot=boot\nsince=1\nmodules={gone}\n")
-    lent.write("/var/lib/homelab/handover/old.state", "state=VM\nvm=105\nboot=before\nmodules=nvidia_peermem\n")
+    lent.write("/var/lib/homelab/handover/small.state", noted("VM", vm="104", modules=gone.split()))
+    lent.write("/var/lib/homelab/handover/old.state", noted("VM", boot="before", modules=["nvidia_peermem"]))
     run(lent, *SERVICE)
     loaded = re.findall(r"modprobe (nvidia\S*)", asked(lent))
     assert loaded == gone.split()[::-1] and at_home(lent)
@@ -578,7 +590,7 @@ def test_a_container_that_has_the_card_by_another_name_is_shut_down(host: Host) 
 
 
 def test_a_container_that_still_goes_off_is_started_after_that(host: Host) -> None:
-    host.write(STATE, "state=DRAINING\nvm=103\nboot=boot\nsince=1\ncontainers=950\npersistence=Enabled\n")
+    host.write(STATE, noted("DRAINING", containers=["950"], persistence="Enabled"))
     host.write("/active", "homelab-handover-big-stop-950.service\n")
     run(host, *SERVICE)
     assert state(host) == "DRAINING", "it runs, and goes off: it would be taken for one that needs nothing"
@@ -627,9 +639,11 @@ def test_a_lock_that_a_backup_left_behind_is_named_with_what_cures_it(lent: Host
 
 
 @pytest.mark.parametrize(
-    ("modules", "hangs", "step"), [("nvidia", "", "loading nvidia"), ("", "step_nodes", "making its nodes")]
+    ("modules", "hangs", "step"), [(["nvidia"], "", "loading nvidia"), ([], "step_nodes", "making its nodes")]
 )
-def test_a_driver_that_hangs_on_the_way_back_holds_nobody(lent: Host, modules: str, hangs: str, step: str) -> None:
+def test_a_driver_that_hangs_on_the_way_back_holds_nobody(
+    lent: Host, modules: list[str], hangs: str, step: str
+) -> None:
     rewrite(lent, modules=modules)
     as_before: Callable[[], None] = lambda: None  # noqa: E731
     if modules:
@@ -651,7 +665,7 @@ def test_a_driver_that_hangs_on_the_way_back_holds_nobody(lent: Host, modules: s
 
 @pytest.mark.parametrize("of_systemd", ["at work", "silent"])
 def test_a_vm_that_runs_for_days_is_not_stuck(lent: Host, of_systemd: str) -> None:
-    rewrite(lent, since="1")
+    rewrite(lent, since=1)
     lent.write("/vm103", "running\n")
     as_before: Callable[[], None] = lambda: None  # noqa: E731
     if of_systemd == "silent":
@@ -708,7 +722,7 @@ def test_a_card_is_not_whole_before_its_last_step_is_done(host: Host, answer: in
 
 
 def test_a_step_that_can_not_be_asked_about_is_at_work(host: Host) -> None:
-    host.write(STATE, f"state=DETACHED\nvm=103\nboot=boot\nsince={now()}\ncontainers=950\n")
+    host.write(STATE, noted("DETACHED", since=now(), containers=["950"]))
     says(host, "systemctl", "is-active", 1)
     run(host, *SERVICE)
     assert state(host) == "DETACHED"
@@ -718,7 +732,7 @@ def test_a_step_that_can_not_be_asked_about_is_at_work(host: Host) -> None:
 def test_a_step_that_goes_on_after_whoever_began_it_has_a_minute(
     lent: Host, ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewrite(lent, since="1", state="RETURNING")
+    rewrite(lent, since=1, state="RETURNING")
     lent.write("/active", "homelab-handover-big-step_release.service\n")
     if not ends:
         run(lent, *SERVICE)
@@ -915,10 +929,9 @@ def test_a_start_by_hand_waits_for_the_end_of_an_up(host: Host) -> None:
         said = call(host, *START)
         assert "is at work: anna on desk" in said and "when that has ended" in said
         assert at_home(host) and state(host) == "" and "doesn't get it" in story(host)
-        noted_so = host.read("/var/lib/homelab/handover/big.turned_away")
-        assert re.fullmatch(r"vm=103\nat=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\nrun=anna on desk\n", noted_so)
         seen = turned_away(Source(host.system()))["big"]
-        assert (seen.vm, seen.run) == (103, "anna on desk") and seen.at in noted_so
+        assert (seen.vm, seen.run) == (103, "anna on desk")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", seen.at)
         conf = host.read(VM)
         host.write(VM, "name: gaming\n")
         run(host, *START)  # a start without the card is nobody's business
@@ -1042,9 +1055,9 @@ def test_a_backup_of_a_vm_that_is_off_waits_for_nobody(host: Host) -> None:
 def test_a_container_that_could_not_be_started_is_not_forgotten(lent: Host) -> None:
     as_before = says(lent, "pct", "start 950", 9)
     run(lent, *SERVICE)
-    assert state(lent) == "HELD" and "containers=950\n" in lent.read(STATE)
+    assert state(lent) == "HELD" and read_record(lent.system(), "big").containers == ("950",)
     run(lent, *START)
-    assert with_the_vm(lent) and "containers=950" in lent.read(STATE)
+    assert with_the_vm(lent) and read_record(lent.system(), "big").containers == ("950",)
     run(lent, *SERVICE)
     assert state(lent) == "HELD"
     as_before()
@@ -1059,7 +1072,7 @@ def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(le
     run(lent, *SERVICE)
     why = read_record(lent.system(), "big").why
     assert state(lent) == "HELD" and "container 950 is off and locked (backup)" in why and "`pct unlock 950`" in why
-    rewrite(lent, since=str(int(time.time()) - 2400))
+    rewrite(lent, since=int(time.time()) - 2400)
     run(lent, *SERVICE)
     assert "pct start" not in asked(lent) and lent.read("/ct950") == "stopped\n"
     lent.write(CONTAINER, conf)
@@ -1073,7 +1086,7 @@ def test_a_quorum_that_is_away_for_longer_than_half_an_hour_is_waited_for(lent: 
     (lent.root / "etc/pve/local").symlink_to("nodes/pve")
     lent.programs["pvecm"] = lambda _words, _stdin: Done(2, b"Quorate:          No\n")
     run(lent, *SERVICE)
-    rewrite(lent, since=str(int(time.time()) - 2400))
+    rewrite(lent, since=int(time.time()) - 2400)
     run(lent, *SERVICE)
     assert state(lent) == "HELD" and asked(lent).count("\npct start 950") == 1
     fails(lent)
@@ -1085,13 +1098,13 @@ def test_a_quorum_that_is_away_for_longer_than_half_an_hour_is_waited_for(lent: 
 def test_what_is_given_up_is_said(lent: Host) -> None:
     fails(lent, "pct start 950")
     run(lent, *SERVICE)
-    rewrite(lent, since="1")
+    rewrite(lent, since=1)
     for _ in range(2):
         run(lent, *SERVICE)
     why = read_record(lent.system(), "big").why
     assert "nothing more is tried after half an hour; once that is mended, `pct start 950`" in why
     assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("\npct start") == 1
-    assert "containers=950\n" in lent.read(STATE)
+    assert read_record(lent.system(), "big").containers == ("950",)
 
 
 def test_a_clock_that_is_set_forward_gives_nobody_up(lent: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1108,10 +1121,10 @@ def test_what_was_given_up_and_runs_since_is_said_no_more(lent: Host) -> None:
     """Somebody has mended it, and has started it."""
     lent.write("/etc/pve/lxc/951.conf", "hostname: other\ndev0: /dev/nvidia0\n")
     lent.write("/ct951", "stopped\n")
-    rewrite(lent, containers="950 951")
+    rewrite(lent, containers=["950", "951"])
     fails(lent, "pct start")
     run(lent, *SERVICE)
-    rewrite(lent, since="1")
+    rewrite(lent, since=1)
     run(lent, *SERVICE)
     lent.write("/ct951", "running\n")
     run(lent, *SERVICE)
@@ -1129,14 +1142,14 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
     lent.write(CONTAINER, f"lock: backup\n{conf}")
     lent.write("/etc/pve/lxc/951.conf", "hostname: other\ndev0: /dev/nvidia0\n")
     lent.write("/ct951", "stopped\n")
-    rewrite(lent, containers="950 951")
+    rewrite(lent, containers=["950", "951"])
     fails(lent, "pct start 951")
     run(lent, *SERVICE)
     assert state(lent) == "HELD" and read_record(lent.system(), "big").containers == ("950", "951")
-    rewrite(lent, since=str(int(time.time()) - 2400))
+    rewrite(lent, since=int(time.time()) - 2400)
     run(lent, *SERVICE)
     assert "nothing more is tried after half an hour; once that is mended, `pct start 951`" in story(lent)
-    rewrite(lent, since=str(int(time.time()) - 2400))
+    rewrite(lent, since=int(time.time()) - 2400)
     for _ in range(2):
         run(lent, *SERVICE)
     assert asked(lent).count("\npct start 951") == 1 and lent.read("/ct950") == "stopped\n"
@@ -1375,7 +1388,11 @@ def test_lines_of_somebody_else_keep_a_container_off_where_they_mean_what_moved(
     ],
 )
 def test_a_number_that_is_not_there_yet_has_not_moved(was: str, now_: str, moved: bool) -> None:
-    assert parse_numbers(was).have_moved(parse_numbers(now_)) is moved
+    def numbers(text: str) -> NodeNumbers:
+        minor, uvm, caps, names = f"{text},,,".split(",")[:4]
+        return NodeNumbers(minor, (uvm, caps), tuple(names.split()))
+
+    assert numbers(was).have_moved(numbers(now_)) is moved
 
 
 def test_numbers_that_are_again_those_of_then_are_others_than_in_between(host: Host) -> None:
@@ -1424,7 +1441,7 @@ def test_one_that_is_owed_a_start_and_runs_again_is_not_asked_to_go_where_it_wou
     """Somebody has started it, and taken the card out of it. Proxmox VE would note a failed task."""
     host.write("/etc/pve/lxc/951.conf", "hostname: chat\n")
     host.write("/ct951", "running\n")
-    host.write(STATE, "state=HELD\nvm=103\nboot=boot\nsince=1\nwhy=it has not started\ncontainers=951\n")
+    host.write(STATE, noted("HELD", why="it has not started", containers=["951"]))
     host.write(place, text)
     assert said in call(host, *START)
     assert at_home(host) and host.read("/ct951") == "running\n"

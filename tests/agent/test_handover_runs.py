@@ -23,6 +23,7 @@ from tests.agent.handover_kit import (
     at_home,
     call,
     cards,
+    noted,
     run,
     state,
     two_users,
@@ -156,7 +157,7 @@ def test_a_run_that_comes_back_has_its_passes_while_it_waits_for_a_handover(host
         assert handover.run_at_work(host.system(), "103") is None
         with (host.root / "run/homelab/passes").open("a") as passes:
             passes.write("104 anna\n")
-        host.write("/var/lib/homelab/handover/big.state", "state=VM\nvm=104\nboot=boot\nsince=1\n")
+        host.write("/var/lib/homelab/handover/big.state", noted("VM", vm="104"))
         fcntl.flock(handing, fcntl.LOCK_UN)
         assert answer(up) == HELD, "the card of a VM that it let through meanwhile is where it is to be"
     assert host.read("/run/homelab/passes") == "103 anna\n104 anna\n"

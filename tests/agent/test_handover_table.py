@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 
 from homelab.remote.scripts import FOLDER
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.handover import State
+from remote_scripts.shared.card_record import State
 from tests.agent.handover_kit import (
     AUDIO,
     BIG,
@@ -34,6 +35,7 @@ from tests.agent.handover_kit import (
     everything,
     fails,
     made,
+    noted,
     state,
     two_users,
     unbind,
@@ -127,8 +129,9 @@ def put(host: Host, wanted: str) -> None:
     """The host as it is in a state."""
     if wanted == "HOST":
         return
-    noted = f"state={wanted}\nvm=103\nboot=boot\nsince=1\nwhy=\ncontainers=950\nnumbers=0,508,,\nmodules=\npersistence=Enabled\nunits=\n"
-    host.write(STATE, noted if wanted != "HELD" else noted.replace("containers=950", "containers="))
+    numbers = {"minor": "0", "majors": ["508", ""]}
+    containers = [] if wanted == "HELD" else ["950"]
+    host.write(STATE, noted(wanted, containers=containers, numbers=numbers, persistence="Enabled"))
     if wanted == "HELD":
         return
     host.write("/ct950", "stopped\n")
@@ -177,7 +180,7 @@ def test_each_event_in_each_state(
     assert not two_users(host)
     if leads_to.startswith("VM"):
         assert with_the_vm(host), said
-        assert f"vm={104 if 'another' in leads_to else 103}\n" in host.read(STATE)
+        assert json.loads(host.read(STATE))["vm"] == ("104" if "another" in leads_to else "103")
     elif leads_to == "RETURNING":
         assert state(host) == "RETURNING" and "reconcile" in asked(host)
     else:

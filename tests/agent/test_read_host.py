@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -351,15 +352,15 @@ def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> No
 )
 def test_where_a_card_that_is_handed_over_is_says_each_state_that_is_noted(host: Host, state: str, words: str) -> None:
     host.write("/proc/sys/kernel/random/boot_id", "1\n")
-    host.write("/var/lib/homelab/handover/big.state", f"state={state}\nvm=103\nsince=0\nboot=1\n")
+    host.write("/var/lib/homelab/handover/big.state", json.dumps({"state": state, "vm": "103", "boot": "1"}))
     found = read(host)
     assert found.unreadable == [] and found.handover.away.startswith(f"gpus.big {words} since" if words else "")
     assert bool(found.handover.away) == bool(words)
 
 
 def test_of_several_turned_away_each_card_has_its_own_and_half_of_one_is_none(host: Host) -> None:
-    noted = 'vm={}\nat=2026-01-01 10:00:00\nrun=b: "c=d"\n'
-    for name, text in {"small": noted.format(104), "other": noted.format(""), "big": noted.format(103)}.items():
+    for name, vm in {"small": 104, "other": "", "big": 103}.items():
+        text = json.dumps({"vm": vm, "at": "2026-01-01 10:00:00", "run": 'b: "c=d"'})
         host.write(f"/var/lib/homelab/handover/{name}.turned_away", text)
     found = read(host).turned_away
     assert {name: (one.vm, one.at, one.run) for name, one in found.items()} == {

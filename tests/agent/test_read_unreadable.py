@@ -60,7 +60,7 @@ def whole(host: Host) -> Host:
         host.write(
             path,
             {
-                STATE: "state=HELD\n",
+                STATE: '{"state": "HELD"}',
                 "/etc/pve/ha/resources.cfg": "vm: 103\n",
                 CONTAINER: NAMING,
                 CLASS: "0x030000\n",
@@ -113,7 +113,8 @@ def test_a_file_whose_reading_fails_is_told(whole: Host, path: str, monkeypatch:
         return opened(one, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", fails)
-    assert read(whole).unreadable == [f"{path}: Input/output error"]
+    why = "it can't be read" if path == STATE else "Input/output error"
+    assert read(whole).unreadable == [f"{path}: {why}"]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +375,7 @@ def test_a_masked_file_of_modprobe_is_none(whole: Host) -> None:
 def test_a_card_whose_state_nobody_understands_may_be_anywhere(host: Host) -> None:
     host.write(STATE, "half of")
     (told,) = read(host).unreadable
-    assert told.startswith("/var/lib/homelab/handover") and "no state" in told
+    assert told.startswith("/var/lib/homelab/handover") and "isn't as this version of homelab writes it" in told
 
 
 # -- what carries the host ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tests.agent.handover_kit import (
     VM,
     bind,
     everything,
+    noted,
     run,
     up_at_work,
 )
@@ -30,7 +31,7 @@ from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Host
 
 TWO = Card(name="big", functions=BIG.functions, vms=(103, 104))
-NOTED = "state={}\nvm=103\nboot={}\nsince=1\nwhy=unbinding it waits\ncontainers=950\nnumbers=0,508,,\n"
+NOTED = {"why": "unbinding it waits", "containers": ["950"], "numbers": {"minor": "0", "majors": ["508", ""]}}
 
 
 def rehearsed(host: Host, vmid: int = 103) -> Any:
@@ -66,7 +67,7 @@ def test_a_rehearsal_says_where_the_card_is(
     host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
     name, _, boot = state.partition(" ")
     if name:
-        host.write(STATE, NOTED.format(name, boot or "boot"))
+        host.write(STATE, noted(name, **NOTED | {"boot": boot or "boot"}))
     if stands:
         for address in (GPU, AUDIO):
             bind(host, address, "vfio-pci")
@@ -76,10 +77,10 @@ def test_a_rehearsal_says_where_the_card_is(
     assert said["containers"] == ([] if stands else ["950"]), "nothing is looked at where it isn't"
 
 
-@pytest.mark.parametrize(("noted", "waits"), [("", True), ("VM", False)])
-def test_a_rehearsal_waits_for_a_run_only_where_a_start_would(host: Host, noted: str, waits: bool) -> None:
-    if noted:
-        host.write(STATE, NOTED.format(noted, "boot"))
+@pytest.mark.parametrize(("state", "waits"), [("", True), ("VM", False)])
+def test_a_rehearsal_waits_for_a_run_only_where_a_start_would(host: Host, state: str, waits: bool) -> None:
+    if state:
+        host.write(STATE, noted(state, **NOTED))
     with up_at_work(host, "anna"):
         assert ("an up or a destroy of this host is at work" in rehearsed(host)["refused"]) is waits
 
@@ -128,16 +129,12 @@ def test_the_vm_is_started_and_shut_down_as_proxmox_ve_does(host: Host) -> None:
 
 
 def test_the_story_is_told_as_it_goes_on(host: Host) -> None:
-    assert host.ask("read", "switch_card", Wanted(card="big")) == {
-        "size": 0,
-        "runs": "unknown",
-        "state": "",
-        "story": "",
-    }
+    stock = host.ask("read", "switch_card", Wanted(card="big"))
+    assert (stock["size"], stock["runs"], stock["record"]["state"], stock["story"]) == (0, "unknown", "HOST", "")
     run(host, *START)
     known = len(host.read(STORY))
     first = host.ask("read", "switch_card", Wanted(card="big", vmid=103))
     assert first["size"] == known and "VM 103 has it" in first["story"] and first["runs"] == "no"
-    assert first["state"].startswith("state=VM\nvm=103\n")
+    assert (first["record"]["state"], first["record"]["vm"]) == ("VM", "103")
     host.write(STORY, f"{host.read(STORY)}more\n")
     assert host.ask("read", "switch_card", Wanted(card="big", known=known))["story"] == "more\n"

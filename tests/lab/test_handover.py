@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from remote_scripts.layers.hookscript import Wanted as Hook
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.card_record import NodeNumbers, Record, State
+from remote_scripts.tools.plain import to_plain
 from tests import sampling
 from tests.boot_layers import Asked, container_gpus
 from tests.kept_systems import KeptSystems
@@ -106,7 +109,7 @@ def drivers(host: Host) -> list[str | None]:
 def state(host: Host) -> str:
     """What is noted of the card."""
     path = host.root / "var/lib/homelab/handover/big.state"
-    return path.read_text().splitlines()[0].removeprefix("state=") if path.exists() else "HOST"
+    return str(json.loads(path.read_text())["state"]) if path.exists() else "HOST"
 
 
 def story(host: Host) -> str:
@@ -303,18 +306,19 @@ def test_a_host_that_reboots_with_the_card_away_has_it_again(host_as_made: Calla
     assert state(host) == "VM" and not runs(host) and host.output("qm status 103") == "status: running\n"
 
 
-STATES = ("DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD")
+STATES: tuple[State, ...] = ("DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD")
 
 
-def noted(host: Host, name: str) -> None:
+def noted(host: Host, name: State) -> None:
     """The card in a state, as far as a host has it when it goes down: noted, and on vfio-pci where it is by then."""
     if name not in ("DRAINING", "HELD", "STUCK"):
         host.output("qm start 103")
     else:
         host.output("pct stop 950")
     boot = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
-    text = f"state={name}\nvm=103\nboot={boot}\nsince=1\nwhy=\ncontainers=950\nnumbers=0,508,,\nmodules=\npersistence=Enabled\nunits=\n"
-    host.write("/var/lib/homelab/handover/big.state", text)
+    record = Record(state=name, vm="103", boot=boot, containers=("950",), persistence="Enabled")
+    record.numbers = NodeNumbers("0", ("508", ""))
+    host.write("/var/lib/homelab/handover/big.state", json.dumps(to_plain(record)))
 
 
 @pytest.mark.parametrize("pve", sampling.sample(list(PVE), 1, "boots"))

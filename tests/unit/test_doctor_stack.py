@@ -17,6 +17,7 @@ from homelab.cli.doctor import main, parser
 from homelab.doctor import container, stack
 from homelab.doctor.report import Report
 from homelab.errors import HomelabError
+from remote_scripts.shared.card_record import Record, State
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
 from tests.unit.test_doctor import DEVICE_LINES, LIBRARY, inside, reading
@@ -129,12 +130,13 @@ def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) 
         found.cards(*found.host(None), 901, reading())
 
 
-def of_shared_card(folder: Path, state: str, cards: dict[str, Any]) -> Report:
+def of_shared_card(folder: Path, state: State, cards: dict[str, Any]) -> Report:
     """On a container whose card is shared and not with the driver."""
     shared = host() | {"gpus": {"big": {"match": "10de:2b85", "use": "shared"}}, "nvidia": {"driver": "580"}}
     found = written(folder, {"hosts": {"pve": shared}, "containers": {"ai": {"host": "pve", "ctid": 901, **cards}}})
     seen = reading("")
-    noted = f"state={state}\nvm=103\nboot={seen.facts.boot_id.strip()}\nsince=1700000000\nwhy=it hangs\n"
+    boot = seen.facts.boot_id.strip()
+    noted = Record(state=state, vm="103", boot=boot, since=1700000000, why="it hangs")
     handover = dataclasses.replace(seen.facts.handover, cards={"big": noted})
     away = reading("", facts=replace(seen.facts, nvidia_minors={}, handover=handover))
     name, its = found.host(None)
@@ -149,7 +151,7 @@ def test_a_shared_card_that_a_vm_has_for_now_is_nothing_wrong(tmp_path: Path, ca
 
 @pytest.mark.parametrize("state", ["HELD", "STUCK", "DEAD"])
 @pytest.mark.parametrize("cards", [{"gpus": ["big"]}, {"gpuAssignment": "0"}], ids=["named", "numbered"])
-def test_a_shared_card_that_no_vm_gives_back_is_a_finding(tmp_path: Path, cards: dict[str, Any], state: str) -> None:
+def test_a_shared_card_that_no_vm_gives_back_is_a_finding(tmp_path: Path, cards: dict[str, Any], state: State) -> None:
     report = of_shared_card(tmp_path, state, cards)
     (one,) = report.findings
     assert f"gpus.big is {state} since" in one.found and "it hangs" in one.found and "doctor host" in one.next

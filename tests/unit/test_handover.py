@@ -28,13 +28,13 @@ from homelab.vm.plan import wish_of
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.handover import State
+from remote_scripts.shared.card_record import State
 from tests.unit.hosts import KEY, desktop, device, gpu, settings
 from tests.unit.test_doctor import reading
 
 SHARED: dict[str, Any] = {"rtx5090": {"match": "10de:2b85", "use": "shared"}}
 VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
-STATE = "state={}\nvm=103\nboot=1\nsince=1700000000\nwhy=in use by ollama (PID 7)\ncontainers=950\n"
+NOTED = {"vm": "103", "boot": "1", "since": 1700000000, "why": "in use by ollama (PID 7)", "containers": ["950"]}
 
 
 def host(**changes: Any) -> Host:
@@ -259,8 +259,8 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
     ],
 )
 def test_what_stands_against_a_switch_by_hand(noted: dict[str, str], changes: dict[str, Any], said: str) -> None:
-    text = "".join(f"{key}={value}\n" for key, value in {"boot": "1", "since": "1700000000", **noted}.items())
-    away = {"enabled": True, "lost_hooks": [], "cards": {"rtx5090": text} if noted else {}}
+    cards = {"rtx5090": {"boot": "1", "since": 1700000000, **noted}} if noted else {}
+    away = {"enabled": True, "lost_hooks": [], "cards": cards}
     away |= {key: changes[key] for key in away.keys() & changes.keys()}
     configs = changes.get("configs", [{"kind": "vm", "id": 103, "lines": "name: gaming"}])
     guests = {"running": changes.get("running", []), "configs": configs, "mappings": "", "reservations": ""}
@@ -309,7 +309,7 @@ def test_while_a_card_is_away_nothing_is_changed() -> None:
     ],
 )
 def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
-    found = facts(handover={"cards": {"rtx5090": STATE.format(state)}}, guests=RUNNING | {"running": []})
+    found = facts(handover={"cards": {"rtx5090": NOTED | {"state": state}}}, guests=RUNNING | {"running": []})
     assert said in handover.state_text(found, "rtx5090")
     assert handover.state_text(replace(found, boot_id="2"), "rtx5090") == (
         handover.state_text(found, "rtx5090") if state == "DEAD" else ""
@@ -333,7 +333,7 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     unknown = doctor.diagnose(reading(facts=unlisted), host())
     assert "which is off" not in "".join(one.found for one in unknown.findings)
     assert any(one.found == "`qm list` gave no answer" for one in unknown.findings)
-    recent = STATE.format(state).replace("1700000000", str(int(time.time())))
+    recent = NOTED | {"state": state, "since": int(time.time())}
     found = facts(handover={"cards": {"rtx5090": recent}}, guests=RUNNING)
     about = [
         one for one in doctor.diagnose(reading(facts=found), host()).findings if "with a VM, or with" in one.wanted
@@ -364,7 +364,7 @@ def test_a_vm_that_was_turned_away_during_an_up_is_shown() -> None:
 def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
     """By what the host's own program notes: a new state needs its words."""
     for state in set(get_args(State)) - {"HOST"}:
-        found = facts(handover={"cards": {"rtx5090": STATE.format(state)}}, guests=RUNNING | {"running": []})
+        found = facts(handover={"cards": {"rtx5090": NOTED | {"state": state}}}, guests=RUNNING | {"running": []})
         (about,) = [
             one for one in doctor.diagnose(reading(facts=found), host()).findings if "gpus.rtx5090" in one.wanted
         ]
@@ -376,12 +376,11 @@ def test_what_the_doctor_says_of_the_timer_is_so() -> None:
     assert card_handover.RETRY_SECONDS == 1800, "for half an hour, say ADR 30 and the pages"
 
 
-def test_a_note_that_is_no_number_is_no_reason_to_fail() -> None:
-    found = facts(handover={"cards": {"rtx5090": STATE.format("HELD").replace("1700000000", "garbage")}})
-    assert "HELD since 1970" in handover.state_text(found, "rtx5090")
+def test_where_a_card_is_whose_note_cant_be_read_is_not_known() -> None:
+    found = facts(handover={"cards": {"rtx5090": NOTED | {"state": "HELD"}}})
     unread = "/var/lib/homelab/handover/{}.state: it is no file"
     other, own = (replace(found, unreadable=[unread.format(name)]) for name in ("other", "rtx5090"))
-    assert "HELD since 1970" in handover.state_text(other, "rtx5090")
+    assert "HELD since 2023" in handover.state_text(other, "rtx5090")
     assert "it is no file" in handover.state_text(own, "rtx5090")
     doctor.diagnose(reading(facts=found), host())
 

@@ -36,12 +36,11 @@ class Told:
             self.asked.append((verb, seconds))
             return {"well": self.well, "said": "VM is locked (backup)"}
         state, vm, runs = next(self.looks)
-        noted = "" if state == "HOST" else noted_as(state, vm)
-        return {"size": 0, "state": noted, "story": "", "runs": runs}
+        return {"size": 0, "record": noted_as(state, vm), "story": "", "runs": runs}
 
 
-def noted_as(state: str, vm: str = "103") -> str:
-    return f"state={state}\nvm={vm}\nboot=1\nsince=1700000000\nwhy=because\n"
+def noted_as(state: str, vm: str = "103") -> dict[str, Any]:
+    return {"state": state, "vm": vm, "boot": "1", "since": 1700000000, "why": "because"}
 
 
 def back(told: Any, state: str, running: list[int]) -> int:

@@ -7,6 +7,8 @@ import binascii
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from remote_scripts.shared.card_record import Record, TurnedAway
+
 
 @dataclass(frozen=True)
 class CommandLines:
@@ -160,39 +162,17 @@ class SharedWith:
 
 
 @dataclass(frozen=True)
-class TurnedAway:
-    """A VM that didn't get its card because a run held the host when the VM started. `at`: time of the start, by the
-    host's clock; `run`: whose run.
-    """
-
-    vm: int
-    at: str
-    run: str
-
-    def __str__(self) -> str:
-        return f"{self.at}: VM {self.vm} doesn't get it: an up or a destroy of this host is at work ({self.run})"
-
-
-@dataclass(frozen=True)
 class HandedOver:
     """The handover of cards from containers to VMs. `enabled`: whether its service is; `lost_hooks`: VMs without its
-    hookscript; `moved_hooks`: VMs that took it to another node ("103 on pve2"); `cards`: name -> lines of its state
-    (shared/handover.py), if the card isn't simply with the host; `away`: the cards that a VM has, that are on their way
-    or that are lost, in words.
+    hookscript; `moved_hooks`: VMs that took it to another node ("103 on pve2"); `cards`: name -> its record, if the
+    card isn't simply with the host; `away`: the cards that a VM has, that are on their way or that are lost, in words.
     """
 
     enabled: bool = False
     away: str = ""
     lost_hooks: list[str] = field(default_factory=list)
     moved_hooks: list[str] = field(default_factory=list)
-    cards: dict[str, str] = field(default_factory=dict)
-
-    def of_card(self, name: str) -> dict[str, str]:
-        """The state of a card as pairs: `state`, `vm`, `since` (seconds), `why`, `containers`, …; empty: it has
-        none.
-        """
-        pairs = (line.partition("=") for line in self.cards.get(name, "").splitlines())
-        return {key: value for key, _, value in pairs}
+    cards: dict[str, Record] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 from remote_scripts.shared import guest_conf, handover, hookscripts, pmxcfs
 from remote_scripts.shared.boot_service import UNITS
+from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.source import Source
 
@@ -22,10 +25,14 @@ def handed_over(source: Source) -> HandedOver:
             moved += [f"{vmid} on {node}" for node in _nodes_with_hook(source, vmid)[:1]]
         elif (text := source.needed(path)) is not None and not _has_hook(source, text):
             lost.append(vmid)
-    states = [name for name in source.names(handover.FOLDER) if name.endswith(".state")]
-    cards = {name.removesuffix(".state"): source.passed_on(f"{handover.FOLDER}/{name}") for name in states}
+    cards: dict[str, Record] = {}
+    names = sorted(handover.recorded_names(source.system))
+    for name in names:
+        work = functools.partial(handover.read_record, source.system, name)
+        if record := source.noting(handover.note_of(name).path, work, None):
+            cards[name] = record
     away = ""
-    if not any(f"{handover.FOLDER}/{name}" in source.unreadable for name in states):
+    if len(cards) == len(names):
         away = source.noting(handover.FOLDER, lambda: handover.away(source.system), "")
     return HandedOver(all(map(source.is_link, _ENABLED)), away, lost, moved, cards)
 

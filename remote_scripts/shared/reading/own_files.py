@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import re
+from contextlib import suppress
 
 from remote_scripts.shared import container_lines, handover, kept_agents, switch
-from remote_scripts.shared.reading.answer import Managed, SharedWith, TurnedAway
+from remote_scripts.shared.card_record import TurnedAway
+from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
 
 _FILES = f"{HOME}/files"
 _CONTAINERS, _LEDGER = f"{HOME}/containers", f"{HOME}/ledger"
-_VMID = re.compile(r"[1-9][0-9]*")
 
 
 def managed(source: Source) -> list[Managed]:
@@ -66,12 +66,10 @@ def turned_away(source: Source) -> dict[str, TurnedAway]:
     """Of each shared card the last VM that didn't get it because a run was at work here, until a VM has got it."""
     vms = {}
     for name in source.names(handover.FOLDER):
-        if not name.endswith(".turned_away"):
-            continue
-        pairs = dict(line.partition("=")[::2] for line in source.lines(f"{handover.FOLDER}/{name}"))
-        if _VMID.fullmatch(pairs.get("vm", "")):
-            away = TurnedAway(int(pairs["vm"]), pairs.get("at", ""), pairs.get("run", ""))
-            vms[name.removesuffix(".turned_away")] = away
+        card, _, kind = name.rpartition(".")
+        with suppress(OSError):
+            if kind == "turned_away" and (away := handover.turned_away_of(card).read(source.files)):
+                vms[card] = away
     return vms
 
 
