@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import driver
 from remote_scripts.shared.container_power import Power, Shutdown
-from remote_scripts.shared.driver import FAMILY, UPDATE
+from remote_scripts.shared.driver import FAMILY
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
 from remote_scripts.shared.handover import need_rest
 from remote_scripts.shared.packages import Packages, Software
@@ -57,10 +57,9 @@ def read(system: System, wanted: Wanted) -> Waiting:
     try:
         update = _update(system, wanted)
         running = tuple(ctid for ctid in wanted.containers if Power(system, ctid, Shutdown()).is_up())
-        phase = update.phase
-        old = update.kept.version if phase else ""
+        kept = update.kept
         given_up = system.files.need_text(VERSION_GIVEN_UP).strip()
-        return Waiting(phase, old, driver.library_version(system), given_up, running)
+        return Waiting(kept.phase, kept.driver.version, driver.library_version(system), given_up, running)
     finally:
         system.work.release()
 
@@ -69,7 +68,7 @@ def read(system: System, wanted: Wanted) -> Waiting:
 def apply(system: System, wanted: Wanted) -> Ended:
     """The new driver stays."""
     update = _update(system, wanted)
-    if update.phase in ("", "tried"):  # without one there may be litter of a run that was cut short
+    if update.kept.phase in ("", "tried"):  # without one there may be litter of a run that was cut short
         update.close()
     return Ended()
 
@@ -84,15 +83,14 @@ def revert(system: System, wanted: Wanted) -> Ended:
     need_rest(system)
     # `trying`: of a container whose run was killed. (A host's own step goes on with that.)
     phases = ("tried", "back", "trying") if wanted.target == "lxc" else ("tried", "back")
-    if not update.phase:
+    kept = update.kept
+    if not kept.phase:
         update.close()
-    if update.phase not in phases or update.lost:
+    if kept.phase not in phases or kept.lost:
         return Ended(now=_as_it_is(system, update) if wanted.target == "lxc" else "")
-    old, new = update.kept.version, driver.library_version(system)
     # A run before this one, which was cut short, may have put libraries back already.
-    new = update.text_of("new") or new
-    files.note(f"{UPDATE}/new", f"{new}\n".encode())
-    update.enter("back")
+    old, new = kept.driver.version, kept.new or driver.library_version(system)
+    update.note(phase="back", new=new)
     try:
         restored = update.restore()
     except (Failure, OSError) as error:

@@ -143,7 +143,7 @@ class _Work:
         self._update = Update(self._packages, wanted.target)
         #: Of the very version that is there, where that can be had so.
         self._names = wanted.packages
-        self._note = driver.Note()
+        self._left = driver.Left()
         #: Why what is there can't be kept, in words; empty: it can, or needn't.
         self._no_way_back = ""
 
@@ -151,15 +151,15 @@ class _Work:
         update = self._update
         need_rest(self._system)
         self._resume()
-        self._note = driver.note(self._system)
-        phase = update.phase
+        self._left = driver.left(self._system)
+        phase = update.kept.phase
         # What is half configured is repaired first; then it is judged what is there.
         is_there = phase != "trying" and (self._is_installed() or (self._packages.repair() and self._is_installed()))
         if not is_there:
             self._stay_at_version()
             if not phase and self._is_worth_keeping():
                 self._begin_update()
-        brought = self._try(is_there) if update.phase else self._install_untried(is_there)
+        brought = self._try(is_there) if update.kept.phase else self._install_untried(is_there)
         self._files.remove(VERSION_GIVEN_UP)
         self._packages.note_step()
         self._files.finish()
@@ -169,17 +169,17 @@ class _Work:
         system, files, packages = self._system, self._files, self._packages
         if packages.is_anothers():
             return Reverted((), False)
-        note = driver.note(system)
+        left = driver.left(system)
         boot_service.drop(system, PERSISTENCE)
         driver_installer.give_back(packages)
-        if note.target == "host":
+        if left.target == "host":
             files.set_pending(driver_modules.INITRAMFS)
         packages.remove()
         self._update.let_go()
         driver_modules.drop_blacklist(packages)
-        driver_modules.renew_initramfs(packages, note.target or self._wanted.target)
+        driver_modules.renew_initramfs(packages, left.target or self._wanted.target)
         files.remove_tree(DOWNLOADS)
-        files.remove(driver.NOTE)
+        files.remove(driver.NOTE.path)
         self._update.close()
         files.remove(VERSION_GIVEN_UP)
         return packages.reverted()
@@ -207,7 +207,7 @@ class _Work:
         return (
             driver.fits(version, self._wanted.driver)
             and is_whole
-            and driver.is_source_wanted(self._note, self._wanted.source)
+            and driver.is_source_wanted(self._left, self._wanted.source)
         )
 
     def _half_configured(self) -> list[str]:
@@ -321,16 +321,16 @@ class _Work:
     def _installed_source(self) -> Source:
         """As noted; a run that was cut short may have noted nothing of what it had installed."""
         records = self._packages.records()
-        noted = self._note.source
-        if not noted and self._files.exists(driver_installer.INSTALLED):
+        noted = self._left.source
+        if not noted and self._files.exists(driver_installer.INSTALLED.path):
             noted = "run"
         if not noted and any(FAMILY.search(name) and record.before == "-" for name, record in records.items()):
             noted = "packages"
         return "packages" if noted == "packages" else "run" if noted == "run" else "found"
 
     def _note_driver(self, version: str, source: str) -> None:
-        line = "\t".join((version, source, self._wanted.target, self._wanted.flavour or ""))
-        self._files.note(driver.NOTE, f"{line}\n".encode())
+        left = driver.Left(version, source, self._wanted.target, self._wanted.flavour or "")
+        driver.NOTE.write(self._files, left)
 
     def _need_host_version(self, version: str) -> None:
         loaded = nvidia.loaded(self._system).version
@@ -452,34 +452,32 @@ class _Work:
     def _resume(self) -> None:
         """What an earlier run has left of an update."""
         update = self._update
-        phase = update.phase
-        if phase in ("", "keeping"):
+        kept = update.kept
+        if kept.phase in ("", "keeping"):
             update.close()
             return
-        if phase != "back" and (update.lost or not self._is_kept_wanted()):
+        if kept.phase != "back" and (kept.lost or not self._is_kept_wanted()):
             return
-        self._system.log.say(f"an update of the driver was left half-way: putting {update.kept.version} back")
-        update.enter("back")
+        self._system.log.say(f"an update of the driver was left half-way: putting {kept.driver.version} back")
+        update.note(phase="back")
         try:
             update.restore()
         except (Failure, OSError) as error:
             # It may be that the new one works by now: going on is better than being held here for ever.
             failure = self._undone(error)
             self._system.log.say(f"note: the driver from before could not be put back: {failure.found}")
-            update.enter("trying")
+            update.note(phase="trying")
         else:
             update.close()
 
     def _is_kept_wanted(self) -> bool:
         """Whether what was kept is what is wanted now."""
-        wanted, update = self._wanted, self._update
-        if set(wanted.libraries) & set(update.lacking):
-            return False
-        note = driver.note(self._system, f"{driver.UPDATE}/note")
+        wanted, kept = self._wanted, self._update.kept
         return (
-            driver.fits(update.kept.version, wanted.driver)
-            and (wanted.flavour is None or update.kept.flavour == wanted.flavour)
-            and driver.is_source_wanted(note, wanted.source)
+            not {*wanted.libraries} & {*kept.lacking}
+            and driver.fits(kept.driver.version, wanted.driver)
+            and (wanted.flavour is None or kept.driver.flavour == wanted.flavour)
+            and driver.is_source_wanted(kept.left or driver.Left(), wanted.source)
         )
 
     def _begin_update(self) -> None:
@@ -505,20 +503,20 @@ class _Work:
         """With what was kept: the new driver is brought in, or the old one is put back and the run ends with the
         reason.
         """
-        update, old = self._update, self._update.kept.version
-        if update.phase != "tried":
-            update.enter("trying")
+        update, old = self._update, self._update.kept.driver.version
+        if update.kept.phase != "tried":
+            update.note(phase="trying")
         try:
             brought = self._install(is_there)
             is_proven = self._verify(brought)
         except (Failure, OSError) as error:
             self._give_up(old, self._undone(error))
         if self._wanted.awaited:
-            update.mark("awaited")
+            update.note(awaited=True)
         if is_proven and not self._wanted.awaited:
             update.close()
         else:
-            update.enter("tried")
+            update.note(phase="tried")
         return brought
 
     def _verify(self, brought: Installation) -> bool:
@@ -528,11 +526,12 @@ class _Work:
         if nvidia.loaded(self._system).version != brought.version or brought.reboot == "yes":
             return False
         # In a container the old ones don't answer any more: its host has the new driver.
-        if (self._update.has("worked") or self._wanted.awaited) and not self._update.serves_cards():
+        if (self._update.kept.worked or self._wanted.awaited) and not self._update.serves_cards():
             self._packages.explain(
                 self._update.answer,
                 f"NVIDIA's driver {brought.version}, answering nvidia-smi",
-                f"the one before it, {self._update.kept.version}, did, and where this is a container, its host's does",
+                f"the one before it, {self._update.kept.driver.version}, did, and where this is a container, its "
+                "host's does",
             )
         return True
 
@@ -540,11 +539,11 @@ class _Work:
         """Ends the run with why the new one could not be had, and what there is instead."""
         update = self._update
         self._system.log.say(f"note: the update of the driver from {old} failed: {reason.wanted}")
-        if lost := update.lost:
+        if lost := " ".join(update.kept.lost):
             update.close()
             next = f"{reason.next} (The driver {old} can't be put back: no repository and no cache had {lost}.)"
             raise reason.but(next=next)
-        update.enter("back")
+        update.note(phase="back")
         self._system.work.extend(self._wanted.software.install_seconds)
         try:
             restored = update.restore()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import driver, handover, kernel, nvidia
+from remote_scripts.shared import driver_update, handover, kernel, nvidia
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
@@ -112,7 +112,7 @@ class _Verification:
         handover.need_rest(system)
         system.files.remove_tree(_FOLDER)  # of a run that was killed
         system.files.need_folder(_FOLDER)
-        phase, boot_id = driver.update_phase(system), kernel.boot_id(system)
+        phase, boot_id = driver_update.noted(system).phase, kernel.boot_id(system)
         before = nvidia.loaded(system)
         smi = self.part("nvidia-smi", self.ask_driver)
         nvcc = self.part("nvcc", lambda: self.run(self.path(wanted.nvcc), "--version")) if wanted.nvcc else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remote_scripts.shared import boot, driver, kept_agents, kernel, nvidia
+from remote_scripts.shared import boot, driver, driver_update, kept_agents, kernel, nvidia
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
 from remote_scripts.shared.pci import DEVICES, driver_of
@@ -228,12 +228,12 @@ def _of_packages(system: System, packages: Installed) -> Iterator[str]:
 
 
 def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[str]:
-    noted = driver.note(system)
+    noted = driver.left(system)
     if not noted.version:
         return
     if given_up := system.files.need_text(f"{HOME}/given-up").strip():
         yield f"driver: the update to {given_up} was given up, {noted.version} is back"
-    if driver.update_phase(system) in ("trying", "back"):
+    if driver_update.noted(system).phase in ("trying", "back"):
         yield "driver: an update was cut short"
     version = driver.library_version(system)
     if version != noted.version:

@@ -13,13 +13,13 @@ from typing import Literal
 
 from remote_scripts.shared import boot, kernel, nvidia
 from remote_scripts.shared.installed import need_answer
+from remote_scripts.shared.notes import Note
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
 
-NOTE = f"{HOME}/nvidia-driver"
 UPDATE = f"{HOME}/update"
 NVIDIA_SMI = "/usr/bin/nvidia-smi"
 UNINSTALL = "/usr/bin/nvidia-uninstall"
@@ -43,13 +43,16 @@ LAYER = "nvidia-driver"
 
 
 @dataclass(frozen=True)
-class Note:
-    """What the step for the driver has left; empty where there is no note."""
+class Left:
+    """What the step for the driver has left; empty where nothing is noted."""
 
     version: str = ""
     source: str = ""
     target: str = ""
     flavour: str = ""
+
+
+NOTE = Note(f"{HOME}/nvidia-driver", Left)
 
 
 @dataclass(frozen=True)
@@ -158,21 +161,12 @@ def cards(system: System) -> Cards:
     return Cards(held, is_free, is_bound)
 
 
-def note(system: System, path: str = NOTE) -> Note:
+def left(system: System) -> Left:
     """What the step for the driver has left.
 
     :raises OSError: its note can't be read.
     """
-    line = system.files.need_text(path).partition("\n")[0]
-    return Note(*line.split("\t")[:4])
-
-
-def update_phase(system: System) -> str:
-    """How far an update of the driver is (shared/driver_update.py); empty where there is none.
-
-    :raises OSError: that can't be read.
-    """
-    return system.files.need_text(f"{UPDATE}/phase").strip()
+    return NOTE.read(system.files) or Left()
 
 
 def fits(version: str, driver: str) -> bool:
@@ -183,13 +177,13 @@ def fits(version: str, driver: str) -> bool:
     return bool(version) and (version == driver or ("." not in driver and version.startswith(f"{driver}.")))
 
 
-def is_source_wanted(note: Note, source: str) -> bool:
+def is_source_wanted(left: Left, source: str) -> bool:
     """Whether what is there may go on: one that we installed from packages doesn't go on as an installer's, or the
     other way round, if that is what is wanted now.
 
     :param source: packages, run or either.
     """
-    return (note.source, source) not in (("packages", "run"), ("run", "packages"))
+    return (left.source, source) not in (("packages", "run"), ("run", "packages"))
 
 
 def _by_version(name: str) -> list[tuple[int, str | int]]:

@@ -1,7 +1,4 @@
-"""NVIDIA's driver from NVIDIA's installer.
-
-/var/lib/homelab/nvidia-run is what the installer has installed: version, address, SHA-256, arguments, a line each.
-"""
+"""NVIDIA's driver from NVIDIA's installer."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from remote_scripts.shared import driver, driver_modules, nvidia
+from remote_scripts.shared.notes import Note
 from remote_scripts.shared.packages import Packages, end_of
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -16,7 +14,6 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
-INSTALLED = f"{HOME}/nvidia-run"
 # While it is there, the installer hasn't come to its end: what it was to install isn't all there.
 _BEGUN = f"{HOME}/nvidia-run-begun"
 DOWNLOADS = f"{HOME}/downloads"
@@ -35,26 +32,13 @@ class Installer:
     sha256: str
     arguments: tuple[str, ...] = ()
 
-    @property
-    def note(self) -> bytes:
-        """What is noted of it."""
-        return f"{self.version}\n{self.url}\n{self.sha256}\n{' '.join(self.arguments)}\n".encode()
-
     def file(self, folder: str) -> str:
         """Its path in a folder."""
         return f"{folder}/NVIDIA-Linux-x86_64-{self.version}.run"
 
 
-def noted(system: System, path: str = INSTALLED) -> Installer | None:
-    """What the installer has installed for us; None: nothing.
-
-    :raises OSError: its note can't be read.
-    """
-    content = system.files.need(path)
-    if content is None:
-        return None
-    version, url, sha256, arguments = content.decode("utf-8", "replace").split("\n")[:4]
-    return Installer(version=version, url=url, sha256=sha256, arguments=tuple(arguments.split()))
+#: What the installer has installed for us.
+INSTALLED = Note(f"{HOME}/nvidia-run", Installer)
 
 
 def fetch(packages: Packages, installer: Installer, path: str) -> None:
@@ -87,7 +71,7 @@ def run(packages: Packages, installer: Installer, path: str, target: Target) -> 
     arguments = [*installer.arguments, *(_clear_the_way(packages, installer, target) if target != "lxc" else ())]
     # What it puts there is ours, before it begins.
     system.files.mark(_BEGUN)
-    system.files.note(INSTALLED, installer.note)
+    INSTALLED.write(system.files, installer)
     system.log.say(f"installing NVIDIA's driver {installer.version} from its installer")
     done = _start(packages, path, *arguments)
     if done.status != 0:
@@ -155,7 +139,7 @@ def remove(packages: Packages) -> None:
     :raises Failure: it can't be removed.
     """
     system = packages.system
-    version, record = driver.run_version(system), noted(system)
+    version, record = driver.run_version(system), INSTALLED.read(system.files)
     has_uninstaller = system.files.is_file(driver.UNINSTALL)
     # An uninstallation that was cut short may have left no library.
     if version or (record and (has_uninstaller or not is_whole(system))):
@@ -175,12 +159,12 @@ def remove(packages: Packages) -> None:
         if done.status != 0:
             packages.explain(done, "what NVIDIA's installer has installed, removed", "two drivers don't go together")
         system.files.changed = True
-    system.files.remove(INSTALLED, _BEGUN)
+    system.files.remove(INSTALLED.path, _BEGUN)
 
 
 def give_back(packages: Packages) -> None:
     """The same of what is ours alone."""
-    if packages.system.files.exists(INSTALLED):
+    if packages.system.files.exists(INSTALLED.path):
         remove(packages)
     packages.system.files.remove(_BEGUN)  # of a run that was cut short right behind it
 

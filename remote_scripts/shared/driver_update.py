@@ -1,7 +1,7 @@
 """An update of NVIDIA's driver: what is there is kept before anything changes, and put back where the new one can't be
 installed, built, loaded or used. The way back needs no network.
 
-/var/lib/homelab/update has `phase`, which says how far it is:
+/var/lib/homelab/update/kept says what is kept (`Kept`), and how far the update is, its phase:
 
 - keeping: nothing is changed yet, the next run begins anew;
 - trying: the next run goes on forwards, or back if what was there is wanted by then;
@@ -9,10 +9,7 @@ installed, built, loaded or used. The way back needs no network.
 - tried: installed, and not loaded before a boot: kept until the new one was seen at work. Of a host, until its
   containers have its libraries, too, and of such a container (`awaited`) until all of them have.
 
-Beside it `driver`: version and flavour, between them a tab; `packages`: a line for each, NAME VERSION MARK (auto or
-manual); `kernels` that had its modules; `note`, `run`: copies of nvidia-driver and nvidia-run; `blacklist`: ours was
-there; `loaded`, `worked`: it was loaded, and answered; `lacking`: libraries that were demanded of it, and weren't
-there; `lost`: what could not be kept; the packages' files, or the installer.
+Beside it are the packages' files, or the installer.
 
 /var/lib/homelab/given-up is the version of an update that was given up after a boot, for the next reading: a line of
 drift. GIVEN_UP, a file of apt's, holds the packages that were put back at their version: the pin of the settings'
@@ -22,17 +19,20 @@ version would have the next upgrade by hand install what has failed. It goes wit
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from remote_scripts.shared import driver, driver_installer, driver_modules, kernel, nvidia
-from remote_scripts.shared.driver import FAMILY, UPDATE
+from remote_scripts.shared.driver import FAMILY, UPDATE, Left
+from remote_scripts.shared.driver_installer import Installer
+from remote_scripts.shared.notes import Note
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
 
 #: Before homelab-nvidia by its name: of several pins for a version, the first counts (apt_preferences(5)).
 GIVEN_UP = "/etc/apt/preferences.d/homelab-given-up"
@@ -40,11 +40,13 @@ VERSION_GIVEN_UP = f"{HOME}/given-up"
 _CACHE = "/var/cache/apt/archives"
 _SYNC_SECONDS = 600.0
 
-Phase = Literal["keeping", "trying", "back", "tried"]
+Phase = Literal["", "keeping", "trying", "back", "tried"]
 
 
 @dataclass(frozen=True)
-class _Package:
+class Package:
+    """A package that is kept. `mark`: auto or manual."""
+
     name: str
     version: str
     mark: str
@@ -56,6 +58,40 @@ class _Package:
         # Of the system's own architecture it comes first: `all`, `amd64`, `i386`.
         names = (name for name in packages.system.files.names(folder) if name.startswith(start))
         return next((f"{folder}/{name}" for name in names if name.endswith(".deb")), "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is noted of an update. `phase`: empty where there is none; `driver`: that is kept; `kernels`: that had its
+    modules; `left`, `installer`: what was noted of it; `blacklist`: ours was there; `loaded`, `worked`: it was loaded,
+    and answered; `lacking`: libraries that were demanded of it, and weren't there; `lost`: what could not be kept;
+    `awaited`: it waits for what comes of it elsewhere; `new`: the version that was taken back.
+    """
+
+    phase: Phase = ""
+    driver: Module = field(default_factory=Module)
+    kernels: tuple[str, ...] = ()
+    packages: tuple[Package, ...] = ()
+    left: Left | None = None
+    installer: Installer | None = None
+    blacklist: bool = False
+    loaded: bool = False
+    worked: bool = False
+    lacking: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    awaited: bool = False
+    new: str = ""
+
+
+_NOTE = Note(f"{UPDATE}/kept", Kept)
+
+
+def noted(system: System) -> Kept:
+    """What is noted of an update of the driver.
+
+    :raises OSError: that can't be read.
+    """
+    return _NOTE.read(system.files) or Kept()
 
 
 class Update:
@@ -73,60 +109,25 @@ class Update:
         self.answer = Done(0, b"")
 
     @property
-    def phase(self) -> str:
-        """How far it is; empty where there is none."""
-        return driver.update_phase(self._system)
+    def kept(self) -> Kept:
+        """What is noted of it.
 
-    def enter(self, phase: Phase) -> None:
-        """Notes how far it is."""
-        self._files.note(f"{UPDATE}/phase", f"{phase}\n".encode())
+        :raises OSError: that can't be read.
+        """
+        return noted(self._system)
+
+    def note(self, **changes: object) -> None:
+        """Notes more of it."""
+        _NOTE.write(self._files, replace(self.kept, **changes))  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Its end. Without a phase the rest is litter."""
-        self._files.remove(f"{UPDATE}/phase")
+        """Its end. Without the note the rest is litter."""
+        self._files.remove(_NOTE.path)
         self._files.remove_tree(UPDATE)
 
     def let_go(self) -> None:
         """Another version may be installed again."""
         self._files.drop(self._packages.layer, GIVEN_UP)
-
-    @property
-    def kept(self) -> Module:
-        """The driver that was kept.
-
-        :raises OSError: that can't be read.
-        """
-        version, _, flavour = self.text_of("driver").partition("\t")
-        return Module(version, "open" if flavour == "open" else "proprietary" if flavour else "")
-
-    @property
-    def lost(self) -> str:
-        """What could not be kept, in words."""
-        return " ".join(self.text_of("lost").split("\n")).strip()
-
-    @property
-    def lacking(self) -> list[str]:
-        """The libraries that were demanded of the driver that was kept, and weren't there."""
-        return self._lines("lacking")
-
-    def has(self, name: str) -> bool:
-        """Whether something is noted, such as `worked`."""
-        return self._files.exists(f"{UPDATE}/{name}")
-
-    def mark(self, name: str) -> None:
-        """Notes it."""
-        self._files.mark(f"{UPDATE}/{name}")
-
-    def text_of(self, name: str) -> str:
-        """What is noted.
-
-        :raises OSError: it can't be read.
-        """
-        return self._files.need_text(f"{UPDATE}/{name}").strip("\n")
-
-    def note(self, name: str, text: str) -> None:
-        """Notes it, in one line."""
-        self._files.note(f"{UPDATE}/{name}", f"{text}\n".encode())
 
     def serves_cards(self) -> bool:
         """Whether nvidia-smi answers; `said` has what it says."""
@@ -149,20 +150,19 @@ class Update:
         kernels = [release for release in driver.kernels_of(system, self._target) if self._has(version, release)]
         flavour = driver.module(system, kernels[0]).flavour if kernels and self._target != "lxc" else ""
         system.log.say(f"keeping the driver {version}, in case {wanted} can't be had")
-        self.enter("keeping")
-        self.note("driver", f"{version}\t{flavour}")
-        self.note("kernels", "\n".join(kernels))
-        if files.exists(driver.NOTE):
-            files.copy(driver.NOTE, f"{UPDATE}/note")
-        if files.has_put(self._packages.layer, driver_modules.BLACKLIST):
-            self.mark("blacklist")
-        if nvidia.loaded(system).version == version:
-            self.mark("loaded")
-            if self.serves_cards():
-                self.mark("worked")
-        files.note(f"{UPDATE}/lacking", _joined(driver.lacking(system, libraries)))
+        is_loaded = nvidia.loaded(system).version == version
+        self.note(
+            phase="keeping",
+            driver=Module(version, flavour),
+            kernels=tuple(kernels),
+            left=driver.NOTE.read(files),
+            blacklist=files.has_put(self._packages.layer, driver_modules.BLACKLIST),
+            loaded=is_loaded,
+            worked=is_loaded and self.serves_cards(),
+            lacking=tuple(driver.lacking(system, libraries)),
+        )
         lost = self._keep_packages() + self._keep_installer()
-        files.note(f"{UPDATE}/lost", _joined(lost))
+        self.note(lost=tuple(lost))
         if lost:
             system.log.say(
                 f"note: the driver from before could not be put back: no repository and no cache has {' '.join(lost)}"
@@ -184,12 +184,11 @@ class Update:
         packages, files = self._packages, self._files
         manual = set(packages.marked_manual())
         family = [
-            _Package(name, version, "manual" if name in manual else "auto")
+            Package(name, version, "manual" if name in manual else "auto")
             for name, version in sorted(packages.installed().whole.items())
             if FAMILY.search(name)
         ]
-        lines = [f"{package.name}\t{package.version}\t{package.mark}" for package in family]
-        files.note(f"{UPDATE}/packages", _joined(lines))
+        self.note(packages=tuple(family))
         offered = packages.offered(*(package.name for package in family))
         fetched, lost = [], []
         for package in family:
@@ -227,10 +226,10 @@ class Update:
         version = driver.run_version(self._system)
         if not version:
             return []
-        installer = driver_installer.noted(self._system)
+        installer = driver_installer.INSTALLED.read(self._files)
         if installer is None or not installer.url or installer.version != version:
             return [f"NVIDIA's-installer={version}"]
-        self._files.copy(driver_installer.INSTALLED, f"{UPDATE}/run")
+        self.note(installer=installer)
         driver_installer.fetch(self._packages, installer, installer.file(UPDATE))
         return []
 
@@ -244,16 +243,16 @@ class Update:
         """
         packages, system, files = self._packages, self._system, self._files
         kept = self.kept
-        system.log.say(f"putting the driver {kept.version} back")
+        system.log.say(f"putting the driver {kept.driver.version} back")
         packages.repair()
-        installer = driver_installer.noted(system, f"{UPDATE}/run")
+        installer = kept.installer
         # Of one version it may have been run with other arguments since.
         is_there = (
             installer is not None
             and driver_installer.is_whole(system)
             and driver.run_version(system) == installer.version
         )
-        if not is_there or installer != driver_installer.noted(system):
+        if not is_there or installer != driver_installer.INSTALLED.read(files):
             driver_installer.remove(packages)
         files.remove_tree(driver_installer.DOWNLOADS)
         self._put_packages_back()
@@ -263,36 +262,36 @@ class Update:
             driver_installer.run(packages, installer, installer.file(UPDATE), self._target)
         kernels = self._kernels_to_build()
         for release in kernels:
-            driver_modules.build(packages, kept, release)
-        if not self.has("blacklist"):
+            driver_modules.build(packages, kept.driver, release)
+        if not kept.blacklist:
             driver_modules.drop_blacklist(packages)
         if self._target != "lxc":
             driver_modules.renew_initramfs(packages, self._target)
-        if self.has("note"):
-            files.copy(f"{UPDATE}/note", driver.NOTE)
+        if kept.left:
+            driver.NOTE.write(files, kept.left)
         else:
-            files.remove(driver.NOTE)
+            files.remove(driver.NOTE.path)
         version = driver.library_version(system)
-        if version != kept.version:
+        if version != kept.driver.version:
             raise Failure(
-                f"the libraries of the driver {kept.version}, put back",
+                f"the libraries of the driver {kept.driver.version}, put back",
                 f"they are {version}",
                 "they must be of the modules' version",
                 "see what is installed (`dpkg -l '*nvidia*'`), then run `pulumi up` again",
             )
         if self._target == "lxc":
-            return f"its libraries{self._restart_users_in_container(kept.version)}"
-        return f"its libraries, and its modules for {' '.join(kernels)}{self._restart_users(kept.version)}"
+            return f"its libraries{self._restart_users_in_container(version)}"
+        return f"its libraries, and its modules for {' '.join(kernels)}{self._restart_users(version)}"
 
     def _kernels_to_build(self) -> list[str]:
         """Those that had its modules and are there still, and the running one, which may have come since."""
-        noted, running = self._lines("kernels"), kernel.running(self._system)
+        noted, running = self.kept.kernels, kernel.running(self._system)
         there = driver.kernels_of(self._system, self._target)
         return [version for version in there if version in noted or version == running] if noted else []
 
     def _put_packages_back(self) -> None:
         packages = self._packages
-        kept = [_Package(*line.split("\t")) for line in self._lines("packages")]
+        kept = self.kept.packages
         names = {package.name for package in kept}
         installed, own = packages.installed(), packages.own()
         there = {*installed.present, *installed.left}
@@ -321,7 +320,7 @@ class Update:
 
     def _hold_back(self) -> None:
         """What was put back stays at its version: above the pin of what is wanted."""
-        kept = [_Package(*line.split("\t")) for line in self._lines("packages")]
+        kept = self.kept.packages
         if kept:
             pins = [
                 f"Package: {package.name}\nPin: version {package.version}\nPin-Priority: 1002\n" for package in kept
@@ -338,11 +337,11 @@ class Update:
             start_daemon = driver_modules.unload(packages)
             if start_daemon is None:
                 return f"; {loaded} is still loaded and in use: {version} is loaded at the next boot"
-        if not nvidia.loaded(system).version and self.has("loaded"):
+        if not nvidia.loaded(system).version and self.kept.loaded:
             driver_modules.load_module(packages, version)
         if start_daemon:
             start_daemon()
-        if nvidia.loaded(system).version != version or not self.has("worked"):
+        if nvidia.loaded(system).version != version or not self.kept.worked:
             return ""
         if not self.serves_cards():
             packages.explain(
@@ -354,7 +353,7 @@ class Update:
         loaded = nvidia.loaded(self._system).version
         if loaded and loaded != version:
             return f"; the host's driver is {loaded}, with which they don't work"
-        if not self.has("worked") and not self.has("awaited"):
+        if not self.kept.worked and not self.kept.awaited:
             return ""
         if not self.serves_cards():
             self._packages.explain(
@@ -363,10 +362,3 @@ class Update:
                 "they did before the update",
             )
         return "; nvidia-smi answers"
-
-    def _lines(self, name: str) -> list[str]:
-        return [line for line in self.text_of(name).split("\n") if line]
-
-
-def _joined(lines: Iterable[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")

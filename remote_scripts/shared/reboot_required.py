@@ -165,7 +165,7 @@ def _is_installed(system: System, wanted: Boot, version: str) -> bool:
     return (
         driver.fits(version, wanted.driver)
         and system.files.is_file(driver.NVIDIA_SMI)
-        and driver.is_source_wanted(driver.note(system), wanted.source)
+        and driver.is_source_wanted(driver.left(system), wanted.source)
         and _is_family_whole(system)
         and all(
             (module := driver.module(system, kernel)).version == version and module.flavour == wanted.flavour

@@ -44,9 +44,8 @@ class Nvidia(Machine):
         repository has.
         """
         left_out = ["var/lib/apt/lists/"]
-        if self.host.exists(
-            driver.NOTE
-        ):  # an installer that was fetched again by a run that was cut short goes with the driver
+        # An installer that was fetched again by a run that was cut short goes with the driver.
+        if self.host.exists(driver.NOTE.path):
             left_out.append("var/lib/homelab/downloads/")
         tree = first_lines(driver_kit.lasting(self.host))
         return {path: about for path, about in tree.items() if not path.startswith(tuple(left_out))}

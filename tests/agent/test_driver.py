@@ -74,7 +74,7 @@ def test_a_version_is_the_wanted_one_or_of_the_wanted_branch(version: str, wante
 def test_a_driver_of_the_other_source_goes_on_only_where_others_have_put_it_there(
     noted: str, source: str, goes_on: bool
 ) -> None:
-    assert driver.is_source_wanted(driver.Note(source=noted), source) is goes_on
+    assert driver.is_source_wanted(driver.Left(source=noted), source) is goes_on
 
 
 @pytest.mark.parametrize(

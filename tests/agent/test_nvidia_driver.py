@@ -14,7 +14,7 @@ import pytest
 
 from remote_scripts.layers import driver_update, nvidia_driver
 from remote_scripts.shared.driver_installer import Installer
-from remote_scripts.shared.driver_update import VERSION_GIVEN_UP
+from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, noted
 from remote_scripts.shared.packages import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.run import TIMED_OUT, Done
@@ -92,7 +92,7 @@ def with_old(machine: Machine, source: Source = "packages") -> dict[str, Any]:
 
 
 def phase(host: Host) -> str:
-    return host.read("/var/lib/homelab/update/phase").strip() if host.exists("/var/lib/homelab/update/phase") else ""
+    return noted(host.system()).phase
 
 
 def cut_short(machine: Machine, act: Callable[[Host], object], name: str, place: Path) -> Iterator[tuple[str, Machine]]:

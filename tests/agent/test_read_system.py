@@ -11,6 +11,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import parse
 from remote_scripts.layers.read_system import Wanted
+from remote_scripts.shared import driver
 from tests.agent.kit import Host, Refused
 
 HOME = "/var/lib/homelab"
@@ -96,7 +97,7 @@ def test_of_32_bits_is_what_uname_says_so_whatever_the_kernel_is(host: Host) -> 
 @pytest.fixture
 def installed(host: Host) -> Host:
     """A host with a driver, as the steps leave it."""
-    host.write(f"{HOME}/nvidia-driver", "580.105.08\tpackages\thost\topen\n")
+    driver.NOTE.write(host.system().files, driver.Left("580.105.08", "packages", "host", "open"))
     host.write(
         "/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  R\n"
     )
@@ -125,7 +126,7 @@ DRIFTS: dict[str, tuple[Callable[[Host], object], str]] = {
     "a package": (lambda host: host.programs.update({"dpkg-query": lambda *_: "cuda-12\tinstalled\t12.9-1\n"}), "cuda: package cuda-12 is 12.9-1, it was 12.8-1"),
     "a package is gone": (lambda host: host.programs.update({"dpkg-query": lambda *_: ""}), "cuda: package cuda-12 is gone, it was 12.8-1"),
     "given up": (lambda host: host.write(f"{HOME}/given-up", "590.1.1\n"), "driver: the update to 590.1.1 was given up, 580.105.08 is back"),
-    "cut short": (lambda host: host.write(f"{HOME}/update/phase", "trying\n"), "driver: an update was cut short"),
+    "cut short": (lambda host: host.write(f"{HOME}/update/kept", '{"phase": "trying"}'), "driver: an update was cut short"),
     "libraries": (lambda host: (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").unlink(), "driver: its libraries are gone, they were 580.105.08"),
     "a kernel": (lambda host: host.programs.update({"modinfo": lambda *_: 1}), "driver: the kernel 6.17.2-1-pve has no module, the driver is 580.105.08"),
     "no module": (lambda host: (host.root / "proc/driver/nvidia/version").unlink(), "boot: no module is loaded, the driver is 580.105.08"),
@@ -149,7 +150,7 @@ def unreadable(host: Host, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/os-release", f"{HOME}/nvidia-driver", f"{HOME}/packages/cuda", f"{HOME}/update/phase"]
+    "path", ["/etc/os-release", f"{HOME}/nvidia-driver", f"{HOME}/packages/cuda", f"{HOME}/update/kept"]
 )
 def test_what_is_there_and_cant_be_read_is_no_nothing(installed: Host, path: str) -> None:
     unreadable(installed, path)

@@ -59,7 +59,7 @@ def agent_file() -> Path:
 
 # Runs the agent, which stops itself before one of the calls that change something: `where`, of their number and of how far an update is.
 _STOPPED = """
-import os, signal, sys
+import json, os, signal, sys
 from remote_scripts import agent
 from remote_scripts.tools import disk
 points, own = 0, os.getpid()
@@ -69,7 +69,7 @@ def look(*_):
         return
     points += 1
     try:
-        phase = open(os.environ["ROOT"] + "/var/lib/homelab/update/phase").read().strip()
+        phase = json.load(open(os.environ["ROOT"] + "/var/lib/homelab/update/kept"))["phase"]
     except OSError:
         phase = ""
     if WHERE(points, phase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,14 @@ def with_old(machine: Machine, source: str = "packages", driver: str = OLD) -> M
 
 
 def phase(machine: Machine) -> str:
-    file = machine.root / "var/lib/homelab/update/phase"
-    return file.read_text().strip() if file.exists() else ""
+    file = machine.root / "var/lib/homelab/update/kept"
+    return str(json.loads(file.read_text())["phase"]) if file.exists() else ""
+
+
+def note(machine: Machine, **changes: object) -> None:
+    """What is noted of an update, with these changes."""
+    file = machine.root / "var/lib/homelab/update/kept"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 # -- what fails ------------------------------------------------------------------------------------------------
@@ -264,9 +271,7 @@ def test_a_container_keeps_its_old_libraries_until_its_hosts_update_is_ended(upd
 def test_a_container_whose_run_was_killed_in_the_middle_goes_back_with_its_host(update_waits: Waiting) -> None:
     container, host, old = update_waits
     container.answer("apply", of_another_version(container, NEW, awaited=True))
-    update = container.root / "var/lib/homelab/update"
-    (update / "phase").write_text("trying\n")
-    (update / "awaited").unlink()
+    note(container, phase="trying", awaited=False)
     assert host.answer("revert", ended(host))["old"] == old
     assert container.answer("revert", ended(container))["old"] == old
     # No version is given up here: that is the host's.
@@ -276,9 +281,7 @@ def test_a_container_whose_run_was_killed_in_the_middle_goes_back_with_its_host(
 
 def test_a_way_back_that_was_cut_short_still_names_the_version_that_is_given_up(update_waits: Waiting) -> None:
     _, host, _ = update_waits
-    update = host.root / "var/lib/homelab/update"
-    (update / "phase").write_text("back\n")
-    (update / "new").write_text("590.48.99\n")
+    note(host, phase="back", new="590.48.99")
     assert host.answer("revert", ended(host))["old"]
     assert host.answer("read", ended(host))["given_up"] == "590.48.99"
 
