@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from remote_scripts.shared import handover, pmxcfs
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_change import ConfigChange
-from remote_scripts.shared.container_notes import Notes, waits_for_restart
+from remote_scripts.shared.container_notes import Given, Noted, Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes
@@ -52,7 +52,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     handover.need_rest(system)
     config = ConfigChange(system, wanted.ctid, Power(system, wanted.ctid, wanted.shutdown), wanted.cards)
     provided = config.apply().provided
-    config.notes.write("guest", f"{wanted.guest}\n")
+    config.notes.change(guest=wanted.guest)
     if not config.changed:
         system.log.say(f"container {wanted.ctid} has what it is to have")
     lines = []
@@ -60,8 +60,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
         device = system.files.device(path)
         lines.append(f"{path} {how} {device.numbers}\n" if device else "")
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    revision = int(config.notes.text("revision").strip() or 0)
-    return Answer(digest, revision, {path: how.partition(" ")[0] for path, how in provided.items()})
+    return Answer(digest, config.notes.read().revision, {path: how.partition(" ")[0] for path, how in provided.items()})
 
 
 @changes
@@ -71,7 +70,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
     :raises Failure: it can't be changed, or doesn't go off in its time.
     """
     ctid, notes = wanted.ctid, Notes(system, wanted.ctid)
-    holder = notes.text("guest").strip("\n")
+    holder = notes.read().guest
     is_here = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None
     if wanted.guest and holder and holder != wanted.guest:
         system.log.say(f"note: container {ctid} is containers.{holder} now, and keeps what it was given")
@@ -84,16 +83,16 @@ def revert(system: System, wanted: Wanted) -> Changed:
         return Changed(False)
     if wanted.keep or not is_here:
         system.log.say(f"there is nothing to take out of container {ctid}")
-        notes.forget_all()
+        notes.write(Noted())
         return Changed(False)
     power = Power(system, ctid, wanted.shutdown)
     config = ConfigChange(system, ctid, power, Cards(method="mount-entry"))
     config.apply()
-    notes.forget("ours", "wanted", "nodes", "revision")
+    notes.change(given=Given(), revision=0)
     if waits_for_restart(system, ctid) and power.is_up() and not power.shut_down_to_start():
         raise power.shutdown_failure("has no card any more", f"switch it off: `pct stop {ctid}`")
     config.mark_in_force()
     if power.is_owed():
         power.start()
-    notes.forget_all()
+    notes.write(Noted())
     return Changed(config.changed)

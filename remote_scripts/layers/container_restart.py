@@ -56,7 +56,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
             raise _still_up(config, power)
     elif is_owed or (wanted.power == "running" and not power.is_up()):
         power.start()
-    config.notes.forget("ran")
+    config.notes.change(ran=None)
     return Answer("running" if power.is_up() else "stopped", is_owed)
 
 

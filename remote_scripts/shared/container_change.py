@@ -10,13 +10,14 @@ import itertools
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from remote_scripts.shared import card_nodes, container_lines, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Nodes
 from remote_scripts.shared.container_conf import ConfText, addresses, conf_text
 from remote_scripts.shared.container_lines import Change
-from remote_scripts.shared.container_notes import PARTS, Notes, waits_for_restart
+from remote_scripts.shared.container_notes import Before, Given, Noted, Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
@@ -57,7 +58,7 @@ class ConfigChange:
         self.notes = Notes(system, ctid)
         #: Whether the configuration was changed.
         self.changed = False
-        self._parts: dict[str, bytes] = {}
+        self._noted = Noted()
 
     def apply(self, *, look_inside: bool = True) -> Change:
         """Brings the configuration to what it is to be; returns the last plan, which changes nothing.
@@ -75,7 +76,7 @@ class ConfigChange:
             self._note_restart(conf)
         self._keep(change)
         if waits_for_restart(self._system, self._ctid):
-            self.notes.write("after", f"{conf.digest}\n")
+            self.notes.change(after=conf.digest)
         else:
             self.mark_in_force()  # it is off: its next start takes what is there
         return change
@@ -85,7 +86,7 @@ class ConfigChange:
         need_container(self._system, self._ctid)
         self._unmount()
         self._wait_for_guests()
-        self._parts = {name: content for name, content in self.notes.parts().items() if name in PARTS}
+        self._noted = self.notes.read()
         nodes = Nodes((), ())
         if self._cards is not None:
             nodes = card_nodes.nodes_of(self._system, self._cards)
@@ -140,32 +141,29 @@ class ConfigChange:
 
     def mark_in_force(self) -> None:
         """The running container, or the one that is off, has what its configuration says."""
-        self.notes.forget("restart", "before", "after", "ours_before", "wanted_before", "nodes_before")
+        self.notes.write(self.notes.read().in_force)
 
     def restore_original(self) -> bool:
         """The container won't go off, so that it runs on as it was: its configuration says what it runs with, too, if
         it was not changed since; whether it does.
         """
-        before, conf = self.notes.content("before"), self._conf()
-        if not before or not self.notes.has("after") or f"{conf.digest}\n" != self.notes.text("after"):
+        noted, conf = self.notes.read(), self._conf()
+        before = noted.before
+        if not before or not before.conf or conf.digest != noted.after:
             return False
         with file_lock(self._lock, CONF_LOCK_SECONDS) as locked:
             if not locked or self._conf().digest != conf.digest:
                 return False
             try:
-                pmxcfs.replace(self._system, self._path, before)
+                pmxcfs.replace(self._system, self._path, before.conf.encode("utf-8", "surrogateescape"))
             except OSError:
                 # What is noted stays: the next run brings the container to what is written.
                 return False
         self._system.files.flush_all()
-        for part in ("ours", "wanted", "nodes"):
-            if self.notes.has(f"{part}_before"):
-                self.notes.rename(f"{part}_before", part)
-            if not self.notes.content(part):
-                self.notes.forget(part)
-        self.mark_in_force()
-        if not self.notes.has("wanted"):
-            self.notes.forget(*PARTS, "guest")
+        if before.given.cards:
+            self.notes.write(replace(noted.in_force, given=before.given))
+        else:
+            self.notes.write(Noted(ran=noted.ran, mounted=noted.mounted))
         return True
 
     @property
@@ -193,48 +191,45 @@ class ConfigChange:
         """Once: if the configuration isn't what an earlier run left (`after`), a user has changed it since, or that
         run was cut short. What was before it would take the change away.
         """
-        if self.notes.content("before") and f"{self._conf().digest}\n" != self.notes.text("after"):
+        noted = self.notes.read()
+        if noted.before and noted.before.conf and self._conf().digest != noted.after:
             self._forget_original()
 
     def _forget_original(self) -> None:
         """Until the configuration is in force: an empty one is never put back, and none is noted in its place."""
-        self.notes.write("before", b"")
+        before = self.notes.read().before
+        self.notes.change(before=Before("", before.given if before else Given()))
 
     def _note_change(self, conf: ConfText, change: Change) -> None:
         """Before anything is written: all lines that may be homelab's afterwards, whatever happens in between."""
-        notes, own = self.notes, self.notes.lines("ours")
-        if not notes.has("before"):
-            notes.write("before", conf.content)
-            notes.write_lines("ours_before", own)
-            for part in ("wanted", "nodes"):
-                notes.write(f"{part}_before", notes.content(part))
-        notes.write_lines("ours", _sorted([*own, *change.want]))
-        notes.write_lines("nodes", _sorted([*notes.lines("nodes"), *change.nodes]))
-        notes.write("revision", f"{int(notes.text('revision').strip() or 0) + 1}\n")
+        noted = self.notes.read()
+        lines = tuple(dict.fromkeys([*noted.given.lines, *change.want]))
+        nodes = tuple(dict.fromkeys([*noted.given.nodes, *change.nodes]))
+        self.notes.change(
+            given=replace(noted.given, lines=lines, nodes=nodes),
+            before=noted.before or Before(conf.content.decode("utf-8", "surrogateescape"), noted.given),
+            revision=noted.revision + 1,
+        )
         self._note_restart(conf)
 
     def _note_restart(self, conf: ConfText) -> None:
         if self._power.is_up():
-            self.notes.write("restart", f"{addresses(conf.text)}\n")
+            self.notes.change(restart=addresses(conf.text))
 
     def _forget_change(self) -> None:
         """Where nothing was written: the record is what it was when this run began. A run that was killed, or stands
         before a lock, may have come half-way.
         """
-        noted_before = self._parts.get("ours", b"").decode("utf-8", "surrogateescape").split("\n")
-        if self.changed or not container_lines.find_own_lines(self._conf(), self.notes).lines <= {*noted_before}:
+        own = container_lines.find_own_lines(self._conf(), self.notes)
+        if self.changed or not own.lines <= {*self._noted.given.lines}:
             return
-        for part in PARTS:
-            if part in self._parts:
-                self.notes.write(part, self._parts[part])
-            else:
-                self.notes.forget(part)
+        self.notes.write(replace(self._noted, mounted=self.notes.read().mounted))
 
     def _keep(self, change: Change) -> None:
-        self.notes.write_lines("ours", change.want)
-        self.notes.write_lines("nodes", change.nodes)
+        given = replace(self.notes.read().given, lines=change.want, nodes=change.nodes)
         if self._cards is not None:  # at a boot what is wanted is as it was
-            self.notes.write("wanted", container_lines.wanted_text(self._cards, self._groups))
+            given = replace(given, cards=self._cards, groups=self._groups)
+        self.notes.change(given=given)
 
     # What is written.
 
@@ -400,7 +395,7 @@ class ConfigChange:
         """The group file of a container that is off. Its file system is its root's: nothing in it is followed, and what
         isn't a plain file isn't read.
         """
-        self.notes.write("mounted", b"")
+        self.notes.change(mounted=True)
         content = b""
         # As work, which keeps the lock to its end where this run is killed: the next run sees what it has mounted.
         if self._system.run.do("pct", "mount", str(self._ctid), seconds=60).status == 0:
@@ -414,7 +409,7 @@ class ConfigChange:
 
     def _unmount(self) -> None:
         """What a look into a container that is off has left mounted, maybe by a run that was cut short."""
-        if not self.notes.has("mounted"):
+        if not self.notes.read().mounted:
             return
         conf = pmxcfs.content_of(self._system, self._path)
         if conf is not None and conf_text(conf).conf.options.get("lock") == "mounted":
@@ -424,7 +419,7 @@ class ConfigChange:
                 message = (done.error or done.output).decode("utf-8", "replace").strip()
                 self._system.log.say(f"note: pct unmount {self._ctid} failed: {message or f'status {done.status}'}")
                 return
-        self.notes.forget("mounted")
+        self.notes.change(mounted=False)
 
 
 def need_container(system: System, ctid: int) -> None:
@@ -492,10 +487,6 @@ def _with_lines(conf: ConfText, change: Change) -> str:
     last = max((place for place, line in enumerate(lines) if line.strip()), default=-1)
     lines = [*lines[: last + 1], *change.add_raw, *lines[last + 1 :]] if last >= 0 else [*lines, *change.add_raw]
     return "".join(f"{line}\n" for line in (*lines, *conf.tail))
-
-
-def _sorted(lines: list[str]) -> list[str]:
-    return sorted({*lines}, key=lambda line: line.encode("utf-8", "surrogateescape"))
 
 
 def _group_file(place: Path) -> bytes:

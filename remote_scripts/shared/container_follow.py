@@ -70,7 +70,7 @@ def _containers(system: System) -> list[int]:
 
 def _has_nodes(notes: Notes) -> bool:
     try:
-        return bool(notes.content("nodes"))
+        return bool(notes.read().given.nodes)
     except Failure:  # it is said when it is mended
         return True
 
@@ -106,7 +106,7 @@ def _mend(system: System, ctid: int) -> None:
     power = Power(system, ctid, Shutdown())
     config = ConfigChange(system, ctid, power, None)
     # It has what its configuration says when it starts.
-    if config.notes.has("restart") and not power.is_up():
+    if config.notes.read().restart is not None and not power.is_up():
         config.mark_in_force()
     change = config.planned()
     if change.absent:

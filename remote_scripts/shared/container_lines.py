@@ -10,14 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from remote_scripts.shared import card_nodes, nvidia, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Node
-from remote_scripts.shared.container_conf import ConfText, ContainerConf, Method, conf_text, is_same_device, raw_line
-from remote_scripts.shared.container_notes import Notes, waits_for_restart
+from remote_scripts.shared.container_conf import ConfText, ContainerConf, conf_text, is_same_device, raw_line
+from remote_scripts.shared.container_notes import Notes, RecordedNode, mount_lines, waits_for_restart
 from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 
 _DEVICE = "dev "
-_NONE = "-"
-_GROUP = re.compile(r"\b(render|video)=([0-9]{1,5})\b")
 _GROUP_ID = re.compile(r"0*[0-9]{1,5}")
 # Kind (g: groups, b: both), first number inside, first number of the host, how many.
 _ID_MAP = re.compile(r"[gb]\s+([0-9]{1,10})\s+\S+\s+([0-9]{1,10})(?:\s|$)")
@@ -48,7 +46,7 @@ class Change:
     """
 
     want: tuple[str, ...]
-    nodes: tuple[str, ...]
+    nodes: tuple[RecordedNode, ...]
     provided: dict[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     add_devices: tuple[str, ...] = ()
@@ -62,54 +60,12 @@ class Change:
         return bool(self.add_devices or self.add_raw or self.drop_devices or self.drop_raw)
 
 
-@dataclass(frozen=True)
-class RecordedNode:
-    """A line of the part `nodes`. `path`, `numbers`: `-`: the container was given it and has no line for it, since the
-    name that it had is another card's.
-    """
-
-    path: str
-    numbers: str
-    address: str
-    kind: str
-    given: str
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.numbers} {self.address} {self.kind} {self.given}"
-
-    @property
-    def key(self) -> str:
-        """What stays the same whatever the node is called."""
-        return self.path if self.address == _NONE else f"{self.address} {self.kind}"
-
-    @property
-    def lines(self) -> list[str]:
-        """The lines by which it is given."""
-        if self.path == _NONE:
-            return []
-        return [*mount_lines(self.path, self.numbers)] if self.given == "mount" else [f"dev {self.path},{self.given}"]
-
-
-def recorded_node(line: str) -> RecordedNode:
-    """The line, parsed."""
-    path, numbers, address, kind, given = [*line.split(None, 4), "", "", "", "", ""][:5]
-    return RecordedNode(path, numbers, address, kind, given)
-
-
-def mount_lines(path: str, numbers: str) -> tuple[str, str]:
-    """The two lines by which a node is given without a dev[n] option: its rule, and its mount."""
-    return (
-        f"lxc.cgroup2.devices.allow: c {numbers} rwm",
-        f"lxc.mount.entry: {path} {path.lstrip('/')} none bind,optional,create=file",
-    )
-
-
 def find_own_lines(conf: ConfText, notes: Notes) -> Ours:
     """Homelab's lines in a configuration.
 
     :raises Failure: what is noted can't be read.
     """
-    noted = notes.lines("ours")
+    noted = notes.read().given.lines
     devices: dict[str, str] = {}
     raw: dict[int, str] = {}
     for line in noted:
@@ -124,7 +80,7 @@ def find_own_lines(conf: ConfText, notes: Notes) -> Ours:
         place = next((place for place in reversed(conf.raw) if place not in raw and conf.raw[place] == written), None)
         if place is not None:
             raw[place] = line
-    return Ours(tuple(noted), devices, raw, conf.without(devices, raw))
+    return Ours(noted, devices, raw, conf.without(devices, raw))
 
 
 def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Mapping[str, int]) -> Change:
@@ -139,7 +95,7 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
     is_complete = all(provider(own.others, node.path) for node in nodes if node.is_needed and not node.group)
     rules: list[str] = []
     want: list[str] = []
-    noted: list[str] = []
+    noted: list[RecordedNode] = []
     provided: dict[str, str] = {}
     for node in nodes:
         device = numbers.get(node.path)
@@ -161,8 +117,7 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
             given = _options(node, device, groups)
             provided[node.path] = f"dev {node.path},{given}"
             want.append(provided[node.path])
-        origin = (node.address, node.kind) if node.address else (_NONE, _NONE)
-        noted.append(str(RecordedNode(node.path, device.numbers, *origin, given)))
+        noted.append(RecordedNode(node.path, device.numbers, node.address, node.kind if node.address else "", given))
     return compare(own, [*rules, *want], noted, provided)
 
 
@@ -193,7 +148,7 @@ def _options(node: Node, device: Device, groups: Mapping[str, int]) -> str:
 def compare(
     own: Ours,
     want: Iterable[str],
-    nodes: Iterable[str],
+    nodes: Iterable[RecordedNode],
     provided: Mapping[str, str] | None = None,
     absent: Iterable[str] = (),
 ) -> Change:
@@ -224,7 +179,7 @@ def lasts(conf: ConfText, notes: Notes, change: Change) -> bool:
     """
     wanted = {line for line in change.want if raw_line(line)[0]}
     pending = [raw_line(line) for line in conf.conf.pending_raw]
-    noted = {line for line in notes.lines("ours") if raw_line(line)[0]}
+    noted = {line for line in notes.read().given.lines if raw_line(line)[0]}
     return not pending or wanted == {line for line in wanted | noted if raw_line(line) in pending}
 
 
@@ -241,27 +196,26 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
         return Change((), ())
     # A node may be noted twice, as it was and as it is to be, by a run that was cut short.
     entries: dict[str, list[RecordedNode]] = {}
-    for line in notes.lines("nodes"):
-        node = recorded_node(line)
+    for node in notes.read().given.nodes:
         entries.setdefault(node.key, []).append(node)
     recorded = {line for nodes in entries.values() for node in nodes for line in node.lines}
     want = [line for line in sorted(there) if line not in recorded]
     rules: list[str] = []
-    noted: list[str] = []
+    noted: list[RecordedNode] = []
     absent: list[str] = []
     for nodes in entries.values():
         node = next((node for node in reversed(nodes) if there & {*node.lines}), nodes[0])
         present = list(dict.fromkeys(line for node in nodes for line in node.lines if line in there))
         # One that a user has taken out stays out.
-        if not present and not any(node.path == _NONE for node in nodes):
-            noted.append(str(node))
+        if not present and all(node.path for node in nodes):
+            noted.append(node)
             continue
-        now, without_line = _current_path(system, node), replace(node, path=_NONE, numbers=_NONE)
+        now, without_line = _current_path(system, node), replace(node, path="", numbers="")
         device = system.files.device(now) if now else None
         if device is None:
-            if node.address != _NONE:
+            if node.address:
                 absent.append(f"{node.kind} of {node.address}")
-            if node.path == _NONE or _is_of_another(system, node):
+            if not node.path or _is_of_another(system, node):
                 node = without_line
             else:
                 want += present
@@ -279,7 +233,7 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
                 node = without_line
             else:
                 want += node.lines
-        noted.append(str(node))
+        noted.append(node)
     return compare(own, [*rules, *want], noted, absent=absent)
 
 
@@ -304,14 +258,13 @@ def _is_of_another(system: System, node: RecordedNode) -> bool:
 
 def are_there(system: System, notes: Notes) -> bool:
     """Whether the drivers have made every node that a container was given of a card."""
-    nodes = map(recorded_node, notes.lines("nodes"))
-    return all(_current_path(system, node) for node in nodes if node.address != _NONE)
+    return all(_current_path(system, node) for node in notes.read().given.nodes if node.address)
 
 
 def noted_groups(notes: Notes) -> dict[str, int] | None:
     """The groups inside, as a run has noted them; None: none has looked, as there were no cards that need it."""
-    lines = _wanted_lines(notes)
-    return {name: int(number) for name, number in _GROUP.findall(lines[4])} if lines[3] else None
+    given = notes.read().given
+    return given.groups if given.cards and given.cards.cards else None
 
 
 def groups_in(content: bytes, conf: ConfText) -> dict[str, int]:
@@ -338,40 +291,13 @@ def _is_mapped(group: int, conf: ConfText) -> bool:
     return not ranges or any(first <= group < first + count for first, count in ranges)
 
 
-def _wanted_lines(notes: Notes) -> list[str]:
-    return [*notes.text("wanted").split("\n"), *[""] * 5]
-
-
-def noted_cards(notes: Notes) -> Cards | None:
-    """What the last run was asked for; None: nothing is noted.
-
-    :raises Failure: it can't be read.
-    """
-    lines = _wanted_lines(notes)
-    if not notes.has("wanted"):
-        return None
-    method: Method = "device" if lines[0] == "device" else "mount-entry"
-    minors = tuple(int(minor) for minor in lines[1].split())
-    return Cards(method=method, minors=minors, functions=tuple(lines[2].split()), cards=tuple(lines[3].split()))
-
-
-def wanted_text(cards: Cards, groups: Mapping[str, int]) -> str:
-    """The part `wanted`."""
-    text = f"{cards.method}\n{' '.join(map(str, cards.minors))}\n{' '.join(cards.functions)}\n"
-    if cards.cards:
-        render = f"render={groups['render']} " if "render" in groups else ""
-        video = f"video={groups['video']}" if "video" in groups else ""
-        text += f"{' '.join(cards.cards)}\n{render}{video}\n"
-    return text
-
-
 def drift(system: System, ctid: int) -> list[str]:
     """A sentence for each difference between what was set up in a container and what there is.
 
     :raises Failure: what is noted, or its configuration, can't be read.
     """
     notes = Notes(system, ctid)
-    cards = noted_cards(notes)
+    cards = notes.read().given.cards
     content = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
     if content is None:
         return [f"container {ctid} is gone"]

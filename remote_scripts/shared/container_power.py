@@ -14,7 +14,7 @@ from typing import Literal
 
 from remote_scripts.shared import guests, ha, kernel, pmxcfs
 from remote_scripts.shared.container_conf import addresses
-from remote_scripts.shared.container_notes import Notes, is_same, why_not_owed
+from remote_scripts.shared.container_notes import Notes, Ran, is_same, why_not_owed
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import DO_SECONDS
 from remote_scripts.tools.system import System
@@ -79,8 +79,8 @@ class Power:
         if self._shutdown.otherwise != "stop":
             return False
         log.say(f"note: container {self._ctid} didn't go down within {timeout} s: it is stopped")
-        if self._notes.has("ran"):
-            self._note_ran(self._notes.ran().known, off=False)
+        if ran := self._notes.read().ran:
+            self._note_ran(ran.known, off=False)
         self._pct("stop")
         self._await_ha("off", HA_SECONDS)
         return not self.is_up()
@@ -129,13 +129,14 @@ class Power:
         for VMs (guest_tasks.py): a user who has switched it off since wants it off. Whether it is the same one is
         looked at anew, also where this run has shut it down: the id may be another one's by now.
         """
-        if not self._notes.has("ran"):
+        ran = self._notes.read().ran
+        if ran is None:
             return False
         if self.is_up():
-            self._notes.forget("ran")
+            self._notes.change(ran=None)
             return False
         if self._mac_addresses is None:
-            why = why_not_owed(self._system, self._ctid, self._notes.ran())
+            why = why_not_owed(self._system, self._ctid, ran)
         elif is_same(self._system, self._ctid, self._mac_addresses):
             why = ""
         else:
@@ -145,7 +146,7 @@ class Power:
                 f"note: container {self._ctid} ran when an earlier run shut it down; {why}: whether it runs is left to "
                 "you, and power in its settings"
             )
-            self._notes.forget("ran")
+            self._notes.change(ran=None)
         return not why
 
     def start(self) -> None:
@@ -181,8 +182,7 @@ class Power:
         return done.status
 
     def _note_ran(self, mac_addresses: str, *, off: bool) -> None:
-        boot = kernel.boot_id(self._system)
-        self._notes.write("ran", f"{int(time.time())} {boot} {'yes' if off else 'no'} {mac_addresses}\n")
+        self._notes.change(ran=Ran(int(time.time()), kernel.boot_id(self._system), off, mac_addresses))
 
     def _await_ha(self, wanted: Literal["on", "off"], seconds: float) -> bool:
         """Until the HA manager has switched it, if it is the manager's to do so; whether it has."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from remote_scripts.shared import card_users, container_conf, guests, ha, handover
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card_record import NodeNumbers, is_another
 from remote_scripts.shared.card_users import Container
+from remote_scripts.shared.container_notes import Notes
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.shared_card import drivers_by_major
+from remote_scripts.tools.errors import Failure
 
 #: What brings lines of containers to the numbers that cards have now.
 FOLLOWER = "/usr/local/sbin/homelab-card-nodes"
@@ -182,8 +185,9 @@ class CardContainers:
         """
         if not self._have_numbers_moved():
             return True
-        if self._system.files.read(f"/var/lib/homelab/containers/{container.ctid}/nodes"):
-            return container.has(self._card.minor, self._card.drm_names, self._card.gpu)
+        with suppress(Failure):
+            if Notes(self._system, int(container.ctid)).read().given.nodes:
+                return container.has(self._card.minor, self._card.drm_names, self._card.gpu)
         record = self._card.record
         numbers = filter(None, (record.numbers, record.taken))
         return not any(self._means_moved_node(container, earlier) for earlier in numbers)

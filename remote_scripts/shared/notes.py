@@ -14,6 +14,8 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES
 
 T = TypeVar("T")
+# What is kept of a configuration may be as long as Proxmox VE takes one.
+_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Note(Generic[T]):
 
         :raises OSError: it can't be read, or is of another form.
         """
-        content = files.need(self.path)
+        content = files.need(self.path, _BYTES)
         try:
             return None if content is None else of_plain(self.form, json.loads(content), "it")
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from remote_scripts.layers import container_gpus, container_restart
 from remote_scripts.shared import container_change, container_follow, container_lines, container_power, guests
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_conf import Method
+from remote_scripts.shared.container_notes import Notes
 from remote_scripts.shared.container_power import Shutdown
 from remote_scripts.tools import disk, state
 from remote_scripts.tools.run import Done
@@ -121,9 +123,14 @@ class Containers:
     def state(self, state: str) -> None:
         self.host.write(STATE, state)
 
-    def noted(self) -> dict[str, str]:
-        folder = self.root / RECORD[1:]
-        return {one.name: one.read_text() for one in folder.iterdir()} if folder.exists() else {}
+    def noted(self) -> dict[str, Any]:
+        """What is noted, but for what is nothing."""
+        noted: dict[str, Any] = json.loads(self.host.read(RECORD)) if self.host.exists(RECORD) else {}
+        return {part: value for part, value in noted.items() if value not in (None, "", 0, False)}
+
+    def note(self, **changes: object) -> None:
+        """Notes something else of it."""
+        Notes(self.host.system(), CTID).change(**changes)
 
     def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
         verb = arguments[0]

@@ -171,7 +171,7 @@ class Container(Machine):
         left_out = [container_kit.STATE, "/var/log/pve/"]
         tree = {**self.host.lasting()}
         if self.box.noted():
-            left_out.append(f"{container_kit.RECORD}/")
+            left_out.append(container_kit.RECORD)
             conf = container_kit.CONF.lstrip("/")
             lines = sorted(re.sub(r"^dev\d+", "dev", line) for line in self.box.conf.splitlines())
             tree[conf] = (tree[conf][0], "\n".join(lines))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_notes import Notes
 from remote_scripts.tools.run import Done, Run
-from tests.agent.container_kit import AMD, BASE, GROUP, PRIVILEGED, RECORD, Containers, box
+from tests.agent.container_kit import AMD, BASE, GROUP, PRIVILEGED, Containers, box
 from tests.agent.kit import Refused
 
 __all__ = ["box"]
@@ -34,7 +37,8 @@ def test_a_card_of_another_maker_comes_with_the_groups_inside_and_goes_without_a
     options = f"dev0: {RENDER}\ndev1: /dev/dri/card0,gid=44,mode=0660\ndev2: {KFD}\n"
     assert after == before.replace("hostname", f"{options}hostname")
     assert box.apply("device", f"{AMD}=render,card,kfd") == after
-    assert box.noted()["wanted"] == f"device\n\n\n{AMD}=render,card,kfd\nrender=104 video=44\n"
+    given = Notes(box.host.system(), 300).read().given
+    assert (given.cards, given.groups) == (Cards(cards=(f"{AMD}=render,card,kfd",)), {"render": 104, "video": 44})
     box.state = "stopped"
     assert box.revert() == before
 
@@ -130,7 +134,7 @@ def test_what_lies_outside_of_a_container_that_is_off_is_not_read(
 
 def test_a_look_that_was_cut_short_leaves_no_lock(box: Containers) -> None:
     box.pct(["mount", "300"], b"")
-    box.host.write(f"{RECORD}/mounted", "")
+    box.note(mounted=True)
     assert RENDER in box.apply("device", BOTH)
     assert "lock" not in box.conf and "mounted" not in box.noted()
     assert box.revert() == BASE
@@ -203,5 +207,5 @@ def test_how_it_differs_from_what_was_set_up_is_said(box: Containers) -> None:
     ]
     box.drm(AMD, None)
     assert box.drift() == [f"the render node of {AMD} is not on the host"]
-    (box.root / RECORD[1:] / "wanted").unlink()
+    box.note(given=replace(Notes(box.host.system(), 300).read().given, cards=None))
     assert box.drift() == ["a run was cut short while it gave container 300 its devices"]

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remote_scripts.layers.container_record import Wanted
 from remote_scripts.shared import time_limit
-from remote_scripts.shared.container_notes import Notes
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_notes import Before, Given, Noted, Notes, Ran, RecordedNode
 from tests.agent.kit import Host, Refused, cuts, left_by, watched
 
-FOLDER = "/var/lib/homelab/containers/300"
+PLACE = "/var/lib/homelab/containers/300"
 A, B = "AA:00:00:00:00:01", "AA:00:00:00:00:02"
 CONF = f"hostname: box\nnet0: name=eth0,hwaddr={A.lower()},ip=dhcp\nnet1: hwaddr={B}\n\n[old]\nnet2: hwaddr=FF:FF\n"
-NOTED = {
-    "ours": b"dev /dev/nvidia0,mode=0666\n",
-    "wanted": b"device\n0\n\n",
-    "nodes": b"/dev/nvidia0 195:0 0000:01:00.0 nvidia mode=0666\n",
-    "guest": b"ai\n",
-    "revision": b"3\n",
-}
-STAYS = {"before": b"hostname: box\n\xff", "after": b"x\n", "restart": b"", "ours_before": b"", "mounted": b""}
+LINE, MINE = "dev /dev/nvidia0,mode=0666", "lxc.mount.entry: /dev/x dev/x none bind"
+GIVEN = Given(
+    (LINE,), (RecordedNode("/dev/nvidia0", "195:0", "0000:01:00.0", "nvidia", "mode=0666"),), Cards(minors=(0,))
+)
+NOTED = Noted(given=GIVEN, guest="ai", revision=3)
 BOOT = "c0ffee"
-Record = dict[str, str]
 
 
-def noted(host: Host, parts: dict[str, bytes], folder: str = FOLDER) -> None:
-    for name, content in parts.items():
-        host.write(f"{folder}/{name}", content, 0o600)
+def noted(host: Host, noted: Noted) -> None:
+    Notes(host.system(), 300).write(noted)
 
 
-def found(host: Host) -> dict[str, bytes]:
-    folder = host.root / FOLDER.lstrip("/")
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+def found(host: Host) -> Noted:
+    return Notes(host.system(), 300).read()
 
 
-def ask(host: Host, verb: str, record: Record | None = None) -> Record:
-    answer: Record = host.ask(verb, "container_record", Wanted(ctid=300, record=record or {}))["record"]
-    return answer
+def ask(host: Host, verb: str, record: Any = None) -> Any:
+    return host.ask(verb, "container_record", Wanted(ctid=300, record=record))["record"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,128 +53,128 @@ def other(tmp_path: Path) -> Host:
 
 
 def test_what_a_run_that_was_killed_has_noted_is_put_on_the_disk_by_the_next(host: Host) -> None:
-    notes, flushed = Notes(host.system(), 300), list[str]()
-    notes.write("ran", "x\n")
-    with watched(lambda call, path: flushed.append(f"{call} {path.removeprefix(str(host.root))}")):
-        notes.write("ran", "x\n")
-    assert flushed == [f"flush {FOLDER}/ran", f"flush {FOLDER}"]
+    notes, calls = Notes(host.system(), 300), list[str]()
+    notes.change(mounted=True)
+    with watched(lambda call, path: calls.append(f"{call} {path.removeprefix(str(host.root))}")):
+        notes.change(mounted=True)
+    assert calls[-2:] == [f"rename {PLACE}", f"flush {PLACE.rpartition('/')[0]}"]
+
+
+def test_bytes_of_a_configuration_that_are_no_text_are_kept(host: Host) -> None:
+    conf = b"description: \xff\n".decode("utf-8", "surrogateescape")
+    noted(host, replace(NOTED, before=Before(conf, Given())))
+    before = found(host).before
+    assert before and before.conf.encode("utf-8", "surrogateescape") == b"description: \xff\n"
 
 
 def test_what_is_noted_goes_to_another_node_and_is_forgotten_here(host: Host, other: Host) -> None:
     empty, stock = host.lasting(), other.lasting()
-    noted(host, NOTED | STAYS)
+    noted(host, replace(NOTED, restart="", before=Before("hostname: box\n", Given()), after="x", mounted=True))
     before = host.tree()
     record = ask(host, "read")
     assert host.tree() == before
     for _ in "once", "after a run that was killed":
-        assert ask(other, "apply", record) == {}
-    assert found(other) == NOTED | {"restart": b""}
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in (other.root / FOLDER[1:]).iterdir())
+        assert ask(other, "apply", record) is None
+    assert found(other) == replace(NOTED, restart="")
+    assert (other.root / PLACE[1:]).stat().st_mode & 0o777 == 0o600
     assert ask(other, "read") == record
     ask(host, "revert", record)
     assert host.lasting() == {**empty, **{name: host.tree()[name] for name in host.tree() if name.startswith("etc/")}}
-    assert ask(host, "read") == {} == ask(host, "revert", record)
+    assert ask(host, "read") is None is ask(host, "revert", record)
     ask(other, "revert", record)
     assert other.lasting() == stock
 
 
 def test_lines_of_a_run_that_was_cut_short_go_along_too(host: Host, other: Host) -> None:
-    noted(host, {"ours": NOTED["ours"]})
+    noted(host, Noted(given=Given((LINE,))))
     ask(other, "apply", ask(host, "read"))
-    assert found(other) == {"ours": NOTED["ours"]}
+    assert found(other) == Noted(given=Given((LINE,)))
 
 
 def test_what_is_noted_as_ours_there_stays_ours_and_the_rest_is_what_is_given(host: Host, other: Host) -> None:
     noted(host, NOTED)
-    mine = b"lxc.mount.entry: /dev/x dev/x none bind\n"
-    noted(other, {"ours": mine + NOTED["ours"], "before": b"old", "wanted": b"mount-entry\n1\n\n"})
+    given = Given((MINE, LINE), (), Cards(method="mount-entry", minors=(1,)))
+    noted(other, Noted(given=given, before=Before("old", Given())))
     ask(other, "apply", ask(host, "read"))
-    assert found(other) == NOTED | {"ours": NOTED["ours"] + mine}
+    assert found(other) == replace(NOTED, given=replace(GIVEN, lines=(LINE, MINE)))
 
 
-@pytest.mark.parametrize("part", ["ours", "wanted", "revision", "a new one"])
-def test_what_has_changed_since_isnt_forgotten(host: Host, part: str) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"given": replace(GIVEN, lines=(MINE,))},
+        {"given": replace(GIVEN, cards=Cards())},
+        {"revision": 4},
+        {"restart": "x"},
+    ],
+    ids=["lines", "cards", "revision", "restart"],
+)
+def test_what_has_changed_since_isnt_forgotten(host: Host, changed: dict[str, Any]) -> None:
     noted(host, NOTED)
     record = ask(host, "read")
-    noted(host, {part.replace(" ", "_"): b"another\n"})
+    noted(host, replace(NOTED, **changed))
     before = host.tree()
     with pytest.raises(Refused, match="it has changed meanwhile"):
         ask(host, "revert", record)
     assert host.tree("var") == {name: about for name, about in before.items() if name.startswith("var")}
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {},
-        {"nodes": "eA=="},
-        {"ours": "no base64"},
-        {"ours": "eA="},
-        {"ours": "eA==", "../x": "eA=="},
-        {"ours": "eA==", "": ""},
-        {"ours": "eA==", ".x": ""},
-    ],
-)
-def test_half_of_what_is_noted_or_anything_else_isnt_taken(other: Host, record: Record) -> None:
+@pytest.mark.parametrize("record", [None, {}, {"guest": "ai"}, {"given": {"nodes": []}}])
+def test_half_of_what_is_noted_isnt_taken(other: Host, record: Any) -> None:
     before = other.lasting()
     with pytest.raises(Refused, match="isn't whole"):
         ask(other, "apply", record)
     assert other.lasting() == before
 
 
-def test_a_part_that_cant_be_read_isnt_taken_for_none(host: Host) -> None:
-    noted(host, NOTED)
-    (host.root / FOLDER[1:] / "ran").mkdir()
+@pytest.mark.parametrize("content", ["", "half", '{"another": 1}', None], ids=["empty", "half", "another", "a folder"])
+def test_what_cant_be_read_isnt_taken_for_none(host: Host, content: str | None) -> None:
+    """A folder is what versions before 2.0.0 had."""
+    host.write(f"{PLACE}/ours" if content is None else PLACE, content or "")
+    before = host.tree()
     for verb in "read", "revert":
-        with pytest.raises(Refused, match="containers/300/ran can't be read"):
+        with pytest.raises(Refused, match="containers/300 can't be read"):
             ask(host, verb)
-    assert found_names(host) == {*NOTED}
-
-
-def found_names(host: Host) -> set[str]:
-    return {path.name for path in (host.root / FOLDER[1:]).iterdir()}
+    assert host.tree("var/lib") == {name: about for name, about in before.items() if name.startswith("var/lib")}
 
 
 def task(kind: str, at: int, status: str, user: str = "root@pam") -> str:
     return f"UPID:pve:00001234:0000ABCD:{at:08X}:{kind}:300:{user}: {at + 1:08X} {status}\n"
 
 
-KNOWN = f"{A},{B}"
+KNOWN, AT = f"{A},{B}", int(time.time()) - 60
 
 
 @pytest.mark.parametrize(
     ("ran", "tasks", "goes"),
     [
-        (f"AT {BOOT} yes {KNOWN}\n", "", True),
-        (f"AT another yes {KNOWN}\n", "", False),
-        (f"AT {BOOT} yes AA:AA:AA:AA:AA:AA\n", "", False),
-        (f"LONG {BOOT} yes {KNOWN}\n", "", False),
-        ("", "", False),
-        (f"AT {BOOT} yes {KNOWN}\n", task("vzstart", 5, "OK"), False),
-        (f"AT {BOOT} yes {KNOWN}\n", task("vzstart", 5, "command failed"), True),
-        (f"AT {BOOT} yes {KNOWN}\n", task("vzstart", 5, "WARNINGS: 2"), False),
-        (f"AT {BOOT} no {KNOWN}\n", "", False),
-        (f"AT {BOOT} no {KNOWN}\n", task("vzshutdown", 1, "OK"), True),
-        (f"AT {BOOT} no {KNOWN}\n", task("vzshutdown", 1, "unable"), False),
-        (f"AT {BOOT} no {KNOWN}\n", task("vzstop", 1, "WARNINGS: 1"), True),
-        (f"AT {BOOT} no {KNOWN}\n", task("vzshutdown", 1, "OK", "a@pve"), False),
-        (f"AT {BOOT} no {KNOWN}\n", task("vzshutdown", 40, "OK"), False),
-        (f"AT {BOOT} no {KNOWN}\n", task("hastop", 1, "OK") + task("vzshutdown", 40, "OK"), True),
+        (Ran(AT, BOOT, True, KNOWN), "", True),
+        (Ran(AT, "another", True, KNOWN), "", False),
+        (Ran(AT, BOOT, True, "AA:AA:AA:AA:AA:AA"), "", False),
+        (Ran(AT - 3600, BOOT, True, KNOWN), "", False),
+        (Ran(AT, BOOT, True, KNOWN), task("vzstart", 5, "OK"), False),
+        (Ran(AT, BOOT, True, KNOWN), task("vzstart", 5, "command failed"), True),
+        (Ran(AT, BOOT, True, KNOWN), task("vzstart", 5, "WARNINGS: 2"), False),
+        (Ran(AT, BOOT, False, KNOWN), "", False),
+        (Ran(AT, BOOT, False, KNOWN), task("vzshutdown", 1, "OK"), True),
+        (Ran(AT, BOOT, False, KNOWN), task("vzshutdown", 1, "unable"), False),
+        (Ran(AT, BOOT, False, KNOWN), task("vzstop", 1, "WARNINGS: 1"), True),
+        (Ran(AT, BOOT, False, KNOWN), task("vzshutdown", 1, "OK", "a@pve"), False),
+        (Ran(AT, BOOT, False, KNOWN), task("vzshutdown", 40, "OK"), False),
+        (Ran(AT, BOOT, False, KNOWN), task("hastop", 1, "OK") + task("vzshutdown", 40, "OK"), True),
     ],
 )
 def test_that_it_is_to_run_again_goes_along_only_if_it_counts(
-    host: Host, other: Host, ran: str, tasks: str, *, goes: bool
+    host: Host, other: Host, ran: Ran, tasks: str, *, goes: bool
 ) -> None:
-    at = int(time.time()) - 60
-    ran = ran.replace("AT", str(at)).replace("LONG", str(at - 3600))
-    host.write("/var/log/pve/tasks/index", moved(tasks, at))
-    noted(host, {**NOTED, "ran": ran.encode()})
+    host.write("/var/log/pve/tasks/index", moved(tasks, AT))
+    noted(host, replace(NOTED, ran=ran))
     record = ask(host, "read")
-    assert found(host)["ran"] == ran.encode(), "`read` changes nothing"
+    assert found(host).ran == ran, "`read` changes nothing"
     ask(other, "apply", record)
-    assert found(other).get("ran", b"").decode() == (f"{at} of-the-other yes {KNOWN}\n" if goes else "")
+    assert found(other).ran == (Ran(AT, "of-the-other", True, KNOWN) if goes else None)
     ask(host, "revert", record)
-    assert found(host) == {}
+    assert found(host) == Noted()
 
 
 def moved(tasks: str, at: int) -> str:
@@ -189,22 +184,21 @@ def moved(tasks: str, at: int) -> str:
 
 
 def test_one_that_was_started_there_since_isnt_started_again(host: Host, other: Host) -> None:
-    at = int(time.time()) - 60
-    noted(host, {**NOTED, "ran": f"{at} {BOOT} yes {KNOWN}\n".encode()})
-    other.write("/var/log/pve/tasks/index", moved(task("vzstart", 5, "OK"), at))
+    noted(host, replace(NOTED, ran=Ran(AT, BOOT, True, KNOWN)))
+    other.write("/var/log/pve/tasks/index", moved(task("vzstart", 5, "OK"), AT))
     ask(other, "apply", ask(host, "read"))
     assert found(other) == NOTED
 
 
 def test_tasks_that_cant_be_read_start_nothing(host: Host) -> None:
-    noted(host, {**NOTED, "ran": f"{int(time.time())} {BOOT} yes {KNOWN}\n".encode()})
+    noted(host, replace(NOTED, ran=Ran(int(time.time()), BOOT, True, KNOWN)))
     (host.root / "var/log/pve/tasks/index").mkdir(parents=True)
-    assert "ran" not in ask(host, "read")
+    assert ask(host, "read")["ran"] is None
 
 
-@pytest.mark.parametrize("here", [{}, {"ours": b"mine\n", "before": b"x"}], ids=["nothing", "something"])
+@pytest.mark.parametrize("here", [Noted(), Noted(given=Given((MINE,)), after="x")], ids=["nothing", "something"])
 def test_a_run_that_is_cut_short_anywhere_forgets_no_line_and_leaves_no_half_of_a_record(
-    host: Host, other: Host, tmp_path: Path, here: dict[str, bytes]
+    host: Host, other: Host, tmp_path: Path, here: Noted
 ) -> None:
     noted(host, NOTED)
     record = ask(host, "read")
@@ -212,16 +206,16 @@ def test_a_run_that_is_cut_short_anywhere_forgets_no_line_and_leaves_no_half_of_
     taken = cuts(other, lambda one: ask(one, "apply", record))
     for number, cut in enumerate(taken):
         left = left_by(cut, other, tmp_path / f"taken {number}")
-        assert set(here.get("ours", b"").splitlines()) <= set(found(left).get("ours", b"").splitlines()), cut.how
+        assert {*here.given.lines} <= {*found(left).given.lines}, cut.how
     forgotten = cuts(host, lambda one: ask(one, "revert", record))
     for number, cut in enumerate(forgotten):
         left = left_by(cut, host, tmp_path / f"forgotten {number}")
-        assert ask(left, "read") in (record, {}), cut.how
-    assert base64.b64decode(record["guest"]) == b"ai\n"
+        assert ask(left, "read") in (record, None), cut.how
+    assert record["guest"] == "ai"
 
 
 def test_a_hanging_cluster_file_system_ends_the_question(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    noted(host, {**NOTED, "ran": f"{int(time.time())} {BOOT} yes {KNOWN}\n".encode()})
+    noted(host, replace(NOTED, ran=Ran(int(time.time()), BOOT, True, KNOWN)))
     conf = host.root / "etc/pve/lxc/300.conf"
     conf.unlink()
     os.mkfifo(conf)  # nobody writes into it

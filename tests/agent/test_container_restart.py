@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remote_scripts.shared import container_change, container_power, ha
+from remote_scripts.shared.container_notes import Notes, Ran
 from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent.container_kit import BASE, BOOT, NET, NVIDIA, RECORD, SECOND, Containers, again, box
@@ -26,7 +28,7 @@ SAMPLE = 24
 
 @pytest.fixture(autouse=True)
 def runs(box: Containers) -> None:
-    box.nvidia(NVIDIA, SECOND)
+    box.nvidia(NVIDIA, RECORD, SECOND)
     box.conf, box.state = STOCK, "running"
 
 
@@ -47,10 +49,6 @@ def left_off(box: Containers) -> Containers:
         restart(box)
     box.starts_not = False
     return box
-
-
-def ran(box: Containers, text: str) -> None:
-    box.host.write(f"{RECORD}/ran", text, 0o600)
 
 
 def test_it_is_restarted_once_for_a_change(box: Containers) -> None:
@@ -95,24 +93,23 @@ def test_a_container_that_didnt_start_after_its_restart_is_started_by_the_next_r
     assert restart(box)["state"] == "stopped"
 
 
-@pytest.mark.parametrize("gone", ["started since", "another boot", "another one", "long ago", "nothing in it"])
+@pytest.mark.parametrize("gone", ["started since", "another boot", "another one", "long ago"])
 def test_one_that_a_run_has_left_off_is_started_only_where_nobody_can_have_switched_it_off(
     left_off: Containers, gone: str
 ) -> None:
-    at, boot, off, known = left_off.noted()["ran"].split(" ")
-    assert (boot, off, known) == (BOOT, "yes", f"{KNOWN}\n")
+    ran = Notes(left_off.host.system(), 300).read().ran
+    assert ran and (ran.boot, ran.off, ran.known) == (BOOT, True, KNOWN)
     if gone == "started since":  # and no run in between; a start of the note's own second isn't a later one
-        ran(left_off, f"{int(at) - 5} {boot} yes {known}")
+        left_off.note(ran=replace(ran, at=ran.at - 5))
         left_off.pct(["start", "300"], b"")
         left_off.pct(["shutdown", "300"], b"")
     else:
-        texts = {
-            "another boot": f"{at} another yes {known}",
-            "another one": f"{at} {boot} yes AA:AA:AA:00:00:00\n",
-            "long ago": f"{int(at) - 3600} {boot} yes {known}",
-            "nothing in it": "",
+        others = {
+            "another boot": replace(ran, boot="another"),
+            "another one": replace(ran, known="AA:AA:AA:00:00:00"),
+            "long ago": replace(ran, at=ran.at - 3600),
         }
-        ran(left_off, texts[gone])
+        left_off.note(ran=others[gone])
     assert restart(left_off) == {"state": "stopped", "restarted": False}
     assert "ran" not in left_off.noted()
 
@@ -162,7 +159,7 @@ def test_a_run_that_was_killed_around_its_shutdown_starts_it_again_only_if_that_
 ) -> None:
     gpus(box)
     at = int(time.time()) - (0 if whose == "the run's" else 120)
-    ran(box, f"{at} {BOOT} no {KNOWN}\n")
+    box.note(ran=Ran(int(at), BOOT, False, KNOWN))
     box.pct(["shutdown", "300"], b"")
     if whose == "nobody's":  # such as `poweroff` inside
         box.host.write("/var/log/pve/tasks/index", "")
@@ -203,7 +200,8 @@ def test_one_whose_lock_refuses_its_shutdown_was_not_asked(box: Containers, verb
     """A backup that began after its configuration was written."""
 
     def backup(call: str, path: str) -> None:
-        if path.endswith("/ran") and call == "rename":
+        is_note = call == "rename" and path == f"{box.root}{RECORD}"
+        if is_note and '"ran": {' in Path(path).with_name(".300.homelab-tmp").read_text() and "lock" not in box.conf:
             box.conf += "lock: backup\n"
 
     gpus(box)

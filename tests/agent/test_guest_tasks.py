@@ -90,7 +90,7 @@ def test_what_is_there_and_cant_be_read_is_said_and_is_no_nothing(host: Host) ->
 def owed(kind: str, host: Host, at: int, boot: str, tasks: str, *, off: bool) -> str:
     """:param tasks: of these, our own are noted for a VM."""
     if kind == "vz":
-        ran = container_notes.Ran(str(at), boot, off, "")
+        ran = container_notes.Ran(at, boot, off, "")
         return container_notes.why_not_owed(host.system(), 103, ran)
     noted = tuple(line.split()[0] for line in tasks.splitlines() if f":{OURS}:" in line)
     wanted = vm_owed.Wanted(vmid=103, at=at, boot=boot, tasks=noted, off=off)

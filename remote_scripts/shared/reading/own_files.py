@@ -6,7 +6,9 @@ import functools
 from contextlib import suppress
 
 from remote_scripts.shared import container_lines, handover, kept_agents, switch
+from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.card_record import TurnedAway
+from remote_scripts.shared.container_notes import Noted, Notes
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
@@ -48,17 +50,16 @@ def ledger(source: Source) -> dict[str, str]:
 def containers(source: Source) -> list[SharedWith]:
     """Containers that were given cards, and how they differ from what was set up."""
     shared = []
-    for name in source.names(_CONTAINERS):
-        folder = f"{_CONTAINERS}/{name}"
-        lines = (source.needed(f"{folder}/wanted") or "").split("\n")
-        is_noted = len(lines) > 3  # three lines, and the end
-        if not name.isdecimal() or not (is_noted or source.needed(f"{folder}/ours")):
+    for name in filter(str.isdecimal, source.names(_CONTAINERS)):
+        ctid, path = int(name), f"{_CONTAINERS}/{name}"
+        given = source.noting(path, Notes(source.system, ctid).read, Noted()).given
+        if not given.cards and not given.lines:
             continue
         drift = [f"a run was cut short while it gave container {name} its devices"]
-        if is_noted:
-            drift = source.noting(folder, functools.partial(container_lines.drift, source.system, int(name)), [])
-        minors, cards = (lines[1].strip(), lines[3].strip()) if is_noted else ("", "")
-        shared.append(SharedWith(int(name), minors, cards, drift))
+        if given.cards:
+            drift = source.noting(path, functools.partial(container_lines.drift, source.system, ctid), [])
+        cards = given.cards or Cards()
+        shared.append(SharedWith(ctid, " ".join(map(str, cards.minors)), " ".join(cards.cards), drift))
     return shared
 
 
