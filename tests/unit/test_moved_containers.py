@@ -243,7 +243,7 @@ class Nodes:
     """Nodes of a cluster by their addresses, each with what is noted there; None: it doesn't answer."""
 
     def __init__(self, **records: str | None) -> None:
-        self.records = dict(records)
+        self.records: dict[str, Any] = dict(records)
         self.asked: list[tuple[str, str]] = []
 
     def connect(self, host: Host) -> Any:
@@ -256,11 +256,10 @@ class Nodes:
             def ask(self, verb: str, _layer: str, wanted: ContainerRecord) -> dict[str, Any]:
                 nodes.asked.append((name, verb))
                 if verb == "apply":
-                    nodes.records[name] = wanted.record["ours"]
+                    nodes.records[name] = wanted.record
                 elif verb == "revert":
                     nodes.records[name] = ""
-                noted = nodes.records[name] if verb == "read" else ""
-                return {"record": {"ours": noted} if noted else {}}
+                return {"record": (nodes.records[name] or None) if verb == "read" else None}
 
         return Session()
 
