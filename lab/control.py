@@ -12,6 +12,7 @@ several may follow one another on a connection. The simulated programs speak it 
     timer-start  unit, command, seconds      run command that long from now; with `since_boot`: true, that
                                              long after the boot. Replaces one of that name
     timer-stop   unit                        `stopped`: whether there was one; what it started runs on
+    pvedaemon                                `port`: where the host's 127.0.0.1:85 is; null: nobody listens there
     timers                                   `timers`: [{unit, command, left}]
     status                                   `phase`, `boots`, `commands` (how many run)
     wait         for, boots, text, seconds   answered when it is so: `for` is settled (no boot under way and,

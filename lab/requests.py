@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lab.guests import Guests
+from lab.host.state import PVEDAEMON
 from lab.machine import MachineError, ScenarioError
 from lab.ssh import Server
 from lab.state import LabError
@@ -83,6 +84,8 @@ class Served(Protocol):
 
     def start_timer(self, unit: str, command: str, seconds: float, *, since_boot: bool = False) -> None: ...
 
+    def port_inside(self, address: str, port: int) -> int | None: ...
+
     async def wait(self, condition: Callable[[], bool], seconds: float) -> bool: ...
 
     async def set_fault(self, name: str, value: object) -> dict[str, Any]: ...
@@ -113,6 +116,7 @@ class ControlServer:
             "timers": self._timers,
             "guests": self._guests,
             "guest": self._guest,
+            "pvedaemon": self._pvedaemon,
             "wait": self._wait,
             "fault": self._fault,
             "rebind": self._rebind,
@@ -190,6 +194,9 @@ class ControlServer:
     async def _power_on(self, _: Request) -> Answer:
         self._daemon.begin_power_on()
         return self._daemon.status()
+
+    async def _pvedaemon(self, request: Request) -> Answer:
+        return {"port": None if request.find("guest", int, 0) else self._daemon.port_inside(*PVEDAEMON)}
 
     async def _timer_start(self, request: Request) -> Answer:
         unit, command = request.get("unit", str), request.get("command", str)

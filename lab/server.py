@@ -32,7 +32,7 @@ from lab.api.server import ApiServer
 from lab.commands import CommandServer
 from lab.guests import Guests
 from lab.host import addresses, launchers
-from lab.host.state import HostState
+from lab.host.state import PVEDAEMON, HostState
 from lab.machine import OF_HOST, BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, end_left_behind
 from lab.requests import Answer, ControlServer
@@ -61,7 +61,6 @@ _GOING_DOWN_SECONDS = 0.1
 # How long guests may take to boot, on a machine under load.
 _SETTLE_SECONDS = 60.0
 # Where pvedaemon listens on a Proxmox VE host.
-_PVEDAEMON = (("127.0.0.1", 85), ("localhost", 85))
 # How often the daemon looks whether its state folder is still there: it ends with it.
 _FOLDER_CHECK_SECONDS = 5.0
 # How often it looks whether HA has come into use: most hosts never have it, and many labs wait for their turn.
@@ -138,7 +137,7 @@ class Daemon:
 
     def port_inside(self, address: str, port: int) -> int | None:
         """Return where pvedaemon answers; of the host's other services none is reached."""
-        return self.api.port_inside() if (address, port) in _PVEDAEMON else None
+        return self.api.port_inside() if (address, port) in (PVEDAEMON, ("localhost", PVEDAEMON[1])) else None
 
     # What the API asks (lab.api.server.Owner)
 

@@ -1,6 +1,6 @@
 """systemd's timers on the simulated host: what runs when, while it is up.
 
-A timer belongs to one boot. One with OnUnitInactiveSec= runs its service again that long after its end, while its unit is there. It runs a service's ExecStart in bash in the host's environment, with the host's
+A timer belongs to one boot. One with OnUnitInactiveSec= runs its service again that long after its end, while its unit is there and wasn't stopped. It runs a service's ExecStart in bash in the host's environment, with the host's
 paths found in the host's tree.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.host import units
-from lab.host.state import HostState
+from lab.host.state import HOST_PYTHON, HostState
 from lab.processes import Processes
 from lab.state import append_log, now
 
@@ -54,7 +54,8 @@ def host_command(exec_start: str, root: Path, programs: Path) -> str:
 
 def _one_command(words: list[str], root: Path, programs: Path) -> str:
     in_tree = [_in_tree(word, root) for word in words]
-    if words and in_tree[0] == words[0] and (programs / Path(words[0]).name).exists():
+    simulates = words and in_tree[0] == words[0] != HOST_PYTHON  # that is a function of the host's bash
+    if simulates and (programs / Path(words[0]).name).exists():
         in_tree[0] = str(programs / Path(words[0]).name)
     return shlex.join(in_tree)
 
@@ -75,17 +76,20 @@ class Timers:
         self._environment = environment
         self._armed: dict[str, _Armed] = {}
         self._services: set[asyncio.Task[None]] = set()
+        self._stopped: set[str] = set()
         self._boot = 0
 
     def start(self, unit: str, command: str, seconds: float) -> None:
         """Run command in that many seconds; a timer of the same name is replaced."""
         self.stop(unit)
+        self._stopped.discard(unit)
         loop = asyncio.get_running_loop()
         handle = loop.call_later(max(0.0, seconds), self._elapsed, unit)
         self._armed[unit] = _Armed(command, handle.when(), handle)
 
     def stop(self, unit: str) -> bool:
         """Forget a timer; return whether it was there. A service that it has started runs on."""
+        self._stopped.add(unit)
         armed = self._armed.pop(unit, None)
         if armed is not None:
             armed.handle.cancel()
@@ -111,7 +115,10 @@ class Timers:
 
     async def _serve(self, unit: str, command: str) -> None:
         started, boot = now(), self._boot
-        environment = self._environment()
+        environment, host = self._environment(), HostState(self._state)
+        service = f"{unit.removesuffix('.timer')}.service"
+        if units.find(host, service) is not None:
+            units.note_state(host, service, "activating")
         output = self._state / "log" / f"{unit}.out"
         with output.open("wb") as file:
             text = host_command(command, self._state / "root", self._state / "bin")
@@ -129,9 +136,12 @@ class Timers:
         entry = {"unit": unit, "command": command, "started": started, "ended": now()}
         exit_status = status if status >= 0 else 128 - status
         append_log(self._state, "timers", {**entry, "exit": exit_status, "output": said})
-        host = HostState(self._state)
+        if boot != self._boot:
+            return
+        if units.state(host, service) == "activating":
+            units.note_state(host, service, "inactive")
         again = units.repeats_after(host, unit)
-        if again is not None and boot == self._boot and unit not in self._armed:
+        if again is not None and unit not in self._armed and unit not in self._stopped:
             self.start(unit, command, again / float(host.fault("timers-run-fast") or 1))
 
     async def wait_services_ended(self) -> None:

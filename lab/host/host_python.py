@@ -1,7 +1,8 @@
 """The host's Python, as the lab runs it: `FILE|-|-c TEXT ARGUMENTS` after its options, in the place of /usr/bin/python3.
 
 What a program writes into a control file of sysfs acts before its write(2) has returned, and fails as write(2) would (sysfs_writes.py); what stands for
-a device node in /dev is one to stat(2) and mknod(2); a disk in use isn't opened for one alone. It is the Python of the lab otherwise, with the standard library alone.
+a device node in /dev is one to stat(2) and mknod(2); a disk in use isn't opened for one alone; 127.0.0.1:85 is the lab's pvedaemon. It is the
+Python of the lab otherwise, with the standard library alone.
 
 It is a process of its own, as on a host. In tests it is a fork of the command server (command_server.py), which has imported the agent's modules of this
 project: a program whose archive has these very modules has them as they are there, and a start takes 10 ms instead of 90.
@@ -14,6 +15,7 @@ import importlib
 import os
 import re
 import runpy
+import socket
 import stat
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
-from .state import HOST_PYTHON, HostState
+from .program import ask_daemon
+from .state import HOST_PYTHON, PVEDAEMON, HostState
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _PACKAGE = "remote_scripts"
@@ -98,6 +101,21 @@ def disks_below(dev: str) -> Callable[..., int]:
         return descriptor
 
     return open_of
+
+
+def _reach_pvedaemon(host: HostState) -> None:
+    """The lab has this machine's network: its pvedaemon listens on a port of its own."""
+    real = socket.create_connection
+
+    def connect(address: tuple[str, int], *arguments: Any, **options: Any) -> socket.socket:
+        if address != PVEDAEMON:
+            return real(address, *arguments, **options)
+        port = (ask_daemon(host, "pvedaemon") or {}).get("port")
+        if port is None:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return real((address[0], port), *arguments, **options)
+
+    socket.create_connection = connect  # type: ignore[assignment]
 
 
 def _start_itself() -> None:
@@ -199,6 +217,7 @@ def on_the_host() -> None:
     if "LAB_STATE" in os.environ:
         _hear_writes()
         _start_itself()
+        _reach_pvedaemon(HostState(Path(os.environ["LAB_STATE"])))
         os.stat, os.mknod = nodes_below(f"{os.environ['ROOT']}/dev/")
         os.open = disks_below(f"{os.environ['ROOT']}/dev/")
 

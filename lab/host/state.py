@@ -25,6 +25,8 @@ COMMANDS = "LAB_COMMANDS"
 #: The Python of a host or guest, by the path that this program names; and what each bash there reads first (BASH_ENV), by which it is the lab's
 #: (host_python.py).
 HOST_PYTHON = "/usr/bin/python3"
+#: Where a node's pvedaemon listens.
+PVEDAEMON = ("127.0.0.1", 85)
 SHELL_FILE = "bash-env"
 PYTHON_IN_BASH = f'{HOST_PYTHON}() {{ "$LAB_STATE/bin/lab-python" "$@" || return; }}\n'
 #: How many hosts' files a process keeps open: one that tests share sees hundreds of hosts.

@@ -135,8 +135,10 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
     if verb in asking:
         return asking[verb](host, names, quiet)
     if verb == "is-system-running":
-        print("stopping" if host.running.get("stopping") else "running")
-        return int(bool(host.running.get("stopping")))
+        has_failed = "failed" in host.running.get("units", {}).values()
+        state = "stopping" if host.running.get("stopping") else "degraded" if has_failed else "running"
+        print(state)
+        return int(state != "running")
     if verb in ("status", "cat", "show", "list-timers", "list-units", "list-unit-files"):
         return _show(host, verb, names, options)
     changing = {
@@ -146,7 +148,7 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
         "start": _start,
         "stop": _stop,
         "restart": _restart,
-        "reset-failed": _reload,
+        "reset-failed": _reset_failed,
         "mask": _mask,
         "unmask": _mask,
     }
@@ -165,9 +167,9 @@ def _require(host: HostState, verb: str, unit: str) -> None:
 
 
 def _state(host: HostState, unit: str) -> str:
-    state = host.running.get("units", {}).get(unit)
+    state = units.state(host, unit)
     if state is not None:
-        return str(state)
+        return state
     if unit in _stock(host):
         return "active"
     if unit.endswith(".timer") and any(t["unit"] == unit for t in _daemon_timers(host)):
@@ -231,6 +233,11 @@ def _is_enabled(host: HostState, names: list[str], quiet: bool) -> int:
 
 
 def _reload(host: HostState, names: list[str], options: Options) -> int:
+    units.forget_removed(host)
+    return 0
+
+
+def _reset_failed(host: HostState, names: list[str], options: Options) -> int:
     return 0
 
 
@@ -509,12 +516,19 @@ def _start_detached(command: str) -> None:
 
 def _run_now(host: HostState, unit: str, command: str, options: Options) -> int:
     rooted = units.rooted_command(host, command)
+    for value in _properties(options, "After"):
+        rooted = f'while [ "$(systemctl is-active {shlex.quote(value)})" = activating ]; do sleep 0.05; done; {rooted}'
     if not options.has("q", "quiet"):
         print(f"Running as unit: {unit}.service", file=sys.stderr)
     if options.has("wait", "scope", "pipe"):
         return _run_to_its_end(host, unit, rooted, options)
     _start_detached(rooted)
     return 0
+
+
+def _properties(options: Options, name: str) -> list[str]:
+    given = (value.partition("=") for key, value in options.given if key in ("p", "property"))
+    return [value for key, _, value in given if key == name]
 
 
 def _run_to_its_end(host: HostState, unit: str, command: str, options: Options) -> int:
@@ -524,8 +538,7 @@ def _run_to_its_end(host: HostState, unit: str, command: str, options: Options) 
     """
     import subprocess
 
-    given = [value for key, value in options.given if key in ("p", "property")]
-    limit = next((value.partition("=")[2] for value in given[::-1] if value.startswith("RuntimeMaxSec=")), None)
+    limit = next(iter(_properties(options, "RuntimeMaxSec")[::-1]), None)
     shared = options.has("pipe", "scope")
     streams = None if shared else subprocess.DEVNULL
     process = subprocess.Popen(

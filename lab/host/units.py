@@ -230,6 +230,19 @@ def runs(host: HostState, unit: str) -> bool:
     return bool(host.running.get("units", {}).get(unit, "active") == "active")
 
 
+def state(host: HostState, unit: str) -> str | None:
+    """What was noted of a unit in this boot; None: nothing."""
+    noted = host.running.get("units", {}).get(unit)
+    return None if noted is None else str(noted)
+
+
+def forget_removed(host: HostState) -> None:
+    """What `systemctl daemon-reload` does to services that are at work, and whose files are gone: they end as failed."""
+    for unit, noted in host.running.get("units", {}).items():
+        if noted == "activating" and find(host, unit) is None:
+            note_state(host, unit, "failed")
+
+
 def note_state(host: HostState, unit: str, state: str) -> None:
     """Note what systemd would say of a unit now; docker reads its configuration when it starts, and then alone."""
     with host.changing_running() as running:

@@ -113,6 +113,21 @@ def drop(system: System, service: Service) -> None:
     files.changed |= before
 
 
+def remove(system: System, service: str, *others: str) -> None:
+    """Takes a service's unit away, and what belongs to it. Where it is at work, it goes on to its end, and systemd
+    forgets it then: a service whose file isn't found while it runs ends as failed.
+
+    :param service: the unit's path.
+    :param others: the paths of the rest, which go first, in this order.
+    """
+    system.files.remove(*others, service)
+    name = service.rpartition("/")[2]
+    after = ("systemd-run", "--quiet", "--no-block", "--collect", f"--property=After={name}")
+    done = system.run.do(*after, "systemctl", "daemon-reload", seconds=_SECONDS)
+    if done.status != 0:
+        system.log.say(f"systemctl daemon-reload failed: {name} is known until the next boot: {done.text}")
+
+
 def program(layer: str) -> bytes:
     """An executable archive, which calls the `program` of a layer with its arguments: the same bytes each time."""
     names = modules.needed(modules.AGENT, f"{modules.PACKAGE}.layers.{layer}")

@@ -53,7 +53,12 @@ class Task:
     @property
     def well(self) -> bool:
         """Whether it has ended well."""
-        return self.status == "OK" or self.status.startswith("WARNINGS")
+        return is_well(self.status)
+
+
+def is_well(status: str) -> bool:
+    """Whether a task has ended well, by its exit status."""
+    return status == "OK" or status.startswith("WARNINGS")
 
 
 def starts(system: System, kind: Kind, guest: int, since: int) -> list[Task]:

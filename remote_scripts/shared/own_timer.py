@@ -83,12 +83,7 @@ class OwnTimer:
             self._stop(system, f"{self.name}.timer")
         if not itself:  # a try that failed waits for the next one
             self._stop(system, "--no-block", f"{self.name}.service")
-        files.remove(self._link, self._timer, self._service, self.program)
-        done = system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS)
-        if done.status != 0:
-            system.log.say(
-                f"systemctl daemon-reload failed: {self.name}.timer is known until the next boot: {done.text}"
-            )
+        boot_service.remove(system, self._service, self._link, self._timer, self.program)
 
     def _stop(self, system: System, *words: str) -> None:
         done = system.run.do("systemctl", "stop", *words, seconds=_SYSTEMCTL_SECONDS)

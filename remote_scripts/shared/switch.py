@@ -18,7 +18,7 @@ import re
 import time
 
 from remote_scripts import installed
-from remote_scripts.shared import boot, cmdline, guests_to_start, notes, route
+from remote_scripts.shared import boot, boot_service, cmdline, guests_to_start, notes, route
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
@@ -240,10 +240,7 @@ def disarm(system: System) -> None:
         done = system.run.do("systemctl", "stop", "homelab-rollback.timer", seconds=_SYSTEMCTL_SECONDS)
         if done.status != 0:
             system.log.say(f"the timer could not be stopped: {done.text}")
-    files.remove(_LINK, _SERVICE, _TIMER, PROGRAM)
-    done = system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS)
-    if done.status != 0:
-        system.log.say(f"systemctl daemon-reload failed: {done.text}")
+    boot_service.remove(system, _SERVICE, _LINK, _TIMER, PROGRAM)
     _forget_second_entry(system)
 
 

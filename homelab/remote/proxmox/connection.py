@@ -11,6 +11,7 @@ import http.client
 import io
 import json
 import re
+import shlex
 import threading
 import time
 from email.utils import parsedate_to_datetime
@@ -23,17 +24,9 @@ from homelab.errors import UnreachableError
 from homelab.remote import ssh
 from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, AwayError, UnansweredError, plain
 from homelab.settings import Host
+from remote_scripts.shared.api import MINT, PORT, TICKET, USER, request
 
-# Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
-PORT = 85
-USER = "root@pam"
-# Prints a ticket, perhaps behind a warning: that there is no key for tickets yet, or that it is renewed, as each day.
-_PERL = (
-    r'PVE::AccessControl::check_user_enabled(cfs_read_file("user.cfg"),"root\@pam"); '
-    r'print PVE::AccessControl::assemble_ticket("root\@pam")'
-)
-_MINT = f"perl -MPVE::AccessControl -MPVE::Cluster=cfs_read_file -e '{_PERL}' 2>&1 || echo \"exit status $?\"\n"
-_TICKET = re.compile(rf"PVE:{USER}:[0-9A-F]{{8}}::\S+")
+_MINT = f'{shlex.join(MINT)} 2>&1 || echo "exit status $?"\n'
 _HTTP = b"HTTP/1."
 
 
@@ -118,19 +111,9 @@ class Connection:
         return answer
 
     def _asked(self, method: str, url: str, form: str, ticket: str) -> Answer:
-        path, body = quote(urlsplit(url).path, safe="/:@,=+"), form if method in ("PUT", "POST") else ""
-        lines = [
-            f"{method} {path}{'' if body or not form else f'?{form}'} HTTP/1.1",
-            "Host: localhost",
-            "Connection: close",
-            f"Cookie: PVEAuthCookie={quote(ticket, safe='')}",
-            "Content-Type: application/x-www-form-urlencoded",
-            f"Content-Length: {len(body)}",
-            "",
-            body,
-        ]
+        text = request(method, quote(urlsplit(url).path, safe="/:@,=+"), form, ticket)
         try:
-            raw = self._session.exchange(PORT, "\r\n".join(lines), changes=method != "GET")
+            raw = self._session.exchange(PORT, text, changes=method != "GET")
             if raw is None:
                 raise NoAnswerError(f"nobody listens on its 127.0.0.1:{PORT}", sent=False)
             return Answer(raw)
@@ -151,7 +134,7 @@ class Connection:
             with self._minting:
                 if self._ticket == spent:
                     output = self._session.run("make_ticket", _MINT)
-                    match = _TICKET.search(output)
+                    match = TICKET.search(output)
                     if match is None:
                         raise _no_ticket(self._host, plain(re.sub(r"PVE:\S+", "PVE:…", output)))
                     self._ticket = match[0]
