@@ -17,6 +17,7 @@ from homelab.host import kernel_log, resets
 from homelab.host.facts import HostFacts
 from homelab.messages import messages
 from homelab.properties import parse
+from remote_scripts.shared import reservations
 from remote_scripts.shared.symptoms import compiled
 
 _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
@@ -35,8 +36,7 @@ class Outcome:
 def functions_of(facts: HostFacts, vmid: int, node: str) -> list[str]:
     """Addresses of the functions that a VM has, by qemu-server's reservations while it runs; of a VM that is off, those
     that its configuration may give it."""
-    lines = (line.split() for line in facts.guests.reservations.splitlines())
-    reserved = [words[0] for words in lines if words[1:2] == [str(vmid)]]
+    reserved = [known.address for known in reservations.parse(facts.guests.reservations) if known.vmid == vmid]
     if reserved:
         return sorted(reserved)
     config = facts.guests.config(vmid)

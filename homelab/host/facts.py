@@ -20,7 +20,7 @@ from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
-from remote_scripts.shared import container_conf, vm_conf
+from remote_scripts.shared import container_conf, reservations, vm_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
 from remote_scripts.shared.reading import answer
@@ -140,8 +140,8 @@ class Guests(answer.Guests):
 
         :param path: of a card, as Proxmox VE names it: its slot, or its functions joined by `;`.
         """
-        lines = (line.split() for line in self.reservations.splitlines())
-        reserved = {int(words[1]) for words in lines if len(words) > 1 and overlap(words[0], path)} & self.running
+        known = reservations.parse(self.reservations)
+        reserved = {one.vmid for one in known if overlap(one.address, path)} & self.running
         users = []
         for config in self.configs:
             values = config.values

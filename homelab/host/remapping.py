@@ -14,6 +14,7 @@ from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
 from homelab.properties import overlap
 from homelab.settings import Gpu, Host
+from remote_scripts.shared import reservations
 from remote_scripts.shared.reading.answer import Vital
 
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
@@ -201,9 +202,9 @@ def runs_in_vm(facts: HostFacts, slot: str) -> bool:
     may have another one.
     """
     path = facts.path_of(slot)
-    reservations = [line.split() for line in facts.guests.reservations.splitlines()]
-    if any(words[2:3] == ["pid"] for words in reservations):
-        return any(words[2:3] == ["pid"] and overlap(words[0], path) for words in reservations)
+    running = [known.address for known in reservations.parse(facts.guests.reservations) if known.runs]
+    if running:
+        return any(overlap(address, path) for address in running)
     return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
 
 

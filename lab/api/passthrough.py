@@ -97,7 +97,7 @@ def _reserve(host: HostState, addresses: list[str], vmid: int, pid: int) -> None
     taken = _require_unreserved(host, addresses, vmid)
     lines = [f"{address} {other}" for address, other in taken.items() if address not in addresses]
     kept = {line.split()[0]: line for line in host.read(_RESERVATIONS, "").splitlines()}
-    text = [kept[line.split()[0]] for line in lines] + [f"{address} {vmid} pid {pid}" for address in addresses]
+    text = [kept[line.split()[0]] for line in lines] + [f"{address} {vmid} pid:{pid}" for address in addresses]
     host.write(_RESERVATIONS, "".join(f"{line}\n" for line in text))
 
 

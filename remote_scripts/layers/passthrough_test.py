@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts import installed
-from remote_scripts.shared import guests, kernel, small_initramfs
-from remote_scripts.shared.guest_conf import (
-    MAPPINGS,
-    RESERVATIONS,
-    VMS,
-    lines_of_vm,
-    option_of_vm,
-)
+from remote_scripts.shared import kernel, reservations, small_initramfs
+from remote_scripts.shared.guest_conf import VMS, option_of_vm
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.pmxcfs import content_of, guest_ids, text_of, this_node
-from remote_scripts.shared.vm_conf import given_devices, mapped
+from remote_scripts.shared.pmxcfs import content_of, guest_ids
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done
@@ -304,61 +297,27 @@ def _check_functions(system: System, wanted: Wanted) -> None:
 
 
 def _check_other_vms(system: System, wanted: Wanted) -> None:
-    reserved = _decisive(system, wanted, RESERVATIONS).splitlines()
-    mappings = _decisive(system, wanted, MAPPINGS)
-    holders = []
-    for vm in guest_ids(system, VMS):
-        _decisive(system, wanted, f"{VMS}/{vm}.conf")
-        places = [*_configured(system, vm, mappings)]
-        places += [words[0] for words in map(str.split, reserved) if words[1:2] == [vm]]
-        if _hold(places, wanted) and guests.power_of(system, "qm", vm) in ("on", "unknown"):
-            holders.append(f"VM {vm} ({_name_of(system, vm)})")
-    if holders:
+    try:
+        holders = reservations.holders(system, wanted.functions)
+    except OSError as error:
         raise Failure(
             f"the card free for the test VM: {_functions(wanted)}",
-            f"{', '.join(holders)} runs with it",
+            f"{reservations.FILE} can't be read: {error.strerror}",
+            "it may name a VM that runs with the card",
+            "read it on the host yourself, mend what keeps it from being read, and run `pulumi up` again",
+        ) from error
+    if holders:
+        names = ", ".join(f"VM {vm} ({_name_of(system, vm)})" for vm in holders)
+        raise Failure(
+            f"the card free for the test VM: {_functions(wanted)}",
+            f"{names} runs with it",
             "only one running VM can have a card, and a running one is never stopped for a test",
             "shut it down and run `pulumi up` again, or take passthroughTest out of the settings",
         )
 
 
-def _decisive(system: System, wanted: Wanted, path: str) -> str:
-    try:
-        return text_of(system, path)
-    except Failure as failure:
-        raise Failure(
-            f"the card free for the test VM: {_functions(wanted)}",
-            f"{path} can't be read: {failure.found}",
-            "it may name a VM that runs with the card",
-            "read it on the host yourself, mend what keeps it from being read, and run `pulumi up` again",
-        ) from failure
-
-
 def _functions(wanted: Wanted) -> str:
     return " ".join(f"{address}={id}" for address, id in sorted(wanted.functions.items()))
-
-
-def _hold(places: Iterable[str], wanted: Wanted) -> bool:
-    """Whether one of these slots and functions holds a function of the card."""
-    for place in map(str.lower, places):
-        whole = place if place.count(":") > 1 else f"0000:{place}"
-        if any(address == whole or address.startswith(f"{whole}.") for address in wanted.functions):
-            return True
-    return False
-
-
-def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
-    """The slots and functions of a VM's hostpci options. A mapping of several cards doesn't tell which of them the VM
-    has; the reservations do.
-    """
-    for mapping, addresses in given_devices(lines_of_vm(system, vm)):
-        yield from _mapped(system, mappings, mapping) if mapping else addresses.split(";")
-
-
-def _mapped(system: System, mappings: str, name: str) -> list[str]:
-    """What a resource mapping stands for on this node, if it is one card."""
-    here = mapped(mappings, name, this_node(system).name) or []
-    return here[0].split(";") if len(here) == 1 else []
 
 
 # What the VM said, held against the cards on the host.

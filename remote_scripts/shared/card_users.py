@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs, vm_conf
+from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs, reservations, vm_conf
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.conf_files import decoded, links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
@@ -267,21 +267,13 @@ def _need_undivided(card: SharedCard) -> None:
 
 
 def _need_unreserved(card: SharedCard, vmid: str) -> None:
-    """Has another VM that lives reserved it (PVE::QemuServer::PCI)?"""
+    """Has another VM that lives reserved it?"""
     try:
-        content = card.system.files.need(guest_conf.RESERVATIONS) or b""
+        others = [holder for holder in reservations.holders(card.system, card.functions) if holder != vmid]
     except OSError as error:
-        raise RefusedError(f"which VM has it can't be read ({guest_conf.RESERVATIONS})") from error
-    for line in content.decode("utf-8", "replace").splitlines():
-        words = line.split()
-        if len(words) < 2 or words[0] not in card.functions or words[1] == vmid:
-            continue
-        kind, _, value = words[2].partition(":") if len(words) > 2 else ("", "", "")
-        if kind == "pid" and not card.system.files.exists(f"/proc/{value}"):
-            continue
-        if kind == "time" and value.isdecimal() and int(value) <= time.time():
-            continue
-        raise RefusedError(f"VM {words[1]} has it, or is starting with it")
+        raise RefusedError(f"which VM has it can't be read ({reservations.FILE})") from error
+    if others:
+        raise RefusedError(f"VM {others[0]} has it, or is starting with it")
 
 
 def _need_drm_that_lets_go(card: SharedCard) -> None:

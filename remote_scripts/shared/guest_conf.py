@@ -14,8 +14,6 @@ from remote_scripts.tools.system import System
 
 VMS = "/etc/pve/qemu-server"
 MAPPINGS = "/etc/pve/mapping/pci.cfg"
-#: qemu-server's, a line for each PCI function that a VM runs with.
-RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 
 
 def own_lines(text: str) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from homelab.remote import scripts
 from lab.host import archive
 from remote_scripts.layers.passthrough_test import FOLDER, NAME, Wanted
-from remote_scripts.shared import guests
+from remote_scripts.shared.reservations import FILE
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host, Refused
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, add_function, stock
@@ -221,72 +221,24 @@ def test_another_device_at_the_address_is_refused(host: Host, qm: Qm) -> None:
     assert qm.verbs == []
 
 
-MAPPING = """\
-gpu0
-\tdescription the one
-\tmap id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3
-
-elsewhere
-\tmap id=10de:2b85,iommugroup=14,node=pve2,path=0000:01:00
-\tmap id=10de:2204,iommugroup=15,node=pve,path=0000:41:00
-
-pool
-\tmap id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00
-\tmap id=10de:2b85,iommugroup=15,node=pve,path=0000:41:00
-"""
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        "0000:01:00,pcie=1",
-        "01:00",
-        "01:00.1,pcie=1",
-        "host=0000:41:00;0000:01:00.0,pcie=1",
-        "pcie=1,host=01:00.0",
-        "mapping=gpu0,pcie=1",
-        "pcie=1,mapping=gpu0",
-    ],
-)
-def test_a_running_vm_that_has_the_card_is_named_and_refused(host: Host, qm: Qm, option: str) -> None:
-    host.write("/etc/pve/mapping/pci.cfg", MAPPING)
-    host.write("/etc/pve/qemu-server/103.conf", f"hostpci3: {option}\nname: Sandbox\n")
+def test_a_running_vm_that_has_the_card_is_named_and_refused(host: Host, qm: Qm) -> None:
+    host.write("/proc/20103/comm", "kvm\n")
+    host.write(FILE, f"{AUDIO} 103 pid:20103\n{GPU} 103 pid:20103\n")
     assert "found:  VM 103 (Sandbox) runs with it" in refusal(host)
-    assert qm.verbs == ["status"]
+    assert qm.said == []
 
 
-@pytest.mark.parametrize(
-    "conf",
-    [
-        "hostpci0: 0000:41:00,pcie=1\nname: Sandbox\n",
-        "hostpci0: 0000:01:01.0\nname: Sandbox\n",
-        "hostpci0: mapping=elsewhere\nname: Sandbox\n",
-        "hostpci0: mapping=pool\nname: Sandbox\n",  # the reservations tell which of the two it has
-        "hostpci0: mapping=gone\nname: Sandbox\n",
-        "name: Sandbox\n\n[before]\nhostpci0: 01:00\n",
-        "name: Sandbox\n[PENDING]\nhostpci0: 01:00\n",
-    ],
-)
-def test_a_running_vm_with_another_card_is_left_alone(host: Host, conf: str) -> None:
-    host.write("/etc/pve/mapping/pci.cfg", MAPPING)
-    host.write("/etc/pve/qemu-server/103.conf", conf)
-    host.write("/run/qemu-server/pci-id-reservations", "0000:41:00.0 103 pid 20103\n")
+@pytest.mark.parametrize("line", ["0000:41:00.0 103 pid:20103", f"{GPU} 103 pid:20104", f"{GPU} 103 time:1"])
+def test_a_vm_with_another_card_or_that_is_off_is_left_alone(host: Host, qm: Qm, line: str) -> None:
+    host.write("/proc/20103/comm", "kvm\n")
+    host.write(FILE, f"{line}\n")
     assert apply(host)
-    assert host.read("/etc/pve/qemu-server/103.conf") == conf
+    assert host.read("/etc/pve/qemu-server/103.conf") == "name: Sandbox\nmemory: 2048\n"
 
 
-def test_a_reservation_of_a_running_vm_is_refused_whatever_its_configuration_says(host: Host) -> None:
-    host.write("/run/qemu-server/pci-id-reservations", f"{AUDIO} 103 pid 20103\n")
-    assert "VM 103 (Sandbox)" in refusal(host)
-
-
-@pytest.mark.parametrize(
-    "path", ["/etc/pve/qemu-server/103.conf", "/run/qemu-server/pci-id-reservations", "/etc/pve/mapping/pci.cfg"]
-)
-def test_who_has_the_card_is_not_told_by_what_cant_be_read(host: Host, qm: Qm, path: str) -> None:
-    (host.root / path.lstrip("/")).unlink(missing_ok=True)
-    (host.root / path.lstrip("/")).mkdir(parents=True)
-    assert f"{path} can't be read" in refusal(host) or f"to read {path}\n" in refusal(host)
+def test_who_has_the_card_is_not_told_by_what_cant_be_read(host: Host, qm: Qm) -> None:
+    (host.root / FILE.lstrip("/")).mkdir(parents=True)
+    assert f"{FILE} can't be read" in refusal(host)
     assert qm.said == []
 
 
@@ -298,23 +250,6 @@ def test_a_vm_whose_configuration_cant_be_read_in_the_end_is_said(host: Host, qm
     qm.after["start"] = spoil
     assert f"found:  VM 104 ({NAME}) may still be there: Is a directory" in refusal(host)
     assert not host.exists(FOLDER)
-
-
-def test_a_vm_of_which_nobody_says_that_it_is_off_may_have_the_card(
-    host: Host, qm: Qm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host.write(f"{CONFIGURATIONS}/103.conf", "hostpci0: 01:00\nname: Sandbox\n")
-    qm.fails["status"] = ""
-    ask = guests.power_of
-    monkeypatch.setattr(guests, "power_of", lambda system, program, guest: ask(system, program, guest, 0))
-    assert "VM 103 (Sandbox) runs with it" in refusal(host)
-
-
-def test_a_vm_that_is_off_does_not_hold_the_card(host: Host, qm: Qm) -> None:
-    host.write("/etc/pve/qemu-server/103.conf", "hostpci0: 01:00\nname: Sandbox\n")
-    host.write("/run/qemu-server/pci-id-reservations", f"{GPU} 103 time 1\n")
-    qm.runs.clear()
-    assert apply(host)
 
 
 def test_what_an_interrupted_test_has_left_is_removed_and_nothing_else(host: Host, qm: Qm) -> None:

@@ -144,7 +144,7 @@ def test_a_running_vms_functions_are_those_that_are_reserved_for_it() -> None:
         "running": [103],
         "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: mapping=a\nhostpci1: 0000:0b:00"}],
         "mappings": "a\n\tmap node=pve,path=0000:01:00,id=10de:2b85\n\tmap node=pve2,path=0000:02:00\n",
-        "reservations": f"{CARD} 103 pid 1\n0000:02:00.0 104 pid 2\n",
+        "reservations": f"{CARD} 103 pid:1\n0000:02:00.0 104 pid:2\n",
     }
     assert functions_of(desktop(guests=guests), 103, "pve") == [CARD]
     off = desktop(guests={**guests, "reservations": ""})

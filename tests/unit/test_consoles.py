@@ -102,7 +102,7 @@ def test_the_verification_after_a_reboot_looks_for_it() -> None:
 
 
 def test_a_vm_that_runs_with_the_card_shows_that_it_can_be_used() -> None:
-    guests = {"running": [103], "configs": [], "mappings": "", "reservations": f"{CARD} 103 pid 1234\n"}
+    guests = {"running": [103], "configs": [], "mappings": "", "reservations": f"{CARD} 103 pid:1234\n"}
     assert unfree(only_card(driver="vfio-pci", guests=guests, **BOOTFB)) == []
 
 

@@ -280,7 +280,7 @@ def test_a_card_that_dies_on_vfio_pci_before_its_driver_started_it_is_refused(
 
 
 def test_a_card_bound_at_boot_that_runs_in_a_vm_starts() -> None:
-    guests = {"running": [103], "configs": [], "mappings": "", "reservations": "0000:86:00.0 103 pid 4711"}
+    guests = {"running": [103], "configs": [], "mappings": "", "reservations": "0000:86:00.0 103 pid:4711"}
     card = settings({"radeon": {"address": "86:00"}})
     assert gates.check(navi_48(bound=True, guests=guests), card)[1] == []
     # Taken from amdgpu by a hookscript, it has shown nothing of that.

@@ -357,7 +357,7 @@ def started(
 
 
 GONE = desktop(lost=["0000:01:00.0"])
-HAS_IT = {"reservations": "0000:01:00.0 103 pid 4711\n0000:01:00.1 103 pid 4711\n"}
+HAS_IT = {"reservations": "0000:01:00.0 103 pid:4711\n0000:01:00.1 103 pid:4711\n"}
 
 
 @pytest.mark.parametrize("path", ["0000:01:00", "0000:01:00.0;0000:01:00.1"])

@@ -75,12 +75,12 @@ def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
     off = guests | {"running": []}
     assert len(errors(held(guests=off))) == 1
     # As qemu-server notes it: one that runs, and one that is being started.
-    assert errors(held(guests=off | {"reservations": "0000:01:00.0 103 pid 4711"})) == []
-    assert len(errors(held(guests=off | {"reservations": "0000:01:00.0 103 time 1790000000"}))) == 1
+    assert errors(held(guests=off | {"reservations": "0000:01:00.0 103 pid:4711"})) == []
+    assert len(errors(held(guests=off | {"reservations": "0000:01:00.0 103 time:1790000000"}))) == 1
     # It runs, with another card of its mapping.
-    other = "0000:09:00.0 103 pid 4711"
+    other = "0000:09:00.0 103 pid:4711"
     assert len(errors(held(guests=guests | {"reservations": other}))) == 1
-    assert len(errors(held(guests=guests | {"reservations": f"{other}\n0000:01:00.0 104 time 1790000000"}))) == 1
+    assert len(errors(held(guests=guests | {"reservations": f"{other}\n0000:01:00.0 104 time:1790000000"}))) == 1
 
 
 def test_who_knows_better_says_so_and_the_plan_still_names_it() -> None:

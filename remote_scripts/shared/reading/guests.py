@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 
 from remote_scripts.shared import guests as running_guests
+from remote_scripts.shared import reservations
 from remote_scripts.shared.conf_files import links_of
 from remote_scripts.shared.container_conf import SECTION, parse, passed_on, whole
-from remote_scripts.shared.guest_conf import MAPPINGS, RESERVATIONS
+from remote_scripts.shared.guest_conf import MAPPINGS
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
 
@@ -67,7 +68,7 @@ def guests(source: Source, *, running: bool) -> Guests:
         unlisted=unlisted,
         configs=configs,
         mappings=source.passed_on(MAPPINGS).translate(_BLANKS),
-        reservations=source.passed_on(RESERVATIONS),
+        reservations=source.passed_on(reservations.FILE),
     )
 
 
