@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
 from homelab.settings import Container, Host, Vm
+from remote_scripts.shared.booleans import is_true
+from remote_scripts.shared.sections import sections
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
@@ -22,24 +24,8 @@ if TYPE_CHECKING:
 GIVEN_UP = "error"
 
 
-def _sections(text: str) -> list[tuple[str, str, dict[str, str]]]:
-    """Kind, name and options of each section (PVE::SectionConfig); an option without a value is set."""
-    sections: list[tuple[str, str, dict[str, str]]] = []
-    for line in text.splitlines():
-        key, _, value = line.strip().partition(" ")
-        if line[:1].isspace() and sections:
-            sections[-1][2][key] = value.strip() or "1"
-        elif key.endswith(":"):
-            sections.append((key[:-1], value.strip(), {}))
-    return sections
-
-
 def _words(value: str) -> list[str]:
     return re.split(r"[,;\s]+", value.strip())
-
-
-def _is_true(options: Mapping[str, str], key: str) -> bool:
-    return options.get(key, "0").lower() in ("1", "yes", "on", "true")
 
 
 def service(facts: HostFacts, kind: str, guest: int) -> dict[str, str] | None:
@@ -47,9 +33,9 @@ def service(facts: HostFacts, kind: str, guest: int) -> dict[str, str] | None:
 
     :param kind: vm or ct.
     """
-    for section_kind, name, options in _sections(facts.cluster.ha.resources):
-        if (section_kind, name) == (kind, str(guest)):
-            return None if options.get("state") == "ignored" else options
+    for section in sections(facts.cluster.ha.resources):
+        if (section.kind, section.name) == (kind, str(guest)):
+            return None if section.options.get("state") == "ignored" else section.options
     return None
 
 
@@ -62,17 +48,15 @@ def is_kept_started(facts: HostFacts, vmid: int) -> bool:
 def _stays_on_node(facts: HostFacts, vmid: int, group: str | None) -> bool:
     """Whether HA keeps a VM on this node: before Proxmox VE 9 by a restricted group, since then by a strict rule."""
     ha, own_node = facts.cluster.ha, {facts.cluster.node}
-    for kind, name, options in _sections(ha.groups):
-        if (kind, name) == ("group", group) and _is_true(options, "restricted") and _nodes(options) == own_node:
-            return True
-    return any(
-        kind == "node-affinity"
-        and f"vm:{vmid}" in _words(options.get("resources", ""))
-        and _is_true(options, "strict")
-        and not _is_true(options, "disable")
+    groups = [section.options for section in sections(ha.groups) if (section.kind, section.name) == ("group", group)]
+    rules = [section.options for section in sections(ha.rules) if section.kind == "node-affinity"]
+    return any(is_true(options.get("restricted", "")) and _nodes(options) == own_node for options in groups) or any(
+        f"vm:{vmid}" in _words(options.get("resources", ""))
+        and is_true(options.get("strict", ""))
+        and not is_true(options.get("disable", ""))
         and options.get("affinity", "positive") == "positive"
         and _nodes(options) == own_node
-        for kind, _, options in _sections(ha.rules)
+        for options in rules
     )
 
 

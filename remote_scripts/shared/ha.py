@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.pmxcfs import Node
+from remote_scripts.shared.sections import sections
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -67,15 +68,8 @@ def is_managed(system: System, service: str) -> bool:
     :param service: its id, such as vm:200.
     :raises Failure: /etc/pve doesn't answer, or the file can't be read.
     """
-    is_it = found = False
-    for text in pmxcfs.text_of(system, CONFIG).splitlines():
-        words = text.split()
-        if words and text[0] not in " \t#":
-            is_it = "".join(words[:2]) == service
-            found = found or is_it
-        elif is_it and words[:2] == ["state", "ignored"]:
-            found = False
-    return found and not _ignores_all(system)
+    found = [known for known in sections(pmxcfs.text_of(system, CONFIG)) if f"{known.kind}:{known.name}" == service]
+    return any(known.options.get("state") != "ignored" for known in found) and not _ignores_all(system)
 
 
 def _ignores_all(system: System) -> bool:

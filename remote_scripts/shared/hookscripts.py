@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from remote_scripts.shared import guest_conf, pmxcfs
+from remote_scripts.shared.sections import sections
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -54,16 +55,13 @@ def storages_of(text: str, node: str) -> list[Storage]:
     here, wherever its folder lies.
     """
     candidates = []
-    for section in re.split(r"(?m)^(?=[a-z]+:)", text):
-        lines = [line.split(None, 1) for line in section.splitlines() if line.strip()]
-        if not lines or lines[0][0] != "dir:" or len(lines[0]) < 2:
-            continue
-        options = {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines[1:]}
+    for section in sections(text):
+        options = section.options
         nodes = re.split(r"[\s;,]+", options["nodes"]) if "nodes" in options else [node]
         is_off = any(options.get(key, "0") != "0" for key in ("shared", "disable"))
-        takes = "snippets" in options.get("content", "").split(",")
+        takes = section.kind == "dir" and "snippets" in options.get("content", "").split(",")
         if takes and not is_off and node in nodes and (path := options.get("path", "").rstrip("/")):
-            candidates.append(Storage(lines[0][1].strip(), f"{path}/snippets"))
+            candidates.append(Storage(section.name, f"{path}/snippets"))
     return candidates
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-# Proxmox VE reads bytes: letters and blanks beyond ASCII are neither (parse_vm_config; PVE::SectionConfig).
+from remote_scripts.shared.sections import sections
+
+# Proxmox VE reads bytes: letters and blanks beyond ASCII are neither (parse_vm_config).
 _OPTION = re.compile(r"([a-z][a-z_-]*\d*):\s*(.+?)\s*", re.ASCII)
-_HEADING = re.compile(r"(\S+)\s*", re.ASCII)
-_PROPERTY = re.compile(r"\s+(\S+)(?:\s+(.*\S))?\s*", re.ASCII)
 _ADDRESS = r"(?:[a-f0-9]{4,}:)?[a-f0-9]{2}:[a-f0-9]{2}(?:\.[a-f0-9])?"
 # What every version takes in a hostpci option.
 _OF_HOSTPCI = re.compile(
@@ -55,24 +55,11 @@ def given_devices(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def mappings(text: str) -> dict[str, list[tuple[str, str]]]:
-    """The resource mappings: name -> its properties, key and value. A mapping ends with an empty line: until then no
-    line is another one's heading (PVE::SectionConfig, parse_config).
+    """The resource mappings: name -> its properties, key and value.
 
     :param text: of /etc/pve/mapping/pci.cfg.
     """
-    by_name: dict[str, list[tuple[str, str]]] = {}
-    properties: list[tuple[str, str]] | None = None
-    for line in text.split("\n"):
-        if not line:
-            properties = None
-        elif line.lstrip().startswith("#"):
-            continue
-        elif properties is None:
-            if match := _HEADING.fullmatch(line):
-                properties = by_name[match[1]] = []
-        elif match := _PROPERTY.fullmatch(line):
-            properties.append((match[1], match[2] or ""))
-    return by_name
+    return {section.name: section.properties for section in sections(text)}
 
 
 def mapped(text: str, name: str, node: str) -> list[str] | None:
