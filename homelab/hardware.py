@@ -17,9 +17,9 @@ from homelab.host import gates, plan
 from homelab.host.classes import NVIDIA
 from homelab.host.devices import Device
 from homelab.model import Fact
-from homelab.properties import overlap
 from homelab.settings import Host
 from homelab.show.cards import in_slot
+from remote_scripts.shared.properties import overlap
 
 # Words of the kernel's command line that are about the IOMMU, without addresses.
 _WORDS = re.compile(r"(?:(?:amd|intel)_iommu|iommu|iommu\.\w+|intremap|pcie_acs_override)=[\w,.+-]+")

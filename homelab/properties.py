@@ -1,28 +1,8 @@
-"""Proxmox VE's property strings, such as `mapping=rtx5090,pcie=1`, PCI addresses in them, and marks of guests."""
+"""What two property strings of Proxmox VE say the same, slots, and marks of guests."""
 
 from __future__ import annotations
 
-import re
-
-# Option -> the key of a property that is written without one (PVE::JSONSchema, `default_key`).
-_DEFAULT_KEYS = (
-    ("hostpci", "host"),
-    ("machine", "type"),
-    ("agent", "enabled"),
-    ("memory", "current"),
-    ("vga", "type"),
-    ("dev", "path"),
-    ("mp", "volume"),
-)
-_NUMBERED = re.compile(r"\d+$")
-
-
-def parse(option: str, value: str) -> dict[str, str]:
-    """The properties of an option: `parse("hostpci0", "01:00,pcie=1")` is `{"host": "01:00", "pcie": "1"}`."""
-    name = _NUMBERED.sub("", option)
-    default = next((key for start, key in _DEFAULT_KEYS if start == name), "file")
-    parts = (part.partition("=") for part in value.split(",") if part.strip())
-    return {key if equals else default: content if equals else key for key, equals, content in parts}
+from remote_scripts.shared.properties import address, parse
 
 
 def same(option: str, first: str | None, second: str | None) -> bool:
@@ -38,26 +18,6 @@ def _normal(option: str, value: str) -> dict[str, str]:
     if "host" in properties:
         properties["host"] = ";".join(address(part) for part in properties["host"].split(";"))
     return properties
-
-
-def address(text: str) -> str:
-    """The address with its domain, `0000:01:00.0` for `01:00.0`; a slot's stays a slot's."""
-    text = text.lower()
-    return text if text.count(":") == 2 else f"0000:{text}"
-
-
-def functions_of(path: str) -> list[str]:
-    """The parts of a mapping's path, or of a raw `host`: slots and functions, each with its domain."""
-    return [address(part) for part in path.split(";") if part]
-
-
-def overlap(first: str, second: str) -> bool:
-    """Whether two paths of a mapping have a function in common; a slot stands for all of its functions."""
-    return any(
-        a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
-        for a in functions_of(first)
-        for b in functions_of(second)
-    )
 
 
 def slot_of(text: str) -> str:

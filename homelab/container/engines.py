@@ -7,9 +7,9 @@ import shlex
 
 from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig, HostFacts
-from homelab.properties import parse
 from homelab.settings import Container
 from remote_scripts.shared.booleans import is_true
+from remote_scripts.shared.properties import parse
 
 # These start containers by runc. podman of Debian and Ubuntu takes crun.
 _WITH_RUNC = ("docker", "containerd", "k3s")

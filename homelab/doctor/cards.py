@@ -10,8 +10,8 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log
 from homelab.host.devices import Device
 from homelab.nvidia.symptoms import recognise
-from homelab.properties import overlap
-from homelab.properties import parse as parse_properties
+from remote_scripts.shared.properties import overlap
+from remote_scripts.shared.properties import parse as parse_properties
 from remote_scripts.shared.symptoms import Context
 
 COLUMNS = ["card", "function", "id", "driver", "group", "also in the group", "mapping", "held by"]

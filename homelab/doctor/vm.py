@@ -12,10 +12,10 @@ from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
 from homelab.host import gates
 from homelab.host.facts import CardUser
-from homelab.properties import parse as parse_properties
 from homelab.settings import Gpu, Host
 from homelab.vm.config import VmCard, Wish
 from homelab.vm.config import check as check_vm
+from remote_scripts.shared.properties import parse as parse_properties
 
 # In messages about settings, for a card or a VM that they don't have.
 _UNNAMED = "<name>"

@@ -16,8 +16,8 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log, resets
 from homelab.host.facts import HostFacts
 from homelab.messages import messages
-from homelab.properties import parse
 from remote_scripts.shared import reservations
+from remote_scripts.shared.properties import parse
 from remote_scripts.shared.symptoms import compiled
 
 _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")

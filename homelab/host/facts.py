@@ -18,11 +18,12 @@ from homelab.errors import HomelabError, elsewhere
 from homelab.host import acpi, acs, names
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
-from homelab.properties import functions_of, overlap, slot_of
-from homelab.properties import parse as parse_properties
+from homelab.properties import slot_of
 from remote_scripts.shared import container_conf, reservations, vm_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
+from remote_scripts.shared.properties import functions_of, overlap
+from remote_scripts.shared.properties import parse as parse_properties
 from remote_scripts.shared.reading import answer
 from remote_scripts.shared.reading.answer import Answer, DrmNodes, Holder
 
@@ -185,17 +186,11 @@ class Guests(answer.Guests):
     @property
     def mapping_entries(self) -> dict[str, list[dict[str, str]]]:
         """PCI mapping's id -> its entries, one a device and node."""
-        return {
-            name: [parse_properties("map", value) for key, value in properties if key == "map"]
-            for name, properties in vm_conf.mappings(self.mappings).items()
-        }
+        return vm_conf.mapping_entries(self.mappings)
 
     def places_of(self, option: dict[str, str], node: str) -> list[str]:
         """The slots and functions that a hostpci option may give."""
-        if "mapping" not in option:
-            return functions_of(option.get("host", ""))
-        entries = self.mapping_entries.get(option["mapping"], [])
-        return [part for entry in entries if entry.get("node") == node for part in functions_of(entry.get("path", ""))]
+        return vm_conf.places(option, self.mapping_entries, node) or []
 
 
 class Cluster(answer.Cluster):

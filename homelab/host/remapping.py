@@ -12,9 +12,9 @@ from homelab.errors import HomelabError
 from homelab.host import acpi, acs
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
-from homelab.properties import overlap
 from homelab.settings import Gpu, Host
 from remote_scripts.shared import reservations
+from remote_scripts.shared.properties import overlap
 from remote_scripts.shared.reading.answer import Vital
 
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file

@@ -13,7 +13,6 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.host.facts import noted_in
-from homelab.properties import overlap, parse
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
 from homelab.provider.peers import forget_notes
@@ -30,6 +29,7 @@ from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host, Shutdown
 from homelab.shapes import ShutdownInputs
 from homelab.text import tell
+from remote_scripts.shared.properties import overlap, parse
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"

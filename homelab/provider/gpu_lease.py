@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.properties import parse
 from homelab.provider.api import ApiWork
 from homelab.provider.peers import noted_by, noted_by_peers
 from homelab.provider.vm_cards import give_back_noted, noted_entries
@@ -24,6 +23,7 @@ from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import VmGpu
 from homelab.shapes import Record, ShutdownInputs
 from homelab.vm.config import Change, VmCard, Wish, is_ours, noted_of, ours_of, recorded, undo
+from remote_scripts.shared.properties import parse
 
 
 @dataclass

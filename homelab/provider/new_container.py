@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.properties import parse
 from homelab.provider.new_guest import (
     CreatedGuest,
     NewGuestWork,
@@ -20,6 +19,7 @@ from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.new_container import NewContainer
 from homelab.text import tell
 from homelab.vm.config import strings
+from remote_scripts.shared.properties import parse
 
 # Of `config`, what is read back on a refresh, and changed in place.
 COMPARED = ("hostname", "cores", "memory", "swap", "onboot", "nameserver", "features")

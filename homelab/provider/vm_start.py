@@ -10,7 +10,6 @@ from typing import Any
 from homelab.errors import HomelabError, raise_all
 from homelab.host import kernel_log
 from homelab.host.facts import HostFacts
-from homelab.properties import functions_of
 from homelab.provider.api import ApiWork, while_a_reset_lasts
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
@@ -19,6 +18,7 @@ from homelab.resources.vm_cards import VmCards
 from homelab.shapes import Record
 from homelab.text import tell
 from homelab.vm.config import change_to
+from remote_scripts.shared.properties import functions_of
 
 # How long a guest agent may take to answer after a start, and how often it is asked: nothing tells when it is there.
 AGENT_SECONDS = 120

@@ -17,9 +17,10 @@ from typing import Any
 
 from homelab.errors import HomelabError, unlocking
 from homelab.host.facts import CardUser, Guests
-from homelab.properties import address, functions_of, overlap, parse, same, slot_of
+from homelab.properties import same, slot_of
 from homelab.shapes import Record
 from remote_scripts.shared.booleans import is_true
+from remote_scripts.shared.properties import address, functions_of, overlap, parse
 
 # The number of hostpci options, hostpci0 to hostpci15 (PVE::QemuServer::PCI).
 SLOTS = 16

@@ -18,6 +18,7 @@ from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.shared.processes import ScanError, processes_using
+from remote_scripts.shared.properties import overlap
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -128,31 +129,15 @@ def names_card(card: SharedCard, vmid: str) -> bool:
     """Whether a hostpci option of the VM gives the card, by its address or by a mapping, of which the lines of this
     node count. A mapping that isn't known, or a configuration that can't be read, may.
     """
-    slot = card.gpu.rpartition(".")[0]
+    system, slot = card.system, card.gpu.rpartition(".")[0]
     try:
-        lines = guest_conf.lines_of_vm(card.system, vmid)
+        lines = guest_conf.lines_of_vm(system, vmid)
+        entries = vm_conf.mapping_entries(pmxcfs.text_of(system, guest_conf.MAPPINGS))
     except Failure:
         return True
-    for mapping, host in vm_conf.given_devices(lines):
-        paths = _mapped(card.system, mapping) if mapping else [host]
-        if paths is None or any(slot in _slots(path) for path in paths):
-            return True
-    return False
-
-
-def _slots(path: str) -> list[str]:
-    """The slots of an address, or of several."""
-    slots = (part.strip().lower().partition(".")[0] for part in path.split(";"))
-    return [slot if slot.count(":") == 2 else f"0000:{slot}" for slot in slots]
-
-
-def _mapped(system: System, name: str) -> list[str] | None:
-    """What a mapping stands for on this node; None: it isn't known."""
-    try:
-        text = pmxcfs.text_of(system, guest_conf.MAPPINGS)
-    except Failure:
-        return None
-    return vm_conf.mapped(text, name, pmxcfs.this_node(system).name)
+    node = pmxcfs.this_node(system).name
+    given = (vm_conf.places(option, entries, node) for option in vm_conf.given_devices(lines))
+    return any(places is None or overlap(";".join(places), slot) for places in given)
 
 
 def why_vm_keeps(card: SharedCard, record: Record) -> str | None:

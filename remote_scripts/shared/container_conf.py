@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from remote_scripts.shared.booleans import is_true
+from remote_scripts.shared.properties import parse as properties_of
 
 # Raw keys take a colon or an equals sign, options a colon; nothing stands before a key.
 # Proxmox VE reads bytes: letters and blanks beyond ASCII are neither.
@@ -560,7 +561,7 @@ def _add_mount(conf: ContainerConf, value: str, line: str, *, pending: bool = Fa
 
 def _add_mount_point(conf: ContainerConf, value: str, line: str, pending: bool) -> None:
     """Of a folder of the host. What begins with /dev/ is a disk for Proxmox VE (classify_mountpoint)."""
-    properties = dict((part if "=" in part else f"volume={part}").partition("=")[::2] for part in value.split(","))
+    properties = properties_of("mp", value)
     volume = properties.get("volume", "")
     source = _normal(volume)
     if volume.startswith("/") and not volume.startswith("/dev/") and f"{source}/".startswith("/dev/"):

@@ -8,8 +8,9 @@ tests/vm_configurations.yaml and tests/mapping_files.yaml have the results, whic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 
+from remote_scripts.shared.properties import functions_of, parse
 from remote_scripts.shared.sections import sections
 
 # Proxmox VE reads bytes: letters and blanks beyond ASCII are neither (parse_vm_config).
@@ -45,13 +46,9 @@ def devices(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return counting
 
 
-def given_devices(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Of each hostpci option that counts among these lines the resource mapping, or all addresses that it names."""
-    for _, value in devices(options(lines)):
-        parts = [part.strip() for part in value.split(",")]
-        mapping = next((part.removeprefix("mapping=") for part in parts if part.startswith("mapping=")), "")
-        hosts = [part.removeprefix("host=") for part in parts if part and ("=" not in part or part.startswith("host="))]
-        yield mapping, ";".join(hosts)
+def given_devices(lines: Iterable[str]) -> list[dict[str, str]]:
+    """The properties of each hostpci option that counts among these lines."""
+    return [parse(key, value) for key, value in devices(options(lines))]
 
 
 def mappings(text: str) -> dict[str, list[tuple[str, str]]]:
@@ -62,14 +59,27 @@ def mappings(text: str) -> dict[str, list[tuple[str, str]]]:
     return {section.name: section.properties for section in sections(text)}
 
 
-def mapped(text: str, name: str, node: str) -> list[str] | None:
-    """What each of a mapping's lines for a node stands for: an address, or several; None: there is no such mapping.
+def mapping_entries(text: str) -> dict[str, list[dict[str, str]]]:
+    """The resource mappings: name -> its entries, one a device and node.
 
     :param text: of /etc/pve/mapping/pci.cfg.
+    """
+    return {
+        name: [parse("map", value) for key, value in properties if key == "map"]
+        for name, properties in mappings(text).items()
+    }
+
+
+def places(option: Mapping[str, str], entries: Mapping[str, list[dict[str, str]]], node: str) -> list[str] | None:
+    """The slots and functions that a hostpci option may give; None: its mapping isn't known.
+
+    :param option: its properties.
+    :param entries: of `mapping_entries`.
     :param node: empty: it isn't known, and may be any.
     """
-    properties = mappings(text).get(name)
-    maps = [value.split(",") for key, value in properties or () if key == "map"]
-    entries = [dict(part.partition("=")[::2] for part in parts) for parts in maps]
-    paths = [entry.get("path", "") for entry in entries if node in ("", entry.get("node"))]
-    return None if properties is None else paths
+    if "mapping" not in option:
+        return functions_of(option.get("host", ""))
+    if option["mapping"] not in entries:
+        return None
+    here = (entry for entry in entries[option["mapping"]] if node in ("", entry.get("node")))
+    return [part for entry in here for part in functions_of(entry.get("path", ""))]

@@ -10,7 +10,6 @@ import pytest
 
 from homelab import tables
 from homelab.host.facts import Guests
-from remote_scripts.shared import vm_conf
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import names_card
 from remote_scripts.shared.shared_card import SharedCard
@@ -77,4 +76,3 @@ def test_a_mapping_has_the_paths_that_proxmox_ve_finds(name: str) -> None:
     assert {
         id: [entry["path"] for entry in lines if entry.get("node") == "pve"] for id, lines in entries.items()
     } == paths
-    assert {id: vm_conf.mapped(text, id, "pve") for id in paths} == paths

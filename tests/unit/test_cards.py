@@ -13,12 +13,12 @@ from components.host_reboot import _stack_output
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
-from homelab.properties import overlap
 from homelab.resources.card_mapping import entry_of
 from homelab.settings import Host, Vm
 from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import plan as vm_plan
 from homelab.vm.config import VmCard
+from remote_scripts.shared.properties import overlap
 from tests.unit.hosts import desktop, device, gpu, settings
 
 
