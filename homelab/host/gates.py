@@ -842,8 +842,7 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
             wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
             found="containers that use it: "
             + ", ".join(
-                f"{ctid} ({ways[ctid]})" if ways[ctid].startswith(("lxc.hook", "lxc.cgroup")) else str(ctid)
-                for ctid in users
+                f"{ctid} ({ways[ctid]})" if ways[ctid].startswith("lxc.cgroup") else str(ctid) for ctid in users
             ),
             why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run "
             "without it",

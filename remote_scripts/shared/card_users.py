@@ -75,7 +75,7 @@ def container(system: System, ctid: str) -> Container | None:
         if content is None:
             return None
         text = decoded(content)
-        conf = parse(whole(text, lambda path: texts_of(system, path), hooks=False))
+        conf = parse(whole(text, lambda path: texts_of(system, path)))
         return Container(ctid, conf, addresses(text), links_of(system, conf, need))
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure

@@ -12,7 +12,6 @@ PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
 import posixpath
 import re
@@ -47,26 +46,8 @@ _PASSED_ON = re.compile(
     r"mp[0-9]+|unprivileged|lock|template|features|ostype|hookscript|delete)\s*[:=]|\["
 )
 _ROOTFS = re.compile(r"/.*?/rootfs/")
-# Hooks that run before the container's own system does, and may give it devices; how a program speaks of a card.
-_HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
-# What a hook runs: the program, or the script that a shell or such is given by its path.
-_SCRIPT = re.compile(r"(?:(?:/\S*/)?(?:(?:ba|da|k|z)?sh|python[0-9.]*|perl)(?:\s+-[^\sc]+)*\s+)?(/\S+)")
-# The majors of device nodes aren't a part of an IP address.
+# How a line speaks of a card. The majors of device nodes aren't a part of an IP address.
 _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226)(?![\w.])")
-# The parts of a hook that speak of some cards alone: of whole names of nodes, which a word of the shell begins and ends
-# with, and of NVIDIA's. Such a name below another folder is of whatever the hook has put there.
-_NODE = r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]{3,})(?=[\"']*(?:[\s;|&<>)]|\Z))"
-_OF_ONE_NODE = re.compile(rf"(?<![^\s=(;|&<>\x60\"'])(?<![^\s=(;|&<>\x60][\"']){_NODE}")
-_ELSEWHERE = re.compile(_NODE)
-_OF_NVIDIA = re.compile(r"nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
-# Beside these, what may be any card's: its folder by its name alone, the folder of a name, all of /dev, and in it what
-# the shell makes, or a name that udev's rules may have given to a card.
-_OF_ANY = re.compile(
-    r"\bdr[im]\b|\bdirname\b|\$\{\w+%"
-    r"|(?<![\w}.])/dev(?:/?[\"']*(?:[\s;|&<>)]|\Z)|/(?!~|char/~|"
-    r"(?:null|zero|u?random|tty\w*|std\w+|fd|shm|net|fuse|bus|snd|input|disk|mapper)(?![\w.*?$\[{-]))\S)"
-)
-_NVIDIAS_NODES = "/dev/nvidia*"
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")
 _NVIDIA_NODE = re.compile(r"/dev/nvidia([0-9]+)")
 _NUMBERS = re.compile(r"/dev/char/([0-9]+):([0-9]+)")
@@ -156,9 +137,8 @@ class ContainerConf:
     """A configuration, parsed. `options`: Proxmox VE's own keys; `entries` and `rules` in their order; `folders`:
     mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of
     nodes, or links to them, that were made elsewhere; `broken`: device lines that lxc or Proxmox VE doesn't
-    understand; `elsewhere`: section -> device lines in it, which have no effect; `hooks`: lines of programs that may
-    give the container devices; `pending_raw`: the lines by which the next start takes all lxc.* lines away: those that
-    take their place, or `delete: lxc`.
+    understand; `elsewhere`: section -> device lines in it, which have no effect; `pending_raw`: the lines by which the
+    next start takes all lxc.* lines away: those that take their place, or `delete: lxc`.
     """
 
     options: dict[str, str] = field(default_factory=dict)
@@ -167,7 +147,6 @@ class ContainerConf:
     rules: list[Rule] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
-    hooks: list[str] = field(default_factory=list)
     pending_raw: list[str] = field(default_factory=list)
 
     @property
@@ -220,9 +199,7 @@ class ContainerConf:
 
         :param paths: of `paths_of`.
         """
-        lines = [entry.line for entry in self.entries if entry.source in paths]
-        lines += [hook for hook in self.hooks if any(word in paths for word in hook.split())]
-        return next(iter(lines), None)
+        return next((entry.line for entry in self.entries if entry.source in paths), None)
 
     def entry_taking(self, paths: Collection[str]) -> Entry | None:
         """The line by which the container has a device node of the host; None: there is none.
@@ -245,10 +222,6 @@ class ContainerConf:
         entry = self.entry_taking(paths)
         if entry is not None:
             return entry.line
-        for hook in self.hooks if paths else ():
-            names = _raw(hook)[1].split()[1:]
-            if not names or any(fnmatch.fnmatchcase(path, name) for path in paths for name in names):
-                return hook
         # A privileged container that has a rule, and nothing of that kind is given to it, makes the node itself.
         for path in () if self.unprivileged else paths:
             rule = next((rule for rule in self._rules_of(path) if rule.major is not None), None)
@@ -379,31 +352,29 @@ def paths_of(node: str, address: str) -> list[str]:
     return [node]
 
 
-def whole(text: str, texts_of: Callable[[str], list[str]], *, hooks: bool = True) -> str:
-    """A configuration with the lines of the files that it names (`lxc.include`, `lxc.mount.fstab`) in their places. Of
-    the hooks those stay that speak of cards: the program, and the nodes if it speaks of no others. Above it are the
-    lines that give devices to every container of its kind: Proxmox VE includes lxc's own files, which a host's owner
-    may add to.
+def whole(text: str, texts_of: Callable[[str], list[str]]) -> str:
+    """A configuration with the lines of the files that it names (`lxc.include`, `lxc.mount.fstab`) in their places.
+    Above it are the lines that give devices to every container of its kind: Proxmox VE includes lxc's own files, which
+    a host's owner may add to. What a hook's program gives isn't known.
 
     :param texts_of: what a path has: of a file its text, of a folder those of its files `*.conf`; of what isn't there,
         without which the container doesn't start, nothing.
-    :param hooks: False: none stays, and no program is read, which may be a large one.
     """
-    own = _whole(text, texts_of, frozenset(), hooks)
+    own = _whole(text, texts_of, frozenset())
     kind = parse("\n".join(own))
     names = [(f"{kind.options.get('ostype')}.common.conf", "common.conf")]
     names += [(f"{kind.options.get('ostype')}.userns.conf", "userns.conf")] if kind.unprivileged else []
     common = (next(filter(None, (texts_of(LXCS + name) for name in either)), []) for either in names)
-    lines = (line for texts in common for text in texts for line in _whole(text, texts_of, frozenset({LXCS}), hooks))
+    lines = (line for texts in common for text in texts for line in _whole(text, texts_of, frozenset({LXCS})))
     return "\n".join([*filter(_gives_devices, lines), *own])
 
 
 def _gives_devices(line: str) -> bool:
     conf = parse(line)
-    return bool(conf.entries or conf.folders or conf.hooks or (conf.rules and _OF_CARDS.search(line)))
+    return bool(conf.entries or conf.folders or (conf.rules and _OF_CARDS.search(line)))
 
 
-def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str], hooks: bool) -> list[str]:
+def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str]) -> list[str]:
     lines: list[str] = []
     section = False
     # In its own files lxc ends a line at a carriage return, too (lxc_file_for_each_line_mmap).
@@ -411,60 +382,40 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
         if match := SECTION.fullmatch(line):
             section = match[1].lower() != _PENDING
         key, value = _raw(line.strip() if above else line)
-        if _HOOK.fullmatch(key) and (section or not hooks):
-            continue
         if section:
             lines.append(line)
         elif key == "lxc.include" and value not in above:
             for included in texts_of(value):
-                lines += _whole(included, texts_of, above | {value}, hooks)
+                lines += _whole(included, texts_of, above | {value})
         elif key == "lxc.mount.fstab":
             mounts = (mount.strip() for table in texts_of(value) for mount in table.split("\n"))
             lines += [f"lxc.mount.entry: {mount}" for mount in mounts if mount and not mount.startswith("#")]
-        elif _HOOK.fullmatch(key):
-            program, script = value.partition(" ")[0], _SCRIPT.match(value)
-            scripts = texts_of(script[1]) if script else []
-            lines += [f"{key}: {' '.join([program, *names])}" for names in _named_by_hook([value, *scripts])]
         else:
             lines.append(line.strip() if above else line)
     return lines
 
 
-def _named_by_hook(texts: list[str]) -> list[list[str]]:
-    """The device nodes that a hook speaks of, none if they may be any; empty: it doesn't speak of cards."""
-    text = "\n".join(texts)
-    names = list(dict.fromkeys(_OF_ONE_NODE.findall(text)))
-    rest = _ELSEWHERE.sub(lambda match: "~" if match[0] in names else match[0], text)
-    names += [_NVIDIAS_NODES] if _OF_NVIDIA.search(rest) else []
-    rest = _OF_NVIDIA.sub("~", rest)
-    if _OF_CARDS.search(rest) or (names and _OF_ANY.search(rest)):
-        return [[]]
-    return [names] if names else []
-
-
-def passed_on(text: str, *, hooks: bool = False) -> str:
+def passed_on(text: str) -> str:
     """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
     AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
     (lxc.environment, mount options). That another lxc.* line waits for the next start is told without its text.
-
-    :param hooks: also lines of hooks, which `whole` has left without their other arguments.
     """
     lines: list[str] = []
     section = ""
     for line in text.split("\n"):
         if match := SECTION.fullmatch(line):
             section = match[1].lower()
-        if _PASSED_ON.match(line) or _is_passed_on(line, hooks):
+        if _PASSED_ON.match(line) or _is_passed_on(line):
             lines.append(line)
         elif section == _PENDING and _RAW.fullmatch(line):
             lines.append("lxc.other:")
     return "\n".join(lines)
 
 
-def _is_passed_on(line: str, hooks: bool) -> bool:
+def _is_passed_on(line: str) -> bool:
     key, value = _raw(line)
     if key != "lxc.mount.entry":
-        return hooks and bool(_HOOK.fullmatch(key))
+        return False
     conf = ContainerConf()
     _add_mount(conf, value, line)
     return bool(conf.entries or conf.folders) or value.startswith("/dev/")
@@ -490,8 +441,6 @@ def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
         conf.rules.append(Rule(match[2], rule[1] or "*", major, minor, (rule[4] or "rwm")[:3], line, pending))
-    elif _HOOK.fullmatch(key):
-        conf.hooks.append(line)
     elif option and not key:
         if option[1] in conf.options:  # the last line of an option counts
             _remove_option(conf, option[1])

@@ -321,12 +321,6 @@ def test_a_storage_that_does_not_answer_hides_nobody(host: Host, why: str) -> No
     assert look(host) == ["ollama (PID 41 of container 950)"]
 
 
-def test_the_program_of_a_containers_hook_may_be_as_large_as_it_likes(host: Host) -> None:
-    host.write("/usr/bin/nvidia-cdi-hook", bytes(2 << 20))
-    host.write("/etc/pve/lxc/951.conf", "lxc.hook.mount: /usr/bin/nvidia-cdi-hook\n")
-    assert [user.ctid for user in card_users.running_with(SharedCard(host.system(), BIG))] == ["950"]
-
-
 def test_a_container_that_has_it_by_a_link_of_its_owners_is_one_of_its_users(host: Host) -> None:
     (host.root / "dev/big").symlink_to("nvidia0")
     host.write("/etc/pve/lxc/951.conf", "dev0: /dev/big\n")

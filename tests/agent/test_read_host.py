@@ -210,26 +210,7 @@ def test_files_that_include_each_other_are_read_once(host: Host) -> None:
     assert len(read(host).guests.configs[0].container.rules) == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "script", "kept"),
-    [
-        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia", "exec nvidia-container-cli configure", "/usr/share/lxc/hooks/nvidia /dev/nvidia*"),
-        ("lxc.hook.autodev: /root/nodes.sh --token verySecret", "mknod -m 666 dev/gpu c 195 0", "/root/nodes.sh /dev/nvidia*"),
-        ("lxc.hook.pre-start: sh -c 'modprobe nvidia-uvm'", "", "sh /dev/nvidia*"),
-        ("lxc.hook.pre-start: sh -c 'chown 0:100104 /dev/dri/renderD128'", "", "sh /dev/dri/renderD128"),
-        ("lxc.hook.pre-start: sh -c 'chmod 666 /dev/dri/*'", "", "sh"),
-        ("lxc.hook.pre-start: /root/nodes.sh", "mount /srv/media", ""),
-        ("lxc.hook.pre-start: /root/nodes.sh", "ip route add 10.0.0.226 via 195.0.2.1", ""),
-    ],
-)  # fmt: skip
-def test_a_hook_that_speaks_of_cards_is_known(host: Host, line: str, script: str, kept: str) -> None:
-    host.write("etc/pve/lxc/901.conf", f"{line}\n")
-    host.write(line.split()[1], f"#!/bin/sh\n{script}\n")
-    hooks = read(host).guests.configs[0].container.hooks
-    assert hooks == ([f"{line.partition(' ')[0]} {kept}"] if kept else [])
-
-
-def test_no_arguments_of_other_hooks_and_of_a_snapshots_are_passed_on(host: Host) -> None:
+def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:
     hook = "lxc.hook.mount: /usr/share/lxc/hooks/nvidia --token verySecret"
     host.write("etc/pve/lxc/901.conf", f"lxc.hook.start-host: /root/nvidia.sh --token verySecret\n[before]\n{hook}\n")
     assert "verySecret" not in read(host).guests.configs[0].lines

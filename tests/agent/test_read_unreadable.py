@@ -202,25 +202,20 @@ def test_a_file_system_that_hangs_is_told_once_and_waited_for_once(
 
 
 # -- places that an owner has chosen -----------------------------------------------------------------------------------
-HOOK, SCRIPT = "/mnt/nas/hook.sh", "/mnt/nas/snippets/homelab-handover.sh"
+SCRIPT = "/mnt/nas/snippets/homelab-handover.sh"
 LINK, RUN_AT_BOOT = "/mnt/nas/gpu", "/opt/nas/bind.sh"
 BINDS = "lxc.cgroup2.devices.allow: c 195:* rwm\n" + "".join(
     f"lxc.mount.entry: {path} srv/x none bind,create=file\n" for path in (LINK, "/mnt/nas/other")
 )
 
 
-@pytest.mark.parametrize(
-    "path", [INCLUDED, FSTAB, HOOK, LINK, SCRIPT, RUN_AT_BOOT, "/var/lib/vz", "/var/backups/homelab"]
-)
+@pytest.mark.parametrize("path", [INCLUDED, FSTAB, LINK, SCRIPT, RUN_AT_BOOT, "/var/lib/vz", "/var/backups/homelab"])
 def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     whole: Host, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No signal ends a process that waits there, and no other place is waited for."""
-    whole.write(
-        CONTAINER, f"{NAMING}lxc.hook.mount: {HOOK}\nlxc.include: {path}\nlxc.include: /mnt/nas/more.conf\n{BINDS}"
-    )
+    whole.write(CONTAINER, f"{NAMING}lxc.include: {path}\nlxc.include: /mnt/nas/more.conf\n{BINDS}")
     whole.write("/etc/crontab", f"@reboot root {RUN_AT_BOOT}\n@reboot root /opt/nas/other.sh\n")
-    whole.write(HOOK, "mknod dev/nvidia0 c 195 0\n")
     whole.write("/mnt/nas/more.conf", "")
     whole.write("/var/lib/homelab/handover-hooks/103", "")
     whole.write("/etc/pve/storage.cfg", "dir: nas\n\tpath /mnt/nas\n\tcontent snippets\n")
@@ -283,10 +278,9 @@ def test_what_lxc_takes_for_nothing_is_no_trouble(whole: Host, path: str, become
     assert conf_files.texts_of(whole.system(), path) in ([], [""])
 
 
-@pytest.mark.parametrize("path", [INCLUDED, FSTAB, HOOK])
+@pytest.mark.parametrize("path", [INCLUDED, FSTAB])
 @pytest.mark.parametrize("become", [is_pipe, loops])
 def test_what_isnt_a_file_is_waited_for_by_nobody(whole: Host, path: str, become: Callable[[Path], None]) -> None:
-    whole.write(CONTAINER, f"{NAMING}lxc.hook.mount: {HOOK}\n")
     file = whole.root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)

@@ -201,8 +201,6 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
         ("dev0: /dev/nvidia1", False),
         ("dev0: /dev/nvidia01", False),
         ("lxc.mount.entry: /dev/char/195:0 dev/nvidia0 none bind,create=file", True),
-        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia /dev/nvidia*", True),
-        ("lxc.hook.post-stop: /usr/share/lxc/hooks/nvidia", False),
         # It makes nodes itself, as older guides have it; not in a user namespace, nor where it is given another card.
         ("unprivileged: 0\nlxc.cgroup2.devices.allow: c 195:* rwm", True),
         ("lxc.cgroup2.devices.allow: c 195:* rwm", False),
@@ -237,8 +235,6 @@ def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool
         ("lxc.mount.entry: /dev/char/226:129 dev/dri/renderD128 none bind,create=file", True),
         ("dev0: /dev/dri/by-path/pci-0000:0c:00.0-render", False),
         ("lxc.mount.entry: /dev/char/226:128 dev/dri/renderD128 none bind,create=file", False),
-        ("lxc.hook.autodev: /root/nodes.sh", True),
-        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia /dev/nvidia*", False),
         ("dev0: /dev/dri/renderD129", True),
         ("dev0: /dev/dri/renderD128", False),
     ],
@@ -271,8 +267,6 @@ def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> N
         ("dev0: /dev/big", {"/dev/big": "/dev/nvidia0"}, True),
         ("dev0: /dev/dri/render-small", {"/dev/dri/render-small": "/dev/dri/renderD129"}, False),
         ("lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir", {}, False),  # for the other card in it
-        ("lxc.hook.pre-start: sh /dev/dri/renderD128", {}, True),
-        ("lxc.hook.pre-start: sh /dev/dri/renderD129", {}, False),
     ],
 )
 def test_a_line_that_names_a_node_of_nvidias_card_itself_is_a_use_of_it(

@@ -59,7 +59,7 @@ def guests(source: Source, *, running: bool) -> Guests:
             continue
         text = content.translate(_BLANKS)
         kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
-        lines = passed_on(whole(text, source.texts_of), hooks=True) if kind == "lxc" else _lines_of_vm(source, text)
+        lines = passed_on(whole(text, source.texts_of)) if kind == "lxc" else _lines_of_vm(source, text)
         source.need_room(path, lines)
         links = links_of(source.system, parse(lines), link_target) if kind == "lxc" else {}
         configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines, links))
