@@ -10,11 +10,10 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 
 from remote_scripts import installed
 from remote_scripts.shared import guest_tasks, guests, nvidia
-from remote_scripts.shared.container_conf import passed_on
+from remote_scripts.shared.container_conf import passed_on, sections_of
 from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, content_of, this_node
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
@@ -137,8 +136,9 @@ def _guests(system: System, here: str) -> Iterator[Guest]:
         node, folder, name = path.relative_to(root).parts
         if folder in _KINDS and path.stem.isascii() and path.stem.isdigit():
             text = as_text(content_of(system, f"{NODES}/{node}/{folder}/{name}") or b"")
+            pending = [line for line in sections_of(text).get("pending", ()) if _PENDING.match(line)]
             log = _failed(system, starts.get((_STARTS[folder], path.stem))) if node == here else ""
-            yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(_pending(text)), log)
+            yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(pending), log)
 
 
 def _failed(system: System, start: guest_tasks.Task | None) -> str:
@@ -150,15 +150,6 @@ def _failed(system: System, start: guest_tasks.Task | None) -> str:
     content = system.files.read(guest_tasks.log_of(start.upid), _LOG_BYTES) or start.status.encode()
     log = without_secrets(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)))
     return "\n".join(log.rstrip("\n").split("\n")[-_LOG_LINES:])
-
-
-def _pending(text: str) -> Iterator[str]:
-    within = False
-    for line in text.split("\n"):
-        if line.startswith("["):
-            within = not within and line.startswith("[PENDING]")
-        elif within and _PENDING.match(line):
-            yield line
 
 
 def _nodes(system: System) -> Iterator[str]:
@@ -189,7 +180,6 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
             inside = as_text(done.output + done.error, _INSIDE_BYTES).rstrip("\n")
             if done.status != 0:
                 problem = f"exit status {done.status}: " + "\n".join(inside.split("\n")[-3:])
-        own = takewhile(lambda line: not line.startswith("["), text.split("\n"))
-        keys = {match[0] for line in own if (match := _OTHER_KEYS.match(line))}
+        keys = {match[0] for line in sections_of(text)[""] if (match := _OTHER_KEYS.match(line))}
         running = None if power == "unknown" else power == "on"
         yield Container(id, passed_on(text), tuple(sorted(keys)), running, inside, problem)

@@ -283,13 +283,9 @@ def conf_text(content: bytes) -> ConfText:
     :param content: the file's bytes.
     """
     text = content.decode("utf-8", "surrogateescape")
-    head: list[str] = []
-    tail: list[str] = []
-    section = ""
-    for line in text.removesuffix("\n").split("\n"):
-        if match := SECTION.fullmatch(line):
-            section = match[1]
-        (tail if section else head).append(line)
+    lines = text.removesuffix("\n").split("\n")
+    end = next((place for place, line in enumerate(lines) if SECTION.fullmatch(line)), len(lines))
+    head, tail = lines[:end], lines[end:]
     conf = parse(text)
     devices = {key: value for key, value in conf.options.items() if _DEVICE.fullmatch(key)}
     raw = {place: (match[1], match[2]) for place, line in enumerate(head) if (match := _RAW.fullmatch(line))}
@@ -321,22 +317,30 @@ def _properties(value: str) -> list[str]:
 def parse(text: str) -> ContainerConf:
     """Parses the text of a configuration file. Unknown lines and comments are skipped."""
     conf = ContainerConf()
-    pending: list[str] = []
-    section = ""
-    for line in (text_line.rstrip(BLANKS) for text_line in text.split("\n")):
-        if match := SECTION.fullmatch(line):
-            section = match[1]
-            if section.lower() == _PENDING:  # of several such sections the last one counts
-                pending.clear()
-        elif section.lower() == _PENDING:
-            pending.append(line)
-        elif section:
-            if _is_device_line(line):
-                conf.elsewhere.setdefault(section, []).append(line)
-        else:
-            _add_line(conf, line)
-    _add_pending(conf, pending)
+    by_section = sections_of(text)
+    for line in by_section.pop(""):
+        _add_line(conf, line)
+    _add_pending(conf, by_section.pop(_PENDING, []))
+    for section, lines in by_section.items():
+        if device_lines := [*filter(_is_device_line, lines)]:
+            conf.elsewhere[section] = device_lines
     return conf
+
+
+def sections_of(text: str) -> dict[str, list[str]]:
+    """The lines of a guest's configuration by their sections, without blanks at their ends: those above the first one,
+    which are its own, by an empty name; those that wait for its next start by `pending` (a VM's) or `pve:pending`; a
+    snapshot's by its name. Of several sections of a name the last one counts.
+    """
+    by_section: dict[str, list[str]] = {"": []}
+    name = ""
+    for line in text.split("\n"):
+        if match := SECTION.fullmatch(line):
+            name = match[1].lower() if match[1].lower() in ("pending", _PENDING) else match[1]
+            by_section[name] = []
+        else:
+            by_section[name].append(line.rstrip(BLANKS))
+    return by_section
 
 
 def paths_of(node: str, address: str) -> list[str]:
@@ -550,9 +554,7 @@ def addresses(text: str) -> str:
     with commas.
     """
     upper = []
-    for line in text.split("\n"):
-        if SECTION.fullmatch(line):
-            break
+    for line in sections_of(text)[""]:
         if match := re.match(r"net\d*:.*hwaddr=([0-9A-Fa-f:]*)", line):
             upper.append(match[1].upper())
     return ",".join(sorted(upper))

@@ -4,10 +4,9 @@ what waits for its next start.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
-from remote_scripts.shared.container_conf import BLANKS, SECTION
+from remote_scripts.shared.container_conf import sections_of
 from remote_scripts.shared.pmxcfs import text_of
 from remote_scripts.shared.vm_conf import options
 from remote_scripts.tools.system import System
@@ -18,8 +17,7 @@ MAPPINGS = "/etc/pve/mapping/pci.cfg"
 
 def own_lines(text: str) -> list[str]:
     """The lines above a configuration's first section, without blanks at their ends."""
-    lines = itertools.takewhile(lambda line: not SECTION.fullmatch(line), text.split("\n"))
-    return [line.rstrip(BLANKS) for line in lines]
+    return sections_of(text)[""]
 
 
 def option_of(lines: Iterable[str], key: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from remote_scripts.shared import guests as running_guests
 from remote_scripts.shared import reservations
 from remote_scripts.shared.conf_files import links_of
-from remote_scripts.shared.container_conf import SECTION, parse, passed_on, whole
+from remote_scripts.shared.container_conf import parse, passed_on, sections_of, whole
 from remote_scripts.shared.guest_conf import MAPPINGS
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
@@ -25,7 +25,6 @@ _OPTION = re.compile(
 # numbers with any number of digits (set_pci_host_devaddr), and any path that leads to the device in sysfs.
 _OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?!/*[\w.])")
 _READ_BY_QEMU = re.compile(r"-readconfig\W+?(/[^\s'\",]+)")
-_PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE | re.ASCII)
 # To Proxmox VE these are blanks; an answer doesn't hold them (tools/text.py).
 _BLANKS = str.maketrans("\r\f\v", "   ")
 _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
@@ -101,18 +100,15 @@ def _lines_of_vm(source: Source, text: str) -> str:
     """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
     snapshot.
     """
-    lines: list[str] = []
-    pending: list[str] = []
-    section: list[str] | None = lines
-    for line in text.split("\n"):
-        if SECTION.fullmatch(line):
-            section = pending if _PENDING.fullmatch(line) else None
-            if section is not None:  # of several such sections the last one counts
-                section.clear()
-            continue
-        shown = _of_qemu(source, line) if line.startswith("args:") else line
-        if section is not None and _OPTION.match(shown):
-            section.append(shown)
+    by_section = sections_of(text)
+    lines, pending = (
+        [
+            shown
+            for line in by_section.get(section, ())
+            if _OPTION.match(shown := _of_qemu(source, line) if line.startswith("args:") else line)
+        ]
+        for section in ("", "pending")
+    )
     return "\n".join([*lines, "[PENDING]", *pending] if pending else lines)
 
 
