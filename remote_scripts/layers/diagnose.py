@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from remote_scripts import installed
-from remote_scripts.shared import guest_tasks, guests, nvidia
+from remote_scripts.shared import guest_tasks, guests, nvidia, pmxcfs
 from remote_scripts.shared.container_conf import passed_on, sections_of
 from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, content_of, this_node
-from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text, without_secrets
@@ -129,16 +128,14 @@ def _processor(system: System) -> str:
 
 
 def _guests(system: System, here: str) -> Iterator[Guest]:
-    root, starts = system.files.at(NODES), {}
+    starts: dict[tuple[str, str], guest_tasks.Task] = {}
     with contextlib.suppress(Failure):  # all else is said without them
         starts = guest_tasks.last_starts(system)
-    for path in sorted(within_limit(lambda: list(root.glob("*/*/*.conf")))):
-        node, folder, name = path.relative_to(root).parts
-        if folder in _KINDS and path.stem.isascii() and path.stem.isdigit():
-            text = as_text(content_of(system, f"{NODES}/{node}/{folder}/{name}") or b"")
-            pending = [line for line in sections_of(text).get("pending", ()) if _PENDING.match(line)]
-            log = _failed(system, starts.get((_STARTS[folder], path.stem))) if node == here else ""
-            yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(pending), log)
+    for node, folder, guest in pmxcfs.guests(system):
+        text = as_text(content_of(system, f"{NODES}/{node}/{folder}/{guest}.conf") or b"")
+        pending = [line for line in sections_of(text).get("pending", ()) if _PENDING.match(line)]
+        log = _failed(system, starts.get((_STARTS[folder], guest))) if node == here else ""
+        yield Guest(int(guest), _KINDS[folder], node, "\n".join(pending), log)
 
 
 def _failed(system: System, start: guest_tasks.Task | None) -> str:

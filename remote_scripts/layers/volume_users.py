@@ -4,18 +4,14 @@ can't be read may name it.
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
+from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.pmxcfs import NODES
-from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
-_KINDS = ("qemu-server", "lxc")
 # Proxmox VE takes no longer file.
 _BYTES = 1 << 20
 
@@ -37,30 +33,18 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """Looks into all configurations.
 
-    :raises Failure: one of them can't be read.
+    :raises Failure: one of them can't be read, or has gone meanwhile.
     """
-    try:
-        return Answer("\n".join(sorted(within_limit(lambda: _lines_naming(system.files.at(NODES), wanted.volume)))))
-    except OSError as error:
+    paths = ["/".join(place) for place in pmxcfs.guests(system)]
+    contents = {path: pmxcfs.content_of(system, f"{NODES}/{path}.conf") for path in paths}
+    if None in contents.values() or not pmxcfs.names(system, NODES):
         raise Failure(
             f"to know which guests name {wanted.volume}",
-            str(error),
+            f"{NODES} isn't there, or a guest was moved or removed meanwhile",
             "what can't be read may name it; nothing was removed",
-            "read it on the host yourself (the service pve-cluster serves /etc/pve), mend what keeps it from being "
-            "read, and run the same command again",
-        ) from error
-
-
-def _lines_naming(nodes: Path, volume: str) -> list[str]:
-    folders = [folder for node in nodes.iterdir() for kind in _KINDS if (folder := node / kind).is_dir()]
-    if not folders:
-        raise FileNotFoundError(errno.ENOENT, "no guests' folders", str(nodes))
-    # Not by glob, which passes over a folder that can't be listed.
-    files = [folder / name for folder in folders for name in os.listdir(folder) if name.endswith(".conf")]
-    texts = {file: as_text(file.read_bytes(), _BYTES) for file in files}
-    return [
-        f"{file.relative_to(nodes)}:{line}"
-        for file, text in texts.items()
-        for line in text.split("\n")
-        if volume in line
-    ]
+            "run the same command again; if it fails again, see on the host whether pve-cluster runs, which serves "
+            "/etc/pve",
+        )
+    texts = {path: as_text(content or b"", _BYTES) for path, content in contents.items()}
+    lines = [f"{path}.conf:{line}" for path, text in texts.items() for line in text.split("\n")]
+    return Answer("\n".join(sorted(line for line in lines if wanted.volume in line)))

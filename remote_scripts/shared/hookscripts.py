@@ -143,8 +143,8 @@ def node_of(system: System, vmid: str) -> str:
     """
     if pmxcfs.content_of(system, f"{guest_conf.VMS}/{vmid}.conf") is not None:
         return ""
-    for node in pmxcfs.names(system, pmxcfs.NODES):
-        text = pmxcfs.text_of(system, f"{pmxcfs.NODES}/{node}/qemu-server/{vmid}.conf")
+    for node, kind, guest in pmxcfs.guests(system):
+        text = pmxcfs.text_of(system, f"{pmxcfs.NODES}/{node}/{kind}/{guest}.conf") if guest == vmid else ""
         if is_homelabs(named_of(guest_conf.own_lines(text))):
             return node
     return ""

@@ -113,13 +113,21 @@ def guest_ids(system: System, folder: str) -> list[str]:
     return sorted((match[1] for match in matches if match), key=int)
 
 
+def guests(system: System) -> list[tuple[str, str, str]]:
+    """Node, kind (qemu-server or lxc) and id of each guest of the cluster.
+
+    :raises Failure: a folder can't be read.
+    """
+    folders = [(node, kind) for node in names(system, NODES) for kind in ("qemu-server", "lxc")]
+    return [(node, kind, guest) for node, kind in folders for guest in guest_ids(system, f"{NODES}/{node}/{kind}")]
+
+
 def node_of(system: System, ctid: int) -> str:
     """The node of the cluster that a container is on; empty: there is none of this id.
 
     :raises Failure: that can't be read.
     """
-    nodes = (f"{NODES}/{name}" for name in names(system, NODES))
-    return next((node.rpartition("/")[2] for node in nodes if f"{ctid}.conf" in names(system, f"{node}/lxc")), "")
+    return next((node for node, kind, guest in guests(system) if (kind, guest) == ("lxc", str(ctid))), "")
 
 
 def replace(system: System, path: str, content: bytes) -> None:
