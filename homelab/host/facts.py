@@ -104,7 +104,7 @@ class GuestConfig(answer.GuestConfig):
     def _next(self) -> list[tuple[str, str]]:
         current, pending = self._options
         deleted = [key.removeprefix("!") for key in re.split(r"[,;\s]+", dict(pending).get("delete", ""))]
-        kept = [pair for pair in current if pair[0] not in deleted]
+        kept = [pair for pair in current if pair[0] not in (*deleted, *dict(pending))]
         return kept + [pair for pair in pending if pair[0] != "delete"]
 
 

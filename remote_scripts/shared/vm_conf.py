@@ -15,12 +15,6 @@ from remote_scripts.shared.sections import sections
 
 # Proxmox VE reads bytes: letters and blanks beyond ASCII are neither (parse_vm_config).
 _OPTION = re.compile(r"([a-z][a-z_-]*\d*):\s*(.+?)\s*", re.ASCII)
-_ADDRESS = r"(?:[a-f0-9]{4,}:)?[a-f0-9]{2}:[a-f0-9]{2}(?:\.[a-f0-9])?"
-# What every version takes in a hostpci option.
-_OF_HOSTPCI = re.compile(
-    rf"(?:host=)?{_ADDRESS}(?:;{_ADDRESS})*|mapping=[A-Za-z][A-Za-z0-9_-]+|romfile=[^,;=]+|mdev=[^/.:=]+"
-    r"|(?:pcie|rombar|x-vga|legacy-igd)=(?:[01]|(?i:on|off|yes|no|true|false))"
-)
 
 
 def options(lines: Iterable[str]) -> list[tuple[str, str]]:
@@ -29,25 +23,14 @@ def options(lines: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def devices(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The hostpci options of a VM that count. Of one key the last does that Proxmox VE understands. Where it isn't
-    certain that each version does, an earlier one counts as well.
-
-    :param pairs: options, those that wait for the next start last.
+    """The hostpci options of a VM. If an owner has written one twice, both count: which one Proxmox VE understands
+    depends on its version.
     """
-    counting: list[tuple[str, str]] = []
-    for key, value in pairs:
-        if not key.startswith("hostpci"):
-            continue
-        parts = [part for part in value.split(",") if part.strip()]
-        keys = {part.partition("=")[0] if "=" in part else "host" for part in parts}
-        if len(keys) == len(parts) and all(map(_OF_HOSTPCI.fullmatch, parts)):
-            counting = [pair for pair in counting if pair[0] != key]
-        counting.append((key, value))
-    return counting
+    return [(key, value) for key, value in pairs if key.startswith("hostpci")]
 
 
 def given_devices(lines: Iterable[str]) -> list[dict[str, str]]:
-    """The properties of each hostpci option that counts among these lines."""
+    """The properties of each hostpci option among these lines."""
     return [parse(key, value) for key, value in devices(options(lines))]
 
 
