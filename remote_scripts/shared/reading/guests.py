@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from remote_scripts.shared import guests as running_guests
-from remote_scripts.shared import reservations
+from remote_scripts.shared import pmxcfs, reservations
 from remote_scripts.shared.conf_files import links_of
 from remote_scripts.shared.container_conf import parse, passed_on, sections_of, whole
 from remote_scripts.shared.guest_conf import MAPPINGS
@@ -78,19 +78,14 @@ def cluster(source: Source, *, asked: bool) -> Cluster:
     """
     if not asked:
         return Cluster()
-    places = [
-        f"{node}/{kind}/{name}"
-        for node in source.names(f"{_PVE}/nodes")
-        for kind in source.names(f"{_PVE}/nodes/{node}")
-        for name in source.names(f"{_PVE}/nodes/{node}/{kind}")
-        if re.fullmatch(r"[1-9].*\.conf", name)
-    ]
+    nothing: list[tuple[str, str, str]] = []
+    places = source.noting(pmxcfs.NODES, lambda: pmxcfs.guests(source.system), nothing)
     name = re.search(r"^ *cluster_name: *(.*)$", source.text(f"{_PVE}/corosync.conf"), re.MULTILINE)
     return Cluster(
         # Where Proxmox VE's file system isn't mounted, it isn't there.
         node=source.linked(f"{_PVE}/local"),
         name=name[1] if name else "",
-        places="\n".join(places),
+        places="\n".join(f"{'/'.join(place)}.conf" for place in places),
         quorate=_is_quorate(source),
         ha=_ha_files(source),
     )

@@ -22,7 +22,8 @@ def handed_over(source: Source) -> HandedOver:
     for vmid in (name for name in source.names(hookscripts.HOOKED) if name[:1] in "123456789"):
         path = f"{guest_conf.VMS}/{vmid}.conf"
         if not source.exists(path):
-            moved += [f"{vmid} on {node}" for node in _nodes_with_hook(source, vmid)[:1]]
+            work = functools.partial(hookscripts.node_of, source.system, vmid)
+            moved += [f"{vmid} on {node}"] if (node := source.noting(pmxcfs.NODES, work, "")) else []
         elif (text := source.needed(path)) is not None and not _has_hook(source, text):
             lost.append(vmid)
     cards: dict[str, Record] = {}
@@ -46,14 +47,3 @@ def _has_hook(source: Source, text: str) -> bool:
     script = next((storage.script for storage in storages if name == storage.volume), "")
     # As long as it isn't known, it is taken to be there: the reading says what isn't known.
     return bool(script) and source.chosen(script, lambda: source.is_executable(script), True)
-
-
-def _nodes_with_hook(source: Source, vmid: str) -> list[str]:
-    """The other nodes on which a VM of this id names our hookscript."""
-    nodes = source.names(pmxcfs.NODES)
-    confs = {node: source.text(f"{pmxcfs.NODES}/{node}/qemu-server/{vmid}.conf") for node in nodes}
-    return [
-        node
-        for node, text in confs.items()
-        if hookscripts.is_homelabs(hookscripts.named_of(guest_conf.own_lines(text)))
-    ]

@@ -96,7 +96,7 @@ class Source:
         :param path: what is noted where `work` says that it can't be told.
         """
         try:
-            return work()
+            return self._of(path, work, otherwise)
         except Failure as failure:
             self.note(path, failure.found)
         except OSError as error:
