@@ -15,7 +15,7 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import kernel, reservations, small_initramfs
-from remote_scripts.shared.guest_conf import VMS, option_of_vm
+from remote_scripts.shared.guest_conf import VMS, option_of_vm, reserved_by
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of, guest_ids
 from remote_scripts.tools.errors import Failure
@@ -298,7 +298,7 @@ def _check_functions(system: System, wanted: Wanted) -> None:
 
 def _check_other_vms(system: System, wanted: Wanted) -> None:
     try:
-        holders = reservations.holders(system, wanted.functions)
+        holders = dict.fromkeys(reserved_by(system, wanted.functions))
     except OSError as error:
         raise Failure(
             f"the card free for the test VM: {_functions(wanted)}",

@@ -254,7 +254,7 @@ def _need_undivided(card: SharedCard) -> None:
 def _need_unreserved(card: SharedCard, vmid: str) -> None:
     """Has another VM that lives reserved it?"""
     try:
-        others = [holder for holder in reservations.holders(card.system, card.functions) if holder != vmid]
+        others = [holder for holder in guest_conf.reserved_by(card.system, card.functions) if holder != vmid]
     except OSError as error:
         raise RefusedError(f"which VM has it can't be read ({reservations.FILE})") from error
     if others:
