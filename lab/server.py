@@ -60,7 +60,6 @@ _SOCKET_PATH_MAX = 107
 _GOING_DOWN_SECONDS = 0.1
 # How long guests may take to boot, on a machine under load.
 _SETTLE_SECONDS = 60.0
-# Where pvedaemon listens on a Proxmox VE host.
 # How often the daemon looks whether its state folder is still there: it ends with it.
 _FOLDER_CHECK_SECONDS = 5.0
 # How often it looks whether HA has come into use: most hosts never have it, and many labs wait for their turn.

@@ -130,7 +130,7 @@ def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
     try:
         session = ssh.Session(host)
         wanted = start_guests.Wanted(later=tuple(managed.start_later), unwanted=tuple(managed.stay_off))
-        # A start that is cut off may leave its guest off for good.
+        # Where it is cut off, the rest waits until this run has ended.
         answer = session.ask(
             "apply",
             "start_guests",

@@ -237,7 +237,10 @@ def state(host: HostState, unit: str) -> str | None:
 
 
 def forget_removed(host: HostState) -> None:
-    """What `systemctl daemon-reload` does to services that are at work, and whose files are gone: they end as failed."""
+    """What `systemctl daemon-reload` may do to services that are at work, and whose files are gone: they end as failed.
+
+    systemd 257 has forgotten then which exit statuses and signals their SuccessExitStatus= named.
+    """
     for unit, noted in host.running.get("units", {}).items():
         if noted == "activating" and find(host, unit) is None:
             note_state(host, unit, "failed")

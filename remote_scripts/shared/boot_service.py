@@ -115,7 +115,7 @@ def drop(system: System, service: Service) -> None:
 
 def remove(system: System, service: str, *others: str) -> None:
     """Takes a service's unit away, and what belongs to it. Where it is at work, it goes on to its end, and systemd
-    forgets it then: a service whose file isn't found while it runs ends as failed.
+    learns of it then: of one whose file isn't found while it runs it forgets which ends are a success.
 
     :param service: the unit's path.
     :param others: the paths of the rest, which go first, in this order.

@@ -1,6 +1,6 @@
 """The guests that ran before a restart of this program's: what is noted of them, and forgotten. Proxmox VE starts those
 alone that have `onboot` (get_start_stop_list of PVE::API2::Nodes): each of the others is started once, when the boot is
-confirmed, judged by the host, or given back (guest_starts.py).
+confirmed, judged by the host, or given back (layers/start_guests.py).
 
 /var/lib/homelab/ran has a line for each: `qm 103 SECONDS BOOT`, or `pct 901 …`: when, since 1970, and in which boot it
 was noted that it runs. A line goes once nothing is owed any more.
@@ -37,8 +37,6 @@ Type=oneshot
 SyslogLevel=notice
 LogLevelMax=notice
 SuccessExitStatus=1
-# What a start leaves running in here, such as swtpm or virtiofsd, is the guest's.
-KillMode=process
 """
 _TIMER_TEXT = """\
 # Written by homelab: see homelab-ran.service.

@@ -40,8 +40,8 @@ class OwnTimer:
         :param timer: the timer's text, but for its [Install].
         """
         files = system.files
-        # It ignores SIGTERM, and its next start goes on from wherever it is killed.
-        start = f"ExecStart={boot_service.PYTHON} {self.program}\nKillSignal=SIGKILL\n"
+        # It ignores SIGTERM, and its next start goes on from wherever it is killed; that it was is no failure.
+        start = f"ExecStart={boot_service.PYTHON} {self.program}\nKillSignal=SIGKILL\nSuccessExitStatus=SIGKILL\n"
         files.need_folder(self.program.rpartition("/")[0])
         files.make_folder(self._link.rpartition("/")[0])
         files.write(self.program, boot_service.program(self.layer), 0o700)

@@ -112,6 +112,7 @@ def run(host: Host) -> None:
     """Its programs; `said` has what was asked of systemd since."""
     host.programs |= {
         "systemctl": lambda arguments, _stdin: noted(host, "systemctl", arguments),
+        "systemd-run": lambda _arguments, _stdin: 0,
         "ceph": lambda arguments, _stdin: Done(0 if arguments[1] == "ok-to-stop" else 22, b""),
         "ha-manager": lambda arguments, _stdin: _ha_manager(host, arguments),
         "perl": lambda arguments, _stdin: _perl(host, arguments),

@@ -56,9 +56,12 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _pvedaemon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _pvedaemon() -> Iterator[None]:
     """A host that is a folder has one where a test says what it answers (api_kit.py)."""
-    monkeypatch.setattr(api, "exchange", lambda system, text: system.run.ask("pvedaemon", stdin=text).output)
+    # Not the fixture monkeypatch: a test's own must be undone before its folder goes.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "exchange", lambda system, text: system.run.ask("pvedaemon", stdin=text).output)
+        yield
 
 
 @cache

@@ -21,7 +21,7 @@ import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.layers.start_guests import Wanted
-from remote_scripts.shared import guest_starts, guests, guests_to_start, time_limit, turn
+from remote_scripts.shared import guests, guests_to_start, time_limit, turn
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
@@ -236,8 +236,9 @@ def gone(host: Host) -> None:
         (lambda host: host.write(RESOURCES, "vm:103\n\tstate started\n"), False),
         (lambda host: host.write(RESOURCES, "vm: 103\n\tstate ignored\n\nct: 7\n"), True),
         (lambda host: host.write(RESOURCES, "ct: 103\n\nvm: 1031\n"), True),
-        # By somebody: after the boot; while it starts; a restore under the same id.
+        # By somebody: after the boot; before it; while it starts; a restore under the same id.
         (lambda host: task(host, "qmstart", 103, BOOTED + 60, "bob@pve"), False),
+        (lambda host: task(host, "qmshutdown", 103, DOWN + 5, "bob@pve"), False),
         (lambda host: task(host, "qmstart", 103, BOOTED + 60, file="active"), False),
         (lambda host: task(host, "qmrestore", 103, BOOTED + 60, file="index.1"), False),
         # Of another guest; before it was noted; a console; the host's own shutdown of it.
@@ -251,7 +252,7 @@ def gone(host: Host) -> None:
         (lambda host: task(host, "qmshutdown", 103, DOWN + 5), True),
         # The start of what was noted as running: in the second of the note, or while its list was waited for.
         (lambda host: task(host, "qmstart", 103, NOTED), True),
-        (lambda host: task(host, "qmstart", 103, NOTED + 5), True),
+        (lambda host: task(host, "qmstart", 103, NOTED + 5, "bob@pve"), True),
         # Somebody else's restart, hours later.
         (lambda host: noted(host, "qm 103", at=BOOTED - 9000), False),
         # Written by nobody.
@@ -295,7 +296,7 @@ def test_where_proxmox_ve_starts_no_guest_any_more_they_are_started_all_the_same
 def test_who_stays_off_is_said_with_what_to_do(host: Host) -> None:
     guest(host, VM, 103, "lock: backup\n")
     assert (said := run(host)["off"]) == [
-        "VM 103 (g103) ran before the restart, and for two hours it couldn't be started: it is locked, backup (once nothing "
+        "VM 103 (g103) ran before the restart, and for a day it couldn't be started: it is locked, backup (once nothing "
         "works on it: `qm unlock 103`, then `qm start 103`)"
     ]
     for command in re.findall("`qm (.+?)`", said[0]):
@@ -395,8 +396,8 @@ def test_a_backup_that_runs_is_waited_for_and_its_lock_is_no_last_word(
 ) -> None:
     """A job that was missed while the host was off begins at its boot."""
     now = int(time.time())
-    host.write("/proc/stat", f"btime {now - 3600}\n")
-    noted(host, "qm 103", at=now - 3660)
+    host.write("/proc/stat", f"btime {now - 4 * 3600}\n")
+    noted(host, "qm 103", at=now - 4 * 3600 - 60)
     guest(host, VM, 103, "lock: backup\n")
     task(host, "vzdump", 103, now - 1800, file="active")
     assert run(host)["later"] == ["VM 103 (g103)"] and not started(host) and not is_over(host)
@@ -407,6 +408,27 @@ def test_a_backup_that_runs_is_waited_for_and_its_lock_is_no_last_word(
     guest(host, VM, 103)
     alone(host)
     assert started(host) == [103] and is_over(host)
+
+
+def test_a_lock_that_comes_while_others_are_started_is_waited_for(host: Host) -> None:
+    """A start that fails isn't tried again, and others may have been started for an hour by then."""
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 60}\n")
+    noted(host, "qm 105", "qm 103", at=now - 120)
+    _locks_once_started(host, 105, 103)
+    assert run(host)["later"] == ["VM 103 (g103)"] and started(host) == [105]
+    guest(host, VM, 103)
+    alone(host)
+    assert started(host) == [105, 103] and is_over(host)
+
+
+def _locks_once_started(host: Host, first: int, locked: int) -> None:
+    def answer(method: str, path: str, parameters: dict[str, str]) -> Any:
+        if method == "POST" and str(first) in path:
+            guest(host, VM, locked, "lock: backup\n")
+        return _answer(host, method, path, parameters)
+
+    api_kit.serve(host, answer)
 
 
 def test_without_a_quorum_nobody_is_started_in_vain(host: Host) -> None:
@@ -513,10 +535,10 @@ def test_an_etc_pve_that_isnt_there_is_no_ha_without_this_guest(host: Host) -> N
     assert run(host)["later"] and not started(host)
 
 
-def test_who_can_not_be_told_of_for_two_hours_is_given_up_aloud(host: Host) -> None:
+def test_who_can_not_be_told_of_for_a_day_is_given_up_aloud(host: Host) -> None:
     noted(host, "qm 103")
     host.write("/unsaid/api", "")
-    assert "for two hours it couldn't be started: RPCEnvironment init request failed" in run(host)["off"][0]
+    assert "for a day it couldn't be started: RPCEnvironment init request failed" in run(host)["off"][0]
     assert is_over(host)
 
 
@@ -629,7 +651,7 @@ def test_what_the_host_has_told_of_guests_it_tells_once_in_a_boot(host: Host) ->
     (host.root / "run/homelab").mkdir(mode=0o700)
     host.write(f"{HOME}/values", "")
     for texts in (["one is off"], ["one is off", "two is off"], ["one is off", "two is off"]):
-        guest_starts._report_to_next_run(host.system(), texts)
+        start_guests._report_to_next_run(host.system(), texts)
     assert host.read(f"{HOME}/judged") == "one is off; two is off"
 
 

@@ -135,9 +135,8 @@ def started(lab: Lab) -> dict[str, list[str]]:
 
 def no_unit_is_left(lab: Lab, names: str) -> bool:
     """None of homelab's files, nor a unit that was taken away while it ran, which makes the host `degraded`."""
-    states = lab.run(
-        "systemctl is-system-running; systemctl is-active homelab-ran.service homelab-rollback.service"
-    ).stdout
+    asked = "systemctl is-system-running; systemctl is-active homelab-ran.service homelab-rollback.service"
+    states = lab.run(asked, check=False).stdout
     left = list((lab.root / "etc/systemd/system").rglob(names))
     return not left and states == "running\ninactive\ninactive\n"
 
@@ -146,7 +145,7 @@ def no_unit_is_left(lab: Lab, names: str) -> bool:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's own wait is cut short."""
     archive = archive_with(
-        ("shared.guest_starts", "_GRACE_SECONDS = 60.0", "_GRACE_SECONDS = 1.0"),
+        ("layers.start_guests", "_GRACE_SECONDS = 60.0", "_GRACE_SECONDS = 1.0"),
         ("shared.guests_to_start", "Sec=30s", "Sec=1s"),
     )
     monkeypatch.setattr(agent, "_archive_text", lambda: archive)
@@ -177,7 +176,9 @@ def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     lab.wait_settled(boots=2)
     confirmed(lab)
     assert started(lab)["later"] == ["VM 103 (Sandbox)"]
-    said = lab.run("cat $ROOT/run/homelab/notes").stdout
+    told = lab.root / "var/lib/homelab/judged"
+    wait_until(told.exists)
+    said = told.read_text()
     assert "VM 103 (Sandbox) ran before the restart, and isn't started yet: it is locked, snapshot" in said
     for command in re.findall(r"`(.+?)`", said):
         lab.run(command)
