@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote_scripts.shared import cluster, guest_tasks, guests_to_start, ha, hookscripts, switch
+from remote_scripts.shared import guest_tasks, guests_to_start, ha, hookscripts, switch
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.guests_to_start import Line
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.restart import is_going_down
+from remote_scripts.shared.turn import is_restart_ordered
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -138,7 +139,7 @@ def _is_boot_decided(system: System) -> bool:
 
 def _is_ending(system: System) -> bool:
     """Whether this boot is about to end: who is started now would be shut down at once, and be owed nothing after."""
-    return switch.is_rolling_back(system) or cluster.is_restart_ordered(system) or is_going_down(system)
+    return switch.is_rolling_back(system) or is_restart_ordered(system) or is_going_down(system)
 
 
 def _forget(system: System) -> None:

@@ -45,11 +45,11 @@ def _has_device(system: System, service: str) -> bool:
     if kind == "vm":
         lines = guest_conf.lines_of_vm(system, guest)
         devices = vm_conf.given_devices(lines)
-        return bool(_OF_VM.search("\n".join(lines))) or not all(_migrates(system, mapping) for mapping, _ in devices)
+        return bool(_OF_VM.search("\n".join(lines))) or not all(_migrates(system, device) for device in devices)
     text = "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{guest}.conf")))
     return bool(_OF_CONTAINER.search(text)) or not all(_SHARED.search(line) for line in _BIND.findall(text))
 
 
-def _migrates(system: System, mapping: str) -> bool:
-    properties = vm_conf.mappings(pmxcfs.text_of(system, guest_conf.MAPPINGS)).get(mapping, [])
+def _migrates(system: System, device: dict[str, str]) -> bool:
+    properties = vm_conf.mappings(pmxcfs.text_of(system, guest_conf.MAPPINGS)).get(device.get("mapping", ""), [])
     return any(key == "live-migration-capable" and is_true(value) for key, value in properties)

@@ -21,7 +21,7 @@ from typing import Any
 from proxmoxer.core import ResourceException
 
 from homelab.errors import HomelabError, elsewhere, unlocking
-from homelab.remote.proxmox.connection import USER, NoAnswerError, connected, no_answer
+from homelab.remote.proxmox.connection import NoAnswerError, connected, no_answer
 from homelab.remote.proxmox.errors import (
     TAKEN_ELSEWHERE,
     ApiError,
@@ -37,6 +37,7 @@ from homelab.remote.proxmox.errors import (
     plain,
 )
 from homelab.settings import Host
+from remote_scripts.shared.api import USER
 
 # How long a request is repeated, in seconds: while the API doesn't answer; while a lock is held (Proxmox VE itself
 # waits ten seconds for it each time); while a cluster reports no quorum, as it does once more after it has one again.

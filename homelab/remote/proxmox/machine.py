@@ -15,7 +15,6 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.host.ha import GIVEN_UP
 from homelab.remote import scripts
 from homelab.remote.proxmox.api import SECRETS, Api
-from homelab.remote.proxmox.connection import USER
 from homelab.remote.proxmox.errors import (
     ApiError,
     ChangedMeanwhileError,
@@ -29,6 +28,7 @@ from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from homelab.vm.config import Change, identity, strings
 from remote_scripts.layers import vm_starts
+from remote_scripts.shared.api import USER
 
 # The reason of an error: a VM was started, and doesn't run.
 NOT_RUNNING = "not running"

@@ -29,8 +29,8 @@ def handed_over(source: Source) -> HandedOver:
     cards: dict[str, Record] = {}
     names = sorted(handover.recorded_names(source.system))
     for name in names:
-        work = functools.partial(handover.read_record, source.system, name)
-        if record := source.noting(handover.note_of(name).path, work, None):
+        read = functools.partial(handover.read_record, source.system, name)
+        if record := source.noting(handover.note_of(name).path, read, None):
             cards[name] = record
     away = ""
     if len(cards) == len(names):
