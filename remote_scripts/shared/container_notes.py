@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from remote_scripts.shared import container_conf, guest_tasks, pmxcfs
 from remote_scripts.shared.card_nodes import Cards
@@ -143,9 +144,9 @@ class Notes:
         else:
             self._note.write(self._files, noted)
 
-    def change(self, **changes: object) -> None:
+    def change(self, **changes: Any) -> None:
         """Notes these parts anew."""
-        self.write(replace(self.read(), **changes))  # type: ignore[arg-type]
+        self.write(replace(self.read(), **changes))
 
 
 def noted_containers(system: System) -> list[int]:

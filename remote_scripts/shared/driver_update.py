@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from remote_scripts.shared import driver, driver_installer, driver_modules, kernel, nvidia
 from remote_scripts.shared.driver import FAMILY, UPDATE, Left
@@ -116,9 +116,9 @@ class Update:
         """
         return noted(self._system)
 
-    def note(self, **changes: object) -> None:
+    def note(self, **changes: Any) -> None:
         """Notes more of it."""
-        _NOTE.write(self._files, replace(self.kept, **changes))  # type: ignore[arg-type]
+        _NOTE.write(self._files, replace(self.kept, **changes))
 
     def close(self) -> None:
         """Its end. Without the note the rest is litter."""
