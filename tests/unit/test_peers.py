@@ -134,5 +134,5 @@ def test_what_has_been_given_back_is_forgotten(notes: dict[str, Any]) -> None:
 
 def test_a_container_of_which_nothing_is_noted_has_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "Session", Nodes(pve1="NOTED", pve2="").connect)
-    assert peers.container_record_of(STACK, "pve1", 901) == {"record": {"ours": "NOTED"}}
+    assert peers.container_record_of(STACK, "pve1", 901) == {"record": "NOTED"}
     assert peers.container_record_of(STACK, "pve2", 901) == {}
