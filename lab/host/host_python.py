@@ -115,7 +115,7 @@ def _reach_pvedaemon(host: HostState) -> None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return real((address[0], port), *arguments, **options)
 
-    socket.create_connection = connect  # type: ignore[assignment]
+    vars(socket)["create_connection"] = connect
 
 
 def _start_itself() -> None:
