@@ -115,7 +115,7 @@ def _reach_pvedaemon(host: HostState) -> None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return real((address[0], port), *arguments, **options)
 
-    vars(socket)["create_connection"] = connect
+    socket.create_connection = connect  # type: ignore[assignment]
 
 
 def _start_itself() -> None:
