@@ -113,19 +113,18 @@ def drop(system: System, service: Service) -> None:
     files.changed |= before
 
 
-def remove(system: System, service: str, *others: str) -> None:
+def remove(system: System, name: str, *paths: str) -> None:
     """Takes a service's unit away, and what belongs to it. Where it is at work, it goes on to its end, and systemd
     learns of it then: of one whose file isn't found while it runs it forgets which ends are a success.
 
-    :param service: the unit's path.
-    :param others: the paths of the rest, which go first, in this order.
+    :param name: the service's.
+    :param paths: of its unit and the rest; they go in this order.
     """
-    system.files.remove(*others, service)
-    name = service.rpartition("/")[2]
-    after = ("systemd-run", "--quiet", "--no-block", "--collect", f"--property=After={name}")
+    system.files.remove(*paths)
+    after = ("systemd-run", "--quiet", "--no-block", "--collect", f"--property=After={name}.service")
     done = system.run.do(*after, "systemctl", "daemon-reload", seconds=_SECONDS)
     if done.status != 0:
-        system.log.say(f"systemctl daemon-reload failed: {name} is known until the next boot: {done.text}")
+        system.log.say(f"systemctl daemon-reload failed: {name}.service is known until the next boot: {done.text}")
 
 
 def program(layer: str) -> bytes:

@@ -83,7 +83,7 @@ class OwnTimer:
             self._stop(system, f"{self.name}.timer")
         if not itself:  # a try that failed waits for the next one
             self._stop(system, "--no-block", f"{self.name}.service")
-        boot_service.remove(system, self._service, self._link, self._timer, self.program)
+        boot_service.remove(system, self.name, self._link, self._timer, self._service, self.program)
 
     def _stop(self, system: System, *words: str) -> None:
         done = system.run.do("systemctl", "stop", *words, seconds=_SYSTEMCTL_SECONDS)

@@ -240,7 +240,7 @@ def disarm(system: System) -> None:
         done = system.run.do("systemctl", "stop", "homelab-rollback.timer", seconds=_SYSTEMCTL_SECONDS)
         if done.status != 0:
             system.log.say(f"the timer could not be stopped: {done.text}")
-    boot_service.remove(system, _SERVICE, _LINK, _TIMER, PROGRAM)
+    boot_service.remove(system, "homelab-rollback", _LINK, _SERVICE, _TIMER, PROGRAM)
     _forget_second_entry(system)
 
 
