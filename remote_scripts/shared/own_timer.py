@@ -65,12 +65,6 @@ class OwnTimer:
         """Whether it would run."""
         return all(system.files.exists(path) for path in (self._link, self._timer, self.program))
 
-    def start_now(self, system: System) -> None:
-        """Doesn't wait for its time; nor for its end."""
-        done = system.run.do("systemctl", "start", "--no-block", f"{self.name}.service", seconds=_SYSTEMCTL_SECONDS)
-        if done.status != 0:
-            system.log.say(f"{self.name}.timer starts it later: {done.text}")
-
     def remove(self, system: System, *, itself: bool) -> None:
         """Takes all of it away.
 
