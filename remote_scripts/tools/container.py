@@ -31,10 +31,10 @@ from remote_scripts.tools.text import ANSWER_BYTES, as_text
 GREATEST_BYTES = 16 * 1024 * 1024
 #: How long lxc-attach's end is waited for once it is killed, in seconds.
 _END_SECONDS = 2.0
-# lxc-attach's own status says too little: it is 1, without a word, where a container that stops has killed the program.
+# lxc-attach's own status says too little: 1 is a "no", and a container that is off. At most five bytes.
 _ASKED = '"$@"; printf "\\n$?\\n"'
 # A new file; none may be there.
-_MADE = 'umask 077; set -C; cat >"$1" && [ "$(wc -c <"$1")" -eq "$2" ]'
+_MADE = 'umask 077; set -C; cat >"$2" && [ "$(wc -c <"$2")" -eq "$1" ]'
 
 
 class ContainerRun(Run):
@@ -96,7 +96,12 @@ class ContainerRun(Run):
         # On no command line, which anybody may see.
         inside = {**self.environment, **(environment or {})}
         kept = (word for name in inside for word in ("--keep-var", name))
-        return super()._begin((*self._attach, *kept, "--", *arguments), {**os.environ, **inside}, **streams)
+        begun = super()._begin((*self._attach, *kept, "--", *arguments), {**os.environ, **inside}, **streams)
+        if isinstance(begun, subprocess.Popen):
+            for stream in filter(None, (begun.stdout, begun.stderr)):
+                # So that a package's script can open /dev/stderr: its root isn't the host's.
+                os.fchmod(stream.fileno(), 0o666)
+        return begun
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         end_all(process.pid)
@@ -125,7 +130,7 @@ class ContainerDisk(disk.Disk):
         return self._is("-L", str(where))
 
     def target(self, where: Path) -> str:
-        return self._said(where, "readlink", "-n", str(where))
+        return self._said("readlink", "-n", str(where))
 
     def resolved(self, where: Path) -> str:
         done = self._asked("readlink", "-f", "--", str(where))
@@ -133,11 +138,11 @@ class ContainerDisk(disk.Disk):
         return path if done.status == 0 and self._is("-e", path) else ""
 
     def mode(self, where: Path) -> int:
-        output = self._said(where, "stat", "-c", "%a", str(where))
+        output = self._said("stat", "-c", "%a", str(where))
         return int(output, 8) if re.fullmatch(r"[0-7]{1,4}\n?", output) else -1
 
     def size(self, where: Path) -> int:
-        output = self._said(where, "stat", "-c", "%s", str(where))
+        output = self._said("stat", "-c", "%s", str(where))
         return int(output) if re.fullmatch(r"[0-9]{1,18}\n?", output) else -1
 
     def read(self, where: Path, limit: int) -> bytes | None:
@@ -150,7 +155,7 @@ class ContainerDisk(disk.Disk):
         return [Path(path).name for path in self._found(where, "-mindepth", "1", "-maxdepth", "1")]
 
     def digest(self, where: Path) -> str:
-        output = self._said(where, "sha256sum", str(where), seconds=600)
+        output = self._said("sha256sum", str(where), seconds=600)
         # A name with a backslash has one before the sum.
         return output.lstrip("\\").partition(" ")[0]
 
@@ -166,42 +171,42 @@ class ContainerDisk(disk.Disk):
             yield from (Path(path) for path in paths if is_left(Path(path).name))
 
     def make(self, where: Path, content: bytes, mode: int) -> None:
-        self._do("create", where, "sh", "-c", _MADE, "sh", str(where), str(len(content)), stdin=content)
-        self._do("chmod", where, "chmod", f"{mode:04o}", str(where))
+        self._do("create", "sh", "-c", _MADE, "sh", str(len(content)), str(where), stdin=content)
+        self._do("chmod", "chmod", f"{mode:04o}", str(where))
         self.flush(where)
 
     def mark(self, where: Path) -> None:
-        self._do("create", where, "touch", str(where))
+        self._do("create", "touch", str(where))
         self.flush(where)
 
     def copy(self, source: Path, where: Path) -> None:
-        self._do("create", where, "cp", "-a", "--", str(source), str(where))
+        self._do("create", "cp", "-a", "--", str(source), str(where))
         if not self.is_link(where):
             self.flush(where)
 
     def link(self, target: str, where: Path) -> None:
-        self._do("symlink", where, "ln", "-s", "--", target, str(where))
+        self._do("symlink", "ln", "-s", "--", target, str(where))
 
     def rename(self, source: Path, where: Path) -> None:
-        self._do("rename", where, "mv", "-fT", "--", str(source), str(where))
+        self._do("rename", "mv", "-fT", "--", str(source), str(where))
 
     def remove(self, where: Path) -> None:
-        self._do("remove", where, "rm", "-f", "--", str(where))
+        self._do("remove", "rm", "-f", "--", str(where))
 
     def make_folder(self, where: Path) -> None:
-        self._do("mkdir", where, "mkdir", "-m", "0755", "--", str(where))
+        self._do("mkdir", "mkdir", "-m", "0755", "--", str(where))
 
     def remove_folder(self, where: Path) -> None:
-        self._do("rmdir", where, "rmdir", "--", str(where))
+        self._do("rmdir", "rmdir", "--", str(where))
 
     def remove_all(self, where: Path) -> None:
-        self._do("remove", where, "rm", "-rf", "--", str(where))
+        self._do("remove", "rm", "-rf", "--", str(where))
 
     def flush(self, where: Path) -> None:
-        self._do("flush", where, "sync", str(where))
+        self._do("flush", "sync", str(where))
 
     def clear(self, where: Path) -> None:
-        self._said(where, "rm", "-rf", "--", str(where))
+        self._said("rm", "-rf", "--", str(where))
 
     def _asked(self, *words: str, seconds: float = ASK_SECONDS, **more: Any) -> Done:
         """:raises Failure: there is no answer in time, or it is too long: that is no "no"."""
@@ -213,11 +218,12 @@ class ContainerDisk(disk.Disk):
     def _is(self, *words: str) -> bool:
         return self._asked("test", *words).status == 0
 
-    def _said(self, where: Path, *words: str, **more: Any) -> str:
+    def _said(self, *words: str, **more: Any) -> str:
+        """:raises OSError: the program fails; its last word is a path."""
         done = self._asked(*words, **more)
         if done.status:
             message = as_text(done.error, 1000).strip() or f"exit status {done.status}"
-            raise OSError(errno.EIO, message, f"{where} in {self._run.name}")
+            raise OSError(errno.EIO, message, f"{words[-1]} in {self._run.name}")
         return done.output.decode("utf-8", "surrogateescape")
 
     def _found(self, where: Path, *words: str) -> list[str]:
@@ -227,9 +233,9 @@ class ContainerDisk(disk.Disk):
         done = self._asked("find", f"{where}/", *words, "-print0", limit=GREATEST_BYTES)
         return [path for path in done.output.decode("utf-8", "surrogateescape").split("\0") if path]
 
-    def _do(self, call: str, where: Path, *words: str, stdin: bytes = b"") -> None:
-        disk.WATCH[-1](call, str(where))
-        self._said(where, *words, seconds=600, stdin=stdin)
+    def _do(self, call: str, *words: str, stdin: bytes = b"") -> None:
+        disk.WATCH[-1](call, words[-1])
+        self._said(*words, seconds=600, stdin=stdin)
 
 
 class Container(System):

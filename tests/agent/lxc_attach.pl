@@ -2,7 +2,7 @@
 # Stands for lxc-attach where a folder of this machine stands for a container: `--clear-env -n ID [--keep-var NAME]... -- PROGRAM...`.
 #
 # As the real one it gives the program nothing of its own environment but what it is to keep, looks it up in the container's PATH, waits for it, and
-# leaves it running where it is killed; a status that is no exit status is 1. STAND_IN_SHELL is what the container has as /bin/sh, STAND_IN_PATH where
+# leaves it running where it is killed; a signal n is the status 128 + n. STAND_IN_SHELL is what the container has as /bin/sh, STAND_IN_PATH where
 # its programs are, and ROOT is a simulated container's own.
 use strict;
 use warnings;
@@ -27,4 +27,4 @@ if (!$child) {
     exit 127;
 }
 waitpid $child, 0;
-exit($? & 127 ? 1 : $? >> 8);
+exit($? & 127 ? 128 + ($? & 127) : $? >> 8);
