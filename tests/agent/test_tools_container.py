@@ -220,6 +220,13 @@ def test_no_file_of_the_host_is_open_in_there(inside: Container, host: Host) -> 
     assert not host.exists("/run/homelab/log-901")
 
 
+def test_root_of_an_unprivileged_container_can_open_the_pipes_of_its_programs(inside: Container) -> None:
+    """As a package's script opens /dev/stderr; to the host's root alone they would be closed."""
+    inside.work.need_folder()
+    look = ("sh", "-c", "sleep 0.2; stat -L -c %a /proc/self/fd/1 /proc/self/fd/2")
+    assert inside.run.ask(*look).text.split() == inside.run.do(*look, seconds=60).said_text.split() == ["666", "666"]
+
+
 def test_files_are_read_as_they_are(inside: Container, host: Host) -> None:
     content = bytes(range(256)) * 100
     host.write("/etc/it's a file", content)
