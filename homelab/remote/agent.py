@@ -192,7 +192,8 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
         gone = f'rm -rf -- "${{agent%/*}}" && {{ rmdir -- {parents} 2>/dev/null; :; }}'
         lines.append(f'[ -s "$agent" ] && [ -x {boot_service.PYTHON.split()[0]} ] || {{ {gone}; exit; }}')
     else:  # Python does nothing for an empty file, and calls that a success
-        lines.append('[ -s "$agent" ] || { echo "$agent is missing or empty: run pulumi up --refresh"; exit 1; }')
+        missing = "$agent is missing or empty: run pulumi up --refresh, then the same again"
+        lines.append(f'[ -s "$agent" ] || {{ echo "{missing}"; exit 1; }}')
     return _as_root("\n".join([*lines, f'{boot_service.PYTHON} "$agent" {verb}']), user)
 
 

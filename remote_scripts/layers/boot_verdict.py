@@ -77,7 +77,7 @@ def revert(system: System, wanted: Wanted) -> Literal["finished", "unfinished"]:
 
 def _note_running(system: System) -> None:
     """Guests that come back are started again by the next boot, where its program is."""
-    if not system.files.exists(guests_to_start.TIMER.program):
+    if not system.files.exists(guests_to_start.PROGRAM):
         return
     try:
         missed = guests_to_start.note_running(system)

@@ -59,14 +59,15 @@ def obstacle(system: System, policy: Policy) -> Obstacle | None:
     done = system.run.ask("pvecm", "status")
     if obstacle_of_votes := _obstacle_of_votes(system, node, policy, done):
         return obstacle_of_votes
+    if why := shutdown_policy.why_not(system, node, alone=not _has_others(done)):
+        return Obstacle(why, "guests")
     if not _has_others(done):
         return None
     if not node.name:
         return Obstacle("/etc/pve isn't there, or doesn't answer (pve-cluster.service)")
     if why := turn.why_not(system, node) or ceph.why_not(system):
         return Obstacle(why)
-    why = shutdown_policy.why_not(system, node)
-    return Obstacle(why, "guests") if why else None
+    return None
 
 
 def _has_others(pvecm_status: Done) -> bool:

@@ -11,32 +11,38 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from remote_scripts.shared import guests, handover, notes
+from remote_scripts.shared import boot_service, guests, handover, notes
+from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.own_timer import OwnTimer
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 RAN = f"{HOME}/ran"
-TIMER = OwnTimer(name="homelab-ran", program=f"{HOME}/ran-program", layer="start_guests")
+#: What the host runs by itself to start them.
+PROGRAM = f"{HOME}/ran-program"
+_SERVICE, _TIMER = f"{UNITS}/homelab-ran.service", f"{UNITS}/homelab-ran.timer"
+_LINK = f"{UNITS}/timers.target.wants/homelab-ran.timer"
 #: The lock for changing the note, and for starting one of them.
 LOCK = "ran"
 # For so long it is asked which guests run, and another process that starts some is waited for, in seconds.
-_LIST_SECONDS, _LOCK_SECONDS = 60.0, 60.0
-_SERVICE_TEXT = """\
+_LIST_SECONDS, _LOCK_SECONDS, _STOP_SECONDS = 60.0, 60.0, 60.0
+# It ignores SIGTERM, and its next start goes on from wherever it is killed; that it was is no failure.
+_SERVICE_TEXT = f"""\
 # Written by homelab: starts the guests again that ran before its restart of this host. Gone then.
 [Unit]
 Description=homelab: start the guests that ran before the restart
-ConditionPathExists=/var/lib/homelab/ran-program
+ConditionPathExists={PROGRAM}
 After=pve-guests.service
-RequiresMountsFor=/var/lib/homelab
+RequiresMountsFor={HOME}
 
 [Service]
 Type=oneshot
 # It isn't worth a line each time that nothing can be done yet.
 SyslogLevel=notice
 LogLevelMax=notice
-SuccessExitStatus=1
+SuccessExitStatus=1 SIGKILL
+ExecStart={boot_service.PYTHON} {PROGRAM}
+KillSignal=SIGKILL
 """
 _TIMER_TEXT = """\
 # Written by homelab: see homelab-ran.service.
@@ -47,6 +53,9 @@ Description=homelab: wait until the boot is confirmed or given back
 OnBootSec=30s
 OnUnitInactiveSec=30s
 AccuracySec=1s
+
+[Install]
+WantedBy=timers.target
 """
 
 
@@ -113,13 +122,24 @@ def note_running(system: System) -> str:
             noted += [line for line in lines(system) if line.boot != boot and (line.program, line.guest) not in here]
             if noted:
                 # Not started: it is for the next boot.
-                TIMER.write(system, _SERVICE_TEXT, _TIMER_TEXT)
+                _write_timer(system)
                 write(system, noted)
             else:
                 forget(system)
     except OSError as error:
         return f"which guests run can't be noted in {RAN}: {error.strerror}"
     return ""
+
+
+def _write_timer(system: System) -> None:
+    """Enabled as `systemctl enable` does it."""
+    files = system.files
+    files.need_folder(HOME)
+    files.make_folder(_LINK.rpartition("/")[0])
+    files.write(PROGRAM, boot_service.program("start_guests"), 0o700)
+    files.write(_SERVICE, _SERVICE_TEXT.encode(), 0o644)
+    files.write(_TIMER, _TIMER_TEXT.encode(), 0o644)
+    files.write_link(_TIMER, _LINK)
 
 
 def drop(system: System) -> None:
@@ -155,5 +175,12 @@ def settle(system: System) -> None:
 
 def forget(system: System) -> None:
     """The note first: what a cut leaves of the rest takes itself away. What runs of it meanwhile goes on to its end."""
-    system.files.remove(RAN)
-    TIMER.remove(system, itself=True)
+    files = system.files
+    files.remove(RAN)
+    if not any(files.exists(path) for path in (_LINK, _TIMER, _SERVICE, PROGRAM)):
+        return
+    if files.exists(_TIMER):
+        done = system.run.do("systemctl", "stop", "homelab-ran.timer", seconds=_STOP_SECONDS)
+        if done.status != 0:
+            system.log.say(f"homelab-ran.timer could not be stopped: {done.text}")
+    boot_service.remove(system, "homelab-ran", _LINK, _TIMER, _SERVICE, PROGRAM)

@@ -15,7 +15,7 @@ _MIGRATES = re.compile(r"^ha:(?:.*,)?\s*shutdown_policy=migrate\s*(?:,|$)", re.M
 # migration say.
 _OF_VM = re.compile(
     r"^(usb\d+:(?!(?:.*,)?\s*(?:host=)?(?i:spice)\s*(?:,|$))|(?:serial|parallel)\d+: */dev/|ivshmem:|virtiofs\d+:"
-    r"|amd-sev:|intel-tdx:|args:.*vfio-pci)",
+    r"|amd-sev:|intel-tdx:|args:.*vfio-pci|(?:ide|sata|scsi)\d+:(?! *none\b)(?!.*cloudinit).*,media=cdrom)",
     re.MULTILINE,
 )
 _OF_CONTAINER = re.compile(r"^(dev\d+:|lxc\.(?:cgroup2\.devices\.allow|mount\.entry *[:=] */dev/))", re.MULTILINE)
@@ -23,9 +23,10 @@ _BIND = re.compile(r"^mp\d+: *(?:volume=)?/.*", re.MULTILINE)
 _SHARED = re.compile(r"(?:,|: *)shared=1(?:,|$)")
 
 
-def why_not(system: System, node: Node) -> str:
+def why_not(system: System, node: Node, *, alone: bool) -> str:
     """What HA would wait for; empty: nothing.
 
+    :param alone: no other node answers.
     :raises Failure: a configuration can't be read.
     """
     if not _MIGRATES.search(pmxcfs.text_of(system, "/etc/pve/datacenter.cfg")) or not ha.has_services(system, node):
@@ -35,8 +36,9 @@ def why_not(system: System, node: Node) -> str:
     except ha.NoAnswerError:
         return "`ha-manager status` doesn't say which guests HA would move away (shutdown_policy=migrate)"
     here = (service.id for service in services if service.node == node.name and service.state not in ha.LEFT_ALONE)
-    stuck = next((service for service in here if _has_device(system, service)), "")
-    return f"HA can't move {stuck}, which has a device of this host (shutdown_policy=migrate)" if stuck else ""
+    stuck = next((service for service in here if alone or _has_device(system, service)), "")
+    why = "as no other node answers" if alone else "which has a device of this host, or an ISO image in a drive"
+    return f"HA can't move {stuck}, {why} (shutdown_policy=migrate)" if stuck else ""
 
 
 def _has_device(system: System, service: str) -> bool:

@@ -765,10 +765,11 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
 
 def test_who_is_forgotten_has_a_timer_to_the_last(host: Host, tmp_path: Path) -> None:
     """A cut leaves no note that nobody would see to."""
-    guests_to_start.TIMER.write(system_of(host), "[Service]\n", "[Timer]\n")
+    guests_to_start._write_timer(system_of(host))
     for number, cut in enumerate(cuts(host, lambda one: guests_to_start.forget(system_of(one)))):
         left = left_by(cut, host, tmp_path / str(number))
-        assert not left.exists(guests_to_start.RAN) or guests_to_start.TIMER.is_whole(left.system()), cut.how
+        whole = all(map(left.exists, (guests_to_start.PROGRAM, guests_to_start._TIMER, guests_to_start._LINK)))
+        assert not left.exists(guests_to_start.RAN) or whole, cut.how
         if not left.exists(guests_to_start.RAN):
             alone(left)
             assert is_over(left), cut.how

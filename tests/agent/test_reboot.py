@@ -138,6 +138,14 @@ def test_a_guest_with_a_card_keeps_a_node_where_it_is_to_be_moved_away(host: Hos
     assert bool(ask(host, "plan")["cluster"]) is (policy == "migrate")
 
 
+def test_without_other_nodes_no_guest_of_ha_can_be_moved_away(host: Host) -> None:
+    host.write("/etc/pve/qemu-server/200.conf", "cores: 2\n")
+    host.write("/etc/pve/datacenter.cfg", MIGRATE)
+    assert not ask(host, "plan")["cluster"]
+    members(host, status(1, expected=1))
+    assert "HA can't move vm:200, as no other node answers" in ask(host, "plan")["cluster"]
+
+
 MIGRATE = "ha: shutdown_policy=migrate\n"
 MAPPINGS = "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migration-capable 1\n\tmap id=10de:2b85,node=pve1,path=0000:02:00\n"
 
@@ -158,6 +166,8 @@ MAPPINGS = "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migr
         ("qemu-server/200.conf", "amd-sev: type=std\n", "HA can't move vm:200"),
         ("qemu-server/200.conf", "virtiofs0: dirid=share\n", "HA can't move vm:200"),
         ("qemu-server/200.conf", "args: -device vfio-pci,host=01:00.0\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "ide2: local:iso/debian.iso,media=cdrom,size=3M\n", "HA can't move vm:200"),
+        ("qemu-server/200.conf", "ide2: none,media=cdrom\nide0: local-lvm:vm-200-cloudinit,media=cdrom\n", ""),
         ("lxc/901.conf", "mp0: /mnt/tank,mp=/data\n", "HA can't move ct:901"),
         ("lxc/901.conf", "mp0: local:901/disk.raw,mp=/data\nmp1: /mnt/tank,mp=/more,shared=1\n", ""),
         ("lxc/901.conf", "dev0: /dev/dri/renderD128\n", "HA can't move ct:901"),
@@ -165,7 +175,7 @@ MAPPINGS = "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migr
     ],
     ids=[
         "a card", "a mapped card", "one that migrates", "one that does and one that doesn't", "a USB device", "a mapped USB device", "one without its key", "nothing of this host",
-        "a serial port", "shared memory", "encrypted memory", "a shared folder", "a card by hand", "a folder", "a folder of all nodes", "a device", "a raw line",
+        "a serial port", "shared memory", "encrypted memory", "a shared folder", "a card by hand", "an ISO image", "an empty drive", "a folder", "a folder of all nodes", "a device", "a raw line",
     ],
 )  # fmt: skip
 def test_a_guest_that_ha_cant_move_is_said_before_anything_is_changed(
