@@ -279,14 +279,15 @@ class _GuestStarts:
         :raises Failure: that can't be told.
         """
         has_ha = ha.is_managed(self._system, f"{'ct' if line.program == 'pct' else 'vm'}:{line.guest}")
-        # What has a time to come is of an earlier boot, whose clock was wrong.
+        # What has a time to come is of an earlier boot, whose clock was wrong; in the second in which a kernel starts
+        # nobody starts a task yet.
         since = {"since": min(int(line.since), self._booted), "until": int(time.time())}
         noted = self._api.get("/tasks", vmid=line.guest, source="all", limit=_TASKS, **since)
         tasks: list[dict[str, Any]] = [
             task
             for task in noted
             if task["type"] not in _LEAVES_POWER
-            and (task["starttime"] >= self._booted or (task["user"] != "root@pam" and task["type"] not in _STARTS))
+            and (task["starttime"] > self._booted or (task["user"] != "root@pam" and task["type"] not in _STARTS))
         ]
         last = max(tasks, key=lambda task: (task["starttime"], task["pstart"]), default={"type": ""})
         status = last.get("status", "") if last["type"] in _STARTS and "endtime" in last else "OK"
