@@ -43,7 +43,7 @@ _TOLD = "/run/homelab/ran-told"
 _KINDS = {"qm": "qemu", "pct": "lxc"}
 _NUMBER = re.compile(r"[1-9][0-9]{0,11}")
 _BOOTED = re.compile(r"^btime ([1-9][0-9]{0,11})$", re.MULTILINE)
-_STARTS = ("qmstart", "vzstart")
+_STARTS, _SHUTDOWNS = ("qmstart", "vzstart"), ("qmshutdown", "vzshutdown")
 _ORDER = re.compile(r",(?:order=)?([0-9]{1,9})(?:,|$)")
 _NEXT_AFTER = re.compile(r",up=([0-9]{1,3})(?:,|$)")
 _IS_UP = frozenset(("running", "degraded", "maintenance"))
@@ -51,7 +51,7 @@ _LAST_ORDER = 9999999999
 # Tasks that say nothing of whether a user wants a guest on: consoles, and what jobs do at their time, also to one
 # that is off.
 _LEAVES_POWER = guest_tasks.CONSOLES | {"vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot"}
-# More than a guest has in a boot.
+# More than a node has in that time.
 _TASKS = 10000
 
 
@@ -273,21 +273,25 @@ class _GuestStarts:
         return True
 
     def _is_seen_to(self, line: Line) -> bool:
-        """Whether a task of this boot, or HA, sees to it; or somebody has switched it off since it was noted. Before
-        this boot root's tasks are the host's own.
+        """Whether a task, or HA, sees to it. Of the tasks since it was noted those of the host that went down don't
+        count: root's shutdowns, after its `stopall` (pve-guests.service). Nor does a start before: it ran then.
 
         :raises Failure: that can't be told.
         """
         has_ha = ha.is_managed(self._system, f"{'ct' if line.program == 'pct' else 'vm'}:{line.guest}")
-        # What has a time to come is of an earlier boot, whose clock was wrong; in the second in which a kernel starts
-        # nobody starts a task yet.
+        # What has a time to come is of an earlier boot, whose clock was wrong.
         since = {"since": min(int(line.since), self._booted), "until": int(time.time())}
-        noted = self._api.get("/tasks", vmid=line.guest, source="all", limit=_TASKS, **since)
-        tasks: list[dict[str, Any]] = [
+        noted: list[dict[str, Any]] = self._api.get("/tasks", source="all", limit=_TASKS, **since)
+        down = min((task["starttime"] for task in noted if task["type"] == "stopall"), default=float("inf"))
+        tasks = [
             task
             for task in noted
-            if task["type"] not in _LEAVES_POWER
-            and (task["starttime"] > self._booted or (task["user"] != "root@pam" and task["type"] not in _STARTS))
+            if task["id"] == line.guest
+            and task["type"] not in _LEAVES_POWER
+            and not (task["type"] in _STARTS and task["starttime"] <= down < float("inf"))
+            and not (
+                task["type"] in _SHUTDOWNS and task["user"] == "root@pam" and down <= task["starttime"] <= self._booted
+            )
         ]
         last = max(tasks, key=lambda task: (task["starttime"], task["pstart"]), default={"type": ""})
         status = last.get("status", "") if last["type"] in _STARTS and "endtime" in last else "OK"

@@ -118,7 +118,7 @@ def _answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> A
             (status,) = [one["status"] for one in tasks if one["upid"] == words[0]]
             return {"status": "running"} if host.exists("/silent") else {"status": "stopped", "exitstatus": status}
         since, until = int(parameters["since"]), int(parameters["until"])
-        return [one for one in tasks if one["id"] == parameters["vmid"] and since <= one["starttime"] <= until]
+        return [one for one in tasks if since <= one["starttime"] <= until]
     program, kind = ("qm", VM) if what == "qemu" else ("pct", CT)
     if not words:
         return [_status(host, program, kind, path.name) for path in sorted((host.root / "state" / program).iterdir())]
@@ -239,6 +239,9 @@ def gone(host: Host) -> None:
         # By somebody: after the boot; before it; while it starts; a restore under the same id.
         (lambda host: task(host, "qmstart", 103, BOOTED + 60, "bob@pve"), False),
         (lambda host: task(host, "qmshutdown", 103, DOWN + 5, "bob@pve"), False),
+        (lambda host: task(host, "qmshutdown", 103, DOWN - 5), False),
+        # In a boot between, by root.
+        (lambda host: task(host, "qmstop", 103, BOOTED - 30), False),
         (lambda host: task(host, "qmstart", 103, BOOTED + 60, file="active"), False),
         (lambda host: task(host, "qmrestore", 103, BOOTED + 60, file="index.1"), False),
         # Of another guest; before it was noted; a console; the host's own shutdown of it.
