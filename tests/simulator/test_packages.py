@@ -216,7 +216,7 @@ def test_apt_writes_its_state_to_the_descriptor_that_it_is_given(vm: Vm) -> None
 
 
 def test_two_at_once_exclude_each_other(vm: Vm) -> None:
-    vm.fault("apt-slow", 15)  # what begins meanwhile begins on a busy machine, too
+    vm.fault("apt-slow", 90)  # what begins meanwhile begins on a busy machine, too
     text = vm.output(
         "apt-get install -y podman >$ROOT/root/first 2>&1 & until grep -q 'Need to get' $ROOT/root/first 2>&-; do sleep 0.05; done; "
         "apt-get install -y jq 2>&1; echo $?; kill $!; wait"
