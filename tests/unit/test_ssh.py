@@ -218,16 +218,17 @@ def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_
         flows, ends = list[asyncio.Task[None]](), list[asyncio.StreamWriter]()
 
         async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            ends.append(writer)  # at once: the network may be cut meanwhile
             there = await asyncio.open_connection("127.0.0.1", session._host.ssh.port)
             flows.extend(asyncio.create_task(pass_on(*ways)) for ways in ((reader, there[1]), (there[0], writer)))
-            ends.extend((there[1], writer))
+            ends.append(there[1])
 
         async def cut(network: asyncio.Server) -> None:
+            network.close()
             for flow in flows:
                 flow.cancel()
             for end in ends:
                 end.close()
-            network.close()
 
         network = loop.run(asyncio.start_server(accepted, "127.0.0.1", 0))
         here = session._host.ssh.model_copy(update={"port": network.sockets[0].getsockname()[1]})
