@@ -114,12 +114,17 @@ def drop(system: System, service: Service) -> None:
 
 
 def remove(system: System, name: str, *paths: str) -> None:
-    """Takes a service's unit away, and what belongs to it. Where it is at work, it goes on to its end, and systemd
-    learns of it then: of one whose file isn't found while it runs it forgets which ends are a success.
+    """Stops a service's timer, and takes the units away, and what belongs to them. Where the service is at work, it
+    goes on to its end, and systemd learns of it then: of one whose file isn't found while it runs it forgets which ends
+    are a success.
 
     :param name: the service's.
-    :param paths: of its unit and the rest; they go in this order.
+    :param paths: of its units and the rest; they go in this order.
     """
+    if system.files.exists(f"{UNITS}/{name}.timer"):
+        done = system.run.do("systemctl", "stop", f"{name}.timer", seconds=_SECONDS)
+        if done.status != 0:
+            system.log.say(f"{name}.timer could not be stopped: {done.text}")
     system.files.remove(*paths)
     after = ("systemd-run", "--quiet", "--no-block", "--collect", f"--property=After={name}.service")
     done = system.run.do(*after, "systemctl", "daemon-reload", seconds=_SECONDS)

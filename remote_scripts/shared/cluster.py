@@ -59,9 +59,10 @@ def obstacle(system: System, policy: Policy) -> Obstacle | None:
     done = system.run.ask("pvecm", "status")
     if obstacle_of_votes := _obstacle_of_votes(system, node, policy, done):
         return obstacle_of_votes
-    if why := shutdown_policy.why_not(system, node, alone=not _has_others(done)):
+    alone = not _has_others(done)
+    if why := shutdown_policy.why_not(system, node, alone=alone):
         return Obstacle(why, "guests")
-    if not _has_others(done):
+    if alone:
         return None
     if not node.name:
         return Obstacle("/etc/pve isn't there, or doesn't answer (pve-cluster.service)")

@@ -25,7 +25,7 @@ _LINK = f"{UNITS}/timers.target.wants/homelab-ran.timer"
 #: The lock for changing the note, and for starting one of them.
 LOCK = "ran"
 # For so long it is asked which guests run, and another process that starts some is waited for, in seconds.
-_LIST_SECONDS, _LOCK_SECONDS, _STOP_SECONDS = 60.0, 60.0, 60.0
+_LIST_SECONDS, _LOCK_SECONDS = 60.0, 60.0
 # It ignores SIGTERM, and its next start goes on from wherever it is killed; that it was is no failure.
 _SERVICE_TEXT = f"""\
 # Written by homelab: starts the guests again that ran before its restart of this host. Gone then.
@@ -177,10 +177,5 @@ def forget(system: System) -> None:
     """The note first: what a cut leaves of the rest takes itself away. What runs of it meanwhile goes on to its end."""
     files = system.files
     files.remove(RAN)
-    if not any(files.exists(path) for path in (_LINK, _TIMER, _SERVICE, PROGRAM)):
-        return
-    if files.exists(_TIMER):
-        done = system.run.do("systemctl", "stop", "homelab-ran.timer", seconds=_STOP_SECONDS)
-        if done.status != 0:
-            system.log.say(f"homelab-ran.timer could not be stopped: {done.text}")
-    boot_service.remove(system, "homelab-ran", _LINK, _TIMER, _SERVICE, PROGRAM)
+    if any(files.exists(path) for path in (_LINK, _TIMER, _SERVICE, PROGRAM)):
+        boot_service.remove(system, "homelab-ran", _LINK, _TIMER, _SERVICE, PROGRAM)

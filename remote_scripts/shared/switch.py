@@ -236,10 +236,6 @@ def disarm(system: System) -> None:
     """
     files = system.files
     files.remove(ARMED, ROLLING_BACK)
-    if files.exists(_TIMER):
-        done = system.run.do("systemctl", "stop", "homelab-rollback.timer", seconds=_SYSTEMCTL_SECONDS)
-        if done.status != 0:
-            system.log.say(f"the timer could not be stopped: {done.text}")
     boot_service.remove(system, "homelab-rollback", _LINK, _SERVICE, _TIMER, PROGRAM)
     _forget_second_entry(system)
 
