@@ -66,7 +66,7 @@ test-plain: .venv/.dev ## test as users run it, without what makes the suite qui
 test-fast: .venv/.dev ## run the quick tests that need no Pulumi: a minute on two processors
 	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab
 
-test-metal: .venv/.dev ## test on a real kernel, a Debian under QEMU (Linux; 35 minutes; CUTS=50 SEED=7: more power cuts)
+test-metal: .venv/.dev ## test on a real kernel, a Debian under QEMU (Linux; an hour; CUTS=50 SEED=7: more power cuts)
 	@$(VENV) -m tests.metal.prerequisites
 	@$(VENV) -m pytest -m metal tests/metal
 

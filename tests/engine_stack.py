@@ -242,14 +242,18 @@ class EngineStack:
     def run(self, *arguments: str) -> Result:
         self.write_config()
         command = self.command(*arguments)
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=self.patience,
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            done = subprocess.run(
+                command,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=self.patience,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = b"".join((error.stdout or b"", error.stderr or b"")).decode(errors="replace")
+            raise AssertionError(f"it has hung for {self.patience} s:\n{said}\n{self.last_words()}") from None
         result = Result(done.returncode, done.stdout + done.stderr, self.events())
         # What holds of every run: a refusal is the program's own words alone; where nothing changes, no output does.
         assert "unhandled" not in result.output, result.output
@@ -260,6 +264,10 @@ class EngineStack:
             acts = [name for operation, name in result.planned if operation != "refresh"]
             assert acts or not _DRIFT.search(result.output), result.output
         return result
+
+    def last_words(self) -> str:
+        """Of the host, where a run has hung; none of a simulated one, which answers in the test's own process."""
+        return ""
 
     def events(self, *, partial: bool = False) -> list[dict[str, Any]]:
         """The event log of the last run; ``partial``: of one that still runs, whose last line may be incomplete."""

@@ -60,6 +60,9 @@ class MetalStack(EngineStack):
         )
         return {line.split(" ")[0]: line.split(" ")[1] for line in text.splitlines()}
 
+    def last_words(self) -> str:
+        return self.machine.last_words()
+
     def files(self) -> list[str]:
         """The host's files: names, modes, owners, contents."""
         return self.machine.run(_FILES).splitlines()
