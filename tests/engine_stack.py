@@ -253,7 +253,7 @@ class EngineStack:
             )
         except subprocess.TimeoutExpired as error:
             said = b"".join((error.stdout or b"", error.stderr or b"")).decode(errors="replace")
-            raise AssertionError(f"it has hung for {self.patience} s:\n{said}\n{self.last_words()}") from None
+            raise AssertionError(f"{arguments[0]} hung for {self.patience} s:\n{said}\n{self.last_words()}") from None
         result = Result(done.returncode, done.stdout + done.stderr, self.events())
         # What holds of every run: a refusal is the program's own words alone; where nothing changes, no output does.
         assert "unhandled" not in result.output, result.output
@@ -266,7 +266,7 @@ class EngineStack:
         return result
 
     def last_words(self) -> str:
-        """Of the host, where a run has hung; none of a simulated one, which answers in the test's own process."""
+        """What the host has said last, for a run that has hung. A simulated one has nothing to add: its logs are kept in its folder."""
         return ""
 
     def events(self, *, partial: bool = False) -> list[dict[str, Any]]:
