@@ -52,6 +52,14 @@ def request(method: str, path: str, form: str, ticket: str) -> str:
     return "\r\n".join(lines)
 
 
+class Refused(Failure):
+    """Proxmox VE's no, in its own words: `found`."""
+
+
+class Unanswered(Failure):
+    """No answer came: what was asked for may have been done all the same."""
+
+
 class NodeApi:
     """What Proxmox VE says of this node, and does on it."""
 
@@ -63,7 +71,8 @@ class NodeApi:
         """The data that it answers.
 
         :param path: below the node's, such as /qemu.
-        :raises Failure: it refuses, or gives no answer; `found` says it in a few words.
+        :raises Refused: it refuses.
+        :raises Unanswered: it gives no answer; of both `found` says it in a few words.
         """
         return self._asked("GET", path, parameters)
 
@@ -73,24 +82,35 @@ class NodeApi:
         """
         return self._asked("POST", path, parameters)
 
+    def put(self, path: str, **parameters: object) -> Any:
+        """The same of a change that may be sent twice."""
+        return self._asked("PUT", path, parameters)
+
     def _asked(self, method: str, path: str, parameters: dict[str, object]) -> Any:
-        self._ticket = self._ticket or self._minted()
         whole = f"/api2/json/nodes/{pmxcfs.this_node(self._system).name}{quote(path, safe='/:@')}"
-        text = request(method, whole, urlencode(parameters), self._ticket)
-        try:
-            answer = exchange(self._system, text.encode())
-        except OSError as error:
-            raise _no_answer(error.strerror or "it takes too long") from error
-        head, _, content = answer.partition(b"\r\n\r\n")
-        status, _, reason = head.partition(b"\r\n")[0].decode("utf-8", "replace").partition(" ")[2].partition(" ")
+        status, reason, content = self._answer(method, whole, parameters)
         if status == "401":  # it is good for two hours, and for none where the clock has jumped
             self._ticket = ""
-        if status != "200":
-            raise _no_answer(reason or status or "no answer")
+            status, reason, content = self._answer(method, whole, parameters)
         try:
-            return json.loads(content)["data"]
-        except (ValueError, LookupError, TypeError):
+            answer = json.loads(content) if status == "200" or content[:1] == b"{" else {}
+            if status == "200":
+                return answer["data"]
+            errors = (f"{key}: {text}".strip() for key, text in (answer.get("errors") or {}).items())
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise _no_answer("what answers isn't Proxmox VE's") from None
+        raise _no_answer("; ".join([reason or status or "no answer", *errors]), Refused if reason else Unanswered)
+
+    def _answer(self, method: str, path: str, parameters: dict[str, object]) -> tuple[str, str, bytes]:
+        """Status, reason and body."""
+        self._ticket = self._ticket or self._minted()
+        try:
+            answer = exchange(self._system, request(method, path, urlencode(parameters), self._ticket).encode())
+        except OSError as error:
+            raise _no_answer(error.strerror or str(error) or "it takes too long") from error
+        head, _, content = answer.partition(b"\r\n\r\n")
+        status, _, reason = head.partition(b"\r\n")[0].decode("utf-8", "replace").partition(" ")[2].partition(" ")
+        return status, reason, content
 
     def _minted(self) -> str:
         done = self._system.run.ask(*MINT)
@@ -110,8 +130,8 @@ def exchange(system: System, text: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(_PART_BYTES), b""))
 
 
-def _no_answer(found: str) -> Failure:
-    return Failure(
+def _no_answer(found: str, kind: type[Failure] = Unanswered) -> Failure:
+    return kind(
         "an answer of Proxmox VE's API on this host",
         found,
         "what it says of guests can't be known without it",

@@ -288,7 +288,7 @@ class Machine:
         """Shuts the VM down and, with `start`, starts it, unless somebody else has switched it off as well; reverts the
         change if that fails. Returns whether it runs.
         """
-        before_it = self._stops("OK")
+        before_it = self._stops(unended="")
         try:
             if start:
                 self._announce_start(before)
@@ -308,7 +308,7 @@ class Machine:
             if self.running():
                 self._runs_again()
             raise
-        others = self._stops("OK", "RUNNING") - before_it - {(upid, USER) for upid in self._noted_tasks}
+        others = self._stops(unended="OK") - before_it - {(upid, USER) for upid in self._noted_tasks}
         if start and others:
             user = min(user for _, user in others)
             self.say(f"{user} has switched {self.label} off meanwhile: it stays off, and has the change when it starts")
@@ -318,14 +318,19 @@ class Machine:
             self._start_with_change(before, change, was_running=True)
         return start
 
-    def _stops(self, *statuses: str) -> set[tuple[str, str]]:
-        """The tasks of these statuses that switch the VM off: their UPIDs, and whose they are. What HA does is root's
-        task, after a request to it.
+    def _stops(self, *, unended: str) -> set[tuple[str, str]]:
+        """The tasks that have switched the VM off: their UPIDs, and whose they are. What HA does is root's task, after
+        a request to it.
+
+        :param unended: the status of those that haven't ended; OK: they count.
         """
         kinds = ("hastop",) if self._has_asked_ha else ("qmshutdown", "qmstop", "hastop")
         tasks = self._api.tasks(source="all", vmid=self.vmid)
-        found = [task for task in tasks if task["type"] in kinds and task.get("status") in statuses]
-        return {(task["upid"], task["user"]) for task in found}
+        return {
+            (task["upid"], task["user"])
+            for task in tasks
+            if task["type"] in kinds and task.get("status", unended) == "OK"
+        }
 
     def _start_with_change(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
         """Starts the VM; if that fails because of the change, reverts it, and starts a VM that ran as it was before."""
@@ -597,8 +602,6 @@ class Machine:
                 kinds, noted = ("qmshutdown", "hastop"), self._note_task
                 self._task("post", "/status/shutdown", wanted, kinds, seconds_left, noted, **options)
             except TaskFailedError as error:
-                if "received interrupt" in error.reason:  # overruled by a stop, which goes on
-                    self._reaches_power(running=False, deadline=clock.now() + LOST_SECONDS)
                 if not self.running():
                     return
                 if is_last:
