@@ -16,7 +16,7 @@ from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Vm
 from homelab.shapes import SharedCard
-from homelab.vm.plan import copy_first
+from homelab.vm.preview import copy_first
 
 
 @dataclass(frozen=True)

@@ -885,7 +885,7 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
 
 
 def whole_boards(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
-    """A gate: a card that NVSwitches join with others doesn't go to VMs without them. homelab/vm/plan.py checks that
+    """A gate: a card that NVSwitches join with others doesn't go to VMs without them. homelab/vm/preview.py checks that
     one VM has all of them."""
     vm_slots = [slot for name, slot in slots.items() if gpus[name].use == "vm"]
     leaving_slots = {name: slot for name, slot in slots.items() if gpus[name].may_leave}

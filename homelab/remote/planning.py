@@ -23,7 +23,7 @@ from homelab.remote import ssh
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
-from homelab.vm import plan as vm_plan
+from homelab.vm import preview as vm_preview
 from remote_scripts.layers import read_system
 from remote_scripts.layers.card_nodes import Wanted as CardNodes
 from remote_scripts.layers.card_values import Wanted as CardValues
@@ -70,7 +70,7 @@ def planned(
     facts = remapping.to_be(session.read(guests=True), host)
     want = plan.wanted(facts, host)
     # Refusals of VMs and containers come before the host is rebooted for them.
-    vm_lines, vm_errors = vm_plan.describe(name, facts, host, want, vms)
+    vm_lines, vm_errors = vm_preview.describe(name, facts, host, want, vms)
     container_lines, container_errors = container_plan.describe(
         facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
     )

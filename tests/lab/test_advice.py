@@ -19,7 +19,7 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.vm import config as vm_config
-from homelab.vm import plan as vm_plan
+from homelab.vm import preview as vm_preview
 from lab import Lab
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
@@ -79,7 +79,7 @@ def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
     def said(lab: Lab) -> list[str]:
         facts, host = read(lab.machine), host_of(lab)
         wanted = settings.Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], **vm})
-        found = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
+        found = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
         return [error.next for error in found]
 
     return said
@@ -164,7 +164,7 @@ def held_card(lab: Lab) -> list[str]:
     """What the change of a VM says of a card that another VM runs with."""
     facts, host = read(lab.machine), host_of(lab)
     vm = settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]})
-    wish = vm_plan.wish_of("second", vm, host, {"rtx5090": plan.card_plan(facts, host, "rtx5090", "0000:01:00")})
+    wish = vm_preview.wish_of("second", vm, host, {"rtx5090": plan.card_plan(facts, host, "rtx5090", "0000:01:00")})
     config = facts.guests.config(104)
     assert config is not None
     errors = vm_config.check(config.values, wish, {"rtx5090": facts.guests.users_of("0000:01:00", "pve")})[0]

@@ -16,7 +16,7 @@ from homelab.host.facts import HostFacts
 from homelab.resources.card_mapping import entry_of
 from homelab.settings import Host, Vm
 from homelab.shapes import BootedHost, DeviceSeen
-from homelab.vm import plan as vm_plan
+from homelab.vm import preview as vm_preview
 from homelab.vm.config import VmCard
 from remote_scripts.shared.properties import overlap
 from tests.unit.hosts import desktop, device, gpu, settings
@@ -491,7 +491,7 @@ def vm(vmid: int, *gpus: str) -> Vm:
 
 
 def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
-    return [str(error) for error in vm_plan.describe("pve", facts, host, plan.wanted(facts, host), vms)[1]]
+    return [str(error) for error in vm_preview.describe("pve", facts, host, plan.wanted(facts, host), vms)[1]]
 
 
 def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
@@ -529,7 +529,7 @@ def test_a_card_that_a_vm_runs_with_may_be_this_stacks(runs: bool) -> None:
     configs = [facts_config(103, "machine: q35"), facts_config(104, "machine: q35\nhostpci0: 0000:01:00")]
     facts = replace(facts, guests=replace(facts.guests, running=frozenset([104] * runs), configs=configs))
     vms = {"one": vm(103, "one"), "two": vm(104)}
-    text = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), vms)[0]
+    text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), vms)[0]
     assert ("VM 104 (VM 104) runs with a card of it now: refused, unless it was given by this stack" in text) == runs
 
 
@@ -554,7 +554,7 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     facts, host = two_in_one_group()
     guests = replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")])
     facts = replace(facts, guests=guests)
-    lines = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[
+    lines = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[
         0
     ].splitlines()
     assert lines[1:6] == [
@@ -586,7 +586,7 @@ def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], pow
     guests = replace(facts.guests, configs=[config], running=running)
     facts = replace(facts, guests=guests, ledger={"vm/103": json.dumps(noted)})
     wanted = vm(103, *gpus).model_copy(update={"power": power})
-    text = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"one": wanted})[0]
+    text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": wanted})[0]
     assert text.splitlines()[0] == f"  VM 103 (one), {said}"
     assert ("    - hostpci0: mapping=one,pcie=1" in text) == (not gpus)
 

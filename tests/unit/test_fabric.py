@@ -11,7 +11,7 @@ import pytest
 from homelab.host import fabric, gates, plan
 from homelab.host.facts import HostFacts
 from homelab.settings import Vm
-from homelab.vm import plan as vm_plan
+from homelab.vm import preview as vm_preview
 from tests.conftest import shared
 from tests.unit.hosts import KEY, desktop, device, settings
 
@@ -76,7 +76,7 @@ def test_a_whole_board_for_several_vms_is_refused_too() -> None:
             )
             for n, names in enumerate(each)
         }
-        found = vm_plan.describe("pve", facts, host, want, vms)[1]
+        found = vm_preview.describe("pve", facts, host, want, vms)[1]
         return len([error for error in found if "NVSwitches" in error.found])
 
     assert errors(["g0", "g1", "g2", "g3"]) == 0

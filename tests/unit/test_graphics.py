@@ -13,7 +13,7 @@ from homelab.host.classes import DRIVERS
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
-from homelab.vm import plan as vm_plan
+from homelab.vm import preview as vm_preview
 from homelab.vm.config import VmCard, Wish, check, wanted
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
@@ -176,7 +176,7 @@ def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
 def test_legacy_mode_is_for_intels_processor_graphics_alone(facts: HostFacts, host: Host, refused: bool) -> None:
     config = GuestConfig(kind="vm", id=103, lines="machine: pc")
     facts = replace(facts, guests=replace(facts.guests, running=frozenset(), configs=[config]))
-    errors = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm()})[1]
+    errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm()})[1]
     assert bool(errors) is refused
     assert all("legacyIgd" in error.wanted for error in errors)
 
@@ -202,7 +202,7 @@ def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[s
         gpus=[{"gpu": "gpu", **use}],
         create={"disk": {"storage": "local", "size": 8}, "machine": "pc"} if use.get("legacyIgd") else None,
     )
-    text = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+    text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
     assert said in text
     assert ("ROM" in text) is bool(said)
 
@@ -224,7 +224,7 @@ def test_legacy_mode_on_graphics_that_qemu_has_none_for_is_said(card: str, displ
     for legacy in (True, False):
         use = {"gpu": "gpu", "pcie": False, **({"legacyIgd": True} if legacy else {})}
         given = vm(gpus=[use], create={"disk": {"storage": "local", "size": 8}, "machine": "pc"})
-        text[legacy] = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+        text[legacy] = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
     assert said in text[True] and ("legacy mode" in text[True]) is bool(said)
     assert ("can have legacyIgd instead" in text[False]) is not bool(said)
 

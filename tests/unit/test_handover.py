@@ -24,7 +24,7 @@ from homelab.settings import Host, Vm, parse
 from homelab.shapes import ShutdownInputs
 from homelab.show import reading as show
 from homelab.show import tree
-from homelab.vm.plan import wish_of
+from homelab.vm.preview import wish_of
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover
 from remote_scripts.shared.card import Card

@@ -12,7 +12,7 @@ from homelab.provider import card_mapping
 from homelab.remote.proxmox.errors import NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Vm
-from homelab.vm import plan as vm_plan
+from homelab.vm import preview as vm_preview
 from homelab.vm.config import VmCard
 from tests.unit.hosts import desktop, device, settings
 
@@ -54,7 +54,7 @@ def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -
             "create": {"disk": {"storage": "local", "size": 8}},
         }
     )
-    errors = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]
+    errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]
     assert (errors == []) is known
     assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").hostpci == "mapping=vf,driver=keep,pcie=1"
 

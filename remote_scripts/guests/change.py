@@ -1,0 +1,131 @@
+"""A VM brought to other options, as one transaction on the host; it goes on when its client dies.
+
+1. The note says what is about to be set, and what is there now (guests/note.py).
+2. The options are set by digest, while the VM runs: what Proxmox VE refuses has cost nothing.
+3. Where one of them waits for the next start, the VM is shut down and started, and has to stay up.
+4. The note says that it is done.
+
+A failure in between gives the VM what it had before, and starts it if it ran. Any line may be the last one that is
+executed, by a power cut or a kill: the next transaction begins at 1, and finds by the note which values are homelab's,
+and whether the VM is off because homelab shut it down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.guests import power
+from remote_scripts.guests.guest import Guest
+from remote_scripts.guests.note import Note, Options
+from remote_scripts.guests.power import SwitchedElsewhere
+from remote_scripts.guests.requests import ChangedMeanwhile
+from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.properties import same
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+# How long another transaction of the same VM is waited for, in seconds.
+_TURN_SECONDS = 1200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a VM is changed."""
+
+    owner: str = ""
+    """The resource that keeps the VM's note: PROJECT/STACK/NAME."""
+    power: Literal["keep", "running", "stopped"] = "keep"
+    """What the VM is to be afterwards; `keep`: on if it was."""
+    rebooted_at: int = 0
+    """When this run has restarted the host, in seconds since 1970: a VM that is off since then is to run."""
+    shutdown: int = 180
+    """For how many seconds the guest may take its time to go off."""
+    otherwise: Literal["fail", "stop"] = "fail"
+    """What happens to one that is still on then."""
+
+
+@contextmanager
+def in_turn(system: System, api: NodeApi, vmid: int) -> Iterator[Guest]:
+    """The VM, for one transaction at a time; whoever has a turn takes no second one. It isn't the host's lock: a
+    shutdown takes minutes, in which other VMs have their turns, and a hookscript that waits for a shared card takes
+    that lock.
+
+    :raises Failure: an earlier transaction is still at work.
+    """
+    system.work.client = ""  # what it has begun it ends, also without the run that has asked for it
+    with system.work.holding(f"qemu-{vmid}", _TURN_SECONDS) as is_own:
+        if not is_own:
+            raise Failure(
+                f"VM {vmid} changed",
+                "an earlier change of it is still at work",
+                "two at once would undo each other's",
+                "wait until it has ended, then run `pulumi up` again",
+            )
+        yield Guest(system, api, vmid)
+
+
+def bring(guest: Guest, options: Options, terms: Terms) -> list[str] | None:
+    """Brings a VM to its own options and these: what it has from homelab otherwise becomes what it was before.
+
+    :returns: the log of its start; None: it wasn't started.
+    :raises ChangedMeanwhile: somebody else has changed its configuration since it was read; nothing was done.
+    :raises Failure: it has what it had before, unless the error says otherwise.
+    """
+    note, runs = guest.note, guest.runs()
+    target = {**{key: guest.base.get(key) for key in note.values}, **options}
+    config = note.as_asked(guest.config)
+    change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
+    ran = runs or power.is_to_run_again(guest, terms.rebooted_at)
+    is_to_run = ran if terms.power == "keep" else terms.power == "running"
+    if change or note.before or runs is not is_to_run:
+        guest.need_own_power()
+    if change and not ran:
+        guest.need_nothing_waiting(change)
+    guest.write_note(note.of_change(guest.config, guest.devices, options, change, terms.owner))
+    log = None
+    try:
+        if is_to_run:
+            power.let_start(guest)
+        guest.set(change)
+        if guest.runs() and (not is_to_run or guest.waits(lambda key, _: key in target)):
+            power.shut_down(guest, terms.shutdown, terms.otherwise, to_start=is_to_run)
+        if is_to_run and not guest.runs():
+            log = power.start(guest, terms.rebooted_at, by_settings=terms.power == "running")
+    except SwitchedElsewhere as switched:
+        guest.settle()
+        guest.system.log.say(f"{guest.label} stays as it is: {switched.found}; it has the change when it starts")
+    except ChangedMeanwhile:
+        if not any(same(key, guest.config.get(key), value) for key, value in change.items()):
+            guest.write_note(note)
+        raise
+    except Failure as failure:
+        outcome = _taken_back(guest, note, terms, ran=ran)
+        raise failure.but(found=f"{failure.found}\n        {outcome}") from failure
+    guest.read()
+    guest.write_note(guest.note.after_change(options, guest.written))
+    return log
+
+
+def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:
+    """Gives a VM whose change has failed what it had, also what waited for its next start; the outcome in words. What
+    others have set meanwhile stays.
+    """
+    outcome = f"{guest.label} has back what it had"
+    try:
+        guest.read()
+        note_now, config = guest.note, guest.config
+        back = {key: value for key, value in note_now.before.items() if note_now.has_set(key, config.get(key))}
+        guest.set({key: value for key, value in back.items() if not same(key, config.get(key), value)})
+        if ran and not guest.runs():
+            power.start(guest, terms.rebooted_at)
+            outcome += ", and runs"
+        guest.write_note(note.settled())
+    except SwitchedElsewhere as switched:
+        guest.write_note(note.settled())
+        return f"{outcome}, and stays off: {switched.found}"
+    except Failure as failure:  # the note still has all of it
+        return f"{outcome}, or a part of it ({failure.found}): run `pulumi up` again, which goes on from there"
+    return outcome

@@ -1,0 +1,181 @@
+"""One VM, within one transaction: what it has, what is noted of it, and its options changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from remote_scripts.guests import note as notes
+from remote_scripts.guests.note import Note, Options
+from remote_scripts.guests.requests import VmApi
+from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.api import NodeApi, Refused, Unanswered
+from remote_scripts.shared.properties import same
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+STARTS, STOPS = ("qmstart", "qmreboot", "qmresume"), ("qmshutdown", "qmstop")
+# How long a start or shutdown that is under way is waited for, in seconds; and QEMU's end once its guest is off.
+_SWITCH_SECONDS, _END_SECONDS = 180.0, 10.0
+
+
+class Guest:
+    """A VM. One that is on another node, or nowhere, has no configuration here.
+
+    :raises Failure: it can't be read, or is being switched on or off for minutes.
+    """
+
+    def __init__(self, system: System, api: NodeApi, vmid: int) -> None:
+        self.system, self.vmid, self.label = system, vmid, f"VM {vmid}"
+        self.api = VmApi(system, api, vmid)
+        #: The node that it is on; empty: there is no such VM.
+        self.node, self.is_here = _node_of(system, vmid)
+        #: As its next start takes it.
+        self.config: dict[str, str] = {}
+        self.digest = ""
+        self._noted = self.note = notes.of(system, vmid)
+        self.base: dict[str, str] = {}
+        self.devices: dict[str, str] = {}
+        #: What was set here, as Proxmox VE has written it.
+        self.written: dict[str, str | None] = {}
+        #: The UPID of its last start here.
+        self.begun = ""
+        if not self.is_here:
+            return
+        self.settle()
+        self.read()
+        if self.note.identity != notes.identity(self.config):
+            self.note = Note()  # of a VM that had this id before
+        self.devices = self.api.devices()
+        self.base = self.note.base(self.config, self.devices)
+
+    def settle(self) -> None:
+        """Waits while somebody, or a run that was killed, switches it: Proxmox VE writes its configuration then."""
+        for _ in self.system.work.tries(_SWITCH_SECONDS, f"{self.label} switched on or off"):
+            if all("endtime" in task for task in self.power_tasks()):
+                return
+        raise Failure(
+            f"{self.label} on or off",
+            f"a task that switches it is at work for more than {_SWITCH_SECONDS:g} s",
+            "Proxmox VE writes its configuration at the end of that",
+            f"see `qm status {self.vmid}` and its tasks, then run `pulumi up` again",
+        )
+
+    def read(self) -> None:
+        """Reads the configuration anew."""
+        raw: dict[str, Any] = self.api.get("/config", f"to read the configuration of {self.label}")
+        self.digest = str(raw.pop("digest"))
+        self.config = {key: str(value) for key, value in raw.items()}
+
+    def write_note(self, note: Note) -> None:
+        """Notes it, on the disk when this returns.
+
+        :raises Failure: it can't be noted.
+        """
+        if note != self._noted and (note or self._noted):
+            notes.write(self.system, self.vmid, note)
+        self._noted = self.note = note
+
+    def status(self) -> dict[str, Any]:
+        """What Proxmox VE says of it now."""
+        status: dict[str, Any] = self.api.get("/status/current", f"to see whether {self.label} runs")
+        return status
+
+    def runs(self) -> bool:
+        """Whether QEMU is there; the VM may be paused, or halted.
+
+        :raises Failure: the guest is off, and QEMU doesn't end.
+        """
+        for _ in self.system.work.tries(_END_SECONDS, f"QEMU of {self.label} ended"):
+            status = self.status()
+            if status.get("qmpstatus") != "shutdown":
+                return bool(status["status"] == "running")
+        raise Failure(
+            f"{self.label} off",
+            "its guest is off, and QEMU isn't ended",
+            "qmeventd ends it then, which seems not to run",
+            "see `systemctl status qmeventd` on the host, then run `pulumi up` again",
+        )
+
+    def power_tasks(self) -> list[dict[str, Any]]:
+        """What has switched it on or off, the latest first."""
+        return [task for task in self.api.tasks() if task["type"] in STARTS + STOPS]
+
+    def set(self, options: Options) -> None:
+        """Sets options by the digest of what was read last; one of None is taken away. Those of a VM that runs may wait
+        for its next start; one that gets the value it has waits no more (PVE::AbstractConfig, cleanup_pending).
+
+        :raises ChangedMeanwhile: somebody else has changed the configuration since.
+        :raises Failure: it was refused, of which a part may have been done; or nobody answers.
+        """
+        if not options:
+            return
+        values = {key: value for key, value in options.items() if value is not None}
+        deleted = ",".join(key for key in options if key not in values)
+        delete = {"delete": deleted} if deleted else {}
+        wanted = f"{self.label} given {', '.join(options)}"
+        try:
+            self.api.put("/config", wanted, **values, **delete, digest=self.digest)
+        except (Refused, Unanswered):  # of its own change only the answer may be lost, or say that another part failed
+            self.read()
+            if not all(same(key, self.config.get(key), value) for key, value in options.items()):
+                raise
+        self.read()
+        self.written |= {key: self.config.get(key) for key in options}
+        for key, value in options.items():
+            self.system.log.say(f"{key}: {value}" if value is not None else f"{key} removed")
+
+    def waits(self, concerns: Callable[[str, str | None], bool]) -> list[str]:
+        """The keys of changes that wait for its next start.
+
+        :param concerns: whether a key with what it is to become counts; None: it is to go.
+        """
+        pending = self.api.get("/pending", f"to see what waits for the next start of {self.label}")
+        waiting = {one["key"]: one.get("pending") for one in pending if "pending" in one or one.get("delete")}
+        return [key for key, value in waiting.items() if concerns(key, None if value is None else str(value))]
+
+    def waits_for_others(self, changed: Iterable[str]) -> list[str]:
+        """The keys of changes that somebody else has left waiting.
+
+        :param changed: keys that aren't asked for.
+        """
+        return self.waits(lambda key, value: key not in changed and not self.note.has_set(key, value))
+
+    def need_own_power(self) -> None:
+        """:raises Failure: HA switches the VM on and off, and would do so in the midst of a change."""
+        ha = self.status().get("ha") or {}
+        if ha.get("managed") and ha.get("state") != "ignored":
+            raise Failure(
+                f"{self.label} changed by this program",
+                f"HA manages it ({ha.get('state') or 'not yet taken up'})",
+                "HA would switch it on or off in the midst of the change; nothing was changed",
+                f"`ha-manager set vm:{self.vmid} --state ignored`, run the same again, then set the state back",
+            )
+
+    def need_nothing_waiting(self, changed: Iterable[str]) -> None:
+        """:raises Failure: somebody else's change waits, which the next one of a VM that is off would carry out."""
+        if keys := self.waits_for_others(changed):
+            raise Failure(
+                f"{self.label} changed",
+                f"it is off, and a change of {', '.join(keys)} waits for its next start, which isn't this program's",
+                "Proxmox VE would carry that out together with this program's; nothing was changed",
+                f"start the VM, or take it back (`qm set {self.vmid} --revert {','.join(keys)}`), then run this again",
+            )
+
+
+def _node_of(system: System, vmid: int) -> tuple[str, bool]:
+    """The node of the cluster that a VM is on, empty: there is none of this id; and whether it is this one.
+
+    :raises Failure: /etc/pve isn't there: nothing is known then.
+    """
+    this, nodes = pmxcfs.this_node(system).name, pmxcfs.names(system, pmxcfs.NODES)
+    if not this or this not in nodes:
+        raise Failure(
+            f"to see where VM {vmid} is, in /etc/pve",
+            "/etc/pve isn't there",
+            "it has all guests, and what is noted of them; nothing was changed",
+            "see `systemctl status pve-cluster` on the host, then run the same again",
+        )
+    folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/qemu-server") for node in nodes}
+    node = next((node for node in nodes if f"{vmid}.conf" in folders[node]), "")
+    return node, node == this

@@ -1,0 +1,210 @@
+"""What this program has changed in a VM, and what was there before: /etc/pve/homelab/qemu-VMID, which pmxcfs keeps on
+every node, so that it is where the VM is. Pure but for the functions at the end.
+
+It is written before anything is changed. A key's original is kept once: while the VM has one of the values that count
+as homelab's, the original is what was there before the first of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.properties import functions_of, parse, same, slot_of
+from remote_scripts.shared.time_limit import within_limit
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.plain import FormError, of_plain, to_plain
+from remote_scripts.tools.system import System
+
+_FOLDER = "/etc/pve/homelab"
+_NAME = re.compile(r"qemu-([1-9][0-9]*)")
+#: A VM's options by their keys; None: it hasn't, or isn't to have, that key.
+Options = Mapping[str, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What is noted of one VM."""
+
+    identity: str = ""
+    """Tells the VM from a later one of its id."""
+    owner: str = ""
+    """The resource whose VM it is, PROJECT/STACK/NAME: a `revert` for another one changes nothing."""
+    originals: dict[str, str | None] = field(default_factory=dict)
+    """Byte for byte what was there before."""
+    values: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """The values that count as homelab's: what the key is to be, how Proxmox VE writes that, and until it is in force
+    what it was."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """vendor:device of each address that an original names."""
+    before: dict[str, str | None] = field(default_factory=dict)
+    """Of the keys that are being changed what the VM had when all was settled: what it has back where that fails."""
+    shut_down_after: str | None = None
+    """The VM is shut down to be started again: its last power task before that, empty where it had none."""
+    stops: tuple[str, ...] = ()
+    """The UPIDs of homelab's shutdowns since then."""
+
+    def __bool__(self) -> bool:
+        return bool(self.values) or self.shut_down_after is not None
+
+    def has_set(self, key: str, value: str | None) -> bool:
+        """Whether a value is one that this program has set."""
+        return any(same(key, value, own) for own in self.values.get(key, ()))
+
+    @property
+    def wanted(self) -> dict[str, str | None]:
+        """What the VM has, or is about to get, from this program."""
+        return {key: values[0] for key, values in self.values.items()}
+
+    def as_asked(self, config: Mapping[str, str]) -> dict[str, str]:
+        """A configuration with each value as it was asked for, where Proxmox VE has written it in its own form."""
+        asked = {key: values[0] for key, values in self.values.items() if key not in self.before}
+        return {key: asked.get(key) or value if self.has_set(key, value) else value for key, value in config.items()}
+
+    def base(self, config: Mapping[str, str], devices: Mapping[str, str]) -> dict[str, str]:
+        """The VM as it would be without this program: each key that still is homelab's has its original again. An
+        original that names an address isn't given back where another device is there by now, or where a line of the
+        owner's gives that device already.
+
+        :param config: as it is, or will be at its next start.
+        :param devices: vendor:device by address, of the node that the VM is on.
+        """
+        base = {key: value for key, value in config.items() if not self.has_set(key, value)}
+        anew = {key: value for key, value in base.items() if not same(key, value, self.originals.get(key))}
+        replaced = {key: self.originals.get(key) for key in anew}
+        given = {slot for lines in (anew, replaced) for key, value in lines.items() for slot in _slots(key, value)}
+        for key, value in self.originals.items():
+            is_there = all(self.devices.get(one) == devices.get(one) for one in _functions(key, value))
+            is_free = given.isdisjoint(_slots(key, value))
+            if value is not None and self.has_set(key, config.get(key)) and is_there and is_free:
+                base[key] = value
+        return base
+
+    def of_change(
+        self,
+        config: Mapping[str, str],
+        devices: Mapping[str, str],
+        options: Options,
+        change: Options,
+        owner: str,
+    ) -> Note:
+        """The note from before a change to its end. Until then both values count, also of what is given back.
+
+        :param config: the VM's, with what waits for its next start.
+        :param options: all that the VM is to have from homelab.
+        :param change: what is set for that.
+        """
+        base = self.base(config, devices)
+        keys = [*options, *(key for key in self.values if key not in options)]
+        is_kept = {key: config.get(key) is None or self.has_set(key, config[key]) for key in self.originals}
+        originals = {key: self.originals[key] if is_kept.get(key) else config.get(key) for key in keys}
+        found = {one: devices.get(one, "") for key in keys for one in _functions(key, originals[key])}
+        wanted = {key: options[key] if key in options else base.get(key) for key in keys}
+        return replace(
+            self,
+            identity=identity(config),
+            owner=owner,
+            originals=originals,
+            values={key: tuple(dict.fromkeys([wanted[key], *self.values.get(key, ())])) for key in keys},
+            devices=found | self.devices,
+            before={**{key: config.get(key) for key in change}, **self.before},
+        )
+
+    def after_change(self, options: Options, written: Options) -> Note:
+        """The note once all of it is in force.
+
+        :param written: what Proxmox VE has made of the values that were set, which counts beside them.
+        """
+        values = {
+            key: tuple(dict.fromkeys([value, written.get(key, value)])) if key in self.before else self.values[key]
+            for key, value in options.items()
+        }
+        originals = {key: self.originals[key] for key in values}
+        own = {one for key in originals for one in _functions(key, originals[key])}
+        devices = {one: device for one, device in self.devices.items() if one in own}
+        settled = replace(self.settled(), values=values, originals=originals, devices=devices)
+        return settled if values else Note()
+
+    def settled(self) -> Note:
+        """The note where nothing is under way."""
+        return replace(self, before={}, shut_down_after=None, stops=())
+
+
+def identity(config: Mapping[str, str]) -> str:
+    """What tells a VM from a later one of the same id: its UUID, which its owner doesn't change, or else the time when
+    it was made; empty: it is older than both, and a later one has them.
+    """
+    match = re.search(r"\buuid=([0-9A-Fa-f-]+)", config.get("smbios1", ""))
+    return match[1].lower() if match else config.get("meta", "")
+
+
+def noted(system: System) -> list[int]:
+    """The VMs of which something is noted."""
+    matches = map(_NAME.fullmatch, pmxcfs.names(system, _FOLDER))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def of(system: System, vmid: int) -> Note:
+    """What is noted of a VM; an empty note: nothing.
+
+    :raises Failure: it can't be read: without it the VM's originals aren't known.
+    """
+    path = _path(vmid)
+    content = pmxcfs.content_of(system, path)
+    try:
+        return of_plain(Note, json.loads(content)) if content else Note()
+    except (ValueError, FormError) as error:
+        raise Failure(
+            f"what is noted of VM {vmid}, in {path}",
+            f"it isn't what this program has written: {error}",
+            "what the VM had before this program stands there alone",
+            "restore the file from a backup of /etc/pve; or remove it, and the VM keeps what it has",
+        ) from error
+
+
+def write(system: System, vmid: int, note: Note) -> None:
+    """Writes a note, on the disk when this returns; one that has nothing in it is removed.
+
+    :raises Failure: it can't be written.
+    """
+    path = _path(vmid)
+    try:
+        if note:
+            within_limit(lambda: system.files.need_folder(_FOLDER))
+            pmxcfs.replace(system, path, json.dumps(to_plain(note), sort_keys=True, indent=1).encode())
+        else:
+            within_limit(lambda: _remove(system, path))
+        system.files.flush_all()  # pmxcfs answers before its database is on the disk
+    except OSError as error:
+        raise Failure(
+            f"what VM {vmid} has, and had before, noted in {path}",
+            error.strerror or str(error),
+            "without the note it couldn't be given back; without a quorum /etc/pve can only be read",
+            "see `pvecm status` and `df /var/lib/pve-cluster`, then run `pulumi up` again",
+        ) from error
+
+
+def _remove(system: System, path: str) -> None:
+    with suppress(FileNotFoundError):
+        disk.remove(system.files.at(path))
+    with suppress(OSError):  # others are noted
+        disk.remove_folder(system.files.at(_FOLDER))
+
+
+def _path(vmid: int) -> str:
+    return f"{_FOLDER}/qemu-{vmid}"
+
+
+def _functions(key: str, value: str | None) -> list[str]:
+    """The addresses that a hostpci option names; a slot's first function stands for it."""
+    host = parse(key, value or "").get("host", "") if key.startswith("hostpci") else ""
+    return [part if "." in part else f"{part}.0" for part in functions_of(host)]
+
+
+def _slots(key: str, value: str | None) -> set[str]:
+    return {slot_of(part) for part in _functions(key, value)}

@@ -1,0 +1,198 @@
+"""A VM's power within one transaction. No VM is started against whoever has switched it off: before each start the
+tasks since homelab's own shutdown are looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from typing import Any, Literal
+
+from remote_scripts.guests.guest import STARTS, Guest
+from remote_scripts.guests.requests import TaskFailed
+from remote_scripts.shared import passes
+from remote_scripts.shared.api import Refused
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.state import UP
+
+#: How long a VM with a card has to run until its start counts, in seconds: QEMU may end once the guest's firmware or
+#: driver reaches for the card.
+STEADY_SECONDS = 20.0
+# Between two presses of the power button: a guest that is still booting ignores it.
+_PRESS_SECONDS = 60
+# How long a start may take, and how much longer where its hookscript waits for a shared card.
+_START_SECONDS, _HANDOVER_SECONDS = 300.0, 900.0
+# QEMU's state of a VM that it has halted, as when the kernel reports an error of a card (hw/vfio/pci.c).
+_HALTED = "internal-error"
+
+
+class SwitchedElsewhere(Failure):
+    """Somebody else has switched the VM off, or restarts it."""
+
+
+def is_to_run_again(guest: Guest, rebooted_at: int) -> bool:
+    """Whether a VM that is off is so by this program alone: by a shutdown of a run that was killed, or by a restart of
+    the host.
+
+    :param rebooted_at: when this run has restarted the host, in seconds since 1970; 0: it hasn't.
+    """
+    if guest.note.shut_down_after is not None:
+        since = _since_noted(guest)
+        return bool(since) and _is_own(guest, since)
+    since = [task for task in guest.power_tasks() if task["starttime"] >= rebooted_at and not _has_failed(task)]
+    return bool(rebooted_at) and all(map(_is_roots_shutdown, since))
+
+
+def _since_noted(guest: Guest) -> list[dict[str, Any]]:
+    """What has switched it on or off since `shut_down_after` was noted, the latest first."""
+    tasks = takewhile(lambda task: task["upid"] != guest.note.shut_down_after, guest.power_tasks())
+    return [task for task in tasks if not _has_failed(task)]
+
+
+def _is_own(guest: Guest, since: list[dict[str, Any]]) -> bool:
+    """Whether all of these tasks are homelab's. Where the answer to its shutdown was lost, that isn't noted: it is the
+    first of root's.
+    """
+    first = [since[-1]["upid"]] if since and not guest.note.stops and _is_roots_shutdown(since[-1]) else []
+    own = {*guest.note.stops, *first, guest.begun}
+    return all(task["upid"] in own for task in since)
+
+
+def _has_failed(task: Mapping[str, Any]) -> bool:
+    """Whether it is a start that ended with an error."""
+    ended = str(task.get("status") or "RUNNING")
+    return task["type"] in STARTS and ended not in ("OK", "RUNNING") and not ended.startswith("WARNINGS")
+
+
+def _is_roots_shutdown(task: Mapping[str, Any]) -> bool:
+    return (task["type"], task["user"]) == ("qmshutdown", "root@pam")
+
+
+def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *, to_start: bool) -> None:
+    """Shuts it down by its agent or ACPI.
+
+    :param seconds: for which the guest may take its time; after that it is stopped, or this fails.
+    :param to_start: it is to be started next: noted before, for the run after one that is killed.
+    :raises SwitchedElsewhere: somebody has stopped it meanwhile.
+    :raises Failure: it still runs.
+    """
+    # What a run that was killed has noted stays, while nobody else has switched it since.
+    if to_start and (guest.note.shut_down_after is None or not _is_own(guest, _since_noted(guest))):
+        last = next((task["upid"] for task in guest.power_tasks()), "")
+        guest.write_note(replace(guest.note, shut_down_after=last, stops=()))
+
+    def begun(upid: str) -> None:
+        if to_start:
+            _note_stop(guest, upid)
+
+    guest.system.log.say(f"shutting {guest.label} down")
+    wanted, ends = f"{guest.label} off within {seconds} s", time.monotonic() + seconds
+    while True:
+        left = max(1, round(ends - time.monotonic()))
+        is_last = left <= _PRESS_SECONDS
+        options = {"timeout": min(left, _PRESS_SECONDS), "forceStop": int(is_last and otherwise == "stop")}
+        try:
+            guest.api.task("shutdown", wanted, left + _PRESS_SECONDS, begun, **options)
+            return
+        except Refused as refused:
+            if "received interrupt" in refused.found:
+                raise _switched(wanted, "somebody has stopped it meanwhile") from refused
+            if not guest.runs():
+                return
+            if is_last or "powerdown failed" not in refused.found or not isinstance(refused, TaskFailed):
+                raise _still_on(refused, seconds) from refused
+
+
+def let_start(guest: Guest) -> None:
+    """Lets it take its shared cards: while a run holds this host, no other VM may.
+
+    :raises Failure: that can't be noted.
+    """
+    if "hookscript" not in guest.config:
+        return
+    try:
+        passes.note(guest.system, str(guest.vmid), guest.system.files.line(UP))
+    except OSError as error:
+        raise Failure(
+            f"{guest.label} to take its cards from this host's containers",
+            f"/run/homelab/passes can't be written: {error.strerror or error}",
+            "while a run is at work, no other VM may",
+            "make room in /run, then run `pulumi up` again",
+        ) from error
+
+
+def start(guest: Guest, rebooted_at: int, *, by_settings: bool = False) -> list[str]:
+    """Starts it, and returns its task's log.
+
+    :param rebooted_at: as of `is_to_run_again`.
+    :param by_settings: the settings say that it runs.
+    :raises SwitchedElsewhere: somebody else has switched it.
+    :raises Failure: it doesn't start, or goes off again.
+    """
+    wanted, seconds, log = f"{guest.label} started", _START_SECONDS, list[str]()
+    if not is_to_run_again(guest, rebooted_at) and not (by_settings and guest.note.shut_down_after is None):
+        raise _switched(wanted, "somebody else has switched it meanwhile")
+    seconds += _HANDOVER_SECONDS if "hookscript" in guest.config else 0
+    guest.system.log.say(f"starting {guest.label}")
+
+    def begun(upid: str) -> None:
+        guest.begun = upid
+
+    try:
+        log = guest.api.task("start", wanted, seconds, begun)
+    except Refused:
+        if not guest.runs():  # else another client was faster
+            raise
+    has_card = any(key.startswith("hostpci") for key in guest.config)
+    for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"{wanted}, and steady"):
+        status = guest.status()
+        if status.get("qmpstatus") == _HALTED:
+            _stop(guest)
+            raise _gone_off(guest, wanted, "QEMU has halted it: the host's kernel has reported an error of a card")
+        if status["status"] == "running":
+            continue
+        if (last := guest.power_tasks()[0])["upid"] != guest.begun:
+            raise _switched(wanted, f"{last['user']} has switched it off, or restarts it")
+        raise _gone_off(guest, wanted, "its task succeeded, and it went off again")
+    return log
+
+
+def _stop(guest: Guest) -> None:
+    """Ends QEMU of a VM that it has halted."""
+    with suppress(Refused):
+        wanted = f"{guest.label} stopped, which QEMU has halted"
+        guest.api.task("stop", wanted, _PRESS_SECONDS, partial(_note_stop, guest))
+
+
+def _note_stop(guest: Guest, upid: str) -> None:
+    """Counts a task that ends QEMU as homelab's."""
+    guest.note = replace(guest.note, stops=(*guest.note.stops, upid))
+    with suppress(Failure):  # it has begun: where it isn't noted, the first of root's shutdowns counts
+        guest.write_note(guest.note)
+
+
+def _gone_off(guest: Guest, wanted: str, found: str) -> Failure:
+    return Failure(
+        wanted,
+        found,
+        "QEMU ended, or the guest shut itself down",
+        f"look at `journalctl -u {guest.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
+    )
+
+
+def _still_on(refused: Refused, seconds: int) -> Failure:
+    return refused.but(
+        found=f"it is still on: {refused.found}",
+        why="the change needs a VM that is off",
+        next=f"shut it down from inside, give it longer (shutdown.timeout, now {seconds}), or let it be switched off "
+        "then (shutdown.otherwise: stop)",
+    )
+
+
+def _switched(wanted: str, found: str) -> SwitchedElsewhere:
+    why = "whoever has switched a VM off wants it off: it keeps the change, and this run doesn't start it"
+    return SwitchedElsewhere(wanted, found, why, "start it when it is off and is to run")

@@ -1,0 +1,144 @@
+"""Requests about one VM to this node's API. One is sent again while nobody answers (pvedaemon restarts with each
+update), and while somebody has the VM's lock. What starts or stops the VM is sent once: where its answer is lost, the
+task that began meanwhile is its own.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from remote_scripts.shared.api import NodeApi, Refused, Unanswered
+from remote_scripts.tools.system import System
+
+#: How long a request is repeated, in seconds: while there is no answer, and while a lock is held.
+SILENT_SECONDS, LOCK_SECONDS = 15.0, 90.0
+_LOCK_HELD = re.compile(r"can't lock file|got lock request timeout")
+_CHANGED = re.compile(r"checksum mismatch|detected modified configuration")
+# Proxmox VE's default of 50 counts tasks of every kind, also consoles.
+_TASKS = 5000
+
+
+class ChangedMeanwhile(Refused):
+    """The configuration isn't the one whose digest was given."""
+
+
+class TaskFailed(Refused):
+    """A task that was begun, and ended with an error."""
+
+
+class VmApi:
+    """This node's API, asked about one VM.
+
+    :param api: one for all of a run, which then makes one ticket.
+    """
+
+    def __init__(self, system: System, api: NodeApi, vmid: int) -> None:
+        self._system, self._api, self._vmid = system, api, vmid
+        self._path = f"/qemu/{vmid}"
+
+    def get(self, below: str, wanted: str, **parameters: object) -> Any:
+        """What it says of the VM.
+
+        :param below: the VM's path.
+        :param wanted: what it is for, for errors.
+        :raises Refused: it was refused.
+        :raises Unanswered: nobody answers.
+        """
+        return self._asked(wanted, lambda: self._api.get(f"{self._path}{below}", **parameters))
+
+    def devices(self) -> dict[str, str]:
+        """vendor:device of each function of this node, by its address; errors as of `get`."""
+        found = self._asked("to see the node's devices", lambda: self._api.get("/hardware/pci"))
+        return {one["id"]: f"{one['vendor'][2:]}:{one['device'][2:]}" for one in found}
+
+    def put(self, below: str, wanted: str, **parameters: object) -> None:
+        """Changes something by a digest; arguments and errors as of `get`.
+
+        :raises ChangedMeanwhile: the digest isn't that of what is there, which may be this very change.
+        """
+        self._asked(wanted, lambda: self._api.put(f"{self._path}{below}", **parameters))
+
+    def task(
+        self, kind: str, wanted: str, seconds: float, begun: Callable[[str], object], **parameters: object
+    ) -> list[str]:
+        """Begins a task, follows it to its end, and returns its log; errors as of `get`.
+
+        :param kind: shutdown, stop or start.
+        :param seconds: how long it may take.
+        :param begun: is called with its UPID.
+        :raises TaskFailed: it was begun, and failed.
+        """
+        failed: TaskFailed | None = None
+        # `qm cleanup` may have a VM's lock for half a minute after its stop.
+        for _ in self._system.work.tries(LOCK_SECONDS, wanted):
+            upid = self._begun(kind, wanted, parameters)
+            begun(upid)
+            try:
+                return self._followed(upid, wanted, seconds)
+            except TaskFailed as error:
+                failed = error
+                if not _LOCK_HELD.search(error.found):
+                    break
+        assert failed is not None
+        raise failed
+
+    def tasks(self, since: int = 0) -> list[dict[str, Any]]:
+        """The VM's tasks on this node, the latest first.
+
+        :param since: seconds since 1970; those of that second are among them.
+        """
+        wanted = f"to see who has switched VM {self._vmid}"
+        options = {"vmid": self._vmid, "source": "all", "since": since, "limit": _TASKS}
+        found = self._asked(wanted, lambda: self._api.get("/tasks", **options))
+        return sorted(found, key=lambda task: (task["starttime"], task["pstart"]), reverse=True)
+
+    def _begun(self, kind: str, wanted: str, parameters: dict[str, object]) -> str:
+        earlier = {task["upid"] for task in self.tasks()}
+        path, silent = f"{self._path}/status/{kind}", Unanswered(wanted, "", "", "")
+        for _ in self._system.work.tries(SILENT_SECONDS, wanted):
+            try:
+                return str(self._asked(wanted, lambda: self._api.post(path, **parameters), repeats=False))
+            except Unanswered as error:
+                silent = error
+                own = [one for one in self.tasks() if one["type"] == f"qm{kind}" and one["upid"] not in earlier]
+                if own:
+                    return str(own[0]["upid"])
+        raise silent
+
+    def _followed(self, upid: str, wanted: str, seconds: float) -> list[str]:
+        path, lines, status = f"/tasks/{upid}", list[str](), dict[str, Any]()
+        for _ in self._system.work.tries(seconds, wanted):
+            status = self._asked(wanted, lambda: self._api.get(f"{path}/status"))
+            part = {"start": len(lines), "limit": 500}
+            new = self._asked(wanted, partial(self._api.get, f"{path}/log", **part))
+            for line in (texts := [one["t"] for one in new if one["t"] not in ("no content", "TASK OK")]):
+                self._system.log.say(line)
+            lines += texts
+            if status["status"] == "stopped":
+                break
+        ended = str(status.get("exitstatus", f"it still runs after {seconds:g} s"))
+        if ended != "OK" and not ended.startswith("WARNINGS"):
+            raise _error(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
+        return lines
+
+    def _asked(self, wanted: str, ask: Callable[[], Any], *, repeats: bool = True) -> Any:
+        began, found = time.monotonic(), ""
+        for _ in self._system.work.tries(LOCK_SECONDS, wanted):
+            try:
+                return ask()
+            except Unanswered as error:
+                if not repeats or time.monotonic() - began >= SILENT_SECONDS:
+                    raise Unanswered(wanted, error.found, "whether it was done isn't known", error.next) from error
+            except Refused as error:
+                found = error.found
+                if not _LOCK_HELD.search(found):
+                    break
+        raise _error(ChangedMeanwhile if _CHANGED.search(found) else Refused, wanted, found)
+
+
+def _error(kind: type[Refused], wanted: str, found: str) -> Refused:
+    return kind(wanted, found, "Proxmox VE didn't do it", "correct what it names, then run `pulumi up` again")

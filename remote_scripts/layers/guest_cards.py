@@ -1,0 +1,169 @@
+"""The cards of a VM, and the options that have to change for them (guests/change.py).
+
+Who asks has decided what the VM is to have, by what `read` answers. `revert` gives it back what it had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from remote_scripts.guests import note as notes
+from remote_scripts.guests.change import Terms, bring, in_turn
+from remote_scripts.guests.guest import Guest
+from remote_scripts.guests.note import Note
+from remote_scripts.guests.requests import ChangedMeanwhile
+from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.properties import overlap, parse, same
+from remote_scripts.tools.system import System
+
+# How often a VM is given back what it had, where somebody changes it meanwhile.
+_TRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for. `revert` needs no options."""
+
+    vmid: int
+    terms: Terms = field(default_factory=Terms)
+    takes: tuple[str, ...] = ()
+    """Mappings and addresses of cards that no other VM of this stack is to have any more."""
+    options: dict[str, str | None] = field(default_factory=dict)
+    """All that the VM is to have from homelab; None: it isn't to have the key."""
+    digest: str = ""
+    """Of the configuration by which that was decided."""
+    goes_away: bool = False
+    """The VM itself is removed next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The VM as it is now."""
+
+    node: str
+    """The node that it is on; empty: there is no such VM."""
+    is_here: bool
+    """Of another node's VM that node alone can say the rest, and change it."""
+    config: dict[str, str]
+    """As its next start takes it."""
+    base: dict[str, str]
+    """As it would be without homelab."""
+    digest: str
+    runs: bool
+    others_wait: tuple[str, ...] = ()
+    """Keys of somebody else's changes, which the next start carries out."""
+    losers: tuple[int, ...] = ()
+    """Other VMs of this stack that would lose a card to it."""
+    done: bool = True
+    """False: its configuration isn't the one by which was decided; nothing was changed."""
+    started: bool = False
+    log: tuple[str, ...] = ()
+    """Of its start."""
+
+
+def read(system: System, wanted: Wanted) -> Answer:
+    """The VM, and what of it is homelab's.
+
+    :raises Failure: it can't be read.
+    """
+    guest = Guest(system, NodeApi(system), wanted.vmid)
+    return _answer(guest, losers=tuple(_losers(system, wanted)))
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Brings the options into force. Other VMs of the stack lose the cards first.
+
+    :raises Failure: as of `bring`.
+    """
+    api = NodeApi(system)
+    guest = Guest(system, api, wanted.vmid)
+    if not guest.is_here or guest.digest != wanted.digest:
+        return _answer(guest, done=False)
+    for loser in _losers(system, wanted):
+        with in_turn(system, api, loser) as other:
+            if not other.is_here:
+                continue
+            kept = {key: value for key, value in other.note.wanted.items() if not _gives(key, value, wanted.takes)}
+            has_card = any(value and key.startswith("hostpci") for key, value in kept.items())
+            bring(other, kept if has_card else {}, Terms(owner=other.note.owner, shutdown=wanted.terms.shutdown))
+    with in_turn(system, api, wanted.vmid) as guest:
+        try:
+            if guest.digest == wanted.digest:
+                return _answer(guest, log=bring(guest, wanted.options, wanted.terms))
+        except ChangedMeanwhile:
+            guest.read()
+        return _answer(guest, done=False)
+
+
+def revert(system: System, wanted: Wanted) -> Answer:
+    """Gives the VM back what it had, as far as it still is as homelab has set it.
+
+    :raises Failure: as of `bring`.
+    """
+    api = NodeApi(system)
+    for number in range(_TRIES):
+        with in_turn(system, api, wanted.vmid) as guest:
+            try:
+                _give_back(guest, wanted)
+            except ChangedMeanwhile:
+                if number == _TRIES - 1:
+                    raise
+            else:
+                break
+    return _answer(guest)
+
+
+def _give_back(guest: Guest, wanted: Wanted) -> None:
+    if guest.note and guest.note.owner != wanted.terms.owner:
+        guest.system.log.say(f"{guest.label} is {guest.note.owner}'s now, and keeps what it was given")
+    elif wanted.goes_away or not guest.node:
+        guest.write_note(Note())
+    elif guest.is_here:
+        for key, value in guest.note.originals.items():
+            if not same(key, value, guest.base.get(key)):
+                now = guest.base.get(key, "not there")
+                guest.system.log.say(f"note: {key} is {now}, and stays so (before this program it was {value})")
+        bring(guest, {}, wanted.terms)
+
+
+def _losers(system: System, wanted: Wanted) -> list[int]:
+    """Other VMs of the stack on this node that have one of the cards from homelab."""
+    stack = wanted.terms.owner.rpartition("/")[0]
+    here = pmxcfs.guest_ids(system, "/etc/pve/local/qemu-server")
+    others = [vmid for vmid in notes.noted(system) if vmid != wanted.vmid and str(vmid) in here]
+    noted = {vmid: notes.of(system, vmid) for vmid in others}
+    return [
+        vmid
+        for vmid, note in noted.items()
+        if note.owner.rpartition("/")[0] == stack
+        and any(_gives(key, value, wanted.takes) for key, values in note.values.items() for value in values)
+    ]
+
+
+def _gives(key: str, value: str | None, cards: tuple[str, ...]) -> bool:
+    """Whether an option gives one of these cards."""
+    properties = parse(key, value or "") if key.startswith("hostpci") else {}
+    return any(card == properties.get("mapping") or overlap(properties.get("host", ""), card) for card in cards)
+
+
+def _answer(
+    guest: Guest,
+    *,
+    losers: tuple[int, ...] = (),
+    done: bool = True,
+    log: list[str] | None = None,
+) -> Answer:
+    return Answer(
+        node=guest.node,
+        is_here=guest.is_here,
+        config=guest.note.as_asked(guest.config),
+        base=guest.base,
+        digest=guest.digest,
+        runs=guest.is_here and guest.runs(),
+        others_wait=tuple(guest.waits_for_others(())) if guest.is_here else (),
+        losers=losers,
+        done=done,
+        started=log is not None,
+        log=tuple(log or ()),
+    )

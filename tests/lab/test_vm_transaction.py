@@ -1,0 +1,610 @@
+"""A VM's cards as one transaction on the host, on the lab's API: byte for byte given back, whatever happens in between.
+
+The layer runs in the test's process, and its requests to 127.0.0.1:85 go to the lab's pvedaemon: so a run can be killed
+after any of its changes.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from homelab.errors import HomelabError, raise_all
+from homelab.host.facts import Guests
+from homelab.vm import plan
+from homelab.vm.cards import VmCard, Wish
+from lab import Lab
+from lab.control import request
+from remote_scripts.guests import guest as guest_module
+from remote_scripts.guests import note as notes
+from remote_scripts.guests import power
+from remote_scripts.guests.change import Terms
+from remote_scripts.guests.guest import Guest
+from remote_scripts.layers import guest_cards
+from remote_scripts.shared import api, pmxcfs
+from remote_scripts.tools import state
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+from tests.lab.test_proxmox_api import map_card
+
+NODE, VM, SLOT = "pve", 103, "0000:01:00"
+CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
+LINES = {"hostpci0": f"{SLOT}.1,pcie=1", "hostpci2": f"{SLOT}.0,pcie=1,x-vga=1,romfile=5090.rom"}
+OURS = "hostpci2: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
+# The changes of a run until the VM goes off: note, options, note, shutdown.
+SHUT_DOWN = 3
+
+
+class KilledError(BaseException):
+    pass
+
+
+class World:
+    """A lab. `left`: how many changes this run may make yet; `lost`: of a request with this text the answer is lost."""
+
+    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lab, self.left, self.lost = lab, 10**6, ""
+        self.then: tuple[str, str, Callable[[], object]] | None = None
+        self.minted, self.spent = 0, list[str]()
+        self.port = urlsplit(lab.api["url"]).port
+        match = api.TICKET.search(lab.run(shlex.join(api.MINT)).stdout)
+        assert match
+        self.ticket = match[0]
+        monkeypatch.setattr(api, "exchange", self.exchange)
+        monkeypatch.setattr(state, "_TRY_SECONDS", 0.02)
+        monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
+        real = notes.write
+
+        def write(*arguments: Any) -> None:
+            real(*arguments)
+            self.count()
+
+        monkeypatch.setattr(notes, "write", write)
+
+    def exchange(self, _system: System, text: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), 30) as connection:
+            connection.sendall(text)
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        method, path = text.decode().split(" ")[:2]
+        if method != "GET":
+            self.count()
+        if self.then and self.then[0] == method and self.then[1] in path:
+            act, self.then = self.then[2], None
+            act()
+        if self.lost and self.lost in f"{method} {path}":
+            self.lost = ""
+            raise ConnectionResetError("the answer was lost")
+        return answer
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KilledError
+
+    def system(self) -> System:
+        def perl(_arguments: Sequence[str], _stdin: bytes) -> Done:
+            self.minted += 1
+            return Done(0, (self.spent.pop() if self.spent else self.ticket).encode())
+
+        return System(self.lab.root, programs={"sync": lambda _arguments, _stdin: 0, "perl": perl})
+
+    def read(self, vmid: int = VM) -> guest_cards.Answer:
+        return guest_cards.read(self.system(), guest_cards.Wanted(vmid=vmid))
+
+    def up(self, *cards: VmCard, vmid: int = VM, owner: str = "p/s/sandbox", **more: Any) -> guest_cards.Answer:
+        about = {key: more.pop(key) for key in ("display", "machine") if key in more}
+        seen = self.read(vmid)
+        wish = Wish("sandbox", vmid, list(cards), **about)
+        guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings="", reservations="")
+        decided = plan.decide(plan.Seen(seen.config, seen.base), wish, guests, NODE)
+        raise_all(decided.refusals)
+        takes = more.pop("takes", ())
+        terms = Terms(owner=owner, **{"shutdown": 1, **more})
+        wanted = guest_cards.Wanted(vmid=vmid, terms=terms, takes=takes, options=decided.options, digest=seen.digest)
+        return guest_cards.apply(self.system(), wanted)
+
+    def destroy(self, vmid: int = VM, owner: str = "p/s/sandbox") -> None:
+        guest_cards.revert(self.system(), guest_cards.Wanted(vmid=vmid, terms=Terms(owner=owner, shutdown=1)))
+
+    def killed_after(self, number: int, act: Callable[[], object]) -> None:
+        self.left = number
+        try:
+            with pytest.raises(KilledError):
+                act()
+        finally:
+            self.left = 10**6
+
+    def wait_off(self) -> None:
+        """Until the VM is off, if it is on its way."""
+        self.lab.run(f"while qm status {VM} | grep -q running && [ $((n+=1)) -lt 30 ]; do sleep 0.1; done")
+
+    def until_done(self, act: Callable[[], object]) -> int:
+        """Killed after its first change, the next one after its second, and so on."""
+        for number in range(40):
+            self.left = number
+            try:
+                act()
+            except KilledError:
+                continue
+            finally:
+                self.left = 10**6
+            return number
+        raise AssertionError
+
+    def conf(self, vmid: int = VM) -> str:
+        return (self.lab.root / f"etc/pve/qemu-server/{vmid}.conf").read_text()
+
+    def in_force(self) -> list[str]:
+        return [line for line in self.conf().partition("\n[")[0].splitlines() if line.startswith("hostpci")]
+
+    def notes(self) -> list[str]:
+        folder = self.lab.root / "etc/pve/homelab"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def note(self) -> dict[str, Any]:
+        note: dict[str, Any] = json.loads((self.lab.root / f"etc/pve/homelab/qemu-{VM}").read_text())
+        return note
+
+    def power(self, mark: Any) -> list[str]:
+        calls = [call for call in self.lab.api_calls(mark) if call["method"] == "POST" and "/status/" in call["path"]]
+        return [call["path"].rpartition("/")[2] for call in calls]
+
+    def runs(self) -> bool:
+        return "running" in self.lab.run(f"qm status {VM}").stdout
+
+
+OWN = VmCard(**CARD)
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("transaction") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def world(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    map_card(shared_lab)
+    lines = " ".join(f"--{key} {value}" for key, value in LINES.items())
+    done = shared_lab.run(
+        f"qm stop {VM}; qm set {VM} --hostpci0 {SLOT}; qm snapshot {VM} before; qm set {VM} {lines}; qm start {VM}; "
+        f"qm create 104 --name gaming --machine q35 --memory 2048 --hostpci0 {SLOT},pcie=1; qm status {VM}"
+    )
+    assert "running" in done.stdout, done.stderr
+    yield World(shared_lab, monkeypatch)
+    shared_lab.reset()
+
+
+def test_all_of_it_comes_back_byte_for_byte(world: World) -> None:
+    before, mark = world.conf(), world.lab.mark()
+    answer = world.up(OWN)
+    assert answer.runs and world.in_force() == [OURS] and world.power(mark) == ["shutdown", "start"]
+    assert before.partition("\n[before]")[2] == world.conf().partition("\n[before]")[2] != ""
+    mark = world.lab.mark()
+    world.up(OWN)
+    assert world.in_force() == [OURS] and world.power(mark) == []
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+def test_without_a_yes_nothing_is_changed(world: World) -> None:
+    before = world.conf()
+    with pytest.raises(HomelabError, match="takeOver: true"):
+        world.up(VmCard(**{**CARD, "take_over": False}))
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_a_line_of_any_words_comes_back_byte_for_byte(world: World) -> None:
+    line = f'{SLOT},pcie=1,romfile=it\'s "$(reboot)" `x` $HOME größer €.rom,sub-vendor-id=0x1043'
+    world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
+    path = world.lab.root / f"etc/pve/qemu-server/{VM}.conf"
+    path.write_text(path.read_text().replace("\nmachine:", f"\nhostpci0: {line}\nmachine:", 1))
+    before = world.conf()
+    world.up(OWN)
+    assert world.in_force() == [f"hostpci0: {line.replace(SLOT, 'mapping=rtx5090')}"]
+    world.destroy()
+    assert world.conf() == before
+
+
+def test_killed_after_any_change_it_goes_on_until_all_of_it_is_given_back(world: World) -> None:
+    before = world.conf()
+    print("up:", world.until_done(lambda: world.up(OWN)))
+    assert world.in_force() == [OURS] and world.runs()
+    print("display:", world.until_done(lambda: world.up(OWN, display="none")))
+    assert "\nvga: none\n" in world.conf() and world.in_force() == [OURS] and world.runs()
+    print("destroy:", world.until_done(world.destroy))
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_destroy_right_after_a_killed_run_gives_everything_back(world: World, number: int) -> None:
+    before = world.conf()
+    world.killed_after(number, lambda: world.up(OWN))
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+def test_a_guest_that_wont_go_off_keeps_its_lines(world: World) -> None:
+    before = world.conf()
+    world.lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(Failure, match="it is still on"):
+        world.up(OWN)
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_a_guest_that_wont_go_off_keeps_what_its_owner_had_waiting(world: World) -> None:
+    world.lab.run(f"qm set {VM} --hostpci2 {SLOT}.0,pcie=1,romfile=new.rom --delete hostpci0")
+    before = world.conf()
+    assert "[PENDING]" in before
+    world.lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(Failure, match="it is still on"):
+        world.up(OWN)
+    assert world.conf() == before
+
+
+def test_a_start_that_fails_has_its_lines_back(world: World) -> None:
+    world.lab.fault("task-fails", "qmstart=out of luck")
+    with pytest.raises(Failure, match="has back what it had"):
+        world.up(OWN)
+    assert world.in_force() == [f"{key}: {value}" for key, value in LINES.items()]
+
+
+@pytest.mark.parametrize("lost", ["PUT", "status/shutdown", "status/start"])
+def test_a_lost_answer_is_found_again(world: World, lost: str) -> None:
+    mark, world.lost = world.lab.mark(), lost
+    assert world.up(OWN).runs
+    assert world.in_force() == [OURS] and world.power(mark) == ["shutdown", "start"]
+    assert world.note()["shut_down_after"] is None and world.note()["values"]["hostpci0"] == [None]
+
+
+def test_what_is_asked_for_by_another_configuration_changes_nothing(world: World) -> None:
+    before = world.conf()
+    wanted = guest_cards.Wanted(vmid=VM, options={"hostpci0": None}, digest="of another one")
+    assert not guest_cards.apply(world.system(), wanted).done
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_another_resources_vm_stays_as_it_is(world: World) -> None:
+    world.up(OWN)
+    given = world.conf()
+    world.up(OWN, owner="p/s/renamed")
+    world.destroy()
+    assert world.conf() == given and world.note()["owner"] == "p/s/renamed"
+
+
+def test_a_vm_that_somebody_has_switched_off_stays_off(world: World) -> None:
+    """Its run was killed between the shutdown and the start; its owner has started it since, and switched it off."""
+    for left in range(3, 6):
+        world.killed_after(left, lambda: world.up(OWN))
+        world.wait_off()
+        if not world.runs():
+            break
+    assert not world.runs()
+    world.lab.run(f"qm start {VM}; qm stop {VM}")
+    world.up(OWN)
+    assert not world.runs() and world.in_force() == [OURS]
+
+
+def test_what_its_owner_has_changed_since_stays(world: World) -> None:
+    world.up(OWN)
+    changed = "mapping=rtx5090,pcie=1,romfile=better.rom"
+    world.lab.run(f"qm stop {VM}; qm set {VM} --hostpci2 {changed}")
+    world.destroy()
+    assert f"hostpci2: {changed}" in world.in_force()
+
+
+def test_a_snapshot_that_is_returned_to_is_taken_over_anew_and_comes_back(world: World) -> None:
+    world.up(OWN)
+    world.lab.run(f"qm stop {VM}; qm rollback {VM} before")
+    returned = world.in_force()
+    world.up(OWN)
+    assert [line for line in world.in_force() if SLOT in line] == []
+    world.destroy()
+    assert world.in_force() == returned != []
+
+
+def test_a_card_leaves_after_an_update_that_was_taken_back(world: World) -> None:
+    world.up(OWN)
+    world.lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(Failure):
+        world.up(VmCard(**{**CARD, "rombar": False}))
+    world.lab.fault("guest-ignores-shutdown", None)
+    world.up()
+    assert world.in_force() == [f"{key}: {line}" for key, line in LINES.items()] and world.notes() == []
+
+
+@pytest.mark.parametrize(("fault", "times"), [("config-lock", 2), ("foreign-change", 1)])
+def test_what_gets_in_the_way_is_outlasted(world: World, fault: str, times: int) -> None:
+    world.lab.fault(fault, times)
+    for _ in range(3):
+        if world.up(OWN).done:
+            break
+    assert world.in_force() == [OURS]
+
+
+SECOND: dict[str, Any] = {"gpu": "second", "mapping": "second", "slot": "0000:41:00"}
+
+
+def test_a_card_that_moves_is_taken_out_of_its_vm_first(world: World) -> None:
+    """Both run; the one that loses its card is given back all of it, its display too."""
+    world.lab.run(
+        f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}; qm set 104 --delete hostpci0; qm start 104"
+    )
+    plain, before, other = VmCard(**{**CARD, "take_over": False}), world.conf(), world.conf(104)
+    world.up(plain, display="none")
+    mark = world.lab.mark()
+    world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",))
+    assert world.conf() == before and world.runs() and "hostpci0: mapping=rtx5090,pcie=1" in world.conf(104)
+    assert world.power(mark) == ["shutdown", "start"] * 2 and world.notes() == ["qemu-104"]
+    world.destroy()
+    world.destroy(104, "p/s/gaming")
+    assert (world.conf(), world.conf(104), world.notes()) == (before, other, [])
+
+
+def test_of_two_cards_one_moves(world: World) -> None:
+    world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm stop 104; qm set 104 --delete hostpci0")
+    plain, second = VmCard(**{**CARD, "take_over": False}), VmCard(**SECOND, by_address=True)
+    world.up(plain, second)
+    world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",))
+    assert world.in_force() == ["hostpci1: host=0000:41:00,pcie=1"]
+
+
+def test_what_another_stack_has_given_is_left_alone(world: World) -> None:
+    world.up(OWN)
+    given = world.conf()
+    world.lab.run("qm set 104 --delete hostpci0")
+    world.up(VmCard(**{**CARD, "take_over": False}), vmid=104, owner="p/other/gaming", takes=("rtx5090",))
+    assert world.conf() == given
+
+
+def test_a_vm_under_ha_is_refused(world: World) -> None:
+    world.lab.run(f"ha-manager add vm:{VM}")
+    before = world.conf()
+    with pytest.raises(Failure, match="--state ignored"):
+        world.up(OWN)
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_one_that_is_paused_keeps_what_it_had(world: World) -> None:
+    world.lab.run(f"qm suspend {VM}")
+    before = world.conf()
+    with pytest.raises(Failure, match="paused"):
+        world.up(OWN)
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+@pytest.mark.parametrize("how", ["of itself", "by its owner"])
+def test_one_that_goes_off_again_has_back_what_it_had_unless_somebody_wants_it_off(
+    world: World, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, has_run = Guest.status, threading.Event()
+
+    def status(guest: Guest) -> dict[str, Any]:
+        if guest.begun and not has_run.is_set():
+            has_run.set()
+            if how == "by its owner":
+                world.lab.run(f"qm stop {VM}")
+            else:
+                world.lab.wait_guest(VM)
+                request(world.lab.state, "poweroff", guest=VM)
+                while real(guest)["status"] == "running":
+                    pass
+        return real(guest)
+
+    monkeypatch.setattr(power, "STEADY_SECONDS", 5)
+    monkeypatch.setattr(Guest, "status", status)
+    before = world.conf()
+    if how == "by its owner":
+        assert not world.up(OWN).runs
+        assert world.in_force() == [OURS]
+    else:
+        with pytest.raises(Failure, match="has back what it had, and runs"):
+            world.up(OWN)
+        assert world.conf() == before and world.runs()
+
+
+def test_a_vm_that_is_another_one_by_now_keeps_what_it_has(world: World) -> None:
+    world.up(OWN)
+    world.lab.run(f"qm stop {VM}; qm set {VM} --smbios1 uuid=11111111-2222-3333-4444-555555555555")
+    before = world.conf()
+    world.destroy()
+    assert world.conf() == before and world.notes() == []
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_without_room_for_the_note_it_is_as_before_or_as_wanted(
+    world: World, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the note says: what is set, that the VM is off, by which task, that it is done, that it is as before."""
+    before, real, calls = world.conf(), pmxcfs.replace, [0]
+
+    def replace(*arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] > number:
+            raise OSError(28, "no space left on device")
+        real(*arguments)
+
+    with monkeypatch.context() as full:
+        full.setattr(pmxcfs, "replace", replace)
+        if number < 4:
+            with pytest.raises(Failure, match="no space"):
+                world.up(OWN)
+        else:
+            world.up(OWN)
+    assert world.runs() and (world.conf() == before or world.in_force() == [OURS])
+    world.up(OWN)
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+# -- who has switched it off -----------------------------------------------------------------------------------------
+def killed_while_off(world: World) -> None:
+    """A run is killed between its shutdown and its start."""
+    world.killed_after(SHUT_DOWN, lambda: world.up(OWN))
+    world.wait_off()
+    assert not world.runs()
+
+
+def test_a_second_killed_run_still_knows_that_the_vm_ran(world: World) -> None:
+    killed_while_off(world)
+    for number in range(2):
+        world.killed_after(number, lambda: world.up(OWN, display="none"))
+        assert world.note()["shut_down_after"] is not None
+    assert world.up(OWN, display="none").runs
+
+
+@pytest.mark.parametrize("how", ["qm shutdown", "qm start {} && qm stop", "qm start {} && qm shutdown"])
+def test_whoever_has_switched_it_off_since_has_it_off(world: World, how: str) -> None:
+    """Also by a shutdown of a VM that is off already."""
+    killed_while_off(world)
+    world.lab.run(f"{how.format(VM)} {VM}")
+    assert not world.up(OWN).runs
+    assert world.read().config["hostpci2"] == OURS.partition(": ")[2] and world.note()["shut_down_after"] is None
+
+
+def test_a_start_that_failed_since_is_nobodys_wish(world: World) -> None:
+    killed_while_off(world)
+    world.lab.fault("task-fails", "qmstart=out of luck")
+    world.lab.run(f"qm start {VM}", check=False)
+    world.lab.fault("task-fails", None)
+    assert world.up(OWN).runs
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_it_is_asked_again_right_before_each_start(world: World, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before the start that takes a failed change back."""
+    real, calls, before = power.start, [0], world.conf()
+
+    def start(*arguments: Any, **options: Any) -> list[str]:
+        calls[0] += 1
+        if calls[0] == 1 + fails:
+            world.lab.fault("task-fails", None)
+            world.lab.run(f"qm start {VM} && qm stop {VM}")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(power, "start", start)
+    if fails:
+        world.lab.fault("task-fails", "qmstart=out of luck")
+        with pytest.raises(Failure, match="stays off"):
+            world.up(OWN)
+        assert [line for line in world.in_force() if "mapping" in line] == [] and world.notes() == []
+    else:
+        assert not world.up(OWN).runs
+        assert world.in_force() == [OURS]
+    assert not world.runs() and before
+
+
+def test_one_that_is_stopped_in_the_midst_of_its_shutdown_stays_off(world: World) -> None:
+    world.lab.fault("guest-ignores-shutdown", VM)
+    overrule: dict[str, Any] = {"overrule-shutdown": 1}
+    world.then = (
+        "POST",
+        "status/shutdown",
+        lambda: world.lab.ask_api("POST", f"/nodes/{NODE}/qemu/{VM}/status/stop", **overrule),
+    )
+    mark = world.lab.mark()
+    assert not world.up(OWN, shutdown=30).runs
+    assert "start" not in world.power(mark)
+
+
+@pytest.mark.parametrize(("how", "runs"), [("qm shutdown", True), ("qm stop", False)])
+def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwise(
+    world: World, how: str, runs: bool
+) -> None:
+    time.sleep(1.1)  # its start before isn't of that second
+    at = int(time.time())
+    world.lab.run(f"{how} {VM}")
+    assert world.up(OWN, rebooted_at=at).runs is runs
+    assert world.in_force() == [OURS]
+
+
+# -- what stands in the way ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("act", ["read", "up", "destroy"])
+def test_without_its_file_system_nothing_is_believed(world: World, act: str) -> None:
+    world.up(OWN)
+    given, place = world.conf(), world.lab.root / "etc/pve"
+    place.rename(place.with_name("pve-away"))
+    place.mkdir()
+    try:
+        with pytest.raises(Failure, match="/etc/pve isn't there"):
+            getattr(world, act)()
+    finally:
+        place.rmdir()
+        place.with_name("pve-away").rename(place)
+    assert world.conf() == given and world.notes() == [f"qemu-{VM}"]
+
+
+def test_a_failure_after_a_killed_run_gives_back_what_was_there_before_both(world: World) -> None:
+    before = world.conf()
+    world.killed_after(2, lambda: world.up(OWN))
+    assert "[PENDING]" in world.conf()
+    world.lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(Failure, match="has back what it had"):
+        world.up(OWN, display="none")
+    assert world.conf() == before and world.runs()
+
+
+def test_where_nothing_is_to_change_nothing_is_written(world: World) -> None:
+    world.left = 0
+    world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
+    assert world.up().done
+    world.left = 10**6
+    world.up(OWN)
+    world.left = 0
+    assert world.up(OWN).done
+    world.left = 10**6
+
+
+def test_somebody_elses_change_of_a_vm_that_is_off_is_named_and_not_carried_out(world: World) -> None:
+    world.lab.run(f"qm set {VM} --cores 7")
+    assert world.read().others_wait == ("cores",)
+    world.lab.wait_guest(VM)
+    request(world.lab.state, "poweroff", guest=VM)
+    world.lab.run(f"while qm status {VM} | grep -q running; do sleep 0.1; done")
+    before = world.conf()
+    assert "[PENDING]" in before
+    with pytest.raises(Failure, match="cores waits"):
+        world.up(OWN)
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_a_guest_that_is_off_while_qemu_isnt_ended_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_module, "_END_SECONDS", 0)
+    monkeypatch.setattr(Guest, "status", lambda _guest: {"status": "running", "qmpstatus": "shutdown"})
+    with pytest.raises(Failure, match="QEMU isn't ended"):
+        world.read()
+
+
+def test_a_vm_that_ha_hasnt_taken_up_yet_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Guest.status
+    monkeypatch.setattr(Guest, "status", lambda guest: {**real(guest), "ha": {"managed": 1}})
+    with pytest.raises(Failure, match="not yet taken up"):
+        world.up(OWN)
+
+
+def test_a_run_makes_one_ticket_and_another_where_that_isnt_taken(world: World) -> None:
+    good, world.minted = world.ticket, 0
+    seen = world.read()
+    assert world.minted == 1
+    world.spent = ["PVE:root@pam:00000000::c3BlbnQ="]
+    assert world.read() == seen and world.ticket == good and world.minted == 3
+
+
+def test_a_vm_of_another_node_is_that_nodes(world: World) -> None:
+    world.up(OWN)
+    nodes = world.lab.root / "etc/pve/nodes"
+    (nodes / "pve2/qemu-server").mkdir(parents=True)
+    (nodes / f"{NODE}/qemu-server/{VM}.conf").rename(nodes / f"pve2/qemu-server/{VM}.conf")
+    seen = world.read()
+    assert (seen.node, seen.is_here, seen.config) == ("pve2", False, {})
+    world.destroy()
+    assert world.notes() == [f"qemu-{VM}"]

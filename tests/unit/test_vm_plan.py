@@ -1,0 +1,297 @@
+"""homelab/vm/plan.py: what a VM is to have for its cards, what stands against it, and the way back (after test_vm_config.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.host.facts import CardUser, Guests
+from homelab.vm import plan, refusals
+from homelab.vm.cards import VmCard, Wish
+from homelab.vm.plan import Seen
+from remote_scripts.guests import note as notes
+from remote_scripts.guests.note import Note
+
+FIRST = VmCard("first", "first", "0000:01:00")
+SECOND = VmCard("second", "second", "0000:41:00")
+OWN = VmCard("first", "first", "0000:01:00", take_over=True)
+Q35 = {"name": "Sandbox", "machine": "pc-q35-9.2", "bios": "ovmf", "memory": "32768"}
+MAPPINGS = (
+    "gpu0\n\tmap id=10de:2204,iommugroup=1,node=pve,path=0000:01:00\n\tmap id=10de:2204,node=pve2,path=0000:41:00\n"
+)
+GUESTS = Guests(running=frozenset(), unlisted=[], configs=[], mappings=MAPPINGS, reservations="")
+DEVICES = {f"0000:{slot}.0": slot for slot in ("01:00", "41:00", "05:00")} | {"0000:01:00.1": "sound"}
+
+
+def wish(*cards: VmCard, **more: Any) -> Wish:
+    return Wish("sandbox", 103, list(cards), **more)
+
+
+class Vm:
+    """A VM's configuration, and what is noted of it, as a run leaves both."""
+
+    def __init__(self, config: dict[str, str]) -> None:
+        self.config, self.note, self.devices = dict(config), Note(), dict(DEVICES)
+
+    @property
+    def base(self) -> dict[str, str]:
+        return self.note.base(self.config, self.devices)
+
+    def planned(self, *cards: VmCard, **more: Any) -> plan.Plan:
+        return plan.decide(Seen(self.config, self.base), wish(*cards, **more), GUESTS, "pve")
+
+    def up(self, *cards: VmCard, half: bool = False, **more: Any) -> dict[str, str]:
+        decided = self.planned(*cards, **more)
+        assert decided.refusals == []
+        self.set_to(decided.options, half=half)
+        return self.config
+
+    def destroy(self) -> dict[str, str]:
+        self.set_to({})
+        return self.config
+
+    def set_to(self, options: dict[str, str | None], *, half: bool = False) -> None:
+        base = self.base
+        target = {**{key: base.get(key) for key in self.note.values}, **options}
+        self.note = self.note.of_change(self.config, self.devices, options, target, "p/s/sandbox")
+        for key, value in [*target.items()][: len(target) // 2 if half else None]:
+            self.config.pop(key, None)
+            if value is not None:
+                self.config[key] = value
+        if not half:
+            self.note = self.note.after_change(options, {})
+
+
+@pytest.mark.parametrize(
+    ("card", "value"),
+    [
+        (FIRST, "mapping=first,pcie=1"),
+        (VmCard("g", "g", "0000:01:00", x_vga=True, rombar=False), "mapping=g,pcie=1,rombar=0,x-vga=1"),
+        (VmCard("g", "g", "0000:01:00", by_address=True, romfile="a.rom", pcie=False), "host=0000:01:00,romfile=a.rom"),
+        (VmCard("g", "g", "0000:01:00", legacy_igd=True, pcie=False), "mapping=g,legacy-igd=1"),
+    ],
+)
+def test_a_card_becomes_a_hostpci_value(card: VmCard, value: str) -> None:
+    assert card.in_place_of("") == value
+
+
+def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
+    vm = Vm({**Q35, "hostpci0": "0000:05:00.0"})
+    vm.up(FIRST, SECOND)
+    assert vm.config["hostpci1"] == "mapping=first,pcie=1" and vm.config["hostpci2"] == "mapping=second,pcie=1"
+    vm.up(SECOND)
+    assert "hostpci1" not in vm.config and vm.config["hostpci2"] == "mapping=second,pcie=1"
+
+
+def test_cards_keep_their_hostpci_numbers_on_a_node_with_swapped_slots() -> None:
+    vm = Vm(Q35)
+    vm.up(FIRST, SECOND)
+    there = [VmCard("first", "first", SECOND.slot), VmCard("second", "second", FIRST.slot)]
+    assert vm.planned(*there).change == {} == vm.planned(*there[::-1]).change
+
+
+def test_there_are_sixteen_numbers() -> None:
+    with pytest.raises(HomelabError, match="all 16 are taken"):
+        Vm(Q35 | {f"hostpci{number}": f"0000:{number + 2:02x}:00" for number in range(16)}).planned(FIRST)
+
+
+def test_what_is_as_wanted_already_stays_somebody_elses() -> None:
+    decided = Vm(Q35 | {"hostpci0": "pcie=1,mapping=first"}).planned(FIRST)
+    assert (decided.options, decided.change, decided.refusals) == ({}, {}, [])
+
+
+def test_only_what_has_to_change_changes_and_comes_back() -> None:
+    config = {
+        "memory": "8192",
+        "balloon": "2048",
+        "machine": "pc-i440fx-9.2",
+        "vga": "std",
+        "bios": "ovmf",
+        "hookscript": "local:snippets/a.pl",
+    }
+    vm = Vm(config)
+    vm.up(FIRST, machine="q35", display="none")
+    assert vm.config == config | {"hostpci0": "mapping=first,pcie=1", "machine": "q35", "balloon": "0", "vga": "none"}
+    assert vm.planned(FIRST, machine="q35", display="none").change == {}
+    vm.up(machine="q35", display="none")
+    assert vm.config == config | {"machine": "q35", "vga": "none"}
+    assert vm.destroy() == config and vm.note.values == {}
+
+
+@pytest.mark.parametrize("config", [{}, {"balloon": "0"}, {"balloon": "32768"}])
+def test_memory_that_is_fixed_already_is_left_alone(config: dict[str, str]) -> None:
+    assert list(Vm(Q35 | config).planned(FIRST).options) == ["hostpci0"]
+
+
+def test_what_somebody_else_has_changed_since_is_not_taken_back() -> None:
+    vm = Vm(Q35 | {"balloon": "2048"})
+    vm.up(FIRST)
+    vm.config |= {"hostpci0": "mapping=first,pcie=1,x-vga=1", "balloon": "1024"}
+    assert vm.destroy() == Q35 | {"hostpci0": "mapping=first,pcie=1,x-vga=1", "balloon": "1024"}
+
+
+BY_HAND: dict[str, tuple[dict[str, str], list[VmCard], dict[str, str]]] = {
+    "with a screen and a ROM": ({"hostpci0": "0000:01:00,pcie=1,x-vga=1,romfile=3060.rom"}, [OWN], {"hostpci0": "mapping=first,pcie=1,x-vga=1,romfile=3060.rom"}),
+    "with ids and a mediated device": (
+        {"hostpci2": "host=01:00,sub-vendor-id=0x1043,mdev=nvidia-63,rombar=0"}, [OWN],
+        {"hostpci2": "mapping=first,sub-vendor-id=0x1043,mdev=nvidia-63,rombar=0"},
+    ),
+    "options before the address": ({"hostpci0": "pcie=1,host=01:00.0"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+    "by a mapping of the same name": ({"hostpci0": "mapping=first,x-vga=1"}, [OWN], {"hostpci0": "mapping=first,x-vga=1"}),
+    "the settings say otherwise": (
+        {"hostpci0": "01:00,pcie=1,x-vga=1,romfile=old.rom"},
+        [VmCard("first", "first", "0000:01:00", take_over=True, pcie=False, romfile="new.rom", driver="keep")],
+        {"hostpci0": "mapping=first,x-vga=1,romfile=new.rom,driver=keep"},
+    ),
+    "a line for each function": (
+        {"hostpci0": "01:00.1,pcie=1", "hostpci1": "0000:01:00.0,pcie=1,x-vga=1", "hostpci2": "05:00.0"}, [OWN],
+        {"hostpci1": "mapping=first,pcie=1,x-vga=1", "hostpci2": "05:00.0"},
+    ),
+    "all functions in one line": ({"hostpci0": "01:00.0;01:00.1,pcie=1"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+    "two cards in one line": (
+        {"hostpci0": "01:00;41:00,pcie=1,romfile=a.rom"}, [OWN, VmCard("second", "second", "0000:41:00", take_over=True)],
+        {"hostpci0": "mapping=first,pcie=1,romfile=a.rom", "hostpci1": "mapping=second,pcie=1"},
+    ),
+    "by its address all the same": (
+        {"hostpci0": "01:00,pcie=1,x-vga=1"}, [VmCard("first", "first", "0000:01:00", take_over=True, by_address=True)], {"hostpci0": "01:00,pcie=1,x-vga=1"},
+    ),
+    "a card that nobody gave it": ({}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_line_set_by_hand_is_taken_over_and_put_back(case: str, half: bool) -> None:
+    by_hand, cards, expected = BY_HAND[case]
+    vm = Vm(Q35 | by_hand)
+    if half:
+        vm.up(*cards, half=True)
+    assert vm.up(*cards) == Q35 | expected
+    again = vm.planned(*cards)
+    assert (again.change, again.refusals) == ({}, [])
+    third = VmCard("third", "third", "0000:61:00")
+    vm.up(*cards, third)
+    assert {key: value for key, value in vm.config.items() if "third" not in value} == Q35 | expected
+    vm.up(*cards)
+    if half:
+        other = Vm(vm.config)
+        other.note = vm.note
+        other.set_to({}, half=True)
+        vm = other
+    assert vm.destroy() == Q35 | by_hand and vm.note.values == {}
+
+
+@pytest.mark.parametrize("anew", ["hostpci0", "hostpci3"])
+@pytest.mark.parametrize("by_hand", [{"hostpci0": "01:00.0,pcie=1", "hostpci1": "01:00.1"}, {}])
+def test_a_line_that_its_owner_has_set_anew_is_what_comes_back(by_hand: dict[str, str], anew: str) -> None:
+    vm = Vm(Q35 | by_hand)
+    vm.up(OWN)
+    vm.config = later = Q35 | {anew: "01:00,pcie=1,romfile=better.rom"}
+    later = dict(later)
+    assert any("put back as it is" in line for line in vm.planned(OWN).remarks)
+    assert vm.up(OWN) == Q35 | {anew: "mapping=first,pcie=1,romfile=better.rom"}
+    assert vm.destroy() == later
+
+
+@pytest.mark.parametrize("more", [{}, {"hostpci0": "mapping=first,pcie=1", "hostpci3": "01:00.1"}])
+def test_an_original_is_kept_though_its_owner_takes_the_option_away_or_adds_one(more: dict[str, str]) -> None:
+    vm = Vm(Q35 | {"hostpci0": "01:00,pcie=1"})
+    vm.up(OWN)
+    vm.config = Q35 | more
+    vm.up(OWN)
+    assert vm.note.originals["hostpci0"] == "01:00,pcie=1"
+
+
+@pytest.mark.parametrize("line", ["mapping=first,pcie=1,romfile=b.rom", "01:00,pcie=1"])
+def test_a_device_isnt_put_back_beside_a_line_that_gives_it(line: str) -> None:
+    vm = Vm(Q35 | {"hostpci0": "01:00.1", "hostpci2": "01:00.0,pcie=1"})
+    vm.up(OWN)
+    vm.config = Q35 | {"hostpci2": line}
+    assert vm.destroy() == Q35 | {"hostpci2": line}
+
+
+def test_an_address_that_is_another_devices_by_now_is_not_put_back() -> None:
+    """There it may be the host's own network card."""
+    vm = Vm(Q35 | {"hostpci0": "01:00.0,pcie=1,x-vga=1", "hostpci1": "01:00.1"})
+    vm.up(OWN)
+    vm.devices["0000:01:00.0"] = "a network card"
+    del vm.devices["0000:01:00.1"]
+    assert vm.destroy() == Q35
+
+
+def test_a_mapping_by_hand_is_used_instead_of_a_second_one() -> None:
+    config = Q35 | {"hostpci1": "mapping=gpu0,pcie=1,x-vga=1"}
+    (error,) = Vm(config).planned(OWN).refusals
+    assert "set mapping: gpu0 for the host's gpus.first" in error.next
+    named = Vm(config).planned(VmCard("first", "gpu0", "0000:01:00", take_over=True))
+    assert (named.options, named.refusals) == ({}, [])
+    assert Vm(config).planned(SECOND).refusals == []
+
+
+NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
+    "without a yes": ("01:00,pcie=1,x-vga=1", FIRST, "vms.sandbox.gpus: {gpu: first, takeOver: true}"),
+    "a mapping, without a yes": ("mapping=first,romfile=a.rom", FIRST, "takeOver: true"),
+    "by address, otherwise": ("01:00,pcie=1,x-vga=1", VmCard("first", "first", "0000:01:00", by_address=True), "takeOver: true"),
+    "with another device": (
+        "0000:01:00;0000:02:00.0,pcie=1,x-vga=1", OWN,
+        "`qm set 103 --hostpci0 '0000:01:00,pcie=1,x-vga=1' --hostpci1 '0000:02:00.0,pcie=1'`",
+    ),
+    "with more functions": ("01:00,pcie=1", VmCard("first", "first", "0000:01:00.0;0000:01:00.1", take_over=True), "gpus.first.functions"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_TAKEN_OVER)
+def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str) -> None:
+    line, card, said = NOT_TAKEN_OVER[case]
+    (error,) = Vm(Q35 | {"hostpci0": line}).planned(card).refusals
+    assert said in error.next and line in error.found and "--delete" not in error.next
+
+
+def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> CardUser:
+    return CardUser(vmid=vmid, name="gaming", running=running, onboot=onboot)
+
+
+@pytest.mark.parametrize(
+    ("config", "users", "said"),
+    [
+        (Q35, [user(running=True)], "VM 104 (gaming) runs with it"),
+        (Q35 | {"onboot": "1"}, [user(onboot=True)], "allowSharedOnboot"),
+        (Q35 | {"onboot": "1"}, [user(103, running=True, onboot=True)], None),
+        (Q35, [user()], None),
+    ],
+)
+def test_who_has_a_card_already(config: dict[str, str], users: list[CardUser], said: str | None) -> None:
+    errors = refusals.of_users(config, wish(FIRST), {"first": users})
+    assert [said in str(error) for error in errors] == [True] * bool(said) if said else errors == []
+
+
+def test_i440fx_is_refused_for_pci_express_alone() -> None:
+    (error,) = Vm({"name": "old"}).planned(FIRST).refusals
+    assert "vms.sandbox.machine: q35" in error.next
+    assert Vm({}).planned(dataclasses.replace(FIRST, pcie=False)).refusals == []
+    assert Vm({}).planned(FIRST, machine="q35").refusals == []
+    assert Vm({"hostpci0": "01:00"}).planned(OWN).refusals == []
+    assert Vm({}).planned().refusals == []
+
+
+def test_what_a_card_means_for_a_vm_is_said() -> None:
+    remarks = (
+        Vm({"machine": "q35", "balloon": "1024", "memory": "4096", "parent": "before-upgrade"}).planned(FIRST).remarks
+    )
+    for text in ("OVMF is recommended", "balloon: 1024 becomes 0", "has snapshots", "can't be migrated"):
+        assert any(text in remark for remark in remarks), text
+
+
+def test_identity() -> None:
+    assert notes.identity({"smbios1": "serial=2,uuid=1-A", "meta": "ctime=1"}) == "1-a"
+
+
+def test_a_value_in_proxmox_ves_own_form_counts_as_the_one_that_was_asked_for() -> None:
+    asked: dict[str, str | None] = {"tags": "b;a"}
+    note = Note().of_change({}, {}, asked, asked, "p/s/sandbox").after_change(asked, {"tags": "a;b"})
+    assert note.as_asked({"tags": "a;b", "name": "x"}) == {"tags": "b;a", "name": "x"}
+    assert note.base({"tags": "a;b"}, {}) == {}
+    assert note.as_asked({"tags": "c"}) == note.base({"tags": "c"}, {}) == {"tags": "c"}
