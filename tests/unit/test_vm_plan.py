@@ -255,6 +255,46 @@ def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> Car
 
 
 @pytest.mark.parametrize(
+    ("line", "closed"),
+    [
+        ("mapping=first,pcie=1,x-vga=1", True),
+        ("mapping=first,romfile=a.rom", True),
+        ("mapping=first,mdev=nvidia-63", True),
+        ("mapping=first,pcie=1,rombar=1,x-vga=0", False),
+        ("mapping=first", False),  # it gains pcie=1, as the settings have it
+    ],
+)
+def test_a_mapping_by_hand_loses_no_option_without_a_yes(line: str, closed: bool) -> None:
+    vm = Vm(Q35 | {"hostpci0": line})
+    assert [error.found for error in vm.planned(FIRST).refusals] == [f"hostpci0: {line}, set by hand"] * closed
+    assert vm.planned(OWN).refusals == []
+
+
+def test_what_was_given_and_changed_since_is_drift_where_it_loses_nothing() -> None:
+    vm = Vm(Q35)
+    vm.up(FIRST)
+    vm.config["hostpci0"] = "mapping=first"
+    decided = vm.planned(FIRST)
+    assert (decided.change, decided.refusals) == ({"hostpci0": "mapping=first,pcie=1"}, [])
+    vm.config["hostpci0"] = "01:00,pcie=1"
+    assert len(vm.planned(FIRST).refusals) == 1
+
+
+STANDS: dict[str, tuple[dict[str, str], VmCard, str]] = {
+    "locked": (Q35 | {"lock": "backup"}, FIRST, "qm unlock 103"),
+    "a template": (Q35 | {"template": "1"}, FIRST, "it is a template"),
+    "q35 for legacyIgd": (Q35, dataclasses.replace(FIRST, legacy_igd=True), "to i440fx"),
+}
+
+
+@pytest.mark.parametrize("case", STANDS)
+def test_what_stands_against_a_change_is_named_with_its_remedy(case: str) -> None:
+    config, card, said = STANDS[case]
+    (error,) = Vm(config).planned(card).refusals
+    assert said in str(error)
+
+
+@pytest.mark.parametrize(
     ("config", "users", "said"),
     [
         (Q35, [user(running=True)], "VM 104 (gaming) runs with it"),
@@ -272,6 +312,7 @@ def test_i440fx_is_refused_for_pci_express_alone() -> None:
     (error,) = Vm({"name": "old"}).planned(FIRST).refusals
     assert "vms.sandbox.machine: q35" in error.next
     assert Vm({}).planned(dataclasses.replace(FIRST, pcie=False)).refusals == []
+    assert Vm({}).planned(dataclasses.replace(FIRST, legacy_igd=True, pcie=False)).refusals == []
     assert Vm({}).planned(FIRST, machine="q35").refusals == []
     assert Vm({"hostpci0": "01:00"}).planned(OWN).refusals == []
     assert Vm({}).planned().refusals == []
