@@ -19,6 +19,7 @@ import pytest
 
 from homelab.errors import HomelabError, raise_all
 from homelab.host.facts import Guests
+from homelab.remote import ssh
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
 from lab import Lab
@@ -34,7 +35,7 @@ from remote_scripts.tools import state
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
-from tests.lab.test_proxmox_api import map_card
+from tests.lab.test_proxmox_api import host_of, map_card
 
 NODE, VM, SLOT = "pve", 103, "0000:01:00"
 CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
@@ -194,6 +195,15 @@ def test_all_of_it_comes_back_byte_for_byte(world: World) -> None:
     assert world.in_force() == [OURS] and world.power(mark) == []
     world.destroy()
     assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+def test_a_reading_of_the_host_knows_what_is_homelabs(world: World) -> None:
+    """So a preview decides by the same as a run."""
+    world.up(OWN)
+    seen = plan.seen_of(ssh.read(host_of(world.lab), guests=True), VM)
+    answer = world.read()
+    assert {key: answer.base[key] for key in LINES} == LINES
+    assert seen.base.items() <= answer.base.items() and seen.config.items() <= answer.config.items()
 
 
 def test_without_a_yes_nothing_is_changed(world: World) -> None:

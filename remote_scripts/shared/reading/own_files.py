@@ -15,6 +15,9 @@ from remote_scripts.tools.files import EDITS, HOME
 
 _FILES = f"{HOME}/files"
 _CONTAINERS, _LEDGER = f"{HOME}/containers", f"{HOME}/ledger"
+#: Of VMs, on every node of a cluster (guests/note.py).
+_NOTES = "/etc/pve/homelab"
+_VMID = re.compile(r"[1-9][0-9]*")
 
 
 def managed(source: Source) -> list[Managed]:
@@ -42,9 +45,10 @@ def agents(source: Source) -> dict[str, str]:
 
 
 def ledger(source: Source) -> dict[str, str]:
-    """What was noted of VMs and mappings (layers/ledger.py): name -> its text."""
-    texts = {path: source.needed(path) for path in source.below(_LEDGER)}
-    return {path.removeprefix(f"{_LEDGER}/"): (text or "").rstrip("\n") for path, text in texts.items()}
+    """What was noted of VMs and mappings (layers/ledger.py, guests/note.py): name -> its text."""
+    texts = {path: source.needed(path) for path in [*source.below(_LEDGER), *source.below(_NOTES)]}
+    names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
+    return {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
 
 
 def containers(source: Source) -> list[SharedWith]:

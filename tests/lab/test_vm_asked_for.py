@@ -1,0 +1,106 @@
+"""A VM's transaction, asked for by the program over SSH (homelab/provider/vm_transaction.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.host.facts import Guests
+from homelab.provider.base import StackTexts
+from homelab.provider.vm_transaction import VmTransaction
+from homelab.vm import plan
+from homelab.vm.cards import VmCard, Wish
+from lab import Lab
+from remote_scripts.guests.change import Terms
+from remote_scripts.layers.guest_cards import Answer, Wanted
+from tests import forked_agent
+from tests.lab.test_proxmox_api import host_of, map_card
+from tests.lab.test_vm_transaction import CARD, LINES, NODE, OURS, VM
+
+WANTED = Wanted(vmid=VM, terms=Terms(owner="p/s/sandbox", shutdown=5))
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("asked-for") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """VM 103 runs with the card, by a line for each function."""
+    forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
+    map_card(shared_lab)
+    lines = " ".join(f"--{key} {value}" for key, value in LINES.items())
+    shared_lab.run(f"qm stop {VM}; qm set {VM} {lines}; qm start {VM}")
+    yield shared_lab
+    shared_lab.reset()
+
+
+def transaction(lab: Lab) -> VmTransaction:
+    host = host_of(lab).model_dump(mode="json", by_alias=True)
+    return VmTransaction(StackTexts({"hosts": json.dumps({NODE: host})}), NODE, "sandbox")
+
+
+def decided(seen: Answer, **card: Any) -> plan.Plan:
+    guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings="", reservations="")
+    wish = Wish("sandbox", VM, [VmCard(**{**CARD, **card})])
+    return plan.decide(plan.Seen(seen.config, seen.base, seen.losers), wish, guests, NODE)
+
+
+def hostpci(lab: Lab) -> list[str]:
+    text = (lab.root / f"etc/pve/qemu-server/{VM}.conf").read_text()
+    return [line for line in text.partition("\n[")[0].splitlines() if line.startswith("hostpci")]
+
+
+def test_it_is_decided_brought_into_force_and_given_back(lab: Lab) -> None:
+    mended, answer = transaction(lab).apply(WANTED, decided)
+    assert mended.change and answer.runs and answer.started and hostpci(lab) == [OURS]
+    again, answer = transaction(lab).apply(WANTED, decided)
+    assert again.change == {} and not answer.started
+    assert decided(transaction(lab).read(WANTED)).change == {}
+    assert transaction(lab).revert(WANTED).runs
+    assert hostpci(lab) == [f"{key}: {value}" for key, value in LINES.items()]
+
+
+def test_what_is_refused_changes_nothing(lab: Lab) -> None:
+    with pytest.raises(HomelabError, match="takeOver: true"):
+        transaction(lab).apply(WANTED, lambda seen: decided(seen, take_over=False))
+    assert not (lab.root / "etc/pve/homelab").exists()
+
+
+def test_a_change_from_elsewhere_is_decided_upon_anew(lab: Lab) -> None:
+    left = 1
+
+    def decide(seen: Answer) -> plan.Plan:
+        nonlocal left
+        if left:
+            lab.run(f"qm set {VM} --description changed-{left}")
+            left -= 1
+        return decided(seen)
+
+    assert transaction(lab).apply(WANTED, decide)[1].done
+    left = 10
+    with pytest.raises(HomelabError, match="changed from elsewhere 3 times"):
+        transaction(lab).apply(WANTED, decide)
+
+
+def test_a_node_that_the_settings_dont_know_is_named(lab: Lab) -> None:
+    nodes = lab.root / "etc/pve/nodes"
+    (nodes / "pve2/qemu-server").mkdir(parents=True)
+    (nodes / f"{NODE}/qemu-server/{VM}.conf").rename(nodes / f"pve2/qemu-server/{VM}.conf")
+    with pytest.raises(HomelabError, match="it is on the node pve2"):
+        transaction(lab).revert(WANTED)
+
+
+def test_a_vm_that_is_gone_is_named_and_its_note_goes(lab: Lab) -> None:
+    transaction(lab).apply(WANTED, decided)
+    (lab.root / f"etc/pve/nodes/{NODE}/qemu-server/{VM}.conf").unlink()
+    with pytest.raises(HomelabError, match="no node of its host's cluster has it"):
+        transaction(lab).apply(WANTED, decided)
+    transaction(lab).revert(WANTED)
+    assert not (lab.root / f"etc/pve/homelab/qemu-{VM}").exists()
