@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from remote_scripts.guests import note as notes
-from remote_scripts.guests.note import Note, Options
+from remote_scripts.guests import notes
+from remote_scripts.guests.note import Note, Options, identity
 from remote_scripts.guests.requests import VmApi
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
@@ -44,7 +44,7 @@ class Guest:
             return
         self.settle()
         self.read()
-        if self.note.identity != notes.identity(self.config):
+        if self.note.identity != identity(self.config):
             self.note = Note()  # of a VM that had this id before
         self.devices = self.api.devices()
         self.base = self.note.base(self.config, self.devices)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from remote_scripts.guests import note as notes
+from remote_scripts.guests import notes
 from remote_scripts.guests.change import Terms, bring, in_turn
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.note import Note

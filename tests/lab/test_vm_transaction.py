@@ -25,8 +25,7 @@ from homelab.vm.cards import VmCard, Wish
 from lab import Lab
 from lab.control import request
 from remote_scripts.guests import guest as guest_module
-from remote_scripts.guests import note as notes
-from remote_scripts.guests import power
+from remote_scripts.guests import notes, power
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
 from remote_scripts.layers import guest_cards

@@ -12,8 +12,7 @@ from homelab.host.facts import CardUser, Guests
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import Seen
-from remote_scripts.guests import note as notes
-from remote_scripts.guests.note import Note
+from remote_scripts.guests.note import Note, identity
 
 FIRST = VmCard("first", "first", "0000:01:00")
 SECOND = VmCard("second", "second", "0000:41:00")
@@ -327,7 +326,7 @@ def test_what_a_card_means_for_a_vm_is_said() -> None:
 
 
 def test_identity() -> None:
-    assert notes.identity({"smbios1": "serial=2,uuid=1-A", "meta": "ctime=1"}) == "1-a"
+    assert identity({"smbios1": "serial=2,uuid=1-A", "meta": "ctime=1"}) == "1-a"
 
 
 def test_a_value_in_proxmox_ves_own_form_counts_as_the_one_that_was_asked_for() -> None:
