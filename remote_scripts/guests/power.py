@@ -80,10 +80,8 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
     :raises SwitchedElsewhere: somebody has stopped it meanwhile.
     :raises Failure: it still runs.
     """
-    # What a run that was killed has noted stays, while nobody else has switched it since.
-    if to_start and (guest.note.shut_down_after is None or not _is_own(guest, _since_noted(guest))):
-        last = next((task["upid"] for task in guest.power_tasks()), "")
-        guest.write_note(replace(guest.note, shut_down_after=last, stops=()))
+    if to_start:
+        _note_that_it_ran(guest)
 
     def begun(upid: str) -> None:
         if to_start:
@@ -166,6 +164,20 @@ def _stop(guest: Guest) -> None:
     with suppress(Refused):
         wanted = f"{guest.label} stopped, which QEMU has halted"
         guest.api.task("stop", wanted, _PRESS_SECONDS, partial(_note_stop, guest))
+
+
+def _note_that_it_ran(guest: Guest) -> None:
+    """What a run that was killed has noted stays, while nobody else has switched it since; what it hadn't come to note
+    is noted now.
+
+    :raises Failure: it can't be noted.
+    """
+    since = [] if guest.note.shut_down_after is None else _since_noted(guest)
+    if guest.note.shut_down_after is not None and _is_own(guest, since):
+        guest.write_note(replace(guest.note, stops=tuple(task["upid"] for task in since)))
+    else:
+        last = next((task["upid"] for task in guest.power_tasks()), "")
+        guest.write_note(replace(guest.note, shut_down_after=last, stops=()))
 
 
 def _note_stop(guest: Guest, upid: str) -> None:

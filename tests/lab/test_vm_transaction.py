@@ -471,6 +471,15 @@ def test_a_second_killed_run_still_knows_that_the_vm_ran(world: World) -> None:
     assert world.up(OWN, display="none").runs
 
 
+def test_a_shutdown_that_a_killed_run_didnt_come_to_note_is_homelabs(world: World) -> None:
+    """The guest was booting still, and another shutdown had to follow."""
+    world.lab.fault("guest-ignores-shutdown", VM)
+    world.killed_after(SHUT_DOWN, lambda: world.up(OWN))
+    world.read()  # which waits until that has failed
+    world.lab.fault("guest-ignores-shutdown", None)
+    assert world.up(OWN).runs and world.in_force() == [OURS]
+
+
 @pytest.mark.parametrize("how", ["qm shutdown", "qm start {} && qm stop", "qm start {} && qm shutdown"])
 def test_whoever_has_switched_it_off_since_has_it_off(world: World, how: str) -> None:
     """Also by a shutdown of a VM that is off already."""
