@@ -86,19 +86,21 @@ def nodes_below(dev: str) -> tuple[Callable[..., os.stat_result], Callable[..., 
     return stat_of, mknod
 
 
-def _reach_pvedaemon(host: HostState) -> None:
-    """The lab has this machine's network: its pvedaemon listens on a port of its own."""
-    real = socket.create_connection
+def disks_below(dev: str) -> Callable[..., int]:
+    """open(2) as Python has it, to which a file in a lab's /dev that says `claimed` is a disk that a file system or the like has claimed
+    (sysfs.py): nobody else opens it with O_EXCL.
+    """
+    real_open = os.open
 
-    def connect(address: tuple[str, int], *arguments: Any, **options: Any) -> socket.socket:
-        if address != PVEDAEMON:
-            return real(address, *arguments, **options)
-        port = (ask_daemon(host, "pvedaemon") or {}).get("port")
-        if port is None:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        return real((address[0], port), *arguments, **options)
+    def open_of(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        descriptor = real_open(path, flags, *arguments, **options)
+        is_asked = flags & os.O_EXCL and not flags & os.O_CREAT and os.fspath(path).startswith(dev)
+        if is_asked and os.pread(descriptor, 80, 0) == CLAIMED:
+            os.close(descriptor)
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        return descriptor
 
-    socket.create_connection = connect  # type: ignore[assignment]
+    return open_of
 
 
 def _reach_pvedaemon(host: HostState) -> None:
@@ -217,6 +219,7 @@ def on_the_host() -> None:
         _start_itself()
         _reach_pvedaemon(HostState(Path(os.environ["LAB_STATE"])))
         os.stat, os.mknod = nodes_below(f"{os.environ['ROOT']}/dev/")
+        os.open = disks_below(f"{os.environ['ROOT']}/dev/")
 
 
 def _forget_the_lab() -> None:

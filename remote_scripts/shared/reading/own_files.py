@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from contextlib import suppress
 
 from remote_scripts.shared import container_lines, handover, kept_agents, switch
