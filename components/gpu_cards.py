@@ -1,4 +1,4 @@
-"""GpuCards: the bound cards of a host, offered to its VMs: a PCI mapping for each, and who has it.
+"""GpuCards: the bound cards of a host, offered to its VMs: a PCI mapping for each.
 
 Owns one entry of each card's mapping. Undone by taking that entry away; a mapping goes with its last entry. Where the
 settings say how cards are reset or that they stay awake (`reset`, `keepAwake`), it owns a udev rule, too, which sets
@@ -22,7 +22,6 @@ from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.card_mapping import CardMapping, entry_of, path_of
 from homelab.resources.described import HostInput, VmInput, host_of, vms_of
-from homelab.resources.gpu_lease import GpuLease, LeasedCard
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
@@ -65,43 +64,30 @@ class GpuCards(pulumi.ComponentResource):
             depends_on = [
                 _values(f"{name}-values", host, args.probe, pulumi.ResourceOptions(parent=self, depends_on=depends_on))
             ]
-        # Several VMs may name a shared card at once: each has a lease of it. When an adopted VM leaves, its options are
-        # given back with its lease, also where a run was killed before its VmCards was in the state.
-        shared = {gpu for gpu, settings in host.gpus.items() if settings.use == "shared"}
-        uses = [(use.gpu, (vm_name, vm)) for vm_name, vm in vms_of(args.vms).items() for use in vm.gpus]
-        holders = {gpu: holder for gpu, holder in uses if gpu not in shared}
+        uses = [(use.gpu, vm.vmid) for vm in vms_of(args.vms).values() for use in vm.gpus]
         tests: dict[str, pulumi.Output[PassthroughSeen]] = {}
-        leases: dict[str, pulumi.Resource] = {}
+        mappings: dict[str, pulumi.Resource] = {}
         cards = [gpu for gpu, settings in host.gpus.items() if settings.may_leave]
         for gpu in cards:
             node, mapping_id = host.node or host_name, host.mapping_of(gpu)
             inputs = {"host": host_name, "node": node, "mapping": mapping_id}
-            # The mapping and the lease have the same name, and types of their own.
-            resource_name = f"{host_name}-{gpu}"
             # The path tells which mapping's entry and which VM's option are this card's.
-            slot = booted.apply(functools.partial(path_of, gpu))
-            mapping = CardMapping(
-                resource_name,
+            mappings[gpu] = CardMapping(
+                f"{host_name}-{gpu}",
                 {
                     **inputs,
                     "gpu": gpu,
                     "entry": booted.apply(functools.partial(entry_of, gpu)),
                     "live_migration": host.gpus[gpu].live_migration,
+                    "keepers": sorted({vmid for name, vmid in uses if name == gpu}),
                 },
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
-            card = LeasedCard(host=host_name, node=node, mapping=mapping_id, slot=slot)
-            options = pulumi.ResourceOptions(parent=self, depends_on=[mapping])
-            leases[gpu] = GpuLease.of(resource_name, card, holders.get(gpu), options)
-            for vm_name, vm in [holder for named, holder in uses if named == gpu and gpu in shared]:
-                if vm.create is None:
-                    # No name in the settings has the sign: `gpus.NAME-VM` is another card.
-                    GpuLease.of(f"{resource_name}@{vm_name}", card, (vm_name, vm), options)
         for gpu, settings in host.gpus.items():
             if settings.use == "vm" and settings.passthrough_test:
                 # Before a VM has it: the test refuses a card that another VM runs with. So it isn't made again after
                 # each reboot, when a VM may run with the card.
-                test_depends_on = [leases[gpu]] if gpu in leases else depends_on
+                test_depends_on = [mappings[gpu]] if gpu in mappings else depends_on
                 functions = booted.apply(functools.partial(_functions, gpu))
                 options = pulumi.ResourceOptions(parent=self, depends_on=test_depends_on)
                 tests[gpu] = _seen(f"{host_name}-{gpu}-test", host, functions, options)

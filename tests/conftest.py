@@ -52,7 +52,6 @@ SLOW = frozenset(
         "lab/test_host_ssh.py",
         "lab/test_init.py",
         "lab/test_kept_agent.py",
-        "lab/test_leases.py",
         "lab/test_mappings.py",
         "lab/test_moved_vms.py",
         "lab/test_passthrough_test.py",

@@ -21,7 +21,8 @@ for name, vm in settings.vms.items():
     host = settings.hosts[vm.host]
     cards = LentCards(f"{name}-cards", LentCardsArgs(stack=homelab, vm_name=name, vm=vm, host=host))
     args = GpuVmArgs(vm=vm, node=host.node or vm.host, cards=cards.cards, boot=cards.boot)
-    after = pulumi.ResourceOptions(depends_on=[cards])
+    # A VM isn't even created where its card isn't to be had.
+    after = pulumi.ResourceOptions(depends_on=cards.cards.apply(lambda _: [homelab]))
     vms[name] = GpuVm(name, args, after).vm
 
 pulumi.export("vms", vms)

@@ -1,7 +1,7 @@
 """LentCards: cards of the homelab stack for a VM of this one, as its outputs (homelab/contract.py) have them.
 
-Owns nothing on the host: the PCI mappings are the homelab stack's. A lease for each card takes it out of the VM before the card
-goes to another one of this stack.
+Owns nothing on the host: the PCI mappings are the homelab stack's. A card that goes from one VM of this stack to another is taken
+out of the first by the other's VmCards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import pulumi
 from homelab.contract import GpuOutput, Outputs, consumed
 from homelab.contract import HostOutput as LendingHost
 from homelab.errors import HomelabError, raise_all
-from homelab.resources.gpu_lease import GpuLease, LeasedCard
 from homelab.settings import Host, Vm
 from homelab.shapes import BootSeen, OfferedCard
 from homelab.stack import Refusal
@@ -118,7 +117,7 @@ class LentCardsArgs:
 
 
 class LentCards(pulumi.ComponentResource):
-    """Outputs: `cards`, `boot`, as GpuVm takes them. A VM with the cards depends on this, and so comes after their leases."""
+    """Outputs: `cards`, `boot`, as GpuVm takes them."""
 
     cards: pulumi.Output[dict[str, OfferedCard]]
     boot: pulumi.Output[BootSeen]
@@ -136,12 +135,4 @@ class LentCards(pulumi.ComponentResource):
         known = pulumi.Output.all(args.stack.name, args.stack.outputs).apply(lambda both: found(str(both[0]), both[1]))
         self.cards = known.apply(lambda both: both["cards"])
         self.boot = known.apply(lambda both: both["boot"])
-        for use in vm.gpus:
-            card = self.cards[use.gpu]
-            GpuLease.of(
-                f"{vm_name}-{use.gpu}-lease",
-                LeasedCard(host=vm.host, node=node, mapping=card["mapping"], slot=card["slot"]),
-                (vm_name, vm),
-                pulumi.ResourceOptions(parent=self),
-            )
         self.register_outputs({"cards": self.cards})

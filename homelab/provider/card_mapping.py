@@ -16,7 +16,7 @@ from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
 from homelab.provider.peers import forget_notes
-from homelab.provider.vm_cards import give_back_noted
+from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import (
@@ -25,10 +25,15 @@ from homelab.remote.proxmox.errors import (
     NotThereError,
     UnansweredError,
 )
+from homelab.resources import limits
 from homelab.resources.card_mapping import CardMapping
-from homelab.settings import Host, Shutdown
-from homelab.shapes import ShutdownInputs
+from homelab.settings import Host
 from homelab.text import tell
+from homelab.vm.plan import note_in
+from remote_scripts.guests.change import Terms
+from remote_scripts.guests.note import Note
+from remote_scripts.layers.free_card import Wanted as FreeCard
+from remote_scripts.layers.guest_cards import Wanted as GuestCards
 from remote_scripts.shared.properties import overlap, parse
 
 # Of a mapping as a whole, for all nodes.
@@ -89,7 +94,22 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         _write(self.api(inputs), inputs, had.entry["path"])
         if not inputs.live_migration:
             self._take_flag_back(had, outputs)
+        if inputs.keepers != had.keepers:
+            self._take_from_others(inputs)
         return dataclasses.replace(outputs, drift=[])
+
+    def _take_from_others(self, inputs: CardMapping.Inputs) -> None:
+        """The card is out of the VMs of this stack that aren't to have it before its passthrough test, or another VM,
+        needs it; a VM whose VmCards is in no state, since a run was killed while it made it, is given back all.
+        """
+        stack, card = ledger.stack_of(self.urn), (inputs.mapping, inputs.entry["path"])
+        host = self.host(inputs)
+        keeps = {
+            str(vm.vmid): tuple(host.mapping_of(use.gpu) for use in vm.gpus)
+            for vm in self.stack.vms(inputs.host).values()
+        }
+        wanted = FreeCard(stack=stack, card=card, keeps=keeps)
+        ssh.Session(host).ask("apply", "free_card", wanted, limits.of_task(host, {}), tell, goes_on=True)
 
     def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         """Where it was for this entry's sake."""
@@ -167,8 +187,8 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         """The VM to which another stack has given the card, and that stack; empty: there is none."""
         own = ledger.stack_of(self.urn)
         for vmid, noted in _notes_of_vms(inputs, notes):
-            stack = noted.get("stack", "")
-            if own and stack not in ("", own):
+            stack = noted.owner.rpartition("/")[0]
+            if own and stack != own:
                 return f"VM {vmid} has it from the stack {stack}"
         return ""
 
@@ -180,13 +200,14 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         """
         host = self.host(inputs)
         for vmid, noted in _notes_of_vms(inputs, notes):
-            guest = str(noted.get("guest", ""))
-            vm = self.stack.vms(inputs.host).get(guest)
+            name = noted.owner.rpartition("/")[2]
+            vm = self.stack.vms(inputs.host).get(name)
             if vm and not any(host.mapping_of(use.gpu) == inputs.mapping for use in vm.gpus):
                 continue  # the card has another mapping from now on
-            settings = vm.shutdown if vm else Shutdown()
-            shutdown = ShutdownInputs(timeout=settings.timeout, otherwise=settings.otherwise)
-            give_back_noted(self, inputs, vmid, noted, shutdown)
+            terms = Terms(owner=noted.owner, shutdown=noted.shutdown, otherwise=noted.otherwise)
+            wanted, transaction = GuestCards(vmid=vmid, terms=terms), VmTransaction(self.stack, inputs.host, name)
+            if transaction.read(wanted).node in ("", inputs.node):  # else it has the mapping's entry of that node
+                transaction.revert(wanted)
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
@@ -198,13 +219,15 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         }
 
 
-def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Iterator[tuple[int, Note]]:
     """The VMs that were given the card, by their ids, and what is noted of each."""
     for name in sorted(notes):
-        kind, _, number = name.partition("/")
-        noted = noted_in(notes, name) or {}
-        if kind == "vm" and inputs.mapping in noted.get("mappings", []):
-            yield int(number), noted
+        kind, _, number = name.partition("-")
+        if kind == "qemu":
+            noted = note_in(notes, int(number))
+            values = [(key, value or "") for key, values in noted.values.items() for value in values]
+            if any(parse(*option).get("mapping") == inputs.mapping for option in values if "hostpci" in option[0]):
+                yield int(number), noted
 
 
 def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from homelab.resources import (  # noqa: F401
     card_mapping,
     container_probe,
     container_verification,
-    gpu_lease,
     host_probe,
     kept_agent,
     new_container,

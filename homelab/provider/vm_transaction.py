@@ -32,9 +32,9 @@ class VmTransaction:
         self._stack, self._host, self._label = stack, host, label
 
     def read(self, wanted: Wanted) -> Answer:
-        """The VM, by the node that it is on now.
+        """The VM, by the node that it is on now; of one on a node that the settings don't have, that node's name alone.
 
-        :raises HomelabError: it can't be read, or is on a node that the settings don't have.
+        :raises HomelabError: it can't be read.
         """
         return self._asked("read", wanted)
 
@@ -72,6 +72,8 @@ class VmTransaction:
         if not answer.node or answer.is_here:
             return answer
         there = self._stack.name_at(self._host, answer.node)
+        if there is None and verb == "read":
+            return answer
         if there is None:
             raise HomelabError(
                 wanted=f"VM {wanted.vmid} on a host of the settings",
@@ -85,7 +87,11 @@ class VmTransaction:
     def _of_host(self, host: str, verb: str, wanted: Wanted) -> Answer:
         seconds = _HOST_SECONDS + wanted.terms.shutdown
         session = ssh.Session(self._stack.host(host))
-        return of_plain(Answer, session.ask(verb, "guest_cards", wanted, seconds, tell, goes_on=True))
+
+        def say(line: str) -> None:
+            tell(f"{self._label}: {line}")
+
+        return of_plain(Answer, session.ask(verb, "guest_cards", wanted, seconds, say, goes_on=True))
 
 
 def _missing(vmid: int) -> HomelabError:

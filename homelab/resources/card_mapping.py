@@ -28,12 +28,14 @@ class CardMapping(Owned):
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
         """`gpu`: the card's key in the settings; `entry`: path, id, subsystem-id, iommugroup; `live_migration`: is the
-        mapping to have the flag?"""
+        mapping to have the flag? `keepers`: the ids of the VMs that the settings give the card; any other one of this
+        stack loses it before one of these gets it."""
 
         gpu: str
         mapping: str
         entry: dict[str, str]
         live_migration: bool = False
+        keepers: list[int] = field(default_factory=list)
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

@@ -15,7 +15,7 @@ from .state import HostState, write_atomically
 
 _FILE = "cluster.json"
 #: What pmxcfs has at its top, in which somebody writes; elsewhere a node has it only when it was written.
-_FOLDERS = ("nodes", "mapping", "priv", "ha", "sdn", "firewall", "virtual-guest")
+_FOLDERS = ("nodes", "mapping", "priv", "ha", "sdn", "firewall", "virtual-guest", "homelab")
 _FILES = (
     "storage.cfg", "user.cfg", "datacenter.cfg", "corosync.conf", "jobs.cfg", "replication.cfg", "vzdump.cron",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from remote_scripts.guests import power
@@ -80,11 +80,14 @@ def bring(guest: Guest, options: Options, terms: Terms) -> list[str] | None:
     change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
     ran = runs or power.is_to_run_again(guest, terms.rebooted_at)
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
+    if is_to_run:
+        guest.need_not_halted()
     if change or note.before or runs is not is_to_run:
         guest.need_own_power()
     if change and not ran:
         guest.need_nothing_waiting(change)
-    guest.write_note(note.of_change(guest.config, guest.devices, options, change, terms.owner))
+    new = note.of_change(guest.config, guest.devices, options, change, terms.owner)
+    guest.write_note(replace(new, shutdown=terms.shutdown, otherwise=terms.otherwise))
     log = None
     try:
         if is_to_run:

@@ -15,6 +15,8 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 STARTS, STOPS = ("qmstart", "qmreboot", "qmresume"), ("qmshutdown", "qmstop")
+#: QEMU's state of a VM that it has halted, as when the kernel reports an error of a card (hw/vfio/pci.c).
+HALTED = "internal-error"
 # How long a start or shutdown that is under way is waited for, in seconds; and QEMU's end once its guest is off.
 _SWITCH_SECONDS, _END_SECONDS = 180.0, 10.0
 
@@ -40,12 +42,16 @@ class Guest:
         self.written: dict[str, str | None] = {}
         #: The UPID of its last start here.
         self.begun = ""
+        #: Whether QEMU had halted it when it was seen to run.
+        self.is_halted = False
+        #: Whether what is noted is of a VM that had this id before.
+        self.is_another = False
         if not self.is_here:
             return
         self.settle()
         self.read()
         if self.note.identity != identity(self.config):
-            self.note = Note()  # of a VM that had this id before
+            self.is_another, self.note = bool(self.note), Note()
         self.devices = self.api.devices()
         self.base = self.note.base(self.config, self.devices)
 
@@ -88,6 +94,7 @@ class Guest:
         """
         for _ in self.system.work.tries(_END_SECONDS, f"QEMU of {self.label} ended"):
             status = self.status()
+            self.is_halted = status.get("qmpstatus") == HALTED
             if status.get("qmpstatus") != "shutdown":
                 return bool(status["status"] == "running")
         raise Failure(
@@ -150,6 +157,17 @@ class Guest:
                 f"HA manages it ({ha.get('state') or 'not yet taken up'})",
                 "HA would switch it on or off in the midst of the change; nothing was changed",
                 f"`ha-manager set vm:{self.vmid} --state ignored`, run the same again, then set the state back",
+            )
+
+    def need_not_halted(self) -> None:
+        """:raises Failure: QEMU has halted the VM: what is in it can't be shut down."""
+        if self.is_halted:
+            raise Failure(
+                f"{self.label} running",
+                f"QEMU has halted it ({HALTED})",
+                "one of its cards reports an error; nothing was changed",
+                f"look at the host's kernel log, stop it (`qm stop {self.vmid}`: it heeds no shutdown), then run "
+                "`pulumi up` again",
             )
 
     def need_nothing_waiting(self, changed: Iterable[str]) -> None:

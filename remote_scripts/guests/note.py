@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from remote_scripts.shared.properties import functions_of, parse, same, slot_of
 
@@ -38,6 +39,10 @@ class Note:
     """The VM is shut down to be started again: its last power task before that, empty where it had none."""
     stops: tuple[str, ...] = ()
     """The UPIDs of homelab's shutdowns since then."""
+    shutdown: int = 180
+    """For how many seconds the guest may take its time to go off, where it loses a card to another VM."""
+    otherwise: Literal["fail", "stop"] = "fail"
+    """What happens to one that is still on then."""
 
     def __bool__(self) -> bool:
         return bool(self.values) or self.shut_down_after is not None

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
 
-from remote_scripts.guests.guest import STARTS, Guest
+from remote_scripts.guests.guest import HALTED, STARTS, Guest
 from remote_scripts.guests.requests import TaskFailed
 from remote_scripts.shared import passes
 from remote_scripts.shared.api import Refused
@@ -26,8 +26,6 @@ STEADY_SECONDS = 20.0
 _PRESS_SECONDS = 60
 # How long a start may take, and how much longer where its hookscript waits for a shared card.
 _START_SECONDS, _HANDOVER_SECONDS = 300.0, 900.0
-# QEMU's state of a VM that it has halted, as when the kernel reports an error of a card (hw/vfio/pci.c).
-_HALTED = "internal-error"
 
 
 class SwitchedElsewhere(Failure):
@@ -148,7 +146,7 @@ def start(guest: Guest, rebooted_at: int, *, by_settings: bool = False) -> list[
     has_card = any(key.startswith("hostpci") for key in guest.config)
     for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"{wanted}, and steady"):
         status = guest.status()
-        if status.get("qmpstatus") == _HALTED:
+        if status.get("qmpstatus") == HALTED:
             _stop(guest)
             raise _gone_off(guest, wanted, "QEMU has halted it: the host's kernel has reported an error of a card")
         if status["status"] == "running":

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from remote_scripts.guests import notes
+from remote_scripts.guests import taking
 from remote_scripts.guests.change import Terms, bring, in_turn
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.note import Note
 from remote_scripts.guests.requests import ChangedMeanwhile
-from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.properties import overlap, parse, same
+from remote_scripts.shared.properties import same
 from remote_scripts.tools.system import System
 
 # How often a VM is given back what it had, where somebody changes it meanwhile.
@@ -55,6 +54,8 @@ class Answer:
     """Keys of somebody else's changes, which the next start carries out."""
     losers: tuple[int, ...] = ()
     """Other VMs of this stack that would lose a card to it."""
+    is_another: bool = False
+    """What is noted is of a VM that had its id before."""
     done: bool = True
     """False: its configuration isn't the one by which was decided; nothing was changed."""
     started: bool = False
@@ -81,12 +82,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     if not guest.is_here or guest.digest != wanted.digest:
         return _answer(guest, done=False)
     for loser in _losers(system, wanted):
-        with in_turn(system, api, loser) as other:
-            if not other.is_here:
-                continue
-            kept = {key: value for key, value in other.note.wanted.items() if not _gives(key, value, wanted.takes)}
-            has_card = any(value and key.startswith("hostpci") for key, value in kept.items())
-            bring(other, kept if has_card else {}, Terms(owner=other.note.owner, shutdown=wanted.terms.shutdown))
+        taking.take(system, api, loser, wanted.takes)
     with in_turn(system, api, wanted.vmid) as guest:
         try:
             if guest.digest == wanted.digest:
@@ -116,10 +112,14 @@ def revert(system: System, wanted: Wanted) -> Answer:
 
 def _give_back(guest: Guest, wanted: Wanted) -> None:
     if guest.note and guest.note.owner != wanted.terms.owner:
-        guest.system.log.say(f"{guest.label} is {guest.note.owner}'s now, and keeps what it was given")
+        stack, _, name = guest.note.owner.rpartition("/")
+        whose = f"vms.{name}" if stack == wanted.terms.owner.rpartition("/")[0] else f"vms.{name} of {stack}"
+        guest.system.log.say(f"{guest.label} is {whose} now, and keeps what it was given")
     elif wanted.goes_away or not guest.node:
         guest.write_note(Note())
     elif guest.is_here:
+        if guest.is_another:
+            guest.system.log.say(f"{guest.label} isn't the VM that was given its cards: it stays as it is")
         for key, value in guest.note.originals.items():
             if not same(key, value, guest.base.get(key)):
                 now = guest.base.get(key, "not there")
@@ -128,23 +128,8 @@ def _give_back(guest: Guest, wanted: Wanted) -> None:
 
 
 def _losers(system: System, wanted: Wanted) -> list[int]:
-    """Other VMs of the stack on this node that have one of the cards from homelab."""
     stack = wanted.terms.owner.rpartition("/")[0]
-    here = pmxcfs.guest_ids(system, "/etc/pve/local/qemu-server")
-    others = [vmid for vmid in notes.noted(system) if vmid != wanted.vmid and str(vmid) in here]
-    noted = {vmid: notes.of(system, vmid) for vmid in others}
-    return [
-        vmid
-        for vmid, note in noted.items()
-        if note.owner.rpartition("/")[0] == stack
-        and any(_gives(key, value, wanted.takes) for key, values in note.values.items() for value in values)
-    ]
-
-
-def _gives(key: str, value: str | None, cards: tuple[str, ...]) -> bool:
-    """Whether an option gives one of these cards."""
-    properties = parse(key, value or "") if key.startswith("hostpci") else {}
-    return any(card == properties.get("mapping") or overlap(properties.get("host", ""), card) for card in cards)
+    return taking.losers(system, stack, wanted.takes, (wanted.vmid,))
 
 
 def _answer(
@@ -163,6 +148,7 @@ def _answer(
         runs=guest.is_here and guest.runs(),
         others_wait=tuple(guest.waits_for_others(())) if guest.is_here else (),
         losers=losers,
+        is_another=guest.is_another,
         done=done,
         started=log is not None,
         log=tuple(log or ()),

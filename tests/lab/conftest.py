@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from homelab.provider import api as provider_api
-from homelab.provider import base, gpu_lease
+from homelab.provider import base
 from homelab.remote import agent
 from homelab.remote.proxmox import places
 from lab import Lab
@@ -45,7 +45,6 @@ def of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_READINGS", {})
     monkeypatch.setattr(provider_api, "_READINGS", {})
     monkeypatch.setattr(places, "_NODES_OF_GUESTS", {})
-    monkeypatch.setattr(gpu_lease, "_TURNS", {})
 
 
 @pytest.fixture(scope="session")

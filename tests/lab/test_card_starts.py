@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,34 +12,33 @@ import pytest
 import yaml
 
 from homelab.errors import HomelabError
-from homelab.provider import api
-from homelab.provider.gpu_lease import GpuLeaseWork
+from homelab.provider import started
 from homelab.provider.vm_cards import VmCardsWork
-from homelab.remote.proxmox import api as api_module
-from homelab.remote.proxmox.machine import Machine
-from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
-from lab.api.guests import Guest
-from lab.api.qemu_power import ended_itself
-from lab.host.state import HostState
+from remote_scripts.guests import power
 from tests import forked_agent
-from tests.lab.test_proxmox_api import MAPPED, NODE, POLICY, VM, host_of, machine, map_card
+from tests.lab.test_proxmox_api import NODE, VM, host_of, map_card
 
 SCENARIO = Path(__file__).parents[2] / "lab/scenarios/bound-by-hand.yaml"
 FUNCTION, SHUTDOWN = "0000:01:00.0", ShutdownInputs(timeout=5, otherwise="fail")
+URN = "urn:pulumi:s::p::homelab:vm:Cards::sandbox"
 # The resets of each of the card's functions.
 Resets = tuple[list[str], ...]
 NO_FLR: Resets = ([], [])
 FLR: Resets = (["flr"], ["flr"])
 SINGLE: Resets = ([],)
+INPUTS = VmCards.Inputs(
+    host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}], display="keep",
+    shared_onboot=False, power="running", instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("starts") / "lab") as started:
-        yield started
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("starts") / "lab") as lab:
+        yield lab
 
 
 @pytest.fixture
@@ -52,36 +52,32 @@ def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reques
     file.write_text(yaml.safe_dump(scenario), encoding="utf-8")
     shared_lab.reset(str(file))
     map_card(shared_lab)
-    machine(shared_lab).shut_down(POLICY)
-    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
-    monkeypatch.setattr(api, "CARD_SECONDS", 0.5)
+    shared_lab.run(f"qm stop {VM}")
+    monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
+    monkeypatch.setattr(started, "CARD_SECONDS", 0.5)
     forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
     return shared_lab
 
 
-def texts(lab: Lab) -> dict[str, str]:
+def work(lab: Lab) -> VmCardsWork:
     host = host_of(lab).model_dump(mode="json", by_alias=True)
     vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": ["rtx5090"]}}
-    return {"hosts": json.dumps({NODE: host}), "vms": json.dumps(vms)}
+    return VmCardsWork({"hosts": json.dumps({NODE: host}), "vms": json.dumps(vms)}, URN)
 
 
-def start(lab: Lab, power: str = "running", **options: str) -> VmCards.Outputs:
+def start(lab: Lab, **changes: Any) -> VmCards.Outputs:
     """`up` gives the VM its card and starts it."""
-    record: dict[str, Any] = {
-        "hostpci0": {"ours": MAPPED["hostpci0"], "before": None, "slot": "0000:01:00"},
-        **{key: {"ours": value, "before": None} for key, value in options.items()},
-    }
-    inputs = VmCards.Inputs(
-        host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[], display="keep", shared_onboot=False, power=power, instance="", goes_away=False,
-        boot=BootSeen(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
-    )  # fmt: skip
-    planned = VmCards.Outputs(record=record, restore={}, guest_name="Sandbox", identity="")
-    return VmCardsWork(texts(lab)).bring_into_force(inputs, planned)
+    return work(lab).create(dataclasses.replace(INPUTS, **changes))
+
+
+def runs(lab: Lab) -> bool:
+    return "running" in lab.run(f"qm status {VM}").stdout
 
 
 @pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["two functions, no FLR"])
 def test_a_card_without_a_reset_of_its_own_starts_well(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(lab).state == "running"
+    made = start(lab)
+    assert (made.state, made.starts) == ("running", 1)
     said = capsys.readouterr().out
     assert "failed to reset PCI device" in said
     assert f"that {FUNCTION} could not be reset is normal" in said and "note:" not in said
@@ -91,71 +87,51 @@ def test_a_card_without_a_reset_of_its_own_starts_well(lab: Lab, capsys: pytest.
 def test_a_reset_that_failed_and_works_alone_is_a_remark(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.fault("reset-fails", FUNCTION)
     assert start(lab).state == "running"
-    assert (
-        f"note: {FUNCTION} could not be reset when VM 103 (Sandbox) started".lower() in capsys.readouterr().out.lower()
-    )
+    assert f"note: {FUNCTION} could not be reset when VM 103 (sandbox) started" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
 def test_a_card_that_its_restart_has_lost_is_an_error_until_it_is_back(lab: Lab) -> None:
     start(lab)
     lab.fault("reset-kills", FUNCTION)
-    for _ in range(2):
-        with pytest.raises(HomelabError, match="can't be read: every bit is one"):
-            start(lab, cores="3")
-        assert machine(lab).running(), "what is in the VM isn't ours to switch off"
-
-
-@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
-@pytest.mark.parametrize("looked", ["_lasts", "state"])
-def test_a_vm_that_goes_off_again_soon_after_its_start_runs_as_before(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, looked: str
-) -> None:
-    """As one whose start fails: QEMU ends when the guest's driver has the card. Its task said OK.
-
-    :param looked: how it is looked at next.
-    """
-    lab.run(f"qm start {VM}")
-    look, ends = getattr(Machine, looked), [Guest(HostState(lab.state), "qemu", VM)]
-
-    def end_first(machine: Machine, *arguments: float) -> bool | str:
-        if ends and machine.starts:
-            ended_itself(ends.pop())
-        seen: bool | str = look(machine, *arguments)
-        return seen
-
-    monkeypatch.setattr(Machine, looked, end_first)
-    with pytest.raises(HomelabError, match=r"doesn't run\n.*has its old configuration back, and runs again without"):
-        start(lab, "keep")
-    assert machine(lab).running() and "hostpci0" not in machine(lab).config()
-
-
-@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
-def test_a_vm_that_somebody_stops_soon_after_its_start_stays_off(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab.run(f"qm start {VM}")
-    lasts, stops = Machine._lasts, [f"sleep 1.1; qm stop {VM}"]  # not in the second of the start
-
-    def stop_first(machine: Machine, seconds: float) -> bool:
-        if stops:
-            lab.run(stops.pop())
-        return lasts(machine, seconds)
-
-    monkeypatch.setattr(Machine, "_lasts", stop_first)
-    with pytest.raises(HomelabError, match=r"root@pam has switched it off .* keeps the change, and this run"):
-        start(lab, "keep")
-    assert not machine(lab).running() and "hostpci0" in machine(lab).config()
-    lab.run(f"qm start {VM}")
-    assert machine(lab).running(), "as the message advises"
-
-
-@pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["no FLR"])
-def test_a_restart_for_another_change_looks_at_the_card_as_well(lab: Lab) -> None:
-    entry = "node=pve,path=0000:06:00.0,id=1022:43fc,iommugroup=17,subsystem-id=0000:0000"
-    lab.run(f"pvesh create /cluster/mapping/pci --id other --map {entry}; qm set {VM} --hostpci1 mapping=other")
-    start(lab)
-    lab.fault("reset-kills", FUNCTION)
-    inputs = GpuLease.Inputs(
-        host=NODE, node=NODE, mapping="other", slot="0000:06:00", vm="sandbox", vmid=VM, shutdown=SHUTDOWN
+    with pytest.raises(HomelabError, match="can't be read: every bit is one.*; VM 103 runs") as raised:
+        start(lab, display="none")
+    unfinished = raised.value.outputs
+    assert isinstance(unfinished, VmCards.Outputs) and (unfinished.state, unfinished.drift) == (
+        "",
+        ["the last run didn't finish with it"],
     )
-    with pytest.raises(HomelabError, match="can't be read: every bit is one; VM 103"):
-        GpuLeaseWork(texts(lab)).delete(inputs, GpuLease.Outputs(by_hand=False))
+    assert runs(lab), "what is in the VM isn't ours to switch off"
+    given = dataclasses.replace(INPUTS, display="none")
+    assert work(lab).read(given, unfinished).drift == ["the last run didn't finish with it"]
+    before = lab.run(f"qm config {VM}").stdout
+    with pytest.raises(HomelabError, match="can't be read: every bit is one") as raised:
+        start(lab)
+    assert raised.value.outputs is None and lab.run(f"qm config {VM}").stdout == before
+
+
+@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
+def test_a_start_that_fails_is_told_with_what_there_is_and_is_taken_back(lab: Lab) -> None:
+    lab.fault("task-fails", "qmstart=out of luck")
+    with pytest.raises(HomelabError, match="out of luck") as raised:
+        start(lab)
+    assert "VM 103 has back what it had" in raised.value.found and isinstance(raised.value.outputs, VmCards.Outputs)
+    assert "hostpci" not in lab.run(f"qm config {VM}").stdout
+    lab.fault("task-fails", None)
+    assert work(lab).update(INPUTS, INPUTS, raised.value.outputs).state == "running"
+
+
+@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
+def test_a_refresh_says_what_an_up_would_do(lab: Lab) -> None:
+    made = start(lab)
+    assert work(lab).read(INPUTS, made).drift == []
+    lab.run(f"qm shutdown {VM}; qm set {VM} --delete hostpci0")
+    assert work(lab).read(INPUTS, made).drift == [
+        "hostpci0 is not there instead of mapping=rtx5090,pcie=1",
+        "VM 103 is stopped instead of running",
+    ]
+    assert work(lab).update(INPUTS, INPUTS, made).state == "running"
+    lab.run(f"qm stop {VM} && qm destroy {VM}")
+    assert work(lab).read(INPUTS, made).drift == ["VM 103 is gone"]
+    lab.run(f"qm create {VM} --name precious --machine q35 --memory 2048")
+    assert "VM 103 isn't the VM that was given its cards" in work(lab).read(INPUTS, made).drift

@@ -1,6 +1,6 @@
 """Hosts that other projects and forums have set up, by their own commands: what `homelab init` says of it, what is made of it, and that all of it comes back.
 
-Each recipe is what its script or page has an owner type, or types itself, as of 2026. What a guest has by hand: tests/lab/test_taken_over.py;
+Each recipe is what its script or page has an owner type, or types itself, as of 2026. What a guest has by hand: tests/lab/test_vm_transaction.py;
 from `init` to `destroy`: tests/e2e/test_by_hand.py.
 """
 

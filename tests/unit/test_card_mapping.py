@@ -16,6 +16,9 @@ from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
+from remote_scripts.guests.note import Note
+from remote_scripts.layers.guest_cards import Wanted
+from remote_scripts.tools.plain import to_plain
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
 
@@ -212,16 +215,19 @@ def test_the_other_nodes_that_need_the_flag_are_those_of_the_settings() -> None:
     assert CardMappingWork(texts({}, hosts).texts)._needing_flag(INPUTS) == set()
 
 
-NOTES = {
-    "vm/103": '{"record": {}, "restore": {}, "mappings": ["card"], "stack": "STACK"}',
-    "vm/104": '{"record": {}, "restore": {}, "mappings": ["other"], "stack": "q/s"}',
-}
+def noted_of(owner: str, mapping: str = "card") -> str:
+    return json.dumps(
+        to_plain(Note(identity="u", owner=owner, values={"hostpci0": (f"mapping={mapping}",)}, shutdown=7))
+    )
 
 
-@pytest.mark.parametrize(("stack", "stays"), [("q/s", "VM 103 has it from the stack q/s"), ("p/s", ""), ("", "")])
+NOTES = {"qemu-104": noted_of("q/s/b", "other"), "qemu-105": "what is this?", "lxc-106": "{}"}
+
+
+@pytest.mark.parametrize(("stack", "stays"), [("q/s", "VM 103 has it from the stack q/s"), ("p/s", "")])
 def test_a_card_that_a_vm_has_from_another_stack_stays(stack: str, stays: str) -> None:
     work = CardMappingWork(texts({}, {}).texts, "urn:pulumi:s::p::homelab:card:Mapping::a")
-    notes = {name: note.replace("STACK", stack) for name, note in NOTES.items()}
+    notes = {**NOTES, "qemu-103": noted_of(f"{stack}/a")}
     assert work._user_in_another_stack(INPUTS, notes) == stays
 
 
@@ -275,17 +281,19 @@ def test_what_a_killed_run_has_begun_is_given_back(
 
 
 @pytest.mark.parametrize(
-    ("stack", "vms", "done", "left"),
+    ("stack", "node", "vms", "done", "left"),
     [
-        ("p/s", {}, ["given back", "forgotten"], of(OTHER)),
-        ("q/s", {}, [], of(OTHER, OURS.replace("01:00", "05:00"))),
-        ("p/s", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, ["given back", "forgotten"], of(OTHER)),
-        ("p/s", {"a": {"host": "pve1", "vmid": 103, "gpus": []}}, ["forgotten"], of(OTHER)),
-        ("p/s", {"b": {"host": "pve1", "vmid": 103, "gpus": []}}, ["given back", "forgotten"], of(OTHER)),
+        ("p/s", "pve1", {}, ["given back", "forgotten"], of(OTHER)),
+        ("p/s", "", {}, ["given back", "forgotten"], of(OTHER)),
+        ("p/s", "pve2", {}, ["forgotten"], of(OTHER)),
+        ("q/s", "pve1", {}, [], of(OTHER, OURS.replace("01:00", "05:00"))),
+        ("p/s", "pve1", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, ["given back", "forgotten"], of(OTHER)),
+        ("p/s", "pve1", {"a": {"host": "pve1", "vmid": 103, "gpus": []}}, ["forgotten"], of(OTHER)),
+        ("p/s", "pve1", {"b": {"host": "pve1", "vmid": 103, "gpus": []}}, ["given back", "forgotten"], of(OTHER)),
     ],
 )
 def test_vms_are_given_back_what_they_had_before_the_entry_goes(
-    monkeypatch: pytest.MonkeyPatch, stack: str, vms: dict[str, Any], done: list[str], left: Any
+    monkeypatch: pytest.MonkeyPatch, stack: str, node: str, vms: dict[str, Any], done: list[str], left: Any
 ) -> None:
     urn = "urn:pulumi:s::p::homelab:card:Mapping::a"
     work, api, calls = (
@@ -298,15 +306,22 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
         assert names == ["mapping/pve1/card"]
         calls.append("forgotten")
 
-    def give_back(_work: Any, _inputs: Any, vmid: int, *_: Any) -> None:
-        assert vmid == 103 and api.mapping == of(OTHER, OURS.replace("01:00", "05:00"))
-        calls.append("given back")
+    class Transaction:
+        def __init__(self, _stack: Any, _host: str, label: str) -> None:
+            assert label == "a"
+
+        def read(self, wanted: Wanted) -> Any:
+            return SimpleNamespace(node=node)
+
+        def revert(self, wanted: Wanted) -> None:
+            assert (wanted.vmid, wanted.terms.owner, wanted.terms.shutdown) == (103, f"{stack}/a", 7)
+            assert api.mapping == of(OTHER, OURS.replace("01:00", "05:00"))
+            calls.append("given back")
 
     monkeypatch.setattr(work, "api", lambda _: api)
     monkeypatch.setattr(card_mapping, "forget_notes", forget)
-    monkeypatch.setattr(card_mapping, "give_back_noted", give_back)
-    vm = {"record": {}, "restore": {}, "mappings": ["card"], "stack": stack, "guest": "a"}
-    notes = {**NOTES, "vm/103": json.dumps(vm), "mapping/pve1/card": json.dumps(NOTED)}
+    monkeypatch.setattr(card_mapping, "VmTransaction", Transaction)
+    notes = {**NOTES, "qemu-103": noted_of(f"{stack}/a"), "mapping/pve1/card": json.dumps(NOTED)}
     work._delete(INPUTS, ADDED, notes)
     assert (calls, api.mapping) == (done, left)
 

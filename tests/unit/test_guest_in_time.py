@@ -8,7 +8,7 @@ import json
 import pytest
 
 from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
-from homelab.provider import systems, vm_start
+from homelab.provider import guest_address, systems
 from homelab.provider.guest_reboot import GuestRebootWork
 from homelab.provider.nvidia_system import NvidiaSystemWork
 from homelab.remote import guest_python, ssh
@@ -226,15 +226,15 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     [
         ([("lo", "ipv4", "127.0.0.1"), ("eth0", "ipv6", "fe80::1"), ("eth0", "ipv4", "192.0.2.7")], "192.0.2.7"),
         ([("eth0", "ipv4", "169.254.3.4"), ("eth1", "ipv4", "192.0.2.7"), ("eth2", "ipv4", "192.0.2.8")], "192.0.2.7"),
-        ([("lo", "ipv4", "127.0.0.1"), ("eth0", "ipv6", "fe80::1")], None),
-        ([], None),
+        ([("lo", "ipv4", "127.0.0.1"), ("eth0", "ipv6", "fe80::1")], ""),
+        ([], ""),
     ],
 )
 def test_the_address_that_a_guests_agent_names_is_one_by_which_others_reach_it(
-    interfaces: list[tuple[str, str, str]], address: str | None
+    interfaces: list[tuple[str, str, str]], address: str
 ) -> None:
     answer = [
         {"name": name, "ip-addresses": [{"ip-address-type": kind, "ip-address": text}]}
         for name, kind, text in interfaces
     ]
-    assert vm_start._first_address([{"name": "sit0"}, *answer]) == address
+    assert guest_address.first_of([{"name": "sit0"}, *answer]) == address

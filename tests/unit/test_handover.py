@@ -15,13 +15,11 @@ from homelab.doctor import host as doctor
 from homelab.errors import HomelabError
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HostFacts
-from homelab.provider import gpu_lease
-from homelab.provider.gpu_lease import GpuLeaseWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import ledger
-from homelab.remote.proxmox.errors import NotThereError
-from homelab.resources.gpu_lease import GpuLease
+from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host, Vm, parse
-from homelab.shapes import ShutdownInputs
+from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.show import reading as show
 from homelab.show import tree
 from homelab.vm.preview import wish_of
@@ -106,36 +104,17 @@ def test_a_vm_that_takes_a_shared_card_names_its_host_and_no_cluster(use: str, f
     assert parse({**texts, "vms": json.dumps(vms)}).hosts["pve2"].hands_over == ["gpu"]
 
 
-@pytest.mark.parametrize(("use", "taken"), [("vm", [103]), ("shared", [])])
-def test_a_card_that_becomes_shared_stays_in_the_vm_that_had_it(
-    use: str, taken: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its lease ends; whether the VM keeps it is what the settings say of that VM."""
-    asked: list[int] = []
-
-    def machine(_work: GpuLeaseWork, _inputs: GpuLease.Inputs, vmid: int, _name: str) -> Any:
-        asked.append(vmid)
-        raise NotThereError(wanted="", found="", why="", next="", status=404, reason="")
-
-    def nothing_noted(*_: object) -> dict[str, Any]:
-        return {}
-
-    monkeypatch.setattr(GpuLeaseWork, "machine", machine)
-    monkeypatch.setattr(gpu_lease, "noted_by", nothing_noted)
+@pytest.mark.parametrize(("use", "taken"), [("vm", ("rtx5090", "0000:01:00")), ("shared", ())])
+def test_a_card_that_several_vms_may_name_is_taken_from_none_of_them(use: str, taken: tuple[str, ...]) -> None:
     one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "nvidia": {"driver": "580"}}
     card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
-    work = GpuLeaseWork({"hosts": json.dumps({"pve": {**one, "gpus": card}})})
-    inputs = GpuLease.Inputs(
-        host="pve",
-        node="pve",
-        mapping="rtx5090",
-        slot="0000:01:00",
-        vm="gaming",
-        vmid=103,
-        shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
-    )
-    work.delete(inputs, GpuLease.Outputs(by_hand=False))
-    assert asked == taken
+    work = VmCardsWork({"hosts": json.dumps({"pve": {**one, "gpus": card}})})
+    inputs = VmCards.Inputs(
+        host="pve", node="pve", vm="gaming", vmid=103, shutdown=ShutdownInputs(timeout=1, otherwise="fail"), display="keep", shared_onboot=False,
+        cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}], power="keep", instance="", goes_away=False,
+        boot=BootSeen(id="b", stopped=[], at=0),
+    )  # fmt: skip
+    assert work._wanted(inputs).takes == taken
 
 
 # -- gates and plan --------------------------------------------------------------------------------------------------

@@ -13,16 +13,11 @@ from homelab.doctor import host as host_doctor
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
 from homelab.host import kernel_log, plan
-from homelab.host.facts import HostFacts
+from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.kernel_log import Sign, signs
-from homelab.provider import api
+from homelab.provider import started
 from homelab.provider.boot_verification import kernel_errors
-from homelab.provider.vm_start import VmStart
-from homelab.remote.proxmox.errors import ApiError
-from homelab.remote.proxmox.machine import Machine as RealMachine
-from homelab.resources.vm_cards import VmCards
-from homelab.settings import Host
-from homelab.shapes import BootSeen, CardFunction, Record, ShutdownInputs
+from homelab.shapes import CardFunction
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
@@ -254,215 +249,91 @@ def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
     assert kernel_errors(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
 
 
-class _Stopped(VmStart):
-    """A VM whose start fails."""
-
-    wanted = ""
-
-    def host(self, inputs: VmCards.Inputs) -> Host:
-        return settings()
-
-    def machine(self, inputs: VmCards.Inputs, vmid: int, name: str) -> Any:
-        wanted = self.wanted
-
-        class Machine:
-            label = "VM 103 (sandbox)"
-            node = "pve"
-
-            def converge(self, *_: Any, **__: Any) -> bool:
-                raise ApiError(
-                    wanted=wanted,
-                    found="start failed: QEMU exited with code 1",
-                    why="why",
-                    next="next",
-                    status=500,
-                    reason="failed",
-                )
-
-        return Machine()
-
-
-def a_change(record: Record, power: str = "keep") -> tuple[VmCards.Inputs, VmCards.Outputs]:
-    inputs = VmCards.Inputs(
-        host="pve", node="pve", vm="sandbox", vmid=103, cards=[], display="keep", shared_onboot=False, power=power, instance="", goes_away=False,
-        boot=BootSeen(id="b", stopped=[], at=0), shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
-    )  # fmt: skip
-    return inputs, VmCards.Outputs(record=record, restore={}, guest_name="Sandbox", identity="")
-
-
-class _Starting(_Stopped):
-    """A VM that starts, as its task says. ``state``: what it is after that."""
-
-    converged = False
-    state = "running"
-    starts = 1
-
-    def machine(self, inputs: VmCards.Inputs, vmid: int, name: str) -> Any:
-        work = self
-
-        class Machine:
-            label = "VM 103 (sandbox)"
-            node, vmid = "pve", 103
-            starts, start_log = work.starts, list[str]()
-            say = print
-
-            def converge(self, *_: Any, **__: Any) -> bool:
-                self.before_start()
-                work.converged = True
-                return True
-
-            def before_start(self) -> None:
-                """Nobody is listening."""
-
-            def state(self) -> str:
-                return work.state
-
-            def config(self) -> dict[str, str]:
-                return {"hostpci0": "mapping=a"}
-
-            not_running_error = RealMachine.not_running_error
-
-            def taken_back(self, error: HomelabError) -> HomelabError:
-                return error
-
-        return Machine()
-
-
-def started(
-    monkeypatch: pytest.MonkeyPatch,
-    *readings: HostFacts,
-    path: str = "0000:01:00",
-    power: str = "keep",
-    state: str = "running",
-) -> tuple[str, bool]:
-    """What a change that starts a VM fails with, if it does, and whether anything was changed; ``readings``: the host before and after,
-    as each time that it is asked; the last one for as long as it is."""
-    answers = [
-        replace(reading, guests=replace(reading.guests, reservations=HAS_IT["reservations"])) for reading in readings
-    ]
-
-    def read(*_: Any, **__: Any) -> HostFacts:
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-    monkeypatch.setattr("homelab.remote.ssh.read", read)
-    monkeypatch.setattr(api, "CARD_SECONDS", 0.05)
-    monkeypatch.setattr(api, "CARD_POLL_SECONDS", 0.01)
-    work = _Starting({})
-    work.state = state
-    try:
-        work.bring_into_force(*a_change({"hostpci0": {"ours": "mapping=a", "before": None, "slot": path}}, power))
-    except HomelabError as error:
-        return error.found, work.converged
-    return "", work.converged
-
-
 GONE = desktop(lost=["0000:01:00.0"])
 HAS_IT = {"reservations": "0000:01:00.0 103 pid:4711\n0000:01:00.1 103 pid:4711\n"}
 
 
+def of_host(monkeypatch: pytest.MonkeyPatch, *readings: HostFacts | HomelabError) -> None:
+    """``readings``: the host, as each time that it is asked; the last one for as long as it is."""
+    answers = list(readings)
+
+    def read(*_: Any, **__: Any) -> HostFacts:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, HomelabError):
+            raise answer
+        return replace(
+            answer, guests=replace(answer.guests, running=frozenset({103}), reservations=HAS_IT["reservations"])
+        )
+
+    monkeypatch.setattr("homelab.remote.ssh.read", read)
+    monkeypatch.setattr(started, "CARD_SECONDS", 0.05)
+    monkeypatch.setattr(started, "CARD_POLL_SECONDS", 0.01)
+
+
+def after_start(monkeypatch: pytest.MonkeyPatch, before: HostFacts, *after: HostFacts) -> str:
+    """What a start is blamed for; empty: nothing."""
+    of_host(monkeypatch, *after)
+    try:
+        started.require_cards(settings(), "sandbox", 103, "pve", before, [])
+    except HomelabError as error:
+        return error.found
+    return ""
+
+
 @pytest.mark.parametrize("path", ["0000:01:00", "0000:01:00.0;0000:01:00.1"])
 def test_a_vm_isnt_touched_for_a_card_that_doesnt_answer(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    found, changed = started(monkeypatch, GONE, path=path)
-    assert "can't be read: every bit is one" in found and not changed
-    assert started(monkeypatch, GONE, power="stopped") == ("", True)
+    of_host(monkeypatch, GONE)
+    with pytest.raises(HomelabError, match="can't be read: every bit is one"):
+        started.awake(settings(), 103, [path])
+    assert started.awake(settings(), 103, []).lost == GONE.lost
 
 
 def test_a_start_after_which_the_card_doesnt_answer_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, changed = started(monkeypatch, desktop(), GONE)
-    assert "can't be read: every bit is one; VM 103 (sandbox) runs" in found and changed
+    assert "can't be read: every bit is one; VM 103 runs" in after_start(monkeypatch, desktop(), GONE)
 
 
 def test_a_card_that_is_in_the_midst_of_a_reset_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert started(monkeypatch, GONE, desktop(), desktop(), GONE, desktop()) == ("", True)
-
-
-def test_that_a_vm_runs_is_said_only_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = started(monkeypatch, desktop(), GONE, state="stopped")
-    assert found.startswith("its task succeeded, but it doesn't run; ") and "runs" not in found
-    assert started(monkeypatch, desktop(), state="stopped")[0] == "its task succeeded, but it doesn't run"
-    assert "QEMU has halted it (internal-error)" in started(monkeypatch, desktop(), state="internal-error")[0]
-
-
-def test_a_vm_that_was_halted_in_an_earlier_run_is_not_said_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Starting, "starts", 0)
-    assert "QEMU has halted it" in started(monkeypatch, desktop(), state="internal-error")[0]
-    assert started(monkeypatch, desktop()) == ("", True)
+    of_host(monkeypatch, GONE, desktop())
+    assert started.awake(settings(), 103, ["0000:01:00"]).lost == []
+    assert after_start(monkeypatch, desktop(), GONE, desktop()) == ""
 
 
 def test_cards_that_nobody_names_are_not_taken_for_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HAS_IT, "reservations", "")
-    assert started(monkeypatch, desktop(), GONE)[0].startswith("the host names none, ")
+    config = GuestConfig("vm", 103, "hostpci0: mapping=a\n")
+    silent = replace(GONE, guests=replace(GONE.guests, configs=[config]))
+    assert after_start(monkeypatch, desktop(), silent).startswith("the host names none, ")
 
 
-@pytest.mark.parametrize(
-    ("status", "qmp", "state"),
-    [
-        ("running", "running", "running"),
-        ("running", "paused", "running"),
-        ("running", "internal-error", "internal-error"),
-        ("stopped", "stopped", "stopped"),
-    ],
-)
-def test_a_vm_that_qemu_has_halted_for_a_card_does_not_run(
-    monkeypatch: pytest.MonkeyPatch, status: str, qmp: str, state: str
-) -> None:
-    monkeypatch.setattr(RealMachine, "_status", lambda _: {"status": status, "qmpstatus": qmp})
-    assert RealMachine.__new__(RealMachine).state() == state
-
-
-def test_only_the_kernels_messages_since_the_start_count(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_the_kernels_messages_since_the_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
     said = desktop(kernel_log=LOST)
-    assert LOST in started(monkeypatch, desktop(), desktop(), said)[0]
-    assert started(monkeypatch, said) == ("", True)
-    # While the VM went off.
-    assert started(monkeypatch, desktop(), said) == ("", True)
+    assert LOST in after_start(monkeypatch, desktop(), said)
+    assert after_start(monkeypatch, said, said) == ""
 
 
-def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError, wanted: str) -> HomelabError:
-    # Before the change the host can be read.
-    answers: list[HostFacts | HomelabError] = [desktop(), facts]
-
-    def read(*_: Any, **__: Any) -> HostFacts:
-        answer = answers.pop(0)
-        if isinstance(answer, HomelabError):
-            raise answer
-        return answer
-
-    monkeypatch.setattr("homelab.remote.ssh.read", read)
-    record = {
-        "hostpci0": {"ours": "mapping=a", "before": None, "slot": "0000:01:00"},
-        "balloon": {"ours": "0", "before": None},
-    }
-    work = _Stopped({})
-    work.wanted = wanted
-    with pytest.raises(HomelabError) as raised:
-        work.bring_into_force(*a_change(record))
-    return raised.value
+FAILED = HomelabError(wanted="VM 103 started", found="start failed: QEMU exited with code 1", why="why", next="next")
 
 
 def test_a_start_that_failed_is_told_with_what_the_kernel_says_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = failed_start(monkeypatch, desktop(kernel_log=LOST), "VM 103 (sandbox) started")
+    of_host(monkeypatch, desktop(kernel_log=LOST))
+    error = started.explained(FAILED, settings(), 103, ["0000:01:00"])
     assert "QEMU exited with code 1" in error.found and LOST in error.found
     assert "the card is lost" in error.why and error.next.startswith("switch the host off")
 
 
 @pytest.mark.parametrize(
-    ("facts", "wanted"),
+    "facts",
     [
-        (desktop(), "VM 103 (sandbox) started"),
-        (desktop(kernel_log=LOST.replace(":01:00", ":05:00")), "VM 103 (sandbox) started"),
-        (desktop(kernel_log=TEXTS["rom-unreadable"][0]), "VM 103 (sandbox) started"),  # harmless
-        (HomelabError(wanted="a", found="b", why="c", next="d"), "VM 103 (sandbox) started"),
-        (desktop(kernel_log=LOST), "to change hostpci0 of VM 103 (sandbox)"),
+        desktop(),
+        desktop(kernel_log=LOST.replace(":01:00", ":05:00")),
+        desktop(kernel_log=TEXTS["rom-unreadable"][0]),  # harmless
+        HomelabError(wanted="a", found="b", why="c", next="d"),
     ],
 )
-def test_any_other_failure_stays_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError, wanted: str
-) -> None:
-    error = failed_start(monkeypatch, facts, wanted)
-    assert isinstance(error, ApiError) and error.why == "why"
+def test_any_other_failure_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError) -> None:
+    of_host(monkeypatch, facts)
+    error = started.explained(FAILED, settings(), 103, ["0000:01:00"])
+    assert (error.found, error.why, error.next) == (FAILED.found, FAILED.why, FAILED.next)
 
 
 def test_a_host_that_was_told_to_go_on_without_interrupt_remapping_goes_on() -> None:

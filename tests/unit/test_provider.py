@@ -32,7 +32,6 @@ from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
-from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import BOOT_LAYERS, HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.virtual_machine import VirtualMachine
@@ -198,18 +197,6 @@ def test_a_vm_whose_state_names_no_cluster_gets_its_hosts_cluster() -> None:
         assert diffed(resource, before, {**moved, "vmid": 104}, texts).replaces == ["host", "node", "vmid"]
 
 
-def test_a_card_is_taken_from_one_vm_before_another_gets_it() -> None:
-    card = {"host": "pve", "node": "pve", "mapping": "m", "slot": "0000:01:00", "by_hand": False}
-    response = diffed(GpuLease, {**card, "vmid": 103}, {**card, "vmid": 104})
-    assert response.replaces == ["vmid"] and response.delete_before_replace
-
-
-def test_a_card_that_nobody_had_is_given_without_taking_it_away_first() -> None:
-    card = {"host": "pve", "node": "pve", "mapping": "m", "slot": "0000:01:00"}
-    assert replaced(GpuLease, {**card, "by_hand": False}, {**card, "vmid": 103}) == []
-    assert replaced(GpuLease, {**card, "vmid": 103, "by_hand": False}, {**card, "vmid": 104}) == ["vmid"]
-
-
 # -- declarations -----------------------------------------------------------------------------------------------
 def test_an_import_is_refused_with_what_to_do_instead() -> None:
     """`pulumi import` reads a resource of which there is nothing but an id."""
@@ -343,7 +330,7 @@ class _Failing(Work[VmCards.Inputs, VmCards.Outputs]):
 
     def create(self, inputs: VmCards.Inputs) -> VmCards.Outputs:
         error = HomelabError(wanted="a", found="b", why="c", next="d")
-        error.outputs = VmCards.Outputs(record={}, restore={}, guest_name="Sandbox", identity="uuid=1")
+        error.outputs = VmCards.Outputs(guest_name="Sandbox")
         raise error.retold(found="more")
 
 
@@ -360,7 +347,7 @@ def test_what_is_known_when_the_work_fails_goes_into_the_state() -> None:
     failed = provider_pb2.ErrorResourceInitFailed()
     assert name == "grpc-status-details-bin" and status_pb2.Status.FromString(answer).details[0].Unpack(failed)
     assert failed.id == "pve"
-    assert failed.properties["identity"] == "uuid=1" and failed.properties["vm"] == failed.inputs["vm"] == "sandbox"
+    assert failed.properties["guest_name"] == "Sandbox" and failed.properties["vm"] == failed.inputs["vm"] == "sandbox"
     assert "wanted: a\nfound:  more\nwhy:    c\nnext:   d" in failed.reasons[0]
 
 
@@ -415,7 +402,7 @@ def asked(name: str, vmid: int = 103, *, preview: bool = False) -> Any:
 
 def test_a_preview_does_no_work_and_each_call_does_its_own(called: list[str]) -> None:
     for name in ("create", "update"):
-        assert plain_map(asked(name, preview=True).properties)["record"] is UNKNOWN and not called
+        assert plain_map(asked(name, preview=True).properties)["state"] is UNKNOWN and not called
     for name in ("create", "read", "update", "delete"):
         asked(name)
     assert called == ["created", "refreshed", "updated", "deleted"]

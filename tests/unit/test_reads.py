@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.provider import api, base, vm_cards
+from homelab.provider import api, base
 from homelab.provider.base import Work
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.host_probe import HostProbeWork
@@ -28,8 +28,8 @@ HOST = {"address": "192.0.2.1", "ssh": SSH, "gpus": {"card": {"match": "10de:2b8
 TEXTS = {"hosts": json.dumps({"pve": HOST})}
 SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
 VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SHUTDOWN, "cards": [], "display": "keep"}
-RECORD = {"shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "record": {}, "restore": {}}
-BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "identity": "", "state": "running"}
+RECORD = {"shared_onboot": False, "power": "keep", "instance": "", "goes_away": False}
+BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "state": "running"}
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
@@ -69,7 +69,12 @@ def refreshed(monkeypatch: pytest.MonkeyPatch, *, off: bool) -> tuple[list[Homel
             raise UnreachableError(wanted="an SSH connection", found="Connect call failed", why="w", next="n")
         return desktop()
 
+    def ask(*_: Any, **__: Any) -> Any:
+        read()
+        raise HomelabError(wanted="w", found="127.0.0.1:85: Connection refused", why="w", next="n")
+
     monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(ssh.Session, "ask", ask)
     monkeypatch.setattr(api, "Api", _Silent)
     errors, others = [], []
     for work, state in STATES:
@@ -94,8 +99,8 @@ def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgott
     def read(*_: Any, **__: Any) -> Any:
         raise UnreachableError(wanted="an SSH connection", found="Connect call failed", why="w", next="n")
 
-    monkeypatch.setattr(ssh, "read", read)
-    state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
+    monkeypatch.setattr(ssh.Session, "ask", read)
+    state = {**VM, **RECORD, **BOOT}
     monkeypatch.setattr(base, "_OUT_OF_REACH", {"pve"})
     with pytest.raises(UnreachableError) as raised:
         VmCardsWork(TEXTS).deleted(state)
@@ -118,53 +123,14 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
             wanted="an SSH connection", found="Connection lost", why="w", next="run `pulumi up` again"
         )
 
-    monkeypatch.setattr(ssh, "read", read)
-    state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
+    monkeypatch.setattr(ssh.Session, "ask", read)
+    state = {**VM, **RECORD, **BOOT}
     with pytest.raises(UnreachableError) as raised:
         VmCardsWork(TEXTS).deleted(state)
     error = raised.value
     assert (error.wanted, error.found) == ("an SSH connection", "Connection lost")
     assert "nothing was changed" not in error.why and "a part may have been given back" in error.why
     assert "state delete" not in error.next and "run the same command again" in error.next
-
-
-@pytest.mark.parametrize("lost", ["SSH", "API"])
-def test_what_a_living_node_does_not_answer_is_not_told_of_the_dead_one(
-    monkeypatch: pytest.MonkeyPatch, lost: str
-) -> None:
-    class Machine:
-        """The VM, on the living node, which is lost while it gets back what it had."""
-
-        node = "pve2"
-
-        def config(self) -> dict[str, str]:
-            return {}
-
-        def converge(self, *_: Any) -> None:
-            if lost == "SSH":
-                raise UnreachableError(wanted="an SSH connection", found="Connection lost", why="w", next="n")
-            raise no_answer(host, "VM 103 changed", NoAnswerError("Connection lost", sent=True), reads=False)
-
-    def read(*_: Any, **__: Any) -> Any:
-        raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
-
-    def noted_by(*_: Any) -> dict[str, Any]:
-        return {}
-
-    hosts = {
-        name: {**HOST, "address": f"192.0.2.{number}", "cluster": "home"} for number, name in enumerate(["pve", "pve2"])
-    }
-    host = Host.model_validate(hosts["pve2"])
-    monkeypatch.setattr(ssh, "read", read)
-    monkeypatch.setattr(vm_cards, "noted_by", noted_by)
-    monkeypatch.setattr(VmCardsWork, "machine_now", lambda *_: Machine())
-    monkeypatch.setattr(base, "_OUT_OF_REACH", {"pve"})
-    state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
-    with pytest.raises(HomelabError) as raised:
-        VmCardsWork({"hosts": json.dumps(hosts), "allowPlainSecrets": "true"}).deleted(state)
-    error = raised.value
-    assert error.wanted == "VM 103 on pve2 given back what it had" and "Connection lost" in error.found
-    assert "nothing was changed" not in str(error) and "state delete" not in error.next and "pve2" in error.next
 
 
 CREATED = {"host": "pve", "node": "pve", "container": "ai", "ctid": 300, "config": {"cores": "2"}, "protect": False}
@@ -198,10 +164,11 @@ def test_what_somebody_has_removed_is_made_again_and_what_he_has_changed_is_drif
     assert (after if after is None else after["drift"]) == drift
 
 
-def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_that_is_off_is_named_with_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
     errors, _, others = refreshed(monkeypatch, off=False)
-    assert len(errors) == 1 and "pvedaemon" in errors[0].next and "nothing was changed" in errors[0].why
-    assert (True, "VmCardsWork") in others
+    of_api, of_agent = errors
+    assert "pvedaemon" in of_api.next and "nothing was changed" in of_api.why
+    assert of_agent.found == "127.0.0.1:85: Connection refused" and len(others) == 1
 
 
 def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     },
     "BootVerification": {"kernel": "k", "boot_id": "b", "iommu": {"groups": 1, "kernelLog": []}, "devices": {}, "boot": BOOT},
     "CardMapping": {"before": ""}, "StorageFile": {"made": True, "compared": ""},
-    "VmCards": {"record": {}, "restore": {}, "guest_name": "a", "identity": "", "state": "running", "guest_address": "192.0.2.3", "starts": 0},
+    "VmCards": {"guest_name": "a", "state": "running", "guest_address": "192.0.2.3", "starts": 0},
     "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},
     "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "resume": False, "generation": 0, "shared": {}, "again": 0},
     "ContainerVerification": {"state": "running", "nodes": []},
@@ -229,5 +229,6 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
         "rtx5090": {"match": "10de:2b85", "use": "shared"},
         "rtx5090-sandbox": {"match": "10de:2684"},
     }
-    leases = [inputs for (kind, _), inputs in told(config).items() if kind == "homelab:gpu:Lease"]
-    assert sorted((lease["mapping"], lease.get("vmid")) for lease in leases if lease.get("vmid")) == [("rtx5090", 103)]
+    mappings = [inputs for (kind, _), inputs in told(config).items() if kind == "homelab:pci:Mapping"]
+    found = {mapping["mapping"]: mapping["keepers"] for mapping in mappings}
+    assert found == {"rtx5090": [103], "rtx5090-sandbox": []}

@@ -1,0 +1,58 @@
+"""A card taken out of the VMs of a stack that aren't to have it any more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from remote_scripts.guests import notes
+from remote_scripts.guests.change import Terms, bring, in_turn
+from remote_scripts.guests.note import Options
+from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.properties import overlap, parse
+from remote_scripts.tools.system import System
+
+
+def losers(system: System, stack: str, cards: Collection[str], keepers: Collection[int]) -> list[int]:
+    """The VMs of this node that have one of the cards from this program.
+
+    :param stack: theirs, PROJECT/STACK.
+    :param cards: their mappings and addresses.
+    :param keepers: VMs that may have them.
+    """
+    here = pmxcfs.guest_ids(system, "/etc/pve/local/qemu-server")
+    others = [vmid for vmid in notes.noted(system) if vmid not in keepers and str(vmid) in here]
+    noted = {vmid: notes.of(system, vmid) for vmid in others}
+    return [
+        vmid
+        for vmid, note in noted.items()
+        if note.owner.rpartition("/")[0] == stack
+        and any(_gives(key, value, cards) for key, values in note.values.items() for value in values)
+    ]
+
+
+def take(system: System, api: NodeApi, vmid: int, cards: Collection[str], keeps: Collection[str] | None = None) -> None:
+    """Takes the cards out of a VM, and with its last one all that it has from this program.
+
+    :param keeps: the mappings that it is to have; None: all but those of the cards.
+    :raises Failure: as of `bring`.
+    """
+    with in_turn(system, api, vmid) as guest:
+        if not guest.is_here:
+            return
+        note = guest.note
+        given = {parse(*option).get("mapping", "") for option in _hostpci(note.wanted)} - {""}
+        lost = {*cards, *(() if keeps is None else given.difference(keeps))}
+        kept = {key: value for key, value in note.wanted.items() if not _gives(key, value, lost)}
+        terms = Terms(owner=note.owner, shutdown=note.shutdown, otherwise=note.otherwise)
+        bring(guest, kept if _hostpci(kept) else {}, terms)
+
+
+def _hostpci(options: Options) -> list[tuple[str, str]]:
+    return [(key, value) for key, value in options.items() if value and key.startswith("hostpci")]
+
+
+def _gives(key: str, value: str | None, cards: Collection[str]) -> bool:
+    """Whether an option gives one of these cards."""
+    properties = parse(key, value or "") if key.startswith("hostpci") else {}
+    return any(card == properties.get("mapping") or overlap(properties.get("host", ""), card) for card in cards)

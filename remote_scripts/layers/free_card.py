@@ -1,0 +1,43 @@
+"""A card that VMs of a stack aren't to have any more is taken out of them, with the others that they lose in the same
+run, so that each is restarted once (guests/taking.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts.guests import taking
+from remote_scripts.shared.api import NodeApi
+from remote_scripts.tools.system import System
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for."""
+
+    stack: str
+    """PROJECT/STACK."""
+    card: tuple[str, ...]
+    """Its mapping and its address."""
+    keeps: dict[str, tuple[str, ...]]
+    """The mappings that each VM of the settings is to have, by its id."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`vmids`: the VMs that have lost it."""
+
+    vmids: tuple[int, ...]
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Takes it out of all others of the stack on this node.
+
+    :raises Failure: as of `taking.take`.
+    """
+    api = NodeApi(system)
+    keepers = [int(vmid) for vmid, mappings in wanted.keeps.items() if not set(wanted.card).isdisjoint(mappings)]
+    losers = taking.losers(system, wanted.stack, wanted.card, keepers)
+    for vmid in losers:
+        taking.take(system, api, vmid, wanted.card, wanted.keeps.get(str(vmid), ()))
+    return Answer(tuple(losers))
