@@ -19,6 +19,7 @@ from homelab.host import acpi, acs, names
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import slot_of
+from remote_scripts.guests.note import Note, identity
 from remote_scripts.shared import container_conf, reservations, vm_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
@@ -26,6 +27,10 @@ from remote_scripts.shared.properties import functions_of, overlap
 from remote_scripts.shared.properties import parse as parse_properties
 from remote_scripts.shared.reading import answer
 from remote_scripts.shared.reading.answer import Answer, DrmNodes, Holder
+from remote_scripts.tools.plain import FormError, of_plain
+
+# What the name of a VM's note begins with, before its id.
+_VM_NOTE = "qemu-"
 
 # What a note has at least, by the first part of its name (homelab/remote/ledger.py).
 _NOTED: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -73,6 +78,12 @@ class GuestConfig(answer.GuestConfig):
         """Key -> value of a VM's configuration, without what is pending for its next start."""
         return dict(self._options[0])
 
+    @property
+    def waiting(self) -> dict[str, str | None]:
+        """What a VM's next start changes: key -> value; None: the key goes."""
+        current, then = self.current, self.values
+        return {key: then.get(key) for key in {**current, **then} if current.get(key) != then.get(key)}
+
     def devices(self, *, current: bool) -> list[tuple[str, str]]:
         """A VM's hostpci options, key and value: the current ones, or those of its next start."""
         return vm_conf.devices(self._options[0] if current else self._next)
@@ -106,6 +117,17 @@ class GuestConfig(answer.GuestConfig):
         deleted = [key.removeprefix("!") for key in re.split(r"[,;\s]+", dict(pending).get("delete", ""))]
         kept = [pair for pair in current if pair[0] not in (*deleted, *dict(pending))]
         return kept + [pair for pair in pending if pair[0] != "delete"]
+
+
+def note_in(ledger: Mapping[str, str], vmid: int) -> Note:
+    """What is noted of a VM. A note that can't be read counts as none: the host's layer refuses it.
+
+    :param ledger: `HostFacts.ledger`.
+    """
+    try:
+        return of_plain(Note, json.loads(ledger.get(f"{_VM_NOTE}{vmid}", "{}")))
+    except (ValueError, FormError):
+        return Note()
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,7 @@ class Guests(answer.Guests):
             if config.kind != "vm" or config.is_template:
                 continue
             if self.options_of(config, path, node) or config.id in reserved:
-                has_card = config.id in reserved or bool(self._options_in(config.devices(current=True), path, node))
+                has_card = config.id in reserved or bool(self.options_in(config.devices(current=True), path, node))
                 users.append(
                     CardUser(
                         vmid=config.id,
@@ -168,9 +190,10 @@ class Guests(answer.Guests):
         keeps its pending options.)
         """
         current = config.devices(current=True) if config.id in self.running else []
-        return self._options_in([*current, *config.devices(current=False)], path, node)
+        return self.options_in([*current, *config.devices(current=False)], path, node)
 
-    def _options_in(self, pairs: Iterable[tuple[str, str]], path: str, node: str) -> dict[str, dict[str, str]]:
+    def options_in(self, pairs: Iterable[tuple[str, str]], path: str, node: str) -> dict[str, dict[str, str]]:
+        """Those of these hostpci options that give a function of `path`, as of `options_of`."""
         options = ((key, parse_properties(key, value)) for key, value in pairs)
         return {key: option for key, option in options if overlap(";".join(self.places_of(option, node)), path)}
 
@@ -361,12 +384,22 @@ class HostFacts(Answer):
         return any(word.get(device.address) == device.id for word in words for device in self.functions(place))
 
     def given_by_homelab(self, place: str, vmid: int) -> bool:
-        """Whether the ledger says that this program gave a VM the card, or a function of it (homelab/remote/ledger.py,
-        of_vm)."""
-        record = (noted_in(self.ledger, f"vm/{vmid}") or {}).get("record")
-        entries = record.values() if isinstance(record, dict) else ()
-        slots = (str(entry.get("slot") or "") for entry in entries if isinstance(entry, dict))
-        return any(slot and overlap(slot, self.path_of(place)) for slot in slots)
+        """Whether a VM has the card, or a function of it, by an option that this program has set."""
+        config, note = self.guests.config(vmid), self.note_of(vmid)
+        lines = [*config.devices(current=True), *config.devices(current=False)] if config else []
+        own = [(key, value) for key, value in lines if note.has_set(key, value)]
+        return bool(self.guests.options_in(own, self.path_of(place), self.cluster.node))
+
+    @property
+    def noted_vms(self) -> list[int]:
+        """The VMs of which something is noted, on whichever node they are."""
+        ids = (name.removeprefix(_VM_NOTE) for name in self.ledger if name.startswith(_VM_NOTE))
+        return sorted(int(vmid) for vmid in ids if vmid.isdecimal())
+
+    def note_of(self, vmid: int) -> Note:
+        """What is noted of a VM of this host; nothing, where that is of an earlier one of its id."""
+        config, note = self.guests.config(vmid), note_in(self.ledger, vmid)
+        return note if note.identity == identity(config.values if config else {}) else Note()
 
     def containers_with(self, slot: str) -> list[GuestConfig]:
         """The containers whose configuration names the card's node: NVIDIA's, or one in /dev/dri."""

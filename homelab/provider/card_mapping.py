@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.host.facts import noted_in
+from homelab.host.facts import note_in, noted_in
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
 from homelab.provider.peers import forget_notes
@@ -29,7 +29,6 @@ from homelab.resources import limits
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
-from homelab.vm.plan import note_in
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.note import Note
 from remote_scripts.layers.free_card import Wanted as FreeCard

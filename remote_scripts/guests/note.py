@@ -8,11 +8,11 @@ as homelab's, the original is what was there before the first of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from remote_scripts.shared.properties import functions_of, parse, same, slot_of
+from remote_scripts.shared.properties import functions_of, overlap, parse, same, slot_of
 
 #: A VM's options by their keys; None: it hasn't, or isn't to have, that key.
 Options = Mapping[str, str | None]
@@ -50,6 +50,15 @@ class Note:
     def has_set(self, key: str, value: str | None) -> bool:
         """Whether a value is one that this program has set."""
         return any(same(key, value, own) for own in self.values.get(key, ()))
+
+    def has_one_of(self, cards: Iterable[str], stack: str) -> bool:
+        """Whether the VM is a stack's, and has one of these cards from it, or is about to get or lose it.
+
+        :param cards: mappings and addresses.
+        :param stack: PROJECT/STACK.
+        """
+        is_own = self.owner.rpartition("/")[0] == stack
+        return is_own and any(gives(key, value, cards) for key, values in self.values.items() for value in values)
 
     @property
     def wanted(self) -> dict[str, str | None]:
@@ -128,6 +137,16 @@ class Note:
     def settled(self) -> Note:
         """The note where nothing is under way."""
         return replace(self, before={}, shut_down_after=None, stops=())
+
+
+def gives(key: str, value: str | None, cards: Iterable[str]) -> bool:
+    """Whether an option gives one of these cards.
+
+    :param value: None: the VM isn't to have the key.
+    :param cards: mappings and addresses.
+    """
+    properties = parse(key, value or "") if key.startswith("hostpci") else {}
+    return any(card == properties.get("mapping") or overlap(properties.get("host", ""), card) for card in cards)
 
 
 def identity(config: Mapping[str, str]) -> str:

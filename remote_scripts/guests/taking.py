@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 from remote_scripts.guests import notes
 from remote_scripts.guests.change import Terms, bring, in_turn
-from remote_scripts.guests.note import Options
+from remote_scripts.guests.note import Options, gives
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.properties import overlap, parse
+from remote_scripts.shared.properties import parse
 from remote_scripts.tools.system import System
 
 
@@ -22,13 +22,7 @@ def losers(system: System, stack: str, cards: Collection[str], keepers: Collecti
     """
     here = pmxcfs.guest_ids(system, "/etc/pve/local/qemu-server")
     others = [vmid for vmid in notes.noted(system) if vmid not in keepers and str(vmid) in here]
-    noted = {vmid: notes.of(system, vmid) for vmid in others}
-    return [
-        vmid
-        for vmid, note in noted.items()
-        if note.owner.rpartition("/")[0] == stack
-        and any(_gives(key, value, cards) for key, values in note.values.items() for value in values)
-    ]
+    return [vmid for vmid in others if notes.of(system, vmid).has_one_of(cards, stack)]
 
 
 def take(system: System, api: NodeApi, vmid: int, cards: Collection[str], keeps: Collection[str] | None = None) -> None:
@@ -43,16 +37,10 @@ def take(system: System, api: NodeApi, vmid: int, cards: Collection[str], keeps:
         note = guest.note
         given = {parse(*option).get("mapping", "") for option in _hostpci(note.wanted)} - {""}
         lost = {*cards, *(() if keeps is None else given.difference(keeps))}
-        kept = {key: value for key, value in note.wanted.items() if not _gives(key, value, lost)}
+        kept = {key: value for key, value in note.wanted.items() if not gives(key, value, lost)}
         terms = Terms(owner=note.owner, shutdown=note.shutdown, otherwise=note.otherwise)
         bring(guest, kept if _hostpci(kept) else {}, terms)
 
 
 def _hostpci(options: Options) -> list[tuple[str, str]]:
     return [(key, value) for key, value in options.items() if value and key.startswith("hostpci")]
-
-
-def _gives(key: str, value: str | None, cards: Collection[str]) -> bool:
-    """Whether an option gives one of these cards."""
-    properties = parse(key, value or "") if key.startswith("hostpci") else {}
-    return any(card == properties.get("mapping") or overlap(properties.get("host", ""), card) for card in cards)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from homelab.host.facts import HostFacts, parse
 from homelab.settings import Host
+from remote_scripts.guests.note import Note, identity
+from remote_scripts.shared.vm_conf import options
+from remote_scripts.tools.plain import to_plain
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 
@@ -62,6 +66,22 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
     }  # fmt: skip
     guests = {"unlisted": [], **changes.pop("guests", values["guests"])}
     return parse(_NOTHING | values | changes | {"guests": guests})
+
+
+def vm_note(vmid: int, lines: str, *keys: str, **more: Any) -> dict[str, str]:
+    """The ledger with a note, as a run leaves it that has set these options of a VM's configuration.
+
+    :param lines: the VM's.
+    :param more: the note's other fields.
+    """
+    config = dict(options(lines.splitlines()))
+    note: dict[str, Any] = {
+        "identity": identity(config),
+        "owner": "p/s/sandbox",
+        "values": {key: (config[key],) for key in keys},
+        "originals": dict.fromkeys(keys),
+    }
+    return {f"qemu-{vmid}": json.dumps(to_plain(Note(**note | more)))}
 
 
 def settings(gpus: dict[str, Any] | None = None, **changes: Any) -> Host:

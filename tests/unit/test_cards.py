@@ -19,7 +19,7 @@ from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import preview as vm_preview
 from homelab.vm.config import VmCard
 from remote_scripts.shared.properties import overlap
-from tests.unit.hosts import desktop, device, gpu, settings
+from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
 
 def reasons(facts: HostFacts, host: Host) -> list[str]:
@@ -901,11 +901,24 @@ def test_a_vm_has_what_is_reserved_for_it_or_what_its_hostpci_options_name(
     assert [(user.vmid, user.running) for user in found] == users
 
 
-def test_a_card_was_given_by_this_program_if_an_option_is_noted_for_its_slot() -> None:
-    record = {"balloon": {"ours": "0"}, "hostpci0": {"ours": "mapping=b", "slot": "0000:02:00"}, "vga": "none"}
-    facts = desktop(ledger={"vm/103": json.dumps({"record": record})})
-    given = [(place, vmid) for place in ("0000:01:00", "0000:02:00") for vmid in (103, 104)]
-    assert [facts.given_by_homelab(*one) for one in given] == [False, False, True, False]
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("hostpci0: 02:00,pcie=1", True),
+        ("hostpci0: pcie=1,host=0000:02:00", True),
+        ("hostpci0: 02:00,pcie=1\n[PENDING]\ndelete: hostpci0", True),
+        ("hostpci0: 01:00\n[PENDING]\nhostpci0: 02:00,pcie=1", True),
+        ("hostpci0: 02:00", False),
+        ("hostpci0: 01:00\nhostpci1: 02:00,pcie=1", False),
+        ("hostpci0: 02:00,pcie=1\nsmbios1: uuid=1", False),
+        ("balloon: 0", False),
+    ],
+)
+def test_a_card_was_given_by_this_program_if_the_option_that_gives_it_is_noted(line: str, given: bool) -> None:
+    guests = asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 103, "lines": line}]}
+    facts = desktop(guests=guests, ledger=vm_note(103, "balloon: 0\nhostpci0: 02:00,pcie=1", "balloon", "hostpci0"))
+    places = [(place, vmid) for place in ("0000:01:00", "0000:02:00") for vmid in (103, 104)]
+    assert [place for place in places if facts.given_by_homelab(*place)] == [("0000:02:00", 103)] * given
 
 
 def test_a_guest_is_elsewhere_if_its_own_file_is_on_another_node() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,9 +12,9 @@ from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts, parse
 from homelab.init.cards import takers
-from homelab.remote import agent, ledger
+from homelab.remote import agent
 from homelab.settings import Host
-from tests.unit.hosts import desktop, device, gpu, settings
+from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
 NVME = device("0000:01:00.2", "144d:a80c", "010802", 16, driver="nvme", behind="nvme1n1")
 
@@ -361,7 +360,6 @@ def test_guests_that_the_host_doesnt_list_are_not_taken_for_off() -> None:
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
 HAS = "name: Sandbox\nhostpci0: mapping=big,pcie=1"
 MAPPED = "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n\tmap id=10de:2b85,node=pve2,path=0000:02:00\n"
-NOTE = json.dumps({"record": {"hostpci0": {"ours": "mapping=big,pcie=1", "before": None, "slot": "0000:01:00"}}})
 
 
 def was_for_a_vm(
@@ -383,7 +381,7 @@ def was_for_a_vm(
         },
         "guests": guests,
         "cluster": {"node": "pve"},
-        "ledger": {ledger.of_vm(103): NOTE} if ours else {},
+        "ledger": vm_note(103, HAS, "hostpci0") if ours else {},
     }
     return desktop(**(usual | changes))
 

@@ -16,7 +16,6 @@ from homelab.errors import HomelabError
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HostFacts
 from homelab.provider.vm_cards import VmCardsWork
-from homelab.remote import ledger
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host, Vm, parse
 from homelab.shapes import BootSeen, ShutdownInputs
@@ -27,7 +26,7 @@ from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import State
-from tests.unit.hosts import KEY, desktop, device, gpu, settings
+from tests.unit.hosts import KEY, desktop, device, gpu, settings, vm_note
 from tests.unit.test_doctor import reading
 
 SHARED: dict[str, Any] = {"rtx5090": {"match": "10de:2b85", "use": "shared"}}
@@ -205,15 +204,12 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
     guests = {"running": [103] * running, "configs": [taker], "mappings": "", "reservations": ""}
     devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
-    note = json.dumps(
-        {"record": {"hostpci0": {"ours": "0000:01:00,driver=keep", "before": None, "slot": "0000:01:00"}}}
-    )
     found = facts(
         devices=[*others, *devices],
         nvidia_minors={"0000:01:00.0": 0},
         guests=guests,
         handover={"enabled": enabled},
-        ledger={ledger.of_vm(103): note if noted else "{}"},
+        ledger=vm_note(103, taker["lines"], "hostpci0") if noted else {},
     )
     alone = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
     slots = container_plan.cards(found, plan.wanted(found, alone), {}, "pve").slots
