@@ -58,7 +58,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         guard.hold(inputs.host, self.host(inputs))
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
-        planned = planning.planned(inputs.host, host, vms, containers)
+        planned = planning.planned(inputs.host, host, vms, containers, stack=ledger.stack_of(self.urn))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
         self.announced_reboots.add(inputs.host)
@@ -89,7 +89,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             return {}
         try:
             vms, containers = self.stack.vms(name), self.stack.containers(name)
-            planned = planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
+            stack = ledger.stack_of(self.urn)
+            planned = planning.planned(name, host, vms, containers, PATIENCE_SECONDS, stack)
         except UnreachableError as error:
             if mode == "always":
                 raise

@@ -56,6 +56,7 @@ def planned(
     vms: dict[str, Vm],
     containers: dict[str, Container],
     timeout: float | None = None,
+    stack: str = "",
 ) -> Planned:
     """Reads `host` and plans it.
 
@@ -63,6 +64,7 @@ def planned(
     :param vms: its VMs, by their names in the settings.
     :param containers: its containers, by their names in the settings.
     :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
+    :param stack: PROJECT/STACK, whose guests may lose what they have from it.
     :raises UnreachableError: as of `ssh.Session.connect`.
     :raises HomelabError: all refusals at once.
     """
@@ -70,7 +72,7 @@ def planned(
     facts = remapping.to_be(session.read(guests=True), host)
     want = plan.wanted(facts, host)
     # Refusals of VMs and containers come before the host is rebooted for them.
-    vm_lines, vm_errors = vm_preview.describe(name, facts, host, want, vms)
+    vm_lines, vm_errors = vm_preview.describe(name, facts, host, want, vms, stack)
     container_lines, container_errors = container_plan.describe(
         facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
     )

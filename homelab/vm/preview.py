@@ -7,12 +7,13 @@ from collections.abc import Mapping
 
 from homelab.errors import HomelabError
 from homelab.host import fabric, gates, graphics, options
-from homelab.host.facts import HostFacts, noted_in
+from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
-from homelab.shapes import CardPlan, Record
-from homelab.vm import files
-from homelab.vm.config import Change, VmCard, Wish, change_to, check, identity, recorded, same_vm, taken_over
+from homelab.shapes import CardPlan
+from homelab.vm import files, refusals
+from homelab.vm.cards import VmCard, Wish
+from homelab.vm.plan import Seen, decide, seen_of, users_of
 
 
 def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:
@@ -34,18 +35,17 @@ def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wis
 
 
 def describe(
-    name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]
+    name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm], stack: str = ""
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and refusals.
-
-    A running VM that has a card which another one is to get is no refusal here: only a run knows whether this stack
-    gave it that card, and so may take it.
 
     :param name: the host's name in the settings.
     :param want: the host's plan.
     :param vms: those of this host, by name.
+    :param stack: PROJECT/STACK: a card is taken from VMs that have it from this stack, and from no others.
     """
-    configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
+    node = host.node or name
+    configs = {config.id: config for config in facts.guests.configs if config.kind == "vm"}
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
     errors = [error for place in keeping for error in options.refused(facts, place, options.KEEP)]
@@ -53,8 +53,10 @@ def describe(
     errors += _split_boards(facts, host, want, vms)
     for guest, vm in vms.items():
         wish = wish_of(guest, vm, host, want.gpus)
+        own = [card for card in wish.cards if card.gpu not in host.hands_over]
+        seen = seen_of(facts, vm.vmid, [word for card in own for word in (card.mapping, card.slot)], stack)
         if vm.vmid in configs:
-            vm_lines, vm_errors = _of_existing(host.node or name, facts, vm, wish, configs[vm.vmid])
+            vm_lines, vm_errors = _of_existing(node, facts, vm, wish, seen)
             errors += vm_errors
         elif (elsewhere := facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)) is not None:
             vm_lines = []
@@ -63,8 +65,9 @@ def describe(
             vm_lines = []
             errors.append(_missing(guest, vm, configs))
         else:
-            its_cards = ", ".join(card.hostpci for card in wish.cards) or "no card"
+            its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
             vm_lines = [f"  VM {vm.vmid} ({guest}): created with {its_cards}"]
+            errors += refusals.of_users({}, wish, users_of(seen, wish, facts.guests, node))
         lines += vm_lines
         for use in vm.gpus:
             if use.gpu in want.gpus:
@@ -74,36 +77,48 @@ def describe(
                     errors += graphics.legacy(facts, f"gpus.{use.gpu}", slot)
                     remarks = [*remarks, *graphics.legacy_remarks(facts, use.gpu, slot)]
                 lines += [f"    {remark}" for remark in remarks]
+    is_wanted = {vm.vmid for vm in vms.values()}
+    lines += [line for vmid in configs if vmid not in is_wanted for line in _of_leaving(node, facts, vmid, stack)]
     return "\n".join(lines), errors
 
 
-def _of_existing(
-    node: str, facts: HostFacts, vm: Vm, wish: Wish, config: dict[str, str]
-) -> tuple[list[str], list[HomelabError]]:
+def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: Seen) -> tuple[list[str], list[HomelabError]]:
     """The plan's lines for a VM that is there, and refusals.
 
     :param node: the host's name in Proxmox VE.
-    :param config: the VM's current configuration.
     """
-    users = {card.gpu: facts.guests.users_of(card.slot, node) for card in wish.cards}
-    others = [user for of_card in users.values() for user in of_card if user.vmid != vm.vmid and user.running]
-    refusals, remarks = check(
-        config, wish, {gpu: [user for user in of_card if user not in others] for gpu, of_card in users.items()}
-    )
-    noted = noted_in(facts.ledger, f"vm/{vm.vmid}")
-    # The whole record, as the state has it: what was changed since is drift.
-    is_same = noted is not None and same_vm(str(noted.get("identity", "")), identity(config))
-    record: Record = noted.get("record", {}) if noted is not None and is_same else {}
-    certain = noted is not None or not facts.cluster.name
-    more_refusals, more_remarks = taken_over(config, wish, record, facts.guests, node, certain=certain)
-    change = change_to(config, *recorded(config, wish, record))
+    config, note = facts.guests.config(vm.vmid), facts.note_of(vm.vmid)
+    assert config is not None
+    decided, running = decide(seen, wish, facts.guests, node), vm.vmid in facts.guests.running
+    change, errors, remarks = decided.change, decided.refusals, decided.remarks
+    others = [key for key, value in config.waiting.items() if key not in change and not note.has_set(key, value)]
+    if change and others and running:
+        remarks = [f"its restart also carries out what others have left waiting for one: {', '.join(others)}", *remarks]
+    elif change and others:
+        errors = [*errors, refusals.others_wait(seen.base, wish, others)]
+    if note.is_under_way:
+        remarks = ["a run that was cut short has left it half changed: this one goes on from there", *remarks]
+    will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"
     lines = [
-        _line(wish.vm, vm, config, change, running=vm.vmid in facts.guests.running),
+        *_lines(wish.vm, config, change, running=running, will_run=will_run),
         *(copy_first(vm) if change else []),
-        *(f"    {other} runs with a card of it now: refused, unless it was given by this stack" for other in others),
-        *(f"    {remark}" for remark in (*more_remarks, *remarks)),
+        *(f"    {remark}" for remark in remarks),
     ]
-    return lines, [*refusals, *more_refusals]
+    return lines, errors
+
+
+def _of_leaving(node: str, facts: HostFacts, vmid: int, stack: str) -> list[str]:
+    """The plan's lines for a VM that has something from this stack, and that the settings have no more."""
+    config, (owners_stack, _, name) = facts.guests.config(vmid), facts.note_of(vmid).owner.rpartition("/")
+    if config is None or not stack or owners_stack != stack:
+        return []
+    change = decide(seen_of(facts, vmid), Wish(name, vmid, []), facts.guests, node).change
+    running = vmid in facts.guests.running
+    return [
+        *_lines(name, config, change, running=running, will_run=running),
+        f"    vms.{name} isn't in the settings any more: the VM has back what it was before; one that was made here is "
+        "removed, unless it is protected",
+    ]
 
 
 def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
@@ -165,28 +180,28 @@ _POWER = {
 }
 
 
-def _line(guest: str, vm: Vm, config: dict[str, str], change: Change, *, running: bool) -> str:
-    will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"
+def _lines(
+    guest: str, config: GuestConfig, change: Mapping[str, str | None], *, running: bool, will_run: bool
+) -> list[str]:
+    """What is done with a VM, and the options that change, with their current and their future values."""
     power = _POWER[running, will_run] if change or running != will_run else "no change"
-    line = f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {power}"
-    return "\n".join([line, *_before_and_after(config, change)])
-
-
-def _before_and_after(config: dict[str, str], change: Change) -> list[str]:
-    """Lines of the options that change, with their current and their future values."""
     return [
-        f"    {sign} {key}: {values[key]}"
-        for key in sorted({*change.keys})
-        for sign, values in (("-", config), ("+", change.values))
-        if key in values
+        f"  VM {config.id} ({config.values.get('name', guest)}), {'running' if running else 'off'}: {power}",
+        *(
+            f"    {sign} {key}: {value}"
+            for key in sorted(change)
+            for sign, value in (("-", config.values.get(key)), ("+", change[key]))
+            if value is not None
+        ),
     ]
 
 
-def _missing(guest: str, vm: Vm, configs: dict[int, dict[str, str]]) -> HomelabError:
-    names = ", ".join(f"{vmid} ({values.get('name', '')})" for vmid, values in sorted(configs.items()))
+def _missing(guest: str, vm: Vm, configs: dict[int, GuestConfig]) -> HomelabError:
+    names = ", ".join(f"{vmid} ({config.values.get('name', '')})" for vmid, config in sorted(configs.items()))
     return HomelabError(
         wanted=f"VM {vm.vmid}, to be adopted as vms.{guest}",
         found=f"no such VM on the host; there are: {names or 'none'}",
         why="a card can't be given to a VM that isn't there",
-        next=f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create",
+        next=f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create; or take vms.{guest} out of the "
+        "settings, if the VM was removed",
     )

@@ -47,6 +47,11 @@ class Note:
     def __bool__(self) -> bool:
         return bool(self.values) or self.shut_down_after is not None
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a change was begun, and hasn't ended."""
+        return bool(self.before) or self.shut_down_after is not None
+
     def has_set(self, key: str, value: str | None) -> bool:
         """Whether a value is one that this program has set."""
         return any(same(key, value, own) for own in self.values.get(key, ()))

@@ -18,7 +18,7 @@ from homelab.cli.doctor import main as run_doctor
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
-from homelab.vm import config as vm_config
+from homelab.vm import plan as vm_plan
 from homelab.vm import preview as vm_preview
 from lab import Lab
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
@@ -165,9 +165,7 @@ def held_card(lab: Lab) -> list[str]:
     facts, host = read(lab.machine), host_of(lab)
     vm = settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]})
     wish = vm_preview.wish_of("second", vm, host, {"rtx5090": plan.card_plan(facts, host, "rtx5090", "0000:01:00")})
-    config = facts.guests.config(104)
-    assert config is not None
-    errors = vm_config.check(config.values, wish, {"rtx5090": facts.guests.users_of("0000:01:00", "pve")})[0]
+    errors = vm_plan.decide(vm_plan.seen_of(facts, 104), wish, facts.guests, "pve").refusals
     return [error.next for error in errors]
 
 
@@ -247,6 +245,11 @@ ROWS: dict[str, Row] = {
     "two VMs that start with the host": Row("bound-by-hand", on_host(f"qm stop 103; {SECOND_VM}"), of_vms()),
     "a card that runs in another VM": Row(
         "bound-by-hand", on_host(f"qm stop 103; {SECOND_VM}; qm set 104 --onboot 0; qm start 103"), held_card
+    ),
+    "a VM that is off, and has a change waiting": Row(
+        "bound-by-hand",
+        on_host("qm set 103 --memory 4096; qm stop 103"),
+        of_vms(gpus=[{"gpu": "rtx5090", "takeOver": True}]),
     ),
     "a VM that runs without its card": Row(
         "phoenix",

@@ -3,7 +3,6 @@ what the host can't do without."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
 from homelab.resources.card_mapping import entry_of
-from homelab.settings import Host, Vm
+from homelab.settings import Host, NewVm, Vm
 from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import preview as vm_preview
 from homelab.vm.config import VmCard
@@ -523,30 +522,107 @@ def test_a_vm_of_another_project_that_runs_keeps_the_group_of_its_card(runs: boo
     assert len(errors) == runs and all("while VM 105 (other), which runs, has 0000:02:00" in one for one in errors)
 
 
-@pytest.mark.parametrize("runs", [True, False])
-def test_a_card_that_a_vm_runs_with_may_be_this_stacks(runs: bool) -> None:
+GIVEN = "machine: q35\nsmbios1: uuid=1\nname: two\nhostpci0: mapping=one,pcie=1"
+BY_HAND = {"originals": {"hostpci0": "0000:01:00,pcie=1"}}
+
+
+def moved(ledger: dict[str, str], *more: str, runs: bool = True, **changes: Any) -> tuple[str, list[str]]:
+    """The plan's lines and refusals where the settings give VM 103 the card that VM 104 has."""
     facts, host = two_in_one_group()
-    configs = [facts_config(103, "machine: q35"), facts_config(104, "machine: q35\nhostpci0: 0000:01:00")]
-    facts = replace(facts, guests=replace(facts.guests, running=frozenset([104] * runs), configs=configs))
-    vms = {"one": vm(103, "one"), "two": vm(104)}
-    text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), vms)[0]
-    assert ("VM 104 (VM 104) runs with a card of it now: refused, unless it was given by this stack" in text) == runs
+    mappings = "one\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n"
+    configs = [facts_config(103, "machine: q35\nname: one"), facts_config(104, "\n".join([GIVEN, *more]))]
+    guests = replace(facts.guests, running=frozenset([104] * runs), configs=configs, mappings=mappings)
+    facts = replace(facts, guests=guests, ledger=ledger)
+    wanted = {"one": vm(103, "one").model_copy(update=changes)}
+    text, errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), wanted, "p/s")
+    return text, [error.found for error in errors]
+
+
+@pytest.mark.parametrize(
+    ("ledger", "is_taken"),
+    [
+        (vm_note(104, GIVEN, "hostpci0"), True),
+        (vm_note(104, GIVEN, "hostpci0", owner="p/other/two"), False),
+        (vm_note(104, GIVEN.replace("uuid=1", "uuid=2"), "hostpci0"), False),
+        (vm_note(104, GIVEN, "hostpci0", **BY_HAND, devices={"0000:01:00.0": "10de:2b85"}), False),
+        (vm_note(104, GIVEN, "machine"), False),
+        ({"qemu-104": "{"}, False),
+        ({}, False),
+    ],
+    ids=["given", "by another stack", "to an earlier VM", "and by its owner before", "another option", "unreadable", "by its owner"],
+)  # fmt: skip
+def test_a_card_is_taken_from_a_vm_that_has_it_from_this_stack_alone(ledger: dict[str, str], is_taken: bool) -> None:
+    assert moved(ledger)[1] == ["VM 104 (two) runs with it"] * (not is_taken)
+    assert moved(ledger, runs=False)[1] == []
+    new = NewVm.model_validate({"disk": {"storage": "local", "size": 8}})
+    assert moved(ledger, vmid=105, create=new)[1] == ["VM 104 (two) runs with it"] * (not is_taken)
+
+
+def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
+    text, _ = moved(vm_note(104, GIVEN, "hostpci0", "machine", originals={"hostpci0": None, "machine": "pc"}))
+    assert text.splitlines()[-5:-1] == [
+        "  VM 104 (two), running: it is shut down and started again",
+        "    - hostpci0: mapping=one,pcie=1",
+        "    - machine: q35",
+        "    + machine: pc",
+    ]
+    assert "vms.sandbox isn't in the settings any more: the VM has back what it was before" in text
+    assert "VM 104" not in moved(vm_note(104, GIVEN, "hostpci0", owner="p/other/sandbox"))[0]
+
+
+@pytest.mark.parametrize(
+    ("waits", "others"),
+    [
+        ("memory: 4096", "memory"),
+        ("delete: onboot\nmemory: 4096", "onboot, memory"),
+        ("hostpci0: mapping=one,pcie=1", ""),  # this program's own
+        ("balloon: 1024", ""),  # what it sets itself
+    ],
+)
+def test_what_others_left_waiting_is_carried_out_by_a_restart_and_refused_of_a_vm_that_is_off(
+    waits: str, others: str
+) -> None:
+    facts, host = two_in_one_group()
+    lines = "machine: q35\nonboot: 1\nmemory: 2048\nballoon: 512\nname: one"
+    ledger = vm_note(
+        103, f"{lines}\nvga: none\nhostpci0: mapping=one,pcie=1", "vga", "hostpci0", originals={"vga": "std"}
+    )
+    text = f"{lines}\nvga: none\n[PENDING]\n{waits}"
+    wanted = {"one": vm(103, "one", "two")}
+    for running in (True, False):
+        guests = replace(facts.guests, configs=[facts_config(103, text)], running=frozenset([103] if running else []))
+        seen = replace(facts, guests=guests, ledger=ledger)
+        said, errors = vm_preview.describe("pve", seen, host, plan.wanted(seen, host), wanted, "p/s")
+        assert (f"left waiting for one: {others}\n" in said) is (running and bool(others))
+        assert [
+            others in error.found and f"--revert {others.replace(', ', ',')}" in error.next for error in errors
+        ] == [True] * (bool(others) and not running)
+
+
+@pytest.mark.parametrize("left", [{"before": {"hostpci0": None}}, {"shut_down_after": ""}])
+def test_a_run_that_was_cut_short_is_gone_on_with(left: dict[str, Any]) -> None:
+    facts, host = two_in_one_group()
+    lines = "machine: q35\nhostpci0: mapping=one,pcie=1"
+    for more, is_said in ((left, True), ({}, False)):
+        facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
+        facts = replace(facts, ledger=vm_note(103, lines, "hostpci0", **more))
+        text, _ = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one")})
+        assert ("a run that was cut short" in text) is is_said
 
 
 def test_a_vm_to_be_adopted_that_isnt_there_is_refused_with_those_that_are() -> None:
     facts, host = two_in_one_group()
     facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one")]))
     (error,) = vm_errors(facts, host, {"one": vm(107, "one")})
-    assert "no such VM on the host; there are: 103 (one)" in error
+    assert "no such VM on the host; there are: 103 (one)" in error and "or take vms.one out of the settings" in error
 
 
 @pytest.mark.parametrize(("of", "is_asked"), [("1", False), ("2", True)])
 def test_what_is_noted_of_an_earlier_vm_of_the_same_id_says_nothing_of_this_one(of: str, is_asked: bool) -> None:
     facts, host = two_in_one_group()
     lines = "machine: q35\nsmbios1: uuid=1\nhostpci0: 0000:01:00,pcie=1"
-    noted = {"identity": f"uuid={of}", "record": {"hostpci0": {"was": None, "ours": "0000:01:00,pcie=1"}}}
     guests = replace(facts.guests, configs=[facts_config(103, lines)])
-    facts = replace(facts, guests=guests, ledger={"vm/103": json.dumps(noted)})
+    facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0", identity=of))
     assert len(vm_errors(facts, host, {"one": vm(103, "one")})) == is_asked
 
 
@@ -579,12 +655,9 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
 )
 def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], power: str, runs: bool, said: str) -> None:
     facts, host = two_in_one_group()
-    record = {"hostpci0": {"before": None, "ours": "mapping=one,pcie=1", "slot": "0000:02:00"}}
-    noted = {"identity": "uuid=1", "record": record}
-    config = facts_config(103, "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1")
-    running = frozenset([103] * runs)
-    guests = replace(facts.guests, configs=[config], running=running)
-    facts = replace(facts, guests=guests, ledger={"vm/103": json.dumps(noted)})
+    lines = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
+    guests = replace(facts.guests, configs=[facts_config(103, lines)], running=frozenset([103] * runs))
+    facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0"))
     wanted = vm(103, *gpus).model_copy(update={"power": power})
     text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": wanted})[0]
     assert text.splitlines()[0] == f"  VM 103 (one), {said}"
