@@ -80,9 +80,10 @@ class GuestConfig(answer.GuestConfig):
 
     @property
     def waiting(self) -> dict[str, str | None]:
-        """What a VM's next start changes: key -> value; None: the key goes."""
-        current, then = self.current, self.values
-        return {key: then.get(key) for key in {**current, **then} if current.get(key) != then.get(key)}
+        """What waits for a VM's next start: key -> value, which isn't read of each; None: the key goes."""
+        pending = dict(self._options[1])
+        deleted = [key.removeprefix("!") for key in re.split(r"[,;\s]+", pending.pop("delete", "")) if key]
+        return {**dict.fromkeys(deleted), **pending}
 
     def devices(self, *, current: bool) -> list[tuple[str, str]]:
         """A VM's hostpci options, key and value: the current ones, or those of its next start."""
@@ -114,8 +115,7 @@ class GuestConfig(answer.GuestConfig):
     @property
     def _next(self) -> list[tuple[str, str]]:
         current, pending = self._options
-        deleted = [key.removeprefix("!") for key in re.split(r"[,;\s]+", dict(pending).get("delete", ""))]
-        kept = [pair for pair in current if pair[0] not in (*deleted, *dict(pending))]
+        kept = [pair for pair in current if pair[0] not in self.waiting]
         return kept + [pair for pair in pending if pair[0] != "delete"]
 
 

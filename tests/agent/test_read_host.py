@@ -253,6 +253,14 @@ def test_a_card_that_a_vm_gets_at_its_next_start_is_told_and_a_snapshots_is_not(
     assert (told[104], told[105]) == ("name: idle\n[PENDING]\ndelete: hostpci0", "[PENDING]\nhostpci0: 01:00")
 
 
+def test_all_that_waits_for_a_vms_next_start_is_named_without_secrets(host: Host) -> None:
+    waits = "cipassword: secret-1\ncores: 4\nargs: -fw_cfg secret-2\nmemory: 4096\ndelete: cpu,!tags\n#secret-3: x\nno option"
+    host.write("/etc/pve/qemu-server/103.conf", f"cores: 2\n[PENDING]\n{waits}\n[snap]\nsockets: 2\n")
+    (config,) = (one for one in read(host).guests.configs if one.id == 103)
+    assert sorted(config.waiting) == ["args", "cipassword", "cores", "cpu", "memory", "tags"]
+    assert "secret" not in config.lines and config.waiting["memory"] == "4096"
+
+
 def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_others(host: Host) -> None:
     lines = [
         "mp0: local-lvm:vm-901-disk-1,mp=/x",

@@ -574,7 +574,7 @@ def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
     ("waits", "others"),
     [
         ("memory: 4096", "memory"),
-        ("delete: onboot\nmemory: 4096", "onboot, memory"),
+        ("cores: *\ndelete: onboot,cpu", "onboot, cpu, cores"),
         ("hostpci0: mapping=one,pcie=1", ""),  # this program's own
         ("balloon: 1024", ""),  # what it sets itself
     ],

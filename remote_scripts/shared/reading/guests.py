@@ -21,6 +21,7 @@ _OPTION = re.compile(
     r"(hostpci[0-9]+|hookscript|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|args|"
     r"(ide|sata|scsi|virtio)[0-9]+):"
 )
+_KEY = re.compile(r"[a-z][a-z_-]*[0-9]*:")
 # Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret. QEMU takes the
 # numbers with any number of digits (set_pci_host_devaddr), and any path that leads to the device in sysfs.
 _OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?!/*[\w.])")
@@ -104,6 +105,9 @@ def _lines_of_vm(source: Source, text: str) -> str:
         ]
         for section in ("", "pending")
     )
+    # Of all that waits the key counts; the value may be a secret.
+    keys = [match[0] for line in by_section.get("pending", ()) if (match := _KEY.match(line))]
+    pending += [f"{key} *" for key in keys if not any(line.startswith(key) for line in pending)]
     return "\n".join([*lines, "[PENDING]", *pending] if pending else lines)
 
 
