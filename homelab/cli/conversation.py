@@ -13,6 +13,7 @@ from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
 from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
+from homelab.cli.whereabouts import guests_on
 from homelab.errors import HomelabError
 from homelab.host import consoles, gates, plan
 from homelab.host.facts import HostFacts
@@ -70,7 +71,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         settings = parse(init_settings.values_in(text))
     except HomelabError as error:
         raise error.retold(next=f"correct {'--set, or ' if arguments.set else ''}{file.name}") from None
-    planned = _planned(name, entry, settings)
+    planned = _planned(name, entry, settings, facts, project.stack_of(folder, pulumi.stack))
     host = settings.hosts[name]
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     say(*(f"  {card.key} → {_whom(use, facts)}" for card, use in given.items()))
@@ -182,16 +183,15 @@ def _accepted(use: Use, card: Card, entry: Access, facts: HostFacts, ask: Ask) -
     return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?") else Use()
 
 
-def _planned(name: str, entry: Access, settings: Settings) -> planning.Planned:
+def _planned(name: str, entry: Access, settings: Settings, facts: HostFacts, stack: str) -> planning.Planned:
     """The plan of the settings, as a preview makes it; by this run's login.
 
+    :param stack: PROJECT/STACK.
     :raises HomelabError: all that `up` would refuse.
     """
     host = settings.hosts[name]
     login = host.model_copy(update={"ssh": entry.host.ssh})
-    vms = {key: vm for key, vm in settings.vms.items() if vm.host == name}
-    containers = {key: container for key, container in settings.containers.items() if container.host == name}
-    return planning.planned(name, login, vms, containers)
+    return planning.planned(name, login, *guests_on(settings, name, host, facts), stack=stack)
 
 
 def _whom(use: Use, facts: HostFacts) -> str:

@@ -82,7 +82,8 @@ def diagnose(arguments: argparse.Namespace) -> Report:
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
     reading = diagnosis.read(host)
     if arguments.kind == "vm":
-        return vm.diagnose(reading, arguments.id, host)
+        vms, _ = guests_on(file.guests(), name, host, reading.facts)
+        return vm.diagnose(reading, arguments.id, host, vms)
     return host_judge.diagnose(reading, host)
 
 
@@ -105,7 +106,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         vms, containers = guests_on(settings, name, host, reading.facts)
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host)))
         parts += [
-            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host))
+            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}))
             for vm_name, guest in vms.items()
         ]
         parts += [

@@ -9,6 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import yaml
+
 from homelab import template
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import write_settings
@@ -44,6 +46,16 @@ def check(folder: Path) -> None:
 def name_of(folder: Path) -> str:
     """The name of the project in a folder, by which Pulumi keeps its state."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-") or "homelab"
+
+
+def stack_of(folder: Path, stack: str) -> str:
+    """PROJECT/STACK, by which guests are noted on their host.
+
+    :param stack: as Pulumi names it.
+    """
+    file = folder / "Pulumi.yaml"
+    name = yaml.safe_load(file.read_text(encoding="utf-8"))["name"] if file.exists() else name_of(folder)
+    return f"{name}/{stack.rpartition('/')[2]}"
 
 
 def refuse_another(pulumi: Pulumi) -> None:

@@ -4,34 +4,37 @@ Pure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
-from homelab.host import gates
+from homelab.host import gates, plan
 from homelab.host.facts import CardUser
-from homelab.settings import Gpu, Host
-from homelab.vm.config import VmCard, Wish
-from homelab.vm.config import check as check_vm
+from homelab.settings import Gpu, Host, Vm
+from homelab.vm import preview, refusals
+from homelab.vm.cards import VmCard, Wish, hostpci_of
+from homelab.vm.plan import decide, seen_of
 from remote_scripts.shared.properties import parse as parse_properties
 
 # In messages about settings, for a card or a VM that they don't have.
 _UNNAMED = "<name>"
 
 
-def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
+def diagnose(reading: Reading, vmid: int, host: Host | None = None, vms: Mapping[str, Vm] | None = None) -> Report:
     """What stands between a VM and its cards.
 
     :param host: the settings, for the gates that are opened there.
+    :param vms: those of the settings that are on the host, by name.
     :raises HomelabError: there is no such VM on this host.
     """
     config = _config(reading, vmid)
     running = vmid in reading.facts.guests.running
     # While it runs, also those that it loses at its next start.
     current = next(guest.current for guest in reading.facts.guests.configs if guest.id == vmid) if running else {}
-    options = {key: value for key, value in sorted({**current, **config}.items()) if key.startswith("hostpci")}
+    options = dict(sorted(hostpci_of({**current, **config}).items()))
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
     findings = [*_iommu(reading, name), *_options(reading, name, options)]
@@ -41,6 +44,10 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     findings += [] if running else starts.findings(reading, vmid, name)
     of_guest, notes = _guest(reading, vmid, config, options)
     findings += of_guest
+    findings += _under_way(reading, name, vmid)
+    for vm_name, vm in (vms or {}).items():
+        if host is not None and vm.vmid == vmid:
+            findings += _against_settings(reading, name, host, vm_name, vm, {one.found for one in of_guest})
     if slots:
         of_log, remarks = cards.log_findings(reading, slots, of_host=True)
         findings += of_log
@@ -198,8 +205,63 @@ def _guest(
                 )
             )
             users.setdefault(key, []).extend(reading.facts.users_of(slot, reading.node))
-    errors, notes = check_vm(config, Wish(_UNNAMED, vmid, wish_cards), users)
+    wish = Wish(_UNNAMED, vmid, wish_cards)
+    errors = [
+        *refusals.of_state(config, wish),
+        *refusals.of_model(config, wish, hostpci_of(config)),
+        *refusals.of_users(config, wish, users),
+    ]
+    notes = refusals.remarks(config, wish, users, {})
     return [finding for error in errors for finding in Finding.of(error, Stage.CONFIGURATION)], notes
+
+
+def _under_way(reading: Reading, name: str, vmid: int) -> list[Finding]:
+    """What a run has left of its work on the VM."""
+    if not reading.facts.note_of(vmid).is_under_way:
+        return []
+    return [
+        Finding(
+            f"the last change of {name} finished",
+            "a run began to change it, and has not ended: it is still at work, or was cut short",
+            "the VM may have a part of the change, or be off because of it",
+            "`pulumi up`, which goes on from there, once no run is at work",
+            Stage.CONFIGURATION,
+        )
+    ]
+
+
+def _against_settings(reading: Reading, name: str, host: Host, vm_name: str, vm: Vm, told: set[str]) -> list[Finding]:
+    """What the next `pulumi up --refresh` would change in the VM, and what stands against that.
+
+    :param vm_name: its name in the settings.
+    :param told: what was found already.
+    """
+    facts = reading.facts
+    places, _ = gates.resolve(facts, host.gpus)
+    gpus = {gpu: plan.card_plan(facts, host, gpu, place) for gpu, place in places.items()}
+    wish = preview.wish_of(vm_name, vm, host, gpus)
+    if len(wish.cards) < len(vm.gpus):
+        return []  # of a card that isn't found the host tells
+    seen = seen_of(facts, vm.vmid)
+    decided = decide(seen, wish, facts.guests, reading.node)
+    if not decided.change:
+        return []
+    refused = [finding for error in decided.refusals for finding in Finding.of(error, Stage.CONFIGURATION)]
+    differs = [
+        f"{key} is {seen.config.get(key, 'not there')} instead of {value or 'not there'}"
+        for key, value in decided.change.items()
+    ]
+    return [
+        *(finding for finding in refused if finding.found not in told),
+        Finding(
+            f"{name} to have what vms.{vm_name} says",
+            "; ".join(differs),
+            "it was changed since the last `pulumi up`, or no `pulumi up` has come so far: its next start goes by what "
+            "it has",
+            "`pulumi up --refresh`, whose preview shows what it does",
+            Stage.CONFIGURATION,
+        ),
+    ]
 
 
 def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:

@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import CommentMark, YAMLError
 from ruamel.yaml.tokens import CommentToken
 
-from homelab.host.facts import HostFacts, noted_in
+from homelab.host.facts import HostFacts
 from homelab.init.ask import Mistake
 from homelab.init.cards import Card, Use, key_of, name_of
 from homelab.nvidia.checks import cudas_that_fit, drivers_that_fit
@@ -25,7 +25,8 @@ from homelab.properties import same
 from homelab.settings import Host, Nvidia, Settings, stack_file
 from homelab.settings.secrets import readable
 from homelab.settings.types import is_name
-from homelab.vm.config import VmCard, noted_of, owners_lines
+from homelab.vm.cards import VmCard, lines_of
+from homelab.vm.plan import seen_of
 
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
 # `homelab init` wrote this file; run it again to add a card. An editor that knows the schema above explains each key.
@@ -175,12 +176,10 @@ def _by_hand(card: Card, use: Use, facts: HostFacts) -> dict[str, str]:
 
 def _in_vm(vmid: int, card: Card, mapping: str, facts: HostFacts) -> Any:
     """A card in a VM's `gpus`; with takeOver where the VM has it by a line of a person's own."""
-    config = facts.guests.config(vmid)
-    values = config.values if config else {}
-    record, _ = noted_of(values, noted_in(facts.ledger, f"vm/{vmid}"))
     in_vm = VmCard(card.key, mapping, facts.path_of(card.place))
-    lines = owners_lines(values, in_vm, record).items()
-    return {"gpu": card.key, "takeOver": True} if any(not same(*line, in_vm.hostpci) for line in lines) else card.key
+    lines = lines_of(seen_of(facts, vmid).base, in_vm).items()
+    is_by_hand = any(not same(*line, in_vm.in_place_of("")) for line in lines)
+    return {"gpu": card.key, "takeOver": True} if is_by_hand else card.key
 
 
 def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:

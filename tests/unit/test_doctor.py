@@ -17,9 +17,10 @@ from homelab.doctor.report import Finding, Report, Stage, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig
+from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
-from tests.unit.hosts import desktop, device, gpu, settings
+from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
 NODES = {
@@ -375,6 +376,67 @@ def test_a_mapping_and_an_address_that_do_not_exist() -> None:
     assert "there is no such mapping (there are: gpu)" in found(diagnose_vm(with_vm(hostpci="mapping=x"), 103)).values()
     report = diagnose_vm(with_vm(hostpci="09:00,pcie=1"), 103)
     assert "the device of hostpci0 on the host" in found(report)
+
+
+GPUS = {"gpu": {"match": "10de:2b85"}}
+LINES = "bios: ovmf\nmachine: q35\nname: Sandbox\nhostpci0: mapping=gpu,pcie=1"
+TAKEN_OUT = LINES.replace("\nhostpci0: mapping=gpu,pcie=1", "")
+
+
+def of_settings(lines: str, ledger: dict[str, str], *, gpus: Any = ("gpu",), **vm: Any) -> Report:
+    """VM 103 as the settings have it."""
+    seen = with_vm(ledger=ledger)
+    guests = replace(seen.facts.guests, configs=[GuestConfig(kind="vm", id=103, lines=lines)])
+    wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [*gpus], **vm})
+    seen = replace(seen, facts=replace(seen.facts, guests=guests))
+    return diagnose_vm(seen, 103, settings(GPUS), {"sandbox": wanted})
+
+
+NOTED = vm_note(103, LINES, "hostpci0")
+
+
+@pytest.mark.parametrize(
+    ("lines", "ledger", "differs"),
+    [
+        (LINES, NOTED, ""),
+        (LINES, {}, ""),  # its owner has given it the same
+        (TAKEN_OUT, NOTED, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
+        (f"{LINES}\n[PENDING]\ndelete: hostpci0", NOTED, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
+        (TAKEN_OUT, {}, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
+        (LINES.replace(",pcie=1", ""), NOTED, "hostpci0 is mapping=gpu instead of mapping=gpu,pcie=1"),
+        (f"{LINES}\nvga: none", vm_note(103, f"{LINES}\nvga: none", "vga", "hostpci0"), "vga is none instead of not there"),
+    ],
+    ids=["well", "by its owner", "taken out", "waits to be taken out", "never given", "changed", "no longer wanted"],
+)
+def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dict[str, str], differs: str) -> None:
+    report = of_settings(lines, ledger)
+    assert [one.found for one in report.findings] == [differs] * bool(differs)
+    assert all("`pulumi up --refresh`" in step for step in report.next)
+
+
+@pytest.mark.parametrize("left", [{"before": {"hostpci0": None}}, {"shut_down_after": "UPID:pve:1"}])
+def test_a_run_that_was_cut_short_within_a_vm_is_told(left: dict[str, Any]) -> None:
+    seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", **left))
+    (finding,) = diagnose_vm(seen, 103).findings
+    assert "began to change it, and has not ended" in finding.found and "`pulumi up`" in finding.next
+
+
+def test_what_up_would_refuse_is_told_with_what_differs() -> None:
+    report = of_settings(LINES.replace("mapping=gpu,pcie=1", "01:00,pcie=1"), {})
+    assert [one.found for one in report.findings] == [
+        "hostpci0: 01:00,pcie=1, set by hand",
+        "hostpci0 is 01:00,pcie=1 instead of mapping=gpu,pcie=1",
+    ]
+    locked = of_settings(f"{TAKEN_OUT}\nlock: backup", {})
+    assert [one.found for one in locked.findings] == [
+        "it is locked (backup)",
+        "hostpci0 is not there instead of mapping=gpu,pcie=1",
+    ]
+
+
+def test_of_a_card_that_isnt_found_its_host_tells_and_not_the_vm() -> None:
+    report = of_settings(LINES, NOTED, gpus=["gpu", "other"])
+    assert report.findings == []
 
 
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:

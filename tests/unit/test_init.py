@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, replace
 from typing import Any
@@ -288,18 +287,15 @@ def test_a_template_takes_no_card_and_keeps_none_from_others() -> None:
 
 SANDBOX_LINES = "name: Sandbox\nmachine: q35\n"
 TAKEN = [{"gpu": "rtx5090", "takeOver": True}]
-NOTE = json.dumps(
-    {
-        "identity": "",
-        "record": {"hostpci0": {"ours": "mapping=rtx5090,pcie=1,x-vga=1", "before": "01:00,pcie=1,x-vga=1", "slot": "0000:01:00"}},
-    }
-)  # fmt: skip
+GIVEN = "hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n"
+BEFORE = {"originals": {"hostpci0": "01:00,pcie=1,x-vga=1"}, "devices": {"0000:01:00.0": "10de:2b85"}}
 HAND_MADE: dict[str, tuple[str, dict[str, Any], str | None, list[Any]]] = {
     "a raw line": ("hostpci0: 0000:01:00,pcie=1,x-vga=1,romfile=a.rom\n", {}, None, TAKEN),
     "a line for each function": ("hostpci0: 01:00.0,pcie=1\nhostpci1: 01:00.1,pcie=1\n", {}, None, TAKEN),
     "a mapping of its own": ("hostpci0: mapping=gpu0,pcie=1,x-vga=1\n", {}, "gpu0", TAKEN),
     "a mapping as this program would write it": ("hostpci0: mapping=gpu0,pcie=1\n", {}, "gpu0", ["rtx5090"]),
-    "a stack that was lost": ("hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n", {"ledger": {"vm/103": NOTE}}, None, TAKEN),
+    "a stack that was lost": (GIVEN, {"ledger": hosts.vm_note(103, GIVEN, "hostpci0", **BEFORE)}, None, TAKEN),
+    "what this program has given alone": (GIVEN, {"ledger": hosts.vm_note(103, GIVEN, "hostpci0")}, None, ["rtx5090"]),
     "another card": ("hostpci0: 0000:05:00,pcie=1\n", {}, None, ["rtx5090"]),
 }
 

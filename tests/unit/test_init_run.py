@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from homelab.cli import access, command_line, conversation, init
+from homelab.cli import access, command_line, conversation, init, project
 from homelab.cli.access import Access
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
@@ -364,6 +364,15 @@ def test_a_host_of_the_settings_is_reached_as_they_say(monkeypatch: pytest.Monke
     monkeypatch.setattr(first_contact, "refusal", lambda *_, **__: None)
     for address in ("pve", "192.0.2.1", "192.0.2.1:22", "root@192.0.2.1"):
         assert access.access_to(address, None, None, found, Ask(True)) == Access(found["pve"], {}, "pve")
+
+
+@pytest.mark.parametrize("text", [None, "name: my-lab\nruntime: python\n", 'description: x\nname: "my-lab" # mine\n'])
+def test_a_stack_is_named_as_its_guests_notes_name_it(text: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "my lab"
+    folder.mkdir()
+    if text is not None:
+        (folder / "Pulumi.yaml").write_text(text)
+    assert project.stack_of(folder, "someone/other/homelab") == project.stack_of(folder, "homelab") == "my-lab/homelab"
 
 
 def test_a_temporary_file_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> None:
