@@ -12,6 +12,9 @@ from homelab.host.facts import HostFacts
 from homelab.settings import Container, Gpu, Host, Vm, VmGpu
 from homelab.show import traits
 from homelab.show.cards import ShownCard, ShownGuest, Traits, group_title, in_slot
+from homelab.vm.cards import VmCard, lines_of
+from homelab.vm.plan import seen_of
+from remote_scripts.shared.properties import parse
 
 VFIO = "vfio-pci"
 HOSTS_DRIVER = "the host's driver"
@@ -85,14 +88,17 @@ def _wanted(
         before = cards.get(place) or ShownCard(place, _unread_name(gpu.match, place, name), NOT_READ)
         guests = [
             ShownGuest(
-                "VM", vm.vmid, vm_name, traits.wanted_of_guest(_kept(use, gpu, facts), _current_traits(before, vm.vmid))
+                "VM",
+                vm.vmid,
+                _name(vm_name, vm, facts),
+                _wanted_traits(_kept(use, gpu, facts), host.mapping_of(name), place, vm.vmid, facts),
             )
             for vm_name, vm in vms.items()
             for use in vm.gpus
             if use.gpu == name
         ]
         guests += [
-            ShownGuest("container", container.ctid, container_name)
+            ShownGuest("container", container.ctid, _name(container_name, container, facts))
             for container_name, container in containers.items()
             if _takes(container, name, place, gpu.use, facts)
         ]
@@ -115,9 +121,17 @@ def _wanted(
     return [cards[place] for place in sorted(cards)]
 
 
-def _current_traits(card: ShownCard, vmid: int) -> Traits:
-    """A VM's current options of a card."""
-    return next((guest.traits or () for guest in card.guests if (guest.kind, guest.id) == ("VM", vmid)), ())
+def _name(name: str, guest: Vm | Container, facts: HostFacts | None) -> str:
+    """A guest's name in the settings; with a word where `up` would miss it."""
+    is_there = facts is None or guest.create is not None or facts.guests.config(guest.guest_id) is not None
+    return name if is_there else f"{name}: not on this host"
+
+
+def _wanted_traits(use: VmGpu, mapping: str, place: str, vmid: int, facts: HostFacts | None) -> Traits:
+    """A VM's options of a card as its settings want them; its owner's stay where the option is taken over."""
+    card = VmCard(**use.model_dump(mode="json"), mapping=mapping, slot=facts.path_of(place) if facts else place)
+    lines = lines_of(seen_of(facts, vmid).base, card) if facts and use.take_over else {}
+    return traits.of_guest([parse("hostpci", card.in_place_of(next(iter(lines.values()), "")))])
 
 
 def _kept(use: VmGpu, gpu: Gpu, facts: HostFacts | None) -> VmGpu:

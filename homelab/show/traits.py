@@ -8,7 +8,6 @@ from homelab.host import acs, consoles, gates, handover, remapping, resets
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
-from homelab.settings.vm import VmGpu
 from homelab.show.cards import Traits
 
 AWAKE = ("sleep", "kept awake (no D3cold)")
@@ -172,18 +171,3 @@ def of_guest(options: Sequence[Mapping[str, str]]) -> Traits:
             if value := meanings.get(option.get(key, ""), option.get(key, "")):
                 traits[key] = value
     return tuple(traits.items())
-
-
-def wanted_of_guest(use: VmGpu, current: Traits = ()) -> Traits:
-    """A VM's options of a card as its settings want them.
-
-    :param current: as they are; they stay where the option is taken over.
-    """
-    values = {
-        "driver": use.driver,
-        "legacy-igd": str(int(use.legacy_igd)),
-        "rombar": str(int(use.rombar)),
-        "romfile": use.romfile or "",
-        "x-vga": str(int(use.x_vga)),
-    }
-    return tuple({**dict(current if use.take_over else ()), **dict(of_guest([values]))}.items())

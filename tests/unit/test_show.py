@@ -10,17 +10,19 @@ import pytest
 from homelab.settings import Container, Host, Vm
 from homelab.show import reading, result, terminal, traits, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
-from tests.unit.hosts import desktop, settings
+from tests.unit.hosts import desktop, settings, vm_note
 
 VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
 LXC = {"rtx5090": {"match": "10de:2b85", "use": "lxc"}}
 SHARED = [{"kind": "lxc", "id": 950, "lines": "hostname: old\ndev0: /dev/nvidia0,mode=0666"}]
+WITHOUT_CARD = [{"kind": "vm", "id": 103, "lines": "name: sandbox"}, {"kind": "lxc", "id": 901, "lines": "hostname: p"}]
+GUESTS = {"running": [], "configs": WITHOUT_CARD, "mappings": "", "reservations": ""}
 
 
 def trees(
     now: bool, planned: bool, host: Host | None = None, containers: dict[str, Container] | None = None, **facts: Any
 ) -> tree.TreeNode:
-    host, found = host or settings(), desktop(**facts)
+    host, found = host or settings(), desktop(**{"guests": GUESTS, **facts})
     before = reading.of_reading(found, host, "pve")
     vms = {} if containers else {"sandbox": VM}
     after = reading.wanted(host, vms, containers or {}, before, found)
@@ -53,9 +55,24 @@ def test_as_it_is_and_as_it_is_to_be_have_no_marks() -> None:
 
 def test_a_container_keeps_its_card_when_another_one_gets_it() -> None:
     container = Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})
-    guests = {"running": [], "configs": SHARED, "mappings": "", "reservations": ""}
+    guests = {**GUESTS, "configs": [*WITHOUT_CARD, *SHARED]}
     shown = trees(True, True, settings(LXC), {"phoenix": container}, guests=guests, nvidia_minors={"0000:01:00.0": 0})
     assert lines(shown)[3:] == ["guest: + container 901 (phoenix)", "guest: container 950 (old)"]
+
+
+def test_a_guest_that_is_to_be_adopted_and_isnt_there_is_said_to_be_missing() -> None:
+    nothing, container = {**GUESTS, "configs": []}, {"host": "pve", "ctid": 901, "gpuAssignment": "0"}
+    assert lines(trees(True, True, guests=nothing))[3:] == ["guest: + VM 103 (sandbox: not on this host)"]
+    phoenix = {"phoenix": Container.model_validate(container)}
+    shown = trees(True, True, settings(LXC), phoenix, guests=nothing, nvidia_minors={"0000:01:00.0": 0})
+    assert lines(shown)[3:] == ["guest: + container 901 (phoenix: not on this host)"]
+
+
+def test_of_a_card_that_is_taken_over_its_owners_options_stay_and_those_of_older_settings_go() -> None:
+    line = "name: Sandbox\nhostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1"
+    note = vm_note(103, line, "hostpci0", originals={"hostpci0": "mapping=rtx5090,romfile=old.rom"})
+    shown = set_of({}, {"takeOver": True}, ",romfile=old.rom,x-vga=1", ledger=note)
+    assert shown == ["reset: flr, bus", "~ VM 103 (Sandbox)", "romfile: old.rom", "- x-vga: on"]
 
 
 def test_what_shares_the_group_is_shown_beside_the_card() -> None:
