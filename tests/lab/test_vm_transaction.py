@@ -199,10 +199,19 @@ def test_all_of_it_comes_back_byte_for_byte(world: World) -> None:
 def test_a_reading_of_the_host_knows_what_is_homelabs(world: World) -> None:
     """So a preview decides by the same as a run."""
     world.up(OWN)
-    seen = plan.seen_of(ssh.read(host_of(world.lab), guests=True), VM)
-    answer = world.read()
+    facts = ssh.read(host_of(world.lab), guests=True)
+    seen, answer = plan.seen_of(facts, VM), world.read()
     assert {key: answer.base[key] for key in LINES} == LINES
     assert seen.base.items() <= answer.base.items() and seen.config.items() <= answer.config.items()
+    assert facts.given_by_homelab(SLOT, VM)
+    wish = Wish("sandbox", VM, [OWN])
+    assert plan.decide(seen, wish, facts.guests, NODE).change == {}
+    world.lab.run(f"qm set {VM} --delete hostpci2 --cores 3")  # it runs: both wait
+    facts = ssh.read(host_of(world.lab), guests=True)
+    answer, config = world.read(), facts.guests.config(VM)
+    by_run = plan.decide(plan.Seen(answer.config, answer.base), wish, facts.guests, NODE)
+    assert by_run.change == plan.decide(plan.seen_of(facts, VM), wish, facts.guests, NODE).change != {}
+    assert config and {"hostpci2", "cores"} <= config.waiting.keys()
 
 
 def test_without_a_yes_nothing_is_changed(world: World) -> None:

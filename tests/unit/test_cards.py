@@ -16,7 +16,7 @@ from homelab.resources.card_mapping import entry_of
 from homelab.settings import Host, NewVm, Vm
 from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import preview as vm_preview
-from homelab.vm.config import VmCard
+from homelab.vm.cards import VmCard
 from remote_scripts.shared.properties import overlap
 from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
@@ -926,8 +926,8 @@ def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
     assert facts.users_of("0000:c6:00", "pve") == []
     assert [user.vmid for user in facts.guests.users_of("0000:c6:00.3", "pve")] == [104]
     card = VmCard("igpu", "igpu", facts.path_of("0000:c6:00"), by_address=True)
-    assert card.hostpci == "host=0000:c6:00.0;0000:c6:00.1,pcie=1"
-    assert not card.is_in("hostpci0", "0000:c6:00.3") and card.is_in("hostpci0", "c6:00,pcie=1")
+    assert card.in_place_of("") == "host=0000:c6:00.0;0000:c6:00.1,pcie=1"
+    assert not card.is_in("0000:c6:00.3") and card.is_in("c6:00,pcie=1")
 
 
 # Lines of VM 103, which runs -> does it have the card, and does it run with it?

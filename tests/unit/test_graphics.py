@@ -14,7 +14,8 @@ from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview
-from homelab.vm.config import VmCard, Wish, check, wanted
+from homelab.vm.cards import VmCard, Wish
+from homelab.vm.plan import Plan, Seen, decide
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -159,9 +160,13 @@ def card(**changes: Any) -> VmCard:
 
 def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
     wish = Wish("sandbox", 103, [card()], display="none")
-    assert wanted({"machine": "pc-i440fx-9.2"}, wish, {}) == {"hostpci0": "mapping=igpu,legacy-igd=1", "vga": "none"}
-    assert check({"machine": "pc-i440fx-9.2"}, wish, {})[0] == []
-    (error,) = check({"machine": "q35"}, wish, {})[0]
+
+    def decided(machine: str) -> Plan:
+        return decide(Seen({"machine": machine}, {"machine": machine}), wish, desktop().guests, "pve")
+
+    of_old = decided("pc-i440fx-9.2")
+    assert of_old.options == {"hostpci0": "mapping=igpu,legacy-igd=1", "vga": "none"} and of_old.refusals == []
+    (error,) = decided("q35").refusals
     assert "i440fx" in error.wanted and error.found == "machine: q35"
 
 

@@ -13,7 +13,7 @@ from homelab.remote.proxmox.errors import NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Vm
 from homelab.vm import preview as vm_preview
-from homelab.vm.config import VmCard
+from homelab.vm.cards import VmCard
 from tests.unit.hosts import desktop, device, settings
 
 NEW = {"qemu-server": "9.0.25", "libpve-guest-common-perl": "6.0.2"}
@@ -56,7 +56,7 @@ def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -
     )
     errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]
     assert (errors == []) is known
-    assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").hostpci == "mapping=vf,driver=keep,pcie=1"
+    assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").in_place_of("") == "mapping=vf,driver=keep,pcie=1"
 
 
 class Api:
