@@ -558,6 +558,17 @@ def test_a_card_is_taken_from_a_vm_that_has_it_from_this_stack_alone(ledger: dic
     assert moved(ledger, vmid=105, create=new)[1] == ["VM 104 (two) runs with it"] * (not is_taken)
 
 
+def test_a_vm_that_stays_as_it_is_may_be_off_while_another_one_runs_with_its_card() -> None:
+    other = vm_note(104, GIVEN, "hostpci0", owner="p/other/two")
+    for lines, refused in ((GIVEN, False), ("machine: q35", True)):
+        facts, host = two_in_one_group()
+        mappings = "one\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n"
+        configs = [facts_config(103, lines), facts_config(104, GIVEN)]
+        guests = replace(facts.guests, running=frozenset([104]), configs=configs, mappings=mappings)
+        facts = replace(facts, guests=guests, ledger={**other, **vm_note(103, GIVEN, "hostpci0")})
+        assert bool(vm_errors(facts, host, {"one": vm(103, "one")})) is refused
+
+
 def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
     text, _ = moved(vm_note(104, GIVEN, "hostpci0", "machine", originals={"hostpci0": None, "machine": "pc"}))
     assert text.splitlines()[-5:-1] == [

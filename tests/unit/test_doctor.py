@@ -404,7 +404,11 @@ NOTED = vm_note(103, LINES, "hostpci0")
         (f"{LINES}\n[PENDING]\ndelete: hostpci0", NOTED, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
         (TAKEN_OUT, {}, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
         (LINES.replace(",pcie=1", ""), NOTED, "hostpci0 is mapping=gpu instead of mapping=gpu,pcie=1"),
-        (f"{LINES}\nvga: none", vm_note(103, f"{LINES}\nvga: none", "vga", "hostpci0"), "vga is none instead of not there"),
+        (
+            f"{LINES}\nvga: none",
+            vm_note(103, f"{LINES}\nvga: none", "vga", "hostpci0"),
+            "vga is none instead of not there",
+        ),
     ],
     ids=["well", "by its owner", "taken out", "waits to be taken out", "never given", "changed", "no longer wanted"],
 )
@@ -435,7 +439,7 @@ def test_what_up_would_refuse_is_told_with_what_differs() -> None:
 
 
 def test_of_a_card_that_isnt_found_its_host_tells_and_not_the_vm() -> None:
-    report = of_settings(LINES, NOTED, gpus=["gpu", "other"])
+    report = of_settings(LINES, NOTED, gpus=["other"])
     assert report.findings == []
 
 

@@ -21,7 +21,7 @@ from homelab.settings import Host, Vm, parse
 from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.show import reading as show
 from homelab.show import tree
-from homelab.vm.preview import wish_of
+from homelab.vm.preview import describe, wish_of
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover
 from remote_scripts.shared.card import Card
@@ -200,7 +200,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
     running: bool, noted: bool, enabled: bool, free: bool
 ) -> None:
     """The VM still names it when the run begins, and loses it by that run: it must be off, have it from this program, and its hookscript must be at work."""
-    taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
+    taker: dict[str, Any] = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
     guests = {"running": [103] * running, "configs": [taker], "mappings": "", "reservations": ""}
     devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
@@ -214,6 +214,16 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
     alone = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
     slots = container_plan.cards(found, plan.wanted(found, alone), {}, "pve").slots
     assert slots == ({0: "0000:01:00"} if free else {})
+
+
+def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
+    lines = "machine: q35\nname: gaming\nhostpci0: 0000:01:00,driver=keep"
+    configs = [{"kind": "vm", "id": 104, "lines": lines}, {"kind": "vm", "id": 103, "lines": "machine: q35"}]
+    guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
+    for one, found in ((host(), ["VM 104 (gaming) runs with it"]), (settings(), [])):
+        seen = facts(guests=guests, ledger=vm_note(104, lines, "hostpci0"))
+        errors = describe("pve", seen, one, plan.wanted(seen, one), {"gaming": VM}, "p/s")[1]
+        assert [error.found for error in errors] == found
 
 
 # -- switched by hand ------------------------------------------------------------------------------------------------

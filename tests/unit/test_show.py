@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.settings import Container, Host, Vm
+from homelab.settings import Container, Host, NewVm, Vm
 from homelab.show import reading, result, terminal, traits, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from tests.unit.hosts import desktop, settings, vm_note
@@ -63,6 +63,9 @@ def test_a_container_keeps_its_card_when_another_one_gets_it() -> None:
 def test_a_guest_that_is_to_be_adopted_and_isnt_there_is_said_to_be_missing() -> None:
     nothing, container = {**GUESTS, "configs": []}, {"host": "pve", "ctid": 901, "gpuAssignment": "0"}
     assert lines(trees(True, True, guests=nothing))[3:] == ["guest: + VM 103 (sandbox: not on this host)"]
+    new = {"sandbox": VM.model_copy(update={"create": NewVm.model_validate({"disk": {"storage": "local", "size": 8}})})}
+    made = reading.wanted(settings(), new, {}, [], desktop(guests=nothing))
+    assert [str(guest) for card in made for guest in card.guests] == ["VM 103 (sandbox)"]
     phoenix = {"phoenix": Container.model_validate(container)}
     shown = trees(True, True, settings(LXC), phoenix, guests=nothing, nvidia_minors={"0000:01:00.0": 0})
     assert lines(shown)[3:] == ["guest: + container 901 (phoenix: not on this host)"]
