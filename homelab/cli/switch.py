@@ -21,7 +21,6 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, ha, handover, plan
 from homelab.host.facts import HostFacts
 from homelab.remote import ssh
-from homelab.remote.proxmox.machine import HA_SECONDS
 from homelab.settings import Host, Settings, Shutdown, Vm
 from remote_scripts.layers.switch_card import Answer, Rehearsal, Story, Wanted
 from remote_scripts.shared.card_record import Record
@@ -31,6 +30,8 @@ from remote_scripts.tools.plain import of_plain
 WELL, NOT_SWITCHED = 0, 1
 # Seconds between two readings of the story: a host sends no events.
 POLL_SECONDS = 1.0
+# How long HA may take to begin a start or stop: two minutes where an idle node has to get its lock first.
+HA_SECONDS = 180
 # A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the
 # latest by the host's timer. A VM's own shutdown comes on top of that.
 SWITCH_SECONDS = 1800.0

@@ -138,7 +138,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         host = self.host(inputs)
         notes = ssh.read(host).ledger
-        holder = ledger.held_by(noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu, "gpu")
+        holder = ledger.held_by(noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu)
         if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
             tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
             if not host.gpus[holder].live_migration:
@@ -157,7 +157,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         for gpu, settings in host.gpus.items():
             mapping = host.mapping_of(gpu)
             noted = noted_in(ledger_of_host, ledger.of_mapping(node, mapping))
-            if noted is None or ledger.held_by(noted, gpu, "gpu"):
+            if noted is None or ledger.held_by(noted, gpu):
                 continue
             tell(f"{mapping}: the PCI mapping was begun by a run that was interrupted")
             inputs = CardMapping.Inputs(

@@ -1,4 +1,4 @@
-"""What the other nodes of a host's cluster have noted of a guest (homelab/remote/ledger.py).
+"""What the other nodes of a host's cluster have noted of a container.
 
 A guest that has come from another node is noted there: a state knows that, and one that was lost doesn't. A node that
 doesn't answer has said nothing: that nothing is noted there isn't known.
@@ -6,19 +6,16 @@ doesn't answer has said nothing: that nothing is noted there isn't known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
 from homelab.remote import ledger, ssh
 from homelab.settings import Host
-from homelab.text import tell
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,6 @@ class PeerNotes:
             )
 
 
-def noted_by(stack: StackTexts, host: str, name: str) -> Mapping[str, Any]:
-    """What a host has noted; empty: nothing.
-
-    :raises HomelabError: it can't be asked.
-    """
-    return ledger.noted(ssh.Session(stack.host(host)), name) or {}
-
-
-def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
-    """What the other hosts of a host's cluster have noted by a name.
-
-    :param host: in the settings; it isn't asked itself.
-    :param name: of the note.
-    """
-    return ask_peers(stack, host, lambda peer: noted_by(stack, peer, name))
-
-
 def container_record_of(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
     """What a host has noted of a container's lines, as its layer container_record gives it; empty: nothing.
 
@@ -83,17 +63,13 @@ def ask_peers(stack: StackTexts, host: str, ask: Callable[[str], Mapping[str, An
         except HomelabError as error:
             return error
 
-    answers = _side_by_side(answer_of, stack.peers(host))
+    others = stack.peers(host)
+    with ThreadPoolExecutor() as threads:  # one that doesn't answer is waited for beside the others
+        answers = dict(zip(others, threads.map(answer_of, others), strict=True))
     return PeerNotes(
         {peer: answer for peer, answer in answers.items() if answer and not isinstance(answer, HomelabError)},
         {peer: answer.found for peer, answer in answers.items() if isinstance(answer, HomelabError)},
     )
-
-
-def _side_by_side(do: Callable[[str], T], peers: Sequence[str]) -> dict[str, T]:
-    """What is done with each of the peers: one that doesn't answer is waited for beside the others."""
-    with ThreadPoolExecutor() as threads:
-        return dict(zip(peers, threads.map(do, peers), strict=True))
 
 
 def forget_notes(host: Host, names: Iterable[str]) -> None:
@@ -104,36 +80,3 @@ def forget_notes(host: Host, names: Iterable[str]) -> None:
     session = ssh.Session(host)
     for name in names:
         ledger.forget(session, name)
-
-
-def forget_on_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
-    """What is given back is noted nowhere: a node that couldn't be told when the guest left it still has its notes, and
-    is told now.
-
-    :param guest: its name in the settings; a note that is kept by another name stays.
-    """
-    _side_by_side(lambda peer: forget_on(stack, peer, guest, names), stack.peers(host))
-
-
-def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
-    """What is noted of a guest on a node that it has left no longer counts. A node that doesn't answer is named, and
-    holds up nothing.
-
-    :param guest: as of `forget_on_peers`.
-    :param names: as of `forget_on_peers`.
-    """
-    try:
-        session = ssh.Session(stack.host(host))
-        for name in names:
-            noted = ledger.noted(session, name)
-            if noted and not ledger.held_by(noted, guest):
-                ledger.forget(session, name)
-    except HomelabError as error:
-        _stays(guest, host, error)
-
-
-def _stays(guest: str, host: str, error: HomelabError) -> None:
-    tell(
-        f"{guest}: note: {host} couldn't forget it ({error.found}): what is noted there of {guest} stays "
-        "(/var/lib/homelab/ledger)"
-    )

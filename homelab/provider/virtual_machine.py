@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
+from homelab.provider import started
 from homelab.provider.new_guest import CreatedGuest, NewGuestWork, created_vm, id_in_use, is_marked, marked_anew
-from homelab.remote.proxmox.machine import Machine
+from homelab.provider.vm_transaction import VmTransaction
+from homelab.remote.ledger import stack_of
+from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.virtual_machine import VirtualMachine
-from homelab.vm.config import Change
+from homelab.text import tell
 from homelab.vm.creation import SYSTEM_DISK
+from remote_scripts.guests.change import Terms
+from remote_scripts.layers.guest_cards import Wanted
 
 # Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
@@ -28,62 +36,66 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
     def guest(self, inputs: VirtualMachine.Inputs) -> CreatedGuest:
         return created_vm(inputs.vmid, inputs.vm)
 
-    def _machine(self, inputs: VirtualMachine.Inputs) -> Machine:
-        return self.machine(inputs, inputs.vmid, inputs.vm)
-
     def make(self, inputs: VirtualMachine.Inputs, instance: str) -> None:
-        api, machine, vmid = self.api(inputs), self._machine(inputs), inputs.vmid
+        api, vmid, label = self.api(inputs), inputs.vmid, self.guest(inputs).label
         limit = api.host.timeouts.create
-        wanted = f"{machine.label} created"
+        wanted = f"{label} created"
         config: dict[str, Any] = {**inputs.config, **inputs.secret_config, "description": f"{inputs.mark} {instance}"}
-        if machine.exists():
-            self._finish(inputs, instance, config)
+        say = partial(_say, inputs)
+        if (current := self._current(inputs)) is not None:
+            self._finish(inputs, instance, config, current)
         elif inputs.template is None:
-            machine.say("creating")
+            say("creating")
             path = f"nodes/{api.node}/qemu"
-            api.carry_out("post", path, wanted, limit, machine.say, kinds=("qmcreate",), vmid=vmid, **config)
+            api.carry_out("post", path, wanted, limit, say, kinds=("qmcreate",), vmid=vmid, **config)
         else:
             source = f"nodes/{api.node}/qemu/{inputs.template}/clone"
-            machine.say(f"cloning {inputs.template}")
+            say(f"cloning {inputs.template}")
             # The mark travels with the clone: the VM is known as homelab's from its first moment.
             parameters = {"newid": vmid, "full": 1, "name": config["name"], "description": config["description"]}
             parameters["storage"] = inputs.disk.storage
-            api.carry_out("post", source, wanted, limit, machine.say, kinds=("qmclone",), **parameters)
-            path = f"nodes/{api.node}/qemu/{vmid}/config"
-            api.put(path, wanted, digest=api.get(path, wanted)["digest"], **config)
+            api.carry_out("post", source, wanted, limit, say, kinds=("qmclone",), **parameters)
+            self._put(inputs, config)
         if inputs.template is not None or inputs.image is not None:
             self._resize(inputs)
 
     def _resize(self, inputs: VirtualMachine.Inputs) -> None:
         """The disk as large as wanted, if it is smaller: that of an image or a template seldom is."""
-        api, machine = self.api(inputs), self._machine(inputs)
-        wanted = f"the disk of {machine.label} {inputs.disk.size} GiB large"
+        api = self.api(inputs)
+        wanted = f"the disk of {self.guest(inputs).label} {inputs.disk.size} GiB large"
         path = f"nodes/{api.node}/qemu/{inputs.vmid}/resize"
         parameters: dict[str, Any] = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
-        api.carry_out("put", path, wanted, api.host.timeouts.api_task, machine.say, kinds=("resize",), **parameters)
+        say = partial(_say, inputs)
+        api.carry_out("put", path, wanted, api.host.timeouts.api_task, say, kinds=("resize",), **parameters)
 
-    def _finish(self, inputs: VirtualMachine.Inputs, instance: str, config: dict[str, str]) -> None:
+    def _current(self, inputs: VirtualMachine.Inputs) -> dict[str, str] | None:
+        """Its configuration; None: there is no VM of this id."""
+        try:
+            return self.config(inputs)
+        except NotThereError:
+            return None
+
+    def _put(self, inputs: VirtualMachine.Inputs, options: dict[str, Any]) -> None:
+        """Sets options by digest; one that needs a start has to wait for it."""
+        if options:
+            api, guest = self.api(inputs), self.guest(inputs)
+            path, wanted = guest.path(api.node), f"{guest.label} given {', '.join(options)}"
+            api.put(path, wanted, digest=api.get(path, wanted)["digest"], **options)
+
+    def _finish(
+        self, inputs: VirtualMachine.Inputs, instance: str, config: dict[str, str], current: dict[str, str]
+    ) -> None:
         """Finishes an existing VM of that id that an interrupted run of this stack has made.
 
         :raises HomelabError: it is another one.
         """
-        machine = self._machine(inputs)
-        current = machine.config()
-        if is_marked(inputs.mark, current) and "lock" not in current:
-            machine.say("it was made by an earlier run that was interrupted: finishing it")
-            wanted = {**config, "description": marked_anew(inputs.mark, instance, current)}
-
-            def target(have: dict[str, str]) -> Change:
-                values = {
-                    key: value
-                    for key, value in wanted.items()
-                    if key not in have or (key in (*COMPARED, "description") and not same(key, have[key], value))
-                }
-                return Change(values)
-
-            self.converge(inputs, machine, target, sorted(wanted), inputs.shutdown, "keep")
-            return
-        raise id_in_use(inputs.mark, self.guest(inputs), current)
+        if not is_marked(inputs.mark, current) or "lock" in current:
+            raise id_in_use(inputs.mark, self.guest(inputs), current)
+        _say(inputs, "it was made by an earlier run that was interrupted: finishing it")
+        wanted = {**config, "description": marked_anew(inputs.mark, instance, current)}
+        compared = (*COMPARED, "description")
+        differs = {key: key in compared and not same(key, current.get(key), value) for key, value in wanted.items()}
+        self._put(inputs, {key: wanted[key] for key, other in differs.items() if other or key not in current})
 
     def compared(self, inputs: VirtualMachine.Inputs) -> tuple[str, ...]:
         return COMPARED
@@ -109,20 +121,53 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         changed = [key for key, value in options.items() if options_before.get(key) != value or key in drift]
         removed = [key for key in options_before if key not in options]
 
-        def target(config: dict[str, str]) -> Change:
-            values = {key: _with_address(options[key], config.get(key, "")) for key in changed}
-            return Change(values, [key for key in removed if key in config])
-
-        if changed or removed:
-            self.converge(inputs, self._machine(inputs), target, [*changed, *removed], inputs.shutdown, "keep")
+        config = self.config(inputs)
+        settings: dict[str, str | None] = {
+            key: _with_address(options[key], config.get(key, "")) for key in changed if key in inputs.config
+        }
+        settings |= dict.fromkeys(key for key in removed if key in config)
+        # Nobody but Proxmox VE is told these: the guest gets them at its next start.
+        self._put(inputs, {key: options[key] for key in changed if key in inputs.secret_config})
+        if settings:
+            self._set(inputs, settings)
         if inputs.disk.size != before.disk.size:
             self._resize(inputs)
 
+    def _set(self, inputs: VirtualMachine.Inputs, settings: dict[str, str | None]) -> None:
+        """Sets options of its own, with a shutdown and a start if it runs and they need that."""
+        host, wanted = self.host(inputs), self._wanted(inputs)
+        before = started.awake(host, inputs.vmid, [])
+        done = VmTransaction(self.stack, inputs.host, inputs.vm).apply(replace(wanted, settings=settings))
+        if done.started:
+            started.require_cards(host, inputs.vm, inputs.vmid, inputs.node, before, done.log)
+
     def remove(self, inputs: VirtualMachine.Inputs) -> None:
-        machine = self._machine(inputs)
-        if machine.running():
-            machine.shut_down(inputs.shutdown)
-        machine.destroy()
+        api, label, path = self.api(inputs), self.guest(inputs).label, f"nodes/{inputs.node}/qemu/{inputs.vmid}"
+        if api.get(f"{path}/status/current", f"to see whether {label} runs")["status"] == "running":
+            wanted = self._wanted(inputs)
+            off = replace(wanted, terms=replace(wanted.terms, power="stopped"))
+            VmTransaction(self.stack, inputs.host, inputs.vm).apply(off)
+        # A storage may overwrite the disks first (saferemove), for as long as writing them took.
+        seconds = api.host.timeouts.create
+        options: dict[str, Any] = {"purge": 1, "destroy-unreferenced-disks": 1}
+        with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
+            api.carry_out(
+                "delete", path, f"{label} removed", seconds, partial(_say, inputs), kinds=("qmdestroy",), **options
+            )
+
+    def _wanted(self, inputs: VirtualMachine.Inputs) -> Wanted:
+        return Wanted(
+            vmid=inputs.vmid,
+            terms=Terms(
+                owner=f"{stack_of(self.urn)}/{inputs.vm}",
+                shutdown=inputs.shutdown.timeout,
+                otherwise=inputs.shutdown.otherwise,
+            ),
+        )
+
+
+def _say(inputs: VirtualMachine.Inputs, text: str) -> None:
+    tell(f"{inputs.vm}: {text}")
 
 
 def _with_address(value: str, current: str) -> str:

@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from homelab.errors import HomelabError, raise_all
+from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
 from homelab.remote import ssh
 from homelab.text import tell
-from homelab.vm.plan import Plan
 from remote_scripts.layers.guest_cards import Answer, Wanted
 from remote_scripts.tools.plain import of_plain
 
+Options = dict[str, str | None]
 # How often is decided anew where the VM was changed meanwhile.
 TRIES = 3
 # How long the host's part may take beside the guest's own shutdown, in seconds: it may wait for a shared card.
@@ -38,25 +38,23 @@ class VmTransaction:
         """
         return self._asked("read", wanted)
 
-    def apply(self, wanted: Wanted, decide: Callable[[Answer], Plan]) -> tuple[Plan, Answer]:
+    def apply(self, wanted: Wanted, decide: Callable[[Answer], Options | None] = lambda _: None) -> Answer:
         """Brings it to what is decided.
 
         :param wanted: but for the options.
-        :param decide: by what the host says of the VM.
-        :raises HomelabError: something stands against it, and nothing was changed; or it has what it had before.
+        :param decide: the options, by what the host says of the VM; None: those that it has from this program.
+        :raises HomelabError: as `decide`, and nothing was changed; or it has what it had before.
         """
         for _ in range(TRIES):
             seen = self.read(wanted)
             if not seen.node:
                 raise _missing(wanted.vmid)
-            plan = decide(seen)
-            raise_all(plan.refusals)
-            done = self._asked("apply", replace(wanted, options=plan.options, digest=seen.digest))
+            done = self._asked("apply", replace(wanted, options=decide(seen), digest=seen.digest))
             if done.done:
-                return plan, done
+                return done
             tell(f"{self._label}: VM {wanted.vmid} was changed from elsewhere a moment ago; reading it again")
         raise HomelabError(
-            wanted=f"VM {wanted.vmid} given its cards",
+            wanted=f"VM {wanted.vmid} changed",
             found=f"its configuration was changed from elsewhere {TRIES} times meanwhile",
             why="writing now could lose another change; nothing was changed",
             next="see who changes it, then run `pulumi up` again",

@@ -101,15 +101,6 @@ def cancel() -> None:
         guard.say("cancelled")
 
 
-def let_start(host: Host, vmid: int) -> None:
-    """Lets a VM take its shared cards although this process holds the host; others wait until it has ended
-    (shared/passes.py).
-
-    :raises HomelabError: the host can't be reached, or can't note it.
-    """
-    ssh.Session(host).ask("apply", "run_guard", Wanted(who=_this_run(), vmid=vmid))
-
-
 def _who() -> str:
     """This run's user, machine and start, for the error of another run."""
     try:

@@ -1,20 +1,17 @@
-"""The ledger: the originals of VMs, mappings and downloads that `destroy` needs, noted on their host as well as in
+"""The ledger: the originals of mappings and downloads that `destroy` needs, noted on their host as well as in
 Pulumi's state.
 
 A state can be lost: a laptop's disk, a backend that is gone. Changes in files can be found again by the records of the
-layers in /var/lib/homelab; a VM's options and a mapping's entry don't tell who wrote them. So the originals that a
-resource puts into the state are noted here as well, before anything is changed, and forgotten when they have been given
-back. The state has them only once the work has ended: the note of a run that was killed before that counts beside the
-state.
+layers in /var/lib/homelab; a mapping's entry doesn't tell who wrote it. (A VM's originals: remote_scripts/guests.) So
+the originals that a resource puts into the state are noted here as well, before anything is changed, and forgotten when
+they have been given back. The state has them only once the work has ended: the note of a run that was killed before
+that counts beside the state.
 
-A guest's note has the guest's name in the settings that keeps it (`guest`); a mapping's note the card's key in `gpus`
-(`gpu`). That name is no identity: if a guest gets another name in the settings, the engine first creates the resource
-of the new name, and deletes that of the old name after that. The deletion sees by the note that the guest is the other
-resource's by then.
+A mapping's note has the card's key in `gpus` (`gpu`). That name is no identity: if a card gets another name in the
+settings, the engine first creates the resource of the new name, and deletes that of the old name after that. The
+deletion sees by the note that the mapping is the other resource's by then.
 
-A VM's note also has the mappings of its cards (`mappings`) and its stack (`stack`): two stacks may use one host.
-
-Names: `vm/<vmid>`, `power/<vmid>`, `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
+Names: `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
 """
 
 from __future__ import annotations
@@ -31,13 +28,8 @@ if TYPE_CHECKING:
 
 
 def of_vm(vmid: int) -> str:
-    """The name of a VM's note."""
+    """The name of a VM's note, as runs before the transaction on the host have written it."""
     return f"vm/{vmid}"
-
-
-def of_power(vmid: int) -> str:
-    """The name of the note that a VM ran when this program shut it down; it is kept until the VM runs again."""
-    return f"power/{vmid}"
 
 
 def of_mapping(node: str, mapping: str) -> str:
@@ -61,12 +53,9 @@ def stack_of(urn: str) -> str:
     return f"{rest.partition('::')[0]}/{stack_part.rpartition(':')[2]}" if rest else ""
 
 
-def held_by(noted: Mapping[str, Any] | None, name: str, kind: str = "guest") -> str:
-    """The name in the settings that keeps a note, if it is another than `name`; else empty.
-
-    :param kind: guest or gpu.
-    """
-    holder = str((noted or {}).get(kind, ""))
+def held_by(noted: Mapping[str, Any] | None, name: str) -> str:
+    """The card's key in the settings that keeps a mapping's note, if it is another than `name`; else empty."""
+    holder = str((noted or {}).get("gpu", ""))
     return "" if holder == name else holder
 
 

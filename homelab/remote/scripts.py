@@ -17,10 +17,6 @@ from homelab.errors import HomelabError
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDER = _PACKAGE.parent / "remote_scripts"
 
-# How long a VM that takes a shared card waits in its hookscript: for another handover (layers/handover.py: twice
-# START_SECONDS for the host, RETURN_SECONDS between), then for the containers that are shut down for it.
-HANDOVER_SECONDS = 2 * 180 + 900 + 600
-
 
 @functools.cache
 def file(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pulumi
 
 from homelab.errors import HomelabError
-from homelab.remote import scripts
+from remote_scripts.guests.power import HANDOVER_SECONDS
 from remote_scripts.layers import reboot
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def of_task(host: Host, inputs: Mapping[str, Any]) -> int:
     if isinstance(shutdown, dict):
         # Shut down and started, and once more if what was changed is taken back. Whether the VM has a hookscript that
         # waits isn't known here.
-        seconds += 2 * (int(shutdown["timeout"]) + (scripts.HANDOVER_SECONDS if inputs.get("vmid") is not None else 0))
+        seconds += 2 * (int(shutdown["timeout"]) + (HANDOVER_SECONDS if inputs.get("vmid") is not None else 0))
     return seconds + (2 * int(stack) if isinstance(stack, int | float) else 0)
 
 

@@ -67,15 +67,17 @@ def in_turn(system: System, api: NodeApi, vmid: int) -> Iterator[Guest]:
         yield Guest(system, api, vmid)
 
 
-def bring(guest: Guest, options: Options, terms: Terms) -> list[str] | None:
+def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None = None) -> list[str] | None:
     """Brings a VM to its own options and these: what it has from homelab otherwise becomes what it was before.
 
+    :param settings: of a VM that homelab has made: they become its own options.
     :returns: the log of its start; None: it wasn't started.
     :raises ChangedMeanwhile: somebody else has changed its configuration since it was read; nothing was done.
     :raises Failure: it has what it had before, unless the error says otherwise.
     """
     note, runs = guest.note, guest.runs()
-    target = {**{key: guest.base.get(key) for key in note.values}, **options}
+    options_and_settings = {**options, **(settings or {})}
+    target = {**{key: guest.base.get(key) for key in note.values}, **options_and_settings}
     config = note.as_asked(guest.config)
     change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
     ran = runs or power.is_to_run_again(guest, terms.rebooted_at)
@@ -86,7 +88,7 @@ def bring(guest: Guest, options: Options, terms: Terms) -> list[str] | None:
         guest.need_own_power()
     if change and not ran:
         guest.need_nothing_waiting(change)
-    new = note.of_change(guest.config, guest.devices, options, change, terms.owner)
+    new = note.of_change(guest.config, guest.devices, options_and_settings, change, terms.owner)
     guest.write_note(replace(new, shutdown=terms.shutdown, otherwise=terms.otherwise))
     log = None
     try:

@@ -24,8 +24,11 @@ from remote_scripts.tools.state import UP
 STEADY_SECONDS = 20.0
 # Between two presses of the power button: a guest that is still booting ignores it.
 _PRESS_SECONDS = 60
-# How long a start may take, and how much longer where its hookscript waits for a shared card.
-_START_SECONDS, _HANDOVER_SECONDS = 300.0, 900.0
+# How long a start may take.
+_START_SECONDS = 300.0
+#: How much longer where its hookscript waits for a shared card: for another handover (layers/handover.py: twice
+#: START_SECONDS for the host, RETURN_SECONDS between), then for the containers that are shut down for it.
+HANDOVER_SECONDS = 2 * 180 + 900 + 600
 
 
 class SwitchedElsewhere(Failure):
@@ -132,7 +135,7 @@ def start(guest: Guest, rebooted_at: int, *, by_settings: bool = False) -> list[
     wanted, seconds, log = f"{guest.label} started", _START_SECONDS, list[str]()
     if not is_to_run_again(guest, rebooted_at) and not (by_settings and guest.note.shut_down_after is None):
         raise _switched(wanted, "somebody else has switched it meanwhile")
-    seconds += _HANDOVER_SECONDS if "hookscript" in guest.config else 0
+    seconds += HANDOVER_SECONDS if "hookscript" in guest.config else 0
     guest.system.log.say(f"starting {guest.label}")
 
     def begun(upid: str) -> None:

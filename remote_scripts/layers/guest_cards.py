@@ -28,8 +28,10 @@ class Wanted:
     terms: Terms = field(default_factory=Terms)
     takes: tuple[str, ...] = ()
     """Mappings and addresses of cards that no other VM of this stack is to have any more."""
-    options: dict[str, str | None] = field(default_factory=dict)
-    """All that the VM is to have from homelab; None: it isn't to have the key."""
+    options: dict[str, str | None] | None = None
+    """All that the VM is to have from homelab; None: what it has. A key of None: it isn't to have it."""
+    settings: dict[str, str | None] = field(default_factory=dict)
+    """Of a VM that homelab has made: what becomes its own."""
     digest: str = ""
     """Of the configuration by which that was decided."""
     goes_away: bool = False
@@ -86,7 +88,9 @@ def apply(system: System, wanted: Wanted) -> Answer:
     with in_turn(system, api, wanted.vmid) as guest:
         try:
             if guest.digest == wanted.digest:
-                return _answer(guest, log=bring(guest, wanted.options, wanted.terms))
+                had = {key: value for key, value in guest.note.wanted.items() if key not in wanted.settings}
+                options = had if wanted.options is None else wanted.options
+                return _answer(guest, log=bring(guest, options, wanted.terms, wanted.settings))
         except ChangedMeanwhile:
             guest.read()
         return _answer(guest, done=False)

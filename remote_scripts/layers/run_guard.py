@@ -27,8 +27,7 @@ _MOST_SECONDS = 35.0
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`who`: is at work, for the message that another one gets; no other run has that name. Of `apply`: `vmid`: of a VM
-    that may take its shared cards from now on, until this run has ended.
+    """`who`: is at work, for the message that another one gets; no other run has that name.
 
     In seconds: `silence`: after so many without a word the client is gone: one that was switched off says no goodbye,
     and this program's says something every ten; `patience`: that the run before may take to notice that its client has
@@ -37,18 +36,10 @@ class Wanted:
     """
 
     who: str
-    vmid: int = 0
     silence: float = 60.0
     patience: float = 5.0
     handing: float = 45.0
     ending: float = 20.0
-
-
-@dataclass(frozen=True)
-class Passed:
-    """`passed`: the VM that is let through."""
-
-    passed: int
 
 
 def hold(system: System, wanted: Wanted, client: Client) -> None:
@@ -77,24 +68,6 @@ def hold(system: System, wanted: Wanted, client: Client) -> None:
         finally:
             work.remove("notes")
             _note(system, "up", "", f"{UP} can't be emptied")
-
-
-def apply(system: System, wanted: Wanted) -> Passed:
-    """Lets a VM through.
-
-    :raises Failure: that can't be noted.
-    """
-    try:
-        system.work.need_folder()
-        passes.note(system, str(wanted.vmid), wanted.who)
-    except OSError as error:
-        raise Failure(
-            f"VM {wanted.vmid} to take its cards from this host's containers",
-            f"/run/homelab/passes can't be written: {error.strerror or error}",
-            "while a run is at work, no other VM may",
-            "make room in /run, then run `pulumi up` again",
-        ) from error
-    return Passed(wanted.vmid)
 
 
 def _hold(system: System, wanted: Wanted, client: Client) -> None:

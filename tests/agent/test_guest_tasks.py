@@ -6,14 +6,13 @@ import time
 
 import pytest
 
-from remote_scripts.layers import vm_owed, vm_starts
-from remote_scripts.shared import container_notes
-from tests.agent.kit import Host, Refused
+from remote_scripts.shared import container_notes, guest_tasks
+from remote_scripts.tools.errors import Failure
+from tests.agent.kit import Host
 
 UPID = "UPID:pve1:00001A2B:0094C3F1:{:08X}:{}:{}:root@pam:"
 START, SINCE = 0x6B010CC4, 0x6B010CC0
 INDEX = "/var/log/pve/tasks/index"
-STARTS = vm_starts.Wanted(vmid=103, since=SINCE)
 
 NOW = 1_800_000_000
 # The process of this program's tasks, and of anybody else's: all are root@pam's.
@@ -46,45 +45,18 @@ def ours(kind: str, after: int, status: str = "OK") -> str:
 def test_whether_a_start_has_ended_well_since_also_in_the_older_part_of_the_list(
     host: Host, lines: list[tuple[int, str]], well: bool
 ) -> None:
-    host.write("/proc/sys/kernel/random/boot_id", "b1\n")
     for name in ("index", "index.1"):
         host.write(INDEX, "")
         text = "".join(f"{UPID.format(start, 'qmstart', 103)} 6B010CD0 {status}\n" for start, status in lines)
         host.write(f"/var/log/pve/tasks/{name}", text)
-        answer = host.ask("read", "vm_starts", STARTS)
-        assert (answer["started"], answer["boot"]) == (well, "b1") and answer["now"] > 1_700_000_000
-
-
-@pytest.mark.parametrize(
-    ("tasks", "who"),
-    [
-        ("", ""),
-        (task("qmstart", 1), ""),
-        (task("qmstart", 1) + task("qmstop", 9, "anna@pam"), "anna@pam"),
-        (task("qmstart", 1) + task("qmshutdown", 2, "anna@pam"), "anna@pam"),
-        (task("qmstart", 1) + task("qmstop", 9, "anna@pam").split()[0], "anna@pam"),
-        (task("qmstart", 1) + task("qmstop", 1, "anna@pam"), ""),
-        (task("qmstop", 3, "anna@pam") + task("qmstart", 5), ""),
-        (task("qmstart", 1) + task("qmshutdown", 9, "anna@pam", status="got timeout"), ""),
-        (task("qmstart", 1) + task("qmshutdown", 9, status="got timeout") + task("qmstop", 11, "anna@pam"), "anna@pam"),
-        (task("qmstart", 1) + task("hastop", 5, "anna@pam") + task("qmshutdown", 15, "root@pam"), "anna@pam"),
-        (task("qmstart", 1) + task("qmreboot", 9, "anna@pam"), "anna@pam"),
-        (task("qmstart", 1) + task("qmreboot", 9, "anna@pam") + task("qmstart", 12), "anna@pam"),
-        (task("qmstart", 1) + task("qmreboot", 9, "anna@pam") + task("qmstart", 12, status="it failed"), ""),
-        (task("qmstart", 1) + task("qmstop", 9, "anna@pam", guest=1030), ""),
-    ],
-)
-def test_who_has_switched_a_vm_off_or_restarts_it_since_its_start(host: Host, tasks: str, who: str) -> None:
-    host.write(INDEX, tasks)
-    assert host.ask("read", "vm_starts", vm_starts.Wanted(vmid=103, since=NOW))["stopped_by"] == who
+        assert guest_tasks.was_started(host.system(), "qm", 103, SINCE) is well
 
 
 def test_what_is_there_and_cant_be_read_is_said_and_is_no_nothing(host: Host) -> None:
     (host.root / INDEX.lstrip("/")).mkdir(parents=True)
-    with pytest.raises(Refused, match="index can't be read"):
-        host.ask("read", "vm_starts", STARTS)
-    owed = vm_owed.Wanted(vmid=103, at=START, boot="b1", tasks=(), off=False)
-    assert "isn't known" in host.ask("read", "vm_owed", owed)["why"]
+    with pytest.raises(Failure, match="index can't be read"):
+        guest_tasks.was_started(host.system(), "vz", 103, SINCE)
+    assert "isn't known" in owed("vz", host, START, "b1", "", off=False)
 
 
 def owed(kind: str, host: Host, at: int, boot: str, tasks: str, *, off: bool) -> str:
@@ -93,8 +65,7 @@ def owed(kind: str, host: Host, at: int, boot: str, tasks: str, *, off: bool) ->
         ran = container_notes.Ran(at, boot, off, "")
         return container_notes.why_not_owed(host.system(), 103, ran)
     noted = tuple(line.split()[0] for line in tasks.splitlines() if f":{OURS}:" in line)
-    wanted = vm_owed.Wanted(vmid=103, at=at, boot=boot, tasks=noted, off=off)
-    return str(host.ask("read", "vm_owed", wanted)["why"])
+    return guest_tasks.why_stays_off(host.system(), "qm", 103, at, boot, lambda task: task.upid in noted, off=off)
 
 
 # -- is a guest that was shut down to run again still to run? ------------------------------------------------------

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import pytest
 
 from homelab.remote.proxmox.api import Api
-from homelab.remote.proxmox.machine import Machine
 from homelab.remote.ssh import Session
 
 T = TypeVar("T")
@@ -24,12 +23,8 @@ class KilledError(BaseException):
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """After that many changes, by requests to the API and by scripts on the host, the next one is its last.
-
-    A VM's shutdown and the note that it was this run's are one change. A run that is killed between the two leaves the VM off: nobody
-    can know whether its owner has shut it down in the same moment. test_taken_over.py has a test of that moment.
-    """
-    left, asked, ran, noted = [number], Api._request, Session._run, Machine._note_task
+    """After that many changes, by requests to the API and by scripts on the host, the next one is its last."""
+    left, asked, ran = [number], Api._request, Session._run
 
     def count() -> None:
         left[0] -= 1
@@ -44,19 +39,12 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
     def request(api: Api, verb: str, path: str, *about: Any) -> Any:
         answer = asked(api, verb, path, *about)
-        if verb != "get" and not ("/qemu/" in path and path.endswith("/status/shutdown")):
+        if verb != "get":
             count()
         return answer
 
-    def note_task(machine: Machine, upid: str) -> None:
-        before = left[0]
-        noted(machine, upid)
-        if left[0] == before:  # it isn't to run again, so there is no note
-            count()
-
     monkeypatch.setattr(Api, "_request", request)
     monkeypatch.setattr(Session, "_run", run)
-    monkeypatch.setattr(Machine, "_note_task", note_task)
 
 
 def until_done(monkeypatch: pytest.MonkeyPatch, act: Callable[[], T]) -> T:

@@ -5,35 +5,26 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
-from homelab.errors import HomelabError
 from homelab.remote.proxmox import api as api_module
-from homelab.remote.proxmox import machine as machine_module
 from homelab.remote.proxmox.api import Api, Clock
 from homelab.remote.proxmox.errors import (
     ApiError,
     ElsewhereError,
     LockHeldError,
     NoQuorumError,
-    StillRunsError,
-    TaskFailedError,
     UnansweredError,
 )
-from homelab.remote.proxmox.machine import Machine
 from homelab.settings import Host
-from homelab.shapes import ShutdownInputs
-from homelab.vm.config import Change
 from lab import Lab
 
 NODE, VM = "pve", 103
 CONFIG = f"nodes/{NODE}/qemu/{VM}/config"
-POLICY = ShutdownInputs(timeout=5, otherwise="fail")
-MAPPED = {"hostpci0": "mapping=rtx5090,pcie=1"}
 
 
 class Quick(Clock):
@@ -75,13 +66,9 @@ def client(lab: Lab, clock: Clock | None = None) -> Api:
     return Api(host_of(lab), NODE, clock=clock or Quick())
 
 
-def machine(lab: Lab, clock: Clock | None = None) -> Machine:
-    return Machine(client(lab, clock), VM, "sandbox", memory=Remembering(False))
-
-
-def set_to(**values: str) -> Callable[[dict[str, str]], Change]:
-    """What is still to be written so that these hold."""
-    return lambda config: Change({key: value for key, value in values.items() if config.get(key) != value})
+def put(lab: Lab, clock: Clock | None = None, **options: Any) -> None:
+    api = client(lab, clock)
+    api.put(CONFIG, "VM 103 changed", digest=api.get(CONFIG, "")["digest"], **options)
 
 
 def held(lab: Lab) -> IO[str]:
@@ -109,7 +96,7 @@ def map_card(lab: Lab) -> None:
 def test_a_change_waits_for_a_lock_that_another_process_holds_for_half_a_minute(lab: Lab) -> None:
     lock = held(lab)
     clock = Quick({15: lock.close})
-    assert machine(lab, clock).converge(set_to(onboot="0"), [], POLICY, "keep") is True
+    put(lab, clock, onboot="0")
     assert client(lab).get(CONFIG, "")["onboot"] == 0
     assert clock.at > 20
 
@@ -131,7 +118,7 @@ def test_a_lock_that_is_never_released_ends_after_more_than_a_minute_and_names_t
     lab.fault("task-seconds", 30)
     upid = client(lab).post(f"nodes/{NODE}/qemu/{VM}/status/shutdown", "off", timeout=30)
     with held(lab), pytest.raises(LockHeldError) as error:
-        machine(lab, clock).converge(set_to(onboot="0"), [], POLICY, "keep")
+        put(lab, clock, onboot="0")
     assert 60 < clock.at < 180
     assert f"qmshutdown of root@pam ({upid})" in error.value.found
     assert "nothing was done" in error.value.why
@@ -139,7 +126,7 @@ def test_a_lock_that_is_never_released_ends_after_more_than_a_minute_and_names_t
 
 def test_a_lock_that_no_task_holds_says_who_may_hold_it(lab: Lab) -> None:
     with held(lab), pytest.raises(LockHeldError, match="qm cleanup"):
-        machine(lab).converge(set_to(onboot="0"), [], POLICY, "keep")
+        put(lab, onboot="0")
 
 
 def test_a_task_that_had_begun_before_it_lacked_a_lock_is_not_started_again(lab: Lab) -> None:
@@ -175,44 +162,6 @@ def test_an_api_that_answers_too_late_is_named(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
-def test_a_change_whose_request_or_answer_is_lost_is_made_once(lab: Lab, fault: str) -> None:
-    asked = f"PUT /{CONFIG}"
-    lab.fault(fault, f"{asked}=1" if fault == "api-loses" else asked)
-    mark = lab.mark()
-    machine(lab).converge(set_to(onboot="0", tags="ours"), [], POLICY, "keep")
-    lab.fault(fault, None)
-    assert client(lab).get(CONFIG, "")["tags"] == "ours"
-    done = [call for call in lab.api_calls(mark) if call["method"] == "PUT" and call["status"] == 200]
-    assert len(done) == 1
-
-
-def test_a_change_whose_answer_is_lost_can_still_be_taken_back(lab: Lab) -> None:
-    map_card(lab)
-    machine(lab).shut_down(POLICY)
-    before = client(lab).get(CONFIG, "")
-    lab.fault("api-drops", f"PUT /{CONFIG}")
-    lab.fault("task-fails", "qmstart=out of luck")
-    with pytest.raises(TaskFailedError, match="has its old configuration back"):
-        machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
-    assert client(lab).get(CONFIG, "") == before
-
-
-def test_a_change_is_not_taken_back_while_its_start_is_under_way(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one that waits for the containers that use its card."""
-    map_card(lab)
-    machine(lab).shut_down(POLICY)
-
-    def start(self: Machine, steady: float = 0) -> None:
-        raise StillRunsError(wanted="it started", found="its task still runs", why="", next="", status=0, reason="")
-
-    monkeypatch.setattr(Machine, "start", start)
-    with pytest.raises(StillRunsError):
-        machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
-    now = client(lab).get(CONFIG, "")
-    assert {key: now[key] for key in MAPPED} == MAPPED
-
-
-@pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
 @pytest.mark.parametrize(("verb", "kind"), [("stop", "qmstop"), ("shutdown", "qmshutdown")])
 def test_what_starts_a_task_is_carried_out_once_though_its_request_or_answer_is_lost(
     lab: Lab, fault: str, verb: str, kind: str
@@ -236,16 +185,17 @@ def test_a_vm_whose_creation_or_its_answer_was_lost_is_made_once_and_anothers_is
 
 
 # -- clusters --------------------------------------------------------------------------------------------------------------
-def removed(vm: Machine) -> None:
-    vm.shut_down(POLICY)
-    vm.destroy()
+def removed(lab: Lab) -> None:
+    lab.run(f"qm stop {VM}")
+    path = f"nodes/{NODE}/qemu/{VM}"
+    client(lab).carry_out("delete", path, "gone", 60, print, kinds=("qmdestroy",))
 
 
 CHANGES: dict[str, Callable[[Lab], object]] = {
-    "a configuration": lambda lab: machine(lab).converge(set_to(onboot="0"), [], POLICY, "keep"),
+    "a configuration": lambda lab: put(lab, onboot="0"),
     "a mapping": map_card,
     "a start": lambda lab: client(lab).post(f"nodes/{NODE}/qemu/{VM}/status/start", "on"),
-    "a removal": lambda lab: removed(machine(lab)),
+    "a removal": removed,
 }
 
 
@@ -259,35 +209,22 @@ def test_without_a_quorum_there_is_one_message_for_all_texts(lab: Lab, what: str
 
 
 def test_right_after_the_quorum_is_back_a_start_is_tried_again(lab: Lab) -> None:
-    machine(lab).shut_down(POLICY)
+    lab.run(f"qm stop {VM}")
     without_quorum(lab)
-    clock = Quick({2: (lab.root / "etc/pve/.members").unlink})
-    machine(lab, clock).start()
+    api = client(lab, Quick({2: (lab.root / "etc/pve/.members").unlink}))
+    api.carry_out("post", f"nodes/{NODE}/qemu/{VM}/status/start", "on", 60, print, kinds=("qmstart",))
 
 
 def test_a_vm_of_another_node_is_named_with_its_node(lab: Lab) -> None:
     lab.run(
         "mkdir -p $ROOT/etc/pve/nodes/pve2/qemu-server; echo 'name: far' >$ROOT/etc/pve/nodes/pve2/qemu-server/203.conf"
     )
-    far = Machine(client(lab), 203, "far", memory=Remembering(False))
-    for asked in (far.config, far.exists, far.start):
-        with pytest.raises(ElsewhereError) as error:
-            asked()
-        assert "VM 203 is on the node pve2, not on pve" in error.value.found
-        assert "qm migrate 203 pve" in error.value.next
+    with pytest.raises(ElsewhereError) as error:
+        client(lab).get(f"nodes/{NODE}/qemu/203/config", "")
+    assert "VM 203 is on the node pve2, not on pve" in error.value.found
+    assert "qm migrate 203 pve" in error.value.next
     with pytest.raises(ElsewhereError, match="VM 203 is on the node pve2"):
         client(lab).carry_out("post", f"nodes/{NODE}/qemu", "a VM", 60, print, kinds=("qmcreate",), vmid=203)
-
-
-# -- what a start says of its cards ----------------------------------------------------------------------------------------
-def test_a_start_hands_on_what_its_task_says_of_a_card_and_takes_nothing_back(lab: Lab) -> None:
-    map_card(lab)
-    machine(lab).shut_down(POLICY)
-    lab.fault("reset-fails", True)
-    vm = machine(lab)
-    assert vm.converge(set_to(**MAPPED), [], POLICY, "running") and vm.running()
-    assert "failed to reset PCI device '0000:01:00.0'" in "\n".join(vm.start_log)
-    assert vm.config()["hostpci0"] == MAPPED["hostpci0"]
 
 
 # -- secrets, texts -------------------------------------------------------------------------------------------
@@ -308,12 +245,6 @@ def test_no_name_leads_to_another_path_of_the_api(lab: Lab, name: str) -> None:
         client(lab).get(f"cluster/mapping/pci/{name}", "")
 
 
-def test_a_password_that_is_set_is_not_told(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    machine(lab)._write(lambda _: Change({"cipassword": "hunter2hunter2", "onboot": "0"}))
-    told = capsys.readouterr().out
-    assert "onboot: 0" in told and "cipassword" in told and "hunter2" not in told
-
-
 def test_a_task_that_says_much_is_shown_in_part(lab: Lab, tmp_path: Path) -> None:
     said: list[str] = []
     log = api_module._Log(said.append, "UPID")
@@ -321,241 +252,3 @@ def test_a_task_that_says_much_is_shown_in_part(lab: Lab, tmp_path: Path) -> Non
     assert len(said) == api_module.SHOWN_LINES + 1 and max(map(len, said)) < 500
     assert len(log.lines) == api_module.SHOWN_LINES + api_module.TAIL_LINES
     assert log.lines[-1].startswith("4999 ")
-
-
-# -- a VM whose hookscript hands it its card -------------------------------------------------------------------------
-def with_hookscript(lab: Lab) -> None:
-    lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
-    lab.run(
-        "mkdir -p $ROOT/var/lib/vz/snippets; cat >$ROOT/var/lib/vz/snippets/a.sh; chmod +x $ROOT/var/lib/vz/snippets/a.sh",
-        stdin="#!/bin/sh\n",
-    )
-    lab.run(f"qm set {VM} --hookscript local:snippets/a.sh")
-
-
-def announcing(lab: Lab, said: list[bool]) -> Machine:
-    """A machine whose starts are announced; ``said``: did the VM run then?"""
-    api = client(lab)
-    return Machine(api, VM, "sandbox", lambda: said.append(machine(lab).running()), memory=Remembering(False))
-
-
-def test_each_start_of_a_vm_with_a_hookscript_is_announced_before_anything_is_stopped(lab: Lab) -> None:
-    """By whatever its card is named, and also where that is written in the same step."""
-    said: list[bool] = []
-    announcing(lab, said).converge(set_to(cores="2"), ["cores"], POLICY, "keep")
-    assert said == [], "without a hookscript nobody asks"
-    with_hookscript(lab)
-    announcing(lab, said).converge(set_to(cores="4"), ["cores"], POLICY, "keep")
-    assert said == [True]
-    announcing(lab, said).converge(set_to(cores="4"), ["cores"], POLICY, "stopped")
-    assert said == [True], "a VM that is only shut down may not take it"
-    announcing(lab, said).converge(set_to(cores="4"), ["cores"], POLICY, "running")
-    assert said == [True, False]
-
-
-@pytest.mark.parametrize("runs", [True, False])
-def test_a_start_that_can_not_be_announced_leaves_the_vm_as_it_was(lab: Lab, runs: bool) -> None:
-    with_hookscript(lab)
-    if not runs:
-        machine(lab).shut_down(POLICY)
-
-    def fails() -> None:
-        raise HomelabError(wanted="VM 103 to take its cards", found="/run is full", why="", next="")
-
-    with pytest.raises(HomelabError, match="/run is full"):
-        vm = Machine(client(lab), VM, "sandbox", fails, memory=Remembering(False))
-        vm.converge(set_to(cores="4"), ["cores"], POLICY, "running")
-    assert machine(lab).running() is runs
-    assert str(client(lab).get(CONFIG, "")["cores"]) != "4"
-
-
-# -- HA ---------------------------------------------------------------------------------------------------------------------
-def under_ha(lab: Lab) -> None:
-    text = f"vm: {VM}\n\tstate started\n\n"
-    lab.run("mkdir -p $ROOT/etc/pve/ha; cat >$ROOT/etc/pve/ha/resources.cfg", stdin=text)
-
-
-def kinds_of_tasks(lab: Lab) -> list[str]:
-    return [task["type"] for task in reversed(client(lab).tasks(source="all", vmid=VM, limit=500))]
-
-
-@pytest.mark.parametrize("ignores", [False, True], ids=["it goes off", "it doesn't hear"])
-def test_a_vm_under_ha_is_stopped_and_started_through_ha(lab: Lab, ignores: bool) -> None:
-    """The manager's tasks end at once, and the VM follows; one that doesn't hear a shutdown is ended by force when its time is over, as HA does."""
-    under_ha(lab)
-    if ignores:
-        lab.fault("guest-ignores-shutdown", VM)
-    assert (
-        machine(lab, Quick(real=0.05)).converge(
-            set_to(cores="4"), ["cores"], ShutdownInputs(timeout=1, otherwise="fail"), "keep"
-        )
-        is True
-    )
-    kinds = kinds_of_tasks(lab)
-    assert [kind for kind in kinds if kind.startswith("ha")] == ["hastop", "hastart"]
-    assert not {"qmshutdown"} & set(kinds)
-    current = client(lab).get(f"nodes/{NODE}/qemu/{VM}/config", "", current=1)
-    assert current["cores"] == 4
-
-
-def test_a_vm_that_ha_does_not_come_to_is_said_and_runs_on_as_it_was(lab: Lab) -> None:
-    under_ha(lab)
-    lab.fault("ha-idle", True)
-    with pytest.raises(HomelabError, match="HA was asked to, and has not switched it off"):
-        machine(lab).converge(set_to(cores="4"), ["cores"], ShutdownInputs(timeout=1, otherwise="stop"), "keep")
-    # It was asked to stop it, and would when it comes to it: it is asked to keep it running.
-    assert [kind for kind in kinds_of_tasks(lab) if kind.startswith("ha")] == ["hastop", "hastart"]
-    assert "cores" not in [
-        one["key"] for one in client(lab).get(f"nodes/{NODE}/qemu/{VM}/pending", "") if "pending" in one
-    ]
-
-
-def test_a_vm_that_ha_does_not_come_to_start_is_not_said_to_have_gone_off(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lab.run(f"qm stop {VM}")
-    under_ha(lab)
-    lab.fault("ha-idle", True)
-    monkeypatch.setattr(machine_module, "HA_SECONDS", 0)
-    with pytest.raises(HomelabError) as refused:
-        machine(lab).start()
-    assert "HA was asked to, and has not started it" in refused.value.found
-    assert "QEMU ended" not in refused.value.why and "ha-manager status" in refused.value.next
-
-
-def test_a_shutdown_that_fails_leaves_ha_with_what_it_was_to_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HA takes the request and the guest hasn't gone off: with nothing more said, HA ends it by force after this program has given up."""
-    under_ha(lab)
-    lab.fault("guest-ignores-shutdown", VM)
-    monkeypatch.setattr(machine_module, "HA_SECONDS", 0)
-    with pytest.raises(HomelabError, match="has not switched it off"):
-        machine(lab).converge(set_to(cores="4"), ["cores"], ShutdownInputs(timeout=60, otherwise="fail"), "keep")
-    assert "state started" in (lab.root / "etc/pve/ha/resources.cfg").read_text() and machine(lab).running()
-
-
-class Remembering:
-    """A memory by which a killed run has shut the VM down, or none has."""
-
-    def __init__(self, ran: bool) -> None:
-        self.ran = ran
-
-    def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
-        self.ran = True
-
-    def recalls(self, identity: Callable[[], str]) -> bool:
-        return self.ran
-
-    def forget(self) -> None:
-        self.ran = False
-
-
-class Noting(Remembering):
-    """A memory that keeps each note's tasks; at the second press of the button the guest has booted. ``ends``: the disk is full after so many notes."""
-
-    def __init__(self, lab: Lab, ends: int) -> None:
-        super().__init__(False)
-        self.lab, self.ends, self.notes = lab, ends, list[list[str]]()
-
-    def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
-        self.notes.append([*tasks])
-        if len(tasks) == 2:
-            self.lab.fault("guest-ignores-shutdown", None)
-        if len(self.notes) > self.ends:
-            raise HomelabError(wanted="a note", found="the disk is full", why="", next="")
-        super().keep(identity)
-
-
-@pytest.mark.parametrize("ends", [1000, 1], ids=["noted each time", "noted once"])
-def test_each_task_that_shuts_a_vm_down_is_noted_as_soon_as_it_is_known(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ends: int
-) -> None:
-    """By these notes a killed run's shutdowns are told from those of the owner, whose tasks are root@pam's as well."""
-    monkeypatch.setattr(machine_module, "PRESS_SECONDS", 1)
-    lab.fault("guest-ignores-shutdown", VM)
-    before, memory = set(upids(lab)), Noting(lab, ends)
-    vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
-    assert vm.converge(set_to(cores="4"), ["cores"], ShutdownInputs(timeout=10**6, otherwise="fail"), "keep") is True
-    shutdowns = [upid for upid in upids(lab) if upid not in before]
-    assert memory.notes == [[], shutdowns[:1], shutdowns] and len(shutdowns) == 2
-    assert ("the disk is full" in capsys.readouterr().out) is (ends == 1) and memory.ran is False
-
-
-def upids(lab: Lab) -> list[str]:
-    """Of the VM's shutdowns, the earliest first."""
-    tasks = client(lab).tasks(source="all", vmid=VM, limit=500, typefilter="qmshutdown")
-    return [task["upid"] for task in reversed(tasks)]
-
-
-@pytest.mark.parametrize("by_owner", [True, False], ids=["its owner has shut it down", "the run has"])
-def test_a_vm_whose_shutdown_may_be_its_owners_is_not_started_again(lab: Lab, by_owner: bool) -> None:
-    """The answer is lost, and a task of root@pam is there: the owner's at the web interface looks the same."""
-    path = f"/nodes/{NODE}/qemu/{VM}/status/shutdown"
-    memory = Noting(lab, 1000)
-
-    def owner_shuts_it_down(identity: str, tasks: Sequence[str] = ()) -> None:
-        memory.notes.append([*tasks])
-        if by_owner:
-            lab.ask_api("POST", path)
-        lab.fault("api-loses" if by_owner else "api-drops", f"POST {path}=1" if by_owner else f"POST {path}")
-
-    memory.keep = owner_shuts_it_down  # type: ignore[method-assign]
-    vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
-    with pytest.raises(UnansweredError) as error:
-        vm.converge(set_to(cores="4"), ["cores"], POLICY, "keep")
-    assert "its owner may have switched it off" in error.value.next and memory.notes == [[]]
-    starts = [kind for kind in kinds_of_tasks(lab) if kind == "qmstart"]
-    assert not starts and machine(lab)._reaches_power(running=False, deadline=1000)
-
-
-@pytest.mark.parametrize("overrules", [False, True], ids=["before the run's shutdown", "in the midst of it"])
-def test_a_vm_that_its_owner_stops_beside_a_run_stays_off_with_the_change(
-    lab: Lab, capsys: pytest.CaptureFixture[str], overrules: bool
-) -> None:
-    class Stopped(Remembering):
-        def keep(self, identity: str, tasks: Sequence[str] = ()) -> None:
-            if bool(tasks) is overrules:
-                options = {"overrule-shutdown": "1"} if overrules else {}
-                lab.ask_api("POST", f"/nodes/{NODE}/qemu/{VM}/status/stop", **options)
-
-    if overrules:
-        lab.fault("guest-ignores-shutdown", VM)
-    memory = Stopped(False)
-    vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
-    assert vm.converge(set_to(cores="4"), ["cores"], POLICY, "keep") is False
-    assert "root@pam has switched VM 103 (sandbox) off meanwhile" in capsys.readouterr().out
-    assert vm.config()["cores"] == "4" and not vm.running() and memory.ran is False
-
-
-@pytest.mark.parametrize("ours", [True, False], ids=["a killed run", "somebody else"])
-def test_a_vm_that_ha_was_asked_to_stop_runs_on_only_if_a_killed_run_has_asked(lab: Lab, ours: bool) -> None:
-    under_ha(lab)
-    lab.run("sed -i s/started/stopped/ $ROOT/etc/pve/ha/resources.cfg")
-    vm = Machine(client(lab), VM, "sandbox", memory=(memory := Remembering(ours)))
-    assert vm.converge(set_to(), ["cores"], POLICY, "keep") is True and memory.ran is False
-    state = "started" if ours else "stopped"
-    assert f"state {state}" in (lab.root / "etc/pve/ha/resources.cfg").read_text()
-    if not ours:
-        # What waits for the next start is written; who has asked for the stop wants it off.
-        assert vm.converge(set_to(cores="4"), ["cores"], POLICY, "keep") is False
-        assert not machine(lab).running() and memory.ran is False
-
-
-def test_a_start_of_has_hands_on_what_its_task_says_of_a_card(lab: Lab) -> None:
-    """The request's own log says nothing of a card."""
-    under_ha(lab)
-    map_card(lab)
-    machine(lab).shut_down(POLICY)
-    lab.fault("reset-fails", True)
-    vm = machine(lab)
-    assert vm.converge(set_to(**MAPPED), [], POLICY, "running")
-    assert "failed to reset PCI device '0000:01:00.0'" in "\n".join(vm.start_log)
-
-
-def test_a_vm_that_ha_has_given_up_on_is_named_and_how_to_get_it_back(lab: Lab) -> None:
-    machine(lab).shut_down(POLICY)
-    lab.fault("ha-error", VM)  # before HA has it, which would start it
-    under_ha(lab)
-    before = kinds_of_tasks(lab)
-    with pytest.raises(ApiError, match="ha-manager set vm:103 --state disabled"):
-        machine(lab).start()
-    assert kinds_of_tasks(lab) == before

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.host.facts import Guests
 from homelab.provider.base import StackTexts
 from homelab.provider.vm_transaction import VmTransaction
@@ -46,10 +46,16 @@ def transaction(lab: Lab) -> VmTransaction:
     return VmTransaction(StackTexts({"hosts": json.dumps({NODE: host})}), NODE, "sandbox")
 
 
-def decided(seen: Answer, **card: Any) -> plan.Plan:
+def planned(seen: Answer, **card: Any) -> plan.Plan:
     guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings="", reservations="")
     wish = Wish("sandbox", VM, [VmCard(**{**CARD, **card})])
     return plan.decide(plan.Seen(seen.config, seen.base, seen.losers), wish, guests, NODE)
+
+
+def decided(seen: Answer, **card: Any) -> dict[str, str | None]:
+    found = planned(seen, **card)
+    raise_all(found.refusals)
+    return found.options
 
 
 def hostpci(lab: Lab) -> list[str]:
@@ -58,11 +64,11 @@ def hostpci(lab: Lab) -> list[str]:
 
 
 def test_it_is_decided_brought_into_force_and_given_back(lab: Lab) -> None:
-    mended, answer = transaction(lab).apply(WANTED, decided)
-    assert mended.change and answer.runs and answer.started and hostpci(lab) == [OURS]
-    again, answer = transaction(lab).apply(WANTED, decided)
-    assert again.change == {} and not answer.started
-    assert decided(transaction(lab).read(WANTED)).change == {}
+    assert planned(transaction(lab).read(WANTED)).change
+    answer = transaction(lab).apply(WANTED, decided)
+    assert answer.runs and answer.started and hostpci(lab) == [OURS]
+    assert planned(transaction(lab).read(WANTED)).change == {}
+    assert not transaction(lab).apply(WANTED, decided).started
     assert transaction(lab).revert(WANTED).runs
     assert hostpci(lab) == [f"{key}: {value}" for key, value in LINES.items()]
 
@@ -76,14 +82,14 @@ def test_what_is_refused_changes_nothing(lab: Lab) -> None:
 def test_a_change_from_elsewhere_is_decided_upon_anew(lab: Lab) -> None:
     left = 1
 
-    def decide(seen: Answer) -> plan.Plan:
+    def decide(seen: Answer) -> dict[str, str | None]:
         nonlocal left
         if left:
             lab.run(f"qm set {VM} --description changed-{left}")
             left -= 1
         return decided(seen)
 
-    assert transaction(lab).apply(WANTED, decide)[1].done
+    assert transaction(lab).apply(WANTED, decide).done
     left = 10
     with pytest.raises(HomelabError, match="changed from elsewhere 3 times"):
         transaction(lab).apply(WANTED, decide)

@@ -28,7 +28,7 @@ from remote_scripts.guests import guest as guest_module
 from remote_scripts.guests import notes, power
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
-from remote_scripts.layers import guest_cards
+from remote_scripts.layers import free_card, guest_cards
 from remote_scripts.shared import api, pmxcfs
 from remote_scripts.tools import state
 from remote_scripts.tools.errors import Failure
@@ -111,6 +111,19 @@ class World:
         terms = Terms(owner=owner, **{"shutdown": 1, **more})
         wanted = guest_cards.Wanted(vmid=vmid, terms=terms, takes=takes, options=decided.options, digest=seen.digest)
         return guest_cards.apply(self.system(), wanted)
+
+    def set(self, vmid: int = VM, **settings: str | None) -> guest_cards.Answer:
+        """As a VM that this program has made is changed."""
+        terms, digest = Terms(owner="p/s/sandbox", shutdown=1), self.read(vmid).digest
+        return guest_cards.apply(
+            self.system(), guest_cards.Wanted(vmid=vmid, terms=terms, settings=settings, digest=digest)
+        )
+
+    def free(self, mapping: str, slot: str, **keeps: tuple[str, ...]) -> tuple[int, ...]:
+        """As a mapping that has other keepers takes its card out of the other VMs; ``keeps``: `vm103` and so on."""
+        kept = {name.removeprefix("vm"): mappings for name, mappings in keeps.items()}
+        wanted = free_card.Wanted(stack="p/s", card=(mapping, slot), keeps=kept)
+        return free_card.apply(self.system(), wanted).vmids
 
     def destroy(self, vmid: int = VM, owner: str = "p/s/sandbox") -> None:
         guest_cards.revert(self.system(), guest_cards.Wanted(vmid=vmid, terms=Terms(owner=owner, shutdown=1)))
@@ -635,3 +648,132 @@ def test_a_vm_of_another_node_is_that_nodes(world: World) -> None:
     assert (seen.node, seen.is_here, seen.config) == ("pve2", False, {})
     world.destroy()
     assert world.notes() == [f"qemu-{VM}"]
+
+
+# -- a card that goes, before another VM or its passthrough test needs it --------------------------------------------
+def with_two_cards(world: World) -> tuple[str, VmCard, VmCard]:
+    """The VM runs with both by their mappings; and what it was before."""
+    entry = "node=pve,path=0000:06:00.0,id=1022:43fc,iommugroup=17,subsystem-id=0000:0000"
+    world.lab.run(
+        f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2 --balloon 1024; "
+        f"pvesh create /cluster/mapping/pci --id second --map {entry}; qm set 104 --delete hostpci0"
+    )
+    before = world.conf()
+    cards = VmCard(**{**CARD, "take_over": False}), VmCard("second", "second", "0000:06:00")
+    world.up(*cards)
+    world.lab.run(f"qm start {VM}")
+    return before, *cards
+
+
+def test_a_vm_that_loses_both_cards_is_restarted_once_and_has_back_what_changed_for_them(world: World) -> None:
+    before, first, second = with_two_cards(world)
+    mark = world.lab.mark()
+    assert world.free(first.mapping, first.slot, vm103=()) == (VM,)
+    assert world.free(second.mapping, second.slot, vm103=()) == ()
+    assert world.power(mark) == ["shutdown", "start"] and world.runs()
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_a_vm_that_keeps_a_card_keeps_what_that_needs(world: World) -> None:
+    _, first, second = with_two_cards(world)
+    mark = world.lab.mark()
+    assert world.free(second.mapping, second.slot, vm103=(first.mapping, second.mapping)) == ()
+    assert world.free(first.mapping, first.slot, vm103=(second.mapping,)) == (VM,)
+    assert world.power(mark) == ["shutdown", "start"] and "balloon: 0" in world.conf()
+    assert world.in_force() == [f"hostpci1: mapping={second.mapping},pcie=1"]
+
+
+def test_a_vm_that_has_left_the_settings_after_a_killed_run_is_given_back_all_of_it(world: World) -> None:
+    before = world.conf()
+    world.killed_after(SHUT_DOWN + 1, lambda: world.up(OWN))
+    assert world.notes() == ["qemu-103"]
+    assert world.free(OWN.mapping, OWN.slot) == (VM,)
+    assert (world.conf(), world.notes(), world.runs()) == (before, [], True)
+
+
+def test_a_vm_goes_off_as_its_own_settings_say_where_it_loses_a_card(world: World) -> None:
+    _, first, second = with_two_cards(world)
+    world.up(first, second, otherwise="stop")
+    world.lab.fault("guest-ignores-shutdown", VM)
+    assert world.free(first.mapping, first.slot, vm103=(second.mapping,)) == (VM,)
+    assert world.runs() and len(world.in_force()) == 1
+
+
+# -- a VM that this program has made ---------------------------------------------------------------------------------
+def test_what_is_set_in_a_made_vm_becomes_its_own_and_its_cards_stay(world: World) -> None:
+    world.up(OWN)
+    mark = world.lab.mark()
+    assert world.set(cores="6", description="mine", cpu=None).started
+    assert world.power(mark) == ["shutdown", "start"] and world.in_force() == [OURS]
+    assert not world.set(cores="6").started
+    world.destroy()
+    text = world.conf().partition("\n[")[0]
+    assert "cores: 6\n" in text and "#mine\n" in text and "cpu:" not in text
+    assert world.in_force() == [f"{key}: {value}" for key, value in LINES.items()] and world.notes() == []
+
+
+def test_what_a_made_vm_doesnt_start_with_is_taken_back(world: World) -> None:
+    world.up(OWN)
+    before = world.conf()
+    world.lab.fault("task-fails", "qmstart=out of luck")
+    with pytest.raises(Failure, match="out of luck"):
+        world.set(cores="6")
+    assert world.conf() == before
+    world.lab.fault("task-fails", None)
+    world.set(cores="6")
+    assert world.runs() and "cores: 6\n" in world.conf()
+
+
+def test_killed_after_any_change_a_made_vm_is_as_wanted_after_the_next_run(world: World) -> None:
+    world.up(OWN)
+    assert world.until_done(lambda: world.set(cores="6")) >= SHUT_DOWN
+    assert world.runs() and "cores: 6\n" in world.conf() and world.in_force() == [OURS]
+    assert "cores" not in world.note()["values"]
+
+
+# -- a VM whose hookscript hands it its card -------------------------------------------------------------------------
+def with_hookscript(world: World) -> None:
+    world.lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
+    world.lab.run(
+        "mkdir -p $ROOT/var/lib/vz/snippets; cat >$ROOT/var/lib/vz/snippets/a.sh; chmod +x $ROOT/var/lib/vz/snippets/a.sh",
+        stdin="#!/bin/sh\n",
+    )
+    world.lab.run(f"qm set {VM} --hookscript local:snippets/a.sh")
+
+
+def test_each_start_of_a_vm_with_a_hookscript_has_its_pass_before_anything_is_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[bool] = []
+    monkeypatch.setattr(power.passes, "note", lambda _system, vmid, _who: ran.append(vmid == str(VM) and world.runs()))
+    world.up(OWN)
+    assert ran == [], "without a hookscript nobody asks"
+    with_hookscript(world)
+    world.up(OWN, display="none")
+    assert ran == [True]
+    world.up(OWN, display="none", power="stopped")
+    assert ran == [True], "a VM that is only shut down may not take it"
+    world.up(OWN, display="none", power="running")
+    assert ran == [True, False]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_without_its_pass_a_vm_is_as_it_was(world: World, monkeypatch: pytest.MonkeyPatch, runs: bool) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with_hookscript(world)
+    monkeypatch.setattr(power.passes, "note", full)
+    world.lab.run("true" if runs else f"qm stop {VM}")
+    before = world.conf()
+    with pytest.raises(Failure, match="passes can't be written: No space left"):
+        world.up(OWN, power="running")
+    assert (world.conf(), world.runs()) == (before, runs)
+
+
+def test_a_vm_that_qemu_has_halted_is_named_and_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = world.conf()
+    monkeypatch.setattr(Guest, "status", lambda _: {"status": "running", "qmpstatus": "internal-error"})
+    with pytest.raises(Failure, match="QEMU has halted it"):
+        world.up(OWN)
+    assert (world.conf(), world.notes()) == (before, [])

@@ -72,7 +72,7 @@ def test_a_guest_taken_over_keeps_what_the_user_has_written(had: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("noted", "holder"), [(None, ""), ({}, ""), ({"guest": "a"}, ""), ({"guest": "b"}, "b"), ({"gpu": "b"}, "")]
+    ("noted", "holder"), [(None, ""), ({}, ""), ({"gpu": "a"}, ""), ({"gpu": "b"}, "b"), ({"guest": "b"}, "")]
 )
 def test_a_note_is_kept_by_another_entry_that_it_names(noted: dict[str, Any] | None, holder: str) -> None:
     assert ledger.held_by(noted, "a") == holder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import json
 import platform
 import sys
 import threading
@@ -21,15 +20,12 @@ from homelab.errors import UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
 from homelab.provider.serve import Homelab
-from homelab.provider.vm_cards import VmCardsWork
-from homelab.remote import guard, scripts
-from homelab.remote.proxmox import machine as machines
-from homelab.resources.base import HostInputs, NoOutputs, VmInputs
+from homelab.remote import guard
+from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
-from homelab.shapes import ShutdownInputs
+from remote_scripts.guests.power import HANDOVER_SECONDS
 from remote_scripts.layers import handover as layer
-from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE, wait_until
 
 
@@ -298,52 +294,6 @@ def test_a_run_that_came_too_late_after_its_reboot_changes_nothing_more(
     assert done == ["created"], "the other one has ended"
 
 
-def test_a_vm_that_this_run_starts_is_let_take_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever resource starts it: the host is told of it by the settings' way to the host that the resource names."""
-    told: list[tuple[str, int]] = []
-    monkeypatch.setattr(guard, "let_start", lambda host, vmid: told.append((host.address, vmid)))
-    host = {
-        "address": "192.0.2.1",
-        "ssh": {"hostKey": KEY, "password": "a"},
-    }
-    work = VmCardsWork({"hosts": json.dumps({"pve": host})})
-    about = VmInputs(
-        host="pve", node="pve", vm="gaming", vmid=103, shutdown=ShutdownInputs(timeout=1, otherwise="fail")
-    )
-    work.machine(about, 103, "gaming")._announce_start({"hookscript": "local:snippets/homelab-handover.sh"})  # type: ignore[arg-type]
-    assert told == [("192.0.2.1", 103)]
-
-
-@pytest.mark.parametrize("by_ha", [False, True])
-def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
-    """For another card's handover, as layers/handover.py says, beside what a task may take (timeouts.apiTask) and HA until it begins."""
-    most = 2 * layer.START_SECONDS + layer.RETURN_SECONDS
-    assert most + 300 <= scripts.HANDOVER_SECONDS
-    given: list[tuple[str, float]] = []
-
-    def noted(what: str, seconds: float) -> bool:
-        given.append((what, seconds))
-        return True
-
-    for hook in (False, True):
-        vm = object.__new__(machines.Machine)
-        vm.__dict__.update(
-            label="VM 103", _api=SimpleNamespace(node_time=1), _start_announced=hook, _has_asked_ha=False, starts=0, say=lambda text: None,
-            _is_under_ha=lambda wanted: by_ha, _runs_again=lambda: None,
-            _log_of_ha=lambda began: [],
-            _task=lambda *about, seconds: [str(noted("task", seconds))],
-            _starts_to_run=lambda seconds, **_: noted("up", seconds),
-        )  # fmt: skip
-        vm.start()
-    plain = machines.HA_SECONDS if by_ha else machines.LOST_SECONDS
-    more = scripts.HANDOVER_SECONDS
-    assert given == [("task", 0), ("up", plain), ("task", more), ("up", plain + (more if by_ha else 0))]
-
-
-def test_a_start_by_ha_is_not_waited_for_once_ha_has_given_up() -> None:
-    states = iter(["starting", "starting", "error"])
-    vm = object.__new__(machines.Machine)
-    clock = SimpleNamespace(now=lambda: 0.0, sleep=lambda seconds: None)
-    vm.__dict__.update(_api=SimpleNamespace(clock=clock), running=lambda: False, _ha=lambda: {"state": next(states)})
-    assert vm._starts_to_run(machines.HA_SECONDS + scripts.HANDOVER_SECONDS, by_ha=True) is False
-    assert next(states, None) is None
+def test_a_start_has_the_time_that_its_hookscript_may_wait() -> None:
+    """For another card's handover, as layers/handover.py says, beside what the start itself may take."""
+    assert 2 * layer.START_SECONDS + layer.RETURN_SECONDS + 300 <= HANDOVER_SECONDS

@@ -11,11 +11,11 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.provider import base
 from homelab.provider.base import Work
-from homelab.remote import scripts
 from homelab.resources import limits
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings.nvidia import Nvidia
+from remote_scripts.guests.power import HANDOVER_SECONDS
 from tests.unit.hosts import settings
 
 
@@ -31,7 +31,7 @@ def test_a_task_has_what_it_waits_for_on_top() -> None:
     assert limits.of_task(host, {}) == 1230
     assert limits.of_task(host, {"shutdown": {"timeout": 5.0}}) == 1240
     assert limits.of_task(host, {"timeout": 7.0}) == 1244
-    assert limits.of_task(host, {"shutdown": {"timeout": 5.0}, "vmid": 103}) == 1240 + 2 * scripts.HANDOVER_SECONDS
+    assert limits.of_task(host, {"shutdown": {"timeout": 5.0}, "vmid": 103}) == 1240 + 2 * HANDOVER_SECONDS
     assert limits.of_task(host, {"shutdown": {"timeout": 5.0}, "vmid": None}) == 1240
     assert limits.of_task(host, {"shutdown": object()}) == 1230
 

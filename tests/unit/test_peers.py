@@ -56,7 +56,7 @@ def test_a_guest_that_names_the_cluster_is_its_hosts_where_it_is_now(monkeypatch
 
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any] | None]:
-    """Host -> what it has noted of VM 103; one that isn't among them doesn't answer."""
+    """Host -> what it has noted; one that isn't among them doesn't answer."""
     by_host: dict[str, dict[str, Any] | None] = {"pve1": {"guest": "a"}, "pve2": None, "pve3": None, "pve9": {}}
 
     def connect(host: Host) -> str:
@@ -77,13 +77,17 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any] | None]:
     return by_host
 
 
+def asked(host: str) -> dict[str, Any]:
+    return ledger.noted(ssh.Session(STACK.host(host)), "mapping/pve1/card") or {}  # type: ignore[return-value]
+
+
 def test_nodes_of_the_cluster_are_asked_and_no_other(notes: dict[str, Any]) -> None:
     notes |= {"pve2": {"guest": "a"}, "pve9": {"guest": "a"}}
-    found = peers.noted_by_peers(STACK, "pve1", "vm/103")
+    found = peers.ask_peers(STACK, "pve1", asked)
     assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {})
     found.require_all("VM 103", "")
     del notes["pve3"]
-    found = peers.noted_by_peers(STACK, "pve1", "vm/103")
+    found = peers.ask_peers(STACK, "pve1", asked)
     assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {"pve3": "off"})
     with pytest.raises(HomelabError, match="to know what pve3 noted about VM 103"):
         found.require_all("VM 103", "")
@@ -97,38 +101,12 @@ def test_nodes_are_asked_side_by_side() -> None:
 
 
 def test_a_host_of_no_cluster_asks_nobody(notes: dict[str, Any]) -> None:
-    found = peers.noted_by_peers(STACK, "pve9", "vm/103")
+    found = peers.ask_peers(STACK, "pve9", asked)
     assert (found.by_host, found.errors) == ({}, {}) and STACK.peers("gone") == []
 
 
-def test_a_host_that_has_noted_nothing_says_so(notes: dict[str, Any]) -> None:
-    assert peers.noted_by(STACK, "pve2", "vm/103") == {}
-
-
-@pytest.mark.parametrize(
-    ("noted", "after"),
-    [({"guest": "a"}, {"forgotten": True}), ({"guest": "b"}, {"guest": "b"}), ({}, {}), (None, None)],
-)
-def test_a_node_that_a_guest_has_left_forgets_it_unless_another_has_it(
-    notes: dict[str, Any], noted: Any, after: Any
-) -> None:
-    notes |= {"pve2": noted, "pve9": {"guest": "a"}}
-    peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"])
-    assert notes == {"pve1": {"guest": "a"}, "pve2": after, "pve3": None, "pve9": {"guest": "a"}}
-
-
-def test_a_node_that_cant_be_told_is_named(notes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(peers, "tell", said.append)
-    notes |= {"pve3": {"guest": "a"}}
-    del notes["pve2"]
-    peers.forget_on_peers(STACK, "pve1", "a", ["vm/103"])
-    assert notes["pve3"] == {"forgotten": True}
-    assert len(said) == 1 and "pve2 couldn't forget it (off)" in said[0]
-
-
 def test_what_has_been_given_back_is_forgotten(notes: dict[str, Any]) -> None:
-    peers.forget_notes(STACK.host("pve1"), ["vm/103"])
+    peers.forget_notes(STACK.host("pve1"), ["mapping/pve1/card"])
     assert notes["pve1"] == {"forgotten": True}
 
 

@@ -11,7 +11,6 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.resources.virtual_machine import DiskInputs
-from homelab.vm.config import Change
 from tests.unit.test_new_guests import INPUTS
 
 BEFORE = dataclasses.replace(INPUTS, config={"memory": "512", "net0": "virtio,bridge=vmbr0"})
@@ -21,32 +20,24 @@ LARGER: dict[str, Any] = {"disk": DiskInputs(storage="local", size=16)}
 
 
 class Work(VirtualMachineWork):
-    """`done`: what is changed, and whether the disk grows; `on`: whether the VM runs."""
+    """`done`: what is set, and whether the disk grows."""
 
-    def __init__(self, *, on: bool = False, config: dict[str, str] = CONFIG) -> None:
+    def __init__(self, *, config: dict[str, str] = CONFIG) -> None:
         super().__init__({})
         self.done: list[Any] = []
-        self.on, self.config_now = on, config
+        self.config_now = config
 
-    def _machine(self, inputs: Any) -> Any:
-        return SimpleNamespace(
-            label="VM 103",
-            exists=lambda: True,
-            config=lambda: self.config_now,
-            say=lambda _: None,
-            running=lambda: self.on,
-            shut_down=lambda _: self.done.append("off"),
-            destroy=lambda: self.done.append("destroyed"),
-        )
+    def config(self, inputs: Any) -> dict[str, str]:
+        return self.config_now
 
     def api(self, inputs: Any) -> Any:
         return SimpleNamespace(host=SimpleNamespace(timeouts=SimpleNamespace(create=1)))
 
-    def converge(self, _inputs: Any, _machine: Any, target: Any, keys: list[str], *_more: Any) -> bool:
-        change = target(self.config_now)
-        assert {*change.keys} <= {*keys}
-        self.done.append(change)
-        return True
+    def _put(self, inputs: Any, options: Any) -> None:
+        self.done += [("put", options)] if options else []
+
+    def _set(self, inputs: Any, settings: Any) -> None:
+        self.done.append(settings)
 
     def _resize(self, inputs: Any) -> None:
         self.done.append(inputs.disk.size)
@@ -60,16 +51,16 @@ def net(value: str) -> dict[str, str]:
     ("changes", "drift", "done"),
     [
         ({}, [], []),
-        ({"config": {**BEFORE.config, "memory": "1024"}}, [], [Change({"memory": "1024"})]),
-        ({}, ["memory"], [Change({"memory": "512"})]),
-        ({"config": {"memory": "512"}}, [], [Change({}, ["net0"])]),
-        ({"secret_config": {"cipassword": "x"}}, [], [Change({"cipassword": "x"})]),
+        ({"config": {**BEFORE.config, "memory": "1024"}}, [], [{"memory": "1024"}]),
+        ({}, ["memory"], [{"memory": "512"}]),
+        ({"config": {"memory": "512"}}, [], [{"net0": None}]),
+        ({"secret_config": {"cipassword": "x"}}, [], [("put", {"cipassword": "x"})]),
         (LARGER, [], [16]),
-        ({"config": net("virtio,bridge=vmbr1")}, [], [Change({"net0": f"virtio={MAC},bridge=vmbr1"})]),
-        ({"config": net("e1000")}, [], [Change({"net0": f"e1000={MAC}"})]),
-        ({"config": net("virtio=AA:00:00:00:00:01")}, [], [Change({"net0": "virtio=AA:00:00:00:00:01"})]),
-        ({"config": net("virtio,macaddr=AA:00:00:00:00:01")}, [], [Change({"net0": "virtio,macaddr=AA:00:00:00:00:01"})]),
-        ({"config": {**BEFORE.config, "net1": "virtio"}}, [], [Change({"net1": "virtio"})]),
+        ({"config": net("virtio,bridge=vmbr1")}, [], [{"net0": f"virtio={MAC},bridge=vmbr1"}]),
+        ({"config": net("e1000")}, [], [{"net0": f"e1000={MAC}"}]),
+        ({"config": net("virtio=AA:00:00:00:00:01")}, [], [{"net0": "virtio=AA:00:00:00:00:01"}]),
+        ({"config": net("virtio,macaddr=AA:00:00:00:00:01")}, [], [{"net0": "virtio,macaddr=AA:00:00:00:00:01"}]),
+        ({"config": {**BEFORE.config, "net1": "virtio"}}, [], [{"net1": "virtio"}]),
     ],
 )  # fmt: skip
 def test_what_differs_is_changed_and_no_more(changes: dict[str, Any], drift: list[str], done: list[Any]) -> None:
@@ -81,7 +72,7 @@ def test_what_differs_is_changed_and_no_more(changes: dict[str, Any], drift: lis
 def test_what_is_gone_already_is_not_taken_away() -> None:
     work = Work()
     work.change(BEFORE, dataclasses.replace(BEFORE, config={**BEFORE.config, "args": "-x", "numa": "1"}), [])
-    assert work.done == [Change({}, ["args"])]
+    assert work.done == [{"args": None}]
 
 
 @pytest.mark.parametrize(
@@ -116,11 +107,4 @@ def test_one_of_its_id_is_finished_only_if_this_stack_began_it(config: dict[str,
         assert work.done == []
     else:
         work.make(BEFORE, "f" * 16)
-        assert work.done == [Change(done)]
-
-
-@pytest.mark.parametrize(("on", "done"), [(True, ["off", "destroyed"]), (False, ["destroyed"])])
-def test_one_that_runs_is_shut_down_before_it_is_removed(on: bool, done: list[str]) -> None:
-    work = Work(on=on)
-    work.remove(BEFORE)
-    assert work.done == done
+        assert work.done == [("put", done)]
