@@ -47,17 +47,17 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         names = {str(card["slot"]): facts.card(str(card["slot"])) for card in inputs.cards}
         same_id = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
         begun: VmCards.Outputs | None = None
-        remarks: list[str] = []
 
         def decided(seen: Answer) -> dict[str, str | None]:
-            nonlocal begun, remarks
+            nonlocal begun
             if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
             found = decide(Seen(seen.config, seen.base, seen.losers), _wish(inputs, names), facts.guests, inputs.node)
             refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *found.refusals]
             raise_all([*refused, *ha.refused_under_ha(facts, host, same_id)])
             begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
-            remarks = found.remarks if found.change else []
+            for remark in found.remarks if found.change else ():
+                tell(f"{inputs.vm}: {remark}")
             return found.options
 
         rebooted_at = inputs.boot["at"] if stopped_by_reboot(vmid, inputs.boot, last) else 0
@@ -65,8 +65,6 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         wanted = replace(wanted, terms=replace(wanted.terms, power=inputs.power, rebooted_at=rebooted_at))
         try:
             done = self._transaction(inputs, inputs.host).apply(wanted, decided)
-            for remark in remarks:
-                tell(f"{inputs.vm}: {remark}")
             if done.started:
                 started.require_cards(host, inputs.vm, vmid, inputs.node, facts, done.log)
             address = inputs.address or ""

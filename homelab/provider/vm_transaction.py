@@ -14,7 +14,6 @@ from homelab.text import tell
 from remote_scripts.layers.guest_cards import Answer, Wanted
 from remote_scripts.tools.plain import of_plain
 
-Options = dict[str, str | None]
 # How often is decided anew where the VM was changed meanwhile.
 TRIES = 3
 # How long the host's part may take beside the guest's own shutdown, in seconds: it may wait for a shared card.
@@ -38,7 +37,9 @@ class VmTransaction:
         """
         return self._asked("read", wanted)
 
-    def apply(self, wanted: Wanted, decide: Callable[[Answer], Options | None] = lambda _: None) -> Answer:
+    def apply(
+        self, wanted: Wanted, decide: Callable[[Answer], dict[str, str | None] | None] = lambda _: None
+    ) -> Answer:
         """Brings it to what is decided.
 
         :param wanted: but for the options.

@@ -29,7 +29,7 @@ from remote_scripts.guests import notes, power
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
 from remote_scripts.layers import free_card, guest_cards
-from remote_scripts.shared import api, pmxcfs
+from remote_scripts.shared import api, passes, pmxcfs
 from remote_scripts.tools import state
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
@@ -615,6 +615,9 @@ def test_somebody_elses_change_of_a_vm_that_is_off_is_named_and_not_carried_out(
     with pytest.raises(Failure, match="cores waits"):
         world.up(OWN)
     assert (world.conf(), world.notes()) == (before, [])
+    world.lab.run(f"qm set {VM} --revert cores")
+    world.up(OWN)
+    assert world.in_force() == [OURS] and "cores: 7" not in world.conf()
 
 
 def test_a_guest_that_is_off_while_qemu_isnt_ended_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -745,7 +748,7 @@ def test_each_start_of_a_vm_with_a_hookscript_has_its_pass_before_anything_is_st
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[bool] = []
-    monkeypatch.setattr(power.passes, "note", lambda _system, vmid, _who: ran.append(vmid == str(VM) and world.runs()))
+    monkeypatch.setattr(passes, "note", lambda _system, vmid, _who: ran.append(vmid == str(VM) and world.runs()))
     world.up(OWN)
     assert ran == [], "without a hookscript nobody asks"
     with_hookscript(world)
@@ -763,7 +766,7 @@ def test_without_its_pass_a_vm_is_as_it_was(world: World, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     with_hookscript(world)
-    monkeypatch.setattr(power.passes, "note", full)
+    monkeypatch.setattr(passes, "note", full)
     world.lab.run("true" if runs else f"qm stop {VM}")
     before = world.conf()
     with pytest.raises(Failure, match="passes can't be written: No space left"):
@@ -773,7 +776,10 @@ def test_without_its_pass_a_vm_is_as_it_was(world: World, monkeypatch: pytest.Mo
 
 def test_a_vm_that_qemu_has_halted_is_named_and_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.conf()
-    monkeypatch.setattr(Guest, "status", lambda _: {"status": "running", "qmpstatus": "internal-error"})
-    with pytest.raises(Failure, match="QEMU has halted it"):
+    with monkeypatch.context() as halted, pytest.raises(Failure, match="QEMU has halted it"):
+        halted.setattr(Guest, "status", lambda _: {"status": "running", "qmpstatus": "internal-error"})
         world.up(OWN)
     assert (world.conf(), world.notes()) == (before, [])
+    world.lab.run(f"qm stop {VM}")
+    world.up(OWN, power="running")
+    assert world.in_force() == [OURS] and world.runs()
