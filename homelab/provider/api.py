@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, TypeVar
 
 from homelab.provider.base import OutputsT, Work
@@ -25,8 +24,7 @@ class ApiWork(Work[NodeT, OutputsT]):
 
         :raises HomelabError: the host is no longer configured.
         """
-        host_at = functools.partial(self.stack.host_at, inputs.host)
-        return Api(host_at(inputs.node) or self.host(inputs), inputs.node, host_at=host_at)
+        return Api(self.stack.host_at(inputs.host, inputs.node) or self.host(inputs), inputs.node)
 
     def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
         """A GET for a refresh: at most one of a path in a run."""

@@ -12,10 +12,10 @@ from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
 from homelab.provider.plain import Properties
 from homelab.remote import guard, ledger, scripts, ssh, stack_folder
+from homelab.remote.proxmox.api import strings
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
-from homelab.vm.config import strings
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh

@@ -15,10 +15,10 @@ from homelab.provider.new_guest import (
     is_marked,
     marked_anew,
 )
+from homelab.remote.proxmox.api import strings
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.new_container import NewContainer
 from homelab.text import tell
-from homelab.vm.config import strings
 from remote_scripts.shared.properties import parse
 
 # Of `config`, what is read back on a refresh, and changed in place.

@@ -12,10 +12,10 @@ from homelab.errors import HomelabError
 from homelab.properties import same
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
+from homelab.remote.proxmox.api import strings
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.base import NewGuest, NewGuestInputs
 from homelab.text import tell
-from homelab.vm.config import strings
 
 NewGuestT = TypeVar("NewGuestT", bound=NewGuestInputs)
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from proxmoxer.core import ResourceException
 
-from homelab.errors import HomelabError
-from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
+from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock, strings
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, LockHeldError, NoQuorumError, UnansweredError
 from tests.unit.hosts import settings
 
@@ -111,7 +110,7 @@ def test_a_task_is_taken_for_the_one_whose_answer_was_lost_only_if_it_can_be_no_
     """The request is sent again, whatever else of its kind the node did."""
     api = Lossy(HOST, "pve", clock=Passing())
     task = {"upid": "UPID:pve:1:1:1:qmstop:103:root@pam:", "type": "qmstop", "user": "root@pam", **other}
-    api.listed = [task | {"starttime": int(api.node_time) + other.get("starttime", 60)}]
+    api.listed = [task | {"starttime": int(api._connection.node_time) + other.get("starttime", 60)}]
     if is_followed:
         api._followed_upids.add(task["upid"])
     api.carry_out("post", "nodes/pve/qemu/103/status/stop", "off", 60, print, kinds=("qmstop",))
@@ -172,12 +171,5 @@ def test_a_refusal_shows_no_secret_of_the_request() -> None:
     assert error.found == "400 ***, 4444 (cipassword: *** is short)" and "hunter22" not in error.reason
 
 
-def test_another_node_is_asked_over_its_own_connection() -> None:
-    """Each answers for itself alone."""
-    other = HOST.model_copy(update={"address": "192.0.2.2"})
-    api = Api(HOST, "pve", host_at={"pve2": other}.get)
-    assert api.at("pve") is api
-    assert (api.at("pve2").host, api.at("pve2").node, api.node) == (other, "pve2", "pve")
-    assert api.at("pve2")._connection is not api._connection
-    with pytest.raises(HomelabError, match="no host of the settings is that node"):
-        api.at("pve3")
+def test_options_are_read_as_text_without_the_digest() -> None:
+    assert strings({"digest": "1a", "cores": 2, "name": "a"}) == {"cores": "2", "name": "a"}

@@ -73,7 +73,7 @@ def test_the_nodes_clock_is_that_of_its_last_answer(monkeypatch: pytest.MonkeyPa
     for date in (format_datetime(datetime.fromtimestamp(NOW - 3600, UTC)), "garbage", None):
         session.answer = answered(b'{"data": 1}', more=f"Date: {date}\r\n" if date else "")
         api.get("version", "")
-        times.append(api.node_time - NOW)
+        times.append(api._connection.node_time - NOW)
     assert times == [-3600.0, 0.0, 0.0]
 
 

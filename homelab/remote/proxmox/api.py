@@ -11,7 +11,6 @@ Only this module repeats requests:
 
 from __future__ import annotations
 
-import copy
 import re
 import time
 from collections import deque
@@ -20,7 +19,7 @@ from typing import Any
 
 from proxmoxer.core import ResourceException
 
-from homelab.errors import HomelabError, elsewhere, unlocking
+from homelab.errors import elsewhere, unlocking
 from homelab.remote.proxmox.connection import NoAnswerError, connected, no_answer
 from homelab.remote.proxmox.errors import (
     TAKEN_ELSEWHERE,
@@ -68,6 +67,14 @@ _NO_LOG_YET = "no content"  # the line of a log that is still empty
 _WAITS_FOR_LOCK = ("trying to acquire lock", "trying to acquire cfs lock")
 
 
+def strings(config: dict[str, Any]) -> dict[str, str]:
+    """A guest's options with their values as text, without the digest.
+
+    :param config: as the API gives it.
+    """
+    return {key: str(value) for key, value in config.items() if key != "digest"}
+
+
 class Clock:
     """The time; tests replace it."""
 
@@ -83,8 +90,7 @@ class Clock:
 class Api:
     """One host's API.
 
-    `host`: the settings; `node`: the node's name in its cluster; `host_at`: the settings of another node of it, by that
-    name, None: it has none; `patience`: seconds that an outage may last.
+    `host`: the settings; `node`: the node's name in its cluster; `patience`: seconds that an outage may last.
     """
 
     def __init__(
@@ -93,35 +99,14 @@ class Api:
         node: str,
         *,
         clock: Clock | None = None,
-        host_at: Callable[[str], Host | None] = lambda _: None,
         patience: float = OUTAGE_SECONDS,
     ) -> None:
         self.node = node
         self.host = host
         self.clock = clock or Clock()
-        self._host_at = host_at
         self._patience = patience
         self._followed_upids: set[str] = set()
         self._connection = connected(host)
-
-    def at(self, node: str) -> Api:
-        """The API of another node of the cluster, through the connection to that one: each answers for itself alone.
-
-        :raises HomelabError: the settings have no host that is that node.
-        """
-        if node == self.node:
-            return self
-        host = self._host_at(node)
-        if host is None:
-            raise HomelabError(
-                wanted=f"to ask {node}, a node of {self.node}'s cluster",
-                found="no host of the settings is that node",
-                why="each node answers for itself alone, over its own SSH connection",
-                next=f"describe {node} under hosts, with the same `cluster`; then run the same command again",
-            )
-        api = copy.copy(self)
-        api.node, api.host, api._connection = node, host, connected(host)
-        return api
 
     # -- requests ------------------------------------------------------------------------------------------------
     def get(self, path: str, wanted: str, /, **parameters: Any) -> Any:
@@ -139,15 +124,14 @@ class Api:
         """
         return self._ask("post", path, wanted, parameters)
 
-    def put(self, path: str, wanted: str, /, *, repeatable: bool = False, **parameters: Any) -> Any:
+    def put(self, path: str, wanted: str, /, **parameters: Any) -> Any:
         """PUT; other arguments as of `get`. One with a `digest` is sent once more when its answer was lost and nothing
         has been changed.
 
-        :param repeatable: it may be carried out twice.
         :raises ApiError: it was refused; UnansweredError: it may have been carried out.
         """
         try:
-            return self._ask("put", path, wanted, parameters, repeatable=repeatable)
+            return self._ask("put", path, wanted, parameters)
         except UnansweredError as lost:
             if "digest" not in parameters:
                 raise
@@ -155,7 +139,7 @@ class Api:
             try:
                 if self.get(path, wanted).get("digest") != parameters["digest"]:
                     raise
-                return self._ask("put", path, wanted, parameters, repeatable=repeatable)
+                return self._ask("put", path, wanted, parameters)
             except (UnansweredError, ChangedMeanwhileError):  # the first may have waited for a lock until now
                 raise lost from None
 
@@ -227,7 +211,6 @@ class Api:
         say: Callable[[str], None],
         *,
         kinds: tuple[str, ...],
-        on_start: Callable[[str], None] | None = None,
         **parameters: Any,
     ) -> list[str]:
         """Starts a task, waits for it, and returns its log's first and last lines. A task that failed because it waited
@@ -236,15 +219,13 @@ class Api:
         :param kinds: the types of task that the request may start, by which the task is found if the answer was lost.
         :param seconds: how long the task may take.
         :param say: called with each new line of its log.
-        :param on_start: called with its UPID. Another task than one that certainly is this request's won't do then.
         :raises ApiError: it was refused, failed, or still runs.
-        :raises UnansweredError: also where it isn't certain that a task is this request's, and `on_start` is given.
         """
         start_time = self.clock.now()
         pauses = _pauses(RETRY_SECONDS)
         while True:
             waited = self.clock.now() - start_time
-            upid = self._start_task(verb, path, wanted, kinds, parameters, say, on_start)
+            upid = self._start_task(verb, path, wanted, kinds, parameters, say)
             if not upid:
                 return []  # it was done at once, as a resize before Proxmox VE 8
             try:
@@ -265,7 +246,6 @@ class Api:
         kinds: tuple[str, ...],
         parameters: Mapping[str, object],
         say: Callable[[str], None],
-        on_start: Callable[[str], None] | None,
     ) -> str | None:
         """The UPID of the task that a request has started; None: it was done without a task. A request that wasn't
         answered is sent again only if there is no such task.
@@ -281,18 +261,11 @@ class Api:
                 upid = self._lost_task(path, kinds, parameters, request_time)
             except UnansweredError:
                 raise error from None
-            if upid is not None and on_start is not None:
-                raise error.retold(
-                    found=f"{error.found}; since then there is the task {upid}",
-                    why="whether it is this request's, or its owner's in the same moment, isn't known",
-                ) from error
             if upid is not None:
                 say("the answer was lost on the way; its task was started")
             else:
                 upid = self._ask(verb, path, wanted, parameters)
         self._followed_upids.add(upid or "")
-        if upid and on_start is not None:
-            on_start(upid)
         return upid
 
     def _lost_task(
@@ -321,11 +294,6 @@ class Api:
         tasks: list[dict[str, Any]] = self.get(f"nodes/{self.node}/tasks", "to see the node's tasks", **filters)
         return sorted(tasks, key=lambda task: -int(task["starttime"]))
 
-    @property
-    def node_time(self) -> float:
-        """The time by the node's clock, in seconds since 1970; to about a second."""
-        return self._connection.node_time
-
     def task(self, upid: str, wanted: str, seconds: float, say: Callable[[str], None]) -> list[str]:
         """Waits for a task, and returns its log's first and last lines.
 
@@ -349,14 +317,6 @@ class Api:
         self.delete(_path_of(upid), wanted)
         return self._end_of(upid, wanted, seconds) is not None
 
-    def log_of_ended(self, upid: str, seconds: float) -> list[str]:
-        """The log of somebody else's task, as `task_log`, once it has ended, or as it is after so many seconds.
-
-        :raises ApiError: it was refused, or not answered.
-        """
-        self._end_of(upid, "to see whether a task has ended", seconds)
-        return self.task_log(upid)
-
     def _end_of(self, upid: str, wanted: str, seconds: float, each: Callable[[], None] = lambda: None) -> str | None:
         """A task's exit status; None: it still runs after so many seconds.
 
@@ -372,15 +332,6 @@ class Api:
             if self.clock.now() > deadline:
                 return None
             self.clock.sleep(next(pauses))
-
-    def task_log(self, upid: str) -> list[str]:
-        """The log of a task that has ended: its first and last lines.
-
-        :raises ApiError: it was refused, or not answered.
-        """
-        log = _Log(lambda _: None, upid)
-        self._read_log(upid, "to read a task's log", log)
-        return log.lines
 
     def _read_log(self, upid: str, wanted: str, log: _Log) -> None:
         for _ in range(CHUNKS):
