@@ -105,7 +105,7 @@ class GpuVm(pulumi.ComponentResource):
 
 
 def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, object]:
-    """The inputs of `vm.config.VmCard`."""
+    """The inputs of `vm.cards.VmCard`."""
     return {**use.model_dump(mode="json"), **cards[use.gpu]}
 
 

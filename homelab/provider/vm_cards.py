@@ -17,7 +17,7 @@ from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen
 from homelab.text import tell
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import Seen, change_to, decide
+from homelab.vm.plan import SeenVm, change_to, decide
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers.guest_cards import Answer, Wanted
 
@@ -52,7 +52,8 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             nonlocal begun
             if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
-            found = decide(Seen(seen.config, seen.base, seen.losers), _wish(inputs, names), facts.guests, inputs.node)
+            vm = SeenVm(seen.config, seen.base, seen.originals, seen.losers)
+            found = decide(vm, _wish(inputs, names), facts.guests, inputs.node)
             refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *found.refusals]
             raise_all([*refused, *ha.refused_under_ha(facts, host, same_id)])
             begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
@@ -98,7 +99,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
         differences = [
             f"{key} is {seen.config.get(key, 'not there')} instead of {value or 'not there'}"
-            for key, value in change_to(Seen(seen.config, seen.base), _wish(inputs, {})).items()
+            for key, value in change_to(SeenVm(seen.config, seen.base, seen.originals), _wish(inputs, {})).items()
         ]
         differences += [] if outputs.state else [UNFINISHED]
         differences += [f"VM {vmid} isn't the VM that was given its cards"] if seen.is_another else []

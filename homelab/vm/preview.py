@@ -13,7 +13,7 @@ from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
 from homelab.vm import files, refusals
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import Seen, decide, seen_of, users_of
+from homelab.vm.plan import SeenVm, decide, seen_of, users_of
 
 
 def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:
@@ -82,7 +82,7 @@ def describe(
     return "\n".join(lines), errors
 
 
-def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: Seen) -> tuple[list[str], list[HomelabError]]:
+def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[list[str], list[HomelabError]]:
     """The plan's lines for a VM that is there, and refusals.
 
     :param node: the host's name in Proxmox VE.

@@ -50,6 +50,8 @@ class Answer:
     """As its next start takes it."""
     base: dict[str, str]
     """As it would be without homelab."""
+    originals: dict[str, str | None]
+    """What is noted of before."""
     digest: str
     runs: bool
     others_wait: tuple[str, ...] = ()
@@ -148,6 +150,7 @@ def _answer(
         is_here=guest.is_here,
         config=guest.note.as_asked(guest.config),
         base=guest.base,
+        originals=guest.note.originals,
         digest=guest.digest,
         runs=guest.is_here and guest.runs(),
         others_wait=tuple(guest.waits_for_others(())) if guest.is_here else (),

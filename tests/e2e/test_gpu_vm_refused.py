@@ -1,6 +1,6 @@
 """What stands against a change of a VM: it is named with its remedy, the VM is as it was, and the next `up` goes on.
 
-Each obstacle by itself, without the engine: tests/unit/test_vm_config.py, tests/lab/test_vm_refusals.py.
+Each obstacle by itself, without the engine: tests/unit/test_vm_plan.py, tests/lab/test_vm_refusals.py.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ def transaction(lab: Lab) -> VmTransaction:
     return VmTransaction(StackTexts({"hosts": json.dumps({NODE: host})}), NODE, "sandbox")
 
 
-def planned(seen: Answer, **card: Any) -> plan.Plan:
+def planned(seen: Answer, **card: Any) -> plan.VmPlan:
     guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings="", reservations="")
     wish = Wish("sandbox", VM, [VmCard(**{**CARD, **card})])
-    return plan.decide(plan.Seen(seen.config, seen.base, seen.losers), wish, guests, NODE)
+    return plan.decide(plan.SeenVm(seen.config, seen.base, seen.originals, seen.losers), wish, guests, NODE)
 
 
 def decided(seen: Answer, **card: Any) -> dict[str, str | None]:

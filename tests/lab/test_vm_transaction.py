@@ -105,7 +105,7 @@ class World:
         seen = self.read(vmid)
         wish = Wish("sandbox", vmid, list(cards), **about)
         guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings="", reservations="")
-        decided = plan.decide(plan.Seen(seen.config, seen.base), wish, guests, NODE)
+        decided = plan.decide(plan.SeenVm(seen.config, seen.base, seen.originals), wish, guests, NODE)
         raise_all(decided.refusals)
         takes = more.pop("takes", ())
         terms = Terms(owner=owner, **{"shutdown": 1, **more})
@@ -222,7 +222,7 @@ def test_a_reading_of_the_host_knows_what_is_homelabs(world: World) -> None:
     world.lab.run(f"qm set {VM} --delete hostpci2 --cores 3")  # it runs: both wait
     facts = ssh.read(host_of(world.lab), guests=True)
     answer, config = world.read(), facts.guests.config(VM)
-    by_run = plan.decide(plan.Seen(answer.config, answer.base), wish, facts.guests, NODE)
+    by_run = plan.decide(plan.SeenVm(answer.config, answer.base, answer.originals), wish, facts.guests, NODE)
     assert by_run.change == plan.decide(plan.seen_of(facts, VM), wish, facts.guests, NODE).change != {}
     assert config and {"hostpci2", "cores"} <= config.waiting.keys()
 

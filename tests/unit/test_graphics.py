@@ -15,7 +15,7 @@ from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import Plan, Seen, decide
+from homelab.vm.plan import SeenVm, VmPlan, decide
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -161,8 +161,8 @@ def card(**changes: Any) -> VmCard:
 def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
     wish = Wish("sandbox", 103, [card()], display="none")
 
-    def decided(machine: str) -> Plan:
-        return decide(Seen({"machine": machine}, {"machine": machine}), wish, desktop().guests, "pve")
+    def decided(machine: str) -> VmPlan:
+        return decide(SeenVm({"machine": machine}, {"machine": machine}, {}), wish, desktop().guests, "pve")
 
     of_old = decided("pc-i440fx-9.2")
     assert of_old.options == {"hostpci0": "mapping=igpu,legacy-igd=1", "vga": "none"} and of_old.refusals == []

@@ -1,4 +1,4 @@
-"""homelab/vm/plan.py: what a VM is to have for its cards, what stands against it, and the way back (after test_vm_config.py)."""
+"""homelab/vm/plan.py: what a VM is to have for its cards, what stands against it, and the way back."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.host.facts import CardUser, Guests
+from homelab.properties import same
+from homelab.remote.proxmox.api import strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import Seen
+from homelab.vm.plan import SeenVm
 from remote_scripts.guests.note import Note, identity
 
 FIRST = VmCard("first", "first", "0000:01:00")
@@ -39,8 +41,8 @@ class Vm:
     def base(self) -> dict[str, str]:
         return self.note.base(self.config, self.devices)
 
-    def planned(self, *cards: VmCard, **more: Any) -> plan.Plan:
-        return plan.decide(Seen(self.config, self.base), wish(*cards, **more), GUESTS, "pve")
+    def planned(self, *cards: VmCard, **more: Any) -> plan.VmPlan:
+        return plan.decide(SeenVm(self.config, self.base, self.note.originals), wish(*cards, **more), GUESTS, "pve")
 
     def up(self, *cards: VmCard, half: bool = False, **more: Any) -> dict[str, str]:
         decided = self.planned(*cards, **more)
@@ -83,6 +85,47 @@ def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
     assert vm.config["hostpci1"] == "mapping=first,pcie=1" and vm.config["hostpci2"] == "mapping=second,pcie=1"
     vm.up(SECOND)
     assert "hostpci1" not in vm.config and vm.config["hostpci2"] == "mapping=second,pcie=1"
+    vm.up(FIRST, SECOND)
+    assert vm.config["hostpci1"] == "mapping=first,pcie=1"
+
+
+BY_ADDRESS = dataclasses.replace(FIRST, by_address=True)
+
+
+@pytest.mark.parametrize("card", [FIRST, OWN, BY_ADDRESS, dataclasses.replace(OWN, by_address=True)])
+@pytest.mark.parametrize("other", [{}, {"hostpci0": "0000:05:00.0"}])
+def test_a_card_that_its_owner_has_moved_to_another_number_stays_there(card: VmCard, other: dict[str, str]) -> None:
+    vm = Vm(Q35)
+    vm.up(card)
+    vm.config = moved = Q35 | other | {"hostpci3": vm.config["hostpci0"]}
+    assert vm.planned(card).change == {} and vm.destroy() == moved
+
+
+def test_an_exchanged_card_takes_the_number_that_is_free() -> None:
+    vm = Vm(Q35)
+    vm.up(SECOND)
+    assert vm.planned(FIRST).change == {"hostpci0": "mapping=first,pcie=1"}
+    vm.up(FIRST)
+    assert vm.planned(SECOND, FIRST).change == {"hostpci1": "mapping=second,pcie=1"}
+
+
+def test_a_usb_device_by_a_mapping_of_that_name_is_no_card() -> None:
+    assert Vm(Q35 | {"usb0": "mapping=first"}).planned(FIRST).change == {"hostpci0": "mapping=first,pcie=1"}
+
+
+def test_the_machine_model_is_changed_where_that_is_asked_for_alone() -> None:
+    assert list(Vm(Q35).planned(FIRST, machine="q35").change) == ["hostpci0"]
+    vm = Vm({"machine": "pc-i440fx-9.2"})
+    no_pcie = dataclasses.replace(FIRST, pcie=False)
+    assert list(vm.planned(no_pcie).change) == ["hostpci0"]
+    vm.up(FIRST, machine="q35")
+    assert vm.planned(no_pcie).change == {"hostpci0": "mapping=first", "machine": "pc-i440fx-9.2"}
+
+
+def test_a_property_that_the_settings_no_longer_have_goes() -> None:
+    vm = Vm(Q35)
+    assert vm.up(dataclasses.replace(OWN, rombar=False))["hostpci0"] == "mapping=first,pcie=1,rombar=0"
+    assert vm.planned(OWN).change == {"hostpci0": "mapping=first,pcie=1"}
 
 
 def test_cards_keep_their_hostpci_numbers_on_a_node_with_swapped_slots() -> None:
@@ -125,11 +168,22 @@ def test_memory_that_is_fixed_already_is_left_alone(config: dict[str, str]) -> N
     assert list(Vm(Q35 | config).planned(FIRST).options) == ["hostpci0"]
 
 
-def test_what_somebody_else_has_changed_since_is_not_taken_back() -> None:
+@pytest.mark.parametrize("later", [{"hostpci0": "mapping=first,pcie=1,x-vga=1", "balloon": "1024"}, {}])
+def test_what_somebody_else_has_changed_since_is_not_taken_back(later: dict[str, str]) -> None:
     vm = Vm(Q35 | {"balloon": "2048"})
     vm.up(FIRST)
-    vm.config |= {"hostpci0": "mapping=first,pcie=1,x-vga=1", "balloon": "1024"}
-    assert vm.destroy() == Q35 | {"hostpci0": "mapping=first,pcie=1,x-vga=1", "balloon": "1024"}
+    vm.config = Q35 | later
+    assert vm.destroy() == Q35 | later
+
+
+@pytest.mark.parametrize("before", [{}, {"hostpci0": "0000:01:00,pcie=1"}])
+@pytest.mark.parametrize("value", ["mapping=first,pcie=1", "mapping=first,pcie=1,rombar=0", "mapping=other"])
+def test_while_a_value_is_replaced_the_vm_may_have_either(before: dict[str, str], value: str) -> None:
+    vm = Vm(Q35 | before)
+    vm.up(OWN)
+    vm.up(dataclasses.replace(OWN, rombar=False), half=True)
+    vm.config["hostpci0"] = value
+    assert vm.destroy() == Q35 | ({"hostpci0": value} if "other" in value else before)
 
 
 BY_HAND: dict[str, tuple[dict[str, str], list[VmCard], dict[str, str]]] = {
@@ -212,12 +266,31 @@ def test_a_device_isnt_put_back_beside_a_line_that_gives_it(line: str) -> None:
     assert vm.destroy() == Q35 | {"hostpci2": line}
 
 
+@pytest.mark.parametrize("more", [{"hostpci2": "01:00.0,pcie=1"}, {"hostpci5": "mapping=second"}])
+def test_a_line_that_is_back_already_and_another_cards_dont_keep_a_device_away(more: dict[str, str]) -> None:
+    by_hand = {"hostpci0": "01:00.1", "hostpci2": "01:00.0,pcie=1"}
+    vm = Vm(Q35 | by_hand)
+    vm.up(OWN, SECOND)
+    vm.config = Q35 | {"hostpci2": vm.config["hostpci2"]} | more
+    assert vm.destroy() == Q35 | by_hand | more
+
+
+def test_of_two_cards_one_that_its_owner_gives_anew_leaves_the_others_line() -> None:
+    by_hand = {"hostpci0": "01:00,pcie=1", "hostpci1": "41:00,pcie=1,x-vga=1"}
+    vm, both = Vm(Q35 | by_hand), (OWN, dataclasses.replace(SECOND, take_over=True))
+    vm.up(*both)
+    vm.config |= (anew := {"hostpci0": "01:00,pcie=1,romfile=b.rom"})
+    vm.up(*both)
+    assert vm.destroy() == Q35 | by_hand | anew
+
+
 def test_an_address_that_is_another_devices_by_now_is_not_put_back() -> None:
     """There it may be the host's own network card."""
     vm = Vm(Q35 | {"hostpci0": "01:00.0,pcie=1,x-vga=1", "hostpci1": "01:00.1"})
     vm.up(OWN)
-    vm.devices["0000:01:00.0"] = "a network card"
+    vm.devices |= {"0000:03:00.0": "01:00", "0000:01:00.0": "a network card"}
     del vm.devices["0000:01:00.1"]
+    assert vm.planned(dataclasses.replace(OWN, slot="0000:03:00")).change == {}, "it is given as its owner gave it"
     assert vm.destroy() == Q35
 
 
@@ -228,6 +301,15 @@ def test_a_mapping_by_hand_is_used_instead_of_a_second_one() -> None:
     named = Vm(config).planned(VmCard("first", "gpu0", "0000:01:00", take_over=True))
     assert (named.options, named.refusals) == ({}, [])
     assert Vm(config).planned(SECOND).refusals == []
+    vm = Vm(Q35)
+    vm.up(VmCard("first", "gpu0", "0000:01:00"))
+    assert vm.planned(FIRST).refusals == [], "it was given under its former name"
+
+
+def test_what_this_program_wrote_by_address_takes_no_yes() -> None:
+    vm = Vm(Q35)
+    vm.up(BY_ADDRESS)
+    assert vm.up(FIRST) == Q35 | {"hostpci0": "mapping=first,pcie=1"}
 
 
 NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
@@ -267,6 +349,9 @@ def test_a_mapping_by_hand_loses_no_option_without_a_yes(line: str, closed: bool
     vm = Vm(Q35 | {"hostpci0": line})
     assert [error.found for error in vm.planned(FIRST).refusals] == [f"hostpci0: {line}, set by hand"] * closed
     assert vm.planned(OWN).refusals == []
+    if not closed:
+        vm.up(FIRST)
+        assert vm.planned(FIRST).change == {}
 
 
 def test_what_was_given_and_changed_since_is_drift_where_it_loses_nothing() -> None:
@@ -277,6 +362,8 @@ def test_what_was_given_and_changed_since_is_drift_where_it_loses_nothing() -> N
     assert (decided.change, decided.refusals) == ({"hostpci0": "mapping=first,pcie=1"}, [])
     vm.config["hostpci0"] = "01:00,pcie=1"
     assert len(vm.planned(FIRST).refusals) == 1
+    vm.config |= {"hostpci0": "mapping=first,pcie=1", "hostpci3": "01:00,pcie=1"}
+    assert len(vm.planned(FIRST).refusals) == 1, "the VM would have the card twice"
 
 
 STANDS: dict[str, tuple[dict[str, str], VmCard, str]] = {
@@ -305,6 +392,14 @@ def test_what_stands_against_a_change_is_named_with_its_remedy(case: str) -> Non
 def test_who_has_a_card_already(config: dict[str, str], users: list[CardUser], said: str | None) -> None:
     errors = refusals.of_users(config, wish(FIRST), {"first": users})
     assert [said in str(error) for error in errors] == [True] * bool(said) if said else errors == []
+    told = refusals.remarks(config, wish(FIRST), {"first": users}, {})
+    is_off = any(not other.running and other.vmid != 103 for other in users)
+    assert any("which doesn't run with it now, has first as well" in remark for remark in told) is is_off
+
+
+def test_two_vms_with_a_card_may_start_with_the_host_where_that_is_accepted() -> None:
+    users = {"first": [user(onboot=True)]}
+    assert refusals.of_users(Q35 | {"onboot": "1"}, wish(FIRST, shared_onboot=True), users) == []
 
 
 def test_i440fx_is_refused_for_pci_express_alone() -> None:
@@ -323,10 +418,19 @@ def test_what_a_card_means_for_a_vm_is_said() -> None:
     )
     for text in ("OVMF is recommended", "balloon: 1024 becomes 0", "has snapshots", "can't be migrated"):
         assert any(text in remark for remark in remarks), text
+    assert Vm({"machine": "q35", "balloon": "1024", "parent": "before-upgrade"}).planned().remarks == []
 
 
-def test_identity() -> None:
-    assert identity({"smbios1": "serial=2,uuid=1-A", "meta": "ctime=1"}) == "1-a"
+@pytest.mark.parametrize(
+    ("config", "of_it"),
+    [
+        ({"smbios1": "serial=2,uuid=1-A", "meta": "ctime=1"}, "1-a"),
+        ({"smbios1": "serial=2", "meta": "ctime=1"}, "ctime=1"),
+        ({}, ""),
+    ],
+)
+def test_a_vms_identity_is_its_uuid_or_else_the_time_when_it_was_made(config: dict[str, str], of_it: str) -> None:
+    assert identity(config) == of_it
 
 
 def test_a_value_in_proxmox_ves_own_form_counts_as_the_one_that_was_asked_for() -> None:
@@ -335,3 +439,22 @@ def test_a_value_in_proxmox_ves_own_form_counts_as_the_one_that_was_asked_for() 
     assert note.as_asked({"tags": "a;b", "name": "x"}) == {"tags": "b;a", "name": "x"}
     assert note.base({"tags": "a;b"}, {}) == {}
     assert note.as_asked({"tags": "c"}) == note.base({"tags": "c"}, {}) == {"tags": "c"}
+
+
+def test_options_are_read_as_text_without_the_digest() -> None:
+    assert strings({"digest": "1a", "cores": 2, "name": "a"}) == {"cores": "2", "name": "a"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("mapping=a,pcie=1", "pcie=1,mapping=a", True),
+        ("01:00,pcie=1", "host=0000:01:00,pcie=1", True),
+        ("0000:01:00.0;01:00.1", "01:00.0;0000:01:00.1", True),
+        ("mapping=a", "mapping=b", False),
+        ("mapping=a", None, False),
+        (None, None, True),
+    ],
+)
+def test_values_that_mean_the_same(one: str | None, other: str | None, equal: bool) -> None:
+    assert same("hostpci0", one, other) is equal
