@@ -21,10 +21,6 @@ Runtime = Literal["docker", "containerd", "podman", "k3s"]
 Capability = Literal["compute", "video", "graphics"]
 CardUse = Literal["video", "compute"]
 
-#: Key of a VM's configuration -> the value that homelab has set (`ours`), the original (`before`), a hostpci option's
-#: `slot`, and the earlier `ours` while a run replaces it (`was`).
-Record = dict[str, dict[str, str | None]]
-
 #: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits.
 CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem": str, "class": str})
 

@@ -29,14 +29,12 @@ from remote_scripts.shared.reading import answer
 from remote_scripts.shared.reading.answer import Answer, DrmNodes, Holder
 from remote_scripts.tools.plain import FormError, of_plain
 
-# What the name of a VM's note begins with, before its id.
-_VM_NOTE = "qemu-"
-
-# What a note has at least, by the first part of its name (homelab/remote/ledger.py).
-_NOTED: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "vm": {"record": dict},
-    "power": {"identity": str, "at": int, "boot": str, "off": bool, "tasks": list},
-    "mapping": {"gpu": str, "path": str, "before": (str, type(None)), "had_flag": bool},
+# What the note of a mapping has at least (homelab/remote/ledger.py).
+_OF_A_MAPPING: dict[str, type | tuple[type, ...]] = {
+    "gpu": str,
+    "path": str,
+    "before": (str, type(None)),
+    "had_flag": bool,
 }
 
 
@@ -50,7 +48,7 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
         note = json.loads(ledger.get(name, ""))
     except ValueError:
         return None
-    parts = _NOTED.get(name.partition("/")[0], {})
+    parts = _OF_A_MAPPING if name.startswith("mapping/") else {}
     if not isinstance(note, dict) or any(
         key not in note or not isinstance(note[key], kind) for key, kind in parts.items()
     ):
@@ -125,7 +123,7 @@ def note_in(ledger: Mapping[str, str], vmid: int) -> Note:
     :param ledger: `HostFacts.ledger`.
     """
     try:
-        return of_plain(Note, json.loads(ledger.get(f"{_VM_NOTE}{vmid}", "{}")))
+        return of_plain(Note, json.loads(ledger.get(f"qemu-{vmid}", "{}")))
     except (ValueError, FormError):
         return Note()
 
@@ -389,12 +387,6 @@ class HostFacts(Answer):
         lines = [*config.devices(current=True), *config.devices(current=False)] if config else []
         own = [(key, value) for key, value in lines if note.has_set(key, value)]
         return bool(self.guests.options_in(own, self.path_of(place), self.cluster.node))
-
-    @property
-    def noted_vms(self) -> list[int]:
-        """The VMs of which something is noted, on whichever node they are."""
-        ids = (name.removeprefix(_VM_NOTE) for name in self.ledger if name.startswith(_VM_NOTE))
-        return sorted(int(vmid) for vmid in ids if vmid.isdecimal())
 
     def note_of(self, vmid: int) -> Note:
         """What is noted of a VM of this host; nothing, where that is of an earlier one of its id."""

@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from homelab.remote.ssh import Session
 
 
-def of_vm(vmid: int) -> str:
-    """The name of a VM's note, as runs before the transaction on the host have written it."""
-    return f"vm/{vmid}"
-
-
 def of_mapping(node: str, mapping: str) -> str:
     """The name of the note of a mapping's entry of this node."""
     return f"mapping/{node}/{mapping}"

@@ -1,4 +1,4 @@
-"""What `destroy` needs about things that aren't files of this host (a VM's options, a PCI mapping), kept on the host as
+"""What `destroy` needs about things that aren't files of this host (a PCI mapping, a download), kept on the host as
 well as in Pulumi's state: a stack whose state was lost takes over by it what is ours.
 
 A note is /var/lib/homelab/ledger/NAME, one line of JSON.
@@ -16,8 +16,8 @@ from remote_scripts.tools.system import System, changes
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`name`: such as vm/103; `note`: for `apply`, one line of JSON, empty: forget what is noted; `keep`: what is noted
-    already stays.
+    """`name`: such as mapping/pve/gpu; `note`: for `apply`, one line of JSON, empty: forget what is noted; `keep`: what
+    is noted already stays.
     """
 
     name: str
@@ -62,7 +62,7 @@ def _path(name: str) -> str:
     parts = name.split("/")
     if {"", ".", ".."} & {*parts} or "\0" in name or any(len(part.encode()) > 255 for part in parts):
         raise Failure(
-            "the name of a note in this host's ledger, such as vm/103",
+            "the name of a note in this host's ledger, such as mapping/pve/gpu",
             repr(name),
             "another file would be written or removed; nothing was changed",
             "this is a fault of the program: report it",

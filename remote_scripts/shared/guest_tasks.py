@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -139,14 +139,9 @@ def _who_shut(since: list[Task], is_own: Callable[[Task], bool]) -> str:
     return "" if was_homelab else "this program hasn't switched it off since"
 
 
-def shutdowns(
-    system: System, kind: Kind, guest: int, since: int, works: Collection[str] = ("shutdown", "stop")
-) -> list[Task]:
-    """Those that began since then, also of HA, the latest last; other arguments and errors as of `starts`.
-
-    :param works: of a task's kind what comes behind `qm` or `vz`.
-    """
-    kinds = ("hastop", *(f"{kind}{work}" for work in works))
+def shutdowns(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
+    """Those that began since then, also of HA, the latest last; arguments and errors as of `starts`."""
+    kinds = ("hastop", f"{kind}shutdown", f"{kind}stop")
     by_upid: dict[str, Task] = {}
     for task in tasks(system, "index.1", "index", "active"):
         is_about = task.guest == str(guest) and task.kind in kinds and task.start >= since
