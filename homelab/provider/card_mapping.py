@@ -7,12 +7,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.host.facts import note_in, noted_in
+from homelab.host.facts import HostFacts, note_in, noted_in
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
 from homelab.provider.peers import forget_notes
@@ -137,29 +137,31 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
 
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         host = self.host(inputs)
-        notes = ssh.read(host).ledger
-        holder = ledger.held_by(noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu)
+        facts = ssh.read(host)
+        holder = ledger.held_by(noted_in(facts.ledger, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu)
         if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
             tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
             if not host.gpus[holder].live_migration:
                 self._take_flag_back(inputs, outputs)
             return
-        self._delete(inputs, outputs, notes)
+        if user := self._user(inputs, outputs, facts):
+            tell(f"{inputs.mapping}: the PCI mapping stays: {user}")
+        else:
+            self._delete(inputs, outputs, facts.ledger)
 
-    def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
+    def remove_unfinished(self, node: str, host_name: str, facts: HostFacts) -> None:
         """Gives back what a run that was killed has left: noted on the host, in no state. To be called when the
         mappings of the state have been given back.
 
-        :param ledger_of_host: what is noted now.
+        :param facts: the host now.
         :raises HomelabError: it can't be.
         """
         host = self.stack.host(host_name)
         for gpu, settings in host.gpus.items():
             mapping = host.mapping_of(gpu)
-            noted = noted_in(ledger_of_host, ledger.of_mapping(node, mapping))
+            noted = noted_in(facts.ledger, ledger.of_mapping(node, mapping))
             if noted is None or ledger.held_by(noted, gpu):
                 continue
-            tell(f"{mapping}: the PCI mapping was begun by a run that was interrupted")
             inputs = CardMapping.Inputs(
                 host=host_name,
                 node=node,
@@ -169,12 +171,11 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
                 live_migration=settings.live_migration,
             )
             outputs = CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
-            self._delete(inputs, outputs, ledger_of_host)
+            if not self._user(inputs, outputs, facts):
+                tell(f"{mapping}: the PCI mapping was begun by a run that was interrupted")
+                self._delete(inputs, outputs, facts.ledger)
 
     def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
-        if user := self._user_in_another_stack(inputs, notes):
-            tell(f"{inputs.mapping}: the PCI mapping stays: {user}")
-            return
         api = self.api(inputs)
         self._give_back_to_vms(inputs, notes)
         noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
@@ -182,14 +183,20 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs), paths))
         forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)])
 
-    def _user_in_another_stack(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> str:
-        """The VM to which another stack has given the card, and that stack; empty: there is none."""
-        own = ledger.stack_of(self.urn)
-        for vmid, noted in _notes_of_vms(inputs, notes):
-            stack = noted.owner.rpartition("/")[0]
+    def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
+        """A VM that would lose its card with this entry, and isn't this stack's, such as a clone; empty: there is
+        none."""
+        own, noted = ledger.stack_of(self.urn), dict(_notes_of_vms(inputs, facts.ledger))
+        for vmid, note in noted.items():
+            stack = note.owner.rpartition("/")[0]
             if own and stack != own:
                 return f"VM {vmid} has it from the stack {stack}"
-        return ""
+        names = [
+            config.id
+            for config in facts.guests.configs
+            if config.kind == "vm" and config.id not in noted and _names(inputs, config.values.items())
+        ]
+        return f"VM {names[0]} has it, and not from this program" if names and not outputs.before else ""
 
     def _give_back_to_vms(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> None:
         """What VMs had before they were given the card, if their VmCards are in no state, since a run was killed while
@@ -224,9 +231,13 @@ def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Itera
         kind, _, number = name.partition("-")
         if kind == "qemu":
             noted = note_in(notes, int(number))
-            values = [(key, value or "") for key, values in noted.values.items() for value in values]
-            if any(parse(*option).get("mapping") == inputs.mapping for option in values if "hostpci" in option[0]):
+            if _names(inputs, ((key, value or "") for key, values in noted.values.items() for value in values)):
                 yield int(number), noted
+
+
+def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bool:
+    """Whether a VM with these options has the card by the mapping."""
+    return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
 
 
 def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             edits = facts.edits
             node = host.node or inputs.host
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
-            card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
+            card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts)
             owner = stack_folder.owner_of(self.urn, inputs.host)
             if owner in facts.agents:
                 self._remove_folder_left(inputs.host, host, owner)

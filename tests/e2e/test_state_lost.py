@@ -27,8 +27,7 @@ def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_back_all_bu
     made, mark, boots = stack.lab.snapshot(), stack.lab.mark(), len(stack.lab.boots())
 
     lose_the_state(stack)
-    taken = stack.up()
-    assert "VM 103 was given balloon, hostpci0 by this program before" in taken.output
+    stack.up()
     assert stack.lab.snapshot() == made
     assert (power_calls(stack, mark), len(stack.lab.boots())) == ([], boots)
 

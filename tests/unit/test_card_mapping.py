@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.host.facts import GuestConfig
 from homelab.provider import card_mapping
 from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
@@ -224,11 +225,37 @@ def noted_of(owner: str, mapping: str = "card") -> str:
 NOTES = {"qemu-104": noted_of("q/s/b", "other"), "qemu-105": "what is this?", "lxc-106": "{}"}
 
 
-@pytest.mark.parametrize(("stack", "stays"), [("q/s", "VM 103 has it from the stack q/s"), ("p/s", "")])
-def test_a_card_that_a_vm_has_from_another_stack_stays(stack: str, stays: str) -> None:
-    work = CardMappingWork(texts({}, {}).texts, "urn:pulumi:s::p::homelab:card:Mapping::a")
-    notes = {**NOTES, "qemu-103": noted_of(f"{stack}/a")}
-    assert work._user_in_another_stack(INPUTS, notes) == stays
+CLONE = GuestConfig("vm", 105, "hostpci1: mapping=card,pcie=1\n")
+ANOTHER = [GuestConfig("vm", 106, "hostpci0: mapping=other\n"), GuestConfig("lxc", 107, "hostpci0: mapping=card\n")]
+
+
+def facts_of(notes: dict[str, str], *configs: GuestConfig) -> Any:
+    return SimpleNamespace(ledger=notes, guests=SimpleNamespace(configs=[*configs]))
+
+
+@pytest.mark.parametrize(
+    ("stack", "configs", "outputs", "stays"),
+    [
+        ("q/s", [], ADDED, "VM 103 has it from the stack q/s"),
+        ("p/s", ANOTHER, ADDED, ""),
+        ("p/s", [GuestConfig("vm", 103, "hostpci0: mapping=card\n")], ADDED, ""),
+        ("p/s", [*ANOTHER, CLONE], ADDED, "VM 105 has it, and not from this program"),
+        ("p/s", [CLONE], PRIOR, ""),
+    ],
+)
+def test_a_card_that_a_vm_has_and_not_from_this_stack_stays(
+    stack: str, configs: list[GuestConfig], outputs: CardMapping.Outputs, stays: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = CardMappingWork(
+        texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts, "urn:pulumi:s::p::homelab:card:Mapping::a"
+    )
+    notes = {**NOTES, "qemu-103": noted_of(f"{stack}/a"), "mapping/pve1/card": json.dumps({**NOTED, "before": None})}
+    facts, done = facts_of(notes, *configs), list[str]()
+    assert work._user(INPUTS, outputs, facts) == stays
+    monkeypatch.setattr(ssh, "read", lambda _: facts)
+    monkeypatch.setattr(work, "_delete", lambda *_: done.append("deleted"))
+    work.delete(INPUTS, outputs)
+    assert done == ([] if stays else ["deleted"])
 
 
 GPU = {"match": "10de:2b85"}
@@ -253,7 +280,7 @@ def test_an_entry_stays_that_is_another_keys_by_now(
     work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": gpus}}).texts), list[str]()
 
     def read(_: Any) -> Any:
-        return SimpleNamespace(ledger={"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
+        return facts_of({"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
 
     monkeypatch.setattr(ssh, "read", read)
     monkeypatch.setattr(work, "_delete", lambda *_: calls.append("deleted"))
@@ -276,7 +303,7 @@ def test_what_a_killed_run_has_begun_is_given_back(
 ) -> None:
     work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts), list[Any]()
     monkeypatch.setattr(work, "_delete", lambda inputs, outputs, _: calls.append((inputs.entry["path"], outputs)))
-    work.remove_unfinished("pve1", "pve1", {"mapping/pve1/card": json.dumps(note)} if note else {})
+    work.remove_unfinished("pve1", "pve1", facts_of({"mapping/pve1/card": json.dumps(note)} if note else {}))
     assert calls == [("0000:05:00", given) for given in outputs]
 
 
@@ -286,7 +313,6 @@ def test_what_a_killed_run_has_begun_is_given_back(
         ("p/s", "pve1", {}, ["given back", "forgotten"], of(OTHER)),
         ("p/s", "", {}, ["given back", "forgotten"], of(OTHER)),
         ("p/s", "pve2", {}, ["forgotten"], of(OTHER)),
-        ("q/s", "pve1", {}, [], of(OTHER, OURS.replace("01:00", "05:00"))),
         ("p/s", "pve1", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, ["given back", "forgotten"], of(OTHER)),
         ("p/s", "pve1", {"a": {"host": "pve1", "vmid": 103, "gpus": []}}, ["forgotten"], of(OTHER)),
         ("p/s", "pve1", {"b": {"host": "pve1", "vmid": 103, "gpus": []}}, ["given back", "forgotten"], of(OTHER)),
