@@ -126,8 +126,11 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
             key: _with_address(options[key], config.get(key, "")) for key in changed if key in inputs.config
         }
         settings |= dict.fromkeys(key for key in removed if key in config)
-        # Nobody but Proxmox VE is told these: the guest gets them at its next start.
-        self._put(inputs, {key: options[key] for key in changed if key in inputs.secret_config})
+        # Proxmox VE alone is told these: on the host they would be noted, and shown.
+        secrets = {key: options[key] for key in changed if key in inputs.secret_config}
+        self._put(inputs, secrets)
+        for key in secrets:
+            _say(inputs, f"{key} set anew: the guest gets it at its next start")
         if settings:
             self._set(inputs, settings)
         if inputs.disk.size != before.disk.size:
