@@ -187,7 +187,7 @@ def _on_its_way(name: str, record: Record, description: str, guests: Guests) -> 
     """
     wanted, log = f"gpus.{name} with a VM, or with the host", "/var/lib/homelab/handover/log"
     if record.state == "VM" and record.vm not in map(str, guests.running):
-        if "vm" in guests.unlisted:
+        if guests.unlisted:
             return None  # that is a finding of its own
         return Finding(
             wanted,

@@ -54,8 +54,8 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None, vms: Mapping
         notes += remarks
     if (guest := reading.guest(vmid)) is not None and guest.pending:
         notes.append(f"pending until it is off and starts again: {'; '.join(guest.pending.splitlines())}")
-    if "vm" in reading.facts.guests.unlisted:
-        notes.append("`qm list` gave no answer on the host: whether it runs isn't known, and it counts as off")
+    if reading.facts.guests.unlisted:
+        notes.append("Proxmox VE's API gave no answer: whether it runs isn't known, and it counts as off")
     if not slots and not options:
         notes.append("no hostpci option: it has no card")
     return Report(

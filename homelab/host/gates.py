@@ -150,16 +150,16 @@ def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
 def guests_listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
     """A gate: the lists of running guests were read. A guest that isn't known to run could lose its card, or be
     switched off."""
-    programs = {"vm": ("VMs", "qm"), "lxc": ("containers", "pct")}
+    if not facts.guests.unlisted:
+        return []
     return [
         HomelabError(
-            wanted=f"to know which {guests} run",
-            found=f"`{program} list` gave no answer",
+            wanted="to know which guests run",
+            found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
             why="without an answer every guest would look stopped, and its card unused; so nothing was done",
-            next=f"see what `{program} list` says on the host (the service pve-cluster, a storage or a guest may "
-            "hang); when it answers, run `pulumi up` again",
+            next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
+            "guest may hang); when it answers, run `pulumi up` again",
         )
-        for guests, program in (programs[kind] for kind in facts.guests.unlisted)
     ]
 
 

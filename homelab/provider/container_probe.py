@@ -269,6 +269,6 @@ def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
     container = next((given for given in facts.containers if given.id == ctid), None)
     drift = container.drift if container else ["nothing on the host tells what was given to it"]
     power, runs = inputs.power, ctid in facts.guests.running
-    if power != "keep" and runs != (power == "running") and "lxc" not in facts.guests.unlisted:
+    if power != "keep" and runs != (power == "running") and not facts.guests.unlisted:
         drift = [*drift, f"container {ctid} is {'running' if runs else 'stopped'} instead of {power}"]
     return drift

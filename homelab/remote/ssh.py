@@ -496,7 +496,7 @@ class Session:
 
 def _is_off(reading: facts.HostFacts, ctid: int) -> bool:
     """Whether a container doesn't run; what nobody knows counts as running."""
-    return "lxc" not in reading.guests.unlisted and ctid not in reading.guests.running
+    return not reading.guests.unlisted and ctid not in reading.guests.running
 
 
 async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:

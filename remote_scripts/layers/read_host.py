@@ -41,7 +41,7 @@ _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is read besides. `guests`: also which guests run, which takes qm and pct a second each, and the cluster;
+    """What is read besides. `guests`: also which guests run, and the cluster;
     `lspci`: also what lspci says; `acs`: also which devices isolate what is behind them, where the host has IOMMU
     groups already; `signs`: a regular expression, lines of the kernel's log that are passed on; empty: the log isn't
     read.

@@ -112,13 +112,11 @@ def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, reboo
 
 def _name_guests(system: System) -> str:
     """What a reboot stops: `VM 103 (Sandbox), container 901 (ai-lab)`."""
-    stopped: list[str] = []
-    for kind, program, word in (("vm", "qm", "VM"), ("lxc", "pct", "container")):
-        running = guests.running(system, kind)
-        if running is None:
-            stopped.append(f"whatever {word}s are running (`{program} list` gave no answer)")
-        stopped += [f"{word} {guest.id} ({guest.name})" for guest in running or ()]
-    return ", ".join(stopped)
+    words = {"qm": "VM", "pct": "container"}
+    try:
+        return ", ".join(f"{words[guest.program]} {guest.id} ({guest.name})" for guest in guests.running(system))
+    except Failure as failure:
+        return f"whatever guests run (Proxmox VE's API gives no answer: {failure.found})"
 
 
 def _apply(system: System, wanted: Wanted) -> Answer:

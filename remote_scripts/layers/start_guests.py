@@ -17,6 +17,7 @@ from typing import Any
 
 from remote_scripts.shared import guest_tasks, guests_to_start, ha, hookscripts, switch
 from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.guests import KINDS
 from remote_scripts.shared.guests_to_start import Line
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.restart import is_going_down
@@ -40,7 +41,6 @@ _GIVEN_UP_SECONDS = 86400
 _GRACE_SECONDS = 60.0
 # What the host has told of them in this boot.
 _TOLD = "/run/homelab/ran-told"
-_KINDS = {"qm": "qemu", "pct": "lxc"}
 _NUMBER = re.compile(r"[1-9][0-9]{0,11}")
 _BOOTED = re.compile(r"^btime ([1-9][0-9]{0,11})$", re.MULTILINE)
 _STARTS, _SHUTDOWNS = ("qmstart", "vzstart"), ("qmshutdown", "vzshutdown")
@@ -197,7 +197,7 @@ class _GuestStarts:
             return
         self._guests = {}
         try:
-            for program, kind in _KINDS.items():
+            for program, kind in KINDS.items():
                 self._guests |= {(program, str(guest["vmid"])): guest for guest in self._api.get(f"/{kind}")}
         except Failure as failure:
             self._unanswered = failure.found
@@ -206,7 +206,7 @@ class _GuestStarts:
         self._ask()
         self._left = sorted(guests_to_start.lines(self._system), key=self._start_order)
         for line in [*self._left]:
-            is_one = line.program in _KINDS and _NUMBER.fullmatch(line.guest) and _NUMBER.fullmatch(line.since)
+            is_one = line.program in KINDS and _NUMBER.fullmatch(line.guest) and _NUMBER.fullmatch(line.since)
             if is_one and line.guest not in self._unwanted and not self._is_settled(line):
                 self.done.later.append(self._describe(line))
                 continue
@@ -230,7 +230,7 @@ class _GuestStarts:
         return str(self._guests.get((line.program, line.guest), {}).get("status", "running")) != "running"
 
     def _path(self, line: Line) -> str:
-        return f"/{_KINDS[line.program]}/{line.guest}"
+        return f"/{KINDS[line.program]}/{line.guest}"
 
     def _option(self, line: Line, key: str) -> str:
         """What its configuration says for its next start.

@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 import time
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]
+#: What Proxmox VE's API calls guests by their programs.
+KINDS = {"qm": "qemu", "pct": "lxc"}
 _LAST_LINES: dict[str, Power] = {"status: stopped": "off", "status: unknown": "unknown"}
 _FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
 _LOOK_SECONDS = 1.0
+# A ticket serves a whole run.
+_api = functools.lru_cache(maxsize=1)(NodeApi)
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that runs."""
+    """A guest that runs. `program`: qm or pct."""
 
+    program: str
     id: int
     name: str
 
 
-def running(system: System, kind: str) -> list[Guest] | None:
-    """The guests that run; None: there was no answer, which is no empty list.
+def running(system: System) -> list[Guest]:
+    """The guests that run, also those that are paused: VMs first, by their ids.
 
-    The last column of `qm list` is the VM's process: one without a name is listed as `VM 103`, so that its status isn't
-    the third, and a paused one runs, too.
-
-    :param kind: vm or lxc.
+    :raises Failure: there is no answer, which is no empty list.
     """
-    program = "qm" if kind == "vm" else "pct"
-    if not system.run.has(program):
+    if not system.run.has("qm"):
         return []
-    done = system.run.ask(program, "list")
-    if done.status != 0:
-        return None
-    guests = []
-    for words in map(str.split, done.text.split("\n")):
-        if len(words) < 2 or not words[0].isdecimal():
-            continue
-        if kind != "vm":
-            if words[1] == "running":
-                guests.append(Guest(int(words[0]), words[-1]))
-        elif re.fullmatch(r"[1-9][0-9]*", words[-1]):
-            is_nameless = words[1:3] == ["VM", words[0]]
-            guests.append(Guest(int(words[0]), f"VM {words[0]}" if is_nameless else words[1]))
-    return guests
+    return [
+        Guest(program, int(guest["vmid"]), guest["name"])
+        for program, kind in KINDS.items()
+        for guest in sorted(_api(system).get(f"/{kind}"), key=lambda guest: int(guest["vmid"]))
+        if guest["status"] == "running"
+    ]
 
 
 def is_gone(system: System, program: str, guest: str) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from remote_scripts.shared import boot_service, guests, handover, notes
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -101,18 +102,17 @@ def note_running(system: System) -> str:
     :raises Failure: as of `lines`, and `Work.tries`.
     """
     boot, seconds = boot_id(system), str(int(time.time()))
-    noted: list[Line] = []
-    for kind, program in (("vm", "qm"), ("lxc", "pct")):
-        for _ in system.work.tries(_LIST_SECONDS, f"waiting for the answer of `{program} list`"):
-            running = guests.running(system, kind)
-            if running is not None:
-                break
-        else:
-            return (
-                f"`{program} list` gave no answer for {_LIST_SECONDS:.0f} s: which guests are to run again afterwards "
-                "is not known"
-            )
-        noted += [Line(program, str(guest.id), seconds, boot) for guest in running]
+    for _ in system.work.tries(_LIST_SECONDS, "waiting until Proxmox VE says which guests run"):
+        try:
+            noted = [Line(guest.program, str(guest.id), seconds, boot) for guest in guests.running(system)]
+            break
+        except Failure as failure:
+            why = failure.found
+    else:
+        return (
+            f"Proxmox VE's API gave no answer for {_LIST_SECONDS:.0f} s ({why}): which guests are to run again "
+            "afterwards is not known"
+        )
     noted += [Line("pct", ctid, seconds, boot) for ctid in handover.owed_starts(system)]
     here = {(line.program, line.guest) for line in noted}
     try:

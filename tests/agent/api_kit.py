@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from remote_scripts.shared import api, pmxcfs
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host
 
@@ -17,6 +18,22 @@ Answers = Callable[[str, str, dict[str, str]], Any]
 
 class RefusedError(Exception):
     """What Proxmox VE says instead."""
+
+
+def runs(host: Host, vms: dict[int, str], containers: dict[int, str], *others: int) -> None:
+    """It lists these guests, which run, and these others, VMs that are off."""
+    listed = {
+        "/qemu": [{"vmid": vmid, "name": name, "status": "running"} for vmid, name in vms.items()]
+        + [{"vmid": vmid, "name": f"VM {vmid}", "status": "stopped"} for vmid in others],
+        "/lxc": [{"vmid": str(ctid), "name": name, "status": "running"} for ctid, name in containers.items()],
+    }
+    host.programs["qm"] = lambda _arguments, _stdin: 1
+    serve(host, lambda _method, path, _parameters: listed[path], pmxcfs.this_node(host.system()).name)
+
+
+def says_nothing(host: Host) -> None:
+    """There is none."""
+    host.programs |= dict.fromkeys(("perl", "qm"), lambda _arguments, _stdin: Done(2, b"", b"no quorum!\n"))
 
 
 def serve(host: Host, answers: Answers, node: str = "pve") -> None:
@@ -38,4 +55,14 @@ def serve(host: Host, answers: Answers, node: str = "pve") -> None:
             status = f"500 {error}"
         return Done(0, f"HTTP/1.1 {status}\r\nConnection: close\r\n\r\n{json.dumps({'data': data})}".encode())
 
-    host.programs |= {"perl": lambda _arguments, _stdin: f"a warning\n{_TICKET}", "pvedaemon": answered}
+    others = host.programs.get("perl")
+
+    def perl(arguments: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        return others(arguments, stdin) if others and not is_mint(arguments) else f"a warning\n{_TICKET}"
+
+    host.programs |= {"perl": perl, "pvedaemon": answered}
+
+
+def is_mint(arguments: Sequence[str]) -> bool:
+    """Whether perl is to make a ticket."""
+    return [*arguments] == [*api.MINT[1:]]

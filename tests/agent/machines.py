@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from remote_scripts.tools.run import Stand
-from tests.agent import boot_kit, cluster_kit, container_kit, handover_kit
+from tests.agent import api_kit, boot_kit, cluster_kit, container_kit, handover_kit
 from tests.agent import test_guests_to_start as guests
 from tests.agent.kit import Cut, Host, Tree, left_by
 from tests.scripts import cut_kit
@@ -115,6 +115,7 @@ class Boot(Machine):
 
     def begin(self) -> None:
         boot_kit.stock(self.host, self.example.get("loader", "grub"))
+        api_kit.runs(self.host, {}, {})
 
     def go_on(self, before: Any, is_booted: bool) -> None:
         boot_kit.run(self.host)
@@ -214,7 +215,8 @@ class Returned(Node):
 
     def begin(self) -> None:
         super().begin()
-        self.host.programs |= dict.fromkeys(("qm", "pct", "systemd-run"), _saying(""))
+        self.host.programs["systemd-run"] = _saying("")
+        api_kit.runs(self.host, {}, {})
         boot = {"words": ["amd_iommu=on"]}
         wanted = {"policy": "auto", "boot": boot, "rollback_after": 600, "awaited": 1800}
         self.host.ask("apply", "reboot", wanted)

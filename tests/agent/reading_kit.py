@@ -15,7 +15,7 @@ from remote_scripts.tools.run import Done, Stand
 from tests.agent.kit import Host
 
 #: What a reading asks, and what a host like this one has nothing to say about.
-SILENT = ("df", "dmesg", "dpkg-query", "journalctl", "lsblk", "lspci", "pct", "qm")
+SILENT = ("df", "dmesg", "dpkg-query", "journalctl", "lsblk", "lspci")
 
 
 @pytest.fixture

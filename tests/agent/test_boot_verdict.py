@@ -22,7 +22,7 @@ from remote_scripts.shared import guests_to_start, route, switch
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
-from tests.agent import boot_kit
+from tests.agent import api_kit, boot_kit
 from tests.agent.boot_kit import ARMED, HOME, LOADERS, WAY, lasting, without_words
 from tests.agent.kit import Host, Refused, watched
 
@@ -246,11 +246,10 @@ def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
     without_words(host, WORDS, "grub")
     host.write(f"{HOME}/ran", "pct 901 1 boot\n")
     host.write(f"{HOME}/ran-program", "", 0o700)
-    running = (
-        "      VMID NAME   STATUS     MEM(MB)    BOOTDISK(GB) PID\n       103 gaming running    2048   32.00 4711\n"
-    )
-    host.programs["qm"] = lambda *_: Done(0, running.encode()) if lists else Done(255, b"")
-    host.programs["pct"] = lambda *_: Done(0, b"VMID       Status     Lock         Name\n")
+    if lists:
+        api_kit.runs(host, {103: "gaming"}, {})
+    else:
+        api_kit.says_nothing(host)
     assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=restarts)) == "finished"
     noted = [line.split()[:2] + line.split()[3:] for line in host.read(f"{HOME}/ran").splitlines()]
     assert noted == [["qm", "103", "later"]] * (restarts and lists) + [["pct", "901", "boot"]]
@@ -260,14 +259,15 @@ def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_bac
     without_words(host, WORDS, "grub")
     host.write(f"{HOME}/ran/x", "")
     host.write(f"{HOME}/ran-program", "", 0o700)
-    host.programs |= {"qm": lambda *_: Done(0, b""), "pct": lambda *_: Done(0, b"")}
+    api_kit.runs(host, {}, {})
     assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=True)) == "finished"
 
 
 def test_nobody_is_noted_where_nothing_is_owed_from_before(host: Host) -> None:
     """Such as on a host whose restart homelab hasn't ordered: whoever runs then has started by Proxmox VE itself."""
     without_words(host, WORDS, "grub")
-    host.programs["qm"] = lambda *_: pytest.fail("it is asked who runs")
+    api_kit.says_nothing(host)
+    host.programs["perl"] = lambda *_: pytest.fail("it is asked who runs")
     assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=True)) == "finished"
     assert not host.exists(f"{HOME}/ran")
 

@@ -72,7 +72,7 @@ def test_the_hook_sees_each_card_that_a_vm_has(host: Host) -> None:
 @each(MAPPINGS)
 def test_a_mapping_has_the_paths_that_proxmox_ve_finds(name: str) -> None:
     text, paths = MAPPINGS[name]["text"], MAPPINGS[name]["paths"]
-    entries = Guests(frozenset(), [], [], text, "").mapping_entries
+    entries = Guests(frozenset(), "", [], text, "").mapping_entries
     assert {
         id: [entry["path"] for entry in lines if entry.get("node") == "pve"] for id, lines in entries.items()
     } == paths

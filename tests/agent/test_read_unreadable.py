@@ -15,6 +15,7 @@ from homelab.host.facts import HostFacts
 from remote_scripts.shared import conf_files, time_limit
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools import child_process
+from tests.agent import api_kit
 from tests.agent.kit import Host
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
@@ -329,8 +330,7 @@ def test_what_is_too_long_to_be_passed_on_is_told(host: Host) -> None:
 
 
 def test_a_guest_that_runs_has_a_configuration(whole: Host) -> None:
-    whole.programs["qm"] = says("VMID NAME STATUS\n103 a running 1 2 3\n104 b running 1 2 4\n")
-    whole.programs["pct"] = says("VMID Status Lock Name\n902 running x\n")
+    api_kit.runs(whole, {103: "a", 104: "b"}, {902: "x"})
     assert read(whole).unreadable == [
         f"{path}: it isn't there, and that guest runs"
         for path in ("/etc/pve/qemu-server/104.conf", "/etc/pve/lxc/902.conf")

@@ -17,7 +17,7 @@ from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, swit
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
 from tests import sampling
-from tests.agent import cluster_kit
+from tests.agent import api_kit, cluster_kit
 from tests.agent.cluster_kit import (
     BOOT,
     HA_STOCK,
@@ -38,16 +38,6 @@ from tests.agent.cluster_kit import (
 from tests.agent.kit import Cut, Host, Refused, cuts, left_by
 
 __all__ = ["clock"]
-QM_LIST = """\
-      VMID NAME                 STATUS     MEM(MB)    BOOTDISK(GB) PID
-       103 Sandbox              running    16384             64.00 1234
-       200 db                   running    4096              32.00 1235
-"""
-PCT_LIST = """\
-VMID       Status     Lock         Name
-901        running                 ai-lab
-902        running                 dns
-"""
 ORDERED = "/run/homelab/ordered"
 ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
 
@@ -68,10 +58,9 @@ def booted(host: Host) -> None:
     host.write("/proc/cmdline", "quiet\n")
     host.programs |= {
         "bash": lambda _arguments, _stdin: " quiet\n",
-        "qm": lambda _arguments, _stdin: QM_LIST,
-        "pct": lambda _arguments, _stdin: PCT_LIST,
         "systemd-run": lambda arguments, _stdin: cluster_kit.noted(host, "systemd-run", arguments),
     }
+    api_kit.runs(host, {103: "Sandbox", 200: "db"}, {901: "ai-lab", 902: "dns"})
 
 
 def wanted(*, keep_quorum: bool = True) -> Wanted:
@@ -108,10 +97,17 @@ def at_turn(host: Host, act: Callable[[], object]) -> None:
     real = host.programs["perl"]
 
     def perl(arguments: Sequence[str], stdin: bytes) -> Any:
-        act()
+        if not api_kit.is_mint(arguments):
+            act()
         return real(arguments, stdin)
 
     host.programs["perl"] = perl
+
+
+def at_list(host: Host, path: str, act: Callable[[], object]) -> None:
+    """It happens where it is asked which guests run, and this file is there."""
+    real = host.programs["pvedaemon"]
+    host.programs["pvedaemon"] = lambda words, text: (act() if host.exists(path) else None, real(words, text))[1]
 
 
 def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> None:
@@ -319,16 +315,13 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
     """Much is waited for since it was taken: somebody removes it, as a message says, and another node takes it."""
     host.write(f"{HOME}/armed", ARMED)
 
-    def meanwhile(act: Callable[[], object]) -> None:
-        host.programs["pct"] = lambda _arguments, _stdin: (act() if host.exists(TURN) else None, PCT_LIST)[1]
-
     if what == "taken":
-        meanwhile(lambda: turn_of(host, "pve2"))
+        at_list(host, TURN, lambda: turn_of(host, "pve2"))
         assert f"it isn't this node's turn any more: {TURN} names pve2" in refusal(host)
         assert host.read(TURN).startswith("node pve2\n")
         (host.root / TURN[1:]).unlink()
     elif what == "removed":
-        meanwhile((host.root / TURN[1:]).unlink)
+        at_list(host, TURN, (host.root / TURN[1:]).unlink)
         assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
     else:
         real = pmxcfs.content_of
@@ -348,10 +341,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
 def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(host: Host) -> None:
     (host.root / "etc/pve/corosync.conf").unlink()
     assert ask(host, "plan")["cluster"] == ""
-    host.programs["pct"] = lambda _arguments, _stdin: (
-        host.write("/etc/pve/corosync.conf", "totem {}\n") if host.exists("/var/lib/homelab/wanted-boot") else None,
-        PCT_LIST,
-    )[1]
+    at_list(host, "/var/lib/homelab/wanted-boot", lambda: host.write("/etc/pve/corosync.conf", "totem {}\n"))
     assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
 
 
@@ -366,7 +356,7 @@ def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: 
     if what == "systemd-run":
         host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"Transaction is destructive")
     elif what == "which guests run":
-        host.programs["pct"] = lambda arguments, _stdin: Done(1, b"")
+        host.programs["pvedaemon"] = lambda _arguments, _stdin: Done(0, b"")
     elif what == "the note of them":
         (host.root / "etc/systemd/system/homelab-ran.service/x").mkdir(parents=True)
     else:

@@ -13,7 +13,7 @@ from remote_scripts.layers import cmdline
 from remote_scripts.layers.reboot import Wanted
 from remote_scripts.shared import reboot_required
 from remote_scripts.tools.run import Done
-from tests.agent import reading_kit
+from tests.agent import api_kit, reading_kit
 from tests.agent.cluster_kit import Clock, clock
 from tests.agent.kit import Host
 
@@ -188,16 +188,12 @@ def make(host: Host, case: Case) -> None:
         "bash": lambda _arguments, _stdin: f"{case.others} \n",
         "modinfo": lambda _arguments, _stdin: Done(0, modinfo.encode()) if case.modules else 1,
         "dpkg-query": lambda _arguments, _stdin: 0,
-        # One without a name, and one that is paused.
-        "qm": lambda _arguments, _stdin: (
-            "VMID NAME STATUS\n103 Sandbox running 1 2 3\n104 Other stopped 1 2 0\n105 VM 105 running 1 2 4\n106 VM 106 stopped 1 2 0\n107 Idle paused 1 2 5\n"
-        ),
-        "pct": lambda _arguments, _stdin: "VMID Status Lock Name\n901 running ai-lab\n902 stopped old\n",
         "ip": lambda _arguments, _stdin: "",
         "ping": lambda _arguments, _stdin: 1,
         "systemctl": lambda _arguments, _stdin: 0,
         "systemd-run": lambda arguments, _stdin: str(host.write("/called", " ".join(arguments))),
     }
+    api_kit.runs(host, {105: "VM 105", 103: "Sandbox"}, {901: "ai-lab"}, 104, 106)
 
 
 def configure(host: Host) -> None:
@@ -227,7 +223,7 @@ def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock,
     said = ask(host, case, "plan")
     assert (tuple(said["reasons"]), tuple(said["perhaps"])) == (case.reasons, case.perhaps)
     assert said["reboot"] == ("yes" if case.reasons else "no")
-    assert said["guests"] == "VM 103 (Sandbox), VM 105 (VM 105), VM 107 (Idle), container 901 (ai-lab)"
+    assert said["guests"] == "VM 103 (Sandbox), VM 105 (VM 105), container 901 (ai-lab)"
     assert host.tree() == before
     did = ask(host, case, "apply")
     # Of what the driver lacks alone, nothing is in the boot configuration: there is nothing that a roll-back would give back.
@@ -265,9 +261,9 @@ def test_a_manual_reboot_is_planned_as_one(host: Host) -> None:
 def test_a_list_of_guests_that_doesnt_come_is_no_empty_one(host: Host) -> None:
     case = CASES["a stock host"]
     make(host, case)
-    host.programs["qm"] = lambda _arguments, _stdin: Done(255, b"ipcc_send_rec[1] failed: Connection refused\n")
+    api_kit.says_nothing(host)
     said = ask(host, case, "plan")
-    assert said["guests"] == "whatever VMs are running (`qm list` gave no answer), container 901 (ai-lab)"
+    assert "whatever guests run (Proxmox VE's API gives no answer: no ticket" in said["guests"]
 
 
 def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host: Host) -> None:

@@ -64,7 +64,7 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
         "guests": {"running": [103], "configs": [], "mappings": "", "reservations": ""},
     }  # fmt: skip
-    guests = {"unlisted": [], **changes.pop("guests", values["guests"])}
+    guests = {"unlisted": "", **changes.pop("guests", values["guests"])}
     return parse(_NOTHING | values | changes | {"guests": guests})
 
 

@@ -453,7 +453,7 @@ def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
 
 def test_a_vm_of_which_nobody_knows_whether_it_runs() -> None:
     seen = with_vm()
-    guests = replace(seen.facts.guests, unlisted=("vm",))
+    guests = replace(seen.facts.guests, unlisted="Connection refused")
     report = diagnose_vm(reading(facts=replace(seen.facts, guests=guests)), 103)
     assert any("whether it runs isn't known" in note for note in report.notes)
 

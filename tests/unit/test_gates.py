@@ -352,8 +352,8 @@ def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
 
 
 def test_guests_that_the_host_doesnt_list_are_not_taken_for_off() -> None:
-    facts = desktop(guests=asdict(desktop().guests) | {"unlisted": ["vm", "lxc"]})
-    assert reasons(facts, settings()) == ["`qm list` gave no answer", "`pct list` gave no answer"]
+    facts = desktop(guests=asdict(desktop().guests) | {"unlisted": "Connection refused"})
+    assert reasons(facts, settings()) == ["Proxmox VE's API on the host gives no answer: Connection refused"]
 
 
 # -- a card that comes back from a VM ---------------------------------------------------------------------------------

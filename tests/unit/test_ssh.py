@@ -1080,14 +1080,14 @@ def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:
 
 def test_where_nobody_knows_what_runs_no_container_counts_as_off() -> None:
     with pytest.raises(HomelabError, match="container 902 running"):
-        _Answering(running=[], unlisted=["lxc"]).read(guests=True, systems=["901", "902"])
+        _Answering(running=[], unlisted="refused").read(guests=True, systems=["901", "902"])
 
 
 def test_a_container_that_stops_while_the_host_is_read_counts_as_off() -> None:
     session = _Answering(running=[901, 902], later={"running": [901]})
     reading = session.read(guests=True, systems=["901", "902"])
     assert reading.systems == {"901": '{"read": 901}', "902": None}
-    known: list[dict[str, object]] = [{"running": [901, 902]}, {"running": [], "unlisted": ["lxc"]}]
+    known: list[dict[str, object]] = [{"running": [901, 902]}, {"running": [], "unlisted": "refused"}]
     for later in known:
         with pytest.raises(HomelabError, match="container 902 running"):
             _Answering(running=[902], later=later).read(guests=True, systems=["902"])

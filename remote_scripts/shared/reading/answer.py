@@ -211,12 +211,12 @@ class Guests:
     """The host's guests. `running`: ids of the VMs and containers that run; `configs`: the lines about cards of guests'
     configurations.
 
-    `unlisted`: kinds (vm, lxc) whose list of running guests could not be read; `mappings`: /etc/pve/mapping/pci.cfg;
-    `reservations`: qemu-server's, a line for each PCI function that a VM runs with.
+    `unlisted`: why it isn't known which run; empty: it is; `mappings`: /etc/pve/mapping/pci.cfg; `reservations`:
+    qemu-server's, a line for each PCI function that a VM runs with.
     """
 
     running: Collection[int]
-    unlisted: Sequence[str]
+    unlisted: str
     configs: Sequence[GuestConfig]
     mappings: str
     reservations: str

@@ -10,8 +10,10 @@ from remote_scripts.shared import pmxcfs, reservations
 from remote_scripts.shared.conf_files import links_of
 from remote_scripts.shared.container_conf import parse, passed_on, sections_of, whole
 from remote_scripts.shared.guest_conf import MAPPINGS
+from remote_scripts.shared.guests import Guest
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
+from remote_scripts.tools.errors import Failure
 
 _PVE = "/etc/pve"
 _FOLDERS = {"vm": f"{_PVE}/qemu-server", "lxc": f"{_PVE}/lxc"}
@@ -34,21 +36,18 @@ _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
 def guests(source: Source, *, running: bool) -> Guests:
     """All of this host.
 
-    :param running: also which run, which takes qm and pct a second each.
+    :param running: also which run.
     """
-    ids: list[tuple[str, int]] = []
-    unlisted = []
-    for kind in _FOLDERS if running else ():
-        running_here = running_guests.running(source.system, kind)
-        if running_here is None:
-            unlisted.append(kind)
-        else:
-            ids += [(kind, guest.id) for guest in running_here]
+    running_here, unlisted = list[Guest](), ""
+    try:
+        running_here = running_guests.running(source.system) if running else []
+    except Failure as failure:
+        unlisted = failure.found
     paths = [
         f"{folder}/{name}" for folder in _FOLDERS.values() for name in source.names(folder) if _CONF.fullmatch(name)
     ]
     texts = {path: source.needed(path) for path in paths}
-    _need_those_that_run(source, ids, asked=running)
+    _need_those_that_run(source, running_here, asked=running)
 
     def link_target(place: str, look: Callable[[], str]) -> str:
         return source.chosen(place, look, place)
@@ -64,7 +63,7 @@ def guests(source: Source, *, running: bool) -> Guests:
         links = links_of(source.system, parse(lines), link_target) if kind == "lxc" else {}
         configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines, links))
     return Guests(
-        running=[guest for _, guest in ids],
+        running=[guest.id for guest in running_here],
         unlisted=unlisted,
         configs=configs,
         mappings=source.passed_on(MAPPINGS).translate(_BLANKS),
@@ -127,12 +126,12 @@ def _address(text: str) -> str:
     return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
 
 
-def _need_those_that_run(source: Source, ids: list[tuple[str, int]], *, asked: bool) -> None:
+def _need_those_that_run(source: Source, running: list[Guest], *, asked: bool) -> None:
     """Each guest that runs has its configuration. Where Proxmox VE's file system isn't mounted, none has, and nothing
     else would tell of it.
     """
-    for kind, guest in ids:
-        path = f"{_FOLDERS[kind]}/{guest}.conf"
+    for guest in running:
+        path = f"{_FOLDERS['lxc' if guest.program == 'pct' else 'vm']}/{guest.id}.conf"
         if not source.exists(path):
             source.note(path, "it isn't there, and that guest runs")
     has_folders = any(source.is_folder(folder) for folder in _FOLDERS.values())
