@@ -26,6 +26,7 @@ from asyncssh.channel import SSHChannel
 from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_CONNECT_FAILED
 
 from lab import ports
+from lab.host.state import HOST_PYTHON
 from lab.processes import Processes
 from lab.state import StatePaths, append_log, now, read_log
 
@@ -36,6 +37,8 @@ _MAX_SESSIONS = 10
 _SCRIPT_KEPT = 1 << 20
 # What bash opens as a connection: a lab's commands have this machine's network, in which its host's services have other ports.
 _DEV_TCP = re.compile(r"/dev/tcp/([\w.-]+)/(\d+)")
+# bash becomes the last program of a command. A function, which the host's Python is to it, it calls.
+_LAST_PYTHON = re.compile(rf"""(?<![^\n]){HOST_PYTHON}((?: (?:[\w./:=,+-]|'[^']*'|"'"|"\$\w+")+)*)\Z""")
 
 
 @dataclass
@@ -254,8 +257,9 @@ class Command:
         try:
             environment = self._system.environment_of(self._connection.user)
             home = Path(environment["HOME"])
+            text = _LAST_PYTHON.sub(r'exec "$LAB_STATE/bin/lab-python"\1', self.text)
             self._process, ended = self._system.processes.start(
-                ["bash", "-c", _DEV_TCP.sub(self._led_inside, self.text)],
+                ["bash", "-c", _DEV_TCP.sub(self._led_inside, text)],
                 environment,
                 home if home.is_dir() else Path("/"),  # as sshd, when a script has removed it
                 *(pipe.theirs for pipe in pipes),

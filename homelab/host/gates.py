@@ -122,9 +122,9 @@ def release(facts: HostFacts, _host: Host) -> list[HomelabError]:
     return [
         HomelabError(
             wanted="Proxmox VE 8.2 or later on the host",
-            found="pveversion gives no answer" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
+            found="dpkg doesn't say that it is installed" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
             why="older ones lack options by which guests get their cards; nothing was changed",
-            next="see on the host what keeps pveversion from answering, then run `pulumi up` again"
+            next="finish its upgrade (`dpkg --configure -a`), then run `pulumi up` again"
             if facts.pve == "unknown"
             else "update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
         )

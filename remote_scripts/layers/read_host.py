@@ -65,11 +65,12 @@ def read(system: System, wanted: Wanted) -> Answer:
     set_values = cards.records(source)
     lspci = source.ask("lspci", "-Dnnk" if wanted.lspci else "-Dnn").text
     minors = nvidia.minors(source)
+    packages = boot.packages(source)
     answer = Answer(
         boot_id=source.text("/proc/sys/kernel/random/boot_id"),
         kernel=source.word("/proc/sys/kernel/osrelease") or "",
-        pve=boot.pve_version(source),
-        packages=boot.packages(source),
+        pve=packages.get("pve-manager", "unknown") if source.run.has("pveversion") else "",
+        packages=packages,
         cpu_vendor=source.first("/proc/cpuinfo", r"vendor_id.*: (.*)$"),
         loader=loader.name,
         loader_clues=loader.clues,

@@ -354,8 +354,13 @@ def test_of_several_turned_away_each_card_has_its_own_and_half_of_one_is_none(ho
 
 # -- the host --------------------------------------------------------------------------------------------------------
 def test_the_versions_of_what_decides_about_cards_and_containers_are_read(host: Host) -> None:
-    host.programs["dpkg-query"] = says("qemu-server installed 9.0.25\nlxc-pve installed 6.0.5-3\nx config-files 1\n")
-    assert read(host).packages == {"qemu-server": "9.0.25", "lxc-pve": "6.0.5-3"}
+    host.programs["dpkg-query"] = says("pve-manager installed 9.1.1\nlxc-pve installed 6.0.5-3\nx config-files 1\n")
+    found = read(host)
+    assert found.packages == {"pve-manager": "9.1.1", "lxc-pve": "6.0.5-3"} and found.pve == "9.1.1"
+    host.programs["dpkg-query"] = says("pve-manager half-configured 9.1.1\n")
+    assert read(host).pve == "unknown"
+    del host.programs["pveversion"]
+    assert read(host).pve == ""
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("Y", True), ("N", False), (None, False)])
@@ -621,7 +626,19 @@ def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -
     TypeAdapter(HostFacts).dump_json(facts)  # it is text
 
 
-HANGING = ("journalctl", "dmesg", "lspci", "lsblk", "df", "qm", "perl", "pveversion", "proxmox-boot-tool", "head")
+HANGING = (
+    "journalctl",
+    "dmesg",
+    "lspci",
+    "lsblk",
+    "df",
+    "qm",
+    "perl",
+    "dpkg-query",
+    "pveversion",
+    "proxmox-boot-tool",
+    "head",
+)
 
 
 def test_programs_that_hang_hide_nothing_that_is_known_without_them(
@@ -681,6 +698,5 @@ def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
             "perl",
             "pvedaemon",
             "pvedaemon",
-            "pveversion",
         ]
     )

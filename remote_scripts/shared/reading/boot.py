@@ -11,9 +11,8 @@ from remote_scripts.shared.reading.source import Source, lines_of
 
 _TOOLS = ("update-initramfs", "lspci", "flock", "systemctl", "sha256sum")
 _UNSAFE = re.compile(r"\s*options\s+vfio[-_]iommu[-_]type1\s(?:.*\s)?allow_unsafe_interrupts=[1yY]")
-_PVE = re.compile(r"^pve-manager/([^/\n]+)/", re.MULTILINE)
 # Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
-_PACKAGES = ("qemu-server", "libpve-guest-common-perl", "lxc-pve")
+_PACKAGES = ("pve-manager", "qemu-server", "libpve-guest-common-perl", "lxc-pve")
 
 
 def loader(source: Source) -> Loader:
@@ -65,16 +64,8 @@ def allows_unsafe_interrupts(source: Source) -> bool:
     return any(_UNSAFE.match(line) for path in source.modprobe_files() for line in source.lines(path))
 
 
-def pve_version(source: Source) -> str:
-    """9.1.1 of `pve-manager/9.1.1/…`; empty where this isn't Proxmox VE; `unknown` where it gives no answer."""
-    if not source.run.has("pveversion"):
-        return ""
-    match = _PVE.search(source.ask("pveversion").text)
-    return match[1] if match else "unknown"
-
-
 def packages(source: Source) -> dict[str, str]:
-    """Versions of packages, by their names; of those that are installed."""
+    """Versions of packages, by their names; of those that are installed whole."""
     form = "${Package} ${db:Status-Status} ${Version}\n"
     lines = lines_of(source.ask("dpkg-query", "-W", f"-f={form}", *_PACKAGES).text)
     words = (line.split() for line in lines)
