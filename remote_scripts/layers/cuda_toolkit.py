@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remote_scripts.shared import driver
 from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
@@ -18,13 +19,8 @@ from remote_scripts.tools.text import as_text
 
 _LAYER = "cuda"
 _PROFILE = "/etc/profile.d/homelab-cuda.sh"
-_NOT_OF_DRIVER = re.compile(
-    r"(libnvidia-container|nvidia-container|nvidia-cuda-|nvidia-nsight|nvidia-visual-profiler$)"
-)
-_OF_DRIVER = re.compile(
-    r"cuda-drivers|lib(cuda1|cudadebugger1|nvcuvid1|nvoptix1)$|(lib|firmware-|xserver-xorg-video-)?nvidia-|"
-    r"xserver-xorg-video-nvidia|linux-(image|modules|objects-nvidia|signatures-nvidia)-|(proxmox|pve)-kernel-"
-)
+# Kernels, and what else of NVIDIA is a module.
+_KERNEL = re.compile(r"linux-(image|modules)-|(proxmox|pve)-kernel-|nvidia-fs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +142,8 @@ def _install(packages: Packages, names: Sequence[str]) -> None:
         plan = packages.simulated("install", "--allow-downgrades", "--no-install-recommends", *missing)
         if plan.status != 0:
             packages.explain_install(plan, words)
-        against = [change.name for change in announced(plan) if _is_of_driver(change.name)]
+        changed = [change.name for change in announced(plan)]
+        against = [name for name in changed if driver.FAMILY.search(name) or _KERNEL.match(name)]
         if against:
             raise Failure(
                 f"{packages.software.context.name}: CUDA's toolkit without a driver ({words})",
@@ -157,10 +154,6 @@ def _install(packages: Packages, names: Sequence[str]) -> None:
                 f"policy {against[0]}`)",
             )
     packages.install(names)
-
-
-def _is_of_driver(name: str) -> bool:
-    return bool(_OF_DRIVER.match(name)) and not _NOT_OF_DRIVER.match(name)
 
 
 def _added(packages: Packages) -> list[str]:
