@@ -98,6 +98,15 @@ def devices(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {device["path"]: device for device in report["devices"]}
 
 
+def test_a_host_whose_api_gives_no_answer_is_read_all_the_same(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.change("systemctl stop pvedaemon")
+    status, text, _ = phoenix.run()
+    phoenix.change("systemctl start pvedaemon")
+    assert status == 1 and "Proxmox VE's API on the host gives no answer: Connection refused" in text
+    assert "host phoenix" in text
+
+
 # -- containers --------------------------------------------------------------------------------------------------------
 def test_the_broken_container_beside_the_working_one(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
