@@ -10,9 +10,10 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from remote_scripts import installed
-from remote_scripts.shared import guest_tasks, guests, nvidia, pmxcfs
+from remote_scripts.shared import api, guest_tasks, guests, nvidia, pmxcfs
 from remote_scripts.shared.container_conf import passed_on, sections_of
 from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, content_of, this_node
 from remote_scripts.tools.errors import Failure
@@ -29,7 +30,8 @@ _MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
 _LOG_BYTES, _LOG_LINES = 1 << 20, 20
 _COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
 _KINDS = {"lxc": "lxc", "qemu-server": "vm"}
-_STARTS = {"lxc": "vzstart", "qemu-server": "qmstart"}
+# What its tasks' types begin with.
+_TASKS = {"lxc": "vz", "qemu-server": "qm"}
 _DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
 _BY_PATH = "/dev/dri/by-path"
 # What a VM gets at its next start; a container's is passed on with its configuration.
@@ -128,25 +130,31 @@ def _processor(system: System) -> str:
 
 
 def _guests(system: System, here: str) -> Iterator[Guest]:
-    starts: dict[tuple[str, str], guest_tasks.Task] = {}
+    tasks: list[dict[str, Any]] = []
     with contextlib.suppress(Failure):  # all else is said without them
-        starts = guest_tasks.last_starts(system)
+        tasks = api.of(system).get("/tasks", source="archive", limit=guest_tasks.MOST)
     for node, folder, guest in pmxcfs.guests(system):
         text = as_text(content_of(system, f"{NODES}/{node}/{folder}/{guest}.conf") or b"")
         pending = [line for line in sections_of(text).get("pending", ()) if _PENDING.match(line)]
-        log = _failed(system, starts.get((_STARTS[folder], guest))) if node == here else ""
+        log = _failed(system, _TASKS[folder], guest, tasks) if node == here else ""
         yield Guest(int(guest), _KINDS[folder], node, "\n".join(pending), log)
 
 
-def _failed(system: System, start: guest_tasks.Task | None) -> str:
-    """The end of a failed start's log, without the command line of QEMU, which is long and has options of the
-    owner's.
+def _failed(system: System, kind: str, guest: str, tasks: list[dict[str, Any]]) -> str:
+    """The end of the log of its last start, if that failed, without the command line of QEMU, which is long and has
+    options of the owner's. None from before another guest got this id: what begins one with a start of its own may end
+    after that.
     """
-    if start is None or start.well:
+    start, *begins = (f"{kind}{work}" for work in ("start", "create", "restore", "destroy"))
+    own = [task for task in tasks if task["id"] == guest and task["type"] in (start, *begins) and "status" in task]
+    own.sort(key=lambda task: (task["starttime"], task["type"] == start, task["pstart"]), reverse=True)
+    last = next((task for task in own if task["type"] == start or guest_tasks.is_well(task["status"])), None)
+    if last is None or guest_tasks.is_well(last["status"]):
         return ""
-    content = system.files.read(guest_tasks.log_of(start.upid), _LOG_BYTES) or start.status.encode()
-    log = without_secrets(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)))
-    return "\n".join(log.rstrip("\n").split("\n")[-_LOG_LINES:])
+    log = f"{guest_tasks.TASKS}/{last['upid'].split(':')[4][-1]}/{last['upid']}"  # by the last digit of its start
+    content = system.files.read(log, _LOG_BYTES) or last["status"].encode()
+    text = without_secrets(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)))
+    return "\n".join(text.rstrip("\n").split("\n")[-_LOG_LINES:])
 
 
 def _nodes(system: System) -> Iterator[str]:

@@ -15,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote_scripts.shared import guest_tasks, guests_to_start, ha, hookscripts, switch
-from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared import api, guest_tasks, guests_to_start, ha, hookscripts, switch
 from remote_scripts.shared.guests import KINDS
 from remote_scripts.shared.guests_to_start import Line
 from remote_scripts.shared.kernel import need_boot_id
@@ -51,8 +50,6 @@ _LAST_ORDER = 9999999999
 # Tasks that say nothing of whether a user wants a guest on: consoles, and what jobs do at their time, also to one
 # that is off.
 _LEAVES_POWER = guest_tasks.CONSOLES | {"vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot"}
-# More than a node has in that time.
-_TASKS = 10000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +181,7 @@ class _GuestStarts:
     def __init__(self, system: System, booted: int, wanted: Wanted) -> None:
         self._system, self._booted = system, booted
         self._later, self._unwanted = ({*map(str, ids)} for ids in (wanted.later, wanted.unwanted))
-        self._api = NodeApi(system)
+        self._api = api.of(system)
         self._left: list[Line] = []
         self.done = Answer()
         self.waits: list[str] = []
@@ -281,7 +278,7 @@ class _GuestStarts:
         has_ha = ha.is_managed(self._system, f"{'ct' if line.program == 'pct' else 'vm'}:{line.guest}")
         # What has a time to come is of an earlier boot, whose clock was wrong.
         since = {"since": min(int(line.since), self._booted), "until": int(time.time())}
-        noted: list[dict[str, Any]] = self._api.get("/tasks", source="all", limit=_TASKS, **since)
+        noted: list[dict[str, Any]] = self._api.get("/tasks", source="all", limit=guest_tasks.MOST, **since)
         down = min((task["starttime"] for task in noted if task["type"] == "stopall"), default=float("inf"))
         tasks = [
             task

@@ -1,8 +1,8 @@
 """What is done on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of
 HA, installations of packages.
 
-Asked of files, not of the API: it answers in a moment, and when pveproxy is off. Nothing here can be opened by a
-setting: it ends by itself, or a user has to look at it. What can't be read may say that something runs.
+Nothing here can be opened by a setting: it ends by itself, or a user has to look at it. What can't be read may say that
+something runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 
-from remote_scripts.shared import guest_tasks, guests, ha, notes
+from remote_scripts.shared import api, guest_tasks, guests, ha, notes
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -53,11 +53,11 @@ def _content(system: System, path: str) -> bytes:
 
 def _task(system: System) -> str:
     """One whose process died stays in the list."""
-    for task in guest_tasks.tasks(system, "active", last=0):
-        process, started = task.process
-        if not task.has_ended and task.kind not in guest_tasks.CONSOLES and _started_at(system, process) == started:
-            since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(task.start))
-            return f"{_called(task.kind)} {task.guest} runs here, since {since}, of {task.user}"
+    for task in api.of(system).get("/tasks", source="active", limit=guest_tasks.MOST) if system.run.has("qm") else ():
+        is_over = "endtime" in task or _started_at(system, task["pid"]) != task["pstart"]
+        if not is_over and task["type"] not in guest_tasks.CONSOLES:
+            since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(task["starttime"]))
+            return f"{_called(task['type'])} {task['id']} runs here, since {since}, of {task['user']}"
     return ""
 
 

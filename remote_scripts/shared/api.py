@@ -4,6 +4,7 @@ ticket root makes. What a boot does before pvedaemon runs reads files instead.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import socket
@@ -137,3 +138,7 @@ def _no_answer(found: str, kind: type[Failure] = Unanswered) -> Failure:
         "what it says of guests can't be known without it",
         "see whether pvedaemon runs (`systemctl status pvedaemon`), then run `pulumi up` again",
     )
+
+
+#: The API as a run asks it, by one ticket.
+of = functools.lru_cache(maxsize=1)(NodeApi)

@@ -20,6 +20,8 @@ from remote_scripts.tools.system import System
 TASKS = "/var/log/pve/tasks"
 #: How long it counts that a guest is to run again, in seconds.
 COUNTS_SECONDS = 3600
+#: More than the API has.
+MOST = 10000
 _LINES = 2000
 _BYTES = 16 << 20
 #: What a person has open, and opens again.
@@ -37,17 +39,15 @@ Kind = Literal["qm", "vz"]
 
 @dataclass(frozen=True)
 class Task:
-    """A task of Proxmox VE's. `process`: its number, and when it began, in clock ticks since the boot; `start`: in
-    seconds since 1970; `has_ended`: as it is noted; `status`: how; empty: it runs still, or that isn't said.
+    """A task of Proxmox VE's. `start`: in seconds since 1970; `status`: how it has ended; empty: it runs still, or that
+    isn't said.
     """
 
     upid: str
-    process: tuple[int, int]
     start: int
     kind: str
     guest: str
     user: str
-    has_ended: bool
     status: str
 
     @property
@@ -70,29 +70,6 @@ def starts(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
     """
     recent = tasks(system, "index.1", "index")
     return [task for task in recent if (task.kind, task.guest) == (f"{kind}start", str(guest)) and task.start >= since]
-
-
-def last_starts(system: System) -> dict[tuple[str, str], Task]:
-    """The last start of each guest that has ended, by its task's kind (qmstart, vzstart) and its id; none from before
-    another guest got this id.
-
-    :raises Failure: the log of tasks can't be read.
-    """
-    found: dict[tuple[str, str], Task] = {}
-    for task in tasks(system, "index.1", "index"):
-        family, work = task.kind[:2], task.kind[2:]
-        start = found.get((f"{family}start", task.guest))
-        if work == "start" and task.status:
-            found[task.kind, task.guest] = task
-        # One that begins a guest with a start of its own may end after it.
-        elif work in ("create", "restore", "destroy") and task.well and start and start.start < task.start:
-            del found[start.kind, start.guest]
-    return found
-
-
-def log_of(upid: str) -> str:
-    """Where a task's log lies: in the folder of the last digit of its start."""
-    return f"{TASKS}/{upid.split(':')[4][-1]}/{upid}"
 
 
 def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
@@ -151,10 +128,9 @@ def shutdowns(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
     return sorted(by_upid.values(), key=lambda task: (task.start, task.kind, task.user))
 
 
-def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
+def tasks(system: System, *names: str) -> list[Task]:
     """Those of the last of these files' lines.
 
-    :param last: how many; 0: all.
     :raises Failure: one that is there can't be read.
     """
     lines: list[str] = []
@@ -163,16 +139,14 @@ def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
         why = "a guest that somebody switched off must stay off"
         content = notes.need(system, f"{TASKS}/{name}", wanted, why, _BYTES)
         lines += content.decode("utf-8", "replace").splitlines()
-    matches = map(_TASK.match, lines[-last:])
+    matches = map(_TASK.match, lines[-_LINES:])
     return [
         Task(
             task["upid"],
-            (int(task["pid"] or "0", 16), int(task["pstart"] or "0", 16)),
             int(task["start"], 16),
             task["kind"],
             task["guest"],
             task["user"],
-            task["end"] is not None,
             task["status"] or "",
         )
         for task in matches

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared import api
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.system import System
 
@@ -18,8 +17,6 @@ KINDS = {"qm": "qemu", "pct": "lxc"}
 _LAST_LINES: dict[str, Power] = {"status: stopped": "off", "status: unknown": "unknown"}
 _FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
 _LOOK_SECONDS = 1.0
-# A ticket serves a whole run.
-_api = functools.lru_cache(maxsize=1)(NodeApi)
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def running(system: System) -> list[Guest]:
     return [
         Guest(program, int(guest["vmid"]), guest["name"])
         for program, kind in KINDS.items()
-        for guest in sorted(_api(system).get(f"/{kind}"), key=lambda guest: int(guest["vmid"]))
+        for guest in sorted(api.of(system).get(f"/{kind}"), key=lambda guest: int(guest["vmid"]))
         if guest["status"] == "running"
     ]
 

@@ -20,15 +20,34 @@ class RefusedError(Exception):
     """What Proxmox VE says instead."""
 
 
+def noted_tasks(host: Host, *files: str) -> list[dict[str, Any]]:
+    """What it lists of these files of tasks."""
+    tasks = []
+    for file in files:
+        path = f"/var/log/pve/tasks/{file}"
+        lines = host.read(path).splitlines() if host.exists(path) else []
+        for upid, *ended in (line.split(" ", 2) for line in lines):
+            _, _, pid, pstart, start, kind, vmid, user, _ = upid.split(":")
+            numbers = {"pid": int(pid, 16), "pstart": int(pstart, 16), "starttime": int(start, 16)}
+            end = {"status": "RUNNING"} if file == "active" else {"endtime": int(ended[0], 16), "status": ended[1]}
+            tasks.append({"upid": upid, **numbers, "type": kind, "id": vmid, "user": user, **end})
+    return tasks
+
+
 def runs(host: Host, vms: dict[int, str], containers: dict[int, str], *others: int) -> None:
-    """It lists these guests, which run, and these others, VMs that are off."""
-    listed = {
+    """It lists these guests, which run, these others, VMs that are off, and the tasks that are noted."""
+    listed: dict[str, list[dict[str, Any]]] = {
         "/qemu": [{"vmid": vmid, "name": name, "status": "running"} for vmid, name in vms.items()]
         + [{"vmid": vmid, "name": f"VM {vmid}", "status": "stopped"} for vmid in others],
         "/lxc": [{"vmid": str(ctid), "name": name, "status": "running"} for ctid, name in containers.items()],
     }
     host.programs["qm"] = lambda _arguments, _stdin: 1
-    serve(host, lambda _method, path, _parameters: listed[path], pmxcfs.this_node(host.system()).name)
+
+    def answers(_method: str, path: str, parameters: dict[str, str]) -> Any:
+        files = ("active",) if parameters.get("source") == "active" else ("index.1", "index")
+        return noted_tasks(host, *files) if path == "/tasks" else listed[path]
+
+    serve(host, answers, "")
 
 
 def says_nothing(host: Host) -> None:
@@ -37,7 +56,10 @@ def says_nothing(host: Host) -> None:
 
 
 def serve(host: Host, answers: Answers, node: str = "pve") -> None:
-    """Has the host's programs ask it."""
+    """Has the host's programs ask it.
+
+    :param node: empty: what it is by then.
+    """
 
     def answered(_arguments: Sequence[str], request: bytes) -> Done:
         head, _, body = request.decode().partition("\r\n\r\n")
@@ -47,7 +69,7 @@ def serve(host: Host, answers: Answers, node: str = "pve") -> None:
         assert f"Cookie: PVEAuthCookie={_TICKET}" in map(unquote, fields)
         status, data = "200 OK", None
         try:
-            below = path.removeprefix(f"/api2/json/nodes/{node}/")
+            below = path.removeprefix(f"/api2/json/nodes/{node or pmxcfs.this_node(host.system()).name}/")
             if below == path:
                 raise RefusedError("proxy not allowed")
             data = answers(method, f"/{below}", dict(parse_qsl(query or body)))

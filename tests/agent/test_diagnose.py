@@ -15,6 +15,7 @@ from remote_scripts.layers.diagnose import Wanted
 from remote_scripts.shared import time_limit
 from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.run import Done
+from tests.agent import api_kit
 from tests.agent.kit import Host, Refused
 
 CONF = """\
@@ -52,6 +53,7 @@ def stocked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     (host.root / "etc/pve/lxc").symlink_to("nodes/pve/lxc")
     (host.root / "etc/pve/local").symlink_to("nodes/pve")
     host.programs["pct"] = pct
+    api_kit.runs(host, {}, {})
 
 
 def pct(arguments: Sequence[str], _stdin: bytes) -> str:
@@ -126,7 +128,7 @@ def test_a_start_before_another_guest_of_this_kind_got_the_id_is_none_of_this_on
 
 
 def test_a_list_of_tasks_that_cant_be_read_hides_nothing_else(host: Host) -> None:
-    host.write("/var/log/pve/tasks/index/x", "")
+    api_kit.says_nothing(host)
     assert [one.failed_start for one in read(host).guests] == [""] * 4
 
 

@@ -111,7 +111,7 @@ def _answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> A
         raise api_kit.RefusedError("RPCEnvironment init request failed")
     _, what, *words = path.split("/")
     if what == "tasks":
-        tasks = list(_tasks(host))
+        tasks = api_kit.noted_tasks(host, "index.1", "index", "active")
         if words:
             (status,) = [one["status"] for one in tasks if one["upid"] == words[0]]
             return {"status": "running"} if host.exists("/silent") else {"status": "stopped", "exitstatus": status}
@@ -136,19 +136,6 @@ def _status(host: Host, program: str, kind: str, vmid: str) -> dict[str, Any]:
 def _conf(host: Host, kind: str, vmid: str) -> dict[str, str]:
     text = host.read(f"/etc/pve/{kind}/{vmid}.conf").partition("[")[0]
     return dict(line.split(": ", 1) for line in text.splitlines())
-
-
-def _tasks(host: Host) -> Iterator[dict[str, Any]]:
-    for file in ("index.1", "index", "active"):
-        text = host.read(f"{TASKS}/{file}") if host.exists(f"{TASKS}/{file}") else ""
-        for upid, *ended in (line.split(" ", 2) for line in text.splitlines()):
-            _, _, _, _, start, kind, vmid, user, _ = upid.split(":")
-            about = {"upid": upid, "starttime": int(start, 16), "pstart": 1, "type": kind, "id": vmid, "user": user}
-            yield (
-                {**about, "status": "RUNNING"}
-                if file == "active"
-                else {**about, "endtime": int(ended[0], 16), "status": ended[1]}
-            )
 
 
 def kill(host: Host, when: str) -> None:

@@ -107,7 +107,13 @@ def at_turn(host: Host, act: Callable[[], object]) -> None:
 def at_list(host: Host, path: str, act: Callable[[], object]) -> None:
     """It happens where it is asked which guests run, and this file is there."""
     real = host.programs["pvedaemon"]
-    host.programs["pvedaemon"] = lambda words, text: (act() if host.exists(path) else None, real(words, text))[1]
+
+    def pvedaemon(words: Sequence[str], text: bytes) -> Any:
+        if b"/qemu " in text and host.exists(path):
+            act()
+        return real(words, text)
+
+    host.programs["pvedaemon"] = pvedaemon
 
 
 def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> None:
@@ -356,7 +362,8 @@ def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: 
     if what == "systemd-run":
         host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"Transaction is destructive")
     elif what == "which guests run":
-        host.programs["pvedaemon"] = lambda _arguments, _stdin: Done(0, b"")
+        real = host.programs["pvedaemon"]
+        host.programs["pvedaemon"] = lambda words, text: Done(0, b"") if b"/qemu " in text else real(words, text)
     elif what == "the note of them":
         (host.root / "etc/systemd/system/homelab-ran.service/x").mkdir(parents=True)
     else:
