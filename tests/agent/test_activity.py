@@ -14,19 +14,10 @@ from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.kit import Host
 
+ACTIVE = "/var/log/pve/tasks/active"
 PID, STARTED = 0x1A2B, 0x0094C3F1
 UPID = "UPID:pve1:00001A2B:0094C3F1:6B010CC4:{}:root@pam!nightly:"
 BACKUP = "vzdump:100"
-
-
-@pytest.fixture(autouse=True)
-def api(host: Host) -> None:
-    """It lists no task."""
-    api_kit.runs(host, {}, {})
-
-
-def runs(host: Host, task: str) -> None:
-    host.write("/var/log/pve/tasks/active", f"{UPID.format(task)} 0\n")
 
 
 def process(host: Host, pid: int = PID, started: int = STARTED, called: str = "task) S 1 (UPID") -> None:
@@ -53,7 +44,8 @@ def says(host: Host) -> str:
 )
 def test_a_task_that_runs_is_named(host: Host, task: str, said: str) -> None:
     process(host)
-    runs(host, task)
+    api_kit.runs(host, {}, {})
+    host.write(ACTIVE, f"{UPID.format(task)} 0\n")
     found = says(host)
     assert found.startswith(said) and bool(found) == bool(said)
     assert not said or found.endswith("of root@pam!nightly")
@@ -64,7 +56,8 @@ def test_a_task_whose_process_has_died_is_over(host: Host, alive: str) -> None:
     """A crash, or a restart, leaves it in the list."""
     if alive != "no":
         process(host, started=STARTED + 1)
-    runs(host, BACKUP)
+    api_kit.runs(host, {}, {})
+    host.write(ACTIVE, f"{UPID.format(BACKUP)} 0\n")
     assert says(host) == ""
 
 
@@ -185,6 +178,7 @@ def test_who_is_frozen_would_be_shut_down_by_nobody(host: Host, power: str, stay
     host.write("/etc/pve/ha/resources.cfg", "vm: 200\n\tstate started\n")
     (host.root / "etc/pve/local").symlink_to("nodes/pve1")
     host.programs["ha-manager"] = lambda _arguments, _stdin: HA.format("pve1, freeze")
+    api_kit.runs(host, {}, {})
     host.programs["qm"] = lambda _arguments, _stdin: f"status: {power}\n"
     assert ("disarm-ha ignore" in says(host)) is stays_on
 

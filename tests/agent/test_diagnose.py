@@ -53,7 +53,6 @@ def stocked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     (host.root / "etc/pve/lxc").symlink_to("nodes/pve/lxc")
     (host.root / "etc/pve/local").symlink_to("nodes/pve")
     host.programs["pct"] = pct
-    api_kit.runs(host, {}, {})
 
 
 def pct(arguments: Sequence[str], _stdin: bytes) -> str:
@@ -91,6 +90,7 @@ def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: H
     ],
 )  # fmt: skip
 def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str], log: str, told: str) -> None:
+    api_kit.runs(host, {}, {})
     upids = [f"UPID:pve:0000:0000:6B010C{number:02X}:qmstart:103:root@pam:" for number in range(len(ends))]
     host.write(
         "/var/log/pve/tasks/index", "".join(f"{upid} 6B010CF0 {end}\n" for upid, end in zip(upids, ends, strict=True))
@@ -101,6 +101,7 @@ def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str]
 
 
 def test_a_start_of_a_guest_that_had_this_id_before_is_none_of_this_one(host: Host) -> None:
+    api_kit.runs(host, {}, {})
     host.write("/var/log/pve/tasks/index", "UPID:pve:0000:0000:6B010C00:qmstart:901:root@pam: 6B010CF0 it failed\n")
     assert [one.failed_start for one in read(host).guests if one.id == 901] == [""]
 
@@ -119,6 +120,7 @@ def test_a_start_of_a_guest_that_had_this_id_before_is_none_of_this_one(host: Ho
 def test_a_start_before_another_guest_of_this_kind_got_the_id_is_none_of_this_one(
     host: Host, kind: str, second: str, status: str, told: str
 ) -> None:
+    api_kit.runs(host, {}, {})
     host.write(
         "/var/log/pve/tasks/index",
         "UPID:pve:0000:0000:6B010C00:qmstart:103:root@pam: 6B010CF0 it failed\n"

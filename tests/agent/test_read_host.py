@@ -17,7 +17,7 @@ from remote_scripts.shared.reading import cards
 from remote_scripts.tools import run
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
-from tests.agent import api_kit
+from tests.agent import api_kit, reading_kit
 from tests.agent.junk import JUNK
 from tests.agent.kit import Host
 from tests.agent.reading_kit import DRIVERCTL, function, link, read, says
@@ -218,7 +218,7 @@ def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:
 
 
 def test_guests_that_run_are_told_by_their_ids(host: Host) -> None:
-    api_kit.runs(host, {103: "Sandbox", 105: "VM 105"}, {901: "ai-lab"}, 106)
+    api_kit.runs(host, {103: "Sandbox", 105: "VM 105"}, {901: "ai-lab"})
     assert read(host).guests.running == {103, 105, 901}
 
 
@@ -626,19 +626,7 @@ def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -
     TypeAdapter(HostFacts).dump_json(facts)  # it is text
 
 
-HANGING = (
-    "journalctl",
-    "dmesg",
-    "lspci",
-    "lsblk",
-    "df",
-    "qm",
-    "perl",
-    "dpkg-query",
-    "pveversion",
-    "proxmox-boot-tool",
-    "head",
-)
+HANGING = {*reading_kit.SILENT, "qm", "perl", "dpkg-query", "proxmox-boot-tool", "head"}
 
 
 def test_programs_that_hang_hide_nothing_that_is_known_without_them(

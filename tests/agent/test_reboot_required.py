@@ -193,7 +193,7 @@ def make(host: Host, case: Case) -> None:
         "systemctl": lambda _arguments, _stdin: 0,
         "systemd-run": lambda arguments, _stdin: str(host.write("/called", " ".join(arguments))),
     }
-    api_kit.runs(host, {105: "VM 105", 103: "Sandbox"}, {901: "ai-lab"}, 104, 106)
+    api_kit.runs(host, {105: "VM 105", 103: "Sandbox"}, {901: "ai-lab"})
 
 
 def configure(host: Host) -> None:

@@ -51,7 +51,6 @@ class Recipe:
 
 CARD, SOUND = "0000:01:00.0", "0000:01:00.1"
 ON_VFIO = {CARD: "vfio-pci", SOUND: "vfio-pci"}
-ON_HOST = {CARD: "nouveau", SOUND: "snd_hda_intel"}
 # A blacklist of the owner's counts: no driver takes it by itself.
 WITHOUT_NOUVEAU = {CARD: "", SOUND: "snd_hda_intel"}
 BOUND = f"homelab.vfio={CARD}=10de:2b85,{SOUND}=10de:22e8 {plan.NVIDIA_BLACKLIST}"
@@ -149,8 +148,6 @@ NO_DRIVER = f"""
 mkdir -p /etc/driverctl.d
 echo none >/etc/driverctl.d/pci-{CARD}
 """
-FILE_COUNTS = "/etc/modprobe.d/vfio.conf: kept; {} counts as bound by it"
-
 RECIPES: dict[str, Recipe] = {
     "ProxMenux": Recipe(
         "rtx5090",

@@ -75,7 +75,7 @@ def test_a_command_gives_its_output_on_both_streams_and_its_exit_status(lab: Lab
 
 def test_bash_becomes_the_last_program_of_a_command(lab: Lab) -> None:
     """Also the host's Python, which is a function to it; nothing may come after that."""
-    look = "export shell=$$\n/usr/bin/python3 -I -c 'import os; print(open(\"/proc/\" + os.environ[\"shell\"] + \"/cmdline\").read())'"
+    look = 'export shell=$$\n/usr/bin/python3 -I -c \'import os; print(open("/proc/" + os.environ["shell"] + "/cmdline").read())\''
     last, other = (execute(lab, f"{look}{more}").stdout for more in ("", "; :"))
     assert isinstance(last, bytes) and isinstance(other, bytes)
     assert other.startswith(b"bash\0") and not last.startswith(b"bash\0") and b"lab-python" in last
