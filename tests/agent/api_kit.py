@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from lab.api.tasks import Upid
 from remote_scripts.shared import pmxcfs
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host
@@ -24,29 +25,24 @@ class RefusedError(Exception):
 
 def noted_tasks(host: Host, *files: str) -> list[dict[str, Any]]:
     """What it lists of these files of tasks."""
-    tasks = []
-    for file in files:
-        path = f"/var/log/pve/tasks/{file}"
-        lines = host.read(path).splitlines() if host.exists(path) else []
-        for upid, *ended in (line.split(" ", 2) for line in lines):
-            _, _, pid, pstart, start, kind, vmid, user, _ = upid.split(":")
-            numbers = {"pid": int(pid, 16), "pstart": int(pstart, 16), "starttime": int(start, 16)}
-            end = {"status": "RUNNING"} if file == "active" else {"endtime": int(ended[0], 16), "status": ended[1]}
-            tasks.append({"upid": upid, **numbers, "type": kind, "id": vmid, "user": user, **end})
-    return tasks
+    texts = {file: path.read_text() for file in files if (path := host.root / "var/log/pve/tasks" / file).exists()}
+    lines = [(file, line.split(" ", 2)) for file, text in texts.items() for line in text.splitlines()]
+    return [
+        Upid.parse(upid).described()
+        | ({"status": "RUNNING"} if file == "active" else {"endtime": int(ended[0], 16), "status": ended[1]})
+        for file, (upid, *ended) in lines
+    ]
 
 
 def runs(host: Host, vms: dict[int, str], containers: dict[int, str]) -> None:
     """It lists these guests, which run, and the tasks that are noted."""
-    listed: dict[str, list[dict[str, Any]]] = {
-        "/qemu": [{"vmid": vmid, "name": name, "status": "running"} for vmid, name in vms.items()],
-        "/lxc": [{"vmid": str(ctid), "name": name, "status": "running"} for ctid, name in containers.items()],
-    }
     host.programs["qm"] = lambda _arguments, _stdin: 1
 
     def answers(_method: str, path: str, parameters: dict[str, str]) -> Any:
-        files = ("active",) if parameters.get("source") == "active" else ("index.1", "index")
-        return noted_tasks(host, *files) if path == "/tasks" else listed[path]
+        if path == "/tasks":
+            return noted_tasks(host, *(["active"] if parameters["source"] == "active" else ["index.1", "index"]))
+        guests = (vms if path == "/qemu" else containers).items()
+        return [{"vmid": vmid, "name": name, "status": "running"} for vmid, name in guests]
 
     serve(host, answers, "")
 

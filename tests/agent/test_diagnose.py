@@ -91,7 +91,7 @@ def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: H
 )  # fmt: skip
 def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str], log: str, told: str) -> None:
     api_kit.runs(host, {}, {})
-    upids = [f"UPID:pve:0000:0000:6B010C{number:02X}:qmstart:103:root@pam:" for number in range(len(ends))]
+    upids = [f"UPID:pve:00000000:00000000:6B010C{number:02X}:qmstart:103:root@pam:" for number in range(len(ends))]
     host.write(
         "/var/log/pve/tasks/index", "".join(f"{upid} 6B010CF0 {end}\n" for upid, end in zip(upids, ends, strict=True))
     )
@@ -102,7 +102,9 @@ def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str]
 
 def test_a_start_of_a_guest_that_had_this_id_before_is_none_of_this_one(host: Host) -> None:
     api_kit.runs(host, {}, {})
-    host.write("/var/log/pve/tasks/index", "UPID:pve:0000:0000:6B010C00:qmstart:901:root@pam: 6B010CF0 it failed\n")
+    host.write(
+        "/var/log/pve/tasks/index", "UPID:pve:00000000:00000000:6B010C00:qmstart:901:root@pam: 6B010CF0 it failed\n"
+    )
     assert [one.failed_start for one in read(host).guests if one.id == 901] == [""]
 
 
@@ -123,8 +125,8 @@ def test_a_start_before_another_guest_of_this_kind_got_the_id_is_none_of_this_on
     api_kit.runs(host, {}, {})
     host.write(
         "/var/log/pve/tasks/index",
-        "UPID:pve:0000:0000:6B010C00:qmstart:103:root@pam: 6B010CF0 it failed\n"
-        f"UPID:pve:0000:0000:6B010C{second}:{kind}:103:root@pam: 6B010DF0 {status}\n",
+        "UPID:pve:00000000:00000000:6B010C00:qmstart:103:root@pam: 6B010CF0 it failed\n"
+        f"UPID:pve:00000000:00000000:6B010C{second}:{kind}:103:root@pam: 6B010DF0 {status}\n",
     )
     assert [one.failed_start for one in read(host).guests if one.id == 103] == [told]
 

@@ -92,28 +92,26 @@ def is_as_before(host: Host) -> None:
     assert not host.exists(TURN) and not host.exists(LOCK)
 
 
-def at_turn(host: Host, act: Callable[[], object]) -> None:
-    """It happens as the node takes its turn."""
-    real = host.programs["perl"]
+def at(host: Host, program: str, asked: Callable[[Sequence[str], bytes], bool], act: Callable[[], object]) -> None:
+    """It happens as a program is asked so."""
+    real = host.programs[program]
 
-    def perl(arguments: Sequence[str], stdin: bytes) -> Any:
-        if api_kit.MINTS not in arguments:
+    def run(arguments: Sequence[str], stdin: bytes) -> Any:
+        if asked(arguments, stdin):
             act()
         return real(arguments, stdin)
 
-    host.programs["perl"] = perl
+    host.programs[program] = run
+
+
+def at_turn(host: Host, act: Callable[[], object]) -> None:
+    """It happens as the node takes its turn."""
+    at(host, "perl", lambda words, _: api_kit.MINTS not in words, act)
 
 
 def at_list(host: Host, path: str, act: Callable[[], object]) -> None:
     """It happens where it is asked which guests run, and this file is there."""
-    real = host.programs["pvedaemon"]
-
-    def pvedaemon(words: Sequence[str], text: bytes) -> Any:
-        if b"/qemu " in text and host.exists(path):
-            act()
-        return real(words, text)
-
-    host.programs["pvedaemon"] = pvedaemon
+    at(host, "pvedaemon", lambda _, request: b"/qemu " in request and host.exists(path), act)
 
 
 def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> None:
