@@ -12,7 +12,6 @@ from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
 from homelab.provider.plain import Properties
 from homelab.remote import guard, ledger, scripts, ssh, stack_folder
-from homelab.remote.proxmox.api import strings
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
@@ -148,7 +147,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         for kind, label, key in (("qemu", "VM", "name"), ("lxc", "container", "hostname")):
             for row in proxmox.get(f"nodes/{proxmox.node}/{kind}", f"to list the node's {label}s"):
                 path = f"nodes/{proxmox.node}/{kind}/{row['vmid']}/config"
-                config = strings(proxmox.get(path, f"to read the configuration of {label} {row['vmid']}"))
+                config = api.strings(proxmox.get(path, f"to read the configuration of {label} {row['vmid']}"))
                 if mark in config.get("description", ""):
                     guest = f"{label} {row['vmid']} ({config.get(key, 'without a name')})"
                     tell(

@@ -47,7 +47,7 @@ def transaction(lab: Lab) -> VmTransaction:
 
 
 def planned(seen: Answer, **card: Any) -> plan.VmPlan:
-    guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings="", reservations="")
+    guests = Guests(running=frozenset(), unlisted="", configs=[], mappings="", reservations="")
     wish = Wish("sandbox", VM, [VmCard(**{**CARD, **card})])
     return plan.decide(plan.SeenVm(seen.config, seen.base, seen.originals, seen.losers), wish, guests, NODE)
 

@@ -104,7 +104,7 @@ class World:
         about = {key: more.pop(key) for key in ("display", "machine") if key in more}
         seen = self.read(vmid)
         wish = Wish("sandbox", vmid, list(cards), **about)
-        guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings="", reservations="")
+        guests = Guests(running=frozenset(), unlisted="", configs=[], mappings="", reservations="")
         decided = plan.decide(plan.SeenVm(seen.config, seen.base, seen.originals), wish, guests, NODE)
         raise_all(decided.refusals)
         takes = more.pop("takes", ())
