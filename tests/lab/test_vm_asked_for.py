@@ -99,6 +99,8 @@ def test_a_node_that_the_settings_dont_know_is_named(lab: Lab) -> None:
     nodes = lab.root / "etc/pve/nodes"
     (nodes / "pve2/qemu-server").mkdir(parents=True)
     (nodes / f"{NODE}/qemu-server/{VM}.conf").rename(nodes / f"pve2/qemu-server/{VM}.conf")
+    seen = transaction(lab).read(WANTED)
+    assert (seen.node, seen.is_here, seen.config) == ("pve2", False, {}), "a refresh says where it is, and goes on"
     with pytest.raises(HomelabError, match="it is on the node pve2"):
         transaction(lab).revert(WANTED)
 
