@@ -226,13 +226,17 @@ def _declared(kind: str) -> type[Resource]:
 
 
 def _need_states(inputs: Mapping[str, PropertyValue]) -> None:
-    """Refuses a state of homelab 1.0.0.
+    """Refuses a state of an earlier version.
 
     :param inputs: the provider's own, as the state has them.
     :raises HomelabError: it is one.
     """
-    if not inputs.keys() >= earlier.STATES.keys():
+    own = plain_map(inputs)
+    if not own.keys() >= earlier.STATES.keys():
         raise earlier.refusal("this stack's state is of homelab 1.0.0")
+    if not own.items() >= earlier.STATES.items():
+        wrote = "an earlier commit of 2.0.0.dev"
+        raise earlier.refusal(f"this stack's state is of {wrote}", wrote, "the commit that wrote it")
 
 
 def _previewed(resource: type[Resource], inputs: Properties) -> Properties:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import re
@@ -116,6 +117,18 @@ def test_a_card_without_an_iommu_group_is_read_as_one() -> None:
 )
 def test_a_difference_is_named_by_its_place(old: Any, new: Any, found: dict[str, str]) -> None:
     assert differences(old, new) == found
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [({"plan": "auto"}, "homelab 1.0.0"), ({"states": "2"}, "an earlier commit of 2.0.0.dev"), (earlier.STATES, "")],
+)
+def test_a_state_that_this_version_cant_give_back_is_refused(state: dict[str, str], said: str) -> None:
+    async def asked() -> None:
+        await Homelab().diff_config(sdk.DiffRequest("urn", "id", valued_map(state), valued_map(earlier.STATES), []))
+
+    with pytest.raises(HomelabError, match=said) if said else contextlib.nullcontext():
+        asyncio.run(asked())
 
 
 def diffed(
