@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host import gates, plan
 from homelab.later import later
-from homelab.properties import mark_of
+from homelab.properties import mark_of, strings
 from homelab.provider.base import Work, raised
 from homelab.provider.plain import Properties
 from homelab.remote import guard, ledger, scripts, ssh, stack_folder

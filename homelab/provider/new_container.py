@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
+from homelab.properties import strings
 from homelab.provider.new_guest import (
     CreatedGuest,
     NewGuestWork,
@@ -15,7 +16,6 @@ from homelab.provider.new_guest import (
     is_marked,
     marked_anew,
 )
-from homelab.remote.proxmox.api import strings
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.new_container import NewContainer
 from homelab.text import tell

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from homelab.errors import HomelabError
-from homelab.properties import same
+from homelab.properties import same, strings
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
-from homelab.remote.proxmox.api import strings
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.base import NewGuest, NewGuestInputs
 from homelab.text import tell

@@ -9,8 +9,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.host.facts import CardUser, Guests
-from homelab.properties import same
-from homelab.remote.proxmox.api import strings
+from homelab.properties import same, strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import SeenVm

@@ -67,14 +67,6 @@ _NO_LOG_YET = "no content"  # the line of a log that is still empty
 _WAITS_FOR_LOCK = ("trying to acquire lock", "trying to acquire cfs lock")
 
 
-def strings(config: dict[str, Any]) -> dict[str, str]:
-    """A guest's options with their values as text, without the digest.
-
-    :param config: as the API gives it.
-    """
-    return {key: str(value) for key, value in config.items() if key != "digest"}
-
-
 class Clock:
     """The time; tests replace it."""
 
