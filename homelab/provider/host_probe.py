@@ -147,7 +147,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         for kind, label, key in (("qemu", "VM", "name"), ("lxc", "container", "hostname")):
             for row in proxmox.get(f"nodes/{proxmox.node}/{kind}", f"to list the node's {label}s"):
                 path = f"nodes/{proxmox.node}/{kind}/{row['vmid']}/config"
-                config = api.strings(proxmox.get(path, f"to read the configuration of {label} {row['vmid']}"))
+                config = strings(proxmox.get(path, f"to read the configuration of {label} {row['vmid']}"))
                 if mark in config.get("description", ""):
                     guest = f"{label} {row['vmid']} ({config.get(key, 'without a name')})"
                     tell(
