@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from proxmoxer.core import ResourceException
 
-from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock, strings
+from homelab.properties import strings
+from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, LockHeldError, NoQuorumError, UnansweredError
 from tests.unit.hosts import settings
 
