@@ -164,12 +164,14 @@ def guests_listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
 
 
 def undone(facts: HostFacts) -> list[HomelabError]:
-    """A gate: homelab 1.0.0 has left nothing on the host."""
-    return [
+    """A gate: no earlier version has left on the host what this one can't read."""
+    agents = [
         earlier.refusal(f"its agent in /var/lib/homelab/agents/{owner}")
         for owner, version in facts.agents.items()
         if version and not version.startswith(earlier.AGENTS)
     ]
+    notes = [f"/var/lib/homelab/ledger/{name}" for name in sorted(facts.ledger) if name.startswith(earlier.NOTES)]
+    return agents or [earlier.refusal(name, *earlier.LATER) for name in notes[:1]]
 
 
 def readable(facts: HostFacts) -> list[HomelabError]:

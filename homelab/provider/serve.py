@@ -235,8 +235,7 @@ def _need_states(inputs: Mapping[str, PropertyValue]) -> None:
     if not own.keys() >= earlier.STATES.keys():
         raise earlier.refusal("this stack's state is of homelab 1.0.0")
     if not own.items() >= earlier.STATES.items():
-        wrote = "an earlier commit of 2.0.0.dev"
-        raise earlier.refusal(f"this stack's state is of {wrote}", wrote, "the commit that wrote it")
+        raise earlier.refusal(f"this stack's state is of {earlier.LATER[0]}", *earlier.LATER)
 
 
 def _previewed(resource: type[Resource], inputs: Properties) -> Properties:

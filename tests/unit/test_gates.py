@@ -55,6 +55,12 @@ def test_a_host_with_an_agent_of_1_0_0_is_refused() -> None:
     assert error.found == "its agent in /var/lib/homelab/agents/homelab-old" and "082c80e5" in error.next
 
 
+def test_a_host_with_a_vms_note_of_an_earlier_commit_is_refused() -> None:
+    ledger = {"mapping/pve/gpu0": "{}", "power/103": "{}", "vm/103": '{"record": {}}', "qemu-104": "{}"}
+    (error,) = gates.check(desktop(ledger=ledger), settings())[1]
+    assert error.found == "/var/lib/homelab/ledger/power/103" and "the commit that wrote it" in error.next
+
+
 def test_two_identical_cards_need_an_address() -> None:
     facts = desktop(*gpu("0000:03:00", 18))
     assert reasons(facts, settings()) == ["2: 0000:01:00, 0000:03:00"]
