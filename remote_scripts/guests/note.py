@@ -88,7 +88,7 @@ class Note:
         replaced = {key: self.originals.get(key) for key in anew}
         given = {slot for lines in (anew, replaced) for key, value in lines.items() for slot in _slots(key, value)}
         for key, value in self.originals.items():
-            is_there = all(self.devices.get(one) == devices.get(one) for one in _functions(key, value))
+            is_there = all(self.devices.get(one) == devices.get(one, "") for one in _functions(key, value))
             is_free = given.isdisjoint(_slots(key, value))
             if value is not None and self.has_set(key, config.get(key)) and is_there and is_free:
                 base[key] = value

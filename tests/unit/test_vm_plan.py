@@ -293,6 +293,13 @@ def test_an_address_that_is_another_devices_by_now_is_not_put_back() -> None:
     assert vm.destroy() == Q35
 
 
+def test_an_address_without_a_device_is_put_back_while_none_is_there() -> None:
+    line = {"hostpci0": "0000:99:00.0,pcie=1"}
+    note = Note().of_change(line, {}, {"hostpci0": "mapping=x"}, {"hostpci0": "mapping=x"}, "p/s/a")
+    assert note.base({"hostpci0": "mapping=x"}, {}) == line
+    assert note.base({"hostpci0": "mapping=x"}, {"0000:99:00.0": "a network card"}) == {}
+
+
 def test_a_mapping_by_hand_is_used_instead_of_a_second_one() -> None:
     config = Q35 | {"hostpci1": "mapping=gpu0,pcie=1,x-vga=1"}
     (error,) = Vm(config).planned(OWN).refusals
