@@ -184,18 +184,16 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)])
 
     def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
-        """A VM that would lose its card with this entry, and isn't this stack's, such as a clone; empty: there is
-        none."""
-        own, noted = ledger.stack_of(self.urn), dict(_notes_of_vms(inputs, facts.ledger))
+        """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:
+        there is none."""
+        here = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
+        noted = {vmid: note for vmid, note in _notes_of_vms(inputs, facts.ledger) if vmid in here}
+        own = ledger.stack_of(self.urn)
         for vmid, note in noted.items():
             stack = note.owner.rpartition("/")[0]
             if own and stack != own:
                 return f"VM {vmid} has it from the stack {stack}"
-        names = [
-            config.id
-            for config in facts.guests.configs
-            if config.kind == "vm" and config.id not in noted and _names(inputs, config.values.items())
-        ]
+        names = [vmid for vmid, values in here.items() if vmid not in noted and _names(inputs, values.items())]
         return f"VM {names[0]} has it, and not from this program" if names and not outputs.before else ""
 
     def _give_back_to_vms(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> None:

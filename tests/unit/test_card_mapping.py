@@ -236,7 +236,8 @@ def facts_of(notes: dict[str, str], *configs: GuestConfig) -> Any:
 @pytest.mark.parametrize(
     ("stack", "configs", "outputs", "stays"),
     [
-        ("q/s", [], ADDED, "VM 103 has it from the stack q/s"),
+        ("q/s", [GuestConfig("vm", 103, "hostpci0: mapping=card\n")], ADDED, "VM 103 has it from the stack q/s"),
+        ("q/s", [], ADDED, ""),  # it is on another node, with that one's entry, or gone
         ("p/s", ANOTHER, ADDED, ""),
         ("p/s", [GuestConfig("vm", 103, "hostpci0: mapping=card\n")], ADDED, ""),
         ("p/s", [*ANOTHER, CLONE], ADDED, "VM 105 has it, and not from this program"),
