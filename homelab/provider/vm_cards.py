@@ -101,7 +101,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             f"{key} is {seen.config.get(key, 'not there')} instead of {value or 'not there'}"
             for key, value in change_to(SeenVm(seen.config, seen.base, seen.originals), _wish(inputs, {})).items()
         ]
-        differences += [] if outputs.state else [UNFINISHED]
+        differences += [UNFINISHED] if seen.is_under_way or not outputs.state else []
         differences += [f"VM {vmid} isn't the VM that was given its cards"] if seen.is_another else []
         state = "running" if seen.runs else "stopped"
         return differences + (

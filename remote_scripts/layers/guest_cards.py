@@ -60,6 +60,8 @@ class Answer:
     """Other VMs of this stack that would lose a card to it."""
     is_another: bool = False
     """What is noted is of a VM that had its id before."""
+    is_under_way: bool = False
+    """A change was begun, and hasn't ended: it may be off, though it ran."""
     done: bool = True
     """False: its configuration isn't the one by which was decided; nothing was changed."""
     started: bool = False
@@ -156,6 +158,7 @@ def _answer(
         others_wait=tuple(guest.waits_for_others(())) if guest.is_here else (),
         losers=losers,
         is_another=guest.is_another,
+        is_under_way=guest.note.is_under_way,
         done=done,
         started=log is not None,
         log=tuple(log or ()),

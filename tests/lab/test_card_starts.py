@@ -122,6 +122,18 @@ def test_a_start_that_fails_is_told_with_what_there_is_and_is_taken_back(lab: La
 
 
 @pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
+def test_a_vm_that_is_left_off_is_started_by_the_next_run(lab: Lab) -> None:
+    made, keep = start(lab), dataclasses.replace(INPUTS, power="keep")
+    lab.fault("task-fails", "qmstart=out of luck")
+    with pytest.raises(HomelabError, match="which goes on from there"):
+        work(lab).update(dataclasses.replace(keep, display="none"), INPUTS, made)
+    lab.fault("task-fails", None)
+    assert not runs(lab) and work(lab).read(keep, made).drift == ["the last run didn't finish with it"]
+    assert work(lab).update(keep, keep, made).state == "running"
+    assert work(lab).read(keep, made).drift == []
+
+
+@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
 def test_a_refresh_says_what_an_up_would_do(lab: Lab) -> None:
     made = start(lab)
     assert work(lab).read(INPUTS, made).drift == []
