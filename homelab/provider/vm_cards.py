@@ -95,7 +95,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         seen = self._transaction(inputs, inputs.host).read(self._wanted(inputs))
         if not seen.node:
             return [f"VM {vmid} is gone"]
-        if seen.node != inputs.node and not self.stack.roams(inputs.vm):
+        if not seen.is_here or (seen.node != inputs.node and not self.stack.roams(inputs.vm)):
             return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
         differences = [
             f"{key} is {seen.config.get(key, 'not there')} instead of {value or 'not there'}"

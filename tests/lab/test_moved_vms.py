@@ -123,6 +123,14 @@ def test_a_vm_that_has_moved_is_refused_where_the_settings_have_it_and_is_its_ow
     assert "hostpci" not in conf(cluster, "pve2") and "machine: q35" in conf(cluster, "pve2")
 
 
+def test_of_one_that_is_on_a_node_outside_the_settings_only_that_is_said(cluster: LabCluster) -> None:
+    made, work = given_and_moved(cluster, "pve3"), works(cluster, vms={"sandbox": {"host": "home", "vmid": VM}})
+    hosts = json.loads(work.stack.texts["hosts"])
+    del hosts["pve3"]
+    work = VmCardsWork({**work.stack.texts, "hosts": json.dumps(hosts)}, URN)
+    assert work.read(cards_of("pve1"), made).drift == ["VM 103 is on the node pve3, not on pve1"]
+
+
 @pytest.mark.parametrize("off", ["", "pve1"])
 def test_a_destroy_gives_a_vm_back_what_it_had_where_it_is_also_if_the_node_that_it_left_is_dead(
     cluster: LabCluster, off: str
