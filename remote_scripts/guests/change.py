@@ -67,17 +67,14 @@ def in_turn(system: System, api: NodeApi, vmid: int) -> Iterator[Guest]:
         yield Guest(system, api, vmid)
 
 
-def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None = None) -> list[str] | None:
-    """Brings a VM to its own options and these: what it has from homelab otherwise becomes what it was before.
+def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, bool, bool]:
+    """What `bring` sets, whether the VM ran, and whether it is to run.
 
-    :param settings: of a VM that homelab has made: they become its own options.
-    :returns: the log of its start; None: it wasn't started.
-    :raises ChangedMeanwhile: somebody else has changed its configuration since it was read; nothing was done.
-    :raises Failure: it has what it had before, unless the error says otherwise.
+    :param options: with the settings that become its own.
+    :raises Failure: something stands against it.
     """
     note, runs = guest.note, guest.runs()
-    options_and_settings = {**options, **(settings or {})}
-    target = {**{key: guest.base.get(key) for key in note.values}, **options_and_settings}
+    target = {**{key: guest.base.get(key) for key in note.values}, **options}
     config = note.as_asked(guest.config)
     change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
     ran = runs or power.is_to_run_again(guest, terms.rebooted_at)
@@ -88,6 +85,19 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
         guest.need_own_power()
     if change and not ran:
         guest.need_nothing_waiting(change)
+    return change, ran, is_to_run
+
+
+def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None = None) -> list[str] | None:
+    """Brings a VM to its own options and these: what it has from homelab otherwise becomes what it was before.
+
+    :param settings: of a VM that homelab has made: they become its own options.
+    :returns: the log of its start; None: it wasn't started.
+    :raises ChangedMeanwhile: somebody else has changed its configuration since it was read; nothing was done.
+    :raises Failure: it has what it had before, unless the error says otherwise.
+    """
+    note, options_and_settings = guest.note, {**options, **(settings or {})}
+    change, ran, is_to_run = foreseen(guest, options_and_settings, terms)
     new = note.of_change(guest.config, guest.devices, options_and_settings, change, terms.owner)
     guest.write_note(replace(new, shutdown=terms.shutdown, otherwise=terms.otherwise))
     log = None
@@ -95,7 +105,7 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
         if is_to_run:
             power.let_start(guest)
         guest.set(change)
-        if guest.runs() and (not is_to_run or guest.waits(lambda key, _: key in target)):
+        if guest.runs() and (not is_to_run or guest.waits(lambda key, _: key in new.values)):
             power.shut_down(guest, terms.shutdown, terms.otherwise, to_start=is_to_run)
         if is_to_run and not guest.runs():
             log = power.start(guest, terms.rebooted_at, by_settings=terms.power == "running")

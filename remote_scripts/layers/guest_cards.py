@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from remote_scripts.guests import taking
-from remote_scripts.guests.change import Terms, bring, in_turn
+from remote_scripts.guests.change import Terms, bring, foreseen, in_turn
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.note import Note
+from remote_scripts.guests.note import Note, Options
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.properties import same
@@ -79,7 +79,7 @@ def read(system: System, wanted: Wanted) -> Answer:
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
-    """Brings the options into force. Other VMs of the stack lose the cards first.
+    """Brings the options into force. Other VMs of the stack lose the cards first, unless something stands against it.
 
     :raises Failure: as of `bring`.
     """
@@ -87,17 +87,22 @@ def apply(system: System, wanted: Wanted) -> Answer:
     guest = Guest(system, api, wanted.vmid)
     if not guest.is_here or guest.digest != wanted.digest:
         return _answer(guest, done=False)
-    for loser in _losers(system, wanted):
+    if losers := _losers(system, wanted):
+        foreseen(guest, {**_options(guest, wanted), **wanted.settings}, wanted.terms)
+    for loser in losers:
         taking.take(system, api, loser, wanted.takes)
     with in_turn(system, api, wanted.vmid) as guest:
         try:
             if guest.digest == wanted.digest:
-                had = {key: value for key, value in guest.note.wanted.items() if key not in wanted.settings}
-                options = had if wanted.options is None else wanted.options
-                return _answer(guest, log=bring(guest, options, wanted.terms, wanted.settings))
+                return _answer(guest, log=bring(guest, _options(guest, wanted), wanted.terms, wanted.settings))
         except ChangedMeanwhile:
             guest.read()
         return _answer(guest, done=False)
+
+
+def _options(guest: Guest, wanted: Wanted) -> Options:
+    had = {key: value for key, value in guest.note.wanted.items() if key not in wanted.settings}
+    return had if wanted.options is None else wanted.options
 
 
 def revert(system: System, wanted: Wanted) -> Answer:

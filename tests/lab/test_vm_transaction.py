@@ -405,6 +405,15 @@ def test_a_vm_under_ha_is_refused(world: World) -> None:
     assert (world.conf(), world.notes()) == (before, [])
 
 
+def test_a_card_stays_where_it_is_if_the_vm_that_is_to_have_it_is_refused(world: World) -> None:
+    world.lab.run("qm set 104 --delete hostpci0; ha-manager add vm:104 --state disabled")
+    world.up(OWN)
+    before, mark = world.conf(), world.lab.mark()
+    with pytest.raises(Failure, match="HA manages it"):
+        world.up(VmCard(**{**CARD, "take_over": False}), vmid=104, owner="p/s/gaming", takes=("rtx5090", SLOT))
+    assert (world.conf(), world.power(mark)) == (before, [])
+
+
 def test_one_that_is_paused_keeps_what_it_had(world: World) -> None:
     world.lab.run(f"qm suspend {VM}")
     before = world.conf()
