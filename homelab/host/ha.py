@@ -105,6 +105,21 @@ def refused_under_ha(
     return errors
 
 
+def refused_to_change(facts: HostFacts, vmid: int) -> list[HomelabError]:
+    """The refusal of a change of a VM that HA switches on and off, as its host says it (guests/guest.py)."""
+    options = service(facts, "vm", vmid)
+    if options is None:
+        return []
+    return [
+        HomelabError(
+            wanted=f"VM {vmid} changed by this program",
+            found=f"HA manages it ({options.get('state', 'started')})",
+            why="HA would switch it on or off in the midst of the change; nothing was changed",
+            next=f"`ha-manager set vm:{vmid} --state ignored`, run the same again, then set the state back",
+        )
+    ]
+
+
 def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[HomelabError]:
     """The refusals of VMs if this run restarts the host: HA would start them at once, though they get their cards only
     after the boot's confirmation, and then give up on them."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import fabric, gates, graphics, options
+from homelab.host import fabric, gates, graphics, ha, options
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
@@ -78,7 +78,10 @@ def describe(
                     remarks = [*remarks, *graphics.legacy_remarks(facts, use.gpu, slot)]
                 lines += [f"    {remark}" for remark in remarks]
     is_wanted = {vm.vmid for vm in vms.values()}
-    lines += [line for vmid in configs if vmid not in is_wanted for line in _of_leaving(node, facts, vmid, stack)]
+    for vmid in sorted(configs.keys() - is_wanted):
+        vm_lines, vm_errors = _of_leaving(node, facts, vmid, stack)
+        lines += vm_lines
+        errors += vm_errors
     return "\n".join(lines), errors
 
 
@@ -99,6 +102,8 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     if note.is_under_way:
         remarks = ["a run that was cut short has left it half changed: this one goes on from there", *remarks]
     will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"
+    if change or note.is_under_way or running is not will_run:
+        errors = [*errors, *ha.refused_to_change(facts, vm.vmid)]
     lines = [
         *_lines(wish.vm, config, change, running=running, will_run=will_run),
         *(copy_first(vm) if change else []),
@@ -107,18 +112,19 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     return lines, errors
 
 
-def _of_leaving(node: str, facts: HostFacts, vmid: int, stack: str) -> list[str]:
-    """The plan's lines for a VM that has something from this stack, and that the settings have no more."""
+def _of_leaving(node: str, facts: HostFacts, vmid: int, stack: str) -> tuple[list[str], list[HomelabError]]:
+    """The plan's lines for a VM of this stack that the settings don't have any more, and refusals."""
     config, (owners_stack, _, name) = facts.guests.config(vmid), facts.note_of(vmid).owner.rpartition("/")
     if config is None or not stack or owners_stack != stack:
-        return []
+        return [], []
     change = decide(seen_of(facts, vmid), Wish(name, vmid, []), facts.guests, node).change
     running = vmid in facts.guests.running
-    return [
+    lines = [
         *_lines(name, config, change, running=running, will_run=running),
         f"    vms.{name} isn't in the settings any more: the VM has back what it was before; one that was made here is "
         "removed, unless it is protected",
     ]
+    return lines, ha.refused_to_change(facts, vmid) if change else []
 
 
 def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:

@@ -675,6 +675,30 @@ def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], pow
     assert ("    - hostpci0: mapping=one,pcie=1" in text) == (not gpus)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "power", "state", "refused"),
+    [
+        ([], "keep", "started", True),
+        (["one"], "keep", "started", False),
+        (["one"], "stopped", "disabled", True),
+        (None, "keep", "started", True),
+        (None, "keep", "ignored", False),
+    ],
+)
+def test_a_vm_under_ha_that_would_change_is_refused(
+    gpus: list[str] | None, power: str, state: str, refused: bool
+) -> None:
+    """`gpus` of None: it isn't in the settings any more."""
+    facts, host = two_in_one_group()
+    lines = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
+    guests = replace(facts.guests, configs=[facts_config(103, lines)], running=frozenset([103]))
+    cluster = replace(facts.cluster, ha=replace(facts.cluster.ha, resources=f"vm: 103\n\tstate {state}\n"))
+    facts = replace(facts, guests=guests, cluster=cluster, ledger=vm_note(103, lines, "hostpci0"))
+    wanted = {} if gpus is None else {"one": vm(103, *gpus).model_copy(update={"power": power})}
+    errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), wanted, "p/s")[1]
+    assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
+
+
 def facts_config(vmid: int, lines: str) -> Any:
     from homelab.host.facts import GuestConfig
 
