@@ -94,7 +94,7 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     assert config is not None
     decided, running = decide(seen, wish, facts.guests, node), vm.vmid in facts.guests.running
     change, errors, remarks = decided.change, decided.refusals, decided.remarks
-    others = [key for key, value in config.waiting.items() if key not in change and not note.has_set(key, value)]
+    others = [key for key, value in config.waiting.items() if key not in change and note.is_others(key, value)]
     if change and others and running:
         remarks = [f"its restart also carries out what others have left waiting for one: {', '.join(others)}", *remarks]
     elif change and others:

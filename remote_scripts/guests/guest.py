@@ -146,7 +146,7 @@ class Guest:
 
         :param changed: keys that aren't asked for.
         """
-        return self.waits(lambda key, value: key not in changed and not self.note.has_set(key, value))
+        return self.waits(lambda key, value: key not in changed and self.note.is_others(key, value))
 
     def need_own_power(self) -> None:
         """:raises Failure: HA switches the VM on and off, and would do so in the midst of a change."""

@@ -56,6 +56,10 @@ class Note:
         """Whether a value is one that this program has set."""
         return any(same(key, value, own) for own in self.values.get(key, ()))
 
+    def is_others(self, key: str, value: str | None) -> bool:
+        """Whether a value that waits is somebody else's. A made VM's password is this program's, and noted nowhere."""
+        return key != "cipassword" and not self.has_set(key, value)
+
     def has_one_of(self, cards: Iterable[str], stack: str) -> bool:
         """Whether the VM is a stack's, and has one of these cards from it, or is about to get or lose it.
 

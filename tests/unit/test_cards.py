@@ -588,6 +588,7 @@ def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
         ("cores: *\ndelete: onboot,cpu", "onboot, cpu, cores"),
         ("hostpci0: mapping=one,pcie=1", ""),  # this program's own
         ("balloon: 1024", ""),  # what it sets itself
+        ("cipassword: **********", ""),
     ],
 )
 def test_what_others_left_waiting_is_carried_out_by_a_restart_and_refused_of_a_vm_that_is_off(
