@@ -50,7 +50,7 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     assert "a storage of this host (a folder) that takes snippets" in refusal(stack)
     stack.lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     stack.lab.run("mkdir -p $ROOT/etc/pve/ha; echo 'vm: 103' >$ROOT/etc/pve/ha/resources.cfg")
-    assert "HA is to keep it started" in refusal(stack)
+    assert "HA manages it (started)" in refusal(stack)
     stack.lab.run("rm -r $ROOT/etc/pve/ha")
     # Of the host before any `up`, but for what has just been set by hand.
     changed, vm = stack.lab.snapshot(), stack.lab.run("qm config 103").stdout
