@@ -146,10 +146,9 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
 
     def remove(self, inputs: VirtualMachine.Inputs) -> None:
         api, label, path = self.api(inputs), self.guest(inputs).label, f"nodes/{inputs.node}/qemu/{inputs.vmid}"
+        transaction, wanted = VmTransaction(self.stack, inputs.host, inputs.vm), self._wanted(inputs)
         if api.get(f"{path}/status/current", f"to see whether {label} runs")["status"] == "running":
-            wanted = self._wanted(inputs)
-            off = replace(wanted, terms=replace(wanted.terms, power="stopped"))
-            VmTransaction(self.stack, inputs.host, inputs.vm).apply(off)
+            transaction.apply(replace(wanted, terms=replace(wanted.terms, power="stopped")))
         # A storage may overwrite the disks first (saferemove), for as long as writing them took.
         seconds = api.host.timeouts.create
         options: dict[str, Any] = {"purge": 1, "destroy-unreferenced-disks": 1}
@@ -157,6 +156,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
             api.carry_out(
                 "delete", path, f"{label} removed", seconds, partial(_say, inputs), kinds=("qmdestroy",), **options
             )
+        transaction.revert(wanted)
 
     def _wanted(self, inputs: VirtualMachine.Inputs) -> Wanted:
         return Wanted(

@@ -35,7 +35,7 @@ class Wanted:
     digest: str = ""
     """Of the configuration by which that was decided."""
     goes_away: bool = False
-    """The VM itself is removed next."""
+    """The VM itself is removed next, and then what is noted of it: until then its cards can be taken out again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,9 @@ def _give_back(guest: Guest, wanted: Wanted) -> None:
         stack, _, name = guest.note.owner.rpartition("/")
         whose = f"vms.{name}" if stack == wanted.terms.owner.rpartition("/")[0] else f"vms.{name} of {stack}"
         guest.system.log.say(f"{guest.label} is {whose} now, and keeps what it was given")
-    elif wanted.goes_away or not guest.node:
+    elif not guest.node:
         guest.write_note(Note())
-    elif guest.is_here:
+    elif guest.is_here and not wanted.goes_away:
         if guest.is_another:
             guest.system.log.say(f"{guest.label} isn't the VM that was given its cards: it stays as it is")
         for key, value in guest.note.originals.items():

@@ -252,6 +252,30 @@ def test_a_made_vm_that_has_moved_is_removed_where_it_is(cluster: LabCluster) ->
     assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))
 
 
+def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(cluster: LabCluster) -> None:
+    """Its guest has ignored the shutdown: what is noted of it goes with it, and no sooner."""
+    shutdown, note = ShutdownInputs(timeout=1, otherwise="fail"), cluster.folder / f"pve/homelab/qemu-{ID}"
+    config = {"name": "mine", "memory": "512", "machine": "q35"}
+    vm = dataclasses.replace(made_of("pve1", config=config), shutdown=shutdown)
+    cards = dataclasses.replace(cards_of("pve1", goes_away=True, power="running"), vm="mine", vmid=ID)
+    cards = dataclasses.replace(cards, shutdown=shutdown, cards=[{**CARD, "by_address": True}])
+    machine, work = VirtualMachineWork(texts(cluster, vms={}), URN), works(cluster)
+    made, given = machine.create(vm), work.create(cards)
+    cluster["pve1"].fault("guest-ignores-shutdown", ID)
+    work.delete(cards, given)
+    with pytest.raises(HomelabError, match="it is still on"):
+        machine.delete(vm, made)
+    cluster["pve1"].fault("guest-ignores-shutdown", None)
+    given = work.create(cards)
+    work.update(dataclasses.replace(cards, cards=[]), cards, given)
+    assert "hostpci" not in (cluster.folder / f"pve/nodes/pve1/qemu-server/{ID}.conf").read_text()
+    given = work.create(cards)
+    work.delete(cards, given)
+    assert note.exists()
+    machine.delete(vm, made)
+    assert not note.exists()
+
+
 def container_of(node: str, **more: Any) -> NewContainer.Inputs:
     about: dict[str, Any] = {"container": "mine", "ctid": ID, "config": {"hostname": "mine", "memory": "512"}}
     about |= {"protect": False, "mark": MARK, "cluster": "home", **more}
