@@ -153,6 +153,8 @@ def start(guest: Guest, rebooted_at: int, *, by_settings: bool = False) -> list[
             _stop(guest)
             raise _gone_off(guest, wanted, "QEMU has halted it: the host's kernel has reported an error of a card")
         if status["status"] == "running":
+            if int(status.get("uptime", 0)) >= STEADY_SECONDS:  # it was started a while before the task was seen to end
+                break
             continue
         if (last := guest.power_tasks()[0])["upid"] != guest.begun:
             raise _switched(wanted, f"{last['user']} has switched it off, or restarts it")
