@@ -155,4 +155,4 @@ def test_a_vm_that_is_off_gets_the_card_and_stays_off(lab: Lab) -> None:
     mark = lab.mark()
     give(lab)
     assert MAPPED in conf(lab) and running(lab) == set()
-    assert len(lab.api_calls(mark)) <= 21
+    assert len(lab.api_calls(mark)) <= 23
