@@ -72,7 +72,7 @@ def status(call: Call) -> dict[str, Any]:
     """GET .../status/current."""
     guest = call.guest("lxc")
     guest.config()
-    return {**summary(guest), "ha": {"managed": 0}}
+    return {**summary(guest), "ha": ha.shown(guest)}
 
 
 def config(call: Call) -> dict[str, Any]:
@@ -364,9 +364,12 @@ def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
 
 
 def _end(guest: Guest, values: dict[str, str], log: Callable[[str], None]) -> Work:
-    """A container's end; lxc-pve-poststop-hook runs post-stop."""
+    """A container's end; lxc-pve-poststop-hook writes its configuration, with what was pending, and runs post-stop."""
     if guest.running:
         guest.set_running(False)
+        config = guest.config()
+        config.apply_pending()
+        guest.save(config)
         yield from hooks.run(guest, values, "post-stop", log)
 
 

@@ -1,13 +1,13 @@
-"""A VM brought to other options, as one transaction on the host; it goes on when its client dies.
+"""A guest brought to other options, as one transaction on the host; it goes on when its client dies.
 
 1. The note says what is about to be set, and what is there now (guests/note.py).
-2. The options are set by digest, while the VM runs: what Proxmox VE refuses has cost nothing.
-3. Where one of them waits for the next start, the VM is shut down and started, and has to stay up.
+2. The options are set by digest, while the guest runs: what Proxmox VE refuses has cost nothing.
+3. Where one of them waits for the next start, the guest is shut down and started, and has to stay up.
 4. The note says that it is done.
 
-A failure in between gives the VM what it had before, and starts it if it ran. Any line may be the last one that is
+A failure in between gives the guest what it had before, and starts it if it ran. Any line may be the last one that is
 executed, by a power cut or a kill: the next transaction begins at 1, and finds by the note which values are homelab's,
-and whether the VM is off because homelab shut it down.
+and whether the guest is off because homelab shut it down.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
-from remote_scripts.guests import power
+from remote_scripts.guests import notes, power
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.note import Note, Options
 from remote_scripts.guests.power import SwitchedElsewhere
@@ -27,20 +27,23 @@ from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-# How long another transaction of the same VM is waited for, in seconds.
+# How long another transaction of the same guest is waited for, in seconds.
 _TURN_SECONDS = 1200.0
+# How often one that is to run again is started.
+_STARTS = 3
+G = TypeVar("G", bound=Guest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """How a VM is changed."""
+    """How a guest is changed."""
 
     owner: str = ""
-    """The resource that keeps the VM's note: PROJECT/STACK/NAME."""
+    """The resource that keeps the guest's note: PROJECT/STACK/NAME."""
     power: Literal["keep", "running", "stopped"] = "keep"
-    """What the VM is to be afterwards; `keep`: on if it was."""
+    """What the guest is to be afterwards; `keep`: on if it was."""
     rebooted_at: int = 0
-    """When this run has restarted the host, in seconds since 1970: a VM that is off since then is to run."""
+    """When this run has restarted the host, in seconds since 1970: a guest that is off since then is to run."""
     shutdown: int = 180
     """For how many seconds the guest may take its time to go off."""
     otherwise: Literal["fail", "stop"] = "fail"
@@ -48,27 +51,29 @@ class Terms:
 
 
 @contextmanager
-def in_turn(system: System, api: NodeApi, vmid: int) -> Iterator[Guest]:
-    """The VM, for one transaction at a time; whoever has a turn takes no second one. It isn't the host's lock: a
-    shutdown takes minutes, in which other VMs have their turns, and a hookscript that waits for a shared card takes
+def in_turn(kind: type[G], system: System, api: NodeApi, vmid: int) -> Iterator[G]:
+    """The guest, for one transaction at a time; whoever has a turn takes no second one. It isn't the host's lock: a
+    shutdown takes minutes, in which other guests have their turns, and a hookscript that waits for a shared card takes
     that lock.
 
+    :param kind: the class of its kind.
     :raises Failure: an earlier transaction is still at work.
     """
     system.work.client = ""  # what it has begun it ends, also without the run that has asked for it
-    with system.work.holding(f"qemu-{vmid}", _TURN_SECONDS) as is_own:
+    with system.work.holding(f"guest-{vmid}", _TURN_SECONDS) as is_own:
         if not is_own:
             raise Failure(
-                f"VM {vmid} changed",
+                f"guest {vmid} changed",
                 "an earlier change of it is still at work",
                 "two at once would undo each other's",
                 "wait until it has ended, then run `pulumi up` again",
             )
-        yield Guest(system, api, vmid)
+        notes.tidy(system, kind.kind, vmid)
+        yield kind(system, api, vmid)
 
 
 def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, bool, bool]:
-    """What `bring` sets, whether the VM ran, and whether it is to run.
+    """What `bring` sets, whether the guest ran, and whether it is to run.
 
     :param options: with the settings that become its own.
     :raises Failure: something stands against it.
@@ -85,11 +90,13 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
         guest.need_own_power()
     if change and not ran:
         guest.need_nothing_waiting(change)
+    if change or note.before:
+        guest.need_changeable(change, is_to_run=is_to_run)
     return change, ran, is_to_run
 
 
 def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None = None) -> list[str] | None:
-    """Brings a VM to its own options and these: what it has from homelab otherwise becomes what it was before.
+    """Brings a guest to its own options and these: what it has from homelab otherwise becomes what it was before.
 
     :param settings: of a VM that homelab has made: they become its own options.
     :returns: the log of its start; None: it wasn't started.
@@ -98,16 +105,17 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
     """
     note, options_and_settings = guest.note, {**options, **(settings or {})}
     change, ran, is_to_run = foreseen(guest, options_and_settings, terms)
-    new = note.of_change(guest.config, guest.devices, options_and_settings, change, terms.owner)
+    new = guest.note_of(options_and_settings, change, terms.owner)
     guest.write_note(replace(new, shutdown=terms.shutdown, otherwise=terms.otherwise))
     log = None
     try:
         if is_to_run:
             power.let_start(guest)
         guest.set(change)
-        if guest.runs() and (not is_to_run or guest.waits(lambda key, _: key in new.values)):
+        if guest.runs() and (not is_to_run or guest.needs_restart(new.values)):
             power.shut_down(guest, terms.shutdown, terms.otherwise, to_start=is_to_run)
         if is_to_run and not guest.runs():
+            _write_again(guest, change)
             log = power.start(guest, terms.rebooted_at, by_settings=terms.power == "running")
     except SwitchedElsewhere as switched:
         guest.settle()
@@ -120,22 +128,36 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
         outcome = _taken_back(guest, note, terms, ran=ran)
         raise failure.but(found=f"{failure.found}\n        {outcome}") from failure
     guest.read()
-    guest.write_note(guest.note.after_change(options, guest.written))
+    if not options:
+        guest.give_form_back()
+    guest.write_note(guest.note_after(options))
     return log
 
 
+def _write_again(guest: Guest, change: Options) -> None:
+    """Proxmox VE writes a configuration as it has read it once its guest is off: what was written in that moment is
+    gone, and written anew. What somebody else has set since stays.
+    """
+    guest.settle()
+    guest.read()
+    config, before = guest.config, guest.note.before
+    lost = {key: value for key, value in change.items() if same(key, config.get(key), before.get(key))}
+    guest.set({key: value for key, value in lost.items() if not same(key, config.get(key), value)})
+
+
 def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:
-    """Gives a VM whose change has failed what it had, also what waited for its next start; the outcome in words. What
-    others have set meanwhile stays.
+    """Gives a guest whose change has failed what it had, also what waited for its next start; the outcome in words.
+    What others have set meanwhile stays.
     """
     outcome = f"{guest.label} has back what it had"
     try:
+        guest.settle()
         guest.read()
         note_now, config = guest.note, guest.config
         back = {key: value for key, value in note_now.before.items() if note_now.has_set(key, config.get(key))}
         guest.set({key: value for key, value in back.items() if not same(key, config.get(key), value)})
         if ran and not guest.runs():
-            power.start(guest, terms.rebooted_at)
+            _start_back(guest, terms)
             outcome += ", and runs"
         guest.write_note(note.settled())
     except SwitchedElsewhere as switched:
@@ -144,3 +166,18 @@ def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:
     except Failure as failure:  # the note still has all of it
         return f"{outcome}, or a part of it ({failure.found}): run `pulumi up` again, which goes on from there"
     return outcome
+
+
+def _start_back(guest: Guest, terms: Terms) -> None:
+    """:raises Failure: it doesn't start. What is left of the start that failed may be in the way for a while."""
+    for left in reversed(range(_STARTS)):
+        try:
+            power.start(guest, terms.rebooted_at)
+        except SwitchedElsewhere:
+            raise
+        except Failure:
+            if not left:
+                raise
+            guest.settle()
+        else:
+            return

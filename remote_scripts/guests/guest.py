@@ -1,20 +1,22 @@
-"""One VM, within one transaction: what it has, what is noted of it, and its options changed."""
+"""One guest, within one transaction: what it has, what is noted of it, and its options changed. A VM as it stands here;
+of a container the rest is in guests/container.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from remote_scripts.guests import notes
-from remote_scripts.guests.note import Note, Options, identity
-from remote_scripts.guests.requests import VmApi
+from remote_scripts.guests.kinds import VM, Kind
+from remote_scripts.guests.note import Note, Options, is_another
+from remote_scripts.guests.requests import GuestApi
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-STARTS, STOPS = ("qmstart", "qmreboot", "qmresume"), ("qmshutdown", "qmstop")
 #: QEMU's state of a VM that it has halted, as when the kernel reports an error of a card (hw/vfio/pci.c).
 HALTED = "internal-error"
 # How long a start or shutdown that is under way is waited for, in seconds; and QEMU's end once its guest is off.
@@ -22,20 +24,24 @@ _SWITCH_SECONDS, _END_SECONDS = 180.0, 10.0
 
 
 class Guest:
-    """A VM. One that is on another node, or nowhere, has no configuration here.
+    """A guest. One that is on another node, or nowhere, has no configuration here.
 
     :raises Failure: it can't be read, or is being switched on or off for minutes.
     """
 
+    kind: Kind = VM
+    #: Of what is noted of it.
+    form: type[Note] = Note
+
     def __init__(self, system: System, api: NodeApi, vmid: int) -> None:
-        self.system, self.vmid, self.label = system, vmid, f"VM {vmid}"
-        self.api = VmApi(system, api, vmid)
-        #: The node that it is on; empty: there is no such VM.
-        self.node, self.is_here = _node_of(system, vmid)
+        self.system, self.vmid, self.label = system, vmid, f"{self.kind.label} {vmid}"
+        self.api = GuestApi(system, api, self.kind, vmid)
+        #: The node that it is on; empty: there is no such guest.
+        self.node, self.is_here = _node_of(system, self.kind, vmid)
         #: As its next start takes it.
         self.config: dict[str, str] = {}
         self.digest = ""
-        self._noted = self.note = notes.of(system, vmid)
+        self._noted = self.note = notes.of(system, self.kind, vmid, self.form)
         self.base: dict[str, str] = {}
         self.devices: dict[str, str] = {}
         #: What was set here, as Proxmox VE has written it.
@@ -50,28 +56,33 @@ class Guest:
             return
         self.settle()
         self.read()
-        if self.note.identity != identity(self.config):
-            self.is_another, self.note = bool(self.note), Note()
+        if is_another(self.note.identity, self.config):
+            self.is_another, self.note = bool(self.note), self.form()
         self.devices = self.api.devices()
         self.base = self.note.base(self.config, self.devices)
 
     def settle(self) -> None:
         """Waits while somebody, or a run that was killed, switches it: Proxmox VE writes its configuration then."""
         for _ in self.system.work.tries(_SWITCH_SECONDS, f"{self.label} switched on or off"):
-            if all("endtime" in task for task in self.power_tasks()):
+            if all("endtime" in task for task in self.power_tasks()) and self.is_at_rest():
                 return
         raise Failure(
             f"{self.label} on or off",
             f"a task that switches it is at work for more than {_SWITCH_SECONDS:g} s",
             "Proxmox VE writes its configuration at the end of that",
-            f"see `qm status {self.vmid}` and its tasks, then run `pulumi up` again",
+            f"see `{self.kind.program} status {self.vmid}` and its tasks, then run `pulumi up` again",
         )
+
+    def is_at_rest(self) -> bool:
+        """Whether nothing is left of an end that no task is at work for any more."""
+        return True
 
     def read(self) -> None:
         """Reads the configuration anew."""
         raw: dict[str, Any] = self.api.get("/config", f"to read the configuration of {self.label}")
         self.digest = str(raw.pop("digest"))
-        self.config = {key: str(value) for key, value in raw.items()}
+        lines = {f"{key}: {value}": "" for key, value in raw.pop("lxc", ())}
+        self.config = lines | {key: str(value) for key, value in raw.items()}
 
     def write_note(self, note: Note) -> None:
         """Notes it, on the disk when this returns.
@@ -79,8 +90,16 @@ class Guest:
         :raises Failure: it can't be noted.
         """
         if note != self._noted and (note or self._noted):
-            notes.write(self.system, self.vmid, note)
+            notes.write(self.system, self.kind, self.vmid, note)
         self._noted = self.note = note
+
+    def note_of(self, options: Options, change: Options, owner: str) -> Note:
+        """What is noted from before a change to its end: Note.of_change."""
+        return self.note.of_change(self.config, self.devices, options, change, owner)
+
+    def note_after(self, options: Options) -> Note:
+        """What is noted once all of it is in force: Note.after_change."""
+        return self.note.after_change(options, self.written)
 
     def status(self) -> dict[str, Any]:
         """What Proxmox VE says of it now."""
@@ -88,7 +107,7 @@ class Guest:
         return status
 
     def runs(self) -> bool:
-        """Whether QEMU is there; the VM may be paused, or halted.
+        """Whether it is on; a VM may be paused, or halted.
 
         :raises Failure: the guest is off, and QEMU doesn't end.
         """
@@ -106,17 +125,26 @@ class Guest:
 
     def power_tasks(self) -> list[dict[str, Any]]:
         """What has switched it on or off, the latest first."""
-        return [task for task in self.api.tasks() if task["type"] in STARTS + STOPS]
+        return [task for task in self.api.tasks() if task["type"] in self.kind.starts + self.kind.stops]
 
     def set(self, options: Options) -> None:
-        """Sets options by the digest of what was read last; one of None is taken away. Those of a VM that runs may wait
-        for its next start; one that gets the value it has waits no more (PVE::AbstractConfig, cleanup_pending).
+        """Sets options by the digest of what was read last; one of None is taken away. Those of a guest that runs may
+        wait for its next start.
 
         :raises ChangedMeanwhile: somebody else has changed the configuration since.
         :raises Failure: it was refused, of which a part may have been done; or nobody answers.
         """
         if not options:
             return
+        self.put(options)
+        self.written |= {key: self.config.get(key) for key in options}
+        for key, value in options.items():
+            self.system.log.say(f"{key} removed" if value is None else f"{key}: {value}" if value else key)
+
+    def put(self, options: Options) -> None:
+        """Does that by a request, and reads what became of it. One that gets the value it has waits no more
+        (PVE::AbstractConfig, cleanup_pending). Errors as of `set`.
+        """
         values = {key: value for key, value in options.items() if value is not None}
         deleted = ",".join(key for key in options if key not in values)
         delete = {"delete": deleted} if deleted else {}
@@ -128,9 +156,16 @@ class Guest:
             if not all(same(key, self.config.get(key), value) for key, value in options.items()):
                 raise
         self.read()
-        self.written |= {key: self.config.get(key) for key in options}
-        for key, value in options.items():
-            self.system.log.say(f"{key}: {value}" if value is not None else f"{key} removed")
+
+    def needs_restart(self, keys: Collection[str]) -> bool:
+        """Whether a change of one of these keys waits for its next start."""
+        return bool(self.waits(lambda key, _: key in keys))
+
+    def need_changeable(self, change: Options, *, is_to_run: bool) -> None:
+        """:raises Failure: Proxmox VE would say too late that it can't be changed, or wouldn't start with that."""
+
+    def give_form_back(self) -> None:
+        """Its configuration has its original's values again: it gets that one's form, where there is a way."""
 
     def waits(self, concerns: Callable[[str, str | None], bool]) -> list[str]:
         """The keys of changes that wait for its next start.
@@ -149,14 +184,14 @@ class Guest:
         return self.waits(lambda key, value: key not in changed and self.note.is_others(key, value))
 
     def need_own_power(self) -> None:
-        """:raises Failure: HA switches the VM on and off, and would do so in the midst of a change."""
+        """:raises Failure: HA switches the guest on and off, and would do so in the midst of a change."""
         ha = self.status().get("ha") or {}
         if ha.get("managed") and ha.get("state") != "ignored":
             raise Failure(
                 f"{self.label} changed by this program",
                 f"HA manages it ({ha.get('state') or 'not yet taken up'})",
                 "HA would switch it on or off in the midst of the change; nothing was changed",
-                f"`ha-manager set vm:{self.vmid} --state ignored`, run the same again, then set the state back",
+                f"`ha-manager set {self.kind.ha}:{self.vmid} --state ignored`, run this again, then set the state back",
             )
 
     def need_not_halted(self) -> None:
@@ -181,19 +216,19 @@ class Guest:
             )
 
 
-def _node_of(system: System, vmid: int) -> tuple[str, bool]:
-    """The node of the cluster that a VM is on, empty: there is none of this id; and whether it is this one.
+def _node_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
+    """The node of the cluster that a guest is on, empty: there is none of this id; and whether it is this one.
 
     :raises Failure: /etc/pve isn't there: nothing is known then.
     """
     this, nodes = pmxcfs.this_node(system).name, pmxcfs.names(system, pmxcfs.NODES)
     if not this or this not in nodes:
         raise Failure(
-            f"to see where VM {vmid} is, in /etc/pve",
+            f"to see where {kind.label} {vmid} is, in /etc/pve",
             "/etc/pve isn't there",
             "it has all guests, and what is noted of them; nothing was changed",
             "see `systemctl status pve-cluster` on the host, then run the same again",
         )
-    folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/qemu-server") for node in nodes}
+    folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
     node = next((node for node in nodes if f"{vmid}.conf" in folders[node]), "")
     return node, node == this

@@ -1,8 +1,8 @@
-"""What this program has changed in a VM, and what was there before: /etc/pve/homelab/qemu-VMID, which pmxcfs keeps on
-every node, so that it is where the VM is. Pure: both halves decide by it.
+"""What this program has changed in a guest, and what was there before: /etc/pve/homelab/qemu-ID or lxc-ID, which pmxcfs
+keeps on every node, so that it is where the guest is. Pure: both halves decide by it.
 
-It is written before anything is changed. A key's original is kept once: while the VM has one of the values that count
-as homelab's, the original is what was there before the first of them.
+It is written before anything is changed. A key's original is kept once: while the guest has one of the values that
+count as homelab's, the original is what was there before the first of them.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from remote_scripts.shared.properties import functions_of, overlap, parse, same, slot_of
 
-#: A VM's options by their keys; None: it hasn't, or isn't to have, that key.
+#: A guest's options by their keys; None: it hasn't, or isn't to have, that key. A container's lxc.* line, `KEY: VALUE`,
+#: is a key of its own, whose value is nothing.
 Options = Mapping[str, str | None]
+N = TypeVar("N", bound="Note")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """What is noted of one VM."""
+    """What is noted of one guest."""
 
     identity: str = ""
-    """Tells the VM from a later one of its id."""
+    """Tells the guest from a later one of its id."""
     owner: str = ""
-    """The resource whose VM it is, PROJECT/STACK/NAME: a `revert` for another one changes nothing."""
+    """The resource whose guest it is, PROJECT/STACK/NAME: a `revert` for another one changes nothing."""
     originals: dict[str, str | None] = field(default_factory=dict)
     """Byte for byte what was there before."""
     values: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
@@ -34,9 +36,9 @@ class Note:
     devices: dict[str, str] = field(default_factory=dict)
     """vendor:device of each address that an original names."""
     before: dict[str, str | None] = field(default_factory=dict)
-    """Of the keys that are being changed what the VM had when all was settled: what it has back where that fails."""
+    """Of the keys that are being changed what the guest had when all was settled: what it has back where that fails."""
     shut_down_after: str | None = None
-    """The VM is shut down to be started again: its last power task before that, empty where it had none."""
+    """The guest is shut down to be started again: its last power task before that, empty where it had none."""
     stops: tuple[str, ...] = ()
     """The UPIDs of homelab's shutdowns since then."""
     shutdown: int = 180
@@ -71,7 +73,7 @@ class Note:
 
     @property
     def wanted(self) -> dict[str, str | None]:
-        """What the VM has, or is about to get, from this program."""
+        """What the guest has, or is about to get, from this program."""
         return {key: values[0] for key, values in self.values.items()}
 
     def as_asked(self, config: Mapping[str, str]) -> dict[str, str]:
@@ -80,12 +82,12 @@ class Note:
         return {key: asked.get(key) or value if self.has_set(key, value) else value for key, value in config.items()}
 
     def base(self, config: Mapping[str, str], devices: Mapping[str, str]) -> dict[str, str]:
-        """The VM as it would be without this program: each key that still is homelab's has its original again. An
+        """The guest as it would be without this program: each key that still is homelab's has its original again. An
         original that names an address isn't given back where another device is there by now, or where a line of the
         owner's gives that device already.
 
         :param config: as it is, or will be at its next start.
-        :param devices: vendor:device by address, of the node that the VM is on.
+        :param devices: vendor:device by address, of the node that the guest is on.
         """
         base = {key: value for key, value in config.items() if not self.has_set(key, value)}
         anew = {key: value for key, value in base.items() if not same(key, value, self.originals.get(key))}
@@ -99,17 +101,17 @@ class Note:
         return base
 
     def of_change(
-        self,
+        self: N,
         config: Mapping[str, str],
         devices: Mapping[str, str],
         options: Options,
         change: Options,
         owner: str,
-    ) -> Note:
+    ) -> N:
         """The note from before a change to its end. Until then both values count, also of what is given back.
 
-        :param config: the VM's, with what waits for its next start.
-        :param options: all that the VM is to have from homelab.
+        :param config: the guest's, with what waits for its next start.
+        :param options: all that the guest is to have from homelab.
         :param change: what is set for that.
         """
         base = self.base(config, devices)
@@ -128,7 +130,7 @@ class Note:
             before={**{key: config.get(key) for key in change}, **self.before},
         )
 
-    def after_change(self, options: Options, written: Options) -> Note:
+    def after_change(self: N, options: Options, written: Options) -> N:
         """The note once all of it is in force.
 
         :param written: what Proxmox VE has made of the values that were set, which counts beside them.
@@ -140,10 +142,9 @@ class Note:
         originals = {key: self.originals[key] for key in values}
         own = {one for key in originals for one in _functions(key, originals[key])}
         devices = {one: device for one, device in self.devices.items() if one in own}
-        settled = replace(self.settled(), values=values, originals=originals, devices=devices)
-        return settled if values else Note()
+        return replace(self.settled(), values=values, originals=originals, devices=devices)
 
-    def settled(self) -> Note:
+    def settled(self: N) -> N:
         """The note where nothing is under way."""
         return replace(self, before={}, shut_down_after=None, stops=())
 
@@ -159,11 +160,22 @@ def gives(key: str, value: str | None, cards: Iterable[str]) -> bool:
 
 
 def identity(config: Mapping[str, str]) -> str:
-    """What tells a VM from a later one of the same id: its UUID, which its owner doesn't change, or else the time when
-    it was made; empty: it is older than both, and a later one has them.
+    """What tells a guest from a later one of the same id. A VM: its UUID, which its owner doesn't change, or else the
+    time when it was made; empty: it is older than both, and a later one has them. A container: the addresses of its
+    network cards, or else its disk.
     """
+    if rootfs := config.get("rootfs"):
+        nets = " ".join(value for key, value in config.items() if key.startswith("net"))
+        found = re.findall(r"\bhwaddr=([0-9A-Fa-f:]+)", nets)
+        return " ".join(sorted(map(str.upper, found))) or rootfs.partition(",")[0]
     match = re.search(r"\buuid=([0-9A-Fa-f-]+)", config.get("smbios1", ""))
     return match[1].lower() if match else config.get("meta", "")
+
+
+def is_another(noted: str, config: Mapping[str, str]) -> bool:
+    """Whether a guest isn't the one of a noted identity; a container may have got network cards since, or lost some."""
+    now = identity(config)
+    return noted != now and set(noted.split()).isdisjoint(now.split())
 
 
 def _functions(key: str, value: str | None) -> list[str]:

@@ -1,9 +1,10 @@
-"""A VM's power within one transaction. No VM is started against whoever has switched it off: before each start the
-tasks since homelab's own shutdown are looked at.
+"""A guest's power within one transaction. No guest is started against whoever has switched it off: before each start
+the tasks since homelab's own shutdown are looked at.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
 
-from remote_scripts.guests.guest import HALTED, STARTS, Guest
+from remote_scripts.guests.guest import HALTED, Guest
 from remote_scripts.guests.requests import TaskFailed
 from remote_scripts.shared import passes
 from remote_scripts.shared.api import Refused
@@ -24,6 +25,8 @@ from remote_scripts.tools.state import UP
 STEADY_SECONDS = 20.0
 # Between two presses of the power button: a guest that is still booting ignores it.
 _PRESS_SECONDS = 60
+# What a shutdown ends with that the guest hasn't followed: QEMU's, and lxc's.
+_DEAF = re.compile(r"powerdown failed|lxc-stop .*failed")
 # How long a start may take.
 _START_SECONDS = 300.0
 #: How much longer where its hookscript waits for a shared card: for another handover (layers/handover.py: twice
@@ -32,49 +35,49 @@ HANDOVER_SECONDS = 2 * 180 + 900 + 600
 
 
 class SwitchedElsewhere(Failure):
-    """Somebody else has switched the VM off, or restarts it."""
+    """Somebody else has switched the guest off, or restarts it."""
 
 
 def is_to_run_again(guest: Guest, rebooted_at: int) -> bool:
-    """Whether a VM that is off is so by this program alone: by a shutdown of a run that was killed, or by a restart of
-    the host.
+    """Whether a guest that is off is so by this program alone: by a shutdown of a run that was killed, or by a restart
+    of the host.
 
     :param rebooted_at: when this run has restarted the host, in seconds since 1970; 0: it hasn't.
     """
     if guest.note.shut_down_after is not None:
         since = _since_noted(guest)
         return bool(since) and _is_own(guest, since)
-    since = [task for task in guest.power_tasks() if task["starttime"] >= rebooted_at and not _has_failed(task)]
-    return bool(rebooted_at) and all(map(_is_roots_shutdown, since))
+    since = [task for task in guest.power_tasks() if task["starttime"] >= rebooted_at and not _has_failed(guest, task)]
+    return bool(rebooted_at) and all(_is_roots_shutdown(guest, task) for task in since)
 
 
 def _since_noted(guest: Guest) -> list[dict[str, Any]]:
     """What has switched it on or off since `shut_down_after` was noted, the latest first."""
     tasks = takewhile(lambda task: task["upid"] != guest.note.shut_down_after, guest.power_tasks())
-    return [task for task in tasks if not _has_failed(task)]
+    return [task for task in tasks if not _has_failed(guest, task)]
 
 
 def _is_own(guest: Guest, since: list[dict[str, Any]]) -> bool:
     """Whether all of these tasks are homelab's. Where the answer to its shutdown was lost, that isn't noted: it is the
     first of root's.
     """
-    first = [since[-1]["upid"]] if since and not guest.note.stops and _is_roots_shutdown(since[-1]) else []
+    first = [since[-1]["upid"]] if since and not guest.note.stops and _is_roots_shutdown(guest, since[-1]) else []
     own = {*guest.note.stops, *first, guest.begun}
     return all(task["upid"] in own for task in since)
 
 
-def _has_failed(task: Mapping[str, Any]) -> bool:
+def _has_failed(guest: Guest, task: Mapping[str, Any]) -> bool:
     """Whether it is a start that ended with an error."""
     ended = str(task.get("status") or "RUNNING")
-    return task["type"] in STARTS and ended not in ("OK", "RUNNING") and not ended.startswith("WARNINGS")
+    return task["type"] in guest.kind.starts and ended not in ("OK", "RUNNING") and not ended.startswith("WARNINGS")
 
 
-def _is_roots_shutdown(task: Mapping[str, Any]) -> bool:
-    return (task["type"], task["user"]) == ("qmshutdown", "root@pam")
+def _is_roots_shutdown(guest: Guest, task: Mapping[str, Any]) -> bool:
+    return (task["type"], task["user"]) == (guest.kind.stops[0], "root@pam")
 
 
 def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *, to_start: bool) -> None:
-    """Shuts it down by its agent or ACPI.
+    """Shuts it down, a VM by its agent or ACPI.
 
     :param seconds: for which the guest may take its time; after that it is stopped, or this fails.
     :param to_start: it is to be started next: noted before, for the run after one that is killed.
@@ -102,7 +105,7 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
                 raise _switched(wanted, "somebody has stopped it meanwhile") from refused
             if not guest.runs():
                 return
-            if is_last or "powerdown failed" not in refused.found or not isinstance(refused, TaskFailed):
+            if is_last or not _DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
                 raise _still_on(refused, seconds) from refused
 
 
@@ -202,12 +205,12 @@ def _gone_off(guest: Guest, wanted: str, found: str) -> Failure:
 def _still_on(refused: Refused, seconds: int) -> Failure:
     return refused.but(
         found=f"it is still on: {refused.found}",
-        why="the change needs a VM that is off",
+        why="the change needs a guest that is off",
         next=f"shut it down from inside, give it longer (shutdown.timeout, now {seconds}), or let it be switched off "
         "then (shutdown.otherwise: stop)",
     )
 
 
 def _switched(wanted: str, found: str) -> SwitchedElsewhere:
-    why = "whoever has switched a VM off wants it off: it keeps the change, and this run doesn't start it"
+    why = "whoever has switched a guest off wants it off: it keeps the change, and this run doesn't start it"
     return SwitchedElsewhere(wanted, found, why, "start it when it is off and is to run")

@@ -1,6 +1,6 @@
-"""Requests about one VM to this node's API. One is sent again while nobody answers (pvedaemon restarts with each
-update), and while somebody has the VM's lock. What starts or stops the VM is sent once: where its answer is lost, the
-task that began meanwhile is its own.
+"""Requests about one guest to this node's API. One is sent again while nobody answers (pvedaemon restarts with each
+update), and while somebody has the guest's lock. What starts or stops the guest is sent once: where its answer is lost,
+the task that began meanwhile is its own.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from remote_scripts.guests.kinds import Kind
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.tools.system import System
 
 #: How long a request is repeated, in seconds: while there is no answer, and while a lock is held.
 SILENT_SECONDS, LOCK_SECONDS = 15.0, 90.0
-_LOCK_HELD = re.compile(r"can't lock file|got lock request timeout")
+LOCK_HELD = re.compile(r"can't lock file|got lock request timeout")
 _CHANGED = re.compile(r"checksum mismatch|detected modified configuration")
 # Proxmox VE's default of 50 counts tasks of every kind, also consoles.
 _TASKS = 5000
@@ -30,20 +31,20 @@ class TaskFailed(Refused):
     """A task that was begun, and ended with an error."""
 
 
-class VmApi:
-    """This node's API, asked about one VM.
+class GuestApi:
+    """This node's API, asked about one guest.
 
     :param api: one for all of a run, which then makes one ticket.
     """
 
-    def __init__(self, system: System, api: NodeApi, vmid: int) -> None:
-        self._system, self._api, self._vmid = system, api, vmid
-        self._path = f"/qemu/{vmid}"
+    def __init__(self, system: System, api: NodeApi, kind: Kind, vmid: int) -> None:
+        self._system, self._api, self._kind, self._vmid = system, api, kind, vmid
+        self._path = f"/{kind.name}/{vmid}"
 
     def get(self, below: str, wanted: str, **parameters: object) -> Any:
-        """What it says of the VM.
+        """What it says of the guest.
 
-        :param below: the VM's path.
+        :param below: the guest's path.
         :param wanted: what it is for, for errors.
         :raises Refused: it was refused.
         :raises Unanswered: nobody answers.
@@ -81,17 +82,17 @@ class VmApi:
                 return self._followed(upid, wanted, seconds)
             except TaskFailed as error:
                 failed = error
-                if not _LOCK_HELD.search(error.found):
+                if not LOCK_HELD.search(error.found):
                     break
         assert failed is not None
         raise failed
 
     def tasks(self, since: int = 0) -> list[dict[str, Any]]:
-        """The VM's tasks on this node, the latest first.
+        """The guest's tasks on this node, the latest first.
 
         :param since: seconds since 1970; those of that second are among them.
         """
-        wanted = f"to see who has switched VM {self._vmid}"
+        wanted = f"to see who has switched {self._kind.label} {self._vmid}"
         options = {"vmid": self._vmid, "source": "all", "since": since, "limit": _TASKS}
         found = self._asked(wanted, lambda: self._api.get("/tasks", **options))
         return sorted(found, key=lambda task: (task["starttime"], task["pstart"]), reverse=True)
@@ -104,7 +105,11 @@ class VmApi:
                 return str(self._asked(wanted, lambda: self._api.post(path, **parameters), repeats=False))
             except Unanswered as error:
                 silent = error
-                own = [one for one in self.tasks() if one["type"] == f"qm{kind}" and one["upid"] not in earlier]
+                own = [
+                    one
+                    for one in self.tasks()
+                    if one["type"] == f"{self._kind.tasks}{kind}" and one["upid"] not in earlier
+                ]
                 if own:
                     return str(own[0]["upid"])
         raise silent
@@ -122,7 +127,7 @@ class VmApi:
                 break
         ended = str(status.get("exitstatus", f"it still runs after {seconds:g} s"))
         if ended != "OK" and not ended.startswith("WARNINGS"):
-            raise _error(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
+            raise refusal(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
         return lines
 
     def _asked(self, wanted: str, ask: Callable[[], Any], *, repeats: bool = True) -> Any:
@@ -135,10 +140,11 @@ class VmApi:
                     raise Unanswered(wanted, error.found, "whether it was done isn't known", error.next) from error
             except Refused as error:
                 found = error.found
-                if not _LOCK_HELD.search(found):
+                if not LOCK_HELD.search(found):
                     break
-        raise _error(ChangedMeanwhile if _CHANGED.search(found) else Refused, wanted, found)
+        raise refusal(ChangedMeanwhile if _CHANGED.search(found) else Refused, wanted, found)
 
 
-def _error(kind: type[Refused], wanted: str, found: str) -> Refused:
+def refusal(kind: type[Refused], wanted: str, found: str) -> Refused:
+    """Proxmox VE's no to what was wanted."""
     return kind(wanted, found, "Proxmox VE didn't do it", "correct what it names, then run `pulumi up` again")

@@ -6,7 +6,9 @@ from collections.abc import Collection
 
 from remote_scripts.guests import notes
 from remote_scripts.guests.change import Terms, bring, in_turn
-from remote_scripts.guests.note import Options, gives
+from remote_scripts.guests.guest import Guest
+from remote_scripts.guests.kinds import VM
+from remote_scripts.guests.note import Note, Options, gives
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.properties import parse
@@ -21,8 +23,8 @@ def losers(system: System, stack: str, cards: Collection[str], keepers: Collecti
     :param keepers: VMs that may have them.
     """
     here = pmxcfs.guest_ids(system, "/etc/pve/local/qemu-server")
-    others = [vmid for vmid in notes.noted(system) if vmid not in keepers and str(vmid) in here]
-    return [vmid for vmid in others if notes.of(system, vmid).has_one_of(cards, stack)]
+    others = [vmid for vmid in notes.noted(system, VM) if vmid not in keepers and str(vmid) in here]
+    return [vmid for vmid in others if notes.of(system, VM, vmid, Note).has_one_of(cards, stack)]
 
 
 def take(system: System, api: NodeApi, vmid: int, cards: Collection[str], keeps: Collection[str] | None = None) -> None:
@@ -31,7 +33,7 @@ def take(system: System, api: NodeApi, vmid: int, cards: Collection[str], keeps:
     :param keeps: the mappings that it is to have; None: all but those of the cards.
     :raises Failure: as of `bring`.
     """
-    with in_turn(system, api, vmid) as guest:
+    with in_turn(Guest, system, api, vmid) as guest:
         if not guest.is_here:
             return
         note = guest.note

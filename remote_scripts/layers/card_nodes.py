@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remote_scripts.guests.container_follow import follow_at_boot, follow_containers
 from remote_scripts.shared import boot_service
-from remote_scripts.shared.container_follow import follow_at_boot, follow_containers
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
 

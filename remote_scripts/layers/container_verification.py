@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from remote_scripts.shared import card_nodes, container_lines, handover, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Node
-from remote_scripts.shared.container_change import need_container
 from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.container_notes import Notes
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.shared.container_system import need_running

@@ -91,7 +91,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
         foreseen(guest, {**_options(guest, wanted), **wanted.settings}, wanted.terms)
     for loser in losers:
         taking.take(system, api, loser, wanted.takes)
-    with in_turn(system, api, wanted.vmid) as guest:
+    with in_turn(Guest, system, api, wanted.vmid) as guest:
         try:
             if guest.digest == wanted.digest:
                 return _answer(guest, log=bring(guest, _options(guest, wanted), wanted.terms, wanted.settings))
@@ -112,7 +112,7 @@ def revert(system: System, wanted: Wanted) -> Answer:
     """
     api = NodeApi(system)
     for number in range(_TRIES):
-        with in_turn(system, api, wanted.vmid) as guest:
+        with in_turn(Guest, system, api, wanted.vmid) as guest:
             try:
                 _give_back(guest, wanted)
             except ChangedMeanwhile:

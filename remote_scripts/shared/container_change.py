@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import re
-import stat
 from dataclasses import replace
 from pathlib import Path
 
-from remote_scripts.shared import card_nodes, container_lines, pmxcfs
+from remote_scripts.shared import card_nodes, container_groups, container_lines, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Nodes
 from remote_scripts.shared.container_conf import ConfText, addresses, conf_text
 from remote_scripts.shared.container_lines import Change
+from remote_scripts.shared.container_needs import need_container, need_open_nodes, not_lasting
 from remote_scripts.shared.container_notes import Before, Given, Noted, Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power
-from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.state import file_lock
 from remote_scripts.tools.system import System
@@ -27,9 +25,6 @@ from remote_scripts.tools.system import System
 #: How long the lock of a configuration's file is waited for, in seconds.
 CONF_LOCK_SECONDS = 10.0
 _GUESTS_SECONDS = 300.0
-# What is read of a container's groups, in bytes; the rest is left out.
-_GROUP_BYTES = 65536
-_GROUPS = 'getent group render video || { cd /etc && cat group; }; echo "#"'
 # As pct says it: by its own check, or since pmxcfs refuses the file that would replace a configuration.
 _READ_ONLY = re.compile(r"no quorum|\.conf\.tmp\..*(?:Permission denied|Read-only file system)")
 _AGAIN = ("detected modified configuration", "got timeout")
@@ -108,7 +103,8 @@ class ConfigChange:
                 return conf, change
             _need_changeable(self._ctid, conf, change)
             if self._cards is not None:
-                self._need_open_nodes(conf, nodes)
+                others = container_lines.find_own_lines(conf, self.notes).others
+                need_open_nodes(self._system, self._ctid, self._cards, others, nodes)
             # Each try has waited ten seconds for the lock: for a minute at least.
             if tries >= (7 if any(words in self._message for words in _LOCKED) else 5):
                 break
@@ -178,11 +174,12 @@ class ConfigChange:
 
     def _plan(self, conf: ConfText) -> Change:
         if self._cards is None:
-            change = container_lines.follow(self._system, conf, self.notes)
+            own = container_lines.find_own_lines(conf, self.notes)
+            change = container_lines.follow(self._system, own, self.notes.read().given.nodes)
         else:
             change = container_lines.plan(self._system, conf, self.notes, self._cards, self._groups)
-        if not container_lines.lasts(conf, self.notes, change):
-            raise _not_lasting(self._ctid)
+        if not container_lines.lasts(conf, self.notes.read().given.lines, change.want):
+            raise not_lasting(self._ctid)
         return change
 
     # What is noted.
@@ -321,30 +318,6 @@ class ConfigChange:
 
     # What is looked at before.
 
-    def _need_open_nodes(self, conf: ConfText, nodes: Nodes) -> None:
-        """A mount entry's node is the host's, for the host's groups. In an unprivileged container these are nobody's.
-
-        :raises Failure: it could not be opened.
-        """
-        assert self._cards is not None
-        if self._cards.method != "mount-entry" or not conf.conf.unprivileged:
-            return
-        others = container_lines.find_own_lines(conf, self.notes).others
-        closed = []
-        for node in nodes.nodes:
-            device = self._system.files.device(node.path)
-            if node.group and device and device.mode & 6 != 6 and not container_lines.provider(others, node.path):
-                closed.append(f"{node.path} (mode {device.mode:o})")
-        if closed:
-            raise Failure(
-                f"container {self._ctid}, which is unprivileged, given a card's nodes by mount entries",
-                f"on the host only their group may open them: {' '.join(closed)}",
-                "nobody in an unprivileged container is in the host's groups, so not even its root could open them; "
-                "its configuration is unchanged",
-                'take method: mount-entry out of the settings; or let the host\'s udev open them: MODE="0666" for '
-                'KERNEL=="renderD*"',
-            )
-
     def _wait_for_guests(self) -> None:
         """Until those that start with the host have been started: one that starts while its configuration is written
         would run with what was before, unnoticed.
@@ -356,99 +329,22 @@ class ConfigChange:
                 return
 
     def _find_groups(self, *, look_inside: bool) -> None:
-        """The groups render and video. A dev[n] entry's gid is one of the container's: the host's number means another
-        group there, or none (ADR 23).
+        """As of container_groups.groups_of.
 
         :raises Failure: a container that runs doesn't tell them.
         """
         noted = container_lines.noted_groups(self.notes)
         self._groups = noted or {}
-        if not look_inside:
-            return
-        conf = self._conf()
-        if self._power.is_up():
-            done = self._system.run.ask(
-                "pct", "exec", str(self._ctid), "--", "sh", "-c", _GROUPS, seconds=60, limit=_GROUP_BYTES
-            )
-            text = done.output
-            if done.status != 0 or not text.endswith(b"#\n"):  # half of an answer would be no such groups
-                raise Failure(
-                    f"to know the groups render and video of container {self._ctid}",
-                    f"`pct exec {self._ctid}` didn't list them all (exit status {done.status})",
-                    "a card's nodes are for the members of these groups; its configuration is unchanged",
-                    f"try `pct enter {self._ctid}`, then run `pulumi up` again",
-                )
-        elif noted is not None:
-            return  # it has been looked into
-        elif "lock" in conf.conf.options or conf.conf.is_template:
-            text = b""
-        else:
-            text = self._groups_while_off()
-            if not text.strip(b"\0\n"):
-                self._system.log.say(
-                    f"note: the groups of container {self._ctid}, which is off, can't be read: its nodes are for "
-                    "everybody in it"
-                )
-        self._groups = container_lines.groups_in(text, conf)
+        if look_inside:
+            is_up, conf = self._power.is_up(), self._conf()
+            self._groups = container_groups.groups_of(self._system, self._ctid, conf, noted, self._mark, is_up=is_up)
 
-    def _groups_while_off(self) -> bytes:
-        """The group file of a container that is off. Its file system is its root's: nothing in it is followed, and what
-        isn't a plain file isn't read.
-        """
-        self.notes.change(mounted=True)
-        content = b""
-        # As work, which keeps the lock to its end where this run is killed: the next run sees what it has mounted.
-        if self._system.run.do("pct", "mount", str(self._ctid), seconds=60).status == 0:
-            place = self._system.files.at(f"/var/lib/lxc/{self._ctid}/rootfs")
-            try:
-                content = within_limit(lambda: _group_file(place))
-            except OSError as error:
-                self._system.log.say(f"/etc/group of container {self._ctid}: {error.strerror or error}")
-        self._unmount()
-        return content
+    def _mark(self, mounted: bool) -> None:
+        self.notes.change(mounted=mounted)
 
     def _unmount(self) -> None:
-        """What a look into a container that is off has left mounted, maybe by a run that was cut short."""
-        if not self.notes.read().mounted:
-            return
-        conf = pmxcfs.content_of(self._system, self._path)
-        if conf is not None and conf_text(conf).conf.options.get("lock") == "mounted":
-            done = self._system.run.ask("pct", "unmount", str(self._ctid), seconds=60)
-            if done.status != 0:
-                # It stays noted as ours: the next run tries that again.
-                message = (done.error or done.output).decode("utf-8", "replace").strip()
-                self._system.log.say(f"note: pct unmount {self._ctid} failed: {message or f'status {done.status}'}")
-                return
-        self.notes.change(mounted=False)
-
-
-def need_container(system: System, ctid: int) -> None:
-    """:raises Failure: this host has no such container."""
-    if pmxcfs.content_of(system, f"/etc/pve/qemu-server/{ctid}.conf") is not None:
-        raise Failure(
-            f"container {ctid}",
-            f"{ctid} is a virtual machine",
-            "cards are shared with containers; a VM gets one whole",
-            "correct ctid; a VM is described under homelab:vms",
-        )
-    if pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None:
-        return
-    elsewhere, here = pmxcfs.node_of(system, ctid), pmxcfs.this_node(system).name
-    if elsewhere:
-        raise Failure(
-            f"container {ctid}",
-            f"it is on the node {elsewhere}, not on this one",
-            "a card is in one machine: a guest can have it only on the node that the card is in",
-            f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {here}`), or describe "
-            f"{elsewhere} as a host of its own",
-        )
-    others = " ".join(pmxcfs.guest_ids(system, pmxcfs.PVE_LXC))
-    raise Failure(
-        f"container {ctid}",
-        f"no such container on this host; there are: {others or 'none'}",
-        "nothing can be given to it",
-        "correct ctid, or describe the container under `create`",
-    )
+        if self.notes.read().mounted:
+            container_groups.unmount(self._system, self._ctid, self._mark)
 
 
 def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
@@ -470,43 +366,9 @@ def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
         )
 
 
-def _not_lasting(ctid: int) -> Failure:
-    return Failure(
-        f"container {ctid} given its devices by lxc.* lines",
-        "its configuration has lxc.* lines, or `delete: lxc`, below [pve:pending]",
-        "at its next start these take the place of all its lxc.* lines, homelab's among them; its configuration is "
-        "unchanged",
-        f"start it once, or restart it (`pct reboot {ctid}`), which moves them up; or move them above the section "
-        "by hand; then run `pulumi up` again",
-    )
-
-
 def _with_lines(conf: ConfText, change: Change) -> str:
     """The configuration with its new lines after the last one that isn't empty, where Proxmox VE has raw lines."""
     lines = [line for place, line in enumerate(conf.head) if place not in change.drop_raw]
     last = max((place for place, line in enumerate(lines) if line.strip()), default=-1)
     lines = [*lines[: last + 1], *change.add_raw, *lines[last + 1 :]] if last >= 0 else [*lines, *change.add_raw]
     return "".join(f"{line}\n" for line in (*lines, *conf.tail))
-
-
-def _group_file(place: Path) -> bytes:
-    """The beginning of a root's etc/group, by no link.
-
-    :raises OSError: it isn't there, or can't be read.
-    """
-    opened: list[int] = []
-
-    def step(path: str | Path, flags: int) -> int:
-        opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, dir_fd=opened[-1] if opened else None))
-        return opened[-1]
-
-    try:
-        step(place, os.O_DIRECTORY)
-        step("etc", os.O_DIRECTORY | os.O_NOFOLLOW)
-        # Before it is opened: that of a device may do something.
-        if not stat.S_ISREG(os.stat("group", dir_fd=opened[-1], follow_symlinks=False).st_mode):
-            raise OSError(errno.EINVAL, "no plain file")
-        return os.read(step("group", os.O_NOFOLLOW | os.O_NONBLOCK), _GROUP_BYTES)
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)

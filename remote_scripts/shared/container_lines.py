@@ -4,7 +4,6 @@ what was set up. Nothing is changed here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +15,6 @@ from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 
 _DEVICE = "dev "
-_GROUP_ID = re.compile(r"0*[0-9]{1,5}")
-# Kind (g: groups, b: both), first number inside, first number of the host, how many.
-_ID_MAP = re.compile(r"[gb]\s+([0-9]{1,10})\s+\S+\s+([0-9]{1,10})(?:\s|$)")
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,17 @@ class Ours:
     def lines(self) -> set[str]:
         """Those that are there."""
         return {*self.devices.values(), *self.raw.values()}
+
+
+@dataclass(frozen=True)
+class Lines:
+    """`want`: homelab's lines that are to be there; `nodes`: what is noted of their nodes; `provided`: path -> how the
+    container gets that node, `dev VALUE` or `mount`.
+    """
+
+    want: tuple[str, ...]
+    nodes: tuple[RecordedNode, ...]
+    provided: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,19 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
     :raises Failure: what is noted can't be read.
     """
     own = find_own_lines(conf, notes)
+    lines = lines_for(system, own.others, cards, groups)
+    return compare(own, lines.want, lines.nodes, lines.provided)
+
+
+def lines_for(system: System, others: ContainerConf, cards: Cards, groups: Mapping[str, int]) -> Lines:
+    """Homelab's lines by which a container has its cards, by the nodes that are there now.
+
+    :param others: what the configuration says without homelab's lines.
+    :param groups: as of `plan`.
+    """
     nodes = card_nodes.nodes_of(system, cards).nodes
     numbers = {node.path: device for node in nodes if (device := system.files.device(node.path))}
-    is_complete = all(provider(own.others, node.path) for node in nodes if node.is_needed and not node.group)
+    is_complete = all(provider(others, node.path) for node in nodes if node.is_needed and not node.group)
     rules: list[str] = []
     want: list[str] = []
     noted: list[RecordedNode] = []
@@ -101,24 +118,24 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
         device = numbers.get(node.path)
         if device is None:
             continue
-        given_by = provider(own.others, node.path)
+        given_by = provider(others, node.path)
         # The user has given it what it needs: that is left as it is, and nothing that goes along is added.
         if is_complete and not given_by and not node.group:
             continue
-        if given_by and _is_allowed(own.others, given_by, device):
+        if given_by and _is_allowed(others, given_by, device):
             provided[node.path] = given_by
             continue
         if given_by or cards.method == "mount-entry":
             provided[node.path] = given = "mount"
             rule, mount = mount_lines(node.path, device.numbers)
-            rules += [] if _is_allowed(own.others, given_by, device) else [rule]
+            rules += [] if _is_allowed(others, given_by, device) else [rule]
             want += [] if given_by else [mount]
         else:
             given = _options(node, device, groups)
             provided[node.path] = f"dev {node.path},{given}"
             want.append(provided[node.path])
         noted.append(RecordedNode(node.path, device.numbers, node.address, node.kind if node.address else "", given))
-    return compare(own, [*rules, *want], noted, provided)
+    return Lines((*rules, *want), tuple(noted), provided)
 
 
 def provider(others: ContainerConf, path: str) -> str:
@@ -172,31 +189,31 @@ def compare(
     )
 
 
-def lasts(conf: ConfText, notes: Notes, change: Change) -> bool:
+def lasts(conf: ConfText, noted: Iterable[str], want: Iterable[str]) -> bool:
     """Whether the container has the same lxc.* lines of homelab's before its next start and after it.
 
-    :raises Failure: what is noted can't be read.
+    :param noted: homelab's lines, as they are noted.
+    :param want: those that are to be there.
     """
-    wanted = {line for line in change.want if raw_line(line)[0]}
+    wanted = {line for line in want if raw_line(line)[0]}
     pending = [raw_line(line) for line in conf.conf.pending_raw]
-    noted = {line for line in notes.read().given.lines if raw_line(line)[0]}
+    noted = {line for line in noted if raw_line(line)[0]}
     return not pending or wanted == {line for line in wanted | noted if raw_line(line) in pending}
 
 
-def follow(system: System, conf: ConfText, notes: Notes) -> Change:
+def follow(system: System, own: Ours, noted_nodes: Iterable[RecordedNode]) -> Change:
     """What is to come and to go so that each of homelab's lines stays about the device that it was given for,
     whatever name and numbers the kernel has for that now. Nothing else is decided: the way in which it is given stays,
     and what a user has taken out stays out.
 
-    :raises Failure: what is noted can't be read.
+    :param noted_nodes: that these lines give, as they are noted.
     """
-    own = find_own_lines(conf, notes)
     there = own.lines
     if not there:  # it was restored, or another container has the number now
         return Change((), ())
     # A node may be noted twice, as it was and as it is to be, by a run that was cut short.
     entries: dict[str, list[RecordedNode]] = {}
-    for node in notes.read().given.nodes:
+    for node in noted_nodes:
         entries.setdefault(node.key, []).append(node)
     recorded = {line for nodes in entries.values() for node in nodes for line in node.lines}
     want = [line for line in sorted(there) if line not in recorded]
@@ -256,39 +273,15 @@ def _is_of_another(system: System, node: RecordedNode) -> bool:
     return node.kind == "nvidia" and minor.isdigit() and nvidia.address_of(system, int(minor)) not in ("", node.address)
 
 
-def are_there(system: System, notes: Notes) -> bool:
+def are_there(system: System, nodes: Iterable[RecordedNode]) -> bool:
     """Whether the drivers have made every node that a container was given of a card."""
-    return all(_current_path(system, node) for node in notes.read().given.nodes if node.address)
+    return all(_current_path(system, node) for node in nodes if node.address)
 
 
 def noted_groups(notes: Notes) -> dict[str, int] | None:
     """The groups inside, as a run has noted them; None: none has looked, as there were no cards that need it."""
     given = notes.read().given
     return given.groups if given.cards and given.cards.cards else None
-
-
-def groups_in(content: bytes, conf: ConfText) -> dict[str, int]:
-    """The numbers of the groups render and video; one that isn't there has none.
-
-    :param content: lines of a group file; it is the container's own, and may say anything.
-    """
-    gids: dict[str, int] = {}
-    for line in content.replace(b"\0", b"").decode("utf-8", "replace").split("\n"):
-        name, _, number = [*line.split(":"), "", ""][:3]
-        if name not in ("render", "video") or name in gids or not _GROUP_ID.fullmatch(number):
-            continue
-        if 0 < int(number) < 65535 and _is_mapped(int(number), conf):
-            gids[name] = int(number)
-    return gids
-
-
-def _is_mapped(group: int, conf: ConfText) -> bool:
-    """Whether that group of the container has a number on the host. Proxmox VE doesn't start a container with one that
-    hasn't.
-    """
-    maps = [_ID_MAP.match(value) for key, value in conf.raw.values() if key == "lxc.idmap"]
-    ranges = [(int(match[1]), int(match[2])) for match in maps if match]
-    return not ranges or any(first <= group < first + count for first, count in ranges)
 
 
 def drift(system: System, ctid: int) -> list[str]:
@@ -313,6 +306,6 @@ def drift(system: System, ctid: int) -> list[str]:
         *(f"{line} is not there" for line in change.add_raw),
         *(f"{key}: {conf.devices[key]} is no longer needed" for key in change.drop_devices),
         *(f"{conf.head[place]} is no longer needed" for place in change.drop_raw),
-        *([] if lasts(conf, notes, change) else ["its next start takes lxc.* lines away"]),
+        *([] if lasts(conf, notes.read().given.lines, change.want) else ["its next start takes lxc.* lines away"]),
         *([f"container {ctid} still has to be restarted"] if waits_for_restart(system, ctid) else []),
     ]

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from lab.host.host_python import nodes_below
+from remote_scripts.guests import container_follow
 from remote_scripts.layers import card_nodes as boot_layer
 from remote_scripts.layers import container_gpus, container_restart
-from remote_scripts.shared import container_change, container_follow, container_lines, container_power, guests
+from remote_scripts.shared import container_change, container_lines, container_power, guests
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_notes import Notes
@@ -40,7 +41,9 @@ BOOT = "c0ffee"
 
 
 class Containers:
-    """The host of a test, and its container."""
+    """The host of a test, and its container. `conf_path`: of its configuration, by no link."""
+
+    conf_path = CONF
 
     def __init__(self, host: Host) -> None:
         self.host = host

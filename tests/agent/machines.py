@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from remote_scripts.tools.run import Stand
-from tests.agent import api_kit, boot_kit, cluster_kit, container_kit, handover_kit
+from tests.agent import api_kit, boot_kit, card_kit, cluster_kit, container_kit, handover_kit
 from tests.agent import test_guests_to_start as guests
 from tests.agent.kit import Cut, Host, Tree, left_by
 from tests.scripts import cut_kit
@@ -154,6 +154,8 @@ class RollingBack(Booted):
 class Container(Machine):
     """A host with container 300, whose nodes of cards are there (container_kit.py)."""
 
+    notes = container_kit.RECORD
+
     def begin(self) -> None:
         self.box = container_kit.Containers(self.host)
         self.box.nvidia(container_kit.NVIDIA, container_kit.SECOND)
@@ -172,11 +174,28 @@ class Container(Machine):
         left_out = [container_kit.STATE, "/var/log/pve/"]
         tree = {**self.host.lasting()}
         if self.box.noted():
-            left_out.append(container_kit.RECORD)
-            conf = container_kit.CONF.lstrip("/")
+            left_out.append(self.notes)
+            conf = self.box.conf_path.lstrip("/")
             lines = sorted(re.sub(r"^dev\d+", "dev", line) for line in self.box.conf.splitlines())
             tree[conf] = (tree[conf][0], "\n".join(lines))
         return {path: about for path, about in tree.items() if not f"/{path}".startswith(tuple(left_out))}
+
+
+class InOneStep(Container):
+    """The same for the layer container_cards (card_kit.py)."""
+
+    notes = card_kit.NOTE
+
+    def begin(self) -> None:
+        self.box = card_kit.Cards300(self.host)
+        self.box.nvidia(container_kit.NVIDIA, container_kit.SECOND)
+        self.box.drm(container_kit.AMD, 128)
+        self.box.state = self.example.get("container", "stopped")
+
+    def go_on(self, before: Any, is_booted: bool) -> None:
+        self.box = card_kit.on(before.box, self.host)
+        if is_booted:
+            self.box.state = "stopped"
 
 
 class InTurn(Machine):
@@ -245,6 +264,7 @@ MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {
     "booted": Booted,
     "rolling back": RollingBack,
     "container": Container,
+    "container in one step": InOneStep,
     "in turn": InTurn,
     "node": Node,
     "node that is back": Returned,

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.guests import container_follow
 from remote_scripts.layers.card_nodes import SERVICE, Wanted
-from remote_scripts.shared import boot_service, container_follow, container_lines, guests, pmxcfs
+from remote_scripts.shared import boot_service, container_lines, guests, pmxcfs
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_notes import Given, Notes, RecordedNode
 from remote_scripts.tools.errors import Failure
@@ -150,8 +151,8 @@ def test_a_boot_waits_for_nvidias_node_only_where_there_was_one(
     there = container_lines.are_there
     answers: list[bool] = []
 
-    def looked(system: System, notes: Notes) -> bool:
-        answers.append(there(system, notes))
+    def looked(system: System, nodes: tuple[RecordedNode, ...]) -> bool:
+        answers.append(there(system, nodes))
         return answers[-1] or len(answers) > 2
 
     monkeypatch.setattr(container_lines, "are_there", looked)

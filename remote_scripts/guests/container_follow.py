@@ -5,10 +5,19 @@ mended is said, and keeps no other.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+from remote_scripts.guests import notes
+from remote_scripts.guests.container import ContainerNote, write_text
+from remote_scripts.guests.container_text import as_options, edited, options_of, own_lines
+from remote_scripts.guests.kinds import CONTAINER
+from remote_scripts.guests.note import is_another
 from remote_scripts.shared import container_lines, guests, pmxcfs
 from remote_scripts.shared.container_change import ConfigChange, QuorumFailure
-from remote_scripts.shared.container_notes import Notes, noted_containers
+from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_lines import Change
+from remote_scripts.shared.container_needs import not_lasting
+from remote_scripts.shared.container_notes import Notes, RecordedNode, noted_containers
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -50,7 +59,7 @@ def follow_at_boot(system: System) -> None:
             system.work.ends = time.monotonic() + min(left, _ONE_SECONDS)
             failure = _mended(system, ctid, locked=True)
             message = _message(system, ctid, failure) if failure else ""
-            if not isinstance(failure, QuorumFailure) or time.monotonic() - began >= QUORUM_SECONDS:
+            if not _lacks_quorum(failure) or time.monotonic() - began >= QUORUM_SECONDS:
                 break
             time.sleep(2 * _LOOK_SECONDS)
         if message:
@@ -64,20 +73,25 @@ def _containers(system: System) -> list[int]:
     except Failure as failure:
         system.log.say(system.log.message(failure))
         return []
-    noted = (ctid for ctid in noted_containers(system) if f"{ctid}.conf" in here)
-    return [ctid for ctid in noted if _has_nodes(Notes(system, ctid))]
+    noted = {*noted_containers(system), *notes.noted(system, CONTAINER)}
+    return [ctid for ctid in sorted(noted) if f"{ctid}.conf" in here and _has_nodes(system, ctid)]
 
 
-def _has_nodes(notes: Notes) -> bool:
+def _nodes(system: System, ctid: int) -> tuple[RecordedNode, ...]:
+    noted = notes.of(system, CONTAINER, ctid, ContainerNote).given.nodes
+    return noted or Notes(system, ctid).read().given.nodes
+
+
+def _has_nodes(system: System, ctid: int) -> bool:
     try:
-        return bool(notes.read().given.nodes)
+        return bool(_nodes(system, ctid))
     except Failure:  # it is said when it is mended
         return True
 
 
 def _are_there(system: System, ctid: int) -> bool:
     try:
-        return container_lines.are_there(system, Notes(system, ctid))
+        return container_lines.are_there(system, _nodes(system, ctid))
     except (Failure, OSError):
         return True
 
@@ -97,18 +111,32 @@ def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
     return None
 
 
+def _lacks_quorum(failure: Exception | None) -> bool:
+    """Whether /etc/pve can only be read."""
+    return isinstance(failure, QuorumFailure) or isinstance(getattr(failure, "__cause__", None), PermissionError)
+
+
 def _message(system: System, ctid: int, error: Exception) -> str:
     message = system.log.message(system.failure_of(error))
     return message if isinstance(error, Failure) else f"container {ctid}: {message}"
 
 
 def _mend(system: System, ctid: int) -> None:
+    if notes.of(system, CONTAINER, ctid, ContainerNote):
+        _tell(system, ctid, follow(system, ctid))
+        return
     power = Power(system, ctid, Shutdown())
     config = ConfigChange(system, ctid, power, None)
     # It has what its configuration says when it starts.
     if config.notes.read().restart is not None and not power.is_up():
         config.mark_in_force()
     change = config.planned()
+    if change.is_any:
+        config.apply()
+    _tell(system, ctid, change)
+
+
+def _tell(system: System, ctid: int, change: Change) -> None:
     if change.absent:
         missing = Failure(
             f"the nodes of container {ctid}'s cards",
@@ -118,8 +146,41 @@ def _mend(system: System, ctid: int) -> None:
         )
         system.log.say(system.log.message(missing))
     if change.is_any:
-        config.apply()
         system.log.say(
             f"container {ctid}: its cards' nodes have other names or numbers since this boot, and its configuration "
             "has these now"
         )
+
+
+def follow(system: System, ctid: int) -> Change:
+    """Writes a container's configuration anew where one of its nodes has moved; what was to change. It asks no API: at
+    a boot pvedaemon isn't there yet.
+
+    :raises Failure: it can't be read or written, or its next start would take its lines away.
+    """
+    note = notes.of(system, CONTAINER, ctid, ContainerNote)
+    conf = conf_text(pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") or b"")
+    config = options_of(conf)
+    if is_another(note.identity, config):
+        return Change((), ())
+    own = own_lines(conf, note, config, note.base(config, {}))
+    change = container_lines.follow(system, own, note.given.nodes)
+    if not container_lines.lasts(conf, note.values, change.want):
+        raise not_lasting(ctid)
+    if not change.is_any:
+        return change
+    added = as_options(conf.text, own, [*(f"dev {value}" for value in change.add_devices), *change.add_raw])
+    gone: dict[str, str | None] = dict.fromkeys([*change.drop_devices, *map(own.raw.__getitem__, change.drop_raw)])
+    # What its owner has taken out is noted still, and stays out.
+    options = {**{key: value for key, value in note.wanted.items() if key not in gone}, **added}
+    begun = note.of_change(config, {}, options, {**gone, **added}, note.owner)
+    nodes = tuple(dict.fromkeys([*note.given.nodes, *change.nodes]))
+    # Nothing of this is ever taken back, and no restart is wanted for it.
+    noted = replace(begun, given=replace(note.given, nodes=nodes), before=note.before)
+    notes.write(system, CONTAINER, ctid, noted)
+    wanted = f"container {ctid} given its cards' nodes as they are now"
+    write_text(system, ctid, edited(conf.text, {**gone, **added}), conf.digest, wanted)
+    done = replace(begun.after_change(options, {}), before=note.before, given=replace(note.given, nodes=change.nodes))
+    # A run that was killed before the boot goes on from what it has noted.
+    notes.write(system, CONTAINER, ctid, replace(done, shut_down_after=note.shut_down_after, stops=note.stops))
+    return change

@@ -1,0 +1,175 @@
+"""A container within one transaction, where it isn't as a VM.
+
+Its lines are written as text, for dev[n] options and lxc.* lines alike; no API takes these, and a device that an option
+gives is put into a running container at once, or not at all. Proxmox VE writes the file in its own form once the
+container is off, so that its original form is given back at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from remote_scripts import installed
+from remote_scripts.guests.container_text import edited, sources
+from remote_scripts.guests.guest import Guest
+from remote_scripts.guests.kinds import CONTAINER
+from remote_scripts.guests.note import Note, Options
+from remote_scripts.guests.requests import LOCK_HELD, LOCK_SECONDS, ChangedMeanwhile, refusal
+from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.api import NodeApi, Refused
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_notes import RecordedNode
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_WRITE_SECONDS, _READ_SECONDS = 60.0, 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a container was given. `cards`: what was asked for; None: nothing; `groups`: of the container, by which that
+    was decided; `nodes`: which of the host's nodes its lines give.
+    """
+
+    cards: Cards | None = None
+    groups: dict[str, int] = field(default_factory=dict)
+    nodes: tuple[RecordedNode, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerNote(Note):
+    """What is noted of a container."""
+
+    text: str = ""
+    """Its configuration before this program, whole."""
+    given: Given = field(default_factory=Given)
+    revision: int = 0
+    """How often this program has changed it."""
+    mounted: bool = False
+    """It is off, and looked into."""
+
+    def __bool__(self) -> bool:
+        return super().__bool__() or self.mounted or self.given != Given()
+
+
+class Container(Guest):
+    """A container; errors as of Guest."""
+
+    kind = CONTAINER
+    form = ContainerNote
+    note: ContainerNote
+
+    def __init__(self, system: System, api: NodeApi, vmid: int) -> None:
+        self._path = f"{pmxcfs.PVE_LXC}/{vmid}.conf"
+        #: Of its configuration's file.
+        self.text = ""
+        #: What it is to have once all of it is in force.
+        self.given = Given()
+        super().__init__(system, api, vmid)
+        self._first_text = self.text
+
+    def is_at_rest(self) -> bool:
+        """Proxmox VE's hook writes the configuration when the container's processes are gone, and its unit isn't."""
+        state = self.system.run.ask("systemctl", "is-active", f"pve-container@{self.vmid}").text
+        has_processes = self.system.files.exists(f"/sys/fs/cgroup/lxc/{self.vmid}")
+        return state != "deactivating" and (has_processes or state != "active")
+
+    def read(self) -> None:
+        """Reads the configuration anew, and its text with it."""
+        for _ in self.system.work.tries(_READ_SECONDS, f"reading the configuration of {self.label}"):
+            content = pmxcfs.content_of(self.system, self._path) or b""
+            super().read()
+            digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+            if digest == self.digest:
+                break
+        self.text, self.digest = content.decode("utf-8", "surrogateescape"), digest
+
+    def put(self, options: Options) -> None:
+        """Sets options in the text."""
+        self._write(edited(self.text, options), f"{self.label} given {', '.join(options)}")
+
+    def needs_restart(self, _keys: Iterable[str]) -> bool:
+        """Whether its text was changed and isn't in force: Proxmox VE knows of no such change."""
+        return bool(self.note.before)
+
+    def need_nothing_waiting(self, _changed: Iterable[str]) -> None:
+        """A change of the text carries nothing out."""
+
+    def need_changeable(self, change: Options, *, is_to_run: bool) -> None:
+        """:raises Failure: it is locked, or something that its configuration gives it isn't on the host."""
+        if lock := self.config.get("lock"):
+            raise Failure(
+                f"{self.label} free to be changed",
+                f"it is locked: {lock}",
+                "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged",
+                f"wait until that is done; a lock that was left behind: `pct unlock {self.vmid}`; then run `pulumi up` "
+                "again",
+            )
+        if not is_to_run:
+            return
+        config = {key: value for key, value in {**self.config, **change}.items() if value is not None}
+        if missing := [source for source in sources(config) if not self.system.files.exists(source)]:
+            raise Failure(
+                f"{self.label} switched off and on for a change",
+                f"it wouldn't start: {' '.join(missing)} does not exist on the host",
+                "its configuration gives it that; nothing was changed",
+                "mend that, or take the line out of its configuration, then run `pulumi up` again",
+            )
+
+    def note_of(self, options: Options, change: Options, owner: str) -> ContainerNote:
+        """What is noted from before a change to its end."""
+        nodes = tuple(dict.fromkeys([*self.note.given.nodes, *self.given.nodes]))
+        return replace(
+            self.note.of_change(self.config, self.devices, options, change, owner),
+            text=self.note.text or self._first_text,
+            given=replace(self.note.given, nodes=nodes),
+            revision=self.note.revision + bool(change),
+        )
+
+    def note_after(self, options: Options) -> ContainerNote:
+        """What is noted once all of it is in force."""
+        return replace(self.note.after_change(options, self.written), given=self.given)
+
+    def give_form_back(self) -> None:
+        """Its configuration gets its original's text, if Proxmox VE reads the same from both.
+
+        :raises ChangedMeanwhile: somebody else has changed it meanwhile.
+        :raises Failure: it can't be written.
+        """
+        if self.note.text not in ("", self.text):
+            self._write(self.note.text, f"{self.label} given its configuration's own form again", "same")
+
+    def mark_mounted(self, mounted: bool) -> None:
+        """Notes whether it is looked into while it is off.
+
+        :raises Failure: it can't be noted.
+        """
+        self.write_note(replace(self.note, mounted=mounted, text=self.note.text or self._first_text))
+
+    def _write(self, text: str, wanted: str, *words: str) -> None:
+        """Writes the file, and reads it."""
+        write_text(self.system, self.vmid, text, self.digest, wanted, *words)
+        self.read()
+
+
+def write_text(system: System, ctid: int, text: str, digest: str, wanted: str, *words: str) -> None:
+    """Writes a container's configuration whole, on the disk when this returns.
+
+    :param digest: of what is there.
+    :param words: as of files/container_text.pl.
+    :raises ChangedMeanwhile: something else is there.
+    :raises Refused: it can't be written.
+    """
+    path = str(system.files.at(f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
+    arguments = ("-e", installed.TEXTS["container_text"], str(ctid), path, digest, *words)
+    for _ in system.work.tries(LOCK_SECONDS, wanted):
+        content = text.encode("utf-8", "surrogateescape")
+        done = system.run.ask("perl", *arguments, stdin=content, seconds=_WRITE_SECONDS)
+        found = done.failure("perl")
+        if done.status == 0 or not LOCK_HELD.search(found):
+            break
+    if done.status:
+        raise refusal(ChangedMeanwhile if "changed it meanwhile" in found else Refused, wanted, found)
+    system.files.flush_all()  # pmxcfs answers before its database is on the disk

@@ -1,0 +1,104 @@
+"""The text of a container's configuration, with other options and everything else as it is, byte for byte. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from remote_scripts.guests.note import Note, Options
+from remote_scripts.shared.container_conf import ConfText, conf_text, raw_line
+from remote_scripts.shared.container_conf import parse as parse_options
+from remote_scripts.shared.container_lines import Ours
+from remote_scripts.shared.properties import parse
+
+
+def is_raw(key: str) -> bool:
+    """Whether a key is an lxc.* line as a whole, whose value is nothing."""
+    return key.startswith("lxc.")
+
+
+def edited(text: str, options: Options) -> str:
+    """The text with these options, above its first section. A new one comes after the last line that isn't empty.
+
+    :param options: by their keys, and lxc.* lines, `KEY: VALUE`, by themselves; None: it isn't to be there.
+    """
+    conf = conf_text(text.encode("utf-8", "surrogateescape"))
+    lines: list[str | None] = [*conf.head]
+    new: list[str] = []
+    for key, value in options.items():
+        places = _places(conf.head, key)
+        for place in places if value is None or not is_raw(key) else ():
+            lines[place] = None
+        if value is None or (is_raw(key) and places):
+            continue
+        line = key if is_raw(key) else f"{key}: {value}"
+        if places:
+            lines[places[-1]] = line
+        else:
+            new.append(line)
+    head = [line for line in lines if line is not None]
+    last = max((place for place, line in enumerate(head) if line.strip()), default=-1)
+    return "".join(f"{line}\n" for line in (*head[: last + 1], *new, *head[last + 1 :], *conf.tail))
+
+
+def options_of(conf: ConfText) -> dict[str, str]:
+    """What a text says above its first section."""
+    raw = dict.fromkeys((f"{key}: {value}" for key, value in conf.raw.values()), "")
+    return raw | parse_options("\n".join(conf.head)).options
+
+
+def own_lines(conf: ConfText, note: Note, config: Mapping[str, str], base: Mapping[str, str]) -> Ours:
+    """Homelab's lines that are there.
+
+    :param config: what the text says; `base`: what it would say without homelab.
+    """
+    keys = [key for key in note.values if key in config and key not in base]
+    devices = {key: f"dev {config[key]}" for key in keys if not is_raw(key)}
+    raw = {place: line for place, found in conf.raw.items() if (line := f"{found[0]}: {found[1]}") in keys}
+    return Ours(tuple(keys), devices, raw, conf.without(devices, raw))
+
+
+def as_options(text: str, own: Ours, want: Iterable[str]) -> dict[str, str]:
+    """Lines, `dev VALUE` or an lxc.* line, as options. A device that has a number from homelab keeps it."""
+    by_path = {parse(key, line.removeprefix("dev "))["path"]: key for key, line in own.devices.items()}
+    options: dict[str, str] = {}
+    for line in want:
+        value = line.removeprefix("dev ")
+        if value == line:
+            options[line] = ""
+        else:
+            key = by_path.get(value.partition(",")[0]) or free_number(text, options)
+            options[key] = value
+    return options
+
+
+def free_number(text: str, taken: Options) -> str:
+    """The first key dev[n] that is none of the taken ones, and stands nowhere in the text, neither in what waits for
+    the next start nor in a snapshot.
+    """
+    number = 0
+    while f"dev{number}" in taken or re.search(rf"(?m)^dev{number}:", text):
+        number += 1
+    return f"dev{number}"
+
+
+def _places(head: tuple[str, ...], key: str) -> list[int]:
+    if is_raw(key):
+        return [place for place, line in enumerate(head) if raw_line(line) == raw_line(key)]
+    return [place for place, line in enumerate(head) if line.startswith(f"{key}:")]
+
+
+def sources(config: Mapping[str, str]) -> list[str]:
+    """The paths of the host without which a container with such options doesn't start."""
+    found: list[str] = []
+    for key, value in config.items():
+        raw, mount = raw_line(key)
+        properties = parse(key, value)
+        if raw == "lxc.mount.entry":
+            words = [*mount.split(), "", "", "", ""]
+            found += [] if "optional" in words[3].split(",") else [words[0]]
+        elif re.fullmatch(r"dev\d+", key):
+            found.append(properties.get("path", ""))
+        elif re.fullmatch(r"mp\d+", key):
+            found.append(properties.get("volume", ""))
+    return [path for path in found if path.startswith("/")]

@@ -1,0 +1,236 @@
+"""The device nodes of cards that a container has, by dev[n] options or lxc.* lines, and in force: its configuration and
+its restart are one step (guests/change.py).
+
+Which lines are to come is decided here, by the nodes that there are now: their numbers change with each boot. What
+others have given the container stays. `revert` gives it back what it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from remote_scripts.guests.change import Terms, bring, in_turn
+from remote_scripts.guests.container import Container, ContainerNote, Given
+from remote_scripts.guests.container_text import as_options, own_lines
+from remote_scripts.guests.requests import ChangedMeanwhile
+from remote_scripts.shared import card_nodes, container_groups, container_lines, handover
+from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_conf import ConfText, conf_text
+from remote_scripts.shared.container_lines import Lines, Ours
+from remote_scripts.shared.container_needs import need_container, need_open_nodes, not_lasting
+from remote_scripts.shared.properties import same
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System, changes
+
+# How often it is changed anew, where somebody else changes it meanwhile.
+_TRIES = 3
+_NOT_LASTING = "its next start takes lxc.* lines away"
+_CUT_SHORT = "a run was cut short while it changed the container"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for. `revert` needs no cards. `goes_away`: the container itself is removed next."""
+
+    ctid: int
+    cards: Cards = field(default_factory=Cards)
+    terms: Terms = field(default_factory=Terms)
+    goes_away: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """`digest`: of what gives the container its devices; `revision`: how often it was changed; `devices`: a node's path
+    -> how it is given, dev or mount; `state`: running or stopped.
+    """
+
+    digest: str
+    revision: int
+    devices: dict[str, str]
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """`node`: that the container is on, empty: there is none; `is_here`: of another node's that node alone says the
+    rest; `change`: what an `apply` would change in its configuration, and what is in the way, a line each;
+    `others_wait`: keys of somebody else's changes, which its next start carries out.
+    """
+
+    node: str
+    is_here: bool
+    owner: str = ""
+    runs: bool = False
+    change: tuple[str, ...] = ()
+    others_wait: tuple[str, ...] = ()
+
+
+def read(system: System, wanted: Wanted) -> Seen:
+    """The container as it is, held to the cards that it was given last.
+
+    :raises Failure: it can't be read.
+    """
+    guest = Container(system, NodeApi(system), wanted.ctid)
+    return _seen(guest, guest.note.given.cards or Cards(), guest.note.given.groups)
+
+
+def plan(system: System, wanted: Wanted) -> Seen:
+    """The container as it is, held to the cards that are asked for.
+
+    :raises Failure: it can't be read, or can't have them.
+    """
+    guest = Container(system, NodeApi(system), wanted.ctid)
+    if not guest.is_here:
+        need_container(system, wanted.ctid)
+    return _seen(guest, wanted.cards, guest.note.given.groups)
+
+
+@changes
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Brings the cards into force.
+
+    :raises Failure: a node isn't there, the container can't be changed, or one of the host's cards is away; as of
+        `bring`.
+    """
+    handover.need_rest(system)
+    api = NodeApi(system)
+    for left in reversed(range(_TRIES)):
+        with in_turn(Container, system, api, wanted.ctid) as guest:
+            if not guest.is_here:
+                need_container(system, wanted.ctid)
+            try:
+                lines = _given(guest, wanted.cards)
+                bring(guest, as_options(guest.text, _own(guest), lines.want), wanted.terms)
+            except ChangedMeanwhile:
+                if not left:
+                    raise
+            else:
+                break
+    return _answer(guest, lines)
+
+
+@changes
+def revert(system: System, wanted: Wanted) -> Seen:
+    """Gives the container back what it had, as far as it still is as homelab has set it.
+
+    :raises Failure: as of `bring`.
+    """
+    api = NodeApi(system)
+    for left in reversed(range(_TRIES)):
+        with in_turn(Container, system, api, wanted.ctid) as guest:
+            try:
+                _give_back(guest, wanted)
+            except ChangedMeanwhile:
+                if not left:
+                    raise
+            else:
+                break
+    return Seen(node=guest.node, is_here=guest.is_here)
+
+
+def _give_back(guest: Container, wanted: Wanted) -> None:
+    if guest.note and guest.note.owner not in ("", wanted.terms.owner):
+        guest.system.log.say(f"{guest.label} is {guest.note.owner}'s now, and keeps what it was given")
+    elif wanted.goes_away or not guest.node:
+        guest.write_note(ContainerNote())
+    elif guest.is_here:
+        _unmount(guest)
+        _need_lasting(guest, ())
+        bring(guest, {}, wanted.terms)
+
+
+def _seen(guest: Container, cards: Cards, groups: dict[str, int]) -> Seen:
+    if not guest.is_here:
+        return Seen(node=guest.node, is_here=False, owner=guest.note.owner)
+    own, conf = _own(guest), _text(guest)
+    lines = container_lines.lines_for(guest.system, own.others, cards, groups)
+    options = as_options(guest.text, own, lines.want)
+    target = {**{key: guest.base.get(key) for key in guest.note.values}, **options}
+    config = guest.config
+    change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
+    lacking = card_nodes.missing(guest.system, card_nodes.nodes_of(guest.system, cards))
+    return Seen(
+        node=guest.node,
+        is_here=True,
+        owner=guest.note.owner,
+        runs=guest.runs(),
+        change=(
+            *(f"{path} is not on the host" for path in lacking),
+            *(f"{key} goes" if value is None else f"{key}: {value}" if value else key for key, value in change.items()),
+            *([] if container_lines.lasts(conf, guest.note.values, lines.want) else [_NOT_LASTING]),
+            *([_CUT_SHORT] if guest.note.before or guest.note.shut_down_after is not None else []),
+        ),
+        others_wait=tuple(guest.waits_for_others(())),
+    )
+
+
+def _given(guest: Container, cards: Cards) -> Lines:
+    """The lines by which it has these cards; what it is to have is noted with them.
+
+    :raises Failure: a node isn't there, or it can't have it.
+    """
+    system = guest.system
+    nodes = card_nodes.nodes_of(system, cards)
+    card_nodes.need(system, guest.vmid, cards, nodes)
+    _unmount(guest)
+    groups = _groups(guest, cards)
+    others = _own(guest).others
+    need_open_nodes(system, guest.vmid, cards, others, nodes)
+    lines = container_lines.lines_for(system, others, cards, groups)
+    if others.is_template and lines.want:
+        raise Failure(
+            guest.label,
+            "it is a template, which never runs",
+            "its configuration is unchanged",
+            "name a container",
+        )
+    _need_lasting(guest, lines.want)
+    guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)
+    return lines
+
+
+def _need_lasting(guest: Container, want: tuple[str, ...]) -> None:
+    """:raises Failure: its next start would take lines of homelab's away, or bring them back."""
+    if not container_lines.lasts(_text(guest), guest.note.values, want):
+        raise not_lasting(guest.vmid)
+
+
+def _text(guest: Container) -> ConfText:
+    return conf_text(guest.text.encode("utf-8", "surrogateescape"))
+
+
+def _own(guest: Container) -> Ours:
+    return own_lines(_text(guest), guest.note, guest.config, guest.base)
+
+
+def _groups(guest: Container, cards: Cards) -> dict[str, int]:
+    """The groups inside, where they count."""
+    noted = guest.note.given
+    if not cards.cards or cards.method != "device":
+        return noted.groups
+    conf, is_up = _text(guest), guest.runs()
+    known = noted.groups if noted.cards and noted.cards.cards else None
+    groups = container_groups.groups_of(guest.system, guest.vmid, conf, known, guest.mark_mounted, is_up=is_up)
+    guest.read()  # to look into one that is off, Proxmox VE writes its configuration
+    return groups
+
+
+def _unmount(guest: Container) -> None:
+    if guest.note.mounted:
+        container_groups.unmount(guest.system, guest.vmid, guest.mark_mounted)
+        guest.read()
+
+
+def _answer(guest: Container, lines: Lines) -> Answer:
+    words = []
+    for path, how in lines.provided.items():
+        device = guest.system.files.device(path)
+        words.append(f"{path} {how} {device.numbers}\n" if device else "")
+    return Answer(
+        digest=hashlib.sha256("".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        revision=guest.note.revision,
+        devices={path: how.partition(" ")[0] for path, how in lines.provided.items()},
+        state="running" if guest.runs() else "stopped",
+    )

@@ -1,0 +1,482 @@
+"""A container's cards as one transaction on the host: byte for byte given back, whatever happens in between.
+
+As in test_vm_transaction.py; its lines are written as text by Perl, with the lab's few calls of Proxmox VE's modules.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from lab import Lab
+from lab.host.guest_programs import modules
+from lab.host.host_python import nodes_below
+from remote_scripts.guests import power
+from remote_scripts.guests.change import Terms
+from remote_scripts.layers import container_cards
+from remote_scripts.shared import api
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+from tests.lab.test_vm_transaction import World
+
+CT, OWNER = 901, "p/s/ct"
+NET1 = "net1: name=eth1,hwaddr=AA:00:00:00:00:02,type=veth"
+DEVICES = Cards(minors=(0,))
+MOUNTS = Cards(method="mount-entry", minors=(0,))
+# The changes of a run until the container goes off: note, text, note, shutdown.
+SHUT_DOWN = 3
+
+
+class Containers(World):
+    """A lab. `vanishes`: what is written next is gone again once the container is off."""
+
+    unit = "inactive"
+    vanishes = False
+
+    def perl(self, arguments: Sequence[str], stdin: bytes) -> Done:
+        if arguments[: len(api.MINT) - 1] == api.MINT[1:]:
+            return Done(0, self.ticket.encode())
+        environment = {**os.environ, **modules(self.lab.root / "etc/pve", quorate=True)}
+        before = self.conf()
+        done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment, check=False)
+        if done.returncode == 0:
+            if self.vanishes:
+                self.vanishes = False
+                self.then = ("POST", "status/shutdown", lambda: self.written(before))
+            self.count()
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def written(self, text: str) -> None:
+        (self.lab.root / f"etc/pve/lxc/{CT}.conf").write_text(text)
+
+    def system(self) -> System:
+        programs: dict[str, Any] = {"sync": lambda *_: 0, "perl": self.perl, "systemctl": lambda *_: self.unit}
+        programs["pct"] = self.pct
+        return System(self.lab.root, programs=programs)
+
+    def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done:
+        done = self.lab.run(f"pct {' '.join(arguments[:2])}", check=False)
+        return Done(done.returncode, done.stdout.encode(), done.stderr.encode())
+
+    def ct(self, cards: Cards = DEVICES, owner: str = OWNER, **more: Any) -> container_cards.Answer:
+        terms = Terms(owner=owner, **{"shutdown": 1, **more})
+        return container_cards.apply(self.system(), container_cards.Wanted(ctid=CT, cards=cards, terms=terms))
+
+    def destroy(self, vmid: int = CT, owner: str = OWNER) -> None:
+        wanted = container_cards.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1))
+        container_cards.revert(self.system(), wanted)
+
+    def seen(self, cards: Cards | None = None) -> container_cards.Seen:
+        wanted = container_cards.Wanted(ctid=CT, cards=cards or Cards())
+        return (container_cards.plan if cards else container_cards.read)(self.system(), wanted)
+
+    def conf(self, vmid: int = CT) -> str:
+        return (self.lab.root / f"etc/pve/lxc/{vmid}.conf").read_text()
+
+    def lines(self) -> list[str]:
+        head = self.conf().partition("\n[")[0].splitlines()
+        return [line for line in head if re.match(r"dev\d|lxc\.", line)]
+
+    def runs(self) -> bool:
+        return "running" in self.lab.run(f"pct status {CT}").stdout
+
+    def wait_off(self) -> None:
+        self.lab.run(f"while pct status {CT} | grep -q running && [ $((n+=1)) -lt 30 ]; do sleep 0.1; done")
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("phoenix", state=tmp_path_factory.mktemp("ct") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def world(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Containers]:
+    done = shared_lab.run(f"pct start {CT}; pct status {CT}", check=False)
+    assert "running" in done.stdout, done.stderr
+    stat, _ = nodes_below(f"{shared_lab.root}/")
+    monkeypatch.setattr(os, "stat", stat)
+    yield Containers(shared_lab, monkeypatch)
+    shared_lab.reset()
+
+
+def own_form(world: Containers) -> str:
+    """Its configuration in a form that Proxmox VE doesn't write."""
+    first, _, rest = world.conf().partition("\n")
+    world.written(f"{rest}\n# a comment of its owner's\n{first}\nmp9: /,mp=/host\n")
+    return world.conf()
+
+
+def test_all_of_it_comes_back_byte_for_byte(world: Containers) -> None:
+    before, mark = own_form(world), world.lab.mark()
+    answer = world.ct()
+    assert world.lines()[0] == "dev0: /dev/nvidia0,mode=0666" and world.power(mark) == ["shutdown", "start"]
+    assert (answer.state, answer.devices["/dev/nvidia0"]) == ("running", "dev")
+    assert not world.conf().startswith(before[:20])  # it went off, and Proxmox VE wrote it
+    mark = world.lab.mark()
+    assert world.ct() == answer and world.power(mark) == []
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+@pytest.mark.parametrize("cards", [DEVICES, MOUNTS], ids=["device", "mount-entry"])
+def test_killed_after_any_change_it_goes_on_until_all_of_it_is_given_back(world: Containers, cards: Cards) -> None:
+    before = own_form(world)
+    print("up:", world.until_done(lambda: world.ct(cards)))
+    given = world.lines()
+    assert any("/dev/nvidia0" in line for line in given) and world.runs()
+    other = MOUNTS if cards is DEVICES else DEVICES
+    print("the other way:", world.until_done(lambda: world.ct(other)))
+    assert world.lines() != given and any("/dev/nvidia0" in line for line in world.lines()) and world.runs()
+    print("destroy:", world.until_done(world.destroy))
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_destroy_right_after_a_killed_run_gives_everything_back(world: Containers, number: int) -> None:
+    before = own_form(world)
+    world.killed_after(number, lambda: world.ct(MOUNTS))
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+def test_two_ways_at_once_go_together(world: Containers) -> None:
+    """A node by mount entry that its owner gives, the others by devices."""
+    world.written(world.conf() + "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n")
+    before = world.conf()
+    answer = world.ct()
+    assert answer.devices["/dev/nvidia0"] == "mount" and answer.devices["/dev/nvidiactl"] == "dev"
+    assert "lxc.cgroup2.devices.allow: c 195:0 rwm" in world.lines()
+    world.destroy()
+    assert world.conf() == before
+
+
+def test_a_line_of_its_owners_stays(world: Containers) -> None:
+    world.written(world.conf() + "dev3: /dev/nvidiactl\nlxc.cgroup2.devices.allow: c 195:0 rwm\n")
+    before = world.conf()
+    world.ct(MOUNTS)
+    assert world.lines().count("lxc.cgroup2.devices.allow: c 195:0 rwm") == 1
+    world.destroy()
+    assert world.conf() == before
+
+
+def test_what_its_owner_has_changed_since_stays(world: Containers) -> None:
+    before = world.conf()
+    world.ct()
+    world.written(
+        world.conf().replace("dev0: /dev/nvidia0,mode=0666", "dev0: /dev/nvidia1").replace("cores: 8", "cores: 3")
+    )
+    world.destroy()
+    assert world.conf() == before.replace("cores: 8\n", "cores: 3\ndev0: /dev/nvidia1\n") and world.notes() == []
+
+
+def test_a_line_that_was_taken_out_comes_back_with_a_restart_and_is_named_before(world: Containers) -> None:
+    world.ct()
+    given, mark = world.conf(), world.lab.mark()
+    world.written(given.replace("dev0: /dev/nvidia0,mode=0666\n", ""))
+    assert world.seen().change == ("dev0: /dev/nvidia0,mode=0666",)
+    world.ct()
+    assert world.conf() == given and world.power(mark) == ["shutdown", "start"] and world.seen().change == ()
+
+
+def test_what_is_given_has_a_number_that_stands_nowhere(world: Containers) -> None:
+    world.lab.run(f"pct snapshot {CT} before")
+    world.written(world.conf() + "[pve:pending]\ndelete: dev0\n")
+    before = world.conf()
+    assert world.seen(MOUNTS).others_wait == ()
+    world.ct()
+    world.destroy()
+    assert before.partition("[pve:pending]")[0] in world.conf()
+
+
+def test_what_its_next_start_carries_out_is_named(world: Containers) -> None:
+    world.lab.run(f"pct set {CT} --tty 1")
+    assert world.seen().others_wait == ("tty",)
+    world.ct()
+    assert "\ntty: 1\n" in world.conf() and world.seen().others_wait == ()
+    world.destroy()
+    assert "\ntty: 1\n" in world.conf() and world.lines() == []
+
+
+def test_lines_that_the_next_start_would_lose_are_not_added(world: Containers) -> None:
+    world.written(world.conf() + "[pve:pending]\nlxc.apparmor.profile: unconfined\n")
+    before = world.conf()
+    with pytest.raises(Failure, match="pve:pending"):
+        world.ct(MOUNTS)
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_one_that_is_off_stays_off_and_keeps_its_form(world: Containers) -> None:
+    world.lab.run(f"pct stop {CT}")
+    before, mark = own_form(world), world.lab.mark()
+    assert world.ct().state == "stopped" and world.conf().startswith(before.rstrip("\n"))
+    world.destroy()
+    assert (world.conf(), world.notes(), world.power(mark)) == (before, [], [])
+
+
+def test_what_waits_for_the_start_of_one_that_is_off_goes_on_waiting(world: Containers) -> None:
+    """A change of the text carries nothing out."""
+    world.lab.run(f"pct stop {CT}")
+    world.written(world.conf() + "[pve:pending]\ntty: 1\n")
+    before = world.conf()
+    assert world.ct().state == "stopped" and world.conf().endswith("[pve:pending]\ntty: 1\n")
+    world.destroy()
+    assert world.conf() == before
+
+
+def test_one_that_is_booting_still_is_asked_again(world: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "_PRESS_SECONDS", 1)
+    world.lab.fault("guest-ignores-shutdown", CT)
+    calls: list[int] = []
+
+    def begun() -> None:
+        calls.append(1)
+        world.then = ("POST", "status/shutdown", lambda: world.lab.fault("guest-ignores-shutdown", None))
+
+    world.then = ("POST", "status/shutdown", begun)
+    assert world.ct(shutdown=30).state == "running"
+    assert world.lines() and calls == [1]
+
+
+def test_one_that_wont_go_off_keeps_what_it_had(world: Containers) -> None:
+    before = own_form(world)
+    world.lab.fault("guest-ignores-shutdown", CT)
+    with pytest.raises(Failure, match=r"it is still on[\s\S]*has back what it had"):
+        world.ct()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+    assert world.ct(otherwise="stop").state == "running" and world.lines()
+
+
+def test_one_that_doesnt_start_has_back_what_it_had_and_runs(world: Containers) -> None:
+    """What is left of a failed start is waited for, and it is started more than once."""
+    real, calls, before, states = power.start, [0], own_form(world), ["inactive"]
+
+    def start(*arguments: Any, **options: Any) -> list[str]:
+        assert states == ["inactive"]
+        calls[0] += 1
+        states.insert(0, "deactivating")
+        world.lab.fault("task-fails", "vzstart=out of luck" if calls[0] < 3 else None)
+        return real(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(power, "start", start)
+        patched.setattr(Containers, "unit", property(lambda _: states.pop(0) if len(states) > 1 else states[0]))
+        with pytest.raises(Failure, match="has back what it had, and runs"):
+            world.ct()
+    assert world.lines() == [] and world.notes() == [] and world.runs() and calls == [3]
+    assert sorted(world.conf().split("\n")) != sorted(before.split("\n"))  # its own form has gone with its end
+    world.ct()
+
+
+def test_what_proxmox_ve_writes_over_in_its_end_is_written_again(world: Containers) -> None:
+    world.vanishes = True
+    mark = world.lab.mark()
+    world.ct()
+    assert "dev0: /dev/nvidia0,mode=0666" in world.lines() and world.power(mark) == ["shutdown", "start"]
+    assert world.seen().change == ()
+
+
+def test_one_whose_unit_hasnt_ended_is_waited_for(world: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = ["deactivating", "active", "inactive"]
+    monkeypatch.setattr(Containers, "unit", property(lambda _: states.pop(0) if len(states) > 1 else states[0]))
+    world.lab.run(f"pct stop {CT}")
+    world.seen()
+    assert states == ["inactive"]
+
+
+@pytest.mark.parametrize(
+    "line", ["dev7: /dev/nowhere", "lxc.mount.entry: /nowhere mnt none bind", "mp7: /nowhere,mp=/mnt"]
+)
+def test_what_would_keep_it_off_is_seen_before_it_goes_off(world: Containers, line: str) -> None:
+    world.written(world.conf() + f"{line}\n")
+    before, mark = world.conf(), world.lab.mark()
+    with pytest.raises(Failure, match="nowhere does not exist"):
+        world.ct()
+    assert (world.conf(), world.notes(), world.power(mark)) == (before, [], [])
+
+
+def test_a_card_that_isnt_there_is_refused_before_anything(world: Containers) -> None:
+    before, mark = world.conf(), world.lab.mark()
+    with pytest.raises(Failure, match="/dev/nvidia9"):
+        world.ct(Cards(minors=(9,)))
+    assert (world.conf(), world.notes(), world.power(mark)) == (before, [], [])
+
+
+@pytest.mark.parametrize("lost", ["status/shutdown", "status/start"])
+def test_a_lost_answer_is_found_again(world: Containers, lost: str) -> None:
+    mark, world.lost = world.lab.mark(), lost
+    assert world.ct().state == "running"
+    assert world.lines() and world.power(mark) == ["shutdown", "start"]
+
+
+def killed_while_off(world: Containers) -> None:
+    """A run is killed between its shutdown and its start."""
+    world.killed_after(SHUT_DOWN, world.ct)
+    world.wait_off()
+    assert not world.runs()
+
+
+@pytest.mark.parametrize("how", ["pct start {} && pct stop", "pct start {} && pct shutdown"])
+def test_whoever_has_switched_it_off_since_has_it_off(world: Containers, how: str) -> None:
+    killed_while_off(world)
+    world.lab.run(f"{how.format(CT)} {CT}")
+    assert world.ct().state == "stopped"
+    assert world.lines() and world.seen().change == ()
+
+
+def test_a_run_that_was_killed_starts_it_again(world: Containers) -> None:
+    killed_while_off(world)
+    assert world.ct().state == "running"
+
+
+@pytest.mark.parametrize(("how", "state"), [("pct shutdown", "running"), ("pct stop", "stopped")])
+def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwise(
+    world: Containers, how: str, state: str
+) -> None:
+    time.sleep(1.1)  # its start before isn't of that second
+    at = int(time.time())
+    world.lab.run(f"{how} {CT}")
+    assert world.ct(rebooted_at=at).state == state
+    assert world.lines()
+
+
+def test_one_that_its_owner_shuts_down_meanwhile_stays_off(world: Containers) -> None:
+    """Its last power task isn't homelab's by then."""
+
+    def shut_down() -> None:
+        world.wait_off()
+        world.lab.run(f"pct start {CT}; pct shutdown {CT}")
+
+    world.then = ("POST", "status/shutdown", shut_down)
+    assert world.ct().state == "stopped"
+    assert world.lines()
+
+
+def test_a_container_under_ha_is_refused(world: Containers) -> None:
+    world.lab.run(f"ha-manager add ct:{CT}")
+    before = world.conf()
+    with pytest.raises(Failure, match=f"ha-manager set ct:{CT} --state ignored"):
+        world.ct()
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_one_that_is_locked_is_refused_and_unchanged(world: Containers) -> None:
+    world.written(world.conf() + "lock: backup\n")
+    before = world.conf()
+    with pytest.raises(Failure, match=f"it is locked: backup(.|\\n)*pct unlock {CT}"):
+        world.ct()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+def test_a_lock_of_its_file_is_outlasted(world: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, held = world.perl, [2]
+
+    def perl(arguments: Sequence[str], stdin: bytes) -> Done:
+        if stdin and held[0]:
+            held[0] -= 1
+            return Done(255, b"", b"can't lock file '/run/lock/lxc/pve-config-901.lock' - got timeout\n")
+        return real(arguments, stdin)
+
+    monkeypatch.setattr(world, "perl", perl)
+    world.ct()
+    assert world.lines() and held == [0]
+
+
+@pytest.mark.parametrize("verb", ["ct", "destroy"])
+def test_what_somebody_changes_in_the_midst_is_kept(world: Containers, verb: str) -> None:
+    if verb == "destroy":
+        world.ct()
+    real, times = world.perl, [2]
+
+    def perl(arguments: Sequence[str], stdin: bytes) -> Done:
+        if stdin and times[0]:
+            times[0] -= 1
+            world.written(world.conf() + f"# changed {times[0]}\n")
+        return real(arguments, stdin)
+
+    world.perl = perl  # type: ignore[method-assign]
+    getattr(world, verb)()
+    assert world.conf().count("# changed") + world.conf().count("#changed") + world.conf().count("# changed") >= 2
+    assert bool(world.lines()) is (verb == "ct")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "is_same"),
+    [
+        (("vm-901-disk-0", "vm-901-disk-0"), ("vm-901-disk-0", "vm-901-disk-1"), False),
+        (
+            ("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"),
+            ("hwaddr=AA:00:00:00:00:01", "hwaddr=AA:00:00:00:00:02"),
+            False,
+        ),
+        (("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"), ("vm-901-disk-0", "vm-901-disk-1"), True),
+        (("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"), ("onboot: 1", f"{NET1}\nonboot: 1"), True),
+        (("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"), (",hwaddr=AA:00:00:00:00:01", ""), False),
+    ],
+    ids=["another disk", "another card", "another disk and the same card", "a card more", "none any more"],
+)
+def test_a_container_that_is_another_one_by_now_keeps_what_it_has(
+    world: Containers, was: tuple[str, str], now: tuple[str, str], is_same: bool
+) -> None:
+    """The addresses of its cards tell, and where there are none its disk."""
+    world.written(world.conf().replace(*was))
+    world.ct()
+    world.written(world.conf().replace(*now))
+    before = world.conf()
+    world.destroy()
+    assert (world.lines() == []) is is_same and (is_same or world.conf() == before) and world.notes() == []
+
+
+def test_another_resources_container_stays_as_it_is(world: Containers) -> None:
+    world.ct()
+    given = world.conf()
+    world.ct(owner="p/s/renamed")
+    world.destroy()
+    assert world.conf() == given and world.notes() == [f"lxc-{CT}"]
+
+
+@pytest.mark.parametrize("act", ["seen", "ct", "destroy"])
+def test_without_its_file_system_nothing_is_believed(world: Containers, act: str) -> None:
+    world.ct()
+    given, place = world.conf(), world.lab.root / "etc/pve"
+    place.rename(place.with_name("pve-away"))
+    place.mkdir()
+    try:
+        with pytest.raises(Failure, match="/etc/pve isn't there"):
+            getattr(world, act)()
+    finally:
+        place.rmdir()
+        place.with_name("pve-away").rename(place)
+    assert world.conf() == given and world.notes() == [f"lxc-{CT}"]
+
+
+def test_where_nothing_is_to_change_nothing_is_written(world: Containers) -> None:
+    world.ct()
+    world.left = 0
+    world.ct()
+    world.seen(DEVICES)
+    world.left = 10**6
+    world.destroy()
+    world.left = 0
+    world.destroy()
+
+
+def test_a_container_of_another_node_is_that_nodes(world: Containers) -> None:
+    world.ct()
+    nodes = world.lab.root / "etc/pve/nodes"
+    (nodes / "pve2/lxc").mkdir(parents=True)
+    (nodes / f"phoenix/lxc/{CT}.conf").rename(nodes / f"pve2/lxc/{CT}.conf")
+    seen = world.seen()
+    assert (seen.node, seen.is_here, seen.owner) == ("pve2", False, OWNER)
+    with pytest.raises(Failure, match="on the node pve2"):
+        world.ct()
+    world.destroy()
+    assert world.notes() == [f"lxc-{CT}"]
