@@ -1,14 +1,14 @@
 """GpuLxc: a container that shares cards with the host's driver. Adopted as it is, or created.
 
-In this order: the device nodes on the host (CardNodes), the container's configuration, a restart, packages for its
-Intel and AMD cards where the settings want them, a look from inside. Owns in the
+In this order: the device nodes on the host (CardNodes), the container's configuration with the restart that brings it
+into force, packages for its Intel and AMD cards where the settings want them, a look from inside. Owns in the
 configuration the keys and lines that it added, found again by content; what others have given the container stays.
 Undone by taking them out, with a restart if the container runs; a created one is removed, unless it is protected.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
@@ -26,10 +26,9 @@ from homelab.resources.described import ContainerInput, HostInput, container_of,
 from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, NewContainerSettings
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
-from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
-from remote_scripts.layers.container_restart import Wanted as ContainerRestart
+from remote_scripts.guests.change import Terms
+from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_power import Shutdown
 from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:
@@ -97,14 +96,22 @@ class GpuLxc(pulumi.ComponentResource):
         cards = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
             lambda values: _cards(container, values[0], values[1], values[2])
         )
-        policy = Shutdown(timeout=container.shutdown.timeout, otherwise=container.shutdown.otherwise)
-        conf = remote.layer(
-            f"{name}-conf",
+        terms = Terms(
+            owner=f"{pulumi.get_project()}/{pulumi.get_stack()}/{name}",
+            power=container.wanted_power,
+            shutdown=container.shutdown.timeout,
+            otherwise=container.shutdown.otherwise,
+        )
+        given = remote.layer(
+            f"{name}-cards",
             host,
-            "container_gpus",
-            cards.apply(
-                lambda cards: ContainerGpus(
-                    ctid=container.ctid, cards=cards, shutdown=policy, keep=_goes_away(container), guest=name
+            "container_cards",
+            pulumi.Output.all(cards, probe.rebooted_at).apply(
+                lambda values: ContainerCards(
+                    ctid=container.ctid,
+                    cards=values[0],
+                    terms=replace(terms, rebooted_at=int(values[1])),
+                    goes_away=_goes_away(container),
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[probe]),
@@ -113,27 +120,10 @@ class GpuLxc(pulumi.ComponentResource):
             ),
             identity=[args.at, str(container.ctid)],
             told=True,
+            seconds=limits.of_step(host) + 2 * container.shutdown.timeout,
         )
-        # An act on what the configuration has become: a change there replaces it, and what is behind it.
-        restart = remote.layer(
-            f"{name}-restart",
-            host,
-            "container_restart",
-            pulumi.Output.all(cards, probe.resume).apply(
-                lambda values: ContainerRestart(
-                    ctid=container.ctid,
-                    cards=values[0],
-                    shutdown=policy,
-                    power="running" if values[1] else container.wanted_power,
-                )
-            ),
-            pulumi.ResourceOptions(parent=self, depends_on=[conf]),
-            undone=False,
-            triggers=[conf.stdout, probe.generation, instance],
-            is_act=True,
-            told=True,
-        )
-        last: pulumi.Resource = restart
+        in_force = given.stdout.apply(_in_force)
+        last: pulumi.Resource = given
         install_outputs: list[pulumi.Input[Any]] = []
         if container.libraries:
             stack = card_libraries.limits_of(container)
@@ -144,7 +134,7 @@ class GpuLxc(pulumi.ComponentResource):
                 pulumi.Output.from_input(args.cards).apply(
                     lambda cards: card_libraries.card_libraries(name, container, cards)
                 ),
-                pulumi.ResourceOptions(parent=self, depends_on=[restart]),
+                pulumi.ResourceOptions(parent=self, depends_on=[given]),
                 generation=pulumi.Output.all(instance, probe.again).apply(
                     lambda values: f"{values[0]}{int(values[1])}"
                 ),
@@ -163,12 +153,12 @@ class GpuLxc(pulumi.ComponentResource):
                 "ctid": container.ctid,
                 "cards": cards.apply(to_plain),
                 "uses": sorted(container.libraries),
-                "after": [restart.id, restart.stdout, probe.shared, *install_outputs],
+                "after": [given.stdout, probe.shared, *install_outputs],
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
-        self.in_force, self.at = restart.id, args.at
-        self.started = pulumi.Output.all(args.boot, restart.stdout).apply(
+        self.in_force, self.at = in_force, args.at
+        self.started = pulumi.Output.all(args.boot, in_force).apply(
             lambda values: f"boot {values[0]['id']}, {values[1]}"
         )
         self.container = pulumi.Output.all(
@@ -176,11 +166,20 @@ class GpuLxc(pulumi.ComponentResource):
             minors=probe.minors,
             functions=probe.functions,
             shared=probe.shared,
-            conf=conf.stdout,
+            given=given.stdout,
             state=verification.state,
             nodes=verification.nodes,
         ).apply(lambda values: _output(container, node, **values))
         self.register_outputs({"container": self.container, "in_force": self.in_force})
+
+
+def _in_force(output: str) -> str:
+    """What changes with each change of the container's configuration by this program.
+
+    :param output: of the layer container_cards.
+    """
+    answer = scripts.answer(output)
+    return f"{answer['digest']} {answer['revision']}"
 
 
 def _creation(name: str, container: Container, new: NewContainerSettings, node: str) -> dict[str, object]:
@@ -220,15 +219,15 @@ def _output(
     minors: list[int],
     functions: list[str],
     shared: dict[str, SharedCard],
-    conf: str,
+    given: str,
     state: str,
     nodes: list[str],
 ) -> ContainerSeen:
     """The container for the stack's outputs.
 
-    :param conf: the output of the layer container_gpus.
+    :param given: the output of the layer container_cards.
     """
-    entry_kinds = set(scripts.answer(conf)["devices"].values())
+    entry_kinds = set(scripts.answer(given)["devices"].values())
     method: Literal["device", "mount-entry", "mixed"] | None = "mixed" if entry_kinds else None
     if len(entry_kinds) == 1:
         method = "device" if entry_kinds == {"dev"} else "mount-entry"

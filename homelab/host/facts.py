@@ -19,10 +19,10 @@ from homelab.host import acpi, acs, names
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import slot_of
-from remote_scripts.guests.note import Note, identity
 from remote_scripts.shared import container_conf, reservations, vm_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
+from remote_scripts.shared.guest_note import Note, identity
 from remote_scripts.shared.properties import functions_of, overlap
 from remote_scripts.shared.properties import parse as parse_properties
 from remote_scripts.shared.reading import answer

@@ -50,7 +50,7 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         vms = {vm.vmid: vm.wanted_power for vm in self.stack.vms(name).values()}
         containers = {container.ctid: container.wanted_power for container in self.stack.containers(name).values()}
         off = [vmid for vmid, power in {**vms, **containers}.items() if power == "stopped"]
-        # What is to run in any case isn't looked at again because of a reboot (ContainerProbe's `resume`).
+        # What is to run in any case isn't looked at again because of a reboot (ContainerProbe's `rebooted_at`).
         later = [vmid for vmid, power in containers.items() if power == "keep"]
         return ManagedGuests([*(vmid for vmid in vms if vmid not in off), *later], off)
 

@@ -30,9 +30,9 @@ from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.guests.change import Terms
-from remote_scripts.guests.note import Note
 from remote_scripts.layers.free_card import Wanted as FreeCard
 from remote_scripts.layers.guest_cards import Wanted as GuestCards
+from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.properties import overlap, parse
 
 # Of a mapping as a whole, for all nodes.

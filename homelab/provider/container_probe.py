@@ -9,21 +9,22 @@ from homelab.container import plan as container_plan
 from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
 from homelab.nvidia import reading
 from homelab.provider.base import Work, stopped_by_reboot
-from homelab.provider.peers import ask_peers, container_record_of
 from homelab.remote import guard, ssh
+from homelab.remote.ledger import stack_of
 from homelab.resources.container_probe import ContainerProbe
 from homelab.shapes import BootSeen
 from homelab.text import tell
-from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
-from remote_scripts.layers.container_record import Wanted as ContainerRecord
-from remote_scripts.shared.container_power import Shutdown
+from remote_scripts.guests.change import Terms
+from remote_scripts.layers.container_cards import Seen
+from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.tools.plain import of_plain
 
 
 class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
-    """Plans which cards a container gets, compares it with that, and takes along what was noted of it."""
+    """Plans which cards a container gets, and compares it with that."""
 
     resource = ContainerProbe
 
@@ -39,65 +40,9 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         planned = self._plan(inputs, before.boot, outputs.generation, outputs.again)
         if before.host != inputs.host:
             _require_same(inputs, outputs.identity, planned.identity)
-            tell(
-                f"{inputs.container}: container {inputs.ctid} has moved from {before.node} to {inputs.node}: the notes "
-                "about it move with it"
-            )
-            self._move_record(inputs, before.host, inputs.host)
+            tell(f"{inputs.container}: container {inputs.ctid} has moved from {before.node} to {inputs.node}")
             planned = dataclasses.replace(planned, generation=planned.generation + 1)
         return planned
-
-    def _take_over(self, inputs: ContainerProbe.Inputs, facts: HostFacts, config: GuestConfig) -> None:
-        """The state doesn't know the container, as where it was lost: what is noted on the host that the container has
-        left meanwhile goes to the one that it is on.
-
-        :raises HomelabError: a node of the cluster doesn't answer, and the container has lines that may be noted there.
-        """
-        if not config.container.lines or any(container.id == inputs.ctid for container in facts.containers):
-            return
-        notes = ask_peers(self.stack, inputs.host, lambda peer: container_record_of(self.stack, peer, inputs.ctid))
-        for old_host in notes.by_host:
-            tell(
-                f"{inputs.container}: container {inputs.ctid} has come from {old_host}, and this stack's state doesn't "
-                "know it: the notes there move with it"
-            )
-            self._move_record(inputs, old_host, inputs.host)
-        if not notes.by_host:
-            notes.require_all(
-                f"container {inputs.ctid}",
-                "lines that this program gave the container look the same as its owner's: without those notes they "
-                "would stay in it for good, beside new ones",
-            )
-
-    def _move_record(self, inputs: ContainerProbe.Inputs, old_host: str, new_host: str) -> None:
-        """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the
-        old node's cards are known as homelab's. A host that is no longer in the settings, such as one that is dead, is
-        not asked: what was noted there is lost.
-
-        :raises HomelabError: one of them can't be reached; the lines stay as they are.
-        """
-        if old_host not in self.stack.host_names():
-            _tell_of_lost_record(inputs, old_host)
-            return
-        try:
-            session = ssh.Session(self.stack.host(old_host))
-            noted = ContainerRecord(
-                ctid=inputs.ctid,
-                record=session.ask("read", "container_record", ContainerRecord(ctid=inputs.ctid))["record"],
-            )
-            if noted.record:
-                ssh.Session(self.stack.host(new_host)).ask("apply", "container_record", noted)
-                session.ask("revert", "container_record", noted)
-        except HomelabError as error:
-            raise HomelabError(
-                wanted=f"the notes about container {inputs.ctid} moved from {old_host} to {new_host}",
-                found=f"{error.wanted}: {error.found}",
-                why="only these notes tell which of the container's lines are this program's; the container is as "
-                "it was",
-                next=f"bring {old_host} back, then run the same command again; or migrate the container back; or, if "
-                f"{old_host} won't come back, take it out of homelab:hosts: then you have to take these lines out "
-                "yourself",
-            ) from error
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
@@ -175,12 +120,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         shared, refused = other_makers.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
         raise_all([*errors, *refused, *libraries.refusals(inputs.container, container, facts, inputs.gpus)])
         config = facts.guests.config(inputs.ctid)
-        if boot is None and config is not None:
-            self._take_over(inputs, facts, config)
         return ContainerProbe.Outputs(
             minors=minors,
             functions=container_plan.functions([cards.slots[number] for number in minors], facts),
-            resume=inputs.power == "keep" and stopped_by_reboot(inputs.ctid, inputs.boot, boot),
+            rebooted_at=inputs.boot["at"] if stopped_by_reboot(inputs.ctid, inputs.boot, boot) else 0,
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
             generation=generation,
             again=again,
@@ -193,60 +136,39 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         """It owns nothing. What a container was given is still to be given back where it has moved since, where it is
         now; and where a run was killed while it gave that, so that no state has it."""
         if inputs.host not in self.stack.host_names():
-            if inputs.cluster:
-                _tell_of_lost_record(inputs, inputs.host)
+            tell(
+                f"{inputs.container}: note: {inputs.host} is no longer in homelab:hosts: container {inputs.ctid} keeps "
+                "what it was given for its cards. To have it taken out, put both back into the settings, run `pulumi "
+                "up`, and take this container out before its host"
+            )
             return
-        if inputs.cluster:
-            self._give_back_elsewhere(inputs, outputs.identity)
-        if container_record_of(self.stack, inputs.host, inputs.ctid):
-            self._take_out(inputs, inputs.host)
-
-    def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs, before: str) -> None:
-        facts = ssh.read(self.host(inputs), guests=True)
-        node = facts.cluster.node_of(inputs.ctid)
-        if not node or not any(container.id == inputs.ctid for container in facts.containers):
+        owner = f"{stack_of(self.urn)}/{inputs.container}"
+        seen = self._given_back(inputs, inputs.host, owner)
+        if seen.is_here or seen.owner != owner:
             return
-        new_host = self.stack.name_at(inputs.host, node)
-        if new_host is None:
+        there = self.stack.name_at(inputs.host, seen.node)
+        if there is None:
             raise HomelabError(
                 wanted=f"what container {inputs.ctid} was given for its cards taken out of it",
-                found=f"it is on {node} now, which is no host of these settings",
+                found=f"it is on {seen.node} now, which is no host of these settings",
                 why="its configuration is changed on the node that it is on; nothing was changed",
-                next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
+                next=f"migrate it back (on {seen.node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
                 "then run the same command again",
             )
-        config = ssh.read(self.stack.host(new_host), guests=True).guests.config(inputs.ctid)
-        if config and is_another(before, identity(config.values)):
-            tell(
-                f"{inputs.container}: container {inputs.ctid} on {node} is another one now: nothing is taken out of it"
-            )
-            return
-        tell(f"{inputs.container}: container {inputs.ctid} is on {node} now: what it was given is taken out there")
-        self._move_record(inputs, inputs.host, new_host)
-        self._take_out(inputs, new_host)
+        tell(f"{inputs.container}: container {inputs.ctid} is on {seen.node} now: what it was given is taken out there")
+        self._given_back(inputs, there, owner)
 
-    def _take_out(self, inputs: ContainerProbe.Inputs, new_host: str) -> None:
-        shutdown, host = inputs.shutdown, self.stack.host(new_host)
-        wanted = ContainerGpus(
-            ctid=inputs.ctid,
-            shutdown=Shutdown(timeout=shutdown.timeout, otherwise=shutdown.otherwise),
-            guest=inputs.container,
-        )
-        ssh.Session(host).ask("revert", "container_gpus", wanted, shutdown.timeout + host.timeouts.step)
+    def _given_back(self, inputs: ContainerProbe.Inputs, name: str, owner: str) -> Seen:
+        """:param name: of the host that is asked."""
+        shutdown, host = inputs.shutdown, self.stack.host(name)
+        terms = Terms(owner=owner, shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
+        seconds = host.timeouts.step + 2 * shutdown.timeout
+        wanted = ContainerCards(ctid=inputs.ctid, terms=terms)
+        return of_plain(Seen, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
 
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
     return plan.Wanted("", "", {}, [], inputs.gpus)
-
-
-def _tell_of_lost_record(inputs: ContainerProbe.Inputs, old_host: str) -> None:
-    tell(
-        f"{inputs.container}: note: {old_host} is no longer in homelab:hosts, and what was noted there of container "
-        f"{inputs.ctid} is lost: lines that this program gave it there stay in its configuration, since they can't be "
-        f"told from your own. Take out those of cards that {old_host} had: dev… options (`pct set {inputs.ctid} "
-        f"--delete …`) and lxc.… lines (/etc/pve/lxc/{inputs.ctid}.conf on the node that it is on), both while it is "
-        "off"
-    )
 
 
 def _require_same(inputs: ContainerProbe.Inputs, before: str, current: str) -> None:

@@ -49,14 +49,15 @@ class ContainerProbe(Probe):
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
         """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards
-        of other makers, by their names in the settings; `resume`: did this program's reboot stop it?; `generation`: how
+        of other makers, by their names in the settings; `rebooted_at`: when this program's
+        reboot has stopped it, in seconds since 1970, 0: it hasn't; `generation`: how
         often it drifted; `again`: the same of packages for its cards (`libraries`);
         `identity`: tells the container from another one of the same id (container.identity); empty: it is gone."""
 
         minors: list[int]
         functions: list[str]
         guest_name: str
-        resume: bool
+        rebooted_at: int
         generation: int
         stale: bool
         shared: dict[str, SharedCard]
@@ -66,7 +67,7 @@ class ContainerProbe(Probe):
     minors: pulumi.Output[list[int]]
     functions: pulumi.Output[list[str]]
     guest_name: pulumi.Output[str]
-    resume: pulumi.Output[bool]
+    rebooted_at: pulumi.Output[int]
     generation: pulumi.Output[int]
     again: pulumi.Output[int]
     if TYPE_CHECKING:

@@ -136,8 +136,8 @@ def modules(pve: Path, *, quorate: bool) -> dict[str, str]:
     return {"PERL5LIB": str(Path(__file__).with_name("perl")), "LAB_PVE": str(pve), "LAB_QUORATE": str(int(quorate))}
 
 
-def under_cluster_lock(host: HostState, arguments: list[str]) -> int:
-    """Perl with Proxmox VE's modules, for what it does under a lock of the whole cluster."""
+def by_perl(host: HostState, arguments: list[str]) -> int:
+    """Perl with Proxmox VE's modules, for what it does under a lock of the cluster, or of a container's configuration."""
     preload()
     from lab.api.quorum import Members
 

@@ -1,6 +1,6 @@
 """A guest brought to other options, as one transaction on the host; it goes on when its client dies.
 
-1. The note says what is about to be set, and what is there now (guests/note.py).
+1. The note says what is about to be set, and what is there now (shared/guest_note.py).
 2. The options are set by digest, while the guest runs: what Proxmox VE refuses has cost nothing.
 3. Where one of them waits for the next start, the guest is shut down and started, and has to stay up.
 4. The note says that it is done.
@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from remote_scripts.guests import notes, power
+from remote_scripts.guests import power
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.note import Note, Options
 from remote_scripts.guests.power import SwitchedElsewhere
 from remote_scripts.guests.requests import ChangedMeanwhile
+from remote_scripts.shared import guest_notes
 from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.guest_note import Note, Options
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -68,7 +69,7 @@ def in_turn(kind: type[G], system: System, api: NodeApi, vmid: int) -> Iterator[
                 "two at once would undo each other's",
                 "wait until it has ended, then run `pulumi up` again",
             )
-        notes.tidy(system, kind.kind, vmid)
+        guest_notes.tidy(system, kind.kind, vmid)
         yield kind(system, api, vmid)
 
 

@@ -9,49 +9,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from remote_scripts import installed
-from remote_scripts.guests.container_text import edited, sources
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.kinds import CONTAINER
-from remote_scripts.guests.note import Note, Options
 from remote_scripts.guests.requests import LOCK_HELD, LOCK_SECONDS, ChangedMeanwhile, refusal
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi, Refused
-from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_notes import RecordedNode
+from remote_scripts.shared.container_note import ContainerNote, Given
+from remote_scripts.shared.container_text import edited, sources
+from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guest_note import Options
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 _WRITE_SECONDS, _READ_SECONDS = 60.0, 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """What a container was given. `cards`: what was asked for; None: nothing; `groups`: of the container, by which that
-    was decided; `nodes`: which of the host's nodes its lines give.
-    """
-
-    cards: Cards | None = None
-    groups: dict[str, int] = field(default_factory=dict)
-    nodes: tuple[RecordedNode, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContainerNote(Note):
-    """What is noted of a container."""
-
-    text: str = ""
-    """Its configuration before this program, whole."""
-    given: Given = field(default_factory=Given)
-    revision: int = 0
-    """How often this program has changed it."""
-    mounted: bool = False
-    """It is off, and looked into."""
-
-    def __bool__(self) -> bool:
-        return super().__bool__() or self.mounted or self.given != Given()
 
 
 class Container(Guest):

@@ -7,18 +7,15 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from remote_scripts.guests import notes
-from remote_scripts.guests.container import ContainerNote, write_text
-from remote_scripts.guests.container_text import as_options, edited, options_of, own_lines
-from remote_scripts.guests.kinds import CONTAINER
-from remote_scripts.guests.note import is_another
-from remote_scripts.shared import container_lines, guests, pmxcfs
-from remote_scripts.shared.container_change import ConfigChange, QuorumFailure
+from remote_scripts.guests.container import write_text
+from remote_scripts.shared import container_lines, guest_notes, guests, pmxcfs
 from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_lines import Change
 from remote_scripts.shared.container_needs import not_lasting
-from remote_scripts.shared.container_notes import Notes, RecordedNode, noted_containers
-from remote_scripts.shared.container_power import Power, Shutdown
+from remote_scripts.shared.container_text import as_options, edited, options_of, own_lines
+from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guest_note import is_another
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -73,25 +70,20 @@ def _containers(system: System) -> list[int]:
     except Failure as failure:
         system.log.say(system.log.message(failure))
         return []
-    noted = {*noted_containers(system), *notes.noted(system, CONTAINER)}
-    return [ctid for ctid in sorted(noted) if f"{ctid}.conf" in here and _has_nodes(system, ctid)]
-
-
-def _nodes(system: System, ctid: int) -> tuple[RecordedNode, ...]:
-    noted = notes.of(system, CONTAINER, ctid, ContainerNote).given.nodes
-    return noted or Notes(system, ctid).read().given.nodes
+    ctids = guest_notes.noted(system, CONTAINER)
+    return [ctid for ctid in ctids if f"{ctid}.conf" in here and _has_nodes(system, ctid)]
 
 
 def _has_nodes(system: System, ctid: int) -> bool:
     try:
-        return bool(_nodes(system, ctid))
+        return bool(noted(system, ctid).given.nodes)
     except Failure:  # it is said when it is mended
         return True
 
 
 def _are_there(system: System, ctid: int) -> bool:
     try:
-        return container_lines.are_there(system, _nodes(system, ctid))
+        return container_lines.are_there(system, noted(system, ctid).given.nodes)
     except (Failure, OSError):
         return True
 
@@ -103,9 +95,9 @@ def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
     """
     try:
         if locked:
-            system.changing(lambda: _mend(system, ctid))
+            system.changing(lambda: _tell(system, ctid, follow(system, ctid)))
         else:
-            _mend(system, ctid)
+            _tell(system, ctid, follow(system, ctid))
     except Exception as error:
         return error
     return None
@@ -113,27 +105,12 @@ def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
 
 def _lacks_quorum(failure: Exception | None) -> bool:
     """Whether /etc/pve can only be read."""
-    return isinstance(failure, QuorumFailure) or isinstance(getattr(failure, "__cause__", None), PermissionError)
+    return isinstance(getattr(failure, "__cause__", None), PermissionError)
 
 
 def _message(system: System, ctid: int, error: Exception) -> str:
     message = system.log.message(system.failure_of(error))
     return message if isinstance(error, Failure) else f"container {ctid}: {message}"
-
-
-def _mend(system: System, ctid: int) -> None:
-    if notes.of(system, CONTAINER, ctid, ContainerNote):
-        _tell(system, ctid, follow(system, ctid))
-        return
-    power = Power(system, ctid, Shutdown())
-    config = ConfigChange(system, ctid, power, None)
-    # It has what its configuration says when it starts.
-    if config.notes.read().restart is not None and not power.is_up():
-        config.mark_in_force()
-    change = config.planned()
-    if change.is_any:
-        config.apply()
-    _tell(system, ctid, change)
 
 
 def _tell(system: System, ctid: int, change: Change) -> None:
@@ -158,12 +135,12 @@ def follow(system: System, ctid: int) -> Change:
 
     :raises Failure: it can't be read or written, or its next start would take its lines away.
     """
-    note = notes.of(system, CONTAINER, ctid, ContainerNote)
+    note = noted(system, ctid)
     conf = conf_text(pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") or b"")
     config = options_of(conf)
     if is_another(note.identity, config):
         return Change((), ())
-    own = own_lines(conf, note, config, note.base(config, {}))
+    own = own_lines(conf, note)
     change = container_lines.follow(system, own, note.given.nodes)
     if not container_lines.lasts(conf, note.values, change.want):
         raise not_lasting(ctid)
@@ -176,11 +153,11 @@ def follow(system: System, ctid: int) -> Change:
     begun = note.of_change(config, {}, options, {**gone, **added}, note.owner)
     nodes = tuple(dict.fromkeys([*note.given.nodes, *change.nodes]))
     # Nothing of this is ever taken back, and no restart is wanted for it.
-    noted = replace(begun, given=replace(note.given, nodes=nodes), before=note.before)
-    notes.write(system, CONTAINER, ctid, noted)
+    begun = replace(begun, given=replace(note.given, nodes=nodes), before=note.before)
+    guest_notes.write(system, CONTAINER, ctid, begun)
     wanted = f"container {ctid} given its cards' nodes as they are now"
     write_text(system, ctid, edited(conf.text, {**gone, **added}), conf.digest, wanted)
     done = replace(begun.after_change(options, {}), before=note.before, given=replace(note.given, nodes=change.nodes))
     # A run that was killed before the boot goes on from what it has noted.
-    notes.write(system, CONTAINER, ctid, replace(done, shut_down_after=note.shut_down_after, stops=note.stops))
+    guest_notes.write(system, CONTAINER, ctid, replace(done, shut_down_after=note.shut_down_after, stops=note.stops))
     return change

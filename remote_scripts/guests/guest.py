@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from remote_scripts.guests import notes
-from remote_scripts.guests.kinds import VM, Kind
-from remote_scripts.guests.note import Note, Options, is_another
 from remote_scripts.guests.requests import GuestApi
-from remote_scripts.shared import pmxcfs
+from remote_scripts.shared import guest_notes, pmxcfs
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
+from remote_scripts.shared.guest_kinds import VM, Kind
+from remote_scripts.shared.guest_note import Note, Options, is_another
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -41,7 +40,7 @@ class Guest:
         #: As its next start takes it.
         self.config: dict[str, str] = {}
         self.digest = ""
-        self._noted = self.note = notes.of(system, self.kind, vmid, self.form)
+        self._noted = self.note = guest_notes.of(system, self.kind, vmid, self.form)
         self.base: dict[str, str] = {}
         self.devices: dict[str, str] = {}
         #: What was set here, as Proxmox VE has written it.
@@ -90,7 +89,7 @@ class Guest:
         :raises Failure: it can't be noted.
         """
         if note != self._noted and (note or self._noted):
-            notes.write(self.system, self.kind, self.vmid, note)
+            guest_notes.write(self.system, self.kind, self.vmid, note)
         self._noted = self.note = note
 
     def note_of(self, options: Options, change: Options, owner: str) -> Note:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from remote_scripts.guests import notes
 from remote_scripts.guests.change import Terms, bring, in_turn
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.kinds import VM
-from remote_scripts.guests.note import Note, Options, gives
-from remote_scripts.shared import pmxcfs
+from remote_scripts.shared import guest_notes, pmxcfs
 from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.guest_kinds import VM
+from remote_scripts.shared.guest_note import Note, Options, gives
 from remote_scripts.shared.properties import parse
 from remote_scripts.tools.system import System
 
@@ -23,8 +22,8 @@ def losers(system: System, stack: str, cards: Collection[str], keepers: Collecti
     :param keepers: VMs that may have them.
     """
     here = pmxcfs.guest_ids(system, "/etc/pve/local/qemu-server")
-    others = [vmid for vmid in notes.noted(system, VM) if vmid not in keepers and str(vmid) in here]
-    return [vmid for vmid in others if notes.of(system, VM, vmid, Note).has_one_of(cards, stack)]
+    others = [vmid for vmid in guest_notes.noted(system, VM) if vmid not in keepers and str(vmid) in here]
+    return [vmid for vmid in others if guest_notes.of(system, VM, vmid, Note).has_one_of(cards, stack)]
 
 
 def take(system: System, api: NodeApi, vmid: int, cards: Collection[str], keeps: Collection[str] | None = None) -> None:

@@ -11,23 +11,22 @@ import hashlib
 from dataclasses import dataclass, field
 
 from remote_scripts.guests.change import Terms, bring, in_turn
-from remote_scripts.guests.container import Container, ContainerNote, Given
-from remote_scripts.guests.container_text import as_options, own_lines
+from remote_scripts.guests.container import Container
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared import card_nodes, container_groups, container_lines, handover
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_conf import ConfText, conf_text
+from remote_scripts.shared.container_drift import differences
 from remote_scripts.shared.container_lines import Lines, Ours
 from remote_scripts.shared.container_needs import need_container, need_open_nodes, not_lasting
-from remote_scripts.shared.properties import same
+from remote_scripts.shared.container_note import ContainerNote, Given
+from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
 # How often it is changed anew, where somebody else changes it meanwhile.
 _TRIES = 3
-_NOT_LASTING = "its next start takes lxc.* lines away"
-_CUT_SHORT = "a run was cut short while it changed the container"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ def read(system: System, wanted: Wanted) -> Seen:
     :raises Failure: it can't be read.
     """
     guest = Container(system, NodeApi(system), wanted.ctid)
-    return _seen(guest, guest.note.given.cards or Cards(), guest.note.given.groups)
+    return _seen(guest, guest.note.given.cards or Cards())
 
 
 def plan(system: System, wanted: Wanted) -> Seen:
@@ -84,7 +83,7 @@ def plan(system: System, wanted: Wanted) -> Seen:
     guest = Container(system, NodeApi(system), wanted.ctid)
     if not guest.is_here:
         need_container(system, wanted.ctid)
-    return _seen(guest, wanted.cards, guest.note.given.groups)
+    return _seen(guest, wanted.cards)
 
 
 @changes
@@ -127,7 +126,7 @@ def revert(system: System, wanted: Wanted) -> Seen:
                     raise
             else:
                 break
-    return Seen(node=guest.node, is_here=guest.is_here)
+    return Seen(node=guest.node, is_here=guest.is_here, owner=guest.note.owner)
 
 
 def _give_back(guest: Container, wanted: Wanted) -> None:
@@ -141,27 +140,15 @@ def _give_back(guest: Container, wanted: Wanted) -> None:
         bring(guest, {}, wanted.terms)
 
 
-def _seen(guest: Container, cards: Cards, groups: dict[str, int]) -> Seen:
+def _seen(guest: Container, cards: Cards) -> Seen:
     if not guest.is_here:
         return Seen(node=guest.node, is_here=False, owner=guest.note.owner)
-    own, conf = _own(guest), _text(guest)
-    lines = container_lines.lines_for(guest.system, own.others, cards, groups)
-    options = as_options(guest.text, own, lines.want)
-    target = {**{key: guest.base.get(key) for key in guest.note.values}, **options}
-    config = guest.config
-    change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
-    lacking = card_nodes.missing(guest.system, card_nodes.nodes_of(guest.system, cards))
     return Seen(
         node=guest.node,
         is_here=True,
         owner=guest.note.owner,
         runs=guest.runs(),
-        change=(
-            *(f"{path} is not on the host" for path in lacking),
-            *(f"{key} goes" if value is None else f"{key}: {value}" if value else key for key, value in change.items()),
-            *([] if container_lines.lasts(conf, guest.note.values, lines.want) else [_NOT_LASTING]),
-            *([_CUT_SHORT] if guest.note.before or guest.note.shut_down_after is not None else []),
-        ),
+        change=tuple(differences(guest.system, _text(guest), guest.note, cards)),
         others_wait=tuple(guest.waits_for_others(())),
     )
 
@@ -202,7 +189,7 @@ def _text(guest: Container) -> ConfText:
 
 
 def _own(guest: Container) -> Ours:
-    return own_lines(_text(guest), guest.note, guest.config, guest.base)
+    return own_lines(_text(guest), guest.note)
 
 
 def _groups(guest: Container, cards: Cards) -> dict[str, int]:

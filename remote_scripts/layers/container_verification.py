@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from remote_scripts.shared import card_nodes, container_lines, handover, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Node
 from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_needs import need_container
-from remote_scripts.shared.container_notes import Notes
-from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.shared.container_system import need_running
+from remote_scripts.shared.container_text import own_lines
+from remote_scripts.shared.guests import container_runs
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System, changes
@@ -41,7 +42,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`cards`: as of container_gpus.py; `uses`: what packages were installed for: with `video` vainfo has to work."""
+    """`cards`: as of container_cards.py; `uses`: what packages were installed for: with `video` vainfo has to work."""
 
     ctid: int
     cards: Cards = field(default_factory=Cards)
@@ -66,15 +67,16 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: one can't be opened by whom it is for, video doesn't work that was asked for, or one of the host's
         cards is away.
     """
-    ctid, cards, notes = wanted.ctid, wanted.cards, Notes(system, wanted.ctid)
+    ctid, cards = wanted.ctid, wanted.cards
     handover.need_rest(system)
     need_container(system, ctid)
     nodes = card_nodes.nodes_of(system, cards)
     card_nodes.need(system, ctid, cards, nodes)
     conf = conf_text(pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") or b"")
-    groups = (container_lines.noted_groups(notes) or {}) if cards.cards else {}
-    provided = container_lines.plan(system, conf, notes, cards, groups).provided
-    if not Power(system, ctid, Shutdown()).is_up():
+    note = noted(system, ctid)
+    others = own_lines(conf, note).others
+    provided = container_lines.lines_for(system, others, cards, note.given.groups).provided
+    if not container_runs(system, ctid):
         system.log.say(f"container {ctid} is off: nothing was opened")
         return Answer("stopped", [], [])
     given = [node for node in nodes.nodes if node.path in provided]

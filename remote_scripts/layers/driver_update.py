@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remote_scripts.shared import driver
-from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.shared.driver import FAMILY
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
+from remote_scripts.shared.guests import container_runs
 from remote_scripts.shared.handover import need_rest
 from remote_scripts.shared.packages import Packages, Software
 from remote_scripts.shared.symptoms import Target
@@ -56,7 +56,7 @@ def read(system: System, wanted: Wanted) -> Waiting:
     system.work.take_lock()
     try:
         update = _update(system, wanted)
-        running = tuple(ctid for ctid in wanted.containers if Power(system, ctid, Shutdown()).is_up())
+        running = tuple(ctid for ctid in wanted.containers if container_runs(system, ctid))
         kept = update.kept
         given_up = system.files.need_text(VERSION_GIVEN_UP).strip()
         return Waiting(kept.phase, kept.driver.version, driver.library_version(system), given_up, running)

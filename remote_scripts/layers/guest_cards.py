@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from remote_scripts.guests import taking
 from remote_scripts.guests.change import Terms, bring, foreseen, in_turn
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.note import Note, Options
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared.api import NodeApi
+from remote_scripts.shared.guest_note import Note, Options
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.system import System
 

@@ -1,16 +1,16 @@
-"""Which lines of a container's configuration are to come and to go, so that it has its cards; and how it differs from
-what was set up. Nothing is changed here.
+"""Which lines of a container's configuration are to come and to go, so that it has its cards. Nothing is changed
+here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from remote_scripts.shared import card_nodes, nvidia, pmxcfs
+from remote_scripts.shared import card_nodes, nvidia
 from remote_scripts.shared.card_nodes import Cards, Node
-from remote_scripts.shared.container_conf import ConfText, ContainerConf, conf_text, is_same_device, raw_line
-from remote_scripts.shared.container_notes import Notes, RecordedNode, mount_lines, waits_for_restart
+from remote_scripts.shared.container_conf import ConfText, ContainerConf, raw_line
+from remote_scripts.shared.container_note import RecordedNode, mount_lines
 from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 
@@ -19,11 +19,10 @@ _DEVICE = "dev "
 
 @dataclass(frozen=True)
 class Ours:
-    """The lines that we added and that are there. `noted`: all that are noted; `devices`: a dev[n] option's key -> our
-    line; `raw`: the place of an lxc.* line -> our line; `others`: what the configuration says without them.
+    """The lines that we added and that are there. `devices`: a dev[n] option's key -> our line; `raw`: the place of an
+    lxc.* line -> our line; `others`: what the configuration says without them.
     """
 
-    noted: tuple[str, ...]
     devices: dict[str, str]
     raw: dict[int, str]
     others: ContainerConf
@@ -47,14 +46,13 @@ class Lines:
 
 @dataclass(frozen=True)
 class Change:
-    """`want`: homelab's lines that are to be there; `nodes`: what is noted of the nodes by then; `provided`: path ->
-    how the container gets that node, `dev VALUE` or `mount`; `absent`: nodes of cards that aren't there, in words;
-    then what is to come and to go: values of dev[n] options, lines, options' keys, places of lines.
+    """`want`: homelab's lines that are to be there; `nodes`: what is noted of the nodes by then; `absent`: nodes of
+    cards that aren't there, in words; then what is to come and to go: values of dev[n] options, lines, options' keys,
+    places of lines.
     """
 
     want: tuple[str, ...]
     nodes: tuple[RecordedNode, ...]
-    provided: dict[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     add_devices: tuple[str, ...] = ()
     add_raw: tuple[str, ...] = ()
@@ -67,45 +65,11 @@ class Change:
         return bool(self.add_devices or self.add_raw or self.drop_devices or self.drop_raw)
 
 
-def find_own_lines(conf: ConfText, notes: Notes) -> Ours:
-    """Homelab's lines in a configuration.
-
-    :raises Failure: what is noted can't be read.
-    """
-    noted = notes.read().given.lines
-    devices: dict[str, str] = {}
-    raw: dict[int, str] = {}
-    for line in noted:
-        if line.startswith(_DEVICE):
-            for key, value in conf.devices.items():
-                if key not in devices and is_same_device(value, line.removeprefix(_DEVICE)):
-                    devices[key] = line
-                    break
-            continue
-        # The last one: a line that was there before stands above homelab's.
-        written = raw_line(line)
-        place = next((place for place in reversed(conf.raw) if place not in raw and conf.raw[place] == written), None)
-        if place is not None:
-            raw[place] = line
-    return Ours(noted, devices, raw, conf.without(devices, raw))
-
-
-def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Mapping[str, int]) -> Change:
-    """What is to come and to go so that a container has its cards.
-
-    :param groups: render, video -> the group's number inside; one that isn't there has none.
-    :raises Failure: what is noted can't be read.
-    """
-    own = find_own_lines(conf, notes)
-    lines = lines_for(system, own.others, cards, groups)
-    return compare(own, lines.want, lines.nodes, lines.provided)
-
-
 def lines_for(system: System, others: ContainerConf, cards: Cards, groups: Mapping[str, int]) -> Lines:
     """Homelab's lines by which a container has its cards, by the nodes that are there now.
 
     :param others: what the configuration says without homelab's lines.
-    :param groups: as of `plan`.
+    :param groups: render, video -> the group's number inside; one that isn't there has none.
     """
     nodes = card_nodes.nodes_of(system, cards).nodes
     numbers = {node.path: device for node in nodes if (device := system.files.device(node.path))}
@@ -162,13 +126,7 @@ def _options(node: Node, device: Device, groups: Mapping[str, int]) -> str:
     return "mode=0660" if node.group == "video" else "mode=0666"
 
 
-def compare(
-    own: Ours,
-    want: Iterable[str],
-    nodes: Iterable[RecordedNode],
-    provided: Mapping[str, str] | None = None,
-    absent: Iterable[str] = (),
-) -> Change:
+def _compared(own: Ours, want: Iterable[str], nodes: Iterable[RecordedNode], absent: Iterable[str]) -> Change:
     """What is to come and to go.
 
     :param want: homelab's lines that are to be there.
@@ -180,7 +138,6 @@ def compare(
     return Change(
         want,
         tuple(nodes),
-        dict(provided or {}),
         tuple(absent),
         tuple(line.removeprefix(_DEVICE) for line in left if line.startswith(_DEVICE)),
         tuple(line for line in left if not line.startswith(_DEVICE)),
@@ -251,7 +208,7 @@ def follow(system: System, own: Ours, noted_nodes: Iterable[RecordedNode]) -> Ch
             else:
                 want += node.lines
         noted.append(node)
-    return compare(own, [*rules, *want], noted, absent=absent)
+    return _compared(own, [*rules, *want], noted, absent)
 
 
 def _current_path(system: System, node: RecordedNode) -> str:
@@ -276,36 +233,3 @@ def _is_of_another(system: System, node: RecordedNode) -> bool:
 def are_there(system: System, nodes: Iterable[RecordedNode]) -> bool:
     """Whether the drivers have made every node that a container was given of a card."""
     return all(_current_path(system, node) for node in nodes if node.address)
-
-
-def noted_groups(notes: Notes) -> dict[str, int] | None:
-    """The groups inside, as a run has noted them; None: none has looked, as there were no cards that need it."""
-    given = notes.read().given
-    return given.groups if given.cards and given.cards.cards else None
-
-
-def drift(system: System, ctid: int) -> list[str]:
-    """A sentence for each difference between what was set up in a container and what there is.
-
-    :raises Failure: what is noted, or its configuration, can't be read.
-    """
-    notes = Notes(system, ctid)
-    cards = notes.read().given.cards
-    content = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
-    if content is None:
-        return [f"container {ctid} is gone"]
-    if cards is None:
-        return [f"a run was cut short while it gave container {ctid} its devices"]
-    lacking = card_nodes.missing(system, card_nodes.nodes_of(system, cards))
-    if lacking:
-        return [f"{path} is not on the host" for path in lacking]
-    conf = conf_text(content)
-    change = plan(system, conf, notes, cards, noted_groups(notes) or {})
-    return [
-        *(f"dev[n]: {value} is not there" for value in change.add_devices),
-        *(f"{line} is not there" for line in change.add_raw),
-        *(f"{key}: {conf.devices[key]} is no longer needed" for key in change.drop_devices),
-        *(f"{conf.head[place]} is no longer needed" for place in change.drop_raw),
-        *([] if lasts(conf, notes.read().given.lines, change.want) else ["its next start takes lxc.* lines away"]),
-        *([f"container {ctid} still has to be restarted"] if waits_for_restart(system, ctid) else []),
-    ]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from remote_scripts.shared import api
 from remote_scripts.shared.time_limit import within_limit
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]
@@ -62,6 +63,22 @@ def is_gone(system: System, program: str, guest: str) -> bool:
         return within_limit(ask)
     except OSError:
         return False
+
+
+def container_runs(system: System, ctid: int) -> bool:
+    """Whether a container runs.
+
+    :raises Failure: that isn't known.
+    """
+    power = power_of(system, "pct", str(ctid))
+    if power == "unknown":
+        raise Failure(
+            f"whether container {ctid} runs",
+            "pct status gave no answer within 60 s",
+            "a container that hangs is neither on nor off",
+            f"see `pct status {ctid}` and `ps` on the host; then run `pulumi up` again",
+        )
+    return power == "on"
 
 
 def power_of(system: System, program: str, guest: str, seconds: float = 60.0) -> Power:

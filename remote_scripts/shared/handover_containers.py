@@ -9,7 +9,7 @@ from remote_scripts.shared import card_users, container_conf, guests, ha, handov
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card_record import NodeNumbers, is_another
 from remote_scripts.shared.card_users import Container
-from remote_scripts.shared.container_notes import Notes
+from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
@@ -186,7 +186,7 @@ class CardContainers:
         if not self._have_numbers_moved():
             return True
         with suppress(Failure):
-            if Notes(self._system, int(container.ctid)).read().given.nodes:
+            if noted(self._system, int(container.ctid)).given.nodes:
                 return container.has(self._card.minor, self._card.drm_names, self._card.gpu)
         record = self._card.record
         numbers = filter(None, (record.numbers, record.taken))

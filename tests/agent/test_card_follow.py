@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.guests import container_follow, notes
+from remote_scripts.guests import container_follow
+from remote_scripts.shared import guest_notes
 from remote_scripts.tools import disk
 from tests.agent.card_kit import NOTE, Cards300, box
 from tests.agent.container_kit import AMD, BASE, NVIDIA
@@ -102,7 +103,7 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
         if left[0] < 0:
             raise KeyboardInterrupt
 
-    replace = notes.write
+    replace = guest_notes.write
 
     def write(*arguments: Any) -> None:
         replace(*arguments)
@@ -110,7 +111,7 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
 
     box.drm(AMD, 129)
     with monkeypatch.context() as killed:
-        killed.setattr(notes, "write", write)
+        killed.setattr(guest_notes, "write", write)
         box.after["perl"] = stop
         with pytest.raises(KeyboardInterrupt):
             box.boot()

@@ -25,7 +25,8 @@ from homelab.vm.cards import VmCard, Wish
 from lab import Lab
 from lab.control import request
 from remote_scripts.guests import guest as guest_module
-from remote_scripts.guests import notes, power
+from remote_scripts.guests import power
+from remote_scripts.shared import guest_notes
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
 from remote_scripts.layers import free_card, guest_cards
@@ -62,13 +63,13 @@ class World:
         monkeypatch.setattr(api, "exchange", self.exchange)
         monkeypatch.setattr(state, "_TRY_SECONDS", 0.02)
         monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
-        real = notes.write
+        real = guest_notes.write
 
         def write(*arguments: Any) -> None:
             real(*arguments)
             self.count()
 
-        monkeypatch.setattr(notes, "write", write)
+        monkeypatch.setattr(guest_notes, "write", write)
 
     def exchange(self, _system: System, text: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port), 30) as connection:

@@ -7,7 +7,7 @@ from typing import Any
 
 from homelab.host.facts import HostFacts, parse
 from homelab.settings import Host
-from remote_scripts.guests.note import Note, identity
+from remote_scripts.shared.guest_note import Note, identity
 from remote_scripts.shared.vm_conf import options
 from remote_scripts.tools.plain import to_plain
 

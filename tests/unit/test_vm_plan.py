@@ -13,7 +13,7 @@ from homelab.properties import same, strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import SeenVm
-from remote_scripts.guests.note import Note, identity
+from remote_scripts.shared.guest_note import Note, identity
 
 FIRST = VmCard("first", "first", "0000:01:00")
 SECOND = VmCard("second", "second", "0000:41:00")

@@ -267,9 +267,9 @@ class Answer:
     whether the host still has to restart for that; `judged`: the host's own confirmation of a boot; `pending`: steps
     that have to follow what was written (boot, initramfs); `boot_lacks`: what the running kernel lacks of the last
     boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `cards_enabled`: whether the service that
-    follows these nodes at each boot is enabled. `ledger`: of VMs and mappings, name -> JSON
-    (homelab/remote/ledger.py, guests/note.py); `agents`: those that stacks keep, their versions by owner, empty: none
-    is whole. `turned_away`: by card; `edits`: copies of this program's files that had been edited by hand.
+    follows these nodes at each boot is enabled. `ledger`: of guests and mappings, name -> JSON
+    (homelab/remote/ledger.py, shared/guest_note.py); `agents`: those that stacks keep, their versions by owner, empty:
+    none is whole. `turned_away`: by card; `edits`: copies of this program's files that had been edited by hand.
     `kernel_log`: lines about cards, empty: not asked for; `lost`: functions of cards whose configuration space can't
     be read, or reads as ones. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
     """

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-import re
 from contextlib import suppress
 
-from remote_scripts.shared import container_lines, handover, kept_agents, switch
+from remote_scripts.shared import container_drift, guest_notes, handover, kept_agents, pmxcfs, switch
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.card_record import TurnedAway
-from remote_scripts.shared.container_notes import Noted, Notes
+from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
+from remote_scripts.tools.system import System
 
 _FILES = f"{HOME}/files"
-_CONTAINERS, _LEDGER = f"{HOME}/containers", f"{HOME}/ledger"
-#: Of VMs, on every node of a cluster (guests/note.py).
+_LEDGER = f"{HOME}/ledger"
+#: Of guests, on every node of a cluster (shared/guest_note.py).
 _NOTES = "/etc/pve/homelab"
-_VMID = re.compile(r"[1-9][0-9]*")
 
 
 def managed(source: Source) -> list[Managed]:
@@ -46,7 +46,7 @@ def agents(source: Source) -> dict[str, str]:
 
 
 def ledger(source: Source) -> dict[str, str]:
-    """What was noted of VMs and mappings (layers/ledger.py, guests/note.py): name -> its text."""
+    """What was noted of guests and mappings (layers/ledger.py, shared/guest_note.py): name -> its text."""
     texts = {path: source.needed(path) for path in [*source.below(_LEDGER), *source.below(_NOTES)]}
     names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
     return {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
@@ -55,17 +55,21 @@ def ledger(source: Source) -> dict[str, str]:
 def containers(source: Source) -> list[SharedWith]:
     """Containers that were given cards, and how they differ from what was set up."""
     shared = []
-    for name in filter(str.isdecimal, source.names(_CONTAINERS)):
-        ctid, path = int(name), f"{_CONTAINERS}/{name}"
-        given = source.noting(path, Notes(source.system, ctid).read, Noted()).given
-        if not given.cards and not given.lines:
+    nothing: list[int] = []
+    for ctid in source.noting(_NOTES, lambda: guest_notes.noted(source.system, CONTAINER), nothing):
+        path = f"{_NOTES}/lxc-{ctid}"
+        note = source.noting(path, functools.partial(container_drift.noted, source.system, ctid), ContainerNote())
+        if not note or source.noting(path, functools.partial(_is_elsewhere, source.system, ctid), True):
             continue
-        drift = [f"a run was cut short while it gave container {name} its devices"]
-        if given.cards:
-            drift = source.noting(path, functools.partial(container_lines.drift, source.system, ctid), [])
-        cards = given.cards or Cards()
+        look = functools.partial(container_drift.drift, source.system, ctid, note)
+        drift: list[str] = source.noting(path, look, [])
+        cards = note.given.cards or Cards()
         shared.append(SharedWith(ctid, " ".join(map(str, cards.minors)), " ".join(cards.cards), drift))
     return shared
+
+
+def _is_elsewhere(system: System, ctid: int) -> bool:
+    return pmxcfs.node_of(system, ctid) not in ("", pmxcfs.this_node(system).name)
 
 
 def turned_away(source: Source) -> dict[str, TurnedAway]:

@@ -1,4 +1,4 @@
-"""The notes of guests (guests/note.py) in /etc/pve/homelab, read and written."""
+"""The notes of guests (shared/guest_note.py) in /etc/pve/homelab, read and written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from contextlib import suppress
 from typing import TypeVar
 
-from remote_scripts.guests.kinds import Kind
-from remote_scripts.guests.note import Note
 from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.guest_kinds import Kind
+from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from remote_scripts.guests.note import Note, Options
 from remote_scripts.shared.container_conf import ConfText, conf_text, raw_line
 from remote_scripts.shared.container_conf import parse as parse_options
 from remote_scripts.shared.container_lines import Ours
+from remote_scripts.shared.guest_note import Note, Options
 from remote_scripts.shared.properties import parse
 
 
@@ -47,15 +47,14 @@ def options_of(conf: ConfText) -> dict[str, str]:
     return raw | parse_options("\n".join(conf.head)).options
 
 
-def own_lines(conf: ConfText, note: Note, config: Mapping[str, str], base: Mapping[str, str]) -> Ours:
-    """Homelab's lines that are there.
-
-    :param config: what the text says; `base`: what it would say without homelab.
-    """
+def own_lines(conf: ConfText, note: Note) -> Ours:
+    """Homelab's lines that are there."""
+    config = options_of(conf)
+    base = note.base(config, {})
     keys = [key for key in note.values if key in config and key not in base]
     devices = {key: f"dev {config[key]}" for key in keys if not is_raw(key)}
     raw = {place: line for place, found in conf.raw.items() if (line := f"{found[0]}: {found[1]}") in keys}
-    return Ours(tuple(keys), devices, raw, conf.without(devices, raw))
+    return Ours(devices, raw, conf.without(devices, raw))
 
 
 def as_options(text: str, own: Ours, want: Iterable[str]) -> dict[str, str]:

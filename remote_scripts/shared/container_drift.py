@@ -1,0 +1,54 @@
+"""How a container differs from what it is to have. Nothing is changed here."""
+
+from __future__ import annotations
+
+from remote_scripts.shared import card_nodes, container_lines, guest_notes, pmxcfs
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_conf import ConfText, conf_text
+from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.container_text import as_options, options_of, own_lines
+from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guest_note import is_another
+from remote_scripts.shared.properties import same
+from remote_scripts.tools.system import System
+
+_NOT_LASTING = "its next start takes lxc.* lines away"
+_CUT_SHORT = "a run was cut short while it changed the container"
+
+
+def differences(system: System, conf: ConfText, note: ContainerNote, cards: Cards) -> list[str]:
+    """What would be changed in its configuration so that it has these cards, and what is in the way, a line each."""
+    own, config = own_lines(conf, note), options_of(conf)
+    lines = container_lines.lines_for(system, own.others, cards, note.given.groups)
+    base = note.base(config, {})
+    target = {**{key: base.get(key) for key in note.values}, **as_options(conf.text, own, lines.want)}
+    change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
+    lacking = card_nodes.missing(system, card_nodes.nodes_of(system, cards))
+    return [
+        *(f"{path} is not on the host" for path in lacking),
+        *(f"{key} goes" if value is None else f"{key}: {value}" if value else key for key, value in change.items()),
+        *([] if container_lines.lasts(conf, note.values, lines.want) else [_NOT_LASTING]),
+        *([_CUT_SHORT] if note.is_under_way else []),
+    ]
+
+
+def drift(system: System, ctid: int, note: ContainerNote) -> list[str]:
+    """How it differs from what it was given last. It asks no API.
+
+    :raises Failure: its configuration can't be read.
+    """
+    content = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
+    if content is None:
+        return [f"container {ctid} is gone"]
+    conf = conf_text(content)
+    if is_another(note.identity, options_of(conf)):
+        return [f"container {ctid} isn't the container that was given its cards"]
+    return differences(system, conf, note, note.given.cards or Cards())
+
+
+def noted(system: System, ctid: int) -> ContainerNote:
+    """What is noted of a container.
+
+    :raises Failure: it can't be read.
+    """
+    return guest_notes.of(system, CONTAINER, ctid, ContainerNote)

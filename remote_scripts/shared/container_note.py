@@ -1,0 +1,75 @@
+"""What is noted of a container beside what is noted of any guest (guest_note.py). Pure.
+
+Proxmox VE writes a configuration anew whenever it changes something: keys sorted, comments made the description, raw
+lxc.* lines last, and below them a section for what waits for the next start ([pve:pending]) and one for each snapshot.
+So our lines are found by content, never by place, and what we add is noted before it is added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.guest_note import Note
+
+
+@dataclass(frozen=True)
+class RecordedNode:
+    """A node that homelab's lines give. `path`, `numbers`: empty: the container was given it and has no line for it,
+    since the name that it had is another card's; `address`: the card's; `kind`: which of its nodes it is (card,
+    renderD, nvidia); both are empty where it is known by its path; `given`: how it is given: a dev[n] option's words,
+    or `mount`.
+    """
+
+    path: str
+    numbers: str
+    address: str
+    kind: str
+    given: str
+
+    @property
+    def key(self) -> str:
+        """What stays the same whatever the node is called."""
+        return f"{self.address} {self.kind}" if self.address else self.path
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines by which it is given."""
+        if not self.path:
+            return []
+        return [*mount_lines(self.path, self.numbers)] if self.given == "mount" else [f"dev {self.path},{self.given}"]
+
+
+def mount_lines(path: str, numbers: str) -> tuple[str, str]:
+    """The two lines by which a node is given without a dev[n] option: its rule, and its mount."""
+    return (
+        f"lxc.cgroup2.devices.allow: c {numbers} rwm",
+        f"lxc.mount.entry: {path} {path.lstrip('/')} none bind,optional,create=file",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a container was given. `cards`: what was asked for; None: nothing; `groups`: of the container, by which that
+    was decided; `nodes`: which of the host's nodes its lines give.
+    """
+
+    cards: Cards | None = None
+    groups: dict[str, int] = field(default_factory=dict)
+    nodes: tuple[RecordedNode, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerNote(Note):
+    """What is noted of a container."""
+
+    text: str = ""
+    """Its configuration before this program, whole."""
+    given: Given = field(default_factory=Given)
+    revision: int = 0
+    """How often this program has changed it."""
+    mounted: bool = False
+    """It is off, and looked into."""
+
+    def __bool__(self) -> bool:
+        return super().__bool__() or self.mounted or self.given != Given()
