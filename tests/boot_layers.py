@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from homelab.remote import agent
 from homelab.settings import Timeouts
+from remote_scripts.guests.change import Terms
 from remote_scripts.layers import cmdline
 from remote_scripts.layers import initramfs as initramfs_layer
 from remote_scripts.layers import read_host as read_host_layer
 from remote_scripts.layers import reboot as reboot_layer
-from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
+from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.layers.reboot import Boot
 from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_power import Shutdown
 from remote_scripts.tools import modules
 from tests import sent_along
 
@@ -89,6 +89,6 @@ def archive_with(*changes: tuple[str, str, str]) -> str:
     return base64.b64encode(modules.packed(texts)).decode()
 
 
-def container_gpus(ctid: int, cards: Cards, *, timeout: int = 5) -> Asked:
+def container_cards(ctid: int, cards: Cards, *, timeout: int = 5) -> Asked:
     """The cards of a container; it has so many seconds to go off."""
-    return Asked("container_gpus", ContainerGpus(ctid=ctid, cards=cards, shutdown=Shutdown(timeout=timeout)))
+    return Asked("container_cards", ContainerCards(ctid=ctid, cards=cards, terms=Terms(shutdown=timeout)))

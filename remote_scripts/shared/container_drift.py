@@ -26,10 +26,17 @@ def differences(system: System, conf: ConfText, note: ContainerNote, cards: Card
     lacking = card_nodes.missing(system, card_nodes.nodes_of(system, cards))
     return [
         *(f"{path} is not on the host" for path in lacking),
-        *(f"{key} goes" if value is None else f"{key}: {value}" if value else key for key, value in change.items()),
+        *(_said(key, config.get(key), value) for key, value in change.items()),
         *([] if container_lines.lasts(conf, note.values, lines.want) else [_NOT_LASTING]),
         *([_CUT_SHORT] if note.is_under_way else []),
     ]
+
+
+def _said(key: str, now: str | None, wanted: str | None) -> str:
+    line = f"{key}: {now or wanted}" if now or wanted else key
+    if now is not None and wanted is not None:
+        return f"{line} instead of {wanted}"
+    return f"{line} is no longer needed" if wanted is None else f"{line} is not there"
 
 
 def drift(system: System, ctid: int, note: ContainerNote) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from lab.host.host_python import nodes_below
 from remote_scripts.guests import change, container, guest, requests
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api
+from remote_scripts.shared import api, guest_notes
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_conf import Method
+from remote_scripts.shared.container_drift import noted
+from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.container_kit import CONF, CTID, Containers, without_waits
@@ -103,7 +106,12 @@ class Cards300(Containers):
         noted: dict[str, Any] = json.loads(self.host.read(NOTE)) if self.host.exists(NOTE) else {}
         return {part: value for part, value in noted.items() if value not in (None, "", 0, False)}
 
-    def ask(self, verb: str, layer: str = "cards", **more: Any) -> Any:
+    def note(self, **changes: Any) -> None:
+        """Notes something else of it."""
+        system = self.host.system()
+        guest_notes.write(system, CONTAINER, CTID, replace(noted(system, CTID), **changes))
+
+    def ask(self, verb: str, **more: Any) -> Any:
         of_terms = {name: more.pop(name) for name in ("power", "otherwise") if name in more}
         terms = Terms(owner=f"p/s/{more.pop('guest', '')}", shutdown=more.pop("timeout", 5), **of_terms)
         of_cards = {name: more.pop(name) for name in ("method", "minors", "functions", "cards") if name in more}

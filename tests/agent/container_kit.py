@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
-from lab.host.host_python import nodes_below
 from remote_scripts.guests import container_follow
 from remote_scripts.layers import card_nodes as boot_layer
-from remote_scripts.layers import container_gpus, container_restart
-from remote_scripts.shared import container_change, container_lines, container_power, guests
-from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_conf import Method
-from remote_scripts.shared.container_notes import Notes
-from remote_scripts.shared.container_power import Shutdown
+from remote_scripts.shared import guests
 from remote_scripts.tools import disk, state
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host
@@ -30,7 +19,6 @@ CTID = 300
 CONF = f"/etc/pve/lxc/{CTID}.conf"
 GROUP = f"/var/lib/lxc/{CTID}/rootfs/etc/group"
 STATE = f"/var/lib/lxc/{CTID}/state"
-RECORD = f"/var/lib/homelab/containers/{CTID}"
 BASE = "arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n"
 PRIVILEGED = BASE.replace("unprivileged: 1\n", "")
 NET = "net0: name=eth0,hwaddr=AA:00:00:00:00:01,ip=dhcp\n"
@@ -51,8 +39,6 @@ class Containers:
         #: How pct was called, but for its questions.
         self.calls: list[list[str]] = []
         self.is_deaf = self.starts_not = self.unmounts_not = False
-        #: What `pct set` fails with.
-        self.refusal = ""
         #: Called after a verb of pct.
         self.after: dict[str, Callable[[], None]] = {}
         host.programs |= {
@@ -126,15 +112,6 @@ class Containers:
     def state(self, state: str) -> None:
         self.host.write(STATE, state)
 
-    def noted(self) -> dict[str, Any]:
-        """What is noted, but for what is nothing."""
-        noted: dict[str, Any] = json.loads(self.host.read(RECORD)) if self.host.exists(RECORD) else {}
-        return {part: value for part, value in noted.items() if value not in (None, "", 0, False)}
-
-    def note(self, **changes: object) -> None:
-        """Notes something else of it."""
-        Notes(self.host.system(), CTID).change(**changes)
-
     def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
         verb = arguments[0]
         if verb == "status":
@@ -184,46 +161,7 @@ class Containers:
         with (self.root / "var/log/pve/tasks/index").open("a") as file:
             file.write(f"UPID:pve:00001234:0000ABCD:{at}:vz{kind}:{CTID}:root@pam: {at} {status}\n")
 
-    def _set(self, arguments: list[str]) -> Done | int:
-        """As Proxmox VE writes it: notes, options in their order, raw lines, sections."""
-        text = self.conf
-        assert arguments[0] == "--digest"
-        if arguments[1] != hashlib.sha1(text.encode()).hexdigest():
-            return Done(255, b"detected modified configuration - file changed by other user? Try again.\n")
-        if self.refusal:
-            return Done(255, self.refusal.encode())
-        head, bracket, sections = text.partition("\n[")
-        lines = head.splitlines()
-        for key, value in zip(arguments[2::2], arguments[3::2], strict=True):
-            gone = value.split(",") if key == "--delete" else []
-            lines = [line for line in lines if line.partition(":")[0] not in gone]
-            lines += [] if key == "--delete" else [f"{key[2:]}: {value}"]
-        lines.sort(key=lambda line: (not line.startswith("#"), line.startswith("lxc."), _order(line)))
-        self.conf = "".join(f"{line}\n" for line in lines) + bracket + sections
-        return 0
-
     # What is asked of the layers.
-
-    def ask(self, verb: str, layer: str = "gpus", **more: Any) -> Any:
-        shutdown = Shutdown(timeout=more.pop("timeout", 5), otherwise=more.pop("otherwise", "fail"))
-        of_cards = {name: more.pop(name) for name in ("method", "minors", "functions", "cards") if name in more}
-        kinds: dict[str, Any] = {"gpus": container_gpus.Wanted, "restart": container_restart.Wanted}
-        wanted = kinds[layer](ctid=CTID, cards=Cards(**of_cards), shutdown=shutdown, **more)
-        return self.host.ask(verb, f"container_{layer}", wanted)
-
-    def apply(self, method: Method = "device", *cards: str, minors: tuple[int, ...] = ()) -> str:
-        """The configuration after it."""
-        self.ask("apply", method=method, cards=cards, minors=minors)
-        return self.conf
-
-    def revert(self) -> str:
-        """The configuration after it; nothing of ours is left."""
-        self.ask("revert")
-        assert not self.host.exists("/var/lib/homelab") and not self.left()
-        return self.conf
-
-    def drift(self) -> list[str]:
-        return container_lines.drift(self.host.system(), CTID)
 
     def boot(self, *arguments: str) -> str:
         """What the program says that runs at a boot."""
@@ -238,40 +176,11 @@ class Containers:
         return [path.name for path in (self.root / "etc/pve/lxc").iterdir() if not path.name.endswith(".conf")]
 
 
-def _order(line: str) -> str:
-    return "" if line.startswith(("#", "lxc.")) else re.sub(r"\d+", lambda match: f"{int(match[0]):05}", line)
-
-
 def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in {
-        container_change: ("CONF_LOCK_SECONDS",),
-        container_power: ("_STATUS_SECONDS",),
         state: ("_TRY_SECONDS",),
         container_follow: ("CARD_SECONDS", "QUORUM_SECONDS", "_LOOK_SECONDS"),
         guests: ("_LOOK_SECONDS",),
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, 0.0)
-
-
-@pytest.fixture
-def box(host: Host, monkeypatch: pytest.MonkeyPatch) -> Containers:
-    stat, _ = nodes_below(f"{host.root.parent}/")
-    monkeypatch.setattr(os, "stat", stat)
-    without_waits(monkeypatch)
-    return Containers(host)
-
-
-def again(box: Containers, left: Host) -> Containers:
-    """The container on what a cut has left of its host."""
-    for name in ("dev", "proc", "run"):
-        shutil.copytree(box.root / name, left.root / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("homelab"))
-    return on(box, left)
-
-
-def on(box: Containers, left: Host) -> Containers:
-    """The container on another folder, with what its programs know by themselves."""
-    other = Containers.__new__(Containers)
-    other.__dict__.update(box.__dict__, host=left, root=left.root, calls=[])
-    left.programs = {**left.programs, "pct": other.pct}
-    return other

@@ -152,39 +152,7 @@ class RollingBack(Booted):
 
 
 class Container(Machine):
-    """A host with container 300, whose nodes of cards are there (container_kit.py)."""
-
-    notes = container_kit.RECORD
-
-    def begin(self) -> None:
-        self.box = container_kit.Containers(self.host)
-        self.box.nvidia(container_kit.NVIDIA, container_kit.SECOND)
-        self.box.drm(container_kit.AMD, 128)
-        self.box.state = self.example.get("container", "stopped")
-
-    def go_on(self, before: Any, is_booted: bool) -> None:
-        self.box = container_kit.on(before.box, self.host)
-        if is_booted:
-            self.box.state = "stopped"
-            self.host.write("/proc/sys/kernel/random/boot_id", "the next\n")
-
-    def lasting(self) -> Tree:
-        """But for whether the container runs, and its tasks. As long as it has something of homelab's: its lines in any order, with any number, and no notes,
-        which also tell how it came to that."""
-        left_out = [container_kit.STATE, "/var/log/pve/"]
-        tree = {**self.host.lasting()}
-        if self.box.noted():
-            left_out.append(self.notes)
-            conf = self.box.conf_path.lstrip("/")
-            lines = sorted(re.sub(r"^dev\d+", "dev", line) for line in self.box.conf.splitlines())
-            tree[conf] = (tree[conf][0], "\n".join(lines))
-        return {path: about for path, about in tree.items() if not f"/{path}".startswith(tuple(left_out))}
-
-
-class InOneStep(Container):
-    """The same for the layer container_cards (card_kit.py)."""
-
-    notes = card_kit.NOTE
+    """A host with container 300, whose nodes of cards are there (card_kit.py)."""
 
     def begin(self) -> None:
         self.box = card_kit.Cards300(self.host)
@@ -196,6 +164,19 @@ class InOneStep(Container):
         self.box = card_kit.on(before.box, self.host)
         if is_booted:
             self.box.state = "stopped"
+            self.host.write("/proc/sys/kernel/random/boot_id", "the next\n")
+
+    def lasting(self) -> Tree:
+        """But for whether the container runs, and its tasks. As long as it has something of homelab's: its lines in any order, with any number, and no notes,
+        which also tell how it came to that."""
+        left_out = [container_kit.STATE, "/var/log/pve/"]
+        tree = {**self.host.lasting()}
+        if self.box.noted():
+            left_out.append(card_kit.NOTE)
+            conf = self.box.conf_path.lstrip("/")
+            lines = sorted(re.sub(r"^dev\d+", "dev", line) for line in self.box.conf.splitlines())
+            tree[conf] = (tree[conf][0], "\n".join(lines))
+        return {path: about for path, about in tree.items() if not f"/{path}".startswith(tuple(left_out))}
 
 
 class InTurn(Machine):
@@ -264,7 +245,6 @@ MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {
     "booted": Booted,
     "rolling back": RollingBack,
     "container": Container,
-    "container in one step": InOneStep,
     "in turn": InTurn,
     "node": Node,
     "node that is back": Returned,

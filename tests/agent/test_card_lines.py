@@ -1,88 +1,281 @@
-"""The layer container_cards, held to what its forerunners' tests say of a container's lines, and to its own answers."""
+"""The layer container_cards: a container's configuration in every shape that one has. What is ours comes and goes, everything else
+stays; Intel's and AMD's cards by their addresses, with the groups as they are inside."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import shutil
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remote_scripts.guests import requests
-from remote_scripts.shared import time_limit
+from remote_scripts.shared import pmxcfs, time_limit
 from remote_scripts.shared.container_conf import Method
+from remote_scripts.tools import disk
+from remote_scripts.tools.run import Done, Run
 from tests.agent.card_kit import NOTE, Cards300, box
-from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, CONF, NVIDIA, PRIVILEGED, SECOND
+from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, CONF, GROUP, NVIDIA, PRIVILEGED, SECOND
 from tests.agent.kit import Refused
-from tests.agent.test_container_cards import (
-    test_a_card_whose_driver_makes_no_nodes_is_named_and_nothing_is_changed,
-    test_a_container_that_runs_and_doesnt_say_all_its_groups_gets_nothing,
-    test_a_group_file_may_say_anything,
-    test_a_group_that_has_no_number_on_the_host_is_not_used,
-    test_a_mount_keeps_the_lock_until_it_has_ended_where_its_run_is_killed,
-    test_mount_entries_are_for_a_privileged_container,
-    test_what_lies_outside_of_a_container_that_is_off_is_not_read,
-    test_what_somebody_has_given_it_of_the_card_is_enough,
-)
-from tests.agent.test_container_gpus import (
-    EACH_METHOD,
-    SNAPSHOT,
-    test_a_container_of_another_node_is_named_with_its_node,
-    test_a_host_without_a_driver_says_so,
-    test_a_line_of_ours_that_was_there_before_stays,
-    test_a_node_that_was_not_made_yet_is_told_from_a_card_that_is_not_there,
-    test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out,
-    test_a_rule_with_an_old_major_is_left_and_the_right_one_added,
-    test_an_id_that_is_a_vms_or_nobodys_is_said,
-    test_devices_are_given_beside_lines_that_wait_for_the_next_start,
-    test_moved_lines_are_found_again,
-    test_nothing_is_changed_while_a_card_is_away,
-    test_properties_of_ours_in_another_order_are_ours,
-    test_raw_lines_come_above_the_first_section_and_go_without_a_trace,
-    test_the_assignment_takes_lines_away_again,
-    test_the_digest_tells_what_gives_it_the_devices,
-    test_what_has_become_a_template_gives_our_lines_back,
-    test_what_others_write_for_it_counts_and_comes_back,
-    test_what_somebody_has_given_it_is_enough,
-)
+from tests.waiting import PATIENCE
 
-__all__ = [
-    "box",
-    "test_a_card_whose_driver_makes_no_nodes_is_named_and_nothing_is_changed",
-    "test_a_container_of_another_node_is_named_with_its_node",
-    "test_a_container_that_runs_and_doesnt_say_all_its_groups_gets_nothing",
-    "test_a_group_file_may_say_anything",
-    "test_a_group_that_has_no_number_on_the_host_is_not_used",
-    "test_a_host_without_a_driver_says_so",
-    "test_a_line_of_ours_that_was_there_before_stays",
-    "test_a_mount_keeps_the_lock_until_it_has_ended_where_its_run_is_killed",
-    "test_a_node_that_was_not_made_yet_is_told_from_a_card_that_is_not_there",
-    "test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out",
-    "test_a_rule_with_an_old_major_is_left_and_the_right_one_added",
-    "test_an_id_that_is_a_vms_or_nobodys_is_said",
-    "test_devices_are_given_beside_lines_that_wait_for_the_next_start",
-    "test_mount_entries_are_for_a_privileged_container",
-    "test_moved_lines_are_found_again",
-    "test_nothing_is_changed_while_a_card_is_away",
-    "test_properties_of_ours_in_another_order_are_ours",
-    "test_raw_lines_come_above_the_first_section_and_go_without_a_trace",
-    "test_the_assignment_takes_lines_away_again",
-    "test_the_digest_tells_what_gives_it_the_devices",
-    "test_what_has_become_a_template_gives_our_lines_back",
-    "test_what_lies_outside_of_a_container_that_is_off_is_not_read",
-    "test_what_others_write_for_it_counts_and_comes_back",
-    "test_what_somebody_has_given_it_is_enough",
-    "test_what_somebody_has_given_it_of_the_card_is_enough",
-]
+__all__ = ["box"]
 
+SNAPSHOT = "\n[clean]\narch: amd64\nhostname: box\nmemory: 256\nsnaptime: 1700000000\n" + BIND.format(
+    "nvidia0"
+).replace("optional,", "")
+OTHERS = (
+    "hookscript: local:snippets/somebodys.pl\nmp0: /tank,mp=/tank\n"
+    f"lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir\n{ALLOW}226:* rwm\n"
+)
+# What somebody needs for a card, by hand.
+BY_HAND = f"{ALLOW}195:* rwm\n{ALLOW}480:* rwm\n" + "".join(
+    BIND.format(name) for name in ("nvidia0", "nvidiactl", "nvidia-uvm")
+)
+METHODS: tuple[Method, Method] = ("device", "mount-entry")
+EACH_METHOD = pytest.mark.parametrize("method", METHODS)
 RENDER, KFD = "/dev/dri/renderD128,gid=104,mode=0660", "/dev/kfd,gid=104,mode=0660"
+BOTH, ONE = f"{AMD}=render,kfd", f"{AMD}=render"
 
 
 @pytest.fixture(autouse=True)
 def all_cards(box: Cards300) -> None:
     box.nvidia(NVIDIA, SECOND)
     box.drm(AMD, 128)
+
+
+def ours(text: str) -> list[str]:
+    """Lines about NVIDIA's nodes above the first section."""
+    head = text.partition("\n[")[0]
+    return [line for line in head.splitlines() if "nvidia" in line or "devices.allow" in line]
+
+
+_NODES = ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+#: What other projects and guides write for a container with NVIDIA's cards; and what of that lacks here.
+PEERS: dict[str, tuple[str, str]] = {
+    "ProxMenux": ("".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(_NODES)), ""),
+    "community-scripts": (
+        "lxc.cgroup2.devices.allow: a\nlxc.cap.drop:\n"
+        + "".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(_NODES[:4])),
+        "",
+    ),
+    # Its majors are those of the machine that it was written on.
+    "jammsen": (
+        "".join(f"{ALLOW}{major}:* rwm\n" for major in (195, 226, 234, 237, 238, 239, 240, 508))
+        + "".join(BIND.format(name) for name in (*_NODES[:2], "nvidia-modeset", *_NODES[2:4]))
+        + "lxc.mount.entry: /dev/dri/by-path/pci-0000:01:00.0-card dev/dri/card0 none bind,optional,create=file\n"
+        "lxc.apparmor.profile: unconfined\nlxc.cap.drop:\n",
+        f"{ALLOW}480:0 rwm\n",
+    ),
+    "a guide to Jellyfin": (
+        BY_HAND
+        + "lxc.mount.entry: /dev/dri/renderD128 dev/dri/renderD128 none bind,optional,create=file\n"
+        + "".join(f"lxc.idmap: {line}\n" for line in ("u 0 100000 65536", "g 0 100000 44", "g 44 44 1", "g 45 100045 65491")),
+        "",
+    ),
+}  # fmt: skip
+
+
+def test_a_container_of_another_node_is_named_with_its_node(box: Cards300) -> None:
+    (box.root / CONF[1:]).unlink()
+    box.host.write("/etc/pve/nodes/pve2/lxc/300.conf", BASE)
+    with pytest.raises(Refused, match="it is on the node pve2, not on this one(.|\n)*pct migrate 300"):
+        box.apply(minors=(0,))
+
+
+def test_a_host_without_a_driver_says_so(box: Cards300) -> None:
+    (box.root / "proc/driver/nvidia/version").unlink()
+    box.gone("nvidia0")
+    with pytest.raises(Refused, match="/dev/nvidia0; the driver is installed and not loaded"):
+        box.apply(minors=(0,))
+
+
+def test_a_line_of_ours_that_was_there_before_stays(box: Cards300) -> None:
+    box.conf = text = BASE + BIND.format("nvidia0")
+    assert box.apply("mount-entry", minors=(0,)).count(BIND.format("nvidia0")) == 1
+    assert box.revert() == text
+
+
+def test_a_node_that_was_not_made_yet_is_told_from_a_card_that_is_not_there(box: Cards300) -> None:
+    box.gone("nvidia-uvm")
+    with pytest.raises(Refused, match="nothing has made the nodes yet(.|\n)*homelab-nvidia-nodes"):
+        box.apply(minors=(0,))
+
+
+def test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out(box: Cards300) -> None:
+    """A container that is renamed there is made anew under its new name first; what had the old one is undone after that."""
+    box.ask("apply", minors=(0,), guest="ai")
+    had = box.conf
+    box.ask("apply", minors=(0,), guest="media")
+    box.ask("revert", guest="ai")
+    assert box.conf == had != BASE
+    box.ask("revert", guest="media")
+    assert box.conf == BASE
+
+
+def test_a_rule_with_an_old_major_is_left_and_the_right_one_added(box: Cards300) -> None:
+    box.conf = text = BASE + BY_HAND.replace("480:*", "508:*")
+    assert box.apply("mount-entry", minors=(0,)) == f"{text}{ALLOW}480:0 rwm\n"
+    assert box.revert() == text
+
+
+def test_an_id_that_is_a_vms_or_nobodys_is_said(box: Cards300) -> None:
+    (box.root / CONF[1:]).unlink()
+    for name in "1000", "101":
+        box.host.write(f"/etc/pve/lxc/{name}.conf", BASE)
+    with pytest.raises(Refused, match="no such container on this host; there are: 101 1000"):
+        box.apply(minors=(0,))
+    box.host.write("/etc/pve/qemu-server/300.conf", "")
+    with pytest.raises(Refused, match="300 is a virtual machine"):
+        box.apply(minors=(0,))
+
+
+def test_devices_are_given_beside_lines_that_wait_for_the_next_start(box: Cards300) -> None:
+    box.conf = f"{BASE}[pve:pending]\nlxc.apparmor.profile: unconfined\n"
+    assert "dev0: /dev/nvidia0" in box.apply(minors=(0,))
+
+
+def test_moved_lines_are_found_again(box: Cards300) -> None:
+    lines = box.apply("mount-entry", minors=(0,)).splitlines(keepends=True)
+    box.conf = "".join(reversed(lines))
+    assert set(box.apply("mount-entry", minors=(1,)).splitlines()) ^ {*box.conf.splitlines()} == set()
+    assert "/dev/nvidia1" in box.conf and "/dev/nvidia0" not in box.conf
+    assert sorted(box.revert().splitlines()) == sorted(BASE.splitlines())
+
+
+def test_nothing_is_changed_while_a_card_is_away(box: Cards300) -> None:
+    boot = box.host.read("/proc/sys/kernel/random/boot_id").strip()
+    state = json.dumps({"state": "VM", "vm": "103", "boot": boot, "since": 1700000000})
+    path = box.host.write("/var/lib/homelab/handover/big.state", state)
+    with pytest.raises(Refused, match="found:  gpus.big is with VM 103 since 2023-11-1"):
+        box.apply(minors=(0,))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Refused, match="big.state\nfound:  it can't be read"):
+        box.apply(minors=(0,))
+    assert box.conf == BASE
+
+
+def test_properties_of_ours_in_another_order_are_ours(box: Cards300) -> None:
+    box.conf = box.apply(minors=(0,)).replace("/dev/nvidia0,mode=0666", "mode=0666,path=/dev/nvidia0")
+    assert box.apply(minors=(0,)) == box.conf and "mode=0666,path=/dev/nvidia0" in box.conf
+    assert box.revert() == BASE
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        BASE,
+        BASE + SNAPSHOT,
+        BASE + OTHERS,
+        BASE + OTHERS + SNAPSHOT,
+        f"#a note%3A with more\n#and another line\n{BASE}",
+        f"{BASE}\n\n{SNAPSHOT}",
+        f"# a comment in between\n{BASE}lxc.invalid.key: 1\nnonsense\n",
+        f"{BASE}lxc.cgroup.devices.allow: c 195:* rwm\n",
+        f"{BASE}\n[pve:pending]\nmemory: 1024\n{SNAPSHOT}",
+        BASE.replace("\n", "\r\n"),
+        f"{BASE}tags: a\0b\n",
+    ],
+    ids=["plain", "snapshot", "others", "both", "notes", "blanks", "invalid", "cgroup 1", "pending", "crlf", "zero"],
+)
+def test_raw_lines_come_above_the_first_section_and_go_without_a_trace(box: Cards300, before: str) -> None:
+    box.conf = before
+    after = box.apply("mount-entry", minors=(0,))
+    added = [line for line in after.splitlines(keepends=True) if line not in before.splitlines(keepends=True)]
+    assert BIND.format("nvidia0") in added and "".join(added) in after, "together"
+    assert after.replace("".join(added), "", 1) == before
+    assert not any("nvidia" in line and "clean" in after.partition(line)[0] for line in added)
+    assert box.apply("mount-entry", minors=(0,)) == after
+    assert box.revert() == before
+
+
+def test_the_assignment_takes_lines_away_again(box: Cards300) -> None:
+    both, one = ours(box.apply("mount-entry", minors=(0, 1))), ours(box.apply("mount-entry", minors=(1,)))
+    assert {*both} - {*one} == {f"{ALLOW}195:0 rwm", BIND.format("nvidia0").strip()}
+    assert box.apply("mount-entry") == BASE
+    assert box.revert() == BASE
+
+
+def test_the_digest_tells_what_gives_it_the_devices(box: Cards300) -> None:
+    def answer(text: str, minor: int = 0) -> Any:
+        box.conf = text
+        found = box.ask("apply", method="mount-entry", minors=(minor,))
+        box.revert()
+        return found
+
+    assert answer(BASE) == answer(BASE.replace("512", "1024"))
+    assert answer(BASE)["digest"] != answer(BASE, 1)["digest"]
+    assert answer(BASE)["devices"] == dict.fromkeys(["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"], "mount")
+
+
+@EACH_METHOD
+def test_what_has_become_a_template_gives_our_lines_back(box: Cards300, method: Method) -> None:
+    key = "unprivileged: 1\n"
+    box.conf = box.apply(method, minors=(0,)).replace(key, f"template: 1\n{key}")
+    assert box.revert() == BASE.replace(key, f"template: 1\n{key}")
+
+
+@EACH_METHOD
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_others_write_for_it_counts_and_comes_back(box: Cards300, peer: str, method: Method) -> None:
+    lines, lacking = PEERS[peer]
+    box.conf = text = BASE + lines
+    assert box.apply(method, minors=(0,)) == text + lacking
+    assert box.apply(method, minors=(0,)) == text + lacking and box.revert() == text
+
+
+@EACH_METHOD
+@pytest.mark.parametrize(
+    "text",
+    [BASE + BY_HAND, f"dev0: /dev/nvidia0,gid=44\ndev1: /dev/nvidiactl\ndev2: path=/dev/nvidia-uvm\n{BASE}"],
+    ids=["lines", "options"],
+)
+def test_what_somebody_has_given_it_is_enough(box: Cards300, text: str, method: Method) -> None:
+    box.conf = text
+    assert box.apply(method, minors=(0,)) == text
+    assert box.revert() == text
+
+
+def test_what_comes_too_late_takes_no_other_change_away(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/etc/pve answers again when the lock of the file is somebody else's."""
+    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
+    before, answers, real = {*threading.enumerate()}, threading.Event(), disk.flush_open
+
+    def late(descriptor: int, path: Path) -> None:
+        answers.wait(PATIENCE)
+        real(descriptor, path)
+
+    monkeypatch.setattr(disk, "flush_open", late)
+    with pytest.raises(TimeoutError):
+        pmxcfs.replace(box.host.system(), CONF, b"ours\n")
+    box.conf = "theirs\n"
+    answers.set()
+    for thread in {*threading.enumerate()} - before:
+        thread.join(PATIENCE)
+    assert box.conf == "theirs\n"
+
+
+@EACH_METHOD
+@pytest.mark.parametrize(
+    ("text", "minor", "said"),
+    [
+        (f"{BASE}template: 1\n", 0, "it is a template"),
+        (BASE, 7, "not on the host: /dev/nvidia7; the driver's cards are: /dev/nvidia0 /dev/nvidia1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_changed(
+    box: Cards300, method: Method, text: str, minor: int, said: str
+) -> None:
+    box.conf = text
+    with pytest.raises(Refused) as refused:
+        box.apply(method, minors=(minor,))
+    assert said in str(refused.value) and box.conf == text and box.noted() == {}
+    assert [line[:7] for line in str(refused.value).splitlines()] == ["wanted:", "found: ", "why:   ", "next:  "]
 
 
 def test_a_last_line_without_its_end_comes_back_so(box: Cards300) -> None:
@@ -293,13 +486,135 @@ def test_how_it_differs_from_what_was_set_up_is_said(box: Cards300) -> None:
     given = box.apply("device", f"{AMD}=render,kfd")
     assert box.drift() == []
     box.conf = given.replace(f"dev0: {RENDER}\n", "")
-    assert box.drift() == [f"dev0: {RENDER}"]
+    assert box.drift() == [f"dev0: {RENDER} is not there"]
     box.conf = given
     box.drm(AMD, 129)
-    assert box.drift() == ["dev0 goes", f"dev2: {RENDER.replace('128', '129')}"]
+    assert box.drift() == [f"dev0: {RENDER} is no longer needed", f"dev2: {RENDER.replace('128', '129')} is not there"]
     box.drm(AMD, None)
     assert box.drift()[0] == f"the render node of {AMD} is not on the host"
     box.drm(AMD, 128)
     note = {**json.loads(box.host.read(NOTE)), "shut_down_after": ""}
     box.host.write(NOTE, json.dumps(note))
     assert box.drift() == ["a run was cut short while it changed the container"]
+
+
+def test_a_container_with_ten_devices_of_its_own_keeps_them_all(box: Cards300) -> None:
+    own = "".join(f"dev{number}: /dev/ttyUSB{number},mode=0600\n" for number in range(10))
+    box.conf = text = BASE.replace("hostname", f"{own}hostname")
+    assert box.apply("device", BOTH) == f"{text}dev10: {RENDER}\ndev11: {KFD}\n"
+    assert box.revert() == text
+
+
+def test_a_card_whose_driver_makes_no_nodes_is_named_and_nothing_is_changed(box: Cards300) -> None:
+    with pytest.raises(Refused, match="the render node of 0000:06:00.0"):
+        box.apply("device", "0000:06:00.0=render")
+    assert box.conf == BASE
+
+
+@pytest.mark.parametrize("said", [Done(1, b"", b"no such process\n"), Done(124, b"video:x:44:\n"), Done(0, b"")])
+def test_a_container_that_runs_and_doesnt_say_all_its_groups_gets_nothing(box: Cards300, said: Done) -> None:
+    """By half an answer, a node would be for everybody in it that is for a group."""
+    box.state = "running"
+    before = box.apply("device", ONE)
+    box.host.programs["pct"] = lambda arguments, _stdin: said if arguments[0] == "exec" else box.pct(arguments, b"")
+    with pytest.raises(Refused, match="`pct exec 300` didn't list them all"):
+        box.apply("device", ONE)
+    assert box.conf == before
+
+
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [
+        ("root:x:0:\n", "mode=0666"),
+        ("", "mode=0666"),
+        ("render:x:992:\nvideo:x:44:\n", "gid=992,mode=0660"),
+        ("render:x:0:\n", "mode=0666"),
+        ("render:x:99999:\n", "mode=0666"),
+        ("render:x:-5:\nrender:x:105:\n", "gid=105,mode=0660"),
+        ("render:x:000104:a,b\n", "gid=104,mode=0660"),
+        ("render:x:1,mode=0777:\n", "mode=0666"),
+        ("renderer:x:7:\n render:x:8:\nrender:x:$(reboot):\n", "mode=0666"),
+        ("\0\0render:x:106:\n", "gid=106,mode=0660"),
+        ("x" * 100_000 + "\nrender:x:107:\n", "mode=0666"),
+    ],
+)
+def test_a_group_file_may_say_anything(box: Cards300, groups: str, options: str) -> None:
+    box.inside = groups
+    assert f"dev0: /dev/dri/renderD128,{options}\n" in box.apply("device", ONE)
+
+
+@pytest.mark.parametrize(("group", "options"), [(104, "mode=0666"), (204, "gid=204,mode=0660")])
+def test_a_group_that_has_no_number_on_the_host_is_not_used(box: Cards300, group: int, options: str) -> None:
+    box.conf = f"{BASE}lxc.idmap: u 0 100000 65536\nlxc.idmap: g 0 100000 100\nlxc.idmap: g 200 100200 65336\n"
+    box.inside = f"render:x:{group}:\n"
+    assert f"dev0: /dev/dri/renderD128,{options}\n" in box.apply("device", ONE)
+
+
+def test_a_mount_keeps_the_lock_until_it_has_ended_where_its_run_is_killed(
+    box: Cards300, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As any work (test_tools_run.py): else the next run would look before it has mounted."""
+    asked: list[str] = []
+    plain = Run.ask
+
+    def ask(run: Run, *words: str, **more: Any) -> Done:
+        asked.extend(words)
+        return plain(run, *words, **more)
+
+    monkeypatch.setattr(Run, "ask", ask)
+    box.apply("device", ONE)
+    assert ["mount", "300"] in box.calls and "mount" not in asked
+
+
+def test_mount_entries_are_for_a_privileged_container(box: Cards300) -> None:
+    with pytest.raises(Refused, match=r"only their group may open them: /dev/dri/renderD128 \(mode 660\)"):
+        box.apply("mount-entry", BOTH)
+    assert box.conf == BASE
+    box.conf = PRIVILEGED
+    after = box.apply("mount-entry", BOTH)
+    assert "lxc.cgroup2.devices.allow: c 226:128 rwm\n" in after
+    assert "lxc.mount.entry: /dev/kfd dev/kfd none bind,optional,create=file\n" in after
+    assert box.revert() == PRIVILEGED
+
+
+@pytest.mark.parametrize("way", ["the file", "the folder", "a pipe", "nothing"])
+def test_what_lies_outside_of_a_container_that_is_off_is_not_read(
+    box: Cards300, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "group").write_text("render:x:777:\n")
+    group = box.root / GROUP[1:]
+    shutil.rmtree(group.parent)
+    if way == "the folder":
+        group.parent.symlink_to(tmp_path)
+    else:
+        group.parent.mkdir()
+    if way == "the file":
+        group.symlink_to(tmp_path / "group")
+    elif way == "a pipe":
+        os.mkfifo(group)
+    opened: list[str] = []
+    real = os.open
+
+    def noted(path: str, *words: Any, **more: Any) -> int:
+        opened.append(os.fspath(path))
+        return real(path, *words, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    assert "dev0: /dev/dri/renderD128,mode=0666\n" in box.apply("device", BOTH)
+    assert way != "a pipe" or "group" not in opened, "opening a device may do something"
+    assert box.revert() == BASE
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "dev0: /dev/dri/renderD128,gid=992\ndev1: /dev/kfd\n",
+        "lxc.cgroup2.devices.allow: c *:* rwm\nlxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir\n"
+        "lxc.mount.entry: /dev/kfd dev/kfd none bind,create=file\n",
+    ],
+    ids=["options", "lines"],
+)
+def test_what_somebody_has_given_it_of_the_card_is_enough(box: Cards300, lines: str) -> None:
+    box.conf = BASE + lines
+    assert box.apply("device", BOTH) == BASE + lines
+    assert box.revert() == BASE + lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -13,28 +14,22 @@ from typing import Any
 
 import pytest
 
+from lab.host.guest_programs import modules
+from remote_scripts import installed
 from remote_scripts.guests import container_follow
 from remote_scripts.layers.card_nodes import SERVICE, Wanted
-from remote_scripts.shared import boot_service, container_lines, guests, pmxcfs
+from remote_scripts.shared import boot_service, container_lines, guest_notes, guests, pmxcfs
 from remote_scripts.shared.container_conf import Method
-from remote_scripts.shared.container_notes import Given, Notes, RecordedNode
+from remote_scripts.shared.container_drift import noted
+from remote_scripts.shared.container_note import ContainerNote, Given, RecordedNode
+from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling
-from tests.agent.container_kit import (
-    ALLOW,
-    AMD,
-    BASE,
-    NVIDIA,
-    PRIVILEGED,
-    RECORD,
-    SECOND,
-    Containers,
-    again,
-    box,
-)
-from tests.agent.kit import Host, cuts, left_by
+from tests.agent.card_kit import NOTE, Cards300, box
+from tests.agent.container_kit import ALLOW, AMD, BASE, NVIDIA, PRIVILEGED, SECOND
+from tests.agent.kit import Host
 from tests.waiting import PATIENCE
 
 __all__ = ["box"]
@@ -44,8 +39,6 @@ OTHER = "0000:07:00.0"
 ((LINK, UNIT),) = SERVICE.links.items()
 METHODS: tuple[Method, Method] = ("device", "mount-entry")
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
-#: Of the moments at which a run is cut short, by default.
-SAMPLE = 24
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def method() -> Method:
 
 
 @pytest.fixture(autouse=True)
-def given(box: Containers, method: Method) -> str:
+def given(box: Cards300, method: Method) -> str:
     """The configuration before."""
     base = BASE if method == "device" else PRIVILEGED
     stock = base.replace("hostname", "dev0: /dev/ttyUSB0\nhostname") + "lxc.mount.entry: /tank tank none bind\n"
@@ -64,7 +57,7 @@ def given(box: Containers, method: Method) -> str:
     return stock
 
 
-def with_nvidia(box: Containers, *cards: str, method: Method = "device") -> str:
+def with_nvidia(box: Cards300, *cards: str, method: Method = "device") -> str:
     """The container gets NVIDIA's card, too; its configuration."""
     box.nvidia(NVIDIA)
     box.drm(NVIDIA, 140)
@@ -72,7 +65,7 @@ def with_nvidia(box: Containers, *cards: str, method: Method = "device") -> str:
     return box.conf
 
 
-def followed(box: Containers) -> bool:
+def followed(box: Cards300) -> bool:
     """Whether a boot has changed the configuration, and said so."""
     before, said = box.conf, box.boot()
     assert (before != box.conf) == ("have other names or numbers since this boot" in said), said
@@ -83,7 +76,7 @@ def lines(conf: str) -> set[str]:
     return {re.sub(r"^dev\d+: ", "", line) for line in conf.splitlines()}
 
 
-def test_a_boot_that_moved_a_node_is_followed_and_told_and_undone_with_the_rest(box: Containers, given: str) -> None:
+def test_a_boot_that_moved_a_node_is_followed_and_told_and_undone_with_the_rest(box: Cards300, given: str) -> None:
     assert f"dev1: {RENDER}\n" in box.conf
     box.drm(AMD, 129)
     assert "container 300: its cards' nodes have other names or numbers since this boot" in box.boot()
@@ -92,14 +85,14 @@ def test_a_boot_that_moved_a_node_is_followed_and_told_and_undone_with_the_rest(
     assert box.revert() == given
 
 
-def test_a_boot_that_moved_nothing_changes_nothing_even_where_somebody_has(box: Containers) -> None:
+def test_a_boot_that_moved_nothing_changes_nothing_even_where_somebody_has(box: Cards300) -> None:
     box.conf = by_hand = box.conf.replace(f"dev1: {RENDER}\n", "")
     assert box.boot() == "" and box.conf == by_hand
 
 
 @pytest.mark.parametrize("number", [128, 129, 140])
 def test_a_boot_leaves_the_lines_of_nvidias_nodes_that_are_not_there_yet(
-    box: Containers, given: str, number: int
+    box: Cards300, given: str, number: int
 ) -> None:
     before = with_nvidia(box, f"{AMD}=render")
     names = ["nvidia0", "nvidiactl", "nvidia-uvm"]
@@ -126,7 +119,7 @@ def test_a_boot_leaves_the_lines_of_nvidias_nodes_that_are_not_there_yet(
 
 @EACH_METHOD
 def test_a_boot_that_moved_nvidias_node_is_followed_also_where_no_other_maker_has_a_card(
-    box: Containers, given: str, method: Method
+    box: Cards300, given: str, method: Method
 ) -> None:
     before = with_nvidia(box, method=method)
     # Somebody else's card has the number, and NVIDIA's driver the next one.
@@ -144,9 +137,7 @@ def test_a_boot_that_moved_nvidias_node_is_followed_also_where_no_other_maker_ha
     assert box.revert() == given
 
 
-def test_a_boot_waits_for_nvidias_node_only_where_there_was_one(
-    box: Containers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_boot_waits_for_nvidias_node_only_where_there_was_one(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
     with_nvidia(box)
     there = container_lines.are_there
     answers: list[bool] = []
@@ -161,15 +152,15 @@ def test_a_boot_waits_for_nvidias_node_only_where_there_was_one(
     box.drm(NVIDIA, None)
     assert "not there after 20 s: card of 0000:01:00.0 renderD of 0000:01:00.0" in box.boot()
     assert answers == [True, False, False]
-    given = Notes(box.host.system(), 300).read().given
+    given = noted(box.host.system(), 300).given
     box.note(given=replace(given, nodes=tuple(node for node in given.nodes if "/dri/" not in node.path)))
     answers.clear()
     assert box.boot() == "" and answers == [True]
 
 
-def test_a_container_that_is_gone_keeps_no_boot_waiting(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_is_gone_keeps_no_boot_waiting(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
     node = RecordedNode("/dev/dri/renderD131", "226:131", "0000:06:00.0", "renderD", "mode=0666")
-    Notes(box.host.system(), 301).change(given=Given(nodes=(node,)))
+    guest_notes.write(box.host.system(), CONTAINER, 301, ContainerNote(given=Given(nodes=(node,))))
     monkeypatch.setattr(container_follow, "CARD_SECONDS", 20.0)
     assert box.boot() == ""
 
@@ -178,15 +169,14 @@ def test_a_container_that_is_gone_keeps_no_boot_waiting(box: Containers, monkeyp
     ("trouble", "said"),
     [
         ("no driver", "not there after 0 s: renderD of 0000:0c:00.0"),
-        ("a lock", "it is locked: backup"),
-        ("no record", ""),
-        ("pct hangs", "whether container 300 runs"),
-        ("unreadable", "containers/300 can't be read"),
+        ("a lock", "CT is locked (backup)"),
+        ("no nodes", ""),
+        ("unreadable", "lxc-300"),
         ("a fault", "gpus/0000:01:00.0/information"),
-        ("a broken record", "containers/300 can't be read"),
+        ("a broken note", "it isn't what this program has written"),
     ],
 )
-def test_no_boot_fails_for_it(box: Containers, trouble: str, said: str) -> None:
+def test_no_boot_fails_for_it(box: Cards300, trouble: str, said: str) -> None:
     if trouble == "a fault":
         with_nvidia(box)
         information = box.root / f"proc/driver/nvidia/gpus/{NVIDIA}/information"
@@ -197,46 +187,67 @@ def test_no_boot_fails_for_it(box: Containers, trouble: str, said: str) -> None:
         shutil.rmtree(box.root / "sys")
     elif trouble == "a lock":
         box.conf += "lock: backup\n"
-    elif trouble == "a broken record":
-        box.host.write(RECORD, "x")
-    elif trouble == "no record":
-        box.note(given=replace(Notes(box.host.system(), 300).read().given, nodes=()))
+    elif trouble == "a broken note":
+        box.host.write(NOTE, "x")
+    elif trouble == "no nodes":
+        box.note(given=replace(noted(box.host.system(), 300).given, nodes=()))
     elif trouble == "unreadable":
-        (box.root / RECORD[1:]).unlink()
-        box.host.write(f"{RECORD}/x", "")
-    elif trouble == "pct hangs":
-        box.host.programs["pct"] = lambda _arguments, _stdin: Done(124, b"")
+        (box.root / NOTE[1:]).unlink()
+        box.host.write(f"{NOTE}/x", "")
     before = box.conf
     assert said in box.boot() and box.conf == before
 
 
-def test_each_container_is_mended_for_itself(box: Containers) -> None:
+def test_each_container_is_mended_for_itself(box: Cards300) -> None:
     """What keeps one from being mended keeps no other."""
-    shutil.copy(box.root / RECORD[1:], box.root / "var/lib/homelab/containers/200")
+    shutil.copy(box.root / NOTE[1:], (box.root / NOTE[1:]).with_name("lxc-200"))
     box.host.write("/etc/pve/lxc/200.conf", f"{box.conf}lock: backup\n")
     box.drm(AMD, 129)
     said = box.boot()
-    assert "container 200 free to be changed" in said and "renderD129" in box.conf
+    assert "CT is locked (backup)" in said and "renderD129" in box.conf
 
 
-@EACH_METHOD
-def test_a_boot_that_is_cut_short_is_made_good_by_the_next_and_undone(
-    box: Containers, given: str, method: Method, tmp_path: Path
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
+    box: Cards300, given: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After the first note, the text, the second note; also where a run was killed before the boot, it is started."""
+    left = [number]
+
+    def stop() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    replace = guest_notes.write
+
+    def write(*arguments: Any) -> None:
+        replace(*arguments)
+        stop()
+
     box.drm(AMD, 129)
-    found = cuts(box.host, lambda _: box.boot())
-    mended = box.conf
-    assert len(found) > 10 and "renderD129" in mended
-    for number, cut in enumerate(sampling.sample(found, SAMPLE, f"boot {method}")):
-        left = again(box, left_by(cut, box.host, tmp_path / f"{number}"))
-        if number % 2:
-            left.boot()
-            assert lines(left.conf) == lines(mended), cut.how
-        left.ask("revert")
-        assert left.conf == given and not left.host.exists("/var/lib/homelab"), cut.how
+    with monkeypatch.context() as killed:
+        killed.setattr(guest_notes, "write", write)
+        box.after["perl"] = stop
+        with pytest.raises(KeyboardInterrupt):
+            box.boot()
+    box.after.clear()
+    box.boot()
+    assert "renderD128" not in box.conf and "renderD129" in box.conf
+    assert box.drift() == [] and box.revert() == given
 
 
-def test_what_was_late_at_one_boot_is_followed_at_the_next(box: Containers, given: str) -> None:
+def test_what_a_run_that_was_killed_before_the_boot_has_noted_stays(box: Cards300) -> None:
+    note = box.host.read(NOTE)
+    box.host.write(NOTE, note.replace('"shut_down_after": null', '"shut_down_after": "UPID:x"'))
+    box.drm(AMD, 129)
+    assert "other names or numbers" in box.boot()
+    assert box.noted()["shut_down_after"] == "UPID:x" and RENDER.replace("128", "129") in box.conf
+    assert NVIDIA not in box.conf and box.conf != BASE
+
+
+def test_what_was_late_at_one_boot_is_followed_at_the_next(box: Cards300, given: str) -> None:
     with_nvidia(box, f"{AMD}=render")
     names = ["nvidia0", "nvidiactl", "nvidia-uvm"]
     box.gone(*names)
@@ -250,7 +261,7 @@ def test_what_was_late_at_one_boot_is_followed_at_the_next(box: Containers, give
 
 
 @EACH_METHOD
-def test_a_line_that_had_to_go_comes_back_with_the_card(box: Containers, given: str, method: Method) -> None:
+def test_a_line_that_had_to_go_comes_back_with_the_card(box: Cards300, given: str, method: Method) -> None:
     before = with_nvidia(box, method=method)
     box.drm(NVIDIA, None)
     box.drm(OTHER, 140)  # another card has the name, and NVIDIA's driver hasn't come
@@ -263,11 +274,11 @@ def test_a_line_that_had_to_go_comes_back_with_the_card(box: Containers, given: 
 
 @EACH_METHOD
 def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(
-    box: Containers, given: str, method: Method
+    box: Cards300, given: str, method: Method
 ) -> None:
     box.inside = "root:x:0:\n"
     # The groups are looked up anew: the lines of both are alike.
-    box.note(given=replace(Notes(box.host.system(), 300).read().given, cards=None))
+    box.note(given=replace(noted(box.host.system(), 300).given, cards=None))
     with_nvidia(box, f"{AMD}=render", method=method)
     box.drm(AMD, None)
     box.drm(NVIDIA, 129)
@@ -282,7 +293,7 @@ def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(
 
 
 @pytest.mark.parametrize(("method", "at_boot"), sampling.paired(METHODS, [True, False], "numbers"))
-def test_nvidias_own_numbers_follow_the_card(box: Containers, given: str, method: Method, at_boot: bool) -> None:
+def test_nvidias_own_numbers_follow_the_card(box: Cards300, given: str, method: Method, at_boot: bool) -> None:
     """Two cards of NVIDIA's in one host, one of which the container has; at a boot, and when one comes back from a VM, for
     which the host's lock is held, and a container that runs is left alone."""
     before = with_nvidia(box, method=method)
@@ -310,7 +321,7 @@ def test_nvidias_own_numbers_follow_the_card(box: Containers, given: str, method
 
 
 def test_a_container_of_which_it_isnt_known_whether_it_runs_is_said(
-    box: Containers, monkeypatch: pytest.MonkeyPatch
+    box: Cards300, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box.drm(AMD, 129)
     before = box.conf
@@ -325,7 +336,7 @@ def allowed(conf: str) -> list[str]:
 @pytest.mark.parametrize("method", ["mount-entry"])
 @pytest.mark.parametrize("rule", ["", f"{ALLOW}508:* rwm\n"])
 def test_rules_follow_the_numbers_also_where_somebodys_own_was_enough(
-    box: Containers, given: str, rule: str, method: Method
+    box: Cards300, given: str, rule: str, method: Method
 ) -> None:
     box.revert()
     box.conf = stock = given + rule
@@ -346,14 +357,14 @@ def test_rules_follow_the_numbers_also_where_somebodys_own_was_enough(
     assert box.revert() == stock
 
 
-def test_where_nothing_has_moved_somebodys_own_lines_change_nothing(box: Containers) -> None:
+def test_where_nothing_has_moved_somebodys_own_lines_change_nothing(box: Cards300) -> None:
     with_nvidia(box)
     for number, name in enumerate(("nvidia0", "nvidiactl", "nvidia-uvm")):
         box.conf += f"dev{20 + number}: /dev/{name}\n"
     assert not followed(box)
 
 
-def test_a_node_that_somebody_gives_it_already_is_given_once_and_ours_comes_back_after_that(box: Containers) -> None:
+def test_a_node_that_somebody_gives_it_already_is_given_once_and_ours_comes_back_after_that(box: Cards300) -> None:
     with_nvidia(box)
     box.conf += "dev30: /dev/dri/renderD141\n"
     box.drm(NVIDIA, 141)
@@ -362,7 +373,7 @@ def test_a_node_that_somebody_gives_it_already_is_given_once_and_ours_comes_back
     assert followed(box) and "renderD140,mode=0666" in box.conf
 
 
-def test_a_node_that_the_kernel_knows_and_udev_has_not_made_is_waited_for(box: Containers) -> None:
+def test_a_node_that_the_kernel_knows_and_udev_has_not_made_is_waited_for(box: Cards300) -> None:
     with_nvidia(box)
     box.drm(NVIDIA, 141, made=False)
     followed(box)
@@ -371,7 +382,7 @@ def test_a_node_that_the_kernel_knows_and_udev_has_not_made_is_waited_for(box: C
     assert "renderD141" in box.conf and "renderD140" not in box.conf
 
 
-def test_another_container_under_the_same_number_gets_nothing(box: Containers) -> None:
+def test_another_container_under_the_same_number_gets_nothing(box: Cards300) -> None:
     with_nvidia(box)
     box.drm(NVIDIA, None)
     box.drm(OTHER, 140)
@@ -381,46 +392,24 @@ def test_another_container_under_the_same_number_gets_nothing(box: Containers) -
     assert not followed(box)
 
 
-def test_a_container_that_waited_for_a_restart_has_had_it(box: Containers) -> None:
-    box.state = "running"
-    with_nvidia(box, f"{AMD}=render")
-    assert box.drift() == ["container 300 still has to be restarted"]
-    box.state = "stopped"
-    box.drm(NVIDIA, 141)
-    assert followed(box)
-    box.state = "running"
-    assert box.drift() == []
-
-
-@pytest.mark.parametrize("restart_waits", [False, True])
-def test_what_could_not_be_written_stays_ours(box: Containers, given: str, restart_waits: bool) -> None:
-    if restart_waits:  # an `up` on a running container was cut before its restart
-        box.state = "running"
-        with_nvidia(box, f"{AMD}=render")
-        box.state = "stopped"
-    box.drm(AMD, 129)
-    before, box.refusal = box.conf, "cluster not ready - no quorum?\n"
-    assert "no quorum" in box.boot() and box.conf == before
-    box.refusal = ""
-    assert followed(box) and "renderD129" in box.conf
-    assert box.revert() == given
-
-
-def test_a_quorum_is_waited_for(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quorum_is_waited_for(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container_follow, "QUORUM_SECONDS", 60.0)
     box.drm(AMD, 129)
-    box.refusal = "cluster not ready - no quorum?\n"
-    tried: list[None] = []
+    create, tried = disk.create, list[Path]()
 
-    def come() -> None:
-        tried.append(None)
-        box.refusal = "" if len(tried) > 2 else box.refusal
+    def denied(path: Path, mode: int) -> int:
+        """As pmxcfs that has made itself read-only."""
+        if "/homelab/lxc-" in str(path):
+            tried.append(path)
+            if len(tried) < 3:
+                raise OSError(errno.EACCES, "Permission denied")
+        return create(path, mode)
 
-    box.after["set"] = come
+    monkeypatch.setattr(disk, "create", denied)
     assert "wanted:" not in box.boot() and "renderD129" in box.conf and len(tried) == 4
 
 
-def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Containers) -> None:
+def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Cards300) -> None:
     box.revert()
     before = host.lasting()
 
@@ -438,8 +427,14 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Containers) -> 
     assert ask("revert") == {"changed": True} and host.lasting() == before
 
 
-def test_its_program_needs_nothing_but_itself(host: Host, box: Containers, tmp_path: Path) -> None:
+def test_its_program_needs_nothing_but_itself(
+    host: Host, box: Cards300, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the service runs it, on a folder: nothing of the folder where a stack keeps the agent."""
+    source, texts = boot_service.modules.source, f"TEXTS = {dict(installed.TEXTS)!r}\n"  # as the agent's archive has it
+    monkeypatch.setattr(
+        boot_service.modules, "source", lambda name: texts if name == "remote_scripts.installed" else source(name)
+    )
     host.ask("apply", "card_nodes", Wanted(needed=True))
     box.drm(AMD, 129)
     box.conf += "lock: backup\n"
@@ -453,16 +448,20 @@ def test_its_program_needs_nothing_but_itself(host: Host, box: Containers, tmp_p
     real.symlink_to("/dev/null")  # a node that everybody may look at
     done = subprocess.run(
         [*boot_service.PYTHON.split(), f"{host.root}{SERVICE.program}"],
-        env={"ROOT": str(host.root), "PATH": f"{folder}:{os.environ['PATH']}"},
+        env={
+            "ROOT": str(host.root),
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            **modules(host.root / "etc/pve", quorate=True),
+        },
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    assert (done.returncode, done.stdout) == (0, "") and "it is locked: backup" in done.stderr
+    assert (done.returncode, done.stdout) == (0, "") and "CT is locked (backup)" in done.stderr
     assert os.access(host.root / SERVICE.program[1:], os.X_OK)
 
 
-def test_a_program_without_its_host_says_what_is_missing(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_without_its_host_says_what_is_missing(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
     def names(*_arguments: Sequence[str]) -> list[str]:
         raise Failure("to read /etc/pve/lxc", "no answer within 20 s", "why", "next")
 

@@ -15,7 +15,8 @@ from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.system import System
-from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA, Containers, box
+from tests.agent.card_kit import Cards300, box
+from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA
 from tests.agent.kit import Refused
 
 __all__ = ["box"]
@@ -70,7 +71,7 @@ class Inside:
 
 
 @pytest.fixture
-def inside(box: Containers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inside:
+def inside(box: Cards300, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inside:
     made = Inside(tmp_path / "inside")
     monkeypatch.setattr(container_verification, "need_running", made.enter)
     box.nvidia(NVIDIA)
@@ -78,7 +79,7 @@ def inside(box: Containers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return made
 
 
-def verify(box: Containers, *, uses: tuple[str, ...] = (), **cards: Any) -> dict[str, Any]:
+def verify(box: Cards300, *, uses: tuple[str, ...] = (), **cards: Any) -> dict[str, Any]:
     before = box.host.tree("etc", "dev", "var/log", "usr")
     cards = cards or {"minors": (0,)}
     try:
@@ -90,37 +91,37 @@ def verify(box: Containers, *, uses: tuple[str, ...] = (), **cards: Any) -> dict
     return answer
 
 
-def refused(box: Containers, **more: Any) -> str:
+def refused(box: Cards300, **more: Any) -> str:
     with pytest.raises(Refused) as said:
         verify(box, **more)
     return str(said.value)
 
 
-def amd(box: Containers, more: str = "") -> tuple[str, ...]:
+def amd(box: Cards300, more: str = "") -> tuple[str, ...]:
     box.drm(AMD, 128)
     box.conf = BASE + f"dev0: {RENDER},gid=104,mode=0660\n{more}"
     return (f"{AMD}=render",)
 
 
 @pytest.mark.parametrize("lines", [GIVEN, BOUND, GIVEN.replace("\n", ",mode=0666\n")], ids=["dev", "bound", "mode"])
-def test_each_node_is_opened_by_root_and_by_an_ordinary_user(box: Containers, inside: Inside, lines: str) -> None:
+def test_each_node_is_opened_by_root_and_by_an_ordinary_user(box: Cards300, inside: Inside, lines: str) -> None:
     box.conf = BASE + lines
     assert verify(box) == {"state": "running", "nodes": NODES, "tried": []}
     assert inside.asked == [f"{who} {node}" for node in NODES for who in ("root", "user")]
     assert inside.entered == 1
 
 
-def test_in_one_that_is_off_nothing_is_opened(box: Containers, inside: Inside) -> None:
+def test_in_one_that_is_off_nothing_is_opened(box: Cards300, inside: Inside) -> None:
     box.state = "stopped"
     assert verify(box) == {"state": "stopped", "nodes": [], "tried": []} and not inside.entered
 
 
-def test_whether_it_runs_is_not_guessed(box: Containers, inside: Inside) -> None:
+def test_whether_it_runs_is_not_guessed(box: Cards300, inside: Inside) -> None:
     box.host.programs["pct"] = lambda _words, _: Done(TIMED_OUT, b"half an answer")
     assert f"wanted: whether container {CTID} runs\n" in refused(box) and not inside.entered
 
 
-def test_one_without_cards_is_not_entered(box: Containers, inside: Inside) -> None:
+def test_one_without_cards_is_not_entered(box: Cards300, inside: Inside) -> None:
     assert verify(box, minors=()) == {"state": "running", "nodes": [], "tried": []} and not inside.entered
 
 
@@ -147,7 +148,7 @@ def test_one_without_cards_is_not_entered(box: Containers, inside: Inside) -> No
     ],
 )  # fmt: skip
 def test_what_keeps_one_from_opening_it_is_explained_where_it_is_for_him(
-    box: Containers, inside: Inside, lines: str, mode: int, kept: dict[str, str | Done], found: str
+    box: Cards300, inside: Inside, lines: str, mode: int, kept: dict[str, str | Done], found: str
 ) -> None:
     box.node("nvidia0", 195, 0, mode)
     box.conf = BASE + lines
@@ -161,7 +162,7 @@ def test_what_keeps_one_from_opening_it_is_explained_where_it_is_for_him(
     assert "nvidiactl" not in said and inside.entered == 1
 
 
-def test_a_node_for_a_group_is_opened_by_a_member_and_is_the_hosts_own(box: Containers, inside: Inside) -> None:
+def test_a_node_for_a_group_is_opened_by_a_member_and_is_the_hosts_own(box: Cards300, inside: Inside) -> None:
     cards = amd(box)
     inside.numbers = {RENDER: "e2:80"}
     inside.kept = {("user", RENDER): DENIED}
@@ -174,7 +175,7 @@ def test_a_node_for_a_group_is_opened_by_a_member_and_is_the_hosts_own(box: Cont
     assert f"{RENDER}: it is the device e2:81 inside, and e2:80 on the host (in hexadecimal)" in said
 
 
-def test_with_busybox_the_user_is_had_by_su_and_what_cant_be_tried_is_said(box: Containers, inside: Inside) -> None:
+def test_with_busybox_the_user_is_had_by_su_and_what_cant_be_tried_is_said(box: Cards300, inside: Inside) -> None:
     box.conf = BASE + GIVEN
     inside.is_busybox = True
     assert verify(box)["nodes"] == NODES and f"user {NODES[0]}" in inside.asked
@@ -189,7 +190,7 @@ def test_with_busybox_the_user_is_had_by_su_and_what_cant_be_tried_is_said(box: 
     assert verify(box, cards=amd(box))["nodes"] == [RENDER]
 
 
-def test_what_hangs_or_ends_in_the_middle_leaves_nothing_opened(box: Containers, inside: Inside) -> None:
+def test_what_hangs_or_ends_in_the_middle_leaves_nothing_opened(box: Cards300, inside: Inside) -> None:
     box.conf = BASE + GIVEN
     inside.kept = {("root", NODES[1]): Done(TIMED_OUT, b"")}
     said = refused(box)
@@ -225,7 +226,7 @@ WORKS = "libva info: VA-API\nvainfo: Driver version: Mesa Gallium driver 25.0 \n
     ids=["none", "works", "fails", "hangs", "lies"],
 )  # fmt: skip
 def test_video_has_to_work_where_packages_were_installed_for_it(
-    box: Containers, inside: Inside, program: Any, tried: str
+    box: Cards300, inside: Inside, program: Any, tried: str
 ) -> None:
     cards = amd(box)
     if program:
@@ -242,7 +243,7 @@ def test_video_has_to_work_where_packages_were_installed_for_it(
     assert "control group" in refused(box, cards=cards, uses=("video",))  # first that it can't be opened
 
 
-def test_programs_for_computing_are_tried_and_judge_nothing(box: Containers, inside: Inside) -> None:
+def test_programs_for_computing_are_tried_and_judge_nothing(box: Cards300, inside: Inside) -> None:
     box.drm(AMD, 128)
     box.conf = BASE + f"dev0: {RENDER},gid=104,mode=0660\ndev1: /dev/kfd,gid=104,mode=0660\n"
     inside.programs["rocminfo"] = lambda _words, _: "  Marketing Name:  AMD Radeon 780M \n Marketing Name: AMD Ryzen\n"
@@ -255,7 +256,7 @@ def test_programs_for_computing_are_tried_and_judge_nothing(box: Containers, ins
     assert verify(box, cards=(f"{AMD}=render",))["tried"][1] == "OpenCL: clinfo finds no platform"
 
 
-def test_it_isnt_entered_where_there_is_nothing_to_verify_or_a_card_is_away(box: Containers, inside: Inside) -> None:
+def test_it_isnt_entered_where_there_is_nothing_to_verify_or_a_card_is_away(box: Cards300, inside: Inside) -> None:
     assert "not on the host: /dev/nvidia7" in refused(box, minors=(7,))
     box.host.write("/var/lib/homelab/handover/card.state", json.dumps({"state": "VM", "vm": "103", "boot": BOOT}))
     assert "gpus.card is with VM 103" in refused(box)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from remote_scripts.layers import (
-    container_gpus,
-    container_restart,
+    container_cards,
     container_verification,
     driver_update,
     nvidia_driver,
@@ -542,8 +541,7 @@ SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
 @pytest.mark.parametrize(
     ("verb", "name", "wanted"),
     [
-        ("apply", "container_gpus", container_gpus.Wanted(ctid=950)),
-        ("apply", "container_restart", container_restart.Wanted(ctid=950)),
+        ("apply", "container_cards", container_cards.Wanted(ctid=950)),
         ("apply", "container_verification", container_verification.Wanted(ctid=950)),
         ("apply", "nvidia_driver", nvidia_driver.Wanted(target="host", software=SOFTWARE, driver="580")),
         ("revert", "driver_update", driver_update.Wanted(target="host", software=SOFTWARE)),

@@ -21,7 +21,7 @@ from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
 
 VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/901.conf"
-STATE, RECORD = "/var/lib/homelab/handover/big.state", "/var/lib/homelab/containers/901"
+STATE, NOTE = "/var/lib/homelab/handover/big.state", "/etc/pve/homelab/lxc-901"
 INCLUDED, FSTAB = "/etc/own/gpu.conf", "/etc/own/fstab"
 CLASS = "/sys/bus/pci/devices/0000:01:00.0/class"
 NAMING = f"lxc.include: {INCLUDED}\nlxc.mount.fstab: {FSTAB}\n"
@@ -49,7 +49,7 @@ DECIDING = [
     STATE,
     "/var/lib/homelab/card-values/0000:01:00.0=reset_method",
     "/var/lib/homelab/ledger/vm/103",
-    RECORD,
+    NOTE,
     "/var/lib/homelab/wanted-boot",
 ]
 
@@ -115,7 +115,7 @@ def test_a_file_whose_reading_fails_is_told(whole: Host, path: str, monkeypatch:
         return opened(one, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", fails)
-    why = "it can't be read" if path == STATE else f"{path} can't be read" if path == RECORD else "Input/output error"
+    why = "it can't be read" if path == STATE else "Input/output error"
     assert read(whole).unreadable == [f"{path}: {why}"]
 
 
@@ -130,7 +130,6 @@ def test_a_file_whose_reading_fails_is_told(whole: Host, path: str, monkeypatch:
         "/etc/driverctl.d",
         "/etc/default/grub.d",
         "/var/lib/homelab/card-values",
-        "/var/lib/homelab/containers",
         "/var/lib/homelab/handover",
         "/var/lib/homelab/ledger",
     ],

@@ -84,10 +84,8 @@ class Stack(EngineStack):
 
     def container_power(self, ctid: int, mark: Any = None) -> list[str]:
         """What was done to a container's power, in order."""
-        programs = [entry["args"] for entry in self.lab.programs(mark) if entry["program"] == "pct"]
-        return [
-            words[0] for words in programs if words[1:2] == [str(ctid)] and words[0] in ("shutdown", "stop", "start")
-        ]
+        asked = [call["path"] for call in self.lab.api_calls(mark) if call["method"] == "POST"]
+        return [path.rpartition("/")[2] for path in asked if f"/lxc/{ctid}/status/" in path]
 
     def drivers(self) -> dict[str, str]:
         """PCI address -> driver, as the host's sysfs has it."""

@@ -48,7 +48,7 @@ def test_901_goes_from_broken_to_working_to_another_assignment_is_mended_and_goe
     assert stack.container_power(950) == []
     assert stack.container_power(901) == ["shutdown", "start"]
     names = [name for operation, name in up.steps if operation == "create"]
-    order = ["pve-nodes", "phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-opened"]
+    order = ["pve-nodes", "phoenix-probe", "phoenix-cards", "phoenix-opened"]
     assert [name for name in names if name in order] == order
     found = stack.output()["containers"]["phoenix"]
     assert (found["ctid"], found["gpus"], found["method"], found["state"]) == (901, [0, 1], "device", "running")
@@ -67,7 +67,7 @@ def another_assignment_is_written_then_restarted_then_verified(stack: Stack) -> 
     mark = stack.lab.mark()
     up = stack.up("--refresh")
     assert up.found_changed == set(), f"the first `up` isn't what a refresh reads: {up.output}"
-    order = ["phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-opened"]
+    order = ["phoenix-probe", "phoenix-cards", "phoenix-opened"]
     begun = [name for operation, name in up.planned if name in order and operation in ("update", "create-replacement")]
     assert begun == order
     ended = [name for operation, name in up.steps if name in order and operation in ("update", "create-replacement")]
@@ -87,7 +87,7 @@ def what_was_changed_by_hand_or_by_a_kernel_is_mended(stack: Stack) -> None:
     up = stack.up("--refresh")
     assert f"drift: {line.strip()} is not there" in up.output
     assert "homelab-nvidia-nodes.service is gone" in up.output
-    assert up.changed == {"phoenix-conf", "phoenix-restart", "phoenix-opened", "pve-nodes"}
+    assert up.changed == {"phoenix-cards", "phoenix-opened", "pve-nodes"}
     assert line in conf(stack, 901)
     assert opens(stack, 901, "/dev/nvidia1", NOBODY)
     assert (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").exists()
@@ -131,9 +131,9 @@ def test_on_pve_8_both_methods_from_one_to_the_other_another_name_and_another_co
     containers(stack)["ai"]["method"] = "device"
     containers(stack)["films"] = containers(stack).pop("jellyfin")
     changed = stack.up()
-    assert {"ai-restart", "ai-opened"} <= changed.changed
+    assert {"ai-cards", "ai-opened"} <= changed.changed
     assert raw_lines(stack, 211) == [] and opens(stack, 211, "/dev/nvidia0", NOBODY)
-    assert "container 210 is containers.films now" in changed.output
+    assert "/films's now, and keeps what it was given" in changed.output
     assert conf(stack, 210) == had != stock[210] and stack.container_power(210, mark) == []
     assert opens(stack, 210, "/dev/nvidia1", NOBODY)
 

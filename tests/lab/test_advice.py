@@ -27,7 +27,7 @@ from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from remote_scripts.layers.read_system import Wanted as ReadSystem
 from remote_scripts.shared.card_nodes import Cards
 from tests import advice
-from tests.boot_layers import Asked, container_gpus, initramfs, iommu, vfio
+from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
 from tests.lab.test_proxmox_api import client, host_of, without_quorum
@@ -174,7 +174,7 @@ def verified(lab: Lab) -> list[str]:
     return [error.next for error in plan.verify(facts, host, plan.wanted(facts, host))]
 
 
-CARDS = container_gpus(901, Cards(minors=(0,)), timeout=1)
+CARDS = container_cards(901, Cards(minors=(0,)), timeout=1)
 IOMMU = iommu("intel_iommu=on iommu=pt")
 GIVEN = (
     "pct set 901 --dev0 /dev/nvidia0,mode=0666 --dev1 /dev/nvidiactl,mode=0666 --dev2 /dev/nvidia-uvm,mode=0666; pct reboot 901",

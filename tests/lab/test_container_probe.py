@@ -13,7 +13,8 @@ from homelab.remote import ssh
 from homelab.resources.container_probe import ContainerProbe
 from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
-from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
+from remote_scripts.guests.change import Terms
+from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.card_nodes import Cards
 from tests.lab.test_proxmox_api import host_of
 
@@ -27,8 +28,8 @@ def deleted(stack: dict[str, str]) -> None:
         shutdown=ShutdownInputs(timeout=10, otherwise="stop"), **about,
     )  # fmt: skip
     made: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "shared": {}, "identity": ""}
-    outputs = ContainerProbe.Outputs(resume=False, generation=0, stale=False, again=0, **made)
-    ContainerProbeWork(stack).delete(inputs, outputs)
+    outputs = ContainerProbe.Outputs(rebooted_at=0, generation=0, stale=False, again=0, **made)
+    ContainerProbeWork(stack, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs)
 
 
 @pytest.mark.parametrize("guest", ["ai", "another"])
@@ -38,11 +39,11 @@ def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(tmp_
         conf = lab.root / f"etc/pve/lxc/{CTID}.conf"
         before, host = conf.read_text(), host_of(lab)
 
-        wanted = ContainerGpus(ctid=CTID, cards=Cards(minors=(0,)), guest=guest)
-        ssh.Session(host).ask("apply", "container_gpus", wanted)
+        wanted = ContainerCards(ctid=CTID, cards=Cards(minors=(0,)), terms=Terms(owner=f"p/s/{guest}"))
+        ssh.Session(host).ask("apply", "container_cards", wanted)
         with_cards = conf.read_text()
         assert with_cards != before
         settings = host.model_dump(mode="json", by_alias=True)
         deleted({"hosts": json.dumps({NODE: settings})})
         assert conf.read_text() == (before if guest == "ai" else with_cards)
-        assert (lab.root / f"var/lib/homelab/containers/{CTID}").exists() == (guest != "ai")
+        assert (lab.root / f"etc/pve/homelab/lxc-{CTID}").exists() == (guest != "ai")

@@ -20,7 +20,7 @@ from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.card_record import NodeNumbers, Record, State
 from remote_scripts.tools.plain import to_plain
 from tests import sampling
-from tests.boot_layers import Asked, container_gpus
+from tests.boot_layers import Asked, container_cards
 from tests.kept_systems import KeptSystems
 from tests.lab.host_kit import Host, run_layer
 from tests.waiting import wait_until
@@ -396,7 +396,7 @@ def with_two_shared(host: Host) -> None:
     host.output(
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
-    cards = container_gpus(901, Cards(minors=(1,), functions=(OTHER,)))
+    cards = container_cards(901, Cards(minors=(1,), functions=(OTHER,)))
     for asked in (Asked("card_nodes", CardNodes(needed=True)), cards):
         done = run_layer(host.machine, "apply", asked.layer, asked.wanted)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -26,11 +26,10 @@ from lab import Lab
 from lab.control import request
 from remote_scripts.guests import guest as guest_module
 from remote_scripts.guests import power
-from remote_scripts.shared import guest_notes
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
 from remote_scripts.layers import free_card, guest_cards
-from remote_scripts.shared import api, passes, pmxcfs
+from remote_scripts.shared import api, guest_notes, passes, pmxcfs
 from remote_scripts.tools import state
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done

@@ -9,11 +9,10 @@ from __future__ import annotations
 import pytest
 
 from homelab.remote import agent
-from remote_scripts.layers.container_restart import Wanted as ContainerRestart
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.card_nodes import Cards
 from tests import sent_along
-from tests.boot_layers import Asked, container_gpus
+from tests.boot_layers import Asked, container_cards
 from tests.metal.host import CARD, Hosts
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine
@@ -22,7 +21,7 @@ pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
 CTID = 901
 CARDS = Cards(method="mount-entry", minors=(0,), functions=(CARD[0],))
-GPUS = container_gpus(CTID, CARDS, timeout=30)
+GPUS = container_cards(CTID, CARDS, timeout=30)
 VERIFICATION = Asked("container_verification", ContainerVerification(ctid=CTID, cards=CARDS))
 CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allow: c 10:200 rwm\n"
 
@@ -100,7 +99,6 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
     # Mended, restarted, and given back byte for byte.
     layer(machine, "apply", GPUS)
     assert sorted(conf(machine).splitlines()) == sorted(written.splitlines())
-    layer(machine, "apply", Asked("container_restart", ContainerRestart(ctid=CTID, cards=CARDS)))
     machine.run(inside)
     layer(machine, "revert", GPUS)
     assert conf(machine) == CONF

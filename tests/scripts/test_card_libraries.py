@@ -13,7 +13,7 @@ from remote_scripts.layers.container_verification import Wanted as ContainerVeri
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.packages import Software
 from remote_scripts.shared.symptoms import Context
-from tests.boot_layers import container_gpus
+from tests.boot_layers import container_cards
 from tests.lab.host_kit import run_layer
 from tests.scripts.nvidia_kit import Container, Step
 
@@ -145,7 +145,7 @@ def test_video_that_doesnt_work_on_the_card_ends_the_run(tmp_path: Path) -> None
         wanted = ContainerVerification(ctid=DEBIAN, cards=cards, uses=("video",))
         return run_layer(machine.host.machine, "apply", "container_verification", wanted).stdout
 
-    asked = container_gpus(DEBIAN, cards)
+    asked = container_cards(DEBIAN, cards)
     assert run_layer(machine.host.machine, "apply", asked.layer, asked.wanted).returncode == 0
     machine.host.output(f"pct stop {DEBIAN}; pct start {DEBIAN}")
     assert "vainfo is not installed in the container" in verified()

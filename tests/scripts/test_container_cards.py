@@ -8,7 +8,7 @@ from pathlib import Path
 from homelab.host import facts
 from remote_scripts.layers.diagnose import Wanted as Diagnose
 from remote_scripts.shared.card_nodes import Cards
-from tests.boot_layers import container_gpus, read_host
+from tests.boot_layers import container_cards, read_host
 from tests.lab.host_kit import run_layer
 from tests.scripts.test_on_a_host import Host
 
@@ -17,7 +17,7 @@ AMD = "0000:0c:00.0"
 
 def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Path) -> None:
     host = Host(tmp_path, "phoenix")
-    done = host.run("apply", container_gpus(901, Cards(minors=(0,), cards=(f"{AMD}=render",))))
+    done = host.run("apply", container_cards(901, Cards(minors=(0,), cards=(f"{AMD}=render",))))
     assert done.returncode == 0, done.stdout + done.stderr
     found = facts.parse(json.loads(host.run("read", read_host()).stdout))
     assert {address: (one.card, one.render, one.kfd) for address, one in found.drm.items()} == {

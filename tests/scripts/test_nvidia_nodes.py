@@ -8,7 +8,7 @@ import pytest
 
 from remote_scripts.layers.nvidia_nodes import Wanted
 from remote_scripts.shared.card_nodes import Cards
-from tests.boot_layers import Asked, container_gpus
+from tests.boot_layers import Asked, container_cards
 from tests.scripts.test_on_a_host import Host
 
 NODES = Asked("nvidia_nodes", Wanted(needed=True))
@@ -50,7 +50,7 @@ def test_nodes_for_mig_have_the_drivers_numbers_and_modes(phoenix: Host) -> None
 
 
 def test_a_container_gets_migs_nodes_and_no_more_rights_to_them_than_the_driver_gives(phoenix: Host) -> None:
-    apply(phoenix, container_gpus(901, Cards(minors=(0,))))
+    apply(phoenix, container_cards(901, Cards(minors=(0,))))
     lines = (phoenix.root / "etc/pve/lxc/901.conf").read_text().splitlines()
     given = [line.partition(": ")[2] for line in lines if line.startswith("dev")]
     assert [value for value in given if "nvidia-cap" in value] == [
