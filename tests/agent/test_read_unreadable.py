@@ -62,7 +62,7 @@ def whole(host: Host) -> Host:
             path,
             {
                 STATE: '{"state": "HELD"}',
-                RECORD: '{"guest": "ai"}',
+                NOTE: '{"owner": "p/s/ai"}',
                 "/etc/pve/ha/resources.cfg": "vm: 103\n",
                 CONTAINER: NAMING,
                 CLASS: "0x030000\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +13,15 @@ import pytest
 from homelab.container import other_makers
 from homelab.container import plan as container_plan
 from homelab.container.identity import identity, is_another
-from homelab.errors import HomelabError, UnreachableError
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.errors import HomelabError
+from homelab.host.facts import GuestConfig
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift, _require_same
 from homelab.remote import ssh
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
-from remote_scripts.layers.container_record import Wanted as ContainerRecord
+from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.reading.answer import SharedWith
 from tests.unit.hosts import desktop
 from tests.unit.test_created_vms import SSH
@@ -46,7 +47,7 @@ def probe(host: str) -> ContainerProbe.Inputs:
 
 
 def outputs(**more: Any) -> ContainerProbe.Outputs:
-    about: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "resume": False, "shared": {}}
+    about: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "rebooted_at": 0, "shared": {}}
     about |= {"generation": 0, "again": 0, "stale": False, "identity": ""}
     return ContainerProbe.Outputs(**about | more)
 
@@ -58,18 +59,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("ends", ["up", "destroy"])
-def test_a_node_taken_out_of_the_settings_is_told_and_holds_up_nothing(said: list[str], ends: str) -> None:
+def test_a_node_taken_out_of_the_settings_is_told_and_holds_up_nothing(said: list[str]) -> None:
     work = ContainerProbeWork({"hosts": json.dumps({"pve2": PVE2}), "allowPlainSecrets": "true"})
-    if ends == "up":
-        work._move_record(probe("pve2"), "pve1", "pve2")
-    else:
-        work.delete(
-            probe("pve1"),
-            outputs(),
-        )
-    assert len(said) == 1 and "pve1 is no longer in homelab:hosts" in said[0] and "container 901 is lost" in said[0]
-    assert "pct set 901 --delete" in said[0] and "/etc/pve/lxc/901.conf" in said[0]
+    work.delete(probe("pve1"), outputs())
+    assert len(said) == 1 and "pve1 is no longer in homelab:hosts: container 901 keeps what it was given" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -111,72 +104,28 @@ def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: d
 
 
 @pytest.mark.parametrize(
-    ("host", "now", "moved", "generation"),
-    [("pve1", A, [], 4), ("pve1", B, [], 4), ("pve2", A, ["pve1 to pve2"], 5), ("pve2", B, None, 0)],
+    ("host", "now", "generation"),
+    [("pve1", A, 4), ("pve1", B, 4), ("pve2", A, 5), ("pve2", B, None)],
     ids=["it is where it was", "it has another network card", "it has moved", "another one has its id there"],
 )
-def test_notes_move_with_the_same_container_only(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], host: str, now: str, moved: list[str] | None, generation: int
+def test_the_same_container_alone_has_its_cards_where_it_has_moved(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], host: str, now: str, generation: int | None
 ) -> None:
-    work, done = ContainerProbeWork({}), []
+    work = ContainerProbeWork({})
 
     def plan(_inputs: Any, boot: Any, generation: int, again: int) -> ContainerProbe.Outputs:
         assert (boot, again) == (probe("pve1").boot, 2)
         return outputs(identity=now, generation=generation, again=again)
 
-    def follow(_: Any, left: str, there: str) -> None:
-        done.append(f"{left} to {there}")
-
     monkeypatch.setattr(work, "_plan", plan)
-    monkeypatch.setattr(work, "_move_record", follow)
     before = outputs(identity=A, generation=4, again=2)
-    if moved is None:
+    if generation is None:
         with pytest.raises(HomelabError, match="is another one"):
             work.update(probe(host), probe("pve1"), before)
-        assert done == []
     else:
         found = work.update(probe(host), probe("pve1"), before)
-        assert (done, found.generation, found.identity) == (moved, generation, now)
-
-
-@pytest.mark.parametrize("silent", ["pve1", "pve2"])
-def test_notes_that_cant_be_moved_stay_where_they_are(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
-    nodes = Nodes(pve1="NOTED", pve2="", pve3="")
-    nodes.records[silent] = None
-    before = dict(nodes.records)
-    monkeypatch.setattr(ssh, "Session", nodes.connect)
-    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
-    with pytest.raises(HomelabError, match="moved from pve1 to pve2"):
-        work._move_record(probe("pve2"), "pve1", "pve2")
-    assert nodes.records == before
-
-
-@pytest.mark.parametrize(
-    ("cluster", "noted", "done"),
-    [
-        ("home", True, ["elsewhere: x", "taken out on pve1"]),
-        ("home", False, ["elsewhere: x"]),
-        ("", True, ["taken out on pve1"]),
-        ("", False, []),
-    ],
-)
-def test_what_leaves_the_settings_is_given_back_here_and_where_it_is_now(
-    monkeypatch: pytest.MonkeyPatch, cluster: str, noted: bool, done: list[str]
-) -> None:
-    work, calls = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"}), []
-
-    def record_of(_stack: Any, host: str, ctid: int) -> dict[str, str]:
-        assert (host, ctid) == ("pve1", 901)
-        return {"ours": "x"} if noted else {}
-
-    def taken_out(_: Any, there: str) -> None:
-        calls.append(f"taken out on {there}")
-
-    monkeypatch.setattr(container_probe, "container_record_of", record_of)
-    monkeypatch.setattr(work, "_take_out", taken_out)
-    monkeypatch.setattr(work, "_give_back_elsewhere", lambda _, identity: calls.append(f"elsewhere: {identity}"))
-    work.delete(replace(probe("pve1"), cluster=cluster), outputs(identity="x"))
-    assert calls == done
+        assert (found.generation, found.identity) == (generation, now)
+        assert len(said) == (host == "pve2")
 
 
 @pytest.mark.parametrize(
@@ -238,111 +187,50 @@ def test_other_numbers_and_nodes_of_its_cards_are_drift(
     assert found == drift
 
 
-# -- a state that was lost -----------------------------------------------------------------------------------------
-class Nodes:
-    """Nodes of a cluster by their addresses, each with what is noted there; None: it doesn't answer."""
-
-    def __init__(self, **records: str | None) -> None:
-        self.records: dict[str, Any] = dict(records)
-        self.asked: list[tuple[str, str]] = []
-
-    def connect(self, host: Host) -> Any:
-        name = f"pve{host.address[-1]}"
-        if self.records[name] is None:
-            raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
-        nodes = self
-
-        class Session:
-            def ask(self, verb: str, _layer: str, wanted: ContainerRecord) -> dict[str, Any]:
-                nodes.asked.append((name, verb))
-                if verb == "apply":
-                    nodes.records[name] = wanted.record
-                elif verb == "revert":
-                    nodes.records[name] = ""
-                return {"record": (nodes.records[name] or None) if verb == "read" else None}
-
-        return Session()
-
-
 LINES = "hostname: ai\ndev0: /dev/nvidia0,mode=0666\n"
 CLUSTER = {name: {**PVE2, "address": f"192.0.2.{name[-1]}"} for name in ("pve1", "pve2", "pve3")}
-
-
-def taken_over(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, lines: str = LINES, *, known: bool = False) -> None:
-    monkeypatch.setattr(ssh, "Session", nodes.connect)
-    known_here = [SharedWith(id=901, minors="0", drift=[])] if known else []
-    facts = replace(desktop(), containers=known_here)
-    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
-    work._take_over(probe("pve2"), facts, GuestConfig(kind="lxc", id=901, lines=lines))
-
-
-def test_notes_of_a_containers_old_node_survive_a_lost_state(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
-    nodes = Nodes(pve1="NOTED", pve2="", pve3="")
-    taken_over(nodes, monkeypatch)
-    assert nodes.records == {"pve1": "", "pve2": "NOTED", "pve3": ""}
-    assert len(said) == 1 and "container 901 has come from pve1" in said[0]
-
-
-def test_a_node_that_is_off_holds_up_only_containers_with_lines(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    nodes = Nodes(pve1=None, pve2="", pve3="")
-    with pytest.raises(HomelabError) as raised:
-        taken_over(nodes, monkeypatch)
-    assert (
-        "to know what pve1 noted about container 901" in raised.value.wanted
-        and "take it out of homelab:hosts" in raised.value.next
-    )
-    nodes.asked.clear()
-    taken_over(nodes, monkeypatch, "hostname: ai\nnet0: name=eth0\n")
-    taken_over(nodes, monkeypatch, known=True)
-    assert nodes.asked == [], "nothing of ours can be in it, or it is noted here"
-    # What another node has noted is enough: a container comes from one.
-    nodes.records["pve3"] = "OTHER"
-    taken_over(nodes, monkeypatch)
-    assert nodes.records["pve2"] == "OTHER"
-
-
-# -- given back where it is now ------------------------------------------------------------------------------------
-NOW = "hostname: ai\nnet0: name=eth0,hwaddr={}\n"
+OURS = "p/s/ai"
 
 
 @pytest.mark.parametrize(
-    ("node", "address", "outcome"),
-    [("", A, ""), ("pve3", A, "given back"), ("pve3", B, "another one"), ("pve9", A, "no host of these settings")],
-    ids=["it is here", "it has moved", "another guest has its id", "to a node that isn't ours"],
+    ("node", "owner", "asked"),
+    [
+        ("pve2", OURS, ["pve2"]),
+        ("pve3", OURS, ["pve2", "pve3"]),
+        ("pve3", "p/s/another", ["pve2"]),
+        ("pve9", "", ["pve2"]),
+        ("", "", ["pve2"]),
+        ("pve9", OURS, None),
+    ],
+    ids=["it is here", "it has moved", "another entry has it", "nothing is noted", "it is gone", "to a node that isn't ours"],
 )
-def test_lines_are_taken_out_of_the_same_container_only(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], node: str, address: str, outcome: str
+def test_what_leaves_the_settings_is_given_back_where_it_is_now(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], node: str, owner: str, asked: list[str] | None
 ) -> None:
     done: list[str] = []
 
-    def read(host: Host, **_: Any) -> HostFacts:
-        facts = desktop()
-        if host.address == "192.0.2.2":
-            places = f"{node}/lxc/901.conf" if node else ""
-            about: dict[str, Any] = {"cluster": replace(facts.cluster, node="pve2", places=places)}
-            return replace(facts, **about, containers=[SharedWith(id=901, minors="0", drift=[])])
-        guests = replace(facts.guests, configs=[GuestConfig(kind="lxc", id=901, lines=NOW.format(address))])
-        return replace(facts, guests=guests)
+    def connect(host: Host) -> Any:
+        name = f"pve{host.address[-1]}"
 
-    def follow(_: Any, left: str, there: str) -> None:
-        done.append(f"{left} to {there}")
+        def ask(verb: str, layer: str, wanted: ContainerCards, _seconds: float, *, goes_on: bool) -> dict[str, Any]:
+            assert (verb, layer, wanted.ctid, wanted.terms.owner, goes_on) == ("revert", "container_cards", 901, OURS, True)
+            done.append(name)
+            return {"node": node, "is_here": node == name, "owner": owner}
 
-    def taken_out(_: Any, there: str) -> None:
-        done.append(f"taken out on {there}")
+        return SimpleNamespace(ask=ask)
 
-    monkeypatch.setattr(ssh, "read", read)
-    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
-    monkeypatch.setattr(work, "_move_record", follow)
-    monkeypatch.setattr(work, "_take_out", taken_out)
-    if outcome == "no host of these settings":
-        with pytest.raises(HomelabError, match=outcome):
-            work._give_back_elsewhere(probe("pve2"), A)
+    monkeypatch.setattr(ssh, "Session", connect)
+    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"}
+    work = ContainerProbeWork(texts, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe")
+    if asked is None:
+        with pytest.raises(HomelabError, match="no host of these settings"):
+            work.delete(probe("pve2"), outputs())
     else:
-        work._give_back_elsewhere(probe("pve2"), A)
-    assert done == (["pve2 to pve3", "taken out on pve3"] if outcome == "given back" else [])
-    assert outcome != "another one" or outcome in said[0]
+        work.delete(probe("pve2"), outputs())
+        assert done == asked and len(said) == len(asked) - 1
+
+
+NOW = "hostname: ai\nnet0: name=eth0,hwaddr={}\n"
 
 
 @pytest.mark.parametrize(("unlisted", "drifts"), [("", True), ("Connection refused", False)])

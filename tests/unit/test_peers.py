@@ -1,20 +1,16 @@
-"""What other nodes have noted of a guest: who is asked, and what is forgotten there."""
+"""Which hosts of the settings are nodes of one cluster, whose guests are whose, and what is forgotten on a host."""
 
 from __future__ import annotations
 
 import json
-import threading
-from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import peers
 from homelab.provider.base import StackTexts
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox import places
-from homelab.settings import Host
-from tests.unit.test_moved_containers import CLUSTER, Nodes
+from tests.unit.test_moved_containers import CLUSTER
 
 ALONE = {**CLUSTER["pve1"], "address": "192.0.2.9", "cluster": None}
 STACK = StackTexts(
@@ -54,63 +50,9 @@ def test_a_guest_that_names_the_cluster_is_its_hosts_where_it_is_now(monkeypatch
     assert not StackTexts({**STACK.texts, "vms": json.dumps(vms)}).may_host_roaming(stack.host("pve1"))
 
 
-@pytest.fixture
-def notes(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any] | None]:
-    """Host -> what it has noted; one that isn't among them doesn't answer."""
-    by_host: dict[str, dict[str, Any] | None] = {"pve1": {"guest": "a"}, "pve2": None, "pve3": None, "pve9": {}}
-
-    def connect(host: Host) -> str:
-        name = f"pve{host.address[-1]}"
-        if name not in by_host:
-            raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
-        return name
-
-    def noted(session: str, _name: str) -> dict[str, Any] | None:
-        return by_host[session]
-
-    def forget(session: str, _name: str) -> None:
-        by_host[session] = {"forgotten": True}
-
-    monkeypatch.setattr(ssh, "Session", connect)
-    monkeypatch.setattr(ledger, "noted", noted)
-    monkeypatch.setattr(ledger, "forget", forget)
-    return by_host
-
-
-def asked(host: str) -> dict[str, Any]:
-    return ledger.noted(ssh.Session(STACK.host(host)), "mapping/pve1/card") or {}  # type: ignore[return-value]
-
-
-def test_nodes_of_the_cluster_are_asked_and_no_other(notes: dict[str, Any]) -> None:
-    notes |= {"pve2": {"guest": "a"}, "pve9": {"guest": "a"}}
-    found = peers.ask_peers(STACK, "pve1", asked)
-    assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {})
-    found.require_all("VM 103", "")
-    del notes["pve3"]
-    found = peers.ask_peers(STACK, "pve1", asked)
-    assert (found.by_host, found.errors) == ({"pve2": {"guest": "a"}}, {"pve3": "off"})
-    with pytest.raises(HomelabError, match="to know what pve3 noted about VM 103"):
-        found.require_all("VM 103", "")
-
-
-def test_nodes_are_asked_side_by_side() -> None:
-    """A dead one costs the time of a connection, for the others together."""
-    all_are_asked = threading.Barrier(2, timeout=60)
-    found = peers.ask_peers(STACK, "pve1", lambda _: {"place": all_are_asked.wait()})
-    assert sorted(found.by_host) == ["pve2", "pve3"]
-
-
-def test_a_host_of_no_cluster_asks_nobody(notes: dict[str, Any]) -> None:
-    found = peers.ask_peers(STACK, "pve9", asked)
-    assert (found.by_host, found.errors) == ({}, {}) and STACK.peers("gone") == []
-
-
-def test_what_has_been_given_back_is_forgotten(notes: dict[str, Any]) -> None:
+def test_what_has_been_given_back_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[tuple[str, str]] = []
+    monkeypatch.setattr(ssh, "Session", lambda host: host.address)
+    monkeypatch.setattr(ledger, "forget", lambda session, name: forgotten.append((session, name)))
     peers.forget_notes(STACK.host("pve1"), ["mapping/pve1/card"])
-    assert notes["pve1"] == {"forgotten": True}
-
-
-def test_a_container_of_which_nothing_is_noted_has_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "Session", Nodes(pve1="NOTED", pve2="").connect)
-    assert peers.container_record_of(STACK, "pve1", 901) == {"record": "NOTED"}
-    assert peers.container_record_of(STACK, "pve2", 901) == {}
+    assert forgotten == [("192.0.2.1", "mapping/pve1/card")] and STACK.peers("gone") == []

@@ -47,13 +47,13 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "CardMapping": {"before": ""}, "StorageFile": {"made": True, "compared": ""},
     "VmCards": {"guest_name": "a", "state": "running", "guest_address": "192.0.2.3", "starts": 0},
     "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},
-    "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "resume": False, "generation": 0, "shared": {}, "again": 0},
+    "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "rebooted_at": 0, "generation": 0, "shared": {}, "again": 0},
     "ContainerVerification": {"state": "running", "nodes": []},
     "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(("repository", "driver", "boot", "cuda", "toolkit"), 0)},
     "GuestReboot": {"boot_id": "b"},
     "NvidiaVerification": {"result": {}},
 }  # fmt: skip
-ANSWER = {"devices": {}, "version": "580.95.05", "offered": {}, "reboot": "no", "guests": "", "reasons": []}
+ANSWER = {"devices": {}, "digest": "", "revision": 0, "version": "580.95.05", "offered": {}, "reboot": "no", "guests": "", "reasons": []}
 
 
 def reachable(from_resource: pulumi.Resource, to_resource: pulumi.Resource) -> bool:
