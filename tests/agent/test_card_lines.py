@@ -201,6 +201,16 @@ def test_the_assignment_takes_lines_away_again(box: Cards300) -> None:
     assert box.revert() == BASE
 
 
+def test_it_gets_migs_nodes_and_no_more_rights_to_them_than_the_driver_gives(box: Cards300) -> None:
+    for number, mode in (1, 0o400), (2, 0o444):
+        box.node(f"nvidia-caps/nvidia-cap{number}", 509, number, mode)
+    lines = box.apply(minors=(0,)).splitlines()
+    assert [line.partition(": ")[2] for line in lines if "nvidia-cap" in line] == [
+        "/dev/nvidia-caps/nvidia-cap1,mode=0400",
+        "/dev/nvidia-caps/nvidia-cap2,mode=0444",
+    ]
+
+
 def test_the_digest_tells_what_gives_it_the_devices(box: Cards300) -> None:
     def answer(text: str, minor: int = 0) -> Any:
         box.conf = text

@@ -182,7 +182,7 @@ def test_a_line_that_was_taken_out_comes_back_with_a_restart_and_is_named_before
     world.ct()
     given, mark = world.conf(), world.lab.mark()
     world.written(given.replace("dev0: /dev/nvidia0,mode=0666\n", ""))
-    assert world.seen().change == ("dev0: /dev/nvidia0,mode=0666",)
+    assert world.seen().change == ("dev0: /dev/nvidia0,mode=0666 is not there",)
     world.ct()
     assert world.conf() == given and world.power(mark) == ["shutdown", "start"] and world.seen().change == ()
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from remote_scripts.layers.nvidia_nodes import Wanted
-from remote_scripts.shared.card_nodes import Cards
-from tests.boot_layers import Asked, container_cards
+from tests.boot_layers import Asked
 from tests.scripts.test_on_a_host import Host
 
 NODES = Asked("nvidia_nodes", Wanted(needed=True))
@@ -47,15 +46,6 @@ def test_nodes_for_mig_have_the_drivers_numbers_and_modes(phoenix: Host) -> None
         path: f"{major}:{path[-1]} {mode}" for path, mode in CAPABILITIES.items()
     }
     assert made == before
-
-
-def test_a_container_gets_migs_nodes_and_no_more_rights_to_them_than_the_driver_gives(phoenix: Host) -> None:
-    apply(phoenix, container_cards(901, Cards(minors=(0,))))
-    lines = (phoenix.root / "etc/pve/lxc/901.conf").read_text().splitlines()
-    given = [line.partition(": ")[2] for line in lines if line.startswith("dev")]
-    assert [value for value in given if "nvidia-cap" in value] == [
-        f"{path},mode=0{mode}" for path, mode in CAPABILITIES.items()
-    ]
 
 
 def test_at_a_boot_the_nodes_are_there_before_a_container_that_needs_them_starts(tmp_path: Path) -> None:
