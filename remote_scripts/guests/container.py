@@ -19,7 +19,7 @@ from remote_scripts.shared.api import NodeApi, Refused
 from remote_scripts.shared.container_note import ContainerNote, Given
 from remote_scripts.shared.container_text import edited, sources
 from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guest_note import Options
+from remote_scripts.shared.guest_note import Options, identity
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -118,7 +118,8 @@ class Container(Guest):
 
         :raises Failure: it can't be noted.
         """
-        self.write_note(replace(self.note, mounted=mounted, text=self.note.text or self._first_text))
+        text = self.note.text or self._first_text
+        self.write_note(replace(self.note, identity=identity(self.config), mounted=mounted, text=text))
 
     def _write(self, text: str, wanted: str, *words: str) -> None:
         """Writes the file, and reads it."""

@@ -19,7 +19,7 @@ from remote_scripts.shared.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done, Run
 from tests.agent.card_kit import NOTE, Cards300, box
-from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, CONF, GROUP, NVIDIA, PRIVILEGED, SECOND
+from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, CONF, GROUP, NET, NVIDIA, PRIVILEGED, SECOND
 from tests.agent.kit import Refused
 from tests.waiting import PATIENCE
 
@@ -461,6 +461,8 @@ def test_a_card_of_another_maker_comes_with_the_groups_inside(box: Cards300, bef
 
 
 def test_a_look_that_was_cut_short_leaves_no_lock(box: Cards300) -> None:
+    box.conf = before = BASE + NET
+
     def killed() -> None:
         raise KeyboardInterrupt
 
@@ -471,7 +473,7 @@ def test_a_look_that_was_cut_short_leaves_no_lock(box: Cards300) -> None:
     box.after.clear()
     assert RENDER in box.apply("device", f"{AMD}=render")
     assert "lock" not in box.conf and "mounted" not in box.noted()
-    assert box.revert() == BASE
+    assert box.revert() == before
 
 
 def test_what_cant_be_unmounted_stays_noted_until_it_can(box: Cards300) -> None:

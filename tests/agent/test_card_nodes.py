@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lab.host.guest_programs import modules
+from lab.host.guest_programs import modules as of_perl
 from remote_scripts import installed
 from remote_scripts.guests import container_follow
 from remote_scripts.layers.card_nodes import SERVICE, Wanted
@@ -23,7 +23,7 @@ from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_note import ContainerNote, Given, RecordedNode
 from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.tools import disk
+from remote_scripts.tools import disk, modules
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -431,9 +431,9 @@ def test_its_program_needs_nothing_but_itself(
     host: Host, box: Cards300, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the service runs it, on a folder: nothing of the folder where a stack keeps the agent."""
-    source, texts = boot_service.modules.source, f"TEXTS = {dict(installed.TEXTS)!r}\n"  # as the agent's archive has it
+    source, texts = modules.source, f"TEXTS = {dict(installed.TEXTS)!r}\n"  # as the agent's archive has it
     monkeypatch.setattr(
-        boot_service.modules, "source", lambda name: texts if name == "remote_scripts.installed" else source(name)
+        modules, "source", lambda name: texts if name == "remote_scripts.installed" else source(name)
     )
     host.ask("apply", "card_nodes", Wanted(needed=True))
     box.drm(AMD, 129)
@@ -451,7 +451,7 @@ def test_its_program_needs_nothing_but_itself(
         env={
             "ROOT": str(host.root),
             "PATH": f"{folder}:{os.environ['PATH']}",
-            **modules(host.root / "etc/pve", quorate=True),
+            **of_perl(host.root / "etc/pve", quorate=True),
         },
         capture_output=True,
         text=True,

@@ -147,7 +147,7 @@ def test_video_that_doesnt_work_on_the_card_ends_the_run(tmp_path: Path) -> None
     nodes = (machine.host.root / f"sys/bus/pci/devices/{UHD}/drm").iterdir()
     render = next(node.name for node in nodes if node.name.startswith("renderD"))
     conf = machine.host.root / f"etc/pve/lxc/{DEBIAN}.conf"
-    conf.write_text(f"dev0: /dev/dri/{render}\n{conf.read_text()}")
+    conf.write_text(f"dev0: /dev/dri/{render},mode=0666\n{conf.read_text()}")
     machine.host.output(f"pct stop {DEBIAN}; pct start {DEBIAN}")
     assert "vainfo is not installed in the container" in verified()
     machine.answer("apply", script("video"))

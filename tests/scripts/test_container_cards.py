@@ -8,7 +8,10 @@ from pathlib import Path
 from homelab.host import facts
 from remote_scripts.layers.diagnose import Wanted as Diagnose
 from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_conf import conf_text
 from remote_scripts.shared.container_note import ContainerNote, Given
+from remote_scripts.shared.container_text import options_of
+from remote_scripts.shared.guest_note import identity
 from remote_scripts.tools.plain import to_plain
 from tests.boot_layers import read_host
 from tests.lab.host_kit import run_layer
@@ -19,7 +22,12 @@ AMD = "0000:0c:00.0"
 
 def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Path) -> None:
     host = Host(tmp_path, "phoenix")
-    note = ContainerNote(given=Given(cards=Cards(minors=(0,), cards=(f"{AMD}=render",))), shut_down_after="")
+    text = (host.root / "etc/pve/lxc/901.conf").read_bytes()
+    note = ContainerNote(
+        identity=identity(options_of(conf_text(text))),
+        given=Given(cards=Cards(minors=(0,), cards=(f"{AMD}=render",))),
+        shut_down_after="",
+    )
     path = host.root / "etc/pve/homelab/lxc-901"
     path.parent.mkdir()
     path.write_text(json.dumps(to_plain(note)))
