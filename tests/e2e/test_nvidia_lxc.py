@@ -30,7 +30,7 @@ def test_901_runs_a_cuda_program_950_keeps_what_it_has_an_update_that_950_cannot
     up = stack.up()
     made = [name for operation, name in up.steps if operation == "create" and name.startswith("phoenix")]
     order = [
-        "restart",
+        "cards",
         "opened",
         "system",
         "repo",
