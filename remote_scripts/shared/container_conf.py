@@ -305,15 +305,6 @@ def raw_line(line: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", "")
 
 
-def is_same_device(device: str, other: str) -> bool:
-    """Whether two values of a dev[n] option say the same: the order of their properties doesn't count."""
-    return _properties(device) == _properties(other)
-
-
-def _properties(value: str) -> list[str]:
-    return sorted(part if "=" in part else f"path={part}" for part in value.split(",") if part)
-
-
 def parse(text: str) -> ContainerConf:
     """Parses the text of a configuration file. Unknown lines and comments are skipped."""
     conf = ContainerConf()

@@ -100,20 +100,6 @@ def status(system: System) -> Status:
     return Status(services, tuple(_ACTIVE.findall(text)), bool(_DISARMED.search(text)))
 
 
-def has_frozen(system: System, service: str) -> bool:
-    """Whether HA has a guest and has frozen it, as while HA is disarmed: it then switches it neither on nor off. False
-    where HA gives no answer.
-
-    :param service: its id, such as vm:200.
-    """
-    try:
-        return is_managed(system, service) and any(
-            (known.id, known.state) == (service, "freeze") for known in status(system).services
-        )
-    except (Failure, NoAnswerError):
-        return False
-
-
 def needs_watchdog(system: System, node: Node) -> str:
     """In words: what keeps HA's watchdog armed on any node of the cluster; empty where HA is idle."""
     try:

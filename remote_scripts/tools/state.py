@@ -257,17 +257,6 @@ def _no_place(error: OSError) -> Failure:
     )
 
 
-@contextlib.contextmanager
-def file_lock(path: Path, seconds: float) -> Iterator[bool]:
-    """The lock of another program's file (flock(2)), which is made where it isn't there; whether it was got in time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        yield locked_within(descriptor, seconds)
-    finally:
-        os.close(descriptor)
-
-
 def locked_within(descriptor: int, seconds: float) -> bool:
     """Waits so long for the lock of an open file; whether it was got."""
     deadline = time.monotonic() + seconds

@@ -461,7 +461,7 @@ def test_a_card_of_another_maker_comes_with_the_groups_inside(box: Cards300, bef
 
 
 def test_a_look_that_was_cut_short_leaves_no_lock(box: Cards300) -> None:
-    box.conf = before = BASE + NET
+    box.conf = before = f"{BASE}{NET}rootfs: local:300/disk,size=1G\n"
 
     def killed() -> None:
         raise KeyboardInterrupt
