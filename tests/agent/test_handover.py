@@ -25,6 +25,7 @@ from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover, card_users, handover, handover_driver, pmxcfs, time_limit
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import NodeNumbers, Record
+from remote_scripts.shared.container_note import ContainerNote, Given, RecordedNode
 from remote_scripts.shared.handover import away, read_record
 from remote_scripts.shared.packages import Software
 from remote_scripts.shared.processes import ScanError, processes_using
@@ -33,6 +34,7 @@ from remote_scripts.shared.reading.source import Source
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import LOG_BYTES
@@ -535,6 +537,9 @@ def test_a_run_that_lets_a_vm_have_a_card_is_told_where_it_went_wrong(lent: Host
     assert words in text and bool(text) == bool(words)
 
 
+OURS = json.dumps(
+    to_plain(ContainerNote(given=Given(nodes=(RecordedNode("/dev/nvidia0", "195:0", GPU, "nvidia", "mode=0666"),))))
+)
 SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
 
 
@@ -1294,7 +1299,7 @@ def test_a_container_that_is_shut_down_meanwhile_is_known_by_its_own_addresses(h
 
 def test_a_container_that_knows_the_card_by_earlier_numbers_is_started_again(lent: Host) -> None:
     """It was started by hand while the VM had the card; ours are its lines."""
-    lent.write("/var/lib/homelab/containers/950/nodes", "ours\n")
+    lent.write("/etc/pve/homelab/lxc-950", OURS)
     started_by_hand(lent)
     lent.write("/vm103", "stopped\n")
     lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
@@ -1392,7 +1397,7 @@ def test_numbers_that_are_again_those_of_then_are_others_than_in_between(host: H
     unbind(host, OTHER)
     lines = "hostname: media\ndev0: /dev/nvidia0\nlxc.cgroup2.devices.allow: c 508:* rwm\n"
     host.write(CONTAINER, lines)
-    host.write("/var/lib/homelab/containers/950/nodes", "ours\n")
+    host.write("/etc/pve/homelab/lxc-950", OURS)
     host.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
 
     def follows(_words: Sequence[str], _stdin: bytes) -> None:
