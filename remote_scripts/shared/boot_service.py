@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 
+from remote_scripts import installed
 from remote_scripts.tools import modules
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -135,7 +136,10 @@ def remove(system: System, name: str, *paths: str) -> None:
 def program(layer: str) -> bytes:
     """An executable archive, which calls the `program` of a layer with its arguments: the same bytes each time."""
     names = modules.needed(modules.AGENT, f"{modules.PACKAGE}.layers.{layer}")
-    texts = {name: modules.source(name) for name in names}
+    # The module of texts has none of its own but in the agent's archive.
+    texts = {name: modules.source(name) for name in names} | {
+        installed.__name__: f"TEXTS = {dict(installed.TEXTS)!r}\n"
+    }
     texts["__main__"] = (
         f"import sys\nfrom {modules.PACKAGE} import agent\nsys.exit(agent.program({layer!r}, sys.argv[1:]))\n"
     )

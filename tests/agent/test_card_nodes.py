@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from lab.host.guest_programs import modules as of_perl
-from remote_scripts import installed
 from remote_scripts.guests import container_follow
 from remote_scripts.layers.card_nodes import SERVICE, Wanted
 from remote_scripts.shared import boot_service, container_lines, guest_notes, guests, pmxcfs
@@ -23,7 +22,7 @@ from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_note import ContainerNote, Given, RecordedNode
 from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.tools import disk, modules
+from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -427,14 +426,8 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Cards300) -> No
     assert ask("revert") == {"changed": True} and host.lasting() == before
 
 
-def test_its_program_needs_nothing_but_itself(
-    host: Host, box: Cards300, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_its_program_needs_nothing_but_itself(host: Host, box: Cards300, tmp_path: Path) -> None:
     """As the service runs it, on a folder: nothing of the folder where a stack keeps the agent."""
-    source, texts = modules.source, f"TEXTS = {dict(installed.TEXTS)!r}\n"  # as the agent's archive has it
-    monkeypatch.setattr(
-        modules, "source", lambda name: texts if name == "remote_scripts.installed" else source(name)
-    )
     host.ask("apply", "card_nodes", Wanted(needed=True))
     box.drm(AMD, 129)
     box.conf += "lock: backup\n"

@@ -331,11 +331,6 @@ ROWS: dict[str, Row] = {
         on_host("pct stop 901"),
         of_step("read", Asked("read_system", ReadSystem()), ctid=901),
     ),
-    "a container that won't go off": Row(
-        "phoenix",
-        all_of(of_step("apply", CARDS), fault("guest-ignores-shutdown")),
-        of_step("revert", CARDS),
-    ),
     "a container that was changed by hand": Row(
         "phoenix",
         append(

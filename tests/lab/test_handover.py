@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from remote_scripts.layers.handover import Wanted
 from remote_scripts.layers.hookscript import Wanted as Hook
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.card_record import NodeNumbers, Record, State
+from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_note import ContainerNote, Given, RecordedNode
+from remote_scripts.shared.container_text import edited, options_of
 from remote_scripts.tools.plain import to_plain
 from tests import sampling
-from tests.boot_layers import Asked, container_cards
 from tests.kept_systems import KeptSystems
 from tests.lab.host_kit import Host, run_layer
 from tests.waiting import wait_until
@@ -391,15 +393,30 @@ def test_of_two_cards_of_one_model_the_shared_one_alone_is_handed_over(
 SMALL = Card(name="small", functions={OTHER: "10de:2684", "0000:02:00.1": "10de:22ba"}, vms=(104,))
 
 
+def give(host: Host, ctid: int) -> None:
+    """What a run gives a container for the other card, and notes of it: it would ask the API, which isn't at work here."""
+    nodes = (
+        RecordedNode("/dev/nvidia1", "195:1", OTHER, "nvidia", "mode=0666"),
+        RecordedNode("/dev/nvidiactl", "195:255", "", "", "mode=0666"),
+    )
+    options = {f"dev{number}": f"{node.path},{node.given}" for number, node in enumerate(nodes)}
+    path, noted = host.root / f"etc/pve/lxc/{ctid}.conf", host.root / f"etc/pve/homelab/lxc-{ctid}"
+    text = path.read_text()
+    begun = ContainerNote().of_change(options_of(conf_text(text.encode())), {}, options, options, "p/s/ct")
+    note = replace(begun.after_change(options, {}), given=Given(nodes=nodes))
+    path.write_text(edited(text, options))
+    noted.parent.mkdir()
+    noted.write_text(json.dumps(to_plain(note)))
+
+
 def with_two_shared(host: Host) -> None:
     """Another card is shared, too: VM 104 takes it, and container 901 has it by lines of ours. What 950 has by hand is off."""
     host.output(
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
-    cards = container_cards(901, Cards(minors=(1,), functions=(OTHER,)))
-    for asked in (Asked("card_nodes", CardNodes(needed=True)), cards):
-        done = run_layer(host.machine, "apply", asked.layer, asked.wanted)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = run_layer(host.machine, "apply", "card_nodes", CardNodes(needed=True))
+    assert done.returncode == 0, done.stdout + done.stderr
+    give(host, 901)
     install(host, (BIG, SMALL), 104)
     host.output("qm set 104 --hostpci0 0000:02:00,driver=keep,pcie=1; pct stop 901; pct start 901")
 
