@@ -29,7 +29,9 @@ _RELEASE = "12.0"
 def main(system: HostState, name: str, arguments: list[str]) -> int:
     """A program that loads libraries; what does something else is this machine's own program's."""
     if name == "perl" and guest_programs.is_of_proxmox(system, arguments):
-        is_real = any(call in word for word in arguments for call in ("PVE::Cluster::cfs_lock_domain", "PVE::LXC::Config"))
+        is_real = any(
+            call in word for word in arguments for call in ("PVE::Cluster::cfs_lock_domain", "PVE::LXC::Config")
+        )
         return (guest_programs.by_perl if is_real else guest_programs.make_ticket)(system, arguments)
     if not any("load_libraries.py" in word or "dl_load_file" in word for word in arguments):
         return leave_to(name, arguments)

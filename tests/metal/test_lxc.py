@@ -76,7 +76,9 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
     card = machine.run(f"basename $(readlink /dev/dri/by-path/pci-{CARD[0]}-card)").strip()
 
     # As the layer container_cards writes them, which needs Proxmox VE's API.
-    written = CONF + "".join(f"{line}\n" for path in nodes(machine) for line in mount_lines(path, numbers(machine, path)))
+    written = CONF + "".join(
+        f"{line}\n" for path in nodes(machine) for line in mount_lines(path, numbers(machine, path))
+    )
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf; pct start {CTID}", input=written)
     said = verification(machine)
     # Allowed, and nobody is behind their numbers; the card's own node opens.

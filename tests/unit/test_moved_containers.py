@@ -202,7 +202,14 @@ OURS = "p/s/ai"
         ("", "", ["pve2"]),
         ("pve9", OURS, None),
     ],
-    ids=["it is here", "it has moved", "another entry has it", "nothing is noted", "it is gone", "to a node that isn't ours"],
+    ids=[
+        "it is here",
+        "it has moved",
+        "another entry has it",
+        "nothing is noted",
+        "it is gone",
+        "to a node that isn't ours",
+    ],
 )
 def test_what_leaves_the_settings_is_given_back_where_it_is_now(
     monkeypatch: pytest.MonkeyPatch, said: list[str], node: str, owner: str, asked: list[str] | None
@@ -213,7 +220,13 @@ def test_what_leaves_the_settings_is_given_back_where_it_is_now(
         name = f"pve{host.address[-1]}"
 
         def ask(verb: str, layer: str, wanted: ContainerCards, _seconds: float, *, goes_on: bool) -> dict[str, Any]:
-            assert (verb, layer, wanted.ctid, wanted.terms.owner, goes_on) == ("revert", "container_cards", 901, OURS, True)
+            assert (verb, layer, wanted.ctid, wanted.terms.owner, goes_on) == (
+                "revert",
+                "container_cards",
+                901,
+                OURS,
+                True,
+            )
             done.append(name)
             return {"node": node, "is_here": node == name, "owner": owner}
 

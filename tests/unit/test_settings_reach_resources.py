@@ -53,7 +53,16 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "GuestReboot": {"boot_id": "b"},
     "NvidiaVerification": {"result": {}},
 }  # fmt: skip
-ANSWER = {"devices": {}, "digest": "", "revision": 0, "version": "580.95.05", "offered": {}, "reboot": "no", "guests": "", "reasons": []}
+ANSWER = {
+    "devices": {},
+    "digest": "",
+    "revision": 0,
+    "version": "580.95.05",
+    "offered": {},
+    "reboot": "no",
+    "guests": "",
+    "reasons": [],
+}
 
 
 def reachable(from_resource: pulumi.Resource, to_resource: pulumi.Resource) -> bool:
