@@ -24,7 +24,7 @@ from lab.machine import Machine
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
-from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
+from tests.scripts.test_on_a_host import IOMMU, VFIO, Host, be_no_proxmox
 from tests.waiting import PATIENCE, writer_of
 
 AFTER = 20
@@ -49,17 +49,11 @@ def put_agent(host: Host) -> None:
     subprocess.run(["bash", "-c", command], input=agent.put("test"), env=environment, text=True, check=True)
 
 
-def be_no_proxmox(host: Host) -> None:
-    """No lab runs, so nothing is Proxmox VE's API. Who ran is noted elsewhere (tests/agent/test_guests_to_start.py)."""
-    (host.machine.state / "bin/qm").unlink(missing_ok=True)
-
-
 class Switched(Host):
     """A host with all layers configured, in the boot after that."""
 
     def __init__(self, state: Path, scenario: str, *, awaited: bool = False, configured: bool = True) -> None:
         super().__init__(state, scenario)
-        be_no_proxmox(self)
         put_agent(self)
         self.stock = self.files()
         if not configured:
@@ -83,7 +77,7 @@ class Switched(Host):
         self.machine.shutdown()
         result = self.machine.boot("power")
         assert result.comes_up, result.problem
-        be_no_proxmox(self)
+        be_no_proxmox(self.machine)
         return result.cmdline
 
     def is_armed(self) -> bool:
@@ -387,7 +381,6 @@ def driver_reboot(words: str = "") -> Asked:
 
 def test_a_reboot_for_the_hosts_driver_alone_has_no_switch(tmp_path: Path) -> None:
     host = Host(tmp_path / "lab", "rtx5090")
-    be_no_proxmox(host)
     host.machine.set_fault("reboot-ignored", True)
     done = host.run("apply", driver_reboot())
     assert '"reboot":"yes"' in done.stdout and "not on NVIDIA's driver" in done.stdout, done.stdout
