@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -37,15 +37,11 @@ from remote_scripts.shared.properties import overlap, parse
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"
-# A mapping's description while its last entry is taken out. Proxmox VE deletes a mapping without asking for a digest:
-# whoever would add an entry right then waits until it is gone. For so many seconds since it was seen so, after which
-# whoever took it out was killed meanwhile.
-GOING = "homelab takes it away"
-GOING_SECONDS = 5.0
-# How often a change is tried while others change the mapping, each other node of this run among them, and the longest
-# pause between two tries in seconds.
-TRIES = 30
+# How often a change is tried while other clients change the mapping, and the longest pause between two tries in
+# seconds. The nodes of one run take turns.
+TRIES = 3
 PAUSE_SECONDS = 0.5
+_TURN = threading.Lock()
 
 
 class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
@@ -58,20 +54,12 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
 
     def create(self, inputs: CardMapping.Inputs) -> CardMapping.Outputs:
         api, name, host = self.api(inputs), inputs.mapping, self.host(inputs)
-        before, had_flag, exists = None, False, True
-        try:
-            mapping = api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
-            before = _ours(mapping["map"], inputs.node, inputs.entry["path"])
-            had_flag = _has_flag(mapping)
-            # Before anything is noted: what is there may be another card's of this program, with a note of its own.
-            _require_free(inputs, [entry for entry in mapping["map"] if entry != before])
-        except NotThereError:
-            exists = False
-        about = {"before": before, "had_flag": had_flag}
+        mapping = _mapping(api, name)
+        # Before anything is noted: what is there may be another card's of this program, with a note of its own.
+        about = {"before": _replaced(mapping["map"], inputs, None), "had_flag": _has_flag(mapping)}
         noted = _noted(host, inputs, about)
         try:
-            if exists or not _made(api, inputs):
-                _write(api, inputs, None)
+            _write(api, inputs, None)
         except UnansweredError:
             raise  # it may have been written: it stays noted
         except HomelabError:
@@ -84,10 +72,8 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         self, inputs: CardMapping.Inputs, had: CardMapping.Inputs, outputs: CardMapping.Outputs
     ) -> CardMapping.Outputs:
         if inputs.entry["path"] != had.entry["path"]:  # else a run that is killed leaves an entry that nobody knows
-            with suppress(NotThereError):  # as in `create`: what is there already may be another's
-                name = inputs.mapping
-                mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
-                _replaced(mapping["map"], inputs, had.entry["path"])
+            # As in `create`: what is there already may be another's.
+            _replaced(_mapping(self.api(inputs), inputs.mapping)["map"], inputs, had.entry["path"])
             about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
             _noted(self.host(inputs), inputs, about)
         _write(self.api(inputs), inputs, had.entry["path"])
@@ -113,8 +99,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         """Where it was for this entry's sake."""
         if had.live_migration and not outputs.had_flag:
-            api = self.api(had)
-            _until_nobody_else_does(lambda: _take_flag(api, had, self._needing_flag(had)))
+            _take_flag(self.api(had), had, self._needing_flag(had))
 
     def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
         name = inputs.mapping
@@ -176,11 +161,10 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
                 self._delete(inputs, outputs, facts.ledger)
 
     def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
-        api = self.api(inputs)
         self._give_back_to_vms(inputs, notes)
         noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
         paths = [noted["path"]] if "path" in noted else []
-        _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs), paths))
+        _remove(self.api(inputs), inputs, outputs, self._needing_flag(inputs), paths)
         forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)])
 
     def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
@@ -281,12 +265,6 @@ def _ours(entries: list[str], node: str, path: str) -> str | None:
     return None
 
 
-def _make(api: Api, inputs: CardMapping.Inputs) -> None:
-    name = inputs.mapping
-    more: dict[str, Any] = {FLAG: 1} if inputs.live_migration else {}
-    api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(inputs)], **more)
-
-
 def _has_flag(mapping: Mapping[str, object]) -> bool:
     return str(mapping.get(FLAG, 0)) == "1"
 
@@ -301,97 +279,62 @@ def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
 
     :param needing: other nodes; it stays while one of them has an entry.
     """
-    name = inputs.mapping
-    mapping = api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
-    if _has_flag(mapping) and not _is_needed(mapping["map"], needing):
-        entries, digest = list(mapping["map"]), mapping["digest"]
-        wanted = f"to take {FLAG} from the PCI mapping {name}"
-        api.put(f"cluster/mapping/pci/{name}", wanted, map=entries, digest=digest, delete=FLAG)
 
+    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+        return entries, has_flag and _is_needed(entries, needing)
 
-def _made(api: Api, inputs: CardMapping.Inputs) -> bool:
-    """Makes a mapping that wasn't there a moment ago; False where another client, or a run of this program that was
-    killed, was faster."""
-    try:
-        _make(api, inputs)
-    except UnansweredError:
-        return False
-    except ApiError as error:
-        if "already defined" not in error.reason:
-            raise
-        return False
-    return True
-
-
-def _until_nobody_else_does(change: Callable[[], None]) -> None:
-    """Reads and writes under a digest, until what was read was still so.
-
-    :raises ApiError: something else stands against it, or others never end.
-    """
-    lost = 0
-    for left in reversed(range(TRIES)):
-        try:
-            change()
-            return
-        except UnansweredError:
-            lost += 1
-            if lost > 1:
-                raise
-        except (ChangedMeanwhileError, NotThereError):  # NotThereError: it was deleted after it was read
-            if not left:
-                raise
-        except ApiError as error:
-            if "already defined" not in error.reason or not left:  # another node's resource was faster
-                raise
-        time.sleep(random.uniform(0, PAUSE_SECONDS))
+    _change(api, inputs.mapping, f"to take {FLAG} from the PCI mapping {inputs.mapping}", decide)
 
 
 def _write(api: Api, inputs: CardMapping.Inputs, old_path: str | None) -> None:
-    """Puts the entry in. One that was put into a mapping that somebody was taking away is looked at again: that may
-    have come to its end after all."""
-    seen, taken_over = dict[str, float](), list[bool]()
+    """Puts the entry in, in the place of what this node has of the card."""
 
-    def change() -> None:
-        taken_over.append(_write_once(api, inputs, old_path, seen))
+    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+        entry, ours = entry_of(inputs), _replaced(entries, inputs, old_path)
+        if ours is None:
+            entries = [*entries, entry]
+        elif not _equal(ours, entry):
+            entries = _with(entry, ours, entries)
+        return entries, has_flag or inputs.live_migration
 
-    for _ in range(TRIES):
-        _until_nobody_else_does(change)
-        if not taken_over[-1]:
-            return
-        time.sleep(PAUSE_SECONDS)
+    _change(api, inputs.mapping, f"to change the PCI mapping {inputs.mapping}", decide)
 
 
-def _write_once(api: Api, inputs: CardMapping.Inputs, old_path: str | None, seen: dict[str, float]) -> bool:
-    """Was it taken over from somebody who was taking it away?
+def _change(api: Api, name: str, wanted: str, decide: Callable[[list[str], bool], tuple[list[str], bool]]) -> None:
+    """Reads a mapping, and writes what is to become of it by the digest of what was read. One that isn't there has no
+    entries, and one without entries is deleted: for that Proxmox VE takes no digest.
 
-    :param seen: digest of a mapping that is being taken away -> since when this sees it so.
+    :param decide: the mapping's entries and flag -> what they are to be.
+    :raises ApiError: something else stands against it, or others have changed it each time.
     """
-    name, entry = inputs.mapping, entry_of(inputs)
-    path, wanted = f"cluster/mapping/pci/{name}", f"to change the PCI mapping {name}"
+    path = f"cluster/mapping/pci/{name}"
+    with _TURN:
+        for left in reversed(range(TRIES)):
+            try:
+                mapping = _mapping(api, name)
+                entries, has_flag = decide(mapping["map"], _has_flag(mapping))
+                more: dict[str, Any] = {}
+                if has_flag != _has_flag(mapping):
+                    more = {FLAG: 1} if has_flag else {"delete": FLAG}
+                if not mapping["map"] and entries:
+                    api.post("cluster/mapping/pci", wanted, id=name, map=entries, **more)
+                elif mapping["map"] and not entries:
+                    api.delete(path, wanted)
+                elif entries != mapping["map"] or more:
+                    api.put(path, wanted, map=entries, digest=mapping["digest"], **more)
+                return
+            except ApiError as error:
+                lost = isinstance(error, ChangedMeanwhileError | NotThereError | UnansweredError)
+                if not left or not (lost or "already defined" in error.reason):
+                    raise
+            time.sleep(random.uniform(0, PAUSE_SECONDS))
+
+
+def _mapping(api: Api, name: str) -> dict[str, Any]:
     try:
-        mapping = api.get(path, f"to read the mapping {name}")
+        return dict(api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}"))
     except NotThereError:
-        _make(api, inputs)
-        return False
-    is_going = bool(mapping.get("description") == GOING)
-    if is_going and time.monotonic() < seen.setdefault(mapping["digest"], time.monotonic()) + GOING_SECONDS:
-        raise ChangedMeanwhileError(
-            wanted=wanted,
-            found="another run is removing it",
-            why="an entry that is added to it now would be removed with it",
-            next="run `pulumi up` again",
-            status=500,
-            reason=GOING,
-        )
-    entries = list(mapping["map"])
-    ours = _replaced(entries, inputs, old_path)
-    lacks_flag = inputs.live_migration and not _has_flag(mapping)
-    if ours is None or not _equal(ours, entry) or lacks_flag or is_going:
-        more: dict[str, Any] = {FLAG: 1} if lacks_flag else {}
-        more |= {"delete": "description"} if is_going else {}
-        made = [*entries, entry] if ours is None else _with(entry, ours, entries)
-        api.put(path, wanted, map=made, digest=mapping["digest"], **more)
-    return is_going
+        return {"map": []}
 
 
 def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | None) -> str | None:
@@ -430,26 +373,15 @@ def _remove(
     :param needing: as of `_take_flag`.
     :param noted: another path that the entry may have: an update that was killed is in no state.
     """
-    name, before = inputs.mapping, outputs.before
-    path, wanted = f"cluster/mapping/pci/{name}", f"to remove {inputs.node}'s entry from the PCI mapping {name}"
-    try:
-        mapping = api.get(path, wanted)
-    except NotThereError:
-        return
-    entries = list(mapping["map"])
-    ours = next(filter(None, (_ours(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))), None)
-    if ours is None or (before and _equal(ours, before)):
-        return
-    left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
-    if left:
-        ours_alone = inputs.live_migration and not outputs.had_flag and not _is_needed(left, needing)
-        away = [FLAG] if ours_alone and _has_flag(mapping) else []
-        away += ["description"] if mapping.get("description") == GOING else []
-        more: dict[str, Any] = {"delete": ",".join(away)} if away else {}
-        api.put(path, wanted, map=left, digest=mapping["digest"], **more)
-    elif mapping.get("description") != GOING:
-        api.put(path, wanted, map=entries, digest=mapping["digest"], description=GOING)
-        # Read again: nobody adds anything from now on, and what was added before stays.
-        _remove(api, inputs, outputs, needing, noted)
-    else:
-        api.delete(path, wanted)
+    before = outputs.before
+
+    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+        found = (_ours(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
+        ours = next(filter(None, found), None)
+        if ours is None or (before and _equal(ours, before)):
+            return entries, has_flag
+        left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
+        is_ours = inputs.live_migration and not outputs.had_flag and not _is_needed(left, needing)
+        return left, has_flag and not is_ours
+
+    _change(api, inputs.mapping, f"to remove {inputs.node}'s entry from the PCI mapping {inputs.mapping}", decide)

@@ -13,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig
 from homelab.provider import card_mapping
 from homelab.provider.base import GoneError
-from homelab.provider.card_mapping import FLAG, GOING, CardMappingWork
+from homelab.provider.card_mapping import FLAG, CardMappingWork
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
@@ -77,8 +77,6 @@ FLAGGED: MAPPING = {FLAG: 1}
         (of(OTHER), INPUTS, ADDED, set(), of(OTHER)),
         (of(HERE, OTHER), INPUTS, ADDED, set(), of(HERE, OTHER)),
         (None, INPUTS, ADDED, set(), None),
-        (of(OURS, description=GOING), INPUTS, ADDED, set(), None),
-        (of(OTHER, OURS, description=GOING), INPUTS, ADDED, set(), of(OTHER)),
         (of(OTHER, OURS, description="mine"), INPUTS, ADDED, set(), of(OTHER, description="mine")),
         (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, set(), of(OTHER)),
         (of(OTHER, OURS, **FLAGGED), LIVE, ADDED, {"pve2"}, of(OTHER, **FLAGGED)),
@@ -397,31 +395,32 @@ CHANGED, GONE, SILENT = (error_of(kind) for kind in (ChangedMeanwhileError, NotT
 
 
 @pytest.mark.parametrize(
-    ("errors", "tries"),
+    ("errors", "is_done"),
     [
-        ([], 1),
-        ([CHANGED, GONE, api_error("mapping already defined"), SILENT], 5),
-        ([SILENT, SILENT], None),
-        ([api_error("no right")], None),
-        ([CHANGED] * card_mapping.TRIES, None),
-        ([GONE] * card_mapping.TRIES, None),
-        ([api_error("already defined")] * card_mapping.TRIES, None),
+        ([], True),
+        ([CHANGED, GONE], True),
+        ([api_error("mapping already defined"), SILENT], True),
+        ([api_error("no right")], False),
+        ([CHANGED] * card_mapping.TRIES, False),
+        ([api_error("already defined")] * card_mapping.TRIES, False),
     ],
 )
 def test_a_lost_race_is_run_again_and_nothing_else_is(
-    monkeypatch: pytest.MonkeyPatch, errors: list[Exception], tries: int | None
+    monkeypatch: pytest.MonkeyPatch, errors: list[Exception], is_done: bool
 ) -> None:
-    left, calls = [*errors], list[int]()
+    left = [*errors]
+    api: Any = Api(None)
     monkeypatch.setattr(card_mapping, "PAUSE_SECONDS", 0.0)
 
-    def change() -> None:
-        calls.append(1)
+    def post(_path: str, _wanted: str, *, id: str, **values: Any) -> None:
         if left:
             raise left.pop(0)
+        api.mapping = values
 
-    if tries is None:
-        with pytest.raises(ApiError):
-            card_mapping._until_nobody_else_does(change)
+    monkeypatch.setattr(api, "post", post)
+    if is_done:
+        card_mapping._write(api, INPUTS, None)
     else:
-        card_mapping._until_nobody_else_does(change)
-    assert len(calls) == (tries or len(errors))
+        with pytest.raises(ApiError):
+            card_mapping._write(api, INPUTS, None)
+    assert (left, api.mapping) == ([], of(OURS) if is_done else None)

@@ -9,7 +9,6 @@ import pytest
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
 from homelab.provider import card_mapping
-from homelab.remote.proxmox.errors import NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Vm
 from homelab.vm import preview as vm_preview
@@ -125,55 +124,3 @@ def test_the_flag_stays_while_another_node_of_the_stack_has_its_entry() -> None:
     api.mapping["map"] = [OTHER, card_mapping.entry_of(inputs())]
     card_mapping._remove(api, inputs(), NONE_BEFORE, {"pve3"})
     assert api.mapping == {"map": [OTHER]}
-
-
-# -- a mapping that another run takes away --------------------------------------------------------------------------------
-class Shared:
-    """A mapping that another run is about to delete, on a clock that goes on by itself while somebody waits."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, deleted_at: float, slow: bool) -> None:
-        self.mapping: dict[str, Any] | None = {"map": [OTHER], "digest": "1", "description": card_mapping.GOING}
-        self.now, self._deleted_at, self._slow, self.puts = 0.0, deleted_at, slow, 0
-        monkeypatch.setattr(card_mapping, "time", self)
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, _seconds: float) -> None:
-        self._passes(0.4)
-
-    def _passes(self, seconds: float) -> None:
-        self.now += seconds
-        if self.now >= self._deleted_at:
-            self.mapping, self._deleted_at = None, float("inf")
-
-    def get(self, _path: str, wanted: str) -> dict[str, Any]:
-        if self._slow:
-            self._slow = False
-            self._passes(6)
-            raise UnansweredError(wanted=wanted, found="", why="", next="", status=596, reason="")
-        if self.mapping is None:
-            raise NotThereError(wanted=wanted, found="", why="", next="", status=500, reason="")
-        return dict(self.mapping)
-
-    def put(self, _path: str, _wanted: str, **parameters: Any) -> None:
-        assert self.mapping is not None and parameters["digest"] == self.mapping["digest"]
-        self.puts += 1
-        self.mapping = {"map": parameters["map"], "digest": "2"}
-
-    def post(self, _path: str, _wanted: str, **parameters: Any) -> None:
-        assert self.mapping is None
-        self.mapping = {"map": parameters["map"], "digest": "3"}
-
-
-@pytest.mark.parametrize(
-    ("deleted_at", "slow", "puts"),
-    [(8.0, True, 0), (5.5, False, 1)],
-    ids=["the first answer takes longer than the wait", "it is deleted after it was taken over"],
-)
-def test_an_entry_is_not_lost_with_a_mapping_that_another_run_deletes(
-    monkeypatch: pytest.MonkeyPatch, deleted_at: float, slow: bool, puts: int
-) -> None:
-    api: Any = Shared(monkeypatch, deleted_at=deleted_at, slow=slow)
-    card_mapping._write(api, inputs(live_migration=False), None)
-    assert api.mapping["map"] == [card_mapping.entry_of(inputs())] and api.puts == puts and api.now >= deleted_at
