@@ -16,7 +16,6 @@ from homelab.host.facts import HostFacts, note_in, noted_in
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
 from homelab.provider.peers import forget_notes
-from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import (
@@ -29,9 +28,7 @@ from homelab.resources import limits
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.guests.change import Terms
 from remote_scripts.layers.free_card import Wanted as FreeCard
-from remote_scripts.layers.guest_cards import Wanted as GuestCards
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.properties import overlap, parse
 
@@ -83,17 +80,19 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             self._take_from_others(inputs)
         return dataclasses.replace(outputs, drift=[])
 
-    def _take_from_others(self, inputs: CardMapping.Inputs) -> None:
+    def _take_from_others(self, inputs: CardMapping.Inputs, *, goes: bool = False) -> None:
         """The card is out of the VMs of this stack that aren't to have it before its passthrough test, or another VM,
         needs it; a VM whose VmCards is in no state, since a run was killed while it made it, is given back all.
+
+        :param goes: no VM is to have it by this mapping any more.
         """
-        stack, card = ledger.stack_of(self.urn), (inputs.mapping, inputs.entry["path"])
-        host = self.host(inputs)
+        host, gone = self.host(inputs), {inputs.mapping} if goes else set[str]()
+        card = (inputs.mapping,) if goes else (inputs.mapping, inputs.entry["path"])
         keeps = {
-            str(vm.vmid): tuple(host.mapping_of(use.gpu) for use in vm.gpus)
+            str(vm.vmid): tuple({host.mapping_of(use.gpu) for use in vm.gpus} - gone)
             for vm in self.stack.vms(inputs.host).values()
         }
-        wanted = FreeCard(stack=stack, card=card, keeps=keeps)
+        wanted = FreeCard(stack=ledger.stack_of(self.urn), card=card, keeps=keeps)
         ssh.Session(host).ask("apply", "free_card", wanted, limits.of_task(host, {}), tell, goes_on=True)
 
     def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
@@ -161,7 +160,8 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
                 self._delete(inputs, outputs, facts.ledger)
 
     def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
-        self._give_back_to_vms(inputs, notes)
+        if any(_notes_of_vms(inputs, notes)):
+            self._take_from_others(inputs, goes=True)
         noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
         paths = [noted["path"]] if "path" in noted else []
         _remove(self.api(inputs), inputs, outputs, self._needing_flag(inputs), paths)
@@ -179,23 +179,6 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
                 return f"VM {vmid} has it from the stack {stack}"
         names = [vmid for vmid, values in here.items() if vmid not in noted and _names(inputs, values.items())]
         return f"VM {names[0]} has it, and not from this program" if names and not outputs.before else ""
-
-    def _give_back_to_vms(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> None:
-        """What VMs had before they were given the card, if their VmCards are in no state, since a run was killed while
-        it made them.
-
-        A VmCards that is in it has been deleted or updated before this, and has changed its note.
-        """
-        host = self.host(inputs)
-        for vmid, noted in _notes_of_vms(inputs, notes):
-            name = noted.owner.rpartition("/")[2]
-            vm = self.stack.vms(inputs.host).get(name)
-            if vm and not any(host.mapping_of(use.gpu) == inputs.mapping for use in vm.gpus):
-                continue  # the card has another mapping from now on
-            terms = Terms(owner=noted.owner, shutdown=noted.shutdown, otherwise=noted.otherwise)
-            wanted, transaction = GuestCards(vmid=vmid, terms=terms), VmTransaction(self.stack, inputs.host, name)
-            if transaction.read(wanted).node in ("", inputs.node):  # else it has the mapping's entry of that node
-                transaction.revert(wanted)
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""

@@ -17,7 +17,7 @@ from homelab.provider.card_mapping import FLAG, CardMappingWork
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
-from remote_scripts.layers.guest_cards import Wanted
+from remote_scripts.layers.free_card import Wanted as FreeCard
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.tools.plain import to_plain
 from tests.unit.test_created_vms import texts
@@ -307,48 +307,40 @@ def test_what_a_killed_run_has_begun_is_given_back(
 
 
 @pytest.mark.parametrize(
-    ("stack", "node", "vms", "done", "left"),
+    ("mapping", "vms", "keeps"),
     [
-        ("p/s", "pve1", {}, ["given back", "forgotten"], of(OTHER)),
-        ("p/s", "", {}, ["given back", "forgotten"], of(OTHER)),
-        ("p/s", "pve2", {}, ["forgotten"], of(OTHER)),
-        ("p/s", "pve1", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, ["given back", "forgotten"], of(OTHER)),
-        ("p/s", "pve1", {"a": {"host": "pve1", "vmid": 103, "gpus": []}}, ["forgotten"], of(OTHER)),
-        ("p/s", "pve1", {"b": {"host": "pve1", "vmid": 103, "gpus": []}}, ["given back", "forgotten"], of(OTHER)),
+        ("card", {}, {}),
+        ("card", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, {"103": ()}),
+        ("card", {"b": {"host": "pve1", "vmid": 104, "gpus": ["other"]}}, {"104": ("another",)}),
+        ("another", {}, None),
     ],
 )
 def test_vms_are_given_back_what_they_had_before_the_entry_goes(
-    monkeypatch: pytest.MonkeyPatch, stack: str, node: str, vms: dict[str, Any], done: list[str], left: Any
+    monkeypatch: pytest.MonkeyPatch, mapping: str, vms: dict[str, Any], keeps: dict[str, Any] | None
 ) -> None:
-    urn = "urn:pulumi:s::p::homelab:card:Mapping::a"
-    work, api, calls = (
-        CardMappingWork(texts(vms, {}).texts, urn),
-        Api(of(OTHER, OURS.replace("01:00", "05:00"))),
-        list[str](),
-    )
+    gpus = {"card": {**GPU, "mapping": "card"}, "other": {"match": "10de:2684", "mapping": "another"}}
+    stack = texts(vms, {"pve1": {"gpus": gpus}}).texts
+    work, calls = CardMappingWork(stack, "urn:pulumi:s::p::homelab:card:Mapping::a"), list[Any]()
+    api = Api(of(OTHER, OURS.replace("01:00", "05:00")))
 
     def forget(_host: Any, names: list[str]) -> None:
-        assert names == ["mapping/pve1/card"]
-        calls.append("forgotten")
+        assert (names, api.mapping) == (["mapping/pve1/card"], of(OTHER))
 
-    class Transaction:
-        def __init__(self, _stack: Any, _host: str, label: str) -> None:
-            assert label == "a"
+    class Session:
+        def __init__(self, _host: Any) -> None:
+            pass
 
-        def read(self, wanted: Wanted) -> Any:
-            return SimpleNamespace(node=node)
-
-        def revert(self, wanted: Wanted) -> None:
-            assert (wanted.vmid, wanted.terms.owner, wanted.terms.shutdown) == (103, f"{stack}/a", 7)
+        def ask(self, verb: str, layer: str, wanted: FreeCard, *_: Any, **__: Any) -> None:
             assert api.mapping == of(OTHER, OURS.replace("01:00", "05:00"))
-            calls.append("given back")
+            calls.append((verb, layer, wanted.stack, wanted.card, wanted.keeps))
 
     monkeypatch.setattr(work, "api", lambda _: api)
     monkeypatch.setattr(card_mapping, "forget_notes", forget)
-    monkeypatch.setattr(card_mapping, "VmTransaction", Transaction)
-    notes = {**NOTES, "qemu-103": noted_of(f"{stack}/a"), "mapping/pve1/card": json.dumps(NOTED)}
+    monkeypatch.setattr(ssh, "Session", Session)
+    notes = {**NOTES, "qemu-103": noted_of("p/s/a", mapping), "mapping/pve1/card": json.dumps(NOTED)}
     work._delete(INPUTS, ADDED, notes)
-    assert (calls, api.mapping) == (done, left)
+    assert calls == ([] if keeps is None else [("apply", "free_card", "p/s", ("card",), keeps)])
+    assert api.mapping == of(OTHER)
 
 
 NEW: dict[str, Any] = {"before": None, "had_flag": False}
