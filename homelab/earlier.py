@@ -7,8 +7,8 @@ from homelab.errors import HomelabError
 #: In the provider's own inputs, which the state keeps: no state of 1.0.0 has it. It is raised where this version can't
 #: give back what an earlier commit has noted. 2: a VM's originals weren't noted in /etc/pve/homelab yet.
 STATES = {"states": "3"}
-#: How the names begin of what was noted of VMs until then.
-NOTES = ("vm/", "power/")
+#: How the names begin of what was noted of guests until then.
+NOTES = ("vm/", "power/", "containers/")
 #: What wrote such states and notes, and what undoes them.
 LATER = ("an earlier commit of 2.0.0.dev", "the commit that wrote it")
 #: How the version of each agent since 2.0 begins; that of 1.0.0's has hexadecimal digits alone.

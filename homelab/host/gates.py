@@ -170,8 +170,8 @@ def undone(facts: HostFacts) -> list[HomelabError]:
         for owner, version in facts.agents.items()
         if version and not version.startswith(earlier.AGENTS)
     ]
-    notes = [f"/var/lib/homelab/ledger/{name}" for name in sorted(facts.ledger) if name.startswith(earlier.NOTES)]
-    return agents or [earlier.refusal(name, *earlier.LATER) for name in notes[:1]]
+    notes = [name for name in sorted(facts.ledger) if name.startswith(earlier.NOTES)]
+    return agents or [earlier.refusal(f"its note {name} below /var/lib/homelab", *earlier.LATER) for name in notes[:1]]
 
 
 def readable(facts: HostFacts) -> list[HomelabError]:

@@ -217,6 +217,17 @@ def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:
     assert "verySecret" not in read(host).guests.configs[0].lines
 
 
+def test_of_notes_a_containers_stays_on_the_host(host: Host) -> None:
+    """It has the whole configuration. Of one of an earlier commit the name is told."""
+    host.write("/etc/pve/homelab/lxc-901", '{"text": "lxc.environment: DB_PASSWORD=verySecret"}')
+    host.write("/etc/pve/homelab/qemu-103", '{"owner": "p/s/vm"}')
+    host.write("/var/lib/homelab/ledger/mapping/pve/gpu", "{}")
+    host.write("/var/lib/homelab/containers/902", "verySecret")
+    facts = read(host)
+    assert facts.ledger == {"containers/902": "", "mapping/pve/gpu": "{}", "qemu-103": '{"owner": "p/s/vm"}'}
+    assert "verySecret" not in repr(facts)
+
+
 def test_guests_that_run_are_told_by_their_ids(host: Host) -> None:
     api_kit.runs(host, {103: "Sandbox", 105: "VM 105"}, {901: "ai-lab"})
     assert read(host).guests.running == {103, 105, 901}

@@ -55,10 +55,11 @@ def test_a_host_with_an_agent_of_1_0_0_is_refused() -> None:
     assert error.found == "its agent in /var/lib/homelab/agents/homelab-old" and "082c80e5" in error.next
 
 
-def test_a_host_with_a_vms_note_of_an_earlier_commit_is_refused() -> None:
-    ledger = {"mapping/pve/gpu0": "{}", "power/103": "{}", "vm/103": '{"record": {}}', "qemu-104": "{}"}
+@pytest.mark.parametrize("note", ["power/103", "vm/103", "containers/901"])
+def test_a_host_with_a_guests_note_of_an_earlier_commit_is_refused(note: str) -> None:
+    ledger = {"mapping/pve/gpu0": "{}", note: "{}", "qemu-104": "{}"}
     (error,) = gates.check(desktop(ledger=ledger), settings())[1]
-    assert error.found == "/var/lib/homelab/ledger/power/103" and "the commit that wrote it" in error.next
+    assert error.found == f"its note {note} below /var/lib/homelab" and "the commit that wrote it" in error.next
 
 
 def test_two_identical_cards_need_an_address() -> None:

@@ -9,7 +9,7 @@ from remote_scripts.shared import container_drift, guest_notes, handover, kept_a
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.card_record import TurnedAway
 from remote_scripts.shared.container_note import ContainerNote
-from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guest_kinds import CONTAINER, VM
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
@@ -17,6 +17,8 @@ from remote_scripts.tools.system import System
 
 _FILES = f"{HOME}/files"
 _LEDGER = f"{HOME}/ledger"
+# What earlier commits of 2.0.0.dev have noted of containers (homelab/earlier.py).
+_OLD_NOTES = f"{HOME}/containers"
 #: Of guests, on every node of a cluster (shared/guest_note.py).
 _NOTES = "/etc/pve/homelab"
 
@@ -46,10 +48,14 @@ def agents(source: Source) -> dict[str, str]:
 
 
 def ledger(source: Source) -> dict[str, str]:
-    """What was noted of guests and mappings (layers/ledger.py, shared/guest_note.py): name -> its text."""
-    texts = {path: source.needed(path) for path in [*source.below(_LEDGER), *source.below(_NOTES)]}
+    """What was noted of VMs and mappings (layers/ledger.py, shared/guest_note.py): name -> its text. A container's note
+    stays on the host: it has the whole configuration, which may hold passwords.
+    """
+    vms = [path for path in source.below(_NOTES) if path.startswith(f"{_NOTES}/{VM.name}-")]
+    texts = {path: source.needed(path) for path in [*source.below(_LEDGER), *vms]}
     names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
-    return {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
+    old = {f"containers/{name}": "" for name in source.names(_OLD_NOTES)}
+    return old | {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
 
 
 def containers(source: Source) -> list[SharedWith]:
