@@ -28,7 +28,6 @@ from homelab.settings import Container, NewContainerSettings
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
-from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class GpuLxc(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
         cards = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
-            lambda values: _cards(container, values[0], values[1], values[2])
+            lambda values: makers.cards_of(container, values[0], values[1], values[2])
         )
         terms = Terms(
             owner=f"{pulumi.get_project()}/{pulumi.get_stack()}/{name}",
@@ -200,15 +199,6 @@ def _creation(name: str, container: Container, new: NewContainerSettings, node: 
 
 def _goes_away(container: Container) -> bool:
     return container.create is not None and not container.create.protect
-
-
-def _cards(container: Container, minors: list[int], functions: list[str], shared: dict[str, SharedCard]) -> Cards:
-    return Cards(
-        method=container.method,
-        minors=tuple(int(minor) for minor in minors),
-        functions=tuple(functions),
-        cards=tuple(makers.words(shared).split()),
-    )
 
 
 def _output(

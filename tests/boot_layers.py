@@ -17,7 +17,7 @@ from remote_scripts.layers import read_host as read_host_layer
 from remote_scripts.layers import reboot as reboot_layer
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.layers.reboot import Boot
-from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.tools import modules
 from tests import sent_along
 

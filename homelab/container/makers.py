@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from homelab.host.classes import GRAPHICS, NVIDIA
 from homelab.shapes import CardFunction, CardPlan, SharedCard
+from remote_scripts.shared.container_note import Cards
 
 if TYPE_CHECKING:
     from homelab.settings import Container
@@ -44,6 +45,28 @@ def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) ->
         bool(container.numbers) or any(name in gpus and is_nvidia(gpus[name]) for name in container.cards)
         for container in containers
     )
+
+
+def cards_of(
+    container: Container, minors: Iterable[int], functions: Iterable[str], shared: Mapping[str, SharedCard]
+) -> Cards:
+    """A container's cards, for the host's agent.
+
+    :param minors: numbers of /dev/nvidiaN.
+    :param functions: addresses of NVIDIA's cards' display functions.
+    :param shared: cards of other makers.
+    """
+    return Cards(
+        method=container.method,
+        minors=tuple(int(minor) for minor in minors),
+        functions=tuple(functions),
+        cards=tuple(words(shared).split()),
+    )
+
+
+def addresses(cards: Cards) -> set[str]:
+    """Those of the cards' display functions."""
+    return {*cards.functions, *(word.partition("=")[0] for word in cards.cards)}
 
 
 def words(shared: Mapping[str, SharedCard]) -> str:

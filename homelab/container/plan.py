@@ -5,18 +5,19 @@ Pure functions, so that a preview and an `up` refuse the same things with the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from homelab.container import engines, libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
-from homelab.host import gates, released
+from homelab.host import gates, ha, released
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
+from homelab.properties import slot_of
 from homelab.settings import Container, Vm
-from homelab.shapes import SharedCard
-from homelab.vm.preview import copy_first
+from homelab.vm.preview import POWER, copy_first, of_leaving, others_waiting, restart_carries_out
+from remote_scripts.shared.container_note import Cards
+from remote_scripts.shared.guest_kinds import CONTAINER
 
 
 @dataclass(frozen=True)
@@ -242,16 +243,13 @@ def _container_refusals(name: str, container: Container, facts: HostFacts) -> li
     return []
 
 
-def _lost_lines(
-    name: str, container: Container, facts: HostFacts, nodes: list[str], shared: Mapping[str, SharedCard]
-) -> list[HomelabError]:
+def _lost_lines(name: str, container: Container, facts: HostFacts, nodes: list[str]) -> list[HomelabError]:
     """A refusal where the container's next start would take away the lxc.* lines that it is to get; which nodes it has
     by lines of its owner, its host alone knows in full (remote_scripts/shared/container_lines.py).
 
-    :param nodes: of NVIDIA's cards.
+    :param nodes: of its cards.
     """
     config = facts.guests.config(container.ctid)
-    nodes = [*nodes, *(node for card in shared.values() for node in card["nodes"])]
     if config is None or container.method != "mount-entry" or not config.container.pending_raw:
         return []
     if all(any(entry.pending and entry.gives(node) for entry in config.container.entries) for node in nodes):
@@ -289,6 +287,7 @@ def describe(
     node: str,
     *,
     driver_comes: bool = False,
+    stack: str = "",
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and the refusals.
 
@@ -296,6 +295,7 @@ def describe(
     :param vms: the host's, by name.
     :param node: the host's name in Proxmox VE.
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
+    :param stack: PROJECT/STACK, whose containers may leave the settings.
     """
     lines: list[str] = []
     errors: list[HomelabError] = []
@@ -304,7 +304,9 @@ def describe(
         chosen, refused = check(name, container, facts, driver_cards, want)
         shared, other_refusals = other_makers.shared(name, container, facts, want.gpus, node, after_boot=True)
         errors += [*refused, *other_refusals, *libraries.refusals(name, container, facts, want.gpus)]
-        errors += _lost_lines(name, container, facts, [f"/dev/nvidia{number}" for number in chosen], shared)
+        nodes = [f"/dev/nvidia{number}" for number in chosen]
+        nodes += [node for card in shared.values() for node in card["nodes"]]
+        errors += _lost_lines(name, container, facts, nodes)
         devices = "; ".join([*([_devices(chosen)] if chosen else []), *other_makers.lines(facts, shared)]) or "no card"
         config = facts.guests.config(container.ctid)
         if config is None:
@@ -312,20 +314,42 @@ def describe(
         else:
             runs = "running" if container.ctid in facts.guests.running else "off"
             lines.append(f"  container {_title(config)}, {runs}: {devices}")
-            lines += [] if _is_given(container, facts, chosen, shared) else copy_first(container)
+            slots = [driver_cards.slots[number] for number in chosen]
+            wanted = makers.cards_of(container, chosen, functions(slots, facts), shared)
+            changed, in_the_way = _of_existing(container, config, facts, wanted, nodes)
+            lines += changed
+            errors += in_the_way
         if container.libraries:
             lines.append(f"    packages inside for its cards: {', '.join(container.libraries)}")
         lines += [f"    note: {remark}" for remark in other_makers.remarks(facts, shared)]
-    return "\n".join(lines), errors
+    leaving = of_leaving(facts, CONTAINER, [container.ctid for container in containers.values()], stack)
+    return "\n".join([*lines, *leaving[0]]), [*errors, *leaving[1]]
 
 
-def _is_given(container: Container, facts: HostFacts, chosen: list[int], shared: Mapping[str, SharedCard]) -> bool:
-    """Whether an earlier run has given the container these cards, and its configuration has no drift."""
-    given = next(
-        (recorded for recorded in facts.containers if recorded.id == container.ctid and not recorded.drift), None
-    )
-    wanted = ([str(number) for number in chosen], makers.words(shared))
-    return given is not None and wanted == (given.minors.split(), given.cards)
+def _of_existing(
+    container: Container, config: GuestConfig, facts: HostFacts, cards: Cards, nodes: list[str]
+) -> tuple[list[str], list[HomelabError]]:
+    """The plan's lines for a container that is there, and refusals.
+
+    :param cards: that it is to have.
+    :param nodes: of these, as far as they are known.
+    """
+    ctid, given = container.ctid, facts.container_note(container.ctid).given.cards
+    drift = [line for shared in facts.containers if shared.id == ctid for line in shared.drift]
+    # One that was given nothing yet may have all of them by its owner's lines.
+    has_all = all(any(entry.gives(node) for entry in config.container.entries) for node in nodes)
+    is_changed = not has_all if given is None else bool(drift) or given != cards
+    running, power = ctid in facts.guests.running, container.wanted_power
+    will_run = running if power == "keep" else power == "running"
+    if not is_changed and running is will_run:
+        return [], []
+    gone = makers.addresses(given or Cards()) - makers.addresses(cards)
+    lines = [f"    - {facts.card(slot)}" for slot in sorted({slot_of(address) for address in gone})]
+    lines.append(f"    {POWER[running, will_run]}")
+    if others := others_waiting(config, facts.container_note(ctid)) if running and is_changed else ():
+        lines.append(restart_carries_out(others))
+    lines += copy_first(container) if is_changed else []
+    return lines, ha.refused_to_change(facts, CONTAINER, ctid)
 
 
 def _devices(chosen: list[int]) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -21,14 +21,17 @@ from homelab.host.devices import Device
 from homelab.properties import slot_of
 from remote_scripts.shared import container_conf, reservations, vm_conf
 from remote_scripts.shared.booleans import is_true
-from remote_scripts.shared.container_conf import ContainerConf, paths_of
-from remote_scripts.shared.guest_note import Note, identity
+from remote_scripts.shared.container_conf import ContainerConf, conf_text, paths_of, sections_of
+from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.guest_kinds import CONTAINER, VM, Kind
+from remote_scripts.shared.guest_note import Note, is_another
 from remote_scripts.shared.properties import functions_of, overlap
 from remote_scripts.shared.properties import parse as parse_properties
 from remote_scripts.shared.reading import answer
 from remote_scripts.shared.reading.answer import Answer, DrmNodes, Holder
 from remote_scripts.tools.plain import FormError, of_plain
 
+N = TypeVar("N", bound=Note)
 # What the note of a mapping has at least (homelab/remote/ledger.py).
 _OF_A_MAPPING: dict[str, type | tuple[type, ...]] = {
     "gpu": str,
@@ -59,6 +62,15 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
 class GuestConfig(answer.GuestConfig):
     """A guest's configuration, with what follows from its lines."""
 
+    @property
+    def guest_kind(self) -> Kind:
+        return CONTAINER if self.kind == "lxc" else VM
+
+    @property
+    def name(self) -> str:
+        """Empty: it has none."""
+        return self.values.get("hostname" if self.kind == "lxc" else "name", "")
+
     @cached_property
     def container(self) -> ContainerConf:
         """The configuration of a container, as far as it is in the reading."""
@@ -72,13 +84,20 @@ class GuestConfig(answer.GuestConfig):
         return dict(self._next)
 
     @property
+    def options(self) -> dict[str, str]:
+        """Key -> value as a note has them (remote_scripts/shared/guest_note.py): a container's lxc.* line is a key."""
+        if self.kind == "lxc":
+            return container_conf.options_of(conf_text(self.lines.encode("utf-8", "surrogateescape")))
+        return self.values
+
+    @property
     def current(self) -> dict[str, str]:
         """Key -> value of a VM's configuration, without what is pending for its next start."""
         return dict(self._options[0])
 
     @property
     def waiting(self) -> dict[str, str | None]:
-        """What waits for a VM's next start: key -> value, which isn't read of each; None: the key goes."""
+        """What waits for the guest's next start: key -> value, which isn't read of each; None: the key goes."""
         pending = dict(self._options[1])
         deleted = [key.removeprefix("!") for key in re.split(r"[,;\s]+", pending.pop("delete", "")) if key]
         return {**dict.fromkeys(deleted), **pending}
@@ -107,8 +126,9 @@ class GuestConfig(answer.GuestConfig):
     @property
     def _options(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Current, and what waits for the next start."""
-        current, _, pending = f"\n{self.lines}\n".partition("\n[PENDING]\n")
-        return vm_conf.options(current.split("\n")), vm_conf.options(pending.split("\n"))
+        by_section = sections_of(self.lines)
+        waiting = by_section.get("pve:pending" if self.kind == "lxc" else "pending", [])
+        return vm_conf.options(by_section[""]), vm_conf.options(waiting)
 
     @property
     def _next(self) -> list[tuple[str, str]]:
@@ -117,15 +137,16 @@ class GuestConfig(answer.GuestConfig):
         return kept + [pair for pair in pending if pair[0] != "delete"]
 
 
-def note_in(ledger: Mapping[str, str], vmid: int) -> Note:
-    """What is noted of a VM. A note that can't be read counts as none: the host's layer refuses it.
+def note_in(ledger: Mapping[str, str], kind: Kind, guest: int, form: type[N]) -> N:
+    """What is noted of a guest. A note that can't be read counts as none: the host's layer refuses it.
 
     :param ledger: `HostFacts.ledger`.
+    :param form: the class of its kind's notes.
     """
     try:
-        return of_plain(Note, json.loads(ledger.get(f"qemu-{vmid}", "{}")))
+        return of_plain(form, json.loads(ledger.get(f"{kind.name}-{guest}", "{}")))
     except (ValueError, FormError):
-        return Note()
+        return form()
 
 
 @dataclass(frozen=True)
@@ -388,10 +409,18 @@ class HostFacts(Answer):
         own = [(key, value) for key, value in lines if note.has_set(key, value)]
         return bool(self.guests.options_in(own, self.path_of(place), self.cluster.node))
 
-    def note_of(self, vmid: int) -> Note:
-        """What is noted of a VM of this host; nothing, where that is of an earlier one of its id."""
-        config, note = self.guests.config(vmid), note_in(self.ledger, vmid)
-        return note if note.identity == identity(config.values if config else {}) else Note()
+    def note_of(self, guest: int) -> Note:
+        """What is noted of a guest of this host; nothing, where that is of an earlier one of its id."""
+        config = self.guests.config(guest)
+        return self.container_note(guest) if config and config.kind == "lxc" else self._noted(VM, guest, Note)
+
+    def container_note(self, ctid: int) -> ContainerNote:
+        """The same of a container."""
+        return self._noted(CONTAINER, ctid, ContainerNote)
+
+    def _noted(self, kind: Kind, guest: int, form: type[N]) -> N:
+        config, note = self.guests.config(guest), note_in(self.ledger, kind, guest, form)
+        return form() if is_another(note.identity, config.options if config else {}) else note
 
     def containers_with(self, slot: str) -> list[GuestConfig]:
         """The containers whose configuration names the card's node: NVIDIA's, or one in /dev/dri."""

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
 from homelab.settings import Container, Host, Vm
+from remote_scripts.shared import ha_files
 from remote_scripts.shared.booleans import is_true
+from remote_scripts.shared.guest_kinds import Kind
 from remote_scripts.shared.sections import sections
 
 if TYPE_CHECKING:
@@ -29,14 +31,12 @@ def _words(value: str) -> list[str]:
 
 
 def service(facts: HostFacts, kind: str, guest: int) -> dict[str, str] | None:
-    """HA's options of a guest, key -> value; None: HA doesn't have the guest, or ignores it.
+    """HA's options of a guest, key -> value; None: HA doesn't have the guest, or leaves it alone.
 
     :param kind: vm or ct.
     """
-    for section in sections(facts.cluster.ha.resources):
-        if (section.kind, section.name) == (kind, str(guest)):
-            return None if section.options.get("state") == "ignored" else section.options
-    return None
+    files = facts.cluster.ha
+    return ha_files.options_of(files.resources, files.status, f"{kind}:{guest}")
 
 
 def is_kept_started(facts: HostFacts, vmid: int) -> bool:
@@ -47,9 +47,9 @@ def is_kept_started(facts: HostFacts, vmid: int) -> bool:
 
 def _stays_on_node(facts: HostFacts, vmid: int, group: str | None) -> bool:
     """Whether HA keeps a VM on this node: before Proxmox VE 9 by a restricted group, since then by a strict rule."""
-    ha, own_node = facts.cluster.ha, {facts.cluster.node}
-    groups = [section.options for section in sections(ha.groups) if (section.kind, section.name) == ("group", group)]
-    rules = [section.options for section in sections(ha.rules) if section.kind == "node-affinity"]
+    files, own_node = facts.cluster.ha, {facts.cluster.node}
+    groups = [section.options for section in sections(files.groups) if (section.kind, section.name) == ("group", group)]
+    rules = [section.options for section in sections(files.rules) if section.kind == "node-affinity"]
     return any(is_true(options.get("restricted", "")) and _nodes(options) == own_node for options in groups) or any(
         f"vm:{vmid}" in _words(options.get("resources", ""))
         and is_true(options.get("strict", ""))
@@ -105,19 +105,10 @@ def refused_under_ha(
     return errors
 
 
-def refused_to_change(facts: HostFacts, vmid: int) -> list[HomelabError]:
-    """The refusal of a change of a VM that HA switches on and off, as its host says it (guests/guest.py)."""
-    options = service(facts, "vm", vmid)
-    if options is None:
-        return []
-    return [
-        HomelabError(
-            wanted=f"VM {vmid} changed by this program",
-            found=f"HA manages it ({options.get('state', 'started')})",
-            why="HA would switch it on or off in the midst of the change; nothing was changed",
-            next=f"`ha-manager set vm:{vmid} --state ignored`, run the same again, then set the state back",
-        )
-    ]
+def refused_to_change(facts: HostFacts, kind: Kind, guest: int) -> list[HomelabError]:
+    """The refusal of a change of a guest that HA switches on and off, as its host says it."""
+    refused = ha_files.refused_to_change(facts.cluster.ha.resources, facts.cluster.ha.status, kind, guest)
+    return [HomelabError(**vars(refused))] if refused else []
 
 
 def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[HomelabError]:

@@ -29,6 +29,7 @@ from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.layers.free_card import Wanted as FreeCard
+from remote_scripts.shared.guest_kinds import VM
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.properties import overlap, parse
 
@@ -195,7 +196,7 @@ def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Itera
     for name in sorted(notes):
         kind, _, number = name.partition("-")
         if kind == "qemu":
-            noted = note_in(notes, int(number))
+            noted = note_in(notes, VM, int(number), Note)
             if _names(inputs, ((key, value or "") for key, values in noted.values.items() for value in values)):
                 yield int(number), noted
 

@@ -74,7 +74,7 @@ def planned(
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(name, facts, host, want, vms, stack)
     container_lines, container_errors = container_plan.describe(
-        facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
+        facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None, stack=stack
     )
     ctids = [container.ctid for container in containers.values() if container.nvidia is not None]
     systems, reading_errors = read_systems(session, facts, ctids, host=host.nvidia is not None)

@@ -3,7 +3,7 @@ same messages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
 from homelab.host import fabric, gates, graphics, ha, options
@@ -13,7 +13,9 @@ from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
 from homelab.vm import files, refusals
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import SeenVm, decide, seen_of, users_of
+from homelab.vm.plan import SeenVm, change_to, decide, seen_of, users_of
+from remote_scripts.shared.guest_kinds import VM, Kind
+from remote_scripts.shared.guest_note import Note
 
 
 def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:
@@ -77,12 +79,8 @@ def describe(
                     errors += graphics.legacy(facts, f"gpus.{use.gpu}", slot)
                     remarks = [*remarks, *graphics.legacy_remarks(facts, use.gpu, slot)]
                 lines += [f"    {remark}" for remark in remarks]
-    is_wanted = {vm.vmid for vm in vms.values()}
-    for vmid in sorted(configs.keys() - is_wanted):
-        vm_lines, vm_errors = _of_leaving(node, facts, vmid, stack)
-        lines += vm_lines
-        errors += vm_errors
-    return "\n".join(lines), errors
+    leaving_lines, leaving_errors = of_leaving(facts, VM, [vm.vmid for vm in vms.values()], stack)
+    return "\n".join([*lines, *leaving_lines]), [*errors, *leaving_errors]
 
 
 def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[list[str], list[HomelabError]]:
@@ -94,16 +92,16 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     assert config is not None
     decided, running = decide(seen, wish, facts.guests, node), vm.vmid in facts.guests.running
     change, errors, remarks = decided.change, decided.refusals, decided.remarks
-    others = [key for key, value in config.waiting.items() if key not in change and note.is_others(key, value)]
+    others = others_waiting(config, note, change)
     if change and others and running:
-        remarks = [f"its restart also carries out what others have left waiting for one: {', '.join(others)}", *remarks]
+        remarks = [restart_carries_out(others), *remarks]
     elif change and others:
         errors = [*errors, refusals.others_wait(seen.base, wish, others)]
     if note.is_under_way:
         remarks = ["a run that was cut short has left it half changed: this one goes on from there", *remarks]
     will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"
     if change or note.is_under_way or running is not will_run:
-        errors = [*errors, *ha.refused_to_change(facts, vm.vmid)]
+        errors = [*errors, *ha.refused_to_change(facts, VM, vm.vmid)]
     lines = [
         *_lines(wish.vm, config, change, running=running, will_run=will_run),
         *(copy_first(vm) if change else []),
@@ -112,19 +110,39 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     return lines, errors
 
 
-def _of_leaving(node: str, facts: HostFacts, vmid: int, stack: str) -> tuple[list[str], list[HomelabError]]:
-    """The plan's lines for a VM of this stack that the settings don't have any more, and refusals."""
-    config, (owners_stack, _, name) = facts.guests.config(vmid), facts.note_of(vmid).owner.rpartition("/")
-    if config is None or not stack or owners_stack != stack:
-        return [], []
-    change = decide(seen_of(facts, vmid), Wish(name, vmid, []), facts.guests, node).change
-    running = vmid in facts.guests.running
-    lines = [
-        *_lines(name, config, change, running=running, will_run=running),
-        f"    vms.{name} isn't in the settings any more: the VM has back what it was before; one that was made here is "
-        "removed, unless it is protected",
-    ]
-    return lines, ha.refused_to_change(facts, vmid) if change else []
+def others_waiting(config: GuestConfig, note: Note, changed: Collection[str] = ()) -> list[str]:
+    """The keys of changes that somebody else has left waiting for a guest's next start.
+
+    :param changed: keys that this program sets itself.
+    """
+    return [key for key, value in config.waiting.items() if key not in changed and note.is_others(key, value)]
+
+
+def restart_carries_out(others: list[str]) -> str:
+    """A remark on these changes."""
+    return f"its restart also carries out what others have left waiting for one: {', '.join(others)}"
+
+
+def of_leaving(
+    facts: HostFacts, kind: Kind, wanted: Collection[int], stack: str
+) -> tuple[list[str], list[HomelabError]]:
+    """The plan's lines for guests of this stack that the settings don't have any more, and refusals.
+
+    :param wanted: ids of those that the settings have.
+    """
+    lines, errors = list[str](), list[HomelabError]()
+    for config in sorted(facts.guests.configs, key=lambda config: config.id):
+        owners_stack, _, name = facts.note_of(config.id).owner.rpartition("/")
+        if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack:
+            change = change_to(seen_of(facts, config.id), Wish(name, config.id, []))
+            running = config.id in facts.guests.running
+            lines += _lines(name, config, change, running=running, will_run=running)
+            lines.append(
+                f"    {'vms' if kind is VM else 'containers'}.{name} isn't in the settings any more: the {kind.label} "
+                "has back what it was before; one that was made here is removed, unless it is protected"
+            )
+            errors += ha.refused_to_change(facts, kind, config.id) if change else []
+    return lines, errors
 
 
 def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
@@ -177,8 +195,8 @@ def copy_first(guest: Vm | Container) -> list[str]:
     return [] if guest.create else [f"    to back it up first: `vzdump {guest.guest_id}` on the host"]
 
 
-# Whether a VM runs, before and after an `up` -> what is done with it.
-_POWER = {
+#: Whether a guest runs, before and after an `up` -> what is done with it.
+POWER = {
     (True, True): "it is shut down and started again",
     (True, False): "it is shut down",
     (False, True): "it is started",
@@ -189,14 +207,14 @@ _POWER = {
 def _lines(
     guest: str, config: GuestConfig, change: Mapping[str, str | None], *, running: bool, will_run: bool
 ) -> list[str]:
-    """What is done with a VM, and the options that change, with their current and their future values."""
-    power = _POWER[running, will_run] if change or running != will_run else "no change"
+    """What is done with a guest, and the options that change, with their current and their future values."""
+    power = POWER[running, will_run] if change or running != will_run else "no change"
     return [
-        f"  VM {config.id} ({config.values.get('name', guest)}), {'running' if running else 'off'}: {power}",
+        f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {'running' if running else 'off'}: {power}",
         *(
-            f"    {sign} {key}: {value}"
+            f"    {sign} {key}: {value}" if value else f"    {sign} {key}"
             for key in sorted(change)
-            for sign, value in (("-", config.values.get(key)), ("+", change[key]))
+            for sign, value in (("-", config.options.get(key)), ("+", change[key]))
             if value is not None
         ),
     ]

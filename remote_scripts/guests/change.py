@@ -21,7 +21,7 @@ from remote_scripts.guests import power
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.power import SwitchedElsewhere
 from remote_scripts.guests.requests import ChangedMeanwhile
-from remote_scripts.shared import guest_notes
+from remote_scripts.shared import guest_notes, ha
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.guest_note import Note, Options
 from remote_scripts.shared.properties import same
@@ -88,7 +88,7 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     if is_to_run:
         guest.need_not_halted()
     if change or note.before or runs is not is_to_run:
-        guest.need_own_power()
+        ha.need_own_power(guest.system, guest.kind, guest.vmid)
     if change and not ran:
         guest.need_nothing_waiting(change)
     if change or note.before:

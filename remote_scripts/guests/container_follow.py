@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from remote_scripts.guests.container import write_text
 from remote_scripts.shared import container_lines, guest_notes, guests, pmxcfs
-from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_conf import conf_text, options_of
 from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_lines import Change
 from remote_scripts.shared.container_needs import not_lasting
-from remote_scripts.shared.container_text import as_options, edited, options_of, own_lines
+from remote_scripts.shared.container_text import as_options, edited, own_lines
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import is_another
 from remote_scripts.tools.errors import Failure

@@ -182,17 +182,6 @@ class Guest:
         """
         return self.waits(lambda key, value: key not in changed and self.note.is_others(key, value))
 
-    def need_own_power(self) -> None:
-        """:raises Failure: HA switches the guest on and off, and would do so in the midst of a change."""
-        ha = self.status().get("ha") or {}
-        if ha.get("managed") and ha.get("state") != "ignored":
-            raise Failure(
-                f"{self.label} changed by this program",
-                f"HA manages it ({ha.get('state') or 'not yet taken up'})",
-                "HA would switch it on or off in the midst of the change; nothing was changed",
-                f"`ha-manager set {self.kind.ha}:{self.vmid} --state ignored`, run this again, then set the state back",
-            )
-
     def need_not_halted(self) -> None:
         """:raises Failure: QEMU has halted the VM: what is in it can't be shut down."""
         if self.is_halted:

@@ -15,12 +15,11 @@ from remote_scripts.guests.container import Container
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared import card_nodes, container_groups, container_lines, handover
 from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_conf import ConfText, conf_text
 from remote_scripts.shared.container_drift import differences
 from remote_scripts.shared.container_lines import Lines, Ours
 from remote_scripts.shared.container_needs import need_container, need_open_nodes, not_lasting
-from remote_scripts.shared.container_note import ContainerNote, Given
+from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes

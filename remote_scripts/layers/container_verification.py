@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remote_scripts.shared import card_nodes, container_lines, handover, pmxcfs
-from remote_scripts.shared.card_nodes import Cards, Node
+from remote_scripts.shared.card_nodes import Node
 from remote_scripts.shared.container_conf import conf_text
 from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_needs import need_container
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.container_system import need_running
 from remote_scripts.shared.container_text import own_lines
 from remote_scripts.shared.guests import container_runs

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import nvidia
-from remote_scripts.shared.container_conf import Method
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -22,19 +22,6 @@ from remote_scripts.tools.system import System
 Kind = Literal["card", "renderD", "nvidia", ""]
 _DRM_NAME = re.compile(r"(card|renderD)[0-9]{1,4}")
 _CAPS = "/dev/nvidia-caps"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cards:
-    """What a container is to have. `method`: how; `minors`: numbers of /dev/nvidiaN; `functions`: addresses of NVIDIA's
-    cards' display functions, whose nodes in /dev/dri go along; `cards`: those of other makers, ADDRESS=KIND,…; a kind
-    is render, card or kfd.
-    """
-
-    method: Method = "device"
-    minors: tuple[int, ...] = ()
-    functions: tuple[str, ...] = ()
-    cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,12 @@ def conf_text(content: bytes) -> ConfText:
     return ConfText(text, tuple(head), tuple(tail), devices, raw, conf)
 
 
+def options_of(conf: ConfText) -> dict[str, str]:
+    """What a text says above its first section; of an lxc.* line, `KEY: VALUE` is the key."""
+    raw = dict.fromkeys((f"{key}: {value}" for key, value in conf.raw.values()), "")
+    return raw | parse("\n".join(conf.head)).options
+
+
 def _raw(line: str) -> tuple[str, str]:
     """The key and the value of an lxc.* line as lxc takes it: without quotes around the value (parse_line)."""
     key, value = raw_line(line)
@@ -393,7 +399,8 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
 def passed_on(text: str) -> str:
     """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
     AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
-    (lxc.environment, mount options). That another lxc.* line waits for the next start is told without its text.
+    (lxc.environment, mount options). What else waits for the next start is told without its text: an option's key, or
+    that it is an lxc.* line.
     """
     lines: list[str] = []
     section = ""
@@ -404,6 +411,8 @@ def passed_on(text: str) -> str:
             lines.append(line)
         elif section == _PENDING and _RAW.fullmatch(line):
             lines.append("lxc.other:")
+        elif section == _PENDING and (match := _OPTION.fullmatch(line)):
+            lines.append(f"{match[1]}: *")
     return "\n".join(lines)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from remote_scripts.shared import card_nodes, container_lines, guest_notes, pmxcfs
-from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_conf import ConfText, conf_text
-from remote_scripts.shared.container_note import ContainerNote
-from remote_scripts.shared.container_text import as_options, options_of, own_lines
+from remote_scripts.shared.container_conf import ConfText, conf_text, options_of
+from remote_scripts.shared.container_note import Cards, ContainerNote
+from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import is_another
 from remote_scripts.shared.properties import same

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from remote_scripts.shared import card_nodes, nvidia
-from remote_scripts.shared.card_nodes import Cards, Node
+from remote_scripts.shared.card_nodes import Node
 from remote_scripts.shared.container_conf import ConfText, ContainerConf, raw_line
-from remote_scripts.shared.container_note import RecordedNode, mount_lines
+from remote_scripts.shared.container_note import Cards, RecordedNode, mount_lines
 from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from remote_scripts.shared import container_lines, pmxcfs
-from remote_scripts.shared.card_nodes import Cards, Nodes
+from remote_scripts.shared.card_nodes import Nodes
 from remote_scripts.shared.container_conf import ContainerConf
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.guest_note import Note
 
 
@@ -46,6 +46,19 @@ def mount_lines(path: str, numbers: str) -> tuple[str, str]:
         f"lxc.cgroup2.devices.allow: c {numbers} rwm",
         f"lxc.mount.entry: {path} {path.lstrip('/')} none bind,optional,create=file",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cards:
+    """What a container is to have. `method`: how; `minors`: numbers of /dev/nvidiaN; `functions`: addresses of NVIDIA's
+    cards' display functions, whose nodes in /dev/dri go along; `cards`: those of other makers, ADDRESS=KIND,…; a kind
+    is render, card or kfd.
+    """
+
+    method: Method = "device"
+    minors: tuple[int, ...] = ()
+    functions: tuple[str, ...] = ()
+    cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

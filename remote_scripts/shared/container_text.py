@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from remote_scripts.shared.container_conf import ConfText, conf_text, raw_line
-from remote_scripts.shared.container_conf import parse as parse_options
+from remote_scripts.shared.container_conf import ConfText, conf_text, options_of, raw_line
 from remote_scripts.shared.container_lines import Ours
 from remote_scripts.shared.guest_note import Note, Options
 from remote_scripts.shared.properties import parse
@@ -39,12 +38,6 @@ def edited(text: str, options: Options) -> str:
     head = [line for line in lines if line is not None]
     last = max((place for place, line in enumerate(head) if line.strip()), default=-1)
     return "".join(f"{line}\n" for line in (*head[: last + 1], *new, *head[last + 1 :], *conf.tail))
-
-
-def options_of(conf: ConfText) -> dict[str, str]:
-    """What a text says above its first section."""
-    raw = dict.fromkeys((f"{key}: {value}" for key, value in conf.raw.values()), "")
-    return raw | parse_options("\n".join(conf.head)).options
 
 
 def own_lines(conf: ConfText, note: Note) -> Ours:

@@ -1,14 +1,16 @@
-"""What Proxmox VE's HA has, and what it does with it: read from `ha-manager status`, here and nowhere else."""
+"""What Proxmox VE's HA has, and what it does with it: read from its files and `ha-manager status`, here and nowhere
+else.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
 from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.guest_kinds import Kind
+from remote_scripts.shared.ha_files import options_of, refused_to_change
 from remote_scripts.shared.pmxcfs import Node
-from remote_scripts.shared.sections import sections
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -61,22 +63,20 @@ def has_services(system: System, node: Node) -> bool | None:
     return bool(_HAS_ONE.search(content or b""))
 
 
+def need_own_power(system: System, kind: Kind, vmid: int) -> None:
+    """:raises Failure: HA switches the guest on and off; or /etc/pve doesn't answer, or its files can't be read."""
+    refused = refused_to_change(pmxcfs.text_of(system, CONFIG), pmxcfs.text_of(system, _MANAGER), kind, vmid)
+    if refused:
+        raise refused
+
+
 def is_managed(system: System, service: str) -> bool:
-    """Whether HA starts and stops a guest by itself, as it does but in the state `ignored`, or while it is disarmed and
-    ignores all (PVE::HA::Config::service_is_ha_managed).
+    """Whether HA starts and stops a guest by itself.
 
     :param service: its id, such as vm:200.
-    :raises Failure: /etc/pve doesn't answer, or the file can't be read.
+    :raises Failure: /etc/pve doesn't answer, or the files can't be read.
     """
-    found = [known for known in sections(pmxcfs.text_of(system, CONFIG)) if f"{known.kind}:{known.name}" == service]
-    return any(known.options.get("state") != "ignored" for known in found) and not _ignores_all(system)
-
-
-def _ignores_all(system: System) -> bool:
-    try:
-        return bool(json.loads(pmxcfs.text_of(system, _MANAGER))["disarm"]["mode"] == "ignore")
-    except (ValueError, LookupError, TypeError):
-        return False
+    return options_of(pmxcfs.text_of(system, CONFIG), pmxcfs.text_of(system, _MANAGER), service) is not None
 
 
 def may_manage(system: System, service: str) -> bool:

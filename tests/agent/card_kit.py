@@ -20,9 +20,9 @@ from remote_scripts.guests import change, container, guest, requests
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
 from remote_scripts.shared import api, guest_notes
-from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_drift import noted
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit

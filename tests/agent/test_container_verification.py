@@ -11,7 +11,7 @@ import pytest
 
 from remote_scripts.layers import container_verification
 from remote_scripts.layers.container_verification import Wanted
-from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.system import System

@@ -217,14 +217,23 @@ def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:
     assert "verySecret" not in read(host).guests.configs[0].lines
 
 
-def test_of_notes_a_containers_stays_on_the_host(host: Host) -> None:
-    """It has the whole configuration. Of one of an earlier commit the name is told."""
-    host.write("/etc/pve/homelab/lxc-901", '{"text": "lxc.environment: DB_PASSWORD=verySecret"}')
+def test_a_containers_note_leaves_its_configuration_on_the_host(host: Host) -> None:
+    """It may hold passwords. Of one of an earlier commit the name alone is told."""
+    host.write("/etc/pve/homelab/lxc-901", '{"owner": "p/s/ai", "text": "lxc.environment: DB_PASSWORD=verySecret"}')
+    host.write("/etc/pve/homelab/lxc-902", "verySecret")
+    host.write("/etc/pve/homelab/lxc-903", '["verySecret"]')
     host.write("/etc/pve/homelab/qemu-103", '{"owner": "p/s/vm"}')
     host.write("/var/lib/homelab/ledger/mapping/pve/gpu", "{}")
     host.write("/var/lib/homelab/containers/902", "verySecret")
     facts = read(host)
-    assert facts.ledger == {"containers/902": "", "mapping/pve/gpu": "{}", "qemu-103": '{"owner": "p/s/vm"}'}
+    assert facts.ledger == {
+        "containers/902": "",
+        "mapping/pve/gpu": "{}",
+        "lxc-901": '{"owner": "p/s/ai", "text": ""}',
+        "lxc-902": "{}",
+        "lxc-903": "{}",
+        "qemu-103": '{"owner": "p/s/vm"}',
+    }
     assert "verySecret" not in repr(facts)
 
 

@@ -25,7 +25,7 @@ from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from remote_scripts.layers.read_system import Wanted as ReadSystem
-from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_note import Cards
 from tests import advice
 from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio
 from tests.conftest import shared

@@ -15,7 +15,7 @@ from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
-from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_note import Cards
 from tests.lab.test_proxmox_api import host_of
 
 NODE, CTID = "pve", 901

@@ -21,7 +21,7 @@ from remote_scripts.guests import power
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
 from remote_scripts.shared import api
-from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System

@@ -18,9 +18,9 @@ from remote_scripts.layers.hookscript import Wanted as Hook
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import NodeNumbers, Record, State
-from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_conf import conf_text, options_of
 from remote_scripts.shared.container_note import ContainerNote, Given, RecordedNode
-from remote_scripts.shared.container_text import edited, options_of
+from remote_scripts.shared.container_text import edited
 from remote_scripts.tools.plain import to_plain
 from tests import sampling
 from tests.kept_systems import KeptSystems

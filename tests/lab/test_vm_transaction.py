@@ -636,13 +636,6 @@ def test_a_guest_that_is_off_while_qemu_isnt_ended_is_named(world: World, monkey
         world.read()
 
 
-def test_a_vm_that_ha_hasnt_taken_up_yet_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Guest.status
-    monkeypatch.setattr(Guest, "status", lambda guest: {**real(guest), "ha": {"managed": 1}})
-    with pytest.raises(Failure, match="not yet taken up"):
-        world.up(OWN)
-
-
 def test_a_run_makes_one_ticket_and_another_where_that_isnt_taken(world: World) -> None:
     good, world.minted = world.ticket, 0
     seen = world.read()

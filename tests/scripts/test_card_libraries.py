@@ -10,7 +10,7 @@ import pytest
 from homelab.container import libraries
 from remote_scripts.layers.card_libraries import Wanted
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
-from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.packages import Software
 from remote_scripts.shared.symptoms import Context
 from tests.lab.host_kit import run_layer

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from homelab.host import facts
 from remote_scripts.layers.diagnose import Wanted as Diagnose
-from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_conf import conf_text
-from remote_scripts.shared.container_note import ContainerNote, Given
-from remote_scripts.shared.container_text import options_of
+from remote_scripts.shared.container_conf import conf_text, options_of
+from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.guest_note import identity
 from remote_scripts.tools.plain import to_plain
 from tests.boot_layers import read_host

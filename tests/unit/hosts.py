@@ -7,6 +7,7 @@ from typing import Any
 
 from homelab.host.facts import HostFacts, parse
 from homelab.settings import Host
+from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.guest_note import Note, identity
 from remote_scripts.shared.vm_conf import options
 from remote_scripts.tools.plain import to_plain
@@ -82,6 +83,22 @@ def vm_note(vmid: int, lines: str, *keys: str, **more: Any) -> dict[str, str]:
         "originals": dict.fromkeys(keys),
     }
     return {f"qemu-{vmid}": json.dumps(to_plain(Note(**note | more)))}
+
+
+def container_note(ctid: int, cards: Cards, *dev: str, **more: Any) -> dict[str, str]:
+    """The ledger with a note, as a run leaves it that has given a container these cards.
+
+    :param dev: values of dev0, dev1, …, which its configuration has from this program.
+    :param more: the note's other fields.
+    """
+    values = {f"dev{number}": (value,) for number, value in enumerate(dev)}
+    note: dict[str, Any] = {
+        "owner": "p/s/phoenix",
+        "values": values,
+        "originals": dict.fromkeys(values),
+        "given": Given(cards=cards),
+    }
+    return {f"lxc-{ctid}": json.dumps(to_plain(ContainerNote(**note | more)))}
 
 
 def settings(gpus: dict[str, Any] | None = None, **changes: Any) -> Host:

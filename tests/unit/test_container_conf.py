@@ -217,4 +217,4 @@ def test_no_password_of_a_share_is_passed_on() -> None:
     lines = ["//nas/x mnt cifs username=a,password=verySecret", "//nas/x dev/x cifs password=verySecret,rw"]
     assert passed_on("".join(f"lxc.mount.entry: {line}\n" for line in lines)) == ""
     pending = "lxc.environment: PASSWORD=x\n[pve:pending]\nlxc.environment: PASSWORD=y"
-    assert passed_on(pending) == "[pve:pending]\nlxc.other:"
+    assert passed_on(f"tags: x\n{pending}\ntags: z") == "[pve:pending]\nlxc.other:\ntags: *"

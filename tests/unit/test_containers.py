@@ -18,7 +18,8 @@ from homelab.provider.new_container import NewContainerWork
 from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, NewContainerSettings, parse
 from homelab.shapes import ShutdownInputs
-from tests.unit.hosts import KEY, desktop, device, settings
+from remote_scripts.shared.container_note import Cards
+from tests.unit.hosts import KEY, container_note, desktop, device, settings
 
 DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""]}
 SECOND = [device("0000:03:00.0", "10de:2684", "030000", 18, driver="nvidia", parent="0000:00:01.1")]
@@ -124,6 +125,119 @@ def test_lines_that_the_next_start_would_lose_are_refused_in_the_plan(lines: str
     facts = shared(configs=[conf("lxc", 5000, lines)])
     _, errors = container_plan.describe(facts, want(facts), {"box": container(ctid=5000, method=method)}, {}, "pve")
     assert [error.found.partition("below ")[2] for error in errors] == ["[pve:pending]"] * refused
+
+
+BOTH = Cards(minors=(0, 1), functions=("0000:01:00.0", "0000:03:00.0"))
+GIVEN = "hostname: ai-lab\ndev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidia1,mode=0666"
+
+
+def described(
+    one: Container | None,
+    *,
+    lines: str = GIVEN,
+    drift: tuple[str, ...] = (),
+    runs: bool = True,
+    ha: str = "",
+    **note: Any,
+) -> tuple[list[str], list[HomelabError]]:
+    """The plan for a container that was given both cards, and is to be as `one`; None: it isn't in the settings."""
+    note = {"cards": BOTH, **note}
+    ledger = container_note(901, note.pop("cards"), "/dev/nvidia0,mode=0666", "/dev/nvidia1,mode=0666", **note)
+    noted = {"id": 901, "minors": "0 1", "cards": "", "drift": [*drift]}
+    cluster = {"node": "pve", "name": "", "ha": {"resources": ha and f"ct: 901\n\tstate {ha}\n"}}
+    guests = {
+        "running": [901] * runs, "mappings": "", "reservations": "", "configs": [conf("lxc", 901, lines)],
+    }  # fmt: skip
+    facts = shared(guests=guests, ledger=ledger, containers=[noted], cluster=cluster, configs=[])
+    wanted = {} if one is None else {"phoenix": one}
+    text, errors = container_plan.describe(facts, want(facts), wanted, {}, "pve", stack="p/s")
+    return [line.strip() for line in text.splitlines()], errors
+
+
+RESTARTED = "it is shut down and started again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "about", "said"),
+    [
+        ({}, {}, []),
+        ({}, {"drift": ("dev1: /dev/nvidia1 is not there",)}, [RESTARTED]),
+        ({"method": "mount-entry"}, {}, [RESTARTED]),
+        ({}, {"runs": False, "cards": Cards(minors=(0,), functions=("0000:03:00.0",))}, ["its options change"]),
+        ({"power": "stopped"}, {}, ["it is shut down"]),
+        ({"power": "running"}, {"runs": False}, ["it is started"]),
+        ({"gpuAssignment": "0"}, {}, ["- RTX 5090 [10de:2b85] at 0000:01:00", RESTARTED]),
+        ({"gpuAssignment": "none"}, {"runs": False},
+         ["- RTX 5090 [10de:2b85] at 0000:01:00", "- graphics card [10de:2684] at 0000:03:00", "its options change"]),
+    ],
+)  # fmt: skip
+def test_the_plan_says_what_becomes_of_a_container(
+    changes: dict[str, Any], about: dict[str, Any], said: list[str]
+) -> None:
+    lines, errors = described(container(**changes), **about)
+    assert [line for line in lines[1:] if "vzdump" not in line] == said and errors == []
+
+
+@pytest.mark.parametrize(
+    ("waits", "others"),
+    [
+        ("tty: *", "tty"),
+        ("delete: swap,!cmode\nmemory: *", "swap, cmode, memory"),
+        ("dev0: /dev/nvidia0,mode=0666", ""),  # this program's own
+        ("", ""),
+    ],
+)
+def test_what_others_left_waiting_is_carried_out_by_a_containers_restart(waits: str, others: str) -> None:
+    lines = f"{GIVEN}\n[pve:pending]\n{waits}\n[before]\ncores: *"
+    said = f"its restart also carries out what others have left waiting for one: {others}"
+    assert (said in described(container(gpuAssignment="0"), lines=lines)[0]) is bool(others)
+    assert "carries out" not in str(described(container(), lines=lines)[0])
+    assert "carries out" not in str(described(container(gpuAssignment="0"), lines=lines, runs=False)[0])
+
+
+def test_one_that_has_its_cards_by_its_owners_lines_is_changed_in_nothing() -> None:
+    lines = f"hostname: ai-lab\n{OWNERS}"
+    facts = shared(configs=[conf("lxc", 5000, lines), conf("lxc", 5001, "hostname: x")])
+    wanted = {"box": container(ctid=5000), "other": container(ctid=5001)}
+    text, _ = container_plan.describe(facts, want(facts), wanted, {}, "pve")
+    assert "vzdump 5000" not in text and "vzdump 5001" in text
+
+
+def test_a_container_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
+    raw = "lxc.cgroup2.devices.allow: c 195:0 rwm"
+    values = {"dev0": ("/dev/nvidia0,mode=0666",), raw: ("",)}
+    about: dict[str, Any] = {"values": values, "originals": {"dev0": "/dev/sda", raw: None}, "lines": f"{GIVEN}\n{raw}"}
+    lines, errors = described(None, **about)
+    assert (lines, errors) == (
+        [
+            f"container 901 (ai-lab), running: {RESTARTED}",
+            "- dev0: /dev/nvidia0,mode=0666",
+            "+ dev0: /dev/sda",
+            f"- {raw}",
+            "containers.phoenix isn't in the settings any more: the container has back what it was before; one that was "
+            "made here is removed, unless it is protected",
+        ],
+        [],
+    )
+    assert described(None, owner="p/other/phoenix") == ([], [])
+    assert described(None, identity="AA:00:00:00:00:01") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("one", "state", "refused"),
+    [
+        (container(), "started", False),
+        (container(gpuAssignment="0"), "started", True),
+        (container(gpuAssignment="0"), "ignored", False),
+        (container(power="stopped"), "stopped", True),
+        (None, "started", True),
+    ],
+)
+def test_a_container_under_ha_that_would_change_is_refused(one: Container | None, state: str, refused: bool) -> None:
+    """`one` of None: it isn't in the settings any more."""
+    errors = described(one, ha=state)[1]
+    assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
+    assert all("`ha-manager set ct:901 --state ignored`" in error.next for error in errors)
 
 
 def test_no_card_needs_no_driver() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ from homelab.doctor import host as doctor
 from homelab.host import ha
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Vm
+from remote_scripts.shared import ha as on_the_host
+from remote_scripts.shared.guest_kinds import CONTAINER as CONTAINER_KIND
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
 from tests.unit.hosts import settings
 from tests.unit.test_doctor import reading
 from tests.unit.test_handover import VM, facts, host
@@ -82,6 +87,42 @@ def test_a_container_under_ha_with_a_shared_card_is_refused(gets: dict[str, Any]
     assert found == ["it is under HA, which would start it again"] * refused
     assert ha.refused_under_ha(under_ha(resources="vm: 950\n"), host(), [], [one]) == []
     assert ha.refused_under_ha(under_ha(), settings(), [], [one]) == []
+
+
+IGNORES_ALL = json.dumps({"disarm": {"mode": "ignore", "state": "disarmed"}})
+
+
+@pytest.mark.parametrize(
+    ("resources", "status", "state"),
+    [
+        (SERVICE, "", "started"),
+        ("ct: 950\n", "", "started"),  # which HA hasn't taken up yet
+        ("ct: 950\n\tstate disabled\n", "", "disabled"),
+        (SERVICE, IGNORES_ALL.replace("ignore", "freeze"), "started"),
+        (SERVICE, IGNORES_ALL, ""),
+        ("ct: 950\n\tstate ignored\n", "", ""),
+        ("vm: 950\n", "", ""),
+        ("ct: 9500\n", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_program_and_the_host_refuse_a_change_of_a_guest_under_ha_alike(
+    resources: str, status: str, state: str, tmp_path: Path
+) -> None:
+    said = [
+        str(error) for error in ha.refused_to_change(under_ha(resources=resources, status=status), CONTAINER_KIND, 950)
+    ]
+    assert len(said) == bool(state) and all(f"HA manages it ({state})" in one for one in said)
+    folder = tmp_path / "etc/pve/ha"
+    folder.mkdir(parents=True)
+    (folder / "resources.cfg").write_text(resources)
+    (folder / "manager_status").write_text(status)
+    refused = []
+    try:
+        on_the_host.need_own_power(System(tmp_path), CONTAINER_KIND, 950)
+    except Failure as failure:
+        refused = [failure.text()]
+    assert refused == said
 
 
 @pytest.mark.parametrize(

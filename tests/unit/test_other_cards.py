@@ -14,7 +14,8 @@ from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
-from tests.unit.hosts import desktop, device, settings
+from remote_scripts.shared.container_note import Cards
+from tests.unit.hosts import container_note, desktop, device, settings
 from tests.unit.test_containers import DRIVER
 
 AMD, INTEL = "0000:0b:00.0", "0000:00:02.0"
@@ -192,16 +193,20 @@ def test_cards_of_both_makers_in_one_container() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], True),
-        ([{"id": 901, "minors": "0", "cards": f"{AMD}=render,kfd", "drift": []}], False),
-        ([{"id": 901, "minors": "", "cards": f"{AMD}=render,kfd", "drift": []}], True),
-        ([{"id": 901, "minors": "0", "cards": f"{AMD}=render,kfd", "drift": ["dev0 is gone"]}], True),
-        ([{"id": 902, "minors": "0", "cards": f"{AMD}=render,kfd", "drift": []}], True),
+        (None, True),
+        ({}, False),
+        ({"minors": ()}, True),
+        ({"drift": ["dev0 is gone"]}, True),
+        ({"ctid": 902}, True),
     ],
     ids=["nothing yet", "as it is to be", "another card", "drifted", "another container"],
 )
-def test_the_plan_names_the_backup_of_a_container_that_is_changed(given: list[dict[str, Any]], told: bool) -> None:
-    facts = host(nvidia=DRIVER, nvidia_minors={"0000:01:00.0": 0}, containers=given)
+def test_the_plan_names_the_backup_of_a_container_that_is_changed(given: dict[str, Any] | None, told: bool) -> None:
+    about: dict[str, Any] = {"ctid": 901, "drift": [], "minors": (0,)} | (given or {})
+    cards = Cards(minors=about["minors"], functions=("0000:01:00.0",), cards=(f"{AMD}=render,kfd",))
+    ledger = {} if given is None else container_note(about["ctid"], cards)
+    noted = [{"id": about["ctid"], "minors": "0", "cards": "", "drift": about["drift"]}]
+    facts = host(nvidia=DRIVER, nvidia_minors={"0000:01:00.0": 0}, containers=noted, ledger=ledger)
     assert (
         "    to back it up first: `vzdump 901` on the host" in planned(facts, "big", "radeon")[0].splitlines()
     ) is told

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 from contextlib import suppress
 
 from remote_scripts.shared import container_drift, guest_notes, handover, kept_agents, pmxcfs, switch
-from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.card_record import TurnedAway
-from remote_scripts.shared.container_note import ContainerNote
-from remote_scripts.shared.guest_kinds import CONTAINER, VM
+from remote_scripts.shared.container_note import Cards, ContainerNote
+from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
@@ -48,14 +48,20 @@ def agents(source: Source) -> dict[str, str]:
 
 
 def ledger(source: Source) -> dict[str, str]:
-    """What was noted of VMs and mappings (layers/ledger.py, shared/guest_note.py): name -> its text. A container's note
-    stays on the host: it has the whole configuration, which may hold passwords.
-    """
-    vms = [path for path in source.below(_NOTES) if path.startswith(f"{_NOTES}/{VM.name}-")]
-    texts = {path: source.needed(path) for path in [*source.below(_LEDGER), *vms]}
+    """What was noted of guests and mappings (layers/ledger.py, shared/guest_note.py): name -> its text."""
+    texts = {path: source.needed(path) for path in [*source.below(_LEDGER), *source.below(_NOTES)]}
     names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
+    notes = {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
     old = {f"containers/{name}": "" for name in source.names(_OLD_NOTES)}
-    return old | {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
+    of_containers = {name: _passed_on(text) for name, text in notes.items() if name.startswith(f"{CONTAINER.name}-")}
+    return old | notes | of_containers
+
+
+def _passed_on(note: str) -> str:
+    """A container's note without its configuration, which may hold passwords. What is no note says nothing."""
+    with suppress(ValueError, TypeError):
+        return json.dumps({**json.loads(note), "text": ""})
+    return "{}"
 
 
 def containers(source: Source) -> list[SharedWith]:
