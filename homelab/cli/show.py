@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from homelab.cli import stack_options
+from homelab.cli import project, stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.remote import ssh
 from homelab.show import reading, terminal, traits, tree
@@ -34,7 +34,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     :raises HomelabError: the configuration or a host can't be read.
     """
     file = stack_options.read(arguments)
-    settings = file.guests()
+    settings, stack = file.guests(), project.stack_of(file.path.parent, file.stack)
     roots = []
     for host_name in file.asked(arguments.host):
         name, host = file.host(host_name, arguments.identity)
@@ -42,7 +42,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
         node = host.node or name
         current_cards = reading.of_reading(facts, host, node)
         vms, containers = guests_on(settings, name, host, facts)
-        planned_cards = reading.wanted(host, vms, containers, current_cards, facts)
+        planned_cards = reading.wanted(host, vms, containers, current_cards, facts, stack)
         title = (
             f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
         )

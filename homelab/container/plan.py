@@ -271,7 +271,8 @@ def _missing(name: str, container: Container, facts: HostFacts) -> HomelabError:
         wanted=f"container {container.ctid}, to be adopted as containers.{name}",
         found=f"no such container on the host; there are: {', '.join(containers) or 'none'}",
         why="cards can't be given to a container that isn't there",
-        next=f"correct containers.{name}.ctid, or describe the container under containers.{name}.create",
+        next=f"correct containers.{name}.ctid, or describe the container under containers.{name}.create; or take "
+        f"containers.{name} out of the settings, if the container was removed",
     )
 
 

@@ -98,5 +98,6 @@ def _missing(vmid: int) -> HomelabError:
         wanted=f"VM {vmid}",
         found="no node of its host's cluster has it",
         why="a card can't be given to a VM that isn't there",
-        next="correct its vmid in the settings, or make it again, then run `pulumi up` again",
+        next="correct its vmid in the settings, or take the VM out of them if it was removed, then run `pulumi up` "
+        "again",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from homelab.host import gates, names, options
@@ -63,6 +63,7 @@ def wanted(
     containers: Mapping[str, Container],
     current: list[ShownCard],
     facts: HostFacts | None = None,
+    stack: str = "",
 ) -> list[ShownCard]:
     """The cards as the settings want them; cards that the settings don't name stay as they are.
 
@@ -70,8 +71,11 @@ def wanted(
     :param containers: those of this host, by name.
     :param current: as they are; empty: the host wasn't read.
     :param facts: the reading that `current` was made from.
+    :param stack: PROJECT/STACK, whose containers have what the settings give them, and no more.
     """
-    return _wanted(host, vms, containers, current, gates.resolve(facts, host.gpus)[0] if facts else {}, facts)
+    notes = [(given.id, facts.container_note(given.id)) for given in facts.containers] if facts else []
+    own = {ctid for ctid, note in notes if note.values and note.owner.rpartition("/")[0] == stack}
+    return _wanted(host, vms, containers, current, gates.resolve(facts, host.gpus)[0] if facts else {}, facts, own)
 
 
 def _wanted(
@@ -81,7 +85,9 @@ def _wanted(
     current: list[ShownCard],
     slots: Mapping[str, str],
     facts: HostFacts | None,
+    own: Collection[int],
 ) -> list[ShownCard]:
+    """:param own: ids of containers that have no card but by the settings."""
     cards = {card.place: card for card in current}
     for name, gpu in host.gpus.items():
         place = slots.get(name) or gpu.address or f"gpus.{name}"
@@ -105,7 +111,8 @@ def _wanted(
         guests += [ShownGuest("host", 0)] if gpu.use == "host" else []
         guests_before = {guest: guest for guest in before.guests}
         keeps = any(use.gpu == name and use.driver == "keep" for vm in vms.values() for use in vm.gpus)
-        others = [guest for guest in before.guests if guest.kind == "container" and gpu.use in ("lxc", "shared")]
+        containers_before = [guest for guest in before.guests if guest.kind == "container" and guest.id not in own]
+        others = containers_before if gpu.use in ("lxc", "shared") else []
         cards[place] = dataclasses.replace(
             before,
             driver=before.driver
@@ -161,7 +168,10 @@ def wanted_of_outputs(
     """
     outputs_of = (outputs.get("hosts", {}).get(name) or {}).get("gpus", {})
     places = {gpu: str(output["slot"]) for gpu, output in outputs_of.items()}
-    return _wanted(host, vms, containers, [card for card in current if card.place in places.values()], places, None)
+    # These have a card by this stack alone.
+    own = {guest.id for card in current for guest in card.guests}
+    shown = [card for card in current if card.place in places.values()]
+    return _wanted(host, vms, containers, shown, places, None, own)
 
 
 def _unread_name(match: str | None, place: str, gpu: str) -> str:

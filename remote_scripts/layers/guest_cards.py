@@ -74,8 +74,8 @@ def read(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: it can't be read.
     """
-    guest = Guest(system, NodeApi(system), wanted.vmid)
-    return _answer(guest, losers=tuple(_losers(system, wanted)))
+    api = NodeApi(system)
+    return _answer(Guest(system, api, wanted.vmid), losers=tuple(_losers(system, api, wanted)))
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
@@ -87,7 +87,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     guest = Guest(system, api, wanted.vmid)
     if not guest.is_here or guest.digest != wanted.digest:
         return _answer(guest, done=False)
-    if losers := _losers(system, wanted):
+    if losers := _losers(system, api, wanted):
         foreseen(guest, {**_options(guest, wanted), **wanted.settings}, wanted.terms)
     for loser in losers:
         taking.take(system, api, loser, wanted.takes)
@@ -140,9 +140,12 @@ def _give_back(guest: Guest, wanted: Wanted) -> None:
         bring(guest, {}, wanted.terms)
 
 
-def _losers(system: System, wanted: Wanted) -> list[int]:
+def _losers(system: System, api: NodeApi, wanted: Wanted) -> list[int]:
     stack = wanted.terms.owner.rpartition("/")[0]
-    return taking.losers(system, stack, wanted.takes, (wanted.vmid,))
+    have_one = [Guest(system, api, vmid) for vmid in taking.losers(system, stack, wanted.takes, (wanted.vmid,))]
+    return [
+        guest.vmid for guest in have_one if guest.note.loses_one_of(wanted.takes, stack, guest.config, guest.devices)
+    ]
 
 
 def _answer(

@@ -8,7 +8,7 @@ count as homelab's, the original is what was there before the first of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -70,6 +70,15 @@ class Note:
         """
         is_own = self.owner.rpartition("/")[0] == stack
         return is_own and any(gives(key, value, cards) for key, values in self.values.items() for value in values)
+
+    def loses_one_of(
+        self, cards: Collection[str], stack: str, config: Mapping[str, str], devices: Mapping[str, str]
+    ) -> bool:
+        """Whether it would lose one of these cards for good: one whose owner had given it the card has that again
+        without this program. Arguments as of `has_one_of` and `base`.
+        """
+        keeps = any(gives(*line, cards) for line in self.base(config, devices).items())
+        return self.has_one_of(cards, stack) and not keeps
 
     @property
     def wanted(self) -> dict[str, str | None]:

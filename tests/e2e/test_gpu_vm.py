@@ -91,8 +91,10 @@ def test_cards_move_between_vms_and_a_vm_that_leaves_gives_its_card_away_in_one_
     )
     second_vm(stack)
     stack.lab.run("qm set 103 --onboot 0; qm start 103")
+    mark = stack.lab.mark()
     stack.up()
-    # 103 runs again, though our reboot had stopped it.
+    # 103 runs again, though our reboot had stopped it: that was its only stop.
+    assert sorted(power_calls(stack, mark)) == ["103 start", "104 start"]
     assert (with_card(stack)["0000:1d:00.0"], with_card(stack)["0000:1e:00.0"]) == (103, 104)
     # They are exchanged.
     vms(stack)["one"]["gpus"], vms(stack)["two"]["gpus"] = ["second"], ["first"]

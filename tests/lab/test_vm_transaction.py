@@ -381,6 +381,17 @@ def test_a_card_that_moves_is_taken_out_of_its_vm_first(world: World) -> None:
     assert (world.conf(), world.conf(104), world.notes()) == (before, other, [])
 
 
+def test_a_card_that_its_owner_gave_by_hand_is_taken_from_nobody(world: World) -> None:
+    """Without this program the VM has it again: whoever is to have it is refused, and no VM is restarted for nothing."""
+    wanted = guest_cards.Wanted(vmid=104, terms=Terms(owner="p/s/gaming"), takes=("rtx5090", SLOT))
+    for by_hand in (True, False):
+        if not by_hand:
+            world.destroy()
+            world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
+        world.up(OWN)
+        assert guest_cards.read(world.system(), wanted).losers == (() if by_hand else (VM,))
+
+
 def test_of_two_cards_one_moves(world: World) -> None:
     world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm stop 104; qm set 104 --delete hostpci0")
     plain, second = VmCard(**{**CARD, "take_over": False}), VmCard(**SECOND, by_address=True)

@@ -127,6 +127,12 @@ def test_lines_that_the_next_start_would_lose_are_refused_in_the_plan(lines: str
     assert [error.found.partition("below ")[2] for error in errors] == ["[pve:pending]"] * refused
 
 
+def test_the_entry_of_a_container_that_was_removed_may_be_taken_out() -> None:
+    with pytest.raises(HomelabError) as caught:
+        planned(shared(), container(ctid=999))
+    assert "take containers.phoenix out of the settings, if the container was removed" in caught.value.next
+
+
 BOTH = Cards(minors=(0, 1), functions=("0000:01:00.0", "0000:03:00.0"))
 GIVEN = "hostname: ai-lab\ndev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidia1,mode=0666"
 

@@ -10,7 +10,8 @@ import pytest
 from homelab.settings import Container, Host, NewVm, Vm
 from homelab.show import reading, result, terminal, traits, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
-from tests.unit.hosts import desktop, settings, vm_note
+from remote_scripts.shared.container_note import Cards
+from tests.unit.hosts import container_note, desktop, settings, vm_note
 
 VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
 LXC = {"rtx5090": {"match": "10de:2b85", "use": "lxc"}}
@@ -58,6 +59,22 @@ def test_a_container_keeps_its_card_when_another_one_gets_it() -> None:
     guests = {**GUESTS, "configs": [*WITHOUT_CARD, *SHARED]}
     shown = trees(True, True, settings(LXC), {"phoenix": container}, guests=guests, nvidia_minors={"0000:01:00.0": 0})
     assert lines(shown)[3:] == ["guest: + container 901 (phoenix)", "guest: container 950 (old)"]
+
+
+@pytest.mark.parametrize("owner", ["p/s/old", "p/other/old"])
+def test_a_container_that_leaves_the_settings_loses_its_card(owner: str) -> None:
+    note = container_note(950, Cards(minors=(0,)), "/dev/nvidia0,mode=0666", owner=owner)
+    given = [{"id": 950, "minors": "0", "cards": "", "drift": []}]
+    guests, minors = {**GUESTS, "configs": [*WITHOUT_CARD, *SHARED]}, {"0000:01:00.0": 0}
+    found, host = desktop(guests=guests, nvidia_minors=minors, ledger=note, containers=given), settings(LXC)
+    now = reading.of_reading(found, host, "pve")
+    shown = tree.of_host("pve", now, reading.wanted(host, {}, {}, now, found, "p/s"))
+    is_own = owner.startswith("p/s/")
+    assert lines(shown)[3] == ("guest: - container 950 (old)" if is_own else "guest: container 950 (old)")
+    outputs = {"hosts": {"pve": {"gpus": {"rtx5090": GPU}}}, "containers": {"old": SEEN}}
+    before = of_outputs(outputs, "pve")
+    shown = tree.of_host("pve", before, reading.wanted_of_outputs(outputs, "pve", host, {}, {}, before))
+    assert lines(shown)[3] == "guest: - container 950 (old)"
 
 
 def test_a_guest_that_is_to_be_adopted_and_isnt_there_is_said_to_be_missing() -> None:
@@ -284,6 +301,7 @@ STACK = {
     "container": True,
     "uvm": True,
 }
+SEEN = {"host": "pve", "ctid": 950, "name": "old", "addresses": ["0000:01:00.0"], "cards": {}}
 OUTPUTS: dict[str, Any] = {
     "hosts": {"pve": {"kernel": "6.17.2-1-pve", "iommu": {"groups": 17}, "gpus": {"rtx5090": GPU}}},
     "vms": {"sandbox": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"], "nvidia": STACK}},

@@ -1,0 +1,70 @@
+"""A node that has another name by now: the state has the old one, and no host of the settings is called so any more."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from homelab.provider import vm_cards
+from homelab.provider.container_probe import ContainerProbeWork
+from homelab.provider.vm_cards import VmCardsWork
+from homelab.remote import ssh
+from homelab.resources.vm_cards import VmCards
+from homelab.settings import Host
+from homelab.shapes import BootSeen, ShutdownInputs
+from remote_scripts.layers.container_cards import Seen
+from remote_scripts.layers.guest_cards import Answer
+from remote_scripts.tools.plain import to_plain
+from tests.unit.test_moved_containers import PVE2, outputs, probe
+
+TEXTS = {"hosts": json.dumps({"pve": {**PVE2, "node": "new"}}), "allowPlainSecrets": "true"}
+OLD = VmCards.Inputs(
+    host="pve",
+    node="old",
+    vm="sandbox",
+    vmid=103,
+    cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}],
+    display="keep",
+    shared_onboot=False,
+    power="keep",
+    instance="",
+    goes_away=False,
+    boot=BootSeen(id="b", stopped=[], at=0),
+    shutdown=ShutdownInputs(timeout=60, otherwise="fail"),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    verbs: list[str] = []
+
+    def connect(_host: Host) -> Any:
+        def ask(verb: str, layer: str, wanted: Any, *_: Any, **__: Any) -> Any:
+            verbs.append(verb)
+            if layer == "container_cards":
+                return to_plain(Seen(node="new", is_here=True, owner=wanted.terms.owner))
+            return to_plain(Answer(node="new", is_here=True, runs=True, config={}, base={}, originals={}, digest="1"))
+
+        return SimpleNamespace(ask=ask)
+
+    monkeypatch.setattr(ssh, "Session", connect)
+    return verbs
+
+
+def test_what_was_given_on_it_is_given_back(asked: list[str]) -> None:
+    VmCardsWork(TEXTS, "urn:pulumi:s::p::homelab:vm:Cards::sandbox").delete(OLD, VmCards.Outputs())
+    there = dataclasses.replace(probe("pve"), node="old")
+    ContainerProbeWork(TEXTS, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(there, outputs())
+    assert asked == ["revert", "revert"]
+
+
+def test_a_refresh_says_it_and_goes_on(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    work = VmCardsWork(TEXTS, "urn:pulumi:s::p::homelab:vm:Cards::sandbox")
+    monkeypatch.setattr(work, "facts_of_refresh", lambda _: None)
+    monkeypatch.setattr(vm_cards, "tell", lambda _: None)
+    assert work.read(OLD, VmCards.Outputs(state="running")).drift == ["VM 103 is on the node new, not on old"]
+    assert asked == ["read"]
