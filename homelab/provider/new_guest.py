@@ -55,6 +55,9 @@ class NewGuestWork(ApiWork[NewGuestT, NewGuest.Outputs]):
         """Shuts it down, and removes it with its disks."""
         raise NotImplementedError
 
+    def forget(self, inputs: NewGuestT) -> None:
+        """Takes away what is noted of it, which is gone."""
+
     # -- what all of them have -------------------------------------------------------------------------------------
     def id(self, inputs: NewGuestT) -> str:
         return str(self.guest(inputs).guest_id)
@@ -91,7 +94,8 @@ class NewGuestWork(ApiWork[NewGuestT, NewGuest.Outputs]):
                 tell(f"{guest.name}: {guest.label} is on {error.node} now")
                 inputs = dataclasses.replace(inputs, node=error.node)
                 config = self.config(inputs)
-        except NotThereError:
+        except NotThereError:  # perhaps a run has removed it that was killed then
+            self.forget(inputs)
             return
         elsewhere = inputs.node != made_on
         entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host, moved=elsewhere)
@@ -100,6 +104,7 @@ class NewGuestWork(ApiWork[NewGuestT, NewGuest.Outputs]):
             tell(f"{guest.name}: {guest.label} stays: {why}")
         else:
             self.remove(inputs)
+            self.forget(inputs)
 
     def read(self, inputs: NewGuestT, outputs: NewGuest.Outputs) -> NewGuest.Outputs:
         guest = self.guest(inputs)

@@ -140,15 +140,15 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         """Sets options of its own, with a shutdown and a start if it runs and they need that."""
         host, wanted = self.host(inputs), self._wanted(inputs)
         before = started.awake(host, inputs.vmid, [])
-        done = VmTransaction(self.stack, inputs.host, inputs.vm).apply(replace(wanted, settings=settings))
+        done = self._transaction(inputs).apply(replace(wanted, settings=settings))
         if done.started:
             started.require_cards(host, inputs.vm, inputs.vmid, inputs.node, before, done.log)
 
     def remove(self, inputs: VirtualMachine.Inputs) -> None:
         api, label, path = self.api(inputs), self.guest(inputs).label, f"nodes/{inputs.node}/qemu/{inputs.vmid}"
-        transaction, wanted = VmTransaction(self.stack, inputs.host, inputs.vm), self._wanted(inputs)
+        wanted = self._wanted(inputs)
         if api.get(f"{path}/status/current", f"to see whether {label} runs")["status"] == "running":
-            transaction.apply(replace(wanted, terms=replace(wanted.terms, power="stopped")))
+            self._transaction(inputs).apply(replace(wanted, terms=replace(wanted.terms, power="stopped")))
         # A storage may overwrite the disks first (saferemove), for as long as writing them took.
         seconds = api.host.timeouts.create
         options: dict[str, Any] = {"purge": 1, "destroy-unreferenced-disks": 1}
@@ -156,7 +156,12 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
             api.carry_out(
                 "delete", path, f"{label} removed", seconds, partial(_say, inputs), kinds=("qmdestroy",), **options
             )
-        transaction.revert(wanted)
+
+    def forget(self, inputs: VirtualMachine.Inputs) -> None:
+        self._transaction(inputs).revert(self._wanted(inputs))
+
+    def _transaction(self, inputs: VirtualMachine.Inputs) -> VmTransaction:
+        return VmTransaction(self.stack, inputs.host, inputs.vm)
 
     def _wanted(self, inputs: VirtualMachine.Inputs) -> Wanted:
         return Wanted(

@@ -17,6 +17,7 @@ from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.new_container import NewContainerWork
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.provider.vm_cards import VmCardsWork
+from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.new_container import NewContainer
@@ -252,7 +253,9 @@ def test_a_made_vm_that_has_moved_is_removed_where_it_is(cluster: LabCluster) ->
     assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))
 
 
-def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(cluster: LabCluster) -> None:
+def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its guest has ignored the shutdown: what is noted of it goes with it, and no sooner."""
     shutdown, note = ShutdownInputs(timeout=1, otherwise="fail"), cluster.folder / f"pve/homelab/qemu-{ID}"
     config = {"name": "mine", "memory": "512", "machine": "q35"}
@@ -271,6 +274,10 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(cluster: LabCluste
     assert "hostpci" not in (cluster.folder / f"pve/nodes/pve1/qemu-server/{ID}.conf").read_text()
     given = work.create(cards)
     work.delete(cards, given)
+    with monkeypatch.context() as killed:
+        killed.setattr(VmTransaction, "revert", lambda *_: pytest.fail("killed, when the VM was removed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            machine.delete(vm, made)
     assert note.exists()
     machine.delete(vm, made)
     assert not note.exists()
