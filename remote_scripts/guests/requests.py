@@ -87,13 +87,10 @@ class GuestApi:
         assert failed is not None
         raise failed
 
-    def tasks(self, since: int = 0) -> list[dict[str, Any]]:
-        """The guest's tasks on this node, the latest first.
-
-        :param since: seconds since 1970; those of that second are among them.
-        """
+    def tasks(self) -> list[dict[str, Any]]:
+        """The guest's tasks on this node, the latest first."""
         wanted = f"to see who has switched {self._kind.label} {self._vmid}"
-        options = {"vmid": self._vmid, "source": "all", "since": since, "limit": _TASKS}
+        options = {"vmid": self._vmid, "source": "all", "limit": _TASKS}
         found = self._asked(wanted, lambda: self._api.get("/tasks", **options))
         return sorted(found, key=lambda task: (task["starttime"], task["pstart"]), reverse=True)
 

@@ -255,6 +255,18 @@ def test_one_that_wont_go_off_keeps_what_it_had(world: Containers) -> None:
     assert world.ct(otherwise="stop").state == "running" and world.lines()
 
 
+def test_a_failure_after_a_killed_run_gives_back_what_was_there_before_both(world: Containers) -> None:
+    before = own_form(world)
+    world.killed_after(1, world.ct)
+    assert world.lines()
+    world.lab.fault("guest-ignores-shutdown", CT)
+    with pytest.raises(Failure, match="has back what it had"):
+        world.ct(MOUNTS)
+    assert world.conf() == before and world.runs()
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, [])
+
+
 def test_one_that_doesnt_start_has_back_what_it_had_and_runs(world: Containers) -> None:
     """What is left of a failed start is waited for, and it is started more than once."""
     real, calls, before, states = power.start, [0], own_form(world), ["inactive"]

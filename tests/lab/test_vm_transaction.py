@@ -28,8 +28,9 @@ from remote_scripts.guests import guest as guest_module
 from remote_scripts.guests import power
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
+from remote_scripts.guests.requests import GuestApi
 from remote_scripts.layers import free_card, guest_cards
-from remote_scripts.shared import api, guest_notes, passes, pmxcfs
+from remote_scripts.shared import api, guest_kinds, guest_notes, passes, pmxcfs
 from remote_scripts.tools import state
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
@@ -297,6 +298,30 @@ def test_a_lost_answer_is_found_again(world: World, lost: str) -> None:
     assert world.note()["shut_down_after"] is None and world.note()["values"]["hostpci0"] == [None]
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_what_ends_with_an_error_is_read_back(world: World, is_done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it may be done all the same, or a part."""
+    before, real, failing = world.conf(), world.exchange, [True]
+
+    def exchange(system: System, text: bytes) -> bytes:
+        if not text.startswith(b"PUT") or not failing:
+            return real(system, text)
+        failing.clear()
+        if is_done:
+            real(system, text)
+        else:
+            world.lab.run(f"qm set {VM} --delete hostpci0")
+        return b"HTTP/1.1 500 out of luck\r\n\r\n"
+
+    monkeypatch.setattr(api, "exchange", exchange)
+    if not is_done:
+        with pytest.raises(Failure, match=r"out of luck[\s\S]*has back what it had"):
+            world.up(OWN)
+        assert (world.conf(), world.notes()) == (before, []) and world.runs()
+    world.up(OWN)
+    assert world.in_force() == [OURS] and failing == []
+
+
 def test_what_is_asked_for_by_another_configuration_changes_nothing(world: World) -> None:
     before = world.conf()
     wanted = guest_cards.Wanted(vmid=VM, options={"hostpci0": None}, digest="of another one")
@@ -390,6 +415,26 @@ def test_a_card_that_its_owner_gave_by_hand_is_taken_from_nobody(world: World) -
             world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
         world.up(OWN)
         assert guest_cards.read(world.system(), wanted).losers == (() if by_hand else (VM,))
+
+
+@pytest.mark.parametrize("switch", ["shutdown", "start"])
+def test_while_a_vm_that_loses_a_card_is_switched_the_host_is_held_by_none_and_the_others_turn_is_free(
+    world: World, switch: str
+) -> None:
+    """Its hookscript takes the host's lock; and that VM may just take a card from this one."""
+    world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}; qm set 104 --delete hostpci0")
+    plain, seen = VmCard(**{**CARD, "take_over": False}), list[bool]()
+    world.up(plain)
+
+    def look() -> None:
+        work = world.system().work
+        for name in ("lock", "guest-104", f"guest-{VM}"):
+            with work.holding(name, 0) as is_free:
+                seen.append(is_free)
+
+    world.then = ("POST", f"{VM}/status/{switch}", look)
+    world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",))
+    assert seen == [True, True, False]
 
 
 def test_of_two_cards_one_moves(world: World) -> None:
@@ -520,6 +565,22 @@ def test_a_shutdown_that_a_killed_run_didnt_come_to_note_is_homelabs(world: Worl
     world.read()  # which waits until that has failed
     world.lab.fault("guest-ignores-shutdown", None)
     assert world.up(OWN).runs and world.in_force() == [OURS]
+
+
+def test_its_tasks_are_in_the_order_of_their_begin_and_none_is_left_out(world: World) -> None:
+    """Proxmox VE has them by their end, and fifty of them at most; the kernel's clock tells those of one second apart."""
+    asked: dict[str, object] = {}
+    begun = [(1700000000, 20), (1700000001, 5), (1700000000, 30)]
+
+    class Node(api.NodeApi):
+        def get(self, path: str, **parameters: object) -> Any:
+            assert path == "/tasks"
+            asked.update(parameters)
+            return [{"upid": f"{at} {number}", "starttime": at, "pstart": number} for at, number in begun]
+
+    found = GuestApi(world.system(), Node(world.system()), guest_kinds.VM, VM).tasks()
+    assert [task["upid"] for task in found] == ["1700000001 5", "1700000000 30", "1700000000 20"]
+    assert asked == {"vmid": VM, "source": "all", "limit": 5000}
 
 
 @pytest.mark.parametrize("how", ["qm shutdown", "qm start {} && qm stop", "qm start {} && qm shutdown"])
