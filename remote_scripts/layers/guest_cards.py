@@ -54,8 +54,6 @@ class Answer:
     """What is noted of before."""
     digest: str
     runs: bool
-    others_wait: tuple[str, ...] = ()
-    """Keys of somebody else's changes, which the next start carries out."""
     losers: tuple[int, ...] = ()
     """Other VMs of this stack that would lose a card to it."""
     is_another: bool = False
@@ -163,7 +161,6 @@ def _answer(
         originals=guest.note.originals,
         digest=guest.digest,
         runs=guest.is_here and guest.runs(),
-        others_wait=tuple(guest.waits_for_others(())) if guest.is_here else (),
         losers=losers,
         is_another=guest.is_another,
         is_under_way=guest.note.is_under_way,

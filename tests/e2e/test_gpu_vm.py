@@ -64,7 +64,7 @@ def test_a_running_vm_is_adopted_and_given_back(converged: Callable[..., Stack])
     mark = stack.lab.mark()
     assert stack.up("--refresh").changed == set()
     paths = [call["path"] for call in stack.lab.api_calls(mark)]
-    assert len(paths) == len(set(paths)) == 6
+    assert len(paths) == len(set(paths)) == 5
 
     stack.destroy()
     assert running(stack) == {103}

@@ -149,7 +149,7 @@ def described(
     """The plan for a container that was given both cards, and is to be as `one`; None: it isn't in the settings."""
     note = {"cards": BOTH, **note}
     ledger = container_note(901, note.pop("cards"), "/dev/nvidia0,mode=0666", "/dev/nvidia1,mode=0666", **note)
-    noted = {"id": 901, "minors": "0 1", "cards": "", "drift": [*drift]}
+    noted = {"id": 901, "drift": [*drift]}
     cluster = {"node": "pve", "name": "", "ha": {"resources": ha and f"ct: 901\n\tstate {ha}\n"}}
     guests = {
         "running": [901] * runs, "mappings": "", "reservations": "", "configs": [conf("lxc", 901, lines)],

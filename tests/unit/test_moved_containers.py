@@ -251,6 +251,6 @@ def test_a_container_is_off_only_where_the_host_lists_those_that_run(unlisted: s
     config = GuestConfig(kind="lxc", id=901, lines=NOW.format(A))
     facts = desktop()
     guests = replace(facts.guests, configs=[config], running=frozenset(), unlisted=unlisted)
-    facts = replace(facts, guests=guests, containers=[SharedWith(id=901, minors="0", drift=[])])
+    facts = replace(facts, guests=guests, containers=[SharedWith(id=901, drift=[])])
     wanted = dataclasses.replace(probe("pve2"), power="running")
     assert _drift(facts, wanted) == ["container 901 is stopped instead of running"] * drifts

@@ -151,13 +151,9 @@ class Managed:
 
 @dataclass(frozen=True)
 class SharedWith:
-    """A container that has cards by this program. `minors`: numbers of /dev/nvidiaN; `cards`: of other makers
-    (shared/card_nodes.py); `drift`: from what was set up.
-    """
+    """A container that has cards by this program. `drift`: from what was set up."""
 
     id: int
-    minors: str
-    cards: str = ""
     drift: list[str] = field(default_factory=list)
 
 

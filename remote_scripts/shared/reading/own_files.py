@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from remote_scripts.shared import container_drift, guest_notes, handover, kept_agents, pmxcfs, switch
 from remote_scripts.shared.card_record import TurnedAway
-from remote_scripts.shared.container_note import Cards, ContainerNote
+from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
@@ -75,8 +75,7 @@ def containers(source: Source) -> list[SharedWith]:
             continue
         look = functools.partial(container_drift.drift, source.system, ctid, note)
         drift: list[str] = source.noting(path, look, [])
-        cards = note.given.cards or Cards()
-        shared.append(SharedWith(ctid, " ".join(map(str, cards.minors)), " ".join(cards.cards), drift))
+        shared.append(SharedWith(ctid, drift))
     return shared
 
 
