@@ -18,7 +18,7 @@ from homelab.resources.container_probe import ContainerProbe
 from homelab.shapes import BootSeen
 from homelab.text import tell
 from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Seen
+from remote_scripts.layers.container_cards import Left
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.tools.plain import of_plain
 
@@ -143,28 +143,28 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             )
             return
         owner = f"{stack_of(self.urn)}/{inputs.container}"
-        seen = self._given_back(inputs, inputs.host, owner)
-        if seen.is_here or seen.owner != owner:
+        left = self._given_back(inputs, inputs.host, owner)
+        if left.is_here or left.owner != owner:
             return
-        there = self.stack.name_at(inputs.host, seen.node)
+        there = self.stack.name_at(inputs.host, left.node)
         if there is None:
             raise HomelabError(
                 wanted=f"what container {inputs.ctid} was given for its cards taken out of it",
-                found=f"it is on {seen.node} now, which is no host of these settings",
+                found=f"it is on {left.node} now, which is no host of these settings",
                 why="its configuration is changed on the node that it is on; nothing was changed",
-                next=f"migrate it back (on {seen.node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
+                next=f"migrate it back (on {left.node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
                 "then run the same command again",
             )
-        tell(f"{inputs.container}: container {inputs.ctid} is on {seen.node} now: what it was given is taken out there")
+        tell(f"{inputs.container}: container {inputs.ctid} is on {left.node} now: what it was given is taken out there")
         self._given_back(inputs, there, owner)
 
-    def _given_back(self, inputs: ContainerProbe.Inputs, name: str, owner: str) -> Seen:
+    def _given_back(self, inputs: ContainerProbe.Inputs, name: str, owner: str) -> Left:
         """:param name: of the host that is asked."""
         shutdown, host = inputs.shutdown, self.stack.host(name)
         terms = Terms(owner=owner, shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
         seconds = host.timeouts.step + 2 * shutdown.timeout
         wanted = ContainerCards(ctid=inputs.ctid, terms=terms)
-        return of_plain(Seen, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
+        return of_plain(Left, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
 
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:

@@ -175,13 +175,6 @@ class Guest:
         waiting = {one["key"]: one.get("pending") for one in pending if "pending" in one or one.get("delete")}
         return [key for key, value in waiting.items() if concerns(key, None if value is None else str(value))]
 
-    def waits_for_others(self, changed: Iterable[str]) -> list[str]:
-        """The keys of changes that somebody else has left waiting.
-
-        :param changed: keys that aren't asked for.
-        """
-        return self.waits(lambda key, value: key not in changed and self.note.is_others(key, value))
-
     def need_not_halted(self) -> None:
         """:raises Failure: QEMU has halted the VM: what is in it can't be shut down."""
         if self.is_halted:
@@ -195,7 +188,7 @@ class Guest:
 
     def need_nothing_waiting(self, changed: Iterable[str]) -> None:
         """:raises Failure: somebody else's change waits, which the next one of a VM that is off would carry out."""
-        if keys := self.waits_for_others(changed):
+        if keys := self.waits(lambda key, value: key not in changed and self.note.is_others(key, value)):
             raise Failure(
                 f"{self.label} changed",
                 f"it is off, and a change of {', '.join(keys)} waits for its next start, which isn't this program's",

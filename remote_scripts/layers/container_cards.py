@@ -16,7 +16,6 @@ from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared import card_nodes, container_groups, container_lines, handover
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.container_conf import ConfText, conf_text
-from remote_scripts.shared.container_drift import differences
 from remote_scripts.shared.container_lines import Lines, Ours
 from remote_scripts.shared.container_needs import need_container, need_open_nodes, not_lasting
 from remote_scripts.shared.container_note import Cards, ContainerNote, Given
@@ -51,38 +50,14 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """`node`: that the container is on, empty: there is none; `is_here`: of another node's that node alone says the
-    rest; `change`: what an `apply` would change in its configuration, and what is in the way, a line each;
-    `others_wait`: keys of somebody else's changes, which its next start carries out.
+class Left:
+    """`node`: that the container is on, empty: there is none; `is_here`: another node's keeps what it has, until that
+    node is asked; `owner`: the resource that keeps its note by then.
     """
 
     node: str
     is_here: bool
     owner: str = ""
-    runs: bool = False
-    change: tuple[str, ...] = ()
-    others_wait: tuple[str, ...] = ()
-
-
-def read(system: System, wanted: Wanted) -> Seen:
-    """The container as it is, held to the cards that it was given last.
-
-    :raises Failure: it can't be read.
-    """
-    guest = Container(system, NodeApi(system), wanted.ctid)
-    return _seen(guest, guest.note.given.cards or Cards())
-
-
-def plan(system: System, wanted: Wanted) -> Seen:
-    """The container as it is, held to the cards that are asked for.
-
-    :raises Failure: it can't be read, or can't have them.
-    """
-    guest = Container(system, NodeApi(system), wanted.ctid)
-    if not guest.is_here:
-        need_container(system, wanted.ctid)
-    return _seen(guest, wanted.cards)
 
 
 @changes
@@ -110,7 +85,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 @changes
-def revert(system: System, wanted: Wanted) -> Seen:
+def revert(system: System, wanted: Wanted) -> Left:
     """Gives the container back what it had, as far as it still is as homelab has set it.
 
     :raises Failure: as of `bring`.
@@ -125,7 +100,7 @@ def revert(system: System, wanted: Wanted) -> Seen:
                     raise
             else:
                 break
-    return Seen(node=guest.node, is_here=guest.is_here, owner=guest.note.owner)
+    return Left(node=guest.node, is_here=guest.is_here, owner=guest.note.owner)
 
 
 def _give_back(guest: Container, wanted: Wanted) -> None:
@@ -137,19 +112,6 @@ def _give_back(guest: Container, wanted: Wanted) -> None:
         _unmount(guest)
         _need_lasting(guest, ())
         bring(guest, {}, wanted.terms)
-
-
-def _seen(guest: Container, cards: Cards) -> Seen:
-    if not guest.is_here:
-        return Seen(node=guest.node, is_here=False, owner=guest.note.owner)
-    return Seen(
-        node=guest.node,
-        is_here=True,
-        owner=guest.note.owner,
-        runs=guest.runs(),
-        change=tuple(differences(guest.system, _text(guest), guest.note, cards)),
-        others_wait=tuple(guest.waits_for_others(())),
-    )
 
 
 def _given(guest: Container, cards: Cards) -> Lines:

@@ -19,7 +19,7 @@ from lab.host.host_python import nodes_below
 from remote_scripts.guests import change, container, guest, requests
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api, guest_notes
+from remote_scripts.shared import api, container_drift, guest_notes
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_note import Cards
@@ -131,8 +131,7 @@ class Cards300(Containers):
         return self.conf
 
     def drift(self) -> list[str]:
-        found: list[str] = self.ask("read")["change"]
-        return found
+        return container_drift.drift(self.host.system(), CTID, noted(self.host.system(), CTID))
 
 
 def on(box: Cards300, host: Host) -> Cards300:

@@ -14,17 +14,20 @@ from typing import Any
 
 import pytest
 
+from homelab.remote import ssh
+from homelab.vm.preview import others_waiting
 from lab import Lab
 from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
 from remote_scripts.guests import power
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api
+from remote_scripts.shared import api, container_drift
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
+from tests.lab.test_proxmox_api import host_of
 from tests.lab.test_vm_transaction import World
 
 CT, OWNER = 901, "p/s/ct"
@@ -74,9 +77,15 @@ class Containers(World):
         wanted = container_cards.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1))
         container_cards.revert(self.system(), wanted)
 
-    def seen(self, cards: Cards | None = None) -> container_cards.Seen:
-        wanted = container_cards.Wanted(ctid=CT, cards=cards or Cards())
-        return (container_cards.plan if cards else container_cards.read)(self.system(), wanted)
+    def drift(self) -> list[str]:
+        return container_drift.drift(self.system(), CT, container_drift.noted(self.system(), CT))
+
+    def others_wait(self) -> list[str]:
+        """What a preview says of its restart."""
+        facts = ssh.read(host_of(self.lab), guests=True)
+        config = facts.guests.config(CT)
+        assert config
+        return others_waiting(config, facts.container_note(CT))
 
     def conf(self, vmid: int = CT) -> str:
         return (self.lab.root / f"etc/pve/lxc/{vmid}.conf").read_text()
@@ -182,16 +191,15 @@ def test_a_line_that_was_taken_out_comes_back_with_a_restart_and_is_named_before
     world.ct()
     given, mark = world.conf(), world.lab.mark()
     world.written(given.replace("dev0: /dev/nvidia0,mode=0666\n", ""))
-    assert world.seen().change == ("dev0: /dev/nvidia0,mode=0666 is not there",)
+    assert world.drift() == ["dev0: /dev/nvidia0,mode=0666 is not there"]
     world.ct()
-    assert world.conf() == given and world.power(mark) == ["shutdown", "start"] and world.seen().change == ()
+    assert world.conf() == given and world.power(mark) == ["shutdown", "start"] and world.drift() == []
 
 
 def test_what_is_given_has_a_number_that_stands_nowhere(world: Containers) -> None:
     world.lab.run(f"pct snapshot {CT} before")
     world.written(world.conf() + "[pve:pending]\ndelete: dev0\n")
     before = world.conf()
-    assert world.seen(MOUNTS).others_wait == ()
     world.ct()
     world.destroy()
     assert before.partition("[pve:pending]")[0] in world.conf()
@@ -199,9 +207,9 @@ def test_what_is_given_has_a_number_that_stands_nowhere(world: Containers) -> No
 
 def test_what_its_next_start_carries_out_is_named(world: Containers) -> None:
     world.lab.run(f"pct set {CT} --tty 1")
-    assert world.seen().others_wait == ("tty",)
+    assert world.others_wait() == ["tty"]
     world.ct()
-    assert "\ntty: 1\n" in world.conf() and world.seen().others_wait == ()
+    assert "\ntty: 1\n" in world.conf() and world.others_wait() == []
     world.destroy()
     assert "\ntty: 1\n" in world.conf() and world.lines() == []
 
@@ -293,14 +301,14 @@ def test_what_proxmox_ve_writes_over_in_its_end_is_written_again(world: Containe
     mark = world.lab.mark()
     world.ct()
     assert "dev0: /dev/nvidia0,mode=0666" in world.lines() and world.power(mark) == ["shutdown", "start"]
-    assert world.seen().change == ()
+    assert world.drift() == []
 
 
 def test_one_whose_unit_hasnt_ended_is_waited_for(world: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
     states = ["deactivating", "active", "inactive"]
     monkeypatch.setattr(Containers, "unit", property(lambda _: states.pop(0) if len(states) > 1 else states[0]))
     world.lab.run(f"pct stop {CT}")
-    world.seen()
+    world.ct()
     assert states == ["inactive"]
 
 
@@ -341,7 +349,7 @@ def test_whoever_has_switched_it_off_since_has_it_off(world: Containers, how: st
     killed_while_off(world)
     world.lab.run(f"{how.format(CT)} {CT}")
     assert world.ct().state == "stopped"
-    assert world.lines() and world.seen().change == ()
+    assert world.lines() and world.drift() == []
 
 
 def test_a_run_that_was_killed_starts_it_again(world: Containers) -> None:
@@ -455,7 +463,7 @@ def test_another_resources_container_stays_as_it_is(world: Containers) -> None:
     assert world.conf() == given and world.notes() == [f"lxc-{CT}"]
 
 
-@pytest.mark.parametrize("act", ["seen", "ct", "destroy"])
+@pytest.mark.parametrize("act", ["ct", "destroy"])
 def test_without_its_file_system_nothing_is_believed(world: Containers, act: str) -> None:
     world.ct()
     given, place = world.conf(), world.lab.root / "etc/pve"
@@ -474,7 +482,6 @@ def test_where_nothing_is_to_change_nothing_is_written(world: Containers) -> Non
     world.ct()
     world.left = 0
     world.ct()
-    world.seen(DEVICES)
     world.left = 10**6
     world.destroy()
     world.left = 0
@@ -486,9 +493,9 @@ def test_a_container_of_another_node_is_that_nodes(world: Containers) -> None:
     nodes = world.lab.root / "etc/pve/nodes"
     (nodes / "pve2/lxc").mkdir(parents=True)
     (nodes / f"phoenix/lxc/{CT}.conf").rename(nodes / f"pve2/lxc/{CT}.conf")
-    seen = world.seen()
-    assert (seen.node, seen.is_here, seen.owner) == ("pve2", False, OWNER)
     with pytest.raises(Failure, match="on the node pve2"):
         world.ct()
-    world.destroy()
+    wanted = container_cards.Wanted(ctid=CT, terms=Terms(owner=OWNER))
+    left = container_cards.revert(world.system(), wanted)
+    assert (left.node, left.is_here, left.owner) == ("pve2", False, OWNER)
     assert world.notes() == [f"lxc-{CT}"]

@@ -16,7 +16,7 @@ from homelab.remote import ssh
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
-from remote_scripts.layers.container_cards import Seen
+from remote_scripts.layers.container_cards import Left
 from remote_scripts.layers.guest_cards import Answer
 from remote_scripts.tools.plain import to_plain
 from tests.unit.test_moved_containers import PVE2, outputs, probe
@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def ask(verb: str, layer: str, wanted: Any, *_: Any, **__: Any) -> Any:
             verbs.append(verb)
             if layer == "container_cards":
-                return to_plain(Seen(node="new", is_here=True, owner=wanted.terms.owner))
+                return to_plain(Left(node="new", is_here=True, owner=wanted.terms.owner))
             return to_plain(Answer(node="new", is_here=True, runs=True, config={}, base={}, originals={}, digest="1"))
 
         return SimpleNamespace(ask=ask)
