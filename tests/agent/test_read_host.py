@@ -220,8 +220,8 @@ def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:
 def test_a_containers_note_leaves_its_configuration_on_the_host(host: Host) -> None:
     """It may hold passwords. Of one of an earlier commit the name alone is told."""
     host.write("/etc/pve/homelab/lxc-901", '{"owner": "p/s/ai", "text": "lxc.environment: DB_PASSWORD=verySecret"}')
-    host.write("/etc/pve/homelab/lxc-902", "verySecret")
-    host.write("/etc/pve/homelab/lxc-903", '["verySecret"]')
+    host.write("/etc/pve/homelab/lxc-902", "no note")
+    host.write("/etc/pve/homelab/lxc-903", "[1]")
     host.write("/etc/pve/homelab/qemu-103", '{"owner": "p/s/vm"}')
     host.write("/var/lib/homelab/ledger/mapping/pve/gpu", "{}")
     host.write("/var/lib/homelab/containers/902", "verySecret")
