@@ -151,6 +151,11 @@ class GuestConfig:
         kept = {key: value for key, value in self.values.items() if key not in self.pending_delete}
         return {**kept, **self.pending}
 
+    def merged_as_shown(self) -> dict[str, str]:
+        """The same as a node says it: what Perl takes for false is there still, though its end waits
+        (PVE::AbstractConfig, load_current_config: `delete $conf->{$opt} if $conf->{$opt}`)."""
+        return {key: value for key, value in self.values.items() if value in ("", "0")} | self.merged()
+
     def apply_pending(self) -> None:
         """Put what was pending in force."""
         kept = [] if "lxc" in self.pending_delete else self.current.raw

@@ -139,7 +139,7 @@ def shown_config(call: Call, guest: Guest) -> dict[str, Any]:
         if name not in read.snapshots:
             raise Died(f"snapshot '{name}' does not exist")
         return read.shown(read.snapshots[name].values, read.snapshots[name].raw)
-    return read.shown(read.values if call.parameters.get("current") else read.merged(), read.current.raw)
+    return read.shown(read.values if call.parameters.get("current") else read.merged_as_shown(), read.current.raw)
 
 
 def pending(call: Call) -> list[dict[str, Any]]:

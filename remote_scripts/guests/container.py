@@ -16,6 +16,7 @@ from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import LOCK_HELD, LOCK_SECONDS, ChangedMeanwhile, refusal
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi, Refused
+from remote_scripts.shared.container_conf import conf_text
 from remote_scripts.shared.container_note import ContainerNote, Given
 from remote_scripts.shared.container_text import edited, sources
 from remote_scripts.shared.guest_kinds import CONTAINER
@@ -57,6 +58,7 @@ class Container(Guest):
             if digest == self.digest:
                 break
         self.text, self.digest = content.decode("utf-8", "surrogateescape"), digest
+        self.config |= {f"{key}: {value}": "" for key, value in conf_text(content).raw.values()}
 
     def put(self, options: Options) -> None:
         """Sets options in the text."""

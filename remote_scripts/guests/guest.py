@@ -78,10 +78,11 @@ class Guest:
 
     def read(self) -> None:
         """Reads the configuration anew."""
-        raw: dict[str, Any] = self.api.get("/config", f"to read the configuration of {self.label}")
-        self.digest = str(raw.pop("digest"))
-        lines = {f"{key}: {value}": "" for key, value in raw.pop("lxc", ())}
-        self.config = lines | {key: str(value) for key, value in raw.items()}
+        # Its /config shows a 0 still that is to go at the next start (PVE::AbstractConfig, load_current_config).
+        options = self.api.get("/pending", f"to read the configuration of {self.label}")
+        stays = [one for one in options if not one.get("delete")]
+        self.config = {one["key"]: str(one.get("pending", one.get("value"))) for one in stays}
+        self.digest = self.config.pop("digest")
 
     def write_note(self, note: Note) -> None:
         """Notes it, on the disk when this returns.

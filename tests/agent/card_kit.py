@@ -76,7 +76,7 @@ class Cards300(Containers):
             return [] if path.endswith("/log") else {"status": "stopped", "exitstatus": task["status"]}
         below = path.removeprefix(f"/lxc/{CTID}")
         if below == "/config":
-            return config.shown(config.merged(), config.current.raw)
+            return config.shown(config.merged_as_shown(), config.current.raw)
         if below == "/pending":
             return config.shown_pending()
         if below == "/status/current":

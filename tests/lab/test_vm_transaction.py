@@ -726,6 +726,16 @@ def test_a_vm_of_another_node_is_that_nodes(world: World) -> None:
     assert world.notes() == [f"qemu-{VM}"]
 
 
+def test_an_option_of_0_that_its_owner_takes_out_comes_back(world: World) -> None:
+    """Proxmox VE shows it still while its end waits for the next start."""
+    world.set(balloon="0")
+    world.lab.run(f"qm set {VM} --delete balloon")
+    assert "\nballoon: 0\n" in world.conf() and "delete: balloon" in world.conf()
+    assert "balloon" not in world.read().config
+    world.set(balloon="0")
+    assert "\nballoon: 0\n" in world.conf() and "delete:" not in world.conf()
+
+
 # -- a card that goes, before another VM or its passthrough test needs it --------------------------------------------
 def with_two_cards(world: World) -> tuple[str, VmCard, VmCard]:
     """The VM runs with both by their mappings; and what it was before."""
