@@ -160,6 +160,9 @@ def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:
         if ran and not guest.runs():
             _start_back(guest, terms)
             outcome += ", and runs"
+        if not note:
+            guest.read()
+            guest.give_form_back()
         guest.write_note(note.settled())
     except SwitchedElsewhere as switched:
         guest.write_note(note.settled())
