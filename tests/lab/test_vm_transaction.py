@@ -437,6 +437,17 @@ def test_while_a_vm_that_loses_a_card_is_switched_the_host_is_held_by_none_and_t
     assert seen == [True, True, False]
 
 
+def test_killed_after_any_change_a_card_leaves_its_vm_for_another_or_for_none(world: World) -> None:
+    world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}; qm set 104 --delete hostpci0")
+    plain, before, other = VmCard(**{**CARD, "take_over": False}), world.conf(), world.conf(104)
+    world.up(plain, display="none")
+    moved = world.until_done(lambda: world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",)))
+    assert moved > SHUT_DOWN and world.conf() == before and world.runs()
+    assert "hostpci0: mapping=rtx5090,pcie=1" in world.conf(104) and world.notes() == ["qemu-104"]
+    assert world.until_done(lambda: world.free(plain.mapping, plain.slot))
+    assert (world.conf(), world.conf(104), world.notes()) == (before, other, [])
+
+
 def test_of_two_cards_one_moves(world: World) -> None:
     world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm stop 104; qm set 104 --delete hostpci0")
     plain, second = VmCard(**{**CARD, "take_over": False}), VmCard(**SECOND, by_address=True)
