@@ -147,14 +147,15 @@ class Update:
         self.close()
         files, system = self._files, self._system
         version = driver.library_version(system)
-        kernels = [release for release in driver.kernels_of(system, self._target) if self._has(version, release)]
-        flavour = driver.module(system, kernels[0]).flavour if kernels and self._target != "lxc" else ""
+        releases = driver.kernels_of(system, self._target) if self._target != "lxc" else []
+        there = {release: driver.module(system, release) for release in releases}
+        modules = {release: module for release, module in there.items() if module.version == version}
         system.log.say(f"keeping the driver {version}, in case {wanted} can't be had")
         is_loaded = nvidia.loaded(system).version == version
         self.note(
             phase="keeping",
-            driver=Module(version, flavour),
-            kernels=tuple(kernels),
+            driver=next(iter(modules.values()), Module(version)),
+            kernels=tuple(modules),
             left=driver.NOTE.read(files),
             blacklist=files.has_put(self._packages.layer, driver_modules.BLACKLIST),
             loaded=is_loaded,
@@ -175,9 +176,6 @@ class Update:
                 "an update that fails is undone with it",
                 "see whether that disk still takes writes (`dmesg`), then run `pulumi up` again",
             )
-
-    def _has(self, version: str, kernel: str) -> bool:
-        return self._target != "lxc" and driver.module(self._system, kernel).version == version
 
     def _keep_packages(self) -> list[str]:
         """The driver's packages; returns those that are nowhere any more."""
