@@ -188,7 +188,7 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
     :param after: seconds from a boot's start until the switch checks it.
     :param awaited: for so many seconds from now an `up` waits for the next boot; 0: none does.
     :param loader: where it is known.
-    :raises Failure: a roll-back is at work.
+    :raises Failure: a roll-back is at work, or the boot loader isn't known.
     """
     files = system.files
     here = need_boot_id(system)
@@ -274,7 +274,7 @@ def is_all_given_back(system: System) -> bool:
 
 
 def _record(system: System, here: str, awaited: int, loader: str) -> str:
-    lines = [f"boot {here}", f"loader {loader or boot.find_loader(system).name or 'grub'}"]
+    lines = [f"boot {here}", f"loader {loader or boot.need_loader(system)}"]
     if awaited:
         lines.append(f"until {int(time.time()) + awaited}")
     return "\n".join((*lines, route.find(system).note))

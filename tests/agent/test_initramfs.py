@@ -82,6 +82,16 @@ def test_the_switch_is_armed_first_with_the_program_and_its_seconds(host: Host) 
     assert about == {f"{HOME}/rollback": 0o700, f"{HOME}/armed": 0o600}
 
 
+@pytest.mark.parametrize("loader", ["systemd-boot"])
+def test_without_knowing_the_boot_loader_no_switch_is_armed_and_nothing_changed(host: Host) -> None:
+    tool = host.programs["proxmox-boot-tool"]
+    host.programs["proxmox-boot-tool"] = lambda words, stdin: 1 if words[0] == "status" else tool(words, stdin)
+    before = lasting(host)
+    with pytest.raises(Refused, match="which boot loader"):
+        ask(host, "apply")
+    assert lasting(host) == before
+
+
 def test_a_switch_that_is_armed_in_this_boot_stays_and_one_of_an_earlier_is_renewed(host: Host) -> None:
     host.write(f"{HOME}/armed", "boot boot\nloader grub\nuntil 7\naddress 192.0.2.1\n", 0o600)
     ask(host, "apply")
