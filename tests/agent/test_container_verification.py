@@ -11,11 +11,13 @@ import pytest
 
 from remote_scripts.layers import container_verification
 from remote_scripts.layers.container_verification import Wanted
+from remote_scripts.shared import guests
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.system import System
 from tests.agent.card_kit import Cards300, box
+from tests.agent.cluster_kit import Clock
 from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA
 from tests.agent.kit import Refused
 
@@ -116,7 +118,9 @@ def test_in_one_that_is_off_nothing_is_opened(box: Cards300, inside: Inside) -> 
     assert verify(box) == {"state": "stopped", "nodes": [], "tried": []} and not inside.entered
 
 
-def test_whether_it_runs_is_not_guessed(box: Cards300, inside: Inside) -> None:
+def test_whether_it_runs_is_not_guessed(box: Cards300, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    monkeypatch.setattr(guests, "_LOOK_SECONDS", 20.0)
     box.host.programs["pct"] = lambda _words, _: Done(TIMED_OUT, b"half an answer")
     assert f"wanted: whether container {CTID} runs\n" in refused(box) and not inside.entered
 
