@@ -25,8 +25,9 @@ from remote_scripts.tools.state import UP
 STEADY_SECONDS = 20.0
 # Between two presses of the power button: a guest that is still booting ignores it.
 _PRESS_SECONDS = 60
-# What a shutdown ends with that the guest hasn't followed: QEMU's, and lxc's.
-_DEAF = re.compile(r"powerdown failed|lxc-stop .*failed")
+# What a shutdown ends with that the guest hasn't followed: QEMU's, and lxc's; and one that is ended itself, as by a
+# restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
+_DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
 # How long a start may take.
 _START_SECONDS = 300.0
 #: How much longer where its hookscript waits for a shared card: for another handover (layers/handover.py: twice
@@ -81,7 +82,6 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
 
     :param seconds: for which the guest may take its time; after that it is stopped, or this fails.
     :param to_start: it is to be started next: noted before, for the run after one that is killed.
-    :raises SwitchedElsewhere: somebody has stopped it meanwhile.
     :raises Failure: it still runs.
     """
     if to_start:
@@ -101,8 +101,7 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
             guest.api.task("shutdown", wanted, left + _PRESS_SECONDS, begun, **options)
             return
         except Refused as refused:
-            if "received interrupt" in refused.found:
-                raise _switched(wanted, "somebody has stopped it meanwhile") from refused
+            guest.settle()
             if not guest.runs():
                 return
             if is_last or not _DEAF.search(refused.found) or not isinstance(refused, TaskFailed):

@@ -648,6 +648,21 @@ def test_one_that_is_stopped_in_the_midst_of_its_shutdown_stays_off(world: World
     assert "start" not in world.power(mark)
 
 
+def test_a_shutdown_that_is_ended_itself_is_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a restart of pvedaemon: the VM runs still, and nobody has switched it off."""
+    monkeypatch.setattr(power, "_PRESS_SECONDS", 5)
+    world.lab.fault("guest-ignores-shutdown", VM)
+
+    def end() -> None:
+        task = world.lab.ask_api("GET", f"/nodes/{NODE}/tasks", source="active")[0]
+        world.lab.ask_api("DELETE", f"/nodes/{NODE}/tasks/{task['upid']}")
+        world.lab.fault("guest-ignores-shutdown", None)
+
+    world.then, mark = ("POST", "status/shutdown", end), world.lab.mark()
+    assert world.up(OWN, shutdown=30).runs and world.in_force() == [OURS]
+    assert world.power(mark) == ["shutdown", "shutdown", "start"]
+
+
 @pytest.mark.parametrize(("how", "runs"), [("qm shutdown", True), ("qm stop", False)])
 def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwise(
     world: World, how: str, runs: bool
