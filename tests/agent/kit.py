@@ -168,7 +168,8 @@ def cuts(
     and on its disk.
 
     Of a power cut two disks are left: one has only what was flushed, a file's bytes by flushing the file and its name by flushing the folder (POSIX's
-    strictest reading); the other has every name, and files whose bytes weren't flushed are empty. /sys is then as it was at the beginning.
+    strictest reading); the other has every name, and files whose bytes weren't flushed are empty, but for those of pmxcfs, which is a database and has
+    each change whole or not at all. /sys is then as it was at the beginning.
 
     :param ends: whether the act comes to its end: then all that it did is on the disk.
     :param most: one cut each at so many calls, in a sample drawn by `name` (tests/sampling.py) while the act goes on (reservoir sampling): to look at
@@ -199,8 +200,9 @@ def cuts(
             left = [Cut(f"killed {how}", now, host.tree("sys"))]
             if power_cuts:
                 flushed, named = (power.after_a_cut(now, below, names_as_now=all_names) for all_names in (False, True))
+                named = _with_cluster(named, now)
                 if in_cluster:
-                    flushed, named = _with_cluster(flushed, now), _with_cluster(named, now)
+                    flushed = _with_cluster(flushed, now)
                 left += [
                     Cut(f"power cut {how}", flushed, booted),
                     Cut(f"power cut, with all names, {how}", named, booted),
