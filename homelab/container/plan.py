@@ -15,7 +15,7 @@ from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
 from homelab.properties import slot_of
 from homelab.settings import Container, Vm
-from homelab.vm.preview import POWER, copy_first, of_leaving, others_waiting, restart_carries_out
+from homelab.vm.preview import GOES_ON, POWER, copy_first, of_leaving, others_waiting, restart_carries_out
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_kinds import CONTAINER
 
@@ -335,7 +335,8 @@ def _of_existing(
     :param cards: that it is to have.
     :param nodes: of these, as far as they are known.
     """
-    ctid, given = container.ctid, facts.container_note(container.ctid).given.cards
+    ctid, note = container.ctid, facts.container_note(container.ctid)
+    given = note.given.cards
     drift = [line for shared in facts.containers if shared.id == ctid for line in shared.drift]
     # One that was given nothing yet may have all of them by its owner's lines.
     has_all = all(any(entry.gives(node) for entry in config.container.entries) for node in nodes)
@@ -347,8 +348,9 @@ def _of_existing(
     gone = makers.addresses(given or Cards()) - makers.addresses(cards)
     lines = [f"    - {facts.card(slot)}" for slot in sorted({slot_of(address) for address in gone})]
     lines.append(f"    {POWER[running, will_run]}")
-    if others := others_waiting(config, facts.container_note(ctid)) if running and is_changed else ():
-        lines.append(restart_carries_out(others))
+    lines += [f"    {GOES_ON}"] if note.is_under_way else []
+    if others := others_waiting(config, note) if running and is_changed else ():
+        lines.append(f"    {restart_carries_out(others)}")
     lines += copy_first(container) if is_changed else []
     return lines, ha.refused_to_change(facts, CONTAINER, ctid)
 

@@ -98,7 +98,7 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     elif change and others:
         errors = [*errors, refusals.others_wait(seen.base, wish, others)]
     if note.is_under_way:
-        remarks = ["a run that was cut short has left it half changed: this one goes on from there", *remarks]
+        remarks = [GOES_ON, *remarks]
     will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"
     if change or note.is_under_way or running is not will_run:
         errors = [*errors, *ha.refused_to_change(facts, VM, vm.vmid)]
@@ -195,6 +195,8 @@ def copy_first(guest: Vm | Container) -> list[str]:
     return [] if guest.create else [f"    to back it up first: `vzdump {guest.guest_id}` on the host"]
 
 
+#: A remark on a guest whose change hasn't ended.
+GOES_ON = "a run that was cut short has left it half changed: this one goes on from there"
 #: Whether a guest runs, before and after an `up` -> what is done with it.
 POWER = {
     (True, True): "it is shut down and started again",

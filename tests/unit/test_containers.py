@@ -18,6 +18,7 @@ from homelab.provider.new_container import NewContainerWork
 from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, NewContainerSettings, parse
 from homelab.shapes import ShutdownInputs
+from homelab.vm.preview import GOES_ON
 from remote_scripts.shared.container_note import Cards
 from tests.unit.hosts import KEY, container_note, desktop, device, settings
 
@@ -169,6 +170,7 @@ RESTARTED = "it is shut down and started again"
         ({}, {}, []),
         ({}, {"drift": ("dev1: /dev/nvidia1 is not there",)}, [RESTARTED]),
         ({"method": "mount-entry"}, {}, [RESTARTED]),
+        ({}, {"drift": ("cut short",), "shut_down_after": "", "runs": False}, ["its options change", GOES_ON]),
         ({}, {"runs": False, "cards": Cards(minors=(0,), functions=("0000:03:00.0",))}, ["its options change"]),
         ({"power": "stopped"}, {}, ["it is shut down"]),
         ({"power": "running"}, {"runs": False}, ["it is started"]),
