@@ -106,8 +106,8 @@ def naming(file: str) -> list[str]:
         if path.name.startswith("test_") and tier in tiers and distance is not None:
             ranks[path.relative_to(PROJECT).as_posix()] = (distance, tiers.index(tier))
     if file.startswith("remote_scripts/"):
-        ranks[STOPS] = (0, 0)
-    # The one that stops every layer of the agent anywhere comes behind those that import the module itself.
+        ranks[STOPS] = min(ranks.values(), default=(0, 0))
+    # The one that stops every layer of the agent anywhere comes behind those that are nearest to the module.
     own = itself.rpartition(".")[2]
     tests = sorted(ranks, key=lambda name: (ranks[name][0], name == STOPS, own not in name, *ranks[name], name))
     return [name for name in tests if not name.startswith(("tests/engine/", "tests/e2e/"))] or tests
