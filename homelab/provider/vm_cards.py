@@ -10,11 +10,9 @@ from homelab.errors import HomelabError, UnreachableError, elsewhere, raise_all
 from homelab.host import gates, ha
 from homelab.provider import guest_address, started
 from homelab.provider.api import ApiWork
-from homelab.provider.base import stopped_by_reboot
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.ledger import stack_of
 from homelab.resources.vm_cards import VmCards
-from homelab.shapes import BootSeen
 from homelab.text import tell
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import SeenVm, change_to, decide
@@ -34,13 +32,12 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         return str(inputs.vmid)
 
     def create(self, inputs: VmCards.Inputs) -> VmCards.Outputs:
-        return self._brought(inputs, VmCards.Outputs(), None)
+        return self._brought(inputs, VmCards.Outputs())
 
     def update(self, inputs: VmCards.Inputs, had: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
-        return self._brought(inputs, outputs, had.boot)
+        return self._brought(inputs, outputs)
 
-    def _brought(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs, last: BootSeen | None) -> VmCards.Outputs:
-        """:param last: the host's boot when the VM was last seen to; None: it never was."""
+    def _brought(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
         host, vmid = self.host(inputs), inputs.vmid
         places = [] if inputs.power == "stopped" else [str(card["slot"]) for card in inputs.cards]
         facts = started.awake(host, vmid, places)
@@ -61,9 +58,8 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
                 tell(f"{inputs.vm}: {remark}")
             return found.options
 
-        rebooted_at = inputs.boot["at"] if stopped_by_reboot(vmid, inputs.boot, last) else 0
         wanted = self._wanted(inputs)
-        wanted = replace(wanted, terms=replace(wanted.terms, power=inputs.power, rebooted_at=rebooted_at))
+        wanted = replace(wanted, terms=replace(wanted.terms, power=inputs.power))
         try:
             done = self._transaction(inputs, inputs.host).apply(wanted, decided)
             if done.started:

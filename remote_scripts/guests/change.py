@@ -44,7 +44,7 @@ class Terms:
     power: Literal["keep", "running", "stopped"] = "keep"
     """What the guest is to be afterwards; `keep`: on if it was."""
     rebooted_at: int = 0
-    """When this run has restarted the host, in seconds since 1970: a guest that is off since then is to run."""
+    """When this run has restarted the host, in seconds since 1970: what was asked before is asked anew by it."""
     shutdown: int = 180
     """For how many seconds the guest may take its time to go off."""
     otherwise: Literal["fail", "stop"] = "fail"
@@ -83,7 +83,7 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     target = {**{key: guest.base.get(key) for key in note.values}, **options}
     config = note.as_asked(guest.config)
     change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
-    ran = runs or power.is_to_run_again(guest, terms.rebooted_at)
+    ran = runs or power.is_to_run_again(guest)
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
     if is_to_run:
         guest.need_not_halted()
@@ -117,7 +117,7 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
             power.shut_down(guest, terms.shutdown, terms.otherwise, to_start=is_to_run)
         if is_to_run and not guest.runs():
             _write_again(guest, change)
-            log = power.start(guest, terms.rebooted_at, by_settings=terms.power == "running")
+            log = power.start(guest, by_settings=terms.power == "running")
     except SwitchedElsewhere as switched:
         guest.settle()
         guest.system.log.say(f"{guest.label} stays as it is: {switched.found}; it has the change when it starts")
@@ -176,7 +176,7 @@ def _start_back(guest: Guest, terms: Terms) -> None:
     """:raises Failure: it doesn't start. What is left of the start that failed may be in the way for a while."""
     for left in reversed(range(_STARTS)):
         try:
-            power.start(guest, terms.rebooted_at)
+            power.start(guest)
         except SwitchedElsewhere:
             raise
         except Failure:

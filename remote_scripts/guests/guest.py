@@ -63,7 +63,7 @@ class Guest:
     def settle(self) -> None:
         """Waits while somebody, or a run that was killed, switches it: Proxmox VE writes its configuration then."""
         for _ in self.system.work.tries(_SWITCH_SECONDS, f"{self.label} switched on or off"):
-            if all("endtime" in task for task in self.power_tasks()) and self.is_at_rest():
+            if all("endtime" in task for task in self.api.tasks()) and self.is_at_rest():
                 return
         raise Failure(
             f"{self.label} on or off",
@@ -122,10 +122,6 @@ class Guest:
             "qmeventd ends it then, which seems not to run",
             "see `systemctl status qmeventd` on the host, then run `pulumi up` again",
         )
-
-    def power_tasks(self) -> list[dict[str, Any]]:
-        """What has switched it on or off, the latest first."""
-        return [task for task in self.api.tasks() if task["type"] in self.kind.starts + self.kind.stops]
 
     def set(self, options: Options) -> None:
         """Sets options by the digest of what was read last; one of None is taken away. Those of a guest that runs may

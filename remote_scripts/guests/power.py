@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from remote_scripts.guests.guest import HALTED, Guest
 from remote_scripts.guests.requests import TaskFailed
-from remote_scripts.shared import passes
+from remote_scripts.shared import guest_tasks, guests_to_start, passes
 from remote_scripts.shared.api import Refused
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.state import UP
@@ -39,22 +39,25 @@ class SwitchedElsewhere(Failure):
     """Somebody else has switched the guest off, or restarts it."""
 
 
-def is_to_run_again(guest: Guest, rebooted_at: int) -> bool:
+def is_to_run_again(guest: Guest) -> bool:
     """Whether a guest that is off is so by this program alone: by a shutdown of a run that was killed, or by a restart
-    of the host.
+    of the host (shared/guests_to_start.py).
 
-    :param rebooted_at: when this run has restarted the host, in seconds since 1970; 0: it hasn't.
+    :raises Failure: that can't be told.
     """
-    if guest.note.shut_down_after is not None:
-        since = _since_noted(guest)
-        return bool(since) and _is_own(guest, since)
-    since = [task for task in guest.power_tasks() if task["starttime"] >= rebooted_at and not _has_failed(guest, task)]
-    return bool(rebooted_at) and all(_is_roots_shutdown(guest, task) for task in since)
+    last = guest.note.shut_down_after
+    if last is not None and (since := _since(guest, last)) and _is_own(guest, since):
+        return True
+    ran = guests_to_start.of(guest.system, guest.kind, guest.vmid)
+    if ran is None:
+        return False
+    down = guest.api.went_down(ran.at)
+    return all(_is_roots_shutdown(guest, task) and task["starttime"] >= down for task in _since(guest, ran.last))
 
 
-def _since_noted(guest: Guest) -> list[dict[str, Any]]:
-    """What has switched it on or off since `shut_down_after` was noted, the latest first."""
-    tasks = takewhile(lambda task: task["upid"] != guest.note.shut_down_after, guest.power_tasks())
+def _since(guest: Guest, last: str | None) -> list[dict[str, Any]]:
+    """What has switched it on or off since a task, the latest first."""
+    tasks = takewhile(lambda task: task["upid"] != last, guest.api.tasks())
     return [task for task in tasks if not _has_failed(guest, task)]
 
 
@@ -69,8 +72,7 @@ def _is_own(guest: Guest, since: list[dict[str, Any]]) -> bool:
 
 def _has_failed(guest: Guest, task: Mapping[str, Any]) -> bool:
     """Whether it is a start that ended with an error."""
-    ended = str(task.get("status") or "RUNNING")
-    return task["type"] in guest.kind.starts and ended not in ("OK", "RUNNING") and not ended.startswith("WARNINGS")
+    return task["type"] in guest.kind.starts and "endtime" in task and not guest_tasks.is_well(task["status"])
 
 
 def _is_roots_shutdown(guest: Guest, task: Mapping[str, Any]) -> bool:
@@ -126,16 +128,15 @@ def let_start(guest: Guest) -> None:
         ) from error
 
 
-def start(guest: Guest, rebooted_at: int, *, by_settings: bool = False) -> list[str]:
+def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     """Starts it, and returns its task's log.
 
-    :param rebooted_at: as of `is_to_run_again`.
     :param by_settings: the settings say that it runs.
     :raises SwitchedElsewhere: somebody else has switched it.
     :raises Failure: it doesn't start, or goes off again.
     """
     wanted, seconds, log = f"{guest.label} started", _START_SECONDS, list[str]()
-    if not is_to_run_again(guest, rebooted_at) and not (by_settings and guest.note.shut_down_after is None):
+    if not is_to_run_again(guest) and not (by_settings and guest.note.shut_down_after is None):
         raise _switched(wanted, "somebody else has switched it meanwhile")
     seconds += HANDOVER_SECONDS if "hookscript" in guest.config else 0
     guest.system.log.say(f"starting {guest.label}")
@@ -158,7 +159,7 @@ def start(guest: Guest, rebooted_at: int, *, by_settings: bool = False) -> list[
             if int(status.get("uptime", 0)) >= STEADY_SECONDS:  # it was started a while before the task was seen to end
                 break
             continue
-        if (last := guest.power_tasks()[0])["upid"] != guest.begun:
+        if (last := guest.api.tasks()[0])["upid"] != guest.begun:
             raise _switched(wanted, f"{last['user']} has switched it off, or restarts it")
         raise _gone_off(guest, wanted, "its task succeeded, and it went off again")
     return log
@@ -177,11 +178,11 @@ def _note_that_it_ran(guest: Guest) -> None:
 
     :raises Failure: it can't be noted.
     """
-    since = [] if guest.note.shut_down_after is None else _since_noted(guest)
+    since = [] if guest.note.shut_down_after is None else _since(guest, guest.note.shut_down_after)
     if guest.note.shut_down_after is not None and _is_own(guest, since):
         guest.write_note(replace(guest.note, stops=tuple(task["upid"] for task in since)))
     else:
-        last = next((task["upid"] for task in guest.power_tasks()), "")
+        last = next((task["upid"] for task in guest.api.tasks()), "")
         guest.write_note(replace(guest.note, shut_down_after=last, stops=()))
 
 

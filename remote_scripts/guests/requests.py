@@ -5,12 +5,14 @@ the task that began meanwhile is its own.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from remote_scripts.shared import guest_tasks
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.shared.guest_kinds import Kind
 from remote_scripts.tools.system import System
@@ -19,8 +21,6 @@ from remote_scripts.tools.system import System
 SILENT_SECONDS, LOCK_SECONDS = 15.0, 90.0
 LOCK_HELD = re.compile(r"can't lock file|got lock request timeout")
 _CHANGED = re.compile(r"checksum mismatch|detected modified configuration")
-# Proxmox VE's default of 50 counts tasks of every kind, also consoles.
-_TASKS = 5000
 
 
 class ChangedMeanwhile(Refused):
@@ -88,11 +88,19 @@ class GuestApi:
         raise failed
 
     def tasks(self) -> list[dict[str, Any]]:
-        """The guest's tasks on this node, the latest first."""
+        """What has switched it on or off on this node, the latest first; errors as of `get`."""
         wanted = f"to see who has switched {self._kind.label} {self._vmid}"
-        options = {"vmid": self._vmid, "source": "all", "limit": _TASKS}
-        found = self._asked(wanted, lambda: self._api.get("/tasks", **options))
-        return sorted(found, key=lambda task: (task["starttime"], task["pstart"]), reverse=True)
+        found = self._asked(wanted, lambda: guest_tasks.switching(self._api, self._kind, self._vmid))
+        return list(found)
+
+    def went_down(self, since: int) -> float:
+        """When this node first shut all its guests down for its own end, in seconds since 1970; infinity: it didn't.
+
+        :param since: only from then on, in seconds since 1970.
+        """
+        options = {"typefilter": "stopall", "source": "all", "since": since, "limit": guest_tasks.MOST}
+        found = self._asked("to see when this node went down", lambda: self._api.get("/tasks", **options))
+        return min((task["starttime"] for task in found), default=math.inf)
 
     def _begun(self, kind: str, wanted: str, parameters: dict[str, object]) -> str:
         earlier = {task["upid"] for task in self.tasks()}
@@ -123,7 +131,7 @@ class GuestApi:
             if status["status"] == "stopped":
                 break
         ended = str(status.get("exitstatus", f"it still runs after {seconds:g} s"))
-        if ended != "OK" and not ended.startswith("WARNINGS"):
+        if not guest_tasks.is_well(ended):
             raise refusal(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
         return lines
 

@@ -19,7 +19,7 @@ class Kind:
     folder: str
     label: str
     ha: str
-    program: str
+    program: Literal["qm", "pct"]
     tasks: str
     starts: tuple[str, ...]
     stops: tuple[str, ...]
@@ -45,3 +45,5 @@ CONTAINER = Kind(
     starts=("vzstart", "vzreboot"),
     stops=("vzshutdown", "vzstop"),
 )
+#: By the program.
+KINDS: dict[str, Kind] = {kind.program: kind for kind in (VM, CONTAINER)}

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import api
+from remote_scripts.shared.guest_kinds import KINDS
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]
-#: What Proxmox VE's API calls guests by their programs.
-KINDS = {"qm": "qemu", "pct": "lxc"}
 _LAST_LINES: dict[str, Power] = {"status: stopped": "off", "status: unknown": "unknown"}
-_FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
 _LOOK_SECONDS = 1.0
 
 
@@ -24,7 +22,7 @@ _LOOK_SECONDS = 1.0
 class Guest:
     """A guest that runs. `program`: qm or pct."""
 
-    program: str
+    program: Literal["qm", "pct"]
     id: int
     name: str
 
@@ -37,9 +35,9 @@ def running(system: System) -> list[Guest]:
     if not system.run.has("qm"):
         return []
     return [
-        Guest(program, int(guest["vmid"]), guest["name"])
-        for program, kind in KINDS.items()
-        for guest in sorted(api.of(system).get(f"/{kind}"), key=lambda guest: int(guest["vmid"]))
+        Guest(kind.program, int(guest["vmid"]), guest["name"])
+        for kind in KINDS.values()
+        for guest in sorted(api.of(system).get(f"/{kind.name}"), key=lambda guest: int(guest["vmid"]))
         if guest["status"] == "running"
     ]
 
@@ -50,7 +48,7 @@ def is_gone(system: System, program: str, guest: str) -> bool:
 
     :param program: qm or pct.
     """
-    folder = f"/etc/pve/{_FOLDERS.get(program, 'lxc')}"
+    folder = f"/etc/pve/{KINDS[program].folder}"
 
     def ask() -> bool:
         try:

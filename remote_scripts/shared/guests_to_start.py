@@ -2,19 +2,19 @@
 alone that have `onboot` (get_start_stop_list of PVE::API2::Nodes): each of the others is started once, when the boot is
 confirmed, judged by the host, or given back (layers/start_guests.py).
 
-/var/lib/homelab/ran has a line for each: `qm 103 SECONDS BOOT`, or `pct 901 …`: when, since 1970, and in which boot it
-was noted that it runs. A line goes once nothing is owed any more.
+/var/lib/homelab/ran has them; one goes once nothing is owed any more.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from remote_scripts.shared import boot_service, guests, handover, notes
+from remote_scripts.shared import api, boot_service, guest_tasks, guests, handover, notes
 from remote_scripts.shared.boot_service import UNITS
+from remote_scripts.shared.guest_kinds import KINDS, Kind
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -25,8 +25,8 @@ _SERVICE, _TIMER = f"{UNITS}/homelab-ran.service", f"{UNITS}/homelab-ran.timer"
 _LINK = f"{UNITS}/timers.target.wants/homelab-ran.timer"
 #: The lock for changing the note, and for starting one of them.
 LOCK = "ran"
-# For so long it is asked which guests run, and another process that starts some is waited for, in seconds.
-_LIST_SECONDS, _LOCK_SECONDS = 60.0, 60.0
+# For so long another process that starts some is waited for, in seconds.
+_LOCK_SECONDS = 60.0
 # It ignores SIGTERM, and its next start goes on from wherever it is killed; that it was is no failure.
 _SERVICE_TEXT = f"""\
 # Written by homelab: starts the guests again that ran before its restart of this host. Gone then.
@@ -61,74 +61,95 @@ WantedBy=timers.target
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the note. `program`: qm or pct; a line with another one, or with a guest or a time that is no number,
-    is ignored.
+class Ran:
+    """A guest that ran. `program`: qm or pct; `at`: when that was noted, in seconds since 1970, in which boot; `last`:
+    the UPID of the last task that had switched it by then, empty where it had none; `told`: it was said already why it
+    isn't started yet.
     """
 
-    program: str
-    guest: str
-    since: str
+    program: Literal["qm", "pct"]
+    guest: int
+    at: int
     boot: str
+    last: str
+    told: bool = False
 
-    def __str__(self) -> str:
-        return f"{self.program} {self.guest} {self.since} {self.boot}"
+
+@dataclass(frozen=True)
+class _Noted:
+    ran: tuple[Ran, ...]
 
 
-def lines(system: System) -> list[Line]:
-    """What is noted.
+_NOTE = notes.Note(RAN, _Noted)
+
+
+def noted(system: System) -> list[Ran]:
+    """Who ran, and is owed a start.
 
     :raises Failure: it can't be read.
     """
-    wanted = "to know which guests ran before a restart of this host"
-    content = notes.need(system, RAN, wanted, "they would stay off, and nothing would say so")
-    words = (line.split(None, 3) for line in content.decode("utf-8", "surrogateescape").splitlines())
-    return [Line(*[*fields, "", "", "", ""][:4]) for fields in words if fields]
+    try:
+        found = _NOTE.read(system.files)
+    except OSError as error:
+        wanted = "to know which guests ran before a restart of this host"
+        raise notes.unreadable(RAN, wanted, "they would stay off, and nothing would say so") from error
+    return list(found.ran) if found else []
 
 
-def write(system: System, noted: list[Line]) -> None:
+def of(system: System, kind: Kind, vmid: int) -> Ran | None:
+    """A guest, if it ran before a restart and is owed a start; errors as of `noted`."""
+    boot = boot_id(system)
+    return next(
+        (ran for ran in noted(system) if (ran.program, ran.guest) == (kind.program, vmid) and ran.boot != boot), None
+    )
+
+
+def keep(system: System, owed: list[Ran]) -> None:
     """Notes these alone.
 
     :raises OSError: it can't be written.
     """
-    content = "".join(f"{line}\n" for line in noted).encode("utf-8", "surrogateescape")
-    system.files.write(RAN, content, 0o600)
+    if owed:
+        _NOTE.write(system.files, _Noted(tuple(owed)))
+    else:
+        forget(system)
 
 
 def note_running(system: System) -> str:
     """Before the restart: the guests that run now, and those that a handover or an earlier restart still owes a start.
 
-    :returns: why that isn't known, or can't be noted; empty: it is.
-    :raises Failure: as of `lines`, and `Work.tries`.
+    :returns: why that can't be noted; empty: it is.
+    :raises Failure: Proxmox VE gives no answer; as of `noted`.
     """
-    boot, seconds = boot_id(system), str(int(time.time()))
-    for _ in system.work.tries(_LIST_SECONDS, "waiting until Proxmox VE says which guests run"):
-        try:
-            noted = [Line(guest.program, str(guest.id), seconds, boot) for guest in guests.running(system)]
-            break
-        except Failure as failure:
-            why = failure.found
-    else:
-        return (
-            f"Proxmox VE's API gave no answer for {_LIST_SECONDS:.0f} s ({why}): which guests are to run again "
-            "afterwards is not known"
-        )
-    noted += [Line("pct", ctid, seconds, boot) for ctid in handover.owed_starts(system)]
-    here = {(line.program, line.guest) for line in noted}
+    running = _running(system)
+    here, boot = {(ran.program, ran.guest) for ran in running}, boot_id(system)
     try:
         with system.work.holding(LOCK, _LOCK_SECONDS) as has:
             if not has:
                 return f"guests that ran before the last restart are being started ({RAN})"
-            noted += [line for line in lines(system) if line.boot != boot and (line.program, line.guest) not in here]
-            if noted:
+            owed = [ran for ran in noted(system) if ran.boot != boot and (ran.program, ran.guest) not in here]
+            if running or owed:
                 # Not started: it is for the next boot.
                 _write_timer(system)
-                write(system, noted)
-            else:
-                forget(system)
+            keep(system, [*running, *owed])
     except OSError as error:
         return f"which guests run can't be noted in {RAN}: {error.strerror}"
     return ""
+
+
+def _running(system: System) -> list[Ran]:
+    """But for those that are being switched off.
+
+    :raises Failure: Proxmox VE gives no answer.
+    """
+    at, boot, found = int(time.time()), boot_id(system), list[Ran]()
+    owed = [guests.Guest("pct", int(ctid), "") for ctid in handover.owed_starts(system)]
+    for guest in [*guests.running(system), *owed]:
+        kind = KINDS[guest.program]
+        last = next(iter(guest_tasks.switching(api.of(system), kind, guest.id)), dict[str, Any]())
+        if last.get("type") not in kind.stops or last.get("endtime", at) < at:
+            found.append(Ran(guest.program, guest.id, at, boot, last.get("upid", "")))
+    return found
 
 
 def _write_timer(system: System) -> None:
@@ -145,29 +166,23 @@ def _write_timer(system: System) -> None:
 def drop(system: System) -> None:
     """What was noted in this boot, which isn't restarted after all.
 
-    :raises Failure: as of `lines`.
+    :raises Failure: as of `noted`.
     """
-    boot = boot_id(system)
-    noted = lines(system)
-    left = [line for line in noted if line.boot != boot]
-    if not left:
-        forget(system)  # a run that was cut short may have left the rest of it without a note
-    elif left != noted:
-        write(system, left)
+    # Also where nothing is noted: a run that was cut short may have left the rest of it.
+    keep(system, [ran for ran in noted(system) if ran.boot != boot_id(system)])
 
 
 def settle(system: System) -> None:
     """For a host that is given back. Nothing is started: what is still off is said, and the host sees to it.
 
-    :raises Failure: as of `lines`.
+    :raises Failure: as of `noted`.
     """
-    is_owed = [
-        line for line in lines(system) if guests.power_of(system, line.program, line.guest, 0) not in ("on", "gone")
-    ]
-    if is_owed:
+    ran = noted(system)
+    owed = [one for one in ran if guests.power_of(system, one.program, str(one.guest), 0) not in ("on", "gone")]
+    if owed:
         system.log.say(
             "note: guests that ran before the restart of this host are still off; it starts them by itself once no run "
-            f"is at work (homelab-ran.timer): {' '.join(line.guest for line in is_owed)}"
+            f"is at work (homelab-ran.timer): {' '.join(str(one.guest) for one in owed)}"
         )
         return
     forget(system)

@@ -40,7 +40,8 @@ def runs(host: Host, vms: dict[int, str], containers: dict[int, str]) -> None:
 
     def answers(_method: str, path: str, parameters: dict[str, str]) -> Any:
         if path == "/tasks":
-            return noted_tasks(host, *(["active"] if parameters["source"] == "active" else ["index.1", "index"]))
+            noted = noted_tasks(host, *(["active"] if parameters["source"] == "active" else ["index.1", "index"]))
+            return [task for task in noted if parameters.get("vmid") in (None, task["id"])]
         guests = (vms if path == "/qemu" else containers).items()
         return [{"vmid": vmid, "name": name, "status": "running"} for vmid, name in guests]
 

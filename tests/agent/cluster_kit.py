@@ -4,6 +4,7 @@ what HA has lies in a file of /etc/pve, which every node has. Perl is this machi
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -25,6 +26,7 @@ HOME = "/var/lib/homelab"
 BOOT = "/proc/sys/kernel/random/boot_id"
 STATE = "/etc/pve/state"
 NODES = "1 1 pve1 (local)\n2 1 pve2\n3 1 pve3"
+RAN = f"{HOME}/ran"
 _STATUS = (Path(__file__).parent / "pvecm_status.txt").read_text()
 
 
@@ -42,6 +44,20 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.passed += seconds
         self.meanwhile()
+
+
+def note_ran(host: Host, *guests: tuple[str, int, str], at: int = 1, last: str = "") -> None:
+    """Notes guests that ran (shared/guests_to_start.py): programs, ids and boots."""
+    noted = [
+        {"program": program, "guest": vmid, "at": at, "boot": boot, "last": last, "told": False}
+        for program, vmid, boot in guests
+    ]
+    host.write(RAN, json.dumps({"ran": noted}), 0o600)
+
+
+def who_ran(host: Host) -> list[tuple[str, int, str]]:
+    """Those that are noted."""
+    return [(one["program"], one["guest"], one["boot"]) for one in json.loads(host.read(RAN))["ran"]]
 
 
 def elsewhere(act: Callable[[], object]) -> None:

@@ -18,12 +18,13 @@ from remote_scripts.layers.boot_verdict import Wanted
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.confirm_boot import Wanted as Confirm
 from remote_scripts.layers.initramfs import Wanted as Initramfs
-from remote_scripts.shared import guests_to_start, route, switch
+from remote_scripts.shared import route, switch
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent import api_kit, boot_kit
 from tests.agent.boot_kit import ARMED, HOME, LOADERS, WAY, lasting, without_words
+from tests.agent.cluster_kit import note_ran, who_ran
 from tests.agent.kit import Host, Refused, watched
 
 JUDGED = f"{HOME}/judged"
@@ -239,20 +240,18 @@ def test_it_is_unfinished_while_a_boot_may_still_read_of_us(host: Host, what: st
 @pytest.mark.parametrize("restarts", [True, False])
 @pytest.mark.parametrize("lists", [True, False])
 def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
-    host: Host, restarts: bool, lists: bool, monkeypatch: pytest.MonkeyPatch
+    host: Host, restarts: bool, lists: bool
 ) -> None:
     """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
-    monkeypatch.setattr(guests_to_start, "_LIST_SECONDS", 0)
     without_words(host, WORDS, "grub")
-    host.write(f"{HOME}/ran", "pct 901 1 boot\n")
+    note_ran(host, ("pct", 901, "boot"))
     host.write(f"{HOME}/ran-program", "", 0o700)
     if lists:
         api_kit.runs(host, {103: "gaming"}, {})
     else:
         api_kit.says_nothing(host)
     assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=restarts)) == "finished"
-    noted = [line.split()[:2] + line.split()[3:] for line in host.read(f"{HOME}/ran").splitlines()]
-    assert noted == [["qm", "103", "later"]] * (restarts and lists) + [["pct", "901", "boot"]]
+    assert who_ran(host) == [("qm", 103, "later")] * (restarts and lists) + [("pct", 901, "boot")]
 
 
 def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_back(host: Host) -> None:

@@ -122,9 +122,7 @@ def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> 
     assert planned["cluster"] == "" and host.tree() == before
     answer = ask(host)
     assert (answer["turn"], answer["guests"], answer["armed"]) == (True, planned["guests"], "") and restarts(host)
-    assert [line.split()[:2] for line in host.read(f"{HOME}/ran").splitlines()] == [
-        ["qm", "103"], ["qm", "200"], ["pct", "901"], ["pct", "902"],
-    ]  # fmt: skip
+    assert [who[:2] for who in cluster_kit.who_ran(host)] == [("qm", 103), ("qm", 200), ("pct", 901), ("pct", 902)]
     (host.root / ORDERED[1:]).unlink()
     assert host.ask("apply", "cluster_turn", cluster_turn.Wanted()) == {"over": True}
     is_as_before(host)
@@ -474,7 +472,7 @@ def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_afte
         left.write(BOOT, boot if cut.how.startswith("killed") else "another one\n")
         did = ask(left)
         assert did["turn"] and did["armed"] and restarts(left), said
-        assert [line.split()[1] for line in left.read(f"{HOME}/ran").splitlines()] == ["103", "200", "901", "902"], said
+        assert [vmid for _, vmid, _ in cluster_kit.who_ran(left)] == [103, 200, 901, 902], said
         assert "until" in left.read(f"{HOME}/armed"), said
         left.write(BOOT, "the next one\n")
         left.write("/proc/cmdline", "quiet amd_iommu=on\n")
@@ -503,12 +501,12 @@ def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
     this = host.read(cluster_kit.BOOT).strip()
     host.write("/proc/cmdline", "quiet amd_iommu=on\n")
     host.write(f"{HOME}/rolled-back", f"boot {this if undone == 'this' else undone} was not confirmed")
-    host.write(f"{HOME}/ran", f"qm 103 1700000000 {this}\nqm 107 1700000000 earlier\n")
+    cluster_kit.note_ran(host, ("qm", 103, this), ("qm", 107, "earlier"))
     if rolling_back:
         host.write(f"{HOME}/rolling-back", f"boot {rolling_back}\n")
     assert ask(host)["reboot"] == "no"
     assert host.exists(f"{HOME}/rolled-back") is stays
-    assert host.read(f"{HOME}/ran") == "qm 107 1700000000 earlier\n"
+    assert cluster_kit.who_ran(host) == [("qm", 107, "earlier")]
 
 
 def test_a_restart_that_cant_be_ordered_leaves_the_switch_for_one_by_hand(host: Host) -> None:

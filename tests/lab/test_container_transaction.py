@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
 from remote_scripts.shared import api, container_drift
 from remote_scripts.shared.container_note import Cards
+from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -367,14 +367,12 @@ def test_a_run_that_was_killed_starts_it_again(world: Containers) -> None:
     assert world.ct().state == "running"
 
 
-@pytest.mark.parametrize(("how", "state"), [("pct shutdown", "running"), ("pct stop", "stopped")])
+@pytest.mark.parametrize(("by_owner", "state"), [(False, "running"), (True, "stopped")])
 def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwise(
-    world: Containers, how: str, state: str
+    world: Containers, by_owner: bool, state: str
 ) -> None:
-    time.sleep(1.1)  # its start before isn't of that second
-    at = int(time.time())
-    world.lab.run(f"{how} {CT}")
-    assert world.ct(rebooted_at=at).state == state
+    world.goes_down_with_its_host(CONTAINER, CT, by_owner=by_owner)
+    assert world.ct().state == state
     assert world.lines()
 
 

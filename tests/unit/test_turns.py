@@ -61,7 +61,7 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
             if not answers:
                 raise HomelabError(wanted="x", found="it doesn't answer", why="y", next="z")
             started = ["VM 105 (a)", "container 901 (b)"]
-            return {"started": started, "off": ["VM 7 (c) stays off"], "later": ["VM 103 (d)"]}
+            return {"started": started, "off": ["VM 7 (c) stays off"]}
 
     told: list[str] = []
     monkeypatch.setattr(ssh, "Session", lambda *_: Session())
