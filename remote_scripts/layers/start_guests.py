@@ -100,9 +100,9 @@ def _start(system: System, seconds: float, wanted: Wanted) -> Answer | None:
         for ran in sorted(owed, key=partial(_place, api)):
             if _is_ending(system):
                 break
-            if ran.boot != boot and ran.guest not in wanted.later:
+            if ran.boot != boot:
                 started = len(answer.started)
-                still = None if ran.guest in wanted.unwanted else _see_to(system, api, ran, answer)
+                still = None if ran.guest in wanted.unwanted else _see_to(system, api, ran, wanted, answer)
                 owed = [one for one in owed if one != ran] + ([still] if still else [])
                 guests_to_start.keep(system, owed)
                 if owed and len(answer.started) > started:
@@ -159,7 +159,7 @@ def _startup(api: NodeApi, ran: Ran) -> dict[str, str]:
     return {}
 
 
-def _see_to(system: System, api: NodeApi, ran: Ran, answer: Answer) -> Ran | None:
+def _see_to(system: System, api: NodeApi, ran: Ran, wanted: Wanted, answer: Answer) -> Ran | None:
     """Starts one that is owed a start and off; what of it is said goes into the answer.
 
     :returns: None: nothing is owed of it any more.
@@ -171,8 +171,9 @@ def _see_to(system: System, api: NodeApi, ran: Ran, answer: Answer) -> Ran | Non
         if not guest.is_here or guest.runs() or has_ha or not power.is_to_run_again(guest):
             return None
         name += f" ({guest.config.get('name') or guest.config.get('hostname')})"
-        if hookscripts.is_homelabs(guest.config.get("hookscript", "")) and system.work.is_held():
-            return ran  # it would take a card from that run
+        takes_card = hookscripts.is_homelabs(guest.config.get("hookscript", ""))
+        if ran.guest in wanted.later or takes_card and system.work.is_held():
+            return ran  # for the run; what it leaves off is started after it
         if lock := guest.config.get("lock"):
             cure = f"once nothing works on it: `{ran.program} unlock {ran.guest}`"
             raise Failure(f"{name} started", f"it is locked, {lock} ({cure})", "Proxmox VE refuses it", cure)
