@@ -164,13 +164,15 @@ def _see_to(system: System, api: NodeApi, ran: Ran, wanted: Wanted, answer: Answ
 
     :returns: None: nothing is owed of it any more.
     """
-    guest, name = None, f"{KINDS[ran.program].label} {ran.guest}"
+    guest: Guest | None = None
+    name = f"{KINDS[ran.program].label} {ran.guest}"
     try:
         guest = _CLASSES[ran.program](system, api, ran.guest)
         has_ha = ha.is_managed(system, f"{guest.kind.ha}:{ran.guest}")
         if not guest.is_here or guest.runs() or has_ha or not power.is_to_run_again(guest):
             return None
-        name += f" ({guest.config.get('name') or guest.config.get('hostname')})"
+        if title := guest.config.get("name", guest.config.get("hostname")):
+            name += f" ({title})"
         takes_card = hookscripts.is_homelabs(guest.config.get("hookscript", ""))
         if ran.guest in wanted.later or takes_card and system.work.is_held():
             return ran  # for the run; what it leaves off is started after it
@@ -181,12 +183,13 @@ def _see_to(system: System, api: NodeApi, ran: Ran, wanted: Wanted, answer: Answ
     except SwitchedElsewhere:
         return None
     except Failure as failure:
-        has_begun = guest is not None and guest.begun
+        still: Ran | None = replace(ran, told=True)
         found = failure.found.partition("\n")[0]
-        text = f"has not started again: {found} (`{ran.program} start {ran.guest}`)"
-        if not ran.told:
-            text = text if has_begun else f"isn't started yet: {found}"
+        text = f"isn't started yet: {found}"
+        if guest and guest.begun:
+            text, still = f"has not started again: {found} (`{ran.program} start {ran.guest}`)", None
+        if not still or not ran.told:
             answer.off.append(system.log.clean(f"{name} ran before the restart, and {text}"))
-        return None if has_begun else replace(ran, told=True)
+        return still
     answer.started.append(name)
     return None

@@ -328,6 +328,18 @@ def test_who_stays_off_is_said_with_what_to_do_and_keeps_nobody_off(host: Host) 
     assert host.read("/state/qm/105") == "running"
 
 
+def test_a_start_that_fails_after_its_lock_has_gone_is_said_too(host: Host) -> None:
+    noted(host, "qm 103")
+    guest(host, VM, 103, "lock: backup\n")
+    assert "isn't started yet: it is locked, backup" in run(host)["off"][0]
+    guest(host, VM, 103)
+    host.write("/fails/103", "")
+    host.write(f"{HOME}/judged", "boot x was judged")
+    alone(host)
+    assert "VM 103 (g103) ran before the restart, and has not started again: start failed" in host.read(f"{HOME}/judged")
+    assert is_over(host)
+
+
 def test_a_start_that_doesnt_end_is_said_and_goes_on(host: Host) -> None:
     noted(host, "qm 103")
     host.write("/silent", "")
