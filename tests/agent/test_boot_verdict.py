@@ -239,9 +239,7 @@ def test_it_is_unfinished_while_a_boot_may_still_read_of_us(host: Host, what: st
 
 @pytest.mark.parametrize("restarts", [True, False])
 @pytest.mark.parametrize("lists", [True, False])
-def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
-    host: Host, restarts: bool, lists: bool
-) -> None:
+def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(host: Host, restarts: bool, lists: bool) -> None:
     """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
     without_words(host, WORDS, "grub")
     note_ran(host, ("pct", 901, "boot"))

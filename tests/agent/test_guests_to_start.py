@@ -123,18 +123,20 @@ def _answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> A
         return []
     program, kind = ("qm", VM) if what == "qemu" else ("pct", CT)
     if not words:
-        return [_status(host, program, kind, path.name) for path in sorted((host.root / "state" / program).iterdir())]
+        return [_status(host, program, path.name) for path in sorted((host.root / "state" / program).iterdir())]
     if method == "POST":
         if host.exists("/no-quorum"):
             raise api_kit.RefusedError("cluster not ready - no quorum?")
         return _start(host, program, words[0])
-    return _status(host, program, kind, words[0]) if words[1] == "status" else _conf(host, kind, words[0])
+    if words[1] == "status":
+        return _status(host, program, words[0])
+    conf = _conf(host, kind, words[0])
+    return [{"key": key, "value": value} for key, value in conf.items()] if words[1] == "pending" else conf
 
 
-def _status(host: Host, program: str, kind: str, vmid: str) -> dict[str, Any]:
+def _status(host: Host, program: str, vmid: str) -> dict[str, Any]:
     power = "stopped" if host.read(f"/state/{program}/{vmid}") == "stopped" else "running"  # a VM that is paused runs
-    ha = {"managed": int(host.exists(f"/ha/{vmid}")), "state": host.read(f"/ha/{vmid}") if host.exists(f"/ha/{vmid}") else ""}
-    return {"vmid": int(vmid), "name": f"g{vmid}", "status": power, "uptime": 60, "ha": ha}
+    return {"vmid": int(vmid), "name": f"g{vmid}", "status": power, "uptime": 60}
 
 
 def _conf(host: Host, kind: str, vmid: str) -> dict[str, str]:
@@ -155,6 +157,10 @@ def guest(host: Host, kind: str, vmid: int, conf: str = "", power: str = "stoppe
     key = "name" if kind == VM else "hostname"
     host.write(f"/etc/pve/{kind}/{vmid}.conf", f"{key}: g{vmid}\n{conf}[before]\nlock: snapshot\nstartup: order=9\n")
     host.write(f"/state/{'qm' if kind == VM else 'pct'}/{vmid}", power)
+
+
+def under_ha(host: Host, state: str) -> None:
+    host.write("/etc/pve/ha/resources.cfg", f"vm: 103\n\tstate {state}\n")
 
 
 def noted(host: Host, *guests: str, at: int = NOTED, boot: str = A, last: str = "") -> None:
@@ -210,9 +216,9 @@ def gone(host: Host) -> None:
         (lambda host: guest(host, VM, 103, power="running"), False),
         (lambda host: guest(host, VM, 103, power="paused"), False),
         (gone, False),
-        (lambda host: host.write("/ha/103", "stopped"), False),
-        (lambda host: host.write("/ha/103", "started"), False),
-        (lambda host: host.write("/ha/103", "ignored"), True),
+        (lambda host: under_ha(host, "stopped"), False),
+        (lambda host: under_ha(host, "started"), False),
+        (lambda host: under_ha(host, "ignored"), True),
         # By somebody: after the boot; before it; while the host goes down.
         (lambda host: task(host, "qmstart", 103, BOOTED + 60, "bob@pve"), False),
         (lambda host: task(host, "qmshutdown", 103, DOWN + 5, "bob@pve"), False),
@@ -336,7 +342,9 @@ def test_a_start_that_fails_after_its_lock_has_gone_is_said_too(host: Host) -> N
     host.write("/fails/103", "")
     host.write(f"{HOME}/judged", "boot x was judged")
     alone(host)
-    assert "VM 103 (g103) ran before the restart, and has not started again: start failed" in host.read(f"{HOME}/judged")
+    assert "VM 103 (g103) ran before the restart, and has not started again: start failed" in host.read(
+        f"{HOME}/judged"
+    )
     assert is_over(host)
 
 
@@ -350,9 +358,7 @@ def test_a_start_that_doesnt_end_is_said_and_goes_on(host: Host) -> None:
     assert not answer["started"] and is_over(host)
 
 
-@pytest.mark.parametrize(
-    "unknown", ["unsaid/api", f"{TASKS}/index.1/"[1:], "etc/pve/qemu-server/103.conf/"]
-)
+@pytest.mark.parametrize("unknown", ["unsaid/api", f"{TASKS}/index.1/"[1:], "etc/pve/qemu-server/103.conf/"])
 def test_what_cannot_be_told_starts_nothing_and_is_asked_again(host: Host, unknown: str) -> None:
     now = int(time.time())
     noted(host, "qm 103", at=now - 120)
