@@ -243,28 +243,6 @@ def _container_refusals(name: str, container: Container, facts: HostFacts) -> li
     return []
 
 
-def _lost_lines(name: str, container: Container, facts: HostFacts, nodes: list[str]) -> list[HomelabError]:
-    """A refusal where the container's next start would take away the lxc.* lines that it is to get; which nodes it has
-    by lines of its owner, its host alone knows in full (remote_scripts/shared/container_lines.py).
-
-    :param nodes: of its cards.
-    """
-    config = facts.guests.config(container.ctid)
-    if config is None or container.method != "mount-entry" or not config.container.pending_raw:
-        return []
-    if all(any(entry.pending and entry.gives(node) for entry in config.container.entries) for node in nodes):
-        return []
-    return [
-        HomelabError(
-            wanted=f"container {container.ctid}, as containers.{name}, given its devices by lxc.* lines",
-            found="its configuration has lxc.* lines, or `delete: lxc`, below [pve:pending]",
-            why="at its next start these take the place of all its lxc.* lines, homelab's among them",
-            next=f"start it once, or restart it (`pct reboot {container.ctid}`), which moves them up; or move them "
-            "above the section by hand; then run `pulumi up` again",
-        )
-    ]
-
-
 def _missing(name: str, container: Container, facts: HostFacts) -> HomelabError:
     containers = [_title(config) for config in facts.guests.configs if config.kind == "lxc"]
     return HomelabError(
@@ -305,9 +283,6 @@ def describe(
         chosen, refused = check(name, container, facts, driver_cards, want)
         shared, other_refusals = other_makers.shared(name, container, facts, want.gpus, node, after_boot=True)
         errors += [*refused, *other_refusals, *libraries.refusals(name, container, facts, want.gpus)]
-        nodes = [f"/dev/nvidia{number}" for number in chosen]
-        nodes += [node for card in shared.values() for node in card["nodes"]]
-        errors += _lost_lines(name, container, facts, nodes)
         devices = "; ".join([*([_devices(chosen)] if chosen else []), *other_makers.lines(facts, shared)]) or "no card"
         config = facts.guests.config(container.ctid)
         if config is None:
@@ -317,6 +292,8 @@ def describe(
             lines.append(f"  container {_title(config)}, {runs}: {devices}")
             slots = [driver_cards.slots[number] for number in chosen]
             wanted = makers.cards_of(container, chosen, functions(slots, facts), shared)
+            nodes = [f"/dev/nvidia{number}" for number in chosen]
+            nodes += [node for card in shared.values() for node in card["nodes"]]
             changed, in_the_way = _of_existing(container, config, facts, wanted, nodes)
             lines += changed
             errors += in_the_way

@@ -74,7 +74,7 @@ class GuestConfig(answer.GuestConfig):
     @cached_property
     def container(self) -> ContainerConf:
         """The configuration of a container, as far as it is in the reading."""
-        return container_conf.parse(self.lines).following(self.links)
+        return container_conf.parse(self.lines)
 
     @property
     def values(self) -> dict[str, str]:
@@ -87,7 +87,7 @@ class GuestConfig(answer.GuestConfig):
     def options(self) -> dict[str, str]:
         """Key -> value as a note has them (remote_scripts/shared/guest_note.py): a container's lxc.* line is a key."""
         if self.kind == "lxc":
-            return container_conf.options_of(conf_text(self.lines.encode("utf-8", "surrogateescape")))
+            return container_conf.options_of(conf_text(self.lines))
         return self.values
 
     @property
@@ -214,7 +214,8 @@ class Guests(answer.Guests):
     def options_in(self, pairs: Iterable[tuple[str, str]], path: str, node: str) -> dict[str, dict[str, str]]:
         """Those of these hostpci options that give a function of `path`, as of `options_of`."""
         options = ((key, parse_properties(key, value)) for key, value in pairs)
-        return {key: option for key, option in options if overlap(";".join(self.places_of(option, node)), path)}
+        entries = self.mapping_entries
+        return {key: option for key, option in options if vm_conf.names_card(option, entries, node, path)}
 
     @property
     def migrating(self) -> set[str]:
@@ -232,7 +233,7 @@ class Guests(answer.Guests):
 
     def places_of(self, option: dict[str, str], node: str) -> list[str]:
         """The slots and functions that a hostpci option may give."""
-        return vm_conf.places(option, self.mapping_entries, node) or []
+        return vm_conf.places(option, self.mapping_entries, node)
 
 
 class Cluster(answer.Cluster):
@@ -430,27 +431,27 @@ class HostFacts(Answer):
             for address, minor in self.nvidia_minors.items()
             if address in card_addresses
         }
-        ways = self.ways_to(nvidia_nodes or {address: self.drm_nodes(address) for address in card_addresses})
-        return [config for config in self.guests.configs if config.id in ways]
+        return self.containers_having(nvidia_nodes or {address: self.drm_nodes(address) for address in card_addresses})
 
     def drm_nodes(self, address: str) -> list[str]:
         """A function's nodes in /dev/dri."""
         drm_node = self.drm.get(address, DrmNodes())
         return [f"/dev/dri/{name}" for name in (drm_node.card, drm_node.render) if name]
 
-    def ways_to(self, nodes: Mapping[str, list[str]], named: Mapping[str, list[str]] | None = None) -> dict[int, str]:
-        """The containers that have one of these device nodes, or may make it -> the line of the configuration.
+    def containers_having(
+        self, nodes: Mapping[str, list[str]], named: Mapping[str, list[str]] | None = None
+    ) -> list[GuestConfig]:
+        """The containers whose configuration gives them one of these device nodes.
 
         :param nodes: of cards' functions, by address.
         :param named: the same, of those that count where a line names the node itself, and not its folder alone.
         """
         paths, named_paths = (
-            [path for address, names in found.items() for node in names for path in paths_of(node, address)]
+            [path for address, names in found.items() for path in paths_of(names, address)]
             for found in (nodes, named or {})
         )
-        containers = {config.id: config.container for config in self.guests.configs if config.kind == "lxc"}
-        ways = {id: conf.way_to(paths) or conf.line_naming(named_paths) for id, conf in containers.items()}
-        return {ctid: line for ctid, line in ways.items() if line is not None}
+        containers = (config for config in self.guests.configs if config.kind == "lxc")
+        return [config for config in containers if config.container.names_card(paths, named_paths)]
 
     def pluggable(self, address: str) -> bool:
         """Whether the function, or a bridge above it, can be pulled out while the host runs."""

@@ -824,7 +824,6 @@ _NVIDIA_MINORS = 248
 def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: no container uses the card, or another one of its groups, through the host's driver."""
     addresses = {device.address for device in _leaving_functions(facts, slot)}
-    # In their order: messages name a container's first way.
     drm_nodes = {address: facts.drm_nodes(address) for address in facts.drm if address in addresses}
     nodes = {address: names for address, names in drm_nodes.items() if facts.by_address[address].vendor != NVIDIA}
     for address, minor in facts.nvidia_minors.items():
@@ -835,17 +834,14 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         minors = set(range(_NVIDIA_MINORS)).difference(facts.nvidia_minors.values())
         nodes[""] = [f"/dev/nvidia{minor}" for minor in minors]
     # All of /dev/dri is given for the sake of another card: NVIDIA's driver has nodes of its own.
-    ways = facts.ways_to(nodes, drm_nodes)
-    users = [ctid for ctid in ways if ctid not in gpu.allow_containers]
+    found = facts.containers_having(nodes, drm_nodes)
+    users = [config.id for config in found if config.id not in gpu.allow_containers]
     if not users:
         return []
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
-            found="containers that use it: "
-            + ", ".join(
-                f"{ctid} ({ways[ctid]})" if ways[ctid].startswith("lxc.cgroup") else str(ctid) for ctid in users
-            ),
+            found=f"containers that use it: {', '.join(map(str, users))}",
             why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run "
             "without it",
             next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",

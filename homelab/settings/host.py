@@ -84,8 +84,9 @@ class Gpu(Model):
     allow_console: bool = False
     """`true`: give the card away although it is the host's screen. You accept that the screen goes dark."""
     allow_containers: list[GuestId] = []
-    """Ids of containers that use the card now, and may lose it. A container that has the card only by a hook's program
-    (`lxc.hook`) isn't found by its configuration: the plan names the programs that have the card open."""
+    """Ids of containers that use the card now, and may lose it. A container that has the card by other than `dev[n]`
+    and `lxc.mount.entry` lines of its own (a hook, a file that it includes, a node or a link that somebody has made)
+    isn't found by its configuration: the plan names the programs that have the card open."""
     allow_direct_mapping: bool = False
     """`true`: give the card away although the firmware wants memory mapped 1:1 for it. You know that your kernel can do
     that."""

@@ -58,7 +58,7 @@ class Container(Guest):
             if digest == self.digest:
                 break
         self.text, self.digest = content.decode("utf-8", "surrogateescape"), digest
-        self.config |= {f"{key}: {value}": "" for key, value in conf_text(content).raw.values()}
+        self.config |= {f"{key}: {value}": "" for key, value in conf_text(self.text).raw}
 
     def put(self, options: Options) -> None:
         """Sets options in the text."""

@@ -12,7 +12,6 @@ from remote_scripts.shared import container_lines, guest_notes, guests, pmxcfs
 from remote_scripts.shared.container_conf import conf_text, options_of
 from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_lines import Change
-from remote_scripts.shared.container_needs import not_lasting
 from remote_scripts.shared.container_text import as_options, edited, own_lines
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import is_another
@@ -133,21 +132,19 @@ def follow(system: System, ctid: int) -> Change:
     """Writes a container's configuration anew where one of its nodes has moved; what was to change. It asks no API: at
     a boot pvedaemon isn't there yet.
 
-    :raises Failure: it can't be read or written, or its next start would take its lines away.
+    :raises Failure: it can't be read or written.
     """
     note = noted(system, ctid)
-    conf = conf_text(pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") or b"")
+    conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     config = options_of(conf)
     if is_another(note.identity, config):
         return Change((), ())
     own = own_lines(conf, note)
     change = container_lines.follow(system, own, note.given.nodes)
-    if not container_lines.lasts(conf, note.values, change.want):
-        raise not_lasting(ctid)
     if not change.is_any:
         return change
-    added = as_options(conf.text, own, [*(f"dev {value}" for value in change.add_devices), *change.add_raw])
-    gone: dict[str, str | None] = dict.fromkeys([*change.drop_devices, *map(own.raw.__getitem__, change.drop_raw)])
+    added = as_options(conf.text, own, change.add)
+    gone: dict[str, str | None] = dict.fromkeys(change.drop)
     # What its owner has taken out is noted still, and stays out.
     options = {**{key: value for key, value in note.wanted.items() if key not in gone}, **added}
     begun = note.of_change(config, {}, options, {**gone, **added}, note.owner)

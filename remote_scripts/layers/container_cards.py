@@ -17,7 +17,7 @@ from remote_scripts.shared import card_nodes, container_groups, container_lines,
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.container_conf import ConfText, conf_text
 from remote_scripts.shared.container_lines import Lines, Ours
-from remote_scripts.shared.container_needs import need_container, need_open_nodes, not_lasting
+from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.tools.errors import Failure
@@ -110,7 +110,6 @@ def _give_back(guest: Container, wanted: Wanted) -> None:
         guest.write_note(ContainerNote())
     elif guest.is_here:
         _unmount(guest)
-        _need_lasting(guest, ())
         bring(guest, {}, wanted.terms)
 
 
@@ -125,7 +124,6 @@ def _given(guest: Container, cards: Cards) -> Lines:
     _unmount(guest)
     groups = _groups(guest, cards)
     others = _own(guest).others
-    need_open_nodes(system, guest.vmid, cards, others, nodes)
     lines = container_lines.lines_for(system, others, cards, groups)
     if others.is_template and lines.want:
         raise Failure(
@@ -134,19 +132,12 @@ def _given(guest: Container, cards: Cards) -> Lines:
             "its configuration is unchanged",
             "name a container",
         )
-    _need_lasting(guest, lines.want)
     guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)
     return lines
 
 
-def _need_lasting(guest: Container, want: tuple[str, ...]) -> None:
-    """:raises Failure: its next start would take lines of homelab's away, or bring them back."""
-    if not container_lines.lasts(_text(guest), guest.note.values, want):
-        raise not_lasting(guest.vmid)
-
-
 def _text(guest: Container) -> ConfText:
-    return conf_text(guest.text.encode("utf-8", "surrogateescape"))
+    return conf_text(guest.text)
 
 
 def _own(guest: Container) -> Ours:

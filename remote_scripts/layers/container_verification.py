@@ -73,7 +73,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     need_container(system, ctid)
     nodes = card_nodes.nodes_of(system, cards)
     card_nodes.need(system, ctid, cards, nodes)
-    conf = conf_text(pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") or b"")
+    conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     note = noted(system, ctid)
     others = own_lines(conf, note).others
     provided = container_lines.lines_for(system, others, cards, note.given.groups).provided

@@ -50,7 +50,7 @@ class Record:
     in which they are shut down; `owed`: nothing but the card is back yet; `taken`: the numbers at
     the last take, where `numbers` are of an earlier one, which containers that are owed a start had; `numbers`,
     `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`: a container
-    -> the addresses of its network cards, by which it is told from another one of its id; `given_up`: those that aren't
+    -> its identity, by which it is told from another one of its id (guest_note.py); `given_up`: those that aren't
     tried any more.
     """
 

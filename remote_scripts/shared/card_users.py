@@ -7,18 +7,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs, reservations, vm_conf
 from remote_scripts.shared.card_record import Record
-from remote_scripts.shared.conf_files import decoded, links_of, need, texts_of
-from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
+from remote_scripts.shared.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.shared.handover import RefusedError
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.shared.processes import ScanError, processes_using
-from remote_scripts.shared.properties import overlap
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -36,27 +34,23 @@ _DRM_DETACHES = (580, 105, 8)
 
 @dataclass(frozen=True)
 class Container:
-    """A container of this node. `mac_addresses`: of its network cards; `links`: by which it names device nodes ->
-    these.
-    """
+    """A container of this node."""
 
     ctid: str
     conf: ContainerConf
-    mac_addresses: str
-    links: dict[str, str] = field(default_factory=dict)
 
     def gives(self, node: str) -> bool:
         """Whether its configuration gives it this node of the host, by this name."""
         return any(entry.takes(node) for entry in self.conf.entries)
 
     def has(self, minor: str, drm: Iterable[str], address: str) -> bool:
-        """Whether it gives one of a card's nodes.
+        """Whether it gives one of a card's nodes; all of /dev/dri is given for the sake of another card.
 
         :param address: of the card's function, by which links of udev's are named.
         """
-        nodes = [*([f"/dev/nvidia{minor}"] if minor else []), *(f"/dev/dri/{name}" for name in drm)]
-        conf = self.conf.following(self.links)
-        return any(conf.entry_taking(paths_of(node, address)) for node in nodes)
+        paths = [f"/dev/nvidia{minor}"] if minor else []
+        named = paths_of([f"/dev/dri/{name}" for name in drm], address)
+        return self.conf.names_card(paths, named)
 
     def startup(self, key: str) -> int | None:
         """Of its option `startup`: `order`, or `down` in seconds."""
@@ -72,13 +66,11 @@ def container(system: System, ctid: str) -> Container | None:
     """
     try:
         content = content_of(system, f"{PVE_LXC}/{ctid}.conf")
-        if content is None:
-            return None
-        text = decoded(content)
-        conf = parse(whole(text, lambda path: texts_of(system, path)))
-        return Container(ctid, conf, addresses(text), links_of(system, conf, need))
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
+    if content is None:
+        return None
+    return Container(ctid, parse(content.decode("utf-8", "replace")))
 
 
 def containers(system: System) -> Iterator[Container]:
@@ -126,9 +118,7 @@ def _shutdown_rank(user: Container) -> tuple[int, int]:
 
 
 def names_card(card: SharedCard, vmid: str) -> bool:
-    """Whether a hostpci option of the VM gives the card, by its address or by a mapping, of which the lines of this
-    node count. A mapping that isn't known, or a configuration that can't be read, may.
-    """
+    """Whether a hostpci option of the VM gives the card. A configuration that can't be read may."""
     system, slot = card.system, card.gpu.rpartition(".")[0]
     try:
         lines = guest_conf.lines_of_vm(system, vmid)
@@ -136,8 +126,7 @@ def names_card(card: SharedCard, vmid: str) -> bool:
     except Failure:
         return True
     node = pmxcfs.this_node(system).name
-    given = (vm_conf.places(option, entries, node) for option in vm_conf.given_devices(lines))
-    return any(places is None or overlap(";".join(places), slot) for places in given)
+    return any(vm_conf.names_card(option, entries, node, slot) for option in vm_conf.given_devices(lines))
 
 
 def why_vm_keeps(card: SharedCard, record: Record) -> str | None:

@@ -11,7 +11,6 @@ from remote_scripts.shared.guest_note import is_another
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.system import System
 
-_NOT_LASTING = "its next start takes lxc.* lines away"
 _CUT_SHORT = "a run was cut short while it changed the container"
 
 
@@ -27,7 +26,6 @@ def differences(system: System, conf: ConfText, note: ContainerNote, cards: Card
     return [
         *(f"{path} is not on the host" for path in lacking),
         *(_said(key, config.get(key), value) for key, value in change.items()),
-        *([] if container_lines.lasts(conf, note.values, lines.want) else [_NOT_LASTING]),
         *([_CUT_SHORT] if note.is_under_way else []),
     ]
 
@@ -44,10 +42,10 @@ def drift(system: System, ctid: int, note: ContainerNote) -> list[str]:
 
     :raises Failure: its configuration can't be read.
     """
-    content = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
-    if content is None:
+    text = pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
+    if not text:
         return [f"container {ctid} is gone"]
-    conf = conf_text(content)
+    conf = conf_text(text)
     if is_another(note.identity, options_of(conf)):
         return [f"container {ctid} isn't the container that was given its cards"]
     return differences(system, conf, note, note.given.cards or Cards())

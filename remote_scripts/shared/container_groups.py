@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from remote_scripts.shared import pmxcfs
-from remote_scripts.shared.container_conf import ConfText, conf_text
+from remote_scripts.shared.container_conf import ConfText, parse
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -64,8 +64,7 @@ def groups_of(
 
 def unmount(system: System, ctid: int, mark: Callable[[bool], None]) -> None:
     """What a look into a container that is off has left mounted, maybe by a run that was cut short."""
-    conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
-    if conf is not None and conf_text(conf).conf.options.get("lock") == "mounted":
+    if parse(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")).options.get("lock") == "mounted":
         done = system.run.ask("pct", "unmount", str(ctid), seconds=60)
         if done.status != 0:
             # It stays noted as ours: the next run tries that again.
@@ -94,7 +93,7 @@ def _is_mapped(group: int, conf: ConfText) -> bool:
     """Whether that group of the container has a number on the host. Proxmox VE doesn't start a container with one that
     hasn't.
     """
-    maps = [_ID_MAP.match(value) for key, value in conf.raw.values() if key == "lxc.idmap"]
+    maps = [_ID_MAP.match(value) for key, value in conf.raw if key == "lxc.idmap"]
     ranges = [(int(match[1]), int(match[2])) for match in maps if match]
     return not ranges or any(first <= group < first + count for first, count in ranges)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from remote_scripts.shared import card_nodes, nvidia
 from remote_scripts.shared.card_nodes import Node
-from remote_scripts.shared.container_conf import ConfText, ContainerConf, raw_line
+from remote_scripts.shared.container_conf import ContainerConf
 from remote_scripts.shared.container_note import Cards, RecordedNode, mount_lines
 from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
@@ -19,18 +19,12 @@ _DEVICE = "dev "
 
 @dataclass(frozen=True)
 class Ours:
-    """The lines that we added and that are there. `devices`: a dev[n] option's key -> our line; `raw`: the place of an
-    lxc.* line -> our line; `others`: what the configuration says without them.
+    """`lines`: the lines that we added and that are there, by their options (guest_note.Options): `dev VALUE`, or an
+    lxc.* line as its key is; `others`: what the configuration says without them.
     """
 
-    devices: dict[str, str]
-    raw: dict[int, str]
+    lines: dict[str, str]
     others: ContainerConf
-
-    @property
-    def lines(self) -> set[str]:
-        """Those that are there."""
-        return {*self.devices.values(), *self.raw.values()}
 
 
 @dataclass(frozen=True)
@@ -47,22 +41,19 @@ class Lines:
 @dataclass(frozen=True)
 class Change:
     """`want`: homelab's lines that are to be there; `nodes`: what is noted of the nodes by then; `absent`: nodes of
-    cards that aren't there, in words; then what is to come and to go: values of dev[n] options, lines, options' keys,
-    places of lines.
+    cards that aren't there, in words; `add`: lines that are to come; `drop`: options that are to go.
     """
 
     want: tuple[str, ...]
     nodes: tuple[RecordedNode, ...]
     absent: tuple[str, ...] = ()
-    add_devices: tuple[str, ...] = ()
-    add_raw: tuple[str, ...] = ()
-    drop_devices: tuple[str, ...] = ()
-    drop_raw: tuple[int, ...] = ()
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
 
     @property
     def is_any(self) -> bool:
         """Whether anything is to be changed."""
-        return bool(self.add_devices or self.add_raw or self.drop_devices or self.drop_raw)
+        return bool(self.add or self.drop)
 
 
 def lines_for(system: System, others: ContainerConf, cards: Cards, groups: Mapping[str, int]) -> Lines:
@@ -132,30 +123,14 @@ def _compared(own: Ours, want: Iterable[str], nodes: Iterable[RecordedNode], abs
     :param want: homelab's lines that are to be there.
     """
     want = tuple(want)
-    left = dict.fromkeys(want)
-    drop_devices = [key for key, line in own.devices.items() if left.pop(line, 0) is not None]
-    drop_raw = [place for place, line in own.raw.items() if left.pop(line, 0) is not None]
+    there = own.lines.values()
     return Change(
         want,
         tuple(nodes),
         tuple(absent),
-        tuple(line.removeprefix(_DEVICE) for line in left if line.startswith(_DEVICE)),
-        tuple(line for line in left if not line.startswith(_DEVICE)),
-        tuple(drop_devices),
-        tuple(drop_raw),
+        tuple(line for line in dict.fromkeys(want) if line not in there),
+        tuple(key for key, line in own.lines.items() if line not in want),
     )
-
-
-def lasts(conf: ConfText, noted: Iterable[str], want: Iterable[str]) -> bool:
-    """Whether the container has the same lxc.* lines of homelab's before its next start and after it.
-
-    :param noted: homelab's lines, as they are noted.
-    :param want: those that are to be there.
-    """
-    wanted = {line for line in want if raw_line(line)[0]}
-    pending = [raw_line(line) for line in conf.conf.pending_raw]
-    noted = {line for line in noted if raw_line(line)[0]}
-    return not pending or wanted == {line for line in wanted | noted if raw_line(line) in pending}
 
 
 def follow(system: System, own: Ours, noted_nodes: Iterable[RecordedNode]) -> Change:
@@ -165,7 +140,7 @@ def follow(system: System, own: Ours, noted_nodes: Iterable[RecordedNode]) -> Ch
 
     :param noted_nodes: that these lines give, as they are noted.
     """
-    there = own.lines
+    there = {*own.lines.values()}
     if not there:  # it was restored, or another container has the number now
         return Change((), ())
     # A node may be noted twice, as it was and as it is to be, by a run that was cut short.

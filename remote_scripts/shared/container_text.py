@@ -21,7 +21,7 @@ def edited(text: str, options: Options) -> str:
 
     :param options: by their keys, and lxc.* lines, `KEY: VALUE`, by themselves; None: it isn't to be there.
     """
-    conf = conf_text(text.encode("utf-8", "surrogateescape"))
+    conf = conf_text(text)
     lines: list[str | None] = [*conf.head]
     new: list[str] = []
     for key, value in options.items():
@@ -45,14 +45,12 @@ def own_lines(conf: ConfText, note: Note) -> Ours:
     config = options_of(conf)
     base = note.base(config, {})
     keys = [key for key in note.values if key in config and key not in base]
-    devices = {key: f"dev {config[key]}" for key in keys if not is_raw(key)}
-    raw = {place: line for place, found in conf.raw.items() if (line := f"{found[0]}: {found[1]}") in keys}
-    return Ours(devices, raw, conf.without(devices, raw))
+    return Ours({key: key if is_raw(key) else f"dev {config[key]}" for key in keys}, conf.without(keys))
 
 
 def as_options(text: str, own: Ours, want: Iterable[str]) -> dict[str, str]:
     """Lines, `dev VALUE` or an lxc.* line, as options. A device that has a number from homelab keeps it."""
-    by_path = {parse(key, line.removeprefix("dev "))["path"]: key for key, line in own.devices.items()}
+    by_path = {parse(key, line.removeprefix("dev "))["path"]: key for key, line in own.lines.items() if not is_raw(key)}
     options: dict[str, str] = {}
     for line in want:
         value = line.removeprefix("dev ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from remote_scripts.shared import card_users, container_conf, guests, ha, handover
+from remote_scripts.shared import card_users, guest_note, guests, ha, handover
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card_record import NodeNumbers, is_another
 from remote_scripts.shared.card_users import Container
@@ -34,8 +34,8 @@ class CardContainers:
 
     def _is_another(self, container: Container) -> bool:
         """Was its id given to another container since?"""
-        earlier = self._card.record.known.get(container.ctid, container.mac_addresses)
-        return not container_conf.is_same(earlier, container.mac_addresses)
+        earlier = self._card.record.known.get(container.ctid)
+        return earlier is not None and guest_note.is_another(earlier, container.conf.options)
 
     def fields(self, owed: Sequence[str], users: Sequence[Container]) -> dict[str, object]:
         """The fields of a record by which containers are started again.
@@ -43,11 +43,11 @@ class CardContainers:
         :param owed: ids of those that the record has already.
         :param users: those that are shut down now.
         """
-        mac_addresses = {ctid: addresses for ctid, addresses in self._card.record.known.items() if ctid in owed}
-        mac_addresses |= {user.ctid: user.mac_addresses for user in users}
+        known = {ctid: identity for ctid, identity in self._card.record.known.items() if ctid in owed}
+        known |= {user.ctid: guest_note.identity(user.conf.options) for user in users}
         return {
             "containers": tuple(dict.fromkeys([*owed, *(user.ctid for user in users)])),
-            "known": mac_addresses,
+            "known": known,
         }
 
     def _with(self, container: Container) -> dict[str, object]:

@@ -87,8 +87,8 @@ def content_of(system: System, path: str) -> bytes | None:
 
 
 def text_of(system: System, path: str) -> str:
-    """The same as text; empty: it isn't there."""
-    return (content_of(system, path) or b"").decode("utf-8", "replace")
+    """The same as text; empty: it isn't there. Bytes that aren't UTF-8 are escaped."""
+    return (content_of(system, path) or b"").decode("utf-8", "surrogateescape")
 
 
 def names(system: System, path: str) -> list[str]:

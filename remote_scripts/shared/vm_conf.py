@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from remote_scripts.shared.properties import functions_of, parse
+from remote_scripts.shared.properties import functions_of, overlap, parse
 from remote_scripts.shared.sections import sections
 
 # Proxmox VE reads bytes: letters and blanks beyond ASCII are neither (parse_vm_config).
@@ -53,8 +53,9 @@ def mapping_entries(text: str) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def places(option: Mapping[str, str], entries: Mapping[str, list[dict[str, str]]], node: str) -> list[str] | None:
-    """The slots and functions that a hostpci option may give; None: its mapping isn't known.
+def places(option: Mapping[str, str], entries: Mapping[str, list[dict[str, str]]], node: str) -> list[str]:
+    """The slots and functions that a hostpci option may give; none where its mapping isn't there, with which a VM
+    doesn't start.
 
     :param option: its properties.
     :param entries: of `mapping_entries`.
@@ -62,7 +63,14 @@ def places(option: Mapping[str, str], entries: Mapping[str, list[dict[str, str]]
     """
     if "mapping" not in option:
         return functions_of(option.get("host", ""))
-    if option["mapping"] not in entries:
-        return None
-    here = (entry for entry in entries[option["mapping"]] if node in ("", entry.get("node")))
+    here = (entry for entry in entries.get(option["mapping"], ()) if node in ("", entry.get("node")))
     return [part for entry in here for part in functions_of(entry.get("path", ""))]
+
+
+def names_card(option: Mapping[str, str], entries: Mapping[str, list[dict[str, str]]], node: str, path: str) -> bool:
+    """Whether a hostpci option gives a function of a card, by its address or by a mapping; the parameters are those of
+    `places`.
+
+    :param path: of the card: its slot, or its functions joined by `;`.
+    """
+    return overlap(";".join(places(option, entries, node)), path)

@@ -77,8 +77,12 @@ def fill(host: Host) -> None:
     host.write("/proc/sys/kernel/random/boot_id", "boot\n")
     for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"):
         host.write(f"/dev/{name}", "")
-    host.write(CONTAINER, "hostname: media\ndev0: /dev/nvidia0\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:01\n")
+    host.write(
+        CONTAINER,
+        "hostname: media\ndev0: /dev/nvidia0\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:01\nrootfs: local-lvm:vm-950-disk-0\n",
+    )
     host.write(VM, "name: gaming\nhostpci0: mapping=big,driver=keep,pcie=1\n")
+    host.write("/etc/pve/mapping/pci.cfg", "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n")
     host.write("/ct950", "running\n")
     host.write("/vm103", "stopped\n")
     host.write("/persistence", "Enabled\n")

@@ -123,14 +123,9 @@ def test_a_rule_with_an_old_major_is_left_and_the_right_one_added(box: Cards300)
     assert box.revert() == text
 
 
-def test_an_id_that_is_a_vms_or_nobodys_is_said(box: Cards300) -> None:
+def test_an_id_that_is_nobodys_is_said(box: Cards300) -> None:
     (box.root / CONF[1:]).unlink()
-    for name in "1000", "101":
-        box.host.write(f"/etc/pve/lxc/{name}.conf", BASE)
-    with pytest.raises(Refused, match="no such container on this host; there are: 101 1000"):
-        box.apply(minors=(0,))
-    box.host.write("/etc/pve/qemu-server/300.conf", "")
-    with pytest.raises(Refused, match="300 is a virtual machine"):
+    with pytest.raises(Refused, match="no such container on this host"):
         box.apply(minors=(0,))
 
 
@@ -330,32 +325,6 @@ def test_a_lock_that_another_process_holds_is_named(box: Cards300) -> None:
         with pytest.raises(Refused, match=r"can't lock file '/run/lock/lxc/pve-config-300.lock'"):
             box.apply("mount-entry", minors=(0,))
     assert box.conf == BASE and box.noted() == {} and requests.LOCK_SECONDS == 0
-
-
-@pytest.mark.parametrize("line", ["lxc.apparmor.profile: unconfined", "delete: swap,lxc"])
-def test_lines_that_the_next_start_would_lose_are_not_added_and_named(box: Cards300, line: str) -> None:
-    box.conf = text = f"{BASE}[pve:pending]\n{line}\n"
-    with pytest.raises(Refused, match="below \\[pve:pending\\](.|\n)*pct reboot 300"):
-        box.apply("mount-entry", minors=(0,))
-    assert box.conf == text
-    box.conf = BASE  # as a reboot leaves it
-    given = box.apply("mount-entry", minors=(0,))
-    box.conf = text = f"{given}[pve:pending]\n{line}\n"
-    with pytest.raises(Refused, match="below \\[pve:pending\\]"):
-        box.apply("mount-entry", minors=(0,))
-    assert box.drift() == ["its next start takes lxc.* lines away"]
-    assert box.revert() == text.replace(given, BASE)
-
-
-def test_copies_of_homelabs_that_wait_for_the_next_start_are_its_own(box: Cards300) -> None:
-    given = box.apply("mount-entry", minors=(0,))
-    box.conf = text = f"{given}[pve:pending]\n{given.removeprefix(BASE)}lxc.apparmor.profile: unconfined\n"
-    assert box.apply("mount-entry", minors=(0,)) == text and box.drift() == []
-    with pytest.raises(Refused, match="below \\[pve:pending\\]"):  # they would come back
-        box.revert()
-    assert box.conf == text
-    box.conf = f"{given}lxc.apparmor.profile: unconfined\n"  # as a start leaves it
-    assert box.revert() == f"{BASE}lxc.apparmor.profile: unconfined\n"
 
 
 @pytest.mark.parametrize("method", ["device", "mount-entry"])
@@ -578,10 +547,7 @@ def test_a_mount_keeps_the_lock_until_it_has_ended_where_its_run_is_killed(
     assert ["mount", "300"] in box.calls and "mount" not in asked
 
 
-def test_mount_entries_are_for_a_privileged_container(box: Cards300) -> None:
-    with pytest.raises(Refused, match=r"only their group may open them: /dev/dri/renderD128 \(mode 660\)"):
-        box.apply("mount-entry", BOTH)
-    assert box.conf == BASE
+def test_mount_entries_give_the_nodes_of_other_makers_cards(box: Cards300) -> None:
     box.conf = PRIVILEGED
     after = box.apply("mount-entry", BOTH)
     assert "lxc.cgroup2.devices.allow: c 226:128 rwm\n" in after

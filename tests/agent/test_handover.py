@@ -322,13 +322,6 @@ def test_a_storage_that_does_not_answer_hides_nobody(host: Host, why: str) -> No
     assert look(host) == ["ollama (PID 41 of container 950)"]
 
 
-def test_a_container_that_has_it_by_a_link_of_its_owners_is_one_of_its_users(host: Host) -> None:
-    (host.root / "dev/big").symlink_to("nvidia0")
-    host.write("/etc/pve/lxc/951.conf", "dev0: /dev/big\n")
-    host.write("/etc/pve/lxc/952.conf", "dev0: /dev/other\n")
-    assert [user.ctid for user in card_users.containers(host.system()) if user.has("0", [], GPU)] == ["950", "951"]
-
-
 # -- which VM names it -----------------------------------------------------------------------------------------------
 MAPPINGS = """\
 big
@@ -361,7 +354,7 @@ def test_of_a_mapping_the_lines_of_this_node_count(host: Host) -> None:
     [
         ("hostpci0: mapping=big,pcie=1", True),
         ("hostpci1: pcie=1,mapping=other", False),
-        ("hostpci0: mapping=unknown", True),
+        ("hostpci0: mapping=unknown", False),
         ("hostpci0: 0000:01:00,pcie=1", True),
         ("hostpci0: host=01:00.0;01:00.1,pcie=1", True),
         ("hostpci0: 02:00,pcie=1", False),
@@ -760,6 +753,27 @@ def test_who_keeps_the_card_costs_no_container_its_run(host: Host, group: str, i
     host.write("/proc/43/cgroup", f"0::{group}\n")
     assert "in use by ollama (PID 43" in call(host, *START)
     assert ("pct shutdown" in asked(host)) is is_begun and at_home(host)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "lxc.include: /etc/own/gpu.conf",
+        "dev0: /dev/big",
+        "lxc.mount.entry: / host none rbind,create=dir",
+        "lxc.mount.entry: /srv/nodes/nvidia0 dev/nvidia0 none bind,create=file",
+        "unprivileged: 0\nlxc.cgroup2.devices.allow: c 195:* rwm",
+    ],
+)
+def test_a_container_that_has_it_by_what_isnt_read_keeps_it_and_none_is_shut_down(host: Host, lines: str) -> None:
+    (host.root / "dev/big").symlink_to("nvidia0")
+    host.write("/etc/own/gpu.conf", "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind,create=file\n")
+    host.write("/etc/pve/lxc/951.conf", f"{lines}\n")
+    host.write("/ct951", "running\n")
+    thread(host, 43, 43, f"{MAPPED}\n")
+    host.write("/proc/43/cgroup", "0::/lxc/951/ns\n")
+    assert "in use by ollama (PID 43 of container 951)" in call(host, *START)
+    assert "pct shutdown" not in asked(host) and at_home(host)
 
 
 def test_a_step_that_systemd_calls_done_while_it_is_at_work_isnt_done(host: Host) -> None:
@@ -1203,7 +1217,9 @@ def test_a_list_of_containers_that_hangs_keeps_the_card(host: Host, monkeypatch:
 
 
 def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -> None:
-    lent.write(CONTAINER, "hostname: other\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:02\n")
+    lent.write(
+        CONTAINER, "hostname: other\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:02\nrootfs: local-lvm:vm-950-disk-0\n"
+    )
     run(lent, *SERVICE)
     assert lent.read("/ct950") == "stopped\n" and "pct start" not in asked(lent)
     assert state(lent) == "" and "container 950 is another one" in story(lent)

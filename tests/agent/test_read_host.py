@@ -93,8 +93,6 @@ def test_what_qemu_is_given_past_proxmox_ve_is_known_and_no_secret_with_it(host:
     ("device", "addresses"),
     [
         ("host=10000:01:00.0", {"10000:01:00.0"}),  # behind Intel's Volume Management Device
-        ("host=1:0.0", {CARD}),
-        ("host=0000:0A:00.1", {"0000:0a:00.1"}),
         ("sysfsdev=/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0,x-vga=on", {CARD}),
         ("sysfsdev=/sys/bus/pci/devices/10000:01:00.0", {"10000:01:00.0"}),
         ("sysfsdev=/sys/bus/pci/devices/0000:01:00.0/,x-vga=on", {CARD}),
@@ -104,13 +102,6 @@ def test_what_qemu_is_given_past_proxmox_ve_is_known_and_no_secret_with_it(host:
 def test_however_qemu_is_told_a_function_it_is_known(host: Host, device: str, addresses: set[str]) -> None:
     host.write("etc/pve/qemu-server/103.conf", f"args: -device vfio-pci,{device} -netdev socket,host=10.0.0.1:22.2\n")
     assert read(host).guests.configs[0].by_args == addresses
-
-
-def test_a_file_of_options_for_qemu_is_looked_into(host: Host) -> None:
-    host.write("etc/pve/qemu-server/103.conf", "args: -readconfig /root/gpu.cfg -readconfig '/root/gone.cfg'\n")
-    host.write("root/gpu.cfg", '[device "gpu"]\n  driver = "vfio-pci"\n  host = "01:00.0"\n')
-    found = read(host)
-    assert found.guests.configs[0].by_args == {CARD} and found.unreadable == []
 
 
 def test_a_line_in_brackets_that_is_no_section_hides_no_card(host: Host) -> None:
@@ -123,92 +114,6 @@ def test_a_line_in_brackets_that_is_no_section_hides_no_card(host: Host) -> None
     by_id = {config.id: config for config in read(host).guests.configs}
     assert by_id[103].values == {"name": "a", "hostpci0": "01:00"}
     assert [entry.path for entry in by_id[901].container.entries] == ["/dev/nvidia0"]
-
-
-def test_what_a_container_gets_by_files_that_its_configuration_names_is_known(host: Host) -> None:
-    host.write(
-        "etc/pve/lxc/901.conf",
-        "lxc.include: /etc/own/gpu.conf\nlxc.mount.fstab: /etc/own/fstab\n[before]\nlxc.include: /etc/own/old.conf\n",
-    )
-    host.write("etc/own/gpu.conf", "# mine\n  lxc.include = /etc/own/more\nlxc.environment = TOKEN=verySecret\n")
-    host.write("etc/own/more/a.conf", "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind,create=file\n")
-    host.write("etc/own/more/a.txt", "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind,create=file\n")
-    host.write("etc/own/fstab", "# all of it\n/dev/nvidia2 dev/nvidia2 none bind,create=file 0 0\n\n")
-    host.write("etc/own/old.conf", "lxc.mount.entry = /dev/nvidia3 dev/nvidia3 none bind,create=file\n")
-    (config,) = read(host).guests.configs
-    assert [entry.source for entry in config.container.entries] == ["/dev/nvidia0", "/dev/nvidia2"]
-    assert "verySecret" not in config.lines
-
-
-def test_where_a_link_of_an_owners_rule_leads_is_known(host: Host) -> None:
-    """SYMLINK+= in a rule of udev's, against nodes that change their numbers."""
-    host.write("/dev/dri/renderD129", "")
-    link(host, "/dev/dri/render-big", "/dev/dri/renderD129")
-    host.write(
-        "etc/pve/lxc/901.conf",
-        "dev0: /dev/dri/render-big\nlxc.mount.entry: /dev/dri/renderD129 dev/x none bind\ndev1: /dev/gone\n",
-    )
-    assert read(host).guests.configs[0].links == {"/dev/dri/render-big": "/dev/dri/renderD129"}
-
-
-@pytest.mark.parametrize(
-    ("line", "links"),
-    [
-        ("dev0: /dev/gfx/renderD129", {"/dev/gfx/renderD129": "/dev/dri/renderD129"}),
-        ("lxc.mount.entry: /dev/gfx dev/dri none bind,create=dir 0 0", {"/dev/gfx": "/dev/dri"}),
-        ("dev0: /dev/gone", {"/dev/gone": "/dev/nvidia7"}),
-    ],
-)
-def test_a_link_in_the_middle_of_a_path_counts_and_one_that_leads_nowhere_is_no_way_to_any_card(
-    host: Host, line: str, links: dict[str, str]
-) -> None:
-    """The node of a card that a VM has is gone for a while."""
-    host.write("dev/dri/renderD129", "")
-    link(host, "/dev/gfx", "/dev/dri")
-    link(host, "/dev/gone", "/dev/nvidia7")
-    host.write("etc/pve/lxc/950.conf", f"{line}\n")
-    config = read(host).guests.configs[0]
-    assert config.links == links
-    conf = config.container
-    assert conf.way_to(["/dev/nvidia0"]) is None
-    assert conf.way_to(["/dev/dri/renderD129"]) == (line if "gfx" in line else None)
-
-
-@pytest.mark.parametrize(
-    ("line", "uses"),
-    [
-        ("lxc.mount.entry: /opt/gpu dev/gpu none bind,create=file", True),
-        ("lxc.mount.entry: /opt/gpu opt/gpu none bind,optional,create=file", True),
-        ("lxc.mount.entry: /opt/gpu dev/nvidia1 none bind,create=file", True),
-        ("lxc.mount.entry: /opt/notes opt/notes none bind,create=file", False),
-        ("lxc.mount.entry: /opt opt none bind,create=dir", False),
-    ],
-)
-def test_a_link_outside_of_dev_that_leads_to_a_cards_node_counts(host: Host, line: str, uses: bool) -> None:
-    host.write("opt/notes", "")
-    link(host, "/opt/gpu", "/dev/nvidia0")
-    host.write("etc/pve/lxc/950.conf", f"unprivileged: 1\nlxc.cgroup2.devices.allow: c 195:* rwm\n{line}\n")
-    conf = read(host).guests.configs[0].container
-    assert conf.way_to(["/dev/nvidia0", "/dev/char/195:0"]) == (line if uses else None)
-
-
-def test_a_link_on_a_share_that_is_gone_isnt_known(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hangs(work: object) -> str:
-        raise TimeoutError("no answer within 20 s")
-
-    monkeypatch.setattr("remote_scripts.shared.conf_files.in_child", hangs)
-    bind = "lxc.mount.entry: /mnt/nas/x x none bind,create=file\n"
-    host.write("etc/pve/lxc/950.conf", bind)
-    assert not [text for text in map(str, read(host).unreadable) if "/mnt/nas/x" in text]  # no rule lets it be opened
-    host.write("etc/pve/lxc/950.conf", f"lxc.cgroup2.devices.allow: c 195:* rwm\n{bind}")
-    assert [text for text in map(str, read(host).unreadable) if text.startswith("/mnt/nas/x: ")]
-
-
-def test_files_that_include_each_other_are_read_once(host: Host) -> None:
-    host.write("etc/pve/lxc/901.conf", "lxc.include: /a.conf\n")
-    host.write("a.conf", "lxc.include = /b.conf\ndev0: x\nlxc.cgroup2.devices.allow = c 195:* rwm\n")
-    host.write("b.conf", "lxc.include = /a.conf\n")
-    assert len(read(host).guests.configs[0].container.rules) == 1
 
 
 def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:

@@ -12,25 +12,20 @@ from typing import Any
 import pytest
 
 from homelab.host.facts import HostFacts
-from remote_scripts.shared import conf_files, time_limit
+from remote_scripts.shared import time_limit
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools import child_process
-from tests.agent import api_kit
 from tests.agent.kit import Host
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
 
 VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/901.conf"
 STATE, NOTE = "/var/lib/homelab/handover/big.state", "/etc/pve/homelab/lxc-901"
-INCLUDED, FSTAB = "/etc/own/gpu.conf", "/etc/own/fstab"
 CLASS = "/sys/bus/pci/devices/0000:01:00.0/class"
-NAMING = f"lxc.include: {INCLUDED}\nlxc.mount.fstab: {FSTAB}\n"
 # What gates go by; all of it is there on a host like this one.
 DECIDING = [
     VM,
     CONTAINER,
-    INCLUDED,
-    FSTAB,
     "/etc/pve/mapping/pci.cfg",
     "/run/qemu-server/pci-id-reservations",
     "/etc/pve/ha/resources.cfg",
@@ -64,7 +59,6 @@ def whole(host: Host) -> Host:
                 STATE: '{"state": "HELD"}',
                 NOTE: '{"owner": "p/s/ai"}',
                 "/etc/pve/ha/resources.cfg": "vm: 103\n",
-                CONTAINER: NAMING,
                 CLASS: "0x030000\n",
             }.get(path, "a line\n"),
         )
@@ -203,20 +197,13 @@ def test_a_file_system_that_hangs_is_told_once_and_waited_for_once(
 
 # -- places that an owner has chosen -----------------------------------------------------------------------------------
 SCRIPT = "/mnt/nas/snippets/homelab-handover.sh"
-LINK, RUN_AT_BOOT = "/mnt/nas/gpu", "/opt/nas/bind.sh"
-BINDS = "lxc.cgroup2.devices.allow: c 195:* rwm\n" + "".join(
-    f"lxc.mount.entry: {path} srv/x none bind,create=file\n" for path in (LINK, "/mnt/nas/other")
-)
 
 
-@pytest.mark.parametrize("path", [INCLUDED, FSTAB, LINK, SCRIPT, RUN_AT_BOOT, "/var/lib/vz", "/var/backups/homelab"])
+@pytest.mark.parametrize("path", [SCRIPT, "/var/backups/homelab"])
 def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     whole: Host, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No signal ends a process that waits there, and no other place is waited for."""
-    whole.write(CONTAINER, f"{NAMING}lxc.include: {path}\nlxc.include: /mnt/nas/more.conf\n{BINDS}")
-    whole.write("/etc/crontab", f"@reboot root {RUN_AT_BOOT}\n@reboot root /opt/nas/other.sh\n")
-    whole.write("/mnt/nas/more.conf", "")
     whole.write("/var/lib/homelab/handover-hooks/103", "")
     whole.write("/etc/pve/storage.cfg", "dir: nas\n\tpath /mnt/nas\n\tcontent snippets\n")
     whole.write(VM, "hookscript: nas:snippets/homelab-handover.sh\n")
@@ -255,54 +242,6 @@ def test_no_child_that_looks_keeps_what_this_process_has_open(whole: Host, monke
         child_process.in_child((whole.root / "etc").read_text)
 
 
-def is_null(path: Path) -> None:
-    path.symlink_to("/dev/null")
-
-
-def is_empty(path: Path) -> None:
-    path.write_text("")
-
-
-def isnt_there(path: Path) -> None:
-    pass
-
-
-@pytest.mark.parametrize("become", [is_null, is_empty, isnt_there, is_folder])
-@pytest.mark.parametrize("path", [INCLUDED, FSTAB])
-def test_what_lxc_takes_for_nothing_is_no_trouble(whole: Host, path: str, become: Callable[[Path], None]) -> None:
-    """`lxc.mount.fstab: /dev/null` is in many a configuration."""
-    file = whole.root / path.lstrip("/")
-    file.unlink()
-    become(file)
-    assert read(whole).unreadable == []
-    assert conf_files.texts_of(whole.system(), path) in ([], [""])
-
-
-@pytest.mark.parametrize("path", [INCLUDED, FSTAB])
-@pytest.mark.parametrize("become", [is_pipe, loops])
-def test_what_isnt_a_file_is_waited_for_by_nobody(whole: Host, path: str, become: Callable[[Path], None]) -> None:
-    file = whole.root / path.lstrip("/")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    become(file)
-    (told,) = read(whole).unreadable
-    assert told.startswith(f"{path}: ")
-
-
-def test_a_pipe_that_a_boot_names_is_no_script(whole: Host) -> None:
-    whole.write("/etc/crontab", f"@reboot root date >{RUN_AT_BOOT}\n")
-    (whole.root / "opt/nas").mkdir(parents=True)
-    is_pipe(whole.root / RUN_AT_BOOT.lstrip("/"))
-    assert read(whole).unreadable == []
-
-
-def test_a_hidden_file_of_an_included_folder_counts_as_for_lxc(whole: Host) -> None:
-    whole.write(CONTAINER, "lxc.include: /etc/own/more\n")
-    whole.write("/etc/own/more/.gpu.conf", "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind\n")
-    whole.write("/etc/own/more/.conf", "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind\n")
-    assert "/dev/nvidia0" in lines(read(whole))[901] and "/dev/nvidia1" not in lines(read(whole))[901]
-
-
 @pytest.mark.parametrize("byte", ["\0", "\xff", "\x1b[2K", "\r"])
 def test_no_byte_of_another_line_hides_what_a_guest_has(host: Host, byte: str) -> None:
     """Proxmox VE takes a configuration line by line: what a description holds changes nothing about the others."""
@@ -328,14 +267,6 @@ def test_what_is_too_long_to_be_passed_on_is_told(host: Host) -> None:
     assert all("longer than" in one for one in told)
 
 
-def test_a_guest_that_runs_has_a_configuration(whole: Host) -> None:
-    api_kit.runs(whole, {103: "a", 104: "b"}, {902: "x"})
-    assert read(whole).unreadable == [
-        f"{path}: it isn't there, and that guest runs"
-        for path in ("/etc/pve/qemu-server/104.conf", "/etc/pve/lxc/902.conf")
-    ]
-
-
 @pytest.mark.parametrize("path", [VM, CONTAINER])
 def test_a_guest_that_goes_while_it_is_read_is_no_trouble(
     whole: Host, path: str, monkeypatch: pytest.MonkeyPatch
@@ -352,12 +283,6 @@ def test_a_guest_that_goes_while_it_is_read_is_no_trouble(
 
     monkeypatch.setattr(Path, "is_file", goes)
     assert read(whole).unreadable == []
-
-
-def test_a_host_whose_proxmox_file_system_isnt_mounted_is_told(host: Host) -> None:
-    (host.root / "etc/pve").mkdir(parents=True)
-    (told,) = read(host).unreadable
-    assert told.startswith("/etc/pve: ") and "isn't mounted" in told
 
 
 def test_a_masked_file_of_modprobe_is_none(whole: Host) -> None:

@@ -402,7 +402,7 @@ def give(host: Host, ctid: int) -> None:
     options = {f"dev{number}": f"{node.path},{node.given}" for number, node in enumerate(nodes)}
     path, noted = host.root / f"etc/pve/lxc/{ctid}.conf", host.root / f"etc/pve/homelab/lxc-{ctid}"
     text = path.read_text()
-    begun = ContainerNote().of_change(options_of(conf_text(text.encode())), {}, options, options, "p/s/ct")
+    begun = ContainerNote().of_change(options_of(conf_text(text)), {}, options, options, "p/s/ct")
     note = replace(begun.after_change(options, {}), given=Given(nodes=nodes))
     path.write_text(edited(text, options))
     noted.parent.mkdir()

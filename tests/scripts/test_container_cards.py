@@ -20,7 +20,7 @@ AMD = "0000:0c:00.0"
 
 def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Path) -> None:
     host = Host(tmp_path, "phoenix")
-    text = (host.root / "etc/pve/lxc/901.conf").read_bytes()
+    text = (host.root / "etc/pve/lxc/901.conf").read_text(encoding="utf-8")
     note = ContainerNote(
         identity=identity(options_of(conf_text(text))),
         given=Given(cards=Cards(minors=(0,), cards=(f"{AMD}=render",))),

@@ -111,23 +111,6 @@ OWNERS = "".join(
 )
 
 
-@pytest.mark.parametrize(
-    ("lines", "method", "refused"),
-    [
-        ("[pve:pending]\nlxc.other:", "mount-entry", True),
-        ("[pve:pending]\nmemory: 1024\ndelete: lxc", "mount-entry", True),
-        (f"{OWNERS}[pve:pending]\nlxc.other:", "mount-entry", True),
-        (f"[pve:pending]\n{OWNERS}", "mount-entry", False),
-        ("[pve:pending]\ndelete: swap\nmemory: 1024", "mount-entry", False),
-        ("[pve:pending]\nlxc.other:", "device", False),
-    ],
-)
-def test_lines_that_the_next_start_would_lose_are_refused_in_the_plan(lines: str, method: str, refused: bool) -> None:
-    facts = shared(configs=[conf("lxc", 5000, lines)])
-    _, errors = container_plan.describe(facts, want(facts), {"box": container(ctid=5000, method=method)}, {}, "pve")
-    assert [error.found.partition("below ")[2] for error in errors] == ["[pve:pending]"] * refused
-
-
 def test_the_entry_of_a_container_that_was_removed_may_be_taken_out() -> None:
     with pytest.raises(HomelabError) as caught:
         planned(shared(), container(ctid=999))

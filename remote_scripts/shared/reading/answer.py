@@ -192,14 +192,12 @@ class Nvidia:
 @dataclass(frozen=True)
 class GuestConfig:
     """A guest's configuration. `kind`: vm or lxc; `lines`: those about cards, as in the file; after a line `[PENDING]`
-    those that a running VM gets at its next start (PVE::QemuConfig); `links`: by which lines of a container name device
-    nodes -> these.
+    those that a running VM gets at its next start (PVE::QemuConfig).
     """
 
     kind: str
     id: int
     lines: str
-    links: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from remote_scripts.shared import guests as running_guests
 from remote_scripts.shared import pmxcfs, reservations
-from remote_scripts.shared.conf_files import links_of
-from remote_scripts.shared.container_conf import parse, passed_on, sections_of, whole
+from remote_scripts.shared.container_conf import passed_on, sections_of
 from remote_scripts.shared.guest_conf import MAPPINGS
 from remote_scripts.shared.guests import Guest
+from remote_scripts.shared.properties import address
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.errors import Failure
@@ -24,12 +23,8 @@ _OPTION = re.compile(
     r"(ide|sata|scsi|virtio)[0-9]+):"
 )
 _KEY = re.compile(r"[a-z][a-z_-]*[0-9]*:")
-# Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret. QEMU takes the
-# numbers with any number of digits (set_pci_host_devaddr), and any path that leads to the device in sysfs.
-_OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?!/*[\w.])")
-_READ_BY_QEMU = re.compile(r"-readconfig\W+?(/[^\s'\",]+)")
-# To Proxmox VE these are blanks; an answer doesn't hold them (tools/text.py).
-_BLANKS = str.maketrans("\r\f\v", "   ")
+# Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret.
+_OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:[0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])(?!/*[\w.])")
 _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
 
 
@@ -43,30 +38,20 @@ def guests(source: Source, *, running: bool) -> Guests:
         running_here = running_guests.running(source.system) if running else []
     except Failure as failure:
         unlisted = failure.found
-    paths = [
-        f"{folder}/{name}" for folder in _FOLDERS.values() for name in source.names(folder) if _CONF.fullmatch(name)
-    ]
-    texts = {path: source.needed(path) for path in paths}
-    _need_those_that_run(source, running_here, asked=running)
-
-    def link_target(place: str, look: Callable[[], str]) -> str:
-        return source.chosen(place, look, place)
-
     configs = []
-    for path, content in texts.items():
-        if content is None:
-            continue
-        text = content.translate(_BLANKS)
-        kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
-        lines = passed_on(whole(text, source.texts_of)) if kind == "lxc" else _lines_of_vm(source, text)
-        source.need_room(path, lines)
-        links = links_of(source.system, parse(lines), link_target) if kind == "lxc" else {}
-        configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines, links))
+    for kind, folder in _FOLDERS.items():
+        for name in filter(_CONF.fullmatch, source.names(folder)):
+            text = source.needed(f"{folder}/{name}")
+            if text is None:
+                continue
+            lines = passed_on(text) if kind == "lxc" else _lines_of_vm(text)
+            source.need_room(f"{folder}/{name}", lines)
+            configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines))
     return Guests(
         running=[guest.id for guest in running_here],
         unlisted=unlisted,
         configs=configs,
-        mappings=source.passed_on(MAPPINGS).translate(_BLANKS),
+        mappings=source.passed_on(MAPPINGS),
         reservations=source.passed_on(reservations.FILE),
     )
 
@@ -91,7 +76,7 @@ def cluster(source: Source, *, asked: bool) -> Cluster:
     )
 
 
-def _lines_of_vm(source: Source, text: str) -> str:
+def _lines_of_vm(text: str) -> str:
     """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
     snapshot.
     """
@@ -100,7 +85,7 @@ def _lines_of_vm(source: Source, text: str) -> str:
         [
             shown
             for line in by_section.get(section, ())
-            if _OPTION.match(shown := _of_qemu(source, line) if line.startswith("args:") else line)
+            if _OPTION.match(shown := _of_qemu(line) if line.startswith("args:") else line)
         ]
         for section in ("", "pending")
     )
@@ -110,33 +95,10 @@ def _lines_of_vm(source: Source, text: str) -> str:
     return "\n".join([*lines, "[PENDING]", *pending] if pending else lines)
 
 
-def _of_qemu(source: Source, line: str) -> str:
-    """The functions in an option `args`, and in files of options that it names; empty: there are none."""
-    texts = [text for path in _READ_BY_QEMU.findall(line) for text in source.texts_of(path)]
-    matches = [
-        match for text in (line, *texts) if "vfio-pci" in text.lower() for match in _OF_QEMU.findall(text.lower())
-    ]
-    return f"args: {' '.join(map(_address, matches))}" if matches else ""
-
-
-def _address(text: str) -> str:
-    """An address as sysfs has it."""
-    slot, _, function = text.rpartition(".")
-    domain, bus, device = [0, *(int(part, 16) for part in slot.split(":"))][-3:]
-    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
-
-
-def _need_those_that_run(source: Source, running: list[Guest], *, asked: bool) -> None:
-    """Each guest that runs has its configuration. Where Proxmox VE's file system isn't mounted, none has, and nothing
-    else would tell of it.
-    """
-    for guest in running:
-        path = f"{_FOLDERS['lxc' if guest.program == 'pct' else 'vm']}/{guest.id}.conf"
-        if not source.exists(path):
-            source.note(path, "it isn't there, and that guest runs")
-    has_folders = any(source.is_folder(folder) for folder in _FOLDERS.values())
-    if asked and not has_folders and source.is_folder(_PVE) and source.run.has("pveversion"):
-        source.note(_PVE, "it has no guests' folders, as where Proxmox VE's file system isn't mounted")
+def _of_qemu(line: str) -> str:
+    """The functions in an option `args`; empty: there are none."""
+    found = _OF_QEMU.findall(line.lower()) if "vfio-pci" in line else []
+    return f"args: {' '.join(map(address, found))}" if found else ""
 
 
 def _is_quorate(source: Source) -> bool:

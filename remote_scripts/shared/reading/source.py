@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from remote_scripts.shared import conf_files, kernel
-from remote_scripts.shared.container_conf import LXCS
+from remote_scripts.shared import kernel
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
+from remote_scripts.tools.child_process import in_child
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -57,7 +57,7 @@ class Source:
         :param limit: in bytes; the beginning of a longer one, which is noted, too.
         """
         content = self.needed_bytes(path, limit)
-        return None if content is None else conf_files.decoded(content)
+        return None if content is None else _decoded(content)
 
     def needed_bytes(self, path: str, limit: int = _MOST) -> bytes | None:
         """The same in bytes."""
@@ -111,23 +111,17 @@ class Source:
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             self._note_error(path, error)
 
-    def texts_of(self, path: str) -> list[str]:
-        """What a path has that a container's configuration names (container_conf.whole)."""
-        nothing: list[bytes] = []
-        contents = self.chosen(path, lambda: conf_files.contents_of(self.system, path, _MOST), nothing)
-        return [conf_files.decoded(content) for content in contents]
-
     def chosen(self, path: str, work: Callable[[], T], otherwise: T) -> T:
         """What `work` finds at a path whose place an owner has chosen, such as on a share, which may be gone: that is
         noted, and no other one is waited for then.
 
         :param work: as of `in_child`.
         """
-        if self._hanging and not path.startswith(LXCS):
+        if self._hanging:
             self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
             return otherwise
         try:
-            return conf_files.look(path, work)
+            return in_child(work)
         except TimeoutError as error:
             self._hanging = path
             self.note(path, f"{error}: it may lie on a share, or on a file system of a program, that hangs")
@@ -161,12 +155,12 @@ class Source:
 
     def lines(self, path: str) -> list[str]:
         """The lines of a file; none where it can't be read."""
-        return lines_of(conf_files.decoded(self._of(path, lambda: self.files.read(path, _MOST), None) or b""))
+        return lines_of(_decoded(self._of(path, lambda: self.files.read(path, _MOST), None) or b""))
 
     def word(self, path: str) -> str | None:
         """The first line of a file, without blanks around it; None: it can't be read."""
         content = self.needed_bytes(path, 4097)
-        return None if content is None else conf_files.decoded(content).partition("\n")[0].strip(" \t")
+        return None if content is None else _decoded(content).partition("\n")[0].strip(" \t")
 
     def first(self, path: str, pattern: str) -> str:
         """What the first group of a regular expression is in the first line that begins so; empty: there is none."""
@@ -254,6 +248,10 @@ class Source:
     def kernel_says(self) -> list[str]:
         """The kernel's log, as `kernel.log`."""
         return kernel.log(self.system)
+
+
+def _decoded(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
 
 
 def lines_of(text: str) -> list[str]:
