@@ -87,6 +87,7 @@ class GpuLxc(pulumi.ComponentResource):
                 "gpus": args.cards,
                 "boot": args.boot,
                 "instance": instance,
+                "goes_away": _goes_away(container),
                 "cluster": host.cluster or "",
                 "shutdown": shutdown,
             },

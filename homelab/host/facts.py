@@ -421,7 +421,7 @@ class HostFacts(Answer):
 
     def _noted(self, kind: Kind, guest: int, form: type[N]) -> N:
         config, note = self.guests.config(guest), note_in(self.ledger, kind, guest, form)
-        return form() if is_another(note.identity, config.options if config else {}) else note
+        return form() if is_another(note, config.options if config else {}) else note
 
     def containers_with(self, slot: str) -> list[GuestConfig]:
         """The containers whose configuration names the card's node: NVIDIA's, or one in /dev/dri."""

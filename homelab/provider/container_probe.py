@@ -134,7 +134,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
         """It owns nothing. What a container was given is still to be given back where it has moved since, where it is
-        now; and where a run was killed while it gave that, so that no state has it."""
+        now; and where a run was killed while it gave that, so that no state has it. One that is removed next keeps it.
+        """
+        if inputs.goes_away:
+            return
         if inputs.host not in self.stack.host_names():
             tell(
                 f"{inputs.container}: note: {inputs.host} is no longer in homelab:hosts: container {inputs.ctid} keeps "

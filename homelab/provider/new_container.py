@@ -16,9 +16,13 @@ from homelab.provider.new_guest import (
     is_marked,
     marked_anew,
 )
+from homelab.remote import ssh
+from homelab.remote.ledger import stack_of
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.new_container import NewContainer
 from homelab.text import tell
+from remote_scripts.guests.change import Terms
+from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.properties import parse
 
 # Of `config`, what is read back on a refresh, and changed in place.
@@ -117,6 +121,8 @@ class NewContainerWork(NewGuestWork[NewContainer.Inputs]):
         # A storage may overwrite or discard the disk first, for as long as writing one took.
         with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
             self._task(inputs, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
+        given = ContainerCards(ctid=ctid, terms=Terms(owner=f"{stack_of(self.urn)}/{name}"))
+        ssh.Session(api.host).ask("revert", "container_cards", given, goes_on=True)
 
 
 def _rest_of_net(value: str) -> str:

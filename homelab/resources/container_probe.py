@@ -33,8 +33,8 @@ class ContainerProbe(Probe):
     class Inputs(NodeInputs):
         """`container`: its name in the settings; `settings`: digest of those that decide (Probe); `power`: is it to
         run?; `gpus`: as HostProbe has them; `instance`:
-        of a container that was made here; `cluster`: of its host, and `shutdown`, how it is shut down where it is given
-        back on another node than this one."""
+        of a container that was made here; `goes_away`: is the container itself deleted next?; `cluster`: of its host,
+        and `shutdown`, how it is shut down where it is given back on another node than this one."""
 
         container: str
         ctid: int
@@ -43,6 +43,7 @@ class ContainerProbe(Probe):
         gpus: dict[str, CardPlan]
         boot: BootSeen
         instance: str
+        goes_away: bool = False
         cluster: str = ""
         shutdown: ShutdownInputs
 

@@ -146,7 +146,7 @@ class Start:
             self.rules = [kept for kept in self.rules if parse_rule(kept) != rule]
 
     def _mount(self, entry: str) -> None:
-        words = entry.split()
+        words = [word.replace(r"\040", " ") for word in entry.split()]
         if len(words) < 4:
             raise self._failed(f'Invalid mount entry "{entry}"')
         source, target, options = words[0].rstrip("/"), words[1].rstrip("/"), words[3].split(",")

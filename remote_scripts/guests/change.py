@@ -137,13 +137,13 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
 
 def _write_again(guest: Guest, change: Options) -> None:
     """Proxmox VE writes a configuration as it has read it once its guest is off: what was written in that moment is
-    gone, and written anew. What somebody else has set since stays.
+    gone, all of it, and written anew. What somebody else has set since stays.
     """
     guest.settle()
     guest.read()
     config, before = guest.config, guest.note.before
-    lost = {key: value for key, value in change.items() if same(key, config.get(key), before.get(key))}
-    guest.set({key: value for key, value in lost.items() if not same(key, config.get(key), value)})
+    if all(same(key, config.get(key), before.get(key)) for key in change):
+        guest.set({key: value for key, value in change.items() if not same(key, config.get(key), value)})
 
 
 def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:

@@ -7,8 +7,7 @@ container is off, so that its original form is given back at the end.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from remote_scripts import installed
@@ -16,7 +15,7 @@ from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import LOCK_HELD, LOCK_SECONDS, ChangedMeanwhile, refusal
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.api import NodeApi, Refused
-from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_conf import conf_text, options_of
 from remote_scripts.shared.container_note import ContainerNote, Given
 from remote_scripts.shared.container_text import edited, sources
 from remote_scripts.shared.guest_kinds import CONTAINER
@@ -24,7 +23,7 @@ from remote_scripts.shared.guest_note import Options, identity
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_WRITE_SECONDS, _READ_SECONDS = 60.0, 5.0
+_WRITE_SECONDS = 60.0
 
 
 class Container(Guest):
@@ -41,7 +40,8 @@ class Container(Guest):
         #: What it is to have once all of it is in force.
         self.given = Given()
         super().__init__(system, api, vmid)
-        self._first_text = self.text
+        self._first_text, self.note = self.text, self.note.as_numbered(self.config)
+        self.base = self.note.base(self.config, self.devices)
 
     def is_at_rest(self) -> bool:
         """Proxmox VE's hook writes the configuration when the container's processes are gone, and its unit isn't."""
@@ -50,23 +50,18 @@ class Container(Guest):
         return state != "deactivating" and (has_processes or state != "active")
 
     def read(self) -> None:
-        """Reads the configuration anew, and its text with it."""
-        for _ in self.system.work.tries(_READ_SECONDS, f"reading the configuration of {self.label}"):
-            content = pmxcfs.content_of(self.system, self._path) or b""
-            super().read()
-            digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-            if digest == self.digest:
-                break
-        self.text, self.digest = content.decode("utf-8", "surrogateescape"), digest
-        self.config |= {f"{key}: {value}": "" for key, value in conf_text(self.text).raw}
+        """Reads its text anew: what that says is its configuration."""
+        conf = conf_text(pmxcfs.text_of(self.system, self._path))
+        self.text, self.digest, self.config = conf.text, conf.digest, options_of(conf)
 
     def put(self, options: Options) -> None:
         """Sets options in the text."""
         self._write(edited(self.text, options), f"{self.label} given {', '.join(options)}")
 
-    def needs_restart(self, _keys: Iterable[str]) -> bool:
-        """Whether its text was changed and isn't in force: Proxmox VE knows of no such change."""
-        return bool(self.note.before)
+    def needs_restart(self, keys: Collection[str]) -> bool:
+        """Whether its text was changed and isn't in force: Proxmox VE knows of no such change; or somebody else's
+        change of one of these keys waits."""
+        return bool(self.note.before) or super().needs_restart(keys)
 
     def need_nothing_waiting(self, _changed: Iterable[str]) -> None:
         """A change of the text carries nothing out."""

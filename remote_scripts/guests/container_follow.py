@@ -134,10 +134,10 @@ def follow(system: System, ctid: int) -> Change:
 
     :raises Failure: it can't be read or written.
     """
-    note = noted(system, ctid)
     conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     config = options_of(conf)
-    if is_another(note.identity, config):
+    note = noted(system, ctid).as_numbered(config)
+    if is_another(note, config):
         return Change((), ())
     own = own_lines(conf, note)
     change = container_lines.follow(system, own, note.given.nodes)

@@ -55,7 +55,7 @@ class Guest:
             return
         self.settle()
         self.read()
-        if is_another(self.note.identity, self.config):
+        if is_another(self.note, self.config):
             self.is_another, self.note = bool(self.note), self.form()
         self.devices = self.api.devices()
         self.base = self.note.base(self.config, self.devices)

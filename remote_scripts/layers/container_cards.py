@@ -8,7 +8,7 @@ others have given the container stays. `revert` gives it back what it had.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from remote_scripts.guests.change import Terms, bring, in_turn
 from remote_scripts.guests.container import Container
@@ -29,7 +29,9 @@ _TRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is asked for. `revert` needs no cards. `goes_away`: the container itself is removed next."""
+    """What is asked for. `revert` needs no cards. `goes_away`: the container itself is removed next, and then what is
+    noted of it.
+    """
 
     ctid: int
     cards: Cards = field(default_factory=Cards)
@@ -64,8 +66,8 @@ class Left:
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the cards into force.
 
-    :raises Failure: a node isn't there, the container can't be changed, or one of the host's cards is away; as of
-        `bring`.
+    :raises Failure: a node isn't there, the container can't be changed, or has cards from another stack; one of the
+        host's cards is away; as of `bring`.
     """
     handover.need_rest(system)
     api = NodeApi(system)
@@ -73,6 +75,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
         with in_turn(Container, system, api, wanted.ctid) as guest:
             if not guest.is_here:
                 need_container(system, wanted.ctid)
+            _need_own(guest, wanted.terms.owner)
             try:
                 lines = _given(guest, wanted.cards)
                 bring(guest, as_options(guest.text, _own(guest), lines.want), wanted.terms)
@@ -86,7 +89,8 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 @changes
 def revert(system: System, wanted: Wanted) -> Left:
-    """Gives the container back what it had, as far as it still is as homelab has set it.
+    """Gives the container back what it had, as far as it still is as homelab has set it. It runs if it did, whatever
+    the settings have said.
 
     :raises Failure: as of `bring`.
     """
@@ -106,11 +110,13 @@ def revert(system: System, wanted: Wanted) -> Left:
 def _give_back(guest: Container, wanted: Wanted) -> None:
     if guest.note and guest.note.owner not in ("", wanted.terms.owner):
         guest.system.log.say(f"{guest.label} is {guest.note.owner}'s now, and keeps what it was given")
-    elif wanted.goes_away or not guest.node:
+    elif not guest.node:
         guest.write_note(ContainerNote())
-    elif guest.is_here:
+    elif guest.is_here and not wanted.goes_away:
+        if guest.is_another:
+            guest.system.log.say(f"{guest.label} isn't the container that was given its cards: it stays as it is")
         _unmount(guest)
-        bring(guest, {}, wanted.terms)
+        bring(guest, {}, replace(wanted.terms, power="keep", rebooted_at=0))
 
 
 def _given(guest: Container, cards: Cards) -> Lines:
@@ -134,6 +140,19 @@ def _given(guest: Container, cards: Cards) -> Lines:
         )
     guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)
     return lines
+
+
+def _need_own(guest: Container, owner: str) -> None:
+    """:raises Failure: another stack has given it cards: each of the two would take out what the other one gives."""
+    stack, _, name = guest.note.owner.rpartition("/")
+    if stack and stack != owner.rpartition("/")[0]:
+        raise Failure(
+            f"{guest.label} given its cards",
+            f"it has its cards from the stack {stack}, as containers.{name}",
+            "a container is one stack's; nothing was changed",
+            f"take it out of the settings of one of the two, and run `pulumi up` there; if {stack} is gone or renamed, "
+            f'correct "owner" in /etc/pve/homelab/lxc-{guest.vmid}',
+        )
 
 
 def _text(guest: Container) -> ConfText:

@@ -219,9 +219,10 @@ def conf_text(text: str) -> ConfText:
 
 
 def options_of(conf: ConfText) -> dict[str, str]:
-    """What a text says above its first section; of an lxc.* line, `KEY: VALUE` is the key."""
-    raw = dict.fromkeys((f"{key}: {value}" for key, value in conf.raw), "")
-    return raw | parse("\n".join(conf.head)).options
+    """What a text says: its options as the next start takes them, and its lxc.* lines above the first section, of
+    which `KEY: VALUE` is the key.
+    """
+    return dict.fromkeys((f"{key}: {value}" for key, value in conf.raw), "") | conf.conf.options
 
 
 def raw_line(line: str) -> tuple[str, str]:

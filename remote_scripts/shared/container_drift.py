@@ -5,7 +5,7 @@ from __future__ import annotations
 from remote_scripts.shared import card_nodes, container_lines, guest_notes, pmxcfs
 from remote_scripts.shared.container_conf import ConfText, conf_text, options_of
 from remote_scripts.shared.container_note import Cards, ContainerNote
-from remote_scripts.shared.container_text import as_options, is_raw, own_lines
+from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import is_another
 from remote_scripts.shared.properties import same
@@ -16,8 +16,8 @@ _CUT_SHORT = "a run was cut short while it changed the container"
 
 def differences(system: System, conf: ConfText, note: ContainerNote, cards: Cards) -> list[str]:
     """What would be changed in its configuration so that it has these cards, and what is in the way, a line each."""
-    own = own_lines(conf, note)
-    config = {key: value for key, value in options_of(conf).items() if is_raw(key)} | conf.conf.options
+    own, config = own_lines(conf, note), options_of(conf)
+    note = note.as_numbered(config)
     lines = container_lines.lines_for(system, own.others, cards, note.given.groups)
     base = note.base(config, {})
     target = {**{key: base.get(key) for key in note.values}, **as_options(conf.text, own, lines.want)}
@@ -46,7 +46,7 @@ def drift(system: System, ctid: int, note: ContainerNote) -> list[str]:
     if not text:
         return [f"container {ctid} is gone"]
     conf = conf_text(text)
-    if is_another(note.identity, options_of(conf)):
+    if is_another(note, options_of(conf)):
         return [f"container {ctid} isn't the container that was given its cards"]
     return differences(system, conf, note, note.given.cards or Cards())
 

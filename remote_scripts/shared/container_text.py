@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from remote_scripts.shared.container_conf import ConfText, conf_text, options_of, raw_line
 from remote_scripts.shared.container_lines import Ours
-from remote_scripts.shared.guest_note import Note, Options
+from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.guest_note import Options
 from remote_scripts.shared.properties import parse
 
 
@@ -17,7 +18,8 @@ def is_raw(key: str) -> bool:
 
 
 def edited(text: str, options: Options) -> str:
-    """The text with these options, above its first section. A new one comes after the last line that isn't empty.
+    """The text with these options, above its first section. A new one comes after the last line that isn't empty. Of an
+    lxc.* line that is there more than once the last one goes.
 
     :param options: by their keys, and lxc.* lines, `KEY: VALUE`, by themselves; None: it isn't to be there.
     """
@@ -26,7 +28,7 @@ def edited(text: str, options: Options) -> str:
     new: list[str] = []
     for key, value in options.items():
         places = _places(conf.head, key)
-        for place in places if value is None or not is_raw(key) else ():
+        for place in (places[-1:] if value is None else []) if is_raw(key) else places:
             lines[place] = None
         if value is None or (is_raw(key) and places):
             continue
@@ -40,9 +42,10 @@ def edited(text: str, options: Options) -> str:
     return "".join(f"{line}\n" for line in (*head[: last + 1], *new, *head[last + 1 :], *conf.tail))
 
 
-def own_lines(conf: ConfText, note: Note) -> Ours:
+def own_lines(conf: ConfText, note: ContainerNote) -> Ours:
     """Homelab's lines that are there."""
     config = options_of(conf)
+    note = note.as_numbered(config)
     base = note.base(config, {})
     keys = [key for key in note.values if key in config and key not in base]
     return Ours({key: key if is_raw(key) else f"dev {config[key]}" for key in keys}, conf.without(keys))
@@ -86,7 +89,7 @@ def sources(config: Mapping[str, str]) -> list[str]:
         properties = parse(key, value)
         if raw == "lxc.mount.entry":
             words = [*mount.split(), "", "", "", ""]
-            found += [] if "optional" in words[3].split(",") else [words[0]]
+            found += [] if "optional" in words[3].split(",") else [words[0].replace(r"\040", " ")]
         elif re.fullmatch(r"dev\d+", key):
             found.append(properties.get("path", ""))
         elif re.fullmatch(r"mp\d+", key):

@@ -117,16 +117,18 @@ class Note:
         change: Options,
         owner: str,
     ) -> N:
-        """The note from before a change to its end. Until then both values count, also of what is given back.
+        """The note from before a change to its end. Until then both values count, also of what is given back. A key
+        that its owner has set since, and that isn't asked for, is noted no more.
 
         :param config: the guest's, with what waits for its next start.
         :param options: all that the guest is to have from homelab.
         :param change: what is set for that.
         """
         base = self.base(config, devices)
-        keys = [*options, *(key for key in self.values if key not in options)]
-        is_kept = {key: config.get(key) is None or self.has_set(key, config[key]) for key in self.originals}
-        originals = {key: self.originals[key] if is_kept.get(key) else config.get(key) for key in keys}
+        own = [key for key in self.values if config.get(key) is None or self.has_set(key, config[key])]
+        keys = [*options, *(key for key in own if key not in options)]
+        originals = {key: self.originals[key] if key in own else config.get(key) for key in keys}
+        before = {key: value for key, value in self.before.items() if self.has_set(key, config.get(key))}
         found = {one: devices.get(one, "") for key in keys for one in _functions(key, originals[key])}
         wanted = {key: options[key] if key in options else base.get(key) for key in keys}
         return replace(
@@ -136,7 +138,7 @@ class Note:
             originals=originals,
             values={key: tuple(dict.fromkeys([wanted[key], *self.values.get(key, ())])) for key in keys},
             devices=found | self.devices,
-            before={**{key: config.get(key) for key in change}, **self.before},
+            before={**{key: config.get(key) for key in change}, **before},
         )
 
     def after_change(self: N, options: Options, written: Options) -> N:
@@ -171,20 +173,24 @@ def gives(key: str, value: str | None, cards: Iterable[str]) -> bool:
 def identity(config: Mapping[str, str]) -> str:
     """What tells a guest from a later one of the same id. A VM: its UUID, which its owner doesn't change, or else the
     time when it was made; empty: it is older than both, and a later one has them. A container: the addresses of its
-    network cards, or else its disk.
+    network cards, and its disk.
     """
     if rootfs := config.get("rootfs"):
         nets = " ".join(value for key, value in config.items() if key.startswith("net"))
         found = re.findall(r"\bhwaddr=([0-9A-Fa-f:]+)", nets)
-        return " ".join(sorted(map(str.upper, found))) or rootfs.partition(",")[0]
+        return " ".join([*sorted(map(str.upper, found)), rootfs.partition(",")[0]])
     match = re.search(r"\buuid=([0-9A-Fa-f-]+)", config.get("smbios1", ""))
     return match[1].lower() if match else config.get("meta", "")
 
 
-def is_another(noted: str, config: Mapping[str, str]) -> bool:
-    """Whether a guest isn't the one of a noted identity; a container may have got network cards since, or lost some."""
-    now = identity(config)
-    return noted != now and set(noted.split()).isdisjoint(now.split())
+def is_another(note: Note, config: Mapping[str, str]) -> bool:
+    """Whether a guest isn't the one of a note. A container may have other network cards by now, or another disk. By its
+    disk alone it is told where it has something from this program: a later one of the id has a disk of the same name.
+    """
+    now, disk = identity(config), config.get("rootfs", "").partition(",")[0]
+    shared = {*note.identity.split()} & {*now.split()}
+    has_own = any(note.has_set(key, value) for key, value in config.items())
+    return note.identity != now and not (shared if has_own else shared - {disk})
 
 
 def _functions(key: str, value: str | None) -> list[str]:

@@ -35,7 +35,7 @@ class CardContainers:
     def _is_another(self, container: Container) -> bool:
         """Was its id given to another container since?"""
         earlier = self._card.record.known.get(container.ctid)
-        return earlier is not None and guest_note.is_another(earlier, container.conf.options)
+        return earlier is not None and guest_note.is_another(guest_note.Note(identity=earlier), container.conf.options)
 
     def fields(self, owed: Sequence[str], users: Sequence[Container]) -> dict[str, object]:
         """The fields of a record by which containers are started again.

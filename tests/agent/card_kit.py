@@ -116,7 +116,7 @@ class Cards300(Containers):
         terms = Terms(owner=f"p/s/{more.pop('guest', '')}", shutdown=more.pop("timeout", 5), **of_terms)
         of_cards = {name: more.pop(name) for name in ("method", "minors", "functions", "cards") if name in more}
         wanted = container_cards.Wanted(
-            ctid=CTID, cards=Cards(**of_cards), terms=terms, goes_away=more.pop("keep", False)
+            ctid=CTID, cards=Cards(**of_cards), terms=terms, goes_away=more.pop("goes_away", False)
         )
         assert not more
         return self.host.ask(verb, "container_cards", wanted)
@@ -153,7 +153,6 @@ def box(host: Host, monkeypatch: pytest.MonkeyPatch) -> Cards300:
         (requests, "LOCK_SECONDS"),
         (requests, "SILENT_SECONDS"),
         (container, "LOCK_SECONDS"),
-        (container, "_READ_SECONDS"),
         (guest, "_SWITCH_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 0.0)

@@ -343,13 +343,13 @@ def test_a_change_between_the_reading_and_the_writing_is_read_again(box: Cards30
     assert box.revert() == f"{BASE}tags: mine\n"
 
 
-@pytest.mark.parametrize("why", ["kept", "gone"])
-def test_of_a_container_that_goes_or_has_gone_what_is_noted_is_forgotten(box: Cards300, why: str) -> None:
-    given = box.apply(minors=(0,))
-    if why == "gone":
-        (box.root / CONF[1:]).unlink()
-    box.ask("revert", keep=why == "kept")
-    assert box.noted() == {} and (why == "gone" or box.conf == given)
+def test_what_is_noted_of_a_container_goes_with_it_and_no_sooner(box: Cards300) -> None:
+    given, noted = box.apply(minors=(0,)), box.noted()
+    box.ask("revert", goes_away=True)
+    assert (box.conf, box.noted()) == (given, noted)
+    (box.root / CONF[1:]).unlink()
+    box.ask("revert")
+    assert box.noted() == {}
 
 
 def test_what_is_noted_is_there_on_every_node(box: Cards300) -> None:

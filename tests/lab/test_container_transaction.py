@@ -73,8 +73,8 @@ class Containers(World):
         terms = Terms(owner=owner, **{"shutdown": 1, **more})
         return container_cards.apply(self.system(), container_cards.Wanted(ctid=CT, cards=cards, terms=terms))
 
-    def destroy(self, vmid: int = CT, owner: str = OWNER) -> None:
-        wanted = container_cards.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1))
+    def destroy(self, vmid: int = CT, owner: str = OWNER, **more: Any) -> None:
+        wanted = container_cards.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1, **more))
         container_cards.revert(self.system(), wanted)
 
     def drift(self) -> list[str]:
@@ -177,6 +177,14 @@ def test_a_line_of_its_owners_stays(world: Containers) -> None:
     assert world.conf() == before
 
 
+def test_an_owners_copy_of_a_line_stays(world: Containers) -> None:
+    world.ct(MOUNTS)
+    rule = "lxc.cgroup2.devices.allow: c 195:0 rwm"
+    world.written(world.conf() + f"{rule}\n")
+    world.destroy()
+    assert world.lines() == [rule]
+
+
 def test_what_its_owner_has_changed_since_stays(world: Containers) -> None:
     before = world.conf()
     world.ct()
@@ -185,6 +193,23 @@ def test_what_its_owner_has_changed_since_stays(world: Containers) -> None:
     )
     world.destroy()
     assert world.conf() == before.replace("cores: 8\n", "cores: 3\ndev0: /dev/nvidia1\n") and world.notes() == []
+
+
+@pytest.mark.parametrize("numbers", [{0: 9}, {0: 1, 1: 0}, {0: 1}], ids=["a free one", "exchanged", "another's"])
+def test_a_line_that_its_owner_has_given_another_number_is_the_same(world: Containers, numbers: dict[int, int]) -> None:
+    """As a backup does, or a rollback."""
+    before = world.conf()
+    world.ct()
+    lines = {line.partition(": ")[0]: line.partition(": ")[2] for line in world.lines()}
+    now = {f"dev{new}": lines.pop(f"dev{old}") for old, new in numbers.items()}
+    world.written(before + "".join(f"{key}: {value}\n" for key, value in {**lines, **now}.items()))
+    assert bool(world.drift()) is (numbers == {0: 1})
+    mark = world.lab.mark()
+    world.ct()
+    assert world.drift() == [] and bool(world.power(mark)) is (numbers == {0: 1})
+    assert sorted(line.partition(": ")[2] for line in world.lines()) == sorted([*lines.values(), *now.values()])
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, [])
 
 
 def test_a_line_that_was_taken_out_comes_back_with_a_restart_and_is_named_before(world: Containers) -> None:
@@ -222,6 +247,40 @@ def test_what_its_next_start_carries_out_is_named(world: Containers) -> None:
     assert "\ntty: 1\n" in world.conf() and world.others_wait() == []
     world.destroy()
     assert "\ntty: 1\n" in world.conf() and world.lines() == []
+
+
+def test_a_line_whose_deletion_waits_is_missed_and_comes_back(world: Containers) -> None:
+    world.ct()
+    world.lab.run(f"pct set {CT} --delete dev0")
+    assert world.drift() == ["dev7: /dev/nvidia0,mode=0666 is not there"]
+    world.ct()
+    assert "dev7: /dev/nvidia0,mode=0666" in world.lines() and world.drift() == []
+    world.destroy()
+    assert world.lines() == []
+
+
+def test_a_destroy_carries_out_a_deletion_that_waits(world: Containers) -> None:
+    before = world.conf()
+    world.ct()
+    given = ",".join(line.partition(":")[0] for line in world.lines())
+    world.lab.run(f"pct set {CT} --delete {given}")
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+@pytest.mark.parametrize("line", ["/dev/nvidia0,gid=44", "/dev/nvidia1"])
+def test_what_its_owner_gives_it_by_a_key_of_homelabs_and_waits_is_his(world: Containers, line: str) -> None:
+    world.ct()
+    world.lab.run(f"pct set {CT} --dev0 {line}")
+    both = Cards(minors=(0, 1))
+    world.ct(both)
+    first, mark = world.lines(), world.lab.mark()
+    assert f"dev0: {line}" in first
+    assert [any(f"/dev/nvidia{minor}," in f"{one}," for one in first) for minor in (0, 1)] == [True, True]
+    world.ct(both)
+    assert (world.lines(), world.power(mark), world.drift()) == (first, [], [])
+    world.destroy()
+    assert world.lines() == [f"dev0: {line}"]
 
 
 def test_one_that_is_off_stays_off_and_keeps_its_form(world: Containers) -> None:
@@ -325,6 +384,13 @@ def test_what_would_keep_it_off_is_seen_before_it_goes_off(world: Containers, li
     assert (world.conf(), world.notes(), world.power(mark)) == (before, [], [])
 
 
+def test_a_mount_with_a_blank_in_its_name_stands_in_nobodys_way(world: Containers) -> None:
+    (world.lab.root / "my films").mkdir(exist_ok=True)
+    world.written(world.conf() + "lxc.mount.entry: /my\\040films films none bind,create=dir\n")
+    world.ct()
+    assert world.lines()
+
+
 def test_a_card_that_isnt_there_is_refused_before_anything(world: Containers) -> None:
     before, mark = world.conf(), world.lab.mark()
     with pytest.raises(Failure, match="/dev/nvidia9"):
@@ -396,6 +462,26 @@ def test_one_that_is_locked_is_refused_and_unchanged(world: Containers) -> None:
     assert (world.conf(), world.notes()) == (before, []) and world.runs()
 
 
+def test_what_its_owner_has_set_after_a_kill_stays_where_the_next_run_fails(world: Containers) -> None:
+    own_form(world)
+    world.killed_after(2, world.ct)
+    own = "dev0: /dev/nvidia0,gid=44"
+    world.written(world.conf().replace("dev0: /dev/nvidia0,mode=0666", own))
+    world.lab.fault("guest-ignores-shutdown", CT)
+    for act in (world.destroy, world.ct):
+        with pytest.raises(Failure, match="still on"):
+            act()
+        assert own in world.lines()
+
+
+def test_a_kill_before_the_text_costs_no_restart_at_its_end(world: Containers) -> None:
+    before = own_form(world)
+    world.killed_after(0, world.ct)
+    mark = world.lab.mark()
+    world.destroy()
+    assert (world.conf(), world.power(mark), world.notes()) == (before, [], [])
+
+
 def test_a_lock_of_its_file_is_outlasted(world: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
     real, held = world.perl, [2]
 
@@ -428,6 +514,28 @@ def test_what_somebody_changes_in_the_midst_is_kept(world: Containers, verb: str
     assert bool(world.lines()) is (verb == "ct")
 
 
+@pytest.mark.parametrize(("power", "how"), [("running", "pct stop"), ("stopped", "pct start")])
+def test_a_destroy_switches_nothing_on_or_off_that_its_owner_has_switched(
+    world: Containers, power: str, how: str
+) -> None:
+    """Its input is of the state: what the settings have said, and of a restart of the host long ago."""
+    before = world.conf()
+    world.ct(power=power)
+    world.lab.run(f"{how} {CT}")
+    runs = world.runs()
+    world.destroy(power=power, rebooted_at=1)
+    assert (world.conf(), world.runs()) == (before, runs)
+
+
+def test_a_destroy_starts_no_other_container_of_the_id(world: Containers) -> None:
+    world.ct(power="running")
+    world.lab.run(f"pct stop {CT}")
+    world.written(world.conf().replace("vm-901-disk-0", "vm-901-disk-1"))
+    mark = world.lab.mark()
+    world.destroy(power="running", rebooted_at=1)
+    assert world.power(mark) == [] and world.notes() == []
+
+
 @pytest.mark.parametrize(
     ("was", "now", "is_same"),
     [
@@ -435,18 +543,18 @@ def test_what_somebody_changes_in_the_midst_is_kept(world: Containers, verb: str
         (
             ("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"),
             ("hwaddr=AA:00:00:00:00:01", "hwaddr=AA:00:00:00:00:02"),
-            False,
+            True,
         ),
         (("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"), ("vm-901-disk-0", "vm-901-disk-1"), True),
         (("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"), ("onboot: 1", f"{NET1}\nonboot: 1"), True),
-        (("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"), (",hwaddr=AA:00:00:00:00:01", ""), False),
+        (("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"), (",hwaddr=AA:00:00:00:00:01", ""), True),
     ],
     ids=["another disk", "another card", "another disk and the same card", "a card more", "none any more"],
 )
 def test_a_container_that_is_another_one_by_now_keeps_what_it_has(
     world: Containers, was: tuple[str, str], now: tuple[str, str], is_same: bool
 ) -> None:
-    """The addresses of its cards tell, and where there are none its disk."""
+    """The addresses of its cards tell, or its disk where it still has lines of homelab's."""
     world.written(world.conf().replace(*was))
     world.ct()
     world.written(world.conf().replace(*now))
@@ -455,12 +563,35 @@ def test_a_container_that_is_another_one_by_now_keeps_what_it_has(
     assert (world.lines() == []) is is_same and (is_same or world.conf() == before) and world.notes() == []
 
 
+def test_a_later_container_with_a_disk_of_that_name_keeps_its_own_lines(
+    world: Containers, capfd: pytest.CaptureFixture[str]
+) -> None:
+    later = world.conf().replace("type=veth", "type=veth,hwaddr=AA:00:00:00:00:02") + "dev0: /dev/nvidia0,gid=44\n"
+    world.written(world.conf().replace("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"))
+    world.ct()
+    world.written(later)
+    world.destroy()
+    assert (world.conf(), world.notes()) == (later, [])
+    assert "isn't the container that was given its cards: it stays as it is" in capfd.readouterr().err
+
+
 def test_another_resources_container_stays_as_it_is(world: Containers) -> None:
     world.ct()
     given = world.conf()
     world.ct(owner="p/s/renamed")
     world.destroy()
     assert world.conf() == given and world.notes() == [f"lxc-{CT}"]
+
+
+def test_another_stacks_container_is_refused_with_whose_it_is(world: Containers) -> None:
+    world.ct()
+    given = world.conf()
+    with pytest.raises(Failure, match=r"it has its cards from the stack p/s, as containers\.ct"):
+        world.ct(Cards(minors=(1,)), owner="p/other/ct")
+    world.destroy(owner="p/other/ct")
+    assert world.conf() == given and world.drift() == []
+    world.destroy()
+    world.ct(owner="p/other/ct")
 
 
 @pytest.mark.parametrize("act", ["ct", "destroy"])

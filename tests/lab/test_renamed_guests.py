@@ -96,6 +96,21 @@ def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -
     assert not (lab.root / f"etc/pve/nodes/{NODE}/lxc/{ID}.conf").exists()
 
 
+def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) -> None:
+    work = NewContainerWork(texts(lab), "urn:pulumi:s::p::homelab:lxc:Container::old")
+    made = work.create(container(OLD))
+    note = lab.root / f"etc/pve/homelab/lxc-{ID}"
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(json.dumps({"owner": f"p/s/{OLD}", "shut_down_after": ""}))
+    lab.run(f"pct set {ID} --protection 1")
+    with pytest.raises(HomelabError, match="protection"):
+        work.delete(container(OLD), made)
+    assert note.exists()
+    lab.run(f"pct set {ID} --protection 0")
+    work.delete(container(OLD), made)
+    assert not note.exists()
+
+
 def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
     work = VirtualMachineWork(texts(lab, vms={NEW: {"host": NODE, "vmid": ID, "gpus": []}}))
     made = work.create(machine(OLD))
