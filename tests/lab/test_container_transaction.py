@@ -221,16 +221,6 @@ def test_a_line_that_was_taken_out_comes_back_with_a_restart_and_is_named_before
     assert world.conf() == given and world.power(mark) == ["shutdown", "start"] and world.drift() == []
 
 
-def test_a_line_whose_end_waits_for_the_next_start_is_named(world: Containers) -> None:
-    world.ct()
-    given, mark = world.lines(), world.lab.mark()
-    world.lab.run(f"pct set {CT} --delete dev0")
-    assert "[pve:pending]\ndelete: dev0\n" in world.conf()
-    assert world.drift() == ["dev0: /dev/nvidia0,mode=0666 is not there"]
-    world.ct()
-    assert sorted(world.lines()) == given and world.power(mark) == ["shutdown", "start"] and world.drift() == []
-
-
 def test_what_is_given_has_a_number_that_stands_nowhere(world: Containers) -> None:
     world.lab.run(f"pct snapshot {CT} before")
     world.written(world.conf() + "[pve:pending]\ndelete: dev0\n")

@@ -602,11 +602,12 @@ def test_its_tasks_are_in_the_order_of_their_begin_and_none_is_left_out(world: W
         def get(self, path: str, **parameters: object) -> Any:
             assert path == "/tasks"
             asked.update(parameters)
-            return [{"upid": f"{at} {number}", "starttime": at, "pstart": number} for at, number in begun]
+            tasks = [{"upid": f"{at} {number}", "starttime": at, "pstart": number} for at, number in begun]
+            return [{**task, "type": "qmstart"} for task in tasks]
 
     found = GuestApi(world.system(), Node(world.system()), guest_kinds.VM, VM).tasks()
     assert [task["upid"] for task in found] == ["1700000001 5", "1700000000 30", "1700000000 20"]
-    assert asked == {"vmid": VM, "source": "all", "limit": 5000}
+    assert asked == {"vmid": VM, "source": "all", "limit": guest_tasks.MOST}
 
 
 @pytest.mark.parametrize("how", ["qm shutdown", "qm start {} && qm stop", "qm start {} && qm shutdown"])
