@@ -16,7 +16,7 @@ from homelab.host.plan import Wanted
 from homelab.properties import slot_of
 from homelab.settings import Container, Vm
 from homelab.vm.preview import GOES_ON, POWER, copy_first, of_leaving, others_waiting, restart_carries_out
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.shared.container_note import Cards, refused_to_stack
 from remote_scripts.shared.guest_kinds import CONTAINER
 
 
@@ -294,7 +294,7 @@ def describe(
             wanted = makers.cards_of(container, chosen, functions(slots, facts), shared)
             nodes = [f"/dev/nvidia{number}" for number in chosen]
             nodes += [node for card in shared.values() for node in card["nodes"]]
-            changed, in_the_way = _of_existing(container, config, facts, wanted, nodes)
+            changed, in_the_way = _of_existing(container, config, facts, wanted, nodes, stack)
             lines += changed
             errors += in_the_way
         if container.libraries:
@@ -305,14 +305,17 @@ def describe(
 
 
 def _of_existing(
-    container: Container, config: GuestConfig, facts: HostFacts, cards: Cards, nodes: list[str]
+    container: Container, config: GuestConfig, facts: HostFacts, cards: Cards, nodes: list[str], stack: str
 ) -> tuple[list[str], list[HomelabError]]:
     """The plan's lines for a container that is there, and refusals.
 
     :param cards: that it is to have.
     :param nodes: of these, as far as they are known.
+    :param stack: PROJECT/STACK; empty: it isn't known.
     """
     ctid, note = container.ctid, facts.container_note(container.ctid)
+    if stack and (refused := refused_to_stack(note, ctid, stack)):
+        return [], [HomelabError(**vars(refused))]
     given = note.given.cards
     drift = [line for shared in facts.containers if shared.id == ctid for line in shared.drift]
     # One that was given nothing yet may have all of them by its owner's lines.

@@ -18,7 +18,7 @@ from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.container_conf import ConfText, conf_text
 from remote_scripts.shared.container_lines import Lines, Ours
 from remote_scripts.shared.container_needs import need_container
-from remote_scripts.shared.container_note import Cards, ContainerNote, Given
+from remote_scripts.shared.container_note import Cards, ContainerNote, Given, refused_to_stack
 from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
@@ -75,7 +75,8 @@ def apply(system: System, wanted: Wanted) -> Answer:
         with in_turn(Container, system, api, wanted.ctid) as guest:
             if not guest.is_here:
                 need_container(system, wanted.ctid)
-            _need_own(guest, wanted.terms.owner)
+            if refused := refused_to_stack(guest.note, guest.vmid, wanted.terms.owner.rpartition("/")[0]):
+                raise refused
             try:
                 lines = _given(guest, wanted.cards)
                 bring(guest, as_options(guest.text, _own(guest), lines.want), wanted.terms)
@@ -140,19 +141,6 @@ def _given(guest: Container, cards: Cards) -> Lines:
         )
     guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)
     return lines
-
-
-def _need_own(guest: Container, owner: str) -> None:
-    """:raises Failure: another stack has given it cards: each of the two would take out what the other one gives."""
-    stack, _, name = guest.note.owner.rpartition("/")
-    if stack and stack != owner.rpartition("/")[0]:
-        raise Failure(
-            f"{guest.label} given its cards",
-            f"it has its cards from the stack {stack}, as containers.{name}",
-            "a container is one stack's; nothing was changed",
-            f"take it out of the settings of one of the two, and run `pulumi up` there; if {stack} is gone or renamed, "
-            f'correct "owner" in /etc/pve/homelab/lxc-{guest.vmid}',
-        )
 
 
 def _text(guest: Container) -> ConfText:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.guest_note import Note
+from remote_scripts.tools.errors import Failure
 from remote_scripts.shared.properties import same
 
 
@@ -105,3 +106,21 @@ class ContainerNote(Note):
         values = [value for value in self.values[key] if value and key.startswith("dev")]
         places = [key, *(place for place in config if place.startswith("dev"))]
         return next((place for place in places for value in values if same(place, config.get(place), value)), None)
+
+
+def refused_to_stack(note: Note, ctid: int, stack: str) -> Failure | None:
+    """The refusal of a container that another stack has given its cards: each of the two would take out what the other
+    one gives. None: it is free, or this stack's.
+
+    :param stack: PROJECT/STACK.
+    """
+    others, _, name = note.owner.rpartition("/")
+    if others in ("", stack):
+        return None
+    return Failure(
+        f"container {ctid} given its cards",
+        f"it has its cards from the stack {others}, as containers.{name}",
+        "a container is one stack's; nothing was changed",
+        f"take it out of the settings of one of the two, and run `pulumi up` there; if {others} is gone or renamed, "
+        f'correct "owner" in /etc/pve/homelab/lxc-{ctid}',
+    )

@@ -231,6 +231,11 @@ def test_a_container_under_ha_that_would_change_is_refused(one: Container | None
     assert all("`ha-manager set ct:901 --state ignored`" in error.next for error in errors)
 
 
+def test_another_stacks_container_is_refused() -> None:
+    (error,) = described(container(), owner="p/other/box")[1]
+    assert error.found == "it has its cards from the stack p/other, as containers.box"
+
+
 def test_no_card_needs_no_driver() -> None:
     assert planned(shared(nvidia=NO_MODULE), container(gpuAssignment="none")) == []
 
