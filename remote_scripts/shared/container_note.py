@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.guest_note import Note
-from remote_scripts.tools.errors import Failure
 from remote_scripts.shared.properties import same
+from remote_scripts.tools.errors import Failure
 
 
 @dataclass(frozen=True)
