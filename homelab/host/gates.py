@@ -158,7 +158,8 @@ def guests_listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
             found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
             why="without an answer every guest would look stopped, and its card unused; so nothing was done",
             next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
-            "guest may hang); when it answers, run `pulumi up` again",
+            "guest may hang), and root@pam is enabled (`pveum user modify root@pam --enable 1`); when it answers, run "
+            "`pulumi up` again",
         )
     ]
 

@@ -16,6 +16,7 @@ from remote_scripts.shared import boot
 from remote_scripts.tools.run import Done
 from tests.agent import boot_kit
 from tests.agent.boot_kit import INIT_TOP, KERNELS, LOADERS, lasting
+from tests.agent.cluster_kit import note_ran
 from tests.agent.kit import Host, Refused, cuts
 
 HOOK, MODULES = "/etc/initramfs-tools/hooks/homelab-vfio", "/etc/modules-load.d/homelab-vfio.conf"
@@ -171,7 +172,7 @@ def test_the_switch_stays_while_words_are_on_the_command_line(host: Host) -> Non
 @pytest.mark.parametrize(("says", "gone"), [("status: running", True), ("status: stopped", False), ("", False)])
 def test_guests_that_ran_are_forgotten_only_when_each_is_known_to_run(host: Host, says: str, gone: bool) -> None:
     host.write("/etc/pve/qemu-server/103.conf", "")
-    host.write(f"{HOME}/ran", "qm 103 1 earlier\n", 0o600)
+    note_ran(host, ("qm", 103, "earlier"))
     host.write(f"{HOME}/ran-program", "", 0o700)
     host.programs["qm"] = lambda _arguments, _stdin: Done(0 if says else 124, says.encode())
     ask(host, "revert")
@@ -180,7 +181,7 @@ def test_guests_that_ran_are_forgotten_only_when_each_is_known_to_run(host: Host
 
 def test_a_guest_that_is_gone_is_owed_nothing(host: Host) -> None:
     (host.root / "etc/pve/lxc").mkdir(parents=True)
-    host.write(f"{HOME}/ran", "pct 901 1 earlier\n", 0o600)
+    note_ran(host, ("pct", 901, "earlier"))
     host.programs["pct"] = lambda _arguments, _stdin: Done(2, b"no such container")
     ask(host, "revert")
     assert not host.exists(HOME)
