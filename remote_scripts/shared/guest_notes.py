@@ -17,6 +17,8 @@ from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.system import System
 
 _FOLDER = "/etc/pve/homelab"
+# Another guest's turn may take the empty folder away before a note is in it.
+_TRIES = 3
 N = TypeVar("N", bound=Note)
 
 
@@ -53,8 +55,7 @@ def write(system: System, kind: Kind, vmid: int, note: Note) -> None:
     path = _path(kind, vmid)
     try:
         if note:
-            within_limit(lambda: system.files.need_folder(_FOLDER))
-            pmxcfs.replace(system, path, json.dumps(to_plain(note), sort_keys=True, indent=1).encode())
+            _replace(system, path, json.dumps(to_plain(note), sort_keys=True, indent=1).encode())
         else:
             within_limit(lambda: _remove(system, path))
         system.files.flush_all()  # pmxcfs answers before its database is on the disk
@@ -65,6 +66,18 @@ def write(system: System, kind: Kind, vmid: int, note: Note) -> None:
             "without the note it couldn't be given back; without a quorum /etc/pve can only be read",
             "see `pvecm status` and `df /var/lib/pve-cluster`, then run `pulumi up` again",
         ) from error
+
+
+def _replace(system: System, path: str, content: bytes) -> None:
+    for left in reversed(range(_TRIES)):
+        within_limit(lambda: system.files.need_folder(_FOLDER))
+        try:
+            pmxcfs.replace(system, path, content)
+        except FileNotFoundError:
+            if not left:
+                raise
+        else:
+            return
 
 
 def tidy(system: System, kind: Kind, vmid: int) -> None:

@@ -237,6 +237,23 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
     assert box.drift() == [] and box.revert() == given
 
 
+def test_a_folder_of_notes_that_another_guests_turn_takes_away_is_made_anew(
+    box: Cards300, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (box.root / NOTE[1:]).unlink()
+    replace, calls = pmxcfs.replace, list[str]()
+
+    def rival(system: System, path: str, content: bytes) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            (box.root / NOTE[1:]).parent.rmdir()
+        replace(system, path, content)
+
+    monkeypatch.setattr(pmxcfs, "replace", rival)
+    guest_notes.write(box.host.system(), CONTAINER, 300, ContainerNote(mounted=True))
+    assert len(calls) == 2 and guest_notes.of(box.host.system(), CONTAINER, 300, ContainerNote).mounted
+
+
 def test_what_a_run_that_was_killed_before_the_boot_has_noted_stays(box: Cards300) -> None:
     note = box.host.read(NOTE)
     box.host.write(NOTE, note.replace('"shut_down_after": null', '"shut_down_after": "UPID:x"'))

@@ -22,16 +22,11 @@ from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, reboot, vfio
 from tests.conftest import PROJECT
 from tests.lab.host_kit import run_layer
-from tests.lab.test_real_hosts import read
+from tests.lab.test_real_hosts import be_no_proxmox, read
 from tests.unit.hosts import settings
 
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2882,0000:01:00.1=10de:22be"
-
-
-def be_no_proxmox(machine: Machine) -> None:
-    """No lab runs, so nothing is Proxmox VE's API. Who ran is noted elsewhere (tests/agent/test_guests_to_start.py)."""
-    (machine.state / "bin/qm").unlink(missing_ok=True)
 
 
 class Host:

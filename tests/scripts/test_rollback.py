@@ -24,7 +24,8 @@ from lab.machine import Machine
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
-from tests.scripts.test_on_a_host import IOMMU, VFIO, Host, be_no_proxmox
+from tests.lab.test_real_hosts import be_no_proxmox
+from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
 from tests.waiting import PATIENCE, writer_of
 
 AFTER = 20
