@@ -18,6 +18,7 @@ from homelab.cli.doctor import main as run_doctor
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
+from homelab.remote import ssh
 from homelab.vm import plan as vm_plan
 from homelab.vm import preview as vm_preview
 from lab import Lab
@@ -31,7 +32,6 @@ from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
 from tests.lab.test_proxmox_api import client, host_of, without_quorum
-from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings as host_settings
 
 KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
@@ -72,12 +72,14 @@ def steps(work: Callable[[], object]) -> list[str]:
 
 def of_gates(**host: Any) -> Callable[[Lab], list[str]]:
     gpus = host.pop("gpus", None)
-    return lambda lab: [error.next for error in gates.check(read(lab.machine), host_settings(gpus, **host))[1]]
+    return lambda lab: [
+        error.next for error in gates.check(ssh.read(host_of(lab), guests=True), host_settings(gpus, **host))[1]
+    ]
 
 
 def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
     def said(lab: Lab) -> list[str]:
-        facts, host = read(lab.machine), host_of(lab)
+        facts, host = ssh.read(host_of(lab), guests=True), host_of(lab)
         wanted = settings.Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], **vm})
         found = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
         return [error.next for error in found]
@@ -86,7 +88,7 @@ def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
 
 
 def of_containers(lab: Lab) -> list[str]:
-    facts, host = read(lab.machine), host_settings({})
+    facts, host = ssh.read(host_of(lab), guests=True), host_settings({})
     wanted = {"ai": settings.Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})}
     errors = container_plan.describe(facts, plan.wanted(facts, host), wanted, {}, "phoenix")[1]
     return [error.next for error in errors]
@@ -108,8 +110,8 @@ def of_step(verb: str, asked: Asked, ctid: int = 0) -> Callable[[Lab], list[str]
 def of_doctor(*words: str) -> Callable[[Lab], list[str]]:
     def said(lab: Lab) -> list[str]:
         reached = lab.connection
-        ssh = {key: reached[key] for key in ("port", "hostKey", "privateKeyFile")}
-        host = {"address": reached["host"], "node": lab.api["node"], "ssh": ssh, "gpus": {}}
+        login = {key: reached[key] for key in ("port", "hostKey", "privateKeyFile")}
+        host = {"address": reached["host"], "node": lab.api["node"], "ssh": login, "gpus": {}}
         file = lab.state / "Pulumi.lab.yaml"
         file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}}}))
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -162,7 +164,7 @@ SECOND_VM = (
 
 def held_card(lab: Lab) -> list[str]:
     """What the change of a VM says of a card that another VM runs with."""
-    facts, host = read(lab.machine), host_of(lab)
+    facts, host = ssh.read(host_of(lab), guests=True), host_of(lab)
     vm = settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]})
     wish = vm_preview.wish_of("second", vm, host, {"rtx5090": plan.card_plan(facts, host, "rtx5090", "0000:01:00")})
     errors = vm_plan.decide(vm_plan.seen_of(facts, 104), wish, facts.guests, "pve").refusals
@@ -170,7 +172,7 @@ def held_card(lab: Lab) -> list[str]:
 
 
 def verified(lab: Lab) -> list[str]:
-    facts, host = read(lab.machine), host_settings()
+    facts, host = ssh.read(host_of(lab), guests=True), host_settings()
     return [error.next for error in plan.verify(facts, host, plan.wanted(facts, host))]
 
 
