@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from lab.host.pve_packages import is_pve9
@@ -364,12 +365,15 @@ def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
 
 
 def _end(guest: Guest, values: dict[str, str], log: Callable[[str], None]) -> Work:
-    """A container's end; lxc-pve-poststop-hook writes its configuration, with what was pending, and runs post-stop."""
+    """A container's end; lxc-pve-poststop-hook writes its configuration, with what was pending, and runs post-stop. The
+    task has ended well also where the hook can't write, without a quorum.
+    """
     if guest.running:
         guest.set_running(False)
         config = guest.config()
         config.apply_pending()
-        guest.save(config)
+        with suppress(Died):
+            guest.save(config)
         yield from hooks.run(guest, values, "post-stop", log)
 
 
