@@ -24,7 +24,7 @@ from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared import guest_notes, ha
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.guest_note import Note, Options
-from remote_scripts.shared.properties import same
+from remote_scripts.shared.properties import differing, same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -82,7 +82,7 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     note, runs = guest.note, guest.runs()
     target = {**{key: guest.base.get(key) for key in note.values}, **options}
     config = note.as_asked(guest.config)
-    change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
+    change = differing(target, config)
     ran = runs or power.is_to_run_again(guest)
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
     if is_to_run:
@@ -126,7 +126,7 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
             guest.write_note(note)
         raise
     except Failure as failure:
-        outcome = _taken_back(guest, note, terms, ran=ran)
+        outcome = _taken_back(guest, note, ran=ran)
         raise failure.but(found=f"{failure.found}\n        {outcome}") from failure
     guest.read()
     if not options:
@@ -143,10 +143,10 @@ def _write_again(guest: Guest, change: Options) -> None:
     guest.read()
     config, before = guest.config, guest.note.before
     if all(same(key, config.get(key), before.get(key)) for key in change):
-        guest.set({key: value for key, value in change.items() if not same(key, config.get(key), value)})
+        guest.set(differing(change, config))
 
 
-def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:
+def _taken_back(guest: Guest, note: Note, *, ran: bool) -> str:
     """Gives a guest whose change has failed what it had, also what waited for its next start; the outcome in words.
     What others have set meanwhile stays.
     """
@@ -156,9 +156,9 @@ def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:
         guest.read()
         note_now, config = guest.note, guest.config
         back = {key: value for key, value in note_now.before.items() if note_now.has_set(key, config.get(key))}
-        guest.set({key: value for key, value in back.items() if not same(key, config.get(key), value)})
+        guest.set(differing(back, config))
         if ran and not guest.runs():
-            _start_back(guest, terms)
+            _start_back(guest)
             outcome += ", and runs"
         if not note:
             guest.read()
@@ -172,7 +172,7 @@ def _taken_back(guest: Guest, note: Note, terms: Terms, *, ran: bool) -> str:
     return outcome
 
 
-def _start_back(guest: Guest, terms: Terms) -> None:
+def _start_back(guest: Guest) -> None:
     """:raises Failure: it doesn't start. What is left of the start that failed may be in the way for a while."""
     for left in reversed(range(_STARTS)):
         try:

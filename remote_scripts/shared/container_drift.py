@@ -8,7 +8,7 @@ from remote_scripts.shared.container_note import Cards, ContainerNote
 from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import is_another
-from remote_scripts.shared.properties import same
+from remote_scripts.shared.properties import differing
 from remote_scripts.tools.system import System
 
 _CUT_SHORT = "a run was cut short while it changed the container"
@@ -21,7 +21,7 @@ def differences(system: System, conf: ConfText, note: ContainerNote, cards: Card
     lines = container_lines.lines_for(system, own.others, cards, note.given.groups)
     base = note.base(config, {})
     target = {**{key: base.get(key) for key in note.values}, **as_options(conf.text, own, lines.want)}
-    change = {key: value for key, value in target.items() if not same(key, config.get(key), value)}
+    change = differing(target, config)
     lacking = card_nodes.missing(system, card_nodes.nodes_of(system, cards))
     return [
         *(f"{path} is not on the host" for path in lacking),
