@@ -587,15 +587,9 @@ def test_another_stacks_container_is_refused_with_whose_it_is(world: Containers)
 @pytest.mark.parametrize("act", ["ct", "destroy"])
 def test_without_its_file_system_nothing_is_believed(world: Containers, act: str) -> None:
     world.ct()
-    given, place = world.conf(), world.lab.root / "etc/pve"
-    place.rename(place.with_name("pve-away"))
-    place.mkdir()
-    try:
-        with pytest.raises(Failure, match="/etc/pve isn't there"):
-            getattr(world, act)()
-    finally:
-        place.rmdir()
-        place.with_name("pve-away").rename(place)
+    given = world.conf()
+    with world.without_pmxcfs(), pytest.raises(Failure, match="/etc/pve isn't there"):
+        getattr(world, act)()
     assert world.conf() == given and world.notes() == [f"lxc-{CT}"]
 
 

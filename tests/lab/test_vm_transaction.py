@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -189,6 +190,18 @@ class World:
 
     def runs(self) -> bool:
         return "running" in self.lab.run(f"qm status {VM}").stdout
+
+    @contextmanager
+    def without_pmxcfs(self) -> Iterator[None]:
+        """/etc/pve is an empty folder meanwhile."""
+        place = self.lab.root / "etc/pve"
+        place.rename(place.with_name("pve-away"))
+        place.mkdir()
+        try:
+            yield
+        finally:
+            place.rmdir()
+            place.with_name("pve-away").rename(place)
 
 
 OWN = VmCard(**CARD)
@@ -690,15 +703,9 @@ def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwis
 @pytest.mark.parametrize("act", ["read", "up", "destroy"])
 def test_without_its_file_system_nothing_is_believed(world: World, act: str) -> None:
     world.up(OWN)
-    given, place = world.conf(), world.lab.root / "etc/pve"
-    place.rename(place.with_name("pve-away"))
-    place.mkdir()
-    try:
-        with pytest.raises(Failure, match="/etc/pve isn't there"):
-            getattr(world, act)()
-    finally:
-        place.rmdir()
-        place.with_name("pve-away").rename(place)
+    given = world.conf()
+    with world.without_pmxcfs(), pytest.raises(Failure, match="/etc/pve isn't there"):
+        getattr(world, act)()
     assert world.conf() == given and world.notes() == [f"qemu-{VM}"]
 
 
