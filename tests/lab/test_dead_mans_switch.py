@@ -102,8 +102,9 @@ def test_a_confirmation_that_comes_during_the_roll_back_gets_its_message_after_t
     configure(lab)
     before = lab.boots()[-1]["boot_id"]
     on(lab, REBOOT)
-    lab.wait_settled(boots=2)
-    wait_until((lab.root / "var/lib/homelab/rolling-back").exists)
+    own = lab.root / "var/lib/homelab"
+    # On a machine with much else to do, a look can come when the roll-back is over already: the answer is the same.
+    wait_until(lambda: (own / "rolling-back").exists() or (own / "rolled-back").exists())
     facts, _ = confirmed(lab, before)
     assert f"boot {lab.boots()[1]['boot_id']} was not confirmed within {AFTER} s" in facts.rolled_back
     assert facts.boot_id == lab.boots()[2]["boot_id"]
