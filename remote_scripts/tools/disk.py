@@ -307,7 +307,8 @@ class Disk:
         descriptor = create(where, 0o600)
         try:
             write(descriptor, content, where)
-            os.fchmod(descriptor, mode)
+            with suppress(PermissionError):  # a FAT has no modes
+                os.fchmod(descriptor, mode)
             flush_open(descriptor, where)
         finally:
             os.close(descriptor)

@@ -271,6 +271,16 @@ class Files:
         disk.rename(temporary, where)
         disk.flush(where.parent)
 
+    def overwrite(self, path: str, content: bytes) -> None:
+        """A file's first bytes, in place: where they are in one sector, a power cut leaves the old ones or the new."""
+        where = self.at(path)
+        descriptor = os.open(where, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            disk.write(descriptor, content, where)
+            disk.flush_open(descriptor, where)
+        finally:
+            os.close(descriptor)
+
     def write_link(self, target: str, path: str) -> None:
         """The same for a symbolic link, which leads to `target`."""
         temporary = self._temporary(path)
