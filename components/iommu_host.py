@@ -38,7 +38,7 @@ class IommuHost(pulumi.ComponentResource):
             host,
             "cmdline",
             probe.iommu_words.apply(
-                lambda words: Wanted(name="iommu", words=words, entry=False, rollback_after=host.timeouts.rollback)
+                lambda words: Wanted(name="iommu", words=words, rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=probe.generation_of("iommu"),

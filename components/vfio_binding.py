@@ -39,7 +39,7 @@ class VfioBinding(pulumi.ComponentResource):
             host,
             "initramfs",
             args.probe.vfio_words.apply(
-                lambda words: Initramfs(needed=bool(words), rollback_after=host.timeouts.rollback)
+                lambda words: Initramfs(needed=bool(words))
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=args.probe.generation_of("vfio"),
@@ -49,7 +49,7 @@ class VfioBinding(pulumi.ComponentResource):
             host,
             "cmdline",
             args.probe.vfio_words.apply(
-                lambda words: Cmdline(name="vfio", words=words, entry=True, rollback_after=host.timeouts.rollback)
+                lambda words: Cmdline(name="vfio", words=words, rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
             generation=args.probe.generation_of("vfio"),

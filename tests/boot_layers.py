@@ -37,19 +37,19 @@ class Asked:
         return sent_along.text(verb, agent.request(self.layer, self.wanted))
 
 
-def initramfs(needed: bool = True, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
+def initramfs(needed: bool = True) -> Asked:
     """The initramfs of a host with, or without, cards of ours."""
-    return Asked("initramfs", initramfs_layer.Wanted(needed=needed, rollback_after=rollback_after))
+    return Asked("initramfs", initramfs_layer.Wanted(needed=needed))
 
 
 def iommu(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
     """The IOMMU's words."""
-    return Asked("cmdline", cmdline.Wanted(name="iommu", words=words, entry=False, rollback_after=rollback_after))
+    return Asked("cmdline", cmdline.Wanted(name="iommu", words=words, rollback_after=rollback_after))
 
 
 def vfio(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
     """The words that bind cards, and the second boot entry."""
-    return Asked("cmdline", cmdline.Wanted(name="vfio", words=words, entry=True, rollback_after=rollback_after))
+    return Asked("cmdline", cmdline.Wanted(name="vfio", words=words, rollback_after=rollback_after))
 
 
 def read_host(**wanted: Any) -> Asked:

@@ -134,9 +134,9 @@ def _writing(
     """
     after = host.timeouts.rollback
     layers: list[tuple[str, Any]] = [
-        ("cmdline", Cmdline(name="iommu", words=want.iommu_words, entry=False, rollback_after=after)),
-        ("initramfs", Initramfs(needed=bool(want.vfio_words), rollback_after=after)),
-        ("cmdline", Cmdline(name="vfio", words=want.vfio_words, entry=True, rollback_after=after)),
+        ("cmdline", Cmdline(name="iommu", words=want.iommu_words, rollback_after=after)),
+        ("initramfs", Initramfs(needed=bool(want.vfio_words))),
+        ("cmdline", Cmdline(name="vfio", words=want.vfio_words, rollback_after=after)),
     ]
     if any(container.may_have_nvidia(host.gpus) for container in containers):
         layers.append(("nvidia_nodes", NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))))

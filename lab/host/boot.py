@@ -78,6 +78,10 @@ def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted
         if machine["faults"].get("never-comes-back") and reason == "reboot":
             raise BootError("the machine stays dark (fault never-comes-back)")
         entry = choose(host)
+        if _panics(machine, entry) and re.search(r"\bpanic=[1-9]", entry.cmdline):
+            entry = choose(host)  # it restarts by itself
+        if _panics(machine, entry):
+            raise BootError("Kernel panic - not syncing (fault panics-when)")
         _start(host, entry, boot_id, reason, environment)
         result = Booted(
             boot_id,
@@ -97,6 +101,11 @@ def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted
     with host.changing() as now:  # what others changed meanwhile, such as a fault, stays
         now |= {"next_entry": None, "power": "on", "boots": now["boots"] + 1, "guests": guests}
     return result
+
+
+def _panics(machine: dict[str, Any], entry: BootEntry) -> bool:
+    word = machine["faults"].get("panics-when")
+    return bool(word) and word in entry.cmdline
 
 
 def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str, environment: Mapping[str, str]) -> None:

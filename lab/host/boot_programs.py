@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from .proxmox_boot import (
     warn,
 )
 from .state import HostState
+from .storage import unmount
+from .sysfs import show_one_shot
 
 UNSHARED = "PVE_EFIBOOT_UNSHARED"
 
@@ -42,6 +45,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "lsinitramfs": _lsinitramfs,
         "mokutil": _mokutil,
         "bootctl": _bootctl,
+        "unshare": _unshare,
     }[name]
     return work(host, name, arguments)
 
@@ -64,9 +68,23 @@ def _grub_mkconfig(host: HostState, name: str, arguments: list[str]) -> int:
     return logged(host, name, arguments, lambda: _generate(host, host.rooted(output)))
 
 
+def _unshare(host: HostState, name: str, arguments: list[str]) -> int:
+    """A command in a mount namespace of its own: what it mounts is gone with it."""
+    if arguments[:1] != ["--mount"]:
+        raise UsageError("the lab's unshare has --mount alone")
+    before = len(host.machine["mounts"])
+    status = subprocess.run(arguments[1:], check=False).returncode
+    host.reload()
+    for mounted in reversed(host.machine["mounts"][before:]):
+        unmount(host, mounted["target"])
+    return status
+
+
 def _generate(host: HostState, target: Path) -> int:
+    boot = host.root / "boot"
+    bound = boot.resolve() if boot.is_symlink() and boot.resolve().is_relative_to(host.esp) else None
     try:
-        mkconfig(host, target)
+        mkconfig(host, target, bound_boot=bound)
     except GrubError as error:
         raise Failure(str(error)) from error
     warn(host, "done")
@@ -414,16 +432,28 @@ def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
     )
 
 
+def _set_one_shot(host: HostState, entry: str) -> int:
+    """It doesn't look whether there is such an entry."""
+    if host.fault("efivars-read-only"):
+        raise Failure("Failed to update EFI variable 'LoaderEntryOneShot': Read-only file system")
+    with host.changing() as now:
+        now["one_shot"] = entry
+    show_one_shot(host)
+    return 0
+
+
 def _bootctl(host: HostState, name: str, arguments: list[str]) -> int:
     verb = next((a for a in arguments if not a.startswith("-")), "status")
     if verb == "is-installed":
         installed = host.machine["boot"]["loader"] == "systemd-boot"
         print("yes" if installed else "no")
         return 0 if installed else 1
-    if verb not in ("status", "list"):
-        raise UsageError(f"the lab's bootctl has status, list and is-installed, not {verb!r}")
+    if verb not in ("status", "list", "set-oneshot"):
+        raise UsageError(f"the lab's bootctl has status, list, set-oneshot and is-installed, not {verb!r}")
     if not is_uefi(host):
         raise Failure("Not booted with EFI")
+    if verb == "set-oneshot":
+        return logged(host, name, arguments, lambda: _set_one_shot(host, arguments[-1]))
     esp = boot_esp(host)
     if host.machine["boot"]["loader"] != "systemd-boot" or esp is None:
         print(

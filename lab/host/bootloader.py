@@ -12,6 +12,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .grub_script import Script
 from .state import HostState, version_key
 
 GRUBENV_SIZE = 1024
@@ -81,7 +82,11 @@ def _grub(host: HostState, wanted: str | None) -> BootEntry:
     config_file = prefix / "grub.cfg"
     if not config_file.exists():
         raise BootError(f"grub> (no {host.unrooted(config_file)}: GRUB stops at its prompt)")
-    config = parse_grub(config_file.read_text(encoding="utf-8"))
+    text = config_file.read_text(encoding="utf-8")
+    custom = prefix / "custom.cfg"
+    if custom.exists() and "custom.cfg" in text:
+        text += custom.read_text(encoding="utf-8")
+    config = parse_grub(text)
     environment = read_grubenv(prefix / "grubenv")
     if wanted is not None:
         choice = wanted
@@ -95,6 +100,13 @@ def _grub(host: HostState, wanted: str | None) -> BootEntry:
         choice = environment.get("saved_entry") or "0"
     else:
         choice = config.default
+    if wanted is None and custom.exists():
+        script = Script(host, prefix, writable=host.machine["boot"]["grub_can_write"])
+        script.run(custom.read_text(encoding="utf-8"))
+        choice = script.variables.get("default", choice)
+        chosen = find_entry(config.items, choice)
+        if chosen and "fallback" in script.variables and not _has_kernel(host, chosen, esp):
+            choice = script.variables["fallback"]
     found = find_entry(config.items, choice)
     if found is None:
         if wanted is not None:
@@ -105,12 +117,20 @@ def _grub(host: HostState, wanted: str | None) -> BootEntry:
     return _grub_entry(host, found, esp)
 
 
+def _real(host: HostState, path: str, esp: Path | None) -> Path:
+    """A file by GRUB's name of it."""
+    return (esp if esp is not None else host.root) / re.sub(r"^/ROOT/[^/]+@", "", path).lstrip("/")
+
+
+def _has_kernel(host: HostState, item: MenuItem, esp: Path | None) -> bool:
+    return bool(item.linux) and _real(host, item.linux[0], esp).exists()
+
+
 def _grub_entry(host: HostState, item: MenuItem, esp: Path | None) -> BootEntry:
     image = item.linux[0]
-    root = esp if esp is not None else host.root
 
     def real(path: str) -> Path:
-        return root / re.sub(r"^/ROOT/[^/]+@", "", path).lstrip("/")
+        return _real(host, path, esp)
 
     kernel = image.rsplit("/vmlinuz-", 1)[-1]
     if not real(image).exists():
@@ -232,7 +252,9 @@ def _systemd_boot(host: HostState, wanted: str | None) -> BootEntry:
     entries = loader_entries(esp)
     if not entries:
         raise BootError("systemd-boot: no loader entry with a kernel that exists")
-    name = _pick(entries, wanted, esp)
+    with host.changing() as now:
+        one_shot = now.pop("one_shot", "")  # the loader takes it away before it starts anything
+    name = one_shot if wanted is None and one_shot in entries else _pick(entries, wanted, esp)
     fields = entries[name]
     image = fields["linux"]
     initrd = fields.get("initrd")

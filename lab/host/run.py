@@ -29,6 +29,7 @@ PROGRAMS = {
     "lsinitramfs": "boot_programs",
     "mokutil": "boot_programs",
     "bootctl": "boot_programs",
+    "unshare": "boot_programs",
     "modprobe": "module_programs",
     "rmmod": "module_programs",
     "lsmod": "module_programs",

@@ -14,6 +14,7 @@ from .devices import PciDevice, load_devices, reset_methods
 from .state import CONTROL_FILE, HostState, kernel_release
 
 LOADER_INFO = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+LOADER_ONE_SHOT = "LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 LOADER_ENTRY = "LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
@@ -327,6 +328,15 @@ def _firmware(host: HostState, running: Running) -> None:
     else:
         return
     put(f"{efi}/efivars/{LOADER_INFO}", _efi_text(name))
+
+
+def show_one_shot(host: HostState) -> None:
+    """The variable that systemd-boot takes away when it starts the entry that it names."""
+    path, entry = f"{host.root}/sys/firmware/efi/efivars/{LOADER_ONE_SHOT}", host.machine.get("one_shot")
+    if entry:
+        put(path, _efi_text(entry))
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def _efi_text(text: str) -> bytes:

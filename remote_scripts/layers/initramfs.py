@@ -2,8 +2,8 @@
 it needs, in the initramfs of every installed kernel. Which functions: the kernel command line says (cmdline.py).
 
 Changes /etc/initramfs-tools/scripts/init-top/homelab-vfio, /etc/initramfs-tools/hooks/homelab-vfio,
-/etc/modules-load.d/homelab-vfio.conf and /boot/initrd.img-*. `apply` arms the dead man's switch before its first
-change.
+/etc/modules-load.d/homelab-vfio.conf and /boot/initrd.img-*, which serve each boot entry: without the word of the
+command line they do nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remote_scripts import installed
-from remote_scripts.shared import boot, switch
+from remote_scripts.shared import boot, trial
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed, Files
 from remote_scripts.tools.system import System, changes, plans
@@ -27,12 +27,9 @@ vfio_pci
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`needed`: False where homelab binds nothing. `rollback_after`: seconds from a boot's start until the dead
-    man's switch checks it.
-    """
+    """`needed`: False where homelab binds nothing."""
 
     needed: bool
-    rollback_after: int
 
 
 @plans
@@ -54,7 +51,6 @@ def apply(system: System, wanted: Wanted) -> Changed:
     :raises Failure: there is no initramfs-tools, no room on /boot, or an initramfs could not be made: then the files
         are as they were.
     """
-    system.files.before_write = lambda: switch.arm(system, wanted.rollback_after)
     return _change(system, wanted.needed)
 
 
@@ -75,7 +71,7 @@ def _change(system: System, needed: bool) -> Changed:
     if files.changed or _is_unfinished(system, needed):
         _update(system)
     if not needed:
-        switch.disarm_when_given_back(system)
+        trial.forget_when_given_back(system)
     return Changed(files.changed)
 
 

@@ -105,7 +105,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         rolled_back=own_files.rolled_back(source),
         rolling_back=own_files.is_rolling_back(source),
         judged=source.text(f"{HOME}/judged"),
-        pending=source.names(f"{HOME}/pending"),
+        pending=own_files.pending(source),
         boot_lacks=_boot_lacks(source, loader.name),
         drm=drm.drm(source),
         cards_enabled=source.is_link(_CARDS_ENABLED),

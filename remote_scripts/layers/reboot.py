@@ -1,12 +1,11 @@
-"""Reboots the host if its running kernel lacks what is configured; with the dead man's switch armed before, if that is
-in the boot configuration.
+"""Reboots the host if its running kernel lacks what is configured; into the boot on trial, where there is one.
 
 Not while a backup, a migration, another task or an installation of packages runs here. In a cluster: not before the
 other nodes have their quorum without this one, and no other restarts; the layer cluster_turn ends the turn.
 
-Changes what arms the switch (shared/switch.py); the note and the timer of the guests that ran
+Changes what arms the trial (shared/trial.py); the note and the timer of the guests that ran
 (shared/guests_to_start.py); the node's turn (shared/turn.py); /var/lib/homelab/wanted-boot, which `revert` of the
-command line takes away; then the host restarts. Undone once the host is back, by the switch or by that timer otherwise.
+command line takes away; then the host restarts. Undone once the host is back, by its timers otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from remote_scripts.shared import (
     guests_to_start,
     reboot_required,
     restart,
-    switch,
+    trial,
     turn,
 )
 from remote_scripts.shared.cluster import Obstacle
@@ -39,7 +38,7 @@ TURN_SECONDS = 180
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """`policy`: whether the host is restarted by us; `boot`: what its next boot is to have; `rollback_after`: seconds
-    from a boot's start until the dead man's switch checks it; `awaited`: for so many seconds an `up` waits for the
+    from a boot's start until an unconfirmed trial is ended; `awaited`: for so many seconds an `up` waits for the
     boot; `keep_quorum`: in a cluster, restart only if the other nodes have a quorum without this one.
     """
 
@@ -66,8 +65,8 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Planned):
-    """`turn`: whether it has a turn in the cluster, which is to end; `armed`: since when the switch is, in seconds
-    since 1970, empty: it isn't. An `up` that has armed it anew confirms this boot anew.
+    """`turn`: whether it has a turn in the cluster, which is to end; `armed`: since when a trial is, in seconds
+    since 1970, empty: none is. An `up` that has armed it anew confirms this boot anew.
     """
 
     turn: bool
@@ -79,7 +78,7 @@ def plan(system: System, wanted: Wanted) -> Planned:
 
     :raises Failure: what decides it can't be read.
     """
-    decided = _decide(system, wanted, boot.need_loader(system))[0]
+    decided = _decide(system, wanted, boot.need_loader(system))
     if decided.reboot != "yes":
         return decided
     obstacle = cluster.obstacle(system, _policy(wanted))
@@ -98,16 +97,15 @@ def _policy(wanted: Wanted) -> cluster.Policy:
     return cluster.Policy(keep_quorum=wanted.keep_quorum, away_seconds=wanted.awaited + wanted.rollback_after)
 
 
-def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, reboot_required.RebootRequired]:
+def _decide(system: System, wanted: Wanted, loader: str) -> Planned:
     lacks = reboot_required.check(system, wanted.boot, loader)
-    planned = Planned(
+    return Planned(
         reboot="no" if not lacks.reasons else "manual" if wanted.policy == "manual" else "yes",
         boot_id=need_boot_id(system),
         reasons=lacks.reasons,
         perhaps=lacks.perhaps,
         guests=_name_guests(system),
     )
-    return planned, lacks
 
 
 def _name_guests(system: System) -> str:
@@ -121,26 +119,26 @@ def _name_guests(system: System) -> str:
 
 def _apply(system: System, wanted: Wanted) -> Answer:
     loader = boot.need_loader(system)
-    decided, found = _decide(system, wanted, loader)
+    decided = _decide(system, wanted, loader)
     reboot_required.note(system, wanted.boot)
     if decided.reboot == "no":
         system.log.say("no reboot is needed: the running kernel has what is wanted")
-        switch.forget_earlier_roll_back(system)
+        trial.forget_earlier_roll_back(system)
         turn.end(system, 0)  # of an earlier run; what verifies this boot waits for the cluster
         guests_to_start.drop(system)
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
-        return _reboot(system, wanted, decided, loader, of_boot=bool(found.of_boot))
+        return _reboot(system, wanted, decided)
     return _answer(system, decided)
 
 
 def _answer(system: System, decided: Planned) -> Answer:
-    return Answer(**vars(decided), turn=turn.is_ours(system), armed=switch.armed_since(system))
+    return Answer(**vars(decided), turn=turn.is_ours(system), armed=trial.armed_since(system))
 
 
-def _reboot(system: System, wanted: Wanted, decided: Planned, loader: str, *, of_boot: bool) -> Answer:
-    if system.files.is_pending("boot"):
+def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
+    if system.files.is_pending("boot") or trial.state(system) == "confirmed":
         raise Failure(
             "this host restarted with what was configured",
             "the boot configuration was not made after the last change (/var/lib/homelab/pending/boot)",
@@ -151,16 +149,15 @@ def _reboot(system: System, wanted: Wanted, decided: Planned, loader: str, *, of
     if obstacle := cluster.await_cluster(system, policy, TURN_SECONDS):
         raise cluster.refused(obstacle)
     system.log.say(f"rebooting ({' '.join(decided.reasons)}); this stops: {decided.guests or 'no guest'}")
-    # Is there anything that a roll-back would give back, and is it new to the next boot? A reboot for NVIDIA's driver
-    # alone brings the boot configuration that runs already.
-    arms = not switch.is_all_given_back(system) and (of_boot or switch.is_armed(system))
-    if arms:
-        switch.arm(system, wanted.rollback_after, wanted.awaited, loader)
+    # A trial that runs already, unconfirmed, is to be started once more.
+    is_trial = trial.state(system) in ("armed", "running")
+    if is_trial:
+        trial.arm(system, wanted.rollback_after, {}, wanted.awaited)
     system.files.finish()
     # Last, so that no failure before it keeps others waiting. Each wait may end this run, too.
     system.also_put_back = lambda: _stay_up(system)
     if obstacle := cluster.take_turn(system, policy, TURN_SECONDS) or _await_boot_from_now(
-        system, wanted.awaited, was_armed=arms
+        system, wanted.awaited, is_trial=is_trial
     ):
         raise _refused(system, obstacle)
     answer = _ordered(system, decided)
@@ -202,15 +199,14 @@ def _refused(system: System, obstacle: Obstacle) -> Failure:
     return cluster.refused(obstacle)
 
 
-def _await_boot_from_now(system: System, awaited: int, *, was_armed: bool) -> Obstacle | None:
+def _await_boot_from_now(system: System, awaited: int, *, is_trial: bool) -> Obstacle | None:
     """The time for which an `up` waits begins here: all that was waited for before took its own."""
-    if not switch.is_armed(system):
-        gone = "the dead man's switch for this restart was taken away meanwhile (/var/lib/homelab/armed)"
-        return Obstacle(gone) if was_armed else None
+    if is_trial and trial.state(system) != "armed":
+        return Obstacle(f"the trial of this restart was taken away meanwhile ({trial.NOTE})")
     try:
-        switch.await_boot(system, awaited)
+        trial.await_boot(system, awaited)
     except OSError:
-        return Obstacle("/var/lib/homelab/armed can't be written")
+        return Obstacle(f"{trial.NOTE} can't be written")
     return None
 
 
@@ -219,7 +215,7 @@ def _stay_up(system: System) -> None:
     acts: list[Callable[[], object]] = [
         lambda: turn.drop_restart(system),
         lambda: guests_to_start.drop(system),
-        lambda: switch.await_no_boot(system),
+        lambda: trial.await_boot(system, 0),
         lambda: turn.end(system, TURN_SECONDS),
     ]
     for act in acts:

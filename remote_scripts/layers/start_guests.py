@@ -18,7 +18,7 @@ from remote_scripts.guests import power
 from remote_scripts.guests.container import Container
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.power import SwitchedElsewhere
-from remote_scripts.shared import guests_to_start, ha, hookscripts, switch
+from remote_scripts.shared import guests_to_start, ha, hookscripts, trial
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.guest_kinds import KINDS
 from remote_scripts.shared.guests_to_start import Ran
@@ -119,7 +119,7 @@ def _is_boot_decided(system: System) -> bool:
     """
     if _is_ending(system):
         return False
-    if switch.is_armed_before(system) and not (system.files.is_pending("boot") or switch.is_another_boot(system)):
+    if trial.state(system) == "running":
         return False
     state = system.run.ask("systemctl", "is-active", "pve-guests.service").text
     # Where it has failed, or is disabled, it starts nothing any more in this boot.
@@ -129,7 +129,7 @@ def _is_boot_decided(system: System) -> bool:
 
 def _is_ending(system: System) -> bool:
     """Whether this boot is about to end: who is started now would be shut down at once, and be owed nothing after."""
-    return switch.is_rolling_back(system) or is_restart_ordered(system) or is_going_down(system)
+    return trial.is_ending(system) or is_restart_ordered(system) or is_going_down(system)
 
 
 def _may_start(system: System) -> bool:
@@ -143,7 +143,7 @@ def _report_to_next_run(system: System, texts: list[str]) -> None:
         system.log.say(text)
     if not text or all(name.startswith("ran") for name in system.files.names(HOME)):
         return
-    path = switch.ROLLED_BACK if system.files.exists(switch.ROLLED_BACK) else switch.JUDGED
+    path = trial.ROLLED_BACK if system.files.exists(trial.ROLLED_BACK) else trial.JUDGED
     before = system.files.text(path)
     system.files.write(path, f"{before}{'; ' if before else ''}{text}".encode(), 0o600)
 

@@ -1,8 +1,9 @@
 """Which boot loader makes the kernel command line of the next boot, and how its configuration and the initramfs are
 generated.
 
-Proxmox VE boots with GRUB (/etc/default/grub, update-grub) or systemd-boot (first line of /etc/kernel/cmdline); ESPs
-listed in /etc/kernel/proxmox-boot-uuids are written by `proxmox-boot-tool refresh`, with either loader.
+Proxmox VE boots with GRUB (/etc/default/grub, grub-mkconfig) or systemd-boot (first line of /etc/kernel/cmdline); ESPs
+listed in /etc/kernel/proxmox-boot-uuids are proxmox-boot-tool's, with either loader. Its `refresh` isn't called: it
+copies kernels over those that boot, and writes into menus.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from remote_scripts import installed
-from remote_scripts.shared import kernel
+from remote_scripts.shared import esp, kernel
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
@@ -32,6 +31,8 @@ GRUB_ENTRY = "/etc/grub.d/12_homelab"
 HOOK, REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d/zzz-homelab"
 #: The ESPs that proxmox-boot-tool writes.
 UUIDS = "/etc/kernel/proxmox-boot-uuids"
+#: systemd-boot's entries on an ESP.
+ENTRIES = "loader/entries"
 _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 # A menu or a list of ESPs is no longer than that, in bytes.
 _MENU_BYTES = 1 << 25
@@ -58,12 +59,6 @@ def drop_in(layer: str) -> str:
     return f"/etc/default/grub.d/zz-homelab-{layer}.cfg"
 
 
-def files_of(layer: str) -> tuple[str, ...]:
-    """All of homelab's files that a boot may read: of `iommu` or `vfio`."""
-    of_initramfs = (INIT_TOP, INITRAMFS_HOOK, MODULES) if layer == "vfio" else ()
-    return (drop_in(layer), GRUB_ENTRY, HOOK, REMOVAL_HOOK, *of_initramfs)
-
-
 def need_text(system: System, path: str, limit: int = _MENU_BYTES) -> str:
     """What a file has; empty where there is none.
 
@@ -83,21 +78,21 @@ def need_text(system: System, path: str, limit: int = _MENU_BYTES) -> str:
         ) from error
 
 
-def managed_esps(system: System) -> int:
-    """How many ESPs proxmox-boot-tool writes.
+def uuids(system: System) -> list[str]:
+    """The ESPs that proxmox-boot-tool writes.
 
     :raises Failure: the list of them can't be read.
     """
-    return sum(bool(line.strip()) for line in need_text(system, UUIDS).split("\n"))
+    return need_text(system, UUIDS).split()
 
 
 def find_loader(system: System) -> Loader:
     """Asks the host.
 
-    :raises Failure: as `managed_esps`.
+    :raises Failure: as `uuids`.
     """
     files = system.files
-    esps, status, kinds = managed_esps(system), "", []
+    esps, status, kinds = uuids(system), "", []
     if esps:
         done = system.run.ask("proxmox-boot-tool", "status")
         status = (done.output + done.error).decode("utf-8", "surrogateescape").rstrip("\n")
@@ -162,47 +157,94 @@ def need_loader(system: System) -> str:
     return loader.name
 
 
-def generate(system: System) -> str | None:
+def make(system: System, loader: str) -> None:
     """Makes what was configured what the next boot uses.
 
-    :returns: None, or the last words of what has failed.
+    :raises Failure: it could not be made: then this run's files are as they were.
     """
-    esps = managed_esps(system)
-    if esps:
-        system.log.say(f"writing the boot entries on {esps} ESP(s)")
-        done = system.run.do("proxmox-boot-tool", "refresh", doing="boot entries", progress=progress_of(system))
-        return None if done.status == 0 else done.text
-    # update-grub may end well with a menu without a kernel, when a command that its scripts call is broken; and it
-    # empties the menu before it fills it, for which there may be no room. That host would never start again. The menu
-    # from before comes back then.
-    files, old = system.files, ""
-    if _starts_kernels(system):
-        old = f"{HOME}/.grub.cfg.homelab-tmp"
-        try:
-            files.copy(GRUB_MENU, old)
-        except OSError:  # a full disk
-            _forget(system, old)
-            old = ""
-    system.log.say("making the boot menu (update-grub)")
-    done = system.run.do("update-grub", doing="boot menu")
-    failed = None if done.status == 0 else done.text
-    if old and failed is None and not _starts_kernels(system):
-        failed = "update-grub has made a menu without any kernel; the one from before is back"
-    if old and failed is not None and files.read(GRUB_MENU, _MENU_BYTES) != files.read(old, _MENU_BYTES):
-        try:
-            files.remove(f"{GRUB_MENU}.new")  # it takes the room
-            files.copy(old, GRUB_MENU)
-        except OSError:
-            failed = (
-                "update-grub has made a menu that isn't whole, and the one from before could not be put back: do not "
-                "restart this host before `update-grub` has made a whole one"
-            )
-    _forget(system, old)
+    files = system.files
+    files.begin_step("boot")
+    failed = _generate(system, loader)
+    if failed is None:
+        files.done_with("boot")
+        return
+    # First the files, then once more what is made of them: some ESPs may have the new ones already.
+    files.undo()
+    if _generate(system, loader) is None:
+        files.done_with("boot")
+    else:
+        system.log.say(
+            "note: the boot configuration could not be generated from the old files either: the next run tries that "
+            "again"
+        )
+    raise Failure(
+        "the boot configuration generated again",
+        failed or "no output",
+        "the next boot would not have what was configured; this step's files are as they were before (earlier steps "
+        "stay, in the stack too)",
+        "correct what the message names (often: a full /boot or ESP), then run `pulumi up` again",
+    )
+
+
+def _generate(system: System, loader: str) -> str | None:
+    """The last words of what has failed. Each menu and entry is whole, the old one or the new one, at any moment."""
+    with esp.mounted(system, uuids(system)) as folders:
+        if loader == "systemd-boot":
+            failed = next(filter(None, (_write_options(system, folder) for folder in folders.values())), None)
+        elif uuids(system):
+            failed = next(filter(None, (_make_menu(system, folder) for folder in folders.values())), None)
+        else:
+            failed = _make_menu(system)
+    return second_entries(system) if failed is None and loader == "systemd-boot" else failed
+
+
+def _make_menu(system: System, esp_folder: str = "") -> str | None:
+    """GRUB's menu, beside the old one. update-grub writes into that, and ends well with a menu without a kernel when a
+    command that its scripts call is broken.
+    """
+    files, folder = system.files, f"{esp_folder}/grub" if esp_folder else "/boot/grub"
+    new = f"{folder}/.grub.cfg.homelab-tmp"
+    words = ["grub-mkconfig", "-o", files.name("/boot/grub/.grub.cfg.homelab-tmp")]
+    if esp_folder:  # as proxmox-boot-tool does it: the scripts find what is in /boot
+        bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+        words = ["unshare", "--mount", "sh", "-c", bind, "-", files.name(esp_folder), files.name("/boot"), *words]
+    system.log.say(f"making the boot menu{' on an ESP' if esp_folder else ''} (grub-mkconfig)")
+    done = system.run.do(*words, doing="boot menu", environment={"PVE_EFIBOOT_UNSHARED": "1"})
+    failed = None if done.status == 0 else done.text or f"grub-mkconfig ended with {done.status}"
+    if failed is None and not _STARTS_KERNEL.search(files.read(new, _MENU_BYTES) or b""):
+        failed = "grub-mkconfig has made a menu without any kernel; the one from before is there still"
+    if failed is None:
+        files.move(new, f"{folder}/grub.cfg")
+    else:
+        files.remove(new, f"{new}.new")
     return failed
 
 
+def _write_options(system: System, folder: str) -> str | None:
+    """The command line in each of Proxmox VE's entries for systemd-boot, as proxmox-boot-tool makes it of its file."""
+    line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
+    for name in entries(system, folder):
+        path = f"{folder}/{ENTRIES}/{name}"
+        before = need_text(system, path)
+        text, found = re.subn(r"^options[ \t].*$", lambda _: f"options  {line}", before, count=1, flags=re.MULTILINE)
+        if not found:
+            return f"{name} on an ESP has no options: it isn't whole"
+        try:
+            if text != before:
+                system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
+        except OSError as error:
+            return f"{name} could not be written to an ESP: {error.strerror}"
+    return None
+
+
+def entries(system: System, folder: str) -> list[str]:
+    """The names of Proxmox VE's entries for systemd-boot on an ESP."""
+    names = system.files.names(f"{folder}/{ENTRIES}")
+    return [name for name in names if name.startswith("proxmox-") and name.endswith(".conf") and "homelab" not in name]
+
+
 def second_entries(system: System) -> str | None:
-    """systemd-boot's: made by their hook, and removed by its text where it is gone. Else as `generate`."""
+    """systemd-boot's: made by their hook, and removed by its text where it is gone. Else as `_generate`."""
     hook = system.files.at(HOOK)
     if os.access(hook, os.X_OK):
         words: tuple[str, ...] = (str(hook),)
@@ -214,7 +256,7 @@ def second_entries(system: System) -> str | None:
 
 def progress_of(system: System) -> Callable[[bytes, float], str]:
     """Where such a command is, by what it says: `initramfs 1 of 2 (6.17.2-1-pve), 5 s`, `ESP 2 of 2 (…), 5 s`."""
-    counts = {"initramfs": len(kernels(system)), "ESP": managed_esps(system)}
+    counts = {"initramfs": len(kernels(system)), "ESP": len(uuids(system))}
 
     def progress(output: bytes, seconds: float) -> str:
         begun, kind, version = {"initramfs": 0, "ESP": 0}, "", ""
@@ -236,18 +278,8 @@ def progress_of(system: System) -> Callable[[bytes, float], str]:
 
 def plan_generated(system: System) -> None:
     """The same, only planned."""
-    esps = managed_esps(system)
+    esps = len(uuids(system))
     system.files.plan_file("made", f"the boot entries on {esps} ESP(s)" if esps else GRUB_MENU)
-
-
-def _starts_kernels(system: System) -> bool:
-    return bool(_STARTS_KERNEL.search(system.files.read(GRUB_MENU, _MENU_BYTES) or b""))
-
-
-def _forget(system: System, path: str) -> None:
-    if path:
-        with suppress(OSError):
-            disk.remove(system.files.at(path))
 
 
 def kernels(system: System) -> list[str]:

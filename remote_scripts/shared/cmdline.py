@@ -1,23 +1,36 @@
-"""The kernel command line of the next boot: what is configured, by whom, and what was generated of it.
+"""The kernel command line of the next boot: what is configured, by whom, what was generated of it, and homelab's words
+written there.
 
-With GRUB they are settings in shell files, with systemd-boot the first line of /etc/kernel/cmdline. Nothing is written
-here.
+GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg and /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
+/etc/kernel/cmdline, and /etc/kernel/{postinst,postrm}.d/zzz-homelab.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 
+from remote_scripts import installed
+from remote_scripts.shared import boot
 from remote_scripts.shared.boot import GRUB_MENU, KERNEL_CMDLINE, need_text
 from remote_scripts.shared.words import without_words
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
+#: Whose words there are.
+NAMES = ("iommu", "vfio")
 #: What we have put on the first line of /etc/kernel/cmdline: a file for each layer, with a line for each text.
 RECORDS = f"{HOME}/cmdline"
 _GRUB, _DROP_INS = "/etc/default/grub", "/etc/default/grub.d"
 _OURS = "zz-homelab-"
+_DROP_IN = """\
+# Written by homelab, which takes it away again (pulumi destroy).
+GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"
+export HOMELAB_WORDS="${{HOMELAB_WORDS:-}} {words}"
+"""
+_EXPORTED = re.compile(r'^export HOMELAB_WORDS="\$\{HOMELAB_WORDS:-\} (.*)"$', re.MULTILINE)
 _KERNEL_LINE = re.compile(r"^[ \t\r\v\f]*linux(?:efi)?[ \t\r\v\f]+(?:[^ \t\r\v\f\n]+[ \t\r\v\f]*(.*))?", re.MULTILINE)
 # grub-mkconfig sources these files: only a shell knows what they say. Whatever they print is dropped. The newline says
 # that none of them has ended the shell.
@@ -27,9 +40,17 @@ _ASK_SHELL = (
 )
 
 
-def drop_ins(system: System) -> list[str]:
-    """Our files among GRUB's. Without them its words are the others' alone."""
-    return [f"{_DROP_INS}/{name}" for name in _drop_ins(system) if name.startswith(_OURS)]
+def own(system: System) -> dict[str, str]:
+    """Each layer -> what it has on the command line of the next boot, as it is recorded.
+
+    :raises Failure: it can't be read.
+    """
+    words = {}
+    for name in NAMES:
+        exported = _EXPORTED.search(need_text(system, boot.drop_in(name)))
+        texts = f"{exported[1] if exported else ''} {need_text(system, f'{RECORDS}/{name}')}"
+        words[name] = " ".join(dict.fromkeys(texts.split()))
+    return words
 
 
 def records(system: System) -> list[str]:
@@ -41,20 +62,21 @@ def records(system: System) -> list[str]:
     return [path for path in paths if system.files.at(path).is_file()]
 
 
-def configured(system: System, loader: str, *, others: bool = False) -> str:
+def configured(system: System, loader: str, words: Mapping[str, str] | None = None) -> str:
     """What the kernel gets at the next boot.
 
     :param loader: grub or systemd-boot.
-    :param others: what it would get without us.
+    :param words: what it would get with these of ours, by layers, in the place of those that it has.
     :raises Failure: it can't be read.
     """
     if loader == "grub":
-        return _grub_words(system, others=others)
+        return _grub_words(system, words)
     # Only the first line counts (proxmox-boot-tool's get_first_line), with or without a newline at its end.
     line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
-    if others:
+    if words is not None:
         for path in records(system):
             line = without_words(line, need_text(system, path).split())
+        line = " ".join([line, *filter(None, words.values())])
     return line
 
 
@@ -63,28 +85,106 @@ def generated(system: System) -> str:
 
     :raises Failure: there is one that can't be read.
     """
-    if not system.files.exists(GRUB_MENU):
-        return ""
     match = _KERNEL_LINE.search(need_text(system, GRUB_MENU))
     return (match[1] or "") if match else ""
 
 
-def _drop_ins(system: System) -> list[str]:
-    """In the order in which GRUB reads them."""
-    return [name for name in system.files.need_names(_DROP_INS) if name.endswith(".cfg") and not name.startswith(".")]
-
-
-def _grub_words(system: System, *, others: bool) -> str:
-    names = [name for name in _drop_ins(system) if not (others and name.startswith(_OURS))]
-    paths = [system.files.at(path) for path in (_GRUB, *(f"{_DROP_INS}/{name}" for name in names))]
-    files = [str(path) for path in paths if path.exists()]
-    done = system.run.ask("bash", "-c", _ASK_SHELL, "bash", *files)
-    text = done.output.decode("utf-8", "surrogateescape")
-    if done.status != 0 or not text.endswith("\n"):
+def _grub_words(system: System, words: Mapping[str, str] | None) -> str:
+    """GRUB reads the files in the order of their names."""
+    names = [name for name in system.files.need_names(_DROP_INS) if name.endswith(".cfg") and not name.startswith(".")]
+    places, text = [_GRUB, *(f"{_DROP_INS}/{name}" for name in names)], ""
+    if words is not None:
+        text = "".join(_DROP_IN.format(words=of_layer) for of_layer in words.values() if of_layer)
+        theirs = [place for place in places if not place.startswith(f"{_DROP_INS}/{_OURS}")]
+        places = [place for place in theirs if place < f"{_DROP_INS}/{_OURS}"]
+        places += [*(["/dev/stdin"] if text else []), *theirs[len(places) :]]
+    files = [place if place == "/dev/stdin" else str(system.files.at(place)) for place in places]
+    files = [file for file in files if os.path.exists(file)]
+    done = system.run.ask("bash", "-c", _ASK_SHELL, "bash", *files, stdin=text.encode("utf-8", "surrogateescape"))
+    output = done.output.decode("utf-8", "surrogateescape")
+    if done.status != 0 or not output.endswith("\n"):
         raise Failure(
             f"to read which words {_GRUB} and {_DROP_INS} give the kernel",
             f"the shell that reads them as grub-mkconfig does ended with {done.status}",
             "what the next boot gets isn't known",
             "see on the host what grub-mkconfig complains of, and mend that file",
         )
-    return text.removesuffix("\n").rstrip("\n")
+    return output.removesuffix("\n").rstrip("\n")
+
+
+def write(system: System, name: str, words: str, loader: str) -> None:
+    """A layer's words, none included, and with vfio's the second boot entry. What is there for the other loader, which
+    the host had before, goes.
+    """
+    is_grub, has_entry = loader == "grub", name == "vfio" and bool(words)
+    _edit_line(system, name, "" if is_grub else words)
+    _put(system, name, boot.drop_in(name), 0o644, _DROP_IN.format(words=words) if is_grub and words else "")
+    _put(system, name, boot.GRUB_ENTRY, 0o755, f"{installed.TEXTS['grub_entry']}\n" if is_grub and has_entry else "")
+    hook = f"{installed.TEXTS['systemd_boot_entry']}\n" if has_entry and not is_grub else ""
+    for path in (boot.HOOK, boot.REMOVAL_HOOK):
+        _put(system, name, path, 0o755, hook)
+
+
+def _put(system: System, name: str, path: str, mode: int, text: str) -> None:
+    if text:
+        system.files.put(name, path, mode, text.encode("utf-8", "surrogateescape"))
+    else:
+        system.files.drop(name, path)
+
+
+def _edit_line(system: System, name: str, words: str) -> None:
+    """Puts the words at the end of the first line of /etc/kernel/cmdline, in place of what we put there before by this
+    name. The exact text is recorded, so that taking it away leaves every other byte. While the file changes, the record
+    has a line for each text that may be there, the old and the new; `finish` leaves the new one alone.
+    """
+    files, record, new = system.files, f"{RECORDS}/{name}", f" {words}" if words else ""
+    # The longest first: one may be the beginning of another.
+    texts = sorted(filter(None, need_text(system, record).split("\n")), key=lambda text: (-len(text), text))
+    if not texts and not new:
+        return
+    path = f"/{os.path.relpath(files.at(KERNEL_CMDLINE).resolve(), system.root.resolve())}"
+    first, newline, rest = need_text(system, KERNEL_CMDLINE).partition("\n")
+    files.at_finish.append(lambda: _settle(system, record, new))
+    if new in texts and f"{new} " in f"{first} " and not _others(texts, new, first):
+        return
+    line = _without_texts(first, texts) + new
+    content = f"{line}{newline}{rest}".encode("utf-8", "surrogateescape")
+    if files.planning:
+        files.plan_file("changed", path)  # a plan has the command line before and after by itself
+        return
+    files.about_to_change()
+    files.remember(record, path)
+    files.need_folder(RECORDS)
+    _record(system, record, dict.fromkeys([*texts, *([new] if new else [])]))
+    if files.exists(path):
+        files.rewrite(path, content)
+    files.changed = True
+    system.log.say(f"wrote {path}")
+
+
+def _others(texts: list[str], new: str, line: str) -> list[str]:
+    """Texts of earlier runs that are in the line, too."""
+    return [text for text in texts if f"{text} " in f"{line} " and f"{text} " not in f"{new} "]
+
+
+def _without_texts(line: str, texts: list[str]) -> str:
+    """Without the one that is there, as it was put; without words of theirs, if a user has moved these."""
+    for text in texts:
+        before, separator, after = f"{line} ".rpartition(f"{text} ")
+        if separator:
+            return f"{before} {after}".removesuffix(" ")
+    for text in texts:
+        line = without_words(line, text.split())
+    return line
+
+
+def _settle(system: System, record: str, text: str) -> None:
+    """The record says just that."""
+    if not text:
+        system.files.remove(record)
+    elif need_text(system, record) != f"{text}\n":
+        _record(system, record, {text: None})
+
+
+def _record(system: System, record: str, texts: dict[str, None]) -> None:
+    system.files.write(record, "".join(f"{text}\n" for text in texts).encode("utf-8", "surrogateescape"), 0o600)

@@ -111,7 +111,7 @@ def _words_lack(system: System, words: tuple[str, ...], loader: str) -> list[str
     missing = missing_words(" ".join(words), running)
     reasons = [f"{' '.join(missing)} is not on the running kernel's command line"] if missing else []
     # Words of homelab's that run, and are neither wanted nor another file's.
-    coming = f"{cmdline.configured(system, loader, others=True)} {' '.join(words)}"
+    coming = f"{cmdline.configured(system, loader, {})} {' '.join(words)}"
     own = " ".join(noted_words(system))
     for word in running.split():
         is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, own))

@@ -13,7 +13,7 @@ from remote_scripts.shared.card_record import Record, TurnedAway
 @dataclass(frozen=True)
 class CommandLines:
     """Kernel command lines. `running`: of this boot; `configured`: for the next boot; `others`: the same without
-    homelab's words; `generated`: by update-grub.
+    homelab's words; `generated`: by grub-mkconfig.
     """
 
     running: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from remote_scripts.shared import boot, cmdline
+from remote_scripts.shared import boot, cmdline, trial
 from remote_scripts.shared.boot import Loader
 from remote_scripts.shared.reading.answer import CommandLines
 from remote_scripts.shared.reading.source import Source, lines_of
@@ -30,23 +30,20 @@ def command_lines(source: Source, name: str) -> CommandLines:
     if not boot.is_configurable(system, name):
         return CommandLines(running, "", "", "")
     place = "/etc/default/grub" if name == "grub" else boot.KERNEL_CMDLINE
-    configured = source.noting(place, lambda: cmdline.configured(system, name), "")
-
-    def without_ours() -> str:
-        # The host's own files may ask programs: they are read once more only where that tells more.
-        is_same = name == "grub" and not cmdline.drop_ins(system)
-        return configured if is_same else cmdline.configured(system, name, others=True)
-
-    others = source.noting(place, without_ours, "")
+    nothing: dict[str, str] | None = None
+    # What a trial is to bring has not drifted before that is confirmed.
+    to_come = source.noting(trial.NOTE, lambda: trial.to_come(system), nothing)
+    configured = source.noting(place, lambda: cmdline.configured(system, name, to_come), "")
+    others = source.noting(place, lambda: cmdline.configured(system, name, {}), "")
     generated = ""
-    if name == "grub" and not _has_esps(source):
+    if name == "grub" and not _has_esps(source) and to_come is None:
         generated = source.noting(boot.GRUB_MENU, lambda: cmdline.generated(system), "")
     return CommandLines(running, configured, others, generated)
 
 
 def missing_tools(source: Source) -> list[str]:
     """Programs that this program needs and that aren't there."""
-    tools = (*_TOOLS, "proxmox-boot-tool" if _has_esps(source) else "update-grub")
+    tools = (*_TOOLS, "proxmox-boot-tool" if _has_esps(source) else "grub-mkconfig")
     return [tool for tool in tools if not source.run.has(tool)]
 
 
@@ -73,4 +70,4 @@ def packages(source: Source) -> dict[str, str]:
 
 
 def _has_esps(source: Source) -> bool:
-    return source.noting(boot.UUIDS, lambda: boot.managed_esps(source.system), 0) > 0
+    return source.noting(boot.UUIDS, lambda: len(boot.uuids(source.system)), 0) > 0

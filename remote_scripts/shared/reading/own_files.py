@@ -6,7 +6,7 @@ import functools
 import json
 from contextlib import suppress
 
-from remote_scripts.shared import container_drift, guest_notes, handover, kept_agents, pmxcfs, switch
+from remote_scripts.shared import container_drift, guest_notes, handover, kept_agents, pmxcfs, trial
 from remote_scripts.shared.card_record import TurnedAway
 from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER
@@ -95,10 +95,15 @@ def turned_away(source: Source) -> dict[str, TurnedAway]:
 
 
 def rolled_back(source: Source) -> str:
-    """Which boot was undone, and why; empty: none."""
-    return source.noting(f"{HOME}/rolling-back", lambda: switch.rolled_back(source.system), "a boot; why can't be read")
+    """Which trial has ended unconfirmed, and why; empty: none."""
+    return source.noting(trial.NOTE, lambda: trial.rolled_back(source.system), "a boot; why can't be read")
 
 
 def is_rolling_back(source: Source) -> bool:
     """Whether it still has to restart for that."""
-    return source.noting(f"{HOME}/rolling-back", lambda: switch.is_rolling_back(source.system), True)
+    return source.noting(trial.NOTE, lambda: trial.is_ending(source.system), True)
+
+
+def pending(source: Source) -> list[str]:
+    """Steps that must still follow what was written; a confirmed trial is not yet the default."""
+    return [*source.names(f"{HOME}/pending"), *(["boot"] if source.exists(trial.CONFIRMED) else [])]

@@ -1,0 +1,51 @@
+"""EFI system partitions, mounted for as long as something is done there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_SECONDS = 60.0
+
+
+@contextmanager
+def mounted(system: System, uuids: Iterable[str]) -> Iterator[dict[str, str]]:
+    """UUID -> the folder that it is mounted on. One that isn't there is passed over: a disk may be unplugged.
+
+    :raises Failure: one that is there can't be mounted.
+    """
+    folders: dict[str, str] = {}
+    try:
+        for uuid in dict.fromkeys(uuids):
+            device, folder = f"/dev/disk/by-uuid/{uuid}", f"/run/homelab/esp-{uuid}"
+            if not system.files.exists(device):
+                continue
+            if os.path.ismount(system.files.at(folder)):  # of a run that was killed
+                _unmount(system, folder)
+            system.files.need_folder(folder)
+            done = system.run.do("mount", system.files.name(device), system.files.name(folder), seconds=_SECONDS)
+            if done.status != 0:
+                raise Failure(
+                    f"to mount the EFI system partition {uuid}",
+                    done.text,
+                    "this host's boot loader reads there what it starts next",
+                    f"see what is wrong with {device} (`fsck.vfat -n`), then run the same again",
+                )
+            folders[uuid] = folder
+        yield folders
+    finally:
+        for folder in folders.values():
+            _unmount(system, folder)
+
+
+def _unmount(system: System, folder: str) -> None:
+    done = system.run.do("umount", system.files.name(folder), seconds=_SECONDS)
+    if done.status != 0:
+        system.log.say(f"{folder} stays mounted: {done.text}")
+    elif system.files.is_folder(folder):
+        disk.remove_folder(system.files.at(folder))
