@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -47,5 +47,5 @@ def _unmount(system: System, folder: str) -> None:
     done = system.run.do("umount", system.files.name(folder), seconds=_SECONDS)
     if done.status != 0:
         system.log.say(f"{folder} stays mounted: {done.text}")
-    elif system.files.is_folder(folder):
+    with suppress(OSError):
         disk.remove_folder(system.files.at(folder))

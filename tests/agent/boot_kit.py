@@ -5,6 +5,7 @@ alone, and can be cut short half-way, too.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -21,8 +22,17 @@ ESPS = ("AAAA-0001", "AAAA-0002")
 INIT_TOP = "/etc/initramfs-tools/scripts/init-top/homelab-vfio"
 MENU = "/boot/grub/grub.cfg"
 HOME = "/var/lib/homelab"
-ARMED = f"{HOME}/armed"
-#: How the host was reached when the switch was armed.
+TRIAL = f"{HOME}/trial"
+#: The ESP of a host with GRUB, whose menu is in /boot.
+ESP = "CCCC-0003"
+CHOICE = f"/esp/{ESP}/homelab/grubenv"
+ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+LSBLK = f"""\
+KNAME="sda" PKNAME="" UUID="" PARTTYPE="" MOUNTPOINT=""
+KNAME="sda2" PKNAME="sda" UUID="{ESP}" PARTTYPE="c12a7328-f81f-11d2-ba4b-00a0c93ec93b" MOUNTPOINT=""
+KNAME="sda3" PKNAME="sda" UUID="x" PARTTYPE="" MOUNTPOINT="/"
+"""
+#: How the host was reached when the trial was armed.
 WAY = "address 192.0.2.10\ninterface vmbr0\nport 22\nlistens yes\ngateway 192.0.2.1\n"
 _GRUB_WORDS = """
 cd "$ROOT/etc/default"
@@ -44,14 +54,17 @@ def stock(host: Host, loader: str = "grub") -> None:
         (host.root / folder).mkdir(parents=True, exist_ok=True)
     for kernel in KERNELS:
         host.write(f"/boot/vmlinuz-{kernel}", "")
-    if loader == "systemd-boot":
+    if loader == "grub":
+        (host.root / "esp" / ESP).mkdir(parents=True)
+    else:
         host.write("/etc/kernel/proxmox-boot-uuids", "".join(f"{uuid}\n" for uuid in ESPS))
         host.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs  quiet\n# a comment of theirs\n", 0o640)
         for uuid in ESPS:
             (host.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
+            host.write(f"/esp/{uuid}/loader/loader.conf", "timeout 3\ndefault proxmox-*\n")
         host.write("/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f", "systemd-boot 252")
     run(host)
-    made = ["proxmox-boot-tool", "refresh"] if host.exists("/esp") else ["update-grub"]
+    made = ["grub-mkconfig", "-o", str(host.root / MENU[1:])] if loader == "grub" else ["proxmox-boot-tool", "refresh"]
     for command in (["update-initramfs", "-c", "-k", "all"], made):
         assert host.programs[command[0]](command[1:], b"") is None
 
@@ -60,7 +73,7 @@ def run(host: Host) -> None:
     """Boot what lasts: its programs, and what the kernel says."""
     host.write("/proc/cmdline", "quiet\n")
     host.write("/proc/sys/kernel/random/boot_id", "boot\n")
-    for uuid in ESPS if host.exists("/esp") else ():
+    for uuid in (path.name for path in (host.root / "esp").glob("*")):
         link = host.root / "dev/disk/by-uuid" / uuid
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(host.root / "esp" / uuid)
@@ -73,7 +86,11 @@ def run(host: Host) -> None:
         "bash": made.bash,
         "sh": made.sh,
         f"{host.root}/etc/kernel/postinst.d/zzz-homelab": made.hook,
-        "update-grub": made.update_grub,
+        "grub-mkconfig": made.grub_mkconfig,
+        "mount": made.mount,
+        "umount": made.umount,
+        "lsblk": lambda _arguments, _stdin: LSBLK,
+        "bootctl": made.bootctl,
         "update-initramfs": made.update_initramfs,
         "proxmox-boot-tool": made.proxmox_boot_tool,
     }
@@ -93,27 +110,52 @@ def booted(host: Host, words: str, boot: str = "later") -> None:
     host.programs |= {"ip": ip, "ping": lambda _arguments, _stdin: 0}
 
 
-def configure(host: Host, words: str, loader: str) -> None:
-    """Boot a host that was configured with these words."""
-    host.ask("apply", "cmdline", {"name": "vfio", "words": words, "entry": True, "rollback_after": 20})
-    host.ask("apply", "initramfs", {"needed": True, "rollback_after": 20})
-    booted(host, f"quiet {words}")
-    host.write(ARMED, f"boot boot\nloader {loader}\n{WAY}", 0o600)
+def configure(host: Host, words: str) -> None:
+    """A host that was configured with these words, in the boot that tries them."""
+    host.ask("apply", "cmdline", {"name": "vfio", "words": words, "rollback_after": 20})
+    host.ask("apply", "initramfs", {"needed": True})
+    note(host, WAY)
+    starts(host)
 
 
-def without_words(host: Host, words: str, loader: str) -> None:
-    """Take the words away, as files/rollback.sh does before it asks for the rest."""
-    host.write(f"{HOME}/rolling-back", f"boot later\nloader {loader}\n")
-    (host.root / ARMED[1:]).unlink()
-    for name in ("etc/default/grub.d/zz-homelab-vfio.cfg", "etc/grub.d/12_homelab"):
-        for path in (host.root / name, host.root / f"{HOME[1:]}/files/vfio/{name}"):
-            path.unlink(missing_ok=True)
-    (host.root / f"{HOME[1:]}/cmdline/vfio").unlink(missing_ok=True)
-    if loader != "grub":
-        host.write("/etc/kernel/cmdline", host.read("/etc/kernel/cmdline").replace(f" {words}", ""), 0o640)
-        assert host.programs["proxmox-boot-tool"](("refresh",), b"") is None
-    else:
-        host.programs["update-grub"]((), b"")
+#: What of the note says how the host is reached, and until when an `up` waits.
+_OTHER = ("address", "interface", "port", "listens", "gateway", "until")
+
+
+def note(host: Host, lines: str) -> None:
+    """The trial's note with other lines of how the host is reached."""
+    kept = [line for line in host.read(TRIAL).splitlines(keepends=True) if not line.startswith(_OTHER)]
+    host.write(TRIAL, "".join(kept) + lines, 0o600)
+
+
+_LINE = re.compile(r"^(?:\s*linux\s+\S+ root=/dev/x|options) +(.*)$", re.MULTILINE)
+
+
+def trial_line(host: Host) -> str:
+    """The command line of the entry that is on trial; empty: there is none."""
+    for path in ("/boot/grub/custom.cfg", *(f"/esp/{uuid}/loader/entries/homelab-trial.conf" for uuid in ESPS)):
+        if host.exists(path) and (match := _LINE.search(host.read(path))):
+            return match[1]
+    return ""
+
+
+def choice(host: Host) -> str:
+    """What the boot loader is told to start; empty: nothing but its default."""
+    if host.exists(CHOICE):
+        (value,) = re.findall(r"^homelab_trial=(.*)$", host.read(CHOICE), re.MULTILINE)
+        return str(value)
+    return "once" if host.exists(ONE_SHOT) else ""
+
+
+def starts(host: Host, boot: str = "later") -> bool:
+    """What the boot loader does next; whether it starts the trial."""
+    chosen = choice(host)
+    if chosen == "once" and host.exists(CHOICE):
+        host.write(CHOICE, host.read(CHOICE).replace("=once\n", "=taken\n")[:1024])
+    (host.root / ONE_SHOT[1:]).unlink(missing_ok=True)
+    line = trial_line(host) if chosen in ("once", "keep") else ""
+    booted(host, line or " ".join(configured_words(host)), boot)
+    return bool(line)
 
 
 def after(cut: Cut, host: Host, place: Path) -> Host:
@@ -130,7 +172,7 @@ def lasting(host: Host) -> cut_kit.Tree:
 
 def configured_words(host: Host) -> list[str]:
     """Of the first kernel, as they were generated."""
-    if host.exists("/esp"):
+    if host.exists("/etc/kernel/proxmox-boot-uuids"):
         entry = host.read(f"/esp/{ESPS[0]}/loader/entries/proxmox-{KERNELS[0]}.conf")
         return entry.partition("options  ")[2].partition("\n")[0].split()
     return host.read(MENU).partition("root=/dev/x")[2].partition("\n")[0].split()
@@ -159,9 +201,30 @@ class _Programs:
         shutil.rmtree(commands)
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def bash(self, arguments: Sequence[str], _stdin: bytes) -> Done:
+    def mount(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        device, folder = map(Path, arguments)
+        self.umount([str(folder)], b"")
+        folder.rmdir()
+        folder.symlink_to(device.readlink())
+        return 0
+
+    def umount(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        folder = Path(arguments[0])
+        if folder.is_symlink():
+            folder.unlink()
+            folder.mkdir()
+        return 0
+
+    def bootctl(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        if arguments[-1]:
+            self.host.write(ONE_SHOT, b"\x07\0\0\0" + f"{arguments[-1]}\0".encode("utf-16-le"))
+        else:
+            (self.root / ONE_SHOT[1:]).unlink(missing_ok=True)
+        return 0
+
+    def bash(self, arguments: Sequence[str], stdin: bytes) -> Done:
         """Only it knows what GRUB's settings say."""
-        done = subprocess.run(["bash", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(["bash", *arguments], capture_output=True, input=stdin)
         return Done(done.returncode, done.stdout, done.stderr)
 
     def sh(self, arguments: Sequence[str], _stdin: bytes) -> Done:
@@ -172,16 +235,22 @@ class _Programs:
         self.host.programs["sync"](["-f"], b"")
         return done
 
-    def update_grub(self, _arguments: Sequence[str], _stdin: bytes) -> Done | None:
+    def grub_mkconfig(self, arguments: Sequence[str], _stdin: bytes) -> Done | None:
+        """As of grub-common 2.12: it empties the file before it fills it."""
         if self.fails():
             return Done(1, b"no room\n")
         default, _, words = self.shell(["sh", "-c", _GRUB_WORDS]).output.decode().partition("\n")
-        lines = [f"\tlinux\t/boot/vmlinuz-{kernel} root=/dev/x {default}" for kernel in KERNELS]
+        lines = ['set default="0"']
+        for kernel in KERNELS:
+            lines += [f"menuentry 'Proxmox VE {kernel}' $menuentry_id_option 'gnulinux-{kernel}' {{"]
+            lines += [f"\tlinux\t/boot/vmlinuz-{kernel} root=/dev/x {default}", "}"]
         for file in sorted((self.root / "etc/grub.d").iterdir()):
             if file.stat().st_mode & 0o100:
                 lines += [f"# {file.name} {words}", file.read_text()]
-        self.write("boot/grub/grub.cfg", b"")
-        self.write("boot/grub/grub.cfg", ("\n".join(lines) + "\n").encode())
+        lines += ["source ${config_directory}/custom.cfg"]
+        place = os.path.relpath(arguments[1], self.root)
+        self.write(place, b"")
+        self.write(place, ("\n".join(lines) + "\n").encode())
         return None
 
     def update_initramfs(self, arguments: Sequence[str], _stdin: bytes) -> Done | None:

@@ -122,7 +122,7 @@ class Boot(Machine):
 
     def lasting(self) -> Tree:
         tree = first_lines(boot_kit.lasting(self.host))
-        armed = boot_kit.ARMED.lstrip("/")
+        armed = boot_kit.TRIAL.lstrip("/")
         if armed in tree:  # until when an `up` waits is of the clock
             tree[armed] = (tree[armed][0], re.sub(rb"until \d+", b"until", cast(bytes, tree[armed][1])))
         return tree
@@ -132,23 +132,15 @@ _WORDS = "homelab.vfio=0000:01:00.0=10de:2882"
 
 
 class Booted(Boot):
-    """The same in the first boot with what was configured; the switch waits for its confirmation."""
+    """The same in the boot on trial with what was configured, which waits for its confirmation."""
 
     def begin(self) -> None:
         super().begin()
-        boot_kit.configure(self.host, _WORDS, self.example.get("loader", "grub"))
+        boot_kit.configure(self.host, _WORDS)
 
     def go_on(self, before: Any, is_booted: bool) -> None:
         super().go_on(before, is_booted)
         boot_kit.booted(self.host, f"quiet {_WORDS}")
-
-
-class RollingBack(Booted):
-    """The same, whose switch has taken the words away: the rest is to be given back."""
-
-    def begin(self) -> None:
-        super().begin()
-        boot_kit.without_words(self.host, _WORDS, self.example.get("loader", "grub"))
 
 
 class Container(Machine):
@@ -243,7 +235,6 @@ MACHINES: dict[str, Callable[[Path, Mapping[str, Any]], Machine]] = {
     "folder": Machine,
     "boot": Boot,
     "booted": Booted,
-    "rolling back": RollingBack,
     "container": Container,
     "in turn": InTurn,
     "node": Node,

@@ -1,0 +1,622 @@
+"""A boot on trial: armed by the layer cmdline, judged by boot_verdict, which its timer asks, confirmed by confirm_boot, which an `up` asks."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import itertools
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.remote import scripts
+from remote_scripts.layers import boot_verdict
+from remote_scripts.layers.boot_verdict import Wanted
+from remote_scripts.layers.cmdline import Wanted as Cmdline
+from remote_scripts.layers.confirm_boot import Wanted as Confirm
+from remote_scripts.layers.read_host import Wanted as ReadHost
+from remote_scripts.shared import guests_to_start, route, trial
+from remote_scripts.tools.run import Done
+from tests.agent import api_kit, boot_kit
+from tests.agent.boot_kit import CHOICE, ESPS, HOME, KERNELS, LOADERS, MENU, ONE_SHOT, TRIAL, WAY, lasting, trial_line
+from tests.agent.kit import Host, Refused, cuts, watched
+
+JUDGED, ROLLED_BACK = f"{HOME}/judged", f"{HOME}/rolled-back"
+WORDS, IOMMU = "homelab.vfio=0000:01:00.0=10de:2882", "amd_iommu=on iommu=pt"
+STAYS = "vmbr0 is up with 192.0.2.10, its gateway 192.0.2.1 answers, and sshd listens on port 22"
+LINK = "/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
+CUSTOM = "/boot/grub/custom.cfg"
+EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
+SYSTEMD_BOOT = pytest.mark.parametrize("loader", ["systemd-boot"])
+
+
+@pytest.fixture
+def loader() -> str:
+    return "grub"
+
+
+@pytest.fixture(autouse=True)
+def stocked(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    for module, name in ((route, "GATEWAY_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
+        monkeypatch.setattr(module, name, 0.1)
+    boot_kit.stock(host, loader)
+    for name in ("panic", "softlockup_panic"):
+        host.write(f"/proc/sys/kernel/{name}", "0\n")
+
+
+def arm(host: Host, name: str = "vfio", words: str = WORDS, verb: str = "apply") -> Any:
+    return host.ask(verb, "cmdline", Cmdline(name=name, words=words, rollback_after=90))  # type: ignore[arg-type]
+
+
+def revert(host: Host, name: str = "vfio") -> Any:
+    return arm(host, name, "", "revert")
+
+
+def verdict(host: Host) -> str:
+    return str(host.ask("apply", "boot_verdict", Wanted(after=2, lock_seconds=0)))
+
+
+def confirm(host: Host, **wanted: Any) -> Any:
+    return host.ask("apply", "confirm_boot", Confirm(**{"lock_seconds": 0, **wanted}))
+
+
+def state(host: Host) -> str:
+    return trial.state(host.system())
+
+
+def on_disk(host: Host) -> dict[str, Any]:
+    """What a boot reads, of homelab's or not: without notes."""
+    return {key: about for key, about in lasting(host).items() if not key.startswith((HOME[1:], "proc", "sys", "run"))}
+
+
+@pytest.fixture
+def tried(host: Host) -> Host:
+    """A host in the boot on trial."""
+    boot_kit.configure(host, WORDS)
+    assert state(host) == "running"
+    return host
+
+
+# Armed.
+
+
+@EACH_LOADER
+def test_the_default_stays_what_boots_today_and_the_trial_is_chosen_for_one_boot(host: Host, loader: str) -> None:
+    before = boot_kit.configured_words(host)
+    menu = {key: about for key, about in lasting(host).items() if key == MENU[1:] or "/entries/proxmox-" in key}
+    assert arm(host, "iommu", IOMMU) == {"loader": loader, "added": IOMMU.split(), "changed": True}
+    assert arm(host) == {"loader": loader, "added": [WORDS], "changed": True}
+    assert trial_line(host).split()[-6:] == [*IOMMU.split(), WORDS, "homelab.trial", "panic=30", "softlockup_panic=1"]
+    assert {key: about for key, about in lasting(host).items() if key in menu} == menu
+    assert not [key for key in lasting(host) if "zz-homelab" in key or "cmdline/" in key]
+    assert boot_kit.starts(host) and state(host) == "running"
+    assert not boot_kit.starts(host, "third") and boot_kit.configured_words(host) == before and state(host) == "over"
+
+
+@EACH_LOADER
+def test_what_is_armed_is_no_drift_and_armed_once(host: Host) -> None:
+    arm(host, "iommu", IOMMU)
+    arm(host)
+    armed = lasting(host)
+    host.programs |= {name: lambda *_: "" for name in ("lspci", "dmesg", "dpkg-query", "pveversion")}
+    for words in ("quiet", trial_line(host)):
+        found = host.ask("read", "read_host", ReadHost())["cmdline"]
+        assert {*IOMMU.split(), WORDS} < {*found["configured"].split()} and found["generated"] == ""
+        assert not {*IOMMU.split(), WORDS} & {*found["others"].split()}
+        assert arm(host)["changed"] is False and arm(host, "iommu", IOMMU)["changed"] is False
+        assert lasting(host) == armed and arm(host, verb="plan") == {"files": []}
+        boot_kit.booted(host, words)
+
+
+@EACH_LOADER
+def test_a_plan_names_what_the_confirmation_writes(host: Host, loader: str) -> None:
+    before = host.tree()
+    names = {one["what"] for one in arm(host, verb="plan")["files"]}
+    assert {"grub": MENU, "systemd-boot": "the boot entries on 2 ESP(s)"}[loader] in names and host.tree() == before
+
+
+@EACH_LOADER
+def test_it_is_given_back_byte_for_byte_before_it_was_tried_and_after(host: Host) -> None:
+    before = lasting(host)
+    for boots in (0, 1, 2):
+        arm(host, "iommu", IOMMU)
+        arm(host)
+        for number in range(boots):
+            boot_kit.starts(host, f"boot {number}")
+        revert(host)
+        if boots < 2:
+            assert IOMMU in trial_line(host) and WORDS not in trial_line(host)
+        revert(host, "iommu")
+        assert lasting(host) == before and state(host) == "" and not boot_kit.choice(host)
+        boot_kit.booted(host, "quiet", "boot")
+
+
+def test_the_units_are_there_with_their_seconds(host: Host) -> None:
+    arm(host)
+    assert host.read(f"{HOME}/rollback") == scripts.file("rollback.sh") + "\n"
+    assert (host.root / LINK[1:]).readlink() == Path("/etc/systemd/system/homelab-rollback.timer")
+    assert "\nExecStart=/bin/sh /var/lib/homelab/rollback 90\n" in host.read(
+        "/etc/systemd/system/homelab-rollback.service"
+    )
+    assert "\nOnStartupSec=90s\n" in host.read("/etc/systemd/system/homelab-rollback.timer")
+    early = host.read("/etc/systemd/system/homelab-early.service")
+    assert "rollback early 90\n" in early and "\nDefaultDependencies=no\nAfter=local-fs.target\n" in early
+    about = {path: (host.root / path[1:]).stat().st_mode & 0o777 for path in (f"{HOME}/rollback", TRIAL)}
+    assert about == {f"{HOME}/rollback": 0o700, TRIAL: 0o600}
+
+
+def test_an_owners_custom_cfg_keeps_its_bytes_and_its_mode(host: Host) -> None:
+    host.write(CUSTOM, "menuentry theirs {\n}", 0o600)
+    before = lasting(host)
+    arm(host)
+    assert host.read(CUSTOM).startswith("menuentry theirs {\n}\n# homelab") and trial_line(host)
+    assert (host.root / CUSTOM[1:]).stat().st_mode & 0o777 == 0o600
+    revert(host)
+    assert lasting(host) == before
+
+
+def test_a_change_of_words_is_tried_without_those_from_before(tried: Host) -> None:
+    confirm(tried)
+    boot_kit.starts(tried, "third")
+    assert arm(tried, words="homelab.vfio=other")["changed"] is True
+    assert WORDS not in trial_line(tried) and "homelab.vfio=other homelab.trial" in trial_line(tried)
+    assert WORDS in boot_kit.configured_words(tried)
+    boot_kit.starts(tried, "fourth")
+    assert confirm(tried)["confirmed"] == "fourth"
+    assert "homelab.vfio=other" in boot_kit.configured_words(tried) and WORDS not in boot_kit.configured_words(tried)
+
+
+@EACH_LOADER
+def test_what_only_goes_and_what_runs_already_is_written_at_once(tried: Host) -> None:
+    confirm(tried)
+    arm(tried, words="")
+    assert WORDS not in boot_kit.configured_words(tried) and state(tried) == ""
+    arm(tried)
+    assert WORDS in boot_kit.configured_words(tried) and state(tried) == ""
+
+
+def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host: Host) -> None:
+    host.programs["lsblk"] = lambda *_: ""
+    for abstraction, kind, reads_back in (("", "ext2", True), ("lvm", "ext2", False), ("", "zfs", False)):
+        says = {"--target=abstraction": abstraction, "--target=fs": kind}
+        host.programs["grub-probe"] = lambda arguments, _stdin, says=says: says[arguments[0]]
+        arm(host)
+        assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
+        assert ("save_env --file" in host.read(CUSTOM)) is reads_back
+        assert ("panic=30" in trial_line(host)) is reads_back, "it would restart into it for ever"
+        assert (f"takes-back {'yes' if reads_back else 'no'}\n" in host.read(TRIAL)) and not host.exists(CHOICE)
+        revert(host)
+        assert not host.exists("/boot/grub/homelab.env")
+
+
+@SYSTEMD_BOOT
+def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinned(host: Host) -> None:
+    host.programs["bootctl"] = lambda *_: Done(1, b"Read-only file system")
+    before = lasting(host)
+    arm(host)
+    names = {key.rpartition("/")[2] for key in {*lasting(host)} - {*before} if key.startswith("esp/")}
+    assert names == {"proxmox-999-homelab-trial+1.conf"}
+    path = host.root / f"esp/{ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf"
+    path.rename(path.with_name("proxmox-999-homelab-trial+0-1.conf"))  # as the loader leaves it
+    revert(host)
+    assert lasting(host) == before
+    for uuid in ESPS:
+        host.write(f"/esp/{uuid}/loader/loader.conf", f"default proxmox-{KERNELS[0]}.conf\n")
+    before = lasting(host)
+    with pytest.raises(Refused, match="found: +bootctl set-oneshot: Read-only file system"):
+        arm(host)
+    assert lasting(host) == before
+
+
+@SYSTEMD_BOOT
+def test_a_variable_that_firmware_does_not_keep_is_read_back(host: Host) -> None:
+    host.programs["bootctl"] = lambda *_: 0
+    arm(host)
+    assert host.exists(f"/esp/{ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf") and not host.exists(ONE_SHOT)
+
+
+@SYSTEMD_BOOT
+def test_of_two_esps_one_may_be_unplugged(host: Host) -> None:
+    (host.root / f"dev/disk/by-uuid/{ESPS[0]}").unlink()
+    arm(host)
+    assert trial_line(host) and boot_kit.starts(host) and confirm(host)["confirmed"] == "later"
+    entry = host.read(f"/esp/{ESPS[1]}/loader/entries/proxmox-{KERNELS[0]}.conf")
+    assert WORDS in entry and WORDS not in host.read(f"/esp/{ESPS[0]}/loader/entries/proxmox-{KERNELS[0]}.conf")
+
+
+@pytest.mark.parametrize("what", ["no ESP", "mount", "no custom.cfg", "no kernel"])
+def test_what_cant_be_tried_is_refused_and_nothing_is_left(host: Host, what: str) -> None:
+    if what == "no ESP":
+        (host.root / f"dev/disk/by-uuid/{boot_kit.ESP}").unlink()
+    elif what == "mount":
+        host.programs["mount"] = lambda *_: Done(32, b"wrong fs type")
+    else:
+        gone = "custom.cfg" if what == "no custom.cfg" else "\tlinux"
+        host.write(MENU, host.read(MENU).replace(gone, "x"))
+    before = lasting(host)
+    with pytest.raises(Refused, match="tried once, by an entry of its own|to mount the EFI system partition"):
+        arm(host)
+    assert lasting(host) == before and state(host) == ""
+
+
+def test_a_second_layer_that_cant_be_tried_leaves_the_first_ones_trial(host: Host) -> None:
+    arm(host, "iommu", IOMMU)
+    before = lasting(host)
+    real, runs = host.programs["mount"], itertools.count()
+    host.programs["mount"] = lambda *words: real(*words) if next(runs) else Done(32, b"once")
+    with pytest.raises(Refused, match="once"):
+        arm(host)
+    assert lasting(host) == before and boot_kit.choice(host) == "once"
+
+
+def test_an_esp_that_is_left_mounted_is_unmounted_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path).endswith(boot_kit.ESP))
+    real = host.programs["umount"]
+    host.programs["umount"] = lambda arguments, stdin: ended.append(arguments[0]) or real(arguments, stdin)
+    arm(host)
+    assert len(ended) == 2
+
+
+def test_how_the_host_is_reached_is_noted(host: Host) -> None:
+    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
+        if "route" in arguments:
+            return "default via 192.0.2.254 dev eno2\ndefault via 192.0.2.1 dev vmbr0 proto kernel onlink\n"
+        return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n" if "show" in arguments else ""
+
+    asked: list[str] = []
+    host.programs |= {"ip": ip, "ping": lambda arguments, _stdin: asked.append(arguments[-1])}
+    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:08AE 00000000:0000 0A\n")
+    host.write(f"/proc/{os.getppid()}/environ", b"A=1\0SSH_CONNECTION=192.0.2.3 50000 192.0.2.10 2222\0")
+    arm(host)
+    lines = host.read(TRIAL).splitlines()
+    wanted = ["address 192.0.2.10", "interface vmbr0", "port 2222", "listens yes", "gateway 192.0.2.1"]
+    assert [line for line in lines if line in wanted] == wanted
+    assert asked == ["192.0.2.1"], "of the interface that has the address"
+
+
+def test_without_ssh_it_is_the_default_route_and_an_interface_that_is_down_is_none(host: Host) -> None:
+    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
+        if "route" in arguments:
+            return "default via 192.0.2.1 dev vmbr0\n"
+        if "neighbour" in arguments:
+            return "192.0.2.1 lladdr 00:00:5e:00:53:01 REACHABLE\n"
+        return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n"
+
+    host.programs["ip"] = ip
+    host.write("/sys/class/net/vmbr0/operstate", "down\n")
+    arm(host)
+    wanted = ["address 192.0.2.10", "interface ", "port 22", "listens no", "gateway 192.0.2.1"]
+    assert [line for line in host.read(TRIAL).splitlines() if line in wanted] == wanted
+
+
+@pytest.mark.parametrize("path", ["/run/homelab/restarting", f"{HOME}/taken-back"])
+def test_nothing_is_written_while_a_trial_is_being_ended(tried: Host, path: str) -> None:
+    if path == f"{HOME}/taken-back":
+        (tried.root / TRIAL[1:]).rename(tried.root / path[1:])
+    else:
+        tried.write(path, "boot x: it hung")
+    before = lasting(tried)
+    with pytest.raises(Refused, match="it is ending a boot on trial now: boot"):
+        arm(tried, "iommu", IOMMU)
+    assert lasting(tried) == before
+
+
+# What its timer asks.
+
+
+def test_a_boot_that_is_reached_as_before_stays_and_becomes_the_default(tried: Host) -> None:
+    assert verdict(tried) == "stay"
+    said = f"boot later was waited for by no `up`, and judged by this host itself 2 s after its start: {STAYS}"
+    assert tried.read(JUDGED) == said
+    assert state(tried) == "" and not tried.exists(f"{HOME}/rollback") and WORDS in boot_kit.configured_words(tried)
+
+
+FAULTS: dict[str, Callable[[Host], object]] = {
+    "no interface that is up has 192.0.2.10, over which it was configured (vmbr0 had)": lambda host: host.write(
+        "/sys/class/net/vmbr0/operstate", "down\n"
+    ),
+    "nothing listens on port 22, on which sshd did": lambda host: host.write("/proc/net/tcp", ""),
+    "no default gateway answers, and 192.0.2.1 did": lambda host: host.programs.update(ping=lambda *_: 1),
+    "it is not known over which address this host is reached": lambda host: boot_kit.note(host, ""),
+    "/etc/homelab/healthy.d/10-pool of its owner's checks did not succeed": lambda host: checks(host, 1),
+}
+
+
+def checks(host: Host, status: int) -> None:
+    host.write("/etc/homelab/healthy.d/10-pool", "#!/bin/sh\n", 0o755)
+    host.write("/etc/homelab/healthy.d/README", "not a program", 0o644)
+    host.programs[f"{host.root}/etc/homelab/healthy.d/10-pool"] = lambda *_: status
+
+
+@pytest.mark.parametrize("said", FAULTS)
+def test_one_that_is_not_is_given_back_and_changes_nothing(tried: Host, said: str) -> None:
+    FAULTS[said](tried)
+    before = lasting(tried)
+    assert verdict(tried).startswith("give back: was waited for by no `up`") and said in verdict(tried)
+    assert lasting(tried) == before
+
+
+def test_an_owners_checks_that_succeed_keep_the_boot(tried: Host) -> None:
+    checks(tried, 0)
+    assert verdict(tried) == "stay" and tried.exists(JUDGED)
+
+
+def test_a_reason_has_nothing_that_ends_a_text_between_quotes(tried: Host) -> None:
+    """The program that asks, which is sh, writes it into a file."""
+    tried.write("/sys/class/net/vmbr0/operstate", "down\n")
+    boot_kit.note(tried, 'address 192.0.2.10\ninterface v"m\\b\n')
+    assert "(vmb had)" in verdict(tried)
+
+
+def test_what_did_not_hold_when_it_was_armed_is_not_asked(tried: Host) -> None:
+    boot_kit.note(tried, "address 192.0.2.10\ninterface vmbr0\nport 22\nlistens no\ngateway \n")
+    tried.write("/proc/net/tcp", "")
+    assert verdict(tried) == "stay"
+    assert "its gateway was not asked, since none answered when it was configured, whether sshd" in tried.read(JUDGED)
+
+
+def test_an_awaited_boot_is_given_back_until_nobody_waits_any_more(tried: Host) -> None:
+    boot_kit.note(tried, f"until {int(time.time()) + 60}\n{WAY}")
+    assert verdict(tried) == "give back: was not confirmed within 2 s of its start"
+    boot_kit.note(tried, f"until {10**9}\n{WAY}")
+    assert verdict(tried) == "stay"
+
+
+def test_in_the_boot_in_which_it_was_armed_nothing_is_done(host: Host) -> None:
+    arm(host)
+    before = lasting(host)
+    assert verdict(host) == "stay" and lasting(host) == before
+
+
+@EACH_LOADER
+def test_a_boot_after_one_that_ended_takes_the_trial_away_and_says_so(tried: Host, tmp_path: Path, loader: str) -> None:
+    stock = Host(tmp_path / "stock")
+    boot_kit.stock(stock, loader)
+    assert not boot_kit.starts(tried, "third")
+    assert verdict(tried) == "stay" and state(tried) == ""
+    assert tried.read(ROLLED_BACK).startswith("boot third is not the one on trial: that has ended before")
+    tried.ask("revert", "initramfs", {"needed": False})
+    assert on_disk(tried) == on_disk(stock)
+
+
+def test_what_a_power_cut_left_of_it_goes(host: Host) -> None:
+    arm(host)
+    note = host.root / TRIAL[1:]
+    text = note.read_text()
+    revert(host)
+    host.write(f"{HOME}/rollback", "")
+    assert verdict(host) == "stay" and not host.exists(HOME)
+    assert text.startswith("boot boot\nloader grub\n")
+
+
+def held(host: Host) -> Any:
+    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+    lock = (host.root / "run/homelab/lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+@pytest.mark.parametrize("act", [verdict, lambda host: confirm(host)["confirmed"]], ids=["verdict", "confirm"])
+def test_it_is_confirmed_while_another_run_is_at_work_and_finished_after(tried: Host, act: Callable[[Host], str]) -> None:
+    with held(tried):
+        assert act(tried) in ("stay", "later")
+        assert state(tried) == "confirmed" and boot_kit.choice(tried) == "keep", "a cut ends in this boot"
+        assert WORDS not in boot_kit.configured_words(tried)
+    assert act(tried) in ("stay", "later") and state(tried) == "" and WORDS in boot_kit.configured_words(tried)
+
+
+def test_a_boot_that_is_confirmed_meanwhile_is_told_nothing(tried: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any) -> tuple[bool, str]:
+        assert trial.confirm(tried.system())
+        return True, STAYS
+
+    monkeypatch.setattr(boot_verdict, "_reached", slow)
+    assert verdict(tried) == "stay" and not tried.exists(JUDGED) and WORDS in boot_kit.configured_words(tried)
+
+
+def test_a_note_that_cant_be_read_is_no_verdict(tried: Host) -> None:
+    (tried.root / TRIAL[1:]).unlink()
+    (tried.root / TRIAL[1:]).symlink_to("trial")
+    with pytest.raises(Refused):
+        verdict(tried)
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
+    tried: Host, lists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
+    monkeypatch.setattr(guests_to_start, "_LIST_SECONDS", 0)
+    tried.programs["ping"] = lambda *_: 1
+    tried.write(f"{HOME}/ran", "pct 901 1 boot\n")
+    tried.write(f"{HOME}/ran-program", "", 0o700)
+    if lists:
+        api_kit.runs(tried, {103: "gaming"}, {})
+    else:
+        api_kit.says_nothing(tried)
+    assert verdict(tried).startswith("give back")
+    noted = [line.split()[:2] + line.split()[3:] for line in tried.read(f"{HOME}/ran").splitlines()]
+    assert noted == [["qm", "103", "later"]] * lists + [["pct", "901", "boot"]]
+
+
+def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_back(tried: Host) -> None:
+    tried.programs["ping"] = lambda *_: 1
+    tried.write(f"{HOME}/ran/x", "")
+    tried.write(f"{HOME}/ran-program", "", 0o700)
+    api_kit.runs(tried, {}, {})
+    assert verdict(tried).startswith("give back")
+
+
+def test_nobody_is_noted_where_nothing_is_owed_from_before(tried: Host) -> None:
+    """Such as on a host whose restart homelab hasn't ordered: whoever runs then has started by Proxmox VE itself."""
+    tried.programs |= {"ping": lambda *_: 1, "perl": lambda *_: pytest.fail("it is asked who runs")}
+    assert verdict(tried).startswith("give back") and not tried.exists(f"{HOME}/ran")
+
+
+# What an `up` asks.
+
+
+@EACH_LOADER
+def test_a_confirmed_boot_is_the_default_and_goes_on_as_an_ordinary_one(tried: Host, loader: str) -> None:
+    tried.write(JUDGED, "boot later is well")
+    tried.write("/run/motd.d/homelab", "This boot is on trial\n")
+    for name in ("panic", "softlockup_panic"):
+        tried.write(f"/proc/sys/kernel/{name}", "30\n")
+    assert confirm(tried) == {
+        "boot": "later", "confirmed": "later", "rolled_back": "", "rolling_back": False, "judged": "boot later is well",
+    }  # fmt: skip
+    assert state(tried) == "" and tried.exists(JUDGED) and not tried.exists(f"{HOME}/rollback")
+    assert not boot_kit.starts(tried, "third") and WORDS in tried.read("/proc/cmdline")
+    assert not trial_line(tried) and not boot_kit.choice(tried) and not tried.exists("/run/motd.d/homelab")
+    assert tried.read("/proc/sys/kernel/panic") == tried.read("/proc/sys/kernel/softlockup_panic") == "0"
+    second = f"/esp/{ESPS[0]}/loader/entries/homelab-without-gpu-{KERNELS[0]}.conf"
+    assert tried.exists("/etc/grub.d/12_homelab" if loader == "grub" else second)
+    assert confirm(tried, judged_told=True)["confirmed"] == "third" and not tried.exists(JUDGED)
+
+
+def test_a_boot_that_is_about_to_be_left_is_not_confirmed(tried: Host) -> None:
+    assert confirm(tried, unless="later")["confirmed"] == "" and state(tried) == "running"
+
+
+def test_one_that_is_being_ended_is_not_confirmed(tried: Host) -> None:
+    (tried.root / TRIAL[1:]).rename(tried.root / f"{HOME[1:]}/taken-back")
+    answer = confirm(tried)
+    assert (answer["confirmed"], answer["rolling_back"]) == ("", True) and "boot" in answer["rolled_back"]
+    boot_kit.starts(tried, "third")
+    answer = confirm(tried)
+    assert (answer["confirmed"], answer["rolling_back"]) == ("", False) and state(tried) == ""
+    assert re.match("boot third is not the one on trial", answer["rolled_back"]) and not trial_line(tried)
+    arm(tried)
+    assert not tried.exists(ROLLED_BACK), "it is no news any more"
+
+
+def test_a_trial_that_the_loader_never_started_is_said_and_goes(host: Host) -> None:
+    arm(host)
+    boot_kit.booted(host, "quiet")
+    assert "the boot loader never started it" in confirm(host)["rolled_back"]
+    assert state(host) == "" and not boot_kit.choice(host) and not trial_line(host)
+
+
+def test_a_boot_that_is_given_back_at_that_moment_is_not_confirmed(tried: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timer's program renames the same file, and only one of them has it."""
+    real = trial.confirm
+
+    def taken_meanwhile(system: Any) -> bool:
+        (tried.root / TRIAL[1:]).rename(tried.root / f"{HOME[1:]}/taken-back")
+        return real(system)
+
+    monkeypatch.setattr(trial, "confirm", taken_meanwhile)
+    assert confirm(tried)["confirmed"] == "" and boot_kit.choice(tried) == "taken"
+
+
+def test_a_confirmation_that_cant_be_written_says_so(tried: Host) -> None:
+    """Told nothing, `up` would ask again and again."""
+    (tried.root / f"{HOME[1:]}/confirmed/in-the-way").mkdir(parents=True)
+    with pytest.raises(Refused, match="wanted: this boot confirmed.*\nfound: .*Is a directory"):
+        trial.confirm(tried.system()) or confirm(tried)
+
+
+def test_a_generator_that_fails_leaves_the_host_on_keep_and_is_drift(tried: Host) -> None:
+    tried.write("/fail", "")
+    assert confirm(tried)["confirmed"] == "later" and state(tried) == "confirmed"
+    assert boot_kit.starts(tried, "third") and state(tried) == "confirmed", "it boots with what was confirmed"
+    tried.programs |= {name: lambda *_: "" for name in ("lspci", "dmesg", "dpkg-query", "pveversion")}
+    assert tried.ask("read", "read_host", ReadHost())["pending"] == ["boot"]
+    with pytest.raises(Refused, match="no room"):
+        arm(tried)
+    (tried.root / "fail").unlink()
+    assert arm(tried)["changed"] is True and state(tried) == "" and WORDS in boot_kit.configured_words(tried)
+
+
+# Cut short anywhere.
+
+
+@EACH_LOADER
+@pytest.mark.parametrize("act", ["arm", "confirm", "end"])
+def test_a_cut_anywhere_ends_in_the_old_boot_or_the_new_one(
+    host: Host, loader: str, act: str, tmp_path: Path
+) -> None:
+    """And what is left is finished by the host itself, or by the next run; then every byte is given back."""
+    before = on_disk(host)
+    acts: dict[str, Callable[[Host], object]] = {"arm": arm, "confirm": confirm, "end": verdict}
+    if act != "arm":
+        boot_kit.configure(host, WORDS)
+        host.ask("revert", "initramfs", {"needed": False})
+    if act == "end":
+        boot_kit.starts(host, "third")
+    for number, cut in enumerate(cuts(host, acts[act], most=12, name=f"{act} {loader}")):
+        left = boot_kit.after(cut, host, tmp_path / str(number))
+        if act == "arm":
+            boot_kit.booted(left, "quiet", "boot")
+        if cut.how.startswith("power") or act != "arm":
+            boot_kit.starts(left, "fourth")
+        words = left.read("/proc/cmdline").split()
+        assert words and (WORDS in words) is (WORDS in " ".join(words)), cut.how
+        if state(left) in ("confirmed", "over", "running"):
+            verdict(left)
+        if act == "confirm" and left.read("/proc/cmdline").split().count(WORDS):
+            boot_kit.starts(left, "fifth")
+            assert WORDS in left.read("/proc/cmdline"), f"{cut.how}: it was confirmed"
+        revert(left)
+        left.ask("revert", "initramfs", {"needed": False})
+        assert on_disk(left) == before, cut.how
+        assert not left.exists(HOME) or not [*(left.root / HOME[1:]).iterdir()], cut.how
+
+
+GROWS = ("create", "write", "mkdir", "symlink", "link", "mknod")
+
+
+def on_a_full_disk(host: Host, act: Callable[[Host], object], place: Path) -> Iterator[tuple[int, bool, Host]]:
+    """The host after each way in which `act` may find the disk full; whether it said so. Last of all it isn't."""
+    for number in itertools.count():
+        left = Host(place / str(number))
+        shutil.rmtree(left.root)
+        shutil.copytree(host.root, left.root, symlinks=True)
+        for link in (left.root / "dev/disk/by-uuid").iterdir():
+            link.unlink()
+        boot_kit.run(left)
+        for path in ("proc/cmdline", "proc/sys/kernel/random/boot_id"):
+            shutil.copy(host.root / path, left.root / path)
+        grew: list[str] = []
+        with watched(functools.partial(_full, grew, number)):
+            try:
+                act(left)
+                said = False
+            except Refused:
+                said = True
+        yield number, said, left
+        if len(grew) <= number:
+            return
+
+
+def _full(grew: list[str], room: int, call: str, path: str) -> None:
+    if call in GROWS and ("/run/" not in path or "/esp-" in path):
+        grew.append(path)
+        if len(grew) > room:
+            raise OSError(28, "No space left on device", path)
+
+
+@EACH_LOADER
+def test_a_disk_that_is_full_while_it_is_armed_starts_no_trial(host: Host, tmp_path: Path) -> None:
+    before, refused = on_disk(host), 0
+    for number, said, left in on_a_full_disk(host, arm, tmp_path / "full"):
+        refused += said
+        assert bool(boot_kit.choice(left) == "once" and trial_line(left)) is not said, number
+        arm(left)
+        revert(left)
+        assert on_disk(left) == before and not left.exists(HOME), number
+    assert refused > 10
+
+
+def test_a_disk_that_is_full_while_a_boot_is_confirmed_keeps_it_from_nothing(tried: Host, tmp_path: Path) -> None:
+    for number, said, left in on_a_full_disk(tried, confirm, tmp_path / "full"):
+        assert not said and state(left) in ("confirmed", ""), number
+        assert confirm(left)["confirmed"] == "later" and state(left) == "" and WORDS in boot_kit.configured_words(left)
