@@ -149,10 +149,9 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     if obstacle := cluster.await_cluster(system, policy, TURN_SECONDS):
         raise cluster.refused(obstacle)
     system.log.say(f"rebooting ({' '.join(decided.reasons)}); this stops: {decided.guests or 'no guest'}")
-    # A trial that runs already, unconfirmed, is to be started once more.
-    is_trial = trial.state(system) in ("armed", "running")
-    if is_trial:
-        trial.arm(system, wanted.rollback_after, {}, wanted.awaited)
+    if trial.state(system) == "running":  # unconfirmed: it is to be started once more
+        trial.arm(system, wanted.rollback_after, {})
+    is_trial = trial.state(system) == "armed"
     system.files.finish()
     # Last, so that no failure before it keeps others waiting. Each wait may end this run, too.
     system.also_put_back = lambda: _stay_up(system)

@@ -200,12 +200,11 @@ def _write_note(system: System, lines: Mapping[str, str], path: str = NOTE) -> N
     system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o600)
 
 
-def arm(system: System, after: int, words: Mapping[str, str], awaited: int = 0) -> None:
+def arm(system: System, after: int, words: Mapping[str, str]) -> None:
     """The next boot is on trial. The choice comes last: until then nothing starts it.
 
     :param after: seconds from a boot's start until it is looked at.
     :param words: of each layer that gets others.
-    :param awaited: for so many seconds from now an `up` waits for the next boot; 0: none does.
     :raises Failure: a boot on trial is being ended; or what the loader reads can't be read or written.
     """
     files, here = system.files, need_boot_id(system)
@@ -218,10 +217,7 @@ def arm(system: System, after: int, words: Mapping[str, str], awaited: int = 0) 
             "`pulumi up --refresh`",
         )
     before = note(system)
-    lines = before if before.get("boot") == here else _new_note(system, here) | _kept(before)
-    lines |= words
-    if awaited:
-        lines["until"] = str(int(time.time()) + awaited)
+    lines = {**(before if before.get("boot") == here else _new_note(system, here) | _kept(before)), **words}
     files.need_folder(HOME)
     for path in (NOTE, TAKEN_BACK, ROLLED_BACK, JUDGED):
         files.remember(path)

@@ -214,7 +214,8 @@ def cuts(
                     if not any(cut.lasting == one.lasting and cut.kernel == one.kernel for one in found[-6:]):
                         found.append(cut)
         if call == "flush":
-            flushing.append(Path(path))
+            # Of an ESP, which isn't mounted any more when it is looked at.
+            flushing.append(Path(os.path.realpath(path)) if path.startswith(f"{host.root}/run/") else Path(path))
 
     def flush() -> None:
         while flushing:

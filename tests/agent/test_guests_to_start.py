@@ -567,8 +567,8 @@ def test_the_run_that_confirms_the_boot_has_time_to_take_the_host(host: Host, cl
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        (f"{HOME}/armed", f"boot {A}\n"),
-        (f"{HOME}/rolling-back", f"boot {B}\n"),
+        (f"{HOME}/trial", f"boot {A}\n"),
+        (f"{HOME}/taken-back", f"boot {B}\n"),
         ("/run/homelab/restarting", f"boot {B}"),
         ("/state/pve-guests.service", "activating\n"),
         ("/state/system", "stopping\n"),
@@ -579,7 +579,7 @@ def test_the_run_that_confirms_the_boot_has_time_to_take_the_host(host: Host, cl
 def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, text: str) -> None:
     system_of(host)
     before = host.read(file) if host.exists(file) else None
-    host.write("/proc/cmdline", "root=/dev/sda1 quiet\n")
+    host.write("/proc/cmdline", "root=/dev/sda1 quiet homelab.trial\n")
     host.write(file, text.replace("NOW", str(int(time.time()))))
     alone(host)
     assert not started(host) and not is_over(host)
@@ -590,10 +590,9 @@ def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, te
     assert len(started(host)) == 4 and is_over(host)
 
 
-def test_a_switch_that_waits_for_a_boot_that_wasnt_made_keeps_nobody_off(host: Host) -> None:
+def test_a_trial_that_this_boot_is_not_keeps_nobody_off(host: Host) -> None:
     host.write("/proc/cmdline", "root=/dev/sda1 quiet\n")
-    host.write(f"{HOME}/armed", f"boot {A}\n")
-    host.write(f"{HOME}/pending/boot", "")
+    host.write(f"{HOME}/trial", f"boot {A}\n")
     alone(host)
     assert len(started(host)) == 4
 

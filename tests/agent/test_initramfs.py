@@ -1,10 +1,9 @@
-"""The layer initramfs: the script that binds cards, in every kernel's initramfs; and the dead man's switch, which it arms first."""
+"""The layer initramfs: the script that binds cards, in every kernel's initramfs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,17 +16,16 @@ from remote_scripts.tools.run import Done
 from tests.agent import boot_kit
 from tests.agent.boot_kit import INIT_TOP, KERNELS, LOADERS, lasting
 from tests.agent.cluster_kit import note_ran
-from tests.agent.kit import Host, Refused, cuts
+from tests.agent.kit import Host, Refused
 
 HOOK, MODULES = "/etc/initramfs-tools/hooks/homelab-vfio", "/etc/modules-load.d/homelab-vfio.conf"
 HOME = "/var/lib/homelab"
-LINK = "/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
 
 EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
 
 
-def ask(host: Host, verb: str, *, needed: bool = True, after: int = 600) -> Any:
-    return host.ask(verb, "initramfs", Wanted(needed=needed, rollback_after=after))
+def ask(host: Host, verb: str, *, needed: bool = True) -> Any:
+    return host.ask(verb, "initramfs", Wanted(needed=needed))
 
 
 @pytest.fixture
@@ -68,105 +66,6 @@ def test_what_isnt_needed_any_more_is_given_back(host: Host) -> None:
     before = lasting(host)
     ask(host, "apply")
     assert ask(host, "apply", needed=False) == {"changed": True} and lasting(host) == before
-
-
-def test_the_switch_is_armed_first_with_the_program_and_its_seconds(host: Host) -> None:
-    ask(host, "apply", after=90)
-    assert host.read(f"{HOME}/rollback") == scripts.file("rollback.sh") + "\n"
-    assert host.read(f"{HOME}/armed") == "boot boot\nloader grub\naddress \ninterface \nport 22\nlistens no\ngateway \n"
-    assert (host.root / LINK[1:]).readlink() == Path("/etc/systemd/system/homelab-rollback.timer")
-    assert "\nExecStart=/bin/sh /var/lib/homelab/rollback 90\n" in host.read(
-        "/etc/systemd/system/homelab-rollback.service"
-    )
-    assert "\nOnStartupSec=90s\n" in host.read("/etc/systemd/system/homelab-rollback.timer")
-    about = {path: (host.root / path[1:]).stat().st_mode & 0o777 for path in (f"{HOME}/rollback", f"{HOME}/armed")}
-    assert about == {f"{HOME}/rollback": 0o700, f"{HOME}/armed": 0o600}
-
-
-@pytest.mark.parametrize("loader", ["systemd-boot"])
-def test_without_knowing_the_boot_loader_no_switch_is_armed_and_nothing_changed(host: Host) -> None:
-    tool = host.programs["proxmox-boot-tool"]
-    host.programs["proxmox-boot-tool"] = lambda words, stdin: 1 if words[0] == "status" else tool(words, stdin)
-    before = lasting(host)
-    with pytest.raises(Refused, match="which boot loader"):
-        ask(host, "apply")
-    assert lasting(host) == before
-
-
-def test_a_switch_that_is_armed_in_this_boot_stays_and_one_of_an_earlier_is_renewed(host: Host) -> None:
-    host.write(f"{HOME}/armed", "boot boot\nloader grub\nuntil 7\naddress 192.0.2.1\n", 0o600)
-    ask(host, "apply")
-    assert host.read(f"{HOME}/armed") == "boot boot\nloader grub\nuntil 7\naddress 192.0.2.1\n"
-    ask(host, "revert")
-    host.write(f"{HOME}/armed", "boot earlier\nloader grub\n", 0o600)
-    host.write(f"{HOME}/judged", "boot earlier is in order")
-    ask(host, "apply")
-    assert host.read(f"{HOME}/armed").startswith("boot boot\n") and not host.exists(f"{HOME}/judged")
-
-
-def test_how_the_host_is_reached_is_noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        if "route" in arguments:
-            return "default via 192.0.2.254 dev eno2\ndefault via 192.0.2.1 dev vmbr0 proto kernel onlink\n"
-        return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n" if "show" in arguments else ""
-
-    asked: list[str] = []
-    host.programs |= {"ip": ip, "ping": lambda arguments, _stdin: asked.append(arguments[-1])}
-    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:08AE 00000000:0000 0A\n")
-    host.write(f"/proc/{os.getppid()}/environ", b"A=1\0SSH_CONNECTION=192.0.2.3 50000 192.0.2.10 2222\0")
-    ask(host, "apply")
-    lines = host.read(f"{HOME}/armed").splitlines()[2:]
-    assert lines == ["address 192.0.2.10", "interface vmbr0", "port 2222", "listens yes", "gateway 192.0.2.1"]
-    assert asked == ["192.0.2.1"], "of the interface that has the address"
-
-
-def test_without_ssh_it_is_the_default_route_and_an_interface_that_is_down_is_none(host: Host) -> None:
-    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        if "route" in arguments:
-            return "default via 192.0.2.1 dev vmbr0\n"
-        if "neighbour" in arguments:
-            return "192.0.2.1 lladdr 00:00:5e:00:53:01 REACHABLE\n"
-        return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n"
-
-    host.programs["ip"] = ip
-    host.write("/sys/class/net/vmbr0/operstate", "down\n")
-    ask(host, "apply")
-    lines = host.read(f"{HOME}/armed").splitlines()[2:]
-    assert lines == ["address 192.0.2.10", "interface ", "port 22", "listens no", "gateway 192.0.2.1"]
-
-
-@pytest.mark.parametrize(
-    ("path", "text"), [("/run/homelab/restarting", "boot x: it hung"), (f"{HOME}/rolling-back", "boot boot\n")]
-)
-def test_nothing_is_written_while_a_roll_back_is_at_work(host: Host, path: str, text: str) -> None:
-    (host.root / "run/homelab").mkdir(mode=0o700)
-    host.write(path, text)
-    before = lasting(host)
-    with pytest.raises(Refused, match="it is giving back its boot configuration now: (boot x: it hung|the boot after)"):
-        ask(host, "apply")
-    assert lasting(host) == before
-
-
-def test_a_note_of_the_switch_that_cant_be_read_stops_it(host: Host) -> None:
-    (host.root / HOME[1:] / "rolling-back").mkdir(parents=True)
-    with pytest.raises(Refused, match="to read /var/lib/homelab/rolling-back"):
-        ask(host, "apply")
-    assert not host.exists(INIT_TOP)
-
-
-def test_a_second_entry_that_was_chosen_for_the_next_boot_is_given_up(host: Host) -> None:
-    asked: list[Sequence[str]] = []
-    host.write("/boot/grub/grubenv", "# GRUB\nnext_entry=homelab-without-gpu-x\n")
-    host.programs["grub-editenv"] = lambda arguments, _stdin: asked.append(arguments)
-    ask(host, "apply")
-    assert asked == [("-", "unset", "next_entry")]
-
-
-def test_the_switch_stays_while_words_are_on_the_command_line(host: Host) -> None:
-    ask(host, "apply")
-    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 x\n")
-    ask(host, "revert")
-    assert host.exists(f"{HOME}/rollback") and host.exists(LINK) and not host.exists(INIT_TOP)
 
 
 @pytest.mark.parametrize(("says", "gone"), [("status: running", True), ("status: stopped", False), ("", False)])
@@ -347,14 +246,6 @@ def test_what_it_installs_is_in_the_agent_and_counts_in_its_digest(monkeypatch: 
         for cache in caches:
             cache.cache_clear()
     assert now[0] != before[0] and now[1] == before[1]
-
-
-@EACH_LOADER
-def test_nothing_is_written_before_the_switch_is_armed(host: Host) -> None:
-    for cut in cuts(host, lambda one: ask(one, "apply")):
-        ours = [path for path in (INIT_TOP, HOOK, MODULES) if f"{HOME}/files/vfio{path}"[1:] in cut.lasting]
-        armed = {f"{HOME}/armed"[1:], f"{HOME}/rollback"[1:], LINK[1:]} <= cut.lasting.keys()
-        assert armed or not ours, cut.how
 
 
 @EACH_LOADER

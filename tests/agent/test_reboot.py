@@ -13,8 +13,8 @@ import pytest
 
 from remote_scripts.layers import cluster_turn
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, switch
-from remote_scripts.tools.run import Done, Stand
+from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, trial
+from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent import api_kit, cluster_kit
@@ -266,7 +266,7 @@ def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
     host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     at_turn(host, lambda: host.write(f"{STATE}/no-quorum", ""))
-    host.write(f"{HOME}/armed", ARMED)
+    host.write(f"{HOME}/trial", ARMED)
     system = cluster_kit.system_of(host)
     host.write("/run/homelab/up", "anna\n")
     system.work.client = "anna"
@@ -275,24 +275,22 @@ def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
     monkeypatch.setattr(host, "system", lambda: system)
     assert refusal(host).startswith(("wanted: the run at work", "wanted: this step done"))
     is_as_before(host)
-    assert "until" not in host.read(f"{HOME}/armed")
+    assert "until" not in host.read(f"{HOME}/trial")
 
 
 def test_the_switch_counts_from_the_restart_on(host: Host) -> None:
-    host.write(f"{HOME}/armed", ARMED)
+    host.write(f"{HOME}/trial", ARMED)
     began = int(time.time())
     assert ask(host)["armed"]
-    (until,) = [int(line.split()[1]) for line in host.read(f"{HOME}/armed").splitlines() if "until" in line]
+    (until,) = [int(line.split()[1]) for line in host.read(f"{HOME}/trial").splitlines() if "until" in line]
     assert began + 1800 <= until <= time.time() + 1800
 
 
 def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(host: Host) -> None:
     """As another stack's confirmation may do it."""
-    host.programs |= {"ip": lambda _arguments, _stdin: "", "ping": lambda _arguments, _stdin: 1}
-    host.write(f"{HOME}/armed", "boot earlier\n")
-    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 x\n")
-    at_turn(host, lambda: (host.root / f"{HOME}/armed"[1:]).unlink(missing_ok=True))
-    assert "the dead man's switch for this restart was taken away meanwhile" in refusal(host)
+    host.write(f"{HOME}/trial", ARMED)
+    at_turn(host, lambda: (host.root / f"{HOME}/trial"[1:]).unlink(missing_ok=True))
+    assert "the trial of this restart was taken away meanwhile" in refusal(host)
     is_as_before(host)
 
 
@@ -300,13 +298,13 @@ def test_a_switch_that_cant_count_from_the_restart_on_keeps_the_host_from_restar
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would give a boot back for which an `up` still waits."""
-    host.write(f"{HOME}/armed", ARMED)
+    host.write(f"{HOME}/trial", ARMED)
 
     def fails(_system: System, _seconds: int) -> None:
-        raise OSError(28, "No space left on device", f"{HOME}/armed")
+        raise OSError(28, "No space left on device", f"{HOME}/trial")
 
-    monkeypatch.setattr(switch, "await_boot", fails)
-    assert f"{HOME}/armed can't be written" in refusal(host)
+    monkeypatch.setattr(trial, "await_boot", fails)
+    assert f"{HOME}/trial can't be written" in refusal(host)
     is_as_before(host)
 
 
@@ -315,7 +313,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
     host: Host, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Much is waited for since it was taken: somebody removes it, as a message says, and another node takes it."""
-    host.write(f"{HOME}/armed", ARMED)
+    host.write(f"{HOME}/trial", ARMED)
 
     if what == "taken":
         at_list(host, TURN, lambda: turn_of(host, "pve2"))
@@ -337,7 +335,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
             patch.setattr(pmxcfs, "content_of", read)
             assert "it isn't known whether it is still this node's turn" in refusal(host)
     is_as_before(host)
-    assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/armed")
+    assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/trial")
 
 
 def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(host: Host) -> None:
@@ -391,7 +389,7 @@ def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> 
 
 def test_nothing_is_asked_of_a_disk_once_the_restart_is_ordered(host: Host) -> None:
     """The system goes down under the run, which has an answer all the same."""
-    host.write(f"{HOME}/armed", ARMED)
+    host.write(f"{HOME}/trial", ARMED)
 
     def ordered(_arguments: Sequence[str], _stdin: bytes) -> int:
         (host.root / HOME[1:]).rename(host.root / "gone")
@@ -409,7 +407,7 @@ def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_nod
     planned = ask(host, "plan")
     assert planned["reboot"] == "yes" and planned["cluster"].startswith("pve2 restarts, since")
     assert host.tree() == before
-    assert "pve2 restarts" in refusal(host) and not host.exists(f"{HOME}/armed")
+    assert "pve2 restarts" in refusal(host) and not host.exists(f"{HOME}/trial")
     (host.root / TURN[1:]).unlink()
     assert ask(host)["turn"] is True and host.read(TURN).startswith("node pve1\n")
     host.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000002\n")
@@ -438,7 +436,7 @@ def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(host: Hos
     # One that never ends by itself has a way out, too.
     for way in ("pvenode task list --source active", "ha-manager status", "Or reboot this host by hand"):
         assert way in message
-    assert not host.exists(f"{HOME}/armed")
+    assert not host.exists(f"{HOME}/trial")
     clock.meanwhile = lambda: shutil.rmtree(host.root / f"proc/{0x1A2B}", ignore_errors=True)
     assert ask(host)["turn"] is False and restarts(host)
 
@@ -459,23 +457,20 @@ def later(cut: Cut, host: Host, place: Path) -> Host:
 def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_after_it_has_all_back(
     host: Host, tmp_path: Path
 ) -> None:
-    """With the dead man's switch, all that is set in the cluster, and the guests that ran."""
+    """With the boot on trial, all that is set in the cluster, and the guests that ran."""
     with_disks(host)
-    no_way: dict[str, Stand] = {"ip": lambda _arguments, _stdin: "", "ping": lambda _arguments, _stdin: 1}
-    host.programs |= no_way
-    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 x\n")
+    host.write(f"{HOME}/trial", ARMED)
     boot = host.read(BOOT)
     found = cuts(host, ask, in_cluster=True, most=6, name="again")
     assert len(found) >= 6
     for number, cut in enumerate(found):
         said = f"HOMELAB_SEED={sampling.SEED} {cut.how}"
         left = later(cut, host, tmp_path / f"again-{number}")
-        left.programs |= no_way
         left.write(BOOT, boot if cut.how.startswith("killed") else "another one\n")
         did = ask(left)
         assert did["turn"] and did["armed"] and restarts(left), said
         assert [vmid for _, vmid, _ in cluster_kit.who_ran(left)] == [103, 200, 901, 902], said
-        assert "until" in left.read(f"{HOME}/armed"), said
+        assert "until" in left.read(f"{HOME}/trial"), said
         left.write(BOOT, "the next one\n")
         left.write("/proc/cmdline", "quiet amd_iommu=on\n")
         (left.root / ORDERED[1:]).unlink()
@@ -486,15 +481,15 @@ def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_afte
 
 
 def test_a_switch_says_since_when_it_is_armed(host: Host) -> None:
-    assert switch.armed_since(host.system()) == ""
-    os.utime(host.write(f"{HOME}/armed", ARMED), ns=(0, 1_700_000_000_123_456_789))
-    assert switch.armed_since(host.system()) == "1700000000.123456789"
+    assert trial.armed_since(host.system()) == ""
+    os.utime(host.write(f"{HOME}/trial", ARMED), ns=(0, 1_700_000_000_123_456_789))
+    assert trial.armed_since(host.system()) == "1700000000.123456789"
 
 
 @pytest.mark.parametrize(
     ("undone", "rolling_back", "stays"),
-    [("earlier", "", False), ("this", "", True), ("earlier", "earlier", True), ("earlier", "resting", False)],
-    ids=["an earlier one", "this one", "one that has still to restart", "one that rests"],
+    [("earlier", "", False), ("this", "", True), ("earlier", "this", True)],
+    ids=["an earlier one", "this one", "one that has still to restart"],
 )
 def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
     host: Host, undone: str, rolling_back: str, stays: bool
@@ -505,7 +500,7 @@ def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
     host.write(f"{HOME}/rolled-back", f"boot {this if undone == 'this' else undone} was not confirmed")
     cluster_kit.note_ran(host, ("qm", 103, this), ("qm", 107, "earlier"))
     if rolling_back:
-        host.write(f"{HOME}/rolling-back", f"boot {rolling_back}\n")
+        host.write("/run/homelab/restarting", f"boot {rolling_back}\n")
     assert ask(host)["reboot"] == "no"
     assert host.exists(f"{HOME}/rolled-back") is stays
     assert cluster_kit.who_ran(host) == [("qm", 107, "earlier")]
@@ -513,9 +508,8 @@ def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
 
 def test_a_restart_that_cant_be_ordered_leaves_the_switch_for_one_by_hand(host: Host) -> None:
     """What was configured is what the next boot has, whoever restarts the host."""
-    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")
+    host.write(f"{HOME}/trial", ARMED)
     host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"no\n")
     assert "reboot it by hand" in refusal(host)
-    armed = host.read(f"{HOME}/armed")
+    armed = host.read(f"{HOME}/trial")
     assert armed.startswith(f"boot {host.read(cluster_kit.BOOT)}") and "until" not in armed
-    assert host.exists(f"{HOME}/rollback") and host.exists("/etc/systemd/system/homelab-rollback.timer")

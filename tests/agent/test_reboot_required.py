@@ -226,8 +226,7 @@ def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock,
     assert said["guests"] == "VM 103 (Sandbox), VM 105 (VM 105), container 901 (ai-lab)"
     assert host.tree() == before
     did = ask(host, case, "apply")
-    # Of what the driver lacks alone, nothing is in the boot configuration: there is nothing that a roll-back would give back.
-    assert bool(did.pop("armed")) is any("NVIDIA's" not in reason for reason in case.reasons)
+    assert did.pop("armed") == "", "what is to be tried, the layer cmdline has armed"
     assert did.pop("turn") is False  # it is in no cluster
     assert did == said
     assert ("systemctl reboot" in host.read("/called")) is bool(case.reasons)
@@ -312,7 +311,7 @@ def test_what_was_booted_for_is_forgotten_when_everything_is_given_back(host: Ho
     before = host.lasting()
     ask(host, case, "apply")
     assert host.lasting() != before
-    host.ask("revert", "cmdline", cmdline.Wanted(name="iommu", words="", entry=False, rollback_after=600))
+    host.ask("revert", "cmdline", cmdline.Wanted(name="iommu", words="", rollback_after=600))
     assert host.lasting() == before
 
 

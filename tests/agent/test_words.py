@@ -71,13 +71,23 @@ def test_grub_words_are_those_that_grub_mkconfig_would_see(grub: Host) -> None:
         "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
     )
     grub.write("/etc/default/grub.d/local.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT nosmt"\n')
-    assert not cmdline.drop_ins(grub.system())
+    assert cmdline.own(grub.system()) == {"iommu": "", "vfio": ""}
     ours = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n'
+    ours += 'export HOMELAB_WORDS="${HOMELAB_WORDS:-} iommu=pt"\n'
     grub.write("/etc/default/grub.d/zz-homelab-iommu.cfg", ours)
     grub.write("/etc/default/grub.d/.zz-homelab-iommu.cfg.homelab-tmp", ours)
-    assert cmdline.drop_ins(grub.system())
+    assert cmdline.own(grub.system()) == {"iommu": "iommu=pt", "vfio": ""}
     assert cmdline.configured(grub.system(), "grub") == "root=ZFS=x quiet nosmt iommu=pt"
-    assert cmdline.configured(grub.system(), "grub", others=True) == "root=ZFS=x quiet nosmt"
+    assert cmdline.configured(grub.system(), "grub", {}) == "root=ZFS=x quiet nosmt"
+
+
+def test_words_to_come_are_where_their_file_will_be(grub: Host) -> None:
+    grub.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    grub.write("/etc/default/grub.d/zz-homelab-iommu.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="old"\n')
+    words = {"iommu": "iommu=pt", "vfio": "homelab.vfio=1"}
+    assert cmdline.configured(grub.system(), "grub", words).split() == ["quiet", "iommu=pt", "homelab.vfio=1"]
+    grub.write("/etc/default/grub.d/zzz.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="theirs"\n')
+    assert cmdline.configured(grub.system(), "grub", words).split() == ["theirs"]
 
 
 def test_without_any_settings_grub_gives_no_words(grub: Host) -> None:
@@ -97,7 +107,9 @@ def test_the_first_line_alone_counts_for_systemd_boot(host: Host) -> None:
     host.write("/var/lib/homelab/cmdline/vfio", " homelab.vfio=0\n homelab.vfio=1\n")
     host.write("/var/lib/homelab/cmdline/.vfio.homelab-tmp", " quiet\n")
     assert cmdline.configured(host.system(), "systemd-boot") == "root=x iommu=pt quiet homelab.vfio=1"
-    assert cmdline.configured(host.system(), "systemd-boot", others=True) == "root=x quiet"
+    assert cmdline.configured(host.system(), "systemd-boot", {}) == "root=x quiet"
+    words = {"iommu": "", "vfio": "homelab.vfio=2"}
+    assert cmdline.configured(host.system(), "systemd-boot", words) == "root=x quiet homelab.vfio=2"
 
 
 def test_what_cannot_be_read_is_said(host: Host) -> None:

@@ -216,8 +216,6 @@ class Disk:
                 self.bytes_of[about.st_ino] = self._content(path, about)
 
     def flush(self, path: Path) -> None:
-        if path.is_relative_to(self.root / "run"):  # an ESP that is mounted
-            path = Path(os.path.realpath(path))
         about = path.lstat()
         if stat.S_ISDIR(about.st_mode):
             key = path.relative_to(self.root).as_posix()

@@ -34,7 +34,13 @@ def command_lines(source: Source, name: str) -> CommandLines:
     # What a trial is to bring has not drifted before that is confirmed.
     to_come = source.noting(trial.NOTE, lambda: trial.to_come(system), nothing)
     configured = source.noting(place, lambda: cmdline.configured(system, name, to_come), "")
-    others = source.noting(place, lambda: cmdline.configured(system, name, {}), "")
+
+    def without_ours() -> str:
+        # The host's own files may ask programs: they are read once more only where that tells more.
+        is_same = to_come is None and not any(cmdline.own(system).values())
+        return configured if is_same else cmdline.configured(system, name, {})
+
+    others = source.noting(place, without_ours, "")
     generated = ""
     if name == "grub" and not _has_esps(source) and to_come is None:
         generated = source.noting(boot.GRUB_MENU, lambda: cmdline.generated(system), "")

@@ -106,4 +106,5 @@ def is_rolling_back(source: Source) -> bool:
 
 def pending(source: Source) -> list[str]:
     """Steps that must still follow what was written; a confirmed trial is not yet the default."""
-    return [*source.names(f"{HOME}/pending"), *(["boot"] if source.exists(trial.CONFIRMED) else [])]
+    steps = source.names(f"{HOME}/pending")
+    return [*steps, "boot"] if source.exists(trial.CONFIRMED) and "boot" not in steps else steps
