@@ -1,7 +1,7 @@
 """HostReboot: one reboot for all the layers that it depends on, only if the running kernel lacks what is wanted; then
 the verification.
 
-Owns nothing that lasts: a dead man's switch is armed before the reboot and disarmed once the host is back. The reboot
+Owns nothing that lasts: the boot is one on trial, and the default once the host is back and confirmed. The reboot
 and the verification are acts: both are replaced when what they take from other resources changes.
 """
 

@@ -41,7 +41,6 @@ FAULTS = {
     "boot-free-mb": "a number of MiB",
     "esp-bytes": "a number of bytes",
     "grub-cannot-write": "true",
-    "efivars-read-only": "true",
     "panics-when": "a part of the kernel command line",
     "never-comes-back": "true",
     "no-network-when": "a part of the kernel command line",

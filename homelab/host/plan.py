@@ -243,6 +243,16 @@ def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
 def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
     """The verification after the reboot: an error for each difference between the running system and the plan."""
     errors = gates.readable(facts)
+    if "boot" in facts.pending:
+        errors.append(
+            HomelabError(
+                wanted="the confirmed boot as the host's default",
+                found="its boot menu could not be made (often: a full /boot or ESP); the log on the host says why",
+                why="until it is made, this host starts with an entry that was only for its trial, or with what it had "
+                "before",
+                next="make room or mend what the log says (/var/log/homelab.log), then run `pulumi up --refresh`",
+            )
+        )
     lost = missing_words(want.words, facts.cmdline.running)
     if lost:
         errors.append(

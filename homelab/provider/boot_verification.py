@@ -77,7 +77,7 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
             why="the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
             next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here",
         )
-    # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
+    # Within reach, the boot on trial becomes the default, whatever the checks say: a person can act.
     facts = ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
     if not facts.rolled_back:
         try:  # before anything else: the host itself starts its guests only while no run holds it
@@ -95,8 +95,8 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
             wanted=f"the new boot of {name} confirmed",
             found="it has returned by itself to what it "
             f"was{', except for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
-            why="it came up with the new configuration, but couldn't be reached: most likely its network depends on "
-            "a device that was taken away",
+            why="its default never changed, so each restart leads back. A boot that couldn't be reached has most "
+            "likely lost the device of its network; one that left no journal has stopped in its kernel",
             next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, "
             "run `pulumi up --refresh`",
         )

@@ -892,12 +892,12 @@ def confirm(
         session.connect()
         try:
             reading = confirmation.read(session, None, 0)
-        except UnreachableError as error:  # it may have been going down for a roll-back just then
+        except UnreachableError as error:  # it may have been going down from its trial just then
             confirmation.failed(error)
     if reading is None:
         reading = wait_for_boot(host, old_boot_id, say, on_wait, confirmation)
     while reading.rolling_back:
-        say(f"it is giving back its boot configuration ({reading.rolled_back}), and restarts: waiting for that")
+        say(f"it ends its boot on trial ({reading.rolled_back}), and restarts: waiting for that")
         try:
             reading = wait_for_boot(host, reading.boot_id, say, on_wait)
         except HomelabError as error:
@@ -915,7 +915,7 @@ def wait_for_boot(
 ) -> facts.HostFacts:
     """Waits for a boot with another id than `old_boot_id`, confirms it, and returns the first reading of it.
 
-    Waits `timeouts.reboot` seconds, then as long again as the dead man's switch and its reboot may take.
+    Waits `timeouts.reboot` seconds, then as long again as the end of an unconfirmed trial and its restart may take.
 
     :param old_boot_id: None: any boot will do.
     :param say: shows a line to the user.
@@ -960,8 +960,8 @@ def wait_for_boot(
             patience = host.timeouts.boot
             say(
                 f"{host.address} is not back after {host.timeouts.reboot} s ({last_problem}); if it only lacks its "
-                f"network, it gives back what was configured of its boot {host.timeouts.rollback} s after its start "
-                "and reboots by itself: waiting for that"
+                f"network, it ends this boot {host.timeouts.rollback} s after its start and reboots by itself into "
+                "what it had before: waiting for that"
             )
         time.sleep(RETRY_SECONDS if last_refusal is None else REFUSED_SECONDS)
 
@@ -984,7 +984,7 @@ def _reading_of_another_boot(
 
 
 class _Confirmation:
-    """Confirms a host's boot, then reads the host: in this order, as the dead man's switch goes on while a host is
+    """Confirms a host's boot, then reads the host: in this order, as the trial's time goes on while a host is
     read.
 
     `boot`: the id of the confirmed boot; empty: none yet.
@@ -1036,8 +1036,8 @@ class _Confirmation:
             raise HomelabError(
                 wanted="a host read whose boot is confirmed",
                 found=f"{self._tries} times: {error.found}",
-                why=f"so it isn't known whether it has what was configured. Boot {self.boot} is confirmed: the dead "
-                "man's switch doesn't undo it",
+                why=f"so it isn't known whether it has what was configured. Boot {self.boot} is confirmed: the host "
+                "doesn't take it back",
                 next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again",
             ) from None
 
@@ -1046,8 +1046,7 @@ def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableErro
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
         found=f"after {waited:.0f} s: {last_problem}",
-        why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only "
-        "once it does",
-        next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; "
-        "when it is back, run `pulumi up` again to go on, or `pulumi destroy` to give everything back",
+        why="its kernel may hang. The boot was on trial: the host's default is what it had before",
+        next="look at its screen or its remote console, then switch it off and on: it starts with what it had before "
+        "(should it hang again, choose the first entry in its boot menu); when it is back, run `pulumi up --refresh`",
     )

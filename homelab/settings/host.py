@@ -200,7 +200,7 @@ class Timeouts(Model):
 
     @property
     def boot(self) -> int:
-        """Seconds until a host that reboots must have answered: its reboot, the time of the dead man's switch, and the
+        """Seconds until a host that reboots must have answered: its reboot, the time of a boot on trial, and the
         reboot that the switch makes."""
         return self.reboot + self.rollback + self.reboot
 

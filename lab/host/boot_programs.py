@@ -28,7 +28,6 @@ from .proxmox_boot import (
 )
 from .state import HostState
 from .storage import unmount
-from .sysfs import show_one_shot
 
 UNSHARED = "PVE_EFIBOOT_UNSHARED"
 
@@ -432,28 +431,16 @@ def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
     )
 
 
-def _set_one_shot(host: HostState, entry: str) -> int:
-    """It doesn't look whether there is such an entry."""
-    if host.fault("efivars-read-only"):
-        raise Failure("Failed to update EFI variable 'LoaderEntryOneShot': Read-only file system")
-    with host.changing() as now:
-        now["one_shot"] = entry
-    show_one_shot(host)
-    return 0
-
-
 def _bootctl(host: HostState, name: str, arguments: list[str]) -> int:
     verb = next((a for a in arguments if not a.startswith("-")), "status")
     if verb == "is-installed":
         installed = host.machine["boot"]["loader"] == "systemd-boot"
         print("yes" if installed else "no")
         return 0 if installed else 1
-    if verb not in ("status", "list", "set-oneshot"):
-        raise UsageError(f"the lab's bootctl has status, list, set-oneshot and is-installed, not {verb!r}")
+    if verb not in ("status", "list"):
+        raise UsageError(f"the lab's bootctl has status, list and is-installed, not {verb!r}")
     if not is_uefi(host):
         raise Failure("Not booted with EFI")
-    if verb == "set-oneshot":
-        return logged(host, name, arguments, lambda: _set_one_shot(host, arguments[-1]))
     esp = boot_esp(host)
     if host.machine["boot"]["loader"] != "systemd-boot" or esp is None:
         print(

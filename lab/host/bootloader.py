@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .grub_script import Script
 from .state import HostState, version_key
+from .sysfs import take_one_shot
 
 GRUBENV_SIZE = 1024
 _GRUBENV_HEADER = "# GRUB Environment Block\n"
@@ -84,9 +85,10 @@ def _grub(host: HostState, wanted: str | None) -> BootEntry:
         raise BootError(f"grub> (no {host.unrooted(config_file)}: GRUB stops at its prompt)")
     text = config_file.read_text(encoding="utf-8")
     custom = prefix / "custom.cfg"
-    if custom.exists() and "custom.cfg" in text:
-        text += custom.read_text(encoding="utf-8")
+    is_sourced = custom.exists() and "custom.cfg" in text
     config = parse_grub(text)
+    if is_sourced:
+        config.items.extend(parse_grub(custom.read_text(encoding="utf-8")).items)
     environment = read_grubenv(prefix / "grubenv")
     if wanted is not None:
         choice = wanted
@@ -100,7 +102,7 @@ def _grub(host: HostState, wanted: str | None) -> BootEntry:
         choice = environment.get("saved_entry") or "0"
     else:
         choice = config.default
-    if wanted is None and custom.exists():
+    if wanted is None and is_sourced:
         script = Script(host, prefix, writable=host.machine["boot"]["grub_can_write"])
         script.run(custom.read_text(encoding="utf-8"))
         choice = script.variables.get("default", choice)
@@ -252,8 +254,7 @@ def _systemd_boot(host: HostState, wanted: str | None) -> BootEntry:
     entries = loader_entries(esp)
     if not entries:
         raise BootError("systemd-boot: no loader entry with a kernel that exists")
-    with host.changing() as now:
-        one_shot = now.pop("one_shot", "")  # the loader takes it away before it starts anything
+    one_shot = take_one_shot(host)
     name = one_shot if wanted is None and one_shot in entries else _pick(entries, wanted, esp)
     fields = entries[name]
     image = fields["linux"]

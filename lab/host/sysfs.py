@@ -330,13 +330,14 @@ def _firmware(host: HostState, running: Running) -> None:
     put(f"{efi}/efivars/{LOADER_INFO}", _efi_text(name))
 
 
-def show_one_shot(host: HostState) -> None:
-    """The variable that systemd-boot takes away when it starts the entry that it names."""
-    path, entry = f"{host.root}/sys/firmware/efi/efivars/{LOADER_ONE_SHOT}", host.machine.get("one_shot")
-    if entry:
-        put(path, _efi_text(entry))
-    else:
-        Path(path).unlink(missing_ok=True)
+def take_one_shot(host: HostState) -> str:
+    """The entry that systemd-boot is to start once; it takes the variable away before it starts anything."""
+    path = host.root / "sys/firmware/efi/efivars" / LOADER_ONE_SHOT
+    if not path.exists():
+        return ""
+    entry = path.read_bytes()[4:].decode("utf-16-le").rstrip("\0")
+    path.unlink()
+    return entry
 
 
 def _efi_text(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""How this host is reached: the roll-back compares the next boot with it."""
+"""How this host is reached: a boot on trial is compared with it."""
 
 from __future__ import annotations
 

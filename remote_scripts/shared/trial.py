@@ -368,7 +368,7 @@ def _not_chosen(found: str) -> Failure:
 
 def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list[str]) -> None:
     """The loader's variable, read back after it is set; else an entry that the loader counts down."""
-    done = system.run.do("bootctl", "set-oneshot", _ENTRY)
+    refusal = _set_one_shot(system)
     is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
     written = []
     for folder in folders:
@@ -382,17 +382,34 @@ def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list
             system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
             written.append(path)
     if not written:
-        why = "no ESP has a whole entry of Proxmox VE" if is_set else f"bootctl set-oneshot: {done.text or done.status}"
-        raise _not_chosen(why)
+        raise _not_chosen("no ESP has a whole entry of Proxmox VE" if is_set else f"no EFI variable is kept{refusal}")
+
+
+def _set_one_shot(system: System) -> str:
+    """As `bootctl set-oneshot`, which not every host has. Why it was refused."""
+    files, value = system.files, b"\7\0\0\0" + f"{_ENTRY}\0".encode("utf-16-le")
+    if files.read(_ONE_SHOT) == value:
+        return ""
+    _unlock_one_shot(system)
+    try:
+        files.set_attribute(_ONE_SHOT, value, makes=True)
+    except OSError as error:
+        return f": {error.strerror}"
+    return ""
+
+
+def _unlock_one_shot(system: System) -> None:
+    """The kernel keeps variables from being changed by mistake (Linux, Documentation/filesystems/efivarfs.rst)."""
+    if system.files.exists(_ONE_SHOT):
+        system.run.ask("chattr", "-i", system.files.name(_ONE_SHOT))
 
 
 def _take_down(system: System, lines: Mapping[str, str]) -> None:
     """No boot starts it any more: first the choice goes, of whichever loader, then the entry."""
     files = system.files
     if trial_entry.ID in trial_entry.efi_text(files.read(_ONE_SHOT) or b""):
-        done = system.run.do("bootctl", "set-oneshot", "")
-        if done.status != 0:
-            system.log.say(f"the choice of the boot on trial could not be taken back: {done.text}")
+        _unlock_one_shot(system)
+        files.remove(_ONE_SHOT)
     with _loaders_folders(system, lines) as (folders, menus):
         files.remove(f"/boot/grub/{trial_entry.BESIDE_MENU}")
         for folder in folders.values():

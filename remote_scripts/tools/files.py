@@ -379,15 +379,16 @@ class Files:
         if where.stat().st_size > limit:
             self.write(path, (self.read(path, 2 * limit) or b"")[-limit // 2 :].partition(b"\n")[2], 0o600)
 
-    def set_attribute(self, path: str, value: str) -> None:
+    def set_attribute(self, path: str, value: str | bytes, *, makes: bool = False) -> None:
         """Writes into a file by which the kernel is told something (/sys, /proc).
 
+        :param makes: whether the file may have to be made, such as an EFI variable's.
         :raises OSError: it doesn't take the value.
         """
         where = self.at(path)
-        descriptor = os.open(where, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        descriptor = os.open(where, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if makes else 0), 0o644)
         try:
-            disk.write(descriptor, value.encode(), where)
+            disk.write(descriptor, value.encode() if isinstance(value, str) else value, where)
         finally:
             os.close(descriptor)
 

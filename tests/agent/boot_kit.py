@@ -76,6 +76,7 @@ def run(host: Host) -> None:
     for uuid in (path.name for path in (host.root / "esp").glob("*")):
         link = host.root / "dev/disk/by-uuid" / uuid
         link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
         link.symlink_to(host.root / "esp" / uuid)
     made = _Programs(host)
     host.programs |= {
@@ -90,7 +91,7 @@ def run(host: Host) -> None:
         "mount": made.mount,
         "umount": made.umount,
         "lsblk": lambda _arguments, _stdin: LSBLK,
-        "bootctl": made.bootctl,
+        "chattr": lambda _arguments, _stdin: 0,
         "update-initramfs": made.update_initramfs,
         "proxmox-boot-tool": made.proxmox_boot_tool,
     }
@@ -213,13 +214,6 @@ class _Programs:
         if folder.is_symlink():
             folder.unlink()
             folder.mkdir()
-        return 0
-
-    def bootctl(self, arguments: Sequence[str], _stdin: bytes) -> int:
-        if arguments[-1]:
-            self.host.write(ONE_SHOT, b"\x07\0\0\0" + f"{arguments[-1]}\0".encode("utf-16-le"))
-        else:
-            (self.root / ONE_SHOT[1:]).unlink(missing_ok=True)
         return 0
 
     def bash(self, arguments: Sequence[str], stdin: bytes) -> Done:

@@ -233,7 +233,7 @@ def test_a_long_command_says_where_it_is(host: Host, says: str, where: str) -> N
 def test_what_it_installs_is_in_the_agent_and_counts_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
     exec(agent._source("remote_scripts.installed"), names)
-    assert names["TEXTS"] == dict(installed.TEXTS) and "roll_back" in names["TEXTS"]["rollback"]
+    assert names["TEXTS"] == dict(installed.TEXTS) and "end_trial" in names["TEXTS"]["rollback"]
     before = agent.code_of("initramfs"), agent.code_of("card_values")
     source = agent._source
     caches = (agent.code_of, agent._digest)

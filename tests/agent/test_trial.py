@@ -22,6 +22,7 @@ from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.confirm_boot import Wanted as Confirm
 from remote_scripts.layers.read_host import Wanted as ReadHost
 from remote_scripts.shared import guests_to_start, route, trial
+from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit, boot_kit
 from tests.agent.boot_kit import CHOICE, ESPS, HOME, KERNELS, LOADERS, MENU, ONE_SHOT, TRIAL, WAY, lasting, trial_line
@@ -188,7 +189,7 @@ def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host:
     host.programs["lsblk"] = lambda *_: ""
     for abstraction, kind, reads_back in (("", "ext2", True), ("lvm", "ext2", False), ("", "zfs", False)):
         says = {"--target=abstraction": abstraction, "--target=fs": kind}
-        host.programs["grub-probe"] = lambda arguments, _stdin, says=says: says[arguments[0]]
+        host.programs["grub-probe"] = functools.partial(_says, says)
         arm(host)
         assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
         assert ("save_env --file" in host.read(CUSTOM)) is reads_back
@@ -198,9 +199,19 @@ def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host:
         assert not host.exists("/boot/grub/homelab.env")
 
 
+def _says(says: dict[str, str], arguments: Sequence[str], _stdin: bytes) -> str:
+    return says[arguments[0]]
+
+
+def _read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
+    raise OSError(30, "Read-only file system", path)
+
+
 @SYSTEMD_BOOT
-def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinned(host: Host) -> None:
-    host.programs["bootctl"] = lambda *_: Done(1, b"Read-only file system")
+def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinned(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Files, "set_attribute", _read_only)
     before = lasting(host)
     arm(host)
     names = {key.rpartition("/")[2] for key in {*lasting(host)} - {*before} if key.startswith("esp/")}
@@ -212,14 +223,14 @@ def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinne
     for uuid in ESPS:
         host.write(f"/esp/{uuid}/loader/loader.conf", f"default proxmox-{KERNELS[0]}.conf\n")
     before = lasting(host)
-    with pytest.raises(Refused, match="found: +bootctl set-oneshot: Read-only file system"):
+    with pytest.raises(Refused, match="found: +no EFI variable is kept: Read-only file system"):
         arm(host)
     assert lasting(host) == before
 
 
 @SYSTEMD_BOOT
-def test_a_variable_that_firmware_does_not_keep_is_read_back(host: Host) -> None:
-    host.programs["bootctl"] = lambda *_: 0
+def test_a_variable_that_firmware_does_not_keep_is_read_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Files, "set_attribute", lambda *_, **__: None)
     arm(host)
     assert host.exists(f"/esp/{ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf") and not host.exists(ONE_SHOT)
 
@@ -262,7 +273,12 @@ def test_an_esp_that_is_left_mounted_is_unmounted_first(host: Host, monkeypatch:
     ended: list[str] = []
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path).endswith(boot_kit.ESP))
     real = host.programs["umount"]
-    host.programs["umount"] = lambda arguments, stdin: ended.append(arguments[0]) or real(arguments, stdin)
+
+    def umount(arguments: Sequence[str], stdin: bytes) -> Any:
+        ended.append(arguments[0])
+        return real(arguments, stdin)
+
+    host.programs["umount"] = umount
     arm(host)
     assert len(ended) == 2
 

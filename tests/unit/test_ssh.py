@@ -654,7 +654,7 @@ def test_a_confirmed_boot_that_cannot_be_read_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Restarting, "readings", [])
-    with pytest.raises(HomelabError, match="Boot new is confirmed: the dead man's switch doesn't undo it") as error:
+    with pytest.raises(HomelabError, match="Boot new is confirmed: the host doesn't take it back") as error:
         boots(monkeypatch, "new|new|hangs", "new|new|hangs", OFF, "new|new|hangs", "new|new|new")
     assert not isinstance(error.value, UnreachableError) and "has not ended" in error.value.found
     assert Restarting.readings == ["hangs"] * 3
