@@ -50,6 +50,8 @@ def plan(system: System, wanted: Wanted) -> None:
     added = _added(system, wanted, loader)
     if _is_to_come(system, wanted.name, added):
         return
+    if _is_tried(system, added, own(system)[wanted.name].split()):
+        trial.plan(system, loader)
     write(system, wanted.name, " ".join(added), loader)
     if _is_made_anew(system, wanted):
         boot.plan_generated(system)
@@ -78,8 +80,7 @@ def apply(system: System, wanted: Wanted) -> Applied:
         )
     if _is_to_come(system, wanted.name, added):
         return Applied(loader, added, system.files.changed)
-    before = own_words[wanted.name].split()
-    if added and before != [*added] and not _runs_already(system, added, before):
+    if _is_tried(system, added, own_words[wanted.name].split()):
         trial.arm(system, wanted.rollback_after, {wanted.name: words})
         return Applied(loader, added, True)
     system.files.followed_by = _STEP
@@ -128,11 +129,14 @@ def _is_to_come(system: System, name: str, added: tuple[str, ...]) -> bool:
     return trial.state(system) in ("armed", "running") and trial.note(system).get(name) == " ".join(added)
 
 
-def _runs_already(system: System, added: tuple[str, ...], before: list[str]) -> bool:
-    """This boot shows what these words do: with them, and without those that go."""
+def _is_tried(system: System, added: tuple[str, ...], before: list[str]) -> bool:
+    """Unless nothing changes or all of it goes, or this boot shows what these words do: with them, and without those
+    that go.
+    """
     running = boot.need_text(system, "/proc/cmdline")
     going = [word for word in before if word not in added]
-    return not missing_words(" ".join(added), running) and all(missing_words(word, running) for word in going)
+    runs = not missing_words(" ".join(added), running) and all(missing_words(word, running) for word in going)
+    return bool(added) and before != [*added] and not runs
 
 
 def _is_made_anew(system: System, wanted: Wanted) -> bool:

@@ -271,11 +271,13 @@ def _places(system: System) -> tuple[list[str], bool]:
     return ["menu"], is_told and not abstraction.text.strip() and kind.text not in _READ_ONLY_FOR_GRUB
 
 
-def takes_back(system: System) -> bool:
-    """Whether the boot loader takes back the choice of a trial by itself, so that a kernel that stops before systemd
-    runs is followed by the old boot; errors as of `boot.uuids`.
+def plan(system: System, loader: str) -> None:
+    """Where the boot loader can't take the choice back by itself, a kernel that stops before systemd runs isn't
+    followed by the old boot; errors as of `boot.uuids`.
     """
-    return _places(system)[1]
+    if loader == "grub" and not _places(system)[1]:
+        text = "a boot entry for one trial, which GRUB can't take back here: a kernel that hangs waits for a person"
+        system.files.plan_file("new", text)
 
 
 @contextmanager

@@ -190,6 +190,8 @@ def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host:
     for abstraction, kind, reads_back in (("", "ext2", True), ("lvm", "ext2", False), ("", "zfs", False)):
         says = {"--target=abstraction": abstraction, "--target=fs": kind}
         host.programs["grub-probe"] = functools.partial(_says, says)
+        planned = [one["what"] for one in arm(host, verb="plan")["files"]]
+        assert any("a kernel that hangs waits for a person" in what for what in planned) is not reads_back
         arm(host)
         assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
         assert ("save_env --file" in host.read(CUSTOM)) is reads_back
