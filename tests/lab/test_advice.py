@@ -22,7 +22,6 @@ from homelab.remote import ssh
 from homelab.vm import plan as vm_plan
 from homelab.vm import preview as vm_preview
 from lab import Lab
-from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from remote_scripts.layers.read_system import Wanted as ReadSystem
@@ -204,30 +203,6 @@ def without_driver(lab: Lab) -> None:
     lab.reboot()
 
 
-def unconfirmable(lab: Lab) -> None:
-    """The switch looks at this boot, and its note can't be taken away."""
-    assert of_step("apply", iommu("amd_iommu=on iommu=pt"))(lab) == []
-    lab.reboot()
-    lab.run("mkdir -p $ROOT/var/lib/homelab/.armed.taken.homelab-tmp/in-the-way")
-
-
-def about_to_be_undone(lab: Lab) -> list[str]:
-    return of_step("apply", Asked("confirm_boot", ConfirmBoot()))(lab) if lab.timers() else []
-
-
-def spoil_menu(lab: Lab) -> None:
-    """update-grub finds no kernel, and the menu from before can't be put back."""
-    program = lab.root / "usr/local/sbin/update-grub"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    text = 'sed -i /linux/d "$ROOT/boot/grub/grub.cfg"; mkdir -p "$ROOT/boot/grub/.grub.cfg.homelab-tmp/x"'
-    program.write_text(f"#!/bin/bash\n{text}\n")
-    program.chmod(0o755)
-    asked = iommu("amd_iommu=on iommu=pt")
-    done = run_layer(lab.machine, "apply", asked.layer, asked.wanted)
-    program.unlink()
-    (lab.state / "said").write_text(done.stdout)
-
-
 ROWS: dict[str, Row] = {
     # -- VMs
     "a locked VM": Row("bound-by-hand", with_lock("qemu-server/103"), of_vms()),
@@ -293,14 +268,6 @@ ROWS: dict[str, Row] = {
     ),
     "an ESP that is gone": Row(
         "intel-zfs", on_host("echo AAAA-0000 >>$ROOT/etc/kernel/proxmox-boot-uuids"), of_doctor("host")
-    ),
-    "a boot that can't be confirmed": Row("rtx5090", unconfirmable, about_to_be_undone),
-    "a menu without a kernel": Row(
-        "rtx5090",
-        spoil_menu,
-        lambda lab: (
-            [] if "\tlinux" in (lab.root / "boot/grub/grub.cfg").read_text() else [(lab.state / "said").read_text()]
-        ),
     ),
     "a test VM that was left": Row(
         "bound-by-hand",

@@ -1,4 +1,4 @@
-"""The dead man's switch on a lab that runs: its timer, its restarts, and what the program's own SSH side makes of it."""
+"""A boot on trial on a lab that runs: its timer, its restarts, and what the program's own SSH side makes of it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_confirmation_that_comes_during_the_roll_back_gets_its_message_after_t
     on(lab, REBOOT)
     own = lab.root / "var/lib/homelab"
     # On a machine with much else to do, a look can come when the roll-back is over already: the answer is the same.
-    wait_until(lambda: (own / "rolling-back").exists() or (own / "rolled-back").exists())
+    wait_until(lambda: (own / "taken-back").exists() or (own / "rolled-back").exists())
     facts, _ = confirmed(lab, before)
     assert f"boot {lab.boots()[1]['boot_id']} was not confirmed within {AFTER} s" in facts.rolled_back
     assert facts.boot_id == lab.boots()[2]["boot_id"]
