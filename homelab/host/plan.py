@@ -126,13 +126,17 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
     Only a reboot repairs `boot`. `nodes`: NVIDIA's device nodes; `cards`: the service for those of other makers' cards;
     `values`: how cards are reset and sleep; `handover`: what hands them over.
     """
+    # What was on trial is no more: also where the words that remain are all there.
+    ended = [facts.rolled_back] if facts.rolled_back else []
     return {
         "iommu": [
+            *ended,
             *_changed_files(facts, "iommu"),
             *_lost_words(facts, want.iommu_words),
             *_unfinished(facts, "boot", "the boot configuration"),
         ],
         "vfio": [
+            *ended,
             *_changed_files(facts, "vfio"),
             *_lost_words(facts, want.vfio_words),
             *_lost_binding(facts, want),

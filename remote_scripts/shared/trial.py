@@ -170,7 +170,7 @@ def is_ending(system: System) -> bool:
 
 def forget_earlier_roll_back(system: System) -> None:
     """That an earlier trial has ended is no news to what is wanted now; errors as of `note`."""
-    if not is_ending(system) and not system.files.text(ROLLED_BACK).startswith(f"boot {need_boot_id(system)} "):
+    if not is_ending(system):
         system.files.remove(ROLLED_BACK)
 
 

@@ -207,6 +207,10 @@ class Machine:
         """Plugs the network cable in or pulls it out."""
         self._human(f"set_link nic {'on' if connected else 'off'}")
 
+    def reset(self) -> None:
+        """As its reset button does."""
+        self._human("system_reset")
+
     def wait_for_reset(self, seconds: float = BOOT_SECONDS) -> None:
         """Until it has begun a boot once more, seen from outside."""
         assert self._monitor is not None

@@ -108,33 +108,34 @@ def test_a_host_whose_power_fails_during_the_reboot_is_told_of_and_the_next_up_f
     assert process.wait(bound.patience) != 0
     failed = Result(process.returncode, "", bound.events())
     assert "wanted: 127.0.0.1 back after its reboot" in failed.message
-    assert "run `pulumi up` again to go on" in failed.message
+    assert "switch it off and on: it starts with what it had before" in failed.message
 
     bound.machine.start()
     bound.machine.wait_for_ssh()  # an emulated host takes its time
     bound.host["timeouts"] |= {"connect": 60, "reboot": 600}
-    bound.up()
+    bound.up("--refresh")
     assert "iommu=pt" not in bound.machine.run("cat /proc/cmdline").split()
     assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
     assert bound.machine.run("ls /etc/systemd/system | grep homelab", check=False) == ""
     assert bound.up("--refresh").changed == set()
 
 
-def test_a_host_that_comes_up_without_its_network_gives_itself_back(bound: MetalStack, first_up: FirstUp) -> None:
+def test_a_host_that_comes_up_without_its_network_gives_itself_back(bound: MetalStack) -> None:
     bound.host["iommu"] = {"passthrough": False}
     bound.host["timeouts"] |= {"connect": 15, "rollback": 60}
     process = bound.start("up", "--yes", "--skip-preview")
     begin_reboot(bound)
     bound.machine.connect_network(False)
     bound.machine.wait_for_reset(600)  # ours
-    bound.machine.wait_for_reset(1800)  # that of the dead man's switch
+    bound.machine.wait_for_reset(1800)  # the end of the trial
     bound.machine.connect_network(True)
     assert process.wait(bound.patience) != 0
     failed = Result(process.returncode, "", bound.events())
     assert "it has returned by itself to what it was" in failed.message
-    assert bound.drivers() == first_up.drivers_before
+    # What was confirmed before is what it comes back with.
+    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
     words = bound.machine.run("cat /proc/cmdline").split()
-    assert not {"intel_iommu=on", "iommu=pt"} & set(words)
+    assert {"intel_iommu=on", "iommu=pt"} <= set(words)
 
 
 def applied_by_hand(stack: MetalStack) -> None:
@@ -147,7 +148,7 @@ def applied_by_hand(stack: MetalStack) -> None:
 
 def test_a_reboot_that_nobody_waits_for_is_judged_by_the_host_which_stays(bound: MetalStack) -> None:
     applied_by_hand(bound)
-    armed = bound.machine.run("cat /var/lib/homelab/armed")
+    armed = bound.machine.run("cat /var/lib/homelab/trial")
     assert re.search(r"^address 10\.0\.2\.15$", armed, re.M) and "listens yes" in armed, armed
     bound.machine.reboot()
     judged = "until test -e /var/lib/homelab/judged -o -e /var/lib/homelab/rolled-back; do sleep 1; done; cat /var/lib/homelab/judged"
@@ -157,19 +158,17 @@ def test_a_reboot_that_nobody_waits_for_is_judged_by_the_host_which_stays(bound:
     assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
 
 
-def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach(
-    bound: MetalStack, first_up: FirstUp
-) -> None:
+def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach(bound: MetalStack) -> None:
     applied_by_hand(bound)
     boots = bound.boots()
     bound.machine.run("systemd-run --on-active=1 systemctl reboot")
     bound.machine.connect_network(False)
     bound.machine.wait_for_reset(600)  # the person's
-    bound.machine.wait_for_reset(1800)  # that of the dead man's switch
+    bound.machine.wait_for_reset(1800)  # the end of the trial
     bound.machine.connect_network(True)
     bound.machine.wait_for_ssh()
     assert bound.boots() == boots + 2
-    assert bound.drivers() == first_up.drivers_before
+    assert "iommu=pt" in bound.machine.run("cat /proc/cmdline").split()
     assert "judged by this host itself" in bound.machine.run("cat /var/lib/homelab/rolled-back")
     assert "it has returned by itself to what it was" in bound.up(ok=False).message
 

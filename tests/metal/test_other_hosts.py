@@ -63,13 +63,18 @@ def boot_once(machine: Machine, entry: str) -> None:
     machine.reboot()
 
 
-def test_uefi_with_systemd_boot(hosts: Hosts, tmp_path: Path) -> None:
-    machine = hosts.uefi()
+def as_systemd_boot(machine: Machine) -> None:
+    """Makes a host that UEFI starts one whose ESP is proxmox-boot-tool's, with systemd-boot."""
     tool = "/usr/sbin/proxmox-boot-tool"
     machine.run(f"cat >{tool} && chmod 755 {tool}", input=(GUEST / "proxmox-boot-tool").read_text())
     machine.run("bash -s", input=_SYSTEMD_BOOT)
     machine.reboot()
     assert "systemd-boot" in machine.run(f"tr -cd [:print:] </sys/firmware/efi/efivars/LoaderInfo-{_VENDOR}")
+
+
+def test_uefi_with_systemd_boot(hosts: Hosts, tmp_path: Path) -> None:
+    machine = hosts.uefi()
+    as_systemd_boot(machine)
     stack = hosts.stack(machine, tmp_path / "stack", GPUS)
     files, entries = stack.files(), machine.run(_ESP)
 

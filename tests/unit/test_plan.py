@@ -187,7 +187,7 @@ WORDS = plan.wanted(desktop(), settings()).words
             "boot",
             "the running kernel has no IOMMU group",
         ),
-        ({"rolled_back": "boot 1 was not confirmed"}, "boot", "boot 1 was not confirmed"),
+        *(({"rolled_back": "boot 1 was not confirmed"}, layer, "boot 1 was") for layer in ("boot", "iommu", "vfio")),
     ],
 )
 def test_drift_is_named_by_layer(changes: dict[str, Any], layer: str, said: str) -> None:
