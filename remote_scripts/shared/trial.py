@@ -349,7 +349,7 @@ def _choose(
             if place not in folders:
                 continue
             path = f"{folders[place]}/{trial_entry.ON_ESP}"
-        if files.size(path) == len(block):
+        if len(files.read(path) or b"") == len(block):
             files.overwrite(path, block)
         elif makes:
             files.need_folder(path.rpartition("/")[0])
@@ -450,7 +450,7 @@ def confirm(system: System) -> bool:
         with _loaders_folders(system, lines) as (folders, _):
             _choose(system, lines, folders, "keep")
     except (OSError, Failure) as error:  # the menu is made next
-        system.log.say(f"note: until the boot menu is made, the next boot is the old one: {error}")
+        system.log.say(f"note: until the boot menu is made, the next boot is the old one: {_in_words(error)}")
     return True
 
 
@@ -486,8 +486,12 @@ def settle_if_free(system: System, lock_seconds: int) -> None:
     system.work.lock_seconds = lock_seconds
     try:
         system.changing(lambda: settle(system))
-    except (Failure, OSError) as failure:
-        system.log.say(f"what is left of the boot on trial is left to the next run: {failure}")
+    except (Failure, OSError) as error:
+        system.log.say(f"what is left of the boot on trial is left to the next run: {_in_words(error)}")
+
+
+def _in_words(error: Failure | OSError) -> str:
+    return error.found if isinstance(error, Failure) else str(error)
 
 
 def _forget(system: System, lines: Mapping[str, str]) -> None:
