@@ -264,6 +264,10 @@ def _packages(host: HostState, scenario: Scenario) -> None:
 
 
 def _esps(host: HostState, scenario: Scenario) -> None:
+    for device in host.machine["hardware"]["devices"]:
+        for part in (part for disk in device["blocks"] for part in disk["partitions"]):
+            if part["fstype"] == "vfat" and part["uuid"]:
+                (host.esp / part["uuid"]).mkdir(exist_ok=True)
     for uuid in scenario.boot.esps:
         esp = host.esp / uuid
         if scenario.boot.loader == "systemd-boot":

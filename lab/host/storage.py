@@ -46,9 +46,7 @@ def source_folder(host: HostState, device: Path) -> tuple[Path, str]:
         for disk in disk_device["blocks"]:
             for part in disk["partitions"]:
                 if part["name"] == name and part["fstype"] == "vfat":
-                    folder = host.esp / part["uuid"]
-                    folder.mkdir(parents=True, exist_ok=True)
-                    return folder, "vfat"
+                    return host.esp / part["uuid"], "vfat"
     raise MountError(f"mount: {host.unrooted(device)}: unknown filesystem type or not a file system the lab has.")
 
 

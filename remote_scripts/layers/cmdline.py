@@ -126,7 +126,7 @@ def _added(system: System, wanted: Wanted, loader: str) -> tuple[str, ...]:
 
 def _is_to_come(system: System, name: str, added: tuple[str, ...]) -> bool:
     """The boot on trial has just these words of this layer."""
-    return trial.state(system) in ("armed", "running") and trial.note(system).get(name) == " ".join(added)
+    return trial.is_chosen(system) and trial.note(system).get(name) == " ".join(added)
 
 
 def _is_tried(system: System, added: tuple[str, ...], before: list[str]) -> bool:

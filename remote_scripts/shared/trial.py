@@ -135,8 +135,16 @@ def to_come(system: System) -> dict[str, str] | None:
 
     :raises Failure: as of `note`.
     """
-    lines = note(system) or note(system, CONFIRMED)
+    lines = note(system) if is_chosen(system) else note(system, CONFIRMED)
     return _words(system, lines) if lines else None
+
+
+def is_chosen(system: System) -> bool:
+    """Whether the next boot, or this one, is on trial with all that is noted: arming was not cut short.
+
+    :raises Failure: as of `note`.
+    """
+    return state(system) == "running" or (state(system) == "armed" and "chosen" in note(system))
 
 
 def _words(system: System, lines: Mapping[str, str]) -> dict[str, str]:
@@ -205,19 +213,12 @@ def arm(system: System, after: int, words: Mapping[str, str]) -> None:
 
     :param after: seconds from a boot's start until it is looked at.
     :param words: of each layer that gets others.
-    :raises Failure: a boot on trial is being ended; or what the loader reads can't be read or written.
+    :raises Failure: what the loader reads can't be read or written.
     """
     files, here = system.files, need_boot_id(system)
-    if is_ending(system):
-        raise Failure(
-            "the next boot of this host configured",
-            f"it is ending a boot on trial now: {rolled_back(system)}",
-            "it restarts, and would lose what is written meanwhile",
-            "wait for its restart (`journalctl -u homelab-rollback` on the host shows it), then run "
-            "`pulumi up --refresh`",
-        )
     before = note(system)
     lines = {**(before if before.get("boot") == here else _new_note(system, here) | _kept(before)), **words}
+    lines.pop("chosen", None)
     files.need_folder(HOME)
     for path in (NOTE, TAKEN_BACK, ROLLED_BACK, JUDGED):
         files.remember(path)
@@ -225,6 +226,7 @@ def arm(system: System, after: int, words: Mapping[str, str]) -> None:
     _install(system, after)
     _write_note(system, lines)
     _set_up(system, lines)
+    _write_note(system, {**lines, "chosen": "yes"})
     # What became of earlier boots is no news any more.
     files.remove(TAKEN_BACK, ROLLED_BACK, JUDGED)
 
@@ -250,7 +252,7 @@ def _new_note(system: System, here: str) -> dict[str, str]:
         "loader": loader,
         "places": " ".join(places),
         "takes-back": "yes" if takes_back else "no",
-        "sysctls": " ".join(system.files.line(path) for path in _SYSCTLS),
+        "sysctls": " ".join(system.files.line(path) for path in _SYSCTLS).strip(),
         **notes.pairs(route.find(system).note),
     }
 
@@ -457,10 +459,18 @@ def confirm(system: System) -> bool:
 def settle(system: System) -> None:
     """What a confirmed trial, or one that has ended, leaves to do.
 
-    :raises Failure: it can't be done: then it is still to be done.
+    :raises Failure: it can't be done: then it is still to be done; or this host is about to restart.
     """
     files = system.files
     match state(system):
+        case "ending":
+            raise Failure(
+                "the next boot of this host configured",
+                f"it is ending a boot on trial now: {rolled_back(system)}",
+                "it restarts, and would lose what is written meanwhile",
+                "wait for its restart (`journalctl -u homelab-rollback` on the host shows it), then run "
+                "`pulumi up --refresh`",
+            )
         case "confirmed":
             lines, loader = note(system, CONFIRMED), boot.need_loader(system)
             files.followed_by = "boot"
