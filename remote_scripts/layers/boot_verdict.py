@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from remote_scripts.shared import guests_to_start, route, trial
@@ -45,8 +46,10 @@ def apply(system: System, wanted: Wanted) -> str:
         if not is_well:
             _note_running(system)
             return f"give back: {reason}".replace('"', "").replace("\\", "")
-        if trial.confirm(system):
+        with suppress(OSError):  # a disk that takes nothing makes no boot a bad one
             trial.tell(system, trial.JUDGED, f"boot {need_boot_id(system)} {reason}")
+        if not trial.confirm(system):
+            system.files.remove(trial.JUDGED)
     trial.settle_if_free(system, wanted.lock_seconds)
     return "stay"
 

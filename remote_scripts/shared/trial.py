@@ -217,8 +217,8 @@ def arm(system: System, after: int, words: Mapping[str, str]) -> None:
     """
     files, here = system.files, need_boot_id(system)
     before = note(system)
-    lines = {**(before if before.get("boot") == here else _new_note(system, here) | _kept(before)), **words}
-    lines.pop("chosen", None)
+    kept = before if before.get("boot") == here else _new_note(system, here) | _kept(before)
+    lines = {**_not_yet_chosen(kept), **words}
     files.need_folder(HOME)
     for path in (NOTE, TAKEN_BACK, ROLLED_BACK, JUDGED):
         files.remember(path)
@@ -229,6 +229,10 @@ def arm(system: System, after: int, words: Mapping[str, str]) -> None:
     _write_note(system, {**lines, "chosen": "yes"})
     # What became of earlier boots is no news any more.
     files.remove(TAKEN_BACK, ROLLED_BACK, JUDGED)
+
+
+def _not_yet_chosen(lines: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in lines.items() if key != "chosen"}
 
 
 def _kept(before: Mapping[str, str]) -> dict[str, str]:
@@ -262,8 +266,10 @@ def _places(system: System) -> tuple[list[str], bool]:
     listed = boot.uuids(system)
     if listed:
         return listed, True
-    rows = system.run.ask("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT").text
-    if uuids := trial_entry.esps(rows):
+    rows = system.run.ask("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
+    if rows.status != 0:
+        raise _not_chosen(f"lsblk says no partitions: {rows.in_a_line}")
+    if uuids := trial_entry.esps(rows.text):
         return uuids, True
     abstraction, kind = (
         system.run.ask("grub-probe", f"--target={target}", system.files.name("/boot/grub"))
@@ -505,6 +511,8 @@ def _in_words(error: Failure | OSError) -> str:
 
 
 def _forget(system: System, lines: Mapping[str, str]) -> None:
+    if system.files.exists(NOTE):
+        _write_note(system, _not_yet_chosen(lines))
     _take_down(system, lines)
     system.files.remove(NOTE, TAKEN_BACK, CONFIRMED)
     _uninstall(system)
@@ -525,7 +533,7 @@ def drop(system: System, name: str, after: int = 0) -> None:
         _forget(system, before)
     else:
         system.files.remember(path)
-        _write_note(system, lines, path)
+        _write_note(system, _not_yet_chosen(lines), path)
         if path == NOTE:  # its entry is a copy of one that has changed
             arm(system, after, {})
 

@@ -140,7 +140,7 @@ class Booted(Boot):
 
     def go_on(self, before: Any, is_booted: bool) -> None:
         super().go_on(before, is_booted)
-        boot_kit.booted(self.host, f"quiet {_WORDS}")
+        boot_kit.booted(self.host, f"quiet {_WORDS} homelab.trial")
 
 
 class Container(Machine):

@@ -625,7 +625,7 @@ def on_a_full_disk(host: Host, act: Callable[[Host], object], place: Path) -> It
 
 
 def _full(grew: list[str], room: int, call: str, path: str) -> None:
-    if call in GROWS and ("/run/" not in path or "/esp-" in path):
+    if call in GROWS and ("/run/" not in path or re.search("/esp-[^/]+/", path)):
         grew.append(path)
         if len(grew) > room:
             raise OSError(28, "No space left on device", path)
