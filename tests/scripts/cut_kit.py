@@ -4,7 +4,7 @@ Of a power cut there are two disks: on one nothing is but what was flushed (`syn
 flushing the file, its name by flushing the directory. On the other every name is, as a journal may have it, and files whose bytes weren't
 flushed are empty.
 
-update-grub, update-initramfs and proxmox-boot-tool are stand-ins that derive what they make from the files alone.
+grub-mkconfig, update-initramfs and proxmox-boot-tool are stand-ins that derive what they make from the files alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _COMMANDS = {
     "ip": "",
     "ping": "exit 1",
     # Of every file that the real one reads, as it reads them.
-    "update-grub": """\
+    "lsblk": "",
+    # On a plain file system, without an ESP: GRUB's choice is beside its menu.
+    "grub-probe": '[[ $1 == --target=abstraction ]] || echo ext2',
+    "grub-mkconfig": """\
 set -e
 [[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
 cd "$ROOT/etc/default"
@@ -42,13 +45,14 @@ GRUB_CMDLINE_LINUX_DEFAULT=
 for file in grub grub.d/*.cfg; do [[ ! -e $file ]] || . ./"$file"; done
 {
   for kernel in "$ROOT"/boot/vmlinuz-*; do
-    echo "	linux	/boot/${kernel##*/} root=/dev/x $GRUB_CMDLINE_LINUX_DEFAULT"
+    printf "menuentry '%s' {\\n\\tlinux\\t/boot/%s root=/dev/x %s\\n}\\n" "$kernel" "${kernel##*/}" "$GRUB_CMDLINE_LINUX_DEFAULT"
   done
   for file in "$ROOT"/etc/grub.d/*; do [[ ! -x $file ]] || { echo "# ${file##*/} $HOMELAB_WORDS"; cat "$file"; }; done
-} >"$ROOT/boot/grub/grub.cfg.new"
-: >"$ROOT/boot/grub/grub.cfg"
-cat "$ROOT/boot/grub/grub.cfg.new" >"$ROOT/boot/grub/grub.cfg"
-rm "$ROOT/boot/grub/grub.cfg.new"
+  echo 'source ${config_directory}/custom.cfg'
+} >"$2.new"
+: >"$2"
+cat "$2.new" >"$2"
+rm "$2.new"
 """,
     # It takes whatever lies in its folders, and whatever is in modules-load.d.
     "update-initramfs": """\
@@ -114,7 +118,8 @@ def stock(folder: Folder, loader: str) -> None:
         for uuid in ("AAAA-0001", "AAAA-0002"):
             (folder.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
             (folder.root / "dev/disk/by-uuid" / uuid).symlink_to(folder.root / "esp" / uuid)
-    for command in ("update-initramfs", "proxmox-boot-tool refresh" if loader == "systemd-boot" else "update-grub"):
+    menu = f"grub-mkconfig -o {folder.root}/boot/grub/grub.cfg"
+    for command in ("update-initramfs", "proxmox-boot-tool refresh" if loader == "systemd-boot" else menu):
         done = folder.bash(command)
         assert done.returncode == 0, done.stderr
 
