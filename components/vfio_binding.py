@@ -38,9 +38,7 @@ class VfioBinding(pulumi.ComponentResource):
             f"{name}-initrd",
             host,
             "initramfs",
-            args.probe.vfio_words.apply(
-                lambda words: Initramfs(needed=bool(words))
-            ),
+            args.probe.vfio_words.apply(lambda words: Initramfs(needed=bool(words))),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=args.probe.generation_of("vfio"),
         )

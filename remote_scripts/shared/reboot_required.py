@@ -44,18 +44,12 @@ class Boot:
 
 @dataclass(frozen=True)
 class RebootRequired:
-    """A sentence for each thing that only a reboot brings: `of_boot`: of what we have in the boot configuration;
-    `of_driver`: of NVIDIA's driver; `perhaps`: of each that isn't known before packages are installed.
+    """A sentence for each thing that only a reboot brings: `reasons`; `perhaps`: of each that isn't known before
+    packages are installed.
     """
 
-    of_boot: list[str]
-    of_driver: list[str]
+    reasons: list[str]
     perhaps: list[str]
-
-    @property
-    def reasons(self) -> list[str]:
-        """All that are known."""
-        return [*self.of_boot, *self.of_driver]
 
 
 def check(system: System, wanted: Boot, loader: str) -> RebootRequired:
@@ -64,8 +58,9 @@ def check(system: System, wanted: Boot, loader: str) -> RebootRequired:
     :param loader: as of `boot.find_loader`.
     :raises Failure: what is configured, or was noted, can't be read.
     """
+    of_driver, perhaps = _driver_lacks(system, wanted) if wanted.driver else ([], [])
     of_boot = [*_words_lack(system, wanted.words, loader), *_functions_lack(system, wanted.functions)]
-    return RebootRequired(of_boot, *(_driver_lacks(system, wanted) if wanted.driver else ([], [])))
+    return RebootRequired([*of_boot, *of_driver], perhaps)
 
 
 def noted(system: System) -> Boot | None:

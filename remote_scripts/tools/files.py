@@ -107,8 +107,6 @@ class Files:
         self._planned: list[PlannedFile] = []
         #: The step that must follow whatever this run changes; empty: none.
         self.followed_by = ""
-        #: Called before the first change of this run.
-        self.before_write: Callable[[], None] | None = None
         #: Where `undo` couldn't put something back.
         self.not_put_back = ""
         #: Called by `finish`, once nothing is to be undone any more.
@@ -484,14 +482,12 @@ class Files:
 
     def about_to_change(self) -> None:
         """Called before anything is written or taken away."""
-        self._before_first()
         if self.followed_by and not self.is_pending(self.followed_by):
             self._step_noted = True
             self.set_pending(self.followed_by)
 
     def begin_step(self, step: str) -> None:
         """What the step makes is half-made from now on, until `done_with`."""
-        self._before_first()
         self._step_begun = step
         self.set_pending(step)
 
@@ -740,11 +736,6 @@ class Files:
     def _is_put(self, layer: str, path: str, record: str) -> bool:
         """Is it there as we would write it, and ours?"""
         return self.line(_record(layer, path)) == record and self.state(layer, path) == "ok"
-
-    def _before_first(self) -> None:
-        before, self.before_write = self.before_write, None
-        if before:
-            before()
 
     def _lines(self, path: str) -> list[str]:
         return self.need_text(path).splitlines()
