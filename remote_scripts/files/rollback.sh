@@ -4,16 +4,14 @@
 # The default never changed, so a restart leads back, and nothing is written for it. `rollback SECONDS` is run so long after each boot's start
 # (shared/trial.py): whether the boot is in order this program's agent says (layers/boot_verdict.py); without an answer it isn't.
 # `rollback early SECONDS` takes back a choice that the boot loader has left: of an ESP that was unplugged, of a restart past the loader (kexec),
-# or where the loader can't write. Each act that may hang is killed in time.
+# or where the loader can't write. Each act that may hang is killed in time. A boot that isn't the trial is never restarted.
 ROOT=${ROOT:-}
 export LC_ALL=C
 home=$ROOT/var/lib/homelab run=$ROOT/run/homelab
 
-note() { # KEY
-  while read -r key value; do
-    [ "$key" != "$1" ] || { printf '%s' "$value" && return; }
-  done 2>/dev/null <"$home/trial"
-}
+limited() { timeout -s KILL "${STEP_SECONDS:-60}" "$@"; }
+
+note() { limited sed -n "s/^$1 //p" "$home/trial" 2>/dev/null; } # KEY
 
 ask() { # of any agent on this host that is whole: its answer is the last line
   for agent in "$home"/agents/*/agent.pyz; do
@@ -27,26 +25,26 @@ ask() { # of any agent on this host that is whole: its answer is the last line
 take_back() { # in place, of the same length: one sector
   one_shot=$ROOT/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
   if tr -d '\0' 2>/dev/null <"$one_shot" | grep -q homelab-trial; then
-    chattr -i "$one_shot" && rm -f "$one_shot"
+    limited chattr -i "$one_shot" && limited rm -f "$one_shot"
   fi
   for place in $(note places); do
     block=$ROOT/boot/grub/homelab.env esp=''
     if [ "$place" != menu ]; then
       [ -e "$ROOT/dev/disk/by-uuid/$place" ] && esp=$(mktemp -d "$ROOT/run/homelab-esp.$$.XXXXXX") || continue
-      timeout -s KILL 60 mount "$ROOT/dev/disk/by-uuid/$place" "$esp" || continue
+      limited mount "$ROOT/dev/disk/by-uuid/$place" "$esp" || continue
       block=$esp/homelab/grubenv
     fi
-    if grep -qs '^homelab_trial=once$' "$block"; then
-      printf '# GRUB Environment Block\nhomelab_trial=none\n' | dd of="$block" conv=notrunc,fsync 2>/dev/null || [ "$(note takes-back)" = yes ] || is_left=yes
+    if limited grep -qs '^homelab_trial=once$' "$block"; then
+      printf '# GRUB Environment Block\nhomelab_trial=none\n' | limited dd of="$block" conv=notrunc,fsync 2>/dev/null || [ "$(note takes-back)" = yes ] || is_left=yes
     fi
-    [ -z "$esp" ] || { umount "$esp" && rmdir "$esp"; }
+    [ -z "$esp" ] || { limited umount "$esp" && rmdir "$esp"; }
   done
 }
 
 # shellcheck disable=SC2016 # the inner shell expands it
 say_to_all() { # by the kernel's log to the host's screen, too: nobody may get any other word of it
   echo "$1" >&2
-  timeout -s KILL 10 sh -c 'printf "<2>homelab: %s\n" "$1" >"$2"' - "$1" "$ROOT/dev/kmsg" 2>/dev/null
+  limited sh -c 'printf "<2>homelab: %s\n" "$1" >"$2"' - "$1" "$ROOT/dev/kmsg" 2>/dev/null
 }
 
 # In an orderly way, then by force; the last of these flushes every disk and asks every driver to stop, so that one that is gone can hang it. The
@@ -54,9 +52,9 @@ say_to_all() { # by the kernel's log to the host's screen, too: nobody may get a
 restart_host() {
   for force in '' --force '--force --force'; do
     # shellcheck disable=SC2086 # several options
-    if timeout -s KILL 60 systemctl reboot $force; then sleep "${REBOOT_SECONDS:-600}"; else sleep "${RETRY_SECONDS:-5}"; fi
+    if limited systemctl reboot $force; then sleep "${REBOOT_SECONDS:-600}"; else sleep "${RETRY_SECONDS:-5}"; fi
   done
-  timeout -s KILL "${STEP_SECONDS:-60}" sync
+  limited sync
   say_to_all "no \`systemctl reboot\` has ended this boot: restarting by the kernel's emergency restart"
   (printf b >"$ROOT/proc/sysrq-trigger") 2>/dev/null
   sleep "${RETRY_SECONDS:-5}"
@@ -64,33 +62,40 @@ restart_host() {
 }
 
 end_trial() {
-  verdict=$(ask | tail -n 1)
-  case $verdict in
-    '"stay"') return ;;
-    '"give back: '*) reason=${verdict#'"give back: '} && reason=${reason%'"'} ;;
-    *) reason="was not confirmed within $after s of its start, and this program's agent doesn't say whether it is in order" ;;
-  esac
-  [ -e "$home/trial" ] || return # confirmed meanwhile
-  if [ -n "$is_left" ]; then
-    say_to_all "boot $here $reason, and the choice of it can't be taken back: this host isn't restarted. Choose another entry in its boot menu."
-    return
+  if [ ! -e "$run/restarting" ]; then # else this program was killed before its restart
+    verdict=$(ask | tail -n 1)
+    case $verdict in
+      '"stay"') return ;;
+      '"give back: '*) reason=${verdict#'"give back: '} && reason=${reason%'"'} ;;
+      *) reason="was not confirmed within $after s of its start, and this program's agent doesn't say whether it is in order" ;;
+    esac
+    [ -e "$home/trial" ] || return # confirmed meanwhile
+    if [ -n "$is_left" ]; then
+      say_to_all "boot $here $reason, and the choice of it can't be taken back: this host isn't restarted. Choose another entry in its boot menu."
+      return
+    fi
+    mkdir -m 700 "$run" 2>/dev/null
+    printf 'boot %s %s' "$here" "$reason" >"$run/restarting"
   fi
-  mkdir -m 700 "$run" 2>/dev/null
-  printf 'boot %s %s' "$here" "$reason" >"$run/restarting"
   # Who renames it decides. On a disk that takes nothing it stays: the next boot knows all the same that it is no trial.
-  mv -T "$home/trial" "$home/taken-back" || [ -e "$home/trial" ] || { rm -f "$run/restarting" && return; }
-  cp "$run/restarting" "$home/.rolled-back.homelab-tmp" && sync "$home/.rolled-back.homelab-tmp" && mv -T "$home/.rolled-back.homelab-tmp" "$home/rolled-back"
-  timeout -s KILL 60 sync -f "$home"
+  limited mv -T "$home/trial" "$home/taken-back" || [ -e "$home/trial" ] || [ -e "$home/taken-back" ] || { rm -f "$run/restarting" && return; }
+  new=$home/.rolled-back.homelab-tmp
+  limited cp "$run/restarting" "$new" && limited sync "$new" && limited mv -T "$new" "$home/rolled-back"
+  limited sync -f "$home"
   restart_host
 }
 
-is_left=''
+is_left='' after=$1
 read -r here <"$ROOT/proc/sys/kernel/random/boot_id"
 [ "$(note boot)" != "$here" ] || exit 0 # armed in this boot it is for the next one: somebody is in reach of this
 [ ! -e "$home/trial" ] || take_back
-if [ "$1" = early ]; then
+if ! grep -qwF homelab.trial "$ROOT/proc/cmdline"; then # no trial is running: what is left of it the agent takes away
+  [ "$1" = early ] || ask
+elif [ "$1" != early ]; then
+  end_trial </dev/null
+elif [ -e "$home/trial" ]; then
   read -r up _ <"$ROOT/proc/uptime"
-  [ ! -e "$home/trial" ] || { mkdir -p "$ROOT/run/motd.d" && date -d "@$(($(date +%s) - ${up%.*} + $2))" '+This boot is on trial; it is taken back at %H:%M.' >"$ROOT/run/motd.d/homelab"; }
-else
-  after=$1 && end_trial </dev/null
+  told='+This boot is on trial; it is taken back at %H:%M unless it is confirmed or found healthy.'
+  mkdir -p "$ROOT/run/motd.d" && date -d "@$(($(date +%s) - ${up%.*} + $2))" "$told" >"$ROOT/run/motd.d/homelab"
 fi
+exit 0 # else systemd would start it every 10 s

@@ -405,7 +405,10 @@ def test_a_login_says_that_the_boot_is_on_trial_and_until_when(tried: Callable[.
     host = tried()
     host.elapse("early", str(AFTER))
     motd = host.root / "run/motd.d/homelab"
-    assert re.fullmatch(r"This boot is on trial; it is taken back at \d\d:\d\d\.\n", motd.read_text())
+    assert re.fullmatch(
+        r"This boot is on trial; it is taken back at \d\d:\d\d unless it is confirmed or found healthy\.\n",
+        motd.read_text(),
+    )
     host.confirm()
     assert not motd.exists()
 
@@ -601,6 +604,59 @@ def test_a_run_that_holds_the_lock_does_not_stop_it(tried: Callable[..., Tried])
         fcntl.flock(lock, fcntl.LOCK_EX)
         host.elapse()
     finished_by_the_next_boot(host)
+
+
+# -- it lets the old boot be, and goes on where it was killed ------------------------------------------------------
+def without_agent(host: Tried) -> None:
+    (host.root / agent.place("test")[1:]).unlink()
+
+
+def test_an_old_boot_whose_agent_says_nothing_is_left_alone(tried: Callable[..., Tried]) -> None:
+    """It isn't the trial, and healthy: its guests run. A status that isn't 0 would start the program every 10 s."""
+    host = tried()
+    assert not set(WORDS) & set(host.boot().split())
+    without_agent(host)
+    assert host.elapse().returncode == 0
+    elapse_read_only(host, "etc", "var", "boot")
+    assert host.reboots() == []
+    host.elapse("early", str(AFTER))
+    assert not (host.root / "run/motd.d/homelab").exists()
+
+
+@pytest.mark.parametrize("moment", ["restarting", "taken-back"])
+def test_a_program_that_is_killed_before_its_restart_goes_on_with_it(tried: Callable[..., Tried], moment: str) -> None:
+    """Restart=on-failure starts it again after 10 s."""
+    host = tried(awaited=True)
+    run = host.root / "run/homelab"
+    run.mkdir(mode=0o700, exist_ok=True)
+    (run / "restarting").write_text("boot x was not confirmed")
+    if moment == "taken-back":
+        (host.state / "trial").rename(host.state / "taken-back")
+    host.elapse()
+    assert (host.state / "rolled-back").read_text() == "boot x was not confirmed"
+    finished_by_the_next_boot(host)
+
+
+def test_a_program_that_is_killed_after_a_confirmation_restarts_nothing(tried: Callable[..., Tried]) -> None:
+    """The confirmation renamed the note first."""
+    host = tried(awaited=True)
+    run = host.root / "run/homelab"
+    run.mkdir(mode=0o700, exist_ok=True)
+    (run / "restarting").write_text("boot x was not confirmed")
+    (host.state / "trial").rename(host.state / "confirmed")
+    host.elapse()
+    assert host.reboots() == [] and host.confirm()["confirmed"]
+
+
+@pytest.mark.parametrize("command", ["mv", "cp", "sync", "dd", "umount"])
+def test_a_command_that_hangs_does_not_stop_it(tried: Callable[..., Tried], command: str) -> None:
+    host = tried(awaited=True)
+    for choice in host.machine.state.glob("esp/*/homelab/grubenv"):
+        choice.write_text(choice.read_text().replace("=taken\n", "=once\n").ljust(1024, "#")[:1024])
+    host.spoil(command, f"exec sleep {PATIENCE}")
+    host.elapse(STEP_SECONDS="1")
+    host.mend(command)
+    assert host.reboots(), "the trial never ends"
 
 
 # -- it is never contradicted -----------------------------------------------------------------------------------
