@@ -467,6 +467,7 @@ def shutdown(host: HostState) -> None:
             guest["running"] = False
             guest.pop("process", None)
     undo_mounts(host)
+    one_shot = sysfs.take_one_shot(host)
     with host.changing_running() as running:  # a write into sysfs that still waits shows nothing of it any more
         for name in ("proc", "sys", "run", "dev"):
             folder = host.root / name
@@ -474,6 +475,8 @@ def shutdown(host: HostState) -> None:
                 shutil.rmtree(folder)
             folder.mkdir()
         running.clear()
+    if one_shot:  # the firmware keeps it
+        sysfs.set_one_shot(host, one_shot)
 
 
 def undo_mounts(host: HostState) -> None:

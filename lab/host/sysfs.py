@@ -340,6 +340,13 @@ def take_one_shot(host: HostState) -> str:
     return entry
 
 
+def set_one_shot(host: HostState, entry: str) -> None:
+    """What `take_one_shot` gets."""
+    path = host.root / "sys/firmware/efi/efivars" / LOADER_ONE_SHOT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_efi_text(entry))
+
+
 def _efi_text(text: str) -> bytes:
     """An EFI variable with a text: four bytes of attributes, then UTF-16 with a final zero."""
     return bytes([6, 0, 0, 0]) + f"{text}\0".encode("utf-16-le")
