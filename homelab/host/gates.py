@@ -172,7 +172,9 @@ def undone(facts: HostFacts) -> list[HomelabError]:
         if version and not version.startswith(earlier.AGENTS)
     ]
     notes = [name for name in sorted(facts.ledger) if name.startswith(earlier.NOTES)]
-    return agents or [earlier.refusal(f"its note {name} below /var/lib/homelab", *earlier.LATER) for name in notes[:1]]
+    switch = [earlier.unconfirmed(path) for path in earlier.SWITCH if path in facts.ledger]
+    refused = [earlier.refusal(f"its note {name} below /var/lib/homelab", *earlier.LATER) for name in notes[:1]]
+    return agents or switch or refused
 
 
 def readable(facts: HostFacts) -> list[HomelabError]:

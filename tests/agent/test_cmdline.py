@@ -353,3 +353,23 @@ def test_what_was_generated_of_files_that_are_put_back_is_generated_again(host: 
     left = {key for key in lasting(host) if key not in before}
     assert f"{HOME[1:]}/pending/boot" in left, "what was generated is of neither the old nor the new files"
     assert not [key for key in left if not key.startswith(HOME[1:])]
+
+
+def test_what_an_older_program_has_said_besides_is_passed_over_when_it_is_given_back(host: Host) -> None:
+    """`revert` comes in the words that a state keeps."""
+    before = lasting(host)
+    ask(host, "apply")
+    wanted = {"name": "iommu", "words": WORDS["iommu"], "entry": True, "rollback_after": 90}
+    with pytest.raises(Refused, match="entry"):
+        host.ask("apply", "cmdline", wanted)
+    host.ask("revert", "cmdline", wanted)
+    host.ask("revert", "initramfs", {"needed": True, "rollback_after": 90})
+    assert lasting(host) == before
+
+
+def test_a_former_dead_mans_switch_goes_with_the_words(host: Host) -> None:
+    before = lasting(host)
+    for name in ("armed", "rollback"):
+        host.write(f"/var/lib/homelab/{name}", "former")
+    ask(host, "revert")
+    assert lasting(host) == before

@@ -613,3 +613,9 @@ def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
             "pvedaemon",
         ]
     )
+
+
+def test_a_dead_mans_switch_of_an_earlier_version_is_told_with_the_notes(host: Host) -> None:
+    for name in ("armed", "rolling-back", "trial"):
+        host.write(f"/var/lib/homelab/{name}", "boot x\n", 0o600)
+    assert read(host).ledger == {f"/var/lib/homelab/{name}": "boot x" for name in ("armed", "rolling-back")}

@@ -21,6 +21,8 @@ _LEDGER = f"{HOME}/ledger"
 _OLD_NOTES = f"{HOME}/containers"
 #: Of guests, on every node of a cluster (shared/guest_note.py).
 _NOTES = "/etc/pve/homelab"
+#: What the dead man's switch of an earlier version has noted, of a boot that isn't confirmed yet.
+_SWITCH = (f"{HOME}/armed", f"{HOME}/rolling-back")
 
 
 def managed(source: Source) -> list[Managed]:
@@ -48,8 +50,10 @@ def agents(source: Source) -> dict[str, str]:
 
 
 def ledger(source: Source) -> dict[str, str]:
-    """What was noted of guests and mappings (layers/ledger.py, shared/guest_note.py): name -> its text."""
-    texts = {path: source.needed(path) for path in [*source.below(_LEDGER), *source.below(_NOTES)]}
+    """What was noted of guests and mappings (layers/ledger.py, shared/guest_note.py): name -> its text. Of an earlier
+    version's dead man's switch, too, by its path.
+    """
+    texts = {path: source.needed(path) for place in (_LEDGER, _NOTES, *_SWITCH) for path in source.below(place)}
     names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
     notes = {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
     old = {f"containers/{name}": "" for name in source.names(_OLD_NOTES)}
