@@ -74,8 +74,13 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
         raise HomelabError(
             wanted=f"{name} rebooted, because {in_short(reboot['reasons'], want.gpus)}",
             found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no running guest'}",
-            why="the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
-            next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here",
+            why="only a reboot brings the boot configuration into effect; what depends on it waits",
+            next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here"
+            + (
+                "; the next boot is a trial: another restart before it is confirmed leads back to what runs now"
+                if reboot["armed"]
+                else ""
+            ),
         )
     # Within reach, the boot on trial becomes the default, whatever the checks say: a person can act.
     facts = ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)

@@ -68,6 +68,8 @@ _BY_BASH = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{} && cat >&3 && cat <&3'"
 ANOTHER_RUN = "another run is at work: "
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
 AGENT_SECONDS = 10.0
+# For so long a boot is confirmed: another run is waited for, then grub-mkconfig takes 15 s and more for each menu.
+CONFIRM_SECONDS = 300.0
 # Attempts to read a host whose boot is confirmed.
 READ_TRIES = 3
 # The begin of the layer confirm_boot's error whose cause doesn't go away by itself.
@@ -1005,12 +1007,12 @@ class _Confirmation:
         :raises HomelabError: as `Session.run`.
         """
         wanted = confirm_boot.Wanted(unless=old_boot_id or "")
-        answer = session.ask("apply", "confirm_boot", wanted)
+        answer = session.ask("apply", "confirm_boot", wanted, CONFIRM_SECONDS)
         if answer["boot"] == old_boot_id:
             return None
         if answer["judged"]:
             self._say(answer["judged"])
-            session.ask("apply", "confirm_boot", dataclasses.replace(wanted, judged_told=True))
+            session.ask("apply", "confirm_boot", dataclasses.replace(wanted, judged_told=True), CONFIRM_SECONDS)
         if answer["confirmed"] != self.boot:
             self.boot, self._tries = answer["confirmed"], 0
         self._reading = True
@@ -1046,7 +1048,7 @@ def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableErro
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
         found=f"after {waited:.0f} s: {last_problem}",
-        why="its kernel may hang. The boot was on trial: the host's default is what it had before",
-        next="look at its screen or its remote console, then switch it off and on: it starts with what it had before "
-        "(should it hang again, choose the first entry in its boot menu); when it is back, run `pulumi up --refresh`",
+        why="its kernel may hang. If its boot was on trial, the host's default is what it had before",
+        next="look at its screen or its remote console, then switch it off and on: it starts with its default (should "
+        "it hang again, choose the first entry in its boot menu); when it is back, run `pulumi up --refresh`",
     )

@@ -581,7 +581,7 @@ class Restarting:
     def boot_id(self, _seconds: float) -> str:
         return self.boot
 
-    def ask(self, verb: str, layer: str, _wanted: object) -> dict[str, object]:
+    def ask(self, verb: str, layer: str, _wanted: object, _seconds: float) -> dict[str, object]:
         assert (verb, layer) == ("apply", "confirm_boot")
         if self.confirmed_as in FAILING:
             raise FAILING[self.confirmed_as]
