@@ -241,10 +241,11 @@ def _kept(before: Mapping[str, str]) -> dict[str, str]:
 
 
 def _put_back(system: System, before: Mapping[str, str]) -> None:
-    if before:
+    if before.get("boot") == need_boot_id(system):
         _set_up(system, before)
-    else:
-        _take_down(system, note(system))
+        return
+    _take_down(system, note(system))  # one that runs is started no second time
+    if not before:
         _uninstall(system)
 
 
@@ -423,7 +424,10 @@ def _take_down(system: System, lines: Mapping[str, str]) -> None:
     with _loaders_folders(system, lines) as (folders, menus):
         files.remove(f"/boot/grub/{trial_entry.BESIDE_MENU}")
         for folder in folders.values():
-            files.remove_tree(f"{folder}/{trial_entry.ON_ESP.partition('/')[0]}")
+            files.remove(f"{folder}/{trial_entry.ON_ESP}")
+            below = f"{folder}/{trial_entry.ON_ESP.partition('/')[0]}"
+            if not files.need_names(below):  # else its owner has something there, too
+                files.remove_tree(below)
         for menu in menus:
             _write_custom(system, menu, "")
         for place in (f"{folder}/{boot.ENTRIES}" for folder in folders.values()):
@@ -538,6 +542,12 @@ def drop(system: System, name: str, after: int = 0) -> None:
             arm(system, after, {})
 
 
+def give_up(system: System) -> None:
+    """All of a trial goes, of whichever layers."""
+    system.also_put_back = None
+    _forget(system, note(system))
+
+
 def tell(system: System, path: str, sentence: str) -> None:
     """For the next `up`."""
     system.files.write(path, sentence.encode(), 0o600)
@@ -575,4 +585,5 @@ def _install(system: System, after: int) -> None:
 
 
 def _uninstall(system: System) -> None:
-    boot_service.remove(system, _NAME, *_LINKS, *_UNIT_FILES.values(), PROGRAM)
+    # `armed`: a version that wrote the default first has noted it.
+    boot_service.remove(system, _NAME, *_LINKS, *_UNIT_FILES.values(), PROGRAM, f"{HOME}/armed")

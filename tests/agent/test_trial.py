@@ -271,6 +271,51 @@ def test_a_second_layer_that_cant_be_tried_leaves_the_first_ones_trial(host: Hos
     assert lasting(host) == before and boot_kit.choice(host) == "once"
 
 
+@EACH_LOADER
+@pytest.mark.parametrize("fails", ["at once", "at the last write"])
+def test_a_failed_second_arming_in_a_running_trial_chooses_nothing(
+    tried: Host, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each restart leads back, as before."""
+    assert boot_kit.choice(tried) in ("taken", "")
+    if fails == "at once":
+        real, runs = tried.programs["mount"], itertools.count()
+        tried.programs["mount"] = lambda *words: real(*words) if next(runs) else Done(32, b"once")
+    else:
+        write = trial._write_note
+
+        def note(system: Any, lines: Any, path: str = TRIAL) -> None:
+            if "chosen" in lines:
+                raise OSError(28, "No space left on device", path)
+            write(system, lines, path)
+
+        monkeypatch.setattr(trial, "_write_note", note)
+    with pytest.raises(Refused):
+        arm(tried, words="homelab.vfio=other")
+    assert boot_kit.choice(tried) in ("taken", "") and state(tried) == "running"
+    assert not boot_kit.starts(tried, "third")
+
+
+@EACH_LOADER
+def test_what_its_owner_has_beside_the_choice_stays(host: Host, loader: str) -> None:
+    host.write(f"/esp/{boot_kit.ESP if loader == 'grub' else ESPS[0]}/homelab/keys.txt", "theirs")
+    before = lasting(host)
+    arm(host)
+    revert(host)
+    assert lasting(host) == before
+
+
+def test_a_trial_whose_esp_is_gone_is_taken_away_as_a_whole(host: Host) -> None:
+    """What the other layer still has in it can't be tried without it."""
+    arm(host, "iommu", IOMMU)
+    arm(host)
+    (host.root / f"dev/disk/by-uuid/{boot_kit.ESP}").unlink()
+    revert(host)
+    assert state(host) == "" and not trial_line(host) and not host.exists(LINK)
+    revert(host, "iommu")
+    assert not host.exists(HOME)
+
+
 def test_an_esp_that_is_left_mounted_is_unmounted_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path).endswith(boot_kit.ESP))
@@ -327,6 +372,19 @@ def test_nothing_is_written_while_a_trial_is_being_ended(tried: Host, path: str)
     for name, words in (("iommu", IOMMU), ("vfio", WORDS)):  # these run already
         with pytest.raises(Refused, match="it is ending a boot on trial now: boot"):
             arm(tried, name, words)
+    assert lasting(tried) == before
+
+
+@pytest.mark.parametrize("path", ["/run/homelab/restarting", f"{HOME}/taken-back"])
+def test_nothing_is_given_back_while_a_trial_is_being_ended(tried: Host, path: str) -> None:
+    """The run that destroys takes the agent away, too: nobody comes later."""
+    if path == f"{HOME}/taken-back":
+        (tried.root / TRIAL[1:]).rename(tried.root / path[1:])
+    else:
+        tried.write(path, "boot x: it hung")
+    before = lasting(tried)
+    with pytest.raises(Refused, match="it is ending a boot on trial now: boot"):
+        revert(tried)
     assert lasting(tried) == before
 
 
