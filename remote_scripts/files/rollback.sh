@@ -89,13 +89,14 @@ is_left='' after=$1
 read -r here <"$ROOT/proc/sys/kernel/random/boot_id"
 [ "$(note boot)" != "$here" ] || exit 0 # armed in this boot it is for the next one: somebody is in reach of this
 [ ! -e "$home/trial" ] || take_back
-if ! grep -qwF homelab.trial "$ROOT/proc/cmdline"; then # no trial is running: what is left of it the agent takes away
-  [ "$1" = early ] || ask
+read -r words <"$ROOT/proc/cmdline"
+# A status that isn't 0 would make systemd start it every 10 s.
+if [ "${words#*homelab.trial}" = "$words" ]; then # no trial is running: what is left of it the agent takes away
+  [ "$1" = early ] || ask || true
 elif [ "$1" != early ]; then
-  end_trial </dev/null
+  end_trial </dev/null || true
 elif [ -e "$home/trial" ]; then
   read -r up _ <"$ROOT/proc/uptime"
   told='+This boot is on trial; it is taken back at %H:%M unless it is confirmed or found healthy.'
   mkdir -p "$ROOT/run/motd.d" && date -d "@$(($(date +%s) - ${up%.*} + $2))" "$told" >"$ROOT/run/motd.d/homelab"
 fi
-exit 0 # else systemd would start it every 10 s

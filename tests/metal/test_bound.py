@@ -108,7 +108,7 @@ def test_a_host_whose_power_fails_during_the_reboot_is_told_of_and_the_next_up_f
     assert process.wait(bound.patience) != 0
     failed = Result(process.returncode, "", bound.events())
     assert "wanted: 127.0.0.1 back after its reboot" in failed.message
-    assert "switch it off and on: it starts with what it had before" in failed.message
+    assert "switch it off and on: it starts with its default" in failed.message
 
     bound.machine.start()
     bound.machine.wait_for_ssh()  # an emulated host takes its time
