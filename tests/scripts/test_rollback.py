@@ -485,7 +485,7 @@ def test_a_reboot_for_the_hosts_driver_alone_has_no_switch(tmp_path: Path) -> No
 def test_a_reboot_during_a_trial_starts_it_once_more(tried: Callable[..., Tried]) -> None:
     """Such as for the host's driver, before anybody has confirmed the boot: its configuration would be lost."""
     host = tried()
-    be_no_proxmox(host)
+    be_no_proxmox(host.machine)
     host.machine.set_fault("reboot-ignored", True)
     assert '"reboot":"yes"' in host.run("apply", driver_reboot(" ".join(WORDS))).stdout
     assert host.choices() == ["once"]
