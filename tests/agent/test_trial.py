@@ -21,10 +21,10 @@ from remote_scripts.layers.boot_verdict import Wanted
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.confirm_boot import Wanted as Confirm
 from remote_scripts.layers.read_host import Wanted as ReadHost
-from remote_scripts.shared import guests_to_start, route, trial
+from remote_scripts.shared import route, trial
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
-from tests.agent import api_kit, boot_kit
+from tests.agent import api_kit, boot_kit, cluster_kit
 from tests.agent.boot_kit import CHOICE, ESPS, HOME, KERNELS, LOADERS, MENU, ONE_SHOT, TRIAL, WAY, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
 
@@ -511,21 +511,17 @@ def test_a_note_that_cant_be_read_is_no_verdict(tried: Host) -> None:
 
 
 @pytest.mark.parametrize("lists", [True, False])
-def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
-    tried: Host, lists: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(tried: Host, lists: bool) -> None:
     """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
-    monkeypatch.setattr(guests_to_start, "_LIST_SECONDS", 0)
     tried.programs["ping"] = lambda *_: 1
-    tried.write(f"{HOME}/ran", "pct 901 1 boot\n")
+    cluster_kit.note_ran(tried, ("pct", 901, "boot"))
     tried.write(f"{HOME}/ran-program", "", 0o700)
     if lists:
         api_kit.runs(tried, {103: "gaming"}, {})
     else:
         api_kit.says_nothing(tried)
     assert verdict(tried).startswith("give back")
-    noted = [line.split()[:2] + line.split()[3:] for line in tried.read(f"{HOME}/ran").splitlines()]
-    assert noted == [["qm", "103", "later"]] * lists + [["pct", "901", "boot"]]
+    assert cluster_kit.who_ran(tried) == [("qm", 103, "later")] * lists + [("pct", 901, "boot")]
 
 
 def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_back(tried: Host) -> None:
