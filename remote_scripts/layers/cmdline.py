@@ -110,11 +110,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
         boot.make(system, loader)
         system.log.say("note: the running kernel keeps its command line until the next reboot")
     changed = files.changed or wanted.name in trial.note(system)
-    try:
-        trial.drop(system, wanted.name, wanted.rollback_after)
-    except Failure as error:  # such as an ESP that is gone: the other layer's words may go as well
-        system.log.say(f"note: the boot on trial is taken away as a whole: {error.found}")
-        trial.give_up(system)
+    trial.drop(system, wanted.name, wanted.rollback_after)
     _finish_initramfs(system)
     files.remove(f"{HOME}/wanted-boot")
     files.finish()  # whatever becomes of the cluster

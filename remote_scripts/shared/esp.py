@@ -34,9 +34,10 @@ def mounted(system: System, uuids: Iterable[str]) -> Iterator[dict[str, str]]:
                     f"to mount the EFI system partition {uuid}",
                     done.text,
                     "this host's boot loader reads there what it starts next",
-                    f"see what is wrong with {device} (`fsck.vfat -n`), then run the same again",
+                    f"see `dmesg | tail` and mend {device}, or take its disk out; then run the same again",
                 )
             folders[uuid] = folder
+            system.files.clear_below(folder)  # of a run that was killed
         yield folders
     finally:
         for folder in folders.values():

@@ -538,14 +538,14 @@ def drop(system: System, name: str, after: int = 0) -> None:
     else:
         system.files.remember(path)
         _write_note(system, _not_yet_chosen(lines), path)
-        if path == NOTE:  # its entry is a copy of one that has changed
+        if path == CONFIRMED:
+            return
+        try:  # its entry is a copy of one that has changed
             arm(system, after, {})
-
-
-def give_up(system: System) -> None:
-    """All of a trial goes, of whichever layers."""
-    system.also_put_back = None
-    _forget(system, note(system))
+        except Failure as error:  # such as an ESP that is gone: the others' words stay to be tried
+            system.log.say(f"note: no boot is on trial any more: {error.found}")
+            system.also_put_back = None
+            _take_down(system, before)
 
 
 def tell(system: System, path: str, sentence: str) -> None:

@@ -613,9 +613,13 @@ class Files:
         """Takes away what lies beside files only while a run works, also of runs that were cut short. The lock is
         taken.
         """
-        for path in self._disk.left_below([self._at(place) for place in _LEFT], self._at("/etc/pve"), _is_temporary):
-            self._unlink(path)
+        self.clear_below(*_LEFT)
         self._clear_own()
+
+    def clear_below(self, *places: str) -> None:
+        """The same of what lies beside files below these places."""
+        for path in self._disk.left_below([self._at(place) for place in places], self._at("/etc/pve"), _is_temporary):
+            self._unlink(path)
 
     def _unlink(self, path: Path) -> None:
         try:

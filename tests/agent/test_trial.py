@@ -305,15 +305,19 @@ def test_what_its_owner_has_beside_the_choice_stays(host: Host, loader: str) -> 
     assert lasting(host) == before
 
 
-def test_a_trial_whose_esp_is_gone_is_taken_away_as_a_whole(host: Host) -> None:
-    """What the other layer still has in it can't be tried without it."""
+def test_a_trial_whose_esp_is_gone_is_started_no_more_and_the_others_words_stay_to_be_tried(host: Host) -> None:
     arm(host, "iommu", IOMMU)
     arm(host)
-    (host.root / f"dev/disk/by-uuid/{boot_kit.ESP}").unlink()
+    device = host.root / f"dev/disk/by-uuid/{boot_kit.ESP}"
+    place = device.readlink()
+    device.unlink()
     revert(host)
-    assert state(host) == "" and not trial_line(host) and not host.exists(LINK)
+    assert not trial_line(host) and not trial.is_chosen(host.system())
+    device.symlink_to(place)
+    assert arm(host, "iommu", IOMMU)["changed"] is True and trial_line(host).split()[-5:-3] == IOMMU.split()
+    device.unlink()
     revert(host, "iommu")
-    assert not host.exists(HOME)
+    assert not host.exists(HOME) and not trial_line(host) and not host.exists(LINK)
 
 
 def test_an_esp_that_is_left_mounted_is_unmounted_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
