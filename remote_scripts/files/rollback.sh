@@ -15,7 +15,7 @@ note() { limited sed -n "s/^$1 //p" "$home/trial" 2>/dev/null; } # KEY
 
 ask() { # of any agent on this host that is whole: its answer is the last line
   for agent in "$home"/agents/*/agent.pyz; do
-    printf '{"layer":"boot_verdict","input":{"after":%s}}' "$after" |
+    printf '{"layer":"boot_verdict","input":{"seconds":%s}}' "$after" |
       timeout -s KILL "${STEP_SECONDS:-$((after / 10 + 600))}" /usr/bin/python3 -I -S -B -X utf8 "$agent" apply && return
     [ "$?" != 137 ] || return # it hung, and the next one would, too
   done

@@ -24,11 +24,12 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`after`: so many seconds after the boot's start it is asked. `lock_seconds`: for so long another run is waited
-    for, which may hang.
+    """`seconds`: so long after the boot's start it is asked. `lock_seconds`: for so long another run is waited for,
+    which may hang.
     """
 
-    after: int
+    # By another name than an earlier agent's, which knows of no trial: so it gives no answer.
+    seconds: int
     lock_seconds: int = 60
 
 
@@ -42,7 +43,7 @@ def apply(system: System, wanted: Wanted) -> str:
     if state in ("armed", "ending"):
         return "stay"
     if state == "running":
-        is_well, reason = _verdict(system, wanted.after, trial.note(system))
+        is_well, reason = _verdict(system, wanted.seconds, trial.note(system))
         if not is_well:
             _note_running(system)
             return f"give back: {reason}".replace('"', "").replace("\\", "")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import boot, trial, turn
+from remote_scripts.shared.boot_menu import make_menus, plan_menus
 from remote_scripts.shared.cmdline import configured, generated, own, write
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
@@ -54,7 +55,7 @@ def plan(system: System, wanted: Wanted) -> None:
         trial.plan(system, loader)
     write(system, wanted.name, " ".join(added), loader)
     if _is_made_anew(system, wanted):
-        boot.plan_generated(system)
+        plan_menus(system)
 
 
 @changes
@@ -86,7 +87,7 @@ def apply(system: System, wanted: Wanted) -> Applied:
     system.files.followed_by = _STEP
     write(system, wanted.name, words, loader)
     if _is_made_anew(system, wanted):
-        boot.make(system, loader)
+        make_menus(system, loader)
     trial.drop(system, wanted.name, wanted.rollback_after)
     return Applied(loader, added, system.files.changed)
 
@@ -106,11 +107,11 @@ def revert(system: System, wanted: Wanted) -> Changed:
     if trial.state(system) in ("ending", "over", ""):
         trial.settle(system)
     write(system, wanted.name, "", loader)
+    was_tried = trial.drop(system, wanted.name, wanted.rollback_after)  # first: it makes room on an ESP
     if files.changed or files.is_pending(_STEP):
-        boot.make(system, loader)
+        make_menus(system, loader)
         system.log.say("note: the running kernel keeps its command line until the next reboot")
-    changed = files.changed or wanted.name in trial.note(system)
-    trial.drop(system, wanted.name, wanted.rollback_after)
+    changed = files.changed or was_tried
     _finish_initramfs(system)
     files.remove(f"{HOME}/wanted-boot")
     files.finish()  # whatever becomes of the cluster

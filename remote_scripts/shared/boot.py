@@ -1,20 +1,16 @@
-"""Which boot loader makes the kernel command line of the next boot, and how its configuration and the initramfs are
-generated.
+"""Which boot loader makes the kernel command line of the next boot, and how the initramfs are made.
 
 Proxmox VE boots with GRUB (/etc/default/grub, grub-mkconfig) or systemd-boot (first line of /etc/kernel/cmdline); ESPs
-listed in /etc/kernel/proxmox-boot-uuids are proxmox-boot-tool's, with either loader. Its `refresh` isn't called: it
-copies kernels over those that boot, and writes into menus.
+listed in /etc/kernel/proxmox-boot-uuids are proxmox-boot-tool's, with either loader.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from remote_scripts import installed
-from remote_scripts.shared import esp, kernel
+from remote_scripts.shared import kernel
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -31,8 +27,6 @@ GRUB_ENTRY = "/etc/grub.d/12_homelab"
 HOOK, REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d/zzz-homelab"
 #: The ESPs that proxmox-boot-tool writes.
 UUIDS = "/etc/kernel/proxmox-boot-uuids"
-#: systemd-boot's entries on an ESP.
-ENTRIES = "loader/entries"
 _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 # A menu or a list of ESPs is no longer than that, in bytes.
 _MENU_BYTES = 1 << 25
@@ -40,7 +34,6 @@ _ESPS = re.compile(r"^[^ ]* is configured with: (.*)", re.MULTILINE)
 _MAKES = re.compile(
     r"update-initramfs: Generating \S*initrd\.img-(?P<initramfs>\S+)|(?P<ESP>Copying and configuring kernels on )"
 )
-_STARTS_KERNEL = re.compile(rb"^[ \t]*linux(efi)?[ \t]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -157,103 +150,6 @@ def need_loader(system: System) -> str:
     return loader.name
 
 
-def make(system: System, loader: str) -> None:
-    """Makes what was configured what the next boot uses.
-
-    :raises Failure: it could not be made: then this run's files are as they were.
-    """
-    files = system.files
-    files.begin_step("boot")
-    failed = _generate(system, loader)
-    if failed is None:
-        files.done_with("boot")
-        return
-    # First the files, then once more what is made of them: some ESPs may have the new ones already.
-    files.undo()
-    if _generate(system, loader) is None:
-        files.done_with("boot")
-    else:
-        system.log.say(
-            "note: the boot configuration could not be generated from the old files either: the next run tries that "
-            "again"
-        )
-    raise Failure(
-        "the boot configuration generated again",
-        failed or "no output",
-        "the next boot would not have what was configured; this step's files are as they were before (earlier steps "
-        "stay, in the stack too)",
-        "correct what the message names (often: a full /boot or ESP), then run `pulumi up` again",
-    )
-
-
-def _generate(system: System, loader: str) -> str | None:
-    """The last words of what has failed. Each menu and entry is whole, the old one or the new one, at any moment."""
-    with esp.mounted(system, uuids(system)) as folders:
-        if loader == "systemd-boot":
-            failed = next(filter(None, (_write_options(system, folder) for folder in folders.values())), None)
-        elif uuids(system):
-            failed = next(filter(None, (_make_menu(system, folder) for folder in folders.values())), None)
-        else:
-            failed = _make_menu(system)
-    return second_entries(system) if failed is None and loader == "systemd-boot" else failed
-
-
-def _make_menu(system: System, esp_folder: str = "") -> str | None:
-    """GRUB's menu, beside the old one. update-grub writes into that, and ends well with a menu without a kernel when a
-    command that its scripts call is broken.
-    """
-    files, folder = system.files, f"{esp_folder}/grub" if esp_folder else "/boot/grub"
-    new = f"{folder}/.grub.cfg.homelab-tmp"
-    words = ["grub-mkconfig", "-o", files.name("/boot/grub/.grub.cfg.homelab-tmp")]
-    if esp_folder:  # as proxmox-boot-tool does it: the scripts find what is in /boot
-        bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-        words = ["unshare", "--mount", "sh", "-c", bind, "-", files.name(esp_folder), files.name("/boot"), *words]
-    system.log.say(f"making the boot menu{' on an ESP' if esp_folder else ''} (grub-mkconfig)")
-    done = system.run.do(*words, doing="boot menu", environment={"PVE_EFIBOOT_UNSHARED": "1"})
-    failed = None if done.status == 0 else done.text or f"grub-mkconfig ended with {done.status}"
-    if failed is None and not _STARTS_KERNEL.search(files.read(new, _MENU_BYTES) or b""):
-        failed = "grub-mkconfig has made a menu without any kernel; the one from before is there still"
-    if failed is None:
-        files.move(new, f"{folder}/grub.cfg")
-    else:
-        files.remove(new, f"{new}.new")
-    return failed
-
-
-def _write_options(system: System, folder: str) -> str | None:
-    """The command line in each of Proxmox VE's entries for systemd-boot, as proxmox-boot-tool makes it of its file."""
-    line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
-    for name in entries(system, folder):
-        path = f"{folder}/{ENTRIES}/{name}"
-        before = need_text(system, path)
-        text, found = re.subn(r"^options[ \t].*$", lambda _: f"options  {line}", before, count=1, flags=re.MULTILINE)
-        if not found:
-            return f"{name} on an ESP has no options: it isn't whole"
-        try:
-            if text != before:
-                system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
-        except OSError as error:
-            return f"{name} could not be written to an ESP: {error.strerror}"
-    return None
-
-
-def entries(system: System, folder: str) -> list[str]:
-    """The names of Proxmox VE's entries for systemd-boot on an ESP."""
-    names = system.files.names(f"{folder}/{ENTRIES}")
-    return [name for name in names if name.startswith("proxmox-") and name.endswith(".conf") and "homelab" not in name]
-
-
-def second_entries(system: System) -> str | None:
-    """systemd-boot's: made by their hook, and removed by its text where it is gone. Else as `_generate`."""
-    hook = system.files.at(HOOK)
-    if os.access(hook, os.X_OK):
-        words: tuple[str, ...] = (str(hook),)
-    else:
-        words = ("sh", "-c", installed.TEXTS["systemd_boot_entry"], "zzz-homelab", "remove")
-    done = system.run.do(*words, doing="boot entries")
-    return None if done.status == 0 else done.text
-
-
 def progress_of(system: System) -> Callable[[bytes, float], str]:
     """Where such a command is, by what it says: `initramfs 1 of 2 (6.17.2-1-pve), 5 s`, `ESP 2 of 2 (…), 5 s`."""
     counts = {"initramfs": len(kernels(system)), "ESP": len(uuids(system))}
@@ -274,12 +170,6 @@ def progress_of(system: System) -> Callable[[bytes, float], str]:
         return f"{kind} {begun[kind]}{of_all}{f' ({version})' if version else ''}, {seconds:.0f} s"
 
     return progress
-
-
-def plan_generated(system: System) -> None:
-    """The same, only planned."""
-    esps = len(uuids(system))
-    system.files.plan_file("made", f"the boot entries on {esps} ESP(s)" if esps else GRUB_MENU)
 
 
 def kernels(system: System) -> list[str]:

@@ -14,15 +14,13 @@ from collections.abc import Mapping
 from remote_scripts import installed
 from remote_scripts.shared import boot
 from remote_scripts.shared.boot import GRUB_MENU, KERNEL_CMDLINE, need_text
+from remote_scripts.shared.boot_menu import RECORDS, records
 from remote_scripts.shared.words import without_words
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 #: Whose words there are.
 NAMES = ("iommu", "vfio")
-#: What we have put on the first line of /etc/kernel/cmdline: a file for each layer, with a line for each text.
-RECORDS = f"{HOME}/cmdline"
 _GRUB, _DROP_INS = "/etc/default/grub", "/etc/default/grub.d"
 _OURS = "zz-homelab-"
 _DROP_IN = """\
@@ -51,15 +49,6 @@ def own(system: System) -> dict[str, str]:
         texts = f"{exported[1] if exported else ''} {need_text(system, f'{RECORDS}/{name}')}"
         words[name] = " ".join(dict.fromkeys(texts.split()))
     return words
-
-
-def records(system: System) -> list[str]:
-    """The files below RECORDS.
-
-    :raises OSError: the folder can't be read.
-    """
-    paths = (f"{RECORDS}/{name}" for name in system.files.need_names(RECORDS) if not name.startswith("."))
-    return [path for path in paths if system.files.at(path).is_file()]
 
 
 def configured(system: System, loader: str, words: Mapping[str, str] | None = None) -> str:

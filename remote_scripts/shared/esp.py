@@ -41,6 +41,7 @@ def mounted(system: System, uuids: Iterable[str]) -> Iterator[dict[str, str]]:
         yield folders
     finally:
         for folder in folders.values():
+            system.files.clear_below(folder)
             _unmount(system, folder)
 
 

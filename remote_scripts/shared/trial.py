@@ -22,6 +22,7 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import boot, boot_service, cmdline, esp, guests_to_start, notes, route, trial_entry
+from remote_scripts.shared.boot_menu import ENTRIES, entries, make_menus, records
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
@@ -336,15 +337,14 @@ def _with_trial(system: System, lines: Mapping[str, str], *, restarts: bool) -> 
 
 def _write_custom(system: System, menu: str, section: str) -> None:
     files, path = system.files, f"{menu}/custom.cfg"
-    before = boot.need_text(system, path)
-    theirs = trial_entry.without_section(before)
-    content = f"{theirs}{section}".encode("utf-8", "surrogateescape")
-    if not content:
+    before = boot.need_text(system, path) if files.exists(path) else None
+    text = trial_entry.custom_cfg(before, section)
+    if text is None:
         files.remove(path)
-    elif theirs:
-        files.rewrite(path, content)
-    elif before != section:
-        files.write(path, content, 0o644)
+    elif before is None:
+        files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
+    elif text != before:
+        files.rewrite(path, text.encode("utf-8", "surrogateescape"))
 
 
 def _choose(
@@ -384,12 +384,13 @@ def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list
     written = []
     for folder in folders:
         loader_conf = boot.need_text(system, f"{folder}/loader/loader.conf")
-        name = trial_entry.default_conf(loader_conf, boot.entries(system, folder))
-        entry = boot.need_text(system, f"{folder}/{boot.ENTRIES}/{name}") if name else ""
+        place = f"{folder}/{ENTRIES}"
+        name = trial_entry.default_conf(loader_conf, entries(system, place))
+        entry = boot.need_text(system, f"{place}/{name}") if name else ""
         text = trial_entry.trial_conf(entry, _own_words(system), _with_trial(system, lines, restarts=True))
         is_counted = not is_set and trial_entry.default_conf(loader_conf, [_COUNTED]) == _COUNTED
         if text and (is_set or is_counted):
-            path = f"{folder}/{boot.ENTRIES}/{_ENTRY if is_set else _COUNTED}"
+            path = f"{place}/{_ENTRY if is_set else _COUNTED}"
             system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
             written.append(path)
     if not written:
@@ -430,7 +431,7 @@ def _take_down(system: System, lines: Mapping[str, str]) -> None:
                 files.remove_tree(below)
         for menu in menus:
             _write_custom(system, menu, "")
-        for place in (f"{folder}/{boot.ENTRIES}" for folder in folders.values()):
+        for place in (f"{folder}/{ENTRIES}" for folder in folders.values()):
             files.remove(*(f"{place}/{name}" for name in files.names(place) if trial_entry.ID in name))
     files.remove(_MOTD)
     # This boot goes on as an ordinary one.
@@ -487,7 +488,7 @@ def settle(system: System) -> None:
             for name in cmdline.NAMES:
                 if name in lines:
                     cmdline.write(system, name, lines[name], loader)
-            boot.make(system, loader)
+            make_menus(system, loader)
             files.finish()  # nothing of that is undone any more
             _forget(system, lines)
         case "over":
@@ -522,30 +523,35 @@ def _forget(system: System, lines: Mapping[str, str]) -> None:
     _uninstall(system)
 
 
-def drop(system: System, name: str, after: int = 0) -> None:
+def drop(system: System, name: str, after: int = 0) -> bool:
     """A layer's words aren't tried: they are written at once, or given back. The trial goes on with the others'.
 
     :param after: as of `arm`.
+    :returns: whether they were to be tried, or were.
     """
     path = CONFIRMED if system.files.exists(CONFIRMED) else NOTE
     lines = note(system, path)
-    if not lines:
-        return
     before = dict(lines)
-    lines.pop(name, None)
+    is_in = lines.pop(name, None) is not None
+    if not before:
+        return False
     if not any(of_layer in lines for of_layer in cmdline.NAMES):
         _forget(system, before)
     else:
         system.files.remember(path)
         _write_note(system, _not_yet_chosen(lines), path)
-        if path == CONFIRMED:
-            return
-        try:  # its entry is a copy of one that has changed
-            arm(system, after, {})
-        except Failure as error:  # such as an ESP that is gone: the others' words stay to be tried
-            system.log.say(f"note: no boot is on trial any more: {error.found}")
-            system.also_put_back = None
-            _take_down(system, before)
+        if path == NOTE:
+            _arm_without(system, before, after)
+    return is_in
+
+
+def _arm_without(system: System, before: Mapping[str, str], after: int) -> None:
+    try:  # its entry is a copy of one that has changed
+        arm(system, after, {})
+    except Failure as error:  # such as an ESP that is gone: the others' words stay to be tried
+        system.log.say(f"note: no boot is on trial any more: {error.found}")
+        system.also_put_back = None
+        _take_down(system, before)
 
 
 def tell(system: System, path: str, sentence: str) -> None:
@@ -560,7 +566,7 @@ def forget_when_given_back(system: System) -> None:
     if not (files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records
-    is_something_left = any(files.of_layer(name) for name in cmdline.NAMES) or cmdline.records(system)
+    is_something_left = any(files.of_layer(name) for name in cmdline.NAMES) or records(system)
     if not (is_something_left or files.exists(NOTE) or files.is_pending("boot") or files.is_pending("initramfs")):
         files.remove(ROLLED_BACK, JUDGED)
 

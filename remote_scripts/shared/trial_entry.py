@@ -23,8 +23,9 @@ WORD = "homelab.trial"
 RESTARTS = "panic=30 softlockup_panic=1"
 #: On an ESP, and beside GRUB's menu where there is no ESP.
 ON_ESP, BESIDE_MENU = "homelab/grubenv", "homelab.env"
-_BEGIN, _END = "\n# homelab: a boot on trial, until it is confirmed\n", "# homelab: end\n"
+_BEGIN, _END = "# homelab: a boot on trial, until it is confirmed\n", "# homelab: end\n"
 _SECTION = re.compile(re.escape(_BEGIN) + r"(?s:.*?)" + re.escape(_END))
+_SECTIONS = re.compile(rf"\n?{_SECTION.pattern}")
 _BLOCK = re.compile(
     r"^(?P<indent>[ \t]*)(?P<kind>menuentry|submenu)[ \t](?P<head>.*)\{ *\n(?P<body>(?s:.*?))^(?P=indent)\} *\n",
     re.MULTILINE,
@@ -146,7 +147,7 @@ def trial_entry(entry: str, without: Iterable[str], words: str) -> str:
 
 
 def section(entry: str, places: Iterable[str], *, takes_back: bool) -> str:
-    """What custom.cfg gets.
+    """What custom.cfg gets: whole lines.
 
     :param places: of the choice: UUIDs of ESPs; `menu`: beside the menu.
     :param takes_back: whether GRUB can write there. Where it can't, the host must take the choice back.
@@ -162,9 +163,14 @@ def section(entry: str, places: Iterable[str], *, takes_back: bool) -> str:
     return f"{_BEGIN}{entry}{_CHOICE.format(looks=looks, id=ID)}{_END}"
 
 
-def without_section(content: str) -> str:
-    """A custom.cfg without what it got here: its owner's, byte for byte."""
-    return _SECTION.sub("", content)
+def custom_cfg(before: str | None, section: str) -> str | None:
+    """A custom.cfg with this section, which may be empty, in place of the one that it has; without one it is its
+    owner's byte for byte, who may have an empty one. None: there is none.
+    """
+    if before is None or _SECTION.fullmatch(before):
+        return section or None
+    theirs = _SECTIONS.sub("", before)
+    return f"{theirs}\n{section}" if section else theirs
 
 
 def esps(lsblk: str) -> list[str]:

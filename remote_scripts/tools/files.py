@@ -766,7 +766,8 @@ def _record(layer: str, path: str) -> str:
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(_TEMPORARY)
+    # The second is what grub-mkconfig makes first.
+    return name.startswith(".") and name.endswith((_TEMPORARY, f"{_TEMPORARY}.new"))
 
 
 def _diff(path: str, old: bytes | None, new: bytes) -> str:

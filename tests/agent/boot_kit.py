@@ -86,7 +86,6 @@ def run(host: Host) -> None:
         "df": lambda _arguments, _stdin: "\nx 1 1 100000000 1% /",
         "bash": made.bash,
         "sh": made.sh,
-        f"{host.root}/etc/kernel/postinst.d/zzz-homelab": made.hook,
         "grub-mkconfig": made.grub_mkconfig,
         "mount": made.mount,
         "umount": made.umount,
@@ -223,11 +222,6 @@ class _Programs:
 
     def sh(self, arguments: Sequence[str], _stdin: bytes) -> Done:
         return self.shell(["sh", *arguments])
-
-    def hook(self, arguments: Sequence[str], _stdin: bytes) -> Done:
-        done = self.shell([f"{self.root}/etc/kernel/postinst.d/zzz-homelab", *arguments])
-        self.host.programs["sync"](["-f"], b"")
-        return done
 
     def grub_mkconfig(self, arguments: Sequence[str], _stdin: bytes) -> Done | None:
         """As of grub-common 2.12: it empties the file before it fills it."""

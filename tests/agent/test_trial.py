@@ -61,7 +61,7 @@ def revert(host: Host, name: str = "vfio") -> Any:
 
 
 def verdict(host: Host) -> str:
-    return str(host.ask("apply", "boot_verdict", Wanted(after=2, lock_seconds=0)))
+    return str(host.ask("apply", "boot_verdict", Wanted(seconds=2, lock_seconds=0)))
 
 
 def confirm(host: Host, **wanted: Any) -> Any:
@@ -155,14 +155,62 @@ def test_the_units_are_there_with_their_seconds(host: Host) -> None:
     assert about == {f"{HOME}/rollback": 0o700, TRIAL: 0o600}
 
 
-def test_an_owners_custom_cfg_keeps_its_bytes_and_its_mode(host: Host) -> None:
-    host.write(CUSTOM, "menuentry theirs {\n}", 0o600)
+@pytest.mark.parametrize("theirs", ["menuentry theirs {\n}", ""])
+def test_an_owners_custom_cfg_and_menu_keep_their_bytes_and_their_mode(host: Host, theirs: str) -> None:
+    host.write(CUSTOM, theirs, 0o600)
+    (host.root / MENU[1:]).chmod(0o444)
     before = lasting(host)
     arm(host)
-    assert host.read(CUSTOM).startswith("menuentry theirs {\n}\n# homelab") and trial_line(host)
+    assert host.read(CUSTOM).startswith(f"{theirs}\n# homelab") and trial_line(host)
     assert (host.root / CUSTOM[1:]).stat().st_mode & 0o777 == 0o600
+    boot_kit.starts(host)
+    confirm(host)
+    assert WORDS in boot_kit.configured_words(host) and (host.root / MENU[1:]).stat().st_mode & 0o777 == 0o444
     revert(host)
     assert lasting(host) == before
+
+
+@EACH_LOADER
+def test_a_confirmed_trial_is_given_back_though_an_esp_is_full(tried: Host, loader: str) -> None:
+    """Its menu could not be made: what the host has besides is the choice, and the entry of it."""
+    before = boot_kit.configured_words(tried)
+    tried.write("/fail", "")
+    write = Files.write
+
+    def full(files: Files, path: str, content: bytes, mode: int) -> None:
+        if path.startswith("/run/homelab/esp-"):
+            raise OSError(28, "No space left on device", path)
+        write(files, path, content, mode)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Files, "write", full)
+        confirm(tried)
+        assert state(tried) == "confirmed" and boot_kit.configured_words(tried) == before
+        assert revert(tried)["changed"] is True
+    (tried.root / "fail").unlink()
+    assert state(tried) == "" and not trial_line(tried) and boot_kit.configured_words(tried) == before
+    assert not tried.exists(TRIAL) and boot_kit.choice(tried) in ("", "none")
+
+
+def test_while_an_esp_cant_be_mounted_nothing_is_given_back_and_it_is_said_what_to_do(host: Host) -> None:
+    stock = lasting(host)
+    arm(host)
+    before, real = on_disk(host), host.programs["mount"]
+    host.programs["mount"] = lambda *_: Done(32, b"can't read superblock")
+    with pytest.raises(
+        Refused, match=f"mend /dev/disk/by-uuid/{boot_kit.ESP}, or take its disk out; then run the same"
+    ):
+        revert(host)
+    assert on_disk(host) == before
+    host.programs["mount"] = real
+    revert(host)
+    assert lasting(host) == stock
+
+
+def test_neither_version_answers_the_other_ones_roll_back_program(host: Host) -> None:
+    """A second stack's agent may be an earlier one, which knows of no trial, and finds every boot in order."""
+    with pytest.raises(Refused, match="after"):
+        host.ask("apply", "boot_verdict", {"after": 2})
 
 
 def test_a_change_of_words_is_tried_without_those_from_before(tried: Host) -> None:

@@ -84,10 +84,12 @@ def test_the_trial_has_the_words_and_neither_the_id_nor_the_old_words_nor_savede
 
 
 def test_a_section_leaves_its_owners_custom_cfg_as_it_was_byte_for_byte() -> None:
-    for theirs in ("", "menuentry x {\n}\n", "no newline at its end"):
-        section = trial_entry.section("menuentry {\n}\n", ["AAAA-0001"], takes_back=True)
-        assert trial_entry.without_section(f"{theirs}{section}") == theirs
-        assert trial_entry.without_section(f"{theirs}{section}# more\n") == f"{theirs}# more\n"
+    section = trial_entry.section("menuentry {\n}\n", ["AAAA-0001"], takes_back=True)
+    for theirs in (None, "", "menuentry x {\n}\n", "no newline at its end"):
+        text = trial_entry.custom_cfg(theirs, section)
+        assert text and text.endswith(section) and trial_entry.custom_cfg(text, section) == text
+        assert trial_entry.custom_cfg(text, "") == theirs
+        assert trial_entry.custom_cfg(f"{text}# more\n", "") == f"{theirs or ''}# more\n"
 
 
 def test_a_choice_that_cant_be_taken_back_by_grub_is_not_read_back() -> None:

@@ -17,7 +17,7 @@ from homelab.remote import agent, scripts
 from tests import sampling, sent_along
 from tests.boot_layers import Asked, initramfs, iommu, vfio
 from tests.scripts import cut_kit
-from tests.scripts.conftest import Folder, quoted
+from tests.scripts.conftest import Folder
 
 CHAIN = {
     "iommu": iommu("amd_iommu=on iommu=pt"),
@@ -26,6 +26,7 @@ CHAIN = {
 }
 #: Pages of 4 KiB that are free: from none to more than a script takes.
 PAGES = range(12)
+HOOK = "/etc/kernel/postinst.d/zzz-homelab"
 _NAMESPACE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
 #: This machine's own, not the stand-in.
@@ -128,46 +129,69 @@ cp -a "$esp" "$OUT/left"
 """
 
 
+@pytest.fixture
+def hooked(folder: Folder) -> Folder:
+    """A host with systemd-boot, with the hook for its second entries, which asks an agent."""
+    cut_kit.stock(folder, "systemd-boot")
+    words = {"input": agent.put("test"), "env": folder.environment, "text": True, "check": True}
+    subprocess.run(["bash", "-c", agent.command_to_put("root")], **words)  # type: ignore[call-overload]
+    folder.write("/var/lib/homelab/cmdline/vfio", " quiet\n")
+    folder.write(HOOK, f"{scripts.file('systemd_boot_entry.sh')}\n", 0o755)
+    return folder
+
+
+def second_entries(esp: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (esp / "loader/entries").glob("homelab-without-gpu-*")}
+
+
 @pytest.mark.parametrize("pages", range(4))
 def test_a_full_esp_gets_no_truncated_entry_and_its_error_is_reported(
-    folder: Folder, pages: int, tmp_path: Path
+    hooked: Folder, pages: int, tmp_path: Path
 ) -> None:
-    cut_kit.stock(folder, "systemd-boot")
-    script, out = tmp_path / "entry.sh", tmp_path / "out"
-    script.write_text(scripts.file("systemd_boot_entry.sh") + "\n")
+    out = tmp_path / "out"
     out.mkdir()
-    folder.write("/var/lib/homelab/cmdline/vfio", " quiet\n")
-    environment = {**folder.environment, "SCRIPT": str(script), "OUT": str(out), "PAGES": str(pages), "MOUNT": _MOUNT}
+    places = {"SCRIPT": str(hooked.root / HOOK[1:]), "OUT": str(out)}
+    environment = {**hooked.environment, **places, "PAGES": str(pages), "MOUNT": _MOUNT}
     done = subprocess.run(
         [*_NAMESPACE, "bash", "-c", _ON_A_FULL_ESP], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    entries = {path.name: path.read_text() for path in (out / "left/loader/entries").iterdir()}
-    ours = {name: text for name, text in entries.items() if not name.startswith("proxmox-")}
-    assert len(ours) == min(pages, 2)
-    for name, text in ours.items():
-        assert name.startswith("homelab-without-gpu-")
-        assert "linux    /vmlinuz\n" in text and text.endswith("options  root=ZFS=rpool/ROOT/pve-1 boot=zfs \n")
+    said, ours = (out / "stdout").read_text(), second_entries(out / "left")
+    assert len(ours) == (2 if pages > 1 else 0) == len(second_entries(hooked.root / "esp/AAAA-0002"))
+    for text in ours.values():
+        assert "linux    /vmlinuz\n" in text and "options  root=ZFS=rpool/ROOT/pve-1 boot=zfs \n" in text
     assert (out / "status").read_text() == ("1\n" if pages < 2 else "0\n")
-    assert ("could not be written to the ESP AAAA-0001" in (out / "stdout").read_text()) == (pages < 2)
-    # The other ESP is written all the same, and none stays mounted.
-    others = sorted(path.name for path in (folder.root / "esp/AAAA-0002/loader/entries").glob("homelab-without-gpu-*"))
-    assert len(others) == 2
-    assert not list((folder.root / "run").glob("homelab-esp*"))
+    assert ("No space left on device" in said and "/run/homelab/esp-AAAA-0001" in said) == (pages < 2)
+    assert {path.name for path in (out / "left/loader/entries").iterdir()} - {*ours} == {
+        path.name for path in (out / "esp/loader/entries").iterdir()
+    }, "nothing half-written is left"
+    assert not list((hooked.root / "run/homelab").glob("esp*"))
 
 
-def test_an_entry_of_proxmox_that_is_cut_short_gets_no_second_one(folder: Folder, tmp_path: Path) -> None:
-    cut_kit.stock(folder, "systemd-boot")
-    entry = folder.root / "esp/AAAA-0001/loader/entries/proxmox-6.8.12-1-pve.conf"
+def test_an_entry_of_proxmox_that_is_cut_short_gets_no_second_one(hooked: Folder) -> None:
+    entry = hooked.root / "esp/AAAA-0001/loader/entries/proxmox-6.8.12-1-pve.conf"
     entry.write_text("title    Proxmox\n")
-    done = folder.bash(f"sh -c {quoted(scripts.file('systemd_boot_entry.sh'))}")
+    done = hooked.bash(f'"$ROOT{HOOK}"')
     assert done.returncode == 1
-    assert "proxmox-6.8.12-1-pve.conf on the ESP AAAA-0001 has no options" in done.stderr
+    assert "esp-AAAA-0001/loader/entries/proxmox-6.8.12-1-pve.conf has no options: it isn't whole" in done.stderr
 
 
-def test_an_empty_line_among_the_esps_is_passed_over(folder: Folder) -> None:
+def test_a_second_entry_goes_with_its_kernel(hooked: Folder) -> None:
+    assert hooked.bash(f'"$ROOT{HOOK}"').returncode == 0
+    esp = hooked.root / "esp/AAAA-0001"
+    (esp / "loader/entries/proxmox-6.8.12-1-pve.conf").unlink()
+    assert "homelab-without-gpu-6.8.12-1-pve.conf" in second_entries(esp)
+    assert hooked.bash(f'"$ROOT{HOOK}"').returncode == 0
+    assert len(second_entries(esp)) == 1 and "homelab-without-gpu-6.8.12-1-pve.conf" not in second_entries(esp)
+
+
+def test_an_empty_line_among_the_esps_is_passed_over(hooked: Folder) -> None:
     """Someone has taken an ESP out of the list by hand, as messages say it."""
-    cut_kit.stock(folder, "systemd-boot")
-    folder.write("/etc/kernel/proxmox-boot-uuids", "\nAAAA-0001\n\n")
-    done = folder.bash(f"sh -c {quoted(scripts.file('systemd_boot_entry.sh'))}")
-    assert (done.returncode, done.stderr) == (0, "")
+    hooked.write("/etc/kernel/proxmox-boot-uuids", "\nAAAA-0001\n\n")
+    done = hooked.bash(f'"$ROOT{HOOK}"')
+    assert (done.returncode, len(second_entries(hooked.root / "esp/AAAA-0001"))) == (0, 2), done.stderr
+
+
+def test_without_an_agent_the_hook_keeps_no_kernel_from_being_installed(hooked: Folder) -> None:
+    shutil.rmtree(hooked.root / "var/lib/homelab/agents")
+    assert hooked.bash(f'"$ROOT{HOOK}"').returncode == 0

@@ -1,0 +1,23 @@
+"""systemd-boot's entries on the ESPs, when a kernel has come or gone: its hook (files/systemd_boot_entry.sh) asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts.shared.boot_menu import make_menus
+from remote_scripts.tools.files import Changed
+from remote_scripts.tools.system import System
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Nothing more is said."""
+
+
+def apply(system: System, _wanted: Wanted) -> Changed:
+    """Without the lock: it may be a run of homelab's that installs the kernel.
+
+    :raises Failure: they could not be made, and are as they were.
+    """
+    make_menus(system, "systemd-boot", is_step=False)
+    return Changed(True)
