@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from remote_scripts.shared import kernel
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
+#: Whose words there are on the kernel command line.
+NAMES = ("iommu", "vfio")
 KERNEL_CMDLINE = "/etc/kernel/cmdline"
 GRUB_MENU = "/boot/grub/grub.cfg"
 #: Beside each other: who gives the functions to vfio-pci in an initramfs, and what puts it there.
@@ -50,6 +53,11 @@ class Loader:
 def drop_in(layer: str) -> str:
     """The file by which a layer gives GRUB its words."""
     return f"/etc/default/grub.d/zz-homelab-{layer}.cfg"
+
+
+def record(layer: str) -> str:
+    """The file that has a layer's words on the first line of /etc/kernel/cmdline."""
+    return f"{HOME}/cmdline/{layer}"
 
 
 def need_text(system: System, path: str, limit: int = _MENU_BYTES) -> str:

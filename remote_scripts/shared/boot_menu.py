@@ -9,14 +9,11 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import esp
-from remote_scripts.shared.boot import GRUB_MENU, HOOK, KERNEL_CMDLINE, need_text, uuids
+from remote_scripts.shared.boot import GRUB_MENU, HOOK, KERNEL_CMDLINE, NAMES, need_text, record, uuids
 from remote_scripts.shared.words import without_words
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
-#: What we have put on the first line of /etc/kernel/cmdline: a file for each layer, with a line for each text.
-RECORDS = f"{HOME}/cmdline"
 #: systemd-boot's entries on an ESP.
 ENTRIES = "loader/entries"
 # Proxmox VE's; and the second one of each, which the default pattern proxmox-* doesn't match.
@@ -99,7 +96,7 @@ def _make_entries(system: System, esp_folder: str, stale: list[str]) -> list[str
     """
     files, place = system.files, f"{esp_folder}/{ENTRIES}"
     line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
-    words = " ".join(need_text(system, path) for path in records(system)).split()
+    words = " ".join(need_text(system, record(name)) for name in NAMES).split()
     texts = {}
     for name in entries(system, place):
         text, found = _OPTIONS.subn(lambda _: f"options  {line}", need_text(system, f"{place}/{name}"), count=1)
@@ -123,15 +120,6 @@ def entries(system: System, place: str) -> list[str]:
     """The names of Proxmox VE's entries for systemd-boot in a folder of an ESP."""
     names = system.files.names(place)
     return [name for name in names if name.startswith(_THEIRS) and name.endswith(".conf") and "homelab" not in name]
-
-
-def records(system: System) -> list[str]:
-    """The files below RECORDS.
-
-    :raises OSError: the folder can't be read.
-    """
-    paths = (f"{RECORDS}/{name}" for name in system.files.need_names(RECORDS) if not name.startswith("."))
-    return [path for path in paths if system.files.at(path).is_file()]
 
 
 def plan_menus(system: System) -> None:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from remote_scripts import installed
 from remote_scripts.shared import boot
-from remote_scripts.shared.boot import GRUB_MENU, KERNEL_CMDLINE, need_text
-from remote_scripts.shared.boot_menu import RECORDS, records
-from remote_scripts.shared.words import without_words
+from remote_scripts.shared.boot import GRUB_MENU, KERNEL_CMDLINE, NAMES, need_text
+from remote_scripts.shared.words import missing_words, without_words
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-#: Whose words there are.
-NAMES = ("iommu", "vfio")
 _GRUB, _DROP_INS = "/etc/default/grub", "/etc/default/grub.d"
 _OURS = "zz-homelab-"
 _DROP_IN = """\
@@ -46,7 +43,7 @@ def own(system: System) -> dict[str, str]:
     words = {}
     for name in NAMES:
         exported = _EXPORTED.search(need_text(system, boot.drop_in(name)))
-        texts = f"{exported[1] if exported else ''} {need_text(system, f'{RECORDS}/{name}')}"
+        texts = f"{exported[1] if exported else ''} {need_text(system, boot.record(name))}"
         words[name] = " ".join(dict.fromkeys(texts.split()))
     return words
 
@@ -63,8 +60,8 @@ def configured(system: System, loader: str, words: Mapping[str, str] | None = No
     # Only the first line counts (proxmox-boot-tool's get_first_line), with or without a newline at its end.
     line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
     if words is not None:
-        for path in records(system):
-            line = without_words(line, need_text(system, path).split())
+        for name in NAMES:
+            line = without_words(line, need_text(system, boot.record(name)).split())
         line = " ".join([line, *filter(None, words.values())])
     return line
 
@@ -122,58 +119,40 @@ def _put(system: System, name: str, path: str, mode: int, text: str) -> None:
 
 
 def _edit_line(system: System, name: str, words: str) -> None:
-    """Puts the words at the end of the first line of /etc/kernel/cmdline, in place of what we put there before by this
-    name. The exact text is recorded, so that taking it away leaves every other byte. While the file changes, the record
-    has a line for each text that may be there, the old and the new; `finish` leaves the new one alone.
+    """Puts the words at the end of the first line of /etc/kernel/cmdline, in place of those that this name has there.
+    Words are recorded before they are in it, and until they are out of it: taking them away leaves every other byte.
     """
-    files, record, new = system.files, f"{RECORDS}/{name}", f" {words}" if words else ""
-    # The longest first: one may be the beginning of another.
-    texts = sorted(filter(None, need_text(system, record).split("\n")), key=lambda text: (-len(text), text))
-    if not texts and not new:
-        return
+    files, record = system.files, boot.record(name)
+    old, new = need_text(system, record).split(), words.split()
     path = f"/{os.path.relpath(files.at(KERNEL_CMDLINE).resolve(), system.root.resolve())}"
     first, newline, rest = need_text(system, KERNEL_CMDLINE).partition("\n")
-    files.at_finish.append(lambda: _settle(system, record, new))
-    if new in texts and f"{new} " in f"{first} " and not _others(texts, new, first):
+    if old == new and not missing_words(words, first):
         return
-    line = _without_texts(first, texts) + new
-    content = f"{line}{newline}{rest}".encode("utf-8", "surrogateescape")
+    line = " ".join([_without_last(first, old), *new])
     if files.planning:
         files.plan_file("changed", path)  # a plan has the command line before and after by itself
         return
     files.about_to_change()
     files.remember(record, path)
-    files.need_folder(RECORDS)
-    _record(system, record, dict.fromkeys([*texts, *([new] if new else [])]))
+    files.need_folder(record.rpartition("/")[0])
+    _record(system, record, [*old, *new])
     if files.exists(path):
-        files.rewrite(path, content)
+        files.rewrite(path, f"{line}{newline}{rest}".encode("utf-8", "surrogateescape"))
+    files.at_finish.append(lambda: _record(system, record, new))
     files.changed = True
     system.log.say(f"wrote {path}")
 
 
-def _others(texts: list[str], new: str, line: str) -> list[str]:
-    """Texts of earlier runs that are in the line, too."""
-    return [text for text in texts if f"{text} " in f"{line} " and f"{text} " not in f"{new} "]
-
-
-def _without_texts(line: str, texts: list[str]) -> str:
-    """Without the one that is there, as it was put; without words of theirs, if a user has moved these."""
-    for text in texts:
-        before, separator, after = f"{line} ".rpartition(f"{text} ")
-        if separator:
-            return f"{before} {after}".removesuffix(" ")
-    for text in texts:
-        line = without_words(line, text.split())
+def _without_last(line: str, words: Iterable[str]) -> str:
+    """Another one of the same word is its owner's."""
+    for word in words:
+        before, found, after = f" {line} ".rpartition(f" {word} ")
+        line = f"{before} {after}".removeprefix(" ").removesuffix(" ") if found else line
     return line
 
 
-def _settle(system: System, record: str, text: str) -> None:
-    """The record says just that."""
-    if not text:
+def _record(system: System, record: str, words: Iterable[str]) -> None:
+    if text := " ".join(dict.fromkeys(words)):
+        system.files.write(record, f"{text}\n".encode("utf-8", "surrogateescape"), 0o600)
+    else:
         system.files.remove(record)
-    elif need_text(system, record) != f"{text}\n":
-        _record(system, record, {text: None})
-
-
-def _record(system: System, record: str, texts: dict[str, None]) -> None:
-    system.files.write(record, "".join(f"{text}\n" for text in texts).encode("utf-8", "surrogateescape"), 0o600)

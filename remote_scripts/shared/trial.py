@@ -22,7 +22,7 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import boot, boot_service, cmdline, esp, guests_to_start, notes, route, trial_entry
-from remote_scripts.shared.boot_menu import ENTRIES, entries, make_menus, records
+from remote_scripts.shared.boot_menu import ENTRIES, entries, make_menus
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
@@ -155,7 +155,7 @@ def _words(system: System, lines: Mapping[str, str]) -> dict[str, str]:
 def _runs(system: System, lines: Mapping[str, str]) -> bool:
     """Whether this boot is the trial. A person may have chosen another entry."""
     running = boot.need_text(system, "/proc/cmdline")
-    wanted = " ".join([trial_entry.WORD, *(lines.get(name, "") for name in cmdline.NAMES)])
+    wanted = " ".join([trial_entry.WORD, *(lines.get(name, "") for name in boot.NAMES)])
     return not missing_words(wanted, running)
 
 
@@ -238,7 +238,7 @@ def _not_yet_chosen(lines: Mapping[str, str]) -> dict[str, str]:
 
 def _kept(before: Mapping[str, str]) -> dict[str, str]:
     """Of a trial that runs, and is to run once more."""
-    return {key: before[key] for key in ("sysctls", *cmdline.NAMES) if key in before}
+    return {key: before[key] for key in ("sysctls", *boot.NAMES) if key in before}
 
 
 def _put_back(system: System, before: Mapping[str, str]) -> None:
@@ -485,7 +485,7 @@ def settle(system: System) -> None:
         case "confirmed":
             lines, loader = note(system, CONFIRMED), boot.need_loader(system)
             files.followed_by = "boot"
-            for name in cmdline.NAMES:
+            for name in boot.NAMES:
                 if name in lines:
                     cmdline.write(system, name, lines[name], loader)
             make_menus(system, loader)
@@ -535,7 +535,7 @@ def drop(system: System, name: str, after: int = 0) -> bool:
     is_in = lines.pop(name, None) is not None
     if not before:
         return False
-    if not any(of_layer in lines for of_layer in cmdline.NAMES):
+    if not any(of_layer in lines for of_layer in boot.NAMES):
         _forget(system, before)
     else:
         system.files.remember(path)
@@ -566,7 +566,7 @@ def forget_when_given_back(system: System) -> None:
     if not (files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records
-    is_something_left = any(files.of_layer(name) for name in cmdline.NAMES) or records(system)
+    is_something_left = any([*map(files.of_layer, boot.NAMES), *cmdline.own(system).values()])
     if not (is_something_left or files.exists(NOTE) or files.is_pending("boot") or files.is_pending("initramfs")):
         files.remove(ROLLED_BACK, JUDGED)
 
