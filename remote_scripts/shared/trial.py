@@ -308,7 +308,7 @@ def _set_up(system: System, lines: Mapping[str, str]) -> None:
         _choose(system, lines, folders, "none")  # until its entry is whole
         for menu in menus:
             _write_custom(system, menu, _section(system, lines, menu))
-        if not menus or not _choose(system, lines, folders, "once", makes=True):
+        if not menus or not _choose(system, lines, folders, "once"):
             raise _not_chosen("no EFI system partition that this host starts from is there")
 
 
@@ -347,10 +347,8 @@ def _write_custom(system: System, menu: str, section: str) -> None:
         files.rewrite(path, text.encode("utf-8", "surrogateescape"))
 
 
-def _choose(
-    system: System, lines: Mapping[str, str], folders: Mapping[str, str], value: str, *, makes: bool = False
-) -> bool:
-    """Writes the choice where it is, or can be; whether it is anywhere."""
+def _choose(system: System, lines: Mapping[str, str], folders: Mapping[str, str], value: str) -> bool:
+    """Writes the choice; whether it could be written anywhere."""
     files, block, is_chosen = system.files, trial_entry.environment(value), False
     for place in lines.get("places", "").split():
         path = f"/boot/grub/{trial_entry.BESIDE_MENU}"
@@ -360,7 +358,7 @@ def _choose(
             path = f"{folders[place]}/{trial_entry.ON_ESP}"
         if len(files.read(path) or b"") == len(block):
             files.overwrite(path, block)
-        elif makes:
+        else:
             files.need_folder(path.rpartition("/")[0])
             files.write(path, block, 0o644)
         is_chosen = True
