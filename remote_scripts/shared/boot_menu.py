@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 
-from remote_scripts.shared import esp
-from remote_scripts.shared.boot import GRUB_MENU, HOOK, KERNEL_CMDLINE, NAMES, need_text, record, uuids
-from remote_scripts.shared.words import without_words
+from remote_scripts.shared import cmdline, esp, trial_entry
+from remote_scripts.shared.boot import GRUB_MENU, HOOK, KERNEL_CMDLINE, need_text, uuids
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -18,9 +17,8 @@ from remote_scripts.tools.system import System
 ENTRIES = "loader/entries"
 # Proxmox VE's; and the second one of each, which the default pattern proxmox-* doesn't match.
 _THEIRS, _SECOND = "proxmox-", "homelab-without-gpu-"
-_STARTS_KERNEL = re.compile(rb"^[ \t]*linux(efi)?[ \t]", re.MULTILINE)
+_STARTS_KERNEL = re.compile(r"^[ \t]*linux(efi)?[ \t]", re.MULTILINE)
 _OPTIONS = re.compile(r"^options[ \t].*$", re.MULTILINE)
-_MENU_BYTES = 1 << 25
 
 
 def make_menus(system: System, loader: str, *, is_step: bool = True) -> None:
@@ -82,7 +80,7 @@ def _make_menu(system: System, esp_folder: str) -> str:
     done = system.run.do(*words, doing="boot menu", environment={"PVE_EFIBOOT_UNSHARED": "1"})
     if done.status != 0:
         raise _not_made(done.text or f"grub-mkconfig ended with {done.status}")
-    if not _STARTS_KERNEL.search(files.read(new, _MENU_BYTES) or b""):
+    if not _STARTS_KERNEL.search(need_text(system, new)):
         raise _not_made("grub-mkconfig has made a menu without any kernel; the one from before is there still")
     return path
 
@@ -96,7 +94,7 @@ def _make_entries(system: System, esp_folder: str, stale: list[str]) -> list[str
     """
     files, place = system.files, f"{esp_folder}/{ENTRIES}"
     line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
-    words = " ".join(need_text(system, record(name)) for name in NAMES).split()
+    words = " ".join(cmdline.own(system).values()).split()
     texts = {}
     for name in entries(system, place):
         text, found = _OPTIONS.subn(lambda _: f"options  {line}", need_text(system, f"{place}/{name}"), count=1)
@@ -104,8 +102,7 @@ def _make_entries(system: System, esp_folder: str, stale: list[str]) -> list[str
             raise _not_made(f"{place}/{name} has no options: it isn't whole")
         texts[f"{place}/{name}"] = text
         if files.exists(HOOK):
-            second = re.sub(r"^title .*", r"\g<0> without GPU passthrough", text, count=1, flags=re.MULTILINE)
-            second = _OPTIONS.sub(lambda _: f"options  {without_words(line, words)}", second, count=1)
+            second = trial_entry.copied(text, r"\g<0> without GPU passthrough", words, "")
             texts[f"{place}/{name.replace(_THEIRS, _SECOND, 1)}"] = second
     stale += [
         f"{place}/{name}" for name in files.names(place) if name.startswith(_SECOND) and f"{place}/{name}" not in texts

@@ -377,7 +377,7 @@ def _not_chosen(found: str) -> Failure:
 
 def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list[str]) -> None:
     """The loader's variable, read back after it is set; else an entry that the loader counts down."""
-    refusal = _set_one_shot(system)
+    refusal, words = _set_one_shot(system), _with_trial(system, lines, restarts=True)
     is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
     written = []
     for folder in folders:
@@ -385,7 +385,7 @@ def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list
         place = f"{folder}/{ENTRIES}"
         name = trial_entry.default_conf(loader_conf, entries(system, place))
         entry = boot.need_text(system, f"{place}/{name}") if name else ""
-        text = trial_entry.trial_conf(entry, _own_words(system), _with_trial(system, lines, restarts=True))
+        text = trial_entry.copied(entry, f"title    {trial_entry.TITLE}", _own_words(system), words)
         is_counted = not is_set and trial_entry.default_conf(loader_conf, [_COUNTED]) == _COUNTED
         if text and (is_set or is_counted):
             path = f"{place}/{_ENTRY if is_set else _COUNTED}"

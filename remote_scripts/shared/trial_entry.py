@@ -191,13 +191,16 @@ def esps(lsblk: str) -> list[str]:
     return here if len({*here}) == 1 else []
 
 
-def trial_conf(entry: str, without: Iterable[str], words: str) -> str:
-    """systemd-boot's entry of the trial: a copy of one that boots, with other words; empty: that one isn't whole."""
+def copied(entry: str, title: str, without: Iterable[str], words: str) -> str:
+    """A copy of an entry of systemd-boot with another title and other words; empty: that one isn't whole.
+
+    :param title: the line, as `re.sub` takes it.
+    """
     options = _OPTIONS.search(entry)
     if not options:
         return ""
-    text = re.sub(r"^title[ \t].*", f"title    {TITLE}", entry, flags=re.MULTILINE)
-    return _OPTIONS.sub(lambda match: f"options  {without_words(match[1], without)} {words}", text, count=1)
+    text = re.sub(r"^title[ \t].*", title, entry, flags=re.MULTILINE)
+    return _OPTIONS.sub(lambda match: f"options  {without_words(match[1], without)} {words}".rstrip(), text, count=1)
 
 
 def default_conf(loader_conf: str, names: Iterable[str]) -> str:

@@ -128,11 +128,13 @@ CONF = "title    Proxmox Virtual Environment\nversion  6.14.8-2-pve\noptions  ro
 
 
 def test_systemd_boots_entry_is_a_copy_with_other_words() -> None:
-    trial = trial_entry.trial_conf(CONF, ["old"], "homelab.trial iommu=pt")
+    trial = trial_entry.copied(CONF, "title    GPU passthrough, on trial", ["old"], "homelab.trial iommu=pt")
     assert trial == CONF.replace("Proxmox Virtual Environment", "GPU passthrough, on trial").replace(
         "zfs old", "zfs homelab.trial iommu=pt"
     )
-    assert trial_entry.trial_conf("title x\n", [], "y") == ""
+    second = trial_entry.copied(CONF, r"\g<0> again", ["old"], "")
+    assert second == CONF.replace("Environment", "Environment again").replace("zfs old", "zfs")
+    assert trial_entry.copied("title x\n", "title y", [], "y") == ""
 
 
 def test_systemd_boots_default_is_the_newest_that_fits_or_the_pinned_one() -> None:

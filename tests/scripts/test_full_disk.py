@@ -159,7 +159,7 @@ def test_a_full_esp_gets_no_truncated_entry_and_its_error_is_reported(
     said, ours = (out / "stdout").read_text(), second_entries(out / "left")
     assert len(ours) == (2 if pages > 1 else 0) == len(second_entries(hooked.root / "esp/AAAA-0002"))
     for text in ours.values():
-        assert "linux    /vmlinuz\n" in text and "options  root=ZFS=rpool/ROOT/pve-1 boot=zfs \n" in text
+        assert "linux    /vmlinuz\n" in text and "options  root=ZFS=rpool/ROOT/pve-1 boot=zfs\n" in text
     assert (out / "status").read_text() == ("1\n" if pages < 2 else "0\n")
     assert ("No space left on device" in said and "/run/homelab/esp-AAAA-0001" in said) == (pages < 2)
     assert {path.name for path in (out / "left/loader/entries").iterdir()} - {*ours} == {
