@@ -12,7 +12,7 @@ import yaml
 
 from homelab.container import plan as container_plan
 from homelab.host import gates, plan, remapping
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
 from homelab.settings import Container
 from homelab.settings import Host as HostSettings
 from lab.host.proxmox_boot import on_vfat
@@ -71,6 +71,13 @@ def runs(machine: Host, words: str) -> None:
     """This boot has these words already: so they aren't tried first."""
     path = machine.root / "proc/cmdline"
     path.write_text(f"{path.read_text().strip()} {words}\n")
+
+
+def put_agent(host: Host) -> None:
+    """As a stack's first resource does it."""
+    command = agent.command_to_put("root")
+    environment = host.machine.environment()
+    subprocess.run(["bash", "-c", command], input=agent.put("test"), env=environment, text=True, check=True)
 
 
 def confirm(machine: Host) -> None:
@@ -303,6 +310,7 @@ def test_the_second_boot_entry_gives_the_card_back_for_one_boot_and_a_new_kernel
 ) -> None:
     """With either loader."""
     machine = host(scenario)
+    put_agent(machine)
     bind(machine, scenario)
     machine.restart()
     confirm(machine)
@@ -319,6 +327,9 @@ def test_the_second_boot_entry_gives_the_card_back_for_one_boot_and_a_new_kernel
     machine.machine.shutdown()
     assert machine.machine.boot("reboot").kernel == version
     assert machine.drivers()["0000:01:00.0"] == "vfio-pci"
+    entries = machine.machine.state.glob("esp/*/loader/entries/*.conf")
+    seconds = [path.read_text() for path in entries if path.name == f"homelab-without-gpu-{version}.conf"]
+    assert bool(seconds) == bool(ours) and not [text for text in seconds if "homelab.vfio" in text]
 
 
 def test_words_lost_from_the_kernel_cmdline_file_are_named_and_come_back(host: Callable[[str], Host]) -> None:

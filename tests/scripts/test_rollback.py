@@ -23,7 +23,7 @@ from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
 from tests.lab.test_real_hosts import be_no_proxmox
-from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
+from tests.scripts.test_on_a_host import IOMMU, VFIO, Host, put_agent
 from tests.waiting import PATIENCE
 
 AFTER = 20
@@ -39,13 +39,6 @@ SHORT_WAITS = {"REBOOT_SECONDS": "0", "RETRY_SECONDS": "0", "LOCK_TIMEOUT": "1"}
 
 def confirmation(**wanted: Any) -> Asked:
     return Asked("confirm_boot", ConfirmBoot(**wanted))
-
-
-def put_agent(host: Host) -> None:
-    """As a stack's first resource does it."""
-    command = agent.command_to_put("root")
-    environment = host.machine.environment()
-    subprocess.run(["bash", "-c", command], input=agent.put("test"), env=environment, text=True, check=True)
 
 
 class Tried(Host):
