@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from remote_scripts.tools.system import System
 
@@ -29,17 +29,13 @@ class Route:
     gateway: str
 
     @property
-    def note(self) -> str:
-        """Lines KEY VALUE, by which the next boot is compared with it."""
-        listens = "yes" if self.listens else "no"
-        return (
-            f"address {self.address}\ninterface {self.interface}\nport {self.port}\nlistens {listens}\n"
-            f"gateway {self.gateway}"
-        )
+    def note(self) -> dict[str, str]:
+        """By which the next boot is compared with it."""
+        return {**asdict(self), "listens": "yes" if self.listens else "no"}
 
 
 def noted(pairs: Mapping[str, str]) -> Route:
-    """The route of such lines."""
+    """The route of such a note."""
     address, interface, port, listens, gateway = (
         pairs.get(key, "") for key in ("address", "interface", "port", "listens", "gateway")
     )

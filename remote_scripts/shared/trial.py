@@ -77,10 +77,7 @@ Before=shutdown.target
 [Timer]
 # From systemd's start on: an initramfs may wait for the passphrase of a disk for as long as it likes.
 OnStartupSec={after}s
-AccuracySec=1s
-
-[Install]
-WantedBy=timers.target""",
+AccuracySec=1s""",
     f"{_EARLY}.service": """\
 # Written by homelab: takes back the choice of a boot on trial, where the boot loader has left it.
 [Unit]
@@ -94,10 +91,7 @@ Before=shutdown.target
 
 [Service]
 Type=oneshot
-ExecStart=/bin/sh /var/lib/homelab/rollback early {after}
-
-[Install]
-WantedBy=multi-user.target""",
+ExecStart=/bin/sh /var/lib/homelab/rollback early {after}""",
 }
 State = Literal["", "armed", "running", "confirmed", "over", "ending"]
 
@@ -259,7 +253,7 @@ def _new_note(system: System, here: str) -> dict[str, str]:
         "places": " ".join(places),
         "takes-back": "yes" if takes_back else "no",
         "sysctls": " ".join(system.files.line(path) for path in _SYSCTLS).strip(),
-        **notes.pairs(route.find(system).note),
+        **route.find(system).note,
     }
 
 
@@ -570,9 +564,7 @@ def forget_when_given_back(system: System) -> None:
 
 
 def _install(system: System, after: int) -> None:
-    """Enabled as `systemctl enable` does it, which needs nothing of a running systemd; not started: it counts from the
-    next boot.
-    """
+    """Enabled by links, which need nothing of a running systemd; not started: it counts from the next boot."""
     files = system.files
     texts = {_UNIT_FILES[name]: text.format(after=after) for name, text in _TEXTS.items()}
     for path, text in {PROGRAM: installed.TEXTS["rollback"], **texts}.items():

@@ -133,8 +133,8 @@ cp -a "$esp" "$OUT/left"
 def hooked(folder: Folder) -> Folder:
     """A host with systemd-boot, with the hook for its second entries, which asks an agent."""
     cut_kit.stock(folder, "systemd-boot")
-    words = {"input": agent.put("test"), "env": folder.environment, "text": True, "check": True}
-    subprocess.run(["bash", "-c", agent.command_to_put("root")], **words)  # type: ignore[call-overload]
+    command = agent.command_to_put("root")
+    subprocess.run(["bash", "-c", command], input=agent.put("test"), env=folder.environment, text=True, check=True)
     folder.write("/var/lib/homelab/cmdline/vfio", " quiet\n")
     folder.write(HOOK, f"{scripts.file('systemd_boot_entry.sh')}\n", 0o755)
     return folder
