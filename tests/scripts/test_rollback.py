@@ -19,6 +19,7 @@ import pytest
 
 from homelab.remote import agent, scripts
 from lab.machine import Machine
+from lab.processes import end_left_behind
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
@@ -189,6 +190,7 @@ def tried(kept_hosts: Path) -> Callable[..., Tried]:
             _stock[place] = host.stock
             subprocess.run(["cp", "-a", place, kept], check=True)
             return host
+        end_left_behind(place)  # such as systemd-run, which nobody waits for
         shutil.rmtree(place)
         subprocess.run(["cp", "-a", kept, place], check=True)
         host = Tried.__new__(Tried)
