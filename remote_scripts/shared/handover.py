@@ -108,7 +108,7 @@ def owed_starts(system: System) -> list[str]:
         with suppress(Failure):
             record = read_record(system, name)
             if record.state == "HELD" and record.boot == boot_id(system):
-                ctids += [ctid for ctid in record.containers if ctid not in record.given_up]
+                ctids += record.containers
     return ctids
 
 
@@ -229,8 +229,9 @@ class RecordedCard(SharedCard):
         self.record = Record()
 
     def rest(self, state: State, why: str) -> None:
-        """The card stays in this state, for this reason."""
-        self.say(f"{state}: {why}")
+        """The card stays in this state, for this reason, which is said once."""
+        if (state, why) != (self.record.state, self.record.why):
+            self.say(f"{state}: {why}")
         if not self.save(state=state, why=why):
             self.say("that can't be noted on the disk")
 

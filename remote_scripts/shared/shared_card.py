@@ -10,7 +10,6 @@ from pathlib import Path
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import NodeNumbers
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System
 
@@ -18,12 +17,6 @@ from remote_scripts.tools.system import System
 _LOOKS = 3
 _LOOK_SECONDS = 1.0
 _READ_SECONDS = 5.0
-
-
-def drivers_by_major(system: System) -> dict[str, str]:
-    """The names of character devices' drivers, by their majors."""
-    lines = system.files.text("/proc/devices").partition("Block devices:")[0].splitlines()
-    return {words[0]: words[1] for words in map(str.split, lines) if len(words) == 2 and words[0].isdecimal()}
 
 
 class SharedCard:
@@ -88,9 +81,10 @@ class SharedCard:
     def minor(self) -> str:
         """N of its /dev/nvidiaN; empty: there is none, or it can't be read."""
         try:
-            return _text(nvidia.minor_of(self.system, self.gpu))
+            minor = nvidia.minor_of(self.system, self.gpu)
         except OSError:
             return ""
+        return "" if minor is None else str(minor)
 
     @property
     def drm_names(self) -> list[str]:
@@ -100,30 +94,6 @@ class SharedCard:
             names = self.system.files.names(f"{DEVICES}/{address}/drm")
             drm += [name for kind in ("card", "renderD") for name in names if name.startswith(kind)]
         return drm
-
-    @property
-    def numbers(self) -> NodeNumbers:
-        """Those that it has now."""
-        majors = self._major_of("nvidia-uvm"), self._major_of("nvidia-caps")
-        return NodeNumbers(self.minor, majors, tuple(self.drm_names))
-
-    def _major_of(self, driver: str) -> str:
-        try:
-            return _text(nvidia.major_of(self.system, driver))
-        except OSError:
-            return ""
-
-    def of_others(self) -> tuple[set[str], set[str]]:
-        """The minors of /dev/nvidiaN and the names in /dev/dri that other cards have now: what this one was called may
-        be another's while it is away.
-        """
-        files = self.system.files
-        minors = set()
-        for address in files.names(nvidia.GPUS):
-            if address not in self.functions:
-                with suppress(OSError):
-                    minors.add(_text(nvidia.minor_of(self.system, address)))
-        return minors, {name for other in self._other_functions() for name in files.names(f"{DEVICES}/{other}/drm")}
 
     def node_numbers(self) -> set[str]:
         """The numbers, in hexadecimal, of what must not be open: the card's own node and nvidia-modeset, what is in
@@ -136,8 +106,9 @@ class SharedCard:
         numbers |= {f"e2:{int(re.sub(r'[^0-9]', '', name)):x}" for name in self.drm_names}
         if self.is_only():
             numbers.add("c3:ff")
-            if uvm := self._major_of("nvidia-uvm"):
-                numbers |= {f"{int(uvm):x}:0", f"{int(uvm):x}:1"}
+            with suppress(OSError):
+                if uvm := nvidia.major_of(self.system, "nvidia-uvm"):
+                    numbers |= {f"{uvm:x}:0", f"{uvm:x}:1"}
         return numbers
 
     def sound_numbers(self) -> tuple[str, set[str]]:
@@ -175,7 +146,3 @@ class SharedCard:
         names = [f"nvidia{self.minor}", "nvidia-modeset", *(f"dri/{name}" for name in self.drm_names)]
         names += ["nvidiactl", "nvidia-uvm"] if self.is_only() else []
         return f" /dev/({'|'.join(names)})( \\(deleted\\))?$"
-
-
-def _text(number: int | None) -> str:
-    return "" if number is None else str(number)

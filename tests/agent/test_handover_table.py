@@ -129,9 +129,8 @@ def put(host: Host, wanted: str) -> None:
     """The host as it is in a state."""
     if wanted == "HOST":
         return
-    numbers = {"minor": "0", "majors": ["508", ""]}
     containers = [] if wanted == "HELD" else ["950"]
-    host.write(STATE, noted(wanted, containers=containers, numbers=numbers, persistence="Enabled"))
+    host.write(STATE, noted(wanted, containers=containers, minor="0", persistence="Enabled"))
     if wanted == "HELD":
         return
     host.write("/ct950", "stopped\n")

@@ -358,7 +358,7 @@ def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
 
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
     assert "OnUnitInactiveSec=1min" in layer.SERVICE.timer and "OnBootSec=2min" in layer.SERVICE.timer
-    assert card_handover.RETRY_SECONDS == 1800, "for half an hour, say ADR 30 and the pages"
+    assert (card_handover.RETRY_SECONDS, card_handover.PAUSE_SECONDS) == (1800, 600), "says ADR 30"
 
 
 def test_where_a_card_is_whose_note_cant_be_read_is_not_known() -> None:
