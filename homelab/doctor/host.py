@@ -37,7 +37,6 @@ def diagnose(reading: Reading, host: Host) -> Report:
         findings,
         [
             *_notes(reading),
-            *_turned_away(reading, host),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),
             *_resets(reading, host, slots),
             *remarks,
@@ -207,16 +206,6 @@ def _on_its_way(name: str, record: Record, description: str, guests: Guests) -> 
         f"see whether that timer and homelab-handover.service run, and what {log} says last; a reboot of the host "
         "ends it in any case",
     )
-
-
-def _turned_away(reading: Reading, host: Host) -> list[str]:
-    """Remarks on VMs that were started during a run, and haven't got their card since."""
-    return [
-        f"gpus.{name}: {message}; nothing was changed: start that VM again if it is still to have the card, unless a "
-        "run is still at work"
-        for name, message in reading.facts.turned_away.items()
-        if name in host.hands_over
-    ]
 
 
 def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Finding]:

@@ -7,12 +7,10 @@ what a function has now, and so each can be done again.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 
 from remote_scripts.shared import card_users, guest_conf, guest_note, guests, handover
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import TurnedAway
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_containers import CardContainers
@@ -42,7 +40,6 @@ class CardHandover:
         self.card = RecordedCard(system, card)
         self._driver = CardDriver(self.card)
         self.containers = CardContainers(self.card, self._driver)
-        self._turned_away = handover.turned_away_of(card.name)
         self.why_kept = ""
 
     def refusal(self, vmid: str, found: str, next: str) -> Failure:
@@ -68,11 +65,6 @@ class CardHandover:
         if run is None or not self._is_to_be_taken(vmid):
             return
         self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
-        # For the reading of the host, until a VM has got the card. There is no state: everything is as it was.
-        try:
-            self._turned_away.write(self._system.files, TurnedAway(int(vmid), time.strftime("%F %T"), run or ""))
-        except OSError:
-            self.card.say("that can't be noted on the disk")
         raise Failure(
             f"gpus.{self.card.name} for VM {vmid}, which starts",
             f"an up or a destroy of this host is at work: {run or 'which one is not known'}",
@@ -94,7 +86,11 @@ class CardHandover:
         # By other configuration, there is nothing to hand over.
         if self.card.record.state in ("HOST", "HELD") and self.card.is_on_vfio():
             return
-        raise self.refusal(vmid, card_users.backup_refusal(vmid), "nothing was changed; back the VM up while it runs")
+        found = (
+            f"a backup of VM {vmid}, which was off, would start it: the card stays with the containers. If no backup "
+            f"is at work, its lock was left behind: `qm unlock {vmid}`"
+        )
+        raise self.refusal(vmid, found, "nothing was changed; back the VM up while it runs")
 
     # To a VM.
 
@@ -129,8 +125,7 @@ class CardHandover:
             self._drain(vmid, users, persistence)
             card_users.need_unused(self.card)
             self._driver.bind_to_vfio()
-            if not self._record_vm():
-                raise RefusedError("its state can't be noted on the disk")
+            self.card.need_saved(state="VM", why="")
         except RefusedError as error:
             if self.card.record.state == "STUCK":
                 next = "reboot the host when it suits you; its containers stay off until then"
@@ -156,19 +151,12 @@ class CardHandover:
         if power in ("on", "unknown"):
             return False
         is_there = self.card.is_on_vfio() and self.card.is_alive()
-        if is_there and self._record_vm():
+        if is_there and self.card.save(state="VM", why=""):
             self.card.say(f"VM {vmid} keeps it")
             return True
         # This start holds the VM's lock, by which `settle` would take it for one that goes on.
         record.state = "RETURNING"
         return False
-
-    def _record_vm(self) -> bool:
-        """Whether it is on the disk that the VM has the card."""
-        if not self.card.save(state="VM", why=""):
-            return False
-        self._system.files.remove(self._turned_away.path)
-        return True
 
     def _drain(self, vmid: str, users: Sequence[Container], persistence: Mapping[str, str]) -> None:
         record = self.card.record

@@ -44,17 +44,3 @@ class Record:
     def at(self) -> str:
         """When its state began."""
         return time.strftime("%F %T", time.localtime(self.since))
-
-
-@dataclass(frozen=True)
-class TurnedAway:
-    """A VM that didn't get its card because a run held the host when the VM started. `at`: time of the start, by the
-    host's clock; `run`: whose run.
-    """
-
-    vm: int
-    at: str
-    run: str
-
-    def __str__(self) -> str:
-        return f"{self.at}: VM {self.vm} doesn't get it: an up or a destroy of this host is at work ({self.run})"

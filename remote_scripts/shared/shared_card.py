@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.card import Card
@@ -111,23 +109,11 @@ class SharedCard:
                     numbers |= {f"{uvm:x}:0", f"{uvm:x}:1"}
         return numbers
 
-    def sound_numbers(self) -> tuple[str, set[str]]:
-        """A node of its sound that is there, and the numbers of all; empty: it has none."""
-        there = ""
-        for path in self._attributes("sound/*/uevent", "sound/*/*/uevent"):
-            match = re.search(r"^DEVNAME=(.+)$", path.read_text(), re.MULTILINE)
-            if match and path.with_name("dev").exists() and self.system.files.exists(f"/dev/{match[1]}"):
-                there = f"/dev/{match[1]}"
-        return there, self._hexadecimal("sound/*/dev", "sound/*/*/dev")
-
     def _hexadecimal(self, *patterns: str) -> set[str]:
-        pairs = (path.read_text().strip().partition(":") for path in self._attributes(*patterns))
+        folders = [self.system.files.at(f"{DEVICES}/{address}") for address in self.functions]
+        paths = (path for folder in folders for pattern in patterns for path in folder.glob(pattern))
+        pairs = (path.read_text().strip().partition(":") for path in paths)
         return {f"{int(major):x}:{int(minor):x}" for major, _, minor in pairs}
-
-    def _attributes(self, *patterns: str) -> Iterator[Path]:
-        for address in self.functions:
-            for pattern in patterns:
-                yield from self.system.files.at(f"{DEVICES}/{address}").glob(pattern)
 
     def group_nodes(self) -> list[str]:
         """The nodes of its IOMMU groups below /dev/vfio: open while a VM has it."""

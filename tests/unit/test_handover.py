@@ -332,20 +332,6 @@ def test_a_vm_that_took_its_hookscript_to_another_node_is_found() -> None:
     assert "it is on node pve2 now" in about.found and "on pve2: `qm set 103 --delete hookscript`" in about.next
 
 
-def test_a_vm_that_was_turned_away_during_an_up_is_shown() -> None:
-    about = {"vm": 103, "at": "2026-01-01 10:00:00", "run": "anna on desk"}
-    said = "2026-01-01 10:00:00: VM 103 doesn't get it: an up or a destroy of this host is at work (anna on desk)"
-    found = facts(turned_away={"rtx5090": about, "gone": about})
-    cards = show.of_reading(found, host(), "pve")
-    wanted = show.wanted(host(), {"gaming": VM}, {}, cards, found)
-    for seen in (cards, wanted):
-        lines = [node.line for node in tree.of_host("pve", seen, wanted).walk()]
-        assert f"refused: {said}" in lines
-    report = doctor.diagnose(reading(facts=found), host())
-    assert [note for note in report.notes if said in note and note.startswith("gpus.rtx5090")]
-    assert not [note for note in report.notes if "gpus.gone" in note], "no card of the settings"
-
-
 def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
     """By what the host's own program notes: a new state needs its words."""
     for state in set(get_args(State)) - {"HOST"}:

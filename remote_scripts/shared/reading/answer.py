@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from remote_scripts.shared.card_record import Record, TurnedAway
+from remote_scripts.shared.card_record import Record
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Answer:
     boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `cards_enabled`: whether the service that
     follows these nodes at each boot is enabled. `ledger`: of guests and mappings, name -> JSON
     (homelab/remote/ledger.py, shared/guest_note.py); `agents`: those that stacks keep, their versions by owner, empty:
-    none is whole. `turned_away`: by card; `edits`: copies of this program's files that had been edited by hand.
+    none is whole. `edits`: copies of this program's files that had been edited by hand.
     `kernel_log`: lines about cards, empty: not asked for; `lost`: functions of cards whose configuration space can't
     be read, or reads as ones. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
     """
@@ -316,7 +316,6 @@ class Answer:
     edits: list[str]
     agents: dict[str, str]
     handover: HandedOver
-    turned_away: dict[str, TurnedAway]
     guests: Guests
     cluster: Cluster
     unreadable: list[str]
