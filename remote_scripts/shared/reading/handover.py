@@ -27,6 +27,7 @@ def handed_over(source: Source) -> HandedOver:
         elif (text := source.needed(path)) is not None and not _has_hook(source, text):
             lost.append(vmid)
     cards: dict[str, Record] = {}
+    source.names(handover.FOLDER)  # that it can't be listed is noted
     names = sorted(handover.recorded_names(source.system))
     for name in names:
         read = functools.partial(handover.read_record, source.system, name)

@@ -12,7 +12,6 @@ from remote_scripts.shared import kernel
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
-from remote_scripts.tools.child_process import in_child
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -115,13 +114,12 @@ class Source:
         """What `work` finds at a path whose place an owner has chosen, such as on a share, which may be gone: that is
         noted, and no other one is waited for then.
 
-        :param work: as of `in_child`.
         """
         if self._hanging:
             self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
             return otherwise
         try:
-            return in_child(work)
+            return within_limit(work)
         except TimeoutError as error:
             self._hanging = path
             self.note(path, f"{error}: it may lie on a share, or on a file system of a program, that hangs")
