@@ -29,8 +29,8 @@ DO_SECONDS = 1800.0
 #: its answer is longer than was asked for.
 TIMED_OUT, TOO_MUCH, NOT_FOUND = 124, 125, 127
 _LAST_LINES = 5
-#: The descriptor by which a program says how far it is (apt's APT::Status-Fd).
-STATUS_FD = 99
+#: How much of what a program has said last stands in a line that says that it goes on, in characters.
+_SHOWN = 100
 #: Of a program's output that goes into the log, how much is taken of what it says in a second, in bytes.
 _PART_BYTES = 1 << 20
 #: Of a program's output, how much the file in /run holds, in bytes: one that asks again and again, and gets no answer,
@@ -95,7 +95,7 @@ class Run:
     :param programs: in a test, what is called in the place of programs; whatever else is asked for isn't there.
     """
 
-    #: Whether a program gets files of this system: /dev/null, one for its output, and one on STATUS_FD.
+    #: Whether a program gets files of this system: /dev/null, and one for its output.
     gives_files = True
 
     def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
@@ -150,22 +150,20 @@ class Run:
         doing: str = "",
         environment: Mapping[str, str] | None = None,
         progress: Progress | None = None,
-        tells: bool = False,
     ) -> Done:
         """A program that changes something. All that it says goes into this system's log; `output` of the answer is
         the end of it, which a person gets to see where it fails. Another process keeps the lock until the program has
         ended, also where this one is killed.
 
         :param doing: what is done, for the lines that say that it goes on; by default the program's name.
-        :param tells: whether the program itself says how far it is, on STATUS_FD: `progress` gets that behind its
-            output.
+        :param progress: says there how far it is; by default what it has said last.
         """
         self._log.heading(": ".join(filter(None, (self.name, doing, " ".join(arguments)))))
         if self._programs is not None:
             done = self._stand(arguments, b"")
         else:
             doing = ": ".join(filter(None, (self.name, doing or Path(arguments[0]).name)))
-            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress, tells=tells)
+            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress)
         return last_lines(self._log, done.status, done.output + done.error)
 
     def _watched(
@@ -175,8 +173,6 @@ class Run:
         doing: str,
         environment: Mapping[str, str] | None,
         progress: Progress | None,
-        *,
-        tells: bool,
     ) -> Done:
         folder = self._root / "run/homelab"
         path = folder / f"log{self._suffix}" if is_own_folder(folder) else Path(os.devnull)
@@ -184,12 +180,11 @@ class Run:
             out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError:  # /run is full: the program may work all the same
             out, path = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), Path(os.devnull)
-        status_file = path.with_name(f"{path.name}.status") if tells and path != Path(os.devnull) else Path(os.devnull)
         status_end, keeper_end = os.pipe()
         keeper = os.fork()
         if keeper == 0:
             os.close(status_end)
-            self._keep(arguments, seconds, environment, out, keeper_end, status_file if tells else None)
+            self._keep(arguments, seconds, environment, out, keeper_end)
         os.close(keeper_end)
         began = told_at = time.monotonic()
         noted = 0
@@ -197,8 +192,11 @@ class Run:
             noted = self._pass_on(path, noted, whole=False)
             if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
                 told_at = now
-                where = progress(_end_of(out) + _last_told(status_file), now - began) if progress else ""
-                self._log.say(f"{doing}: {where or f'{now - began:.0f} s'}")
+                said = _end_of(out)
+                where = progress(said, now - began) if progress else ""
+                self._log.say(
+                    ": ".join(filter(None, (doing, where or f"{now - began:.0f} s", where or _last_line(said))))
+                )
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
@@ -210,8 +208,6 @@ class Run:
         os.close(out)
         if path != Path(os.devnull):
             path.unlink(missing_ok=True)  # what the program leaves running may write on: not into the next one's
-        if status_file != Path(os.devnull):
-            status_file.unlink(missing_ok=True)
         return Done(status, output)
 
     def _keep(
@@ -221,7 +217,6 @@ class Run:
         environment: Mapping[str, str] | None,
         out: int,
         answer: int,
-        status_file: Path | None,
     ) -> None:
         """The process that keeps the lock while a program works: it has its descriptor, and the program hasn't."""
         status = 1
@@ -231,9 +226,7 @@ class Run:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            if status_file:
-                os.dup2(os.open(status_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), STATUS_FD)
-            begun = self._begin(arguments, environment, out=out, passed=(STATUS_FD,) if status_file else ())
+            begun = self._begin(arguments, environment, out=out)
             if isinstance(begun, Done):
                 os.write(out, begun.error)
                 status = begun.status
@@ -267,7 +260,6 @@ class Run:
         *,
         stdin: bytes = b"",
         out: int | None = None,
-        passed: Sequence[int] = (),
     ) -> subprocess.Popen[bytes] | Done:
         given = os.memfd_create("stdin") if stdin or not self.gives_files else None
         if given is not None:
@@ -283,7 +275,6 @@ class Run:
                 env={**self.environment, **(environment or {})},
                 cwd="/",
                 start_new_session=True,
-                pass_fds=passed,
             )
         except FileNotFoundError:
             return Done(NOT_FOUND, b"", f"{arguments[0]}: not found\n".encode())
@@ -431,13 +422,9 @@ def _exit_status(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _last_told(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_BYTES))
-            return b"\n" + file.read()
-    except OSError:
-        return b""
+def _last_line(said: bytes) -> str:
+    """The beginning of what a person sees last of it."""
+    return said[-LOG_BYTES:].strip().replace(b"\r", b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")[:_SHOWN]
 
 
 def _end_of(descriptor: int) -> bytes:

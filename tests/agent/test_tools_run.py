@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -103,6 +104,14 @@ def test_a_program_that_no_signal_ends_is_left(run: Run, monkeypatch: pytest.Mon
     began = time.monotonic()
     done = run.ask("sleep", "12", seconds=0.5)
     assert done.status == TIMED_OUT and time.monotonic() - began < 10
+
+
+def test_long_work_says_how_long_it_takes_and_its_last_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("remote_scripts.tools.run.PROGRESS_SECONDS", 0.1)
+    run.do("sh", "-c", "echo first; printf 'read 1\\rread 2\\n'; sleep 2", doing="reading")
+    assert re.search(r"^reading: \d s: read 2$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_work_says_the_end_of_its_output_and_all_of_it_is_in_the_log(run: Run, tmp_path: Path) -> None:
