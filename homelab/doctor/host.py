@@ -226,7 +226,7 @@ def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Findin
 
 
 def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Findings on shared cards, on VMs that moved away with homelab's hookscript, and on the handover's files."""
+    """Findings on shared cards, and on the handover's files."""
     findings = []
     for name in host.hands_over:
         record, description = handover.record_of(reading.facts, name), handover.state_text(reading.facts, name)
@@ -236,17 +236,6 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
             why, step = _SINKS[record.state]
             findings.append(Finding(f"gpus.{name} handed over whole, or not at all", description, why, step))
         findings += _given_up(reading, name, slots)
-    for hook in reading.facts.handover.moved_hooks:
-        vmid, _, node = hook.partition(" on ")
-        findings.append(
-            Finding(
-                f"VM {vmid} on this host, where it takes a shared card",
-                f"it is on node {node} now, and names homelab's hookscript there",
-                "unless that node has a hookscript of this name, the VM doesn't start there",
-                f"move the VM back; or on {node}: `qm set {vmid} --delete hookscript`",
-                Stage.CONFIGURATION,
-            )
-        )
     missing = plan.lost_handover(reading.facts)
     if missing:
         findings.append(

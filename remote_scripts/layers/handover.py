@@ -144,8 +144,6 @@ def _take_away(system: System) -> Changed:
     files = system.files
     for vmid in hookscripts.here(system):
         hookscripts.drop_hook(system, vmid)
-    for vmid in files.names(hookscripts.HOOKED):
-        hookscripts.report_moved(system, vmid)
     if any(map(files.exists, SERVICE.links.values())):
         system.run.do("systemctl", "stop", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS)
     _drop_files(system)

@@ -136,29 +136,6 @@ def here(system: System) -> list[str]:
     return [vmid for vmid in pmxcfs.guest_ids(system, guest_conf.VMS) if is_homelabs(named(system, vmid))]
 
 
-def node_of(system: System, vmid: str) -> str:
-    """The node to which a VM was moved that names ours there; empty: there is none.
-
-    :raises Failure: that can't be read.
-    """
-    if pmxcfs.content_of(system, f"{guest_conf.VMS}/{vmid}.conf") is not None:
-        return ""
-    for node, kind, guest in pmxcfs.guests(system):
-        text = pmxcfs.text_of(system, f"{pmxcfs.NODES}/{node}/{kind}/{guest}.conf") if guest == vmid else ""
-        if is_homelabs(named_of(guest_conf.own_lines(text))):
-            return node
-    return ""
-
-
-def report_moved(system: System, vmid: str) -> None:
-    """Of such a VM. It is left there: that node may have one of its own by that name."""
-    if node := node_of(system, vmid):
-        system.log.say(
-            f"note: VM {vmid} is on node {node} now, and names homelab's hookscript there: unless that node has it, "
-            f"the VM doesn't start. On {node}: `qm set {vmid} --delete hookscript`"
-        )
-
-
 def restore_hook(system: System, vmid: str) -> str:
     """A VM that is to have it and has none, such as after a snapshot's rollback, or a backup that was restored: without
     it, its next start would take the card from its driver, who may wait for ever. What was done, in words; else empty.

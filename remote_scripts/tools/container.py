@@ -205,9 +205,6 @@ class ContainerDisk(disk.Disk):
     def flush(self, where: Path) -> None:
         self._do("flush", "sync", str(where))
 
-    def clear(self, where: Path) -> None:
-        self._said("rm", "-rf", "--", str(where))
-
     def _asked(self, *words: str, seconds: float = ASK_SECONDS, **more: Any) -> Done:
         """:raises Failure: there is no answer in time, or it is too long: that is no "no"."""
         done = self._run.ask(*words, seconds=seconds, **more)

@@ -326,12 +326,6 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     assert about == []
 
 
-def test_a_vm_that_took_its_hookscript_to_another_node_is_found() -> None:
-    found = facts(handover={"enabled": True, "moved_hooks": ["103 on pve2"]})
-    (about,) = [one for one in doctor.diagnose(reading(facts=found), host()).findings if "VM 103" in one.wanted]
-    assert "it is on node pve2 now" in about.found and "on pve2: `qm set 103 --delete hookscript`" in about.next
-
-
 def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
     """By what the host's own program notes: a new state needs its words."""
     for state in set(get_args(State)) - {"HOST"}:

@@ -160,14 +160,13 @@ class SharedWith:
 @dataclass(frozen=True)
 class HandedOver:
     """The handover of cards from containers to VMs. `enabled`: whether its service is; `lost_hooks`: VMs without its
-    hookscript; `moved_hooks`: VMs that took it to another node ("103 on pve2"); `cards`: name -> its record, if the
+    hookscript; `cards`: name -> its record, if the
     card isn't simply with the host; `away`: the cards that a VM has, that are on their way or that are lost, in words.
     """
 
     enabled: bool = False
     away: str = ""
     lost_hooks: list[str] = field(default_factory=list)
-    moved_hooks: list[str] = field(default_factory=list)
     cards: dict[str, Record] = field(default_factory=dict)
 
 

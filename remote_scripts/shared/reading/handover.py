@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from remote_scripts.shared import guest_conf, handover, hookscripts, pmxcfs
+from remote_scripts.shared import guest_conf, handover, hookscripts
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.reading.answer import HandedOver
@@ -18,13 +18,10 @@ _ENABLED = (
 
 def handed_over(source: Source) -> HandedOver:
     """Reads all of it."""
-    lost, moved = [], []
+    lost = []
     for vmid in (name for name in source.names(hookscripts.HOOKED) if name[:1] in "123456789"):
         path = f"{guest_conf.VMS}/{vmid}.conf"
-        if not source.exists(path):
-            work = functools.partial(hookscripts.node_of, source.system, vmid)
-            moved += [f"{vmid} on {node}"] if (node := source.noting(pmxcfs.NODES, work, "")) else []
-        elif (text := source.needed(path)) is not None and not _has_hook(source, text):
+        if (text := source.needed(path)) is not None and not _has_hook(source, text):
             lost.append(vmid)
     cards: dict[str, Record] = {}
     source.names(handover.FOLDER)  # that it can't be listed is noted
@@ -36,7 +33,7 @@ def handed_over(source: Source) -> HandedOver:
     away = ""
     if len(cards) == len(names):
         away = source.noting(handover.FOLDER, lambda: handover.away(source.system), "")
-    return HandedOver(all(map(source.is_link, _ENABLED)), away, lost, moved, cards)
+    return HandedOver(all(map(source.is_link, _ENABLED)), away, lost, cards)
 
 
 def _has_hook(source: Source, text: str) -> bool:
