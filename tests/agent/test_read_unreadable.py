@@ -202,7 +202,6 @@ SCRIPT = "/mnt/nas/snippets/homelab-handover.sh"
 def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     whole: Host, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No other place is waited for."""
     whole.write("/var/lib/homelab/handover-hooks/103", "")
     whole.write("/etc/pve/storage.cfg", "dir: nas\n\tpath /mnt/nas\n\tcontent snippets\n")
     whole.write(VM, "hookscript: nas:snippets/homelab-handover.sh\n")
@@ -221,9 +220,7 @@ def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     began = time.monotonic()
     told = read(whole).unreadable
     assert time.monotonic() - began < 5
-    assert told[0].startswith(f"{path}: no answer within 0.5 s") and all(
-        f"since {path} gives no answer" in line for line in told[1:]
-    )
+    assert told == [f"{path}: no answer within 0.5 s"]
 
 
 @pytest.mark.parametrize("byte", ["\0", "\xff", "\x1b[2K", "\r"])

@@ -9,6 +9,7 @@ from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.source import Source
+from remote_scripts.shared.time_limit import within_limit
 
 _ENABLED = (
     f"{UNITS}/multi-user.target.wants/homelab-handover.service",
@@ -44,4 +45,4 @@ def _has_hook(source: Source, text: str) -> bool:
     storages = hookscripts.storages_of(source.text(hookscripts.STORAGES), source.linked("/etc/pve/local"))
     script = next((storage.script for storage in storages if name == storage.volume), "")
     # As long as it isn't known, it is taken to be there: the reading says what isn't known.
-    return bool(script) and source.chosen(script, lambda: source.is_executable(script), True)
+    return bool(script) and source.noting(script, lambda: within_limit(lambda: source.is_executable(script)), True)

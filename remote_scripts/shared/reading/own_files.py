@@ -11,6 +11,7 @@ from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.files import EDITS, HOME
 from remote_scripts.tools.system import System
 
@@ -38,7 +39,7 @@ def _of_layer(source: Source, layer: str) -> list[Managed]:
 def edits(source: Source) -> list[str]:
     """Copies of this program's files as a user had edited them."""
     nothing: list[str] = []
-    return source.chosen(EDITS, lambda: source.below(EDITS, hidden=True), nothing)
+    return source.noting(EDITS, lambda: within_limit(lambda: source.below(EDITS, hidden=True)), nothing)
 
 
 def agents(source: Source) -> dict[str, str]:

@@ -41,8 +41,6 @@ class Source:
         self.unreadable: dict[str, str] = {}
         # Proxmox VE's file system doesn't answer: it isn't waited for again.
         self._pve_hangs = False
-        # What an owner has chosen the place of, and gave no answer.
-        self._hanging = ""
 
     # What decides something.
 
@@ -109,23 +107,6 @@ class Source:
     def _note_folder(self, path: str, error: OSError) -> None:
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             self._note_error(path, error)
-
-    def chosen(self, path: str, work: Callable[[], T], otherwise: T) -> T:
-        """What `work` finds at a path whose place an owner has chosen, such as on a share, which may be gone: that is
-        noted, and no other one is waited for then.
-
-        """
-        if self._hanging:
-            self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
-            return otherwise
-        try:
-            return within_limit(work)
-        except TimeoutError as error:
-            self._hanging = path
-            self.note(path, f"{error}: it may lie on a share, or on a file system of a program, that hangs")
-        except OSError as error:
-            self._note_error(path, error)
-        return otherwise
 
     def need_room(self, path: str, text: str) -> None:
         """Of a longer text the middle isn't passed on, which is noted."""
