@@ -48,7 +48,7 @@ class ContainerRun(Run):
 
     def __init__(self, ctid: int, name: str, host: System, work: Work) -> None:
         super().__init__(host.root, host.log, work)
-        self.name, self._suffix = name, f"-{ctid}"
+        self.name = name
         self._attach = (self.find("lxc-attach") or "lxc-attach", "--clear-env", "-n", str(ctid))
         #: NixOS has its programs in a folder of its own.
         self.environment = {"LC_ALL": "C", "PATH": f"{PATH}:/run/current-system/sw/bin"}

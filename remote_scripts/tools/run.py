@@ -1,7 +1,8 @@
 """Programs of this system: started with a list of arguments, never by a shell, and always with an end.
 
-Each is a process group of its own, which is killed when its time is up. `ask` is for questions, whose answer is kept
-in memory; `do` is for work, whose output goes into a file, so that a program goes on though this process is killed.
+Each is a process group of its own, which is killed when its time is up. `ask` is for questions, whose answer is read
+as it comes; `do` is for work, whose output goes into a file in memory, so that a program goes on though this process is
+killed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote_scripts.tools.log import Log, is_own_folder
+from remote_scripts.tools.log import Log
 from remote_scripts.tools.state import PROGRESS_SECONDS, Work
 from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES
+
+with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
+    import fcntl
 
 #: How long a question may take: a program that hangs (a dead NFS mount, a card that is gone) must not hide what is
 #: known without it.
@@ -33,8 +37,8 @@ _LAST_LINES = 5
 _SHOWN = 100
 #: Of a program's output that goes into the log, how much is taken of what it says in a second, in bytes.
 _PART_BYTES = 1 << 20
-#: Of a program's output, how much the file in /run holds, in bytes: one that asks again and again, and gets no answer,
-#: says more in a minute than there is memory.
+#: Of a program's output, how much the file in memory holds, in bytes: one that asks again and again, and gets no
+#: answer, says more in a minute than there is memory.
 _FILE_BYTES = 16 << 20
 #: How often that is looked at.
 _FILE_SECONDS = 0.1
@@ -99,8 +103,8 @@ class Run:
     gives_files = True
 
     def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
-        #: What of its work is said comes after this, and its output goes into a file with this end.
-        self.name = self._suffix = ""
+        #: What of its work is said comes after this.
+        self.name = ""
         self._root = root
         self._log = log
         self._work = work
@@ -174,12 +178,8 @@ class Run:
         environment: Mapping[str, str] | None,
         progress: Progress | None,
     ) -> Done:
-        folder = self._root / "run/homelab"
-        path = folder / f"log{self._suffix}" if is_own_folder(folder) else Path(os.devnull)
-        try:
-            out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError:  # /run is full: the program may work all the same
-            out, path = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), Path(os.devnull)
+        out = os.memfd_create("output")
+        fcntl.fcntl(out, fcntl.F_SETFL, os.O_APPEND)  # from its beginning where it was cut
         status_end, keeper_end = os.pipe()
         keeper = os.fork()
         if keeper == 0:
@@ -189,7 +189,7 @@ class Run:
         began = told_at = time.monotonic()
         noted = 0
         while not select.select([status_end], [], [], 1.0)[0]:
-            noted = self._pass_on(path, noted, whole=False)
+            noted = self._pass_on(out, noted, whole=False)
             if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
                 told_at = now
                 said = _end_of(out)
@@ -200,14 +200,12 @@ class Run:
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
-        self._pass_on(path, noted, whole=True)
+        self._pass_on(out, noted, whole=True)
         status = int(answered) if answered else 1  # it was killed
         if status == TIMED_OUT:
             os.write(out, f"{' '.join(arguments)}: given up after {seconds:g} s\n".encode())
-        output = b"" if path == Path(os.devnull) else _end_of(out)
+        output = _end_of(out)
         os.close(out)
-        if path != Path(os.devnull):
-            path.unlink(missing_ok=True)  # what the program leaves running may write on: not into the next one's
         return Done(status, output)
 
     def _keep(
@@ -237,16 +235,11 @@ class Run:
                 os.write(answer, str(status).encode())
             os._exit(0)
 
-    def _pass_on(self, path: Path, noted: int, *, whole: bool) -> int:
+    def _pass_on(self, out: int, noted: int, *, whole: bool) -> int:
         """Notes what has come since, whole lines of it or all; of very much the end. Returns up to where."""
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                noted = max(noted if noted <= size else 0, size - _PART_BYTES)
-                file.seek(noted)
-                new = file.read(size - noted)
-        except OSError:
-            return noted
+        size = os.fstat(out).st_size
+        noted = max(noted if noted <= size else 0, size - _PART_BYTES)
+        new = os.pread(out, size - noted, noted)
         if not whole:
             new = new[: new.rfind(b"\n") + 1]
         if new:
