@@ -151,8 +151,8 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
 _SINKS = {
     "HELD": (
         "the card is with the host, and a VM didn't get it, or what had it before was not started again",
-        "mend what is found, then start the VM again, or the containers that are named; the details are in "
-        "/var/lib/homelab/handover/log",
+        "mend what is found: containers that are named are started within ten minutes then, and the VM by you; the "
+        "details are in /var/lib/homelab/handover/log",
     ),
     "STUCK": (
         "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "
