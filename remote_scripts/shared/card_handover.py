@@ -162,10 +162,7 @@ class CardHandover:
         record = self.card.record
         ids = [user.ctid for user in users]
         # Those that are to be started after an earlier handover.
-        owed = []
-        if record.state == "HELD":
-            owed = [ctid for ctid in record.containers if ctid not in ids]
-            owed = [ctid for ctid in owed if not guests.is_gone(self._system, "pct", ctid)]
+        owed = [ctid for ctid in record.containers if ctid not in ids]
         self.card.need_saved(
             state="DRAINING",
             vm=vmid,
