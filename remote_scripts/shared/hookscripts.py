@@ -41,28 +41,21 @@ class Storage:
 
 
 def storages(system: System) -> list[Storage]:
-    """The one where our script lies comes first, then local.
+    """The one where our script lies comes first, then local. One that is for other nodes of the cluster has no volume
+    here, wherever its folder lies.
 
     :raises Failure: they can't be read.
     """
-    own = system.files.of_layer(LAYER)
-    candidates = storages_of(pmxcfs.text_of(system, STORAGES), pmxcfs.this_node(system).name)
-    return sorted(candidates, key=lambda storage: (storage.script not in own, storage.name != "local"))
-
-
-def storages_of(text: str, node: str) -> list[Storage]:
-    """Those that a configuration of storages has for a node. One that is for other nodes of the cluster has no volume
-    here, wherever its folder lies.
-    """
+    own, node = system.files.of_layer(LAYER), pmxcfs.this_node(system).name
     candidates = []
-    for section in sections(text):
+    for section in sections(pmxcfs.text_of(system, STORAGES)):
         options = section.options
         nodes = re.split(r"[\s;,]+", options["nodes"]) if "nodes" in options else [node]
         is_off = any(options.get(key, "0") != "0" for key in ("shared", "disable"))
         takes = section.kind == "dir" and "snippets" in options.get("content", "").split(",")
         if takes and not is_off and node in nodes and (path := options.get("path", "").rstrip("/")):
             candidates.append(Storage(section.name, f"{path}/snippets"))
-    return candidates
+    return sorted(candidates, key=lambda storage: (storage.script not in own, storage.name != "local"))
 
 
 def need_storage(system: System) -> Storage:

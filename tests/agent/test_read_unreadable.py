@@ -220,7 +220,8 @@ def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     began = time.monotonic()
     told = read(whole).unreadable
     assert time.monotonic() - began < 5
-    assert told == [f"{path}: no answer within 0.5 s"]
+    noted = "/var/lib/homelab/handover-hooks/103" if path == SCRIPT else path
+    assert told == [f"{noted}: no answer within 0.5 s"]
 
 
 @pytest.mark.parametrize("byte", ["\0", "\xff", "\x1b[2K", "\r"])

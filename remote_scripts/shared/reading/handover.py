@@ -21,8 +21,9 @@ def handed_over(source: Source) -> HandedOver:
     """Reads all of it."""
     lost = []
     for vmid in (name for name in source.names(hookscripts.HOOKED) if name[:1] in "123456789"):
-        path = f"{guest_conf.VMS}/{vmid}.conf"
-        if (text := source.needed(path)) is not None and not _has_hook(source, text):
+        look = functools.partial(hookscripts.names_hook, source.system, vmid)  # it may lie on a share that hangs
+        is_here = source.exists(f"{guest_conf.VMS}/{vmid}.conf")
+        if is_here and not source.noting(f"{hookscripts.HOOKED}/{vmid}", functools.partial(within_limit, look), True):
             lost.append(vmid)
     cards: dict[str, Record] = {}
     source.names(handover.FOLDER)  # that it can't be listed is noted
@@ -35,14 +36,3 @@ def handed_over(source: Source) -> HandedOver:
     if len(cards) == len(names):
         away = source.noting(handover.FOLDER, lambda: handover.away(source.system), "")
     return HandedOver(all(map(source.is_link, _ENABLED)), away, lost, cards)
-
-
-def _has_hook(source: Source, text: str) -> bool:
-    """Whether a VM's configuration names our hookscript, by a storage that has it: a VM whose hookscript isn't found
-    doesn't start.
-    """
-    name = hookscripts.named_of(guest_conf.own_lines(text))
-    storages = hookscripts.storages_of(source.text(hookscripts.STORAGES), source.linked("/etc/pve/local"))
-    script = next((storage.script for storage in storages if name == storage.volume), "")
-    # As long as it isn't known, it is taken to be there: the reading says what isn't known.
-    return bool(script) and source.noting(script, lambda: within_limit(lambda: source.is_executable(script)), True)

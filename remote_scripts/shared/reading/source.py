@@ -179,10 +179,6 @@ class Source:
         """Whether it is a folder, or a link to one."""
         return self._of(path, lambda: os.path.isdir(self.files.at(path)), False)
 
-    def is_executable(self, path: str) -> bool:
-        """Whether it is there, and may be run."""
-        return self._of(path, lambda: os.access(self.files.at(path), os.X_OK), False)
-
     def is_link(self, path: str) -> bool:
         """Whether it is a link, wherever it leads."""
         return os.path.islink(self.files.at(path))
