@@ -134,13 +134,8 @@ class Switch:
             print(f"{answer.stands}.")
         for ctid in answer.containers:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
-        for holder in answer.ends:
-            print(f"  has the card open, and ends with that: {holder}")
-        for holder in answer.holders:
-            print(f"  has the card open, and prevents it: {holder}")
         if answer.refused:
             print(f"  prevents it: {answer.refused}")
-        if answer.refused or answer.holders:
             print(f"VM {self._vm.vmid} would not get it; everything would stay as it is.")
             return NOT_SWITCHED
         if answer.stands:

@@ -37,7 +37,6 @@ def diagnose(reading: Reading, host: Host) -> Report:
         findings,
         [
             *_notes(reading),
-            *_turned_away(reading, host),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),
             *_resets(reading, host, slots),
             *remarks,
@@ -152,8 +151,8 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
 _SINKS = {
     "HELD": (
         "the card is with the host, and a VM didn't get it, or what had it before was not started again",
-        "mend what is found, then start the VM again, or the containers that are named; the details are in "
-        "/var/lib/homelab/handover/log",
+        "mend what is found: containers that are named are started within ten minutes then, and the VM by you; the "
+        "details are in /var/lib/homelab/handover/log",
     ),
     "STUCK": (
         "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "
@@ -209,16 +208,6 @@ def _on_its_way(name: str, record: Record, description: str, guests: Guests) -> 
     )
 
 
-def _turned_away(reading: Reading, host: Host) -> list[str]:
-    """Remarks on VMs that were started during a run, and haven't got their card since."""
-    return [
-        f"gpus.{name}: {message}; nothing was changed: start that VM again if it is still to have the card, unless a "
-        "run is still at work"
-        for name, message in reading.facts.turned_away.items()
-        if name in host.hands_over
-    ]
-
-
 def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Finding]:
     """Findings on VMs with a shared card that HA doesn't start any more."""
     facts = reading.facts
@@ -237,7 +226,7 @@ def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Findin
 
 
 def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Findings on shared cards, on VMs that moved away with homelab's hookscript, and on the handover's files."""
+    """Findings on shared cards, and on the handover's files."""
     findings = []
     for name in host.hands_over:
         record, description = handover.record_of(reading.facts, name), handover.state_text(reading.facts, name)
@@ -247,17 +236,6 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
             why, step = _SINKS[record.state]
             findings.append(Finding(f"gpus.{name} handed over whole, or not at all", description, why, step))
         findings += _given_up(reading, name, slots)
-    for hook in reading.facts.handover.moved_hooks:
-        vmid, _, node = hook.partition(" on ")
-        findings.append(
-            Finding(
-                f"VM {vmid} on this host, where it takes a shared card",
-                f"it is on node {node} now, and names homelab's hookscript there",
-                "unless that node has a hookscript of this name, the VM doesn't start there",
-                f"move the VM back; or on {node}: `qm set {vmid} --delete hookscript`",
-                Stage.CONFIGURATION,
-            )
-        )
     missing = plan.lost_handover(reading.facts)
     if missing:
         findings.append(

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from homelab import earlier
 from homelab.errors import HomelabError
-from homelab.host import consoles, fabric, graphics, ha, kernel_log, options, released, remapping, resets
+from homelab.host import consoles, graphics, ha, kernel_log, options, released, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
 from homelab.host.devices import Device
 from homelab.host.facts import CardUser, HostFacts, bound_by_word
@@ -885,18 +885,6 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
     ]
 
 
-def whole_boards(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
-    """A gate: a card that NVSwitches join with others doesn't go to VMs without them. homelab/vm/preview.py checks that
-    one VM has all of them."""
-    vm_slots = [slot for name, slot in slots.items() if gpus[name].use == "vm"]
-    leaving_slots = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
-    return [
-        error
-        for name, slot in leaving_slots.items()
-        for error in fabric.refused(facts, name, gpus[name], slot, vm_slots if slot in vm_slots else [slot])
-    ]
-
-
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
     """Checks all gates.
 
@@ -923,7 +911,6 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         gpu = host.gpus[name]
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
-    errors += whole_boards(facts, host.gpus, slots)
     return slots, errors + staying_cards_apart(facts, host.gpus, slots) + remapping.split_groups(facts, host, slots)
 
 
@@ -935,7 +922,6 @@ LEAVING = (
     virtual_function,
     divided,
     options.migratable,
-    graphics.gvt_g,
     graphics.rebound,
     resettable,
     grouped,
@@ -960,7 +946,6 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
         *consoles.without_effect(facts, host, vm_slots),
         *(remark for name, slot in vm_slots.items() for remark in _card_remarks(facts, host, name, slot)),
         *_keyboard_remarks(facts, vm_slots),
-        *fabric.remarks(facts, vm_slots),
         *(
             remark
             for name, slot in slots.items()

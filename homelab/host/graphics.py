@@ -21,7 +21,6 @@ from homelab.settings import Gpu
 
 # Where every Intel processor has its graphics; legacy mode knows no other place (PVE::QemuServer::PCI).
 INTEGRATED = "0000:00:02.0"
-_GVT_G = "i915.enable_gvt=1"
 
 
 class _CrashRow(BaseModel):
@@ -68,7 +67,6 @@ class Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rebinding: tuple[RebindingRow, ...]
-    gvt_g: tuple[NamedRow, ...]
     legacy_igd: tuple[NamedRow, ...]
     roms: tuple[RomRow, ...]
     unstarted: tuple[UnstartedRow, ...]
@@ -135,25 +133,6 @@ def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
     homelab_bound = bound_by_word(facts.cmdline.running)
     since_start = all(device.address in homelab_bound or facts.kept_by_hand(device) for device in facts.functions(slot))
     return since_start and remapping.runs_in_vm(facts, slot)
-
-
-def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: the command line doesn't ask for GVT-g on processor graphics that don't have it."""
-    integrated = integrated_of(facts.functions(slot))
-    words = f"{facts.cmdline.others} {facts.cmdline.running}".split()
-    if integrated is None or _GVT_G not in words or any(card_ids.names(row.ids, integrated) for row in data().gvt_g):
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on a host that is told to divide it by GVT-g",
-            found=f"{_GVT_G} on the kernel command line, and graphics of a kind that GVT-g doesn't know",
-            why="GVT-g ended with the 10th generation of Intel's processors (Comet Lake): the word has no effect, "
-            "and no virtual card will come",
-            next=f"take {_GVT_G} out (/etc/default/grub, or /etc/kernel/cmdline): the VM then gets the card as a "
-            "whole; newer generations are divided by SR-IOV, where their driver has it, and a virtual function is a "
-            "card of its own here",
-        )
-    ]
 
 
 def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:

@@ -93,10 +93,6 @@ class Gpu(Model):
     allow_unstarted: bool = False
     """`true`: give the card away although cards of its kind failed in a VM unless their own driver had started them
     first. You know that yours starts."""
-    allow_part_of_fabric: bool = False
-    """`true`: give the card away although it is one of several on a board with NVSwitches. You know how a VM uses it
-    without the others: with `NVreg_NvLinkDisable=1` for the VM's driver, or with a partition of the fabric manager on
-    the host."""
     mapping: MappingId | None = None
     """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
     live_migration: bool = False

@@ -76,11 +76,7 @@ def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: st
     """
     functions = facts.functions(slot)
     if gpu is not None and gpu.use == "shared":
-        refused = facts.turned_away.get(name)
-        return (
-            ("in turn", handover.state_text(facts, name) or "with the host"),
-            *([("refused", str(refused))] if refused else []),
-        )
+        return (("in turn", handover.state_text(facts, name) or "with the host"),)
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":
         return None
     traits = [*_resets({function.address: resets.methods(facts, function.address) for function in functions})]

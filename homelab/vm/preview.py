@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import fabric, gates, graphics, ha, options
+from homelab.host import gates, graphics, ha, options
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
@@ -52,7 +52,6 @@ def describe(
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
     errors = [error for place in keeping for error in options.refused(facts, place, options.KEEP)]
     errors += _split_groups(name, facts, host, want, vms)
-    errors += _split_boards(facts, host, want, vms)
     for guest, vm in vms.items():
         wish = wish_of(guest, vm, host, want.gpus)
         own = [card for card in wish.cards if card.gpu not in host.hands_over]
@@ -143,16 +142,6 @@ def of_leaving(
             )
             errors += ha.refused_to_change(facts, kind, config.id) if change else []
     return lines, errors
-
-
-def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
-    """Refusals of cards that NVSwitches join, for several VMs; the host's gate checks that all of them go to VMs."""
-    errors = []
-    for vm in vms.values():
-        slots = {use.gpu: want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus}
-        for gpu, slot in slots.items():
-            errors += fabric.refused(facts, gpu, host.gpus[gpu], slot, list(slots.values()))
-    return errors
 
 
 def _split_groups(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import importlib
-import os
 import re
 import sys
 import time
@@ -32,7 +30,7 @@ ARCHIVES = "/var/cache/apt/archives"
 _OPTIONS = re.compile(
     r"(?i)(DPkg::Lock::Timeout|Acquire::Retries|Acquire::\w+::Timeout|Acquire::https?::Proxy|Dpkg::Options::|"
     r"Dpkg::Use-Pty|APT::Install-Recommends|APT::Get::\S+|APT::Update::Error-Mode|Acquire::ForceIPv4|"
-    r"APT::Status-Fd|APT::Color|Dpkg::Progress-Fancy|Acquire::Languages|Acquire::Check-Valid-Until|DPkg::options)(?:=(.*)|$)"
+    r"APT::Color|Dpkg::Progress-Fancy|Acquire::Languages|Acquire::Check-Valid-Until|DPkg::options)(?:=(.*)|$)"
 )
 
 
@@ -63,13 +61,6 @@ class _Asked:
         self.auto_remove = options.has("auto-remove", "autoremove")
         self.download_only = options.has("d", "download-only")
         self.strict_update = self.settings.get("apt::update::error-mode") == "any" or options.value("error-on") == "any"
-
-    def status(self, text: str) -> None:
-        """Write a line of apt's state, where somebody asked for that (apt's doc/README.progress-reporting)."""
-        number = self.settings.get("apt::status-fd", "")
-        if number.isdigit() and int(number) > 2:
-            with contextlib.suppress(OSError):  # apt doesn't mind either that nobody reads it
-                os.write(int(number), f"{text}\n".encode())
 
     @property
     def lock_seconds(self) -> float:
@@ -407,7 +398,7 @@ def _carry_out(host: HostState, cache: Cache, change: Change, asked: _Asked, *, 
     if downloads:
         _say(asked, f"Need to get {_in_units(sum(sizes))}B of archives.")
     for number, version in enumerate(downloads, 1):
-        _take_time(host, asked, number, sizes)
+        _pause(host, sizes[number - 1] / sum(sizes))
         _fetch(host, asked, number, version)
         # apt-get, unlike apt, leaves them there until `apt-get clean`.
         host.write(f"{ARCHIVES}/{_file_name(version)}", _content(version))
@@ -416,9 +407,7 @@ def _carry_out(host: HostState, cache: Cache, change: Change, asked: _Asked, *, 
     from .dpkg_steps import perform
 
     _mark(database, change)
-    return perform(
-        host, database, change, purge=purge, quiet=asked.quiet >= 2, fix=asked.fix_broken, status=asked.status
-    )
+    return perform(host, database, change, purge=purge, quiet=asked.quiet >= 2, fix=asked.fix_broken)
 
 
 def _in_units(size: float) -> str:
@@ -430,28 +419,6 @@ def _in_units(size: float) -> str:
             break
         size /= 1000
     return f"{size:.0f} {unit}"
-
-
-def _take_time(host: HostState, asked: _Asked, number: int, sizes: list[int]) -> None:
-    """One download, in its share of what the fault apt-slow takes; apt tells of it every half second."""
-    whole, before, size = sum(sizes), sum(sizes[: number - 1]), sizes[number - 1]
-    seconds = float(network.fault(host, "apt-slow") or 0)
-    steps = max(1, round(seconds * size / whole / 0.5))
-    for step in range(1, steps + 1):
-        _pause(host, size / whole / steps)
-        share = (before + size * step / steps) / whole
-        left = int(seconds * (1 - share))
-        asked.status(
-            f"dlstatus:{number}:{100 * share:.4f}:Retrieving file {number} of {len(sizes)}"
-            + (f" ({_in_time(left)} remaining)" if left else "")
-        )
-
-
-def _in_time(seconds: int) -> str:
-    """As apt's TimeToStr: `1h 2min 3s`."""
-    if seconds > 3600:
-        return f"{seconds // 3600}h {seconds // 60 % 60}min {seconds % 60}s"
-    return f"{seconds // 60}min {seconds % 60}s" if seconds > 60 else f"{seconds}s"
 
 
 def _mark(database: Database, change: Change) -> None:

@@ -3,7 +3,7 @@ that has them already (lab.commands).
 
 A Python that starts and imports what a command needs takes ten times as long as the command's own work. Here a command runs in a fork,
 with the streams of whoever asks (command.pl), and with its arguments, environment, folder, umask and ignored signals, which /proc
-has of a process that waits; so is the file for apt's state (APT::Status-Fd). It is a process group of its own. Signals that reach the asking process are passed on to the group, and
+has of a process that waits. It is a process group of its own. Signals that reach the asking process are passed on to the group, and
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
 A fork that has done its command takes the next one. To make one, with the pages that each copies, costs as much as a small command,
@@ -68,13 +68,11 @@ _STARTING = frozenset({
 _ALONE = frozenset({"python3", "perl", "lab-python"})
 #: How many commands a fork does, as nothing looks for garbage in it, and how many forks wait for one.
 _COMMANDS_EACH, _FORKS_WAITING = 200, 4
-#: Where a fork has its end of the channel to the server: above what a command of a shell is told of (APT::Status-Fd).
+#: Where a fork has its end of the channel to the server: above what a command of a shell has.
 _CHANNEL = 200
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 #: Lines of /proc/PID/status.
 _ABOUT = {name: re.compile(rb"^%s:\t(\w+)$" % name.encode(), re.M) for name in ("Umask", "SigIgn")}
-#: By this option of apt's a command is told of a descriptor beside its three streams.
-_STATUS_FD = re.compile(r"(?i)(?:-o)?APT::Status-Fd=(\d+)")
 
 
 class _ServerEnds(BaseException):
@@ -456,7 +454,6 @@ def _status(client: int, streams: list[int], words: list[str], run: Callable[[li
         return 137  # the client was killed before it was answered
     status = 1
     try:
-        _take_over(client, words)
         _take_name(f"{MARK}{client}")
         _take_signals(ignored)
         _take_streams()
@@ -481,18 +478,6 @@ def _take_name(name: str) -> None:
     comm = os.open("/proc/self/comm", os.O_WRONLY)
     os.write(comm, name.encode())
     os.close(comm)
-
-
-def _take_over(client: int, words: list[str]) -> None:
-    """The file that apt is to write its state to, which is a descriptor of the client's."""
-    for number in (int(found[1]) for word in words if (found := _STATUS_FD.fullmatch(word))):
-        try:
-            stream = os.open(f"/proc/{client}/fd/{number}", os.O_WRONLY | os.O_APPEND)
-        except OSError:
-            continue  # it isn't open there either
-        if stream != number:
-            os.dup2(stream, number)
-            os.close(stream)
 
 
 def _set_environment(client: int) -> None:

@@ -22,29 +22,15 @@ def perform(
     purge: bool,
     quiet: bool = False,
     fix: bool = False,
-    status: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Remove, unpack, configure: what dpkg does for apt. Returns apt-get's exit status.
 
     The database is written after every step, as dpkg does, so that one that is killed is found half-way.
-
-    Args:
-        status: is told in apt's lines (APT::Status-Fd) how much of it is done.
     """
-    steps, done = 2 * len(change.install) + len(change.remove), 0
 
     def told(text: str) -> None:
-        nonlocal done
-        action = text.partition(" ")[0]
         if not quiet:
             print(text, flush=True)
-        if action in ("Removing", "Unpacking", "Setting"):
-            words = {"Setting": "Configuring"}.get(action, action)
-            name = text.removeprefix("Setting up ").removeprefix(f"{action} ").partition(" ")[0]
-            status(f"pmstatus:{name}:{min(100, 100 * done / max(1, steps)):.6g}:{words} {name} (amd64)")
-            done += 1
-
-    status("pmstatus:dpkg-exec:0:Running dpkg")
 
     for name, package in change.remove.items():
         remove_package(host, database, package, purge=purge, say=told)

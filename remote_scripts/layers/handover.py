@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,9 +28,9 @@ from remote_scripts.tools.plain import FormError, to_plain
 from remote_scripts.tools.system import System, changes, plans
 
 _LAYER = "handover"
-#: How long a start waits for a run that changes this host, and for a card that is on its way or whose containers are
-#: being started again, in seconds: several containers may take their time.
-START_SECONDS, RETURN_SECONDS = 180.0, 900.0
+#: How long a start waits for a card that is on its way, or whose containers are being started again, in seconds:
+#: several containers may take their time.
+START_SECONDS = 1200.0
 _SYSTEMCTL_SECONDS = 60.0
 SERVICE = boot_service.Service(
     name="homelab-handover",
@@ -145,8 +144,6 @@ def _take_away(system: System) -> Changed:
     files = system.files
     for vmid in hookscripts.here(system):
         hookscripts.drop_hook(system, vmid)
-    for vmid in files.names(hookscripts.HOOKED):
-        hookscripts.report_moved(system, vmid)
     if any(map(files.exists, SERVICE.links.values())):
         system.run.do("systemctl", "stop", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS)
     _drop_files(system)
@@ -171,9 +168,8 @@ def _forget(system: System, names: set[str]) -> None:
     """
     for file in system.files.names(handover.FOLDER):
         name, _, kind = file.rpartition(".")
-        if kind in ("state", "turned_away") and not file.startswith(".") and name not in names:
-            if kind == "state":
-                _tell_owed(system, name)
+        if kind == "state" and not file.startswith(".") and name not in names:
+            _tell_owed(system, name)
             system.files.remove(f"{handover.FOLDER}/{file}")
 
 
@@ -183,16 +179,10 @@ def _tell_owed(system: System, name: str) -> None:
     if record.boot != boot_id(system):
         return
     for ctid in record.containers:
-        power = guests.power_of(system, "pct", ctid)
-        if power == "off":
+        if guests.power_of(system, "pct", ctid) in ("off", "unknown"):
             system.log.say(
                 f"note: container {ctid} was shut down for VM {record.vm} and has not started again ({record.why}): "
                 f"once that is mended, `pct start {ctid}`"
-            )
-        elif power == "unknown":
-            system.log.say(
-                f"note: container {ctid} was shut down for VM {record.vm}, and whether it has started again is not "
-                f"known: see `pct status {ctid}`"
             )
 
 
@@ -286,32 +276,14 @@ def _get_host(system: System, seconds: float) -> str:
     return ""
 
 
-def _is_handing(system: System) -> bool:
-    return system.work.is_locked(f"/run/homelab/{handover.HANDING}")
-
-
 def _get_host_for_start(system: System, vmid: str) -> None:
     """Another handover comes to its end first. Whatever else has the host for that long is a run that was cut off."""
-    why = _get_host(system, START_SECONDS)
-    if why and _is_handing(system):
-        system.log.say(
-            f"VM {vmid} waits for a card that is on its way, or whose containers are being started again, for "
-            f"{RETURN_SECONDS:g} s at most"
-        )
-        until = time.monotonic() + RETURN_SECONDS
-        while _is_handing(system) and time.monotonic() < until:
-            time.sleep(1)
-        if not _is_handing(system):
-            why = _get_host(system, START_SECONDS)
-    if why:
-        who = "something else of homelab's has changed this host"
-        if _is_handing(system):
-            who = f"a card has been on its way, or its containers have been starting again ({handover.STORY})"
+    if why := _get_host(system, START_SECONDS):
         raise Failure(
             f"this host free for the start of VM {vmid}",
-            f"{who} for too long ({why})",
+            f"another card on its way, or something else of homelab's, has had it for too long ({why})",
             "two at once would undo each other's changes; nothing was changed",
-            f"start VM {vmid} again when that has ended",
+            f"see what {handover.STORY} says last; start VM {vmid} again when that has ended",
         )
 
 

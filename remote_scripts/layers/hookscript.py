@@ -73,7 +73,6 @@ def revert(system: System, wanted: Wanted) -> Changed:
         return Changed(False)
     if hookscripts.is_homelabs(hookscripts.named(system, vmid)):
         hookscripts.drop_hook(system, vmid)
-    hookscripts.report_moved(system, vmid)
     system.files.remove(f"{HOOKED}/{vmid}")
     return Changed(system.files.changed)
 

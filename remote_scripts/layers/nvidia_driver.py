@@ -144,8 +144,6 @@ class _Work:
         #: Of the very version that is there, where that can be had so.
         self._names = wanted.packages
         self._left = driver.Left()
-        #: Why what is there can't be kept, in words; empty: it can, or needn't.
-        self._no_way_back = ""
 
     def apply(self) -> Answer:
         update = self._update
@@ -159,7 +157,7 @@ class _Work:
             self._stay_at_version()
             if not phase and self._is_worth_keeping():
                 self._begin_update()
-        brought = self._try(is_there) if update.kept.phase else self._install_untried(is_there)
+        brought = self._try(is_there) if update.kept.phase else self._install(is_there)
         self._files.remove(VERSION_GIVEN_UP)
         self._packages.note_step()
         self._files.finish()
@@ -255,8 +253,7 @@ class _Work:
             return False
         if half := self._half_configured():
             if not driver.fits(version, wanted.driver):
-                self._no_way_back = f"the driver {version} can't be put back: {', '.join(half)} can't be configured"
-                system.log.say(f"note: {self._no_way_back}")
+                system.log.say(f"note: the driver {version} can't be put back: {', '.join(half)} can't be configured")
             return False
         modules = (
             [driver.module(system, kernel) for kernel in driver.kernels_of(system, wanted.target)]
@@ -487,17 +484,6 @@ class _Work:
             failure = self._undone(error)
             self._update.close()
             raise failure.but(why=f"{failure.why}; nothing was changed") from error
-
-    def _install_untried(self, is_there: bool) -> Installation:
-        """With nothing kept: there is nothing to keep, or it can't be."""
-        try:
-            return self._install(is_there)
-        except (Failure, OSError) as error:
-            if not self._no_way_back:
-                raise
-            failure = self._undone(error)
-            next = f"{failure.next} ({self._no_way_back[0].upper()}{self._no_way_back[1:]}.)"
-            raise failure.but(next=next) from error
 
     def _try(self, is_there: bool) -> Installation:
         """With what was kept: the new driver is brought in, or the old one is put back and the run ends with the

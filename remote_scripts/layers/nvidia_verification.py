@@ -6,7 +6,6 @@ again.
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from remote_scripts.shared import driver_update, handover, kernel, nvidia
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
-from remote_scripts.tools.state import PROGRESS_SECONDS
 from remote_scripts.tools.system import System, changes
 
 #: Not below /tmp or /run, from which nothing can be started in places.
@@ -140,26 +138,14 @@ class _Verification:
         return answer
 
     def part(self, what: str, work: Callable[[], Done]) -> Tried:
-        """One part, of which a person hears while it goes on. One that hangs in the driver, which no signal ends, isn't
-        waited for.
-        """
-        results: list[Done] = []
-
-        def run() -> None:
-            try:
-                results.append(work())
-            except Failure as failure:  # a container that answers no more
-                results.append(Done(TIMED_OUT, failure.found.encode()))
-            except OSError as error:  # such as a full disk
-                results.append(Done(1, f"{error.filename}: {error.strerror}".encode()))
-
-        began, thread = time.monotonic(), threading.Thread(target=run, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(PROGRESS_SECONDS)
-            if thread.is_alive():
-                self.system.log.say(f"{what}: {time.monotonic() - began:.0f} s")
-        done = results[0] if results else Done(1, b"")
+        """One part, whose beginning and end a person hears."""
+        self.system.log.say(f"{what}: is tried")
+        try:
+            done = work()
+        except Failure as failure:  # a container that answers no more
+            done = Done(TIMED_OUT, failure.found.encode())
+        except OSError as error:  # such as a full disk
+            done = Done(1, f"{error.filename}: {error.strerror}".encode())
         text = self.system.log.clean(done.output + done.error, _BYTES).rstrip("\n")
         self.system.log.say(f"{what}: {'works' if done.status == 0 else f'status {done.status}'}")
         return Tried(done.status, "\n".join(text.split("\n")[-_LINES:]))

@@ -116,7 +116,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         edits=own_files.edits(source),
         agents=own_files.agents(source),
         handover=handover.handed_over(source),
-        turned_away=own_files.turned_away(source),
         guests=guests.guests(source, running=wanted.guests),
         cluster=guests.cluster(source, asked=wanted.guests),
         unreadable=[],

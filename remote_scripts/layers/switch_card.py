@@ -55,20 +55,16 @@ class Story:
     story: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """`stands`: where the card is, where it isn't simply with its driver: nothing is looked at then. `refused`: why a
-    start would be refused, or empty; `containers`: that would be shut down, in this order; `ends`: who has the card and
-    ends with them; `holders`: who else has it; `way`: how its driver would let go.
+    """`stands`: where the card is, where a start goes on from there; `refused`: why a start would be refused;
+    `containers`: that would be shut down, in this order; `way`: how its driver would let go.
     """
 
-    state: str
-    stands: str
-    refused: str
-    containers: tuple[str, ...]
-    ends: tuple[str, ...]
-    holders: tuple[str, ...]
-    way: str
+    stands: str = ""
+    refused: str = ""
+    containers: tuple[str, ...] = ()
+    way: str = ""
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
@@ -100,7 +96,7 @@ def read(system: System, wanted: Wanted) -> Story:
 
 
 def plan(system: System, wanted: Wanted) -> Rehearsal:
-    """What would be found if the VM took the card now: every check of a handover, and its look at who has the card.
+    """What would be found if the VM took the card now: the checks of a handover, and its look at who has the card.
 
     :raises Failure: what is noted of the card can't be read.
     """
@@ -110,79 +106,42 @@ def plan(system: System, wanted: Wanted) -> Rehearsal:
     # As a start finds it after a boot.
     if record.boot != boot_id(system) and record.state != "DEAD":
         record = Record()
-    reasons = []
-    is_its_own = record.vm == vmid and record.state in ("VM", "RETURNING")
-    if handover.run_at_work(system, vmid) is not None and not is_its_own and card_users.names_card(card, vmid):
-        reasons.append("an up or a destroy of this host is at work")
-    stands, refused = _where(card, record, vmid)
-    way = "its modules are unloaded" if card.is_only() else "it is unbound"
-    if stands:
-        reasons += [refused] if refused else []
-        return Rehearsal(record.state, stands, "; ".join(reasons), (), (), (), way)
-    containers, ends, stays = _look(card, vmid, reasons)
-    return Rehearsal(record.state, "", "; ".join(dict.fromkeys(reasons)), containers, ends, stays, way)
-
-
-def _where(card: SharedCard, record: Record, vmid: str) -> tuple[str, str]:
-    """Where the card is, if it is away or on vfio-pci, from where a start goes on; and why that would fail now."""
-    if record.state == "VM":
-        if record.vm != vmid:
-            if card_users.why_vm_keeps(card, record) is None:
-                return (
-                    f"VM {record.vm} had it last, and has it no more: it comes back before VM {vmid} gets it",
-                    "",
-                )
-            why = f"nothing is shut down for VM {vmid} but containers: shut VM {record.vm} down first"
-            return f"VM {record.vm} has it since {record.at}", why
-        power = guests.power_of(card.system, "qm", vmid)
-        if power == "on":
-            return f"VM {vmid} runs, and has it already", ""
-        if power == "unknown":
-            return f"VM {vmid} had it last", f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)"
-        return f"VM {vmid} had it last, and it isn't back yet: a start of that VM goes on from there", ""
-    if record.state == "RETURNING":
-        return f"it is on its way back from VM {record.vm}, which a start waits for", ""
-    if record.state in ("DRAINING", "DETACHED"):
-        why = f"a handover is at work: rehearse again when it has ended ({handover.STORY})"
-        return f"it is on its way to VM {record.vm} ({record.state})", why
-    if record.state in ("STUCK", "DEAD"):
-        return f"it is {record.state}", record.why or "nothing is tried with such a card"
-    if card.is_on_vfio():
-        return "it is on vfio-pci already, not by this program: it stays there", ""
-    return "", ""
-
-
-def _look(card: SharedCard, vmid: str, reasons: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The containers that would be shut down, who ends with them, and who doesn't. All that stands against it is said
-    at once, in `reasons`.
-    """
-    power = guests.power_of(card.system, "qm", vmid)
-    if power == "on":
-        reasons.append(
-            f"VM {vmid} runs already, without it: a VM takes its card when it starts, so it is shut down first"
-        )
-    elif power == "unknown":
-        reasons.append(f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)")
     try:
+        if stands := _where(card, record, vmid):
+            return Rehearsal(stands=stands)
+        _need_start(card, vmid)
         users = card_users.need_possible(card, vmid)
+        card_users.need_unused(card, users)
     except RefusedError as error:
-        reasons.append(str(error))
-        users = []
-        try:
-            users = card_users.running_with(card)
-        except RefusedError as other:
-            reasons.append(str(other))
-    else:
-        if not card_users.names_card(card, vmid):
-            reasons.append(
-                f"VM {vmid} doesn't have it: no hostpci option of it names the card, which `pulumi up` gives it"
-            )
-    processes: list[str] = []
-    if card.driver == "nvidia":
-        try:
-            processes = card_users.processes_with(card)
-        except RefusedError as error:
-            reasons.append(str(error))
-    ends = tuple(card_users.processes_that_end(processes, users))
-    stays = tuple(process for process in processes if process not in ends)
-    return tuple(user.ctid for user in users), ends, stays
+        return Rehearsal(refused=str(error))
+    way = "its modules are unloaded" if card.is_only() else "it is unbound"
+    return Rehearsal(containers=tuple(user.ctid for user in users), way=way)
+
+
+def _where(card: SharedCard, record: Record, vmid: str) -> str:
+    """Where the card is, if a start of the VM goes on from there; empty: it is with its driver.
+
+    :raises RefusedError: the start would fail.
+    """
+    is_its_own = record.vm == vmid and record.state in ("VM", "RETURNING")
+    if handover.run_at_work(card.system, vmid) is not None and not is_its_own and card_users.names_card(card, vmid):
+        raise RefusedError("an up or a destroy of this host is at work")
+    if record.state not in ("HOST", "HELD", "VM", "RETURNING"):
+        raise RefusedError(f"it is {record.state}: {record.why or 'a handover is at work'}")
+    if record.state == "VM" and card_users.why_vm_keeps(card, record) is not None:
+        if not is_its_own:
+            raise RefusedError(f"VM {record.vm} has it since {record.at}: shut that VM down first")
+        return f"VM {vmid} has it already"
+    if record.state in ("VM", "RETURNING"):
+        return f"it is on its way back from VM {record.vm}, and a start of VM {vmid} goes on from there"
+    return "it is on vfio-pci already, not by this program: it stays there" if card.is_on_vfio() else ""
+
+
+def _need_start(card: SharedCard, vmid: str) -> None:
+    power = guests.power_of(card.system, "qm", vmid)
+    if power == "unknown":
+        raise RefusedError(f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)")
+    if power == "on":
+        raise RefusedError(f"VM {vmid} runs already, without it: shut it down first")
+    if not card_users.names_card(card, vmid):
+        raise RefusedError(f"no hostpci option of VM {vmid} names the card, which `pulumi up` gives it")

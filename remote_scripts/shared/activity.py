@@ -7,15 +7,19 @@ something runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import struct
 import time
-from collections.abc import Iterator
 
 from remote_scripts.shared import api, guest_tasks, guests, ha, notes
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
+
+with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
+    import fcntl
 
 _BACKUP_LOCK = "/run/vzdump.lock"
 _REPLICATION = "/var/lib/pve-manager/pve-replication-state.json"
@@ -98,39 +102,17 @@ def _incoming(system: System) -> str:
 
 
 def _installation(system: System) -> str:
-    """These locks are fcntl(2)'s, of the whole file (dpkg's frontend.txt): flock(2) doesn't see them, and the files
-    always lie there. /proc/locks has a line `1: POSIX ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`, with `->` before
-    POSIX for one that waits. Its device isn't always stat's (btrfs), and a container has files of the same name: what
-    the process has open decides.
+    """These locks are fcntl(2)'s (dpkg's frontend.txt): flock(2) doesn't see them, and the files always lie there. To
+    ask takes none.
     """
-    held = [line.split() for line in _content(system, "/proc/locks").decode("ascii", "replace").splitlines()]
-    for path in _PACKAGE_LOCKS:
-        try:
-            file = system.files.at(path).stat()
-        except FileNotFoundError:
-            continue
-        for words in held:
-            if len(words) < 6 or words[1] != "POSIX" or words[3] != "WRITE":
-                continue
-            process, inode = words[4], words[5].rpartition(":")[2]
-            if inode != str(file.st_ino) or not _has_open(system, process, file):
-                continue
+    question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    for path in filter(system.files.exists, _PACKAGE_LOCKS):
+        with system.files.at(path).open("rb") as file:
+            kind, _, _, _, process = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, question))
+        if kind != fcntl.F_UNLCK:
             name = system.files.line(f"/proc/{process}/comm")
             return f"packages are being installed here: process {process} ({name}) holds {path}"
     return ""
-
-
-def _has_open(system: System, process: str, file: os.stat_result) -> bool:
-    return any(os.path.samestat(opened, file) for opened in _opened(system, process))
-
-
-def _opened(system: System, process: str) -> Iterator[os.stat_result]:
-    """What a process has open; nothing where it has ended."""
-    for name in system.files.names(f"/proc/{process}/fd"):
-        try:
-            yield system.files.at(f"/proc/{process}/fd/{name}").stat()
-        except OSError:
-            continue
 
 
 def _of_ha(system: System, node: Node) -> str:

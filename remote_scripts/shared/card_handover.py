@@ -7,15 +7,13 @@ what a function has now, and so each can be done again.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 
-from remote_scripts.shared import card_users, cluster, guest_conf, guests, handover
+from remote_scripts.shared import card_users, guest_conf, guest_note, guests, handover
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import TurnedAway
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
-from remote_scripts.shared.handover_containers import GIVEN_UP, CardContainers
+from remote_scripts.shared.handover_containers import CardContainers
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.processes import ScanError, processes_using
@@ -23,8 +21,11 @@ from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-#: How long containers that didn't start are tried again, from when none was locked any more.
-RETRY_SECONDS = 1800
+#: How long what came to nothing is tried again each time the timer comes, and what then lies between two tries: each
+#: start that fails is a task in Proxmox VE's log.
+RETRY_SECONDS, PAUSE_SECONDS = 1800, 600
+#: The longest time between two visits of the timer's.
+_TIMER_SECONDS = 120
 
 
 class CardHandover:
@@ -39,7 +40,6 @@ class CardHandover:
         self.card = RecordedCard(system, card)
         self._driver = CardDriver(self.card)
         self.containers = CardContainers(self.card, self._driver)
-        self._turned_away = handover.turned_away_of(card.name)
         self.why_kept = ""
 
     def refusal(self, vmid: str, found: str, next: str) -> Failure:
@@ -65,11 +65,6 @@ class CardHandover:
         if run is None or not self._is_to_be_taken(vmid):
             return
         self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
-        # For the reading of the host, until a VM has got the card. There is no state: everything is as it was.
-        try:
-            self._turned_away.write(self._system.files, TurnedAway(int(vmid), time.strftime("%F %T"), run or ""))
-        except OSError:
-            self.card.say("that can't be noted on the disk")
         raise Failure(
             f"gpus.{self.card.name} for VM {vmid}, which starts",
             f"an up or a destroy of this host is at work: {run or 'which one is not known'}",
@@ -91,7 +86,11 @@ class CardHandover:
         # By other configuration, there is nothing to hand over.
         if self.card.record.state in ("HOST", "HELD") and self.card.is_on_vfio():
             return
-        raise self.refusal(vmid, card_users.backup_refusal(vmid), "nothing was changed; back the VM up while it runs")
+        found = (
+            f"a backup of VM {vmid}, which was off, would start it: the card stays with the containers. If no backup "
+            f"is at work, its lock was left behind: `qm unlock {vmid}`"
+        )
+        raise self.refusal(vmid, found, "nothing was changed; back the VM up while it runs")
 
     # To a VM.
 
@@ -126,8 +125,7 @@ class CardHandover:
             self._drain(vmid, users, persistence)
             card_users.need_unused(self.card)
             self._driver.bind_to_vfio()
-            if not self._record_vm():
-                raise RefusedError("its state can't be noted on the disk")
+            self.card.need_saved(state="VM", why="")
         except RefusedError as error:
             if self.card.record.state == "STUCK":
                 next = "reboot the host when it suits you; its containers stay off until then"
@@ -153,39 +151,27 @@ class CardHandover:
         if power in ("on", "unknown"):
             return False
         is_there = self.card.is_on_vfio() and self.card.is_alive()
-        if is_there and self._record_vm():
+        if is_there and self.card.save(state="VM", why=""):
             self.card.say(f"VM {vmid} keeps it")
             return True
         # This start holds the VM's lock, by which `settle` would take it for one that goes on.
         record.state = "RETURNING"
         return False
 
-    def _record_vm(self) -> bool:
-        """Whether it is on the disk that the VM has the card."""
-        if not self.card.save(state="VM", why=""):
-            return False
-        self._system.files.remove(self._turned_away.path)
-        return True
-
     def _drain(self, vmid: str, users: Sequence[Container], persistence: Mapping[str, str]) -> None:
         record = self.card.record
-        numbers = self.card.numbers
         ids = [user.ctid for user in users]
-        # Those that are to be started after an earlier handover, by the numbers of then.
-        owed = []
-        if record.state == "HELD":
-            owed = [ctid for ctid in record.containers if ctid not in ids]
-            owed = [ctid for ctid in owed if not guests.is_gone(self._system, "pct", ctid)]
+        # Those that are to be started after an earlier handover.
+        owed = [ctid for ctid in record.containers if ctid not in ids]
         self.card.need_saved(
             state="DRAINING",
             vm=vmid,
             why="",
-            given_up=(),
-            numbers=record.numbers if owed else numbers,
-            taken=numbers,
+            minor=self.card.minor,
             modules=(),
             d3cold=(),
-            **self.containers.fields(owed, users),
+            containers=(*owed, *ids),
+            known=record.known | {user.ctid: guest_note.identity(user.conf.options) for user in users},
             **persistence,
         )
         shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
@@ -229,7 +215,8 @@ class CardHandover:
             return
         if not self._has_vm_let_go():
             return
-        if not self.card.save(state="RETURNING", why=why):
+        # HELD, it has been away for as long as that.
+        if self.card.record.state != "HELD" and not self.card.save(state="RETURNING", why=why):
             self.card.say("its state can't be noted: the disk is full")
         if not self._driver.release() or not self._driver.load():
             return
@@ -335,55 +322,15 @@ class CardHandover:
         self.card.remove()
 
     def retry(self) -> None:
-        """Tries again for a while what came to nothing: containers that didn't start for a reason that passes, such as
-        a storage that isn't there yet, and a driver that didn't answer yet. What is locked, such as by a backup, has as
-        long as it takes, and so has a cluster that lost its quorum.
+        """Tries again what came to nothing: containers that didn't start, such as for a storage that isn't there yet,
+        and a driver that didn't answer. A card that a user has given to another driver since stays there.
         """
-        self.containers.forget_started()
         record = self.card.record
-        given_up = record.given_up
-        owed = [ctid for ctid in record.containers if ctid not in given_up]
-        is_card_owed = record.owed and GIVEN_UP not in record.why
-        if record.state != "HELD" or not (owed or is_card_owed) or record.boot != boot_id(self._system):
+        if record.state != "HELD" or not (record.owed or record.containers) or record.boot != boot_id(self._system):
             return
-        if is_going_down(self._system):
+        self.containers.forget_running()
+        if record.age >= RETRY_SECONDS and record.age % PAUSE_SECONDS >= _TIMER_SECONDS:
             return
-        locked = [] if record.owed else [ctid for ctid in owed if self.containers.is_locked(ctid)]
-        # Without a quorum none starts, locked or not.
-        if owed and (len(locked) == len(owed) or (not record.owed and cluster.lacks_quorum(self._system))):
-            self.card.save(since="now")
-            return
-        if record.age >= RETRY_SECONDS:
-            self.containers.give_up([ctid for ctid in owed if ctid not in locked])
-            return
-        if not self._is_bound_again():
-            return
-        # Its modules may have come with other numbers.
-        is_new = record.owed or (record.numbers and record.numbers.have_moved(self.card.numbers))
-        if is_new and self.card.driver == "nvidia" and not self._driver.make_nodes():
-            return
-        if not self._driver.query().is_done:
-            return
-        why = self.containers.restore()
-        if not why and not given_up:
-            self.card.say("it is with the host again, and its containers run")
-            self.card.remove()
-        else:
-            if why not in record.why:
-                self.card.say(why)
-            ending = self.containers.how_to_start(given_up) if given_up else ""
-            self.card.save(why="; ".join(filter(None, (why, ending))))
-
-    def _is_bound_again(self) -> bool:
-        """A card that came back and that no driver took is given to its driver once more. False: that waits in the
-        kernel. One that a user has given to another driver since stays there.
-        """
-        if not self.card.record.owed or self.card.driver:
-            return True
-        if not self.card.has_expected_ids():
-            return True
-        if not self.card.is_alive():
-            return True
-        if self._driver.is_active() is not False or not self._driver.load():
-            return False
-        return self._driver.bind().result != "waits"
+        is_ours = self.card.driver in ("", "nvidia") and self.card.has_expected_ids()
+        if is_ours and self._driver.is_active() is False:
+            self.return_card()

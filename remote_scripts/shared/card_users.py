@@ -5,7 +5,6 @@ anything is changed. What can't be read stands against it.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -23,8 +22,6 @@ from remote_scripts.tools.system import System
 
 _ARMED = "/var/lib/homelab/armed"
 _SMI_SECONDS = 30.0
-#: Between the two halves of `qm reboot`.
-REBOOT_SECONDS = 120
 #: From here on nvidia-drm with modeset lets go of one card of several (NVIDIA/open-gpu-kernel-modules).
 _DRM_DETACHES = (580, 105, 8)
 
@@ -147,23 +144,11 @@ def why_vm_keeps(card: SharedCard, record: Record) -> str | None:
         lock = guest_conf.option_of_vm(system, record.vm, "lock")
     except (OSError, Failure):
         return ""
-    if lock == "backup":  # of a VM that ran: the backup starts it again
-        return (
-            f"VM {record.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. "
-            f"If no backup of it is at work, that lock was left behind: `qm unlock {record.vm}` gives the card back"
-        )
-    try:
-        request = system.files.at(f"/run/qemu-server/{record.vm}.reboot").stat()
-    except OSError:
+    if lock != "backup":
         return None
-    return None if abs(time.time() - request.st_mtime) > REBOOT_SECONDS else ""
-
-
-def backup_refusal(vmid: str) -> str:
-    """A backup of a VM that is off starts it."""
-    return (
-        f"a backup of VM {vmid}, which was off, would start it: the card stays with the containers. Back the VM up "
-        f"while it runs. If no backup is at work, its lock was left behind: `qm unlock {vmid}`"
+    return (  # of a VM that ran: the backup starts it again
+        f"VM {record.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. "
+        f"If no backup of it is at work, that lock was left behind: `qm unlock {record.vm}` gives the card back"
     )
 
 
@@ -174,12 +159,6 @@ def need_possible(card: SharedCard, vmid: str) -> list[Container]:
     """
     _need_card(card)
     _need_confirmed_boot(card.system)
-    try:
-        lock = guest_conf.option_of_vm(card.system, vmid, "lock")
-    except Failure as failure:
-        raise RefusedError(f"the configuration of VM {vmid} can't be read ({failure.found})") from failure
-    if lock == "backup":
-        raise RefusedError(backup_refusal(vmid))
     driver = card.driver
     if driver != "nvidia":
         raise RefusedError(f"NVIDIA's driver doesn't have it, but {driver or 'none'}")
@@ -211,23 +190,18 @@ def _need_card(card: SharedCard) -> None:
         raise RefusedError("it doesn't answer: its configuration space can't be read")
 
 
-def _attribute(system: System, path: str) -> str | None:
-    """The first line of an attribute; empty: it can't be read; None: it isn't there."""
-    return system.files.line(path) if system.files.exists(path) else None
+def _attribute(system: System, path: str, *, absent: str) -> str:
+    """The first line of an attribute; empty: it can't be read.
+
+    :param absent: what it has where it isn't there.
+    """
+    return system.files.line(path) if system.files.exists(path) else absent
 
 
 def _need_free_function(system: System, address: str) -> None:
-    folder = f"{DEVICES}/{address}"
-    virtual = _attribute(system, f"{folder}/sriov_numvfs")
-    if virtual == "":
-        raise RefusedError(f"whether {address} has virtual functions can't be read (sriov_numvfs)")
-    if virtual is not None and re.search("[1-9]", virtual):
-        raise RefusedError(f"{address} has virtual functions (SR-IOV)")
-    screen = _attribute(system, f"{folder}/boot_vga")
-    if screen == "1":
-        raise RefusedError("it is this host's screen (boot_vga)")
-    if screen == "":
-        raise RefusedError(f"whether it is this host's screen can't be read (boot_vga of {address})")
+    for name, what in (("sriov_numvfs", "virtual functions (SR-IOV)"), ("boot_vga", "this host's screen")):
+        if (value := _attribute(system, f"{DEVICES}/{address}/{name}", absent="0")) != "0":
+            raise RefusedError(f"{address} has {what}: {name} is {value or 'not to be read'}")
 
 
 def _need_undivided(card: SharedCard) -> None:
@@ -252,7 +226,7 @@ def _need_unreserved(card: SharedCard, vmid: str) -> None:
 
 def _need_drm_that_lets_go(card: SharedCard) -> None:
     """nvidia-drm opens the card itself with modeset, unless it can be unloaded."""
-    modeset = _attribute(card.system, "/sys/module/nvidia_drm/parameters/modeset")
+    modeset = _attribute(card.system, "/sys/module/nvidia_drm/parameters/modeset", absent="N")
     if modeset not in ("Y", "") or card.is_only():
         return
     try:
@@ -273,59 +247,25 @@ def _need_no_console(card: SharedCard) -> None:
         return
     for name in system.files.names("/sys/class/vtconsole"):
         folder = f"/sys/class/vtconsole/{name}"
-        kind = _attribute(system, f"{folder}/name")
-        draws = kind is not None and (kind == "" or "frame buffer" in kind)
-        if draws and system.files.line(f"{folder}/bind") in ("", "1"):
+        kind = _attribute(system, f"{folder}/name", absent="none")
+        if (not kind or "frame buffer" in kind) and system.files.line(f"{folder}/bind") in ("", "1"):
             raise RefusedError("the host's console draws on it (fb0)")
 
 
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
-def processes_with(card: SharedCard) -> list[str]:
-    """The processes that have the card open, in words.
-
-    :raises RefusedError: it can't be told.
+def need_unused(card: SharedCard, users: Iterable[Container] | None = None) -> None:
+    """:param users: containers that are still to be shut down, who may have it, as NVIDIA's persistence daemon may,
+        which lets go when the mode goes off; None: what a handover ends has been ended.
+    :raises RefusedError: another process has the card open, or that isn't known.
     """
     try:
-        node = f"/dev/nvidia{card.minor}"
-        numbers = card.node_numbers()
-        return processes_using(card.system, node, numbers, card.mapped_as())
+        processes = processes_using(card.system, "/proc/devices", card.node_numbers(), card.mapped_as())
     except (ScanError, OSError, ValueError) as error:
         raise RefusedError(f"it isn't known who has it: {error}") from error
-
-
-def processes_that_end(processes: Iterable[str], users: Iterable[Container]) -> list[str]:
-    """Of `processes_with` those that a handover ends: of containers that it shuts down, and NVIDIA's persistence
-    daemon, which lets go when the mode goes off.
-    """
-    endings = (" of nvidia-persistenced.service)", *(f" of container {user.ctid})" for user in users))
-    return [process for process in processes if process.endswith(endings)]
-
-
-def need_unused(card: SharedCard, users: Iterable[Container] | None = None) -> None:
-    """:param users: containers that are still to be shut down; None: what a handover ends has been ended.
-    :raises RefusedError: a process has the card open that isn't ended for it, or that isn't known.
-    """
-    processes = processes_with(card)
-    ends = [] if users is None else processes_that_end(processes, users)
-    _need_none(process for process in processes if process not in ends)
-
-
-def need_sound_unused(card: SharedCard) -> None:
-    """The same of a card whose driver is gone: its sound alone can be open.
-
-    :raises RefusedError: a process has its sound open, or that isn't known.
-    """
-    control, numbers = card.sound_numbers()
-    if not control:
-        return
-    try:
-        _need_none(processes_using(card.system, control, numbers, card.mapped_as()))
-    except ScanError as error:
-        raise RefusedError(f"it isn't known who has its sound open: {error}") from error
-
-
-def _need_none(processes: Iterable[str]) -> None:
-    if names := ", ".join(processes):
-        raise RefusedError(f"in use by {names}")
+    if users is not None:
+        ends = (" of nvidia-persistenced.service)", *(f" of container {user.ctid})" for user in users))
+        processes = [process for process in processes if not process.endswith(ends)]
+    if processes:
+        raise RefusedError(f"in use by {', '.join(processes)}")

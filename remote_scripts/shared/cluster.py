@@ -174,11 +174,3 @@ def _try_turn(system: System, policy: Policy) -> Obstacle | None:
         return reason
     why = turn.take(system, node, policy.away_seconds)
     return Obstacle(why) if why else None
-
-
-def lacks_quorum(system: System) -> bool:
-    """Whether nothing in /etc/pve can be changed now, such as by a guest's start; also where that can't be told."""
-    if not pmxcfs.this_node(system).clustered:
-        return False
-    quorate = _VOTES["quorate"].search(system.run.ask("pvecm", "status").text)
-    return not quorate or quorate[1] != "Yes"

@@ -170,7 +170,7 @@ def renew_initramfs(packages: Packages, target: str) -> None:
         all_of_them = ("-k", "all") if target == "host" else ()
         before = boot.initramfs(system)
         done = packages.do(
-            "update-initramfs", "-u", *all_of_them, doing="update-initramfs", where=boot.progress_of(system)
+            "update-initramfs", "-u", *all_of_them, doing="update-initramfs", progress=boot.progress_of(system)
         )
         left = boot.not_made(system, before)
         # A VM's newest kernel alone gets a new one.

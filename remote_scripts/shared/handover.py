@@ -1,7 +1,7 @@
 """Cards that a VM and this host's containers have in turn: each card's record, and what may be at work on the host.
 
 /var/lib/homelab/handover/NAME.state is a card's record, and is on the disk before the step that it tells of. Without
-it the card is with the host. `log` beside it is the story; NAME.turned_away tells of a VM that came during a run.
+it the card is with the host. `log` beside it is the story.
 /run/homelab/passes has a line `VMID RUN` for each VM that a run lets through; /run/homelab/handing is locked by a
 handover that is at work.
 """
@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from remote_scripts.shared import passes
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import Record, State, TurnedAway
+from remote_scripts.shared.card_record import Record, State
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.notes import Note
 from remote_scripts.shared.shared_card import SharedCard
@@ -51,11 +51,6 @@ def cards(system: System) -> tuple[Card, ...]:
 def note_of(name: str) -> Note[Record]:
     """A card's record, as it is noted."""
     return Note(f"{FOLDER}/{name}.state", Record)
-
-
-def turned_away_of(name: str) -> Note[TurnedAway]:
-    """The last VM that didn't get a card, as it is noted until one has got it."""
-    return Note(f"{FOLDER}/{name}.turned_away", TurnedAway)
 
 
 def read_record(system: System, name: str) -> Record:
@@ -108,7 +103,7 @@ def owed_starts(system: System) -> list[str]:
         with suppress(Failure):
             record = read_record(system, name)
             if record.state == "HELD" and record.boot == boot_id(system):
-                ctids += [ctid for ctid in record.containers if ctid not in record.given_up]
+                ctids += record.containers
     return ctids
 
 
@@ -229,8 +224,9 @@ class RecordedCard(SharedCard):
         self.record = Record()
 
     def rest(self, state: State, why: str) -> None:
-        """The card stays in this state, for this reason."""
-        self.say(f"{state}: {why}")
+        """The card stays in this state, for this reason, which is said once."""
+        if (state, why) != (self.record.state, self.record.why):
+            self.say(f"{state}: {why}")
         if not self.save(state=state, why=why):
             self.say("that can't be noted on the disk")
 

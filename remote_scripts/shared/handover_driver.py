@@ -160,10 +160,7 @@ class CardDriver:
             refusal = f"the module {module}, which goes with its only card, is in use: {{}}"
             self._need_step(30, "step_unbind", f"unloading {module}", refusal, "rmmod", module)
         # Once more: a process may have opened it since the first look.
-        if is_only:
-            card_users.need_sound_unused(card)
-        else:
-            card_users.need_unused(card)
+        card_users.need_unused(card)
         self._need_step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
         self.run_unit(60, "step_bind")
         if not card.is_whole_on_vfio():

@@ -41,28 +41,21 @@ class Storage:
 
 
 def storages(system: System) -> list[Storage]:
-    """The one where our script lies comes first, then local.
+    """The one where our script lies comes first, then local. One that is for other nodes of the cluster has no volume
+    here, wherever its folder lies.
 
     :raises Failure: they can't be read.
     """
-    own = system.files.of_layer(LAYER)
-    candidates = storages_of(pmxcfs.text_of(system, STORAGES), pmxcfs.this_node(system).name)
-    return sorted(candidates, key=lambda storage: (storage.script not in own, storage.name != "local"))
-
-
-def storages_of(text: str, node: str) -> list[Storage]:
-    """Those that a configuration of storages has for a node. One that is for other nodes of the cluster has no volume
-    here, wherever its folder lies.
-    """
+    own, node = system.files.of_layer(LAYER), pmxcfs.this_node(system).name
     candidates = []
-    for section in sections(text):
+    for section in sections(pmxcfs.text_of(system, STORAGES)):
         options = section.options
         nodes = re.split(r"[\s;,]+", options["nodes"]) if "nodes" in options else [node]
         is_off = any(options.get(key, "0") != "0" for key in ("shared", "disable"))
         takes = section.kind == "dir" and "snippets" in options.get("content", "").split(",")
         if takes and not is_off and node in nodes and (path := options.get("path", "").rstrip("/")):
             candidates.append(Storage(section.name, f"{path}/snippets"))
-    return candidates
+    return sorted(candidates, key=lambda storage: (storage.script not in own, storage.name != "local"))
 
 
 def need_storage(system: System) -> Storage:
@@ -134,29 +127,6 @@ def here(system: System) -> list[str]:
     :raises Failure: a configuration can't be read.
     """
     return [vmid for vmid in pmxcfs.guest_ids(system, guest_conf.VMS) if is_homelabs(named(system, vmid))]
-
-
-def node_of(system: System, vmid: str) -> str:
-    """The node to which a VM was moved that names ours there; empty: there is none.
-
-    :raises Failure: that can't be read.
-    """
-    if pmxcfs.content_of(system, f"{guest_conf.VMS}/{vmid}.conf") is not None:
-        return ""
-    for node, kind, guest in pmxcfs.guests(system):
-        text = pmxcfs.text_of(system, f"{pmxcfs.NODES}/{node}/{kind}/{guest}.conf") if guest == vmid else ""
-        if is_homelabs(named_of(guest_conf.own_lines(text))):
-            return node
-    return ""
-
-
-def report_moved(system: System, vmid: str) -> None:
-    """Of such a VM. It is left there: that node may have one of its own by that name."""
-    if node := node_of(system, vmid):
-        system.log.say(
-            f"note: VM {vmid} is on node {node} now, and names homelab's hookscript there: unless that node has it, "
-            f"the VM doesn't start. On {node}: `qm set {vmid} --delete hookscript`"
-        )
 
 
 def restore_hook(system: System, vmid: str) -> str:

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from remote_scripts.shared import installed, progress
+from remote_scripts.shared import installed
 from remote_scripts.shared.installed import RECORDS, Installed, Record
 from remote_scripts.shared.symptoms import Context, recognise
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
-from remote_scripts.tools.run import STATUS_FD, TIMED_OUT, Done, Progress
+from remote_scripts.tools.run import TIMED_OUT, Done, Progress
 from remote_scripts.tools.system import System
 
 #: What apt-get update complained of, where it did.
@@ -137,8 +137,7 @@ class Packages:
         *arguments: str,
         seconds: float = 0,
         doing: str = "",
-        where: Progress | None = None,
-        tells: bool = False,
+        progress: Progress | None = None,
     ) -> Done:
         """A program that takes long, and may change what is installed.
 
@@ -150,8 +149,7 @@ class Packages:
             seconds=seconds or self.software.install_seconds,
             doing=doing or self._doing,
             environment=_ENVIRONMENT,
-            progress=where or progress.of_packages(self.system),
-            tells=tells,
+            progress=progress,
         )
 
     def apt(self, *arguments: str, seconds: float = 0, folder: str = "") -> Done:
@@ -159,20 +157,18 @@ class Packages:
 
         :param folder: where it works; by default anywhere.
         """
-        tells = self.system.run.gives_files
         options = [f"DPkg::Lock::Timeout={self.software.lock_seconds}", "Acquire::Retries=3", "Dpkg::Use-Pty=0"]
-        options += [f"APT::Status-Fd={STATUS_FD}"] * tells
         options += ["Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"]
         command = [*(("env", "-C", self.system.files.name(folder)) if folder else ()), "apt-get", "-y", "-q"]
         command += [word for option in options for word in ("-o", option)]
-        return self._retry_while_locked(*command, *arguments, seconds=seconds, tells=tells)
+        return self._retry_while_locked(*command, *arguments, seconds=seconds)
 
-    def _retry_while_locked(self, *arguments: str, seconds: float = 0, tells: bool = False) -> Done:
+    def _retry_while_locked(self, *arguments: str, seconds: float = 0) -> Done:
         """Waits for others' locks: apt-get itself for dpkg's, this for those that it doesn't wait for."""
         until = time.monotonic() + self.software.lock_seconds
         is_said = False
         while True:
-            done = self.do(*arguments, seconds=seconds, tells=tells)
+            done = self.do(*arguments, seconds=seconds)
             lock = _LOCKED.search(done.said_text)
             if done.status == 0 or not lock or time.monotonic() >= until:
                 return done
@@ -569,7 +565,6 @@ class Packages:
         files.need_folder(path.rpartition("/")[0])
         self.system.log.say(f"downloading {url}")
         until = time.monotonic() + self.software.download_seconds
-        where = progress.of_download(self.system, part)
         secure = ("-fsSL", "--proto", "=https", "--proto-redir", "=https", "--connect-timeout", "20")
         done = Done(TIMED_OUT, b"")
         for number in range(5):
@@ -577,7 +572,7 @@ class Packages:
             if left <= 0:
                 break
             target = ("-C", "-", "-o", files.name(part), url)
-            done = self.do("curl", *secure, "--max-time", str(left), *target, seconds=left + 5, where=where)
+            done = self.do("curl", *secure, "--max-time", str(left), *target, seconds=left + 5)
             if done.status == 0:
                 files.move(part, path)
                 return

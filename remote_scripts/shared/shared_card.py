@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import NodeNumbers
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System
 
@@ -18,12 +15,6 @@ from remote_scripts.tools.system import System
 _LOOKS = 3
 _LOOK_SECONDS = 1.0
 _READ_SECONDS = 5.0
-
-
-def drivers_by_major(system: System) -> dict[str, str]:
-    """The names of character devices' drivers, by their majors."""
-    lines = system.files.text("/proc/devices").partition("Block devices:")[0].splitlines()
-    return {words[0]: words[1] for words in map(str.split, lines) if len(words) == 2 and words[0].isdecimal()}
 
 
 class SharedCard:
@@ -88,9 +79,10 @@ class SharedCard:
     def minor(self) -> str:
         """N of its /dev/nvidiaN; empty: there is none, or it can't be read."""
         try:
-            return _text(nvidia.minor_of(self.system, self.gpu))
+            minor = nvidia.minor_of(self.system, self.gpu)
         except OSError:
             return ""
+        return "" if minor is None else str(minor)
 
     @property
     def drm_names(self) -> list[str]:
@@ -100,30 +92,6 @@ class SharedCard:
             names = self.system.files.names(f"{DEVICES}/{address}/drm")
             drm += [name for kind in ("card", "renderD") for name in names if name.startswith(kind)]
         return drm
-
-    @property
-    def numbers(self) -> NodeNumbers:
-        """Those that it has now."""
-        majors = self._major_of("nvidia-uvm"), self._major_of("nvidia-caps")
-        return NodeNumbers(self.minor, majors, tuple(self.drm_names))
-
-    def _major_of(self, driver: str) -> str:
-        try:
-            return _text(nvidia.major_of(self.system, driver))
-        except OSError:
-            return ""
-
-    def of_others(self) -> tuple[set[str], set[str]]:
-        """The minors of /dev/nvidiaN and the names in /dev/dri that other cards have now: what this one was called may
-        be another's while it is away.
-        """
-        files = self.system.files
-        minors = set()
-        for address in files.names(nvidia.GPUS):
-            if address not in self.functions:
-                with suppress(OSError):
-                    minors.add(_text(nvidia.minor_of(self.system, address)))
-        return minors, {name for other in self._other_functions() for name in files.names(f"{DEVICES}/{other}/drm")}
 
     def node_numbers(self) -> set[str]:
         """The numbers, in hexadecimal, of what must not be open: the card's own node and nvidia-modeset, what is in
@@ -136,27 +104,16 @@ class SharedCard:
         numbers |= {f"e2:{int(re.sub(r'[^0-9]', '', name)):x}" for name in self.drm_names}
         if self.is_only():
             numbers.add("c3:ff")
-            if uvm := self._major_of("nvidia-uvm"):
-                numbers |= {f"{int(uvm):x}:0", f"{int(uvm):x}:1"}
+            with suppress(OSError):
+                if uvm := nvidia.major_of(self.system, "nvidia-uvm"):
+                    numbers |= {f"{uvm:x}:0", f"{uvm:x}:1"}
         return numbers
 
-    def sound_numbers(self) -> tuple[str, set[str]]:
-        """A node of its sound that is there, and the numbers of all; empty: it has none."""
-        there = ""
-        for path in self._attributes("sound/*/uevent", "sound/*/*/uevent"):
-            match = re.search(r"^DEVNAME=(.+)$", path.read_text(), re.MULTILINE)
-            if match and path.with_name("dev").exists() and self.system.files.exists(f"/dev/{match[1]}"):
-                there = f"/dev/{match[1]}"
-        return there, self._hexadecimal("sound/*/dev", "sound/*/*/dev")
-
     def _hexadecimal(self, *patterns: str) -> set[str]:
-        pairs = (path.read_text().strip().partition(":") for path in self._attributes(*patterns))
+        folders = [self.system.files.at(f"{DEVICES}/{address}") for address in self.functions]
+        paths = (path for folder in folders for pattern in patterns for path in folder.glob(pattern))
+        pairs = (path.read_text().strip().partition(":") for path in paths)
         return {f"{int(major):x}:{int(minor):x}" for major, _, minor in pairs}
-
-    def _attributes(self, *patterns: str) -> Iterator[Path]:
-        for address in self.functions:
-            for pattern in patterns:
-                yield from self.system.files.at(f"{DEVICES}/{address}").glob(pattern)
 
     def group_nodes(self) -> list[str]:
         """The nodes of its IOMMU groups below /dev/vfio: open while a VM has it."""
@@ -175,7 +132,3 @@ class SharedCard:
         names = [f"nvidia{self.minor}", "nvidia-modeset", *(f"dri/{name}" for name in self.drm_names)]
         names += ["nvidiactl", "nvidia-uvm"] if self.is_only() else []
         return f" /dev/({'|'.join(names)})( \\(deleted\\))?$"
-
-
-def _text(number: int | None) -> str:
-    return "" if number is None else str(number)

@@ -48,7 +48,7 @@ class ContainerRun(Run):
 
     def __init__(self, ctid: int, name: str, host: System, work: Work) -> None:
         super().__init__(host.root, host.log, work)
-        self.name, self._suffix = name, f"-{ctid}"
+        self.name = name
         self._attach = (self.find("lxc-attach") or "lxc-attach", "--clear-env", "-n", str(ctid))
         #: NixOS has its programs in a folder of its own.
         self.environment = {"LC_ALL": "C", "PATH": f"{PATH}:/run/current-system/sw/bin"}
@@ -204,9 +204,6 @@ class ContainerDisk(disk.Disk):
 
     def flush(self, where: Path) -> None:
         self._do("flush", "sync", str(where))
-
-    def clear(self, where: Path) -> None:
-        self._said("rm", "-rf", "--", str(where))
 
     def _asked(self, *words: str, seconds: float = ASK_SECONDS, **more: Any) -> Done:
         """:raises Failure: there is no answer in time, or it is too long: that is no "no"."""

@@ -102,9 +102,12 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_all(path: Path) -> None:
-    """Takes a folder away with all that is in it."""
+    """Takes away what is there, a folder with all that is in it."""
     _about("remove", path)
-    shutil.rmtree(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def link(target: str, path: Path) -> None:
@@ -337,13 +340,6 @@ class Disk:
     def make_folder(self, where: Path) -> None:
         """Makes one folder."""
         make_folder(where)
-
-    def clear(self, where: Path) -> None:
-        """Takes away what lies there only while a run works, a folder with all that is in it."""
-        if where.is_dir() and not where.is_symlink():
-            shutil.rmtree(where, ignore_errors=True)
-        else:
-            where.unlink(missing_ok=True)
 
 
 def _is_near(place: Path, but: Path, folder: Path) -> bool:

@@ -624,7 +624,7 @@ class Files:
     def _unlink(self, path: Path) -> None:
         try:
             if self._disk.exists(path):
-                self._disk.clear(path)
+                self._disk.remove_all(path)
                 self._disk.flush(path.parent)  # after a power cut no run may come that would take it away once more
         except OSError as error:
             self._log.say(f"note: {path}, which an earlier run left, could not be removed: {error.strerror}")

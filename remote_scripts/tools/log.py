@@ -6,20 +6,14 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from remote_scripts.tools import text
 from remote_scripts.tools.errors import Failure
 
-with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
-    import fcntl
-
 #: In memory, and root's alone: nothing of a step that failed stays on a disk.
 STEPS = "run/homelab/steps"
 STEPS_BYTES = 2097152
-#: How long one waits for another that writes into it.
-_TURN_SECONDS = 5.0
 #: What steps note for the end of a run is the client's to tell (layers/run_guard.py), which makes this file.
 NOTES = "run/homelab/notes"
 
@@ -79,9 +73,8 @@ class Log:
         with contextlib.suppress(OSError):
             if not is_own_folder(self._folder):
                 return
-            with _turn(self._folder):
-                self._append(self._steps, content)
-                self._shorten()
+            self._append(self._steps, content)
+            self._shorten()
 
     def _shorten(self) -> None:
         size = self._steps.stat().st_size
@@ -107,22 +100,3 @@ class Log:
 def is_own_folder(folder: Path) -> bool:
     """A folder, not a link, of the user that this process runs as."""
     return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
-
-
-@contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Several write at once: one waits for the other, a few seconds at most."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _TURN_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,8 @@
 """Programs of this system: started with a list of arguments, never by a shell, and always with an end.
 
-Each is a process group of its own, which is killed when its time is up. `ask` is for questions, whose answer is kept
-in memory; `do` is for work, whose output goes into a file, so that a program goes on though this process is killed.
+Each is a process group of its own, which is killed when its time is up. `ask` is for questions, whose answer is read
+as it comes; `do` is for work, whose output goes into a file in memory, so that a program goes on though this process is
+killed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote_scripts.tools.log import Log, is_own_folder
+from remote_scripts.tools.log import Log
 from remote_scripts.tools.state import PROGRESS_SECONDS, Work
 from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES
+
+with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
+    import fcntl
 
 #: How long a question may take: a program that hangs (a dead NFS mount, a card that is gone) must not hide what is
 #: known without it.
@@ -29,12 +33,12 @@ DO_SECONDS = 1800.0
 #: its answer is longer than was asked for.
 TIMED_OUT, TOO_MUCH, NOT_FOUND = 124, 125, 127
 _LAST_LINES = 5
-#: The descriptor by which a program says how far it is (apt's APT::Status-Fd).
-STATUS_FD = 99
+#: How much of what a program has said last stands in a line that says that it goes on, in characters.
+_SHOWN = 100
 #: Of a program's output that goes into the log, how much is taken of what it says in a second, in bytes.
 _PART_BYTES = 1 << 20
-#: Of a program's output, how much the file in /run holds, in bytes: one that asks again and again, and gets no answer,
-#: says more in a minute than there is memory.
+#: Of a program's output, how much the file in memory holds, in bytes: one that asks again and again, and gets no
+#: answer, says more in a minute than there is memory.
 _FILE_BYTES = 16 << 20
 #: How often that is looked at.
 _FILE_SECONDS = 0.1
@@ -95,12 +99,12 @@ class Run:
     :param programs: in a test, what is called in the place of programs; whatever else is asked for isn't there.
     """
 
-    #: Whether a program gets files of this system: /dev/null, one for its output, and one on STATUS_FD.
+    #: Whether a program gets files of this system: /dev/null, and one for its output.
     gives_files = True
 
     def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
-        #: What of its work is said comes after this, and its output goes into a file with this end.
-        self.name = self._suffix = ""
+        #: What of its work is said comes after this.
+        self.name = ""
         self._root = root
         self._log = log
         self._work = work
@@ -150,22 +154,20 @@ class Run:
         doing: str = "",
         environment: Mapping[str, str] | None = None,
         progress: Progress | None = None,
-        tells: bool = False,
     ) -> Done:
         """A program that changes something. All that it says goes into this system's log; `output` of the answer is
         the end of it, which a person gets to see where it fails. Another process keeps the lock until the program has
         ended, also where this one is killed.
 
         :param doing: what is done, for the lines that say that it goes on; by default the program's name.
-        :param tells: whether the program itself says how far it is, on STATUS_FD: `progress` gets that behind its
-            output.
+        :param progress: says there how far it is; by default what it has said last.
         """
         self._log.heading(": ".join(filter(None, (self.name, doing, " ".join(arguments)))))
         if self._programs is not None:
             done = self._stand(arguments, b"")
         else:
             doing = ": ".join(filter(None, (self.name, doing or Path(arguments[0]).name)))
-            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress, tells=tells)
+            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress)
         return last_lines(self._log, done.status, done.output + done.error)
 
     def _watched(
@@ -175,43 +177,35 @@ class Run:
         doing: str,
         environment: Mapping[str, str] | None,
         progress: Progress | None,
-        *,
-        tells: bool,
     ) -> Done:
-        folder = self._root / "run/homelab"
-        path = folder / f"log{self._suffix}" if is_own_folder(folder) else Path(os.devnull)
-        try:
-            out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError:  # /run is full: the program may work all the same
-            out, path = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), Path(os.devnull)
-        status_file = path.with_name(f"{path.name}.status") if tells and path != Path(os.devnull) else Path(os.devnull)
+        out = os.memfd_create("output")
+        fcntl.fcntl(out, fcntl.F_SETFL, os.O_APPEND)  # from its beginning where it was cut
         status_end, keeper_end = os.pipe()
         keeper = os.fork()
         if keeper == 0:
             os.close(status_end)
-            self._keep(arguments, seconds, environment, out, keeper_end, status_file if tells else None)
+            self._keep(arguments, seconds, environment, out, keeper_end)
         os.close(keeper_end)
         began = told_at = time.monotonic()
         noted = 0
         while not select.select([status_end], [], [], 1.0)[0]:
-            noted = self._pass_on(path, noted, whole=False)
+            noted = self._pass_on(out, noted, whole=False)
             if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
                 told_at = now
-                where = progress(_end_of(out) + _last_told(status_file), now - began) if progress else ""
-                self._log.say(f"{doing}: {where or f'{now - began:.0f} s'}")
+                said = _end_of(out)
+                where = progress(said, now - began) if progress else ""
+                self._log.say(
+                    ": ".join(filter(None, (doing, where or f"{now - began:.0f} s", where or _last_line(said))))
+                )
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
-        self._pass_on(path, noted, whole=True)
+        self._pass_on(out, noted, whole=True)
         status = int(answered) if answered else 1  # it was killed
         if status == TIMED_OUT:
             os.write(out, f"{' '.join(arguments)}: given up after {seconds:g} s\n".encode())
-        output = b"" if path == Path(os.devnull) else _end_of(out)
+        output = _end_of(out)
         os.close(out)
-        if path != Path(os.devnull):
-            path.unlink(missing_ok=True)  # what the program leaves running may write on: not into the next one's
-        if status_file != Path(os.devnull):
-            status_file.unlink(missing_ok=True)
         return Done(status, output)
 
     def _keep(
@@ -221,7 +215,6 @@ class Run:
         environment: Mapping[str, str] | None,
         out: int,
         answer: int,
-        status_file: Path | None,
     ) -> None:
         """The process that keeps the lock while a program works: it has its descriptor, and the program hasn't."""
         status = 1
@@ -231,9 +224,7 @@ class Run:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            if status_file:
-                os.dup2(os.open(status_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), STATUS_FD)
-            begun = self._begin(arguments, environment, out=out, passed=(STATUS_FD,) if status_file else ())
+            begun = self._begin(arguments, environment, out=out)
             if isinstance(begun, Done):
                 os.write(out, begun.error)
                 status = begun.status
@@ -244,16 +235,11 @@ class Run:
                 os.write(answer, str(status).encode())
             os._exit(0)
 
-    def _pass_on(self, path: Path, noted: int, *, whole: bool) -> int:
+    def _pass_on(self, out: int, noted: int, *, whole: bool) -> int:
         """Notes what has come since, whole lines of it or all; of very much the end. Returns up to where."""
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                noted = max(noted if noted <= size else 0, size - _PART_BYTES)
-                file.seek(noted)
-                new = file.read(size - noted)
-        except OSError:
-            return noted
+        size = os.fstat(out).st_size
+        noted = max(noted if noted <= size else 0, size - _PART_BYTES)
+        new = os.pread(out, size - noted, noted)
         if not whole:
             new = new[: new.rfind(b"\n") + 1]
         if new:
@@ -267,7 +253,6 @@ class Run:
         *,
         stdin: bytes = b"",
         out: int | None = None,
-        passed: Sequence[int] = (),
     ) -> subprocess.Popen[bytes] | Done:
         given = os.memfd_create("stdin") if stdin or not self.gives_files else None
         if given is not None:
@@ -283,7 +268,6 @@ class Run:
                 env={**self.environment, **(environment or {})},
                 cwd="/",
                 start_new_session=True,
-                pass_fds=passed,
             )
         except FileNotFoundError:
             return Done(NOT_FOUND, b"", f"{arguments[0]}: not found\n".encode())
@@ -431,13 +415,9 @@ def _exit_status(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _last_told(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_BYTES))
-            return b"\n" + file.read()
-    except OSError:
-        return b""
+def _last_line(said: bytes) -> str:
+    """The beginning of what a person sees last of it."""
+    return said[-LOG_BYTES:].strip().replace(b"\r", b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")[:_SHOWN]
 
 
 def _end_of(descriptor: int) -> bytes:

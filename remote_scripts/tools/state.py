@@ -182,24 +182,18 @@ class Work:
 
         :raises Failure: another one has the lock still after `lock_seconds`, or there is no place for it.
         """
-        deadline = time.monotonic() + self.lock_seconds
         descriptor = self._opened(self._lock, 0o644)
-        began = told_at = time.monotonic()
-        while not locked(descriptor):
-            now = time.monotonic()
-            if now >= deadline:
-                os.close(descriptor)
-                raise Failure(
-                    f"to be the only one changing {self._whose}",
-                    f"another run still holds /run/homelab/{self._lock} after {self.lock_seconds:g} s",
-                    "two runs at once would write over each other",
-                    f"wait for it, or look at it with: fuser -v /run/homelab/{self._lock}",
-                )
-            self.go_on(f"waiting for another run on {self._whose}")
-            if now - told_at >= PROGRESS_SECONDS:
-                told_at = now
-                self._log.say(f"waiting for another run on {self._whose}: {now - began:.0f} s")
-            time.sleep(_LOOK_SECONDS)
+        for _ in self.tries(self.lock_seconds, f"waiting for another run on {self._whose}"):
+            if locked(descriptor):
+                break
+        else:
+            os.close(descriptor)
+            raise Failure(
+                f"to be the only one changing {self._whose}",
+                f"another run still holds /run/homelab/{self._lock} after {self.lock_seconds:g} s",
+                "two runs at once would write over each other",
+                f"wait for it, or look at it with: fuser -v /run/homelab/{self._lock}",
+            )
         self.lock = descriptor
         with contextlib.suppress(OSError):  # /run is full: the lock is held all the same
             os.ftruncate(descriptor, 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,41 +111,21 @@ def test_what_comes_in_from_another_node_is_seen_by_its_process(host: Host, comm
 
 
 # -- packages ---------------------------------------------------------------------------------------------------------------
-LOCKS = "1: OFDLCK ADVISORY  READ -1 00:2c:{inode} 0 EOF\n2: POSIX  ADVISORY  WRITE {pid} fd:01:{inode} 0 EOF\n"
-
-
-def hold(host: Host, path: str, pid: int = 812, *, by: str = "apt-get", waits: str = "") -> None:
-    """A process has a lock of the whole file, as fcntl(2) gives it; it is listed by its inode, and the process has the file open."""
-    file = host.root / path[1:]
-    host.write("/proc/locks", LOCKS.format(pid=f"{pid}", inode=file.stat().st_ino).replace(" POSIX", f" {waits}POSIX"))
-    host.write(f"/proc/{pid}/comm", f"{by}\n")
-    (host.root / f"proc/{pid}/fd").mkdir()
-    (host.root / f"proc/{pid}/fd/4").symlink_to(file)
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+)
 
 
 @pytest.mark.parametrize("path", ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/run/unattended-upgrades.lock"])
 def test_an_installation_of_packages_is_waited_for_and_its_process_named(host: Host, path: str) -> None:
     """A restart would leave packages half configured, of which the kernel's own initramfs may be one. The files stay; a lock is what counts."""
-    host.write(path, "")
-    host.write("/proc/locks", "")
+    lock = host.write(path, "")
     assert says(host) == ""
-    hold(host, path, by="unattended-upgr")
-    assert says(host) == f"packages are being installed here: process 812 (unattended-upgr) holds {path}"
-
-
-@pytest.mark.parametrize("how", ["waits for it", "another file system's inode", "its process has gone", "no such file"])
-def test_a_lock_that_nobody_holds_keeps_no_restart_waiting(host: Host, how: str) -> None:
-    """A container has a file of the same path, and perhaps of the same number."""
-    lock = host.write("/var/lib/dpkg/lock-frontend", "")
-    hold(host, "/var/lib/dpkg/lock-frontend", waits="-> " if how == "waits for it" else "")
-    opened = host.root / "proc/812/fd/4"
-    if how == "another file system's inode":
-        opened.unlink()
-        opened.symlink_to(host.write("/containers/var/lib/dpkg/lock-frontend", ""))
-    elif how == "its process has gone":
-        opened.unlink()
-    elif how == "no such file":
-        lock.unlink()
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as apt:
+        assert apt.stdout is not None and apt.stdout.readline()
+        host.write(f"/proc/{apt.pid}/comm", "unattended-upgr\n")
+        assert says(host) == f"packages are being installed here: process {apt.pid} (unattended-upgr) holds {path}"
+        apt.communicate()
     assert says(host) == ""
 
 
@@ -228,7 +210,8 @@ def test_a_file_among_the_nodes_is_no_node_of_a_guest(host: Host) -> None:
     assert [pmxcfs.node_of(host.system(), ctid) for ctid in (101, 102)] == ["pve2", ""]
 
 
-@pytest.mark.parametrize("path", ["/var/lib/pve-manager/pve-replication-state.json", "/proc/locks"])
+@pytest.mark.parametrize("path", ["/var/lib/pve-manager/pve-replication-state.json", "/var/lib/dpkg/lock"])
 def test_what_cant_be_read_may_say_that_something_runs(host: Host, path: str) -> None:
     (host.root / path[1:]).mkdir(parents=True)
-    assert says(host) == f"it isn't known what is at work here: {path} can't be read"
+    said = says(host)
+    assert said.startswith("it isn't known what is at work here: ") and said.endswith(f"{path} can't be read")

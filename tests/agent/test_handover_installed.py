@@ -215,23 +215,6 @@ def test_no_vm_names_the_hookscript_when_it_is_gone(host: Host) -> None:
     assert host.read("/etc/pve/qemu-server/104.conf") == "" and "mine.sh" in host.read("/etc/pve/qemu-server/105.conf")
 
 
-def test_a_vm_that_was_moved_to_another_node_is_named_with_its_hookscript(
-    host: Host, capsys: pytest.CaptureFixture[str]
-) -> None:
-    conf = "hookscript: local:snippets/homelab-handover.sh\n"
-    host.write("/etc/pve/nodes/other/qemu-server/103.conf", conf)
-    (host.root / VM[1:]).unlink()
-    host.write("/var/lib/homelab/handover-hooks/103", "one\n")
-    assert (seen(host).lost_hooks, seen(host).moved_hooks) == ([], ["103 on other"])
-    revert(host)
-    hook(host, "revert", "one")
-    said = capsys.readouterr().err
-    assert said.count("VM 103 is on node other now") == 2 and "On other: `qm set 103 --delete hookscript`" in said
-    assert host.read("/etc/pve/nodes/other/qemu-server/103.conf") == conf, "that node may have one of its own"
-    revert(host)
-    assert "node other" not in capsys.readouterr().err, "nothing is noted of it any more"
-
-
 @pytest.mark.parametrize("way", ["revert", "another card"])
 def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(
     host: Host, way: str, capsys: pytest.CaptureFixture[str]

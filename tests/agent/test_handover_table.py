@@ -129,9 +129,8 @@ def put(host: Host, wanted: str) -> None:
     """The host as it is in a state."""
     if wanted == "HOST":
         return
-    numbers = {"minor": "0", "majors": ["508", ""]}
     containers = [] if wanted == "HELD" else ["950"]
-    host.write(STATE, noted(wanted, containers=containers, numbers=numbers, persistence="Enabled"))
+    host.write(STATE, noted(wanted, containers=containers, minor="0", persistence="Enabled"))
     if wanted == "HELD":
         return
     host.write("/ct950", "stopped\n")
@@ -220,8 +219,11 @@ def test_no_refusal_is_left_out() -> None:
     said = {text for text in refusals() if text}
     rows = set(TABLE["refusals"])
     assert {text for text in said if not any(text.startswith(row) for row in rows)} == set(), "what makes these?"
-    computed = {"a backup of VM {}, which was off", "this boot of the host isn't confirmed yet"}
-    computed |= {"whether this boot of the host is confirmed can't be read", "the module {}, which goes with its only"}
+    computed = {
+        "this boot of the host isn't confirmed yet",
+        "whether this boot of the host is confirmed can't be read",
+        "the module {}, which goes with its only",
+    }
     assert {row for row in rows if not any(text.startswith(row) for text in {*said, *computed})} <= {
         row for row in rows if any(row.startswith(text) for text in computed)
     }, "nothing says these"

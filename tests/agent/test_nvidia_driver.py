@@ -262,9 +262,8 @@ def test_where_a_package_of_the_drivers_cannot_be_configured_it_is_said_that_the
     with_old(machine)
     half_configured(machine, MODULES)
     machine.faults.no_build |= {OLD, NEW}
-    text = refusal(lambda: apply(machine.host, NEW))
-    words = f"he driver {OLD} can't be put back: {MODULES} can't be configured"
-    assert f"(T{words}.)" in text and f"note: t{words}" in capsys.readouterr().err
+    refusal(lambda: apply(machine.host, NEW))
+    assert f"note: the driver {OLD} can't be put back: {MODULES} can't be configured" in capsys.readouterr().err
     machine.faults.no_build.clear()
     assert apply(machine.host, NEW)["version"] == NEW and machine.works(NEW)
 

@@ -266,17 +266,6 @@ def test_where_a_card_that_is_handed_over_is_says_each_state_that_is_noted(host:
     assert bool(found.handover.away) == bool(words)
 
 
-def test_of_several_turned_away_each_card_has_its_own_and_half_of_one_is_none(host: Host) -> None:
-    for name, vm in {"small": 104, "other": "", "big": 103}.items():
-        text = json.dumps({"vm": vm, "at": "2026-01-01 10:00:00", "run": 'b: "c=d"'})
-        host.write(f"/var/lib/homelab/handover/{name}.turned_away", text)
-    found = read(host).turned_away
-    assert {name: (one.vm, one.at, one.run) for name, one in found.items()} == {
-        "big": (103, "2026-01-01 10:00:00", 'b: "c=d"'),
-        "small": (104, "2026-01-01 10:00:00", 'b: "c=d"'),
-    }
-
-
 # -- the host --------------------------------------------------------------------------------------------------------
 def test_the_versions_of_what_decides_about_cards_and_containers_are_read(host: Host) -> None:
     host.programs["dpkg-query"] = says("pve-manager installed 9.1.1\nlxc-pve installed 6.0.5-3\nx config-files 1\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -105,11 +106,19 @@ def test_a_program_that_no_signal_ends_is_left(run: Run, monkeypatch: pytest.Mon
     assert done.status == TIMED_OUT and time.monotonic() - began < 10
 
 
+def test_long_work_says_how_long_it_takes_and_its_last_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("remote_scripts.tools.run.PROGRESS_SECONDS", 0.1)
+    run.do("sh", "-c", "echo first; printf 'read 1\\rread 2\\n'; sleep 2", doing="reading")
+    assert re.search(r"^reading: \d s: read 2$", capsys.readouterr().err, re.MULTILINE)
+
+
 def test_work_says_the_end_of_its_output_and_all_of_it_is_in_the_log(run: Run, tmp_path: Path) -> None:
     done = run.do("sh", "-c", "seq 100; printf 'a\\rb\\n'; exit 4")
     assert (done.status, done.text.split("\n")) == (4, ["98", "99", "100", "a", "b"])
     log = (tmp_path / "run/homelab/steps").read_text()
-    assert "  1\n  2\n" in log and "  b\n" in log and not (tmp_path / "run/homelab/log").exists()
+    assert "  1\n  2\n" in log and "  b\n" in log
 
 
 def test_work_that_is_given_up_may_put_away_what_it_has_begun_and_leaves_nothing_running(
@@ -127,8 +136,8 @@ def test_work_that_says_something_without_end_fills_no_memory(
 ) -> None:
     """Such as a question that is asked again and again, where nobody answers. The file with it is in memory."""
     monkeypatch.setattr("remote_scripts.tools.run._FILE_BYTES", 100_000)
-    log, sizes = tmp_path / "run/homelab/log", tmp_path / "sizes"
-    asks = f"yes 'Sorry, try again' | head -c 200000; sleep 0.05; stat -c %s {log} >>{sizes}"
+    sizes = tmp_path / "sizes"
+    asks = f"yes 'Sorry, try again' | head -c 200000; sleep 0.05; stat -L -c %s /proc/$$/fd/1 >>{sizes}"
     done = run.do("sh", "-c", f"for i in $(seq 20); do {asks}; done; echo; echo the end")
     assert (done.status, done.text.rpartition("\n")[2]) == (0, "the end")
     assert max(map(int, sizes.read_text().split())) < 20 * 200_000 / 2

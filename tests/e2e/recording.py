@@ -32,7 +32,7 @@ _OWN = [
     (re.compile(r"\d+(\.\d+)?m?s\b"), "…s"),
 ]
 # Of a step that takes longer than some seconds (tools/log.py).
-_WHERE_IT_IS = re.compile(r"(: |, )\d+ s$| \d+ %$| left$| MB are there$")
+_WHERE_IT_IS = re.compile(r"(: |, )\d+ s(: |$)")
 
 
 def shortened(lines: Sequence[str]) -> Iterator[str]:

@@ -66,15 +66,12 @@ def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys:
     assert main(["switch", *TO_VM, "--rehearse", *about]) == 0
     said = capsys.readouterr().out
     assert "started again afterwards: container 950" in said
-    assert "ends with that: ollama (PID 4711 of container 950)" in said and "Nothing prevents VM 103" in said
+    assert "Nothing prevents VM 103" in said
     lab.fault("card-users", [OLLAMA, {"pid": 4712, "comm": "Xorg", "card": CARD, "opens": ["modeset"]}])
-    lab.run("mkdir -p $ROOT/etc/pve/ha; echo 'ct: 950' >$ROOT/etc/pve/ha/resources.cfg")
     before = tree(lab)
     assert main(["switch", *TO_VM, "--rehearse", *about]) == 1
     said = capsys.readouterr().out
-    assert "prevents it: Xorg (PID 4712" in said and "container 950, which uses the card, is under HA" in said
-    assert tree(lab) == before
-    lab.run("rm $ROOT/etc/pve/ha/resources.cfg")
+    assert "prevents it: in use by Xorg (PID 4712" in said and tree(lab) == before
 
     # Somebody has it: the start's own reason, and nobody is shut down.
     assert main(["switch", *TO_VM, *about]) == 1

@@ -136,7 +136,9 @@ def restarts(machine: Machine) -> int:
 def test_docker_is_installed_where_that_was_asked_for_and_all_of_it_goes_again(
     tmp_path: Path, distribution: str
 ) -> None:
-    machine = with_repository(VirtualMachine(tmp_path, distribution), distribution)
+    machine = VirtualMachine(tmp_path, distribution)
+    machine.want(driver="580", containerToolkit="docker", docker="install")
+    machine.answer("apply", machine.repository())
     packages, tree = machine.packages(), machine.tree()
     text = script(machine, docker="install")
     found = plan(machine, docker="install")

@@ -344,7 +344,7 @@ def killed_at(machine: Machine, step: Step, moments: Moments) -> None:
 
 
 #: While the new one is tried: at its begin, or later.
-TRYING = pytest.mark.parametrize("moments", sampling.sample([("trying", 8), ("trying", 40)], 1, "trying"), ids=str)
+TRYING = pytest.mark.parametrize("moments", sampling.sample([("trying", 8), ("trying", 30)], 1, "trying"), ids=str)
 BACK = [("back", 8), ("back", 40)]
 
 
@@ -362,7 +362,7 @@ def test_a_way_back_that_is_killed_is_none_once_the_new_one_can_be_built(
 
 def test_an_update_that_was_killed_is_undone_by_destroy(begun: Callable[..., Begun]) -> None:
     stock, vm, script = begun()
-    killed_at(vm, script, ("trying", 40))
+    killed_at(vm, script, ("trying", 30))
     undo(vm)
     assert kept(vm) == stock
 
@@ -494,7 +494,7 @@ def test_the_installer_that_is_run_again_for_graphics_can_be_taken_back(
     before = kept(vm)
     assert has(vm, "libnvidia-encode", "libEGL_nvidia") == [True, False]
     if failure == "killed":
-        killed_at(vm, script, ("trying", 40))
+        killed_at(vm, script, ("trying", 30))
     else:
         vm.fault("dkms-fails", "580.")
         # Nor can the old one be built; it comes back once it can.

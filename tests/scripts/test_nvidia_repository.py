@@ -40,7 +40,9 @@ def test_repositories_come_stay_and_go_without_a_trace(tmp_path: Path) -> None:
 
 
 def come_stay_and_go(machine: Machine) -> None:
-    machine.want(**({} if machine.target == "lxc" else {"driver": "580"}), containerToolkit="docker", docker="install")
+    # NVIDIA's repository for Debian 13 begins with 590.
+    driver = "590" if "trixie" in machine.output("cat $ROOT/etc/os-release") else "580"
+    machine.want(**({} if machine.target == "lxc" else {"driver": driver}), containerToolkit="docker", docker="install")
     before = machine.tree()
     answer = machine.answer("apply", machine.repository())
     assert answer["changed"]

@@ -330,9 +330,11 @@ def inner(machine: Machine) -> dict[str, Any]:
 
 def test_a_container_with_a_card(inside: Container) -> None:
     output, errors = verified(inside, inner(inside))
-    assert errors == []
+    # On Proxmox VE 8 the host's lxc-pve is too old for an engine in the container.
+    is_new = inside.ctid == CTID["phoenix"]
+    assert ["a container engine that starts containers" in error.wanted for error in errors] == [True][is_new:]
     assert output["driver"] == inside.host.output("cat $ROOT/sys/module/nvidia/version").strip()
-    assert (output["program"], output["container"], output["uvm"]) == (True, True, True)
+    assert (output["program"], output["container"], output["uvm"]) == (True, is_new, True)
 
 
 @pytest.mark.parametrize(

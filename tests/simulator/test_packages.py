@@ -201,20 +201,6 @@ def test_a_lock_is_waited_for_if_somebody_says_so(vm: Vm) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_apt_writes_its_state_to_the_descriptor_that_it_is_given(vm: Vm) -> None:
-    said = vm.output("apt-get install -y -o APT::Status-Fd=9 jq podman 9>>$ROOT/root/state")
-    lines = (vm.root / "root/state").read_text().splitlines()
-    count = int(re.search(r"(\d+) newly installed", said)[1])  # type: ignore[index]
-    assert f"Need to get {count}" in said  # megabytes
-    assert lines[count - 1] == f"dlstatus:{count}:100.0000:Retrieving file {count} of {count}"
-    assert lines[count] == "pmstatus:dpkg-exec:0:Running dpkg"
-    done = [float(line.split(":")[2]) for line in lines[count:]]
-    assert (
-        done == sorted(done) and done[-1] < 100 and any(re.match("pmstatus:jq:.*:Configuring jq", one) for one in lines)
-    )
-    vm.output("apt-get purge -y jq podman")
-
-
 def test_two_at_once_exclude_each_other(vm: Vm) -> None:
     vm.fault("apt-slow", 90)  # what begins meanwhile begins on a busy machine, too
     text = vm.output(

@@ -1,4 +1,4 @@
-"""AMD's and Intel's graphics as cards of VMs (homelab/host/graphics.py): drivers that are left alone, kernels that crash, GVT-g, legacy mode."""
+"""AMD's and Intel's graphics as cards of VMs (homelab/host/graphics.py): drivers that are left alone, kernels that crash, legacy mode."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_goes_along_with_a_card_isnt_taken_from_amdgpu_either() -> None:
     assert reasons(desktop(member), host) == []
 
 
-# -- GVT-g ------------------------------------------------------------------------------------------------------------------
+# -- Intel's graphics --------------------------------------------------------------------------------------------------------
 def integrated(ids: str, words: str = "", **changes: Any) -> HostFacts:
     return desktop(
         devices=[device("0000:00:02.0", ids, "030000", 3, driver="i915", boot_vga=1)],
@@ -108,25 +108,6 @@ def integrated(ids: str, words: str = "", **changes: Any) -> HostFacts:
 
 
 IGPU = settings({"igpu": {"address": "00:02.0", "allowConsole": True}})
-
-
-@pytest.mark.parametrize(
-    "ids", ["8086:9a49", "8086:4c8a", "8086:4680", "8086:a780", "8086:7d55", "8086:8a56", "8086:0412"]
-)
-def test_gvt_g_is_refused_where_the_graphics_never_had_it(ids: str) -> None:
-    (error,) = gates.check(integrated(ids, "i915.enable_gvt=1"), IGPU)[1]
-    assert "i915.enable_gvt=1" in error.found and "10th generation" in error.why
-    assert reasons(integrated(ids), IGPU) == []
-
-
-@pytest.mark.parametrize("ids", ["8086:1616", "8086:1912", "8086:5912", "8086:3e92", "8086:9bc5", "8086:5a85"])
-def test_where_they_have_it_the_word_is_no_reason(ids: str) -> None:
-    assert reasons(integrated(ids, "i915.enable_gvt=1"), IGPU) == []
-
-
-def test_gvt_g_says_nothing_of_a_card_of_its_own() -> None:
-    facts = desktop(devices=[*HOST, ARC], cmdline=line("quiet", others="i915.enable_gvt=1"))
-    assert reasons(facts, GIVEN) == []
 
 
 # -- legacy mode ------------------------------------------------------------------------------------------------------------
@@ -239,7 +220,6 @@ def test_the_data_say_where_they_are_from() -> None:
         row.source
         for row in (
             *graphics.data().rebinding,
-            *graphics.data().gvt_g,
             *graphics.data().legacy_igd,
             *graphics.data().roms,
         )

@@ -326,26 +326,6 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     assert about == []
 
 
-def test_a_vm_that_took_its_hookscript_to_another_node_is_found() -> None:
-    found = facts(handover={"enabled": True, "moved_hooks": ["103 on pve2"]})
-    (about,) = [one for one in doctor.diagnose(reading(facts=found), host()).findings if "VM 103" in one.wanted]
-    assert "it is on node pve2 now" in about.found and "on pve2: `qm set 103 --delete hookscript`" in about.next
-
-
-def test_a_vm_that_was_turned_away_during_an_up_is_shown() -> None:
-    about = {"vm": 103, "at": "2026-01-01 10:00:00", "run": "anna on desk"}
-    said = "2026-01-01 10:00:00: VM 103 doesn't get it: an up or a destroy of this host is at work (anna on desk)"
-    found = facts(turned_away={"rtx5090": about, "gone": about})
-    cards = show.of_reading(found, host(), "pve")
-    wanted = show.wanted(host(), {"gaming": VM}, {}, cards, found)
-    for seen in (cards, wanted):
-        lines = [node.line for node in tree.of_host("pve", seen, wanted).walk()]
-        assert f"refused: {said}" in lines
-    report = doctor.diagnose(reading(facts=found), host())
-    assert [note for note in report.notes if said in note and note.startswith("gpus.rtx5090")]
-    assert not [note for note in report.notes if "gpus.gone" in note], "no card of the settings"
-
-
 def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
     """By what the host's own program notes: a new state needs its words."""
     for state in set(get_args(State)) - {"HOST"}:
@@ -358,7 +338,7 @@ def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
 
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
     assert "OnUnitInactiveSec=1min" in layer.SERVICE.timer and "OnBootSec=2min" in layer.SERVICE.timer
-    assert card_handover.RETRY_SECONDS == 1800, "for half an hour, say ADR 30 and the pages"
+    assert (card_handover.RETRY_SECONDS, card_handover.PAUSE_SECONDS) == (1800, 600), "says ADR 30"
 
 
 def test_where_a_card_is_whose_note_cant_be_read_is_not_known() -> None:

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from remote_scripts.shared.card_record import Record, TurnedAway
+from remote_scripts.shared.card_record import Record
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,13 @@ class SharedWith:
 @dataclass(frozen=True)
 class HandedOver:
     """The handover of cards from containers to VMs. `enabled`: whether its service is; `lost_hooks`: VMs without its
-    hookscript; `moved_hooks`: VMs that took it to another node ("103 on pve2"); `cards`: name -> its record, if the
+    hookscript; `cards`: name -> its record, if the
     card isn't simply with the host; `away`: the cards that a VM has, that are on their way or that are lost, in words.
     """
 
     enabled: bool = False
     away: str = ""
     lost_hooks: list[str] = field(default_factory=list)
-    moved_hooks: list[str] = field(default_factory=list)
     cards: dict[str, Record] = field(default_factory=dict)
 
 
@@ -263,7 +262,7 @@ class Answer:
     boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `cards_enabled`: whether the service that
     follows these nodes at each boot is enabled. `ledger`: of guests and mappings, name -> JSON
     (homelab/remote/ledger.py, shared/guest_note.py); `agents`: those that stacks keep, their versions by owner, empty:
-    none is whole. `turned_away`: by card; `edits`: copies of this program's files that had been edited by hand.
+    none is whole. `edits`: copies of this program's files that had been edited by hand.
     `kernel_log`: lines about cards, empty: not asked for; `lost`: functions of cards whose configuration space can't
     be read, or reads as ones. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
     """
@@ -316,7 +315,6 @@ class Answer:
     edits: list[str]
     agents: dict[str, str]
     handover: HandedOver
-    turned_away: dict[str, TurnedAway]
     guests: Guests
     cluster: Cluster
     unreadable: list[str]

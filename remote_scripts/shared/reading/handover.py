@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 
-from remote_scripts.shared import guest_conf, handover, hookscripts, pmxcfs
+from remote_scripts.shared import guest_conf, handover, hookscripts
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.source import Source
+from remote_scripts.shared.time_limit import within_limit
 
 _ENABLED = (
     f"{UNITS}/multi-user.target.wants/homelab-handover.service",
@@ -18,15 +19,14 @@ _ENABLED = (
 
 def handed_over(source: Source) -> HandedOver:
     """Reads all of it."""
-    lost, moved = [], []
+    lost = []
     for vmid in (name for name in source.names(hookscripts.HOOKED) if name[:1] in "123456789"):
-        path = f"{guest_conf.VMS}/{vmid}.conf"
-        if not source.exists(path):
-            work = functools.partial(hookscripts.node_of, source.system, vmid)
-            moved += [f"{vmid} on {node}"] if (node := source.noting(pmxcfs.NODES, work, "")) else []
-        elif (text := source.needed(path)) is not None and not _has_hook(source, text):
+        look = functools.partial(hookscripts.names_hook, source.system, vmid)  # it may lie on a share that hangs
+        is_here = source.exists(f"{guest_conf.VMS}/{vmid}.conf")
+        if is_here and not source.noting(f"{hookscripts.HOOKED}/{vmid}", functools.partial(within_limit, look), True):
             lost.append(vmid)
     cards: dict[str, Record] = {}
+    source.names(handover.FOLDER)  # that it can't be listed is noted
     names = sorted(handover.recorded_names(source.system))
     for name in names:
         read = functools.partial(handover.read_record, source.system, name)
@@ -35,15 +35,4 @@ def handed_over(source: Source) -> HandedOver:
     away = ""
     if len(cards) == len(names):
         away = source.noting(handover.FOLDER, lambda: handover.away(source.system), "")
-    return HandedOver(all(map(source.is_link, _ENABLED)), away, lost, moved, cards)
-
-
-def _has_hook(source: Source, text: str) -> bool:
-    """Whether a VM's configuration names our hookscript, by a storage that has it: a VM whose hookscript isn't found
-    doesn't start.
-    """
-    name = hookscripts.named_of(guest_conf.own_lines(text))
-    storages = hookscripts.storages_of(source.text(hookscripts.STORAGES), source.linked("/etc/pve/local"))
-    script = next((storage.script for storage in storages if name == storage.volume), "")
-    # As long as it isn't known, it is taken to be there: the reading says what isn't known.
-    return bool(script) and source.chosen(script, lambda: source.is_executable(script), True)
+    return HandedOver(all(map(source.is_link, _ENABLED)), away, lost, cards)

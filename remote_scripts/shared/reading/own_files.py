@@ -6,12 +6,12 @@ import functools
 import json
 from contextlib import suppress
 
-from remote_scripts.shared import container_drift, guest_notes, handover, kept_agents, pmxcfs, trial
-from remote_scripts.shared.card_record import TurnedAway
+from remote_scripts.shared import container_drift, guest_notes, kept_agents, pmxcfs, trial
 from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.files import EDITS, HOME
 from remote_scripts.tools.system import System
 
@@ -41,7 +41,7 @@ def _of_layer(source: Source, layer: str) -> list[Managed]:
 def edits(source: Source) -> list[str]:
     """Copies of this program's files as a user had edited them."""
     nothing: list[str] = []
-    return source.chosen(EDITS, lambda: source.below(EDITS, hidden=True), nothing)
+    return source.noting(EDITS, lambda: within_limit(lambda: source.below(EDITS, hidden=True)), nothing)
 
 
 def agents(source: Source) -> dict[str, str]:
@@ -85,17 +85,6 @@ def containers(source: Source) -> list[SharedWith]:
 
 def _is_elsewhere(system: System, ctid: int) -> bool:
     return pmxcfs.node_of(system, ctid) not in ("", pmxcfs.this_node(system).name)
-
-
-def turned_away(source: Source) -> dict[str, TurnedAway]:
-    """Of each shared card the last VM that didn't get it because a run was at work here, until a VM has got it."""
-    vms = {}
-    for name in source.names(handover.FOLDER):
-        card, _, kind = name.rpartition(".")
-        with suppress(OSError):
-            if kind == "turned_away" and (away := handover.turned_away_of(card).read(source.files)):
-                vms[card] = away
-    return vms
 
 
 def rolled_back(source: Source) -> str:

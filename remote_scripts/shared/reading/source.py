@@ -12,7 +12,6 @@ from remote_scripts.shared import kernel
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
-from remote_scripts.tools.child_process import in_child
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -42,8 +41,6 @@ class Source:
         self.unreadable: dict[str, str] = {}
         # Proxmox VE's file system doesn't answer: it isn't waited for again.
         self._pve_hangs = False
-        # What an owner has chosen the place of, and gave no answer.
-        self._hanging = ""
 
     # What decides something.
 
@@ -110,24 +107,6 @@ class Source:
     def _note_folder(self, path: str, error: OSError) -> None:
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             self._note_error(path, error)
-
-    def chosen(self, path: str, work: Callable[[], T], otherwise: T) -> T:
-        """What `work` finds at a path whose place an owner has chosen, such as on a share, which may be gone: that is
-        noted, and no other one is waited for then.
-
-        :param work: as of `in_child`.
-        """
-        if self._hanging:
-            self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
-            return otherwise
-        try:
-            return in_child(work)
-        except TimeoutError as error:
-            self._hanging = path
-            self.note(path, f"{error}: it may lie on a share, or on a file system of a program, that hangs")
-        except OSError as error:
-            self._note_error(path, error)
-        return otherwise
 
     def need_room(self, path: str, text: str) -> None:
         """Of a longer text the middle isn't passed on, which is noted."""
@@ -199,10 +178,6 @@ class Source:
     def is_folder(self, path: str) -> bool:
         """Whether it is a folder, or a link to one."""
         return self._of(path, lambda: os.path.isdir(self.files.at(path)), False)
-
-    def is_executable(self, path: str) -> bool:
-        """Whether it is there, and may be run."""
-        return self._of(path, lambda: os.access(self.files.at(path), os.X_OK), False)
 
     def is_link(self, path: str) -> bool:
         """Whether it is a link, wherever it leads."""
