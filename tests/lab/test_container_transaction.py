@@ -561,7 +561,7 @@ def test_a_later_container_with_a_disk_of_that_name_keeps_its_own_lines(
     world.written(later)
     world.destroy()
     assert (world.conf(), world.notes()) == (later, [])
-    assert "isn't the container that was given its cards: it stays as it is" in capfd.readouterr().err
+    assert "isn't the one that was given its cards: it stays as it is" in capfd.readouterr().err
 
 
 def test_another_resources_container_stays_as_it_is(world: Containers) -> None:
