@@ -218,15 +218,6 @@ class Guests(answer.Guests):
         return {key: option for key, option in options if vm_conf.names_card(option, entries, node, path)}
 
     @property
-    def migrating(self) -> set[str]:
-        """Ids of the PCI mappings whose devices migrate with a running VM (live-migration-capable)."""
-        return {
-            name
-            for name, properties in vm_conf.mappings(self.mappings).items()
-            if any(key == "live-migration-capable" and is_true(value) for key, value in properties)
-        }
-
-    @property
     def mapping_entries(self) -> dict[str, list[dict[str, str]]]:
         """PCI mapping's id -> its entries, one a device and node."""
         return vm_conf.mapping_entries(self.mappings)

@@ -6,10 +6,9 @@ import dataclasses
 
 from homelab.container import libraries, other_makers
 from homelab.container import plan as container_plan
-from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, note_in
 from homelab.nvidia import reading
 from homelab.provider.base import Work, stopped_by_reboot
 from homelab.remote import guard, ssh
@@ -20,6 +19,9 @@ from homelab.text import tell
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers.container_cards import Left
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guest_note import is_another
 from remote_scripts.tools.plain import of_plain
 
 
@@ -37,11 +39,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def update(
         self, inputs: ContainerProbe.Inputs, before: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> ContainerProbe.Outputs:
-        planned = self._plan(inputs, before.boot, outputs.generation, outputs.again)
-        if before.host != inputs.host:
-            _require_same(inputs, outputs.identity, planned.identity)
+        has_moved = before.host != inputs.host
+        planned = self._plan(inputs, before.boot, outputs.generation + has_moved, outputs.again, has_moved=has_moved)
+        if has_moved:
             tell(f"{inputs.container}: container {inputs.ctid} has moved from {before.node} to {inputs.node}")
-            planned = dataclasses.replace(planned, generation=planned.generation + 1)
         return planned
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
@@ -101,7 +102,13 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return differences
 
     def _plan(
-        self, inputs: ContainerProbe.Inputs, boot: BootSeen | None, generation: int = 0, again: int = 0
+        self,
+        inputs: ContainerProbe.Inputs,
+        boot: BootSeen | None,
+        generation: int = 0,
+        again: int = 0,
+        *,
+        has_moved: bool = False,
     ) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
         container = self.stack.container(inputs.container)
@@ -114,6 +121,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             )
         guard.hold(inputs.host, self.host(inputs))
         facts = ssh.read(self.host(inputs), guests=True)
+        if has_moved:
+            _require_same(inputs, facts)
         want = _wanted(inputs)
         cards = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
         minors, errors = container_plan.check(inputs.container, container, facts, cards, want)
@@ -129,7 +138,6 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             again=again,
             stale=False,
             shared=shared,
-            identity=identity(config.values) if config else "",
         )
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
@@ -174,12 +182,14 @@ def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
     return plan.Wanted("", "", {}, [], inputs.gpus)
 
 
-def _require_same(inputs: ContainerProbe.Inputs, before: str, current: str) -> None:
-    if is_another(before, current):
+def _require_same(inputs: ContainerProbe.Inputs, facts: HostFacts) -> None:
+    """By what is noted of it, which each node of its cluster has."""
+    config, note = facts.guests.config(inputs.ctid), note_in(facts.ledger, CONTAINER, inputs.ctid, ContainerNote)
+    if note and config and is_another(note, config.options):
         raise HomelabError(
             wanted=f"container {inputs.ctid} ({inputs.container}) given its cards on {inputs.node}, where it is now",
-            found=f"container {inputs.ctid} on {inputs.node} is another one: its network cards have other addresses "
-            f"({current} instead of {before})",
+            found=f"container {inputs.ctid} on {inputs.node} is another one: the one that had the cards had other "
+            f"network cards, or another disk ({note.identity})",
             why="the one that had the cards is gone, and its id is used again; nothing was changed",
             next=f"correct ctid of containers.{inputs.container}; if this one is to have the cards, take the entry "
             "out, run `pulumi up`, and put it back",

@@ -52,8 +52,7 @@ class ContainerProbe(Probe):
         """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards
         of other makers, by their names in the settings; `rebooted_at`: when this program's
         reboot has stopped it, in seconds since 1970, 0: it hasn't; `generation`: how
-        often it drifted; `again`: the same of packages for its cards (`libraries`);
-        `identity`: tells the container from another one of the same id (container.identity); empty: it is gone."""
+        often it drifted; `again`: the same of packages for its cards (`libraries`)."""
 
         minors: list[int]
         functions: list[str]
@@ -62,7 +61,6 @@ class ContainerProbe(Probe):
         generation: int
         stale: bool
         shared: dict[str, SharedCard]
-        identity: str
         again: int
 
     minors: pulumi.Output[list[int]]

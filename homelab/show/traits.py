@@ -9,6 +9,7 @@ from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
 from homelab.show.cards import Traits
+from remote_scripts.shared import vm_conf
 
 AWAKE = ("sleep", "kept awake (no D3cold)")
 MIGRATION = ("live migration", "allowed by its mapping")
@@ -81,7 +82,7 @@ def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: st
         return None
     traits = [*_resets({function.address: resets.methods(facts, function.address) for function in functions})]
     traits += [AWAKE] if _is_awake(facts, functions, gpu) else []
-    return (*traits, *([MIGRATION] if mapping in facts.guests.migrating else []))
+    return (*traits, *([MIGRATION] if mapping in vm_conf.migrating(facts.guests.mappings) else []))
 
 
 def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, current: Traits | None) -> Traits | None:

@@ -15,7 +15,7 @@ from homelab.vm import files, refusals
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import SeenVm, change_to, decide, seen_of, users_of
 from remote_scripts.shared.guest_kinds import VM, Kind
-from remote_scripts.shared.guest_note import Note
+from remote_scripts.shared.guest_note import Note, refused_for_others
 
 
 def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:
@@ -95,7 +95,7 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     if change and others and running:
         remarks = [restart_carries_out(others), *remarks]
     elif change and others:
-        errors = [*errors, refusals.others_wait(seen.base, wish, others)]
+        errors = [*errors, HomelabError(**vars(refused_for_others(vm.vmid, others)))]
     if note.is_under_way:
         remarks = [GOES_ON, *remarks]
     will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"

@@ -12,7 +12,7 @@ and whether the guest is off because homelab shut it down.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -30,9 +30,12 @@ from remote_scripts.tools.system import System
 
 # How long another transaction of the same guest is waited for, in seconds.
 _TURN_SECONDS = 1200.0
+# How often a guest is changed anew, where somebody else changes it meanwhile.
+_TRIES = 3
 # How often one that is to run again is started.
 _STARTS = 3
 G = TypeVar("G", bound=Guest)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,21 @@ def in_turn(kind: type[G], system: System, api: NodeApi, vmid: int) -> Iterator[
             )
         guest_notes.tidy(system, kind.kind, vmid)
         yield kind(system, api, vmid)
+
+
+def in_turns(kind: type[G], system: System, vmid: int, work: Callable[[G], T]) -> T:
+    """Does something with a guest in its turn; anew, where somebody else changes it meanwhile. Arguments as of
+    `in_turn`, errors also as of `work`.
+    """
+    api, left = NodeApi(system), _TRIES
+    while True:
+        left -= 1
+        with in_turn(kind, system, api, vmid) as guest:
+            try:
+                return work(guest)
+            except ChangedMeanwhile:
+                if not left:
+                    raise
 
 
 def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, bool, bool]:
@@ -133,6 +151,26 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
         guest.give_form_back()
     guest.write_note(guest.note_after(options))
     return log
+
+
+def give_back(guest: Guest, terms: Terms, *, goes_away: bool) -> None:
+    """Gives a guest back what it had, as far as it still is as homelab has set it. It runs if it did.
+
+    :param goes_away: the guest itself is removed next, and then what is noted of it.
+    :raises Failure: as of `bring`.
+    """
+    if guest.note and guest.note.owner not in ("", terms.owner):
+        guest.system.log.say(f"{guest.label} is {guest.note.owner}'s now, and keeps what it was given")
+    elif not guest.node:
+        guest.write_note(guest.form())
+    elif guest.is_here and not goes_away:
+        if guest.is_another:
+            guest.system.log.say(f"{guest.label} isn't the one that was given its cards: it stays as it is")
+        for key, value in guest.note.originals.items():
+            if not same(key, value, guest.base.get(key)):
+                now = guest.base.get(key, "not there")
+                guest.system.log.say(f"note: {key} is {now}, and stays so (before this program it was {value})")
+        bring(guest, {}, replace(terms, power="keep"))
 
 
 def _write_again(guest: Guest, change: Options) -> None:

@@ -40,8 +40,7 @@ class Container(Guest):
         #: What it is to have once all of it is in force.
         self.given = Given()
         super().__init__(system, api, vmid)
-        self._first_text, self.note = self.text, self.note.as_numbered(self.config)
-        self.base = self.note.base(self.config, self.devices)
+        self._first_text = self.text
 
     def is_at_rest(self) -> bool:
         """Proxmox VE's hook writes the configuration when the container's processes are gone, and its unit isn't."""

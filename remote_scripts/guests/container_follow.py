@@ -136,7 +136,7 @@ def follow(system: System, ctid: int) -> Change:
     """
     conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     config = options_of(conf)
-    note = noted(system, ctid).as_numbered(config)
+    note = noted(system, ctid)
     if is_another(note, config):
         return Change((), ())
     own = own_lines(conf, note)

@@ -11,7 +11,7 @@ from remote_scripts.guests.requests import GuestApi
 from remote_scripts.shared import guest_notes, pmxcfs
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.shared.guest_kinds import VM, Kind
-from remote_scripts.shared.guest_note import Note, Options, is_another
+from remote_scripts.shared.guest_note import Note, Options, is_another, refused_for_others
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -186,12 +186,7 @@ class Guest:
     def need_nothing_waiting(self, changed: Iterable[str]) -> None:
         """:raises Failure: somebody else's change waits, which the next one of a VM that is off would carry out."""
         if keys := self.waits(lambda key, value: key not in changed and self.note.is_others(key, value)):
-            raise Failure(
-                f"{self.label} changed",
-                f"it is off, and a change of {', '.join(keys)} waits for its next start, which isn't this program's",
-                "Proxmox VE would carry that out together with this program's; nothing was changed",
-                f"start the VM, or take it back (`qm set {self.vmid} --revert {','.join(keys)}`), then run this again",
-            )
+            raise refused_for_others(self.vmid, keys)
 
 
 def _node_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:

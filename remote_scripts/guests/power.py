@@ -30,9 +30,9 @@ _PRESS_SECONDS = 60
 _DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
 # How long a start may take.
 _START_SECONDS = 300.0
-#: How much longer where its hookscript waits for a shared card: for another handover (layers/handover.py: twice
-#: START_SECONDS for the host, RETURN_SECONDS between), then for the containers that are shut down for it.
-HANDOVER_SECONDS = 2 * 180 + 900 + 600
+#: How much longer where its hookscript waits for a shared card: for another handover (layers/handover.py,
+#: START_SECONDS), then for the containers that are shut down for it.
+HANDOVER_SECONDS = 1200 + 600
 
 
 class SwitchedElsewhere(Failure):

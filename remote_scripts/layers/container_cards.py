@@ -8,23 +8,18 @@ others have given the container stays. `revert` gives it back what it had.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from remote_scripts.guests.change import Terms, bring, in_turn
+from remote_scripts.guests.change import Terms, bring, give_back, in_turns
 from remote_scripts.guests.container import Container
-from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared import card_nodes, container_groups, container_lines, handover
-from remote_scripts.shared.api import NodeApi
 from remote_scripts.shared.container_conf import ConfText, conf_text
 from remote_scripts.shared.container_lines import Lines, Ours
 from remote_scripts.shared.container_needs import need_container
-from remote_scripts.shared.container_note import Cards, ContainerNote, Given, refused_to_stack
+from remote_scripts.shared.container_note import Cards, Given, refused_to_stack
 from remote_scripts.shared.container_text import as_options, own_lines
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
-
-# How often it is changed anew, where somebody else changes it meanwhile.
-_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +65,17 @@ def apply(system: System, wanted: Wanted) -> Answer:
         host's cards is away; as of `bring`.
     """
     handover.need_rest(system)
-    api = NodeApi(system)
-    for left in reversed(range(_TRIES)):
-        with in_turn(Container, system, api, wanted.ctid) as guest:
-            if not guest.is_here:
-                need_container(system, wanted.ctid)
-            if refused := refused_to_stack(guest.note, guest.vmid, wanted.terms.owner.rpartition("/")[0]):
-                raise refused
-            try:
-                lines = _given(guest, wanted.cards)
-                bring(guest, as_options(guest.text, _own(guest), lines.want), wanted.terms)
-            except ChangedMeanwhile:
-                if not left:
-                    raise
-            else:
-                break
-    return _answer(guest, lines)
+
+    def change(guest: Container) -> Answer:
+        if not guest.is_here:
+            need_container(system, wanted.ctid)
+        if refused := refused_to_stack(guest.note, guest.vmid, wanted.terms.owner.rpartition("/")[0]):
+            raise refused
+        lines = _given(guest, wanted.cards)
+        bring(guest, as_options(guest.text, _own(guest), lines.want), wanted.terms)
+        return _answer(guest, lines)
+
+    return in_turns(Container, system, wanted.ctid, change)
 
 
 @changes
@@ -95,29 +85,14 @@ def revert(system: System, wanted: Wanted) -> Left:
 
     :raises Failure: as of `bring`.
     """
-    api = NodeApi(system)
-    for left in reversed(range(_TRIES)):
-        with in_turn(Container, system, api, wanted.ctid) as guest:
-            try:
-                _give_back(guest, wanted)
-            except ChangedMeanwhile:
-                if not left:
-                    raise
-            else:
-                break
-    return Left(node=guest.node, is_here=guest.is_here, owner=guest.note.owner)
 
+    def back(guest: Container) -> Left:
+        if guest.is_here:
+            _unmount(guest)
+        give_back(guest, wanted.terms, goes_away=wanted.goes_away)
+        return Left(node=guest.node, is_here=guest.is_here, owner=guest.note.owner)
 
-def _give_back(guest: Container, wanted: Wanted) -> None:
-    if guest.note and guest.note.owner not in ("", wanted.terms.owner):
-        guest.system.log.say(f"{guest.label} is {guest.note.owner}'s now, and keeps what it was given")
-    elif not guest.node:
-        guest.write_note(ContainerNote())
-    elif guest.is_here and not wanted.goes_away:
-        if guest.is_another:
-            guest.system.log.say(f"{guest.label} isn't the container that was given its cards: it stays as it is")
-        _unmount(guest)
-        bring(guest, {}, replace(wanted.terms, power="keep", rebooted_at=0))
+    return in_turns(Container, system, wanted.ctid, back)
 
 
 def _given(guest: Container, cards: Cards) -> Lines:

@@ -8,16 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from remote_scripts.guests import taking
-from remote_scripts.guests.change import Terms, bring, foreseen, in_turn
+from remote_scripts.guests.change import Terms, bring, foreseen, give_back, in_turn, in_turns
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.guest_note import Note, Options
-from remote_scripts.shared.properties import same
+from remote_scripts.shared.guest_note import Options
 from remote_scripts.tools.system import System
-
-# How often a VM is given back what it had, where somebody changes it meanwhile.
-_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,34 +104,12 @@ def revert(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: as of `bring`.
     """
-    api = NodeApi(system)
-    for number in range(_TRIES):
-        with in_turn(Guest, system, api, wanted.vmid) as guest:
-            try:
-                _give_back(guest, wanted)
-            except ChangedMeanwhile:
-                if number == _TRIES - 1:
-                    raise
-            else:
-                break
-    return _answer(guest)
 
+    def back(guest: Guest) -> Answer:
+        give_back(guest, wanted.terms, goes_away=wanted.goes_away)
+        return _answer(guest)
 
-def _give_back(guest: Guest, wanted: Wanted) -> None:
-    if guest.note and guest.note.owner != wanted.terms.owner:
-        stack, _, name = guest.note.owner.rpartition("/")
-        whose = f"vms.{name}" if stack == wanted.terms.owner.rpartition("/")[0] else f"vms.{name} of {stack}"
-        guest.system.log.say(f"{guest.label} is {whose} now, and keeps what it was given")
-    elif not guest.node:
-        guest.write_note(Note())
-    elif guest.is_here and not wanted.goes_away:
-        if guest.is_another:
-            guest.system.log.say(f"{guest.label} isn't the VM that was given its cards: it stays as it is")
-        for key, value in guest.note.originals.items():
-            if not same(key, value, guest.base.get(key)):
-                now = guest.base.get(key, "not there")
-                guest.system.log.say(f"note: {key} is {now}, and stays so (before this program it was {value})")
-        bring(guest, {}, wanted.terms)
+    return in_turns(Guest, system, wanted.vmid, back)
 
 
 def _losers(system: System, api: NodeApi, wanted: Wanted) -> list[int]:

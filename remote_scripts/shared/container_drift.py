@@ -17,7 +17,6 @@ _CUT_SHORT = "a run was cut short while it changed the container"
 def differences(system: System, conf: ConfText, note: ContainerNote, cards: Cards) -> list[str]:
     """What would be changed in its configuration so that it has these cards, and what is in the way, a line each."""
     own, config = own_lines(conf, note), options_of(conf)
-    note = note.as_numbered(config)
     lines = container_lines.lines_for(system, own.others, cards, note.given.groups)
     base = note.base(config, {})
     target = {**{key: base.get(key) for key in note.values}, **as_options(conf.text, own, lines.want)}

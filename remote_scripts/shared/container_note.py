@@ -7,12 +7,10 @@ So our lines are found by content, never by place, and what we add is noted befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.guest_note import Note
-from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
 
 
@@ -89,23 +87,6 @@ class ContainerNote(Note):
 
     def __bool__(self) -> bool:
         return super().__bool__() or self.mounted or self.given != Given()
-
-    def as_numbered(self, config: Mapping[str, str]) -> ContainerNote:
-        """The same of a configuration whose lines have other numbers dev[n] by now, by hand or from a backup."""
-        found = {key: place for key in self.values if (place := self._place(key, config))}
-        keys = sorted(self.values, key=lambda key: key in found)  # of two at one place the one that is there counts
-        return replace(
-            self,
-            values={found.get(key, key): self.values[key] for key in keys},
-            originals={found.get(key, key): self.originals[key] for key in keys},
-            before={found.get(key, key): value for key, value in self.before.items()},
-        )
-
-    def _place(self, key: str, config: Mapping[str, str]) -> str | None:
-        """The dev[n] that has one of the values of such a key; None: there is none."""
-        values = [value for value in self.values[key] if value and key.startswith("dev")]
-        places = [key, *(place for place in config if place.startswith("dev"))]
-        return next((place for place in places for value in values if same(place, config.get(place), value)), None)
 
 
 def refused_to_stack(note: Note, ctid: int, stack: str) -> Failure | None:

@@ -45,7 +45,6 @@ def edited(text: str, options: Options) -> str:
 def own_lines(conf: ConfText, note: ContainerNote) -> Ours:
     """Homelab's lines that are there."""
     config = options_of(conf)
-    note = note.as_numbered(config)
     base = note.base(config, {})
     keys = [key for key in note.values if key in config and key not in base]
     return Ours({key: key if is_raw(key) else f"dev {config[key]}" for key in keys}, conf.without(keys))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import guest_conf, ha, pmxcfs, vm_conf
-from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.system import System
 
@@ -46,12 +45,8 @@ def _has_device(system: System, service: str) -> bool:
     kind, _, guest = service.partition(":")
     if kind == "vm":
         lines = guest_conf.lines_of_vm(system, guest)
+        migrating = vm_conf.migrating(pmxcfs.text_of(system, guest_conf.MAPPINGS))
         devices = vm_conf.given_devices(lines)
-        return bool(_OF_VM.search("\n".join(lines))) or not all(_migrates(system, device) for device in devices)
+        return bool(_OF_VM.search("\n".join(lines)) or {device.get("mapping") for device in devices} - migrating)
     text = "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{guest}.conf")))
     return bool(_OF_CONTAINER.search(text)) or not all(_SHARED.search(line) for line in _BIND.findall(text))
-
-
-def _migrates(system: System, device: dict[str, str]) -> bool:
-    properties = vm_conf.mappings(pmxcfs.text_of(system, guest_conf.MAPPINGS)).get(device.get("mapping", ""), [])
-    return any(key == "live-migration-capable" and is_true(value) for key, value in properties)

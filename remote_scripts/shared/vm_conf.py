@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.properties import functions_of, overlap, parse
 from remote_scripts.shared.sections import sections
 
@@ -50,6 +51,18 @@ def mapping_entries(text: str) -> dict[str, list[dict[str, str]]]:
     return {
         name: [parse("map", value) for key, value in properties if key == "map"]
         for name, properties in mappings(text).items()
+    }
+
+
+def migrating(text: str) -> set[str]:
+    """The resource mappings whose devices migrate with a running VM (live-migration-capable).
+
+    :param text: of /etc/pve/mapping/pci.cfg.
+    """
+    return {
+        name
+        for name, properties in mappings(text).items()
+        if any(key == "live-migration-capable" and is_true(value) for key, value in properties)
     }
 
 

@@ -154,7 +154,7 @@ def test_values_that_had_to_change_come_back_also_under_another_name_in_the_sett
     had, mark = conf(stack, 104), stack.lab.mark()
     vms(stack)["gaming"] = vms(stack).pop("sandbox")
     renamed = stack.up()
-    assert "VM 104 is vms.gaming now" in renamed.output
+    assert "/gaming's now, and keeps what it was given" in renamed.output
     assert conf(stack, 104) == had and "hostpci0: mapping=rtx5090" in had and power_calls(stack, mark) == []
     note = stack.lab.root / "etc/pve/homelab/qemu-104"
     assert note.exists()

@@ -27,7 +27,7 @@ def deleted(stack: dict[str, str], *, goes_away: bool) -> None:
         host=NODE, node=NODE, container="ai", ctid=CTID, boot=BootSeen(id="b", stopped=[], at=0),
         shutdown=ShutdownInputs(timeout=10, otherwise="stop"), goes_away=goes_away, **about,
     )  # fmt: skip
-    made: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "shared": {}, "identity": ""}
+    made: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "shared": {}}
     outputs = ContainerProbe.Outputs(rebooted_at=0, generation=0, stale=False, again=0, **made)
     ContainerProbeWork(stack, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs)
 

@@ -169,7 +169,7 @@ def test_a_destroy_leaves_a_vm_that_moved_to_the_entry_that_keeps_it_there(
     works(cluster).create(dataclasses.replace(cards_of("pve2"), vm="renamed"))
     before = conf(cluster, "pve2")
     works(cluster, off=off).delete(cards_of("pve1"), made)
-    assert "sandbox: VM 103 is vms.renamed now, and keeps what it was given" in capsys.readouterr().out
+    assert "VM 103 is p/s/renamed's now, and keeps what it was given" in capsys.readouterr().out
     assert conf(cluster, "pve2") == before and GIVEN in before and is_noted(cluster)
 
 

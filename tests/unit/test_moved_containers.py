@@ -12,18 +12,19 @@ import pytest
 
 from homelab.container import other_makers
 from homelab.container import plan as container_plan
-from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig
 from homelab.provider import container_probe
-from homelab.provider.container_probe import ContainerProbeWork, _drift, _require_same
-from homelab.remote import ssh
+from homelab.provider.container_probe import ContainerProbeWork, _drift
+from homelab.remote import guard, ssh
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.shared.container_note import Cards
+from remote_scripts.shared.guest_note import Note, identity, is_another
 from remote_scripts.shared.reading.answer import SharedWith
-from tests.unit.hosts import desktop
+from tests.unit.hosts import container_note, desktop
 from tests.unit.test_created_vms import SSH
 
 A, B = "AA:BB:CC:00:00:01", "AA:BB:CC:00:00:02"
@@ -48,7 +49,7 @@ def probe(host: str) -> ContainerProbe.Inputs:
 
 def outputs(**more: Any) -> ContainerProbe.Outputs:
     about: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "rebooted_at": 0, "shared": {}}
-    about |= {"generation": 0, "again": 0, "stale": False, "identity": ""}
+    about |= {"generation": 0, "again": 0, "stale": False}
     return ContainerProbe.Outputs(**about | more)
 
 
@@ -66,65 +67,51 @@ def test_a_node_taken_out_of_the_settings_is_told_and_holds_up_nothing(said: lis
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "another"),
-    [
-        (A, A, False),
-        (A, B, True),
-        (f"{A} {B}", B, False),
-        (A, "", False),
-        ("", A, False),
-        ("local-lvm:vm-901-disk-0", "ceph:vm-901-disk-0", False),
-    ],
-)
-def test_a_container_without_a_common_network_card_is_another_one(before: str, now: str, another: bool) -> None:
-    assert is_another(before, now) is another
-    if another:
-        with pytest.raises(HomelabError) as raised:
-            _require_same(probe("pve2"), before, now)
-        assert "is another one" in raised.value.found and "nothing was changed" in raised.value.why
-    else:
-        _require_same(probe("pve2"), before, now)
-
-
-@pytest.mark.parametrize(
     ("one", "other", "same"),
     [
         ({"net0": f"name=eth0,hwaddr={A}"}, {"net0": f"name=eth0,hwaddr={B}"}, False),
-        ({"rootfs": "local-lvm:vm-200-disk-0,size=8G"}, {"rootfs": "local-zfs:subvol-200-disk-0,size=8G"}, False),
-        (
-            {"net0": f"name=eth0,bridge=vmbr0,hwaddr={A},ip=dhcp", "net1": f"hwaddr={B}"},
-            {"net1": f"hwaddr={A},ip=manual,bridge=vmbr1", "net0": f"hwaddr={B.lower()}"},
-            True,
-        ),
+        ({}, {"rootfs": "local-zfs:subvol-901-disk-0,size=8G"}, False),
+        ({"net0": f"hwaddr={A}"}, {"net0": f"hwaddr={A}", "rootfs": "local-zfs:subvol-901-disk-0,size=8G"}, True),
+        ({"net0": f"hwaddr={A}", "net1": f"hwaddr={B}"}, {"net0": f"hwaddr={B.lower()}"}, True),
     ],
-    ids=["another network card", "another disk", "other settings of its network cards"],
+    ids=["another network card", "without any, another disk", "a disk that was moved", "one network card less"],
 )
 def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: dict[str, str], same: bool) -> None:
-    assert (identity(one) == identity(other) != "") is same
+    before, now = ({"rootfs": "local-lvm:vm-901-disk-0,size=8G", **config} for config in (one, other))
+    assert is_another(Note(identity=identity(before)), now) is not same
 
 
 @pytest.mark.parametrize(
     ("host", "now", "generation"),
-    [("pve1", A, 4), ("pve1", B, 4), ("pve2", A, 5), ("pve2", B, None)],
-    ids=["it is where it was", "it has another network card", "it has moved", "another one has its id there"],
+    [("pve1", A, 4), ("pve1", B, 4), ("pve2", A, 5), ("pve2", B, None), ("pve2", "", 5)],
+    ids=[
+        "it is where it was",
+        "it has another network card",
+        "it has moved",
+        "another one has its id there",
+        "it is gone",
+    ],
 )
 def test_the_same_container_alone_has_its_cards_where_it_has_moved(
     monkeypatch: pytest.MonkeyPatch, said: list[str], host: str, now: str, generation: int | None
 ) -> None:
-    work = ContainerProbeWork({})
-
-    def plan(_inputs: Any, boot: Any, generation: int, again: int) -> ContainerProbe.Outputs:
-        assert (boot, again) == (probe("pve1").boot, 2)
-        return outputs(identity=now, generation=generation, again=again)
-
-    monkeypatch.setattr(work, "_plan", plan)
-    before = outputs(identity=A, generation=4, again=2)
+    rootfs = "rootfs: local-lvm:vm-901-disk-0\n"
+    configs = [GuestConfig(kind="lxc", id=901, lines=NOW.format(now) + rootfs)] if now else []
+    ledger = container_note(901, Cards(), identity=f"{A} local-lvm:vm-901-disk-0")
+    facts = replace(desktop(ledger=ledger), guests=replace(desktop().guests, configs=configs))
+    monkeypatch.setattr(ssh, "read", lambda _, **__: facts)
+    monkeypatch.setattr(guard, "hold", lambda *_: None)
+    monkeypatch.setattr(container_plan, "check", lambda *_: ([], []))
+    entries = {"ai": {"host": host, "ctid": 901, "gpus": []}}
+    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
+    work, before = ContainerProbeWork(texts), outputs(generation=4, again=2)
     if generation is None:
-        with pytest.raises(HomelabError, match="is another one"):
+        with pytest.raises(HomelabError) as raised:
             work.update(probe(host), probe("pve1"), before)
+        assert "is another one" in raised.value.found and "nothing was changed" in raised.value.why
     else:
         found = work.update(probe(host), probe("pve1"), before)
-        assert (found.generation, found.identity) == (generation, now)
+        assert (found.generation, found.again) == (generation, 2)
         assert len(said) == (host == "pve2")
 
 
