@@ -18,7 +18,6 @@ from remote_scripts.shared.container_lines import Lines, Ours
 from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.container_note import Cards, Given, refused_to_stack
 from remote_scripts.shared.container_text import as_options, own_lines
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
 
@@ -105,15 +104,7 @@ def _given(guest: Container, cards: Cards) -> Lines:
     card_nodes.need(system, guest.vmid, cards, nodes)
     _unmount(guest)
     groups = _groups(guest, cards)
-    others = _own(guest).others
-    lines = container_lines.lines_for(system, others, cards, groups)
-    if others.is_template and lines.want:
-        raise Failure(
-            guest.label,
-            "it is a template, which never runs",
-            "its configuration is unchanged",
-            "name a container",
-        )
+    lines = container_lines.lines_for(system, _own(guest).others, cards, groups)
     guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)
     return lines
 

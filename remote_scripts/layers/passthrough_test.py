@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts import installed
-from remote_scripts.shared import kernel, reservations, small_initramfs
-from remote_scripts.shared.guest_conf import VMS, option_of_vm, reserved_by
+from remote_scripts.shared import kernel, small_initramfs
+from remote_scripts.shared.guest_conf import VMS, option_of_vm
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of, guest_ids
 from remote_scripts.tools.errors import Failure
@@ -91,7 +91,8 @@ class _Seen:
 def apply(system: System, wanted: Wanted) -> Answer | Built:
     """Runs the test.
 
-    :raises Failure: another VM runs with one of the functions, one isn't on vfio-pci, or the VM doesn't see them all.
+    :raises Failure: one of the functions isn't on vfio-pci; Proxmox VE doesn't start the VM, such as where another one
+        runs with the card; or the VM doesn't see them all.
     """
     if wanted.half == "build":
         return _build(system)
@@ -111,7 +112,6 @@ def apply(system: System, wanted: Wanted) -> Answer | Built:
 def _test(system: System, wanted: Wanted) -> Answer:
     _remove_leftovers(system)
     _check_functions(system, wanted)
-    _check_other_vms(system, wanted)
     vm = _Vm(system)
     system.also_put_back = vm.remove
     _build(system)
@@ -200,7 +200,8 @@ class _Vm:
                 "the test VM started with the card",
                 done.text,
                 "what keeps it from starting would keep every VM with this card from it",
-                "see `dmesg | grep -i vfio` on the host, correct the cause, and run `pulumi up` again",
+                "shut down a VM that is named there, or see `dmesg | grep -i vfio` on the host; correct the cause, and "
+                "run `pulumi up` again; or take passthroughTest out of the settings",
             )
 
         def go_on() -> None:
@@ -294,26 +295,6 @@ def _check_functions(system: System, wanted: Wanted) -> None:
                 "starting the test VM would take it from that driver while the host runs, which can hang it",
                 "bind it at boot: `pulumi up --refresh`",
             )
-
-
-def _check_other_vms(system: System, wanted: Wanted) -> None:
-    try:
-        holders = dict.fromkeys(reserved_by(system, wanted.functions))
-    except OSError as error:
-        raise Failure(
-            f"the card free for the test VM: {_functions(wanted)}",
-            f"{reservations.FILE} can't be read: {error.strerror}",
-            "it may name a VM that runs with the card",
-            "read it on the host yourself, mend what keeps it from being read, and run `pulumi up` again",
-        ) from error
-    if holders:
-        names = ", ".join(f"VM {vm} ({_name_of(system, vm)})" for vm in holders)
-        raise Failure(
-            f"the card free for the test VM: {_functions(wanted)}",
-            f"{names} runs with it",
-            "only one running VM can have a card, and a running one is never stopped for a test",
-            "shut it down and run `pulumi up` again, or take passthroughTest out of the settings",
-        )
 
 
 def _functions(wanted: Wanted) -> str:

@@ -15,7 +15,6 @@ import pytest
 from homelab.remote import scripts
 from lab.host import archive
 from remote_scripts.layers.passthrough_test import FOLDER, NAME, Wanted
-from remote_scripts.shared.reservations import FILE
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host, Refused
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, add_function, stock
@@ -219,27 +218,6 @@ def test_another_device_at_the_address_is_refused(host: Host, qm: Qm) -> None:
     assert f"wanted: 10de:2b85 at {GPU}\nfound:  10de:1111" in refusal(host)
     assert "found:  none:none" in refusal(host, {"0000:77:00.0": "10de:2b85"})
     assert qm.verbs == []
-
-
-def test_a_running_vm_that_has_the_card_is_named_and_refused(host: Host, qm: Qm) -> None:
-    host.write("/proc/20103/comm", "kvm\n")
-    host.write(FILE, f"{AUDIO} 103 pid:20103\n{GPU} 103 pid:20103\n")
-    assert "found:  VM 103 (Sandbox) runs with it" in refusal(host)
-    assert qm.said == []
-
-
-@pytest.mark.parametrize("line", ["0000:41:00.0 103 pid:20103", f"{GPU} 103 pid:20104", f"{GPU} 103 time:1"])
-def test_a_vm_with_another_card_or_that_is_off_is_left_alone(host: Host, qm: Qm, line: str) -> None:
-    host.write("/proc/20103/comm", "kvm\n")
-    host.write(FILE, f"{line}\n")
-    assert apply(host)
-    assert host.read("/etc/pve/qemu-server/103.conf") == "name: Sandbox\nmemory: 2048\n"
-
-
-def test_who_has_the_card_is_not_told_by_what_cant_be_read(host: Host, qm: Qm) -> None:
-    (host.root / FILE.lstrip("/")).mkdir(parents=True)
-    assert f"{FILE} can't be read" in refusal(host)
-    assert qm.said == []
 
 
 def test_a_vm_whose_configuration_cant_be_read_in_the_end_is_said(host: Host, qm: Qm) -> None:
