@@ -55,7 +55,7 @@ vgcreate --quiet pve /dev/vdb2
 lvcreate --quiet --name root --extents 100%FREE pve
 mkfs.ext4 -q -L lvm /dev/pve/root
 mount /dev/pve/root /mnt
-cp -ax / /mnt
+cp -ax /. /mnt
 echo '/dev/pve/root / ext4 defaults,noatime 0 1' >/mnt/etc/fstab
 for one in dev proc sys; do mount --rbind /$one /mnt/$one; done
 chroot /mnt update-grub

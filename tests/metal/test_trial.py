@@ -125,6 +125,7 @@ def test_a_confirmed_boot_is_the_default_without_a_further_restart(machine: Mach
 def test_a_trial_without_network_takes_itself_back(hosts: Hosts) -> None:
     machine = hosts.intel()
     before, boot = words_of(machine), machine.boot_id()
+    machine.run(agent.command_to_put("root"), input=agent.put("metal"))
     arm(machine, WELL, rollback_after=120)
     machine.run("systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
     machine.wait_for_reset()
