@@ -13,7 +13,8 @@ from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from tests import sent_along
 from tests.engine_stack import EngineStack
 from tests.metal.image import Image
-from tests.metal.machine import AMD, INTEL, NO_IOMMU, SCREEN, Machine, card, nvme
+from tests.metal.machine import AMD, INTEL, NO_IOMMU, SCREEN, Machine, card, nvme, second_disk
+from tests.metal.prerequisites import call
 
 #: The card that is given away, and one like it that stays.
 CARD = ("0000:01:00.0", "0000:01:00.1")
@@ -43,6 +44,23 @@ printf '%s\n' 'package PVE::Cluster; use Exporter "import"; our @EXPORT_OK = ("c
   >/usr/share/perl5/PVE/Cluster.pm
 printf '%s\n' '[Service]' 'ExecStart=/usr/bin/python3 /opt/pvedaemon.py' '[Install]' 'WantedBy=multi-user.target' >/etc/systemd/system/pvedaemon.service
 systemctl -q enable --now pvedaemon
+"""
+
+# As Proxmox VE's installer has it: an ESP, which GRUB doesn't start from by BIOS, and the root on a logical volume.
+_ON_LVM = r"""
+set -e
+mkfs.vfat -F 32 /dev/vdb1
+pvcreate --quiet /dev/vdb2
+vgcreate --quiet pve /dev/vdb2
+lvcreate --quiet --name root --extents 100%FREE pve
+mkfs.ext4 -q -L lvm /dev/pve/root
+mount /dev/pve/root /mnt
+cp -ax /. /mnt
+echo '/dev/pve/root / ext4 defaults,noatime 0 1' >/mnt/etc/fstab
+for one in dev proc sys; do mount --rbind /$one /mnt/$one; done
+chroot /mnt update-grub
+chroot /mnt grub-install --target=i386-pc /dev/vdb
+sync
 """
 
 
@@ -128,19 +146,43 @@ class Hosts:
 
     def shared_group(self) -> Machine:
         """A host whose second card can't be told apart from an NVMe disk by the IOMMU; freshly booted (NVMe: no snapshots)."""
-        disk = self.folder / "nvme.raw"
-        with disk.open("wb") as file:
-            file.truncate(64 << 20)
-        devices = [*card(1), *card(2, isolated=False), *nvme(3, disk, isolated=False)]
+        devices = [*card(1), *card(2, isolated=False), *nvme(3, self._empty("nvme.raw"), isolated=False)]
         return self._boot("shared", [*INTEL, *SCREEN, *devices])
 
     def uefi(self) -> Machine:
         """A host that UEFI starts; freshly booted."""
         return self._boot("uefi", [*INTEL, *SCREEN, *card(1), *card(2)], uefi=True)
 
-    def _boot(self, name: str, devices: list[str], *, uefi: bool = False) -> Machine:
+    def two_disks(self) -> Machine:
+        """A host with a second disk (`second.raw`), whose one partition is an ESP, not formatted; freshly booted."""
+        return self._boot("two", [*INTEL, *SCREEN, *second_disk(self._empty("second.raw", "type=ef"))])
+
+    def lvm(self) -> Machine:
+        """A host whose root is on LVM, started by BIOS; its disk has an ESP. From its snapshot."""
+        if "lvm" not in self._machines:
+            image = Image(self.folder / "lvm-image")
+            image.folder.mkdir()
+            for name in ("id", "host_key.pub"):
+                shutil.copy(self.image.folder / name, image.folder)
+            disk = self._empty("lvm-image/disk.raw", "size=262144, type=ef", "type=8e")
+            maker = self._boot("maker", [*INTEL, *SCREEN, *second_disk(disk)])
+            maker.run("bash -s", input=_ON_LVM)
+            self._boot("lvm", [*INTEL, *SCREEN, *card(1)], image=image).save("stock")
         self.stop()
-        machine = self._machines[name] = Machine(self.image, devices, self.folder / name, uefi=uefi)
+        self._machines["lvm"].start("stock")
+        return self._machines["lvm"]
+
+    def _empty(self, name: str, *partitions: str) -> Path:
+        disk = self.folder / name
+        with disk.open("wb") as file:
+            file.truncate(4 << 30)
+        if partitions:
+            call("sfdisk", "--quiet", str(disk), input="\n".join(["label: dos", *partitions, ""]))
+        return disk
+
+    def _boot(self, name: str, devices: list[str], *, uefi: bool = False, image: Image | None = None) -> Machine:
+        self.stop()
+        machine = self._machines[name] = Machine(image or self.image, devices, self.folder / name, uefi=uefi)
         machine.start()
         machine.wait_for_ssh()
         machine.run("systemctl is-system-running --wait || systemctl --failed", check=False)
@@ -157,6 +199,7 @@ class Hosts:
         self.stop()
         for machine in self._machines.values():
             shutil.rmtree(machine.folder)
+        shutil.rmtree(self.folder / "lvm-image", ignore_errors=True)
 
     def stack(self, machine: Machine, folder: Path, gpus: dict[str, Any], kept: Path | None = None) -> MetalStack:
         """A stack `lab` for the machine, not deployed yet; or one that was kept."""

@@ -34,7 +34,7 @@ DRIVER = GUEST.parent / "driver"
 PACKAGES = (
     "openssh-server", "pciutils", "grub-pc", "grub-efi-amd64-bin", "initramfs-tools", "kmod", "udev", "systemd-sysv", "dbus",
     "iproute2", "zstd", "procps", "busybox", "lxc", "qemu-system-x86", "seabios", "dosfstools", "systemd-boot-efi", "efibootmgr",
-    "python3",
+    "python3", "lvm2", "shim-signed", "grub-efi-amd64-signed",
 )  # fmt: skip
 
 #: Run on the system's first boot, since a running kernel is what these look at.

@@ -73,6 +73,17 @@ def nvme(number: int, disk: Path, *, isolated: bool = True) -> list[str]:
     ]  # fmt: skip
 
 
+def second_disk(disk: Path, options: str = "") -> list[str]:
+    """One more virtio disk.
+
+    :param options: for its drive: `readonly=on`.
+    """
+    return [
+        "-drive", f"file={disk},if=none,id=second,format=raw,cache=unsafe{options and f',{options}'}",
+        "-device", "virtio-blk-pci,drive=second,bus=pcie.0,addr=0xb",
+    ]  # fmt: skip
+
+
 def _port(number: int, *, isolated: bool) -> list[str]:
     # Ports are functions of one slot, as in a processor; the kernel numbers buses in their order.
     place = f"addr=0x4.{number - 1}" + (",multifunction=on" if number == 1 else "")
@@ -124,12 +135,20 @@ class Machine:
             _create(self._disk, "-b", str(image.disk), "-F", "raw")
         self._firmware: list[str] = []
         if uefi:
-            variables = folder / "variables.qcow2"
-            # As qcow2, since a snapshot of a machine takes in all its disks, and raw ones hold none.
-            call("qemu-img", "convert", "-O", "qcow2", "/usr/share/OVMF/OVMF_VARS_4M.fd", str(variables))
-            self._firmware = Firmware(Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), variables).arguments
+            self._firmware = self._flashed("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
         self._process: subprocess.Popen[bytes] | None = None
         self._monitor: _Monitor | None = None
+
+    def _flashed(self, code: str, template: str) -> list[str]:
+        variables = self.folder / "variables.qcow2"
+        # As qcow2, since a snapshot of a machine takes in all its disks, and raw ones hold none.
+        call("qemu-img", "convert", "-O", "qcow2", f"/usr/share/OVMF/{template}", str(variables))
+        return Firmware(Path(f"/usr/share/OVMF/{code}"), variables).arguments
+
+    def secure_boot(self) -> None:
+        """From its next start on, its firmware starts only what Microsoft has signed."""
+        guarded = ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+        self._firmware = [*self._flashed("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd"), *guarded]
 
     # -- power -----------------------------------------------------------------------------------------------------------
     def start(self, snapshot: str | None = None) -> None:

@@ -41,7 +41,7 @@ def test_uefi_with_grub(hosts: Hosts, tmp_path: Path) -> None:
 # On Proxmox VE, hooks of its own call the tool after every change of a kernel or an initramfs.
 _SYSTEMD_BOOT = """
 set -e
-echo "root=LABEL=root ro quiet mitigations=off norandmaps intel_iommu=off" >/etc/kernel/cmdline
+echo "root=LABEL=root ro quiet mitigations=off norandmaps intel_iommu=off console=tty0 console=ttyS0" >/etc/kernel/cmdline
 mkdir -p /etc/initramfs/post-update.d
 for hook in /etc/kernel/postinst.d/zz-proxmox-boot /etc/kernel/postrm.d/zz-proxmox-boot /etc/initramfs/post-update.d/proxmox-boot-sync; do
   printf '#!/bin/sh\nexec proxmox-boot-tool refresh\n' >$hook

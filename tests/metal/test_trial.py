@@ -19,7 +19,7 @@ from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.confirm_boot import Wanted as Confirm
 from tests import sent_along
 from tests.metal.host import Hosts
-from tests.metal.machine import BOOT_SECONDS, Machine
+from tests.metal.machine import BOOT_SECONDS, INTEL, SCREEN, Machine, second_disk
 from tests.metal.test_other_hosts import as_systemd_boot
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(7200)]
@@ -29,7 +29,7 @@ PANICS = "rdinit=/none root=/dev/none"
 #: Its init never ends and starts nothing; what it prints shows that it runs.
 HANGS = "init=/usr/bin/yes"
 WELL = "iommu=pt"
-_CHOICE = "mount -r /dev/vda2 /mnt; sed -n s/^homelab_trial=//p /mnt/homelab/grubenv; umount /mnt"
+_CHOICE = "mount -r $(blkid -t TYPE=vfat -o device | tail -n 1) /mnt; sed -n s/^homelab_trial=//p /mnt/homelab/grubenv; umount /mnt"
 # Where they are drawn from, in seconds: an arming, or a confirmation, on an idle machine.
 ACT_SECONDS = 12.0
 CUTS = int(os.environ.get("CUTS") or 2)
@@ -41,8 +41,8 @@ def ask(machine: Machine, verb: str, layer: str, wanted: Any) -> Any:
     return json.loads(sent_along.answer(machine.run(agent.command_in_memory("root"), input=text)))
 
 
-def arm(machine: Machine, words: str) -> None:
-    wanted = Cmdline(name="iommu", words=words, rollback_after=1800)
+def arm(machine: Machine, words: str, rollback_after: int = 1800) -> None:
+    wanted = Cmdline(name="iommu", words=words, rollback_after=rollback_after)
     assert ask(machine, "apply", "cmdline", wanted)["changed"] is True
 
 
@@ -67,35 +67,45 @@ def reset_when_it_hangs(machine: Machine) -> None:
     machine.reset()
 
 
-@pytest.fixture(params=["grub", "systemd-boot"])
+@pytest.fixture(params=["grub", "lvm", "systemd-boot"])
 def machine(hosts: Hosts, request: pytest.FixtureRequest) -> Machine:
     if request.param == "grub":
         return hosts.intel()
+    if request.param == "lvm":
+        return hosts.lvm()
     found = hosts.uefi()
     as_systemd_boot(found)
     return found
+
+
+def choice(machine: Machine) -> str:
+    return machine.run(_CHOICE).strip()
 
 
 def was_taken(machine: Machine) -> bool:
     """Whether the loader itself has taken the choice back."""
     if machine.run("test -s /etc/kernel/proxmox-boot-uuids && echo yes", check=False):
         return machine.run("ls /sys/firmware/efi/efivars | grep OneShot", check=False) == ""
-    return machine.run(_CHOICE).strip() == "taken"
+    return choice(machine) == "taken"
+
+
+def stop_on_trial(machine: Machine, words: str, before: list[str]) -> None:
+    arm(machine, words)
+    boot = machine.boot_id()
+    machine.run("systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
+    machine.wait_for_reset()
+    if words == HANGS:
+        reset_when_it_hangs(machine)
+    machine.wait_for_boot(boot, 2 * BOOT_SECONDS)
+    assert words_of(machine) == before and was_taken(machine), words
+    assert "has ended before it was confirmed" in confirm(machine)["rolled_back"]
+    assert machine.run("ls /var/lib/homelab/trial /boot/grub/custom.cfg", check=False) == ""
 
 
 def test_a_kernel_that_stops_comes_back_with_the_old_configuration_without_userland(machine: Machine) -> None:
     before = words_of(machine)
     for words in (PANICS, HANGS):
-        arm(machine, words)
-        boot = machine.boot_id()
-        machine.run("systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
-        machine.wait_for_reset()
-        if words == HANGS:
-            reset_when_it_hangs(machine)
-        machine.wait_for_boot(boot, 2 * BOOT_SECONDS)
-        assert words_of(machine) == before and was_taken(machine), words
-        assert "has ended before it was confirmed" in confirm(machine)["rolled_back"]
-        assert machine.run("ls /var/lib/homelab/trial /boot/grub/custom.cfg", check=False) == ""
+        stop_on_trial(machine, words, before)
 
 
 def test_a_confirmed_boot_is_the_default_without_a_further_restart(machine: Machine) -> None:
@@ -110,6 +120,157 @@ def test_a_confirmed_boot_is_the_default_without_a_further_restart(machine: Mach
     give_back(machine)
     machine.reboot()
     assert words_of(machine) == before
+
+
+def test_a_trial_without_network_takes_itself_back(hosts: Hosts) -> None:
+    machine = hosts.intel()
+    before, boot = words_of(machine), machine.boot_id()
+    machine.run(agent.command_to_put("root"), input=agent.put("metal"))
+    arm(machine, WELL, rollback_after=120)
+    machine.run("systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
+    machine.wait_for_reset()
+    machine.connect_network(False)
+    machine.wait_for_reset()
+    machine.connect_network(True)
+    machine.wait_for_boot(boot)
+    assert words_of(machine) == before and was_taken(machine)
+    assert "no interface that is up has" in confirm(machine)["rolled_back"]
+
+
+def test_without_an_esp_the_trial_itself_takes_back_what_grub_cannot_on_lvm(hosts: Hosts) -> None:
+    machine = hosts.lvm()
+    # Linux's type, not an ESP's, for the first of its partitions.
+    machine.run("printf '\\203' | dd of=/dev/vda bs=1 seek=450 conv=notrunc,fsync; udevadm trigger --settle /dev/vda1")
+    before = words_of(machine)
+    arm(machine, WELL)
+    assert "homelab_trial=once" in machine.run("cat /boot/grub/homelab.env")
+    machine.reboot()
+    words = words_of(machine)
+    assert WELL in words and "homelab.trial" in words and "panic=30" not in words
+    machine.run("systemctl start homelab-early")
+    assert "homelab_trial=none" in machine.run("cat /boot/grub/homelab.env")
+    machine.reboot()
+    assert words_of(machine) == before
+
+
+# A kernel of its own name in GRUB's submenu, which is saved as the default by its id.
+_PINNED = r"""
+set -e
+for one in vmlinuz initrd.img; do cp /boot/$one-$(uname -r) /boot/$one-5.0-pinned; done
+echo 'GRUB_DEFAULT=saved GRUB_SAVEDEFAULT=true' >/etc/default/grub.d/owner.cfg
+update-grub
+uuid=$(findmnt -no UUID /)
+grub-set-default "gnulinux-advanced-$uuid>gnulinux-5.0-pinned-advanced-$uuid"
+"""
+
+
+def test_a_pinned_kernel_is_tried_and_stays_saved_and_one_that_is_gone_is_passed_over(hosts: Hosts) -> None:
+    machine = hosts.intel()
+    pinned, stock = "BOOT_IMAGE=/boot/vmlinuz-5.0-pinned", words_of(machine)
+    machine.run("bash -s", input=_PINNED)
+    saved = machine.run("grub-editenv list")
+    assert ">gnulinux-5.0-pinned" in saved
+    arm(machine, WELL)
+    assert "savedefault" in machine.run("cat /boot/grub/grub.cfg")
+    machine.reboot()
+    assert {pinned, WELL, "homelab.trial"} <= {*words_of(machine)} and was_taken(machine)
+    assert machine.run("grub-editenv list") == saved
+    machine.reboot()
+    assert words_of(machine) == [pinned, *stock[1:]]
+
+    arm(machine, WELL)
+    machine.run("rm /boot/*-5.0-pinned; update-grub")
+    machine.reboot()
+    assert words_of(machine) == stock and was_taken(machine)
+
+
+_SECOND_ESP = r"""
+set -e
+mkfs.vfat -F 32 /dev/vdb1
+mkdir -p /boot/efi
+mount /dev/vdb1 /boot/efi
+"""
+
+
+def switch_off(machine: Machine) -> None:
+    machine.run("systemd-run --quiet --on-active=1 systemctl poweroff")
+    machine.wait_for_end()
+
+
+def with_second(machine: Machine, disk: list[str]) -> None:
+    """The host is switched off, its second disk exchanged for this one, and the host started."""
+    switch_off(machine)
+    machine.devices = [*INTEL, *SCREEN, *disk]
+    machine.start()
+    machine.wait_for_ssh()
+
+
+def test_an_esp_that_refuses_writes_or_is_gone_starts_what_booted_before(hosts: Hosts) -> None:
+    machine = hosts.two_disks()
+    machine.run("bash -s", input=_SECOND_ESP)
+    before, disk = words_of(machine), hosts.folder / "second.raw"
+    arm(machine, WELL)
+    assert "=once" in machine.run("cat /boot/efi/homelab/grubenv")
+    for second in (second_disk(disk, "readonly=on"), []):
+        with_second(machine, second)
+        assert words_of(machine) == before
+        assert not second or choice(machine) == "once"
+
+
+# proxmox-boot-tool's way with GRUB: kernels, menu and modules on each ESP, and both disks start.
+_TWO_ESPS = r"""
+set -e
+mkfs.vfat -F 32 /dev/vdb1
+for partition in vda2 vdb1; do
+  mount /dev/$partition /mnt
+  cp /boot/vmlinuz-* /boot/initrd.img-* /mnt
+  grub-install --target=i386-pc --boot-directory=/mnt /dev/${partition%?}
+  unshare --mount sh -c 'mount --bind /mnt /boot && grub-mkconfig -o /boot/grub/grub.cfg'
+  umount /mnt
+  blkid -s UUID -o value /dev/$partition >>/etc/kernel/proxmox-boot-uuids
+done
+printf '%s\n' '#!/bin/sh' 'sed "s/$/ is configured with: grub (versions: 6)/" /etc/kernel/proxmox-boot-uuids' >/usr/sbin/proxmox-boot-tool
+chmod 755 /usr/sbin/proxmox-boot-tool
+"""
+
+
+def test_of_two_esps_one_that_was_unplugged_costs_one_boot_at_most(hosts: Hosts) -> None:
+    machine = hosts.two_disks()
+    machine.run("bash -s", input=_TWO_ESPS)
+    machine.reboot()
+    before = words_of(machine)
+    assert before[0].startswith("BOOT_IMAGE=/vmlinuz-")  # of an ESP
+    arm(machine, WELL)
+    with_second(machine, [])
+    assert {WELL, "homelab.trial"} <= {*words_of(machine)} and was_taken(machine)
+    with_second(machine, second_disk(hosts.folder / "second.raw"))
+    machine.run("systemctl start homelab-early")
+    assert choice(machine) in ("taken", "none")  # the second disk's
+    machine.reboot()
+    assert words_of(machine) == before
+
+
+_SIGNED = r"""
+set -e
+mount /dev/vda2 /mnt
+cp /usr/lib/shim/shimx64.efi.signed /mnt/EFI/BOOT/BOOTX64.EFI
+cp /usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed /mnt/EFI/BOOT/grubx64.efi
+mkdir /mnt/EFI/debian
+printf '%s\n' "search --fs-uuid --set=root $(findmnt -no UUID /)" 'set prefix=($root)/boot/grub' 'configfile $prefix/grub.cfg' \
+  >/mnt/EFI/debian/grub.cfg
+umount /mnt
+"""
+
+
+def test_secure_boot_takes_the_choice_back_too(hosts: Hosts) -> None:
+    machine = hosts.uefi()
+    machine.run("bash -s", input=_SIGNED)
+    switch_off(machine)
+    machine.secure_boot()
+    machine.start()
+    machine.wait_for_ssh()
+    assert "Secure boot enabled" in machine.run("dmesg")
+    stop_on_trial(machine, PANICS, words_of(machine))
 
 
 def cut_during(machine: Machine, act: Callable[[Machine], object], seconds: float) -> None:
