@@ -70,8 +70,6 @@ FAULTS = {
     "cut-off": "true",
     "guest-ignores-shutdown": "true, or a guest's id",
     "reset-fails": "true, or a part of a PCI address",
-    "ha-error": "true, or a VM's id",
-    "ha-idle": "true, or a VM's id",
     "agent-silent": "true, or a VM's id",
     "nvidia-uvm-missing": "true",
     "drm-order": "a list of PCI addresses",

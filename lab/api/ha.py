@@ -2,8 +2,7 @@
 
 The manager ends a guest by force when the time that it was given for a shutdown is over. What else it does: lab.api.ha_manager.
 
-A guest is one of its services if /etc/pve/ha/resources.cfg has `vm: ID` or `ct: ID` with another state than `ignored`. The fault ha-error, a guest's id, has it
-in the state `error`; with ha-idle the manager never comes to what it was asked for.
+A guest is one of its services if /etc/pve/ha/resources.cfg has `vm: ID` or `ct: ID` with another state than `ignored`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 from . import ha_config
 from .call import Call
-from .errors import Died
 from .guests import Guest
 from .tasks import TaskLog, Work
 
@@ -27,9 +25,8 @@ SHUTDOWN_SECONDS = 60
 def _state(guest: Guest) -> str | None:
     """What the manager is to make of a guest; None: it isn't one of its services."""
     settings = ha_config.read(guest.host).get(ha_config.sid_of(guest))
-    if settings is None or (wanted := ha_config.wanted(settings)) == "ignored":
-        return None
-    return "error" if guest.has_fault("ha-error") and wanted != "disabled" else wanted
+    wanted = "ignored" if settings is None else ha_config.wanted(settings)
+    return None if wanted == "ignored" else wanted
 
 
 def _ask_for(guest: Guest, state: str) -> None:
@@ -58,22 +55,17 @@ def asked(call: Call, guest: Guest, verb: str, work: Callable[[TaskLog], Work]) 
     """
     if _state(guest) is None:
         return None
-    sid, prefix = ha_config.sid_of(guest), "qm" if guest.kind == "qemu" else "vz"
+    prefix = "qm" if guest.kind == "qemu" else "vz"
 
     def request(log: TaskLog) -> Work:
         """A start is a state that is asked for at once; a stop goes to the manager, which writes the state when it comes to it (recorded)."""
         log(f"Requesting HA {verb} for {guest.label}")
-        if _state(guest) == "error":
-            log(f"service '{sid}' in error state, must be disabled and fixed first")
-            raise Died(f"command 'ha-manager set {sid} --state {verb}ed' failed: exit code 255")
         if verb == "start":
             _ask_for(guest, "started")
         yield 0.0
 
     def followed(log: TaskLog) -> Work:
         yield DELAY_SECONDS
-        if _state(guest) == "error" or guest.has_fault("ha-idle"):
-            return
         if verb == "stop":
             _ask_for(guest, "stopped")
         elif guest.running:

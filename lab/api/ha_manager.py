@@ -142,8 +142,6 @@ class HaManager:
                 continue
             kind, vmid = ha_config.kind_of(sid)
             guest = Guest(self.host, kind, vmid)
-            if guest.has_fault("ha-error"):
-                continue  # HA does nothing for it any more
             if one["state"] in _ON_THE_WAY:
                 name = "qmigrate" if kind == "qemu" else "vzmigrate"
             elif one["state"] == "started" and one.pop("due", False) and guest.exists and not guest.running:
@@ -210,8 +208,6 @@ class HaManager:
             return "queued"
         kind, vmid = ha_config.kind_of(sid)
         guest = Guest(self.host_of(one["node"]), kind, vmid)
-        if guest.has_fault("ha-error"):
-            return "clearing error flag" if wanted == "disabled" else "error"
         running = guest.running or one["node"] not in self.online
         if one["state"] in (*_ON_THE_WAY, "freeze"):
             return str(one["state"])
