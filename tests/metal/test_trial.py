@@ -29,7 +29,10 @@ PANICS = "rdinit=/none root=/dev/none"
 #: Its init never ends and starts nothing; what it prints shows that it runs.
 HANGS = "init=/usr/bin/yes"
 WELL = "iommu=pt"
-_CHOICE = "mount -r $(blkid -t TYPE=vfat -o device | tail -n 1) /mnt; sed -n s/^homelab_trial=//p /mnt/homelab/grubenv; umount /mnt"
+_CHOICES = (
+    "for esp in $(blkid -t TYPE=vfat -o device); do "
+    "mount -r $esp /mnt; sed -n s/^homelab_trial=//p /mnt/homelab/grubenv; umount /mnt; done"
+)
 # Where they are drawn from, in seconds: an arming, or a confirmation, on an idle machine.
 ACT_SECONDS = 12.0
 CUTS = int(os.environ.get("CUTS") or 2)
@@ -78,15 +81,16 @@ def machine(hosts: Hosts, request: pytest.FixtureRequest) -> Machine:
     return found
 
 
-def choice(machine: Machine) -> str:
-    return machine.run(_CHOICE).strip()
+def choices(machine: Machine) -> list[str]:
+    """Of each ESP that has one."""
+    return machine.run(_CHOICES).split()
 
 
 def was_taken(machine: Machine) -> bool:
     """Whether the loader itself has taken the choice back."""
     if machine.run("test -s /etc/kernel/proxmox-boot-uuids && echo yes", check=False):
         return machine.run("ls /sys/firmware/efi/efivars | grep OneShot", check=False) == ""
-    return choice(machine) == "taken"
+    return choices(machine) == ["taken"]
 
 
 def stop_on_trial(machine: Machine, words: str, before: list[str]) -> None:
@@ -126,7 +130,7 @@ def test_a_trial_without_network_takes_itself_back(hosts: Hosts) -> None:
     machine = hosts.intel()
     before, boot = words_of(machine), machine.boot_id()
     machine.run(agent.command_to_put("root"), input=agent.put("metal"))
-    arm(machine, WELL, rollback_after=120)
+    arm(machine, WELL, rollback_after=60)
     machine.run("systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
     machine.wait_for_reset()
     machine.connect_network(False)
@@ -205,16 +209,15 @@ def with_second(machine: Machine, disk: list[str]) -> None:
     machine.wait_for_ssh()
 
 
-def test_an_esp_that_refuses_writes_or_is_gone_starts_what_booted_before(hosts: Hosts) -> None:
+def test_an_esp_that_refuses_writes_starts_what_booted_before(hosts: Hosts) -> None:
     machine = hosts.two_disks()
     machine.run("bash -s", input=_SECOND_ESP)
     before, disk = words_of(machine), hosts.folder / "second.raw"
     arm(machine, WELL)
-    assert "=once" in machine.run("cat /boot/efi/homelab/grubenv")
-    for second in (second_disk(disk, "readonly=on"), []):
-        with_second(machine, second)
-        assert words_of(machine) == before
-        assert not second or choice(machine) == "once"
+    with_second(machine, second_disk(disk, "readonly=on"))
+    assert words_of(machine) == before and choices(machine) == ["once"]
+    with_second(machine, second_disk(disk))  # by that alone it was not started
+    assert {WELL, "homelab.trial"} <= {*words_of(machine)} and was_taken(machine)
 
 
 # proxmox-boot-tool's way with GRUB: kernels, menu and modules on each ESP, and both disks start.
@@ -245,7 +248,7 @@ def test_of_two_esps_one_that_was_unplugged_costs_one_boot_at_most(hosts: Hosts)
     assert {WELL, "homelab.trial"} <= {*words_of(machine)} and was_taken(machine)
     with_second(machine, second_disk(hosts.folder / "second.raw"))
     machine.run("systemctl start homelab-early")
-    assert choice(machine) in ("taken", "none")  # the second disk's
+    assert set(choices(machine)) <= {"taken", "none"}
     machine.reboot()
     assert words_of(machine) == before
 
