@@ -651,11 +651,11 @@ def test_who_is_being_switched_off_is_not_noted(host: Host, kind: str, file: str
 def test_a_container_that_a_handover_owes_a_start_is_noted(host: Host) -> None:
     (host.root / f"{HOME}/ran"[1:]).unlink()
     for name, boot, owed in (("big", B, "902 903"), ("old", A, "904")):
-        record = {"state": "HELD", "vm": "103", "boot": boot, "containers": owed.split(), "given_up": ["903"]}
+        record = {"state": "HELD", "vm": "103", "boot": boot, "containers": owed.split()}
         host.write(f"{HOME}/handover/{name}.state", json.dumps(record))
     host.write(f"{HOME}/handover/bad.state", "{}?")
     assert note(host) == ""
-    assert who_ran(host) == [("pct", 902, B)]
+    assert who_ran(host) == [("pct", 902, B), ("pct", 903, B)]
 
 
 def test_a_host_without_a_running_guest_has_nothing_to_note(host: Host) -> None:

@@ -24,11 +24,11 @@ LAYER = "remote_scripts.layers.initramfs"
 SAYS = f"""\
 import importlib.util, json, os, sys
 from remote_scripts import agent, codes, installed
-from {LAYER} import boot
+from {LAYER} import trial
 import remote_scripts.layers
 files = [module.__file__ for name, module in sys.modules.items() if name.startswith("remote_scripts.") and hasattr(module, "apply")]
 print(json.dumps({{
-    "files": files, "texts": installed.TEXTS, "seen by others": boot.installed.TEXTS, "codes": codes.OF_LAYERS,
+    "files": files, "texts": installed.TEXTS, "seen by others": trial.installed.TEXTS, "codes": codes.OF_LAYERS,
     "parent": os.getppid(), "folder": remote_scripts.layers.__path__, "found": [name for name in ("yaml", "lab", "host", "homelab") if importlib.util.find_spec(name)],
 }}))
 """
@@ -93,7 +93,7 @@ def test_an_archive_with_another_module_has_all_of_its_own(host: Host, tmp_path:
 
 def test_a_module_that_an_archive_lacks_is_not_there(host: Host, tmp_path: Path) -> None:
     done = host.run(f"/usr/bin/python3 {archive(tmp_path / 'program.pyz', shared__boot='')}")
-    assert done.returncode == 1 and "No module named 'remote_scripts.shared.boot'" in done.stderr, done.stderr
+    assert done.returncode == 1 and "cannot import name 'boot'" in done.stderr, done.stderr
 
 
 def test_what_a_killed_program_has_started_is_found_as_its_hosts(host: Host, tmp_path: Path) -> None:
