@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -52,8 +52,8 @@ def stocked(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
         host.write(f"/proc/sys/kernel/{name}", "0\n")
 
 
-def arm(host: Host, name: str = "vfio", words: str = WORDS, verb: str = "apply") -> Any:
-    return host.ask(verb, "cmdline", Cmdline(name=name, words=words, rollback_after=90))  # type: ignore[arg-type]
+def arm(host: Host, name: Literal["iommu", "vfio"] = "vfio", words: str = WORDS, verb: str = "apply") -> Any:
+    return host.ask(verb, "cmdline", Cmdline(name=name, words=words, rollback_after=90))
 
 
 def revert(host: Host, name: str = "vfio") -> Any:
