@@ -110,7 +110,8 @@ class Engines:
             self._give_up(unit, done)
         self._start_stopped(unit)
         self.restarted = True
-        system.files.done_with(step)
+        # Not before: a run that fails puts the configuration back, which the next one has to have read.
+        system.files.at_finish.append(lambda: system.files.done_with(step))
 
     def restart_others(self, but: str = "") -> None:
         """Those whose configuration was given back, where they are still there.
@@ -118,10 +119,10 @@ class Engines:
         :raises Failure: as of `restart`.
         """
         for engine in ("docker", "containerd"):
-            if engine != but:
-                if self._is_there(engine):
-                    self.restart(engine)
-                elif engine == "docker":
+            if engine != but and self._is_there(engine):
+                self.restart(engine)
+            elif engine != but:
+                if engine == "docker":
                     self._system.files.remove(_STOPPED)
                 self._system.files.done_with(f"restart-{engine}")
 

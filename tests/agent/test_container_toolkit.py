@@ -76,8 +76,8 @@ def test_containers_that_a_restart_stops_are_started_again_and_those_that_run_on
     system = host.system()
     system.files.set_pending("restart-docker")
     engines = Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False)
-    engines.restart("docker")
-    engines.restart("docker")
+    for _ in range(2):
+        system.changing(lambda: engines.restart("docker"))
     assert said == ["systemctl restart docker", "systemctl is-active -q docker", *started] and engines.restarted
     assert "web db" in capfd.readouterr().err and not system.files.is_pending("restart-docker")
 
@@ -249,6 +249,26 @@ def test_containers_run_again_where_a_restart_was_cut_short(host: Host) -> None:
     host.programs["docker"] = real
     restart(host)
     assert docker.running == {"web", "db"} and not host.exists("/var/lib/homelab")
+
+
+def test_docker_is_restarted_once_more_where_the_run_failed_later_and_put_its_configuration_back(host: Host) -> None:
+    host.write(DAEMON, "{}\n")
+    Docker(host)
+    system = host.system()
+
+    def change() -> None:
+        system.files.set_pending("restart-docker")
+        engine_conf.begin_change(system, DAEMON)
+        host.write(DAEMON, '{"runtimes": {}}')
+        assert engine_conf.end_change(system, DAEMON)
+        Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False).restart("docker")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        system.changing(change)
+    engines = Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False)
+    system.changing(lambda: engines.restart("docker"))
+    assert host.read(DAEMON) == "{}\n" and engines.restarted and not host.exists("/var/lib/homelab")
 
 
 def test_docker_isnt_restarted_while_it_doesnt_say_what_runs(host: Host) -> None:
