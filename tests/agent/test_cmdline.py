@@ -248,7 +248,7 @@ def test_what_was_made_of_files_that_are_put_back_is_still_to_be_made(host: Host
     ("status", "message"),
     [
         (0, "grub-mkconfig has made a menu without any kernel; the one from before is there still"),
-        (1, "cat: write error: No space left on device"),
+        (2, "cat: write error: No space left on device"),
     ],
 )
 def test_a_menu_without_a_kernel_is_no_menu(host: Host, status: int, message: str) -> None:
