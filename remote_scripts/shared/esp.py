@@ -11,14 +11,32 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 _SECONDS = 60.0
+# How long another run is waited for: it may make a menu there.
+_TURN_SECONDS = 120.0
 
 
 @contextmanager
 def mounted(system: System, uuids: Iterable[str]) -> Iterator[dict[str, str]]:
-    """UUID -> the folder that it is mounted on. One that isn't there is passed over: a disk may be unplugged.
+    """UUID -> the folder that it is mounted on. One that isn't there is passed over: a disk may be unplugged. One run
+    at a time has them: a kernel's hook and a boot's confirmation come without the host's lock, and would unmount them
+    under a run that writes there.
 
-    :raises Failure: one that is there can't be mounted.
+    :raises Failure: one that is there can't be mounted; another run has them for too long.
     """
+    with system.work.holding("boot-mounts", _TURN_SECONDS) as is_alone:
+        if not is_alone:
+            raise Failure(
+                "the EFI system partitions mounted",
+                f"another run still holds /run/homelab/boot-mounts after {_TURN_SECONDS:g} s",
+                "two runs at once would write over each other",
+                "look at it with `fuser -v /run/homelab/boot-mounts`; when it has ended, run the same again",
+            )
+        with _mounted_alone(system, uuids) as folders:
+            yield folders
+
+
+@contextmanager
+def _mounted_alone(system: System, uuids: Iterable[str]) -> Iterator[dict[str, str]]:
     folders: dict[str, str] = {}
     try:
         for uuid in dict.fromkeys(uuids):

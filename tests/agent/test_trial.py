@@ -21,7 +21,8 @@ from remote_scripts.layers.boot_verdict import Wanted
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.confirm_boot import Wanted as Confirm
 from remote_scripts.layers.read_host import Wanted as ReadHost
-from remote_scripts.shared import route, trial
+from remote_scripts.shared import esp, route, trial
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit, boot_kit, cluster_kit
@@ -383,6 +384,19 @@ def test_an_esp_that_is_left_mounted_is_unmounted_first(host: Host, monkeypatch:
     host.programs["umount"] = umount
     arm(host)
     assert len(ended) == 2
+
+
+def test_an_esp_is_not_unmounted_under_another_run(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's hook and a confirmation come without the host's lock."""
+    monkeypatch.setattr(esp, "_TURN_SECONDS", 0.1, raising=False)
+    arm(host)
+    first = host.system()
+    with esp.mounted(first, [boot_kit.ESP]) as folders:
+        with pytest.raises(Failure, match="another run still holds"), esp.mounted(host.system(), [boot_kit.ESP]):
+            pass
+        assert first.files.names(folders[boot_kit.ESP]) == ["homelab"]
+    with esp.mounted(host.system(), [boot_kit.ESP]) as folders:
+        assert folders
 
 
 def test_how_the_host_is_reached_is_noted(host: Host) -> None:
