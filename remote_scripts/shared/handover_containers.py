@@ -71,7 +71,7 @@ class CardContainers:
         record = self._card.record
         record.owed = False
         self._driver.restore_persistence()
-        if record.containers and self._system.files.exists(FOLLOWER):
+        if self._system.files.exists(FOLLOWER):  # also for those that were off
             follower = (*PYTHON.split(), str(self._system.files.at(FOLLOWER)), "follow_containers")
             if output := self._driver.run(*follower, seconds=300).output:
                 self._card.say(output.replace("\n", "; "))

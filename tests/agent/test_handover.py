@@ -1179,6 +1179,22 @@ def test_lines_of_ours_follow_the_cards_number_and_those_of_others_are_told(lent
     assert "it is /dev/nvidia1 now, and was /dev/nvidia0" in story(lent)
 
 
+def test_lines_of_ours_follow_the_cards_number_where_no_container_ran(host: Host) -> None:
+    host.write("/ct950", "stopped\n")
+    run(host, *START)
+    assert with_the_vm(host) and read_record(host.system(), "big").containers == ()
+    host.write("/vm103", "stopped\n")
+    host.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
+    host.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
+
+    def follows(_words: Sequence[str], _stdin: bytes) -> None:
+        host.write(CONTAINER, "dev0: /dev/nvidia1\n")
+
+    host.programs["/usr/bin/python3"] = follows
+    run(host, *SERVICE)
+    assert state(host) == "" and "nvidia1" in host.read(CONTAINER)
+
+
 @pytest.mark.parametrize(
     ("place", "text", "said"),
     [
