@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs, reservations, vm_conf
+from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, reservations, trial, vm_conf
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.shared.handover import RefusedError
-from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.shared.processes import ScanError, processes_using
@@ -20,7 +19,6 @@ from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_ARMED = "/var/lib/homelab/armed"
 _SMI_SECONDS = 30.0
 #: From here on nvidia-drm with modeset lets go of one card of several (NVIDIA/open-gpu-kernel-modules).
 _DRM_DETACHES = (580, 105, 8)
@@ -174,10 +172,10 @@ def need_possible(card: SharedCard, vmid: str) -> list[Container]:
 def _need_confirmed_boot(system: System) -> None:
     """A boot that isn't confirmed yet is verified with the card."""
     try:
-        armed = system.files.need_text(_ARMED)
-    except OSError as error:
-        raise RefusedError(f"whether this boot of the host is confirmed can't be read ({_ARMED})") from error
-    if system.files.exists(_ARMED) and notes.pairs(armed).get("boot") != boot_id(system):
+        state = trial.state(system)
+    except Failure as error:
+        raise RefusedError(f"whether this boot of the host is confirmed can't be read ({error.found})") from error
+    if state in ("running", "ending"):
         raise RefusedError("this boot of the host isn't confirmed yet, which pulumi up does")
 
 

@@ -1332,8 +1332,11 @@ def test_containers_are_shut_down_in_the_order_of_the_hosts_start_backwards(host
     ]
 
 
-def test_a_boot_that_is_confirmed_stands_against_nothing(host: Host) -> None:
-    host.write("/var/lib/homelab/armed", "boot boot\n")
+@pytest.mark.parametrize("armed_in", ["boot", "before"])
+def test_a_boot_that_is_not_on_trial_stands_against_nothing(host: Host, armed_in: str) -> None:
+    """A trial is armed for the next boot, or has ended."""
+    host.write("/proc/cmdline", "quiet\n")
+    host.write("/var/lib/homelab/trial", f"boot {armed_in}\nvfio vfio-pci.ids=1\n")
     run(host, *START)
     assert with_the_vm(host)
 
