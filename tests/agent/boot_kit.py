@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Cut, Host, left_by
@@ -26,6 +28,7 @@ TRIAL = f"{HOME}/trial"
 #: The ESP of a host with GRUB, whose menu is in /boot.
 ESP = "CCCC-0003"
 CHOICE = f"/esp/{ESP}/homelab/grubenv"
+LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 LSBLK = f"""\
 KNAME="sda" PKNAME="" UUID="" PARTTYPE="" MOUNTPOINT=""
@@ -41,6 +44,22 @@ for file in grub grub.d/*.cfg; do [ ! -e "$file" ] || . "./$file"; done
 printf '%s\\n%s' "$GRUB_CMDLINE_LINUX_DEFAULT" "${HOMELAB_WORDS:-}"
 """
 _COMMANDS = {"mount": 'rmdir "$2" && ln -s "$(readlink "$1")" "$2"', "umount": 'rm "$1" && mkdir "$1"', "sync": ""}
+
+EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
+SYSTEMD_BOOT = pytest.mark.parametrize("loader", ["systemd-boot"])
+
+
+@pytest.fixture
+def loader() -> str:
+    """Of the test's host; others by a parameter of this name."""
+    return "grub"
+
+
+@pytest.fixture
+def stocked_boot(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with that boot loader, which nobody has reached over SSH."""
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    stock(host, loader)
 
 
 def stock(host: Host, loader: str = "grub") -> None:
@@ -62,7 +81,7 @@ def stock(host: Host, loader: str = "grub") -> None:
         for uuid in ESPS:
             (host.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
             host.write(f"/esp/{uuid}/loader/loader.conf", "timeout 3\ndefault proxmox-*\n")
-        host.write("/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f", "systemd-boot 252")
+        host.write(LOADER_INFO, b"\x06\0\0\0" + "systemd-boot 252\0".encode("utf-16-le"))
     run(host)
     made = ["grub-mkconfig", "-o", str(host.root / MENU[1:])] if loader == "grub" else ["proxmox-boot-tool", "refresh"]
     for command in (["update-initramfs", "-c", "-k", "all"], made):

@@ -14,9 +14,10 @@ import pytest
 
 from homelab.remote.scripts import FOLDER
 from remote_scripts.shared import api
+from tests.agent.boot_kit import loader, stocked_boot
 from tests.agent.kit import host
 
-__all__ = ["host"]
+__all__ = ["host", "loader", "stocked_boot"]
 
 _PROGRAM, _TOOLS, _TESTS = f"{FOLDER}/", f"{FOLDER / 'tools'}/", f"{Path(__file__).parent}/"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

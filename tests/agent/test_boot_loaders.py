@@ -7,10 +7,9 @@ import pytest
 from remote_scripts.shared import boot
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
+from tests.agent.boot_kit import LOADER_INFO
 from tests.agent.kit import Host
 from tests.conftest import shared
-
-LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 
 def efi(host: Host, loader_info: str | None) -> None:

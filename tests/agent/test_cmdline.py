@@ -16,7 +16,7 @@ from remote_scripts.shared import turn
 from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent import boot_kit
-from tests.agent.boot_kit import ESPS, KERNELS, LOADERS, MENU, configured_words, lasting
+from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, LOADERS, MENU, SYSTEMD_BOOT, configured_words, lasting
 from tests.agent.kit import Host, Refused, cuts, watched
 
 HOME = "/var/lib/homelab"
@@ -24,8 +24,6 @@ LINE = "/etc/kernel/cmdline"
 WORDS = {"iommu": "amd_iommu=on iommu=pt", "vfio": "homelab.vfio=0000:01:00.0=10de:2882 modprobe.blacklist=nouveau"}
 OTHER = "homelab.vfio=0000:01:00.0=10de:2882"
 
-EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
-SYSTEMD_BOOT = pytest.mark.parametrize("loader", ["systemd-boot"])
 #: Each name with one loader; with another seed with the other one.
 EACH_NAME = pytest.mark.parametrize(("name", "loader"), sampling.paired(list(WORDS), LOADERS, "cmdline"))
 
@@ -35,15 +33,8 @@ def ask(host: Host, verb: str, name: str = "iommu", words: str | None = None) ->
     return host.ask(verb, "cmdline", Wanted(name=name, words=words, rollback_after=600))  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def loader() -> str:
-    return "grub"
-
-
 @pytest.fixture(autouse=True)
-def stocked(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    boot_kit.stock(host, loader)
+def stocked(host: Host, stocked_boot: None) -> None:
     # What runs already is written at once (tests/agent/test_trial.py has what doesn't).
     host.write("/proc/cmdline", f"quiet {WORDS['iommu']} {WORDS['vfio']} {OTHER}\n")
 

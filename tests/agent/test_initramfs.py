@@ -14,29 +14,18 @@ from remote_scripts.layers.initramfs import Wanted
 from remote_scripts.shared import boot
 from remote_scripts.tools.run import Done
 from tests.agent import boot_kit
-from tests.agent.boot_kit import INIT_TOP, KERNELS, LOADERS, lasting
+from tests.agent.boot_kit import EACH_LOADER, INIT_TOP, KERNELS, lasting
 from tests.agent.cluster_kit import note_ran
 from tests.agent.kit import Host, Refused
 
 HOOK, MODULES = "/etc/initramfs-tools/hooks/homelab-vfio", "/etc/modules-load.d/homelab-vfio.conf"
 HOME = "/var/lib/homelab"
 
-EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
+pytestmark = pytest.mark.usefixtures("stocked_boot")
 
 
 def ask(host: Host, verb: str, *, needed: bool = True) -> Any:
     return host.ask(verb, "initramfs", Wanted(needed=needed))
-
-
-@pytest.fixture
-def loader() -> str:
-    return "grub"
-
-
-@pytest.fixture(autouse=True)
-def stocked(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    boot_kit.stock(host, loader)
 
 
 def images(host: Host) -> list[str]:

@@ -26,7 +26,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit, boot_kit, cluster_kit
-from tests.agent.boot_kit import CHOICE, ESPS, HOME, KERNELS, LOADERS, MENU, ONE_SHOT, TRIAL, WAY, lasting, trial_line
+from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
 
 JUDGED, ROLLED_BACK = f"{HOME}/judged", f"{HOME}/rolled-back"
@@ -34,24 +34,15 @@ WORDS, IOMMU = "homelab.vfio=0000:01:00.0=10de:2882", "amd_iommu=on iommu=pt"
 STAYS = "vmbr0 is up with 192.0.2.10, its gateway 192.0.2.1 answers, and sshd listens on port 22"
 LINK = "/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
 CUSTOM = "/boot/grub/custom.cfg"
-EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
-SYSTEMD_BOOT = pytest.mark.parametrize("loader", ["systemd-boot"])
 
 
 Name = Literal["iommu", "vfio"]
 
 
-@pytest.fixture
-def loader() -> str:
-    return "grub"
-
-
 @pytest.fixture(autouse=True)
-def stocked(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+def stocked(host: Host, stocked_boot: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((route, "GATEWAY_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
         monkeypatch.setattr(module, name, 0.1)
-    boot_kit.stock(host, loader)
     for name in ("panic", "softlockup_panic"):
         host.write(f"/proc/sys/kernel/{name}", "0\n")
 
@@ -270,12 +261,12 @@ def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinne
     arm(host)
     names = {key.rpartition("/")[2] for key in {*lasting(host)} - {*before} if key.startswith("esp/")}
     assert names == {"proxmox-999-homelab-trial+1.conf"}
-    path = host.root / f"esp/{ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf"
+    path = host.root / f"esp/{boot_kit.ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf"
     path.rename(path.with_name("proxmox-999-homelab-trial+0-1.conf"))  # as the loader leaves it
     revert(host)
     assert lasting(host) == before
-    for uuid in ESPS:
-        host.write(f"/esp/{uuid}/loader/loader.conf", f"default proxmox-{KERNELS[0]}.conf\n")
+    for uuid in boot_kit.ESPS:
+        host.write(f"/esp/{uuid}/loader/loader.conf", f"default proxmox-{boot_kit.KERNELS[0]}.conf\n")
     before = lasting(host)
     with pytest.raises(Refused, match="found: +no EFI variable is kept: Read-only file system"):
         arm(host)
@@ -286,16 +277,20 @@ def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinne
 def test_a_variable_that_firmware_does_not_keep_is_read_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Files, "set_attribute", lambda *_, **__: None)
     arm(host)
-    assert host.exists(f"/esp/{ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf") and not host.exists(ONE_SHOT)
+    assert host.exists(f"/esp/{boot_kit.ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf") and not host.exists(
+        ONE_SHOT
+    )
 
 
 @SYSTEMD_BOOT
 def test_of_two_esps_one_may_be_unplugged(host: Host) -> None:
-    (host.root / f"dev/disk/by-uuid/{ESPS[0]}").unlink()
+    (host.root / f"dev/disk/by-uuid/{boot_kit.ESPS[0]}").unlink()
     arm(host)
     assert trial_line(host) and boot_kit.starts(host) and confirm(host)["confirmed"] == "later"
-    entry = host.read(f"/esp/{ESPS[1]}/loader/entries/proxmox-{KERNELS[0]}.conf")
-    assert WORDS in entry and WORDS not in host.read(f"/esp/{ESPS[0]}/loader/entries/proxmox-{KERNELS[0]}.conf")
+    entry = host.read(f"/esp/{boot_kit.ESPS[1]}/loader/entries/proxmox-{boot_kit.KERNELS[0]}.conf")
+    assert WORDS in entry and WORDS not in host.read(
+        f"/esp/{boot_kit.ESPS[0]}/loader/entries/proxmox-{boot_kit.KERNELS[0]}.conf"
+    )
 
 
 @pytest.mark.parametrize("what", ["no ESP", "mount", "no custom.cfg", "no kernel"])
@@ -350,7 +345,7 @@ def test_a_failed_second_arming_in_a_running_trial_chooses_nothing(
 
 @EACH_LOADER
 def test_what_its_owner_has_beside_the_choice_stays(host: Host, loader: str) -> None:
-    host.write(f"/esp/{boot_kit.ESP if loader == 'grub' else ESPS[0]}/homelab/keys.txt", "theirs")
+    host.write(f"/esp/{boot_kit.ESP if loader == 'grub' else boot_kit.ESPS[0]}/homelab/keys.txt", "theirs")
     before = lasting(host)
     arm(host)
     revert(host)
@@ -431,30 +426,29 @@ def test_without_ssh_it_is_the_default_route_and_an_interface_that_is_down_is_no
     assert [line for line in host.read(TRIAL).splitlines() if line in wanted] == wanted
 
 
-@pytest.mark.parametrize("path", ["/run/homelab/restarting", f"{HOME}/taken-back"])
-def test_nothing_is_written_while_a_trial_is_being_ended(tried: Host, path: str) -> None:
-    if path == f"{HOME}/taken-back":
-        (tried.root / TRIAL[1:]).rename(tried.root / path[1:])
+@pytest.fixture(params=["/run/homelab/restarting", f"{HOME}/taken-back"])
+def ending(tried: Host, request: pytest.FixtureRequest) -> Host:
+    if request.param == f"{HOME}/taken-back":
+        (tried.root / TRIAL[1:]).rename(tried.root / request.param[1:])
     else:
-        tried.write(path, "boot x: it hung")
-    before = lasting(tried)
+        tried.write(request.param, "boot x: it hung")
+    return tried
+
+
+def test_nothing_is_written_while_a_trial_is_being_ended(ending: Host) -> None:
+    before = lasting(ending)
     for words in (IOMMU, WORDS):  # these run already
         with pytest.raises(Refused, match="it is ending a boot on trial now: boot"):
-            arm(tried, "iommu" if words == IOMMU else "vfio", words)
-    assert lasting(tried) == before
+            arm(ending, "iommu" if words == IOMMU else "vfio", words)
+    assert lasting(ending) == before
 
 
-@pytest.mark.parametrize("path", ["/run/homelab/restarting", f"{HOME}/taken-back"])
-def test_nothing_is_given_back_while_a_trial_is_being_ended(tried: Host, path: str) -> None:
+def test_nothing_is_given_back_while_a_trial_is_being_ended(ending: Host) -> None:
     """The run that destroys takes the agent away, too: nobody comes later."""
-    if path == f"{HOME}/taken-back":
-        (tried.root / TRIAL[1:]).rename(tried.root / path[1:])
-    else:
-        tried.write(path, "boot x: it hung")
-    before = lasting(tried)
+    before = lasting(ending)
     with pytest.raises(Refused, match="it is ending a boot on trial now: boot"):
-        revert(tried)
-    assert lasting(tried) == before
+        revert(ending)
+    assert lasting(ending) == before
 
 
 # What its timer asks.
@@ -512,9 +506,9 @@ def test_what_did_not_hold_when_it_was_armed_is_not_asked(tried: Host) -> None:
 
 
 def test_an_awaited_boot_is_given_back_until_nobody_waits_any_more(tried: Host) -> None:
-    boot_kit.note(tried, f"until {int(time.time()) + 60}\n{WAY}")
+    boot_kit.note(tried, f"until {int(time.time()) + 60}\n{boot_kit.WAY}")
     assert verdict(tried) == "give back: was not confirmed within 2 s of its start"
-    boot_kit.note(tried, f"until {10**9}\n{WAY}")
+    boot_kit.note(tried, f"until {10**9}\n{boot_kit.WAY}")
     assert verdict(tried) == "stay"
 
 
@@ -623,7 +617,7 @@ def test_a_confirmed_boot_is_the_default_and_goes_on_as_an_ordinary_one(tried: H
     assert not boot_kit.starts(tried, "third") and WORDS in tried.read("/proc/cmdline")
     assert not trial_line(tried) and not boot_kit.choice(tried) and not tried.exists("/run/motd.d/homelab")
     assert tried.read("/proc/sys/kernel/panic") == tried.read("/proc/sys/kernel/softlockup_panic") == "0"
-    second = f"/esp/{ESPS[0]}/loader/entries/homelab-without-gpu-{KERNELS[0]}.conf"
+    second = f"/esp/{boot_kit.ESPS[0]}/loader/entries/homelab-without-gpu-{boot_kit.KERNELS[0]}.conf"
     assert tried.exists("/etc/grub.d/12_homelab" if loader == "grub" else second)
     assert confirm(tried, judged_told=True)["confirmed"] == "third" and not tried.exists(JUDGED)
 
