@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from remote_scripts.shared import kernel
+from remote_scripts.shared import kernel, trial_entry
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -104,8 +104,8 @@ def find_loader(system: System) -> Loader:
     grub = "grub" if not esps or "grub" in kinds else ""
     if not files.at("/sys/firmware/efi").is_dir():  # legacy BIOS: Proxmox VE has GRUB only
         return Loader(grub, f"legacy BIOS, {tool}", status)
-    # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
-    name = "".join(chr(byte) for byte in files.read(_LOADER_INFO, 4096) or b"" if 32 <= byte < 127)
+    # The boot loader says its own name in an EFI variable. GRUB does so from 2.12 on.
+    name = trial_entry.efi_text(files.read(_LOADER_INFO, 4096) or b"")
     clues = f"LoaderInfo '{name or 'not set'}', {tool}"
     # The kernel's stub puts its own name there where the loader says nothing (drivers/firmware/efi/libstub/bli.c).
     name = "" if name.startswith("Linux EFI stub") else name
