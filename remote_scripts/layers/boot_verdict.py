@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from remote_scripts.shared import guests_to_start, route, trial
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.route import Route
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.system import System
 
 #: The owner's own checks: all that are executable there must succeed.
@@ -61,10 +61,8 @@ def _note_running(system: System) -> None:
         return
     try:
         missed = guests_to_start.note_running(system)
-    except Failure as failure:
-        missed = failure.found
-    except OSError as error:
-        missed = str(error)
+    except (Failure, OSError) as error:
+        missed = in_words(error)
     if missed:
         system.log.say(f"guests that run now are not noted: {missed}")
 

@@ -26,7 +26,7 @@ from remote_scripts.shared.boot_menu import ENTRIES, entries, make_menus
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -139,7 +139,7 @@ def is_chosen(system: System) -> bool:
 
     :raises Failure: as of `note`.
     """
-    return state(system) == "running" or (state(system) == "armed" and "chosen" in note(system))
+    return (now := state(system)) == "running" or (now == "armed" and "chosen" in note(system))
 
 
 def _words(system: System, lines: Mapping[str, str]) -> dict[str, str]:
@@ -455,7 +455,7 @@ def confirm(system: System) -> bool:
         with _loaders_folders(system, lines) as (folders, _):
             _choose(system, lines, folders, "keep")
     except (OSError, Failure) as error:  # the menu is made next
-        system.log.say(f"note: until the boot menu is made, the next boot is the old one: {_in_words(error)}")
+        system.log.say(f"note: until the boot menu is made, the next boot is the old one: {in_words(error)}")
     return True
 
 
@@ -500,11 +500,7 @@ def settle_if_free(system: System, lock_seconds: int) -> None:
     try:
         system.changing(lambda: settle(system))
     except (Failure, OSError) as error:
-        system.log.say(f"what is left of the boot on trial is left to the next run: {_in_words(error)}")
-
-
-def _in_words(error: Failure | OSError) -> str:
-    return error.found if isinstance(error, Failure) else str(error)
+        system.log.say(f"what is left of the boot on trial is left to the next run: {in_words(error)}")
 
 
 def _forget(system: System, lines: Mapping[str, str]) -> None:

@@ -33,3 +33,8 @@ class Failure(Exception):
         """
         parts = {"wanted: ": self.wanted, "found:  ": self.found, "why:    ": self.why, "next:   ": self.next}
         return "\n".join(name + _NAMES.sub("\n ", clean(part)) for name, part in parts.items())
+
+
+def in_words(error: Failure | OSError) -> str:
+    """What has happened, in one sentence."""
+    return error.found if isinstance(error, Failure) else str(error)
