@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from engine import install
 from remote_scripts.layers import reboot
 from tests.e2e.conftest import Stack
@@ -132,16 +134,20 @@ def killed_at(stack: Stack, run: str, request: str) -> None:
     stack.unlock()
 
 
-def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(stack_on: Callable[..., Stack]) -> None:
+@pytest.mark.parametrize(
+    ("in_up", "in_destroy"),
+    sample([(MAPPED, CONFIGURED), (CONFIGURED, OFF), (OFF, ON), (ON, UNMAPPED)], 1, "requests of an up and a destroy"),
+)
+def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(
+    stack_on: Callable[..., Stack], in_up: str, in_destroy: str
+) -> None:
     stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}})
     stock = stack.lab.snapshot()
-    for request in sample((MAPPED, CONFIGURED, OFF, ON), 1, "requests of an up"):
-        killed_at(stack, "up", request)
+    killed_at(stack, "up", in_up)
     stack.up()
     assert with_card(stack)["0000:01:00.0"] == 103
     assert stack.up("--refresh").changed == set()
-    for request in sample((CONFIGURED, OFF, ON, UNMAPPED), 1, "requests of a destroy"):
-        killed_at(stack, "destroy", request)
+    killed_at(stack, "destroy", in_destroy)
     stack.destroy()
     assert running(stack) == {103}
     given_back(stack, stock)
