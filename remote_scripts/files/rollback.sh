@@ -3,15 +3,13 @@
 #
 # The default never changed, so a restart leads back, and nothing is written for it. `rollback SECONDS` is run so long after each boot's start
 # (shared/trial.py): whether the boot is in order this program's agent says (layers/boot_verdict.py); without an answer it isn't.
-# `rollback early SECONDS` takes back a choice that the boot loader has left: of an ESP that was unplugged, of a restart past the loader (kexec),
-# or where the loader can't write. Each act that may hang is killed in time. A boot that isn't the trial is never restarted.
+# `rollback early SECONDS` says at login that this boot is on trial. Both take back a choice that the loader can't: the one beside GRUB's menu.
+# Each act that may hang is killed in time. A boot that isn't the trial is never restarted.
 ROOT=${ROOT:-}
 export LC_ALL=C
 home=$ROOT/var/lib/homelab run=$ROOT/run/homelab
 
 limited() { timeout -s KILL "${STEP_SECONDS:-60}" "$@"; }
-
-note() { limited sed -n "s/^$1 //p" "$home/trial" 2>/dev/null; } # KEY
 
 ask() { # of any agent on this host that is whole: its answer is the last line
   for agent in "$home"/agents/*/agent.pyz; do
@@ -21,24 +19,12 @@ ask() { # of any agent on this host that is whole: its answer is the last line
   done
 }
 
-# shellcheck disable=SC2015,SC2016 # `continue` is meant for whichever fails
 take_back() { # in place, of the same length: one sector
-  one_shot=$ROOT/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
-  if tr -d '\0' 2>/dev/null <"$one_shot" | grep -q homelab-trial; then
-    limited chattr -i "$one_shot" && limited rm -f "$one_shot"
+  block=$ROOT/boot/grub/homelab.env
+  { read -r _ && read -r choice; } 2>/dev/null <"$block" || return 0
+  if [ "$choice" = homelab_trial=once ]; then
+    printf '# GRUB Environment Block\nhomelab_trial=none\n' | limited dd of="$block" conv=notrunc,fsync 2>/dev/null || is_left=yes
   fi
-  for place in $(note places); do
-    block=$ROOT/boot/grub/homelab.env esp=''
-    if [ "$place" != menu ]; then
-      [ -e "$ROOT/dev/disk/by-uuid/$place" ] && esp=$(mktemp -d "$ROOT/run/homelab-esp.$$.XXXXXX") || continue
-      limited mount "$ROOT/dev/disk/by-uuid/$place" "$esp" || continue
-      block=$esp/homelab/grubenv
-    fi
-    if limited grep -qs '^homelab_trial=once$' "$block"; then
-      printf '# GRUB Environment Block\nhomelab_trial=none\n' | limited dd of="$block" conv=notrunc,fsync 2>/dev/null || [ "$(note takes-back)" = yes ] || is_left=yes
-    fi
-    [ -z "$esp" ] || { limited umount "$esp" && rmdir "$esp"; }
-  done
 }
 
 # shellcheck disable=SC2016 # the inner shell expands it
@@ -87,8 +73,13 @@ end_trial() {
 
 is_left='' after=$1
 read -r here <"$ROOT/proc/sys/kernel/random/boot_id"
-[ "$(note boot)" != "$here" ] || exit 0 # armed in this boot it is for the next one: somebody is in reach of this
-[ ! -e "$home/trial" ] || take_back
+if [ -e "$home/trial" ]; then
+  while read -r key value; do
+    # Armed in this boot it is for the next one: somebody is in reach of this.
+    [ "$key $value" != "boot $here" ] || exit 0
+  done <"$home/trial"
+  take_back
+fi
 read -r words <"$ROOT/proc/cmdline"
 # A status that isn't 0 would make systemd start it every 10 s.
 if [ "${words#*homelab.trial}" = "$words" ]; then # no trial is running: what is left of it the agent takes away
@@ -98,5 +89,5 @@ elif [ "$1" != early ]; then
 elif [ -e "$home/trial" ]; then
   read -r up _ <"$ROOT/proc/uptime"
   told='+This boot is on trial; it is taken back at %H:%M unless it is confirmed or found healthy.'
-  mkdir -p "$ROOT/run/motd.d" && date -d "@$(($(date +%s) - ${up%.*} + $2))" "$told" >"$ROOT/run/motd.d/homelab"
+  mkdir -p "$ROOT/run/motd.d" && date -d "$(($2 - ${up%.*})) seconds" "$told" >"$ROOT/run/motd.d/homelab"
 fi

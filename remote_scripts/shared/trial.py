@@ -7,7 +7,7 @@ In /var/lib/homelab:
   `up` waits for the boot, how this host was reached then;
 - confirmed, taken-back: `trial`, renamed: who renames it first decides. It goes when all that follows is done;
 - rollback: the program of a timer (files/rollback.sh), which restarts a boot on trial that nobody confirmed, and of a
-  unit early in each boot, which takes back a choice that the loader has left;
+  unit early in each boot, which takes back a choice that the loader can't, and says at login what this boot is;
 - rolled-back, judged: for people: which trial has ended and why, or that this host confirmed its boot itself.
 
 /run/homelab/restarting, which no boot keeps: which boot is being ended, and why.
@@ -43,12 +43,7 @@ _LINKS = {
 }
 _ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _ENTRY = f"{trial_entry.ID}.conf"
-# Where no variable can be written: systemd-boot's default pattern takes it, and counts it down (Boot Loader
-# Specification, boot counting).
-_COUNTED = f"proxmox-999-{trial_entry.ID}+1.conf"
 _SYSCTLS = ("/proc/sys/kernel/panic", "/proc/sys/kernel/softlockup_panic")
-# GRUB can't write there (00_header of Debian's grub-common, `check_writable` in its words).
-_READ_ONLY_FOR_GRUB = ("btrfs", "cpiofs", "newc", "odc", "romfs", "squash4", "tarfs", "zfs")
 
 _TEXTS = {
     f"{_NAME}.service": """\
@@ -79,7 +74,7 @@ Before=shutdown.target
 OnStartupSec={after}s
 AccuracySec=1s""",
     f"{_EARLY}.service": """\
-# Written by homelab: takes back the choice of a boot on trial, where the boot loader has left it.
+# Written by homelab: takes back the choice of a boot on trial, where the boot loader can't.
 [Unit]
 Description=homelab: take back the choice of the boot on trial
 ConditionPathExists=/var/lib/homelab/rollback
@@ -246,40 +241,33 @@ def _put_back(system: System, before: Mapping[str, str]) -> None:
 
 def _new_note(system: System, here: str) -> dict[str, str]:
     loader = boot.need_loader(system)
-    places, takes_back = _places(system) if loader == "grub" else ([], True)
     return {
         "boot": here,
         "loader": loader,
-        "places": " ".join(places),
-        "takes-back": "yes" if takes_back else "no",
+        "places": " ".join(_places(system) if loader == "grub" else []),
         "sysctls": " ".join(system.files.line(path) for path in _SYSCTLS).strip(),
         **route.find(system).note,
     }
 
 
-def _places(system: System) -> tuple[list[str], bool]:
-    """Where GRUB's choice lies, and whether GRUB can take it back there."""
+def _places(system: System) -> list[str]:
+    """Where GRUB's choice lies: the ESPs, where GRUB can take it back; else beside its menu, where it may not be able
+    to write.
+    """
     listed = boot.uuids(system)
     if listed:
-        return listed, True
+        return listed
     rows = system.run.ask("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
     if rows.status != 0:
         raise _not_chosen(f"lsblk says no partitions: {rows.in_a_line}")
-    if uuids := trial_entry.esps(rows.text):
-        return uuids, True
-    abstraction, kind = (
-        system.run.ask("grub-probe", f"--target={target}", system.files.name("/boot/grub"))
-        for target in ("abstraction", "fs")
-    )
-    is_told = abstraction.status == kind.status == 0
-    return ["menu"], is_told and not abstraction.text.strip() and kind.text not in _READ_ONLY_FOR_GRUB
+    return trial_entry.esps(rows.text) or [trial_entry.MENU]
 
 
 def plan(system: System, loader: str) -> None:
     """Where the boot loader can't take the choice back by itself, a kernel that stops before systemd runs isn't
     followed by the old boot; errors as of `boot.uuids`.
     """
-    if loader == "grub" and not _places(system)[1]:
+    if loader == "grub" and _places(system) == [trial_entry.MENU]:
         text = "a boot entry for one trial, which GRUB can't take back here: a kernel that hangs waits for a person"
         system.files.plan_file("new", text)
 
@@ -288,7 +276,7 @@ def plan(system: System, loader: str) -> None:
 def _loaders_folders(system: System, lines: Mapping[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
     """The ESPs with a choice or entries, by their UUIDs; and the folders of GRUB's menus."""
     listed = boot.uuids(system)
-    chosen = [place for place in lines.get("places", "").split() if place != "menu"]
+    chosen = [place for place in lines.get("places", "").split() if place != trial_entry.MENU]
     with esp.mounted(system, [*listed, *chosen]) as folders:
         menus = [f"{folders[uuid]}/grub" for uuid in listed if uuid in folders]
         yield folders, [menu for menu in menus if system.files.is_folder(menu)] if listed else ["/boot/grub"]
@@ -314,10 +302,9 @@ def _section(system: System, lines: Mapping[str, str], menu: str) -> str:
         raise _not_chosen(f"GRUB's menu {lacks}")
     if not is_default:
         system.log.say("note: which entry GRUB starts by default can't be told: the trial is its first one")
-    can_take_back = lines["takes-back"] == "yes"
-    words = _with_trial(system, lines, restarts=can_take_back)
-    trial = trial_entry.trial_entry(entry, _own_words(system), words)
-    return trial_entry.section(trial, lines["places"].split(), takes_back=can_take_back)
+    places = lines["places"].split()
+    words = _with_trial(system, lines, restarts=places != [trial_entry.MENU])
+    return trial_entry.section(trial_entry.trial_entry(entry, _own_words(system), words), places)
 
 
 def _own_words(system: System) -> list[str]:
@@ -346,7 +333,7 @@ def _choose(system: System, lines: Mapping[str, str], folders: Mapping[str, str]
     files, block, is_chosen = system.files, trial_entry.environment(value), False
     for place in lines.get("places", "").split():
         path = f"/boot/grub/{trial_entry.BESIDE_MENU}"
-        if place != "menu":
+        if place != trial_entry.MENU:
             if place not in folders:
                 continue
             path = f"{folders[place]}/{trial_entry.ON_ESP}"
@@ -370,23 +357,20 @@ def _not_chosen(found: str) -> Failure:
 
 
 def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list[str]) -> None:
-    """The loader's variable, read back after it is set; else an entry that the loader counts down."""
-    refusal, words = _set_one_shot(system), _with_trial(system, lines, restarts=True)
-    is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
-    written = []
+    """The loader's variable, read back after it is set: some firmware keeps none."""
+    refusal, words, written = _set_one_shot(system), _with_trial(system, lines, restarts=True), []
+    if trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") != _ENTRY:
+        raise _not_chosen(f"no EFI variable is kept{refusal}")
     for folder in folders:
-        loader_conf = boot.need_text(system, f"{folder}/loader/loader.conf")
         place = f"{folder}/{ENTRIES}"
-        name = trial_entry.default_conf(loader_conf, entries(system, place))
+        name = trial_entry.default_conf(boot.need_text(system, f"{folder}/loader/loader.conf"), entries(system, place))
         entry = boot.need_text(system, f"{place}/{name}") if name else ""
         text = trial_entry.copied(entry, f"title    {trial_entry.TITLE}", _own_words(system), words)
-        is_counted = not is_set and trial_entry.default_conf(loader_conf, [_COUNTED]) == _COUNTED
-        if text and (is_set or is_counted):
-            path = f"{place}/{_ENTRY if is_set else _COUNTED}"
-            system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
-            written.append(path)
+        if text:
+            system.files.write(f"{place}/{_ENTRY}", text.encode("utf-8", "surrogateescape"), 0o644)
+            written.append(folder)
     if not written:
-        raise _not_chosen("no ESP has a whole entry of Proxmox VE" if is_set else f"no EFI variable is kept{refusal}")
+        raise _not_chosen("no ESP has a whole entry of Proxmox VE")
 
 
 def _set_one_shot(system: System) -> str:
@@ -536,8 +520,8 @@ def drop(system: System, name: str, after: int = 0) -> bool:
 def _arm_without(system: System, before: Mapping[str, str], after: int) -> None:
     try:  # its entry is a copy of one that has changed
         arm(system, after, {})
-    except Failure as error:  # such as an ESP that is gone: the others' words stay to be tried
-        system.log.say(f"note: no boot is on trial any more: {error.found}")
+    except (OSError, Failure) as error:  # such as an ESP that is gone: the others' words stay to be tried
+        system.log.say(f"note: no boot is on trial any more: {in_words(error)}")
         system.also_put_back = None
         _take_down(system, before)
 
@@ -560,7 +544,7 @@ def forget_when_given_back(system: System) -> None:
 
 
 def _install(system: System, after: int) -> None:
-    """Enabled by links, which need nothing of a running systemd; not started: it counts from the next boot."""
+    """Enabled by links, which need nothing of a running systemd; not started: the next boot reads them."""
     files = system.files
     texts = {_UNIT_FILES[name]: text.format(after=after) for name, text in _TEXTS.items()}
     for path, text in {PROGRAM: installed.TEXTS["rollback"], **texts}.items():
@@ -573,7 +557,6 @@ def _install(system: System, after: int) -> None:
             files.make_folder(link.rpartition("/")[0])
             files.remember(link)
             files.write_link(path, link)
-            system.run.do("systemctl", "daemon-reload", seconds=60)  # else the units are read at boot anyway
 
 
 def _uninstall(system: System) -> None:

@@ -84,7 +84,7 @@ def test_the_trial_has_the_words_and_neither_the_id_nor_the_old_words_nor_savede
 
 
 def test_a_section_leaves_its_owners_custom_cfg_as_it_was_byte_for_byte() -> None:
-    section = trial_entry.section("menuentry {\n}\n", ["AAAA-0001"], takes_back=True)
+    section = trial_entry.section("menuentry {\n}\n", ["AAAA-0001"])
     for theirs in (None, "", "menuentry x {\n}\n", "no newline at its end"):
         text = trial_entry.custom_cfg(theirs, section)
         assert text and text.endswith(section) and trial_entry.custom_cfg(text, section) == text
@@ -93,9 +93,9 @@ def test_a_section_leaves_its_owners_custom_cfg_as_it_was_byte_for_byte() -> Non
 
 
 def test_a_choice_that_cant_be_taken_back_by_grub_is_not_read_back() -> None:
-    section = trial_entry.section("", ["menu"], takes_back=False)
+    section = trial_entry.section("", ["menu"])
     assert "save_env" not in section and '"$prefix/homelab.env"' in section
-    both = trial_entry.section("", ["AAAA-0001", "BBBB-0002"], takes_back=True)
+    both = trial_entry.section("", ["AAAA-0001", "BBBB-0002"])
     assert both.count("save_env") == 2 and "homelab_place AAAA-0001\n" in both and "homelab_place BBBB-0002\n" in both
 
 

@@ -36,7 +36,6 @@ _COMMANDS = {
     # Of every file that the real one reads, as it reads them.
     "lsblk": "",
     # On a plain file system, without an ESP: GRUB's choice is beside its menu.
-    "grub-probe": "[[ $1 == --target=abstraction ]] || echo ext2",
     "grub-mkconfig": """\
 set -e
 [[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
