@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import guests_to_start, route, trial
 from remote_scripts.shared.kernel import need_boot_id
-from remote_scripts.shared.route import Route
 from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.system import System
 
@@ -71,7 +70,7 @@ def _verdict(system: System, after: int, noted: Mapping[str, str]) -> tuple[bool
     until = noted.get("until", "")
     if until.isdecimal() and time.time() < int(until):
         return False, f"was not confirmed within {after} s of its start"
-    is_well, answer = _reached_in_time(system, after / 10, route.noted(noted))
+    is_well, answer = _reached_in_time(system, after / 10, noted)
     if is_well and (failed := _failed_checks(system)):
         is_well, answer = False, f"{failed} of its owner's checks did not succeed"
     return is_well, f"was waited for by no `up`, and judged by this host itself {after} s after its start: {answer}"
@@ -86,10 +85,8 @@ def _failed_checks(system: System) -> str:
     )
 
 
-def _reached_in_time(system: System, seconds: float, before: Route) -> tuple[bool, str]:
-    """How this host is reached, or what of it doesn't hold: what held when the switch was armed has to."""
-    if not before.address:
-        return False, "it is not known over which address this host is reached"
+def _reached_in_time(system: System, seconds: float, before: Mapping[str, str]) -> tuple[bool, str]:
+    """How this host is reached, or what of it doesn't hold: what held when the trial was armed has to."""
     deadline = time.monotonic() + seconds
     while True:
         is_reached, answer = _reached(system, before)
@@ -98,21 +95,17 @@ def _reached_in_time(system: System, seconds: float, before: Route) -> tuple[boo
         time.sleep(_LOOK_SECONDS)
 
 
-def _reached(system: System, before: Route) -> tuple[bool, str]:
-    interface = route.interface_of(system, before.address)
+def _reached(system: System, before: Mapping[str, str]) -> tuple[bool, str]:
+    address, port, gateway = (before.get(key, "") for key in ("address", "port", "gateway"))
+    if not address:
+        return False, "it is not known over which address this host is reached"
+    interface = route.interface_of(system, address)
     if not interface:
-        return False, (
-            f"no interface that is up has {before.address}, over which it was configured ({before.interface} had)"
-        )
-    heard = f", whether sshd listens was not asked, since nothing did on port {before.port} when it was configured"
-    if before.listens:
-        heard = f", and sshd listens on port {before.port}"
-        if not route.listens(system, before.port):
-            return False, f"nothing listens on port {before.port}, on which sshd did when it was configured"
-    asked = ", its gateway was not asked, since none answered when it was configured"
-    if before.gateway:
-        gateway = route.answering_gateway(system, before.address, interface)
-        if not gateway:
-            return False, f"no default gateway answers, and {before.gateway} did when it was configured"
-        asked = f", its gateway {gateway} answers"
-    return True, f"{interface} is up with {before.address}{asked}{heard}"
+        return False, f"no interface that is up has {address}, over which it was configured"
+    if port and not route.listens(system, port):
+        return False, f"nothing listens on port {port}, on which sshd did when it was configured"
+    if gateway and not route.answering_gateway(system, address):
+        return False, f"no default gateway answers, and {gateway} did when it was configured"
+    asked = f", its gateway {gateway} answers" if gateway else ", its gateway did not answer when it was configured"
+    heard = f", and sshd listens on port {port}" if port else ""
+    return True, f"{interface} is up with {address}{asked}{heard}"

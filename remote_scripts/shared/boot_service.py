@@ -116,8 +116,8 @@ def drop(system: System, service: Service) -> None:
 
 def remove(system: System, name: str, *paths: str) -> None:
     """Stops a service's timer, and takes the units away, and what belongs to them. Where the service is at work, it
-    goes on to its end, and systemd learns of it then: of one whose file isn't found while it runs it forgets which ends
-    are a success.
+    goes on to its end. systemd isn't told to read its units again: of one whose file isn't found while it runs it
+    forgets which ends are a success.
 
     :param name: the service's.
     :param paths: of its units and the rest; they go in this order.
@@ -127,10 +127,6 @@ def remove(system: System, name: str, *paths: str) -> None:
         if done.status != 0:
             system.log.say(f"{name}.timer could not be stopped: {done.text}")
     system.files.remove(*paths)
-    after = ("systemd-run", "--quiet", "--no-block", "--collect", f"--property=After={name}.service")
-    done = system.run.do(*after, "systemctl", "daemon-reload", seconds=_SECONDS)
-    if done.status != 0:
-        system.log.say(f"systemctl daemon-reload failed: {name}.service is known until the next boot: {done.text}")
 
 
 def program(layer: str) -> bytes:

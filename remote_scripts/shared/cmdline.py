@@ -86,7 +86,8 @@ def _grub_words(system: System, words: Mapping[str, str] | None) -> str:
         places += [*(["/dev/stdin"] if text else []), *theirs[len(places) :]]
     files = [place if place == "/dev/stdin" else str(system.files.at(place)) for place in places]
     files = [file for file in files if os.path.exists(file)]
-    done = system.run.ask("bash", "-c", _ASK_SHELL, "bash", *files, stdin=text.encode("utf-8", "surrogateescape"))
+    ask = system.run.ask if words is None else system.run.ask_once  # none of ours is among the files
+    done = ask("bash", "-c", _ASK_SHELL, "bash", *files, stdin=text.encode("utf-8", "surrogateescape"))
     output = done.output.decode("utf-8", "surrogateescape")
     if done.status != 0 or not output.endswith("\n"):
         raise Failure(

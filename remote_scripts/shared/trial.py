@@ -246,7 +246,7 @@ def _new_note(system: System, here: str) -> dict[str, str]:
         "loader": loader,
         "places": " ".join(_places(system) if loader == "grub" else []),
         "sysctls": " ".join(system.files.line(path) for path in _SYSCTLS).strip(),
-        **route.find(system).note,
+        **route.find(system),
     }
 
 
@@ -257,7 +257,7 @@ def _places(system: System) -> list[str]:
     listed = boot.uuids(system)
     if listed:
         return listed
-    rows = system.run.ask("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
+    rows = system.run.ask_once("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
     if rows.status != 0:
         raise _not_chosen(f"lsblk says no partitions: {rows.in_a_line}")
     return trial_entry.esps(rows.text) or [trial_entry.MENU]

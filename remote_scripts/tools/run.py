@@ -109,6 +109,7 @@ class Run:
         self._log = log
         self._work = work
         self._programs = programs
+        self._answers: dict[tuple[tuple[str, ...], bytes], Done] = {}
         self.environment = {**os.environ, "LC_ALL": "C", "PATH": _whole_path(os.environ.get("PATH", ""))}
 
     def has(self, program: str) -> bool:
@@ -119,6 +120,13 @@ class Run:
         """The path of a program of this name on the PATH; empty: there is none."""
         paths = (f"{folder}/{program}" for folder in self.environment["PATH"].split(":"))
         return next((path for path in paths if os.access(path, os.X_OK)), "")
+
+    def ask_once(self, *arguments: str, stdin: bytes = b"") -> Done:
+        """As `ask`, once in a run: about what no run changes."""
+        question = (arguments, stdin)
+        if question not in self._answers:
+            self._answers[question] = self.ask(*arguments, stdin=stdin)
+        return self._answers[question]
 
     def ask(
         self,

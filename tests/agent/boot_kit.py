@@ -36,7 +36,7 @@ KNAME="sda2" PKNAME="sda" UUID="{ESP}" PARTTYPE="c12a7328-f81f-11d2-ba4b-00a0c93
 KNAME="sda3" PKNAME="sda" UUID="x" PARTTYPE="" MOUNTPOINT="/"
 """
 #: How the host was reached when the trial was armed.
-WAY = "address 192.0.2.10\ninterface vmbr0\nport 22\nlistens yes\ngateway 192.0.2.1\n"
+WAY = "address 192.0.2.10\nport 22\ngateway 192.0.2.1\n"
 _GRUB_WORDS = """
 cd "$ROOT/etc/default"
 GRUB_CMDLINE_LINUX_DEFAULT=
@@ -138,7 +138,7 @@ def configure(host: Host, words: str) -> None:
 
 
 #: What of the note says how the host is reached, and until when an `up` waits.
-_OTHER = ("address", "interface", "port", "listens", "gateway", "until")
+_OTHER = ("address", "port", "gateway", "until")
 
 
 def note(host: Host, lines: str) -> None:
