@@ -38,18 +38,18 @@ def plan(system: System, wanted: Wanted) -> None:
 
     :raises Failure: as of `apply`, before its first change.
     """
-    if not _is_possible(system, wanted.needed):
-        return
+    if wanted.needed:
+        _need_tools(system)
     _write(system.files, wanted.needed)
-    system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
+    if system.files.changed or _is_unfinished(system, wanted.needed):
+        system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
 
 
 @changes
 def apply(system: System, wanted: Wanted) -> Changed:
     """Writes the files, and makes every initramfs anew where they, or one of these, aren't as they are to be.
 
-    :raises Failure: there is no initramfs-tools, no room on /boot, or an initramfs could not be made: then the files
-        are as they were.
+    :raises Failure: there is no initramfs-tools, or an initramfs could not be made: then the files are as they were.
     """
     return _change(system, wanted.needed)
 
@@ -66,30 +66,12 @@ def _change(system: System, needed: bool) -> Changed:
     if needed:
         _need_tools(system)
     boot.clear_half_made(system)
-    _is_possible(system, needed)
     _write(files, needed)
     if files.changed or _is_unfinished(system, needed):
         _update(system)
     if not needed:
         trial.forget_when_given_back(system)
     return Changed(files.changed)
-
-
-def _is_possible(system: System, needed: bool) -> bool:
-    """Whether every initramfs would be made anew.
-
-    :raises Failure: it would, and can't be.
-    """
-    if needed:
-        _need_tools(system)
-    trial = Files(system.root, system.log, system.run)
-    trial.planning = True
-    _write(trial, needed)
-    if not trial.changed and not _is_unfinished(system, needed):
-        return False
-    if needed:
-        _need_room(system)
-    return True
 
 
 def _write(files: Files, needed: bool) -> None:
@@ -122,19 +104,6 @@ def _need_tools(system: System) -> None:
             "what this host starts is elsewhere, and would not have the binding: /boot may not be mounted, or another "
             "program makes whole images of kernel and initramfs (UKI)",
             "mount what belongs on /boot, or start the host from kernels there, then run `pulumi up` again",
-        )
-
-
-def _need_room(system: System) -> None:
-    """An initramfs is written beside the old one before it takes its place: the largest, plus a tenth, must fit."""
-    needed = boot.largest_initramfs(system) * 11 // 10
-    free = boot.free_on(system, "/boot")
-    if free is None or free < needed:
-        raise Failure(
-            f"room on /boot for a new initramfs ({needed // 1048576 + 1} MiB)",
-            "df doesn't say how much is free" if free is None else f"{free // 1048576} MiB free",
-            "update-initramfs would fail half-way and leave kernels without the binding",
-            "remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` again",
         )
 
 

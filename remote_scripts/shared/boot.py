@@ -7,7 +7,7 @@ listed in /etc/kernel/proxmox-boot-uuids are proxmox-boot-tool's, with either lo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remote_scripts.shared import kernel, trial_entry
@@ -15,7 +15,6 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import as_text
 
 #: Whose words there are on the kernel command line.
 NAMES = ("iommu", "vfio")
@@ -34,9 +33,6 @@ _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440
 # A menu or a list of ESPs is no longer than that, in bytes.
 _MENU_BYTES = 1 << 25
 _ESPS = re.compile(r"^[^ ]* is configured with: (.*)", re.MULTILINE)
-_MAKES = re.compile(
-    r"update-initramfs: Generating \S*initrd\.img-(?P<initramfs>\S+)|(?P<ESP>Copying and configuring kernels on )"
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def uuids(system: System) -> list[str]:
 
 
 def find_loader(system: System) -> Loader:
-    """Asks the host.
+    """By what it has; a wrong guess starts no trial, and so changes nothing.
 
     :raises Failure: as `uuids`.
     """
@@ -100,32 +96,15 @@ def find_loader(system: System) -> Loader:
         written = "\n".join(_ESPS.findall(status))
         kinds = [kind for kind in ("grub", "uefi") if f"{kind} (" in written]
     tool = f"proxmox-boot-tool '{''.join(kinds) or 'no ESP'}'"
-    # Where ESPs are listed, the menus on them are made alone: of none that is there, nothing is.
-    grub = "grub" if not esps or "grub" in kinds else ""
-    if not files.at("/sys/firmware/efi").is_dir():  # legacy BIOS: Proxmox VE has GRUB only
-        return Loader(grub, f"legacy BIOS, {tool}", status)
-    # The boot loader says its own name in an EFI variable. GRUB does so from 2.12 on.
+    is_efi = files.at("/sys/firmware/efi").is_dir()
+    # The boot loader says its own name in an EFI variable: systemd-boot always, GRUB from 2.12 on.
     name = trial_entry.efi_text(files.read(_LOADER_INFO, 4096) or b"")
-    clues = f"LoaderInfo '{name or 'not set'}', {tool}"
-    # The kernel's stub puts its own name there where the loader says nothing (drivers/firmware/efi/libstub/bli.c).
-    name = "" if name.startswith("Linux EFI stub") else name
-    loader = ""
-    if name.startswith("systemd-boot"):
-        # Without proxmox-boot-tool's ESPs nothing here would generate its entries.
-        loader = "systemd-boot" if "uefi" in kinds else ""
-    elif name.startswith("GRUB"):
-        loader = grub
-    elif not name:
-        if kinds == ["uefi"]:
-            loader = "systemd-boot"
-        # A menu may be an earlier loader's: GRUB names the kernel's image on its command line, rEFInd doesn't.
-        elif kinds == ["grub"] or (not esps and files.exists(GRUB_MENU) and _names_image(system)):
-            loader = "grub"
+    loader = "grub" if (not esps and (not is_efi or files.exists(GRUB_MENU))) or "grub" in kinds else ""
+    # Of menus for both the loader's name tells which.
+    if is_efi and "uefi" in kinds and (kinds == ["uefi"] or name.startswith("systemd-boot")):
+        loader = "systemd-boot"
+    clues = f"LoaderInfo '{name or 'not set'}', {tool}" if is_efi else f"legacy BIOS, {tool}"
     return Loader(loader, clues, status)
-
-
-def _names_image(system: System) -> bool:
-    return any(word.startswith("BOOT_IMAGE=") for word in system.files.text("/proc/cmdline").split())
 
 
 def is_configurable(system: System, loader: str) -> bool:
@@ -158,28 +137,6 @@ def need_loader(system: System) -> str:
     return loader.name
 
 
-def progress_of(system: System) -> Callable[[bytes, float], str]:
-    """Where such a command is, by what it says: `initramfs 1 of 2 (6.17.2-1-pve), 5 s`, `ESP 2 of 2 (…), 5 s`."""
-    counts = {"initramfs": len(kernels(system)), "ESP": len(uuids(system))}
-
-    def progress(output: bytes, seconds: float) -> str:
-        begun, kind, version = {"initramfs": 0, "ESP": 0}, "", ""
-        for line in as_text(output).splitlines():
-            if match := _MAKES.match(line):
-                kind, version = match.lastgroup or "", match["initramfs"] or ""
-                begun[kind] += 1
-                if kind == "initramfs":  # each is copied to all of them
-                    begun["ESP"] = 0
-            elif "boot-entry for " in line:
-                version = line.split()[-1]
-        if not kind:
-            return ""
-        of_all = f" of {counts[kind]}" if begun[kind] <= counts[kind] else ""
-        return f"{kind} {begun[kind]}{of_all}{f' ({version})' if version else ''}, {seconds:.0f} s"
-
-    return progress
-
-
 def kernels(system: System) -> list[str]:
     """The versions that are installed, a link that leads nowhere included."""
     return [name.removeprefix("vmlinuz-") for name in system.files.names("/boot") if name.startswith("vmlinuz-")]
@@ -196,7 +153,7 @@ def make_initramfs(system: System) -> str | None:
     # `-u` passes over a kernel that has none.
     missing = [version for version in stale_kernels(system) if version not in before]
     for words in (("-u", "-k", "all"), *(("-c", "-k", version) for version in missing)):
-        done = system.run.do("update-initramfs", *words, doing="update-initramfs", progress=progress_of(system))
+        done = system.run.do("update-initramfs", *words, doing="update-initramfs")
         if done.status != 0:
             return done.text
         if left := not_made(system, before):

@@ -169,9 +169,7 @@ def renew_initramfs(packages: Packages, target: str) -> None:
         system.log.say("rebuilding the initramfs, with nouveau blacklisted")
         all_of_them = ("-k", "all") if target == "host" else ()
         before = boot.initramfs(system)
-        done = packages.do(
-            "update-initramfs", "-u", *all_of_them, doing="update-initramfs", progress=boot.progress_of(system)
-        )
+        done = packages.do("update-initramfs", "-u", *all_of_them, doing="update-initramfs")
         left = boot.not_made(system, before)
         # A VM's newest kernel alone gets a new one.
         if done.status != 0 or (left and (target == "host" or boot.initramfs(system) == before)):

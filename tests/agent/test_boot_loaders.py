@@ -71,22 +71,11 @@ def test_a_host_that_starts_from_none_of_the_esps_that_would_be_written_stops_be
     assert host.tree() == before
 
 
-@pytest.mark.parametrize(
-    ("info", "running", "expected"),
-    [
-        (None, "BOOT_IMAGE=/boot/vmlinuz-6.8.12-1-pve root=/dev/mapper/pve-root ro", "grub"),
-        ("Linux EFI stub 7.2.0-1-pve", "BOOT_IMAGE=/boot/vmlinuz-7.2.0-1-pve ro", "grub"),
-        (None, "root=/dev/mapper/pve-root ro initrd=boot\\initrd.img", ""),  # rEFInd
-        ("Linux EFI stub 7.2.0-1-pve", "root=/dev/mapper/pve-root ro", ""),
-    ],
-)
-def test_a_menu_of_grubs_counts_where_grub_has_started_the_kernel(
-    host: Host, info: str | None, running: str, expected: str
-) -> None:
+@pytest.mark.parametrize("info", [None, "Linux EFI stub 7.2.0-1-pve"])
+def test_a_menu_of_grubs_counts_where_no_esp_is_listed(host: Host, info: str | None) -> None:
     efi(host, info)
     host.write(boot.GRUB_MENU, "linux /boot/vmlinuz-6.8.12-1-pve\n")
-    host.write("/proc/cmdline", f"{running}\n")
-    assert loader(host) == expected
+    assert loader(host) == "grub"
 
 
 @pytest.mark.parametrize("info", [None, "systemd-boot 257"])

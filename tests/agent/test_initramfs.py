@@ -11,7 +11,6 @@ import pytest
 from homelab.remote import agent, scripts
 from remote_scripts import installed
 from remote_scripts.layers.initramfs import Wanted
-from remote_scripts.shared import boot
 from remote_scripts.tools.run import Done
 from tests.agent import boot_kit
 from tests.agent.boot_kit import EACH_LOADER, INIT_TOP, KERNELS, lasting
@@ -100,21 +99,6 @@ def test_without_a_kernel_in_boot_nothing_begins(host: Host) -> None:
     assert lasting(host) == before
 
 
-@pytest.mark.parametrize(("free", "found"), [("1", "0 MiB free"), ("", "df doesn't say how much is free")])
-def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initramfs_is_made(
-    host: Host, free: str, found: str
-) -> None:
-    room = host.programs["df"]
-    host.programs["df"] = lambda _arguments, _stdin: f"\nx 1 1 {free} 1% /" if free else 1
-    for verb in ("plan", "apply"):
-        with pytest.raises(Refused, match=f"room on /boot for a new initramfs[^\n]*\nfound: *{found}"):
-            ask(host, verb)
-    full, host.programs["df"] = host.programs["df"], room
-    ask(host, "apply")
-    host.programs["df"] = full
-    assert ask(host, "plan") == {"files": []} and ask(host, "apply") == {"changed": False}
-
-
 def test_a_plan_names_what_is_written_and_made_and_changes_nothing(host: Host) -> None:
     before = host.tree()
     found = {one["what"]: (one["how"], one["diff"]) for one in ask(host, "plan")["files"]}
@@ -200,23 +184,6 @@ def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host) 
     with pytest.raises(Refused, match="every installed kernel rebuilt"):
         ask(host, "apply")
     assert runs == [("-u", "-k", "all")] * 2 and lasting(host) == before
-
-
-@pytest.mark.parametrize(
-    ("says", "where"),
-    [
-        ("update-initramfs: Generating /boot/initrd.img-6.14\nupdate-initramfs: Generating /boot/initrd.img-6.17.2-1-pve",
-         "initramfs 2 of 2 (6.17.2-1-pve), 7 s"),
-        ("Copying and configuring kernels on /dev/disk/by-uuid/AAAA-0001\n\tCopying kernel and creating boot-entry for 6.17",
-         "ESP 1 (6.17), 7 s"),
-        ("update-initramfs: Generating /boot/initrd.img-6.14\nCopying and configuring kernels on x", "ESP 1, 7 s"),
-        ("update-initramfs: Generating /boot/initrd.img-6.14\nCopying and configuring kernels on x\nupdate-initramfs: Generating /boot/initrd.img-6.17.2-1-pve",
-         "initramfs 2 of 2 (6.17.2-1-pve), 7 s"),
-        ("Generating", ""),
-    ],
-)  # fmt: skip
-def test_a_long_command_says_where_it_is(host: Host, says: str, where: str) -> None:
-    assert boot.progress_of(host.system())(says.encode(), 7.4) == where
 
 
 def test_what_it_installs_is_in_the_agent_and_counts_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
