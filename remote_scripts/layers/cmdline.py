@@ -101,9 +101,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
     """
     files = system.files
     files.followed_by = _STEP
-    # Where no ESP is listed, GRUB's menu is all that was made of our files, whatever starts this host by now.
-    is_grub = not boot.uuids(system) and files.exists(boot.GRUB_MENU)
-    loader = "grub" if is_grub else boot.need_loader(system)
+    loader = boot.need_loader(system)
     if trial.state(system) in ("ending", "over", ""):
         trial.settle(system)
     write(system, wanted.name, "", loader)

@@ -65,7 +65,6 @@ def _change(system: System, needed: bool) -> Changed:
     files.followed_by = _STEP
     if needed:
         _need_tools(system)
-    boot.clear_half_made(system)
     _write(files, needed)
     if files.changed or _is_unfinished(system, needed):
         _update(system)
@@ -97,14 +96,6 @@ def _need_tools(system: System) -> None:
             "the binding happens in a script that initramfs-tools includes",
             "install it: apt install initramfs-tools; then run `pulumi up` again",
         )
-    if not boot.kernels(system):
-        raise Failure(
-            "a kernel in /boot (vmlinuz-VERSION), whose initramfs binds the card",
-            "none",
-            "what this host starts is elsewhere, and would not have the binding: /boot may not be mounted, or another "
-            "program makes whole images of kernel and initramfs (UKI)",
-            "mount what belongs on /boot, or start the host from kernels there, then run `pulumi up` again",
-        )
 
 
 def _update(system: System) -> None:
@@ -114,7 +105,6 @@ def _update(system: System) -> None:
         return
     system.files.undo()
     if boot.make_initramfs(system) is not None:
-        boot.clear_half_made(system)
         system.log.say("note: the initramfs could not be made from the old files either: the next run tries that again")
     raise Failure(
         "the initramfs of every installed kernel rebuilt",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from remote_scripts.shared import kernel, trial_entry
+from remote_scripts.shared import trial_entry
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -147,7 +147,6 @@ def make_initramfs(system: System) -> str | None:
 
     :returns: None, or the last words of what has failed: then they are still to be made.
     """
-    clear_half_made(system)
     system.log.say(f"making the initramfs of {len(kernels(system))} kernel(s)")
     before = initramfs(system)
     # `-u` passes over a kernel that has none.
@@ -179,17 +178,6 @@ def not_made(system: System, before: Mapping[str, tuple[int, int]]) -> str:
     after = initramfs(system)
     left = [f"/boot/initrd.img-{version}" for version, file in before.items() if after.get(version) == file]
     return f"update-initramfs made no new {' '.join(left)}, and called that a success" if left else ""
-
-
-def clear_half_made(system: System) -> None:
-    """Takes away initramfs that something was cut short in writing: update-initramfs gives them their names only when
-    they are whole. They take the room that new ones need.
-    """
-    files = system.files
-    half = [name for name in files.names("/boot") if name.startswith("initrd.img-") and name.endswith(".new")]
-    if half and not kernel.is_at_work(system, "update-initramfs", "mkinitramfs"):  # another program's
-        for name in half:
-            disk.remove(files.at(f"/boot/{name}"))
 
 
 def stale_kernels(system: System) -> list[str]:

@@ -87,18 +87,6 @@ def test_without_initramfs_tools_nothing_begins(host: Host, lacks: str) -> None:
     assert lasting(host) == before
 
 
-def test_without_a_kernel_in_boot_nothing_begins(host: Host) -> None:
-    """It may not be mounted, or the host starts images that another program makes elsewhere (UKI)."""
-    for kernel in KERNELS:
-        for name in ("vmlinuz", "initrd.img"):
-            (host.root / f"boot/{name}-{kernel}").unlink()
-    before = lasting(host)
-    for verb in ("plan", "apply"):
-        with pytest.raises(Refused, match="a kernel in /boot"):
-            ask(host, verb)
-    assert lasting(host) == before
-
-
 def test_a_plan_names_what_is_written_and_made_and_changes_nothing(host: Host) -> None:
     before = host.tree()
     found = {one["what"]: (one["how"], one["diff"]) for one in ask(host, "plan")["files"]}
@@ -132,18 +120,6 @@ def test_an_initramfs_that_lacks_the_script_is_made_anew(host: Host, what: str) 
     assert ask(host, "plan")["files"][-1]["how"] == "made"
     ask(host, "apply")
     assert lasting(host) == configured
-
-
-def test_half_made_ones_go_unless_somebody_is_at_work_on_them(host: Host) -> None:
-    ask(host, "apply")
-    host.write("/boot/initrd.img-of-a-kernel-that-is-gone.new", "half")
-    for program in ("update-initramf", "mkinitramfs"):
-        host.write("/proc/77/comm", f"{program}\n")
-        ask(host, "apply")
-        assert host.exists("/boot/initrd.img-of-a-kernel-that-is-gone.new")
-    host.write("/proc/77/comm", "bash\n")
-    ask(host, "apply")
-    assert not host.exists("/boot/initrd.img-of-a-kernel-that-is-gone.new")
 
 
 def test_one_that_cant_be_made_leaves_the_files_as_they_were_and_is_still_to_be_made(host: Host) -> None:

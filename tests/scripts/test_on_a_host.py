@@ -493,14 +493,13 @@ def test_an_initramfs_that_fails_for_one_kernel_leaves_no_file_of_ours_and_is_me
     assert machine.files() == stock
 
 
-def test_an_initramfs_that_a_power_cut_left_empty_is_made_anew_and_half_ones_go(host: Callable[[str], Host]) -> None:
+def test_an_initramfs_that_a_power_cut_left_empty_is_made_anew(host: Callable[[str], Host]) -> None:
     machine = host("rtx5090")
     machine.run("apply", initramfs())
     configured = machine.files()
     image = sorted((machine.root / "boot").glob("initrd.img-*"))[0]
     image.write_bytes(b"")
     image.with_name(image.name + ".new").write_bytes(b"")
-    image.with_name("initrd.img-of-a-kernel-that-is-gone.new").write_bytes(b"half")
     assert machine.run("apply", initramfs()).returncode == 0
     assert machine.files() == configured
 
