@@ -103,7 +103,7 @@ def _grub(host: HostState, wanted: str | None) -> BootEntry:
     else:
         choice = config.default
     if wanted is None and is_sourced:
-        script = Script(host, prefix)
+        script = Script(host, prefix, writable=host.machine["boot"]["grub_can_write"])
         script.run(custom.read_text(encoding="utf-8"))
         choice = script.variables.get("default", choice)
         chosen = find_entry(config.items, choice)

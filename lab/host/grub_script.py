@@ -21,10 +21,11 @@ class Script:
 
     Args:
         prefix: the folder of the menu.
+        writable: whether GRUB can write there; on an ESP it can.
     """
 
-    def __init__(self, host: HostState, prefix: Path) -> None:
-        self._host, self._prefix = host, prefix
+    def __init__(self, host: HostState, prefix: Path, *, writable: bool) -> None:
+        self._host, self._prefix, self._writable = host, prefix, writable
         self.variables = {"prefix": "/boot/grub"}
 
     def run(self, text: str) -> None:
@@ -90,9 +91,9 @@ class Script:
                 raise ValueError(f"the lab's GRUB has no command {words}")
 
     def _save(self, name: str, variable: str) -> None:
-        """In place."""
+        """In place, where the file system is one that it writes."""
         file = self._file(name)
-        if file is None or self._host.fault("grub-cannot-write"):
+        if file is None or self._host.fault("grub-cannot-write") or not (name.startswith("(") or self._writable):
             return
         size, text = file.stat().st_size, re.sub(rf"^{variable}=.*\n", "", file.read_text(), flags=re.MULTILINE)
         text = f"{text.rstrip('#')}{variable}={self.variables.get(variable, '')}\n"

@@ -43,6 +43,11 @@ _LINKS = {
 }
 _ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _ENTRY = f"{trial_entry.ID}.conf"
+# Where no variable can be written: systemd-boot's default pattern takes it, and counts it down (Boot Loader
+# Specification, boot counting).
+_COUNTED = f"proxmox-999-{trial_entry.ID}+1.conf"
+# Proxmox VE's own file systems that GRUB writes, as grub-probe calls them; the others are ZFS and btrfs.
+_WRITTEN_BY_GRUB = ("ext2", "xfs")
 _SYSCTLS = ("/proc/sys/kernel/panic", "/proc/sys/kernel/softlockup_panic")
 
 _TEXTS = {
@@ -252,7 +257,7 @@ def _new_note(system: System, here: str) -> dict[str, str]:
 
 def _places(system: System) -> list[str]:
     """Where GRUB's choice lies: the ESPs, where GRUB can take it back; else beside its menu, where it may not be able
-    to write.
+    to write (00_header of Debian's grub-common, `check_writable` in its words).
     """
     listed = boot.uuids(system)
     if listed:
@@ -260,7 +265,14 @@ def _places(system: System) -> list[str]:
     rows = system.run.ask_once("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
     if rows.status != 0:
         raise _not_chosen(f"lsblk says no partitions: {rows.in_a_line}")
-    return trial_entry.esps(rows.text) or [trial_entry.MENU]
+    if uuids := trial_entry.esps(rows.text):
+        return uuids
+    abstraction, kind = (
+        system.run.ask_once("grub-probe", f"--target={target}", system.files.name("/boot/grub"))
+        for target in ("abstraction", "fs")
+    )
+    is_writable = abstraction.status == 0 and not abstraction.text.strip() and kind.text.strip() in _WRITTEN_BY_GRUB
+    return [trial_entry.WRITABLE_MENU if is_writable else trial_entry.MENU]
 
 
 def plan(system: System, loader: str) -> None:
@@ -276,7 +288,7 @@ def plan(system: System, loader: str) -> None:
 def _loaders_folders(system: System, lines: Mapping[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
     """The ESPs with a choice or entries, by their UUIDs; and the folders of GRUB's menus."""
     listed = boot.uuids(system)
-    chosen = [place for place in lines.get("places", "").split() if place != trial_entry.MENU]
+    chosen = [place for place in lines.get("places", "").split() if place not in trial_entry.MENUS]
     with esp.mounted(system, [*listed, *chosen]) as folders:
         menus = [f"{folders[uuid]}/grub" for uuid in listed if uuid in folders]
         yield folders, [menu for menu in menus if system.files.is_folder(menu)] if listed else ["/boot/grub"]
@@ -333,7 +345,7 @@ def _choose(system: System, lines: Mapping[str, str], folders: Mapping[str, str]
     files, block, is_chosen = system.files, trial_entry.environment(value), False
     for place in lines.get("places", "").split():
         path = f"/boot/grub/{trial_entry.BESIDE_MENU}"
-        if place != trial_entry.MENU:
+        if place not in trial_entry.MENUS:
             if place not in folders:
                 continue
             path = f"{folders[place]}/{trial_entry.ON_ESP}"
@@ -357,20 +369,22 @@ def _not_chosen(found: str) -> Failure:
 
 
 def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list[str]) -> None:
-    """The loader's variable, read back after it is set: some firmware keeps none."""
+    """The loader's variable, read back after it is set; else an entry that the loader counts down."""
     refusal, words, written = _set_one_shot(system), _with_trial(system, lines, restarts=True), []
-    if trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") != _ENTRY:
-        raise _not_chosen(f"no EFI variable is kept{refusal}")
+    is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
     for folder in folders:
+        loader_conf = boot.need_text(system, f"{folder}/loader/loader.conf")
         place = f"{folder}/{ENTRIES}"
-        name = trial_entry.default_conf(boot.need_text(system, f"{folder}/loader/loader.conf"), entries(system, place))
+        name = trial_entry.default_conf(loader_conf, entries(system, place))
         entry = boot.need_text(system, f"{place}/{name}") if name else ""
         text = trial_entry.copied(entry, f"title    {trial_entry.TITLE}", _own_words(system), words)
-        if text:
-            system.files.write(f"{place}/{_ENTRY}", text.encode("utf-8", "surrogateescape"), 0o644)
-            written.append(folder)
+        is_counted = not is_set and trial_entry.default_conf(loader_conf, [_COUNTED]) == _COUNTED
+        if text and (is_set or is_counted):
+            path = f"{place}/{_ENTRY if is_set else _COUNTED}"
+            system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
+            written.append(path)
     if not written:
-        raise _not_chosen("no ESP has a whole entry of Proxmox VE")
+        raise _not_chosen("no ESP has a whole entry of Proxmox VE" if is_set else f"no EFI variable is kept{refusal}")
 
 
 def _set_one_shot(system: System) -> str:

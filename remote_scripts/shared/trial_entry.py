@@ -21,8 +21,10 @@ ID, TITLE = "homelab-trial", "GPU passthrough, on trial"
 WORD = "homelab.trial"
 #: A kernel that panics, or that is stuck, restarts: into the default, where the loader has taken the choice back.
 RESTARTS = "panic=30 softlockup_panic=1"
-#: On an ESP; and beside GRUB's menu where there is none, which is called `menu` among the ESPs' UUIDs.
-ON_ESP, BESIDE_MENU, MENU = "homelab/grubenv", "homelab.env", "menu"
+#: On an ESP, and beside GRUB's menu where there is no ESP.
+ON_ESP, BESIDE_MENU = "homelab/grubenv", "homelab.env"
+#: The place beside the menu, among the UUIDs of ESPs: where GRUB can't write, and where it can.
+MENU, WRITABLE_MENU = MENUS = ("menu", "writable-menu")
 _BEGIN, _END = "# homelab: a boot on trial, until it is confirmed\n", "# homelab: end\n"
 _SECTION = re.compile(re.escape(_BEGIN) + r"(?s:.*?)" + re.escape(_END))
 _SECTIONS = re.compile(rf"\n?{_SECTION.pattern}")
@@ -149,17 +151,17 @@ def trial_entry(entry: str, without: Iterable[str], words: str) -> str:
 def section(entry: str, places: Iterable[str]) -> str:
     """What custom.cfg gets: whole lines.
 
-    :param places: of the choice: UUIDs of ESPs; MENU: beside the menu, where the host must take it back.
+    :param places: of the choice: UUIDs of ESPs; MENU: beside the menu, where the host must take it back; WRITABLE_MENU:
+        there, too, where GRUB does.
     """
     looks = ""
     for place in places:
-        if place == MENU:
+        if place in MENUS:
             looks += f'set homelab_place=menu\nset homelab_file="$prefix/{BESIDE_MENU}"\n'
-            looks += _LOOK.format(taken="      set homelab_starts=yes\n")
         else:
             looks += f"set homelab_place=\nsearch --no-floppy --fs-uuid --set=homelab_place {place}\n"
             looks += f'set homelab_file="($homelab_place)/{ON_ESP}"\n'
-            looks += _LOOK.format(taken=_TAKEN)
+        looks += _LOOK.format(taken="      set homelab_starts=yes\n" if place == MENU else _TAKEN)
     return f"{_BEGIN}{entry}{_CHOICE.format(looks=looks, id=ID)}{_END}"
 
 

@@ -26,7 +26,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit, boot_kit, cluster_kit
-from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, SYSTEMD_BOOT, TRIAL, lasting, trial_line
+from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
 
 JUDGED, ROLLED_BACK = f"{HOME}/judged", f"{HOME}/rolled-back"
@@ -227,16 +227,23 @@ def test_what_only_goes_and_what_runs_already_is_written_at_once(tried: Host) ->
     assert WORDS in boot_kit.configured_words(tried) and state(tried) == ""
 
 
-def test_without_an_esp_the_choice_is_beside_the_menu_and_the_trial_takes_it_back(host: Host) -> None:
+def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host: Host) -> None:
     host.programs["lsblk"] = lambda *_: ""
-    planned = [one["what"] for one in arm(host, verb="plan")["files"]]
-    assert any("a kernel that hangs waits for a person" in what for what in planned)
-    arm(host)
-    assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
-    assert "save_env --file" not in host.read(CUSTOM) and not host.exists(CHOICE)
-    assert "panic=30" not in trial_line(host), "it would restart into it for ever"
-    revert(host)
-    assert not host.exists("/boot/grub/homelab.env")
+    for abstraction, kind, reads_back in (("", "ext2", True), ("lvm", "ext2", False), ("", "zfs", False)):
+        says = {"--target=abstraction": abstraction, "--target=fs": kind}
+        host.programs["grub-probe"] = functools.partial(_says, says)
+        planned = [one["what"] for one in arm(host, verb="plan")["files"]]
+        assert any("a kernel that hangs waits for a person" in what for what in planned) is not reads_back
+        arm(host)
+        assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
+        assert ("save_env --file" in host.read(CUSTOM)) is reads_back and not host.exists(CHOICE)
+        assert ("panic=30" in trial_line(host)) is reads_back, "it would restart into it for ever"
+        revert(host)
+        assert not host.exists("/boot/grub/homelab.env")
+
+
+def _says(says: dict[str, str], arguments: Sequence[str], _stdin: bytes) -> str:
+    return says[arguments[0]]
 
 
 def _read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
@@ -244,15 +251,33 @@ def _read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
 
 
 @SYSTEMD_BOOT
-@pytest.mark.parametrize("sets", [_read_only, lambda *_, **__: None])
-def test_firmware_that_keeps_no_variable_is_refused_and_nothing_is_left(
-    host: Host, sets: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinned(
+    host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Files, "set_attribute", sets)
+    monkeypatch.setattr(Files, "set_attribute", _read_only)
     before = lasting(host)
-    with pytest.raises(Refused, match="found: +no EFI variable is kept"):
+    arm(host)
+    names = {key.rpartition("/")[2] for key in {*lasting(host)} - {*before} if key.startswith("esp/")}
+    assert names == {"proxmox-999-homelab-trial+1.conf"}
+    path = host.root / f"esp/{boot_kit.ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf"
+    path.rename(path.with_name("proxmox-999-homelab-trial+0-1.conf"))  # as the loader leaves it
+    revert(host)
+    assert lasting(host) == before
+    for uuid in boot_kit.ESPS:
+        host.write(f"/esp/{uuid}/loader/loader.conf", f"default proxmox-{boot_kit.KERNELS[0]}.conf\n")
+    before = lasting(host)
+    with pytest.raises(Refused, match="found: +no EFI variable is kept: Read-only file system"):
         arm(host)
     assert lasting(host) == before
+
+
+@SYSTEMD_BOOT
+def test_a_variable_that_firmware_does_not_keep_is_read_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Files, "set_attribute", lambda *_, **__: None)
+    arm(host)
+    assert host.exists(f"/esp/{boot_kit.ESPS[0]}/loader/entries/proxmox-999-homelab-trial+1.conf") and not host.exists(
+        ONE_SHOT
+    )
 
 
 @SYSTEMD_BOOT
