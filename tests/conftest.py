@@ -93,9 +93,7 @@ NEEDS_LINUX = {
     "scripts/": "bash, and the tools of a Debian",
     "simulator/": "simulated hosts",
     "windows/": "Windows' programs under Wine, with simulated hosts",
-    "unit/test_acpi.py": "reads tables of the firmware that the lab makes",
     "unit/test_deploy.py": "starts a simulated host",
-    "unit/test_remapping.py": "reads tables of the firmware that the lab makes",
     "unit/test_stacks.py": "compares the stacks with the lab's scenarios",
 }
 #: Single tests that need what Windows doesn't have; there they are skipped, with the reason.

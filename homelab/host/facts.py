@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from homelab.errors import HomelabError, elsewhere
-from homelab.host import acpi, acs, names
+from homelab.host import acs, names
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import slot_of
@@ -573,32 +573,12 @@ class HostFacts(Answer):
         return {}
 
     def mapped_one_to_one(self, slot: str) -> list[str]:
-        """The memory that the firmware wants mapped 1:1 for functions of the card's groups: `0x…-0x…`, by the
-        firmware's tables with the function's address."""
+        """The memory that the firmware wants mapped 1:1 for functions of the card's groups, `0x…-0x…`, as the kernel
+        says of the groups that it has; nothing where the next boot makes others: the reading after it tells."""
+        if self.acs_override != self.acs_running:
+            return []
         groups = {device.group for device in self.functions(slot) if device.group is not None}
-        group_facts = [self.iommu.of_group.get(group) for group in sorted(groups)]
-        # If the groups change with the next boot, or the kernel says nothing of them, the firmware's tables decide, if
-        # there are any.
-        if groups and all(group_facts) and (self.acs_override == self.acs_running or not any(self._tables)):
-            return list(dict.fromkeys(region for group in group_facts if group for region in group.direct))
-        ranges_by_device = ((device, self._ranges_in_tables(device)) for device in self.group_of(slot))
-        return [f"{', '.join(ranges)} for {device.address}" for device, ranges in ranges_by_device if ranges]
-
-    def _ranges_in_tables(self, device: Device) -> list[str]:
-        """The memory that IVRS or DMAR wants mapped 1:1 for a function. The kernel ignores DMAR's for USB controllers
-        and graphics (device_rmrr_is_relaxable)."""
-        unity, reserved = self._tables
-        ranges = [unity_map.memory for unity_map in unity if unity_map.names(device.address)]
-        if not device.class_code.startswith((DISPLAY, "0c03")):
-            chain = [
-                bridge for bridge in device.ancestors[::-1] if bridge.startswith(f"{device.address.partition(':')[0]}:")
-            ]
-            ranges += [region.memory for region in reserved if region.names([*chain, device.address])]
-        return list(dict.fromkeys(map(str, ranges)))
-
-    @cached_property
-    def _tables(self) -> tuple[list[acpi.UnityMap], list[acpi.ReservedMemory]]:
-        return acpi.unity_maps(self.iommu.table("IVRS")), acpi.reserved_memory(self.iommu.table("DMAR"))
+        return list(dict.fromkeys(region for group in sorted(groups) for region in self.iommu.direct.get(group, ())))
 
     @cached_property
     def _lspci_names(self) -> dict[str, str]:

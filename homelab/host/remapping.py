@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 
 from homelab.errors import HomelabError
-from homelab.host import acpi, acs
+from homelab.host import acs
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
@@ -71,7 +71,7 @@ def remaps_interrupts(facts: HostFacts) -> bool | None:
             return True
         if facts.iommu.groups and facts.iommu.interrupts == "plain":
             return False
-    return False if acpi.remaps_interrupts(facts.iommu.table("DMAR")) is False else None
+    return None
 
 
 def without_remapping(facts: HostFacts) -> bool:
@@ -137,7 +137,7 @@ def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
             wanted="interrupt remapping by the IOMMU",
             found=f"{off[0]} on the kernel command line"
             if off
-            else "none on this host (/proc/interrupts, the kernel's log, or the firmware's DMAR table says so)",
+            else "none on this host (/proc/interrupts)",
             why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
             "the VM wouldn't start",
             next=(f"take {off[0]} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
@@ -158,24 +158,21 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     if not ranges or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
         return []
     relaxable = is_intel(facts) and relaxes_rmrr(facts)
-    real = bool(facts.iommu.groups)
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-            found=f"the firmware wants memory mapped 1:1 for its {'' if real else 'predicted '}IOMMU group: "
-            f"{_first_ranges(ranges)}" + ("" if real else f" ({', '.join(facts.iommu.tables)})"),
+            found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}",
             why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
             "argument'. iommu=pt makes no difference to that",
             next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
             "another slot"
             + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
-            + ("" if real else SWITCH_ON)
             + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
         )
     ]
 
 
-# What is predicted, groups and regions, may be too much; once the IOMMU is on, the kernel's own are read.
+# Predicted groups may be too large; once the IOMMU is on, the kernel's own are read.
 SWITCH_ON = (
     "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the kernel is asked instead"
 )

@@ -312,8 +312,7 @@ def _firmware(host: HostState, running: Running) -> None:
     tables = f"{host.root}/sys/firmware/acpi/tables"
     _folder(tables)
     if firmware["iommu"]:
-        name, table = acpi.of_machine(machine, load_devices(machine))
-        put(f"{tables}/{name}", table)
+        put(f"{tables}/{'IVRS' if machine['hardware']['cpu']['vendor'] == 'AuthenticAMD' else 'DMAR'}", "")
     if firmware["mode"] != "uefi":
         return
     efi = f"{host.root}/sys/firmware/efi"

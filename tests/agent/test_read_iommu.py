@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from lab.host.acpi import ivrs
-from remote_scripts.shared.reading.answer import Group
 from tests.agent.kit import Host
 from tests.agent.reading_kit import function, link, read, says
 from tests.agent.reading_kit import host as host
@@ -24,52 +22,42 @@ LSPCI = """\
 """
 
 
-def group(host: Host, name: str, regions: str, kind: str | None = "identity\n") -> None:
+def group(host: Host, name: str, regions: str) -> None:
     host.write(f"sys/kernel/iommu_groups/{name}/reserved_regions", regions)
-    if kind is not None:
-        host.write(f"sys/kernel/iommu_groups/{name}/type", kind)
 
 
 MSI = "0x00000000fee00000 0x00000000feefffff msi\n"
 
 
-def test_of_each_group_its_type_and_what_is_to_be_mapped_1_to_1_are_passed_on(host: Host) -> None:
+def test_of_each_group_what_is_to_be_mapped_1_to_1_is_passed_on(host: Host) -> None:
     group(host, "0", f"{MSI}0x000000fd00000000 0x000000ffffffffff reserved\n")
     group(
         host, "16", f"0x000000009d800000 0x000000009fffffff direct\n{MSI}0xfffffffffffff000 0xffffffffffffffff direct\n"
     )
-    group(host, "17", f"0x000000007b800000 0x000000007fffffff direct-relaxable\n{MSI}", "DMA-FQ\n")
+    group(host, "17", f"0x000000007b800000 0x000000007fffffff direct-relaxable\n{MSI}")
     found = read(host).iommu
     assert found.groups == 3
-    assert found.of_group == {
-        0: Group(type="identity"),
-        16: Group(type="identity", direct=["0x9d800000-0x9fffffff", "0xfffffffffffff000-0xffffffffffffffff"]),
-        17: Group(type="DMA-FQ"),
-    }
+    assert found.direct == {16: ["0x9d800000-0x9fffffff", "0xfffffffffffff000-0xffffffffffffffff"]}
 
 
 @pytest.mark.parametrize(
-    ("regions", "kind", "direct", "said"),
+    ("regions", "direct"),
     [
-        (MSI, None, [], ""),  # a kernel before 5.11 has no type
-        ("", "", [], ""),
-        ("0x1 0x2 direct", "identity", ["0x1-0x2"], "identity"),  # without a newline at the end
-        ('"},"x":"\n0x1 0x2 direct"\n0x1 $(id) direct\n0x1 0x2 direct x\n', 'a"b', [], ""),
-        ("0x00000000000000001 0x2 direct\n1 2 direct\n", "\x1b[31m", [], ""),
-        ("\udcff0x1 0x2 direct\n".encode("utf-8", "surrogateescape").decode("latin-1"), "x" * 1000, [], ""),
+        ("", {}),
+        ("0x1 0x2 direct", {7: ["0x1-0x2"]}),  # without a newline at the end
+        ('"},"x":"\n0x1 0x2 direct"\n0x1 $(id) direct\n0x1 0x2 direct x\n', {}),
+        ("0x00000000000000001 0x2 direct\n1 2 direct\n", {}),
+        ("\udcff0x1 0x2 direct\n".encode("utf-8", "surrogateescape").decode("latin-1"), {}),
     ],
 )
-def test_whatever_stands_there_the_answer_is_one(
-    host: Host, regions: str, kind: str | None, direct: list[str], said: str
-) -> None:
-    group(host, "7", regions, kind)
-    group(host, "08", MSI)  # no number of the kernel's
-    assert read(host).iommu.of_group == {7: Group(type=said, direct=direct)}
+def test_whatever_stands_there_the_answer_is_one(host: Host, regions: str, direct: dict[int, list[str]]) -> None:
+    group(host, "7", regions)
+    assert read(host).iommu.direct == direct
 
 
 def test_without_groups_there_is_nothing_to_say(host: Host) -> None:
     found = read(host).iommu
-    assert (found.groups, found.of_group, found.acpi, found.interrupts) == (0, {}, {}, "")
+    assert (found.groups, found.direct, found.interrupts) == (0, {}, "")
 
 
 def test_a_group_that_vfio_makes_without_an_iommu_is_none(host: Host) -> None:
@@ -86,22 +74,15 @@ def test_a_group_that_vfio_makes_without_an_iommu_is_none(host: Host) -> None:
     assert read(host).devices[0].acs, "the groups are predicted"
 
 
-def test_a_group_whose_regions_cannot_be_read_is_left_out(host: Host) -> None:
-    (host.root / "sys/kernel/iommu_groups/3/reserved_regions").mkdir(parents=True)
-    assert read(host).iommu.of_group == {}
+def test_a_group_whose_regions_cannot_be_read_is_noted(host: Host) -> None:
+    regions = "sys/kernel/iommu_groups/3/reserved_regions"
+    (host.root / regions).mkdir(parents=True)
+    assert read(host).unreadable == [f"/{regions}: it is no file"]
 
 
-def test_the_firmwares_tables_are_passed_on_byte_for_byte(host: Host) -> None:
-    table = ivrs([("0000:00:00.0", "0000:0f:1f.7", 0, 0xFFFF)]) + b"\x00\n\xff"
-    host.write("sys/firmware/acpi/tables/IVRS", table)
-    host.write("sys/firmware/acpi/tables/DMAR", "")
-    found = read(host).iommu
-    assert found.table("IVRS") == table and found.table("DMAR") == b"" and found.tables == ["DMAR", "IVRS"]
-
-
-def test_of_a_table_without_end_the_beginning_is_passed_on(host: Host) -> None:
-    host.write("sys/firmware/acpi/tables/DMAR", "x" * 1_000_000)
-    assert len(read(host).iommu.table("DMAR")) == 65536
+def test_the_firmwares_tables_are_told_by_their_names(host: Host) -> None:
+    host.write("sys/firmware/acpi/tables/IVRS", "")
+    assert read(host).iommu.tables == ["IVRS"]
 
 
 @pytest.mark.parametrize(

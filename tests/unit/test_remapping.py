@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from homelab.host import gates, plan, remapping
 from homelab.host.facts import HostFacts
-from lab.host.acpi import dmar, ivrs
 from tests.unit.hosts import desktop, settings
 from tests.unit.test_acs import line
 
 LOG = "AMD-Vi: Interrupt remapping enabled"
 REGION = "0x9d800000-0x9fffffff"
-WIDE = ("0000:00:00.0", "0000:0f:1f.7", 0x9D800000, 0x9FFFFFFF)
 
 
 def iommu(**changes: Any) -> dict[str, Any]:
@@ -25,17 +21,7 @@ def iommu(**changes: Any) -> dict[str, Any]:
 
 def held(**changes: Any) -> HostFacts:
     """The card's group has memory that is to be mapped 1:1, as the kernel says."""
-    groups = {"16": {"type": "identity", "direct": [REGION]}, "17": {"type": "identity", "direct": []}}
-    return desktop(**({"iommu": iommu(of_group=groups)} | changes))
-
-
-def off(table: bytes, name: str = "IVRS", **changes: Any) -> HostFacts:
-    """The IOMMU is off, and there are only the firmware's tables."""
-    devices = [one | {"group": None} for one in asdict(desktop())["devices"]]
-    acpi = {name: base64.b64encode(table).decode()}
-    return desktop(
-        **({"devices": devices, "iommu": iommu(tables=[name], groups=0, kernel_log="", acpi=acpi)} | changes)
-    )
+    return desktop(**({"iommu": iommu(direct={"16": [REGION]})} | changes))
 
 
 def errors(facts: HostFacts, **host: Any) -> list[Any]:
@@ -55,13 +41,8 @@ def test_bypassing_the_iommu_or_not_makes_no_difference_to_that() -> None:
     assert "iommu=pt" in errors(held())[0].why
 
 
-@pytest.mark.parametrize("kind", ["identity", "DMA-FQ", ""])
-def test_other_groups_regions_are_none_of_the_cards(kind: str) -> None:
-    groups = {"16": {"type": kind, "direct": []}, "17": {"type": kind, "direct": [REGION]}}
-    assert errors(held(iommu=iommu(of_group=groups))) == []
-    # What the kernel says of the card's own counts, and not what the firmware wants.
-    acpi = {"IVRS": base64.b64encode(ivrs([WIDE])).decode()}
-    assert errors(held(iommu=iommu(of_group=groups, acpi=acpi))) == []
+def test_other_groups_regions_are_none_of_the_cards() -> None:
+    assert errors(held(iommu=iommu(direct={"17": [REGION]}))) == []
 
 
 def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
@@ -96,53 +77,11 @@ def test_an_older_kernel_gives_an_amd_hosts_card_away_with_a_remark() -> None:
     assert REGION in gates.remarks(old, settings(), {"rtx5090": "0000:01:00"})[0]
 
 
-def test_before_there_are_groups_amds_table_predicts_it() -> None:
-    (error,) = errors(off(ivrs([WIDE])))
-    assert f"predicted IOMMU group: {REGION} for 0000:01:00.0; {REGION} for 0000:01:00.1 (IVRS)" in error.found
-    assert "iommu.enable: true and without the card first" in error.next
-    assert errors(off(ivrs([("0000:02:00.0", "0000:0f:1f.7", 0, 1)]))) == []
-
-
 INTEL: dict[str, Any] = {"cpu_vendor": "GenuineIntel"}
 
 
-@pytest.mark.parametrize(
-    ("chain", "named"),
-    [
-        (["0000:00:01.1", "0000:01:00.0"], []),  # the kernel holds to none for graphics …
-        (["0000:00:01.1", "0000:01:00.1"], ["0000:01:00.1"]),  # … and to one for their audio
-        (["0000:00:01.1"], ["0000:00:01.1", "0000:01:00.1"]),  # a bridge's is for all behind it
-        (["0000:00:02.1"], []),
-    ],
-)
-def test_before_there_are_groups_intels_table_predicts_it(chain: list[str], named: list[str]) -> None:
-    facts = off(dmar([([chain], 0x9D800000, 0x9FFFFFFF)]), "DMAR", **INTEL)
-    devices = [one | {"acs": False} for one in asdict(facts)["devices"]]
-    facts = off(dmar([([chain], 0x9D800000, 0x9FFFFFFF)]), "DMAR", devices=devices, **INTEL)
-    found = [error.found for error in errors(facts)]
-    assert len(found) == bool(named)
-    assert all(f"{REGION} for {address}" in found[0] for address in named)
-
-
-@pytest.mark.parametrize("table", [b"", b"IVRS", b"\xff" * 64])
-def test_tables_that_cannot_be_read_predict_nothing(table: bytes) -> None:
-    assert errors(off(table)) == []
-    assert errors(off(b"", iommu=iommu(groups=0, kernel_log="", acpi={"IVRS": "no base64!"}))) == []
-
-
-def test_where_the_kernel_says_nothing_of_its_groups_the_tables_do() -> None:
-    acpi = {"IVRS": base64.b64encode(ivrs([WIDE])).decode()}
-    assert len(errors(desktop(iommu=iommu(acpi=acpi)))) == 1
-
-
-def test_where_an_override_divides_the_group_the_tables_tell_whose_it_is() -> None:
-    overridden = {"iommu": {"acsOverride": "downstream"}}
-    groups = {"16": {"direct": [REGION]}}
-    others = base64.b64encode(ivrs([("0000:02:00.0", "0000:02:00.0", 0, 1)])).decode()
-    assert errors(held(iommu=iommu(of_group=groups, acpi={"IVRS": others})), **overridden) == []
-    assert (
-        len(errors(held(iommu=iommu(of_group=groups)), **overridden)) == 1
-    )  # none that can be read: the kernel's word stays
+def test_where_an_override_makes_other_groups_the_boot_tells() -> None:
+    assert errors(held(), iommu={"acsOverride": "downstream"}) == []
 
 
 def test_after_the_reboot_it_is_found_as_well() -> None:
@@ -189,10 +128,6 @@ UNSAFE = {"allowUnsafeInterrupts": True}
 PLAIN = iommu(kernel_log="", interrupts="plain")
 
 
-def dmar_facts(able: bool, **changes: Any) -> HostFacts:
-    return off(dmar([], remaps_interrupts=able), "DMAR", **(INTEL | changes))
-
-
 @pytest.mark.parametrize(
     ("facts", "remapped"),
     [
@@ -208,8 +143,6 @@ def dmar_facts(able: bool, **changes: Any) -> HostFacts:
         (desktop(cmdline=line("quiet intremap=off"), iommu=PLAIN), False),
         (desktop(cmdline=line("quiet", "quiet nointremap")), False),  # from the next boot on
         (desktop(cmdline=line("quiet intremap=off", "quiet"), iommu=PLAIN), None),  # with the next boot no more
-        (dmar_facts(able=False), False),
-        (dmar_facts(able=True), None),
     ],
 )
 def test_whether_interrupts_are_remapped_is_told_where_it_can_be(facts: HostFacts, remapped: bool | None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -23,37 +21,19 @@ class CommandLines:
 
 
 @dataclass(frozen=True)
-class Group:
-    """An IOMMU group. `type`: of its default domain, such as `identity`; `direct`: memory, `0x…-0x…`, that the firmware
-    wants mapped 1:1 for one of its devices (Linux, ABI/testing/sysfs-kernel-iommu_groups: reserved_regions of the type
-    `direct`).
-    """
-
-    type: str = ""
-    direct: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Iommu:
     """`tables`: ACPI tables that announce an IOMMU (that one is in use, only groups prove); `groups`: how many groups
-    there are; `kernel_log`: dmesg lines; `of_group`: what the kernel says of each group; `acpi`: the tables, as base64;
-    `interrupts`: how the kernel's interrupts come, `remapped` by the IOMMU or `plain` (/proc/interrupts), empty: it
-    can't be told.
+    there are; `kernel_log`: dmesg lines; `direct`: number of a group -> memory, `0x…-0x…`, that the firmware wants
+    mapped 1:1 for one of its devices (Linux, ABI/testing/sysfs-kernel-iommu_groups: reserved_regions of the type
+    `direct`); `interrupts`: how the kernel's interrupts come, `remapped` by the IOMMU or `plain` (/proc/interrupts),
+    empty: it can't be told.
     """
 
     tables: list[str]
     groups: int
     kernel_log: str
-    of_group: dict[int, Group] = field(default_factory=dict)
-    acpi: dict[str, str] = field(default_factory=dict)
+    direct: dict[int, list[str]] = field(default_factory=dict)
     interrupts: str = ""
-
-    def table(self, name: str) -> bytes:
-        """An ACPI table; empty where it can't be read."""
-        try:
-            return base64.b64decode(self.acpi.get(name, ""), validate=True)
-        except binascii.Error:
-            return b""
 
 
 @dataclass(frozen=True)
