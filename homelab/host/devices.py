@@ -60,7 +60,7 @@ class Device(answer.Device):
 
     def is_named(self, ids: str) -> bool:
         """Whether ids, as the option `ids` of vfio-pci has them, name the function."""
-        return vfio_ids.names(ids, self.id, self.subsystem, self.class_code)
+        return vfio_ids.names(ids, self.id)
 
     @property
     def kind(self) -> str:

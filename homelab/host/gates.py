@@ -396,24 +396,6 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     ]
 
 
-def overridden(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: driverctl gives none of the card's functions to another driver than vfio-pci."""
-    drivers = {device.address: facts.overrides.get(device.address) for device in facts.functions(slot)}
-    given = {address: driver for address, driver in drivers.items() if driver}
-    if not given:
-        return []
-    steps = ", ".join(f"`driverctl --noprobe unset-override {address}`" for address in given)
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) on vfio-pci, for VMs",
-            found="; ".join(f"/etc/driverctl.d/pci-{address}: {driver}" for address, driver in given.items()),
-            why="driverctl would take the function from vfio-pci again at each start of the host, and the kernel lets "
-            "no other driver have it meanwhile",
-            next=f"{steps}, then run `pulumi up` again",
-        )
-    ]
-
-
 def resettable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: the card answers, no reset is known to break it, and it can be reset as the settings want it."""
     lost_addresses = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
@@ -561,13 +543,12 @@ def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
         return []
     leaving = {device.address: device for device in _leaving_functions(facts, slot)}
     errors = []
-    needs = [need for need in facts.vital if need.kind != "keyboard"]
     for address, device in leaving.items():
-        carried = [need.name for need in needs if address in need.devices]
+        carried = [need.name for need in facts.vital if address in need.devices]
         if carried:
             errors.append(_carrier_error(facts, name, slot, device, carried))
     doubtful = [device for device in leaving.values() if device.may_carry]
-    unknown = [need for need in needs if need.trouble]
+    unknown = [need for need in facts.vital if need.trouble]
     if doubtful and unknown:
         errors.append(_unknown_carrier_error(facts, name, slot, doubtful, unknown))
     return errors
@@ -649,18 +630,10 @@ def _card_bound_by_hand(
         return []
     sources = facts.who_binds(bound)
     ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
-    steps = [f"take {', '.join(ids)} out there"] if ids else []
+    steps = [f"take {', '.join(ids)} out there"]
     if any("on the kernel command line" in source for source in sources):
         steps.append(new_entries(facts))
-    # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file,
-    # unless it is told not to look for one.
-    steps += [
-        f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
-        for device in bound
-        if facts.has_override(device)
-    ]
-    if ids:
-        steps.append("`update-initramfs -u -k all`")
+    steps.append("`update-initramfs -u -k all`")
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
@@ -931,7 +904,7 @@ LEAVING = (
     console,
     past_proxmox,
 )
-GIVEN = (*LEAVING, overridden, graphics.unstarted, containers)
+GIVEN = (*LEAVING, graphics.unstarted, containers)
 HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms,)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
@@ -945,7 +918,6 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
         *remapping.remarks(facts, host, slots),
         *consoles.without_effect(facts, host, vm_slots),
         *(remark for name, slot in vm_slots.items() for remark in _card_remarks(facts, host, name, slot)),
-        *_keyboard_remarks(facts, vm_slots),
         *(
             remark
             for name, slot in slots.items()
@@ -1020,18 +992,6 @@ def _function_remarks(facts: HostFacts, name: str, gpu: Gpu, functions: list[Dev
     return sentences
 
 
-def _keyboard_remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:
-    addresses = {device.address for slot in vm_slots.values() for device in _leaving_functions(facts, slot)}
-    keyboards = [keyboard for keyboard in facts.vital if keyboard.kind == "keyboard"]
-    leaving_keyboards = [keyboard for keyboard in keyboards if addresses.intersection(keyboard.devices)]
-    if not leaving_keyboards or len(leaving_keyboards) < len(keyboards):
-        return []
-    return [
-        f"the host's last keyboard goes with a card: {', '.join(keyboard.name for keyboard in leaving_keyboards)}; "
-        "its console takes no input then"
-    ]
-
-
 def unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     """The remark on a card that stays and that something unknown has put on vfio-pci, or kept for it: one sentence or
     none. A rule of udev's leaves a function without a driver where vfio-pci was loaded before."""
@@ -1044,11 +1004,7 @@ def unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]
     ]
     if not bound or any(user.running for user in facts.users_of(slot, facts.cluster.node)):
         return []
-    advice = (
-        f"look at {', '.join(facts.vfio_mentions)}"
-        if facts.vfio_mentions
-        else "driverctl, a script, or a VM that had it"
-    )
+    advice = f"look at {', '.join(facts.vfio_mentions)}" if facts.vfio_mentions else "a script, or a VM that had it"
     return [f"gpus.{name}: {', '.join(bound)}, not by this program, and that stays so: {advice}"]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from remote_scripts.shared import boot as boot_files
 from remote_scripts.shared import reboot_required
@@ -30,7 +29,6 @@ from remote_scripts.shared.reading.answer import Answer
 from remote_scripts.shared.reading.source import Source, head_and_tail, lines_of
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import as_text
 
 # Of the kernel's log so many lines are passed on.
 _SIGNS = 1000
@@ -61,7 +59,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     # Where a user overrides what devices say of Access Control Services, the groups of the next boot depend on it.
     acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
     of_iommu = iommu.iommu(source)
-    bound = devices.bound_by_others(source)
+    files = devices.vfio_files(source)
     set_values = cards.records(source)
     lspci = source.ask("lspci", "-Dnnk" if wanted.lspci else "-Dnn").text
     minors = nvidia.minors(source)
@@ -77,11 +75,10 @@ def read(system: System, wanted: Wanted) -> Answer:
         missing_tools=boot.missing_tools(source),
         cmdline=cmdline,
         iommu=of_iommu,
-        vfio_files=bound.files,
-        vfio_ids=",".join(bound.files.values()),
-        vfio_mentions=bound.mentions,
-        overrides=bound.overrides,
-        module_lines=bound.module_lines,
+        vfio_files=files,
+        vfio_ids=",".join(files.values()),
+        vfio_mentions=devices.vfio_mentions(source),
+        module_lines=devices.module_lines(source),
         modules=devices.modules(source),
         devices=devices.devices(source, acs=acs),
         card_states=cards.card_states(source, set_values),
@@ -121,8 +118,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         unreadable=[],
     )
     unreadable = [f"{path}: {why}" for path, why in source.unreadable.items()]
-    texts: Answer = _as_texts(dataclasses.replace(answer, unreadable=unreadable))
-    return texts
+    return dataclasses.replace(answer, unreadable=unreadable)
 
 
 def _signs(source: Source, pattern: str) -> str:
@@ -142,16 +138,3 @@ def _boot_lacks(source: Source, loader: str) -> list[str] | None:
         return None if wanted is None else reboot_required.check(system, wanted, loader).reasons
 
     return source.noting(reboot_required.WANTED, reasons, None)
-
-
-def _as_texts(value: Any) -> Any:
-    """Whatever bytes came in: text goes out."""
-    if isinstance(value, str):
-        return as_text(value)
-    if isinstance(value, list):
-        return [_as_texts(item) for item in value]
-    if isinstance(value, dict):
-        return {_as_texts(key): _as_texts(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{field.name: _as_texts(getattr(value, field.name)) for field in dataclasses.fields(value)})
-    return value

@@ -1,8 +1,8 @@
 """Ids that other configuration than this program's gives to vfio-pci: the option `ids`, which is
 `vendor:device[:subvendor[:subdevice[:class[:class_mask]]]]`, in hex, separated by commas.
 
-`ffffffff` is any (drivers/vfio/pci/vfio_pci.c, pci_match_one_device). Such as
-`10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff`: each graphics card of NVIDIA's.
+`ffffffff` is any (drivers/vfio/pci/vfio_pci.c, pci_match_one_device). What follows the device only narrows it, and
+isn't looked at.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 NAME = re.compile(r"vfio[-_]pci")
 MODULES = "/etc/initramfs-tools/modules"
 _ANY = 0xFFFFFFFF
-_ID = re.compile(r"(?:0x)?[0-9a-f]{1,8}(?::(?:0x)?[0-9a-f]{1,8}){1,5}")
+_ID = re.compile(r"((?:0x)?[0-9a-f]{1,8}):((?:0x)?[0-9a-f]{1,8})")
 _OPTIONS = re.compile(r"[ \t]*options[ \t]+")
 _OF_VFIO = re.compile(r"[ \t]*vfio[-_]pci[ \t]")
 
@@ -41,22 +41,12 @@ def given(path: str, text: str) -> list[str]:
     return ids
 
 
-def names(ids: str, device: str, subsystem: str, class_code: str) -> bool:
-    """Whether the option names a function.
+def names(ids: str, device: str) -> bool:
+    """Whether the option may name a function.
 
     :param ids: the option's value.
     :param device: `vendor:device`.
-    :param subsystem: `subvendor:subdevice`.
-    :param class_code: six hex digits.
     """
-    # What follows an id the kernel passes over (sscanf).
-    entries = filter(None, map(_ID.match, ids.lower().split(",")))
-    return any(_matches(entry[0], device, subsystem, class_code) for entry in entries)
-
-
-def _matches(entry: str, device: str, subsystem: str, class_code: str) -> bool:
-    fields = [int(field, 16) for field in entry.split(":")]
-    pattern = fields + [_ANY, _ANY, _ANY, _ANY, 0, 0][len(fields) :]
-    actual = [int(part, 16) for part in f"{device}:{subsystem}".split(":")]
-    alike = all(want in (_ANY, has) for want, has in zip(pattern[:4], actual, strict=True))
-    return alike and not (pattern[4] ^ int(class_code, 16)) & pattern[5]
+    entries = ([int(part, 16) for part in match.groups()] for match in map(_ID.match, ids.lower().split(",")) if match)
+    actual = [int(part, 16) for part in device.split(":")]
+    return any(all(wanted in (_ANY, has) for wanted, has in zip(entry, actual, strict=True)) for entry in entries)

@@ -94,8 +94,6 @@ def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci", **c
         by_hand(running="vfio-pci.ids=10de:2b85,10de:22e8"),
         by_hand(running="quiet vfio_pci.ids=10DE:2B85,10de:22e8"),
         by_hand(vfio_ids="10de:2b85,10de:22e8"),
-        # As Debian's driverctl names its files, and as older ones did.
-        by_hand(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0", "/etc/driverctl.d/0000:01:00.1"]),
     ],
 )
 def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(facts: HostFacts) -> None:

@@ -70,7 +70,7 @@ class CardState:
 
     `divided`: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; `reset_method`: the ways in
     which the kernel resets it, in their order; `d3cold_allowed`: 0 or 1; `control`: on or auto (power management);
-    `power_state`: such as D0; `had`: the original value, by the name of one of these fields, before this program set it
+    `had`: the original value, by the name of one of these fields, before this program set it
     (layers/card_values.py); it is restored when the settings no longer have the key.
     """
 
@@ -78,7 +78,6 @@ class CardState:
     reset_method: str | None = None
     d3cold_allowed: str | None = None
     control: str | None = None
-    power_state: str | None = None
     had: dict[str, str] = field(default_factory=dict)
 
 
@@ -96,9 +95,9 @@ class DrmNodes:
 
 @dataclass(frozen=True)
 class Vital:
-    """A storage, network or keyboard that the host can't do without, and the functions that carry it.
+    """A storage or network that the host can't do without, and the functions that carry it.
 
-    `kind`: storage, network or keyboard; `name`: for messages, such as `/ (ext4 on /dev/mapper/pve-root)`; `devices`:
+    `kind`: storage or network; `name`: for messages, such as `/ (ext4 on /dev/mapper/pve-root)`; `devices`:
     addresses of the PCI functions on the way to it; `trouble`: why they could not be read, empty: they were.
     """
 
@@ -229,9 +228,8 @@ class Answer:
     `pve`: the version of Proxmox VE, empty: it isn't, or `unknown`; `packages`: versions that decide which options of
     cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
     `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_mentions`: files
-    that speak of vfio-pci in any other way. `overrides`: functions that driverctl gives to another driver, or to
-    none, at each boot. `module_lines`: lines of others about cards' drivers, `PATH: LINE`, in modprobe.d and in the
-    lists of modules that are loaded at boot. `card_states`: by address; `lost_values`: attributes of cards that have
+    that speak of vfio-pci in any other way. `module_lines`: lines of modprobe.d, `PATH: LINE`, that may keep modules
+    from being loaded by their names. `card_states`: by address; `lost_values`: attributes of cards that have
     another value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address
     -> the kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `named`: lines of lspci about cards;
     `lspci`: all of them. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
@@ -260,7 +258,6 @@ class Answer:
     vfio_files: dict[str, str]
     vfio_ids: str
     vfio_mentions: list[str]
-    overrides: dict[str, str]
     module_lines: list[str]
     modules: list[str]
     devices: Sequence[Device]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from remote_scripts.shared import vfio_ids
 from remote_scripts.shared.pci import DEVICES
@@ -20,28 +19,8 @@ _MENTIONED = (
     *(f"/etc/{name}" for name in ("systemd/system", "rc.local", "crontab", "cron.d")),
     "/var/spool/cron/crontabs",
 )
-_OF_CARDS = re.compile(
-    r"\s*(?:blacklist|install|softdep|options|alias)\s+"
-    r"(?:lbm-)?(?:nvidia|nouveau|nova|radeon|amdgpu|i915|xe|snd_hda_intel|vfio|kvm)[\w-]*(?:\s|$)"
-)
-_LOADED_AT_BOOT = re.compile(r"\s*(?:nvidia|nouveau|vfio|kvmgt|vendor[_-]reset)[\w-]*(?:\s|$)")
-_HOMELABS = "/etc/modprobe.d/homelab-"
-# Of Proxmox VE's own file, which each host has, and to which guides add lines.
-_PROXMOXS = ("/etc/modprobe.d/pve-blacklist.conf", "blacklist nvidiafb")
-
-
-@dataclass(frozen=True)
-class BoundByOthers:
-    """What others give to vfio-pci. `files`: file -> ids; `mentions`: files that speak of it in another
-    way; `overrides`: of driverctl, an address -> any other driver that it
-    gives the function to; `module_lines`: lines about cards' drivers, of modprobe.d and of
-    the lists of modules that are loaded at boot.
-    """
-
-    files: dict[str, str]
-    mentions: list[str]
-    overrides: dict[str, str]
-    module_lines: list[str]
+# What modprobe does in place of loading a module, or loads in its place.
+_IN_PLACE = re.compile(r"\s*(?:install|alias)\s+(?:nvidia|vfio)[\w-]*\s")
 
 
 def devices(source: Source, *, acs: bool) -> list[Device]:
@@ -111,50 +90,26 @@ def modules(source: Source) -> list[str]:
     return loaded + [name for name in _BUILT_IN if name not in loaded and source.exists(f"/sys/module/{name}")]
 
 
-def bound_by_others(source: Source) -> BoundByOthers:
-    """What is on the command line is seen there."""
-    folder = "/etc/driverctl.d"
-    driverctl = [path for name in source.names(folder) if source.is_file(path := f"{folder}/{name}")]
-    speaking = {*driverctl, *(path for place in _MENTIONED for path in source.below(place, hidden=True))}
-    files: dict[str, list[str]] = {}
-    for path in _files_with_options(source):
-        if ids := vfio_ids.given(path, source.needed(path) or ""):
-            files[path] = ids
-    mentions = []
-    overrides: dict[str, str] = {}
-    for path in sorted(speaking):
-        # What cannot be read of driverctl's may hold a card.
-        text = source.needed(path) if path in driverctl else source.text(path)
-        if vfio_ids.NAME.search(text or "") and "/homelab-" not in path:
-            mentions.append(path)
-        elif path in driverctl and (text or "").strip():
-            overrides[path.rpartition("/")[2].removeprefix("pci-")] = (text or "").strip()
-    return BoundByOthers(
-        {path: ",".join(ids) for path, ids in files.items()},
-        mentions,
-        overrides,
-        _module_lines(source),
-    )
+def vfio_files(source: Source) -> dict[str, str]:
+    """The files of others that give ids to vfio-pci, with the ids. What is on the command line is seen there."""
+    files = {path: vfio_ids.given(path, source.needed(path) or "") for path in _files_with_options(source)}
+    return {path: ",".join(ids) for path, ids in files.items() if ids}
 
 
-def _module_lines(source: Source) -> list[str]:
-    paths = [path for path in _files_with_options(source) if not path.startswith(_HOMELABS)]
-    lines = [
-        (path, line)
-        for path in paths
-        if path != vfio_ids.MODULES
+def vfio_mentions(source: Source) -> list[str]:
+    """The files that speak of vfio-pci in any other way, and aren't this program's."""
+    paths = sorted({path for place in _MENTIONED for path in source.below(place, hidden=True)})
+    return [path for path in paths if "/homelab-" not in path and vfio_ids.NAME.search(source.text(path))]
+
+
+def module_lines(source: Source) -> list[str]:
+    """The lines of modprobe.d that may keep modules from being loaded by their names, `PATH: LINE`."""
+    return [
+        f"{path}: {' '.join(line.split())}"
+        for path in source.modprobe_files()
         for line in source.lines(path)
-        if _OF_CARDS.match(line) and (path, line.strip()) != _PROXMOXS
+        if _IN_PLACE.match(line)
     ]
-    folder = "/etc/modules-load.d"
-    lists = [
-        vfio_ids.MODULES,
-        "/etc/modules",
-        *(f"{folder}/{name}" for name in source.names(folder) if name.endswith(".conf")),
-    ]
-    lists = [path for path in lists if not source.is_link(path)]  # modules.conf there is Debian's, to /etc/modules
-    lines += [(path, line) for path in lists for line in source.lines(path) if _LOADED_AT_BOOT.match(line)]
-    return [f"{path}: {' '.join(line.split())}" for path, line in lines]
 
 
 def _files_with_options(source: Source) -> list[str]:

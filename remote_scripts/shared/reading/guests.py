@@ -45,7 +45,6 @@ def guests(source: Source, *, running: bool) -> Guests:
             if text is None:
                 continue
             lines = passed_on(text) if kind == "lxc" else _lines_of_vm(text)
-            source.need_room(f"{folder}/{name}", lines)
             configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines))
     return Guests(
         running=[guest.id for guest in running_here],

@@ -15,7 +15,6 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import ANSWER_BYTES
 
 T = TypeVar("T")
 #: The address of a PCI function; a domain has more than four digits behind Intel's Volume Management Device.
@@ -80,12 +79,8 @@ class Source:
         return content
 
     def passed_on(self, path: str) -> str:
-        """What a file that decides something has, for an answer, in which there is room for so much; empty: it isn't
-        there, or can't be read.
-        """
-        text = self.needed(path) or ""
-        self.need_room(path, text)
-        return text.rstrip("\n")
+        """What a file that decides something has, for an answer; empty: it isn't there, or can't be read."""
+        return (self.needed(path) or "").rstrip("\n")
 
     def noting(self, path: str, work: Callable[[], T], otherwise: T) -> T:
         """What `work` finds.
@@ -107,11 +102,6 @@ class Source:
     def _note_folder(self, path: str, error: OSError) -> None:
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             self._note_error(path, error)
-
-    def need_room(self, path: str, text: str) -> None:
-        """Of a longer text the middle isn't passed on, which is noted."""
-        if len(text.encode("utf-8", "surrogateescape")) > ANSWER_BYTES:
-            self.note(path, f"what matters of it is longer than {ANSWER_BYTES} bytes")
 
     def _of(self, path: str, work: Callable[[], T], otherwise: T) -> T:
         """What `work` finds at a path. Proxmox VE's file system may hang: that is noted, and it isn't asked again."""
