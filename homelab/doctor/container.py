@@ -61,20 +61,17 @@ def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
     container = reading.container(ctid)
     if container is not None:
         return container
-    guest = reading.guest(ctid)
-    containers = ", ".join(
-        str(container_guest.id)
-        for container_guest in reading.extra.guests
-        if (container_guest.kind, container_guest.node) == ("lxc", reading.node)
-    )
+    guests = reading.facts.cluster.guests
+    containers = ", ".join(str(id_) for id_, place in guests.items() if place == ("lxc", reading.node))
     step = f"give the id of a container; there are {containers}" if containers else "give another host with --host"
-    if guest is None:
+    kind, node = guests.get(ctid, ("", ""))
+    if not kind:
         found = "no guest of the cluster has this id"
-    elif guest.kind == "vm":
+    elif kind == "vm":
         found = "it is a virtual machine"
         step = f"`homelab doctor vm {ctid}`, or {step}"
     else:
-        found = f"it is on the node {guest.node}"
+        found = f"it is on the node {node}"
         step = f"give that host with --host (containers here: {containers or 'none'})"
     raise HomelabError(
         wanted=f"container {ctid} on {reading.node}", found=found, why="there is nothing to look into", next=step
@@ -157,8 +154,6 @@ def _notes(case: Case) -> list[str]:
     extra = [row.path for row in case.rows if row.entry is None and row.seen and is_gpu(row.path)]
     if extra:
         notes.append(f"inside until the next restart, not by this configuration: {', '.join(extra)}")
-    if container.other_keys:
-        notes.append(f"it also has {', '.join(container.other_keys)}, which aren't judged here")
     return notes
 
 

@@ -147,7 +147,7 @@ def rows_of(reading: Reading, container: ContainerReading, cards: WantedCards) -
     paths = [*needed, *(path for path in USEFUL if nvidia and path in reading.nodes)]
     if nvidia:
         paths += [path for path in reading.nodes if path.startswith("/dev/nvidia-caps/")]
-        paths += [path for number in cards.numbers for path in reading.dri_nodes(reading.cards.get(number, "none"))]
+        paths += [path for number in cards.numbers for path in reading.facts.drm_nodes(reading.cards.get(number, ""))]
     paths += _given(reading, conf)
     paths += [path for path in container.seen if is_gpu(path)]
     return [_row(reading, container, path, path in needed) for path in dict.fromkeys(paths)]

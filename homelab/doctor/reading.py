@@ -41,13 +41,6 @@ class Seen:
     user: str
 
 
-class KnownGuest(diagnose.Guest):
-    """A guest of the cluster, as messages name it."""
-
-    def __str__(self) -> str:
-        return f"{'VM' if self.kind == 'vm' else 'container'} {self.id}"
-
-
 class ContainerReading(diagnose.Container):
     """A container that was looked into, with what follows from its configuration and from what is inside."""
 
@@ -101,7 +94,6 @@ class ContainerReading(diagnose.Container):
 class Extra(diagnose.Answer):
     """The answer of the agent's layer diagnose."""
 
-    guests: tuple[KnownGuest, ...]
     containers: tuple[ContainerReading, ...]
 
 
@@ -114,12 +106,12 @@ class Reading:
 
     @property
     def node(self) -> str:
-        return self.extra.node
+        return self.facts.cluster.node
 
     @property
     def driver(self) -> str:
         """The version of NVIDIA's driver that is loaded on the host; empty: none is."""
-        return self.extra.driver.strip()
+        return self.facts.nvidia.version
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -138,21 +130,9 @@ class Reading:
         """N of /dev/nvidiaN -> PCI address, of the cards that NVIDIA's driver has."""
         return {minor: address for address, minor in sorted(self.facts.nvidia_minors.items(), key=lambda pair: pair[1])}
 
-    def dri_nodes(self, address: str) -> list[str]:
-        """The nodes in /dev/dri of a card, by what udev's links say."""
-        pairs = (line.partition(" ")[::2] for line in self.extra.links.splitlines())
-        paths = (
-            f"/dev/dri/{target.rpartition('/')[2]}" for name, target in pairs if name.startswith(f"pci-{address}-")
-        )
-        return sorted(paths)
-
     def container(self, ctid: int) -> ContainerReading | None:
         """The container, if it was looked into."""
         return next((container for container in self.extra.containers if container.id == ctid), None)
-
-    def guest(self, number: int) -> KnownGuest | None:
-        """What has that id, wherever in the cluster."""
-        return next((guest for guest in self.extra.guests if guest.id == number), None)
 
 
 def _nodes(text: str) -> list[Node]:

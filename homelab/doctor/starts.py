@@ -16,14 +16,14 @@ def findings(reading: Reading, number: int, name: str) -> list[Finding]:
     :param number: its id.
     :param name: for messages, such as `VM 103 (sandbox)`.
     """
-    guest = reading.guest(number)
-    if guest is None or not guest.failed_start:
+    log = reading.extra.failed_starts.get(str(number))
+    if not log:
         return []
-    causes = kernel_log.of_start(guest.failed_start, number)
+    causes = kernel_log.of_start(log, number)
     return [
         Finding(
             f"{name} started",
-            f"its last start failed: {kernel_log.excerpt(guest.failed_start, _QUOTED)}",
+            f"its last start failed: {kernel_log.excerpt(log, _QUOTED)}",
             "; ".join(cause.why for cause in causes) or "the task's log says what Proxmox VE, QEMU or lxc refused",
             "; ".join(cause.next for cause in causes) or "correct what the log names, and start it again",
             Stage.CONFIGURATION,

@@ -52,8 +52,8 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None, vms: Mapping
         of_log, remarks = cards.log_findings(reading, slots, of_host=True)
         findings += of_log
         notes += remarks
-    if (guest := reading.guest(vmid)) is not None and guest.pending:
-        notes.append(f"pending until it is off and starts again: {'; '.join(guest.pending.splitlines())}")
+    if pending := _pending(reading, vmid):
+        notes.append(f"pending until it is off and starts again: {'; '.join(pending)}")
     if reading.facts.guests.unlisted:
         notes.append("Proxmox VE's API gave no answer: whether it runs isn't known, and it counts as off")
     if not slots and not options:
@@ -73,20 +73,31 @@ def _config(reading: Reading, vmid: int) -> dict[str, str]:
     configs = {guest.id: guest.values for guest in reading.facts.guests.configs if guest.kind == "vm"}
     if vmid in configs:
         return configs[vmid]
-    guest = reading.guest(vmid)
+    kind, node = reading.facts.cluster.guests.get(vmid, ("", ""))
     configured = (
         ", ".join(f"{other_id} ({values.get('name', '')})" for other_id, values in sorted(configs.items())) or "none"
     )
     step = f"give the id of a virtual machine; there are: {configured}"
-    if guest is None:
+    if not kind:
         found = "no guest of the cluster has this id"
-    elif guest.kind == "lxc":
+    elif kind == "lxc":
         found, step = "it is a container", f"`homelab doctor container {vmid}`, or {step}"
     else:
-        found, step = f"it is on the node {guest.node}", f"give that host with --host (VMs here: {configured})"
+        found, step = f"it is on the node {node}", f"give that host with --host (VMs here: {configured})"
     raise HomelabError(
         wanted=f"VM {vmid} on {reading.node}", found=found, why="there is nothing to look into", next=step
     )
+
+
+def _pending(reading: Reading, vmid: int) -> list[str]:
+    """What waits for its next start, of devices."""
+    guest = reading.facts.guests.config(vmid)
+    waiting = guest.waiting if guest else {}
+    return [
+        f"{key}: {value}" if value else f"delete: {key}"
+        for key, value in waiting.items()
+        if key.startswith(("hostpci", "machine"))
+    ]
 
 
 def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:

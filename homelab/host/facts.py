@@ -246,12 +246,16 @@ class Cluster(answer.Cluster):
 
     def _place_of(self, guest: int) -> tuple[str, str]:
         """qemu or lxc, and the other node."""
-        for line in self.places.splitlines():
-            node, _, rest = line.partition("/")
-            folder, _, file = rest.partition("/")
-            if file == f"{guest}.conf" and node != self.node:
-                return "lxc" if folder == "lxc" else "qemu", node
-        return "", ""
+        kind, node = self.guests.get(guest, ("", ""))
+        return ("lxc" if kind == "lxc" else "qemu", node) if node != self.node else ("", "")
+
+    @cached_property
+    def guests(self) -> dict[int, tuple[str, str]]:
+        """Id of each guest of the cluster -> its kind, vm or lxc, and its node."""
+        places = (line.split("/") for line in self.places.splitlines())
+        return {
+            int(file.removesuffix(".conf")): ("lxc" if folder == "lxc" else "vm", node) for node, folder, file in places
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

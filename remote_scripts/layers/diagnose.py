@@ -4,7 +4,6 @@ insides. Changes nothing, and therefore runs no nvidia-smi: as root it loads mod
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import stat
@@ -13,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from remote_scripts import installed
-from remote_scripts.shared import api, guest_tasks, guests, nvidia, pmxcfs
-from remote_scripts.shared.container_conf import passed_on, sections_of
-from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, content_of, this_node
+from remote_scripts.shared import api, guest_tasks, guests
+from remote_scripts.shared.container_conf import passed_on
+from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text, without_secrets
@@ -29,15 +28,10 @@ _MACHINE = ("sys_vendor", "product_name", "board_vendor", "board_name")
 _MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
 _LOG_BYTES, _LOG_LINES = 1 << 20, 20
 _COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
-_KINDS = {"lxc": "lxc", "qemu-server": "vm"}
-# What its tasks' types begin with.
-_TASKS = {"lxc": "vz", "qemu-server": "qm"}
+# Types of the tasks that start a guest, and of those that begin or end one.
+_STARTS = ("vzstart", "qmstart")
+_BEGINS = tuple(f"{kind}{work}" for kind in ("vz", "qm") for work in ("create", "restore", "destroy"))
 _DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
-_BY_PATH = "/dev/dri/by-path"
-# What a VM gets at its next start; a container's is passed on with its configuration.
-_PENDING = re.compile(r"(?:hostpci[0-9]+|machine|delete):")
-# Raw keys that can give a container devices in ways that aren't judged here; their values stay where they are.
-_OTHER_KEYS = re.compile(r"lxc\.(?:include|hook\.[a-z-]+|environment|cap\.[a-z]+|autodev|apparmor\.profile)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +42,13 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Guest:
-    """A guest of the cluster: a wrong id is answered by what it is. `kind`: lxc or vm; `node`: where it is; `pending`:
-    lines about devices that a VM gets at its next start; `failed_start`: the end of the log of its last start here, if
-    that failed.
-    """
-
-    id: int
-    kind: str
-    node: str
-    pending: str
-    failed_start: str
-
-
-@dataclass(frozen=True)
 class Container:
-    """`conf`: the lines of its configuration that are passed on; `other_keys`: raw keys that may give it more;
-    `running`: None where `pct status` doesn't say it; `inside`: what inspect_inside.sh printed, empty unless it runs;
-    `problem`: why that failed, if it did.
+    """`conf`: the lines of its configuration that are passed on; `running`: None where `pct status` doesn't say it;
+    `inside`: what inspect_inside.sh printed, empty unless it runs; `problem`: why that failed, if it did.
     """
 
     id: int
     conf: str
-    other_keys: tuple[str, ...]
     running: bool | None
     inside: str
     problem: str
@@ -79,19 +57,16 @@ class Container:
 @dataclass(frozen=True)
 class Answer:
     """`machine`: its maker's name and model, its board's too; `processor`: its model; both empty where the firmware or
-    the kernel doesn't say it. `driver`: the version of the NVIDIA module that is loaded; `char_devices`: /proc/devices;
-    `nodes`: a line for each character device of graphics, as inspect_inside.sh has them: path, major, minor
-    (hexadecimal), mode, owner, group, kind; `links`: those in /dev/dri/by-path, each with where it leads.
+    the kernel doesn't say it. `failed_starts`: id of a guest -> the end of the log of its last start here, if that
+    failed; `char_devices`: /proc/devices; `nodes`: a line for each character device of graphics, as inspect_inside.sh
+    has them: path, major, minor (hexadecimal), mode, owner, group, kind.
     """
 
-    node: str
     machine: str
     processor: str
-    guests: tuple[Guest, ...]
-    driver: str
+    failed_starts: dict[str, str]
     char_devices: str
     nodes: str
-    links: str
     containers: tuple[Container, ...]
 
 
@@ -100,18 +75,12 @@ def read(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: a configuration in /etc/pve can't be read.
     """
-    files = system.files
-    links = (f"{name} {os.readlink(files.at(f'{_BY_PATH}/{name}'))}" for name in files.names(_BY_PATH))
-    node = this_node(system).name
     return Answer(
-        node=node,
         machine=_machine(system),
         processor=_processor(system),
-        guests=tuple(_guests(system, node)),
-        driver=nvidia.version(system),
-        char_devices=files.text("/proc/devices"),
+        failed_starts=_failed_starts(system),
+        char_devices=system.files.text("/proc/devices"),
         nodes="\n".join(_nodes(system)),
-        links="\n".join(links),
         containers=tuple(_containers(system, wanted.containers)),
     )
 
@@ -129,30 +98,24 @@ def _processor(system: System) -> str:
     return match[1].strip() if match else ""
 
 
-def _guests(system: System, here: str) -> Iterator[Guest]:
-    tasks: list[dict[str, Any]] = []
-    with contextlib.suppress(Failure):  # all else is said without them
-        tasks = api.of(system).get("/tasks", source="archive", limit=guest_tasks.MOST)
-    for node, folder, guest in pmxcfs.guests(system):
-        text = as_text(content_of(system, f"{NODES}/{node}/{folder}/{guest}.conf") or b"")
-        pending = [line for line in sections_of(text).get("pending", ()) if _PENDING.match(line)]
-        log = _failed(system, _TASKS[folder], guest, tasks) if node == here else ""
-        yield Guest(int(guest), _KINDS[folder], node, "\n".join(pending), log)
+def _failed_starts(system: System) -> dict[str, str]:
+    """None from before another guest got the id: what begins one with a start of its own may end after that."""
+    try:
+        tasks: list[dict[str, Any]] = api.of(system).get("/tasks", source="archive", limit=guest_tasks.MOST)
+    except Failure:  # all else is said without them
+        return {}
+    last: dict[str, dict[str, Any]] = {}
+    for task in sorted(tasks, key=lambda task: (task["starttime"], task["type"] in _STARTS, task["pstart"])):
+        is_well = guest_tasks.is_well(task.get("status", ""))
+        if "status" in task and (task["type"] in _STARTS or (task["type"] in _BEGINS and is_well)):
+            last[task["id"]] = task
+    return {guest: _log_of(system, task) for guest, task in last.items() if not guest_tasks.is_well(task["status"])}
 
 
-def _failed(system: System, kind: str, guest: str, tasks: list[dict[str, Any]]) -> str:
-    """The end of the log of its last start, if that failed, without the command line of QEMU, which is long and has
-    options of the owner's. None from before another guest got this id: what begins one with a start of its own may end
-    after that.
-    """
-    start, *begins = (f"{kind}{work}" for work in ("start", "create", "restore", "destroy"))
-    own = [task for task in tasks if task["id"] == guest and task["type"] in (start, *begins) and "status" in task]
-    own.sort(key=lambda task: (task["starttime"], task["type"] == start, task["pstart"]), reverse=True)
-    last = next((task for task in own if task["type"] == start or guest_tasks.is_well(task["status"])), None)
-    if last is None or guest_tasks.is_well(last["status"]):
-        return ""
-    log = f"{guest_tasks.TASKS}/{last['upid'].split(':')[4][-1]}/{last['upid']}"  # by the last digit of its start
-    content = system.files.read(log, _LOG_BYTES) or last["status"].encode()
+def _log_of(system: System, task: dict[str, Any]) -> str:
+    """Without the command line of QEMU, which is long and has options of the owner's."""
+    log = f"{guest_tasks.TASKS}/{task['upid'].split(':')[4][-1]}/{task['upid']}"  # by the last digit of its start
+    content = system.files.read(log, _LOG_BYTES) or task["status"].encode()
     text = without_secrets(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)))
     return "\n".join(text.rstrip("\n").split("\n")[-_LOG_LINES:])
 
@@ -185,6 +148,5 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
             inside = as_text(done.output + done.error, _INSIDE_BYTES).rstrip("\n")
             if done.status != 0:
                 problem = f"exit status {done.status}: " + "\n".join(inside.split("\n")[-3:])
-        keys = {match[0] for line in sections_of(text)[""] if (match := _OTHER_KEYS.match(line))}
         running = None if power == "unknown" else power == "on"
-        yield Container(id, passed_on(text), tuple(sorted(keys)), running, inside, problem)
+        yield Container(id, passed_on(text), running, inside, problem)

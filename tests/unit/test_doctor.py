@@ -44,31 +44,32 @@ def inside(nodes: dict[str, str], root: str = "ok", user: str = "ok") -> str:
     return "\n".join([*words, LIBRARY])
 
 
-def guest(number: int, kind: str, node: str, pending: str = "", failed_start: str = "") -> dict[str, Any]:
-    return {"id": number, "kind": kind, "node": node, "pending": pending, "failed_start": failed_start}
-
-
 def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
     """A desktop whose RTX 5090 is NVIDIA's driver's, with container 901; ``seen`` None: it is off."""
-    facts = desktop(
-        nvidia_minors={"0000:01:00.0": 0},
-        modules=["nvidia", "nvidia_uvm"],
+    facts = changes.pop(
+        "facts",
+        desktop(
+            nvidia_minors={"0000:01:00.0": 0}, modules=["nvidia", "nvidia_uvm"], drm={"0000:01:00.0": {"render": "renderD128"}}
+        ),
+    )
+    places = "pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"
+    facts = replace(
+        facts,
+        cluster=replace(facts.cluster, node="pve", places=places),
+        nvidia=replace(facts.nvidia, version=changes.pop("driver", "580.105.08")),
     )
     container = {
         "id": 901,
         "conf": conf,
-        "other_keys": [],
         "running": seen is not None,
         "inside": seen or "",
         "problem": "",
     }
     extra: dict[str, Any] = {
-        "node": "pve", "driver": "580.105.08", "char_devices": DEVICES,
-        "nodes": lines(NODES if nodes is None else nodes), "links": "pci-0000:01:00.0-render ../renderD128",
-        "containers": [container, *changes.pop("containers", [])],
-        "guests": [guest(901, "lxc", "pve"), guest(103, "vm", "pve"), guest(300, "lxc", "far")], "machine": "", "processor": "",
+        "char_devices": DEVICES, "nodes": lines(NODES if nodes is None else nodes), "failed_starts": {},
+        "containers": [container, *changes.pop("containers", [])], "machine": "", "processor": "",
     }  # fmt: skip
-    return Reading(facts=changes.pop("facts", facts), extra=of_plain(Extra, extra | changes))
+    return Reading(facts=facts, extra=of_plain(Extra, extra | changes))
 
 
 def found(report: Report) -> dict[str, str]:
@@ -260,7 +261,6 @@ def test_a_container_that_can_not_be_looked_into() -> None:
     broken = {
         "id": 902,
         "conf": DEVICE_LINES,
-        "other_keys": [],
         "running": True,
         "inside": "x",
         "problem": "exit status 124: x",
@@ -278,7 +278,6 @@ def test_two_containers_with_other_spellings_of_the_same_lines_are_equal() -> No
     model = {
         "id": 950,
         "conf": DEVICE_LINES.replace("dev0: ", "dev7: path="),
-        "other_keys": [],
         "running": False,
         "inside": "",
         "problem": "",
@@ -292,7 +291,7 @@ def test_two_containers_with_other_spellings_of_the_same_lines_are_equal() -> No
 
 
 def test_a_model_that_is_not_well_itself_is_no_model() -> None:
-    model = {"id": 950, "conf": "dev0: /dev/nvidia0\n", "other_keys": [], "running": False, "inside": "", "problem": ""}
+    model = {"id": 950, "conf": "dev0: /dev/nvidia0\n", "running": False, "inside": "", "problem": ""}
     report = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950)
     assert any(note.startswith("container 950 isn't well itself") for note in report.notes)
 
@@ -538,19 +537,16 @@ def test_the_json_has_what_the_text_has() -> None:
     ],
 )
 def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str, tool: str) -> None:
-    guests = [
-        guest(901, "lxc", "pve", failed_start=log),
-        guest(103, "vm", "pve", failed_start=log),
-    ]
+    starts = {"901": log, "103": log}
     vm = with_vm()
-    vm = replace(vm, extra=reading(guests=guests).extra)
+    vm = replace(vm, extra=reading(failed_starts=starts).extra)
     reports = {
-        "container 901": diagnose(reading(DEVICE_LINES, guests=guests), 901),
+        "container 901": diagnose(reading(DEVICE_LINES, failed_starts=starts), 901),
         "VM 103 (Sandbox)": diagnose_vm(vm, 103),
     }
     for name, report in reports.items():
         (finding,) = [one for one in report.findings if one.wanted == f"{name} started"]
         assert finding.found == f"its last start failed: {log}" and why in finding.why
         assert tool.format(103 if name.startswith("VM") else 901) in finding.next and " ID" not in finding.next
-    running = diagnose(reading(DEVICE_LINES, inside(NODES), guests=guests), 901)
+    running = diagnose(reading(DEVICE_LINES, inside(NODES), failed_starts=starts), 901)
     assert [one.wanted for one in running.findings] == []
