@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,7 +184,15 @@ def test_a_configuration_that_cant_be_read_is_no_guest_without_one(host: Host) -
 
 
 def test_a_cluster_file_system_that_hangs_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def slow(path: Path, *arguments: Any) -> Any:
+        if path.name == "950.conf":
+            time.sleep(0.5)
+        return opened(path, *arguments)
+
     monkeypatch.setattr(time_limit, "SECONDS", 0.0)
+    monkeypatch.setattr(Path, "open", slow)
     with pytest.raises(Refused, match="no answer within 0 s"):
         read(host, 950)
 
