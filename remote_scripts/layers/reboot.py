@@ -24,7 +24,6 @@ from remote_scripts.shared import (
     trial,
     turn,
 )
-from remote_scripts.shared.cluster import Obstacle
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.reboot_required import Boot as Boot
 from remote_scripts.tools.errors import Failure
@@ -81,8 +80,7 @@ def plan(system: System, wanted: Wanted) -> Planned:
     decided = _decide(system, wanted, boot.need_loader(system))
     if decided.reboot != "yes":
         return decided
-    obstacle = cluster.obstacle(system, _policy(wanted))
-    return replace(decided, cluster=obstacle.why if obstacle else "")
+    return replace(decided, cluster=cluster.obstacle(system, _policy(wanted)))
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
@@ -146,8 +144,8 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
             "run `pulumi up --refresh`, which makes it; then this host restarts",
         )
     policy = _policy(wanted)
-    if obstacle := cluster.await_cluster(system, policy, TURN_SECONDS):
-        raise cluster.refused(obstacle)
+    if why := cluster.await_cluster(system, policy, TURN_SECONDS):
+        raise cluster.refused(why)
     system.log.say(f"rebooting ({' '.join(decided.reasons)}); this stops: {decided.guests or 'no guest'}")
     if trial.state(system) == "running":  # unconfirmed: it is to be started once more
         trial.arm(system, wanted.rollback_after, {})
@@ -155,10 +153,10 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     system.files.finish()
     # Last, so that no failure before it keeps others waiting. Each wait may end this run, too.
     system.also_put_back = lambda: _stay_up(system)
-    if obstacle := cluster.take_turn(system, policy, TURN_SECONDS) or _await_boot_from_now(
+    if why := cluster.take_turn(system, policy, TURN_SECONDS) or _await_boot_from_now(
         system, wanted.awaited, is_trial=is_trial
     ):
-        raise _refused(system, obstacle)
+        raise _refused(system, why)
     answer = _ordered(system, decided)
     system.also_put_back = None
     return answer
@@ -173,7 +171,7 @@ def _ordered(system: System, decided: Planned) -> Answer:
         why = guests_to_start.note_running(system)
         if not why:
             if lost := turn.lost(system):
-                raise _refused(system, Obstacle(lost))
+                raise _refused(system, lost)
             turn.note_restart(system)
             system.files.finish()
             answer = _answer(system, decided)
@@ -191,22 +189,22 @@ def _ordered(system: System, decided: Planned) -> Answer:
     )
 
 
-def _refused(system: System, obstacle: Obstacle) -> Failure:
+def _refused(system: System, why: str) -> Failure:
     """Puts back first, so that what is said then is what is so then."""
     system.also_put_back = None
     _stay_up(system)
-    return cluster.refused(obstacle)
+    return cluster.refused(why)
 
 
-def _await_boot_from_now(system: System, awaited: int, *, is_trial: bool) -> Obstacle | None:
+def _await_boot_from_now(system: System, awaited: int, *, is_trial: bool) -> str:
     """The time for which an `up` waits begins here: all that was waited for before took its own."""
     if is_trial and trial.state(system) != "armed":
-        return Obstacle(f"the trial of this restart was taken away meanwhile ({trial.NOTE})")
+        return f"the trial of this restart was taken away meanwhile ({trial.NOTE})"
     try:
         trial.await_boot(system, awaited)
     except OSError:
-        return Obstacle(f"{trial.NOTE} can't be written")
-    return None
+        return f"{trial.NOTE} can't be written"
+    return ""
 
 
 def _stay_up(system: System) -> None:

@@ -53,19 +53,18 @@ def disks(node: Host) -> Host:
 
 
 def says(host: Host, *, keep_quorum: bool = True) -> str:
-    found = cluster.obstacle(system_of(host), policy(keep_quorum=keep_quorum))
-    return found.why if found else ""
+    return cluster.obstacle(system_of(host), policy(keep_quorum=keep_quorum))
 
 
 def take(host: Host, seconds: float = 0) -> str:
     """Why it doesn't get the turn; empty: it has it."""
     system = system_of(host)
 
-    def change() -> cluster.Obstacle | None:
+    def change() -> str:
         return cluster.await_cluster(system, policy(), seconds) or cluster.take_turn(system, policy(), seconds)
 
-    found = system.changing(change)
-    return found.why if found else ""
+    why: str = system.changing(change)
+    return why
 
 
 def end(host: Host, seconds: int = 0) -> bool:
