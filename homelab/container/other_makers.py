@@ -21,10 +21,6 @@ from homelab.shapes import CardPlan, SharedCard
 
 # Parameters of a driver, on the kernel's command line, that keep it from serving its card.
 _STOPPING = ("modeset=0", "enable=0")
-# What a line of modprobe.d in a reading's `trouble` begins with: its file; the other lines are the kernel's messages of
-# failures, selected by remote_scripts/shared/reading/drm.py.
-_MODPROBE = "/"
-
 
 def shared(
     name: str,
@@ -100,45 +96,22 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
     if drm is not None and drm.render:
         return None
     words = [word for word in facts.cmdline.running.split() if _stops(word, device)]
-    trouble_lines = (drm.trouble if drm is not None else "").splitlines()
-    trouble = "; ".join(trouble_lines)
     state = (
         f"{device.address} is on {device.driver}, which serves no node for computing (renderD)"
         if device.driver
         else f"no driver has {device.address}"
     )
-    if words:
-        return HomelabError(
-            wanted=where,
-            found=f"{state}; on the running kernel's command line: {' '.join(words)}",
-            why="with that the card's driver makes no nodes, and there is nothing to give to a container",
-            next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-            f"{gates.new_entries(facts)}, and reboot",
-        )
-    if any("firmware" in line.lower() and not line.startswith(_MODPROBE) for line in trouble_lines):
-        return HomelabError(
-            wanted=where,
-            found=f"{state}; the kernel says: {trouble}",
-            why="the card's firmware is the host's matter: without it its driver serves nothing",
-            next="update the host's packages pve-firmware and kernel (`apt full-upgrade`), and reboot",
-        )
-    if trouble:
-        return HomelabError(
-            wanted=where,
-            found=f"{state}; {trouble}",
-            why="the card's driver makes the nodes that a container is given",
-            next="take a blacklist of the driver out of /etc/modprobe.d and run `update-initramfs -u -k all`; then "
-            "reboot",
-        )
     return HomelabError(
         wanted=where,
-        found=state,
-        why="a container uses a card by such a node; drivers for a screen alone, such as ast, have none"
-        if device.driver
-        else "the card's driver (i915, xe, amdgpu) makes the nodes that a container is given",
-        next="name another card"
-        if device.driver
-        else "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; a newer card may need a newer kernel",
+        found=state + (f"; on the running kernel's command line: {' '.join(words)}" if words else ""),
+        why="the card's driver (i915, xe, amdgpu) makes the nodes that a container is given; with nomodeset, with a "
+        "blacklist, or without its firmware it makes none, and drivers for a screen alone, such as ast, have none",
+        next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
+        f"{gates.new_entries(facts)}, and reboot"
+        if words
+        else "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; take a blacklist of the driver out of "
+        "/etc/modprobe.d and run `update-initramfs -u -k all`, update pve-firmware and the kernel (`apt full-upgrade`), "
+        "and reboot; or name another card",
     )
 
 

@@ -438,56 +438,6 @@ def test_files_and_steps_of_any_layer_are_read_without_a_list_of_layers(host: Ho
     assert facts.pending == ["another-step"]
 
 
-AMD = "0000:0c:00.0"
-SOUND = f"""\
-i915 {AMD}: [drm] Finished loading DMC firmware i915/adlp_dmc.bin (v2.20)
-amdgpu {AMD}: Direct firmware load for amdgpu/psp.bin failed with error -2
-i915 0000:0c:00.0: [drm] *ERROR* GuC firmware i915/adlp_guc_70.bin: fetch failed -ENOENT
-"""
-
-
-@pytest.mark.parametrize(
-    ("vendor", "driver", "wanted"),
-    [
-        ("0x1002", "", ["blacklist amdgpu", "install radeon /bin/false", "failed with error -2"]),
-        ("0x1002", "radeon", ["install radeon /bin/false"]),
-        ("0x8086", "", ["blacklist xe", "fetch failed"]),
-        ("0x8086", "i915", ["fetch failed"]),
-        ("0x8086", "vfio-pci", []),
-        ("0x1a03", "", []),
-    ],
-)
-def test_a_card_without_nodes_is_said_to_lack_what_is_of_its_own_driver(
-    host: Host, vendor: str, driver: str, wanted: list[str]
-) -> None:
-    host.write(
-        "etc/modprobe.d/x.conf", "blacklist amdgpu\ninstall radeon /bin/false\nblacklist xe\nblacklist nouveau\n"
-    )
-    asked: list[str] = []
-
-    def journalctl(_arguments: Sequence[str], _stdin: bytes) -> str:
-        asked.append("journal")
-        return SOUND
-
-    host.programs["journalctl"] = journalctl
-    for address, code in (
-        (AMD, "0x030000"),
-        ("0000:0d:00.0", "0x038000"),
-        ("0000:0e:00.0", "0x120000"),
-        ("0000:0c:00.1", "0x030000"),
-    ):
-        function(host, address, code, vendor=f"{vendor}\n")
-        if driver:
-            link(host, f"sys/bus/pci/devices/{address}/driver", f"sys/bus/pci/drivers/{driver}")
-    (host.root / "sys/bus/pci/drivers/x").mkdir(parents=True)
-    link(host, "sys/bus/pci/devices/0000:0c:00.1/physfn", f"sys/bus/pci/devices/{AMD}")
-    drm = read(host).drm
-    said = drm[AMD].trouble.splitlines() if AMD in drm else []
-    assert len(said) == len(wanted) and all(one in line for one, line in zip(wanted, said, strict=True)), said
-    assert set(drm) <= {AMD, "0000:0d:00.0"}
-    assert asked in ([], ["journal"])
-
-
 # -- whatever a host holds -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
 def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -> None:

@@ -91,17 +91,8 @@ NO_DRIVER = [*[one for one in asdict(desktop())["devices"] if one["address"] != 
     [
         ({"drm": OFF, "cmdline": cmdline("quiet nomodeset")}, "nomodeset", "take nomodeset out of"),
         ({"drm": OFF, "cmdline": cmdline("modprobe.blacklist=nouveau,amdgpu")}, "modprobe.blacklist=nouveau,amdgpu", "take modprobe"),
-        (
-            {"drm": {**OFF, AMD: {"trouble": "amdgpu 0000:0b:00.0: Direct firmware load for amdgpu/psp.bin failed with error -2"}}},
-            "Direct firmware load for amdgpu/psp.bin failed",
-            "pve-firmware",
-        ),
-        ({"drm": {**OFF, AMD: {"trouble": "/etc/modprobe.d/vfio.conf:blacklist amdgpu"}}}, "blacklist amdgpu", "update-initramfs"),
-        # Which words of the kernel are a failure, remote_scripts/shared/reading/drm.py has decided: a file's name is none.
-        ({"drm": {**OFF, AMD: {"trouble": "/etc/modprobe.d/firmware-failed.conf:blacklist amdgpu"}}}, "blacklist amdgpu", "update-initramfs"),
-        ({"drm": {**OFF, AMD: {"trouble": "amdgpu 0000:0b:00.0: loading Firmware x.bin gave up"}}}, "gave up", "pve-firmware"),
-        ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu, which serves no node for computing", "name another card"),
-        ({"drm": OFF, "devices": NO_DRIVER}, "no driver has 0000:0b:00.0", "newer kernel"),
+        ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu, which serves no node for computing", "or name another card"),
+        ({"drm": OFF, "devices": NO_DRIVER}, "no driver has 0000:0b:00.0", "pve-firmware"),
         (
             {"guests": {**GUESTS, "configs": [*GUESTS["configs"], {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 0b:00"}]}},
             "given to VM 103 (g)",

@@ -84,13 +84,11 @@ class CardState:
 @dataclass(frozen=True)
 class DrmNodes:
     """The device nodes of a graphics card in /dev/dri: names such as `card0` and `renderD128`, empty: it has none.
-    `kfd`: whether /dev/kfd serves it, too; `trouble`: why an Intel or AMD card may have no node for computing, in lines
-    of modprobe.d and of the kernel."""
+    `kfd`: whether /dev/kfd serves it, too."""
 
     card: str = ""
     render: str = ""
     kfd: bool = False
-    trouble: str = ""
 
 
 @dataclass(frozen=True)
