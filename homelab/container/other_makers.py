@@ -110,8 +110,8 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
         f"{gates.new_entries(facts)}, and reboot"
         if words
         else "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; take a blacklist of the driver out of "
-        "/etc/modprobe.d and run `update-initramfs -u -k all`, update pve-firmware and the kernel (`apt full-upgrade`), "
-        "and reboot; or name another card",
+        "/etc/modprobe.d and run `update-initramfs -u -k all`, update pve-firmware and the kernel (`apt "
+        "full-upgrade`), and reboot; or name another card",
     )
 
 
@@ -130,16 +130,3 @@ def lines(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
         f"{', '.join(card['nodes']) or 'its nodes in /dev/dri'} of {facts.card(slot_of(card['address']))}"
         for _, card in sorted(shared.items())
     ]
-
-
-def remarks(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
-    """Remarks on the cards that a container gets: a sentence each."""
-    sentences = []
-    for gpu, card in sorted(shared.items()):
-        device = facts.by_address.get(card["address"])
-        if device is not None and device.vfs:
-            sentences.append(
-                f"gpus.{gpu}: {device.address} has {device.vfs} virtual functions (SR-IOV) with nodes of their own; "
-                "the container gets the card's own alone"
-            )
-    return sentences

@@ -299,7 +299,6 @@ def describe(
             errors += in_the_way
         if container.libraries:
             lines.append(f"    packages inside for its cards: {', '.join(container.libraries)}")
-        lines += [f"    note: {remark}" for remark in other_makers.remarks(facts, shared)]
     leaving = of_leaving(facts, CONTAINER, [container.ctid for container in containers.values()], stack)
     return "\n".join([*lines, *leaving[0]]), [*errors, *leaving[1]]
 

@@ -23,8 +23,5 @@ DRIVERS = {
 }
 # What NVIDIA's cards with a USB-C socket have besides: its USB controller, and the port's own controller (UCSI).
 USB_C = ("0c03", "0c80")
-USB = "0c03"
-# AMD's PSP among them.
-SECURITY_PROCESSOR = "1080"
 # Classes of what may have disks or networks behind it.
 CARRIERS = ("01", "02", "0805", "0d", "0c00", "0c03", "0c04", "0c06", "ff")

@@ -8,7 +8,7 @@ behaviour. Pure."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -158,14 +158,3 @@ def _ways_in(facts: HostFacts) -> str:
         else "; its serial port takes no login yet (console=tty0 console=ttyS0,115200 on the kernel command line "
         "starts one)"
     )
-
-
-def without_effect(facts: HostFacts, host: Host, vm_slots: Mapping[str, str]) -> list[str]:
-    """The remark on `bootFramebuffer: off` if no card that goes to a VM is the host's screen.
-
-    :param vm_slots: of the cards that go to VMs, name -> slot.
-    """
-    functions = [function for slot in vm_slots.values() for function in facts.functions(slot)]
-    if host.boot_framebuffer == "keep" or screens(facts, functions) or _is_configured_by_homelab(facts):
-        return []
-    return ["bootFramebuffer: off has no effect: no card that goes to a VM is the host's screen"]

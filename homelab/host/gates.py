@@ -13,7 +13,7 @@ from dataclasses import replace
 from homelab import earlier
 from homelab.errors import HomelabError
 from homelab.host import consoles, graphics, ha, kernel_log, options, released, remapping, resets
-from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
+from homelab.host.classes import NVIDIA
 from homelab.host.devices import Device
 from homelab.host.facts import CardUser, HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
@@ -396,12 +396,11 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     ]
 
 
-def resettable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: the card answers, no reset is known to break it, and it can be reset as the settings want it."""
+def resettable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: the card answers, and no reset is known to break it."""
     lost_addresses = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
     errors = [kernel_log.lost(f"gpus.{name}", lost_addresses)] if lost_addresses else []
-    gpu_name = f"gpus.{name}"
-    return errors + resets.refused(facts, gpu_name, slot) + resets.refused_choice(facts, gpu_name, gpu, slot)
+    return errors + resets.refused(facts, f"gpus.{name}", slot)
 
 
 def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
@@ -916,7 +915,6 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     vm_slots = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
     return [
         *remapping.remarks(facts, host, slots),
-        *consoles.without_effect(facts, host, vm_slots),
         *(remark for name, slot in vm_slots.items() for remark in _card_remarks(facts, host, name, slot)),
         *(
             remark
@@ -958,7 +956,6 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
         )
     sentences += resets.remarks(facts, f"gpus.{name}", slot)
     sentences += consoles.remarks(facts, host, f"gpus.{name}", slot)
-    sentences += _function_remarks(facts, name, host.gpus[name], functions)
     holders = facts.holders_of(
         device.address for device in _leaving_functions(facts, slot) if device.driver != "vfio-pci"
     )
@@ -972,23 +969,6 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
             "starts; homelab binds none that comes later"
             + ("; ids for vfio-pci that were set by hand do bind it, so takeOver leaves them" if host.take_over else "")
         )
-    return sentences
-
-
-def _function_remarks(facts: HostFacts, name: str, gpu: Gpu, functions: list[Device]) -> list[str]:
-    """Remarks on functions that the settings name for the card, a sentence each."""
-    sentences = []
-    for device in functions if gpu.functions else []:
-        if device.class_code.startswith(USB):
-            sentences.append(
-                f"gpus.{name}: {facts.describe(device)} leaves the host with the card, and so does what is plugged "
-                "into it"
-            )
-        elif device.class_code.startswith(SECURITY_PROCESSOR):
-            sentences.append(
-                f"gpus.{name}: {facts.describe(device)} leaves the host with the card: reports differ on whether a "
-                "guest's driver needs it; if the VM starts only once for each boot of the host, try first without it"
-            )
     return sentences
 
 

@@ -315,20 +315,15 @@ def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> li
 
 
 def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:
-    remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
-    if not host.iommu.allow_unsafe_interrupts and not (host.gives_cards and by_hand and remapped is False):
+    by_hand = without_remapping(facts)
+    if remaps_interrupts(facts) is not False or not (
+        host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)
+    ):
         return []
-    if remapped is False:
-        return [
-            f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
-            "raise any interrupt of the host, which can crash it or worse: give cards only to "
-            "guests that you trust as much as the host"
-        ]
-    if remapped:
-        return ["iommu.allowUnsafeInterrupts has no effect: this host remaps interrupts, so nothing is allowed"]
     return [
-        "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before its "
-        "IOMMU is on; run `pulumi up --refresh` after the reboot"
+        f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
+        "raise any interrupt of the host, which can crash it or worse: give cards only to "
+        "guests that you trust as much as the host"
     ]
 
 

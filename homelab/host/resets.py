@@ -14,7 +14,6 @@ from homelab.errors import HomelabError
 from homelab.host import card_ids
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
-from homelab.settings import Gpu
 
 
 class ResetRow(BaseModel):
@@ -60,15 +59,10 @@ def works_alone(facts: HostFacts, address: str) -> bool | None:
         return None
     if set(reset_methods) - {"bus", "cxl_bus"}:
         return True
-    return bool(reset_methods) and not _others_on_bus(facts, address)
-
-
-def _others_on_bus(facts: HostFacts, address: str) -> list[str]:
-    """The other functions on its bus."""
     bus = address.rpartition(":")[0]
-    return [
-        device.address for device in facts.devices if device.address != address and device.address.startswith(f"{bus}:")
-    ]
+    return bool(reset_methods) and not any(
+        device.address != address and device.address.startswith(f"{bus}:") for device in facts.devices
+    )
 
 
 def row_of(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
@@ -117,30 +111,5 @@ def refused(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
             found=f"it is a card of the kind {row.name}",
             why=f"{row.why} ({row.source})",
             next=row.next,
-        )
-    ]
-
-
-def refused_choice(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The refusal of `reset: bus` for a card that isn't alone on its bus: the kernel takes no such order
-    (drivers/pci/pci.c, reset_method_store)."""
-    others = sorted(
-        {
-            other_address
-            for device in facts.functions(slot)
-            if device.is_display
-            for other_address in _others_on_bus(facts, device.address)
-        }
-    )
-    if gpu.reset != "bus" or not others:
-        return []
-    return [
-        HomelabError(
-            wanted=f"{name}.reset: bus",
-            found=f"on the bus of {facts.card(slot)} there are also: {', '.join(others)}",
-            why="the kernel resets a bus for a function that is alone there; for another one it refuses that, "
-            "though it may list it",
-            next=f"take reset out of {name}; a card without a reset of its own is reset with its whole bus by QEMU, "
-            "where the VM has all of it",
         )
     ]

@@ -11,7 +11,7 @@ from typing import Literal
 from remote_scripts.shared import boot, driver, driver_update, kept_agents, kernel, nvidia
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
-from remote_scripts.shared.pci import DEVICES, driver_of
+from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -138,20 +138,20 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
     and whether nouveau has one.
     """
     if system.is_container:
-        return [_ids(system, address) for address in _with_node(system)], False
+        return [ids_of(system, address) for address in _with_node(system)], False
     words = system.files.need_text("/proc/cmdline").split() if wanted.released else []
     passthrough = {
         pair for word in words if word.startswith("homelab.vfio=") for pair in word.partition("=")[2].split(",")
     }
     cards = []
     for address in system.files.names(DEVICES):
-        if not _line(system, f"{DEVICES}/{address}/class").startswith("0x03"):
+        if not system.files.line(f"{DEVICES}/{address}/class").startswith("0x03"):
             continue
         slot, held = address.rpartition(".")[0], driver_of(system, address)
-        if held == "vfio-pci" and f"{address}={_ids(system, address)}" in passthrough:
+        if held == "vfio-pci" and f"{address}={ids_of(system, address)}" in passthrough:
             held = "released"
         if slot in wanted.staying or (held != "vfio-pci" and slot not in wanted.passed):
-            cards.append(_ids(system, address))
+            cards.append(ids_of(system, address))
     nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.cards(system).held)
     return cards, nouveau
 
@@ -161,15 +161,6 @@ def _with_node(system: System) -> Iterator[str]:
         minor, is_shown = nvidia.minor_of(system, address), system.files.is_file(f"{DEVICES}/{address}/vendor")
         if minor is not None and is_shown and system.files.exists(f"/dev/nvidia{minor}"):
             yield address
-
-
-def _ids(system: System, address: str) -> str:
-    parts = (_line(system, f"{DEVICES}/{address}/{name}").removeprefix("0x") for name in ("vendor", "device"))
-    return ":".join(parts)
-
-
-def _line(system: System, path: str) -> str:
-    return system.files.need_text(path, 4096).partition("\n")[0]
 
 
 # What it boots with, and runs.

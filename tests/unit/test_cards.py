@@ -208,18 +208,6 @@ def test_without_a_list_the_reading_is_as_it_was() -> None:
     assert gates.choosing(apu(), APU.gpus) == apu()
 
 
-def test_a_security_processor_and_a_usb_controller_that_go_are_said() -> None:
-    host = named("0000:c6:00.0", "0000:c6:00.2", "0000:c6:00.3")
-    facts = gates.choosing(apu(), host.gpus)
-    notes = "\n".join(said(facts, host))
-    assert "0000:c6:00.2 security processor [1022:15c7] leaves the host with the card: reports differ" in notes
-    assert (
-        "0000:c6:00.3 USB controller [1022:15b9] leaves the host with the card, and so does what is plugged into it"
-        in notes
-    )
-    assert "leaves the host" not in "\n".join(said(apu(), APU))
-
-
 def test_a_named_usb_controller_that_carries_the_root_still_doesnt_go() -> None:
     host = named("0000:c6:00.0", "0000:c6:00.3")
     facts = gates.choosing(apu(vital=[vital("storage", ROOT, "0000:c6:00.3")]), host.gpus)

@@ -114,13 +114,11 @@ def test_the_word_is_written_for_an_effect_and_stays_once_configured() -> None:
     again = only_card("038000", driver="vfio-pci", configured=f"quiet homelab.vfio={CARD}=1002:1586 {NO_FRAMEBUFFER}")
     assert plan.wanted(again, off).vfio_words.split()[1:] == [NO_FRAMEBUFFER]
     assert plan.wanted(again, host()).vfio_words.split()[1:] == []
-    assert "has no effect" not in notes(again, off)
 
 
-def test_where_no_given_card_is_the_screen_nothing_is_written_and_that_is_said() -> None:
+def test_where_no_given_card_is_the_screen_nothing_is_written() -> None:
     off = settings(bootFramebuffer="off")
     assert NO_FRAMEBUFFER not in plan.wanted(desktop(), off).vfio_words
-    assert "bootFramebuffer: off has no effect" in notes(desktop(), off)
     stays = settings({"card": {"address": "c3:00", "use": "host"}}, bootFramebuffer="off")
     assert plan.wanted(only_card(), stays).vfio_words == ""
 

@@ -203,13 +203,6 @@ def test_the_plan_names_the_backup_of_a_container_that_is_changed(given: dict[st
     ) is told
 
 
-def test_virtual_functions_with_nodes_of_their_own_are_told() -> None:
-    more = [{**IGPU, "vfs": 3}]
-    text, errors = planned(host(more=more), "uhd")
-    assert errors == []
-    assert "note: gpus.uhd: 0000:00:02.0 has 3 virtual functions (SR-IOV) with nodes of their own" in text
-
-
 @pytest.mark.parametrize("given", [{"gpuAssignment": "none"}, {"gpus": []}])
 def test_a_container_without_a_card_takes_no_module_of_nvidias(given: dict[str, Any]) -> None:
     without = Container.model_validate({"host": "pve", "ctid": 901, **given})

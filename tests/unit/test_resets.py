@@ -85,12 +85,6 @@ def test_a_card_that_a_reset_is_known_to_break_goes_to_no_vm() -> None:
     assert notes(one("1002:74a1")) == ""
 
 
-def test_a_bus_reset_is_refused_for_a_card_that_shares_its_bus() -> None:
-    (found,) = reasons(desktop(), reset="bus")
-    assert found == "on the bus of RTX 5090 [10de:2b85] at 0000:01:00 there are also: 0000:01:00.1"
-    assert reasons(one("10de:2684"), reset="bus") == [] and reasons(desktop(), reset="flr") == []
-
-
 def test_a_virtual_function_is_reset_by_itself() -> None:
     facts = one("1002:74a1", physfn="0000:02:00.0")
     assert resets.row_of(facts, facts.devices) is None
