@@ -22,6 +22,7 @@ from homelab.shapes import CardPlan, SharedCard
 # Parameters of a driver, on the kernel's command line, that keep it from serving its card.
 _STOPPING = ("modeset=0", "enable=0")
 
+
 def shared(
     name: str,
     container: Container,

@@ -80,34 +80,21 @@ def supported_system(request: Request) -> list[HomelabError]:
 
 
 def has_a_card(request: Request) -> list[HomelabError]:
-    """Where the cards are known, one is NVIDIA's, and each id is a card's first function's."""
-    if request.devices is None:
+    """Where the cards are known, one is NVIDIA's."""
+    if request.devices is None or request.devices:
         return []
-    errors = [_not_a_card(request, device) for device in request.devices if request.data.function(device)]
-    if not request.devices:
-        errors.append(
-            HomelabError(
-                wanted=f"{request.name}: an NVIDIA card ({VENDOR}:…)",
-                found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
-                why="without a card no driver can be loaded, and nothing can be verified",
-                next={
-                    "vm": "give the VM a card (`gpus`), or leave `nvidia` out",
-                    "lxc": "give the container a card, or leave `nvidia` out",
-                    "host": "keep a card with the host (`use: lxc` or `use: host`), or leave `nvidia` out",
-                }[request.target],
-            )
+    return [
+        HomelabError(
+            wanted=f"{request.name}: an NVIDIA card ({VENDOR}:…)",
+            found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
+            why="without a card no driver can be loaded, and nothing can be verified",
+            next={
+                "vm": "give the VM a card (`gpus`), or leave `nvidia` out",
+                "lxc": "give the container a card, or leave `nvidia` out",
+                "host": "keep a card with the host (`use: lxc` or `use: host`), or leave `nvidia` out",
+            }[request.target],
         )
-    return errors
-
-
-def _not_a_card(request: Request, device: str) -> HomelabError:
-    row = request.data.function(device)
-    return HomelabError(
-        wanted=f"{request.name}: the id of a graphics card",
-        found=f"{VENDOR}:{device}, which is a card's {row.kind}" if row else device,
-        why="driver and flavour follow from the card's first function",
-        next="name the function of class 0300 or 0302 (see `lspci -nn`)",
-    )
+    ]
 
 
 # -- the driver ------------------------------------------------------------------------------------------------
@@ -427,9 +414,8 @@ def cuda_to_be_had(request: Request) -> list[HomelabError]:
 
 
 def cuda_libraries_known(request: Request) -> list[HomelabError]:
-    """The data has the wanted cuDNN and NCCL, for the major release of CUDA; while the repositories aren't read, for
-    the distribution, too."""
-    settings, data, system = request.settings, request.data, request.system
+    """The data has the wanted cuDNN and NCCL, for the major release of CUDA."""
+    settings, data = request.settings, request.data
     if settings.cuda is None:
         return []
     major, errors = parse(settings.cuda).major, []
@@ -454,19 +440,6 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
         )
         for row in rows
         if major not in row.cuda
-    ]
-    there = request.distribution if system.offered is None else None
-    errors += [
-        HomelabError(
-            wanted=f"{request.name}: {row.name} {row.version} for CUDA {major}, from NVIDIA's repository for "
-            f"{str(system.distribution).capitalize()} {system.version}",
-            found=f"that repository has it for CUDA {', '.join(map(str, there.libraries[row.name]))} alone",
-            why="apt could not install it: each of its packages is made for one major release of CUDA",
-            next=f"leave nvidia.{row.name} out there, or set nvidia.cuda to a release of CUDA "
-            f"{there.libraries[row.name][-1]}",
-        )
-        for row in rows
-        if there and major in row.cuda and major not in there.libraries.get(row.name, row.cuda)
     ]
     return errors
 
@@ -549,26 +522,6 @@ def runtime_installed(request: Request) -> list[HomelabError]:
     ]
 
 
-def podman_knows_cdi(request: Request) -> list[HomelabError]:
-    """A podman that is to be installed knows CDI. An installed one may be another build than the distribution's, so the
-    step itself looks at it (remote_scripts/shared/engines.py)."""
-    settings, system = request.settings, request.system
-    row = request.distribution
-    needed = request.data.packaging.toolkit.podman.cdi
-    if settings.container_toolkit != "podman" or row is None or row.podman >= needed:
-        return []
-    if system.runtimes is None or "podman" in system.runtimes or settings.docker != "install":
-        return []
-    return [
-        HomelabError(
-            wanted=f"{request.name}: podman {needed} or later, for nvidia.containerToolkit",
-            found=f"podman {row.podman}, which {system.distribution} {system.version} has",
-            why="podman gets cards by CDI, which it knows from there on",
-            next="set nvidia.containerToolkit: docker, or use a newer release of the distribution",
-        )
-    ]
-
-
 def enough_room(request: Request) -> list[HomelabError]:
     """There is room below /usr for driver and toolkit, by the least that they take."""
     room, data = request.system.room, request.data
@@ -646,6 +599,5 @@ CHECKS: tuple[Check, ...] = (
     cuda_fits,
     cuda_libraries_known,
     runtime_installed,
-    podman_knows_cdi,
     enough_room,
 )

@@ -97,13 +97,6 @@ class DeviceRow(_SourcedRow):
     listed: DataVersion
 
 
-class FunctionRow(_SourcedRow):
-    """Functions of a card beside its first one, such as its audio function."""
-
-    kind: str
-    ids: tuple[DeviceId, ...]
-
-
 class Branch(_SourcedRow):
     """A branch of the driver. `ends`: the month (YYYY-MM) after which there are no fixes."""
 
@@ -191,8 +184,7 @@ class Distribution(_SourcedRow):
     """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`:
     packages of container runtimes that have another name than elsewhere; `podman`: the version that it has;
     `drivers`: the branches that its repositories have, NVIDIA's and its own; `first_cuda`: the oldest release that is
-    in NVIDIA's; `libraries`: the major releases of CUDA that a library beside it is there for. What isn't given isn't
-    known, and counts as there."""
+    in NVIDIA's. What isn't given isn't known, and counts as there."""
 
     id: Literal["ubuntu", "debian"]
     version: str
@@ -206,7 +198,6 @@ class Distribution(_SourcedRow):
     runtimes: dict[Runtime, str] = {}
     drivers: tuple[DataRange, ...] | None = None
     first_cuda: DataVersion | None = None
-    libraries: dict[Literal["cudnn", "nccl"], tuple[int, ...]] = {}
 
 
 class Headers(_SourcedRow):
@@ -242,16 +233,10 @@ class CapabilityRow(_SourcedRow):
     bare: tuple[str, ...]
 
 
-class PodmanNeeds(_CompatibilityRow):
-    """The first version of podman that knows CDI, and the first that reads specifications which name groups."""
-
-    cdi: DataVersion
-    groups: DataVersion
-
-
 class Toolkit(_SourcedRow):
     """The container toolkit's repository and packages. `groups_since`: the version from which its CDI specifications
-    name groups; `without_groups`: its generator's options that keep them out; `runtimes`: the distributions' package of
+    name groups; `without_groups`: its generator's options that keep them out; `podman_reads_groups`: the first podman
+    that reads such specifications; `runtimes`: the distributions' package of
     each runtime, empty where it has its own installer; `image`: to try a runtime with."""
 
     path: str
@@ -259,7 +244,7 @@ class Toolkit(_SourcedRow):
     packages: tuple[str, ...]
     groups_since: DataVersion
     without_groups: tuple[str, ...]
-    podman: PodmanNeeds
+    podman_reads_groups: DataVersion
     runtimes: dict[Runtime, str]
     image: str
 
@@ -297,7 +282,6 @@ class Runfile(_SourcedRow):
 class _Gpus(_DataFile):
     generations: tuple[Generation, ...]
     devices: tuple[DeviceRow, ...]
-    functions: tuple[FunctionRow, ...]
 
     @model_validator(mode="after")
     def _each_id_once(self) -> Self:
@@ -306,9 +290,8 @@ class _Gpus(_DataFile):
             if block[1] >= next_block[0]:
                 raise ValueError(f"{name} and {next_name} share the ids {next_block[0]:04x} to {block[1]:04x}")
         cards = [id_ for row in self.devices for id_ in row.cards]
-        for ids in (cards, [id_ for row in self.functions for id_ in row.ids]):
-            if duplicates := {id_ for id_ in ids if ids.count(id_) > 1}:
-                raise ValueError(f"{', '.join(sorted(duplicates))}: twice")
+        if duplicates := {id_ for id_ in cards if cards.count(id_) > 1}:
+            raise ValueError(f"{', '.join(sorted(duplicates))}: twice")
         return self
 
 
@@ -383,10 +366,6 @@ class Compatibility:
     def device(self, device: str) -> DeviceRow | None:
         """The row that names this very device id; None where its generation says all."""
         return next((row for row in self.gpus.devices if device in row.cards), None)
-
-    def function(self, device: str) -> FunctionRow | None:
-        """The row of a device id that isn't a card's first function; None for any other."""
-        return next((row for row in self.gpus.functions if device in row.ids), None)
 
     @property
     def newest_branch(self) -> int:

@@ -328,7 +328,7 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
 def _takes_no_groups(request: Request) -> bool:
     """Whether podman refuses the CDI specifications that the toolkit writes without options, as they name groups."""
     data, row, version = request.data.packaging.toolkit, request.distribution, _toolkit_version(request)
-    old = row is not None and row.podman < data.podman.groups
+    old = row is not None and row.podman < data.podman_reads_groups
     return request.settings.container_toolkit == "podman" and old and (version is None or version >= data.groups_since)
 
 

@@ -54,12 +54,6 @@ def test_well_known_cards_are_of_their_generation(device: str, generation: str) 
     assert found is not None and found.name == generation
 
 
-@pytest.mark.parametrize("device", ["22e8", "10f8", "1ad8", "228b", "2f80", "22a3", "0fb9"])
-def test_a_cards_other_functions_are_no_cards(device: str) -> None:
-    assert DATA.generation(device) is None
-    assert DATA.function(device) is not None
-
-
 @pytest.mark.parametrize("row", DATA.gpus.devices, ids=lambda row: next(iter(row.cards)))
 def test_a_late_card_is_of_a_generation_with_an_earlier_driver(row: DeviceRow) -> None:
     assert row.absent < row.listed
