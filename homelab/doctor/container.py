@@ -136,12 +136,6 @@ def _notes(case: Case) -> list[str]:
         )
     for section, lines in conf.elsewhere.items():
         notes.append(f"{len(lines)} device line(s) in the snapshot section [{section}] have no effect")
-    paths = [entry.path for entry in conf.entries]
-    for path in dict.fromkeys(path for path in paths if paths.count(path) > 1):
-        notes.append(f"{path} is given {paths.count(path)} times")
-    lines = [line for line in conf.lines if not line.startswith("dev")]
-    for line in dict.fromkeys(line for line in lines if lines.count(line) > 1):
-        notes.append(f"a line is there {lines.count(line)} times: {line}")
     if pending := [entry.line for entry in conf.entries if entry.pending]:
         notes.append(f"pending until its next start: {'; '.join(pending)}")
     notes += [f"a rule for a major that no device of the host has: {rule.line}" for rule in unused_rules(case)]
