@@ -62,7 +62,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     files = devices.vfio_files(source)
     set_values = cards.records(source)
     lspci = source.ask("lspci", "-Dnnk" if wanted.lspci else "-Dnn").text
-    minors = nvidia.minors(source)
+    minors, drm_nodes = nvidia.minors(source), drm.drm(source)
     packages = boot.packages(source)
     answer = Answer(
         boot_id=source.text("/proc/sys/kernel/random/boot_id"),
@@ -90,7 +90,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         disks=source.ask("lsblk", "-nro", "NAME,PKNAME,FSTYPE,MOUNTPOINT").text,
         vital=vital.vital(source),
         named="\n".join(line for line in lines_of(lspci) if _CARD.match(line)),
-        holders=holders.holders(source, minors),
+        holders=holders.holders(source, minors, drm_nodes),
         kernel_log=_signs(source, wanted.signs),
         lost=cards.lost(source),
         unsafe_interrupts=boot.allows_unsafe_interrupts(source),
@@ -104,7 +104,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         judged=source.text(f"{HOME}/judged"),
         pending=own_files.pending(source),
         boot_lacks=_boot_lacks(source, loader.name),
-        drm=drm.drm(source),
+        drm=drm_nodes,
         cards_enabled=source.is_link(_CARDS_ENABLED),
         nvidia_minors=minors,
         nvidia=nvidia.nvidia(source),

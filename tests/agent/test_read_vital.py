@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared.reading import holders, nvidia, vital
+from remote_scripts.shared.reading import drm, holders, nvidia, vital
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools import disk as tools_disk
 from tests.agent.kit import Host
@@ -373,7 +373,8 @@ def test_where_nothing_says_which_network_the_data_takes_every_one_counts(host: 
 def test_processes_and_the_text_console_that_have_a_card_are_named(host: Host) -> None:
     card = "/sys/devices/pci0000:00/0000:00:01.1/0000:01:00.0"
     host.write(f"{card}/drm/card1/dev", "226:1")
-    link(host, "/sys/class/drm/card1", f"{card}/drm/card1")
+    host.write(f"{card}/class", "0x030000")
+    link(host, "/sys/bus/pci/devices/0000:01:00.0", card)
     link(host, "/sys/class/graphics/fb0", f"{card}/graphics/fb0")
     host.write(f"{card}/graphics/fb0/name", "nouveaudrmfb")
     host.write("/sys/class/vtconsole/vtcon1/bind", "1\n")
@@ -387,7 +388,7 @@ def test_processes_and_the_text_console_that_have_a_card_are_named(host: Host) -
         for number, node in enumerate(nodes):
             (host.root / f"proc/{pid}/fd/{number}").symlink_to(node)
     source = Source(host.system())
-    found = {one.pid: (one.name, one.devices) for one in holders.holders(source, nvidia.minors(source))}
+    found = {one.pid: (one.name, one.devices) for one in holders.holders(source, nvidia.minors(source), drm.drm(source))}
     assert found == {
         812: ("Xorg", ["0000:01:00.0"]),
         900: ("python3", ["0000:02:00.0"]),

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import re
 
-from remote_scripts.shared.reading.answer import Holder
+from remote_scripts.shared.reading.answer import DrmNodes, Holder
 from remote_scripts.shared.reading.source import Source, deepest
 
 _NODE = re.compile(r"(?:/dev/nvidia[0-9].*|/dev/dri/.*)")
 
 
-def holders(source: Source, minors: dict[str, int]) -> list[Holder]:
+def holders(source: Source, minors: dict[str, int], drm: dict[str, DrmNodes]) -> list[Holder]:
     """Processes, in the order of their numbers, and the console.
 
     :param minors: PCI address -> the number of its /dev/nvidiaN.
+    :param drm: PCI address -> its nodes in /dev/dri.
     """
     cards = {f"nvidia{minor}": address for address, minor in minors.items()}
-    for name in source.names("/sys/class/drm"):
-        link = f"/sys/class/drm/{name}"
-        if (
-            re.match(r"card[0-9]|renderD[0-9]", name)
-            and source.exists(link)
-            and (address := deepest(source.real(link)))
-        ):
-            cards[name] = address
+    cards |= {name: address for address, nodes in drm.items() for name in (nodes.card, nodes.render) if name}
     processes = []
     # Without a node of a card there is nothing to have open.
     for pid in sorted(int(name) for name in source.names("/proc") if name.isdecimal()) if cards else []:
