@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from homelab.container import other_makers
@@ -10,11 +9,9 @@ from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
-from homelab.host import gates, ha, handover, kernel_log, plan, remapping, resets
+from homelab.host import gates, handover, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import Guests
 from homelab.settings import Host
-from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.words import missing_words
 
 
@@ -25,7 +22,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
     slot_set = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
     shown_slots = sorted(slot_set)
     findings = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
-    findings += _handed_over(reading, host, slots)
+    findings += _handed_over(reading, host)
     log_findings, remarks = cards.log_findings(reading, shown_slots, of_host=host.gives_cards)
     findings += log_findings
     findings += _boot(reading)
@@ -168,74 +165,14 @@ _SINKS = {
 }
 
 
-# Seconds that a handover may take: each step has a time limit, and the host's timer ends one that stopped half-way.
-_WAY_SECONDS = 900
-# State of a handover at work -> what it means, and how the host's timer ends it.
-_ON_ITS_WAY = {
-    "DRAINING": ("containers are being shut down for a VM, each in its own time (startup: down=)", "is undone"),
-    "DETACHED": ("it is between NVIDIA's driver and vfio-pci", "is undone, unless a write still waits in the kernel"),
-    "RETURNING": ("it comes back from a VM", "goes on"),
-}
-
-
-def _on_its_way(name: str, record: Record, description: str, guests: Guests) -> Finding | None:
-    """The finding on a handover that takes longer than any step may, or on a card with a VM that is off.
-
-    :param record: what is noted of the card, from `handover.record_of`.
-    :param description: the state in words.
-    """
-    wanted, log = f"gpus.{name} with a VM, or with the host", "/var/lib/homelab/handover/log"
-    if record.state == "VM" and record.vm not in map(str, guests.running):
-        if guests.unlisted:
-            return None  # that is a finding of its own
-        return Finding(
-            wanted,
-            f"{description}, which is off",
-            "homelab-handover.timer gives such a card back within some two minutes, unless the VM is starting, is "
-            "backed up or is locked",
-            f"look again after that; if it is still so, see whether that timer runs, and what {log} says last",
-        )
-    if record.state not in _ON_ITS_WAY or time.time() - record.since < _WAY_SECONDS:
-        return None
-    meaning, ending = _ON_ITS_WAY[record.state]
-    return Finding(
-        wanted,
-        description,
-        f"{meaning}; once a minute homelab-handover.timer looks at it, and what was left half-way {ending}. It should "
-        "have ended long ago",
-        f"see whether that timer and homelab-handover.service run, and what {log} says last; a reboot of the host "
-        "ends it in any case",
-    )
-
-
-def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Finding]:
-    """Findings on VMs with a shared card that HA doesn't start any more."""
-    facts = reading.facts
-    return [
-        Finding(
-            f"VM {user.vmid}, which takes gpus.{name} in turn, started by HA",
-            "HA has it in the state error",
-            "its start was refused or failed too often, such as while the card was in use, and HA starts nothing in "
-            "this state",
-            f"see why in /var/lib/homelab/handover/log; then `ha-manager set vm:{user.vmid} --state disabled`, and "
-            "set it to started",
-        )
-        for user in (facts.users_of(slots[name], reading.node) if name in slots else [])
-        if ha.given_up(facts, user.vmid)
-    ]
-
-
-def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
+def _handed_over(reading: Reading, host: Host) -> list[Finding]:
     """Findings on shared cards, and on the handover's files."""
     findings = []
     for name in host.hands_over:
-        record, description = handover.record_of(reading.facts, name), handover.state_text(reading.facts, name)
-        if finding := _on_its_way(name, record, description, reading.facts.guests):
-            findings.append(finding)
-        if record.state in _SINKS and description:
-            why, step = _SINKS[record.state]
+        state, description = handover.record_of(reading.facts, name).state, handover.state_text(reading.facts, name)
+        if state in _SINKS and description:
+            why, step = _SINKS[state]
             findings.append(Finding(f"gpus.{name} handed over whole, or not at all", description, why, step))
-        findings += _given_up(reading, name, slots)
     missing = plan.lost_handover(reading.facts)
     if missing:
         findings.append(

@@ -7,7 +7,6 @@ that hands it over, are on one node.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -21,9 +20,6 @@ from remote_scripts.shared.sections import sections
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
-
-#: HA's state of a guest whose starts failed and that it starts no more.
-GIVEN_UP = "error"
 
 
 def _words(value: str) -> list[str]:
@@ -138,13 +134,3 @@ def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[st
         for vm in vms
         if host.shares(vm.cards) and (options := service(facts, "vm", vm.vmid)) is not None
     ]
-
-
-def given_up(facts: HostFacts, vmid: int) -> bool:
-    """Whether HA has a VM in the state `error`."""
-    try:
-        services = json.loads(facts.cluster.ha.status).get("service_status", {})
-    except (ValueError, AttributeError):
-        return False
-    status = services.get(f"vm:{vmid}") if isinstance(services, dict) else None
-    return isinstance(status, dict) and status.get("state") == GIVEN_UP and service(facts, "vm", vmid) is not None

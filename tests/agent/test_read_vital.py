@@ -388,7 +388,9 @@ def test_processes_and_the_text_console_that_have_a_card_are_named(host: Host) -
         for number, node in enumerate(nodes):
             (host.root / f"proc/{pid}/fd/{number}").symlink_to(node)
     source = Source(host.system())
-    found = {one.pid: (one.name, one.devices) for one in holders.holders(source, nvidia.minors(source), drm.drm(source))}
+    found = {
+        one.pid: (one.name, one.devices) for one in holders.holders(source, nvidia.minors(source), drm.drm(source))
+    }
     assert found == {
         812: ("Xorg", ["0000:01:00.0"]),
         900: ("python3", ["0000:02:00.0"]),

@@ -49,7 +49,9 @@ def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | 
     facts = changes.pop(
         "facts",
         desktop(
-            nvidia_minors={"0000:01:00.0": 0}, modules=["nvidia", "nvidia_uvm"], drm={"0000:01:00.0": {"render": "renderD128"}}
+            nvidia_minors={"0000:01:00.0": 0},
+            modules=["nvidia", "nvidia_uvm"],
+            drm={"0000:01:00.0": {"render": "renderD128"}},
         ),
     )
     places = "pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"

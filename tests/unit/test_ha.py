@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from homelab.doctor import host as doctor
 from homelab.host import ha
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Vm
@@ -18,7 +16,6 @@ from remote_scripts.shared.guest_kinds import CONTAINER as CONTAINER_KIND
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from tests.unit.hosts import settings
-from tests.unit.test_doctor import reading
 from tests.unit.test_handover import VM, facts, host
 
 SERVICE = "vm: 103\n\tstate started\n\nct: 950\n\tstate started\n"
@@ -139,25 +136,3 @@ def test_what_becomes_of_starts_that_are_refused_is_said_before() -> None:
     assert "after 4 of them HA gives up (state error), until `ha-manager set vm:103 --state disabled`" in said
     (said,) = ha.remarks_under_ha(under_ha(resources="vm: 103\n\tmax_restart 3\n\tmax_relocate 0\n"), host(), [VM])
     assert "after 4 of them" in said
-
-
-@pytest.mark.parametrize(
-    ("status", "given_up"),
-    [
-        (json.dumps({"service_status": {"vm:103": {"state": "error", "node": "pve"}}}), True),
-        (json.dumps({"service_status": {"vm:103": {"state": "started", "node": "pve"}}}), False),
-        (json.dumps({"service_status": {"vm:104": {"state": "error", "node": "pve"}}}), False),
-        (json.dumps({"service_status": []}), False),
-        ("[]", False),
-        ("{", False),
-        ("", False),
-    ],
-)
-def test_the_doctor_says_when_ha_has_given_up_on_a_vm(status: str, given_up: bool) -> None:
-    taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
-    guests = {"running": [], "configs": [taker], "mappings": "", "reservations": ""}
-    found = replace(under_ha(status=status), guests=facts(guests=guests).guests)
-    report = doctor.diagnose(reading(facts=found), host())
-    about = [one for one in report.findings if "started by HA" in one.wanted]
-    assert [one.found for one in about] == ["HA has it in the state error"] * given_up
-    assert not ha.given_up(under_ha(resources="", status=status), 103)
