@@ -27,7 +27,6 @@ _RELAXES = (6, 5)
 _HOLDS_TO_ONE_TO_ONE = (6, 6)
 # Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
 _PLAIN_INTERRUPTS = ("intremap=off", "nointremap")
-_REMAPPED = re.compile(r"DMAR-IR: Enabled IRQ remapping|AMD-Vi: Interrupt remapping enabled")
 
 
 def words(facts: HostFacts, host: Host) -> str:
@@ -66,12 +65,11 @@ def remaps_interrupts(facts: HostFacts) -> bool | None:
     """Whether the IOMMU remaps interrupts, now and in the next boot; None: unknown before the IOMMU is on."""
     if any(word in facts.next_cmdline.split() for word in _PLAIN_INTERRUPTS):
         return False
-    if not any(word in facts.cmdline.running.split() for word in _PLAIN_INTERRUPTS):
-        if facts.iommu.interrupts == "remapped" or _REMAPPED.search(facts.iommu.kernel_log):
-            return True
-        if facts.iommu.groups and facts.iommu.interrupts == "plain":
-            return False
-    return None
+    if any(word in facts.cmdline.running.split() for word in _PLAIN_INTERRUPTS):
+        return None
+    if facts.iommu.interrupts == "remapped":
+        return True
+    return False if facts.iommu.groups and facts.iommu.interrupts == "plain" else None
 
 
 def without_remapping(facts: HostFacts) -> bool:

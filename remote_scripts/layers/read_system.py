@@ -172,16 +172,9 @@ def _secure_boot(system: System) -> tuple[bool | None, bool | None]:
     """
     if system.is_container:
         return None, None
-    is_on: bool | None = None
     # Four bytes of attributes, then the value.
     value = (system.files.read(_SECURE_BOOT, 16) or b"")[4:5]
-    if not system.files.is_folder("/sys/firmware/efi"):
-        is_on = False
-    elif value:
-        is_on = value == b"\x01"
-    else:
-        state = system.run.ask("mokutil", "--sb-state").text
-        is_on = True if "enabled" in state else False if "disabled" in state else None
+    is_on = value == b"\x01" if value or not system.files.is_folder("/sys/firmware/efi") else None
     if not is_on or not system.run.has("mokutil"):
         return is_on, None
     keys = (key for key in _KEYS if system.files.is_file(key))

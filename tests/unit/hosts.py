@@ -59,7 +59,7 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
         "loader_clues": "", "missing_tools": [],
         "cmdline": {"running": "BOOT_IMAGE=/boot/vmlinuz root=/dev/mapper/pve-root ro quiet", "configured": "quiet",
                     "others": "quiet", "generated": "root=/dev/mapper/pve-root ro quiet"},
-        "iommu": {"tables": ["IVRS"], "groups": 21, "kernel_log": "AMD-Vi: Interrupt remapping enabled"},
+        "iommu": {"tables": ["IVRS"], "groups": 21, "kernel_log": "", "interrupts": "remapped"},
         "vfio_ids": "", "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
         "lspci": "", "boot_free": 10**9, "largest_initramfs": 10**8,
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
