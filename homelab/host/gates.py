@@ -193,29 +193,19 @@ def readable(facts: HostFacts) -> list[HomelabError]:
     ]
 
 
-def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
-    """A gate: the host has the commands that the agent runs, and its boot loader is certain."""
-    errors = []
-    if facts.missing_tools:
-        errors.append(
-            HomelabError(
-                wanted="the commands that configure and verify the boot",
-                found=f"missing: {', '.join(facts.missing_tools)}",
-                why="the change could not be made, or not be verified",
-                next="install their packages (initramfs-tools, pciutils, util-linux, grub or proxmox-kernel-helper)",
-            )
+def loader(facts: HostFacts, _host: Host) -> list[HomelabError]:
+    """A gate: the host's boot loader is certain."""
+    if facts.loader:
+        return []
+    return [
+        HomelabError(
+            wanted="to know which boot loader makes the kernel command line",
+            found=facts.loader_clues,
+            why="the wrong one would be configured without effect",
+            next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
+            "that the host no longer starts from, and run `pulumi up` again",
         )
-    if not facts.loader:
-        errors.append(
-            HomelabError(
-                wanted="to know which boot loader makes the kernel command line",
-                found=facts.loader_clues,
-                why="the wrong one would be configured without effect",
-                next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
-                "that the host no longer starts from, and run `pulumi up` again",
-            )
-        )
-    return errors
+    ]
 
 
 def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
@@ -262,23 +252,6 @@ def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
         elif intel and name.replace("-", "_") == "intel_iommu" and states:
             last = word if states[-1].startswith("off") else ""
     return [*words, last] if last else words
-
-
-def room(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """A gate: /boot has room for a new initramfs beside the old one (the largest one, plus a tenth)."""
-    has_script = any(file.path.endswith("/init-top/homelab-vfio") and file.state == "ok" for file in facts.managed)
-    needed = facts.largest_initramfs * 11 // 10
-    if not host.gives_cards or (has_script and not facts.stale_initramfs) or facts.boot_free >= needed:
-        return []
-    return [
-        HomelabError(
-            wanted=f"room on /boot for a new initramfs ({needed // 2**20 + 1} MiB)",
-            found=f"{facts.boot_free // 2**20} MiB free",
-            why="update-initramfs would fail half-way and leave kernels without the binding",
-            next="remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` "
-            "again",
-        )
-    ]
 
 
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
@@ -868,12 +841,11 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         *release(facts, host),
         *undone(facts),
         *readable(facts),
-        *tools(facts, host),
+        *loader(facts, host),
         *writable(facts, host),
         *guests_listed(facts, host),
         *iommu(facts, host),
         *remapping.refused(facts, host),
-        *room(facts, host),
         *vgpu_host(facts, host),
         *loadable(facts, host),
         *unresolved,

@@ -56,12 +56,12 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
     devices = changes.pop("devices", usual)
     values: dict[str, Any] = {
         "boot_id": "1", "kernel": "6.17.13-2-pve", "pve": "9.1.1", "cpu_vendor": "AuthenticAMD", "loader": "grub",
-        "loader_clues": "", "missing_tools": [],
+        "loader_clues": "",
         "cmdline": {"running": "BOOT_IMAGE=/boot/vmlinuz root=/dev/mapper/pve-root ro quiet", "configured": "quiet",
                     "others": "quiet", "generated": "root=/dev/mapper/pve-root ro quiet"},
         "iommu": {"tables": ["IVRS"], "groups": 21, "kernel_log": "", "interrupts": "remapped"},
         "vfio_ids": "", "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
-        "lspci": "", "boot_free": 10**9, "largest_initramfs": 10**8,
+        "lspci": "",
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
         "guests": {"running": [103], "configs": [], "mappings": "", "reservations": ""},
     }  # fmt: skip

@@ -250,7 +250,6 @@ class Answer:
     cpu_vendor: str
     loader: str
     loader_clues: str
-    missing_tools: list[str]
     cmdline: CommandLines
     iommu: Iommu
     vfio_files: dict[str, str]
@@ -272,8 +271,6 @@ class Answer:
     lost: list[str]
     unsafe_interrupts: bool
     boot_warnings: str
-    boot_free: int
-    largest_initramfs: int
     managed: list[Managed]
     stale_initramfs: list[str]
     rolled_back: str

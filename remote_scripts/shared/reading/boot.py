@@ -9,7 +9,6 @@ from remote_scripts.shared.boot import Loader
 from remote_scripts.shared.reading.answer import CommandLines
 from remote_scripts.shared.reading.source import Source, lines_of
 
-_TOOLS = ("update-initramfs", "lspci", "flock", "systemctl", "sha256sum")
 _UNSAFE = re.compile(r"\s*options\s+vfio[-_]iommu[-_]type1\s(?:.*\s)?allow_unsafe_interrupts=[1yY]")
 # Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
 _PACKAGES = ("pve-manager", "qemu-server", "libpve-guest-common-perl", "lxc-pve")
@@ -45,12 +44,6 @@ def command_lines(source: Source, name: str) -> CommandLines:
     if name == "grub" and not _has_esps(source) and to_come is None:
         generated = source.noting(boot.GRUB_MENU, lambda: cmdline.generated(system), "")
     return CommandLines(running, configured, others, generated)
-
-
-def missing_tools(source: Source) -> list[str]:
-    """Programs that this program needs and that aren't there."""
-    tools = (*_TOOLS, "proxmox-boot-tool" if _has_esps(source) else "grub-mkconfig")
-    return [tool for tool in tools if not source.run.has(tool)]
 
 
 def warnings(status: str) -> str:
