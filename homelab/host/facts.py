@@ -286,18 +286,6 @@ class HostFacts(Answer):
     def by_address(self) -> dict[str, Device]:
         return {device.address: device for device in self.devices}
 
-    @cached_property
-    def lspci_drivers(self) -> dict[str, str]:
-        """Address -> "Kernel driver in use", as `lspci -Dnnk` prints it; empty: lspci wasn't run."""
-        drivers: dict[str, str] = {}
-        address = ""
-        for line in self.lspci.splitlines():
-            if line[:1].strip():
-                address = line.partition(" ")[0]
-            elif line.strip().startswith("Kernel driver in use: "):
-                drivers[address] = line.partition(": ")[2].strip()
-        return drivers
-
     @property
     def display_devices(self) -> list[Device]:
         """The display controllers, without virtual functions (SR-IOV)."""
@@ -576,7 +564,7 @@ class HostFacts(Answer):
 
     @cached_property
     def _lspci_names(self) -> dict[str, str]:
-        """Address -> name and id, as `lspci -Dnnk` prints them: `Ethernet Controller I226-V [8086:125c]`; empty: lspci
+        """Address -> name and id, as `lspci -Dnn` prints them: `Ethernet Controller I226-V [8086:125c]`; empty: lspci
         wasn't run."""
         name_by_address = {}
         for line in self.lspci.splitlines():

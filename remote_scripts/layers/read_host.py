@@ -61,7 +61,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     of_iommu = iommu.iommu(source)
     files = devices.vfio_files(source)
     set_values = cards.records(source)
-    lspci = source.ask("lspci", "-Dnnk" if wanted.lspci else "-Dnn").text
+    lspci = source.ask("lspci", "-Dnn").text
     minors, drm_nodes = nvidia.minors(source), drm.drm(source)
     packages = boot.packages(source)
     answer = Answer(
