@@ -119,23 +119,6 @@ def test_what_isolates_devices_is_asked_where_groups_may_change(
     assert list(found.values()) == (kinds if asked else [(False, "")] * 4)
 
 
-@pytest.mark.parametrize(
-    ("line", "allowed"),
-    [
-        ("options vfio_iommu_type1 allow_unsafe_interrupts=1", True),
-        ("options vfio-iommu-type1 disable_hugepages=1 allow_unsafe_interrupts=Y", True),
-        ("#options vfio_iommu_type1 allow_unsafe_interrupts=1", False),
-        ("options vfio_iommu_type1 allow_unsafe_interrupts=0", False),
-        ("options vfio_iommu_type1 xallow_unsafe_interrupts=1", False),
-    ],
-)
-def test_that_somebody_allows_unsafe_interrupts_is_known_before_the_module_is_loaded(
-    host: Host, line: str, allowed: bool
-) -> None:
-    host.write("etc/modprobe.d/own.conf", f"{line}\n")
-    assert read(host).unsafe_interrupts is allowed
-
-
 # -- the kernel's picture in cards' memory (/proc/iomem) ------------------------------------------------------------
 AMD_CARD = "0000:c3:00.0"
 # A card's memory above 4 GiB, as siderolabs/talos issue 14356 shows it; and an old one's below.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from remote_scripts.shared import boot, cmdline, trial
 from remote_scripts.shared.boot import Loader
 from remote_scripts.shared.reading.answer import CommandLines
 from remote_scripts.shared.reading.source import Source, lines_of
 
-_UNSAFE = re.compile(r"\s*options\s+vfio[-_]iommu[-_]type1\s(?:.*\s)?allow_unsafe_interrupts=[1yY]")
 # Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
 _PACKAGES = ("pve-manager", "qemu-server", "libpve-guest-common-perl", "lxc-pve")
 
@@ -52,12 +49,8 @@ def warnings(status: str) -> str:
 
 
 def allows_unsafe_interrupts(source: Source) -> bool:
-    """Whether VFIO is set to give cards away without interrupt remapping: as the module has it, or will have it when it
-    is loaded.
-    """
-    if source.word("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y":
-        return True
-    return any(_UNSAFE.match(line) for path in source.modprobe_files() for line in source.lines(path))
+    """Whether VFIO gives cards away without interrupt remapping, as its module has it once it is loaded."""
+    return source.word("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y"
 
 
 def packages(source: Source) -> dict[str, str]:
