@@ -42,6 +42,7 @@ def plan(system: System, wanted: Wanted) -> None:
         _need_tools(system)
     _write(system.files, wanted.needed)
     if system.files.changed or _is_unfinished(system, wanted.needed):
+        _need_room(system)
         system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
 
 
@@ -49,7 +50,8 @@ def plan(system: System, wanted: Wanted) -> None:
 def apply(system: System, wanted: Wanted) -> Changed:
     """Writes the files, and makes every initramfs anew where they, or one of these, aren't as they are to be.
 
-    :raises Failure: there is no initramfs-tools, or an initramfs could not be made: then the files are as they were.
+    :raises Failure: there is no initramfs-tools, no room on /boot, or an initramfs could not be made: then the files
+        are as they were.
     """
     return _change(system, wanted.needed)
 
@@ -67,6 +69,8 @@ def _change(system: System, needed: bool) -> Changed:
         _need_tools(system)
     _write(files, needed)
     if files.changed or _is_unfinished(system, needed):
+        if needed:
+            _need_room(system)
         _update(system)
     if not needed:
         trial.forget_when_given_back(system)
@@ -95,6 +99,19 @@ def _need_tools(system: System) -> None:
             "no update-initramfs with its hook-functions",
             "the binding happens in a script that initramfs-tools includes",
             "install it: apt install initramfs-tools; then run `pulumi up` again",
+        )
+
+
+def _need_room(system: System) -> None:
+    """An initramfs is written beside the old one before it takes its place: the largest, plus a tenth, must fit."""
+    needed = boot.largest_initramfs(system) * 11 // 10
+    free = boot.free_on(system, "/boot")
+    if free is None or free < needed:
+        raise Failure(
+            f"room on /boot for a new initramfs ({needed // 1048576 + 1} MiB)",
+            "df doesn't say how much is free" if free is None else f"{free // 1048576} MiB free",
+            "update-initramfs would fail half-way and leave kernels without the binding",
+            "remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` again",
         )
 
 

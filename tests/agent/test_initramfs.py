@@ -189,3 +189,18 @@ def test_an_initramfs_of_files_that_are_put_back_is_made_again(host: Host) -> No
     left = {key for key in lasting(host) if key not in before}
     assert f"{HOME[1:]}/pending/initramfs" in left, "what was generated is of neither the old nor the new files"
     assert not [key for key in left if not key.startswith(HOME[1:])]
+
+
+@pytest.mark.parametrize(("free", "found"), [("1", "0 MiB free"), ("", "df doesn't say how much is free")])
+def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initramfs_is_made(
+    host: Host, free: str, found: str
+) -> None:
+    room = host.programs["df"]
+    host.programs["df"] = lambda _arguments, _stdin: f"\nx 1 1 {free} 1% /" if free else 1
+    for verb in ("plan", "apply"):
+        with pytest.raises(Refused, match=f"room on /boot for a new initramfs[^\n]*\nfound: *{found}"):
+            ask(host, verb)
+    full, host.programs["df"] = host.programs["df"], room
+    ask(host, "apply")
+    host.programs["df"] = full
+    assert ask(host, "plan") == {"files": []} and ask(host, "apply") == {"changed": False}
