@@ -60,21 +60,30 @@ def sources(host: HostState) -> list[Source]:
     """The repositories that a system uses, each once.
 
     Raises:
+        Failure: as of `entries`.
+    """
+    return list(dict.fromkeys(source for _, source in entries(host)))
+
+
+def entries(host: HostState) -> list[tuple[str, Source]]:
+    """Each entry for a repository, with the file that has it.
+
+    Raises:
         Failure: a line that apt doesn't understand, or two that disagree about a repository's key.
     """
-    found: list[Source] = []
+    found: list[tuple[str, Source]] = []
     folder = host.rooted("/etc/apt/sources.list.d")
     files = [host.rooted("/etc/apt/sources.list"), *(sorted(folder.iterdir()) if folder.is_dir() else [])]
     for path in files:
         if not path.is_file():
             continue
-        text = path.read_text(encoding="utf-8")
+        name, text = host.unrooted(path), path.read_text(encoding="utf-8")
         if path.suffix == ".sources":
-            found += _deb822(text)
+            found += [(name, source) for source in _deb822(text)]
         elif path.suffix == ".list":
-            found += _one_line(text, host.unrooted(path))
-    _require_agreement(found)
-    return list(dict.fromkeys(found))
+            found += [(name, source) for source in _one_line(text, name)]
+    _require_agreement([source for _, source in found])
+    return found
 
 
 def _require_agreement(found: list[Source]) -> None:

@@ -24,7 +24,7 @@ _LONG = (
     "no-install-recommends", "install-recommends", "allow-downgrades", "allow-change-held-packages", "no-remove", "purge",
     "auto-remove", "autoremove", "only-upgrade", "reinstall", "no-upgrade", "allow-unauthenticated", "option=",
     "show-progress", "verbose-versions", "no-show-upgraded", "allow-releaseinfo-change", "assume-no", "force-yes",
-    "error-on=", "fix-missing", "target-release=", "with-new-pkgs",
+    "error-on=", "fix-missing", "target-release=", "with-new-pkgs", "no-release-info", "format=",
 )  # fmt: skip
 ARCHIVES = "/var/cache/apt/archives"
 _OPTIONS = re.compile(
@@ -60,6 +60,7 @@ class _Asked:
         self.only_upgrade, self.reinstall = options.has("only-upgrade"), options.has("reinstall")
         self.auto_remove = options.has("auto-remove", "autoremove")
         self.download_only = options.has("d", "download-only")
+        self.format = options.value("format") or ""
         self.strict_update = self.settings.get("apt::update::error-mode") == "any" or options.value("error-on") == "any"
 
     @property
@@ -118,11 +119,11 @@ def _apt_get(host: HostState, arguments: list[str]) -> int:
     work: dict[str, Callable[[HostState, _Asked], int]] = {
         "update": _update, "install": _install, "remove": _remove, "purge": _remove, "autoremove": _autoremove,
         "autopurge": _autoremove, "upgrade": _upgrade, "dist-upgrade": _upgrade, "full-upgrade": _upgrade, "check": _check,
-        "download": _download,
+        "download": _download, "indextargets": _index_targets,
     }  # fmt: skip
     if asked.verb not in work:
         raise Failure(f"E: Invalid operation {asked.verb}", 100)
-    if asked.simulate or asked.verb == "check":
+    if asked.simulate or asked.verb in ("check", "indextargets"):
         return work[asked.verb](host, asked)
     require_root(dpkg.LOCK)
 
@@ -133,6 +134,13 @@ def _apt_get(host: HostState, arguments: list[str]) -> int:
             return work[asked.verb](host, asked)
 
     return logged(host, "apt-get", arguments, locked)
+
+
+def _index_targets(host: HostState, asked: _Asked) -> int:
+    """The list of packages of each repository, and the entry that names it."""
+    for path, source in apt.entries(host):
+        print(asked.format.replace("$(REPO_URI)", f"{source.url}/").replace("$(SOURCESENTRY)", f"{path}:1"))
+    return 0
 
 
 def _say(asked: _Asked, text: str) -> None:

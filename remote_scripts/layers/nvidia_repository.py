@@ -2,27 +2,19 @@
 themselves.
 
 Changes packages, and lists, keyrings and files of apt's configuration; the lists of packages are fetched. `revert`
-undoes exactly these. Where the user has a repository already, that is used, and no second entry is written: apt
-refuses two with different keyrings.
+undoes exactly these; the lists that were fetched go with apt's next update. Where the user has a repository already,
+that is used, and no second entry is written: apt refuses two with different keyrings.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
 from dataclasses import dataclass
 
 from remote_scripts.shared import repositories
 from remote_scripts.shared.packages import Packages, Reverted, Software
-from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-repository"
-# When the lists were fetched, and a digest of what they were fetched by. They aren't fetched again while they are
-# younger, unless something has changed.
-_FETCHED = "/run/homelab/updated"
-_LISTS_SECONDS = 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +31,6 @@ class Repository:
     def url(self) -> str:
         """Its address."""
         return self.line.split()[-2].rstrip("/")
-
-    @property
-    def suite(self) -> str:
-        """Its suite, or `/`."""
-        return self.line.split()[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +65,7 @@ class Answer:
 def apply(system: System, wanted: Wanted) -> Answer:
     """Adds the repositories, and fetches their lists.
 
-    :raises Failure: a key is another one, a list can't be had, a user's entry switches signatures off.
+    :raises Failure: a key is another one, or a list can't be had.
     """
     files, packages = system.files, Packages(system, wanted.software, LAYER)
     own = [repository for repository in wanted.repositories if _is_wanted_here(system, repository)]
@@ -97,7 +84,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     for repository in own:
         repositories.take_key(packages, repository.key_url, repository.fingerprint, repository.keyring)
         files.put(LAYER, repository.list_file, 0o644, f"{repository.line.strip()}\n".encode())
-    _fetch_lists(packages, [repository.url for repository in wanted.repositories])
+    packages.update(*(repository.url for repository in wanted.repositories))
     packages.note_step()
     files.finish()
     offered = packages.offered(*wanted.ask)
@@ -115,43 +102,14 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     if packages.is_anothers():
         return Reverted((), False)
     for path in files.of_layer(LAYER):
-        if path.startswith("/etc/apt/sources.list.d/"):
-            for url, *_ in repositories.entries(system, path)[:1]:  # no other file has an entry for that
-                repositories.remove_lists(system, url)
-            files.remove(_FETCHED)
         files.drop(LAYER, path)
     packages.remove()
     return packages.reverted()
 
 
 def _is_wanted_here(system: System, repository: Repository) -> bool:
-    """Whether no other file has it.
-
-    :raises Failure: a user's entry has its signatures unchecked.
-    """
-    url = repository.url
-    theirs = repositories.other_entries(system, url, repository.suite, repository.list_file)
-    for path in (path for path, is_unchecked in theirs.items() if is_unchecked):
-        raise Failure(
-            f"{url} with its signatures checked",
-            f"{path} switches that off for it (trusted, allow-insecure or allow-weak)",
-            "anyone on the way could have anything installed here as root",
-            f"take that option or the entry out of {path}; without the entry this program writes its own, with the "
-            "known key",
-        )
-    if theirs:
-        system.log.say(f"{url} is in {next(iter(theirs))} already: that entry is used")
-    return not theirs
-
-
-def _fetch_lists(packages: Packages, urls: list[str]) -> None:
-    """Unless they were fetched a short while ago, and nothing that matters to them has changed since."""
-    system, files = packages.system, packages.system.files
-    records = [(path, files.line(f"{HOME}/files/{LAYER}{path}")) for path in files.of_layer(LAYER)]
-    digest = hashlib.sha256(repr(records).encode()).hexdigest()
-    when, _, of = files.text(_FETCHED).partition("\n")
-    is_fresh = when.isdecimal() and 0 <= time.time() - int(when) < _LISTS_SECONDS
-    if is_fresh and of == digest and all(repositories.has_lists(system, url) for url in urls):
-        return
-    packages.update(*urls)
-    files.write(_FETCHED, f"{int(time.time())}\n{digest}\n".encode(), 0o600)
+    """Whether no other file has it."""
+    other = repositories.other_file(system, repository.url, repository.list_file)
+    if other:
+        system.log.say(f"{repository.url} is in {other} already: that entry is used")
+    return not other

@@ -1,102 +1,29 @@
-"""apt's repositories: what its lists have, and keys with a known fingerprint."""
+"""apt's repositories: who has an entry for one, and keys with a known fingerprint."""
 
 from __future__ import annotations
-
-import re
 
 from remote_scripts.shared.packages import Packages
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_FOLDER = "/etc/apt/sources.list.d"
-_FETCHED = "/var/lib/apt/lists"
 _KEY = "/run/homelab/key"
 _KEY_BYTES = 1 << 20
-# apt's booleans (strutl.cc, StringToBool), and the names of files that it reads (fileutl.cc, GetListOfFilesInDir).
-_OFF = re.compile("no|false|without|off|disable|0", re.IGNORECASE)
-_UNCHECKED = re.compile(
-    r"\b(trusted|allow-insecure|allow-weak|allow-downgrade-to-insecure)=(yes|true|with|on|enable|1)\b", re.IGNORECASE
-)
-_READ = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9_.:-]*\.(list|sources)")
-_ENTRY = re.compile(r"^[ \t]*deb[ \t]+(?:\[([^]]*)\][ \t]*)?(\S+)[ \t]+(\S+)")
 # Without a home of its own, which it would make files in.
 _GPG = ("gpg", "--homedir", "/nonexistent", "--batch", "--quiet", "--no-tty", "--no-options")
 
 
-def other_entries(system: System, url: str, suite: str, our_list: str) -> dict[str, bool]:
-    """The files that have an entry for a repository, without homelab's list; each with whether apt takes packages
-    without a good signature by it, which then counts for all entries.
-
-    :raises OSError: a file of apt's can't be read.
+def other_file(system: System, url: str, our_list: str) -> str:
+    """The file in which a user has an entry for a repository, as apt reads its configuration; empty where there is
+    none, or where apt can't read that, which it says when the lists are fetched.
     """
-    names = (name for name in system.files.names(_FOLDER) if _READ.fullmatch(name))
-    paths = ("/etc/apt/sources.list", *(f"{_FOLDER}/{name}" for name in names))
-    return {
-        path: any(map(_UNCHECKED.search, own))
-        for path in paths
-        if path != our_list
-        and (own := [options for *place, options in entries(system, path) if place == [url.rstrip("/"), suite]])
-    }
-
-
-def entries(system: System, path: str) -> list[tuple[str, str, str]]:
-    """Address, suite and options of each enabled entry for binary packages, in either of apt's formats.
-
-    :raises OSError: the file can't be read.
-    """
-    text = system.files.need_text(path)
-    listed = _of_sources(text) if path.endswith(".sources") else _of_list(text)
-    if any("$(ARCH)" in word for entry in listed for word in entry):
-        architecture = system.run.ask("dpkg", "--print-architecture").text
-        listed = [
-            (url.replace("$(ARCH)", architecture), suite.replace("$(ARCH)", architecture), options)
-            for url, suite, options in listed
-        ]
-    return [(url.rstrip("/"), suite, options) for url, suite, options in listed]
-
-
-def _of_list(text: str) -> list[tuple[str, str, str]]:
-    matches = (_ENTRY.match(line.partition("#")[0]) for line in text.split("\n"))
-    return [(match[2], match[3], match[1] or "") for match in matches if match]
-
-
-def _of_sources(text: str) -> list[tuple[str, str, str]]:
-    listed = []
-    for paragraph in re.split(r"\n[ \t]*\n", text):
-        fields: dict[str, list[str]] = {}
-        name = ""
-        for line in paragraph.split("\n"):
-            if line.startswith("#"):
-                continue
-            field = re.match(r"([^ \t:]+):", line)
-            name = field[1].lower() if field else name
-            fields.setdefault(name, []).extend(line[field.end() if field else 0 :].split())
-        if "deb" in fields.get("types", []) and not _OFF.fullmatch(" ".join(fields.get("enabled", []))):
-            options = " ".join(f"{name}={' '.join(values)}" for name, values in fields.items())
-            listed += [(url, suite, options) for url in fields.get("uris", []) for suite in fields.get("suites", [])]
-    return listed
-
-
-# What apt has fetched.
-
-
-def has_lists(system: System, url: str) -> bool:
-    """Whether apt has the lists of a repository."""
-    return bool(_lists(system, url))
-
-
-def remove_lists(system: System, url: str) -> None:
-    """Takes them away."""
-    system.files.remove(*_lists(system, url))
-
-
-def _lists(system: System, url: str) -> list[str]:
-    """By apt's way of making a file's name of an address."""
-    start = url.partition("://")[2].replace("_", "%5f").replace("/", "_") + "_"
-    return [f"{_FETCHED}/{name}" for name in system.files.names(_FETCHED) if name.startswith(start)]
-
-
-# Keys.
+    form = "$(REPO_URI) $(SOURCESENTRY)"
+    asked = ("indextargets", "--no-release-info", "--format", form, "Created-By: Packages")
+    for line in system.run.ask("apt-get", *asked).text.split("\n"):
+        repository, _, entry = line.partition(" ")
+        path = entry.rpartition(":")[0]
+        if repository.rstrip("/") == url and path != our_list:
+            return path
+    return ""
 
 
 def take_key(packages: Packages, url: str, fingerprint: str, keyring: str) -> None:

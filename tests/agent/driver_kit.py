@@ -170,6 +170,7 @@ class Machine:
             if not words.startswith(
                 (
                     "apt-get -s",
+                    "apt-get indextargets",
                     "apt-cache",
                     "apt-mark show",
                     "dpkg-query",
@@ -255,6 +256,8 @@ class Machine:
             elif word == "-f" or not word.startswith("-"):
                 words.append(word)
         act, *names = words
+        if act == "indextargets":
+            return ""
         if act == "update":
             self._fetch_lists()
             return 0
