@@ -112,7 +112,7 @@ def _ctk_configure(host: HostState, arguments: list[str]) -> int:
             '      runtime_type = "io.containerd.runc.v2"\n      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia.options]\n'
             '        BinaryName = "/usr/bin/nvidia-container-runtime"\n'
         )
-        _import_drop_ins(host)
+        _import_drop_ins(host, options.value("config") or _CONTAINERD, path.rpartition("/")[0])
     else:
         raise Failure(f"level=error msg=\"unrecognized runtime '{runtime}'\"")
     if options.has("dry-run"):
@@ -126,10 +126,10 @@ def _ctk_configure(host: HostState, arguments: list[str]) -> int:
     return 0
 
 
-def _import_drop_ins(host: HostState) -> None:
-    text = host.read(_CONTAINERD, "version = 2\n")
-    if "imports" not in text:
-        host.write(_CONTAINERD, f'imports = ["/etc/containerd/conf.d/*.toml"]\n{text}')
+def _import_drop_ins(host: HostState, path: str, folder: str) -> None:
+    text = host.read(path, "version = 2\n")
+    if f"{folder}/*.toml" not in text:
+        host.write(path, f'imports = ["{folder}/*.toml"]\n{text}')
 
 
 def _ctk_generate(host: HostState, arguments: list[str]) -> int:

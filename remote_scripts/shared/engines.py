@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NoReturn
 
 from remote_scripts.shared.packages import Packages
@@ -15,8 +14,6 @@ _K3S_CONFIG = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"
 # How long k3s may take until it has written that, in seconds.
 _K3S_SECONDS = 120.0
 _FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin")
-# The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
-_OLDEST_PODMAN = (4, 1)
 # The containers of docker's that a restart stops, until they are started again.
 _STOPPED = f"{HOME}/docker-stopped"
 
@@ -39,7 +36,7 @@ class Engines:
         """The engine is there, or is installed.
 
         :param install: its package, if it may be; else empty.
-        :raises Failure: it isn't there, or is too old.
+        :raises Failure: it isn't there.
         """
         name = self._name
         if not self._is_there(engine):
@@ -61,41 +58,12 @@ class Engines:
                     f"set nvidia.docker: install, install {engine} yourself, or take nvidia.containerToolkit out",
                 )
             self._packages.install([install], recommends=True)
-        if engine == "podman":
-            self._need_podman()
-
-    def check(self, engine: str) -> None:
-        """It knows NVIDIA's runtime.
-
-        :raises Failure: it doesn't.
-        """
-        name = self._name
-        if engine == "k3s" and not self._k3s_knows_nvidia():
-            raise Failure(
-                f"{name}: k3s's containerd with the runtime nvidia",
-                f"{_K3S_CONFIG} has none after a restart of k3s",
-                "a pod with the runtime class nvidia doesn't start",
-                'a config.toml.tmpl of your own beside it must have `{{ template "base" . }}`, by which k3s fills in '
-                "what it finds; see `journalctl -xeu k3s` (k3s-agent), then run `pulumi up` again",
-            )
-        if engine == "docker":
-            output = self._system.run.ask("docker", "info", "--format", "{{json .Runtimes}}").all_text
-            if '"nvidia"' not in output:
-                last = "\n".join(output.rstrip("\n").split("\n")[-2:])
-                raise Failure(
-                    f"{name}: docker with the runtime nvidia",
-                    f"`docker info` knows: {last}",
-                    "no container gets a card",
-                    "see whether dockerd is started with another --config-file, or DOCKER_HOST names another machine; "
-                    "then run `pulumi up` again",
-                )
 
     def restart(self, unit: str) -> None:
         """Where its configuration has changed. Containers of docker stop with it, unless it has live-restore; those
         that ran are started again.
 
-        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that. Or docker
-            doesn't say which containers run.
+        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that.
         """
         system = self._system
         step = f"restart-{unit}"
@@ -129,7 +97,7 @@ class Engines:
     def restart_k3s(self) -> None:
         """It looks for NVIDIA's runtime when it starts, and at no other time.
 
-        :raises Failure: it isn't at work, or doesn't start.
+        :raises Failure: it isn't at work, doesn't start, or doesn't find it.
         """
         if self._k3s_knows_nvidia():
             return
@@ -149,53 +117,35 @@ class Engines:
             if self._k3s_knows_nvidia() or not self._is_active(unit):
                 break
         self.restarted = self._system.files.changed = True
+        if not self._k3s_knows_nvidia():
+            raise Failure(
+                f"{self._name}: k3s's containerd with the runtime nvidia",
+                f"{_K3S_CONFIG} has none after a restart of k3s",
+                "a pod with the runtime class nvidia doesn't start",
+                'a config.toml.tmpl of your own beside it must have `{{ template "base" . }}`, by which k3s fills in '
+                "what it finds; see `journalctl -xeu k3s` (k3s-agent), then run `pulumi up` again",
+            )
 
     def _is_there(self, engine: str) -> bool:
         """Also where its packages are Docker's own. A client alone (docker-ce-cli) is no engine."""
         program = "dockerd" if engine == "docker" else engine
         return any(self._system.files.is_file(f"{folder}/{program}") for folder in _FOLDERS)
 
-    def _need_podman(self) -> None:
-        done = self._system.run.ask("podman", "--version")
-        match = re.search(r"[0-9]+(?:\.[0-9]+)+", done.text)
-        if match and tuple(map(int, match[0].split(".")))[:2] >= _OLDEST_PODMAN:
-            return
-        raise Failure(
-            f"{self._name}: podman 4.1 or later",
-            match[0] if match else "no version",
-            "podman gets cards by CDI, which it knows from there on",
-            "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker",
-        )
-
     def _note_running(self) -> None:
-        """Notes the containers of docker's that stop with it, beside those that a run which was cut short had noted.
-
-        :raises Failure: docker is at work, and doesn't say them.
-        """
-        system, log = self._system, self._system.log
+        """Notes the containers of docker's that stop with it, beside those that a run which was cut short had noted."""
+        system = self._system
         done = system.run.ask("docker", "ps", "--format", "{{.Names}}")
-        if done.status != 0 and self._is_active("docker"):
-            raise Failure(
-                f"{self._name}: which containers run, before docker is restarted",
-                done.all_text or f"exit status {done.status} of docker",
-                "they stop with it, and those that ran are started again",
-                "read `journalctl -xeu docker`, correct the cause, and run `pulumi up` again",
-            )
-        names = [name for name in done.text.split("\n") if name] if done.status == 0 else []
-        if not names:
-            log.say("restarting docker: no container runs")
-        elif system.run.ask("docker", "info", "--format", "{{.LiveRestoreEnabled}}").text == "true":
-            log.say(f"restarting docker: its containers run on (live-restore): {' '.join(names)}")
-        else:
-            log.say(f"note: restarting docker, and its containers with it: {' '.join(names)}")
-            stopped = dict.fromkeys([*self._stopped(), *names])
-            system.files.note(_STOPPED, "".join(f"{name}\n" for name in stopped).encode("utf-8", "surrogateescape"))
+        running = done.text.split() if done.status == 0 else []
+        system.log.say(f"restarting docker, and its containers with it: {' '.join(running) or 'none runs'}")
+        names = dict.fromkeys([*self._stopped(), *running])
+        if names:
+            system.files.note(_STOPPED, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
 
     def _stopped(self) -> list[str]:
         return self._system.files.need_text(_STOPPED).split()
 
     def _start_stopped(self, unit: str) -> None:
-        """Those with a restart policy are up again already."""
+        """Those with a restart policy are up again already, and with live-restore all of them."""
         if unit != "docker":
             return
         for name in self._stopped():

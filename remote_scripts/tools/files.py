@@ -719,20 +719,24 @@ class Files:
             f"same again; to keep {path} as it is now, remove also {HOME}/kept{path} and {HOME}/files/*{path}",
         )
 
+    def is_edited(self, layer: str, path: str) -> bool:
+        """Whether others have made something else of a file of homelab's."""
+        record = _record(layer, path)
+        if not self.is_file(path) or not self.exists(record):
+            return False
+        digest = self._disk.digest(self._at(path))
+        # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
+        if any(line.endswith(f" {digest}") for line in self._lines(record)):
+            return False
+        return not (self.exists(f"{HOME}/kept{path}") and digest == self._kept_sum(path))
+
     def _keep_edit(self, layer: str, path: str) -> None:
         """What others made of a file of homelab's is kept: a copy, where backups lie. Named by its content, so
         that a run that was cut short makes no second one.
         """
-        where, record = self._at(path), _record(layer, path)
-        if not self.is_file(path) or not self.exists(record):
+        if not self.is_edited(layer, path):
             return
-        digest = self._disk.digest(where)
-        # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
-        if any(line.endswith(f" {digest}") for line in self._lines(record)):
-            return
-        if self.exists(f"{HOME}/kept{path}") and digest == self._kept_sum(path):
-            return
-        copy = f"{EDITS}{path}.{digest[:8]}"
+        copy = f"{EDITS}{path}.{self._disk.digest(self._at(path))[:8]}"
         if not self.exists(copy):
             self.copy(path, copy)
         self._log.say(f"note: {path} was edited by hand; the edited file is kept in {copy}")

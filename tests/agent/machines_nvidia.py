@@ -85,7 +85,6 @@ class Docker(Nvidia):
             "systemctl": self._systemctl,
             "journalctl": lambda _arguments, _stdin: "",
             "nvidia-ctk": self._nvidia_ctk,
-            "find": lambda _arguments, _stdin: "libcuda.so.580.159.03\n",
         }
 
     def lasting(self) -> Tree:
@@ -101,8 +100,6 @@ class Docker(Nvidia):
         return 0
 
     def _docker(self, arguments: Sequence[str], _stdin: bytes) -> str:
-        if arguments[0] == "info":
-            return "false\n" if "Live" in arguments[-1] else self.host.read(self._READ)
         return "web\n" if arguments[0] == "ps" else ""
 
     def _systemctl(self, arguments: Sequence[str], _stdin: bytes) -> int:
@@ -118,7 +115,7 @@ class Docker(Nvidia):
             (output,) = (word.partition("=")[2] for word in arguments if word.startswith("--output="))
             Path(output).write_text('hostPath: /usr/lib/libcuda.so.580.159.03\n- name: "all"\n')
             return 0
-        conf = self.host.root / self._CONF.lstrip("/")
+        (conf,) = (Path(word.partition("=")[2]) for word in arguments if word.startswith("--config="))
         content = json.loads(conf.read_text()) if conf.exists() else {}
         conf.write_text(json.dumps(content | {"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}))
         return 0
