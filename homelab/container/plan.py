@@ -186,22 +186,17 @@ def check(
         return [], errors
     if facts.nvidia.trouble and facts.nvidia.trouble[0] and not driver_cards.predicted:
         cause, remedy = facts.nvidia.trouble
-        errors.append(_no_driver(name, "NVIDIA's driver loaded on the host", cause, remedy))
+        errors.append(
+            HomelabError(
+                wanted=f"NVIDIA's driver loaded on the host, for containers.{name}",
+                found=cause,
+                why="a container shares a card with the host's driver: without it there are no device nodes to give it",
+                next=remedy,
+            )
+        )
         return [], errors
-    if facts.nvidia.uvm_trouble and facts.nvidia.uvm_trouble[0] and not facts.nvidia.trouble[0]:
-        cause, remedy = facts.nvidia.uvm_trouble
-        errors.append(_no_driver(name, "/dev/nvidia-uvm, of the module nvidia-uvm, on the host", cause, remedy))
     chosen, refused = numbers(name, container, driver_cards, want)
     return chosen, errors + refused
-
-
-def _no_driver(name: str, wanted: str, cause: str, remedy: str) -> HomelabError:
-    return HomelabError(
-        wanted=f"{wanted}, for containers.{name}",
-        found=cause,
-        why="a container shares a card with the host's driver: without it there are no device nodes to give it",
-        next=remedy,
-    )
 
 
 def _container_refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabError]:

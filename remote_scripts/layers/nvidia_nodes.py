@@ -63,7 +63,7 @@ def plan(system: System, wanted: Wanted) -> None:
 def apply(system: System, wanted: Wanted) -> Answer:
     """Makes the nodes, and has them made at each boot; or takes that away.
 
-    :raises Failure: there is no driver, it has no nvidia-uvm, or a node can't be made.
+    :raises Failure: there is no driver, or a node can't be made.
     """
     return _change(system, wanted.needed)
 
@@ -95,10 +95,6 @@ def _need_driver(system: System) -> None:
     trouble = nvidia.trouble(system)
     if trouble:
         wanted, why = "NVIDIA's driver loaded on the host", "containers share the cards with the host's driver"
-        raise Failure(wanted, trouble.found, why, trouble.next)
-    trouble = nvidia.uvm_trouble(system)
-    if trouble:
-        wanted, why = f"{nvidia.UVM}, of the module nvidia-uvm", "without it nothing can use CUDA in a container"
         raise Failure(wanted, trouble.found, why, trouble.next)
 
 

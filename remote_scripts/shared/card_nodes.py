@@ -118,18 +118,18 @@ def need(system: System, ctid: int, cards: Cards, nodes: Nodes) -> None:
             "the card's driver makes them; its configuration is unchanged",
             "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'` on the host, then run `pulumi up --refresh`",
         )
-    trouble = nvidia.trouble(system) or nvidia.uvm_trouble(system)
+    trouble = nvidia.trouble(system)
     served = nvidia.served(system)
     if trouble:
         found, following = f"{found}; {trouble.found}", trouble.next
-    elif lacking[0] not in served:
+    elif re.fullmatch(r"/dev/nvidia[0-9]+", lacking[0]) and lacking[0] not in served:
         of_driver = [path for path in sorted(served) if re.fullmatch(r"/dev/nvidia[0-9]+", path)]
         found = f"{found}; the driver's cards are: {' '.join(of_driver)}"
         following = (
             "see `nvidia-smi -L`; correct gpuAssignment, or run `pulumi up --refresh` if the numbers have changed"
         )
     else:
-        found = f"{found}: the driver serves them, and nothing has made the nodes yet"
+        found = f"{found}: nothing has made the nodes yet"
         following = "run /usr/local/sbin/homelab-nvidia-nodes on the host, then `pulumi up --refresh`"
     raise Failure(
         f"container {ctid} given {' '.join(node.path for node in nodes.nodes if node.is_needed)}",

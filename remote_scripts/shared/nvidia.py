@@ -20,11 +20,6 @@ DAEMON = "nvidia-persistenced.service"
 #: In the order in which they can be unloaded.
 MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 _VERSION = re.compile(r"[0-9]{3,}\.[0-9]+(?:\.[0-9]+)?")
-# Proxmox VE's own files blacklist nvidiafb.
-_BLACKLISTED = re.compile(
-    r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia\s+(?!\s|(?:\S*/)?modprobe\s))", re.MULTILINE
-)
-_BLACKLISTING = re.compile(r"(?:^|\s)(?:modprobe\.|module_)blacklist=(?:\S*,)?nvidia(?:,|\s|$)")
 # NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
 _MAJOR = 195
 # No file that is read here is longer, in bytes.
@@ -96,27 +91,10 @@ def trouble(system: System) -> Trouble | None:
             "`dkms autoinstall`",
             has_module=False,
         )
-    if _BLACKLISTED.search(_modprobe_conf(system)) or _BLACKLISTING.search(_read(system, "/proc/cmdline")):
-        return Trouble(
-            "the driver is installed and not loaded: it is blacklisted",
-            "see `grep -r nvidia /etc/modprobe.d /usr/lib/modprobe.d` and /proc/cmdline; when it may be loaded: "
-            "`modprobe nvidia`",
-        )
     return Trouble(
-        "the driver is installed and not loaded", "try `modprobe nvidia` and read `dmesg | grep -iE 'nvidia|NVRM'`"
-    )
-
-
-def uvm_trouble(system: System) -> Trouble | None:
-    """The same for nvidia-uvm, without which there is no CUDA."""
-    if major_of(system, "nvidia-uvm") is not None or _has_module(system, "nvidia-uvm"):
-        return None
-    release, driver, dkms = kernel.running(system), version(system), names_of(system, "nvidia")[0]
-    return Trouble(
-        f"the kernel {release} has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete",
-        # What is installed for a kernel already, autoinstall passes over.
-        f"build it again (`dkms remove {dkms}/{driver} -k {release}`, `dkms install {dkms}/{driver} -k {release}`, or "
-        f"reinstall the driver), then `modprobe nvidia-uvm`",
+        "the driver is installed and not loaded",
+        "`grep -r nvidia /etc/modprobe.d /usr/lib/modprobe.d` and /proc/cmdline say whether it is blacklisted; when it "
+        "may be loaded: `modprobe nvidia`, and read `dmesg | grep NVRM`",
     )
 
 

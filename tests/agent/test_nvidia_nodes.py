@@ -132,39 +132,18 @@ def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(
     ]
 
 
-@pytest.mark.parametrize(
-    ("modprobe_conf", "cmdline", "found"),
-    [
-        ("", "", "installed and not loaded\n"),
-        ("blacklist nvidia\n", "", "it is blacklisted"),
-        ("install nvidia /bin/true\n", "", "it is blacklisted"),
-        ("install  nvidia  modprobe -i nvidia-current $CMDLINE_OPTS\n", "", "installed and not loaded\n"),
-        ("", "quiet modprobe.blacklist=nouveau,nvidia", "it is blacklisted"),
-        ("", "module_blacklist=nvidia,nouveau quiet", "it is blacklisted"),
-        ("blacklist nvidiafb\n# blacklist nvidia\n", "modprobe.blacklist=nvidiafb,nvidia_drm", "installed and not loaded\n"),
-    ],
-)  # fmt: skip
-def test_a_driver_that_isnt_loaded_is_said_with_its_reason(
-    host: Host, modprobe_conf: str, cmdline: str, found: str
-) -> None:
+def test_a_driver_that_isnt_loaded_is_said(host: Host) -> None:
     (host.root / "proc/driver/nvidia/version").unlink()
-    host.write("/usr/lib/modprobe.d/blacklist-nvidia.conf", modprobe_conf)
-    host.write("/usr/lib/modprobe.d/blacklist-nvidia.conf.old", "blacklist nvidia\n")  # modprobe doesn't read it
-    host.write("/proc/cmdline", f"{cmdline}\n")
     before = host.tree()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(
+        Refused, match="wanted: NVIDIA's driver loaded on the host\nfound:  .* installed and not loaded"
+    ):
         ask(host)
-    assert (
-        str(refused.value).startswith("wanted: NVIDIA's driver loaded on the host\n") and found in f"{refused.value}\n"
-    )
     assert host.tree() == before
 
 
 def test_a_driver_that_the_kernel_hasnt_is_said(host: Host) -> None:
     host.programs["modinfo"] = lambda _arguments, _stdin: 1
-    (host.root / "proc/devices").write_text("Character devices:\n195 nvidia\n")
-    with pytest.raises(Refused, match="6.8.12-9-pve has no module nvidia-uvm, though it has nvidia"):
-        ask(host)
     (host.root / "proc/driver/nvidia/version").unlink()
     with pytest.raises(Refused, match="the kernel 6.8.12-9-pve has no module nvidia: "):
         ask(host)

@@ -350,11 +350,6 @@ ROWS: dict[str, Row] = {
     "a driver that isn't built": Row(
         "phoenix", all_of(on_host("dkms remove nvidia/580.105.08 -k $(uname -r)"), reboot), of_containers
     ),
-    "nvidia-uvm that isn't built": Row(
-        "phoenix",
-        all_of(on_host("find $ROOT/lib/modules $ROOT/usr/lib/modules -name 'nvidia-uvm.ko*' -delete; depmod"), reboot),
-        of_containers,
-    ),
 }
 
 

@@ -22,7 +22,7 @@ from homelab.vm.preview import GOES_ON
 from remote_scripts.shared.container_note import Cards
 from tests.unit.hosts import KEY, container_note, desktop, device, settings
 
-DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""]}
+DRIVER = {"version": "580.105.08", "trouble": ["", ""]}
 SECOND = [device("0000:03:00.0", "10de:2684", "030000", 18, driver="nvidia", parent="0000:00:01.1")]
 GPUS = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
 
@@ -79,7 +79,6 @@ def test_a_named_card_has_the_number_that_the_driver_gave_it(names: list[str], m
 
 
 NO_MODULE = {**DRIVER, "version": "", "trouble": ["no module nvidia", "install it"]}
-NO_UVM = {**DRIVER, "uvm_trouble": ["no module nvidia-uvm", "build it"]}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,6 @@ NO_UVM = {**DRIVER, "uvm_trouble": ["no module nvidia-uvm", "build it"]}
         ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")]}, {}, "given to VM 7000 (g)"),
         ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 0000:01:00.0")]}, {}, "given to VM 7000 (g)"),
         ({"nvidia": NO_MODULE}, {}, "no module nvidia"),
-        ({"nvidia": NO_UVM}, {}, "no module nvidia-uvm"),
     ],
 )
 def test_what_stands_against_it_is_said(facts: dict[str, Any], changes: dict[str, Any], said: str) -> None:
@@ -274,13 +272,11 @@ def test_a_driver_that_comes_numbers_the_cards_that_it_has_not_got_yet(
     assert ("at its next start" in found.text) is predicted
 
 
-@pytest.mark.parametrize("nvidia", [NO_MODULE, NO_UVM, NO_MODULE | {"uvm_trouble": NO_UVM["uvm_trouble"]}])
-def test_a_driver_that_is_yet_to_come_has_no_trouble_now(nvidia: dict[str, Any]) -> None:
-    facts = shared(nvidia=nvidia, nvidia_minors={})
+def test_a_driver_that_is_yet_to_come_has_no_trouble_now() -> None:
+    facts = shared(nvidia=NO_MODULE, nvidia_minors={})
     found = container_plan.cards(facts, want(facts), {}, "pve", driver_comes=True)
     minors, errors = container_plan.check("phoenix", container(), facts, found, want(facts))
-    assert minors == [0, 1]
-    assert [error.found for error in errors] == ["no module nvidia-uvm"] * (nvidia == NO_UVM)
+    assert (minors, errors) == ([0, 1], [])
 
 
 def test_a_named_card_that_is_not_the_drivers_is_refused_and_another_makers_is_none_of_its() -> None:

@@ -152,15 +152,13 @@ class Nvidia:
     """NVIDIA's driver on the host.
 
     `version`: of the loaded one, empty: none. `installed`: whether there is one for the running kernel, loaded or not.
-    `trouble`, `uvm_trouble`: why the driver, or nvidia-uvm, isn't loaded, and what to do; empty: it is loaded.
-    `missing_nodes`: device nodes that it serves and that aren't in /dev. `nodes_enabled`: whether homelab's service
-    that makes them at boot is enabled.
+    `trouble`: why the driver isn't loaded, and what to do; empty: it is loaded. `missing_nodes`: device nodes that it
+    serves and that aren't in /dev. `nodes_enabled`: whether homelab's service that makes them at boot is enabled.
     """
 
     version: str = ""
     installed: bool = False
     trouble: list[str] = field(default_factory=list)
-    uvm_trouble: list[str] = field(default_factory=list)
     missing_nodes: list[str] = field(default_factory=list)
     nodes_enabled: bool = False
 

@@ -30,12 +30,10 @@ def nvidia(source: Source) -> Nvidia:
     if not any(source.word(f"{DEVICES}/{address}/vendor") == _VENDOR for address in source.functions()):
         return Nvidia(version, nodes_enabled=enabled)
     trouble = source.noting("/proc/driver/nvidia", lambda: driver.trouble(source.system), None)
-    uvm = None if trouble else source.noting("/proc/devices", lambda: driver.uvm_trouble(source.system), None)
     return Nvidia(
         version=version,
         installed=trouble is None or trouble.has_module,
         trouble=[trouble.found, trouble.next] if trouble else ["", ""],
-        uvm_trouble=[uvm.found, uvm.next] if uvm else ["", ""],
         missing_nodes=source.noting("/proc/driver/nvidia", lambda: [*driver.missing_nodes(source.system)], []),
         nodes_enabled=enabled,
     )
