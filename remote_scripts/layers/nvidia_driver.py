@@ -29,7 +29,6 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
 _HEADERS = re.compile(rf"(?:{'|'.join(driver.HEADERS)})([0-9].*)")
-_SERIES = re.compile("[0-9]+[.][0-9]+")
 _OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
 _VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
@@ -251,9 +250,7 @@ class _Work:
         version = driver.library_version(system)
         if not version or not self._files.is_file(driver.NVIDIA_SMI):
             return False
-        if half := self._half_configured():
-            if not driver.fits(version, wanted.driver):
-                system.log.say(f"note: the driver {version} can't be put back: {', '.join(half)} can't be configured")
+        if self._half_configured():
             return False
         modules = (
             [driver.module(system, kernel) for kernel in driver.kernels_of(system, wanted.target)]
@@ -340,26 +337,21 @@ class _Work:
             )
 
     def _install_prerequisites(self, names: tuple[str, ...]) -> None:
-        if obtainable := [name for name in names if self._is_obtainable(name)]:
-            self._packages.install(obtainable)
+        """Without headers that are there, which a user may have put there in another way.
 
-    def _is_obtainable(self, name: str) -> bool:
-        """No for headers of a kernel that no repository has, and that a user has put there in another way; and for
-        those of a series of kernels that no repository has any more.
-
-        :raises Failure: there are none at all.
+        :raises Failure: no repository has a kernel's headers; or apt can't do it.
         """
-        match = _HEADERS.fullmatch(name)
-        if not match or self._packages.is_whole(name) or self._packages.offered(name)[name]:
-            return True
-        kernel = match[1]
-        if _SERIES.fullmatch(kernel):
-            self._system.log.say(f"note: no repository has {name}: a new kernel of that series comes without headers")
-            return False
-        if driver.has_headers(self._system, kernel):
-            self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
-            return False
-        raise lacking_headers(self._wanted.software.context.name, [name], self._wanted.target)
+        headers = {name: match[1] for name in names if (match := _HEADERS.fullmatch(name))}
+        missing = [
+            name
+            for name in names
+            if not self._packages.is_whole(name)
+            and not (name in headers and driver.has_headers(self._system, headers[name]))
+        ]
+        offered = self._packages.offered(*headers)
+        if lacking := [name for name in missing if name in headers and not offered[name]]:
+            raise lacking_headers(self._wanted.software.context.name, lacking, self._wanted.target)
+        self._packages.install(missing)
 
     def _choose_source(self) -> Literal["packages", "run"]:
         wanted = self._wanted

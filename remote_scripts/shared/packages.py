@@ -46,9 +46,9 @@ _REMARK = re.compile(r"^(W|Warning): \w+://.*\n?", re.MULTILINE)
 _PROXMOX = re.compile(r"//\w+\.proxmox\.com/")
 _OF_PROXMOX = re.compile(r"(package|for|Package) '?(proxmox|pve)-")
 _BUILD_LOGS = re.compile(r"/var/lib/dkms/[^ \n]+/make\.log|/var/log/nvidia-installer\.log")
-# curl's exit statuses: the server doesn't go on from there (an old part is longer than the file, or the file has
-# changed); cut off, or no answer.
-_FROM_THE_BEGINNING, _ONCE_MORE = (22, 33, 36), (7, 18, 28, 35, 52, 55, 56, 92)
+# curl's exit statuses where the server doesn't go on from there: an old part is longer than the file, or the file has
+# changed.
+_FROM_THE_BEGINNING = (22, 33, 36)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,17 +279,10 @@ class Packages:
         seconds = self.software.download_seconds + self.software.install_seconds
         done = self.apt(*options, *missing, seconds=seconds)
         self.settle()
-        if done.status != 0:
-            self._need_only_others_broken(done, announced(plan), words)
-        for name in missing:
-            if not self.is_whole(name):
-                bare = name.partition("=")[0]
-                raise Failure(
-                    f"{name}, installed",
-                    f"apt-get succeeded, and it is {self.installed().present.get(bare) or 'not there'}",
-                    "what follows needs it",
-                    f"see `apt-cache policy {bare}`, then run `pulumi up` again",
-                )
+        # It also fails where another package can't be configured, which is in the way of none.
+        whole = self.installed().whole
+        if any(whole.get(change.name, "-") != change.new for change in announced(plan)):
+            self.explain_install(done, words)
 
     def install_files(self, words: Sequence[str], versions: Mapping[str, str]) -> None:
         """The same for packages in files, and NAME- for those that make way. Another package, which can't be
@@ -308,21 +301,6 @@ class Packages:
         whole = self.installed().whole
         if done.status != 0 and any(whole.get(name) != version for name, version in versions.items()):
             self.explain_install(done, shown)
-
-    def _need_only_others_broken(self, done: Done, changes: Iterable[Change], what: str) -> None:
-        """apt-get also fails where another package can't be configured, which is in the way of none.
-
-        :raises Failure: it is one of these.
-        """
-        on_system = self.installed()
-        if not all(on_system.whole.get(change.name, "-") == change.new for change in changes):
-            self.explain_install(done, what)
-        half = " ".join(sorted(name for name in on_system.present if name not in on_system.whole))
-        if done.status >= TIMED_OUT or not half:
-            self.explain_install(done, what)
-        self.system.log.say(
-            f"note: {what} is installed; apt-get has failed for others, which can't be configured: {half}"
-        )
 
     def _noted(self, plan: Done, what: str) -> None:
         """Looks at what was simulated, and adds it to the record.
@@ -557,32 +535,22 @@ class Packages:
 
     def download(self, url: str, path: str) -> None:
         """A file fetched by https alone, redirections too. `path` is there only when all of it is; a broken transfer
-        goes on where it ended, in the next run, too.
+        is tried again, and the next run goes on where this one ended.
 
         :raises Failure: it can't be had.
         """
         files, part = self.system.files, f"{path}.part"
         files.need_folder(path.rpartition("/")[0])
         self.system.log.say(f"downloading {url}")
-        until = time.monotonic() + self.software.download_seconds
+        seconds = self.software.download_seconds
         secure = ("-fsSL", "--proto", "=https", "--proto-redir", "=https", "--connect-timeout", "20")
-        done = Done(TIMED_OUT, b"")
-        for number in range(5):
-            left = int(until - time.monotonic())
-            if left <= 0:
-                break
-            target = ("-C", "-", "-o", files.name(part), url)
-            done = self.do("curl", *secure, "--max-time", str(left), *target, seconds=left + 5)
-            if done.status == 0:
-                files.move(part, path)
-                return
-            if done.status in _FROM_THE_BEGINNING and number == 0 and files.exists(part):
-                files.remove(part)
-            elif done.status in _ONCE_MORE:
-                self.system.work.go_on(f"downloading {url}")
-                time.sleep(number + 1 if number else 0)
-            else:
-                break
+        patience = ("--retry", "4", "--retry-all-errors", "--max-time", str(seconds))
+        done = self.do("curl", *secure, *patience, "-C", "-", "-o", files.name(part), url, seconds=seconds + 5)
+        if done.status == 0:
+            files.move(part, path)
+            return
+        if done.status in _FROM_THE_BEGINNING:
+            files.remove(part)
         self.explain(
             done,
             url,
