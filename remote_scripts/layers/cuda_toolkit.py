@@ -141,7 +141,7 @@ def _install(packages: Packages, names: Sequence[str]) -> None:
         words = " ".join(missing)
         plan = packages.simulated("install", "--allow-downgrades", "--no-install-recommends", *missing)
         if plan.status != 0:
-            packages.explain_install(plan, words)
+            packages.explain_install(plan, f"to install {words}")
         changed = [change.name for change in announced(plan)]
         against = [name for name in changed if driver.FAMILY.search(name) or _KERNEL.match(name)]
         if against:

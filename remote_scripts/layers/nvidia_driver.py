@@ -228,16 +228,6 @@ class _Work:
             if all(self._packages.is_whole(name) or self._is_offered(name) for name in names):
                 self._names = names
 
-    def _only_adds(self) -> bool:
-        """Whether the packages come beside what is there, and replace nothing of it."""
-        if self._wanted.source == "run" or driver.run_version(self._system):
-            return False
-        present = self._packages.installed().present
-        return all(
-            self._packages.is_whole(name) or (name.partition("=")[0] not in present and self._is_offered(name))
-            for name in self._names
-        )
-
     def _is_offered(self, package: str) -> bool:
         name, _, pattern = package.partition("=")
         return any(fnmatch.fnmatchcase(version, pattern) for version in self._packages.offered(name)[name])
@@ -262,7 +252,7 @@ class _Work:
             return False
         if not self._is_wanted(version):
             return True
-        if driver.lacking(system, wanted.libraries) and not self._only_adds():
+        if driver.lacking(system, wanted.libraries):
             return True
         return bool(built) and built[0].flavour != wanted.flavour
 

@@ -310,7 +310,7 @@ class Update:
             # In one go with the removal of those that came instead: packages of two versions have files of the same
             # names.
             words += [f"{name}-" for name in gone if name in installed.present]
-            packages.install_files(words, {package.name: package.version for package in missing})
+            packages.put_back(words)
         packages.purge(gone, None, "they belong to the update that failed")
         for mark in ("auto", "manual"):
             packages.mark(mark, [package.name for package in kept if package.mark == mark])

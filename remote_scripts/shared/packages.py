@@ -13,7 +13,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -31,6 +31,8 @@ COMPLAINTS = "/run/homelab/update"
 _STEPS = f"{HOME}/steps"
 _INTERRUPTED = "/var/lib/dpkg/updates"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
+_INSTALL = ("install", "--allow-downgrades")
+_INSTALL_ALONE = (*_INSTALL, "--no-install-recommends")
 _ASK_SECONDS = 600.0
 _ANSWER_BYTES = 1 << 24
 # That a command has waited for a lock is no failure.
@@ -269,48 +271,39 @@ class Packages:
             self.settle()
             return
         words = " ".join(missing)
-        options = ("install", "--allow-downgrades", *(() if recommends else ("--no-install-recommends",)))
-        plan = self.simulated(*options, *missing)
-        if plan.status != 0:
-            self.explain_install(plan, words)
-        self._noted(plan, f"to install {words}")
         self.system.log.say(f"installing {words}")
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
         seconds = self.software.download_seconds + self.software.install_seconds
-        done = self.apt(*options, *missing, seconds=seconds)
-        self.settle()
-        # It also fails where another package can't be configured, which is in the way of none.
-        whole = self.installed().whole
-        if any(whole.get(change.name, "-") != change.new for change in announced(plan)):
-            self.explain_install(done, words)
+        arguments = (*(_INSTALL if recommends else _INSTALL_ALONE), *missing)
+        self._carry_out(f"to install {words}", *arguments, seconds=seconds)
 
-    def install_files(self, words: Sequence[str], versions: Mapping[str, str]) -> None:
-        """The same for packages in files, and NAME- for those that make way. Another package, which can't be
-        configured, makes apt fail, and is in the way of none.
+    def put_back(self, words: Sequence[str]) -> None:
+        """The same for packages in files, and NAME- for those that make way.
 
-        :param versions: by the names of those in the files.
         :raises Failure: they can't be installed.
         """
-        options = ("install", "--allow-downgrades", "--no-install-recommends")
         shown = " ".join(word.rpartition("/")[2] for word in words)
-        plan = self.simulated(*options, *words)
-        if plan.status != 0:
-            self.explain_install(plan, shown)
-        self._noted(plan, f"to put back {shown}")
-        done = self.apt(*options, *words)
-        whole = self.installed().whole
-        if done.status != 0 and any(whole.get(name) != version for name, version in versions.items()):
-            self.explain_install(done, shown)
+        self._carry_out(f"to put back {shown}", *_INSTALL_ALONE, *words)
 
-    def _noted(self, plan: Done, what: str) -> None:
-        """Looks at what was simulated, and adds it to the record.
+    def _carry_out(self, what: str, *arguments: str, seconds: float = 0) -> None:
+        """What apt-get announces is added to the record, done, and compared with what is there then: apt-get also
+        fails where another package can't be configured, which is in the way of none.
 
-        :raises Failure: a user's package would go.
+        :param what: for a message.
+        :raises Failure: apt-get can't do it, or a user's package would go.
         """
+        plan = self.simulated(*arguments)
+        if plan.status != 0:
+            self.explain_install(plan, what)
         changes = announced(plan)
         self._need_others_kept(changes, what)
         self._record(changes)
         self.system.files.changed = True
+        done = self.apt(*arguments, seconds=seconds)
+        self.settle()
+        whole = self.installed().whole
+        if any(whole.get(change.name, "-") != change.new for change in changes):
+            self.explain_install(done, what)
 
     def _need_others_kept(self, changes: Iterable[Change], what: str) -> None:
         own = self.own()
@@ -437,21 +430,16 @@ class Packages:
 
     def _bring_back(self, back: dict[str, str], records: dict[str, Record]) -> None:
         words = [f"{name}={version}" for name, version in back.items()]
-        options = ("install", "--allow-downgrades", "--no-install-recommends", *words)
-        plan = self.simulated(*options)
+        plan = self.simulated(*_INSTALL_ALONE, *words)
         if plan.status != 0:
             last = plan.said_text.rstrip("\n").rpartition("\n")[2]
             self.system.log.say(f"note: what was there before can't be brought back: {' '.join(words)}; {last}")
             self.kept += back
             return
         # Homelab's that stand in their way go; no others.
-        self._need_others_kept(announced(plan), f"to bring back {' '.join(words)}")
         self.system.log.say(f"bringing back {' '.join(words)}")
-        done = self.apt(*options)
-        if done.status != 0:
-            self.explain_install(done, " ".join(words))
+        self._carry_out(f"to bring back {' '.join(words)}", *_INSTALL_ALONE, *words)
         self.mark("auto", [name for name in back if records[name].mark == "auto"])
-        self.system.files.changed = True
 
     def mark(self, mark: str, names: Sequence[str]) -> None:
         """Packages count as installed by hand (`manual`), or for others alone (`auto`)."""
@@ -484,23 +472,12 @@ class Packages:
         :param what: what they are; `whose`: what takes their place.
         :raises Failure: a user's package would go with them, or apt can't do it.
         """
-        if not names:
-            return
-        own = [name for name in names if name in self.own()]
-        others = [name for name in names if name not in own]
-        words = " ".join((*own, *others))
-        why = f"{whose} takes their place"
-        plan = self.simulated("remove", *own, *others)
-        if plan.status != 0:
-            self.explain(plan, f"to remove {words}", why)
-        self._noted(plan, f"to replace {what} by {whose}")
-        self.system.log.say(f"removing {what}: {words}")
+        own = self.own()
         # A user's configuration files stay; homelab's go.
-        for verb, some in (("remove", others), ("purge", own)):
-            done = self.apt(verb, *some) if some else None
-            if done and done.status != 0:
-                self.explain(done, f"to remove {' '.join(some)}", why)
-        self.settle()
+        for verb, some in (("remove", {*names} - own), ("purge", own.intersection(names))):
+            if some:
+                self.system.log.say(f"removing {what}: {' '.join(sorted(some))}")
+                self._carry_out(f"to replace {what} by {whose}", verb, *sorted(some))
 
     def _without_needed(self, names: Sequence[str]) -> list[str]:
         """Those that can go without anything else going or coming; the others are `kept`."""
@@ -585,7 +562,7 @@ class Packages:
         )
 
     def explain_install(self, done: Done, what: str) -> NoReturn:
-        """The same of an installation. What isn't known to apt may only be so as its lists couldn't be fetched. Proxmox
+        """The same of what packages are installed for. What isn't known to apt may only be so as its lists couldn't be fetched. Proxmox
         VE's own repositories have nothing but what is Proxmox VE's.
 
         :raises Failure: always.
@@ -596,8 +573,8 @@ class Packages:
         if not _OF_PROXMOX.search(text):
             complaints = "".join(complaint for complaint in _complaints(complaints) if not _PROXMOX.search(complaint))
         if complaints and symptom and symptom[0] == "package-not-found":
-            self.explain(complaints, "the lists of packages, by apt-get update", f"{what} is to be installed from them")
-        self.explain(done, f"to install {what}", "what follows needs it")
+            self.explain(complaints, "the lists of packages, by apt-get update", "packages are installed from them")
+        self.explain(done, what, "what follows needs it")
 
     def _build_log(self, text: str) -> str:
         """The end of the compiler's output, or of the installer's own log, where the text names that."""
