@@ -14,7 +14,6 @@ from typing import Any
 
 from . import guest_programs
 from .contents import LIBRARIES
-from .cuda_programs import error_of
 from .dpkg import Database
 from .node_programs import leave_to
 from .nvidia_programs import library_version
@@ -23,7 +22,6 @@ from .versions import holds
 
 #: The newest interface of NVENC that a driver's library has, from that driver on (FFmpeg/nv-codec-headers, README).
 _NVENC = (("570.0", 13, 0), ("550.54.14", 12, 2), ("530.41.03", 12, 1), ("520.56.06", 12, 0), ("470.57.02", 11, 1))
-_RELEASE = "12.0"
 
 
 def main(system: HostState, name: str, arguments: list[str]) -> int:
@@ -71,12 +69,6 @@ class _Library:
             ("libcudnn.so.9", "cudnnGetCudartVersion"): self._cuda_of_cudnn,
             ("libnccl.so.2", "ncclGetVersion"): self._nccl,
             ("libnvidia-encode.so.1", "NvEncodeAPIGetMaxSupportedVersion"): self._interface,
-            ("libnvcuvid.so.1", "cuvidGetDecoderCaps"): self._decodes,
-            ("libcuda.so.1", "cuInit"): lambda flags: error_of(self._system, _RELEASE, []),
-            ("libcuda.so.1", "cuDeviceGet"): lambda device, number: 0,
-            ("libcuda.so.1", "cuDevicePrimaryCtxRetain"): lambda context, device: 0,
-            ("libcuda.so.1", "cuDevicePrimaryCtxRelease_v2"): lambda device: 0,
-            ("libcuda.so.1", "cuCtxSetCurrent"): lambda context: 0,
         }
         if (self._name, call) not in calls:
             raise AttributeError(f"{self._name}: undefined symbol: {call}")
@@ -95,13 +87,6 @@ class _Library:
         driver = library_version(self._system) or "0"
         found = next(((major, minor) for least, major, minor in _NVENC if holds(driver, ">=", least)), (10, 0))
         version._obj.value = found[0] << 4 | found[1]
-        return 0
-
-    def _decodes(self, capabilities: Any) -> int:
-        wanted = capabilities._obj
-        if (wanted.codec, wanted.chroma_format, wanted.bit_depth_minus_8) != (4, 1, 0):
-            return 801  # CUDA_ERROR_NOT_SUPPORTED: the lab's cards decode H.264
-        wanted.is_supported, wanted.max_width, wanted.max_height = 1, 4096, 4096
         return 0
 
 

@@ -2,8 +2,8 @@
 what they can.
 
 Run by layers/nvidia_verification.py with their sonames. Prints a line for each: `NAME: loaded`, with what it
-said behind a comma, or the loader's error. NVENC tells the newest version of its interface; NVDEC has no such call, so
-it is asked what the first card decodes. Works with any Python 3; status 3: this one has no ctypes.
+said behind a comma, or the loader's error. NVENC tells the newest version of its interface; NVDEC has no such call.
+Works with any Python 3; status 3: this one has no ctypes.
 """
 
 import sys
@@ -14,30 +14,6 @@ except ImportError:
     sys.exit(3)
 
 
-class DecoderCapabilities(ctypes.Structure):
-    """CUVIDDECODECAPS of cuviddec.h (interface of NVDEC from 8.0 on)."""
-
-    _fields_ = [
-        ("codec", ctypes.c_int),
-        ("chroma_format", ctypes.c_int),
-        ("bit_depth_minus_8", ctypes.c_uint),
-        ("reserved1", ctypes.c_uint * 3),
-        ("is_supported", ctypes.c_ubyte),
-        ("engines", ctypes.c_ubyte),
-        ("output_formats", ctypes.c_ushort),
-        ("max_width", ctypes.c_uint),
-        ("max_height", ctypes.c_uint),
-        ("max_macroblocks", ctypes.c_uint),
-        ("min_width", ctypes.c_ushort),
-        ("min_height", ctypes.c_ushort),
-        ("reserved2", ctypes.c_uint * 11),
-    ]
-
-
-# cudaVideoCodec_H264 and cudaVideoChromaFormat_420.
-H264, YUV_420 = 4, 1
-
-
 def interface_of_encoder(library: ctypes.CDLL) -> str:
     """NvEncodeAPIGetMaxSupportedVersion: the major version above the lowest four bits, the minor in them."""
     version = ctypes.c_uint32()
@@ -45,22 +21,6 @@ def interface_of_encoder(library: ctypes.CDLL) -> str:
     if status:
         return f"NVENC error {status}"
     return f"NVENC {version.value >> 4}.{version.value & 15}"
-
-
-def decoding(library: ctypes.CDLL) -> str:
-    """cuvidGetDecoderCaps for H.264, on the first card."""
-    cuda = ctypes.CDLL("libcuda.so.1")
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    error = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
-    error = error or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-    if error:
-        return f"CUDA error {error}"
-    capabilities = DecoderCapabilities(codec=H264, chroma_format=YUV_420)
-    error = cuda.cuCtxSetCurrent(context) or library.cuvidGetDecoderCaps(ctypes.byref(capabilities))
-    cuda.cuDevicePrimaryCtxRelease_v2(device)
-    if error:
-        return f"CUDA error {error}"
-    return f"H.264 to {capabilities.max_width}x{capabilities.max_height}" if capabilities.is_supported else "no H.264"
 
 
 def version_of_cudnn(library: ctypes.CDLL) -> str:
@@ -84,7 +44,6 @@ def dotted(number: int) -> str:
 
 ASKED = {
     "libnvidia-encode.so.1": interface_of_encoder,
-    "libnvcuvid.so.1": decoding,
     "libcudnn.so.9": version_of_cudnn,
     "libnccl.so.2": version_of_nccl,
 }

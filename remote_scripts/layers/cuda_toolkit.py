@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remote_scripts.shared import driver
-from remote_scripts.shared.packages import Packages, Reverted, Software, announced
+from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 from remote_scripts.tools.text import as_text
 
 _LAYER = "cuda"
 _PROFILE = "/etc/profile.d/homelab-cuda.sh"
-# Kernels, and what else of NVIDIA is a module.
-_KERNEL = re.compile(r"linux-(image|modules)-|(proxmox|pve)-kernel-|nvidia-fs")
+# The driver, kernels, and what else of NVIDIA is a module.
+_NEVER = re.compile(rf"{driver.FAMILY.pattern}|^(linux-(image|modules)-|(proxmox|pve)-kernel-|nvidia-fs)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,11 @@ def apply(system: System, wanted: Wanted) -> Answer:
     if _is_somebodys(packages, wanted):
         system.log.say(f"note: CUDA {wanted.short} is there, and not from packages: left as it is")
     else:
-        _install(packages, wanted.packages)
+        packages.install(wanted.packages)
         others = [name for name in _added(packages) if _is_of_another(name, wanted.short.replace(".", "-"))]
         _drop(packages, others, "another release: ", "another release of CUDA is wanted")
     # Also beside a user's toolkit.
-    _install(packages, wanted.beside)
+    packages.install(wanted.beside)
     beside = {name.partition("=")[0] for name in wanted.beside}
     others = [name for name in _added(packages) if name.startswith(("libcudnn", "libnccl")) and name not in beside]
     why = "the settings leave them out, or want another release of CUDA"
@@ -102,7 +102,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
 
 
 def _packages(system: System, wanted: Wanted) -> Packages:
-    return Packages(system, wanted.software, _LAYER, f"CUDA toolkit {wanted.release}")
+    return Packages(system, wanted.software, _LAYER, f"CUDA toolkit {wanted.release}", never=_NEVER)
 
 
 def _nvcc_says(system: System, wanted: Wanted) -> str:
@@ -123,37 +123,7 @@ def _is_somebodys(packages: Packages, wanted: Wanted) -> bool:
     package = f"cuda-nvcc-{wanted.short.replace('.', '-')}"
     if not files.is_file(wanted.nvcc) or package in packages.installed().present:
         return False
-    if _release_in(_nvcc_says(packages.system, wanted)) != wanted.short:
-        return False
-    # An update (12.8.1) is told by version.json alone.
-    version = files.read(f"{wanted.nvcc.removesuffix('/bin/nvcc')}/version.json") or b""
-    return wanted.release == wanted.short or f'"{wanted.release}"'.encode() in version
-
-
-def _install(packages: Packages, names: Sequence[str]) -> None:
-    """Packages that come without anything of a driver or a kernel.
-
-    :raises Failure: apt would install, change or remove such a thing for them; or can't do it.
-    """
-    missing = [name for name in names if not packages.is_whole(name)]
-    if missing:
-        packages.repair()
-        words = " ".join(missing)
-        plan = packages.simulated("install", "--allow-downgrades", "--no-install-recommends", *missing)
-        if plan.status != 0:
-            packages.explain_install(plan, f"to install {words}")
-        changed = [change.name for change in announced(plan)]
-        against = [name for name in changed if driver.FAMILY.search(name) or _KERNEL.match(name)]
-        if against:
-            raise Failure(
-                f"{packages.software.context.name}: CUDA's toolkit without a driver ({words})",
-                f"apt would also change: {' '.join(against)}",
-                "the driver is what nvidia.driver says; another one beside it, or in its place, doesn't fit the loaded "
-                "module",
-                f"see `apt-get -s install {words}`; packages of other repositories may be in the way (`apt-cache "
-                f"policy {against[0]}`)",
-            )
-    packages.install(names)
+    return _release_in(_nvcc_says(packages.system, wanted)) == wanted.short
 
 
 def _added(packages: Packages) -> list[str]:

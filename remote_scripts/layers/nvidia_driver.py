@@ -238,23 +238,14 @@ class _Work:
         """
         system, wanted = self._system, self._wanted
         version = driver.library_version(system)
-        if not version or not self._files.is_file(driver.NVIDIA_SMI):
+        if not version or not self._files.is_file(driver.NVIDIA_SMI) or self._half_configured():
             return False
-        if self._half_configured():
-            return False
-        modules = (
-            [driver.module(system, kernel) for kernel in driver.kernels_of(system, wanted.target)]
-            if wanted.flavour
-            else []
-        )
+        is_as_wanted = self._is_wanted(version) and not driver.lacking(system, wanted.libraries)
+        if not wanted.flavour:
+            return not is_as_wanted
+        modules = (driver.module(system, kernel) for kernel in driver.kernels_of(system, wanted.target))
         built = [module for module in modules if module.version == version]
-        if wanted.flavour and not built:
-            return False
-        if not self._is_wanted(version):
-            return True
-        if driver.lacking(system, wanted.libraries):
-            return True
-        return bool(built) and built[0].flavour != wanted.flavour
+        return bool(built) and not (is_as_wanted and built[0].flavour == wanted.flavour)
 
     # Bringing it in.
 

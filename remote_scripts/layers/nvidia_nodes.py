@@ -99,12 +99,11 @@ def _need_driver(system: System) -> None:
 
 
 def _make(system: System) -> None:
-    trouble, missing = "", [nvidia.UVM]
+    missing = [nvidia.UVM]
     try:
         trouble = nvidia.make_nodes(system)
-        missing = [*nvidia.missing_nodes(system)]
-        if not missing and system.files.device(nvidia.UVM) is None:
-            missing = [nvidia.UVM]
+        if system.files.device(nvidia.UVM):
+            missing = [*nvidia.missing_nodes(system)]
     except OSError as error:
         trouble = f"{error.strerror}: {error.filename}"
     if missing:

@@ -110,10 +110,9 @@ def read(system: System, wanted: Wanted) -> Answer:
 
 def _architecture(system: System) -> str:
     """As `uname -m` says it: a container of 32 bits (`arch: i386`) is told so by uname alone, PER_LINUX32 of
-    personality(2); older kernels have no file for it.
+    personality(2).
     """
-    architecture = "" if system.is_container else system.files.line("/proc/sys/kernel/arch")
-    return architecture or system.run.ask("uname", "-m").text
+    return system.run.ask("uname", "-m").text
 
 
 def _without_headers(system: System) -> Iterator[str]:

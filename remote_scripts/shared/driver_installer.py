@@ -93,10 +93,9 @@ def is_whole(system: System) -> bool:
 
 def _clear_the_way(packages: Packages, installer: Installer, target: Target) -> list[str]:
     """The installer without questions gives up where a module is loaded or nouveau has the card: what it would
-    have done at their place comes at the next boot.
+    have done at their place comes at the next boot. An older one, which can't be told so, says it.
 
     :returns: further arguments.
-    :raises Failure: its version can't be installed so.
     """
     system = packages.system
     driver_modules.blacklist(packages, target)
@@ -104,21 +103,9 @@ def _clear_the_way(packages: Packages, installer: Installer, target: Target) -> 
     loaded = nvidia.loaded(system).version
     if loaded and is_at_least("545.23.06", installer.version):
         arguments.append("--allow-installation-with-running-driver")
-    elif loaded and driver_modules.unload(packages) is None:
-        raise Failure(
-            f"no module of NVIDIA's loaded, for the installer of {installer.version}",
-            f"{loaded} is loaded and in use",
-            "installers before 545.23.06 replace no driver that is in use",
-            "reboot it with what uses the card stopped, then run `pulumi up` again",
-        )
-    if holder := driver.cards(system).holder:
-        if not is_at_least("550.40.07", installer.version):
-            raise Failure(
-                "the card free for NVIDIA's installer",
-                f"{holder} has it",
-                "it is blacklisted now, and gives the card up at a boot",
-                "reboot it, then run `pulumi up` again",
-            )
+    elif loaded:
+        driver_modules.unload(packages)
+    if driver.cards(system).holder and is_at_least("550.40.07", installer.version):
         arguments += ["--no-nouveau-check", "--skip-module-load"]
     return arguments
 

@@ -206,15 +206,6 @@ class Update:
                 f"the packages of the driver that is there, kept: {' '.join(fetched)}",
                 "an update that fails is undone with them",
             )
-        for package in family:
-            path = package.file_in(packages, UPDATE)
-            if not path or self._files.size(path) == 0:
-                raise Failure(
-                    f"{package.name} {package.version}, kept in {UPDATE}",
-                    "it is not there",
-                    "an update that fails is undone with it",
-                    "make room on the disk, then run `pulumi up` again",
-                )
         return []
 
     def _keep_installer(self) -> list[str]:

@@ -38,26 +38,19 @@ class Engines:
         :param install: its package, if it may be; else empty.
         :raises Failure: it isn't there.
         """
-        name = self._name
-        if not self._is_there(engine):
-            if engine == "k3s":
-                raise Failure(
-                    f"{name}: k3s, for which nvidia.containerToolkit is set",
-                    "/usr/local/bin/k3s isn't there",
-                    "the toolkit is for the containerd that k3s brings",
-                    "install k3s by its own installer, or take nvidia.containerToolkit out",
-                )
-            if not install:
-                has_snap = self._system.files.exists(f"/snap/bin/{engine}")
-                hint = " (there is a snap of it, which can't use NVIDIA's toolkit)" if has_snap else ""
-                raise Failure(
-                    f"{name}: {engine}, for which nvidia.containerToolkit is set",
-                    f"it isn't installed{hint}",
-                    "the toolkit gives cards to containers of an engine that is there; another one is installed only "
-                    "if the settings ask for it",
-                    f"set nvidia.docker: install, install {engine} yourself, or take nvidia.containerToolkit out",
-                )
-            self._packages.install([install], recommends=True)
+        if self._is_there(engine):
+            return
+        if not install:
+            has_snap = self._system.files.exists(f"/snap/bin/{engine}")
+            hint = " (there is a snap of it, which can't use NVIDIA's toolkit)" if has_snap else ""
+            raise Failure(
+                f"{self._name}: {engine}, for which nvidia.containerToolkit is set",
+                f"it isn't installed{hint}",
+                "the toolkit gives cards to containers of an engine that is there; another one is installed only if "
+                "the settings ask for it",
+                f"set nvidia.docker: install, install {engine} yourself, or take nvidia.containerToolkit out",
+            )
+        self._packages.install([install], recommends=True)
 
     def restart(self, unit: str) -> None:
         """Where its configuration has changed. Containers of docker stop with it, unless it has live-restore; those

@@ -41,12 +41,12 @@ _LOCKED = re.compile(
     r"|lock was locked by)",
     re.MULTILINE,
 )
-_COMPLAINT = re.compile(r"(E|W|Err|Error|Warning)[: ]")
+# What apt complains of, with the lines that continue it.
+_COMPLAINT = re.compile(r"^(?:E|W|Err|Error|Warning)[: ].*(?:\n\s.*)*", re.MULTILINE)
 # What apt says of a list that it has taken all the same: of its key's age, or where that lies.
 _REMARK = re.compile(r"^(W|Warning): \w+://.*\n?", re.MULTILINE)
-#: Proxmox VE's own repositories, and a package that only they have, as apt names one that it doesn't know.
+# Proxmox VE's own repositories.
 _PROXMOX = re.compile(r"//\w+\.proxmox\.com/")
-_OF_PROXMOX = re.compile(r"(package|for|Package) '?(proxmox|pve)-")
 _BUILD_LOGS = re.compile(r"/var/lib/dkms/[^ \n]+/make\.log|/var/log/nvidia-installer\.log")
 # curl's exit statuses where the server doesn't go on from there: an old part is longer than the file, or the file has
 # changed.
@@ -87,6 +87,7 @@ class Packages:
     :param layer: the record's name.
     :param doing: what is done, for the lines that say that it goes on.
     :param may_remove: the names that an installation may remove, besides what this program added.
+    :param never: the names that an installation may not touch.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class Packages:
         layer: str,
         doing: str = "packages",
         may_remove: re.Pattern[str] | None = None,
+        never: re.Pattern[str] | None = None,
     ) -> None:
         self.system = system
         self.software = software
         self.layer = layer
         self._doing = doing
         self._may_remove = may_remove
+        self._never = never
         self._installed: Installed | None = None
         self._step = f"{_STEPS}/{layer.removeprefix('nvidia-')}"
         #: What `remove` left, as others need it by now.
@@ -194,10 +197,8 @@ class Packages:
         if done.status == 0:
             return
         text = _REMARK.sub("", done.said_text)
-        lines = [line for line in text.split("\n") if _COMPLAINT.match(line) or line.startswith(" ")]
-        files.write(
-            COMPLAINTS, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape") or done.said, 0o600
-        )
+        complaints = _COMPLAINT.findall(text)
+        files.write(COMPLAINTS, "\n".join(complaints).encode("utf-8", "surrogateescape") or done.said, 0o600)
         if (
             done.status >= TIMED_OUT
             or _LOCKED.search(text)
@@ -205,7 +206,7 @@ class Packages:
         ):
             self.explain(done, "the lists of packages, by apt-get update", "packages are installed from them")
         for url in urls:
-            if mine := _complaints_of(url, text):
+            if mine := "\n".join(complaint for complaint in complaints if url in complaint.partition("\n")[0]):
                 self.explain(mine, f"the list of packages of {url}", "what is wanted comes from there")
         self.system.log.say("not all lists could be fetched; those that are needed here are there")
 
@@ -296,7 +297,7 @@ class Packages:
         if plan.status != 0:
             self.explain_install(plan, what)
         changes = announced(plan)
-        self._need_others_kept(changes, what)
+        self._need_allowed(changes, what)
         self._record(changes)
         self.system.files.changed = True
         done = self.apt(*arguments, seconds=seconds)
@@ -305,7 +306,15 @@ class Packages:
         if any(whole.get(change.name, "-") != change.new for change in changes):
             self.explain_install(done, what)
 
-    def _need_others_kept(self, changes: Iterable[Change], what: str) -> None:
+    def _need_allowed(self, changes: Sequence[Change], what: str) -> None:
+        if touched := sorted(change.name for change in changes if self._never and self._never.search(change.name)):
+            raise Failure(
+                f"{self.software.context.name}: {what}, without a driver or a kernel",
+                f"apt would also change: {' '.join(touched)}",
+                "the driver is what nvidia.driver says; another one beside it, or in its place, doesn't fit the loaded "
+                "module",
+                f"packages of other repositories may be in the way: see `apt-cache policy {touched[0]}`",
+            )
         own = self.own()
         gone = sorted(change.name for change in changes if change.new == "-")
         against = [
@@ -562,7 +571,7 @@ class Packages:
         )
 
     def explain_install(self, done: Done, what: str) -> NoReturn:
-        """The same of what packages are installed for. What isn't known to apt may only be so as its lists couldn't be fetched. Proxmox
+        """The same of an installation. What isn't known to apt may only be so as its lists couldn't be fetched. Proxmox
         VE's own repositories have nothing but what is Proxmox VE's.
 
         :raises Failure: always.
@@ -570,8 +579,7 @@ class Packages:
         text = done.said_text
         symptom = recognise(text, self.software.context)
         complaints = (self.system.files.read(COMPLAINTS) or b"").decode("utf-8", "surrogateescape")
-        if not _OF_PROXMOX.search(text):
-            complaints = "".join(complaint for complaint in _complaints(complaints) if not _PROXMOX.search(complaint))
+        complaints = "\n".join(line for line in _COMPLAINT.findall(complaints) if not _PROXMOX.search(line))
         if complaints and symptom and symptom[0] == "package-not-found":
             self.explain(complaints, "the lists of packages, by apt-get update", "packages are installed from them")
         self.explain(done, what, "what follows needs it")
@@ -611,21 +619,3 @@ def _only(plan: Done, names: Sequence[str]) -> bool:
 
 def _line_of(match: re.Match[str]) -> str:
     return match.string[match.start() :].partition("\n")[0]
-
-
-def _complaints(text: str) -> list[str]:
-    """Each complaint of apt's, with the lines that continue it."""
-    complaints: list[str] = []
-    continues = False
-    for line in text.split("\n"):
-        if begins := bool(_COMPLAINT.match(line)):
-            complaints.append(f"{line}\n")
-        elif continues and line[:1].isspace():
-            complaints[-1] += f"{line}\n"
-        continues = begins or (continues and line[:1].isspace())
-    return complaints
-
-
-def _complaints_of(url: str, text: str) -> str:
-    """Those about a repository."""
-    return "".join(complaint for complaint in _complaints(text) if url in complaint.partition("\n")[0])

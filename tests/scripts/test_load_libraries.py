@@ -15,21 +15,6 @@ from remote_scripts.layers.nvidia_verification import LOAD
 CC, PYTHON, PERL = shutil.which("cc"), shutil.which("python3", path="/usr/bin:/usr/local/bin") or "python3", "perl"
 pytestmark = pytest.mark.skipif(CC is None, reason="libraries are compiled, and there is no compiler")
 NVENC = "int NvEncodeAPIGetMaxSupportedVersion(unsigned *version) { *version = 13 << 4 | 1; return %d; }"
-NVDEC = """
-struct caps { int codec, chroma; unsigned depth, reserved[3]; unsigned char supported, engines; unsigned short formats;
-  unsigned width, height, blocks; unsigned short least_width, least_height; unsigned more[11]; };
-int cuvidGetDecoderCaps(struct caps *c) {
-  if (c->codec != 4 || c->chroma != 1 || c->depth != 0) return 1;
-  c->supported = %d; c->width = 8192; c->height = 4096; return 0;
-}
-"""
-CUDA = """
-int cuInit(unsigned flags) { return %d; }
-int cuDeviceGet(int *device, int number) { *device = 0; return 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)16; return 0; }
-int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
-int cuCtxSetCurrent(void *context) { return context == (void *)16 ? 0 : 201; }
-"""
 CUDNN, NCCL = "libcudnn.so.9", "libnccl.so.2"
 ENCODE, DECODE = "libnvidia-encode.so.1", "libnvcuvid.so.1"
 
@@ -74,22 +59,12 @@ def test_an_encoder_that_refuses_is_told(libraries: Path) -> None:
     assert loaded(libraries, ENCODE) == [f"{ENCODE}: loaded, NVENC error 15"]
 
 
-@pytest.mark.parametrize(
-    ("supported", "error", "said"), [(1, 0, "H.264 to 8192x4096"), (0, 0, "no H.264"), (1, 100, "CUDA error 100")]
-)
-def test_the_decoder_tells_what_the_card_decodes(libraries: Path, supported: int, error: int, said: str) -> None:
-    make(libraries, DECODE, NVDEC % supported)
-    make(libraries, "libcuda.so.1", CUDA % error)
-    assert loaded(libraries, DECODE) == [f"{DECODE}: loaded, {said}"]
-
-
 def test_what_is_missing_torn_or_of_something_else_has_the_loaders_own_words(libraries: Path) -> None:
-    (libraries / ENCODE).write_bytes(b"\x7fELF")
-    make(libraries, DECODE, "int nothing;")
-    make(libraries, "libcuda.so.1", CUDA % 0)
-    torn, other, missing = loaded(libraries, ENCODE, DECODE, "libEGL_nvidia.so.0")
-    assert torn.startswith(f"{ENCODE}: ") and "too short" in torn
-    assert other.startswith(f"{DECODE}: ") and "undefined symbol: cuvidGetDecoderCaps" in other
+    (libraries / DECODE).write_bytes(b"\x7fELF")
+    make(libraries, ENCODE, "int nothing;")
+    torn, other, missing = loaded(libraries, DECODE, ENCODE, "libEGL_nvidia.so.0")
+    assert torn.startswith(f"{DECODE}: ") and "too short" in torn
+    assert other.startswith(f"{ENCODE}: ") and "undefined symbol: NvEncodeAPIGetMaxSupportedVersion" in other
     assert missing == "libEGL_nvidia.so.0: cannot open shared object file: No such file or directory"
 
 
