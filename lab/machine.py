@@ -71,7 +71,6 @@ FAULTS = {
     "guest-ignores-shutdown": "true, or a guest's id",
     "reset-fails": "true, or a part of a PCI address",
     "agent-silent": "true, or a VM's id",
-    "nvidia-uvm-missing": "true",
     "drm-order": "a list of PCI addresses",
     "nvidia-majors-change": "true",
     "guest-unreachable": "true, or a VM's id",

@@ -512,8 +512,5 @@ def modules_on_disk(root: Path, kernel: str) -> set[str]:
 
 
 def modules_of(host: HostState, kernel: str) -> set[str]:
-    """Normalised names of the modules that a host has for a kernel, in its root file system.
-
-    With the fault nvidia-uvm-missing that one isn't among them, as when its build failed.
-    """
-    return modules_on_disk(host.root, kernel) - ({"nvidia_uvm"} if host.fault("nvidia-uvm-missing") else set())
+    """Normalised names of the modules that a host has for a kernel, in its root file system."""
+    return modules_on_disk(host.root, kernel)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,11 +255,8 @@ class Machine:
             elif word == "-f" or not word.startswith("-"):
                 words.append(word)
         act, *names = words
-        if act == "indextargets":
+        if act in ("indextargets", "update"):
             return ""
-        if act == "update":
-            self._fetch_lists()
-            return 0
         if act == "download":
             for word in names:
                 name, _, version = word.partition("=")
@@ -280,18 +276,6 @@ class Machine:
             if name not in names and not any(word.startswith(f"{name}=") or f"/{name}_" in word for word in names):
                 self._apt_mark(["auto", name], b"")
         return self._configure()
-
-    def _fetch_lists(self) -> None:
-        """Of each repository that has an entry; apt takes the lists of others away."""
-        lists, wanted = self.host.root / "var/lib/apt/lists", set()
-        for path in sorted((self.host.root / "etc/apt/sources.list.d").glob("*.list")):
-            for url in re.findall(r"^deb .*://(\S+)", path.read_text(), re.MULTILINE):
-                wanted.add(f"{url.strip('/').replace('/', '_')}_Packages")
-        for name in sorted(wanted | {path.name for path in lists.glob("*_Packages")}):
-            if name in wanted:
-                self._put(f"/var/lib/apt/lists/{name}", "")
-            else:
-                self._remove(f"/var/lib/apt/lists/{name}")
 
     def _planned(self, act: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """What goes, and what comes or changes its version."""

@@ -40,15 +40,11 @@ class Nvidia(Machine):
         host.programs |= {"gpg": _gpg}
 
     def lasting(self) -> Tree:
-        """Without folders, which go as dpkg likes, what it leaves when it is killed, and fetched lists, of which apt takes away at its next update what no
-        repository has.
-        """
-        left_out = ["var/lib/apt/lists/"]
-        # An installer that was fetched again by a run that was cut short goes with the driver.
-        if self.host.exists(driver.NOTE.path):
-            left_out.append("var/lib/homelab/downloads/")
+        """Without folders, which go as dpkg likes, and what it leaves when it is killed."""
         tree = first_lines(driver_kit.lasting(self.host))
-        return {path: about for path, about in tree.items() if not path.startswith(tuple(left_out))}
+        # An installer that was fetched again by a run that was cut short goes with the driver.
+        left_out = "var/lib/homelab/downloads/" if self.host.exists(driver.NOTE.path) else "/"
+        return {path: about for path, about in tree.items() if not path.startswith(left_out)}
 
 
 def _installed(host: Host, path: str, answer: str) -> Stand:

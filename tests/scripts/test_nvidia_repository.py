@@ -12,7 +12,6 @@ from tests import sampling
 from tests.kept_systems import KeptSystems
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 
-CUDA_LIST = "etc/apt/sources.list.d/homelab-cuda.list"
 KEYRING = (
     "curl -fsSLo /root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
     " && dpkg -i /root/k.deb && rm -f $ROOT/root/k.deb"
@@ -97,7 +96,7 @@ def test_somebodys_entry_for_the_same_repository_is_used(vm: VirtualMachine) -> 
     assert done.returncode == 0, done.stdout
     assert (
         "is in /etc/apt/sources.list.d/cuda-ubuntu2404-x86_64.list already: that entry is used" in done.stderr
-        and not (vm.root / CUDA_LIST).exists()
+        and not (vm.root / "etc/apt/sources.list.d/homelab-cuda.list").exists()
     )
     vm.answer("revert", vm.repository())
     assert vm.tree() == before

@@ -131,23 +131,6 @@ def test_nvidia_modprobe_makes_what_its_options_say(mixed: Host, options: str, m
     assert set(nodes(mixed)) == made
 
 
-def test_nvidia_modprobe_is_silent_where_nvidia_uvm_is_missing(mixed: Host) -> None:
-    mixed.machine.set_fault("nvidia-uvm-missing", True)
-    done = mixed.run("nvidia-modprobe -u -c 0")
-    assert (done.returncode, done.stdout, done.stderr, nodes(mixed)) == (1, "", "", {})
-    assert (
-        "Module nvidia-uvm not found in directory /lib/modules/6.17.2-1-pve" in mixed.run("modprobe nvidia-uvm").stderr
-    )
-    assert mixed.run("modinfo nvidia-uvm").returncode == 1
-
-
-def test_a_boot_without_nvidia_uvm_has_everything_else(tmp_path: Path) -> None:
-    host = Host(tmp_path, "phoenix")
-    host.machine.set_fault("nvidia-uvm-missing", True)
-    host.booted()
-    assert "nvidia-uvm" not in nodes(host) and "nvidiactl" in nodes(host)
-
-
 def test_a_blacklisted_driver_is_not_loaded_at_boot_and_can_be_by_hand(tmp_path: Path) -> None:
     host = Host(tmp_path, changed("mixed", loaded=False), running=True)
     assert "nvidia" not in host.modules()
