@@ -449,7 +449,7 @@ class HostFacts(Answer):
 
     def bound_by_hand(self) -> set[str]:
         """Addresses of the functions that are on vfio-pci by other configuration than this program's: `vfio-pci.ids=`,
-        modprobe.d.
+        modprobe.d, driverctl.
 
         Configuration and driver are both needed: the configuration alone may never have had an effect, and a starting
         VM may have left the driver alone.
@@ -464,7 +464,7 @@ class HostFacts(Answer):
     def kept_by_hand(self, device: Device) -> bool:
         """Whether a function is on vfio-pci and other configuration than this program's binds it, even if this
         program's word does so, too."""
-        return device.driver == "vfio-pci" and self.named_by_ids(device)
+        return device.driver == "vfio-pci" and (self.has_override(device) or self.named_by_ids(device))
 
     def named_by_ids(self, device: Device) -> bool:
         """Whether ids of other configuration than this program's name the function, in this boot or the next one."""
@@ -475,11 +475,20 @@ class HostFacts(Answer):
         """Whether other configuration than this program's names the function for the next boot, with or without
         effect."""
         ids = [self.vfio_ids, *self.ids_by_others().values()]
-        return any(map(device.is_named, ids))
+        return any(map(device.is_named, ids)) or self.has_override(device)
 
     def ids_by_others(self) -> dict[str, str]:
         """Words, not this program's, that give ids to vfio-pci in the next boot -> the ids."""
         return _ids_by_word(self.cmdline.others)
+
+    def has_override(self, device: Device) -> bool:
+        """Whether driverctl puts the function on vfio-pci at each boot."""
+        return bool(self.override_files(device))
+
+    def override_files(self, device: Device) -> list[str]:
+        """Files of driverctl that put the function on vfio-pci. Older versions name theirs without `pci-`."""
+        files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
+        return [path for path in files if path in self.vfio_mentions]
 
     def who_binds(self, devices: Iterable[Device]) -> list[str]:
         """Files and words, not this program's, that give these functions to vfio-pci."""
@@ -489,7 +498,8 @@ class HostFacts(Answer):
             *((f"{word} on the kernel command line", ids) for word, ids in words.items()),
         ]
         bound = list(devices)
-        return [source for source, ids in sources if any(device.is_named(ids) for device in bound)]
+        by_ids = [source for source, ids in sources if any(device.is_named(ids) for device in bound)]
+        return [*by_ids, *dict.fromkeys(path for device in bound for path in self.override_files(device))]
 
     def others_in_group(self, place: str) -> list[Device]:
         """The other functions of the card's IOMMU groups, which a VM's start with the card takes from the host; without

@@ -515,12 +515,13 @@ def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
         return []
     leaving = {device.address: device for device in _leaving_functions(facts, slot)}
     errors = []
+    needs = [need for need in facts.vital if need.kind != "keyboard"]
     for address, device in leaving.items():
-        carried = [need.name for need in facts.vital if address in need.devices]
+        carried = [need.name for need in needs if address in need.devices]
         if carried:
             errors.append(_carrier_error(facts, name, slot, device, carried))
     doubtful = [device for device in leaving.values() if device.may_carry]
-    unknown = [need for need in facts.vital if need.trouble]
+    unknown = [need for need in needs if need.trouble]
     if doubtful and unknown:
         errors.append(_unknown_carrier_error(facts, name, slot, doubtful, unknown))
     return errors
@@ -602,10 +603,18 @@ def _card_bound_by_hand(
         return []
     sources = facts.who_binds(bound)
     ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
-    steps = [f"take {', '.join(ids)} out there"]
+    steps = [f"take {', '.join(ids)} out there"] if ids else []
     if any("on the kernel command line" in source for source in sources):
         steps.append(new_entries(facts))
-    steps.append("`update-initramfs -u -k all`")
+    # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file,
+    # unless it is told not to look for one.
+    steps += [
+        f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
+        for device in bound
+        if facts.has_override(device)
+    ]
+    if ids:
+        steps.append("`update-initramfs -u -k all`")
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
@@ -888,6 +897,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     return [
         *remapping.remarks(facts, host, slots),
         *(remark for name, slot in vm_slots.items() for remark in _card_remarks(facts, host, name, slot)),
+        *_keyboard_remarks(facts, vm_slots),
         *(
             remark
             for name, slot in slots.items()
@@ -944,6 +954,18 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
     return sentences
 
 
+def _keyboard_remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:
+    addresses = {device.address for slot in vm_slots.values() for device in _leaving_functions(facts, slot)}
+    keyboards = [keyboard for keyboard in facts.vital if keyboard.kind == "keyboard"]
+    leaving_keyboards = [keyboard for keyboard in keyboards if addresses.intersection(keyboard.devices)]
+    if not leaving_keyboards or len(leaving_keyboards) < len(keyboards):
+        return []
+    return [
+        f"the host's last keyboard goes with a card: {', '.join(keyboard.name for keyboard in leaving_keyboards)}; "
+        "its console takes no input then"
+    ]
+
+
 def unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     """The remark on a card that stays and that something unknown has put on vfio-pci, or kept for it: one sentence or
     none. A rule of udev's leaves a function without a driver where vfio-pci was loaded before."""
@@ -956,7 +978,11 @@ def unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]
     ]
     if not bound or any(user.running for user in facts.users_of(slot, facts.cluster.node)):
         return []
-    advice = f"look at {', '.join(facts.vfio_mentions)}" if facts.vfio_mentions else "a script, or a VM that had it"
+    advice = (
+        f"look at {', '.join(facts.vfio_mentions)}"
+        if facts.vfio_mentions
+        else "driverctl, a script, or a VM that had it"
+    )
     return [f"gpus.{name}: {', '.join(bound)}, not by this program, and that stays so: {advice}"]
 
 

@@ -81,6 +81,9 @@ def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], boun
 
 def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
     """The configuration that gives these functions to vfio-pci whatever a word says, in words; empty: there is none."""
+    functions = list(functions)
+    if any(map(facts.has_override, functions)):
+        return "driverctl puts it there, whatever a word says"
     if _names_one_of(facts.vfio_files.get(vfio_ids.MODULES, ""), functions):
         return f"the options in {vfio_ids.MODULES} come later than any word"
     return ""

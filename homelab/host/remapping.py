@@ -224,13 +224,14 @@ def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
             continue
         is_bound = is_running and all(function.address in bound for function in facts.functions(slot))
         split_off = _split_off(facts, slot)
+        needs = [need for need in facts.vital if need.kind != "keyboard"]
         carriers = [
             (device, carried)
             for device in split_off
-            if (carried := [need for need in facts.vital if device.address in need.devices])
+            if (carried := [need for need in needs if device.address in need.devices])
         ]
         unknown = (
-            [need for need in facts.vital if need.trouble]
+            [need for need in needs if need.trouble]
             if any(need.may_carry for need in split_off) and not is_bound
             else []
         )
@@ -252,7 +253,7 @@ def _split_off(facts: HostFacts, slot: str) -> list[Device]:
 def override_hint(facts: HostFacts, slot: str) -> str:
     """The hint to iommu.acsOverride for a card that isn't alone in its group; empty: it would be refused, or is set
     already."""
-    needed_addresses = {address for need in facts.vital for address in need.devices}
+    needed_addresses = {address for need in facts.vital if need.kind != "keyboard" for address in need.devices}
     others = {device.address for device in facts.others_in_group(slot)}
     if facts.acs_override or not acs.knows_override(facts.kernel) or needed_addresses & others:
         return ""

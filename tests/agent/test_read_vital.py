@@ -370,6 +370,16 @@ def test_where_nothing_says_which_network_the_data_takes_every_one_counts(host: 
     assert refused(host) == {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}
 
 
+def test_keyboards_are_those_with_keys_and_not_buttons(host: Host) -> None:
+    host.write(
+        "/proc/bus/input/devices",
+        'N: Name="Power Button"\nS: Sysfs=/devices/LNXSYSTM:00/input/input0\nH: Handlers=kbd event0\n\n'
+        f'N: Name="Logitech K120"\nS: Sysfs=/devices/pci0000:00/{PORT}/{USB}/usb1/1-2/input/input4\nH: Handlers=sysrq kbd event4 leds\n\n'
+        'N: Name="AT keyboard"\nS: Sysfs=/devices/platform/i8042/serio0/input/input1\nH: Handlers=sysrq kbd event1 leds\n',
+    )
+    assert carried(host, "keyboard") == {"Logitech K120": {PORT, USB}, "AT keyboard": set()}
+
+
 def test_processes_and_the_text_console_that_have_a_card_are_named(host: Host) -> None:
     card = "/sys/devices/pci0000:00/0000:00:01.1/0000:01:00.0"
     host.write(f"{card}/drm/card1/dev", "226:1")

@@ -215,8 +215,8 @@ RECIPES: dict[str, Recipe] = {
         OVERRIDES,
         RTX5090,
         (
-            Outcome("vm", words=BOUND, drivers=ON_VFIO),
-            Outcome("host", remark=f"not by this program, and that stays so: look at /etc/driverctl.d/pci-{CARD}"),
+            Outcome("vm", drivers=ON_VFIO),
+            Outcome("host", refused=f"{CARD}, {SOUND} on vfio-pci, by /etc/driverctl.d/pci-{CARD}.*driverctl --noprobe unset-override"),
         ),
     ),
     "ids of two cards": Recipe(

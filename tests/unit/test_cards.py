@@ -800,6 +800,17 @@ def said(facts: HostFacts, host: Host) -> list[str]:
     return gates.remarks(facts, host, gates.check(facts, host)[0])
 
 
+def test_the_last_keyboard_is_a_warning_and_one_of_two_is_none() -> None:
+    usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16)
+    behind = vital("keyboard", "Logitech K120", "0000:01:00.2")
+    disk = vital("storage", ROOT, "0000:02:00.0")
+    assert reasons(desktop(usb, vital=[behind]), settings()) == []
+    assert said(desktop(usb, vital=[behind, disk]), settings()) == [
+        "the host's last keyboard goes with a card: Logitech K120; its console takes no input then"
+    ]
+    assert said(desktop(usb, vital=[behind, vital("keyboard", "AT keyboard")]), settings()) == []
+
+
 def test_who_has_the_card_open_is_named_in_the_plan_and_beside_its_reboot() -> None:
     holders = [
         {"pid": 812, "name": "Xorg", "devices": ["0000:01:00.0"]},
@@ -873,6 +884,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
             {"cmdline": {"running": "", "configured": "", "others": 'vfio-pci.ids="10de:2b85,1:2"', "generated": ""}},
             'vfio-pci.ids="10de:2b85,1:2" on the kernel command line',
         ),
+        ({"vfio_mentions": ["/etc/driverctl.d/pci-0000:01:00.0"]}, "/etc/driverctl.d/pci-0000:01:00.0"),
     ],
 )
 def test_a_staying_card_bound_by_hand_is_refused_with_what_binds_it(use: str, changes: dict[str, Any], by: str) -> None:

@@ -572,6 +572,26 @@ def test_only_what_names_the_card_is_said_to_bind_it() -> None:
     assert found.endswith(f"on vfio-pci, by {FILE}")
 
 
+def test_a_card_that_driverctl_binds_too_does_not_come_back_with_our_word() -> None:
+    found = ["/etc/driverctl.d/pci-0000:01:00.0", "/etc/driverctl.d/pci-0000:09:00.0"]
+    error = gates.check(was_for_a_vm(vfio_mentions=found), to_be())[1][0]
+    assert error.found == "0000:01:00.0 on vfio-pci, by /etc/driverctl.d/pci-0000:01:00.0"
+    assert error.next == (
+        "`driverctl --noprobe unset-override 0000:01:00.0` while no VM runs with it, reboot, and run `pulumi up` again; or set gpus.big.use: vm"
+    )
+    assert plan.wanted(was_for_a_vm(vfio_mentions=found), settings({}, nvidia={"driver": "580"})).functions == {}
+    # Another function of it may be bound by its id.
+    by_id: dict[str, Any] = {"vfio_ids": "10de:22e8", "vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:22e8"}}
+    error = gates.check(was_for_a_vm(vfio_mentions=found, **by_id), to_be())[1][0]
+    assert error.found == (
+        "0000:01:00.0, 0000:01:00.1 on vfio-pci, by /etc/modprobe.d/vfio.conf, /etc/driverctl.d/pci-0000:01:00.0"
+    )
+    assert error.next.startswith(
+        "take 10de:22e8 out there, `driverctl --noprobe unset-override 0000:01:00.0` while no VM runs with it, "
+        "`update-initramfs -u -k all`, reboot"
+    )
+
+
 def test_a_word_with_ids_that_is_gone_from_the_next_boot_keeps_no_card() -> None:
     """Who has set takeOver takes it away, and the card comes back with this run's restart."""
     facts = was_for_a_vm(running=f"vfio-pci.ids=10de:2b85,10de:22e8 {WORD}")
@@ -659,7 +679,7 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
     facts, word = TAKEN_BACK[case]
     (error,) = gates.check(facts, to_be())[1]
     assert error.next.startswith("set takeOver: true for the host")
-    assert "`update-initramfs -u -k all`, " in error.next
+    assert "driverctl" not in error.next and "`update-initramfs -u -k all`, " in error.next
     assert ("`update-grub`, " in error.next) is case.startswith("by words")
     assert gates.remarks(facts, to_be(), {"big": "0000:01:00"}) == []
     want = plan.wanted(facts, to_be(takeOver=True))
@@ -684,6 +704,7 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
 
 
 NOT_TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
+    "driverctl": (bound_by_ids(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0"]), "driverctl puts it there"),
     "options of initramfs-tools": (bound_by_ids(file="/etc/initramfs-tools/modules"), "come later than any word"),
     "another card of the same ids, which can be plugged in": (bound_by_ids({**TWIN, "removable": True}), "give 0000:03:00.0 to vfio-pci"),
     "a word that hasn't helped": (
@@ -713,15 +734,26 @@ def test_nothing_more_is_said_of_a_card_that_is_refused_or_that_homelab_binds() 
         assert "without effect so far" not in "".join(remarks) and "counts instead" not in "".join(remarks)
 
 
+DRIVERCTL = "/etc/driverctl.d/pci-0000:01:00.0"
+LATER: dict[str, tuple[dict[str, Any], str]] = {
+    "a file": ({"vfio_ids": IDS, "vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
+    "driverctl": ({"vfio_mentions": [DRIVERCTL]}, "take that out there"),
+    "both": (
+        {"vfio_ids": IDS, "vfio_files": {FILE: IDS}, "vfio_mentions": [DRIVERCTL]},
+        "take that out there",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
 @pytest.mark.parametrize("driver", ["nvidia", "nouveau"])
-def test_what_names_a_card_that_stays_without_effect_so_far_is_said(driver: str) -> None:
-    found = {"vfio_ids": IDS, "vfio_files": {FILE: IDS}}
+def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, driver: str) -> None:
+    found, said = LATER[case]
     facts = desktop(devices=[{**one, "driver": driver} for one in gpu()], **found)
-    for host, sentences in ((to_be(), 1), (to_be("vm"), 0), (to_be(takeOver=True), 0)):
+    for host, sentences in ((to_be(), 1), (to_be("vm"), 0), (to_be(takeOver=True), "driverctl" in str(found))):
         slots, errors = gates.check(facts, host)
         remarks = [one for one in gates.remarks(facts, host, slots) if "for vfio-pci, without effect so far" in one]
-        assert (errors, len(remarks)) == ([], sentences)
-        assert all(one.endswith("takeOver: true for the host keeps it with the host") for one in remarks)
+        assert (errors, len(remarks)) == ([], sentences) and all(one.endswith(said) for one in remarks)
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ class DrmNodes:
 
 @dataclass(frozen=True)
 class Vital:
-    """A storage or network that the host can't do without, and the functions that carry it.
+    """A storage, network or keyboard that the host can't do without, and the functions that carry it.
 
-    `kind`: storage or network; `name`: for messages, such as `/ (ext4 on /dev/mapper/pve-root)`; `devices`:
+    `kind`: storage, network or keyboard; `name`: for messages, such as `/ (ext4 on /dev/mapper/pve-root)`; `devices`:
     addresses of the PCI functions on the way to it; `trouble`: why they could not be read, empty: they were.
     """
 

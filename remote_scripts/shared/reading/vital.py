@@ -1,5 +1,5 @@
 """What the host can't do without, and the PCI functions on the way to it: disks that its kernel has in use, network
-interfaces that are up. What can't be told is said (`trouble`): who asks decides.
+interfaces that are up, its keyboards. What can't be told is said (`trouble`): who asks decides.
 
 What lies on a disk isn't asked: whatever uses it (a file system, swap, LVM, md, bcache, an imported pool, each disk of
 a btrfs) has claimed it, or a partition of it, from the kernel.
@@ -23,7 +23,7 @@ _UP = 1  # IFF_UP (netdevice(7))
 
 def vital(source: Source) -> list[Vital]:
     """All of it."""
-    return [*_storage(source), *_network(source)]
+    return [*_storage(source), *_network(source), *_keyboards(source)]
 
 
 def _storage(source: Source) -> Iterator[Vital]:
@@ -85,6 +85,22 @@ def _network(source: Source) -> Iterator[Vital]:
         yield Vital("network", f"the network interface {name} (it is up)", sorted({*functions, *physical}))
     if not is_any:
         yield Vital("network", "the network over which this host is reached", [], "no network card is up")
+
+
+def _keyboards(source: Source) -> list[Vital]:
+    """A keyboard has the handlers kbd and sysrq; a power button has the first alone. Virtual ones are nobody's; one at
+    a port of its own (PS/2) stays.
+    """
+    name = path = ""
+    keyboards: list[Vital] = []
+    for line in source.lines("/proc/bus/input/devices"):
+        if line.startswith("N: Name="):
+            name = line.removeprefix('N: Name="').removesuffix('"')
+        elif line.startswith("S: Sysfs="):
+            path = line.removeprefix("S: Sysfs=")
+        elif line.startswith("H: Handlers=") and re.search(r"[ =]kbd", line) and "sysrq" in line:
+            keyboards += [] if "/virtual/" in path else [Vital("keyboard", name, sorted({*_functions_in(path)}), "")]
+    return keyboards
 
 
 def _functions_in(path: str) -> list[str]:
