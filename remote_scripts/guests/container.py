@@ -88,11 +88,9 @@ class Container(Guest):
 
     def note_of(self, options: Options, change: Options, owner: str) -> ContainerNote:
         """What is noted from before a change to its end."""
-        nodes = tuple(dict.fromkeys([*self.note.given.nodes, *self.given.nodes]))
         return replace(
             self.note.of_change(self.config, self.devices, options, change, owner),
             text=self.note.text or self._first_text,
-            given=replace(self.note.given, nodes=nodes),
             revision=self.note.revision + bool(change),
         )
 

@@ -5,16 +5,19 @@ mended is said, and keeps no other.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
 from remote_scripts.guests.container import write_text
-from remote_scripts.shared import container_lines, guest_notes, guests, pmxcfs
-from remote_scripts.shared.container_conf import conf_text, options_of
-from remote_scripts.shared.container_drift import noted
-from remote_scripts.shared.container_lines import Change
-from remote_scripts.shared.container_text import as_options, edited, own_lines
+from remote_scripts.shared import guest_notes, guests, pmxcfs
+from remote_scripts.shared.container_conf import ConfText, conf_text, options_of
+from remote_scripts.shared.container_drift import Decided, decided, noted
+from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.container_text import edited, own_lines
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import is_another
+from remote_scripts.shared.properties import differing
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -63,28 +66,21 @@ def follow_at_boot(system: System) -> None:
 
 
 def _containers(system: System) -> list[int]:
-    """Those that are here and were given nodes."""
+    """Those that are here and of which something is noted."""
     try:
         here = pmxcfs.names(system, pmxcfs.PVE_LXC)
     except Failure as failure:
         system.log.say(system.log.message(failure))
         return []
-    ctids = guest_notes.noted(system, CONTAINER)
-    return [ctid for ctid in ctids if f"{ctid}.conf" in here and _has_nodes(system, ctid)]
-
-
-def _has_nodes(system: System, ctid: int) -> bool:
-    try:
-        return bool(noted(system, ctid).given.nodes)
-    except Failure:  # it is said when it is mended
-        return True
+    return [ctid for ctid in guest_notes.noted(system, CONTAINER) if f"{ctid}.conf" in here]
 
 
 def _are_there(system: System, ctid: int) -> bool:
-    try:
-        return container_lines.are_there(system, noted(system, ctid).given.nodes)
-    except (Failure, OSError):
-        return True
+    """Whether as many nodes are there as it was given; what can't be read is said when it is mended."""
+    with suppress(Failure, OSError):
+        _, note, decided = _decided(system, ctid)
+        return len(decided.nodes) >= len(note.given.nodes)
+    return True
 
 
 def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
@@ -94,9 +90,9 @@ def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
     """
     try:
         if locked:
-            system.changing(lambda: _tell(system, ctid, follow(system, ctid)))
+            system.changing(lambda: follow(system, ctid))
         else:
-            _tell(system, ctid, follow(system, ctid))
+            follow(system, ctid)
     except Exception as error:
         return error
     return None
@@ -112,49 +108,52 @@ def _message(system: System, ctid: int, error: Exception) -> str:
     return message if isinstance(error, Failure) else f"container {ctid}: {message}"
 
 
-def _tell(system: System, ctid: int, change: Change) -> None:
-    if change.absent:
-        missing = Failure(
-            f"the nodes of container {ctid}'s cards",
-            f"not there after {CARD_SECONDS:g} s: {' '.join(change.absent)}",
-            "it may not start, or start without them",
-            "see `dmesg | grep -iE 'drm|i915|amdgpu'` on the host",
-        )
-        system.log.say(system.log.message(missing))
-    if change.is_any:
-        system.log.say(
-            f"container {ctid}: its cards' nodes have other names or numbers since this boot, and its configuration "
-            "has these now"
-        )
+def _decided(system: System, ctid: int) -> tuple[ConfText, ContainerNote, Decided]:
+    conf, note = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")), noted(system, ctid)
+    return conf, note, decided(system, conf, note)
 
 
-def follow(system: System, ctid: int) -> Change:
-    """Writes a container's configuration anew where one of its nodes has moved; what was to change. It asks no API: at
-    a boot pvedaemon isn't there yet.
+def follow(system: System, ctid: int) -> None:
+    """Gives a container the lines for its cards anew where one of their nodes has moved. It asks no API: at a boot
+    pvedaemon isn't there yet.
 
     :raises Failure: it can't be read or written.
     """
-    conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
-    config = options_of(conf)
-    note = noted(system, ctid)
-    if is_another(note, config):
-        return Change((), ())
-    own = own_lines(conf, note)
-    change = container_lines.follow(system, own, note.given.nodes)
-    if not change.is_any:
-        return change
-    added = as_options(conf.text, own, change.add)
-    gone: dict[str, str | None] = dict.fromkeys(change.drop)
-    # What its owner has taken out is noted still, and stays out.
-    options = {**{key: value for key, value in note.wanted.items() if key not in gone}, **added}
-    begun = note.of_change(config, {}, options, {**gone, **added}, note.owner)
-    nodes = tuple(dict.fromkeys([*note.given.nodes, *change.nodes]))
+    conf, note, new = _decided(system, ctid)
+    config, nodes, own = options_of(conf), note.given.nodes, own_lines(conf, note).lines
+    if not own or is_another(note, config):  # it was restored, or another container has the number now
+        return
+    if new.nodes == nodes:  # what its owner has changed stays
+        return
+    options = new.options
+    if len(new.nodes) < len(nodes):
+        system.log.say(system.log.message(_absent(ctid, new.nodes, nodes)))
+        # A line whose node isn't there stays: the container isn't to start without its card.
+        paths = {key: line.split()[1].partition(",")[0] for key, line in own.items()}
+        late = {key: config[key] for key, path in paths.items() if path[0] == "/" and not system.files.exists(path)}
+        options = {**options, **late}
+    change = differing({**new.target, **options}, config)
+    if not change:
+        return
     # Nothing of this is ever taken back, and no restart is wanted for it.
-    begun = replace(begun, given=replace(note.given, nodes=nodes), before=note.before)
+    begun = replace(note.of_change(config, {}, options, change, note.owner), before=note.before)
     guest_notes.write(system, CONTAINER, ctid, begun)
     wanted = f"container {ctid} given its cards' nodes as they are now"
-    write_text(system, ctid, edited(conf.text, {**gone, **added}), conf.digest, wanted)
-    done = replace(begun.after_change(options, {}), before=note.before, given=replace(note.given, nodes=change.nodes))
+    write_text(system, ctid, edited(conf.text, change), conf.digest, wanted)
+    given = replace(note.given, nodes=(*new.nodes, *[""] * (len(nodes) - len(new.nodes))))
+    done = replace(begun.after_change(options, {}), before=note.before, given=given)
     # A run that was killed before the boot goes on from what it has noted.
     guest_notes.write(system, CONTAINER, ctid, replace(done, shut_down_after=note.shut_down_after, stops=note.stops))
-    return change
+    system.log.say(
+        f"container {ctid}: its cards' nodes have other names or numbers since this boot, and its configuration has "
+        "these now"
+    )
+
+
+def _absent(ctid: int, now: Collection[str], before: Collection[str]) -> Failure:
+    return Failure(
+        f"all nodes of container {ctid}'s cards",
+        f"after {CARD_SECONDS:g} s {len(now)} of {len(before)} are there: {' '.join(now)}",
+        "it may not start, or start without them",
+        "see `dmesg | grep -iE 'drm|i915|amdgpu'` on the host",
+    )

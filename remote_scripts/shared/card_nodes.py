@@ -9,8 +9,7 @@ renderDN.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.container_note import Cards
@@ -18,22 +17,18 @@ from remote_scripts.shared.pci import DEVICES
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-#: Which of a card's nodes one is; empty: it is known by its path.
-Kind = Literal["card", "renderD", "nvidia", ""]
 _DRM_NAME = re.compile(r"(card|renderD)[0-9]{1,4}")
 _CAPS = "/dev/nvidia-caps"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the host. `is_needed`: the container can't do without it; `address`: of its card, empty where it is
-    known by its path; `group`: whom a node of another maker's card is for, render or video.
+    """A node of the host. `is_needed`: the container can't do without it; `group`: whom a node of another maker's card
+    is for, render or video.
     """
 
     path: str
     is_needed: bool = True
-    address: str = ""
-    kind: Kind = ""
     group: str = ""
 
 
@@ -58,27 +53,30 @@ def drm_node(system: System, address: str, prefix: str) -> str:
     return ""
 
 
+def renumbered(system: System, cards: Cards) -> Cards:
+    """The cards by the numbers that NVIDIA's driver gives them now, without those that it doesn't have."""
+    if not cards.functions:
+        return cards
+    minors = [nvidia.minor_of(system, address) for address in cards.functions]
+    return replace(cards, minors=tuple(sorted(minor for minor in minors if minor is not None)))
+
+
 def nodes_of(system: System, cards: Cards) -> Nodes:
     """The nodes of these cards."""
-    nodes = [_nvidia_node(system, minor) for minor in cards.minors]
-    if cards.minors:
+    nodes = [Node(f"/dev/nvidia{minor}") for minor in cards.minors]
+    has_nvidias = bool(cards.minors or cards.functions)
+    if has_nvidias:
         nodes += [Node("/dev/nvidiactl"), Node(nvidia.UVM)]
     others, unknown = _of_other_makers(system, cards.cards)
     nodes += others
-    if cards.minors:
+    if has_nvidias:
         along = [f"{nvidia.UVM}-tools", "/dev/nvidia-modeset"]
         along += [f"{_CAPS}/{name}" for name in system.files.names(_CAPS) if name.startswith("nvidia-cap")]
         nodes += [Node(path, is_needed=False) for path in along if system.files.exists(path)]
         for function in cards.functions:
-            kinds: tuple[Kind, ...] = ("card", "renderD")
-            paths = {kind: drm_node(system, function, kind) for kind in kinds}
-            nodes += [Node(path, False, function, kind) for kind, path in paths.items() if path]
+            paths = (drm_node(system, function, kind) for kind in ("card", "renderD"))
+            nodes += [Node(path, is_needed=False) for path in paths if path]
     return Nodes(tuple(nodes), unknown)
-
-
-def _nvidia_node(system: System, minor: int) -> Node:
-    address = nvidia.address_of(system, minor)
-    return Node(f"/dev/nvidia{minor}", True, address, "nvidia" if address else "")
 
 
 def _of_other_makers(system: System, cards: tuple[str, ...]) -> tuple[list[Node], tuple[str, ...]]:
@@ -90,12 +88,11 @@ def _of_other_makers(system: System, cards: tuple[str, ...]) -> tuple[list[Node]
             if kind not in ("render", "card"):
                 nodes.setdefault("/dev/kfd", Node("/dev/kfd", group="render"))
                 continue
-            drm_kind: Kind = "renderD" if kind == "render" else "card"
-            path = drm_node(system, address, drm_kind)
+            path = drm_node(system, address, "renderD" if kind == "render" else "card")
             if not path:
                 unknown.append(f"the {kind} node of {address}")
             elif path not in nodes:
-                nodes[path] = Node(path, True, address, drm_kind, "render" if kind == "render" else "video")
+                nodes[path] = Node(path, group="render" if kind == "render" else "video")
     return list(nodes.values()), tuple(unknown)
 
 

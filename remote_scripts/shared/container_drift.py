@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from remote_scripts.shared import card_nodes, container_lines, guest_notes, pmxcfs
 from remote_scripts.shared.container_conf import ConfText, conf_text, options_of
 from remote_scripts.shared.container_note import Cards, ContainerNote
@@ -14,19 +16,24 @@ from remote_scripts.tools.system import System
 _CUT_SHORT = "a run was cut short while it changed the container"
 
 
-def differences(system: System, conf: ConfText, note: ContainerNote, cards: Cards) -> list[str]:
-    """What would be changed in its configuration so that it has these cards, and what is in the way, a line each."""
-    own, config = own_lines(conf, note), options_of(conf)
+@dataclass(frozen=True)
+class Decided:
+    """What a container is to have. `nodes`: of the host, as container_lines.Lines has them; `options`: homelab's lines;
+    `target`: these, and what all else of homelab's becomes.
+    """
+
+    nodes: tuple[str, ...]
+    options: dict[str, str]
+    target: dict[str, str | None]
+
+
+def decided(system: System, conf: ConfText, note: ContainerNote) -> Decided:
+    """By what is noted that it was given, and the nodes of that which are there now."""
+    cards = card_nodes.renumbered(system, note.given.cards or Cards())
+    own, base = own_lines(conf, note), note.base(options_of(conf), {})
     lines = container_lines.lines_for(system, own.others, cards, note.given.groups)
-    base = note.base(config, {})
-    target = {**{key: base.get(key) for key in note.values}, **as_options(conf.text, own, lines.want)}
-    change = differing(target, config)
-    lacking = card_nodes.missing(system, card_nodes.nodes_of(system, cards))
-    return [
-        *(f"{path} is not on the host" for path in lacking),
-        *(_said(key, config.get(key), value) for key, value in change.items()),
-        *([_CUT_SHORT] if note.is_under_way else []),
-    ]
+    options = as_options(conf.text, own, lines.want)
+    return Decided(lines.nodes, options, {**{key: base.get(key) for key in note.values}, **options})
 
 
 def _said(key: str, now: str | None, wanted: str | None) -> str:
@@ -45,9 +52,16 @@ def drift(system: System, ctid: int, note: ContainerNote) -> list[str]:
     if not text:
         return [f"container {ctid} is gone"]
     conf = conf_text(text)
-    if is_another(note, options_of(conf)):
+    config = options_of(conf)
+    if is_another(note, config):
         return [f"container {ctid} isn't the container that was given its cards"]
-    return differences(system, conf, note, note.given.cards or Cards())
+    change = differing(decided(system, conf, note).target, config)
+    lacking = card_nodes.missing(system, card_nodes.nodes_of(system, note.given.cards or Cards()))
+    return [
+        *(f"{path} is not on the host" for path in lacking),
+        *(_said(key, config.get(key), value) for key, value in change.items()),
+        *([_CUT_SHORT] if note.is_under_way else []),
+    ]
 
 
 def noted(system: System, ctid: int) -> ContainerNote:

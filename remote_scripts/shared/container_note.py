@@ -14,33 +14,6 @@ from remote_scripts.shared.guest_note import Note
 from remote_scripts.tools.errors import Failure
 
 
-@dataclass(frozen=True)
-class RecordedNode:
-    """A node that homelab's lines give. `path`, `numbers`: empty: the container was given it and has no line for it,
-    since the name that it had is another card's; `address`: the card's; `kind`: which of its nodes it is (card,
-    renderD, nvidia); both are empty where it is known by its path; `given`: how it is given: a dev[n] option's words,
-    or `mount`.
-    """
-
-    path: str
-    numbers: str
-    address: str
-    kind: str
-    given: str
-
-    @property
-    def key(self) -> str:
-        """What stays the same whatever the node is called."""
-        return f"{self.address} {self.kind}" if self.address else self.path
-
-    @property
-    def lines(self) -> list[str]:
-        """The lines by which it is given."""
-        if not self.path:
-            return []
-        return [*mount_lines(self.path, self.numbers)] if self.given == "mount" else [f"dev {self.path},{self.given}"]
-
-
 def mount_lines(path: str, numbers: str) -> tuple[str, str]:
     """The two lines by which a node is given without a dev[n] option: its rule, and its mount."""
     return (
@@ -65,12 +38,13 @@ class Cards:
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """What a container was given. `cards`: what was asked for; None: nothing; `groups`: of the container, by which that
-    was decided; `nodes`: which of the host's nodes its lines give.
+    was decided; `nodes`: what of the host its lines depend on (container_lines.py), an empty text for
+    one that wasn't there at the last boot.
     """
 
     cards: Cards | None = None
     groups: dict[str, int] = field(default_factory=dict)
-    nodes: tuple[RecordedNode, ...] = ()
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

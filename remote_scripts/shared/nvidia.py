@@ -74,11 +74,6 @@ def minor_of(system: System, address: str) -> int | None:
     return _number(_read(system, f"{GPUS}/{address}/information"), "Device Minor")
 
 
-def address_of(system: System, minor: int) -> str:
-    """The address of the card that has this number; empty: none has."""
-    return next((address for address in system.files.names(GPUS) if minor_of(system, address) == minor), "")
-
-
 def trouble(system: System) -> Trouble | None:
     """Why there is no driver that serves cards; None: there is one."""
     if system.files.exists(f"{PROC}/version"):

@@ -19,7 +19,7 @@ from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import Record, State
 from remote_scripts.shared.container_conf import conf_text, options_of
-from remote_scripts.shared.container_note import ContainerNote, Given, RecordedNode
+from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.container_text import edited
 from remote_scripts.tools.plain import to_plain
 from tests import sampling
@@ -383,15 +383,12 @@ SMALL = Card(name="small", functions={OTHER: "10de:2684", "0000:02:00.1": "10de:
 
 def give(host: Host, ctid: int) -> None:
     """What a run gives a container for the other card, and notes of it: it would ask the API, which isn't at work here."""
-    nodes = (
-        RecordedNode("/dev/nvidia1", "195:1", OTHER, "nvidia", "mode=0666"),
-        RecordedNode("/dev/nvidiactl", "195:255", "", "", "mode=0666"),
-    )
-    options = {f"dev{number}": f"{node.path},{node.given}" for number, node in enumerate(nodes)}
+    nodes = ("/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm")
+    options = {f"dev{number}": f"{node},mode=0666" for number, node in enumerate(nodes)}
     path, noted = host.root / f"etc/pve/lxc/{ctid}.conf", host.root / f"etc/pve/homelab/lxc-{ctid}"
     text = path.read_text()
     begun = ContainerNote().of_change(options_of(conf_text(text)), {}, options, options, "p/s/ct")
-    note = replace(begun.after_change(options, {}), given=Given(nodes=nodes))
+    note = replace(begun.after_change(options, {}), given=Given(cards=Cards(minors=(1,), functions=(OTHER,)), nodes=nodes))
     path.write_text(edited(text, options))
     noted.parent.mkdir()
     noted.write_text(json.dumps(to_plain(note)))
