@@ -55,7 +55,6 @@ FAULTS = {
     "task-fails": 'a type of task, such as "qmstart", or "qmstart=its exit status"',
     "task-seconds": "a number of seconds",
     "download-seconds": "a number of seconds",
-    "download-size": "a number of bytes",
     "api-answers": '"[METHOD ]PART OF PATH=STATUS REASON"',
     "api-drops": '"[METHOD ]PART OF PATH"',
     "api-loses": '"[METHOD ]PART OF PATH=a number of requests"',

@@ -67,7 +67,6 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             if checksum is None:
                 raise decided.unpublished(source.name, inputs.named, inputs.sums)
             source = dataclasses.replace(source, checksum=checksum)
-        files.require_room(inputs.volume, source)
         _note(host, inputs, source.checksum)
         try:
             files.fetch(inputs.volume, source)

@@ -1,5 +1,4 @@
-"""Files on a host's storages that guests are created from: refusals of them, and the causes of failed downloads.
-Pure."""
+"""Files on a host's storages that guests are created from: and refusals of them. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ _CONTENTS = {
     "vztmpl": ("container template", "CT Templates", "template/cache"),
     "import": ("disk image", "Import", "import"),
 }
-_MIB = 1 << 20
 
 
 def parts(volume: str) -> tuple[str, str, str]:
@@ -76,15 +74,12 @@ def describe(host: Host) -> str:
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
-def storage_refusal(
-    name: str, volume: str, storages: Iterable[Mapping[str, object]], size: int | None = None
-) -> HomelabError | None:
+def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, object]]) -> HomelabError | None:
     """The refusal of a download that its storage can't take; None: it can, as far as that is known.
 
     :param name: the download's place in the settings, such as `hosts.pve.downloads.noble`.
     :param volume: the file's.
     :param storages: as GET /nodes/NODE/storage lists them.
-    :param size: of the file, in bytes; None: unknown.
     """
     storage, content, file = parts(volume)
     kind, _, _ = _CONTENTS[content]
@@ -99,13 +94,6 @@ def storage_refusal(
             next=f"set {name}.storage to one of them",
         )
     row = rows[storage]
-    if not row.get("active"):
-        return HomelabError(
-            wanted=wanted,
-            found="the storage is not active",
-            why="nothing can be written to it now",
-            next="see why (`pvesm status` on the host), then run `pulumi up` again",
-        )
     if content not in _contents(row):
         old = " (from Proxmox VE 8.4 on)" if content == "import" else ""
         added = ",".join(sorted({*_contents(row), content}))
@@ -116,14 +104,6 @@ def storage_refusal(
             "directory, NFS, CIFS, CephFS",
             next=f"allow it (`pvesm set {storage} --content {added}` on the host), or set {name}.storage to another "
             "one",
-        )
-    avail = row.get("avail")
-    if size is not None and isinstance(avail, int) and size > avail:
-        return HomelabError(
-            wanted=wanted,
-            found=f"the file has {size // _MIB} MiB, and the storage has {avail // _MIB} MiB left",
-            why="a download that fills it up would fail at its end, and until then nothing else could be written there",
-            next=f"make room on {storage}, or set {name}.storage to another one",
         )
     return None
 
@@ -179,48 +159,3 @@ def unpublished(name: str, file: str, sums: str) -> HomelabError:
         next=f"look at that list: the image may be called otherwise by now; set {name}.url and checksum instead of "
         "image",
     )
-
-
-def failed_download(name: str, url: str | None, reason: str) -> tuple[str, str] | None:
-    """The cause of a failed download and what to do next, from its task's exit status
-    (PVE::Tools::download_file_from_url); None: an unknown status.
-
-    :param name: the download's place in the settings.
-    :param url: the file's address; None for a template of Proxmox VE's list.
-    :param reason: the task's exit status.
-    """
-    if "aborting" in reason and "mismatch" in reason:
-        return (
-            "a different file of that name is on the storage already; it was not touched",
-            f"remove it or rename it there, or give {name} another file name; without a checksum it would be used "
-            "as it is",
-        )
-    if "checksum mismatch" in reason:
-        return (
-            "the file that arrived isn't the one that its maker published: it was damaged, replaced, or renewed a "
-            "moment ago. It was deleted",
-            "run `pulumi up` again: a known image's checksum is read again. "
-            f"If it differs again, compare {name}.checksum with what the maker publishes",
-        )
-    if "No space left" in reason:
-        return (
-            "the storage has become full; the part that had arrived was deleted",
-            f"make room there, or set {name}.storage to another one, then run `pulumi up` again",
-        )
-    if "404" in reason:
-        return (
-            "the server has no such file; nothing was kept",
-            f"correct {name}.url" if url else "run `pveam update` on the host and see what `pveam available` lists now",
-        )
-    if reason.startswith("download failed"):
-        return (
-            "the host couldn't download all of it; the part that had arrived was deleted",
-            f"see whether the host reaches {url or 'download.proxmox.com'} (a proxy: Datacenter -> Options -> HTTP "
-            "proxy), then run `pulumi up` again",
-        )
-    if "interrupt" in reason or "unexpected status" in reason:
-        return (
-            "someone stopped the task, or the host went down meanwhile; the part that had arrived was deleted",
-            "run `pulumi up` again: it starts over",
-        )
-    return None

@@ -30,22 +30,6 @@ _EXTENSIONS = {
 _ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 
 
-def metadata(call: Call) -> dict[str, Any]:
-    """GET /nodes/{node}/query-url-metadata."""
-    url = call.parameters["url"]
-    trouble = _unreachable(call.host, url)
-    if trouble:
-        raise Died(f"invalid server response: '500 Can't connect to {_server(url)} ({trouble})'")
-    content = network.file_at(call.host, url)
-    if content is None:
-        raise Died("invalid server response: '404 Not Found'")
-    return {
-        "filename": url.rpartition("/")[2],
-        "mimetype": "application/octet-stream",
-        "size": int(call.host.fault("download-size") or len(content)),
-    }
-
-
 def download(call: Call) -> str:
     """POST /nodes/{node}/storage/{storage}/download-url.
 

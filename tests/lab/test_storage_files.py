@@ -120,29 +120,29 @@ def test_a_file_that_was_there_is_used_and_stays(lab: Lab) -> None:
 def test_another_file_of_that_name_is_refused_where_the_settings_have_a_checksum(lab: Lab) -> None:
     lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo mine >$ROOT/var/lib/vz/template/iso/virtio-win.iso")
     stack = Stack(lab, {**VIRTIO, "checksum": "sha256:" + "a" * 64})
-    assert "was not touched" in stack.refused().why
+    error = stack.refused()
+    assert "checksum mismatch" in error.found and "a file that was there is not touched" in error.why
     assert (lab.root / "var/lib/vz/template/iso/virtio-win.iso").read_text() == "mine\n"
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"),
+    ("fault", "found"),
     [
-        ({"download-breaks": "virtio-win"}, "couldn't download all of it"),
-        ({"download-corrupt": "virtio-win"}, "isn't the one that its maker published"),
-        ({"disk-full": "host"}, "has become full"),
-        ({"apt-offline": "fedorapeople"}, "can't be reached"),
-        ({"download-size": 1 << 50}, "would fail at its end"),
-        ({"task-fails": "download=received interrupt"}, "someone stopped the task"),
-        ({"task-fails": "download"}, "Proxmox VE didn't do what the task was for"),
+        ({"download-breaks": "virtio-win"}, "download failed"),
+        ({"download-corrupt": "virtio-win"}, "checksum mismatch"),
+        ({"disk-full": "host"}, "No space left"),
+        ({"apt-offline": "fedorapeople"}, "download failed"),
+        ({"task-fails": "download=received interrupt"}, "received interrupt"),
     ],
     ids=lambda fault: next(iter(fault)) if isinstance(fault, dict) else "",
 )
-def test_a_download_that_fails_leaves_nothing_behind(lab: Lab, fault: dict[str, Any], why: str) -> None:
+def test_a_download_that_fails_leaves_nothing_behind(lab: Lab, fault: dict[str, Any], found: str) -> None:
     [(name, value)] = fault.items()
     lab.fault(name, value)
     content = b"the lab's stand-in of virtio-win's CD\n"
     stack = Stack(lab, {**VIRTIO, "checksum": "sha256:" + hashlib.sha256(content).hexdigest()})
-    assert why in stack.refused().why
+    error = stack.refused()
+    assert found in error.found and "nothing is kept of a download that fails" in error.why
     assert stack.folder == [] and stack.notes == []
 
 
@@ -157,7 +157,7 @@ def test_a_list_of_checksums_that_cannot_be_read_is_one_clear_error(lab: Lab) ->
 def test_a_file_that_its_maker_no_longer_has_is_named(lab: Lab) -> None:
     stack = Stack(lab, {"url": "https://cloud-images.ubuntu.com/noble/current/gone.iso"})
     error = stack.refused()
-    assert "404 Not Found" in error.found and "hosts.pve.downloads.file.url" in error.next
+    assert "404" in error.found and "hosts.pve.downloads.file" in error.next
 
 
 def test_a_template_that_proxmox_does_not_list_is_named(lab: Lab) -> None:

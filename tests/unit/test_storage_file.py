@@ -62,9 +62,6 @@ class Storage:
     def is_coming(self, _volume: str) -> bool:
         return False
 
-    def require_room(self, _volume: str, _source: Any) -> None:
-        self.done.append("room")
-
     def fetch(self, _volume: str, source: Any) -> None:
         self.done.append(f"fetched {source.checksum or 'uncompared'}")
         self.there = not self.error or self.comes_late
@@ -84,7 +81,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
     return Storage(monkeypatch)
 
 
-DOWNLOADED = ["room", "noted", "fetched uncompared"]
+DOWNLOADED = ["noted", "fetched uncompared"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +94,7 @@ DOWNLOADED = ["room", "noted", "fetched uncompared"]
         (True, None, {"checksum": SUM, "url": None}, False, []),
         (True, NOTED, {}, True, []),
         (True, {**NOTED, "url": "https://b.example"}, {}, True, ["removed", "forgotten", *DOWNLOADED]),
-        (False, None, {"sums": "https://a.example/SUMS"}, True, ["room", "noted", f"fetched sha256:{'a' * 64}"]),
+        (False, None, {"sums": "https://a.example/SUMS"}, True, ["noted", f"fetched sha256:{'a' * 64}"]),
     ],
 )
 def test_a_file_is_used_taken_over_or_downloaded(

@@ -62,22 +62,6 @@ class Files:
         )
         return storages
 
-    def require_room(self, volume: str, source: Source) -> None:
-        """Checks that a volume's storage can take a file from its source.
-
-        :raises HomelabError: the storage can't take it, or the source's server doesn't have it.
-        """
-        size = None
-        if source.url is not None:
-            path = f"nodes/{self._api.node}/query-url-metadata"
-            try:
-                answer = self._api.get(path, f"{source.url} asked how large it is, for {source.name}", url=source.url)
-            except ApiError as error:
-                raise _explained(error, source) from error
-            size = int(answer["size"]) if str(answer.get("size", "")).isdigit() else None
-        if refusal := vm_files.storage_refusal(source.name, volume, self.storages(), size):
-            raise refusal
-
     def fetch(self, volume: str, source: Source) -> None:
         """Downloads a volume, or waits for the download if the node has begun it already. Proxmox VE writes to another
         name, and renames the file once it is complete and its checksum is right. A file that is there, and has the
@@ -106,7 +90,12 @@ class Files:
         except StillRunsError as error:
             raise self._ended(error, source, seconds) from error
         except ApiError as error:
-            raise _explained(error, source) from error
+            place = source.url or "download.proxmox.com, and has the template in its list (`pveam update`)"
+            raise error.retold(
+                why="nothing is kept of a download that fails, and a file that was there is not touched",
+                next=f"correct what it names, or {source.name}; see whether the host reaches {place} (a proxy: "
+                "Datacenter -> Options -> HTTP proxy); then run `pulumi up` again",
+            ) from error
 
     def _ended(self, error: StillRunsError, source: Source, seconds: float) -> HomelabError:
         """Ends a download that has taken too long, which would go on by itself without the user knowing, and returns
@@ -158,31 +147,11 @@ class Files:
         self._api.carry_out("delete", path, f"{volume} removed", seconds, self._say, kinds=("imgdel",))
 
 
-def _explained(error: ApiError, source: Source) -> ApiError:
-    """The error of a failed download with advice, if its text is known."""
-    advice = vm_files.failed_download(source.name, source.url, error.reason)
-    is_unknown_template = source.url is None and "no such template" in error.found
-    if is_unknown_template:
-        advice = (
-            "Proxmox VE downloads templates of its list alone; nothing was changed",
-            f"correct {source.name}.template: `pveam update` on the host, then `pveam available` lists them",
-        )
-    elif error.reason.startswith("invalid server response"):
-        advice = (
-            "what can't be reached can't be downloaded; nothing was changed",
-            f"correct {source.name}.url, or see whether the host reaches it (a proxy: Datacenter -> Options -> HTTP "
-            "proxy)",
-        )
-    if advice is None:
-        return error
-    return error.retold(why=advice[0], next=advice[1])
-
-
 def check(
     api: Api, name: str, host: Host, vms: Mapping[str, Vm], containers: Mapping[str, Container]
 ) -> list[HomelabError]:
-    """Refusals of the files that guests are to be created from: no room for a download, or a file that is neither
-    downloaded nor there.
+    """Refusals of the files that guests are to be created from: a storage that doesn't take a download, or a file that
+    is neither downloaded nor there.
 
     :param name: the host's in the settings.
     :param vms: those that are to be created.
