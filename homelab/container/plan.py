@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from homelab.container import engines, libraries, makers, other_makers
+from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
 from homelab.host import gates, ha, released
 from homelab.host.classes import NVIDIA
@@ -179,7 +179,6 @@ def check(
     :param name: the container's, in the settings.
     """
     errors = [*gates.readable(facts), *_container_refusals(name, container, facts)]
-    errors += engines.refusals(name, container, facts) if not errors else []
     other_cards = makers.other_cards(container, want.gpus)
     wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in other_cards]
     if not wanted:

@@ -174,9 +174,6 @@ class Container(Model):
     """How it is shut down when a change needs a restart."""
     nvidia: Nvidia | None = None
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
-    allow_older_lxc: bool = False
-    """`true`: set up the engine of `nvidia.containerToolkit`, although the host's lxc-pve or the container's features
-    say that it can't start containers in there."""
     create: NewContainerSettings | None = None
     """Create the container with these properties, instead of adopting an existing one."""
 

@@ -35,8 +35,8 @@ _DEVICE_LINE = re.compile(r"dev\d+:|lxc\.(?:mount\.entry|cgroup2?\.devices\.\w+)
 _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
-    r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|lxc\.apparmor\.profile|hostname|net[0-9]+|rootfs|"
-    r"mp[0-9]+|unprivileged|lock|template|features|ostype|hookscript|delete)\s*[:=]|"
+    r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|hostname|net[0-9]+|rootfs|"
+    r"mp[0-9]+|unprivileged|lock|template|ostype|hookscript|delete)\s*[:=]|"
     r"lxc\.mount\.entry\s*[:=]\s*/dev[/\s]|\["
 )
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?[0-9]+")
@@ -272,8 +272,8 @@ def paths_of(nodes: Iterable[str], address: str) -> list[str]:
 
 def passed_on(text: str) -> str:
     """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
-    AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
-    (lxc.environment, mount options). Of an option that waits for the next start the key is told.
+    its disks, and the network cards by which it is known. No others: they may hold passwords (lxc.environment, mount
+    options). Of an option that waits for the next start the key is told.
     """
     lines: list[str] = []
     section = ""

@@ -184,7 +184,6 @@ def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_o
         "mp0: local-lvm:vm-901-disk-1,mp=/x",
         "hostname: ai",
         "lxc.mount.entry = /dev dev none bind",
-        "lxc.apparmor.profile: unconfined",
         "[pve:pending]",
         "dev0: /dev/nvidia0",
     ]
