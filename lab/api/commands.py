@@ -48,7 +48,7 @@ _BOTH = {
 }
 _VERBS: dict[Kind, set[str]] = {
     "qemu": _BOTH | {"migrate", "suspend", "resume", "reset", "template", "clone", "resize", "agent", "cleanup"},
-    "lxc": _BOTH | {"exec", "push", "pull", "mount", "unmount"},
+    "lxc": _BOTH | {"exec", "push", "pull"},
 }
 
 
@@ -179,9 +179,6 @@ class Shell:
             self.ask("DELETE", one, _options(words))
         elif kind == "lxc" and verb in ("exec", "push", "pull"):
             self._inside(Guest(self.host, "lxc", int(vmid)), verb, words)
-        elif kind == "lxc" and verb in ("mount", "unmount"):
-            with exclusively(self.host):
-                container_system.mount(Guest(self.host, "lxc", int(vmid)), mounted=verb == "mount")
         elif verb == "cleanup" and kind == "qemu":
             hooks.drive(self.host, hooks.cleanup(Guest(self.host, "qemu", int(vmid)), print))
         elif verb == "unlock":

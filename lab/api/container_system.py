@@ -309,34 +309,6 @@ def _proc(host: HostState, system: HostState) -> None:
         (system.root / "sys").symlink_to(host.root / "sys")
 
 
-# -- a look from the host --------------------------------------------------------------------------------------
-def mount(guest: Guest, *, mounted: bool) -> None:
-    """`pct mount` and `pct unmount`: the container's tree at a place of the host, and its configuration locked meanwhile.
-
-    Raises:
-        ApiError: 500: it runs, or is locked; or it isn't mounted.
-    """
-    config, place = guest.config(), f"/var/lib/lxc/{guest.vmid}/rootfs"
-    lock = config.values.get("lock")
-    if mounted:
-        if lock:
-            raise Died(f"CT is locked ({lock})")
-        if guest.running:
-            raise Died("cannot mount, CT is running")
-        system = system_of(guest)
-        if not (system.root / "etc/group").exists():  # it has never been started
-            system.write("/etc/group", _GROUPS)
-        config.values["lock"] = "mounted"
-        guest.host.symlink(place, str(system.root))
-        print(f"mounted CT {guest.vmid} in '{place}'")
-    else:
-        if lock != "mounted":
-            raise Died("lock 'mounted' is not set")
-        del config.values["lock"]
-        guest.host.rooted(place).unlink(missing_ok=True)
-    guest.save(config)
-
-
 # -- commands --------------------------------------------------------------------------------------------------
 def execute(guest: Guest, command: list[str], kept: Mapping[str, str] | None = None) -> int:
     """Run a command in a running container, with this process's standard streams; return its exit status.

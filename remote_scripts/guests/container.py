@@ -19,7 +19,7 @@ from remote_scripts.shared.container_conf import conf_text, options_of
 from remote_scripts.shared.container_note import ContainerNote, Given
 from remote_scripts.shared.container_text import edited, sources
 from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guest_note import Options, identity
+from remote_scripts.shared.guest_note import Options
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -106,14 +106,6 @@ class Container(Guest):
         """
         if self.note.text not in ("", self.text):
             self._write(self.note.text, f"{self.label} given its configuration's own form again", "same")
-
-    def mark_mounted(self, mounted: bool) -> None:
-        """Notes whether it is looked into while it is off.
-
-        :raises Failure: it can't be noted.
-        """
-        text = self.note.text or self._first_text
-        self.write_note(replace(self.note, identity=identity(self.config), mounted=mounted, text=text))
 
     def _write(self, text: str, wanted: str, *words: str) -> None:
         """Writes the file, and reads it."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from remote_scripts.guests.change import Terms, bring, give_back, in_turns
 from remote_scripts.guests.container import Container
 from remote_scripts.shared import card_nodes, container_groups, container_lines, handover
-from remote_scripts.shared.container_conf import ConfText, conf_text
-from remote_scripts.shared.container_lines import Lines, Ours
+from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_lines import Lines
 from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.container_note import Cards, Given, refused_to_stack
 from remote_scripts.shared.container_text import as_options, own_lines
@@ -70,8 +70,10 @@ def apply(system: System, wanted: Wanted) -> Answer:
             need_container(system, wanted.ctid)
         if refused := refused_to_stack(guest.note, guest.vmid, wanted.terms.owner.rpartition("/")[0]):
             raise refused
-        lines = _given(guest, wanted.cards)
-        bring(guest, as_options(guest.text, _own(guest), lines.want), wanted.terms)
+        was_off = not guest.runs()
+        lines = _brought(guest, wanted)
+        if was_off and guest.runs() and _groups(guest, wanted.cards) != guest.given.groups:
+            lines = _brought(guest, wanted)
         return _answer(guest, lines)
 
     return in_turns(Container, system, wanted.ctid, change)
@@ -86,53 +88,32 @@ def revert(system: System, wanted: Wanted) -> Left:
     """
 
     def back(guest: Container) -> Left:
-        if guest.is_here:
-            _unmount(guest)
         give_back(guest, wanted.terms, goes_away=wanted.goes_away)
         return Left(node=guest.node, is_here=guest.is_here, owner=guest.note.owner)
 
     return in_turns(Container, system, wanted.ctid, back)
 
 
-def _given(guest: Container, cards: Cards) -> Lines:
-    """The lines by which it has these cards; what it is to have is noted with them.
+def _brought(guest: Container, wanted: Wanted) -> Lines:
+    """Brings it to the lines by which it has these cards; what it is to have is noted with them.
 
-    :raises Failure: a node isn't there, or it can't have it.
+    :raises Failure: a node isn't there, or it can't have it; as of `bring`.
     """
-    system = guest.system
+    system, cards, own = guest.system, wanted.cards, own_lines(conf_text(guest.text), guest.note)
     nodes = card_nodes.nodes_of(system, cards)
     card_nodes.need(system, guest.vmid, cards, nodes)
-    _unmount(guest)
     groups = _groups(guest, cards)
-    lines = container_lines.lines_for(system, _own(guest).others, cards, groups)
+    lines = container_lines.lines_for(system, own.others, cards, groups)
     guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)
+    bring(guest, as_options(guest.text, own, lines.want), wanted.terms)
     return lines
 
 
-def _text(guest: Container) -> ConfText:
-    return conf_text(guest.text)
-
-
-def _own(guest: Container) -> Ours:
-    return own_lines(_text(guest), guest.note)
-
-
 def _groups(guest: Container, cards: Cards) -> dict[str, int]:
-    """The groups inside, where they count."""
-    noted = guest.note.given
-    if not cards.cards or cards.method != "device":
-        return noted.groups
-    conf, is_up = _text(guest), guest.runs()
-    known = noted.groups if noted.cards and noted.cards.cards else None
-    groups = container_groups.groups_of(guest.system, guest.vmid, conf, known, guest.mark_mounted, is_up=is_up)
-    guest.read()  # to look into one that is off, Proxmox VE writes its configuration
-    return groups
-
-
-def _unmount(guest: Container) -> None:
-    if guest.note.mounted:
-        container_groups.unmount(guest.system, guest.vmid, guest.mark_mounted)
-        guest.read()
+    """The groups inside, where they count. One that is off says nothing: until it runs, its nodes are for everybody."""
+    if cards.cards and cards.method == "device" and guest.runs():
+        return container_groups.groups_of(guest.system, guest.vmid, conf_text(guest.text))
+    return guest.note.given.groups
 
 
 def _answer(guest: Container, lines: Lines) -> Answer:

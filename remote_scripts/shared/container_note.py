@@ -56,11 +56,9 @@ class ContainerNote(Note):
     given: Given = field(default_factory=Given)
     revision: int = 0
     """How often this program has changed it."""
-    mounted: bool = False
-    """It is off, and looked into."""
 
     def __bool__(self) -> bool:
-        return super().__bool__() or self.mounted or self.given != Given()
+        return super().__bool__() or self.given != Given()
 
 
 def refused_to_stack(note: Note, ctid: int, stack: str) -> Failure | None:

@@ -17,7 +17,6 @@ from tests.agent.kit import Host
 
 CTID = 300
 CONF = f"/etc/pve/lxc/{CTID}.conf"
-GROUP = f"/var/lib/lxc/{CTID}/rootfs/etc/group"
 STATE = f"/var/lib/lxc/{CTID}/state"
 BASE = "arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n"
 PRIVILEGED = BASE.replace("unprivileged: 1\n", "")
@@ -38,7 +37,7 @@ class Containers:
         self.root = host.root
         #: How pct was called, but for its questions.
         self.calls: list[list[str]] = []
-        self.is_deaf = self.starts_not = self.unmounts_not = False
+        self.is_deaf = self.starts_not = False
         #: Called after a verb of pct.
         self.after: dict[str, Callable[[], None]] = {}
         host.programs |= {
@@ -52,6 +51,7 @@ class Containers:
         host.write(STATE, "stopped")
         self.node("kfd", 235, 0, 0o660)
         self.conf = BASE
+        #: The file of groups inside.
         self.inside = "root:x:0:\nvideo:x:44:\nrender:x:104:\n"
 
     # The host.
@@ -96,15 +96,6 @@ class Containers:
         self.host.write(CONF, text, 0o640)
 
     @property
-    def inside(self) -> str:
-        """The file of groups inside."""
-        return self.host.read(GROUP)
-
-    @inside.setter
-    def inside(self, text: str) -> None:
-        self.host.write(GROUP, text)
-
-    @property
     def state(self) -> str:
         return self.host.read(STATE)
 
@@ -125,16 +116,6 @@ class Containers:
         disk.WATCH[-1]("pct", str(self.root / "pct"))
         assert isinstance(answer, Done | int)
         return answer
-
-    def _mount(self, _arguments: list[str]) -> int:
-        self.conf += "lock: mounted\n"
-        return 0
-
-    def _unmount(self, _arguments: list[str]) -> Done | int:
-        if self.unmounts_not:
-            return Done(1, b"", b"target is busy\n")
-        self.conf = self.conf.replace("lock: mounted\n", "")
-        return 0
 
     def _shutdown(self, _arguments: list[str]) -> Done | int:
         if "lock: " in self.conf:

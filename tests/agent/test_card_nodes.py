@@ -52,7 +52,11 @@ def given(box: Cards300, method: Method) -> str:
     stock = base.replace("hostname", "dev0: /dev/ttyUSB0\nhostname") + "lxc.mount.entry: /tank tank none bind\n"
     box.conf = stock
     box.drm(AMD, 128)
+    box.node("ttyUSB0", 188, 0)
+    (box.root / "tank").mkdir()
+    box.state, box.is_rewritten = "running", False
     box.apply(method, f"{AMD}=render")
+    box.state = "stopped"
     return stock
 
 
@@ -105,7 +109,9 @@ def test_a_boot_leaves_the_lines_of_nvidias_nodes_that_are_not_there_yet(
     moved = {RENDER.replace("128", str(number))} if number != 128 else set()
     # A number that the other card has now isn't NVIDIA's any more.
     gone = {f"/dev/dri/{name},mode=0666" for name in ("card12", "renderD140")} if number == 140 else set()
-    assert changed == moved | gone and "all nodes of container 300's cards\nfound:  after 0 s 1 of 6 are there: " in said
+    assert (
+        changed == moved | gone and "all nodes of container 300's cards\nfound:  after 0 s 1 of 6 are there: " in said
+    )
     assert not followed(box)
     box.nvidia(NVIDIA)
     box.drm(NVIDIA, 150 if number == 140 else 140)
@@ -251,8 +257,8 @@ def test_a_folder_of_notes_that_another_guests_turn_takes_away_is_made_anew(
         replace(system, path, content)
 
     monkeypatch.setattr(pmxcfs, "replace", rival)
-    guest_notes.write(box.host.system(), CONTAINER, 300, ContainerNote(mounted=True))
-    assert len(calls) == 2 and guest_notes.of(box.host.system(), CONTAINER, 300, ContainerNote).mounted
+    guest_notes.write(box.host.system(), CONTAINER, 300, ContainerNote(shut_down_after="UPID:x"))
+    assert len(calls) == 2 and guest_notes.of(box.host.system(), CONTAINER, 300, ContainerNote).shut_down_after
 
 
 def test_what_a_run_that_was_killed_before_the_boot_has_noted_stays(box: Cards300) -> None:
