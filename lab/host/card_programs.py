@@ -1,6 +1,6 @@
-"""vainfo, rocminfo and clinfo: programs that use an Intel or AMD card through its node, and say what they have found.
+"""vainfo, which uses an Intel or AMD card through its node, and says what it has found.
 
-Each opens the node as the real one does, and needs the driver of user space that its package brings. What a card can do is not looked at.
+It opens the node as the real one does, and needs the driver of user space that its package brings. What a card can do is not looked at.
 """
 
 from __future__ import annotations
@@ -18,15 +18,6 @@ _VIDEO = {
     "0x8086": {"iHD": "Intel iHD driver for Intel(R) Gen Graphics", "i965": "Intel i965 driver for Intel(R) graphics"},
     "0x1002": {"radeonsi": "Mesa Gallium driver for AMD Radeon Graphics (radeonsi)"},
 }
-_ICDS = {
-    "intel.icd": ("0x8086", "Intel(R) OpenCL Graphics"),
-    "amdocl64.icd": ("0x1002", "AMD Accelerated Parallel Processing"),
-}
-
-
-def main(system: HostState, name: str, arguments: list[str]) -> int:
-    """One of them."""
-    return {"vainfo": _vainfo, "rocminfo": _rocminfo, "clinfo": _clinfo}[name](system, arguments)
 
 
 def _makers(system: HostState) -> dict[str, str]:
@@ -41,7 +32,8 @@ def _makers(system: HostState) -> dict[str, str]:
     return found
 
 
-def _vainfo(system: HostState, arguments: list[str]) -> int:
+def main(system: HostState, _name: str, arguments: list[str]) -> int:
+    """It."""
     options = Options(arguments, "a", ("display=", "device=", "all"))
     device = options.value("", "device")
     if options.value("", "display") != "drm" or device is None:
@@ -65,28 +57,3 @@ def _vainfo(system: HostState, arguments: list[str]) -> int:
         print("vainfo: Supported profile and entrypoints\n      VAProfileH264Main               : VAEntrypointVLD")
         return 0
     raise Failure("vaInitialize failed with error code -1 (unknown libva error),exit", 3)
-
-
-def _rocminfo(system: HostState, arguments: list[str]) -> int:
-    if arguments:
-        raise UsageError("the lab's rocminfo takes no arguments")
-    opened = Opened(system, "/dev/kfd", "rw")
-    if opened.error:
-        raise Failure("ROCk module is loaded\nUnable to open /dev/kfd read-write: " + opened.text, 255)
-    print("ROCk module is loaded")
-    for node, maker in _makers(system).items():
-        if maker == "0x1002" and not Opened(system, node, "rw").error:
-            print("  Name:                    gfx1036\n  Marketing Name:          AMD Radeon Graphics")
-    return 0
-
-
-def _clinfo(system: HostState, arguments: list[str]) -> int:
-    if arguments != ["-l"]:
-        raise UsageError("the lab's clinfo takes -l")
-    nodes, number = _makers(system), 0
-    for icd, (maker, called) in _ICDS.items():
-        usable = [node for node, found in nodes.items() if found == maker and not Opened(system, node, "rw").error]
-        if system.rooted(f"/etc/OpenCL/vendors/{icd}").is_file() and usable:
-            print(f"Platform #{number}: {called}\n `-- Device #0: {called}")
-            number += 1
-    return 0

@@ -101,7 +101,7 @@ INSTALLED = {
         name: "runtime_programs"
         for name in ("nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-container-cli")
     },
-    **{name: "card_programs" for name in ("vainfo", "rocminfo", "clinfo")},
+    "vainfo": "card_programs",
     "dkms": "dkms_programs",
     "sudo": "account_programs",
     "nvidia-uninstall": "nvidia_installer",

@@ -44,9 +44,7 @@ class Inside:
         self.programs: dict[str, Any] = {
             "dd": lambda words, _: self.dd("root", words),
             "setpriv": self.setpriv,
-            "su": lambda words, _: self.dd("user", words[4].split()[1:]),
             "stat": lambda words, _: f"{self.numbers[words[2]]}\n" if words[2] in self.numbers else 1,
-            "sh": lambda words, _: self.programs[words[3]](words[4:], b""),
         }
 
     def dd(self, who: str, words: Sequence[str]) -> Done | int:
@@ -179,32 +177,22 @@ def test_a_node_for_a_group_is_opened_by_a_member_and_is_the_hosts_own(box: Card
     assert f"{RENDER}: it is the device e2:81 inside, and e2:80 on the host (in hexadecimal)" in said
 
 
-def test_with_busybox_the_user_is_had_by_su_and_what_cant_be_tried_is_said(box: Cards300, inside: Inside) -> None:
+def test_with_busybox_root_alone_opens_it_and_that_is_said(box: Cards300, inside: Inside) -> None:
     box.conf = BASE + GIVEN
     inside.is_busybox = True
-    assert verify(box)["nodes"] == NODES and f"user {NODES[0]}" in inside.asked
-    inside.kept = {("user", NODES[0]): DENIED}
-    assert f"{NODES[0]}: an ordinary user: its mode keeps it out" in refused(box)
-    inside.kept = {("user", NODES[0]): Done(1, b"", b"su: unknown user nobody\n")}
     answer = verify(box)
-    assert answer["nodes"] == NODES
-    assert answer["tried"] == [f"not tried: whether an ordinary user can open {NODES[0]}: su: unknown user nobody"]
-    # There is no way to be a member of a group.
-    inside.kept = {}
+    assert answer["nodes"] == NODES and inside.asked == [f"root {node}" for node in NODES]
+    assert answer["tried"] == ["it has no setpriv: whether an ordinary user can open them was not tried"]
     assert verify(box, cards=amd(box))["nodes"] == [RENDER]
 
 
 def test_what_hangs_or_ends_in_the_middle_leaves_nothing_opened(box: Cards300, inside: Inside) -> None:
     box.conf = BASE + GIVEN
     inside.kept = {("root", NODES[1]): Done(TIMED_OUT, b"")}
-    said = refused(box)
-    assert f"{NODES[1]}: root: no answer within 60 s\n{NODES[2]}: root: nothing was said\n" in said
+    assert f"{NODES[1]}: root: no answer within 60 s\n" in refused(box)
     assert f"root {NODES[2]}" not in inside.asked
     inside.kept, inside.ends_at = {}, NODES[1]
-    said = refused(box)
-    assert f"found:  {NODES[1]}: root: nothing was said\n{NODES[2]}: root: nothing was said\n" in said
-    inside.ends_at = NODES[0]
-    assert "found:  its shell has ended\n" in refused(box) and inside.entered == 3
+    assert "found:  its shell has ended\n" in refused(box) and inside.entered == 2
 
 
 def vainfo(said: str, status: int = 0) -> Any:
@@ -219,45 +207,33 @@ WORKS = "libva info: VA-API\nvainfo: Driver version: Mesa Gallium driver 25.0 \n
 
 
 @pytest.mark.parametrize(
-    ("program", "tried"),
+    ("program", "said"),
     [
-        (None, "vainfo is not installed in the container, so that it was not tried"),
-        (vainfo(WORKS), "vainfo works, Driver version: Mesa Gallium driver 25.0"),
-        (vainfo("error\nvaInitialize failed with error code -1\n", 3), "vainfo fails: vaInitialize failed with error code -1"),
-        (vainfo("", TIMED_OUT), "vainfo fails: no end within 20 s"),
-        (vainfo("\33[31m\0bad\n", 1), "vainfo fails: "),
+        (vainfo(WORKS), ""),
+        (vainfo("error\nvaInitialize failed with error code -1\n", 3), "(exit status 3): vaInitialize failed with error code -1"),
+        (vainfo("", TIMED_OUT), f"(exit status {TIMED_OUT}): "),
+        (vainfo("\33[31m\0bad\n", 1), "(exit status 1): "),
+        (vainfo("sh: 1: vainfo: not found\n", NOT_FOUND), "(exit status 127): sh: 1: vainfo: not found"),
     ],
-    ids=["none", "works", "fails", "hangs", "lies"],
+    ids=["works", "fails", "hangs", "lies", "none"],
 )  # fmt: skip
 def test_video_has_to_work_where_packages_were_installed_for_it(
-    box: Cards300, inside: Inside, program: Any, tried: str
+    box: Cards300, inside: Inside, program: Any, said: str
 ) -> None:
     cards = amd(box)
-    if program:
-        inside.programs["vainfo"] = program
-    (said,) = verify(box, cards=cards)["tried"]
-    assert said.startswith(f"{RENDER}: {tried}") and said.isprintable()
-    if "works" in tried:
-        assert verify(box, cards=cards, uses=("compute", "video"))["tried"] == [said]
+    inside.programs["vainfo"] = program
+    assert verify(box, cards=cards)["tried"] == []
+    if not said:
+        tried = verify(box, cards=cards, uses=("compute", "video"))["tried"]
+        assert tried == [f"{RENDER}: vainfo works, Driver version: Mesa Gallium driver 25.0 "]
         return
     text = refused(box, cards=cards, uses=("video",))
-    assert text.startswith(f"wanted: video (VA-API) on each Intel and AMD card of container {CTID}\nfound:  {said}")
+    assert text.startswith(
+        f"wanted: video (VA-API) on each Intel and AMD card of container {CTID}\nfound:  {RENDER}: vainfo fails {said}"
+    )
     assert f"`pct exec {CTID} -- vainfo --display drm --device {RENDER}`" in text
     inside.kept = {("root", RENDER): REFUSED}
     assert "control group" in refused(box, cards=cards, uses=("video",))  # first that it can't be opened
-
-
-def test_programs_for_computing_are_tried_and_judge_nothing(box: Cards300, inside: Inside) -> None:
-    box.drm(AMD, 128)
-    box.conf = BASE + f"dev0: {RENDER},gid=104,mode=0660\ndev1: /dev/kfd,gid=104,mode=0660\n"
-    inside.programs["rocminfo"] = lambda _words, _: "  Marketing Name:  AMD Radeon 780M \n Marketing Name: AMD Ryzen\n"
-    inside.programs["clinfo"] = lambda words, _: (
-        "Platform #0: rusticl\nx\nPlatform #1: AMD\n" if [*words] == ["-l"] else 1
-    )
-    tried = verify(box, cards=(f"{AMD}=render,kfd",))["tried"]
-    assert tried[1:] == ["/dev/kfd: rocminfo works, AMD Radeon 780M", "OpenCL: clinfo finds rusticl,AMD"]
-    inside.programs["clinfo"] = lambda _words, _: Done(1, b"", b"no ICD\n")
-    assert verify(box, cards=(f"{AMD}=render",))["tried"][1] == "OpenCL: clinfo finds no platform"
 
 
 def test_it_isnt_entered_where_there_is_nothing_to_verify_or_a_card_is_away(box: Cards300, inside: Inside) -> None:

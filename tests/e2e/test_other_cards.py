@@ -20,8 +20,7 @@ def test_cards_of_two_makers_in_one_container_and_a_boot_that_numbers_them_anew(
         "phoenix", gpus=BOTH, containers={"phoenix": {"ctid": 901, "gpus": ["big", "radeon"]}}, **NO_REBOOT
     )
     stock, before = stack.lab.snapshot(), conf(stack, 901)
-    up = stack.up()
-    assert "vainfo is not installed in the container" in up.output
+    stack.up()
     assert opens(stack, 901, "/dev/nvidia0", NOBODY)
     for path in ("/dev/dri/renderD130", "/dev/kfd"):
         assert opens(stack, 901, path, MEMBER) and not opens(stack, 901, path, NOBODY)
@@ -64,7 +63,6 @@ def test_a_processors_graphics_bring_nothing_of_nvidias_and_a_second_makers_card
     packages = {ctid: dpkg(stack, "-l", ctid) for ctid in stock}
     up = stack.up()
     assert "/dev/dri/renderD128: vainfo works, Driver version: Intel iHD driver" in up.output
-    assert "/dev/dri/renderD128: vainfo is not installed in the container" in up.output  # the other one
     assert (stack.lab.root / UNIT.format("card")).exists() and not (stack.lab.root / UNIT.format("nvidia")).exists()
     assert not [name for _, name in up.steps if "nvidia" in name]
     node = stack.output()["containers"]["ai"]["cards"]["uhd"][0]

@@ -149,14 +149,16 @@ def test_video_that_doesnt_work_on_the_card_ends_the_run(tmp_path: Path) -> None
     conf = machine.host.root / f"etc/pve/lxc/{DEBIAN}.conf"
     conf.write_text(f"dev0: /dev/dri/{render},mode=0666\n{conf.read_text()}")
     machine.host.output(f"pct stop {DEBIAN}; pct start {DEBIAN}")
-    assert "vainfo is not installed in the container" in verified()
+    assert "vainfo fails (exit status 127)" in verified()
     machine.answer("apply", script("video"))
-    machine.output("apt-get -qq install -y clinfo")
-    tried = json.loads(verified())["tried"]
-    assert len(tried) == 2 and "vainfo works, Driver version: Intel iHD driver" in tried[0]
-    assert tried[1] == "OpenCL: clinfo finds no platform"
+    (tried,) = json.loads(verified())["tried"]
+    assert "vainfo works, Driver version: Intel iHD driver" in tried
     for driver in ("iHD", "i965"):
         (machine.root / f"usr/lib/x86_64-linux-gnu/dri/{driver}_drv_video.so").unlink()
     said = verified()
     assert said.startswith(f"wanted: video (VA-API) on each Intel and AMD card of container {DEBIAN}\n")
-    assert "vainfo fails: vaInitialize failed with error code -1" in said and "newer drivers" in said
+    assert (
+        "vainfo fails (exit status 3): " in said
+        and "vaInitialize failed with error code -1" in said
+        and "newer drivers" in said
+    )
