@@ -103,8 +103,6 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     change = differing(target, config)
     ran = runs or power.is_to_run_again(guest)
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
-    if is_to_run:
-        guest.need_not_halted()
     if change or note.before or runs is not is_to_run:
         ha.need_own_power(guest.system, guest.kind, guest.vmid)
     if change and not ran:

@@ -8,16 +8,15 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from remote_scripts.guests.requests import GuestApi
-from remote_scripts.shared import guest_notes, pmxcfs
+from remote_scripts.shared import guest_notes
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.shared.guest_kinds import VM, Kind
 from remote_scripts.shared.guest_note import Note, Options, is_another, refused_for_others
+from remote_scripts.shared.guests import place_of
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-#: QEMU's state of a VM that it has halted, as when the kernel reports an error of a card (hw/vfio/pci.c).
-HALTED = "internal-error"
 # How long a start or shutdown that is under way is waited for, in seconds; and QEMU's end once its guest is off.
 _SWITCH_SECONDS, _END_SECONDS = 180.0, 10.0
 
@@ -36,7 +35,7 @@ class Guest:
         self.system, self.vmid, self.label = system, vmid, f"{self.kind.label} {vmid}"
         self.api = GuestApi(system, api, self.kind, vmid)
         #: The node that it is on; empty: there is no such guest.
-        self.node, self.is_here = _node_of(system, self.kind, vmid)
+        self.node, self.is_here = place_of(system, self.kind, vmid)
         #: As its next start takes it.
         self.config: dict[str, str] = {}
         self.digest = ""
@@ -47,8 +46,6 @@ class Guest:
         self.written: dict[str, str | None] = {}
         #: The UPID of its last start here.
         self.begun = ""
-        #: Whether QEMU had halted it when it was seen to run.
-        self.is_halted = False
         #: Whether what is noted is of a VM that had this id before.
         self.is_another = False
         if not self.is_here:
@@ -113,7 +110,6 @@ class Guest:
         """
         for _ in self.system.work.tries(_END_SECONDS, f"QEMU of {self.label} ended"):
             status = self.status()
-            self.is_halted = status.get("qmpstatus") == HALTED
             if status.get("qmpstatus") != "shutdown":
                 return bool(status["status"] == "running")
         raise Failure(
@@ -172,36 +168,7 @@ class Guest:
         waiting = {one["key"]: one.get("pending") for one in pending if "pending" in one or one.get("delete")}
         return [key for key, value in waiting.items() if concerns(key, None if value is None else str(value))]
 
-    def need_not_halted(self) -> None:
-        """:raises Failure: QEMU has halted the VM: what is in it can't be shut down."""
-        if self.is_halted:
-            raise Failure(
-                f"{self.label} running",
-                f"QEMU has halted it ({HALTED})",
-                "one of its cards reports an error; nothing was changed",
-                f"look at the host's kernel log, stop it (`qm stop {self.vmid}`: it heeds no shutdown), then run "
-                "`pulumi up` again",
-            )
-
     def need_nothing_waiting(self, changed: Iterable[str]) -> None:
         """:raises Failure: somebody else's change waits, which the next one of a VM that is off would carry out."""
         if keys := self.waits(lambda key, value: key not in changed and self.note.is_others(key, value)):
             raise refused_for_others(self.vmid, keys)
-
-
-def _node_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
-    """The node of the cluster that a guest is on, empty: there is none of this id; and whether it is this one.
-
-    :raises Failure: /etc/pve isn't there: nothing is known then.
-    """
-    this, nodes = pmxcfs.this_node(system).name, pmxcfs.names(system, pmxcfs.NODES)
-    if not this or this not in nodes:
-        raise Failure(
-            f"to see where {kind.label} {vmid} is, in /etc/pve",
-            "/etc/pve isn't there",
-            "it has all guests, and what is noted of them; nothing was changed",
-            "see `systemctl status pve-cluster` on the host, then run the same again",
-        )
-    folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
-    node = next((node for node in nodes if f"{vmid}.conf" in folders[node]), "")
-    return node, node == this

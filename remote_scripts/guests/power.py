@@ -13,13 +13,15 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
 
-from remote_scripts.guests.guest import HALTED, Guest
+from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import TaskFailed
 from remote_scripts.shared import guest_tasks, guests_to_start, passes
 from remote_scripts.shared.api import Refused
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.state import UP
 
+# QEMU's state of a VM that it has halted, as when the kernel reports an error of a card (hw/vfio/pci.c).
+_HALTED = "internal-error"
 #: How long a VM with a card has to run until its start counts, in seconds: QEMU may end once the guest's firmware or
 #: driver reaches for the card.
 STEADY_SECONDS = 20.0
@@ -152,7 +154,7 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     has_card = any(key.startswith("hostpci") for key in guest.config)
     for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"{wanted}, and steady"):
         status = guest.status()
-        if status.get("qmpstatus") == HALTED:
+        if status.get("qmpstatus") == _HALTED:
             _stop(guest)
             raise _gone_off(guest, wanted, "QEMU has halted it: the host's kernel has reported an error of a card")
         if status["status"] == "running":

@@ -101,7 +101,7 @@ def _brought(guest: Container, wanted: Wanted) -> Lines:
     """
     system, cards, own = guest.system, wanted.cards, own_lines(conf_text(guest.text), guest.note)
     nodes = card_nodes.nodes_of(system, cards)
-    card_nodes.need(system, guest.vmid, cards, nodes)
+    card_nodes.need(system, guest.vmid, nodes)
     groups = _groups(guest, cards)
     lines = container_lines.lines_for(system, own.others, cards, groups)
     guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)

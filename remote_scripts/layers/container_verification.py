@@ -64,7 +64,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     handover.need_rest(system)
     need_container(system, ctid)
     nodes = card_nodes.nodes_of(system, cards)
-    card_nodes.need(system, ctid, cards, nodes)
+    card_nodes.need(system, ctid, nodes)
     conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     note = noted(system, ctid)
     others = own_lines(conf, note).others
@@ -164,7 +164,7 @@ def _need_video(inside: System, ctid: int, path: str) -> str:
             f"{path}: vainfo fails (exit status {done.status}): {lines[-1]}",
             "libraries: [video] is for that; a driver of the container's release that is older than the card doesn't "
             "know it",
-            f"try `pct exec {ctid} -- vainfo --display drm --device {path}`; a container of a newer release has newer drivers; or leave "
-            "video out of libraries",
+            f"try `pct exec {ctid} -- vainfo --display drm --device {path}`; a container of a newer release has newer "
+            "drivers; or leave video out of libraries",
         )
     return f"{path}: vainfo works, {next((line.partition(': ')[2] for line in lines if 'river version' in line), '')}"

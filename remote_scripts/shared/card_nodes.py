@@ -102,35 +102,23 @@ def missing(system: System, nodes: Nodes) -> list[str]:
     return [*nodes.unknown, *gone]
 
 
-def need(system: System, ctid: int, cards: Cards, nodes: Nodes) -> None:
+def need(system: System, ctid: int, nodes: Nodes) -> None:
     """:raises Failure: one that the container can't do without isn't there, and why."""
     lacking = missing(system, nodes)
     if not lacking:
         return
     found = f"not on the host: {' '.join(lacking)}"
-    if not lacking[0].startswith("/dev/nvidia"):
-        raise Failure(
-            f"container {ctid} given the nodes of its cards ({' '.join(cards.cards)})",
-            found,
-            "the card's driver makes them; its configuration is unchanged",
-            "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'` on the host, then run `pulumi up --refresh`",
-        )
-    trouble = nvidia.trouble(system)
-    served = nvidia.served(system)
-    if trouble:
-        found, following = f"{found}; {trouble.found}", trouble.next
-    elif re.fullmatch(r"/dev/nvidia[0-9]+", lacking[0]) and lacking[0] not in served:
-        of_driver = [path for path in sorted(served) if re.fullmatch(r"/dev/nvidia[0-9]+", path)]
-        found = f"{found}; the driver's cards are: {' '.join(of_driver)}"
+    following = "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'` on the host, then run `pulumi up --refresh`"
+    if lacking[0].startswith("/dev/nvidia"):
         following = (
-            "see `nvidia-smi -L`; correct gpuAssignment, or run `pulumi up --refresh` if the numbers have changed"
+            "see `nvidia-smi -L` on the host: correct gpuAssignment if the driver hasn't such a card, else run "
+            "/usr/local/sbin/homelab-nvidia-nodes, which makes the nodes; then `pulumi up --refresh`"
         )
-    else:
-        found = f"{found}: nothing has made the nodes yet"
-        following = "run /usr/local/sbin/homelab-nvidia-nodes on the host, then `pulumi up --refresh`"
+        if trouble := nvidia.trouble(system):
+            found, following = f"{found}; {trouble.found}", trouble.next
     raise Failure(
-        f"container {ctid} given {' '.join(node.path for node in nodes.nodes if node.is_needed)}",
+        f"container {ctid} given the nodes of its cards",
         found,
-        "without them nothing in it can use a card; its configuration is unchanged",
+        "the cards' drivers make them; its configuration is unchanged",
         following,
     )

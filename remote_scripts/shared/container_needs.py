@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guests import place_of
+from remote_scripts.shared.pmxcfs import this_node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 
 def need_container(system: System, ctid: int) -> None:
     """:raises Failure: this host has no such container."""
-    if pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None:
+    elsewhere, is_here = place_of(system, CONTAINER, ctid)
+    if is_here:
         return
-    elsewhere, here = pmxcfs.node_of(system, ctid), pmxcfs.this_node(system).name
+    here = this_node(system).name
     raise Failure(
         f"container {ctid}",
         f"it is on the node {elsewhere}, not on this one" if elsewhere else "no such container on this host",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from remote_scripts.shared.guests import power_of
-from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, this_node
-from remote_scripts.shared.time_limit import within_limit
+from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guests import place_of, power_of
+from remote_scripts.shared.pmxcfs import this_node
 from remote_scripts.tools.container import Container
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -48,30 +47,16 @@ def is_gone(host: System, ctid: int) -> bool:
 
     :raises Failure: it is on another node; or what guests there are can't be read.
     """
-
-    def nodes_with_it() -> list[str]:
-        folder = host.files.at(NODES)
-        return [node for node in sorted(os.listdir(folder)) if (folder / node / f"lxc/{ctid}.conf").exists()]
-
-    try:
-        if within_limit(lambda: host.files.at(f"{PVE_LXC}/{ctid}.conf").exists()):
-            return False
-        nodes = within_limit(nodes_with_it)
-    except OSError as error:
-        raise Failure(
-            f"to know whether container {ctid} is there",
-            f"{NODES} can't be read: {error.strerror or error}",
-            "what was installed in it is taken out, unless it is gone; nothing was changed",
-            "see on the host what keeps the service pve-cluster, whose file system it is, then run the same again",
-        ) from error
-    if nodes:
-        here = this_node(host).name or "this node"
+    node, is_here = place_of(host, CONTAINER, ctid)
+    if is_here:
+        return False
+    if node:
         raise Failure(
             f"what was installed in container {ctid} taken out",
-            f"it is on the node {nodes[0]} now",
+            f"it is on the node {node} now",
             "it is reached through the node that it is on; nothing was changed in it",
             "run `pulumi up`, which finds it there, then the same again; or migrate it back while it is off: "
-            f"`pct migrate {ctid} {here}` on {nodes[0]}",
+            f"`pct migrate {ctid} {this_node(host).name}` on {node}",
         )
     host.log.say(f"container {ctid} is gone: there is nothing to take out of it")
     return True

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import api
-from remote_scripts.shared.guest_kinds import KINDS
+from remote_scripts.shared import api, pmxcfs
+from remote_scripts.shared.guest_kinds import KINDS, Kind
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -61,6 +61,24 @@ def is_gone(system: System, program: str, guest: str) -> bool:
         return within_limit(ask)
     except OSError:
         return False
+
+
+def place_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
+    """The node of the cluster that a guest is on, empty: there is none of this id; and whether it is this one.
+
+    :raises Failure: /etc/pve isn't there: nothing is known then.
+    """
+    this, nodes = pmxcfs.this_node(system).name, pmxcfs.names(system, pmxcfs.NODES)
+    if not this or this not in nodes:
+        raise Failure(
+            f"to see where {kind.label} {vmid} is, in /etc/pve",
+            "/etc/pve isn't there",
+            "it has all guests, and what is noted of them; nothing was changed",
+            "see `systemctl status pve-cluster` on the host, then run the same again",
+        )
+    folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
+    node = next((node for node in nodes if f"{vmid}.conf" in folders[node]), "")
+    return node, node == this
 
 
 def container_runs(system: System, ctid: int) -> bool:

@@ -122,14 +122,6 @@ def guests(system: System) -> list[tuple[str, str, str]]:
     return [(node, kind, guest) for node, kind in folders for guest in guest_ids(system, f"{NODES}/{node}/{kind}")]
 
 
-def node_of(system: System, ctid: int) -> str:
-    """The node of the cluster that a container is on; empty: there is none of this id.
-
-    :raises Failure: that can't be read.
-    """
-    return next((node for node, kind, guest in guests(system) if (kind, guest) == ("lxc", str(ctid))), "")
-
-
 def replace(system: System, path: str, content: bytes) -> None:
     """Writes a file whole, by a name beside it that Proxmox VE's own writers use. Its caller has the lock: what
     writers that were killed have left is taken away.

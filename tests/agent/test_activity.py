@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared import activity, ha, pmxcfs
+from remote_scripts.shared import activity, guests, ha, pmxcfs
+from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.kit import Host
@@ -206,8 +207,11 @@ def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(host: Ho
 
 def test_a_file_among_the_nodes_is_no_node_of_a_guest(host: Host) -> None:
     host.write("/etc/pve/nodes/a-note", "")
+    host.write("/etc/pve/nodes/pve1/lxc/100.conf", "")
     host.write("/etc/pve/nodes/pve2/lxc/101.conf", "")
-    assert [pmxcfs.node_of(host.system(), ctid) for ctid in (101, 102)] == ["pve2", ""]
+    (host.root / "etc/pve/local").symlink_to("nodes/pve1")
+    places = [guests.place_of(host.system(), CONTAINER, ctid) for ctid in (100, 101, 102)]
+    assert places == [("pve1", True), ("pve2", False), ("", False)]
 
 
 @pytest.mark.parametrize("path", ["/var/lib/pve-manager/pve-replication-state.json", "/var/lib/dpkg/lock"])

@@ -900,14 +900,3 @@ def test_without_its_pass_a_vm_is_as_it_was(world: World, monkeypatch: pytest.Mo
     with pytest.raises(Failure, match="passes can't be written: No space left"):
         world.up(OWN, power="running")
     assert (world.conf(), world.runs()) == (before, runs)
-
-
-def test_a_vm_that_qemu_has_halted_is_named_and_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = world.conf()
-    with monkeypatch.context() as halted, pytest.raises(Failure, match="QEMU has halted it"):
-        halted.setattr(Guest, "status", lambda _: {"status": "running", "qmpstatus": "internal-error"})
-        world.up(OWN)
-    assert (world.conf(), world.notes()) == (before, [])
-    world.lab.run(f"qm stop {VM}")
-    world.up(OWN, power="running")
-    assert world.in_force() == [OURS] and world.runs()

@@ -6,9 +6,10 @@ import functools
 import json
 from contextlib import suppress
 
-from remote_scripts.shared import container_drift, guest_notes, kept_agents, pmxcfs, trial
+from remote_scripts.shared import container_drift, guest_notes, kept_agents, trial
 from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guests import place_of
 from remote_scripts.shared.reading.answer import Managed, SharedWith
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.shared.time_limit import within_limit
@@ -84,7 +85,8 @@ def containers(source: Source) -> list[SharedWith]:
 
 
 def _is_elsewhere(system: System, ctid: int) -> bool:
-    return pmxcfs.node_of(system, ctid) not in ("", pmxcfs.this_node(system).name)
+    node, is_here = place_of(system, CONTAINER, ctid)
+    return bool(node) and not is_here
 
 
 def rolled_back(source: Source) -> str:
