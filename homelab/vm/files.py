@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from homelab.errors import HomelabError
 from homelab.settings import Container, Host, Vm
 
-# Content -> its name in messages, its tab in the web interface, its folder below a directory storage's path.
+# Content -> its name in messages, its tab in the web interface.
 _CONTENTS = {
-    "iso": ("ISO image", "ISO Images", "template/iso"),
-    "vztmpl": ("container template", "CT Templates", "template/cache"),
-    "import": ("disk image", "Import", "import"),
+    "iso": ("ISO image", "ISO Images"),
+    "vztmpl": ("container template", "CT Templates"),
+    "import": ("disk image", "Import"),
 }
 
 
@@ -82,7 +82,7 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     :param storages: as GET /nodes/NODE/storage lists them.
     """
     storage, content, file = parts(volume)
-    kind, _, _ = _CONTENTS[content]
+    kind, _ = _CONTENTS[content]
     rows = {str(row["storage"]): row for row in storages}
     wanted = f"{file} downloaded to the storage {storage}, for {name}"
     if storage not in rows or not rows[storage].get("enabled", 1):
@@ -119,29 +119,15 @@ def missing(place: str, volume: str, volumes: Iterable[str]) -> HomelabError:
     :param volume: the file's.
     :param volumes: those of the same content on the storage.
     """
-    storage, content, name = parts(volume)
-    kind, tab, folder = _CONTENTS[content]
-    step = (
-        f"upload it (web interface: {storage} -> {tab} -> Upload; or copy it into the folder {folder} of the "
-        "storage), or name one that is there"
-    )
-    if content == "iso" and re.match(r"(?i)win|.*windows|.*server_eval", name):
-        step += (
-            ". Microsoft gives its ISO images out by hand alone: "
-            "https://www.microsoft.com/software-download/windows11, with an address that holds for a day"
-        )
-    elif content == "vztmpl":
-        step += (
-            f"; or let Proxmox VE download it: hosts.NAME.downloads.ct: {{template: {name}, storage: {storage}}}, "
-            "and name `ct` here"
-        )
-    else:
-        step += "; or let Proxmox VE download it, with hosts.NAME.downloads (docs/settings-host.md), and name that here"
+    storage, content, _ = parts(volume)
+    kind, tab = _CONTENTS[content]
     return HomelabError(
         wanted=f"{volume}, as {place} names it",
         found=f"it is not on the storage; there are: {', '.join(sorted(volumes)) or 'none'}",
         why=f"the guest is to be made of this {kind}",
-        next=step,
+        next=f"upload it (web interface: {storage} -> {tab} -> Upload; Windows' ISO image comes from Microsoft by hand "
+        "alone: https://www.microsoft.com/software-download/windows11); or let Proxmox VE download it, with "
+        "hosts.NAME.downloads (docs/settings-host.md), and name that here; or name one that is there",
     )
 
 

@@ -51,7 +51,7 @@ def describe(
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
     errors = [error for place in keeping for error in options.refused(facts, place, options.KEEP)]
-    errors += _split_groups(name, facts, host, want, vms)
+    errors += _split_groups(facts, want, vms)
     for guest, vm in vms.items():
         wish = wish_of(guest, vm, host, want.gpus)
         own = [card for card in wish.cards if card.gpu not in host.hands_over]
@@ -144,7 +144,7 @@ def of_leaving(
     return lines, errors
 
 
-def _split_groups(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
+def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
     """Refusals of two cards of one IOMMU group for two VMs: the first VM that starts takes the whole group."""
     uses = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
     errors = []
@@ -155,14 +155,6 @@ def _split_groups(name: str, facts: HostFacts, host: Host, want: Wanted, vms: di
             (f"VM {other.vmid} (vms.{other_guest})", other_gpu, want.gpus[other_gpu]["slot"])
             for other_guest, other, other_gpu in uses[number + 1 :]
             if other.vmid != vm.vmid
-        ]
-        vmids = {planned.vmid for planned in vms.values()}
-        foreign = {device.slot for device in facts.display_devices if device.address in group}
-        others += [
-            (f"{user}, which runs,", place, place)
-            for place in sorted(foreign)
-            for user in facts.users_of(place, host.node or name)
-            if user.running and user.vmid not in vmids
         ]
         for holder, card, place in others:
             if group & {device.address for device in facts.functions(place)}:

@@ -332,10 +332,10 @@ def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None
 @pytest.mark.parametrize(
     ("vm", "container", "named"),
     [
-        ({"isos": ["local:iso/Win11.iso"]}, None, "Microsoft gives its ISO images out by hand alone"),
+        ({"isos": ["local:iso/Win11.iso"]}, None, "comes from Microsoft by hand alone"),
         ({"image": "local:import/a.qcow2"}, None, "upload it"),
         ({"image": "nowhere:import/a.qcow2"}, None, "upload it"),
-        (None, {"template": "local:vztmpl/a.tar.zst"}, "hosts.NAME.downloads.ct"),
+        (None, {"template": "local:vztmpl/a.tar.zst"}, "hosts.NAME.downloads"),
     ],
 )
 def test_a_file_that_is_missing_is_refused_by_a_preview(lab: Lab, vm: Any, container: Any, named: str) -> None:

@@ -501,15 +501,6 @@ def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
     assert vm_errors(replace(facts, devices=groups), host, {"one": vm(103, "one"), "two": vm(104, "two")}) == []
 
 
-@pytest.mark.parametrize("runs", [True, False])
-def test_a_vm_of_another_project_that_runs_keeps_the_group_of_its_card(runs: bool) -> None:
-    facts, host = two_in_one_group()
-    configs = [facts_config(103, "machine: q35"), facts_config(105, "name: other\nhostpci0: 0000:02:00")]
-    facts = replace(facts, guests=replace(facts.guests, running=frozenset([105] * runs), configs=configs))
-    errors = vm_errors(facts, host, {"one": vm(103, "one")})
-    assert len(errors) == runs and all("while VM 105 (other), which runs, has 0000:02:00" in one for one in errors)
-
-
 GIVEN = "machine: q35\nsmbios1: uuid=1\nname: two\nhostpci0: mapping=one,pcie=1"
 BY_HAND = {"originals": {"hostpci0": "0000:01:00,pcie=1"}}
 

@@ -163,8 +163,8 @@ def test_a_storage_that_cannot_take_it_is_refused(row: dict[str, Any], found: st
     [
         ("local:iso/Win11_24H2.iso", "microsoft.com"),
         ("local:iso/debian.iso", "hosts.NAME.downloads"),
-        ("local:import/a.qcow2", "copy it into the folder import"),
-        ("local:vztmpl/a.tar.zst", "{template: a.tar.zst, storage: local}"),
+        ("local:import/a.qcow2", "local -> Import -> Upload"),
+        ("local:vztmpl/a.tar.zst", "local -> CT Templates -> Upload"),
     ],
 )
 def test_a_missing_file_is_named_with_what_to_upload(volume: str, said: str) -> None:
