@@ -118,16 +118,17 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
     :param settings: of a VM that homelab has made: they become its own options.
     :returns: the log of its start; None: it wasn't started.
     :raises ChangedMeanwhile: somebody else has changed its configuration since it was read; nothing was done.
+    :raises OSError: it can't be let start; nothing was done.
     :raises Failure: it has what it had before, unless the error says otherwise.
     """
     note, options_and_settings = guest.note, {**options, **(settings or {})}
     change, ran, is_to_run = foreseen(guest, options_and_settings, terms)
+    if is_to_run:
+        power.let_start(guest)
     new = guest.note_of(options_and_settings, change, terms.owner)
     guest.write_note(replace(new, shutdown=terms.shutdown, otherwise=terms.otherwise))
     log = None
     try:
-        if is_to_run:
-            power.let_start(guest)
         guest.set(change)
         if guest.runs() and (not is_to_run or guest.needs_restart(new.values)):
             power.shut_down(guest, terms.shutdown, terms.otherwise, to_start=is_to_run)

@@ -897,6 +897,6 @@ def test_without_its_pass_a_vm_is_as_it_was(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(passes, "note", full)
     world.lab.run("true" if runs else f"qm stop {VM}")
     before = world.conf()
-    with pytest.raises(Failure, match="passes can't be written: No space left"):
+    with pytest.raises(OSError, match="No space left"):
         world.up(OWN, power="running")
     assert (world.conf(), world.runs()) == (before, runs)
