@@ -225,15 +225,6 @@ def _container_refusals(name: str, container: Container, facts: HostFacts) -> li
                 next=f"{unlocking('lxc', container.ctid, lock)}; then run `pulumi up` again",
             )
         ]
-    if config.container.is_template:
-        return [
-            HomelabError(
-                wanted=label,
-                found="it is a template",
-                why="a template never runs",
-                next=f"name a container in containers.{name}.ctid",
-            )
-        ]
     return []
 
 

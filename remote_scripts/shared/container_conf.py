@@ -136,10 +136,6 @@ class ContainerConf:
         return is_true(self.options.get("unprivileged", ""))
 
     @property
-    def is_template(self) -> bool:
-        return is_true(self.options.get("template", ""))
-
-    @property
     def lines(self) -> list[str]:
         """The device lines that have an effect, as they are in the file."""
         return [entry.line for entry in self.entries] + [rule.line for rule in self.rules]

@@ -92,7 +92,6 @@ NO_MODULE = {**DRIVER, "version": "", "trouble": ["no module nvidia", "install i
         ({}, {"ctid": 999}, "no such container on the host; there are: 901 (ai-lab)"),
         ({}, {"ctid": 103}, "103 is a virtual machine (Sandbox)"),
         ({"configs": [conf("lxc", 5000, "hostname: x\nlock: backup")]}, {"ctid": 5000}, "it is locked: backup"),
-        ({"configs": [conf("lxc", 5000, "template: 1")]}, {"ctid": 5000}, "it is a template"),
         ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")]}, {}, "given to VM 7000 (g)"),
         ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 0000:01:00.0")]}, {}, "given to VM 7000 (g)"),
         ({"nvidia": NO_MODULE}, {}, "no module nvidia"),

@@ -364,7 +364,6 @@ def test_what_was_given_and_changed_since_is_drift_where_it_loses_nothing() -> N
 
 STANDS: dict[str, tuple[dict[str, str], VmCard, str]] = {
     "locked": (Q35 | {"lock": "backup"}, FIRST, "qm unlock 103"),
-    "a template": (Q35 | {"template": "1"}, FIRST, "it is a template"),
 }
 
 
