@@ -126,12 +126,6 @@ def make_node(path: Path, mode: int, major: int, minor: int) -> None:
         os.umask(before)
 
 
-def link_again(source: Path, target: Path) -> None:
-    """Gives a file a second name, which nothing has (link(2))."""
-    _about("link", target)
-    os.link(source, target)
-
-
 def copy_attributes(source: Path, target: Path) -> None:
     """Owner, permissions, times and extended attributes; of a link its own."""
     status = source.lstat()

@@ -310,28 +310,6 @@ class Files:
             self._need_folder(self._at(path).parent)
             self.write(path, content, 0o600)
 
-    def take(self, path: str, is_meant: Callable[[bytes], bool]) -> bool | None:
-        """Takes a file away that others may write or take, too, if its content is what is meant. False: it isn't, and
-        is there again, unless another one is by now; None: it isn't there any more.
-
-        :raises OSError: it can't be taken away.
-        """
-        temporary = self._temporary(f"{path}.taken")
-        try:
-            disk.rename(self.at(path), temporary)
-        except FileNotFoundError:
-            return None
-        try:
-            is_taken = is_meant(temporary.read_bytes())
-        except FileNotFoundError:  # a run that has the lock took it for a leftover
-            return True
-        if not is_taken:
-            with suppress(FileExistsError):
-                disk.link_again(temporary, self.at(path))
-        disk.remove(temporary)
-        disk.flush(temporary.parent)
-        return is_taken
-
     def need_folder(self, path: str) -> None:
         """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
         self._need_folder(self._at(path))
