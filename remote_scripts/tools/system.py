@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -88,22 +86,10 @@ class System:
         )
         return Failure(
             "every step of this layer to succeed",
-            f"{message} at {Path(place.filename).stem}:{place.lineno} ({place.name}){self._full_places()}",
+            f"{message} at {Path(place.filename).stem}:{place.lineno} ({place.name})",
             "going on would leave the host half configured; what this run changed is put back",
             "see the log above, mend it, and run `pulumi up` again",
         )
-
-    def _full_places(self) -> str:
-        """Which file systems that we write to have no room left, in words."""
-        words = ""
-        if self.is_container:
-            return words
-        for place in ("/etc", "/var/lib", "/boot", "/run"):
-            with contextlib.suppress(OSError):
-                status = os.statvfs(self.files.at(place))
-                if status.f_bavail * status.f_frsize < 65536:
-                    words += f"; the file system of {place} is full"
-        return words
 
 
 def changes(verb: Callable[[System, W], T]) -> Callable[[System, W], T]:
