@@ -584,8 +584,6 @@ class Files:
         self._clear_own()
         with suppress(OSError):  # the next run tidies up as well
             self._tidy()
-        if self._disk.is_near and not self.is_folder(HOME):
-            self._log.drop_steps()
 
     def clear_leftovers(self) -> None:
         """Takes away what lies beside files only while a run works, also of runs that were cut short. The lock is

@@ -26,7 +26,6 @@ class Log:
     """
 
     def __init__(self, root: Path, proxy: str = "") -> None:
-        self._folder = root / "run/homelab"
         self._steps = root / STEPS
         self._notes = root / NOTES
         self._proxy = proxy
@@ -34,7 +33,7 @@ class Log:
     def say(self, line: str) -> None:
         """A line for a person; one that begins with `note: ` is among the messages at the end of the run, too."""
         clean = self.show(line)
-        if clean.startswith("note: ") and self._is_ours(self._notes):
+        if clean.startswith("note: ") and self._notes.exists():
             with contextlib.suppress(OSError):
                 self._append(self._notes, clean.replace("\n", " "))
 
@@ -63,27 +62,13 @@ class Log:
         lines = self.clean(content, text.ANSWER_BYTES).rstrip("\n").split("\n")
         self._note("\n".join(f"  {line}" for line in lines))
 
-    def drop_steps(self) -> None:
-        """Takes this system's log away."""
-        for path in (self._steps, self._steps.with_name("steps.old")):
-            path.unlink(missing_ok=True)
-
     def _note(self, content: str) -> None:
-        """A full disk, or a folder of another user's, stops nothing."""
+        """A full disk stops nothing."""
         with contextlib.suppress(OSError):
-            if not is_own_folder(self._folder):
-                return
             self._append(self._steps, content)
-            self._shorten()
-
-    def _shorten(self) -> None:
-        size = self._steps.stat().st_size
-        if size < STEPS_BYTES:
-            return
-        data = self._steps.read_bytes()[-STEPS_BYTES // 2 :].partition(b"\n")[2]
-        old = self._steps.with_name("steps.old")
-        old.write_bytes(data)
-        old.replace(self._steps)
+            if self._steps.stat().st_size >= STEPS_BYTES:
+                shorter = self._steps.read_bytes()[-STEPS_BYTES // 2 :].partition(b"\n")[2]
+                self._steps.write_bytes(shorter)
 
     def _append(self, path: Path, content: str) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -92,11 +77,3 @@ class Log:
             os.write(descriptor, content.encode() + b"\n")
         finally:
             os.close(descriptor)
-
-    def _is_ours(self, path: Path) -> bool:
-        return path.is_file() and not path.is_symlink() and is_own_folder(self._folder)
-
-
-def is_own_folder(folder: Path) -> bool:
-    """A folder, not a link, of the user that this process runs as."""
-    return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.log import Log, is_own_folder
+from remote_scripts.tools.log import Log
 
 with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
     import fcntl
@@ -29,7 +28,6 @@ UP = "/run/homelab/up"
 LOCK_SECONDS = 900.0
 #: Between two lines for a person that something is waited for.
 PROGRESS_SECONDS = 5.0
-_LOOK_SECONDS = 0.2
 #: Between two tries of what is waited for.
 _TRY_SECONDS = 1.0
 # What of a run's limit is for its error and for undoing: this part of it, and so many seconds.
@@ -127,11 +125,11 @@ class Work:
     def holding(self, name: str, seconds: float) -> Iterator[bool]:
         """Has the lock /run/homelab/NAME meanwhile; False: another process still has it after so many seconds.
 
-        :raises Failure: there is no place for it.
+        :raises Failure: as of `go_on`.
         """
-        descriptor = self._opened(name, 0o600)
+        descriptor = self._opened(name)
         try:
-            yield locked_within(descriptor, seconds)
+            yield self._locked_within(descriptor, seconds, f"waiting for /run/homelab/{name}")
         finally:
             os.close(descriptor)
 
@@ -180,13 +178,10 @@ class Work:
     def take_lock(self) -> None:
         """Makes this run the only one that changes this system.
 
-        :raises Failure: another one has the lock still after `lock_seconds`, or there is no place for it.
+        :raises Failure: another one has the lock still after `lock_seconds`, or as of `go_on`.
         """
-        descriptor = self._opened(self._lock, 0o644)
-        for _ in self.tries(self.lock_seconds, f"waiting for another run on {self._whose}"):
-            if locked(descriptor):
-                break
-        else:
+        descriptor = self._opened(self._lock)
+        if not self._locked_within(descriptor, self.lock_seconds, f"waiting for another run on {self._whose}"):
             os.close(descriptor)
             raise Failure(
                 f"to be the only one changing {self._whose}",
@@ -205,12 +200,12 @@ class Work:
             os.close(self.lock)
             self.lock = None
 
-    def _opened(self, name: str, mode: int) -> int:
+    def _locked_within(self, descriptor: int, seconds: float, what: str) -> bool:
+        return any(locked(descriptor) for _ in self.tries(seconds, what))
+
+    def _opened(self, name: str) -> int:
         self.need_folder()
-        try:
-            return os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        except OSError as error:
-            raise _no_place(error) from error
+        return os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def _at_work(self) -> str:
         """The run that is noted in /run/homelab/up; empty: none."""
@@ -220,43 +215,10 @@ class Work:
             return ""
 
     def need_folder(self) -> None:
-        """The folder of the lock and of logs: in one where everybody may write (/run/lock) anybody could hold the lock
-        for ever, or lead what is written elsewhere.
+        """The folder of the lock and of logs. Root alone may write in /run, so nobody else can hold the lock for ever,
+        or lead elsewhere what is written.
         """
-        folder = self.folder
-        try:
-            folder.parent.mkdir(exist_ok=True)
-            folder.mkdir(0o700, exist_ok=True)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise _no_place(error) from error
-        if not is_own_folder(folder):
-            status = folder.lstat()
-            raise Failure(
-                "a folder of root's own, /run/homelab, for the lock and logs",
-                f"something else has that name: {stat.filemode(status.st_mode)}, owner {status.st_uid}",
-                "any user who can write to it could keep this program from running",
-                "find out who made /run/homelab, and move it away",
-            )
-        folder.chmod(0o700)
-
-
-def _no_place(error: OSError) -> Failure:
-    return Failure(
-        "a place in /run/homelab, for the lock and logs",
-        f"{error.strerror}: {error.filename}",
-        "without the lock, two runs at once could write over each other; nothing was changed",
-        "correct what the message names (often: no room: `df /run`), then run the same again",
-    )
-
-
-def locked_within(descriptor: int, seconds: float) -> bool:
-    """Waits so long for the lock of an open file; whether it was got."""
-    deadline = time.monotonic() + seconds
-    while not (is_mine := locked(descriptor)) and time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
-    return is_mine
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)
 
 
 def locked(descriptor: int, *, shared: bool = False) -> bool:
