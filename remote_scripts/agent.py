@@ -38,9 +38,8 @@ from remote_scripts.tools.text import as_texts
 VERBS = ("read", "plan", "apply", "revert")
 # One that goes on after its answer, for as long as its client is there.
 _HOLD = "hold"
-_LONGEST_SECONDS = 1_000_000
-# So long a process takes to end that was killed, but for one that hangs.
-_KILL_SECONDS = 5.0
+# So long the last words of a step are waited for: what it has started may have its pipes still.
+_LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +141,6 @@ def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tup
         request = of_plain(Request, json.loads(text))
     except (ValueError, RecursionError) as error:
         raise _not_understood(str(error)) from error
-    if not 0 <= request.seconds <= _LONGEST_SECONDS:
-        raise _not_understood(f"seconds: {request.seconds}")
-    if request.ctid and not 100 <= request.ctid <= 999_999_999:
-        raise _not_understood(f"ctid: {request.ctid}")
     if request.layer not in codes:
         raise _not_understood(f"no layer {request.layer!r}")
     # What gives back is the latest there is: an older program has asked for it, in the same words.
@@ -193,11 +188,9 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
     """Runs `work` in a process of its own, whose process group is killed after so many seconds: pulumi-command has no
     limit that it keeps while a command runs.
 
-    A process that waits in the kernel for a dead disk doesn't end when it is killed, nor where a thread of it does,
-    though its work is done. It isn't waited for; and it has pipes of this process in place of the client's, which would
-    wait for the end of its own.
+    A process that waits in the kernel for a dead disk doesn't end when it is killed. It isn't waited for; and it has
+    pipes of this process in place of the client's, which would wait for the end of its own.
     """
-    answer, into = os.pipe()
     pipes = {number: os.pipe() for number in (1, 2)}
     child = os.fork()
     if child == 0:
@@ -209,9 +202,6 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
                 for end in pipe:
                     os.close(end)
             status = work()
-            for number in pipes:  # so that their readers see the end of what was said
-                os.close(number)
-            os.write(into, bytes([status]))
         finally:
             os._exit(status)
     relays = []
@@ -219,22 +209,18 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
         os.close(writes)
         relays.append(threading.Thread(target=_relay, args=(reads, number), daemon=True))
         relays[-1].start()
-    ended = os.pidfd_open(child)
-    ready = select.select([ended, answer], [], [], seconds)[0]
-    if not ready:
+    is_overdue = not select.select([os.pidfd_open(child)], [], [], seconds)[0]
+    if is_overdue:
         asked = _asked_by(child)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         for pid in asked:
             end_all(pid)
-    has_ended = bool(ready or select.select([ended], [], [], _KILL_SECONDS)[0])
-    for relay in relays:  # what it has said comes first; what it has started may have its pipes still
-        relay.join(_KILL_SECONDS if has_ended else 0)
-    if not ready:
-        _print(_message(_overdue(seconds, has_ended)))
+    for relay in relays:
+        relay.join(_LAST_SECONDS)
+    if is_overdue:
+        _print(_message(_overdue(seconds)))
         return 1
-    if answer in ready:
-        return os.read(answer, 1)[0]
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
 
 
@@ -258,12 +244,10 @@ def _asked_by(process: int) -> list[int]:
     return pids
 
 
-def _overdue(seconds: int, has_ended: bool) -> Failure:
+def _overdue(seconds: int) -> Failure:
     return Failure(
         f"this step done within {seconds} s",
-        "it has not ended; it was killed, and what it had started ends at its own time limit"
-        if has_ended
-        else "it was killed, and still hasn't ended: it waits in the kernel",
+        "it has not ended; it was killed, and what it had started ends at its own time limit",
         "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted "
         "there",
         "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "
