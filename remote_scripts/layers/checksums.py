@@ -11,13 +11,6 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES, as_text
 
 _SECONDS = 120.0
-# What wget's exit status means (its manual).
-_REASONS = {
-    0: "an empty file",
-    4: "no connection: the name is not known, or nothing answers",
-    5: "a certificate that the host does not trust",
-    8: "a refusal of the server, such as 404 Not Found",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +35,12 @@ def read(system: System, wanted: Wanted) -> Answer:
     # Of Proxmox VE's datacenter options.
     proxy = option_of(text_of(system, "/etc/pve/datacenter.cfg").splitlines(), "http_proxy")
     environment = {"http_proxy": proxy, "https_proxy": proxy} if proxy else {}
-    command = ("wget", "-q", "--timeout=30", "--tries=3", "-O", "-", "--", wanted.url)
+    command = ("wget", "-nv", "--timeout=30", "--tries=3", "-O", "-", "--", wanted.url)
     done = system.run.ask(*command, seconds=_SECONDS, environment=environment)
     if done.status or not done.output.strip():
         raise Failure(
             f"the checksums that an image's maker publishes, from {wanted.url}",
-            _REASONS.get(done.status, f"exit status {done.status} of wget"),
+            done.failure("wget") if done.status else "an empty file",
             "an image without a checksum to compare it with is not downloaded; nothing was changed",
             f"see whether the host reaches the address (`wget -O - {wanted.url}` there), then run `pulumi up` again; "
             "or set the download's checksum, or put the image onto the storage yourself and name its volume",

@@ -87,9 +87,10 @@ def test_the_proxy_is_that_of_proxmox_ves_downloads(
 
 
 @pytest.mark.parametrize(
-    ("status", "why"), [(4, "no connection"), (8, "404 Not Found"), (0, "an empty file"), (9, "9 of wget")]
+    ("status", "error", "why"),
+    [(8, b"ERROR 404: Not Found.\n", "ERROR 404: Not Found."), (0, b"", "an empty file"), (9, b"", "9 of wget")],
 )
-def test_checksums_that_cant_be_had_say_why(host: Host, status: int, why: str) -> None:
-    host.programs["wget"] = lambda _arguments, _stdin: status
+def test_checksums_that_cant_be_had_say_why(host: Host, status: int, error: bytes, why: str) -> None:
+    host.programs["wget"] = lambda _arguments, _stdin: Done(status, b"", error)
     with pytest.raises(Refused, match=why):
         host.ask("read", "checksums", checksums.Wanted(url="https://example.com/SHA256SUMS"))
