@@ -70,7 +70,7 @@ def run(packages: Packages, installer: Installer, path: str, target: Target) -> 
     system = packages.system
     arguments = [*installer.arguments, *(_clear_the_way(packages, installer, target) if target != "lxc" else ())]
     # What it puts there is ours, before it begins.
-    system.files.mark(_BEGUN)
+    system.files.note(_BEGUN, b"")
     INSTALLED.write(system.files, installer)
     system.log.say(f"installing NVIDIA's driver {installer.version} from its installer")
     done = _start(packages, path, *arguments)
@@ -131,7 +131,7 @@ def remove(packages: Packages) -> None:
     # An uninstallation that was cut short may have left no library.
     if version or (record and (has_uninstaller or not is_whole(system))):
         if record:
-            system.files.mark(_BEGUN)
+            system.files.note(_BEGUN, b"")
         else:
             system.log.say(
                 f"note: replacing the driver {version} which was installed by hand with NVIDIA's installer; it doesn't "

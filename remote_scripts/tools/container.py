@@ -141,10 +141,6 @@ class ContainerDisk(disk.Disk):
         output = self._said("stat", "-c", "%a", str(where))
         return int(output, 8) if re.fullmatch(r"[0-7]{1,4}\n?", output) else -1
 
-    def size(self, where: Path) -> int:
-        output = self._said("stat", "-c", "%s", str(where))
-        return int(output) if re.fullmatch(r"[0-9]{1,18}\n?", output) else -1
-
     def read(self, where: Path, limit: int) -> bytes | None:
         if not self.is_file(where):
             return None
@@ -173,10 +169,6 @@ class ContainerDisk(disk.Disk):
     def make(self, where: Path, content: bytes, mode: int) -> None:
         self._do("create", "sh", "-c", _MADE, "sh", str(len(content)), str(where), stdin=content)
         self._do("chmod", "chmod", f"{mode:04o}", str(where))
-        self.flush(where)
-
-    def mark(self, where: Path) -> None:
-        self._do("create", "touch", str(where))
         self.flush(where)
 
     def copy(self, source: Path, where: Path) -> None:

@@ -117,13 +117,10 @@ def link(target: str, path: Path) -> None:
 
 
 def make_node(path: Path, mode: int, major: int, minor: int) -> None:
-    """Makes a character device, with this mode from its beginning."""
+    """Makes a character device."""
     _about("mknod", path)
-    before = os.umask(0)
-    try:
-        os.mknod(path, stat.S_IFCHR | mode, os.makedev(major, minor))
-    finally:
-        os.umask(before)
+    os.mknod(path, stat.S_IFCHR, os.makedev(major, minor))
+    path.chmod(mode)
 
 
 def copy_attributes(source: Path, target: Path) -> None:
@@ -131,18 +128,8 @@ def copy_attributes(source: Path, target: Path) -> None:
     status = source.lstat()
     _about("chown", target)
     os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
-    for name in os.listxattr(source, follow_symlinks=False):
-        try:
-            value = os.getxattr(source, name, follow_symlinks=False)
-            _about("setxattr", target)
-            os.setxattr(target, name, value, follow_symlinks=False)
-        except OSError:  # such as security.* where this kernel has no such module; `cp -a` passes over them, too
-            continue
-    if not source.is_symlink():
-        _about("chmod", target)
-        os.chmod(target, status.st_mode & 0o7777)
-    _about("utime", target)
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+    _about("copystat", target)
+    shutil.copystat(source, target, follow_symlinks=False)
 
 
 def read_up_to(file: BinaryIO, limit: int) -> bytes:
@@ -245,10 +232,6 @@ class Disk:
         """The permissions; of a link its own."""
         return where.lstat().st_mode & 0o7777
 
-    def size(self, where: Path) -> int:
-        """In bytes; of a link its own."""
-        return where.lstat().st_size
-
     def read(self, where: Path, limit: int) -> bytes | None:
         """What a file has, at most `limit` bytes and one more; None: it can't be read, or is no file."""
         try:
@@ -309,11 +292,6 @@ class Disk:
             flush_open(descriptor, where)
         finally:
             os.close(descriptor)
-
-    def mark(self, where: Path) -> None:
-        """An empty file, on the disk; it may be there."""
-        os.close(create(where, 0o644))
-        flush(where)
 
     def copy(self, source: Path, where: Path) -> None:
         """A copy of a file or link, with owner, mode, times and extended attributes, on the disk."""

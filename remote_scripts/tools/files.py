@@ -168,13 +168,6 @@ class Files:
         root = os.path.realpath(self._root).rstrip("/")
         return os.path.realpath(self.at(path)).removeprefix(root) or "/"
 
-    def size(self, path: str) -> int:
-        """Of a file, in bytes; -1: there is none."""
-        try:
-            return self._disk.size(self._at(self.resolved(path) or path))
-        except OSError:
-            return -1
-
     def need(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
         """What a file has, as of `read`; None: it isn't there.
 
@@ -450,7 +443,7 @@ class Files:
 
     def set_pending(self, step: str) -> None:
         """Notes that a step must follow."""
-        self.mark(f"{HOME}/pending/{step}")
+        self.note(f"{HOME}/pending/{step}", b"")
 
     def done_with(self, step: str) -> None:
         """What the step has made is put on the disk, and its note goes."""
@@ -468,12 +461,6 @@ class Files:
         """What the step makes is half-made from now on, until `done_with`."""
         self._step_begun = step
         self.set_pending(step)
-
-    def mark(self, path: str) -> None:
-        """An empty file, which says something by being there."""
-        self._need_folder(self._at(path).parent)
-        self._disk.mark(self._at(path))
-        self._disk.flush(self._at(path).parent)
 
     def flush_all(self) -> None:
         """The file systems of all that we write: programs that make something of it don't flush, and a boot loader
@@ -686,10 +673,9 @@ class Files:
         sums = self.line(f"{HOME}/sums{path}")
         if not self.exists(f"{HOME}/sums{path}") or (self.exists(kept) and self._kept_sum(path) == sums):
             return
-        size = f"{self._disk.size(self._at(kept))} bytes" if self.exists(kept) else "it is gone"
         raise Failure(
             f"to give back {path} as it was before this program",
-            f"its copy, {HOME}/kept{path}, isn't what was kept there: {size}",
+            f"its copy, {HOME}/kept{path}, isn't what was kept there",
             f"written back it would do damage; {path} stays as it is now",
             f"put the file as it was (from a backup) in the place of that copy, remove {HOME}/sums{path}, and run the "
             f"same again; to keep {path} as it is now, remove also {HOME}/kept{path} and {HOME}/files/*{path}",

@@ -237,7 +237,6 @@ def test_files_are_read_as_they_are(inside: Container, host: Host) -> None:
     assert files.read("/etc/it's a file") == content and files.read("/etc/it's a file", 10) == content[:11]
     assert files.text("/etc/lines") == "one é\ntwo" and files.line("/etc/lines") == "one é"
     assert files._disk.digest(Path(files.name("/etc/lines"))) == hashlib.sha256("one é\ntwo\n\n".encode()).hexdigest()
-    assert (files.size("/etc/lines"), files.size("/etc/none")) == (12, -1)
     (host.root / "etc/way").symlink_to("lines")
     assert (files.resolved("/etc/way"), files.resolved("/etc/link")) == ("/etc/lines", "")
     assert files.target("/etc/way") == "lines" and files.target("/etc/lines") == ""

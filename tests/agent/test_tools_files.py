@@ -195,7 +195,7 @@ def test_a_folder_may_be_a_link(host: Host) -> None:
     assert not host.exists("/usr/lib/ours")
 
 
-@pytest.mark.parametrize("call", ["create", "write", "flush", "rename", "mkdir", "utime", "chown"])
+@pytest.mark.parametrize("call", ["create", "write", "flush", "rename", "mkdir", "copystat", "chown"])
 def test_a_disk_that_fails_at_any_call_leaves_what_was_there(host: Host, call: str) -> None:
     host.write(THEIRS, "theirs\n", 0o600)
     put(host, "/etc/other/ours")
