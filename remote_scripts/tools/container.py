@@ -91,16 +91,16 @@ class ContainerRun(Run):
         )
 
     def _begin(
-        self, arguments: Sequence[str], environment: Mapping[str, str] | None, **streams: Any
-    ) -> subprocess.Popen[bytes] | Done:
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None, out: int, errors: int, stdin: bytes
+    ) -> subprocess.Popen[bytes]:
         # On no command line, which anybody may see.
         inside = {**self.environment, **(environment or {})}
         kept = (word for name in inside for word in ("--keep-var", name))
-        begun = super()._begin((*self._attach, *kept, "--", *arguments), {**os.environ, **inside}, **streams)
-        if isinstance(begun, subprocess.Popen):
-            for stream in filter(None, (begun.stdout, begun.stderr)):
-                # So that a package's script can open /dev/stderr: its root isn't the host's.
-                os.fchmod(stream.fileno(), 0o666)
+        words = (*self._attach, *kept, "--", *arguments)
+        begun = super()._begin(words, {**os.environ, **inside}, out, errors, stdin)
+        for stream in filter(None, (begun.stdout, begun.stderr)):
+            # So that a package's script can open /dev/stderr: its root isn't the host's.
+            os.fchmod(stream.fileno(), 0o666)
         return begun
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,7 @@
 """Programs of this system: started with a list of arguments, never by a shell, and always with an end.
 
-Each is a process group of its own, which is killed when its time is up. `ask` is for questions, whose answer is read
-as it comes; `do` is for work, whose output goes into a file in memory, so that a program goes on though this process is
-killed.
+Each is a process group of its own, which is killed when its time is up, and says what it says into a file in memory.
+`ask` is for questions; `do` is for work, which another process watches, so that it goes on though this one is killed.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,15 +145,13 @@ class Run:
         """
         if self._programs is not None:
             return self._stand(arguments, stdin)
-        begun = self._begin(arguments, environment, stdin=stdin)
-        if isinstance(begun, Done):
-            return begun
-        assert begun.stdout is not None and begun.stderr is not None
+        out, errors = _file(), _file()
         try:
-            return _answer(begun, self._work.time_for(seconds), limit, self._end)
-        finally:  # one that no signal ends (state D) isn't waited for
-            begun.stdout.close()
-            begun.stderr.close()
+            status = self._ended(arguments, self._work.time_for(seconds), environment, out, errors, limit, stdin)
+            return Done(status, os.pread(out, limit, 0), _end_of(errors, LOG_BYTES))
+        finally:
+            os.close(out)
+            os.close(errors)
 
     def do(
         self,
@@ -186,8 +184,7 @@ class Run:
         environment: Mapping[str, str] | None,
         progress: Progress | None,
     ) -> Done:
-        out = os.memfd_create("output")
-        fcntl.fcntl(out, fcntl.F_SETFL, os.O_APPEND)  # from its beginning where it was cut
+        out = _file()
         status_end, keeper_end = os.pipe()
         keeper = os.fork()
         if keeper == 0:
@@ -232,12 +229,7 @@ class Run:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            begun = self._begin(arguments, environment, out=out)
-            if isinstance(begun, Done):
-                os.write(out, begun.error)
-                status = begun.status
-            else:
-                status = _status(begun, seconds, out, self._end)
+            status = self._ended(arguments, seconds, environment, out, out)
         finally:
             with contextlib.suppress(OSError):
                 os.write(answer, str(status).encode())
@@ -254,33 +246,71 @@ class Run:
             note_output(self._log, new)
         return noted + len(new)
 
-    def _begin(
+    def _ended(
         self,
         arguments: Sequence[str],
+        seconds: float,
         environment: Mapping[str, str] | None,
-        *,
+        out: int,
+        errors: int,
+        limit: int = sys.maxsize,
         stdin: bytes = b"",
-        out: int | None = None,
-    ) -> subprocess.Popen[bytes] | Done:
+    ) -> int:
+        """Starts a program, and waits until it has ended, its time is up, or it has said more than `limit`; its status.
+
+        :param out: the file for what it says; of what it says on standard error: `errors`, maybe the same. That begins
+            anew where it grows too large.
+        """
+        try:
+            process = self._begin(arguments, environment, out, errors, stdin)
+        except OSError as error:
+            is_missing = isinstance(error, FileNotFoundError)
+            os.write(errors, f"{arguments[0]}: {'not found' if is_missing else error.strerror}\n".encode())
+            return NOT_FOUND if is_missing else 126
+        ended = os.pidfd_open(process.pid)
+        streams = [(stream, file) for stream, file in ((process.stdout, out), (process.stderr, errors)) if stream]
+        pipes = {stream.fileno(): file for stream, file in streams}
+        for pipe in pipes:
+            os.set_blocking(pipe, False)
+        deadline = time.monotonic() + seconds
+        status, open_pipes = TIMED_OUT, {*pipes}
+        while (left := deadline - time.monotonic()) > 0:
+            ready = select.select([ended, *open_pipes], [], [], min(left, _FILE_SECONDS))[0]
+            if ended in ready:
+                status = _exit_status(process.wait())
+                break
+            open_pipes -= {pipe for pipe in open_pipes & {*ready} if not _hand_on(pipe, pipes[pipe])}
+            if os.fstat(out).st_size > limit:
+                self._end(process)
+                break
+            if os.fstat(errors).st_size > _FILE_BYTES:
+                os.ftruncate(errors, 0)
+        else:
+            self._end(process)
+        for pipe in open_pipes:  # what it had said when it ended
+            _hand_on(pipe, pipes[pipe])
+        os.close(ended)
+        for stream, _ in streams:
+            stream.close()
+        return status if os.fstat(out).st_size <= limit else TOO_MUCH
+
+    def _begin(
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None, out: int, errors: int, stdin: bytes
+    ) -> subprocess.Popen[bytes]:
         given = os.memfd_create("stdin") if stdin or not self.gives_files else None
         if given is not None:
             os.write(given, stdin)
             os.lseek(given, 0, os.SEEK_SET)
-        says = subprocess.PIPE if out is None or not self.gives_files else out
         try:
             return subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL if given is None else given,
-                stdout=says,
-                stderr=says if out is None else subprocess.STDOUT,
+                stdout=out if self.gives_files else subprocess.PIPE,
+                stderr=subprocess.STDOUT if errors == out else errors if self.gives_files else subprocess.PIPE,
                 env={**self.environment, **(environment or {})},
                 cwd="/",
                 start_new_session=True,
             )
-        except FileNotFoundError:
-            return Done(NOT_FOUND, b"", f"{arguments[0]}: not found\n".encode())
-        except OSError as error:
-            return Done(126, b"", f"{arguments[0]}: {error.strerror}\n".encode())
         finally:
             if given is not None:
                 os.close(given)
@@ -332,91 +362,22 @@ def last_lines(log: Log, status: int, output: bytes) -> Done:
     return Done(status, last.encode(), said=output)
 
 
-def _answer(
-    process: subprocess.Popen[bytes], seconds: float, limit: int, end: Callable[[subprocess.Popen[bytes]], None]
-) -> Done:
-    """Reads until the program ends, its time is up, or there is more than `limit`."""
-    assert process.stdout is not None and process.stderr is not None
-    streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
-    out, errors = process.stdout.fileno(), process.stderr.fileno()
-    for stream in streams:
-        os.set_blocking(stream, False)
-    deadline = time.monotonic() + seconds
-    ended = os.pidfd_open(process.pid)
-    status: int | None = None
-    try:
-        open_streams = set(streams)
-        while status is None and (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select([*open_streams, ended], [], [], left)
-            if ended in ready:
-                status = _exit_status(process.wait())
-            for stream in open_streams & {*ready}:
-                if not _read(stream, streams[stream], 65536):
-                    open_streams.discard(stream)
-            if len(streams[out]) > limit:
-                break
-            if len(streams[errors]) > 2 * LOG_BYTES:
-                del streams[errors][:-LOG_BYTES]
-        if status is None:
-            end(process)
-            status = TIMED_OUT if len(streams[out]) <= limit else TOO_MUCH
-        for stream in open_streams:  # what it had said when it ended
-            while len(streams[stream]) <= limit and _read(stream, streams[stream], 65536):
-                pass
-    finally:
-        os.close(ended)
-    if len(streams[out]) > limit:
-        status = TOO_MUCH
-    return Done(status, bytes(streams[out][:limit]), bytes(streams[errors][-LOG_BYTES:]))
-
-
-def _read(stream: int, into: bytearray, limit: int) -> bool:
-    """Whether something came."""
-    try:
-        data = os.read(stream, limit)
-    except BlockingIOError:
-        return False
-    into += data
-    return bool(data)
-
-
-def _status(
-    process: subprocess.Popen[bytes], seconds: float, out: int, end: Callable[[subprocess.Popen[bytes]], None]
-) -> int:
-    """Its exit status, or TIMED_OUT when it was killed for its time. What comes by its pipe goes into `out`; a file
-    that grows too large begins anew.
-    """
-    ended = os.pidfd_open(process.pid)
-    deadline = time.monotonic() + seconds
-    status = TIMED_OUT
-    watched = [ended]
-    if process.stdout:
-        watched.append(process.stdout.fileno())
-        os.set_blocking(watched[1], False)
-    while (left := deadline - time.monotonic()) > 0:
-        ready = select.select(watched, [], [], min(left, _FILE_SECONDS))[0]
-        if ended in ready:
-            status = _exit_status(process.wait())
-            break
-        if ready and not _hand_on(ready[0], out):
-            watched.pop()
-        if os.fstat(out).st_size > _FILE_BYTES:
-            os.ftruncate(out, 0)
-    else:
-        end(process)
-    os.close(ended)
-    if watched[1:]:
-        _hand_on(watched[1], out)  # what it had said when it ended
-    return status
+def _file() -> int:
+    """A file in memory, written at its end, which may be its beginning again."""
+    file = os.memfd_create("output")
+    fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
+    return file
 
 
 def _hand_on(source: int, target: int) -> bool:
     """Whether something came; where there is no room for it, it is lost, and whoever says it goes on."""
-    data = bytearray()
-    is_more = _read(source, data, _PART_BYTES)
+    try:
+        data = os.read(source, _PART_BYTES)
+    except BlockingIOError:
+        return False
     with contextlib.suppress(OSError):
         os.write(target, data)
-    return is_more
+    return bool(data)
 
 
 def _exit_status(status: int) -> int:
@@ -428,9 +389,8 @@ def _last_line(said: bytes) -> str:
     return said[-LOG_BYTES:].strip().replace(b"\r", b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")[:_SHOWN]
 
 
-def _end_of(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, ANSWER_BYTES, max(0, size - ANSWER_BYTES))
+def _end_of(descriptor: int, limit: int = ANSWER_BYTES) -> bytes:
+    return os.pread(descriptor, limit, max(0, os.fstat(descriptor).st_size - limit))
 
 
 def parents() -> dict[int, int]:

@@ -167,8 +167,7 @@ def is_running(word: str) -> bool:
 
 def test_killing_lxc_attach_alone_leaves_its_program_running(inside: Container, host: Host) -> None:
     """What the stand-in is held to: seen of the real one."""
-    process = inside.run._begin(("sh", "-c", "sleep 1; touch $0/done", str(host.root)), None)
-    assert isinstance(process, subprocess.Popen)
+    process = inside.run._begin(("sh", "-c", "sleep 1; touch $0/done", str(host.root)), None, 1, 2, b"")
     time.sleep(0.3)
     process.kill()
     process.communicate()
