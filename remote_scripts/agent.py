@@ -20,7 +20,6 @@ import select
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -78,12 +77,11 @@ def main(arguments: list[str], codes: dict[str, str], text: bytes | None = None)
     if verb == _HOLD:
         for number in (signal.SIGHUP, signal.SIGTERM):  # a host that shuts down need not wait for it
             signal.signal(number, lambda given, _: sys.exit(128 + given))
-    if not request.seconds:
-        return _done(System(root, proxy=request.proxy), verb, request, module)
-    return _limited(
-        request.seconds,
-        lambda: _done(System(root, limit=request.seconds, proxy=request.proxy), verb, request, module),
-    )
+
+    def work() -> int:
+        return _done(System(root, limit=request.seconds, proxy=request.proxy), verb, request, module)
+
+    return _limited(request.seconds, work) if request.seconds else work()
 
 
 def answered(system: System, verb: str, request: Request, module: ModuleType) -> tuple[int, str]:
@@ -102,12 +100,9 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
             module.hold(system, wanted, Client())
             return 0, ""
         answer = getattr(module, verb)(system, wanted)
-    except Failure as failure:
-        return 1, _message(failure, system)
     except FormError as error:
         return 1, _message(_not_understood(str(error)))
     except Exception as error:
-        system.log.say("".join(traceback.format_exception(error)).rstrip())
         return 1, _message(system.failure_of(error), system)
     return 0, json.dumps(as_texts(to_plain(answer)), ensure_ascii=False, separators=(",", ":"))
 
@@ -118,14 +113,10 @@ def program(layer: str, arguments: Sequence[str]) -> int:
     system = System(Path(os.environ.get("ROOT") or "/"))
     try:
         importlib.import_module(f"remote_scripts.layers.{layer}").program(system, arguments)
-    except Failure as failure:
-        system.log.say(_message(failure, system))
     except Exception as error:
-        system.log.say("".join(traceback.format_exception(error)).rstrip())
         system.log.say(_message(system.failure_of(error), system))
-    else:
-        return 0
-    return 1
+        return 1
+    return 0
 
 
 def _done(system: System, verb: str, request: Request, module: ModuleType) -> int:
@@ -178,10 +169,8 @@ def _message(failure: Failure, system: System | None = None) -> str:
 
 
 def _print(text: str) -> None:
-    view = memoryview(text.encode("utf-8", "replace") + b"\n")
     with contextlib.suppress(OSError):  # there may be no reader
-        while view:
-            view = view[os.write(1, view) :]
+        Client().tell(text)
 
 
 def _limited(seconds: int, work: Callable[[], int]) -> int:

@@ -21,8 +21,6 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
 _NOTES_SECONDS = 1.0
-#: A wait for a step is shorter where so much of the time is over: the client waits for the answer.
-_MOST_SECONDS = 35.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +69,12 @@ def hold(system: System, wanted: Wanted, client: Client) -> None:
 
 
 def _hold(system: System, wanted: Wanted, client: Client) -> None:
-    work, began = system.work, time.monotonic()
+    work = system.work
     # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
     with work.holding(handover.HANDING, wanted.handing) as is_handed:
         pass
     if is_handed:
-        _await_steps(system, wanted, time.monotonic() - began)
+        _await_steps(system, wanted)
     # After that: it may have given some meanwhile, by another connection.
     passed = passes.of(system, wanted.who)
     if not is_handed and not any(record.vm in passed for record in handover.records_away(system).values()):
@@ -102,13 +100,13 @@ def _hold(system: System, wanted: Wanted, client: Client) -> None:
             client.tell(as_text(line))
 
 
-def _await_steps(system: System, wanted: Wanted, spent: float) -> None:
+def _await_steps(system: System, wanted: Wanted) -> None:
     """What an earlier run has begun comes to its end, so that no two are at work side by side. Not what this run has
     begun itself: before it held the host, when there was none to be noted, or before its connection was cut.
 
     :raises Failure: a step of another run doesn't end.
     """
-    ends = time.monotonic() + (wanted.ending if spent < _MOST_SECONDS else wanted.patience)
+    ends = time.monotonic() + wanted.ending
     for name in ("lock", *sorted(path.name for path in system.work.folder.glob("inside-*"))):
         path = f"/run/homelab/{name}"
         with system.work.holding(name, ends - time.monotonic()) as is_mine:

@@ -77,9 +77,10 @@ class System:
         return self.files.plan()
 
     def failure_of(self, error: Exception) -> Failure:
-        """An error as a person reads it: one that isn't expected, too."""
+        """An error as a person reads it: one that isn't expected, too, whose place goes into the log."""
         if isinstance(error, Failure):
             return error
+        self.log.say("".join(traceback.format_exception(error)).rstrip())
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = (
             f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
