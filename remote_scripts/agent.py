@@ -30,7 +30,7 @@ from remote_scripts.shared.container_system import is_gone, need_running
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
-from remote_scripts.tools.run import NOT_FOUND, end_all, parents
+from remote_scripts.tools.run import NOT_FOUND, end_all
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_texts
 
@@ -174,8 +174,8 @@ def _print(text: str) -> None:
 
 
 def _limited(seconds: int, work: Callable[[], int]) -> int:
-    """Runs `work` in a process of its own, whose process group is killed after so many seconds: pulumi-command has no
-    limit that it keeps while a command runs.
+    """Runs `work` in a process of its own, which is killed after so many seconds: pulumi-command has no limit that it
+    keeps while a command runs.
 
     A process that waits in the kernel for a dead disk doesn't end when it is killed. It isn't waited for; and it has
     pipes of this process in place of the client's, which would wait for the end of its own.
@@ -200,11 +200,7 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
         relays[-1].start()
     is_overdue = not select.select([os.pidfd_open(child)], [], [], seconds)[0]
     if is_overdue:
-        asked = _asked_by(child)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        for pid in asked:
-            end_all(pid)
+        end_all(child)  # with what it has asked; what it has told to do something is watched by another process
     for relay in relays:
         relay.join(_LAST_SECONDS)
     if is_overdue:
@@ -219,18 +215,6 @@ def _relay(source: int, target: int) -> None:
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(target, data) :]
-
-
-def _asked_by(process: int) -> list[int]:
-    """The programs that a process has asked something (tools/run.py), each a process group of its own. What it has told
-    to do something another process of this program keeps, to its end.
-    """
-    pids = []
-    for pid, parent in parents().items():
-        with contextlib.suppress(OSError):
-            if parent == process and os.readlink(f"/proc/{pid}/exe") != os.readlink("/proc/self/exe"):
-                pids.append(pid)
-    return pids
 
 
 def _overdue(seconds: int) -> Failure:

@@ -225,6 +225,8 @@ class Run:
         status = 1
         try:
             os.setsid()
+            if os.fork():  # none of this run's processes any more, which may be killed
+                os._exit(0)
             # A reader that waits for the end of this process's output waits for no program.
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
@@ -393,7 +395,7 @@ def _end_of(descriptor: int, limit: int = ANSWER_BYTES) -> bytes:
     return os.pread(descriptor, limit, max(0, os.fstat(descriptor).st_size - limit))
 
 
-def parents() -> dict[int, int]:
+def _parents() -> dict[int, int]:
     """Each process of this machine, and the one that has started it."""
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
@@ -415,7 +417,7 @@ def end_all(process: int) -> None:
         for pid in new:
             _signal(pid, signal.SIGSTOP)
         found += new
-        new = [pid for pid, parent in parents().items() if parent in found and pid not in found]
+        new = [pid for pid, parent in _parents().items() if parent in found and pid not in found]
     for pid in reversed(found):
         _signal(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
