@@ -83,6 +83,7 @@ def nodes_below(dev: str) -> tuple[Callable[..., os.stat_result], Callable[..., 
         os.write(descriptor, f"device c {os.major(device)}:{os.minor(device)} owner 0:0\n".encode())
         os.close(descriptor)
 
+    os.supports_follow_symlinks.add(stat_of)  # as the real one; shutil looks there
     return stat_of, mknod
 
 

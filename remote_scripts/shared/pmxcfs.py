@@ -134,12 +134,9 @@ def replace(system: System, path: str, content: bytes) -> None:
     def make() -> None:
         _remove_left(where)
         try:
-            descriptor = disk.create(temporary, 0o640)
-            try:
+            with disk.create(temporary, 0o640) as descriptor:
                 disk.write(descriptor, content, temporary)
                 disk.flush_open(descriptor, temporary)
-            finally:
-                os.close(descriptor)
         except OSError:
             _remove_left(where)
             raise

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,30 +45,33 @@ def write(descriptor: int, content: bytes, path: Path) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def create(path: Path, mode: int) -> int:
-    """Opens a file for writing, which is made or emptied; returns its descriptor. A link is refused."""
+@contextmanager
+def opened(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """The descriptor of an open file, as of open(2)."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def create(path: Path, mode: int) -> AbstractContextManager[int]:
+    """The descriptor of a file for writing, which is made or emptied. A link is refused."""
     _about("create", path)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_TRUNC, mode)
+    return opened(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_TRUNC, mode)
 
 
 def append(path: Path, content: bytes, mode: int) -> None:
     """Adds to the end of a file, which is made. A link is refused."""
     _about("append", path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
+    with opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, mode) as descriptor:
         write(descriptor, content, path)
-    finally:
-        os.close(descriptor)
 
 
 def flush(path: Path) -> None:
     """The bytes of a file, or the names in a folder, are on the disk (fsync(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a folder may be a link, such as /lib
-    try:
-        _about("flush", path)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with opened(path, os.O_RDONLY) as descriptor:  # a folder may be a link, such as /lib
+        flush_open(descriptor, path)
 
 
 def flush_open(descriptor: int, path: Path) -> None:
@@ -284,14 +287,11 @@ class Disk:
 
     def make(self, where: Path, content: bytes, mode: int) -> None:
         """A new file, on the disk."""
-        descriptor = create(where, 0o600)
-        try:
+        with create(where, 0o600) as descriptor:
             write(descriptor, content, where)
             with suppress(PermissionError):  # a FAT has no modes
                 os.fchmod(descriptor, mode)
             flush_open(descriptor, where)
-        finally:
-            os.close(descriptor)
 
     def copy(self, source: Path, where: Path) -> None:
         """A copy of a file or link, with owner, mode, times and extended attributes, on the disk."""
@@ -299,15 +299,11 @@ class Disk:
             link(os.readlink(source), where)
             copy_attributes(source, where)
             return
-        descriptor = create(where, 0o600)
-        try:
-            with source.open("rb") as file:
-                while data := file.read(_PART):
-                    write(descriptor, data, where)
+        with create(where, 0o600) as descriptor, source.open("rb") as file:
+            while data := file.read(_PART):
+                write(descriptor, data, where)
             copy_attributes(source, where)
             flush_open(descriptor, where)
-        finally:
-            os.close(descriptor)
 
     def make_folder(self, where: Path) -> None:
         """Makes one folder."""

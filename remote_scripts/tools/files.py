@@ -252,25 +252,19 @@ class Files:
         temporary = where.with_name(f".{where.name}{_TEMPORARY}")
         self._temporaries.append(temporary)
         disk.remove(temporary)
-        descriptor = disk.create(temporary, 0o600)
-        try:
+        with disk.create(temporary, 0o600) as descriptor:
             disk.copy_attributes(where, temporary)
             disk.write(descriptor, content, temporary)
             disk.flush_open(descriptor, temporary)
-        finally:
-            os.close(descriptor)
         disk.rename(temporary, where)
         disk.flush(where.parent)
 
     def overwrite(self, path: str, content: bytes) -> None:
         """A file's first bytes, in place: where they are in one sector, a power cut leaves the old ones or the new."""
         where = self.at(path)
-        descriptor = os.open(where, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
+        with disk.opened(where, os.O_WRONLY | os.O_NOFOLLOW) as descriptor:
             disk.write(descriptor, content, where)
             disk.flush_open(descriptor, where)
-        finally:
-            os.close(descriptor)
 
     def write_link(self, target: str, path: str) -> None:
         """The same for a symbolic link, which leads to `target`."""
@@ -355,11 +349,8 @@ class Files:
         :raises OSError: it doesn't take the value.
         """
         where = self.at(path)
-        descriptor = os.open(where, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if makes else 0), 0o644)
-        try:
+        with disk.opened(where, os.O_WRONLY | os.O_TRUNC | (os.O_CREAT if makes else 0), 0o644) as descriptor:
             disk.write(descriptor, value.encode() if isinstance(value, str) else value, where)
-        finally:
-            os.close(descriptor)
 
     # Homelab's files, by layers.
 
@@ -539,16 +530,14 @@ class Files:
             self.flush_all()
 
     def _put_back(self, backup: Path, path: str) -> None:
-        if any(path.startswith(f"{place}/") for place in _PLACES):
-            try:
-                self._disk.rename(backup, self._at(path))
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-            else:
-                self._disk.flush(self._at(path).parent)
-                return
-        self._copy(backup, path)  # it may be on another file system than its copy
+        try:
+            self._disk.rename(backup, self._at(path))
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # it is on another file system than its copy
+                raise
+            self._copy(backup, path)
+        else:
+            self._disk.flush(self._at(path).parent)
 
     def _is_as_before(self, backup: Path | None, path: str) -> bool:
         """Whether a file was never changed, such as one that is immutable."""

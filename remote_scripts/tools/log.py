@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from remote_scripts.tools import text
+from remote_scripts.tools import disk, text
 from remote_scripts.tools.errors import Failure
 
 #: In memory, and root's alone: nothing of a step that failed stays on a disk.
@@ -71,9 +71,5 @@ class Log:
                 self._steps.write_bytes(shorter)
 
     def _append(self, path: Path, content: str) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
-        try:
+        with disk.opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW) as descriptor:
             os.write(descriptor, content.encode() + b"\n")
-        finally:
-            os.close(descriptor)

@@ -143,11 +143,8 @@ class Work:
         if at_end:
             disk.append(path, data, 0o600)
             return
-        descriptor = disk.create(path, 0o600)
-        try:
+        with disk.create(path, 0o600) as descriptor:
             disk.write(descriptor, data, path)
-        finally:
-            os.close(descriptor)
 
     def remove(self, name: str) -> None:
         """Removes /run/homelab/NAME, if it is there."""
@@ -166,14 +163,11 @@ class Work:
         :raises OSError: that can't be told.
         """
         try:
-            descriptor = os.open(self._root / path.lstrip("/"), os.O_RDONLY | os.O_CLOEXEC)
+            with disk.opened(self._root / path.lstrip("/"), os.O_RDONLY) as descriptor:
+                # Shared: several may ask at once. A run that comes meanwhile waits for this moment.
+                return not locked(descriptor, shared=True)
         except FileNotFoundError:
             return False
-        try:
-            # Shared: several may ask at once. A run that comes meanwhile waits for this moment.
-            return not locked(descriptor, shared=True)
-        finally:
-            os.close(descriptor)
 
     def take_lock(self) -> None:
         """Makes this run the only one that changes this system.
