@@ -1,5 +1,5 @@
-"""What is done on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of
-HA, installations of packages.
+"""What is done on this host that a restart would cut off: backups, migrations, other tasks, actions of HA,
+installations of packages. What another node does to this one ends there, and is begun again.
 
 Nothing here can be opened by a setting: it ends by itself, or a user has to look at it. What can't be read may say that
 something runs.
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import struct
 import time
 
-from remote_scripts.shared import api, guest_tasks, guests, ha, notes
+from remote_scripts.shared import api, guest_tasks, ha
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -22,23 +21,17 @@ with contextlib.suppress(ImportError):  # on Windows, where the program has the 
     import fcntl
 
 _BACKUP_LOCK = "/run/vzdump.lock"
-_REPLICATION = "/var/lib/pve-manager/pve-replication-state.json"
 # Of apt, of dpkg, and of a whole run of unattended-upgrades, which lets go of the others between its steps.
 _PACKAGE_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/run/unattended-upgrades.lock")
-_BYTES = 16 << 20
-_MIGRATIONS = frozenset(("qmigrate", "vzmigrate", "hamigrate"))
-# Of a service of HA, at rest; any other state passes.
-_AT_REST = ha.LEFT_ALONE | {"started", "queued"}
+# Of a service of HA, at rest. Any other state passes; who is frozen would be shut down neither by HA nor by this host.
+_AT_REST = ha.LEFT_ALONE - {"freeze"} | {"started", "queued"}
 # Of a service of any node: it may be on its way to this one.
 _ON_ITS_WAY = frozenset(("migrate", "relocate", "recovery", "fence", "request_start_balance"))
-_COPIES = re.compile(rb'"pid" *: *"?([0-9]+)')
-# What another node's migration or replication runs here, over SSH.
-_COMES = re.compile(rb"(?:^|[/ ])(?:qm[\0 ]mtunnel|pvesm[\0 ]import)(?:[\0 ]|$)")
 
 
 def at_work(system: System, node: Node) -> str:
     """What is at work here, or can't be told; empty: nothing."""
-    for ask in (_task, _backup, _replication, _incoming, _installation):
+    for ask in (_task, _backup, _installation):
         try:
             reason = ask(system)
         except Failure as failure:
@@ -50,18 +43,13 @@ def at_work(system: System, node: Node) -> str:
     return _of_ha(system, node)
 
 
-def _content(system: System, path: str) -> bytes:
-    """:raises Failure: it is there and can't be read."""
-    return notes.need(system, path, "to know what is at work here", "a restart would cut it off", _BYTES)
-
-
 def _task(system: System) -> str:
     """One whose process died stays in the list."""
     for task in api.of(system).get("/tasks", source="active", limit=guest_tasks.MOST) if system.run.has("qm") else ():
         is_over = "endtime" in task or _started_at(system, task["pid"]) != task["pstart"]
         if not is_over and task["type"] not in guest_tasks.CONSOLES:
             since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(task["starttime"]))
-            return f"{_called(task['type'])} {task['id']} runs here, since {since}, of {task['user']}"
+            return f"the task {task['type']} {task['id']} runs here, since {since}, of {task['user']}"
     return ""
 
 
@@ -71,33 +59,10 @@ def _started_at(system: System, process: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 and fields[19].isdecimal() else None
 
 
-def _called(kind: str) -> str:
-    if kind == "vzdump":
-        return "a backup (vzdump)"
-    return f"a migration ({kind})" if kind in _MIGRATIONS else f"the task {kind}"
-
-
 def _backup(system: System) -> str:
     """vzdump holds its lock from the first guest to the last, also where no task shows it."""
     if system.files.exists(_BACKUP_LOCK) and system.work.is_locked(_BACKUP_LOCK):
         return f"a backup (vzdump) runs here: it holds {_BACKUP_LOCK}"
-    return ""
-
-
-def _replication(system: System) -> str:
-    """pvescheduler, or pvesr, notes in its state the process that copies."""
-    for number in _COPIES.findall(_content(system, _REPLICATION)):
-        process = number.decode()
-        command = system.files.read(f"/proc/{process}/cmdline") or b""
-        if b"pvescheduler" in command or b"pvesr" in command:
-            return f"a replication of a guest runs here (process {process}; pvesr status)"
-    return ""
-
-
-def _incoming(system: System) -> str:
-    for process in filter(str.isdecimal, system.files.names("/proc")):
-        if _COMES.search(system.files.read(f"/proc/{process}/cmdline") or b""):
-            return f"a migration or replication of another node comes in here (process {process})"
     return ""
 
 
@@ -131,16 +96,4 @@ def _of_ha(system: System, node: Node) -> str:
     for service in manager.services:
         if service.state in _ON_ITS_WAY or (service.node == node.name and service.state not in _AT_REST):
             return f"HA is at work on {service.id} of {service.node}: {service.state}"
-        if service.node == node.name and service.state == "freeze" and _runs(system, service.id):
-            return (
-                f"HA has frozen {service.id}: neither HA nor this host would shut it down. If HA is disarmed: "
-                "`ha-manager crm-command arm-ha`; to have it off for the restart: that, and then "
-                "`ha-manager crm-command disarm-ha ignore`"
-            )
     return ""
-
-
-def _runs(system: System, service: str) -> bool:
-    """Or it can't be told."""
-    kind, _, guest = service.partition(":")
-    return guests.power_of(system, "pct" if kind == "ct" else "qm", guest, 0) not in ("off", "gone")

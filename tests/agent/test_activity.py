@@ -142,7 +142,7 @@ service vm:200 ({})
 @pytest.mark.parametrize(
     ("service", "busy"),
     [
-        ("pve1, started", False), ("pve1, stopped", False), ("pve1, error", False), ("pve1, queued", False), ("pve2, freeze", False),
+        ("pve1, started", False), ("pve1, stopped", False), ("pve1, error", False), ("pve1, queued", False), ("pve2, freeze", False), ("pve1, freeze", True),
         ("pve1, request_stop", True), ("pve1, starting", True), ("pve1, deleting", True), ("pve2, request_stop", False),
         ("pve2, migrate", True), ("pve3, fence", True), ("pve3, recovery", True),
         ("pve1, clearing error flag", True), ("---, not found", False), ("pve1, ignore", False),
@@ -154,16 +154,6 @@ def test_an_action_of_ha_is_waited_for(host: Host, service: str, busy: bool) -> 
     host.programs["ha-manager"] = lambda _arguments, _stdin: HA.format(service)
     node, _, state = service.partition(", ")
     assert says(host) == (f"HA is at work on vm:200 of {node}: {state}" if busy else "")
-
-
-@pytest.mark.parametrize(("power", "stays_on"), [("running", True), ("stopped", False)])
-def test_who_is_frozen_would_be_shut_down_by_nobody(host: Host, power: str, stays_on: bool) -> None:
-    host.write("/etc/pve/ha/resources.cfg", "vm: 200\n\tstate started\n")
-    (host.root / "etc/pve/local").symlink_to("nodes/pve1")
-    host.programs["ha-manager"] = lambda _arguments, _stdin: HA.format("pve1, freeze")
-    api_kit.runs(host, {}, {})
-    host.programs["qm"] = lambda _arguments, _stdin: f"status: {power}\n"
-    assert ("disarm-ha ignore" in says(host)) is stays_on
 
 
 def test_where_ha_has_no_services_it_isnt_asked_and_where_it_has_its_silence_is_a_no(host: Host) -> None:
