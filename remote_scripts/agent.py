@@ -79,7 +79,10 @@ def main(arguments: list[str], codes: dict[str, str], text: bytes | None = None)
             signal.signal(number, lambda given, _: sys.exit(128 + given))
 
     def work() -> int:
-        return _done(System(root, limit=request.seconds, proxy=request.proxy), verb, request, module)
+        system = System(root, limit=request.seconds, proxy=request.proxy)
+        status, text = answered(system, verb, request, module)
+        _print(text)
+        return status
 
     return _limited(request.seconds, work) if request.seconds else work()
 
@@ -117,12 +120,6 @@ def program(layer: str, arguments: Sequence[str]) -> int:
         system.log.say(_message(system.failure_of(error), system))
         return 1
     return 0
-
-
-def _done(system: System, verb: str, request: Request, module: ModuleType) -> int:
-    status, text = answered(system, verb, request, module)
-    _print(text)
-    return status
 
 
 def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tuple[str, Request, ModuleType]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remote_scripts.shared import notes
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System, changes
 
@@ -34,7 +33,7 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """What is noted.
 
-    :raises Failure: there is a note, and it can't be read.
+    :raises OSError: there is a note, and it can't be read.
     """
     return Answer(_noted(system, wanted.name))
 
@@ -58,6 +57,4 @@ def _path(name: str) -> str:
 
 
 def _noted(system: System, name: str) -> str:
-    why = "what this program gave, and what was there before, is noted there alone where a state was lost"
-    content = notes.need(system, _path(name), f"what is noted of {name} on this host", why)
-    return content.decode("utf-8", "replace").rstrip("\n")
+    return (system.files.need(_path(name)) or b"").decode("utf-8", "replace").rstrip("\n")

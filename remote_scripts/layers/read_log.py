@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote_scripts.shared import notes
 from remote_scripts.tools.log import STEPS, STEPS_BYTES
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
@@ -31,9 +30,8 @@ class Answer:
 
 
 def read(system: System, wanted: Wanted) -> Answer:
-    """:raises Failure: it is there, and can't be read."""
-    log, why = "the log of what was installed here", "it is what long commands have said"
-    content = notes.need(system, f"/{STEPS}", log, why, 2 * STEPS_BYTES)
+    """:raises OSError: it is there, and can't be read."""
+    content = system.files.need(f"/{STEPS}", 2 * STEPS_BYTES) or b""
     lines = as_text(content, 2 * STEPS_BYTES).rstrip("\n").split("\n")
     excerpt = _part(lines, wanted.of) if wanted.of else lines
     return Answer("\n".join(excerpt[max(0, len(excerpt) - wanted.lines) :]))

@@ -64,7 +64,7 @@ def hold(system: System, wanted: Wanted, client: Client) -> None:
         try:
             _hold(system, wanted, client)
         finally:
-            work.remove("notes")
+            system.files.remove(f"/{NOTES}")
             _note(system, "up", "", f"{UP} can't be emptied")
 
 

@@ -16,9 +16,11 @@ def _own_disks(system: System) -> list[str]:
 
     :raises Failure: one can't be told.
     """
-    paths = (f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS))
-    numbers = (notes.need(system, path, _WANTED, _WHY).decode("ascii", "replace").strip() for path in paths)
-    return [number for number in numbers if number.isdecimal()]
+    paths = [f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS)]
+    try:
+        return [number for path in paths if (number := system.files.need_text(path).strip()).isdecimal()]
+    except OSError as error:
+        raise notes.unreadable(str(error.filename), _WANTED, _WHY) from error
 
 
 def _daemons(system: System, folder: str) -> list[str]:

@@ -83,9 +83,8 @@ def _replace(system: System, path: str, content: bytes) -> None:
 def tidy(system: System, kind: Kind, vmid: int) -> None:
     """Takes away what a run that was killed has left beside a guest's note; its caller has the guest's turn."""
     path = _path(kind, vmid)
-    if pmxcfs.has_left(system, path):
-        with suppress(OSError):
-            pmxcfs.remove_left(system, path)
+    with suppress(OSError):
+        pmxcfs.remove_left(system, path)
     within_limit(lambda: _remove_folder(system))
 
 

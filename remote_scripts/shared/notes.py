@@ -10,8 +10,6 @@ from typing import Generic, TypeVar
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.plain import of_plain, to_plain
-from remote_scripts.tools.system import System
-from remote_scripts.tools.text import ANSWER_BYTES
 
 T = TypeVar("T")
 # What is kept of a configuration may be as long as Proxmox VE takes one.
@@ -43,18 +41,6 @@ class Note(Generic[T]):
         """
         files.need_folder(self.path.rpartition("/")[0])
         files.write(self.path, json.dumps(to_plain(value)).encode(), 0o600)
-
-
-def need(system: System, path: str, wanted: str, why: str, limit: int = ANSWER_BYTES) -> bytes:
-    """What a file has; nothing where it isn't there.
-
-    :param wanted: for the message, as `why`.
-    :raises Failure: it is there, and can't be read.
-    """
-    try:
-        return system.files.need(path, limit) or b""
-    except OSError as error:
-        raise unreadable(path, wanted, why) from error
 
 
 def unreadable(path: str, wanted: str, why: str) -> Failure:

@@ -154,25 +154,15 @@ def replace(system: System, path: str, content: bytes) -> None:
     within_limit(put)
 
 
-def has_left(system: System, path: str) -> bool:
-    """Whether a writer that was killed has left something beside a file."""
-    folder, _, name = path.rpartition("/")
-    return any(_is_left(entry, name) for entry in names(system, folder))
-
-
 def remove_left(system: System, path: str) -> None:
-    """Takes it away; its caller has the file's lock."""
+    """Takes away what writers that were killed have left beside a file; its caller has the file's lock."""
     within_limit(lambda: _remove_left(system.files.at(path)))
 
 
 def _remove_left(where: Path) -> None:
     for name in os.listdir(where.parent):
-        if _is_left(name, where.name):
+        if re.fullmatch(re.escape(where.name) + r"\.tmp\.[0-9]+", name):
             disk.remove(where.with_name(name))
-
-
-def _is_left(name: str, of: str) -> bool:
-    return bool(re.fullmatch(re.escape(of) + r"\.tmp\.[0-9]+", name))
 
 
 def _unread(path: str, found: str) -> Failure:

@@ -25,12 +25,8 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 Watch = Callable[[str, str], None]
 
 
-def _unwatched(call: str, path: str) -> None:
-    pass
-
-
 #: Another one is put here by tests alone.
-WATCH: list[Watch] = [_unwatched]
+WATCH: list[Watch] = [lambda _call, _path: None]
 
 
 def _about(call: str, path: Path | str) -> None:

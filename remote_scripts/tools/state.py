@@ -146,11 +146,6 @@ class Work:
         with disk.create(path, 0o600) as descriptor:
             disk.write(descriptor, data, path)
 
-    def remove(self, name: str) -> None:
-        """Removes /run/homelab/NAME, if it is there."""
-        with contextlib.suppress(OSError):
-            (self.folder / name).unlink()
-
     def is_held(self) -> bool:
         """Whether a run of a client's (`pulumi up`) holds this system: it has the lock of /run/homelab/up
         (layers/run_guard.py).
