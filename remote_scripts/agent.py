@@ -201,7 +201,15 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
     for relay in relays:
         relay.join(_LAST_SECONDS)
     if is_overdue:
-        _print(_message(_overdue(seconds)))
+        overdue = Failure(
+            f"this step done within {seconds} s",
+            "it has not ended; it was killed, and what it had started ends at its own time limit",
+            "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is "
+            "noted there",
+            "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the "
+            "step. What takes longer by nature: timeouts.step",
+        )
+        _print(_message(overdue))
         return 1
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
 
@@ -212,14 +220,3 @@ def _relay(source: int, target: int) -> None:
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(target, data) :]
-
-
-def _overdue(seconds: int) -> Failure:
-    return Failure(
-        f"this step done within {seconds} s",
-        "it has not ended; it was killed, and what it had started ends at its own time limit",
-        "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted "
-        "there",
-        "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "
-        "What takes longer by nature: timeouts.step",
-    )

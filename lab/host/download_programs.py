@@ -134,7 +134,7 @@ def _wget(host: HostState, arguments: list[str]) -> int:
         (
             "quiet", "output-document=", "continue", "no-verbose", "timeout=", "tries=", "directory-prefix=", "show-progress",
             "no-check-certificate", "retry-connrefused", "waitretry=", "progress=", "https-only", "no-clobber", "read-timeout=",
-            "spider", "inet4-only",
+            "inet4-only",
         ),
     )  # fmt: skip
     if len(options.rest) != 1:
@@ -148,8 +148,6 @@ def _wget(host: HostState, arguments: list[str]) -> int:
             "" if quiet else f"--  {url}\nHTTP request sent, awaiting response... 404 Not Found\nERROR 404: Not Found.",
             8,
         )
-    if options.has("spider"):
-        return 0
     target = options.value("O", "output-document")
     if target == "-":
         _transfer(host, url, 0, _to(None, offset=0))

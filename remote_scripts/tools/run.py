@@ -174,7 +174,11 @@ class Run:
         else:
             doing = ": ".join(filter(None, (self.name, doing or Path(arguments[0]).name)))
             done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress)
-        return last_lines(self._log, done.status, done.output + done.error)
+        said = done.output + done.error
+        last = "\n".join(self._log.clean(said[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
+        if done.status != 0 and last:
+            self._log.show(last)
+        return Done(done.status, last.encode(), said=said)
 
     def _watched(
         self,
@@ -354,14 +358,6 @@ def note_output(log: Log, new: bytes) -> None:
         if line.startswith(b"Waiting for cache lock"):
             log.say(line.decode("utf-8", "surrogateescape"))
             break
-
-
-def last_lines(log: Log, status: int, output: bytes) -> Done:
-    """A program that has ended, with the end of its output, which a person gets to see where it failed."""
-    last = "\n".join(log.clean(output[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
-    if status != 0 and last:
-        log.show(last)
-    return Done(status, last.encode(), said=output)
 
 
 def _file() -> int:
