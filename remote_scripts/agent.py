@@ -139,10 +139,7 @@ def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tup
             "the two may differ in what they do; nothing was changed",
             "run `pulumi up --refresh` with one version of this program, which puts its own there",
         )
-    module = importlib.import_module(f"remote_scripts.layers.{request.layer}")
-    if not hasattr(module, arguments[0]):
-        raise _not_understood(f"{request.layer} has no {arguments[0]}")
-    return arguments[0], request, module
+    return arguments[0], request, importlib.import_module(f"remote_scripts.layers.{request.layer}")
 
 
 def _not_understood(found: str) -> Failure:

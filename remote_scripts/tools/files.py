@@ -357,7 +357,7 @@ class Files:
     def put(self, layer: str, path: str, mode: int, content: bytes) -> None:
         """A file of homelab's; what was there before is kept for `drop`."""
         record = f"{mode:04o} {hashlib.sha256(content).hexdigest()}"
-        if self._is_put(layer, path, record):
+        if self.line(_record(layer, path)) == record and self.state(layer, path) == "ok":
             return
         if self.planning:
             is_theirs = self.state(layer, path) == "changed"
@@ -691,10 +691,6 @@ class Files:
         if not self.exists(copy):
             self.copy(path, copy)
         self._log.say(f"note: {path} was edited by hand; the edited file is kept in {copy}")
-
-    def _is_put(self, layer: str, path: str, record: str) -> bool:
-        """Is it there as we would write it, and ours?"""
-        return self.line(_record(layer, path)) == record and self.state(layer, path) == "ok"
 
     def _lines(self, path: str) -> list[str]:
         return self.need_text(path).splitlines()
