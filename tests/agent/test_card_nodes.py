@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -421,7 +420,7 @@ def test_a_quorum_is_waited_for(box: Cards300, monkeypatch: pytest.MonkeyPatch) 
     box.drm(AMD, 129)
     create, tried = disk.create, list[Path]()
 
-    def denied(path: Path, mode: int) -> AbstractContextManager[int]:
+    def denied(path: Path, mode: int) -> Any:
         """As pmxcfs that has made itself read-only."""
         if "/homelab/lxc-" in str(path):
             tried.append(path)
