@@ -124,6 +124,9 @@ class Switch:
         print(f"gpus.{self._card} is {state}. Nothing is done.")
         if self._vm is None:
             return self._rehearse_return()
+        record = handover.record_of(self._facts, self._card)
+        if record.state not in ("HOST", "HELD"):
+            return WELL if record.vm == str(self._vm.vmid) else NOT_SWITCHED
         slots, errors = gates.resolve(self._facts, self._host.gpus)
         raise_all(errors)
         shared = {name: plan.card_plan(self._facts, self._host, name, slots[name]) for name in self._host.hands_over}

@@ -64,9 +64,9 @@ def cards_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -
 
 
 def record_of(facts: HostFacts, name: str) -> Record:
-    """What is noted of a card. A state of an earlier boot doesn't count, unless the card is dead."""
+    """What is noted of a card. A state of an earlier boot doesn't count."""
     record = facts.handover.cards.get(name, Record())
-    return record if record.boot == facts.boot_id.strip() or record.state == "DEAD" else Record()
+    return record if record.boot == facts.boot_id.strip() else Record()
 
 
 def has_sunk(facts: HostFacts, name: str) -> bool:

@@ -13,13 +13,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remote_scripts.shared import boot_service, card_users, guest_conf, guests, handover, handover_steps, hookscripts
+from remote_scripts.shared import boot_service, card_users, guest_conf, handover, handover_steps, hookscripts
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_handover import CardHandover
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import program as command
-from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
@@ -166,24 +165,10 @@ def _forget(system: System, names: set[str]) -> None:
 
     :param names: of those that are.
     """
-    for file in system.files.names(handover.FOLDER):
-        name, _, kind = file.rpartition(".")
-        if kind == "state" and not file.startswith(".") and name not in names:
-            _tell_owed(system, name)
-            system.files.remove(f"{handover.FOLDER}/{file}")
-
-
-def _tell_owed(system: System, name: str) -> None:
-    """Names containers that are still to be started again, of which only the record tells."""
-    record = handover.read_record(system, name)
-    if record.boot != boot_id(system):
-        return
-    for ctid in record.containers:
-        if guests.power_of(system, "pct", ctid) in ("off", "unknown"):
-            system.log.say(
-                f"note: container {ctid} was shut down for VM {record.vm} and has not started again ({record.why}): "
-                f"once that is mended, `pct start {ctid}`"
-            )
+    gone = [name for name in handover.recorded_names(system) if name not in names]
+    for ctid in handover.owed_starts(system) if gone else ():
+        system.log.say(f"note: container {ctid} was shut down for a VM and hasn't started again: `pct start {ctid}`")
+    system.files.remove(*(handover.note_of(name).path for name in gone))
 
 
 # -- what it does --------------------------------------------------------------------------------------------------
@@ -314,28 +299,23 @@ def _reconcile(system: System, cards: Sequence[Card]) -> None:
     if is_going_down(system) or _get_host(system, 60):
         return
     with system.work.holding(handover.HANDING, 10) as is_held:
-        waiting = [card for card in cards if is_held and _settle(system, card)]
-        for card in waiting:  # by now the others are back
+        # Containers that have several cards of a VM are noted with the one that it took first: that one is the last.
+        for card in reversed(cards) if is_held else ():
             _settle(system, card)
 
 
-def _settle(system: System, card: Card) -> bool:
-    """Whether a container waits for another card, too."""
+def _settle(system: System, card: Card) -> None:
     try:
         card_handover = CardHandover(system, card)
-        recorded, containers = card_handover.card, card_handover.containers
-        if handover.run_at_work(system) is None:
-            card_handover.retry()
-        if handover.run_at_work(system, recorded.record.vm or "-") is None:
-            card_handover.settle()
-            containers.check_started(card_handover.why_kept)
-        if handover.run_at_work(system) is None:
-            for vmid in map(str, card.vms):
-                if card_users.names_card(recorded, vmid) and (message := hookscripts.restore_hook(system, vmid)):
-                    recorded.say(message)
-        return containers.is_other_card_awaited
+        recorded = card_handover.card
+        if handover.run_at_work(system, recorded.record.vm or "-") is not None:
+            return
+        card_handover.retry()
+        card_handover.settle()
+        for vmid in map(str, card.vms):
+            if card_users.names_card(recorded, vmid) and (message := hookscripts.restore_hook(system, vmid)):
+                recorded.say(message)
     except (Failure, RefusedError, OSError) as error:
         reason = f"{error.wanted}: {error.found}" if isinstance(error, Failure) else error
         system.log.say(f"{card.name}: left as it is: {reason}")
         handover.story_line(system, card.name, f"left as it is: {reason}")
-        return False

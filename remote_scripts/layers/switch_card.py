@@ -11,8 +11,8 @@ from typing import Literal
 from remote_scripts.shared import card_users, guests, handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import Record
-from remote_scripts.shared.handover import RefusedError
-from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.handover import RecordedCard, RefusedError
+from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.system import System
 
@@ -57,8 +57,8 @@ class Story:
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """`stands`: where the card is, where a start goes on from there; `refused`: why a start would be refused;
-    `containers`: that would be shut down, in this order; `way`: how its driver would let go.
+    """`stands`: why nothing would be handed over; `refused`: why a start would be refused; `containers`: that would be
+    shut down, in this order; `way`: how its driver would let go.
     """
 
     stands: str = ""
@@ -96,45 +96,26 @@ def read(system: System, wanted: Wanted) -> Story:
 
 
 def plan(system: System, wanted: Wanted) -> Rehearsal:
-    """What would be found if the VM took the card now: the checks of a handover, and its look at who has the card.
+    """What would be found if the VM took the card now, which is with the host: the checks of a handover, and its look
+    at who has the card.
 
     :raises Failure: what is noted of the card can't be read.
     """
-    card = SharedCard(system, next(card for card in wanted.cards if card.name == wanted.card))
+    card = RecordedCard(system, next(card for card in wanted.cards if card.name == wanted.card))
     vmid = str(wanted.vmid)
-    record = handover.read_record(system, card.name)
-    # As a start finds it after a boot.
-    if record.boot != boot_id(system) and record.state != "DEAD":
-        record = Record()
+    if card.is_on_vfio():
+        return Rehearsal(stands="it is on vfio-pci already, not by this program: it stays there")
     try:
-        if stands := _where(card, record, vmid):
-            return Rehearsal(stands=stands)
+        if handover.run_at_work(system, vmid) is not None:
+            raise RefusedError("an up or a destroy of this host is at work")
         _need_start(card, vmid)
-        users = card_users.need_possible(card, vmid)
+        users = card_users.need_possible(card)
         card_users.need_unused(card, users)
+        CardDriver(card).persistence()
     except RefusedError as error:
         return Rehearsal(refused=str(error))
     way = "its modules are unloaded" if card.is_only() else "it is unbound"
     return Rehearsal(containers=tuple(user.ctid for user in users), way=way)
-
-
-def _where(card: SharedCard, record: Record, vmid: str) -> str:
-    """Where the card is, if a start of the VM goes on from there; empty: it is with its driver.
-
-    :raises RefusedError: the start would fail.
-    """
-    is_its_own = record.vm == vmid and record.state in ("VM", "RETURNING")
-    if handover.run_at_work(card.system, vmid) is not None and not is_its_own and card_users.names_card(card, vmid):
-        raise RefusedError("an up or a destroy of this host is at work")
-    if record.state not in ("HOST", "HELD", "VM", "RETURNING"):
-        raise RefusedError(f"it is {record.state}: {record.why or 'a handover is at work'}")
-    if record.state == "VM" and card_users.why_vm_keeps(card, record) is not None:
-        if not is_its_own:
-            raise RefusedError(f"VM {record.vm} has it since {record.at}: shut that VM down first")
-        return f"VM {vmid} has it already"
-    if record.state in ("VM", "RETURNING"):
-        return f"it is on its way back from VM {record.vm}, and a start of VM {vmid} goes on from there"
-    return "it is on vfio-pci already, not by this program: it stays there" if card.is_on_vfio() else ""
 
 
 def _need_start(card: SharedCard, vmid: str) -> None:

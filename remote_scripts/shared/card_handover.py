@@ -17,7 +17,6 @@ from remote_scripts.shared.handover_containers import CardContainers
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.processes import ScanError, processes_using
-from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -29,8 +28,7 @@ _TIMER_SECONDS = 120
 
 
 class CardHandover:
-    """The handover of one card. Its caller holds the host's lock for every change. `why_kept`: what is to be said of a
-    VM that keeps it.
+    """The handover of one card. Its caller holds the host's lock for every change.
 
     :raises Failure: the card's record can't be read.
     """
@@ -40,7 +38,6 @@ class CardHandover:
         self.card = RecordedCard(system, card)
         self._driver = CardDriver(self.card)
         self.containers = CardContainers(self.card, self._driver)
-        self.why_kept = ""
 
     def refusal(self, vmid: str, found: str, next: str) -> Failure:
         """What a VM's start ends with."""
@@ -114,7 +111,7 @@ class CardHandover:
         # Once more: a run may have begun since the first look.
         self.need_no_run(vmid)
         try:
-            users = card_users.need_possible(self.card, vmid)
+            users = card_users.need_possible(self.card)
             card_users.need_unused(self.card, users)
             persistence = self._driver.persistence()
         except RefusedError as error:
@@ -167,7 +164,6 @@ class CardHandover:
             state="DRAINING",
             vm=vmid,
             why="",
-            minor=self.card.minor,
             modules=(),
             d3cold=(),
             containers=(*owed, *ids),
@@ -188,44 +184,35 @@ class CardHandover:
 
         :param why: a VM didn't get it.
         """
-        if is_going_down(self._system):
-            return
-        if self._driver.is_step_unknown:
-            self.card.say(
-                "it isn't known whether its last step is still at work: once it is, that step is brought to an end"
-            )
-            return
         if ctid := self.containers.shutting_down():
             self.card.say(f"container {ctid} is still going off: it is started after that")
             return
-        if self._driver.is_bound():
-            if self._driver.attach_others() and self._driver.load():
-                self._restore_users(why)
+        if not self._driver.is_bound() and not self._take_back(why):
             return
-        alive = self.card.is_alive()
-        if alive is None:
-            self.card.say("it isn't known now whether it answers: it stays where it is until that can be read")
+        if not self._driver.load():
             return
-        if not alive:
+        attach = self._driver.attach()
+        # A driver that took the card by itself, as its module was loaded, hasn't its other functions yet.
+        if not attach.is_done and self.card.driver == "nvidia":
+            self.card.say(attach.output)
+        elif not attach.waits:
+            self._restore_users(why)
+
+    def _take_back(self, why: str) -> bool:
+        """Takes it from vfio-pci; whether that is done."""
+        if not self.card.is_alive():
             self.card.rest(
                 "DEAD",
                 f"its configuration space doesn't read as it should after VM {self.card.record.vm}: no driver is "
                 "let near it, and its containers stay off",
             )
-            return
+            return False
         if not self._has_vm_let_go():
-            return
+            return False
         # HELD, it has been away for as long as that.
         if self.card.record.state != "HELD" and not self.card.save(state="RETURNING", why=why):
             self.card.say("its state can't be noted: the disk is full")
-        if not self._driver.release() or not self._driver.load():
-            return
-        bind = self._driver.bind()
-        # A driver that took the card by itself, as its module was loaded, hasn't its other functions yet.
-        if bind.result == "unanswered" or (bind.result == "failed" and self.card.driver == "nvidia"):
-            self.card.say(bind.output)
-        elif bind.result != "waits":
-            self._restore_users(why)
+        return self._driver.release()
 
     def _has_vm_let_go(self) -> bool:
         """QEMU must have let go: to take a device from vfio-pci while it has it waits for its end."""
@@ -242,16 +229,13 @@ class CardHandover:
         if processes:
             why = f"it stays where it is for now: {' '.join(processes)} still has it"
             if self.card.record.state == "VM":
-                self.why_kept = why  # maybe for days: it is said once
+                self.card.rest("VM", why)  # maybe for days: it is said once
             else:
                 self.card.say(why)
         return not processes
 
     def _restore_users(self, why: str) -> None:
         """The card is with its driver: once that answers for it, its containers have it as before."""
-        self._driver.let_clients_in()  # asked again below
-        if not self._driver.make_nodes():
-            return
         self.card.record.owed = True
         query = self._driver.query()
         if not query.is_done:
@@ -259,10 +243,7 @@ class CardHandover:
                 f"NVIDIA's driver doesn't get along with it (driver: {self.card.driver}; nvidia-smi: "
                 f"{query.output or 'no answer'}); its containers stay off"
             )
-            if self.card.is_alive() is False:
-                self.card.rest("DEAD", found)
-            else:
-                self.card.rest("HELD", f"{why}; {found} until it answers".removeprefix("; "))
+            self.card.rest("HELD", f"{why}; {found} until it answers".removeprefix("; "))
             return
         why = "; ".join(filter(None, (why, self.containers.restore())))
         if why:
@@ -279,26 +260,23 @@ class CardHandover:
         """
         record = self.card.record
         if record.state != "HOST" and record.boot != boot_id(self._system):
-            self._settle_after_boot()
+            # The drivers have taken everything anew, and onboot decides which containers run.
+            self.card.say(f"the host has been started since (it was {record.state}): the card is with it")
+            self.card.remove()
             return
-        if record.state in ("HOST", "HELD", "DEAD"):
+        if record.state in ("HOST", "HELD"):
             return
         # A VM that runs has its card for days.
         if record.state == "VM":
             why = card_users.why_vm_keeps(self.card, record)
             if why is not None:
-                self.why_kept = why
+                self.card.rest("VM", why)
                 return
-        if record.state == "STUCK":
-            if self._driver.is_loading():
-                return
-        else:
+        if record.state != "STUCK":
             self._driver.await_step()
-        is_active = self._driver.is_active()
-        if is_active is not False:
-            # A write that waits in the kernel may be of a caller that was killed. Where systemd doesn't say whether
-            # there is one, it is asked again later.
-            if is_active and record.state != "STUCK" and record.age >= 120:
+        if self._driver.is_active():
+            # A write that waits in the kernel may be of a caller that was killed.
+            if record.state != "STUCK":
                 self.card.mark_stuck("a step on its way")
             return
         if record.state in ("DRAINING", "DETACHED"):
@@ -306,20 +284,7 @@ class CardHandover:
         elif record.state == "STUCK":
             self.return_card("what waited in the kernel has come to an end")
         else:
-            self.return_card("" if record.state == "VM" else record.why)
-
-    def _settle_after_boot(self) -> None:
-        """The drivers have taken everything anew, and onboot decides which containers run. A dead card that is still
-        there and doesn't answer stays DEAD, as of then: it is no longer away from a driver that has been loaded since.
-        One that was taken out, or is another now, has no record any more.
-        """
-        if not boot_id(self._system):
-            raise RefusedError("which boot of the host this is can't be read")
-        state = self.card.record.state
-        if state == "DEAD" and self.card.has_expected_ids() and not self.card.is_alive():
-            return
-        self.card.say(f"the host has been started since (it was {state}): the card is with it")
-        self.card.remove()
+            self.return_card(record.why if record.state == "RETURNING" else "")
 
     def retry(self) -> None:
         """Tries again what came to nothing: containers that didn't start, such as for a storage that isn't there yet,
@@ -332,5 +297,5 @@ class CardHandover:
         if record.age >= RETRY_SECONDS and record.age % PAUSE_SECONDS >= _TIMER_SECONDS:
             return
         is_ours = self.card.driver in ("", "nvidia") and self.card.has_expected_ids()
-        if is_ours and self._driver.is_active() is False:
+        if is_ours and not self._driver.is_active():
             self.return_card()

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 #: HOST: there is no file. DRAINING, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't get it
-#: or its containers weren't started. STUCK: a driver doesn't let go. DEAD: the card doesn't answer.
+#: or its containers weren't started. STUCK: a step doesn't end. DEAD: the card doesn't answer, or can't be asked.
 State = Literal["HOST", "DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
 
 
 @dataclass(kw_only=True)
 class Record:
-    """`since`: seconds since 1970, for people; `clock`: the same in seconds of this boot, which no setting of the time
-    moves (CLOCK_BOOTTIME), None: not known; `boot`: of the host; `containers`: those to be started again, in the order
-    in which they are shut down; `owed`: nothing but the card is back yet; `minor` (N of /dev/nvidiaN), `modules`,
-    `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`: a container -> its
-    identity, by which it is told from another one of its id (guest_note.py).
+    """`since`: seconds since 1970; `boot`: of the host; `containers`: those to be started again, in the order in which
+    they are shut down; `owed`: nothing but the card is back yet; `modules`, `persistence`, `units`, `d3cold` (functions
+    that may sleep so deep): as they were; `known`: a container -> its identity, by which it is told from another one of
+    its id (guest_note.py).
     """
 
     state: State = "HOST"
@@ -27,18 +26,16 @@ class Record:
     why: str = ""
     containers: tuple[str, ...] = ()
     owed: bool = False
-    minor: str = ""
     modules: tuple[str, ...] = ()
     persistence: str = ""
     units: str = ""
     d3cold: tuple[str, ...] = ()
     known: dict[str, str] = field(default_factory=dict)
-    clock: int | None = None
 
     @property
     def age(self) -> float:
-        """Seconds since its state began in this boot; endless where that isn't known."""
-        return float("inf") if self.clock is None else time.clock_gettime(time.CLOCK_BOOTTIME) - self.clock
+        """Seconds since its state began."""
+        return time.time() - self.since
 
     @property
     def at(self) -> str:

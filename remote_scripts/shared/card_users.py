@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, reservations, trial, vm_conf
+from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, trial, vm_conf
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.shared.handover import RefusedError
@@ -19,7 +19,6 @@ from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_SMI_SECONDS = 30.0
 #: From here on nvidia-drm with modeset lets go of one card of several (NVIDIA/open-gpu-kernel-modules).
 _DRM_DETACHES = (580, 105, 8)
 
@@ -150,7 +149,7 @@ def why_vm_keeps(card: SharedCard, record: Record) -> str | None:
     )
 
 
-def need_possible(card: SharedCard, vmid: str) -> list[Container]:
+def need_possible(card: SharedCard) -> list[Container]:
     """What stands against giving the card to a VM now; returns the containers that would be shut down.
 
     :raises RefusedError: something does.
@@ -162,8 +161,6 @@ def need_possible(card: SharedCard, vmid: str) -> list[Container]:
         raise RefusedError(f"NVIDIA's driver doesn't have it, but {driver or 'none'}")
     for address in card.functions:
         _need_free_function(card.system, address)
-    _need_undivided(card)
-    _need_unreserved(card, vmid)
     _need_drm_that_lets_go(card)
     _need_no_console(card)
     return running_with(card)
@@ -200,26 +197,6 @@ def _need_free_function(system: System, address: str) -> None:
     for name, what in (("sriov_numvfs", "virtual functions (SR-IOV)"), ("boot_vga", "this host's screen")):
         if (value := _attribute(system, f"{DEVICES}/{address}/{name}", absent="0")) != "0":
             raise RefusedError(f"{address} has {what}: {name} is {value or 'not to be read'}")
-
-
-def _need_undivided(card: SharedCard) -> None:
-    system, words = card.system, ("-i", card.gpu, "--query-gpu=mig.mode.current", "--format=csv,noheader")
-    done = system.run.ask("nvidia-smi", *words, seconds=_SMI_SECONDS)
-    if done.status != 0:
-        output = system.log.clean(done.output + done.error).strip()
-        raise RefusedError(f"nvidia-smi doesn't answer for it: {output or 'no text'}")
-    if "Enabled" in done.text:
-        raise RefusedError("MIG is on: it is divided")
-
-
-def _need_unreserved(card: SharedCard, vmid: str) -> None:
-    """Has another VM that lives reserved it?"""
-    try:
-        others = [holder for holder in guest_conf.reserved_by(card.system, card.functions) if holder != vmid]
-    except OSError as error:
-        raise RefusedError(f"which VM has it can't be read ({reservations.FILE})") from error
-    if others:
-        raise RefusedError(f"VM {others[0]} has it, or is starting with it")
 
 
 def _need_drm_that_lets_go(card: SharedCard) -> None:

@@ -4,10 +4,8 @@ what waits for its next start.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from remote_scripts.shared import reservations
 from remote_scripts.shared.container_conf import sections_of
 from remote_scripts.shared.pmxcfs import text_of
 from remote_scripts.shared.vm_conf import options
@@ -41,18 +39,3 @@ def option_of_vm(system: System, vmid: str, key: str) -> str:
     :raises Failure: its configuration can't be read.
     """
     return option_of(lines_of_vm(system, vmid), key)
-
-
-def reserved_by(system: System, functions: Collection[str]) -> list[str]:
-    """The ids of the VMs that run with one of these functions, or start with it. One that was killed leaves its
-    reservation behind.
-
-    :raises OSError: the reservations can't be read.
-    """
-    content = system.files.need(reservations.FILE) or b""
-    return [
-        str(known.vmid)
-        for known in reservations.parse(content.decode("utf-8", "replace"))
-        if known.address in functions
-        and (system.files.exists(f"/proc/{known.value}") if known.runs else known.value > time.time())
-    ]

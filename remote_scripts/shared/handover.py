@@ -77,12 +77,10 @@ def write_record(system: System, name: str, record: Record, **changes: object) -
     :raises OSError: it isn't on the disk.
     """
     if "since" in changes or changes.get("state", record.state) != record.state:
-        changes |= {"since": int(time.time()), "clock": int(time.clock_gettime(time.CLOCK_BOOTTIME))}
+        changes |= {"since": int(time.time())}
     for key, value in changes.items():
         setattr(record, key, value.replace("\n", "; ") if isinstance(value, str) else value)
     record.boot = boot_id(system)
-    if not record.boot:
-        raise OSError("which boot this is can't be read")  # it would count as an earlier one's
     note_of(name).write(system.files, record)
 
 
@@ -113,12 +111,11 @@ def records_away(system: System) -> dict[str, Record]:
     :raises Failure: as of `read_record`.
     """
     records = {name: read_record(system, name) for name in recorded_names(system)}
-    # What was noted before the last start of the host tells nothing of now. That it was isn't known where this one
-    # can't be read.
+    # What was noted before the last start of the host tells nothing of now.
     return {
         name: record
         for name, record in records.items()
-        if record.state not in ("HELD", "HOST") and record.boot == (boot_id(system) or record.boot)
+        if record.state not in ("HELD", "HOST") and record.boot == boot_id(system)
     }
 
 
@@ -177,10 +174,9 @@ def run_at_work(system: System, vmid: str = "") -> str | None:
     return None if passes.has(system, vmid, run) else run
 
 
-def is_active(system: System, *units: str) -> bool | None:
-    """Whether one of these units is at work; None: systemd doesn't say it."""
-    status = system.run.ask("systemctl", "is-active", "-q", *units).status
-    return {0: True, 3: False, 4: False}.get(status)
+def is_active(system: System, *units: str) -> bool:
+    """Whether one of these units is at work, or systemd doesn't say that none is."""
+    return system.run.ask("systemctl", "is-active", "-q", *units).status not in (3, 4)
 
 
 def story_line(system: System, name: str, text: str) -> None:
@@ -225,7 +221,9 @@ class RecordedCard(SharedCard):
 
     def rest(self, state: State, why: str) -> None:
         """The card stays in this state, for this reason, which is said once."""
-        if (state, why) != (self.record.state, self.record.why):
+        if (state, why) == (self.record.state, self.record.why):
+            return
+        if why:
             self.say(f"{state}: {why}")
         if not self.save(state=state, why=why):
             self.say("that can't be noted on the disk")
@@ -237,12 +235,3 @@ class RecordedCard(SharedCard):
             f"{step} has not come to an end: the driver waits in the kernel, and as a rule only a reboot of the host "
             "ends that. Nothing is tried while it waits",
         )
-
-    def records_of_others(self) -> Iterator[tuple[str, Record | None]]:
-        """Each other card's name and record; None: it can't be read, which says nothing of this card."""
-        for name in recorded_names(self.system):
-            if name != self.name:
-                try:
-                    yield name, read_record(self.system, name)
-                except Failure:
-                    yield name, None

@@ -7,21 +7,17 @@ from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
-from remote_scripts.shared.kernel import boot_id
 
 #: What brings lines of containers to the numbers that cards have now.
 FOLLOWER = "/usr/local/sbin/homelab-card-nodes"
 
 
 class CardContainers:
-    """The containers that share a card with VMs. `is_other_card_awaited`: whether a container waits for another card of
-    the same VM, which comes back as well.
-    """
+    """The containers that share a card with VMs."""
 
     def __init__(self, card: RecordedCard, driver: CardDriver) -> None:
         self._card, self._system = card, card.system
         self._driver = driver
-        self.is_other_card_awaited = False
 
     def _is_another(self, container: Container) -> bool:
         """Was its id given to another container since?"""
@@ -58,7 +54,7 @@ class CardContainers:
     def shutting_down(self) -> str:
         """A container of the record whose shutdown is still at work, or empty."""
         for ctid in self._card.record.containers:
-            if self._driver.is_active(f"stop-{ctid}") is not False:
+            if self._driver.is_active(f"stop-{ctid}"):
                 return ctid
         return ""
 
@@ -75,11 +71,6 @@ class CardContainers:
             follower = (*PYTHON.split(), str(self._system.files.at(FOLLOWER)), "follow_containers")
             if output := self._driver.run(*follower, seconds=300).output:
                 self._card.say(output.replace("\n", "; "))
-        if record.minor not in ("", self._card.minor):
-            self._card.say(
-                f"it is /dev/nvidia{self._card.minor} now, and was /dev/nvidia{record.minor}: lines of containers that "
-                "homelab hasn't written have to be corrected"
-            )
         reasons = {ctid: self._start(ctid) for ctid in reversed(record.containers)}
         record.containers = tuple(ctid for ctid in record.containers if reasons[ctid])
         return "; ".join(filter(None, reasons.values()))
@@ -105,8 +96,6 @@ class CardContainers:
                 f"container {ctid} is off and locked ({locked}): it is started when that has ended (if nothing of it "
                 f"is at work, that lock was left behind: `pct unlock {ctid}`)"
             )
-        if other := self._other_card_away():
-            return f"container {ctid} is started once it is known that gpus.{other} is back, too"
         self._card.say(f"starting container {ctid} again")
         # In a scope of its own: what a start leaves running is the container's, such as dhclient of a `host-managed`
         # network card (PVE::LXC::manage_dhclient), and would end with this program's service.
@@ -116,47 +105,9 @@ class CardContainers:
             return f"whether container {ctid} has started isn't known (`pct status {ctid}`)"
         return "" if power in ("on", "gone") else f"container {ctid} has not started: {start.output or 'no answer'}"
 
-    def _other_card_away(self) -> str:
-        """Another card that the same VM had, and has still by its record, and that a container may have as well; empty:
-        there is none.
-        """
-        for name, other in self._card.records_of_others():
-            is_away = other is not None and other.state in ("VM", "RETURNING") and other.boot == boot_id(self._system)
-            if other is None or (is_away and other.vm == self._card.record.vm):
-                self.is_other_card_awaited = True
-                return name
-        return ""
-
-    # Started by others.
-
-    def check_started(self, why_kept: str) -> None:
-        """Containers that were shut down for the VM, and run while it has the card: it is said once that they do
-        without it.
-
-        :param why_kept: what is to be said of the VM, which keeps the card.
-        """
-        record = self._card.record
-        if record.state != "VM":
-            return
-        reasons = [
-            f"container {ctid} was started while VM {record.vm} has the card: it runs without it, also when the card "
-            "is back, until it is started again"
-            for ctid in record.containers
-            if self._runs(ctid)
-        ]
-        why = "; ".join(filter(None, (*reasons, why_kept)))
-        if why != record.why:
-            if why:
-                self._card.say(why)
-            self._card.save(why=why)
-
     def forget_running(self) -> None:
         """Of those that are owed a start: what their owner has started, and maybe stops again, is the owner's."""
-        off = tuple(ctid for ctid in self._card.record.containers if not self._runs(ctid))
-        if off != self._card.record.containers:
+        containers = self._card.record.containers
+        off = tuple(ctid for ctid in containers if guests.power_of(self._system, "pct", ctid, 0) != "on")
+        if off != containers:
             self._card.save(containers=off)
-
-    def _runs(self, ctid: str) -> bool:
-        groups = "/sys/fs/cgroup/lxc"  # which says that it is off for certain, without a program's start
-        is_off = self._system.files.exists(groups) and not self._system.files.exists(f"{groups}/{ctid}")
-        return not is_off and guests.power_of(self._system, "pct", ctid, 0) == "on"

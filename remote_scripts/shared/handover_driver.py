@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 from remote_scripts.shared import card_users, handover, nvidia
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_steps import STEPS
-from remote_scripts.shared.kernel import boot_id, is_at_work
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.run import TIMED_OUT
 
@@ -30,27 +28,18 @@ def program(*words: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a program or a unit. `waits`: the unit waits in the kernel; `unanswered`: there is no answer in
-    time; `output`: the end of what was printed.
-    """
+    """What came of a program or a unit. `output`: the end of what was printed; `waits`: the unit is at work still."""
 
-    result: Literal["done", "failed", "waits", "unanswered"]
+    is_done: bool
     output: str
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it has done its work."""
-        return self.result == "done"
+    waits: bool = False
 
 
 class CardDriver:
-    """The driver of a card, and the units that change it. `is_step_unknown`: whether systemd hasn't said of a unit if
-    it is still at work.
-    """
+    """The driver of a card, and the units that change it."""
 
     def __init__(self, card: RecordedCard) -> None:
         self._card, self._system = card, card.system
-        self.is_step_unknown = False
 
     # Programs and units.
 
@@ -58,9 +47,7 @@ class CardDriver:
         """Runs a program."""
         done = self._system.run.ask(*words, seconds=seconds)
         output = self._system.log.clean(done.output + done.error, 2000).strip()
-        if done.status == TIMED_OUT:
-            return Outcome("unanswered", output or "no answer in time")
-        return Outcome("done" if done.status == 0 else "failed", output)
+        return Outcome(done.status == 0, output or ("no answer in time" if done.status == TIMED_OUT else ""))
 
     def _nvidia_smi(self, *words: str, seconds: float = 30.0) -> Outcome:
         return self.run("nvidia-smi", *words, seconds=seconds)
@@ -68,30 +55,26 @@ class CardDriver:
     def _unit(self, step: str) -> str:
         return f"homelab-handover-{self._card.name}-{step}"
 
-    def is_active(self, *steps: str) -> bool | None:
+    def is_active(self, *steps: str) -> bool:
         """Whether the unit of one of these steps, by default of any, is at work, or waits in the kernel, as would every
-        program that touches the card meanwhile; None: systemd doesn't say it.
+        program that touches the card meanwhile.
         """
         return handover.is_active(self._system, *(f"{self._unit(step)}.service" for step in steps or STEPS))
 
     def run_unit(self, seconds: float, step: str, *command: str) -> Outcome:
         """Runs a step of this card, or a command, in a unit: one write that waits in the kernel for ever would keep a
-        child of this process, and so its caller.
+        child of this process, and so its caller. `--wait` says "success" of a unit that goes on where systemd starts
+        anew meanwhile (daemon-reexec), so the unit itself is asked for.
         """
         command = command or program(step, self._card.name)
         words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}", *command)
         outcome = self.run(*words, seconds=seconds)
-        # `--wait` says "success" of a unit that goes on where systemd starts anew meanwhile (daemon-reexec).
-        is_active = self.is_active(step)
-        if outcome.result != "unanswered" and is_active is False:
-            return outcome
-        self.is_step_unknown = self.is_step_unknown or is_active is None
-        return Outcome("waits" if is_active else "unanswered", "systemd has not said in time what came of it")
+        return Outcome(False, "it has not ended in time", waits=True) if self.is_active(step) else outcome
 
     def _run_step(self, seconds: float, step: str, doing: str, *command: str) -> Outcome:
         """The same; the card is STUCK where it waits in the kernel."""
         outcome = self.run_unit(seconds, step, *command)
-        if outcome.result == "waits":
+        if outcome.waits:
             self._card.mark_stuck(doing)
         return outcome
 
@@ -112,12 +95,16 @@ class CardDriver:
         """What is to be recorded of its persistence mode, and of the persistence daemon, if that is this card's
         alone.
 
-        :raises RefusedError: which mode it has isn't known: the driver forgets it with the card.
+        :raises RefusedError: which mode it has isn't known: the driver forgets it with the card; or it is divided.
         """
-        query = self._nvidia_smi("-i", self._card.gpu, "--query-gpu=persistence_mode", "--format=csv,noheader")
-        mode = query.output.partition("\n")[0].strip()  # behind it, nvidia-smi may warn
+        query = self._nvidia_smi(
+            "-i", self._card.gpu, "--query-gpu=persistence_mode,mig.mode.current", "--format=csv,noheader"
+        )
+        mode, _, mig = query.output.partition("\n")[0].partition(", ")  # behind it, nvidia-smi may warn
         if not query.is_done or mode not in _PERSISTENCE_MODES:
             raise RefusedError(f"its persistence mode isn't known: {query.output or 'no text'}")
+        if mig == "Enabled":
+            raise RefusedError("MIG is on: it is divided")
         is_only = self._card.is_only()
         units = nvidia.DAEMON if is_only and handover.is_active(self._system, nvidia.DAEMON) else ""
         return {"persistence": mode, "units": units}
@@ -143,8 +130,7 @@ class CardDriver:
         :raises RefusedError: a step failed, or waits in the kernel: then the card is STUCK.
         """
         system, card = self._system, self._card
-        is_only = card.is_only()
-        modules = [module for module in nvidia.MODULES if is_only and system.files.exists(f"/sys/module/{module}")]
+        modules = [module for module in nvidia.MODULES if system.files.exists(f"/sys/module/{module}")]
         # Before a module goes: of the numbers that it frees, vfio would have taken one (its own are given out as it is
         # loaded), and the driver come back with others.
         vfio = self.run("modprobe", "vfio-pci", seconds=60)
@@ -155,14 +141,14 @@ class CardDriver:
         ]
         self._card.need_saved(state="DETACHED", modules=tuple(modules), d3cold=tuple(deep))
         self._need_step(20, "step_claim", "claiming it", "its functions take no driver_override: {}")
-        for module in modules:
+        for module in modules if card.is_only() else []:
             # It says "in use" at once, where unbinding would wait.
             refusal = f"the module {module}, which goes with its only card, is in use: {{}}"
             self._need_step(30, "step_unbind", f"unloading {module}", refusal, "rmmod", module)
         # Once more: a process may have opened it since the first look.
         card_users.need_unused(card)
         self._need_step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
-        self.run_unit(60, "step_bind")
+        self._run_step(60, "step_bind", "binding it to vfio-pci")
         if not card.is_whole_on_vfio():
             drivers = (f"{function} {driver_of(system, function)}" for function in card.functions)
             raise RefusedError(f"not every function has come to vfio-pci: {'; '.join(drivers)}")
@@ -179,66 +165,35 @@ class CardDriver:
         """Whether its graphics function is with its driver, and the others with one of the host's, or with none."""
         return self._card.driver == "nvidia" and not self._on_vfio()
 
-    def attach_others(self) -> bool:
-        """Gives its other functions their drivers, as before; whether that is done."""
-        if self._card.record.state == "DRAINING":  # nothing was taken from them
-            return True
-        attach = self.run_unit(60, "step_attach")
-        if not attach.is_done:
-            self._card.say(f"not all of it is with its drivers yet: {attach.output or 'no text'}")
-        return attach.is_done
-
     def release(self) -> bool:
         """Takes it from vfio-pci; whether that is done."""
         outcome = self._run_step(60, "step_release", "taking it from vfio-pci")
         left = self._on_vfio()
-        if outcome.result != "waits" and (left or not outcome.is_done):
+        if not outcome.waits and (left or not outcome.is_done):
             reason = f"{left} is still there" if outcome.is_done else outcome.output
             self._card.say(f"it can't be taken from vfio-pci yet: {reason}")
         return outcome.is_done and not left
 
     def load(self) -> bool:
-        """Loads the driver, with all modules that were unloaded for this card, or for another one that is away still.
-        False: that waits in the kernel, or can't be done.
+        """Loads the driver's modules that were there before; one that can't be loaded is said, and is no reason to end.
+        False: that waits in the kernel.
         """
-        unloaded = set(self._card.record.modules)
-        for _, other in self._card.records_of_others():
-            if other and other.boot == boot_id(self._system):
-                unloaded |= set(other.modules)
-        if not all(self._load(module) for module in reversed(nvidia.MODULES) if module in unloaded):
-            return False
-        return self._system.files.exists(f"{nvidia.PROC}/version") or self._load("nvidia")
+        for module in (module for module in reversed(nvidia.MODULES) if module in self._card.record.modules):
+            outcome = self._run_step(120, "step_attach", f"loading {module}", "modprobe", module)
+            if outcome.waits:
+                return False
+            if not outcome.is_done:
+                self._card.say(f"{module} could not be loaded: {outcome.output or 'no text'}")
+        return True
 
-    def _load(self, module: str) -> bool:
-        """A module that can't be loaded is said, and is no reason to end."""
-        outcome = self.run("modprobe", module, seconds=120)
-        if outcome.result == "unanswered" and self.is_loading():
-            self._card.mark_stuck(f"loading {module}")
-        elif not outcome.is_done:
-            self._card.say(f"{module} could not be loaded: {outcome.output or 'no answer in time'}")
-        return outcome.result != "unanswered"
-
-    def is_loading(self) -> bool:
-        """Whether a program loads a module, or waits for that in the kernel."""
-        return is_at_work(self._system, "modprobe")
-
-    def bind(self) -> Outcome:
-        """Gives the card to NVIDIA's driver; once more where the step was cut short, such as by a kill: the card would
-        stay without a driver.
-        """
-        outcome = self._run_step(90, "step_attach", "giving it to NVIDIA's driver")
-        if outcome.result == "failed" or (outcome.is_done and self._card.driver != "nvidia"):
-            outcome = self._run_step(90, "step_attach", "giving it to NVIDIA's driver")
-        return outcome
-
-    def make_nodes(self) -> bool:
-        """Makes its device nodes. False: that waits in the kernel."""
-        return self._run_step(60, "step_nodes", "making its nodes").result != "waits"
+    def attach(self) -> Outcome:
+        """Gives every function that has none its driver, and makes the device nodes."""
+        return self._run_step(150, "step_attach", "giving it to NVIDIA's driver")
 
     def query(self) -> Outcome:
         """Whether the driver has the card, lets clients in again, and answers for the card."""
         if self._card.driver != "nvidia":
-            return Outcome("failed", "")
+            return Outcome(False, "")
         drain = self.let_clients_in()
         if not drain.is_done:
             return drain
@@ -251,7 +206,7 @@ class CardDriver:
             return outcome
         outcome = self._nvidia_smi("drain", "-q", "-p", self._card.gpu)
         is_in = "not draining" in outcome.output or "draining" not in outcome.output
-        return Outcome("done" if is_in else "failed", outcome.output)
+        return Outcome(is_in, outcome.output)
 
     def restore_persistence(self) -> None:
         """The persistence daemon and mode as they were."""

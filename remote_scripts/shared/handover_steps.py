@@ -77,9 +77,6 @@ def _attach(card: SharedCard) -> None:
         _set(card, f"{DEVICES}/{address}/driver_override", "")
     _allow_d3cold(card, handover.read_record(card.system, card.name).d3cold, "1")
     _need(card.driver == "nvidia", card, "given to NVIDIA's driver")
-
-
-def _nodes(card: SharedCard) -> None:
     nvidia.make_nodes(card.system)
 
 
@@ -90,5 +87,4 @@ STEPS: dict[str, Callable[[SharedCard], None]] = {
     "step_bind": _bind,
     "step_release": _release,
     "step_attach": _attach,
-    "step_nodes": _nodes,
 }

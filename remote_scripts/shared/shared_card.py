@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from contextlib import suppress
 
 from remote_scripts.shared import nvidia
@@ -11,9 +9,6 @@ from remote_scripts.shared.card import Card
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System
 
-#: How often it is looked whether a card answers, and the seconds in between, before it is taken for dead.
-_LOOKS = 3
-_LOOK_SECONDS = 1.0
 _READ_SECONDS = 5.0
 
 
@@ -41,30 +36,16 @@ class SharedCard:
         """Hardware may have been changed, or buses numbered anew, since it was configured."""
         return all(ids_of(self.system, address) == ids for address, ids in self.functions.items())
 
-    def is_alive(self) -> bool | None:
-        """Whether every function's configuration space reads as what it is. False: something else was read, again and
-        again, or it has gone from the bus; None: it can't be told, since nothing was read. Of a card that doesn't
-        answer, all bits are ones; and to read it may take for ever.
+    def is_alive(self) -> bool:
+        """Whether every function's configuration space reads as what it is. Of a card that doesn't answer, all bits are
+        ones; and to read it may take for ever.
         """
-        alive: bool | None = True
-        files = self.system.files
         for address, ids in self.functions.items():
-            wanted = f"{ids[2:4]}{ids[0:2]}{ids[7:9]}{ids[5:7]}"
-            current = ""
-            for look in range(_LOOKS):
-                if look:
-                    time.sleep(_LOOK_SECONDS)
-                config = files.name(f"{DEVICES}/{address}/config")
-                done = self.system.run.ask("od", "-An", "-N4", "-tx1", config, seconds=_READ_SECONDS)
-                current = "".join(done.text.split())
-                if current == wanted:
-                    break
-            else:
-                is_gone = files.at(DEVICES).is_dir() and not files.exists(f"{DEVICES}/{address}")
-                if is_gone or re.fullmatch(r"[0-9a-f]{8}", current):
-                    return False
-                alive = None
-        return alive
+            config = self.system.files.name(f"{DEVICES}/{address}/config")
+            done = self.system.run.ask("od", "-An", "-N4", "-tx1", config, seconds=_READ_SECONDS)
+            if "".join(done.text.split()) != f"{ids[2:4]}{ids[0:2]}{ids[7:9]}{ids[5:7]}":
+                return False
+        return True
 
     def is_only(self) -> bool:
         """Whether NVIDIA's driver has no other card."""
@@ -100,8 +81,6 @@ class SharedCard:
         minor = self.minor
         numbers = {"c3:fe", *([f"c3:{int(minor):x}"] if minor else [])}
         numbers |= self._hexadecimal("drm/*/dev", "sound/*/dev", "sound/*/*/dev")
-        # Of a node that says no numbers of its own.
-        numbers |= {f"e2:{int(re.sub(r'[^0-9]', '', name)):x}" for name in self.drm_names}
         if self.is_only():
             numbers.add("c3:ff")
             with suppress(OSError):
@@ -118,14 +97,9 @@ class SharedCard:
     def group_nodes(self) -> list[str]:
         """The nodes of its IOMMU groups below /dev/vfio: open while a VM has it."""
         files = self.system.files
-        paths = []
-        for address in self.functions:
-            try:
-                paths.append(f"/dev/vfio/{files.at(f'{DEVICES}/{address}/iommu_group').readlink().name}")
-            except OSError:
-                continue
-            paths += [f"/dev/vfio/devices/{name}" for name in files.names(f"{DEVICES}/{address}/vfio-dev")]
-        return [path for path in dict.fromkeys(paths) if files.exists(path)]
+        links = (files.target(f"{DEVICES}/{address}/iommu_group") for address in self.functions)
+        paths = dict.fromkeys(f"/dev/vfio/{link.rpartition('/')[2]}" for link in links if link)
+        return [path for path in paths if files.exists(path)]
 
     def mapped_as(self) -> str:
         """A pattern of grep's for how its memory stands in /proc/PID/maps: a process may have closed the node."""

@@ -112,11 +112,9 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(
 
 def test_what_is_noted_has_the_form_that_others_read(lent: Host) -> None:
     record = json.loads(lent.read(STATE))
-    assert (
-        " ".join(record) == "state vm boot since why containers owed minor modules persistence units d3cold known clock"
-    )
+    assert " ".join(record) == "state vm boot since why containers owed modules persistence units d3cold known"
     assert (lent.root / STATE[1:]).stat().st_mode & 0o777 == 0o600
-    values = {"state": "VM", "vm": "103", "boot": "boot", "containers": ["950"], "minor": "0", "persistence": "Enabled"}
+    values = {"state": "VM", "vm": "103", "boot": "boot", "containers": ["950"], "persistence": "Enabled"}
     assert values.items() <= record.items()
 
 
@@ -135,17 +133,6 @@ def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, 
     assert drivers(lent) == before and f"left as it is: to know where the card is, by {STATE}: " in story(lent)
     with pytest.raises(Failure, match="where the card is"):
         away(lent.system())
-
-
-def test_a_boot_that_cant_be_read_is_no_earlier_one(lent: Host) -> None:
-    (lent.root / "proc/sys/kernel/random/boot_id").unlink()
-    assert "is with VM 103" in away(lent.system())
-
-
-def test_a_boot_that_cant_be_read_moves_nothing(lent: Host) -> None:
-    (lent.root / "proc/sys/kernel/random/boot_id").unlink()
-    run(lent, *SERVICE)
-    assert drivers(lent)[:2] == ["vfio-pci"] * 2 and state(lent) == "VM"
 
 
 def test_a_vms_configuration_that_cant_be_read_keeps_the_card(host: Host) -> None:
@@ -170,49 +157,14 @@ def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monk
 
 
 # -- dead cards ------------------------------------------------------------------------------------------------------
-def test_a_dead_card_stays_dead_after_a_boot_that_did_not_help(host: Host) -> None:
-    config = host.root / DEVICES[1:] / GPU / "config"
-    before = config.read_bytes()
-    config.write_bytes(b"\xff" * 64)
-    host.write(STATE, noted("DEAD", boot="another"))
-    run(host, *SERVICE)
-    assert state(host) == "DEAD" and "DEAD" in call(host, *START)
-    config.write_bytes(before)
-    run(host, *SERVICE)
-    assert state(host) == ""
-
-
-@pytest.mark.parametrize("gone", [True, False])
-def test_a_dead_card_that_was_taken_out_or_replaced_is_forgotten_with_the_boot(host: Host, gone: bool) -> None:
-    host.write(STATE, noted("DEAD", boot="before"))
-    if gone:
-        (host.root / DEVICES[1:] / GPU).rename(host.root / "taken-out")
-    else:
-        host.write(f"{DEVICES}/{GPU}/device", "0x2684\n")
-        host.write(f"{DEVICES}/{GPU}/config", bytes.fromhex("de108426") + bytes(60))
-    run(host, *SERVICE)
-    assert state(host) == ""
-
-
 @pytest.mark.parametrize("read", ["nothing", "another"])
-def test_a_card_is_dead_only_where_something_else_was_read_again_and_again(lent: Host, read: str) -> None:
+def test_a_dead_card_is_kept_from_every_driver_until_it_answers(lent: Host, read: str) -> None:
     as_before = says(lent, "od", "", Done(1, b"") if read == "nothing" else " ff ff ff ff\n")
-    run(lent, *SERVICE)
-    assert state(lent) == ("DEAD" if read == "another" else "VM") and driver(lent, GPU) == "vfio-pci"
-    if read == "nothing":
-        as_before()
+    for _ in range(2):
         run(lent, *SERVICE)
-        assert at_home(lent) and state(lent) == ""
-
-
-def test_a_card_that_answers_at_the_second_look_is_alive(lent: Host) -> None:
-    real, looks = lent.programs["od"], []
-
-    def od(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
-        looks.append(words)
-        return " ff ff ff ff\n" if len(looks) == 1 else real(words, stdin)
-
-    lent.programs["od"] = od
+    assert (state(lent), driver(lent, GPU), lent.read("/ct950")) == ("DEAD", "vfio-pci", "stopped\n")
+    assert "DEAD: its configuration space" in call(lent, *START) and story(lent).count("DEAD: ") == 1
+    as_before()
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == ""
 
@@ -477,7 +429,8 @@ def test_the_containers_of_a_vms_two_cards_are_started_when_both_are_back(host: 
     host.programs["nvidia-smi"] = lambda words, stdin: (
         smi(words, stdin) if OTHER not in words else "Disabled\n" if driver(host, OTHER) == "nvidia" else 6
     )
-    host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
+    host.write(CONTAINER, f"{host.read(CONTAINER)}dev1: /dev/nvidia1\n")
+    host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\ndev1: /dev/nvidia1\n")
     host.write("/ct951", "running\n")
     seen: dict[str, list[list[str]]] = {"950": [], "951": []}
 
@@ -497,13 +450,12 @@ def test_the_containers_of_a_vms_two_cards_are_started_when_both_are_back(host: 
     assert seen["950"] == seen["951"] == [["nvidia", "snd_hda_intel", "nvidia"]] * 2
 
 
-def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(lent: Host) -> None:
-    gone = "nvidia_uvm nvidia_drm nvidia_modeset nvidia"
-    lent.write("/var/lib/homelab/handover/small.state", noted("VM", vm="104", modules=gone.split()))
-    lent.write("/var/lib/homelab/handover/old.state", noted("VM", boot="before", modules=["nvidia_peermem"]))
+def test_a_card_that_comes_back_has_all_modules_though_they_went_with_another_one(lent: Host) -> None:
+    for name in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"):
+        (lent.root / "sys/module" / name).rmdir()
     run(lent, *SERVICE)
-    loaded = re.findall(r"modprobe (nvidia\S*)", asked(lent))
-    assert loaded == gone.split()[::-1] and at_home(lent)
+    loaded = re.findall(r"(?m)^modprobe (nvidia_?\w*)$", asked(lent))
+    assert loaded == ["nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"] and at_home(lent)
 
 
 def test_a_module_that_nobody_had_loaded_stays_so(host: Host) -> None:
@@ -544,12 +496,7 @@ def test_what_needs_the_card_is_refused_while_it_is_away(lent: Host, verb: str, 
 
 
 def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent: Host) -> None:
-    """A container that may have both waits."""
-    small = lent.write("/var/lib/homelab/handover/small.state", "")
-    run(lent, *SERVICE)
-    assert drivers(lent) == ["nvidia", "snd_hda_intel", "nvidia"] and state(lent) == "HELD"
-    assert "once it is known that gpus.small is back, too" in read_record(lent.system(), "big").why
-    small.unlink()
+    lent.write("/var/lib/homelab/handover/small.state", "")
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == ""
 
@@ -617,28 +564,34 @@ def test_a_lock_that_a_backup_left_behind_is_named_with_what_cures_it(lent: Host
 
 
 @pytest.mark.parametrize(
-    ("modules", "hangs", "step"), [(["nvidia"], "", "loading nvidia"), ([], "step_nodes", "making its nodes")]
+    ("hangs", "step"), [("modprobe", "loading nvidia"), ("step_attach", "giving it to NVIDIA's driver")]
 )
-def test_a_driver_that_hangs_on_the_way_back_holds_nobody(
-    lent: Host, modules: list[str], hangs: str, step: str
-) -> None:
-    rewrite(lent, modules=modules)
-    as_before: Callable[[], None] = lambda: None  # noqa: E731
-    if modules:
-        lent.write("/proc/66/comm", "modprobe\n")
-        as_before = says(lent, "modprobe", "", TIMED_OUT)
-    if hangs:
-        lent.write("/hangs", hangs)
+def test_a_driver_that_hangs_on_the_way_back_holds_nobody(lent: Host, hangs: str, step: str) -> None:
+    lent.write("/hangs", hangs)
     run(lent, *SERVICE)
     assert state(lent) == "STUCK" and f"{step} has not come to an end" in lent.read(STATE)
     run(lent, *SERVICE)
     assert state(lent) == "STUCK" and lent.read("/ct950") == "stopped\n"
     # What it waited for has happened after all.
-    for name in ("active", "hangs", "proc/66/comm"):
-        (lent.root / name).unlink(missing_ok=True)
-    as_before()
+    for name in ("active", "hangs"):
+        (lent.root / name).unlink()
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == "HELD"
+
+
+def test_a_card_has_its_nodes_before_its_containers_start(lent: Host) -> None:
+    """Modules that come back may have another major: the nodes of before would be nobody's."""
+    (lent.root / "dev/nvidia0").unlink()
+    real, there = lent.programs["pct"], []
+
+    def pct(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        if words[0] == "start":
+            there.append(lent.exists("/dev/nvidia0"))
+        return real(words, stdin)
+
+    lent.programs["pct"] = pct
+    run(lent, *SERVICE)
+    assert there == [True] and at_home(lent)
 
 
 @pytest.mark.parametrize("of_systemd", ["at work", "silent"])
@@ -659,12 +612,14 @@ def test_a_vm_that_runs_for_days_is_not_stuck(lent: Host, of_systemd: str) -> No
     assert at_home(lent)
 
 
-@pytest.mark.parametrize("step", ["step_claim", "step_unbind", "step_release", "step_attach", "step_nodes"])
+@pytest.mark.parametrize("step", ["step_claim", "step_unbind", "step_release", "step_attach"])
 @pytest.mark.parametrize("said", ["it has ended", "nothing"])
 def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reason_for_a_reboot(
     host: Host, step: str, said: str
 ) -> None:
-    """124 of what starts a unit says that it didn't answer; only a unit that is active waits in the kernel."""
+    """124 of what starts a unit says that it didn't answer. A unit of which nothing is said may be at work, until systemd
+    says that it isn't.
+    """
     asleep: list[str] = []
     run_real, ask_real = host.programs["systemd-run"], host.programs["systemctl"]
 
@@ -680,13 +635,13 @@ def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reas
     host.programs |= {"systemd-run": systemd_run, "systemctl": systemctl}
     call(host, *START)
     run(host, *SERVICE)
-    assert asleep and state(host) != "STUCK"
+    assert asleep and (state(host) != "STUCK" or said == "nothing")
     host.programs |= {"systemd-run": run_real, "systemctl": ask_real}
     run(host, *SERVICE)
     assert at_home(host) and state(host) in ("", "HELD")
 
 
-@pytest.mark.parametrize(("answer", "times"), [(TIMED_OUT, 2), (1, 3)])
+@pytest.mark.parametrize(("answer", "times"), [(TIMED_OUT, 2), (1, 2)])
 def test_a_card_is_not_whole_before_its_last_step_is_done(host: Host, answer: int, times: int) -> None:
     unbind(host, OTHER)
     run(host, *START)
@@ -697,13 +652,6 @@ def test_a_card_is_not_whole_before_its_last_step_is_done(host: Host, answer: in
     for _ in range(3):
         run(host, *SERVICE)
     assert at_home(host, only=True) and state(host) == ""
-
-
-def test_a_step_that_can_not_be_asked_about_is_at_work(host: Host) -> None:
-    host.write(STATE, noted("DETACHED", since=now(), containers=["950"]))
-    says(host, "systemctl", "is-active", 1)
-    run(host, *SERVICE)
-    assert state(host) == "DETACHED"
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -1054,16 +1002,6 @@ def test_a_start_that_fails_is_said_once_and_tried_again_now_and_then(lent: Host
     assert state(lent) == "HELD" and read_record(lent.system(), "big").containers == ("950",)
 
 
-def test_a_clock_that_is_set_forward_gives_nobody_up(lent: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails(lent, "pct start 950")
-    run(lent, *SERVICE)
-    (lent.root / "fails").unlink()
-    ahead = time.time() + 7200
-    monkeypatch.setattr(time, "time", lambda: ahead)
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
-
-
 def test_what_its_owner_has_started_and_stopped_again_stays_off(lent: Host) -> None:
     """Also between two tries."""
     lent.write("/etc/pve/lxc/951.conf", "hostname: other\ndev0: /dev/nvidia0\n")
@@ -1147,24 +1085,7 @@ def test_a_status_that_is_not_answered_is_no_container_that_runs(lent: Host) -> 
     assert at_home(lent) and state(lent) == ""
 
 
-def started_by_hand(lent: Host) -> None:
-    lent.write("/vm103", "running\n")
-    lent.write("/ct950", "running\n")
-
-
-def test_a_container_that_is_started_while_the_vm_has_the_card_is_named_once(lent: Host) -> None:
-    started_by_hand(lent)
-    for _ in range(2):
-        run(lent, *SERVICE)
-    said = "container 950 was started while VM 103 has the card: it runs without it"
-    assert story(lent).count(said) == 1 and said in read_record(lent.system(), "big").why
-    lent.write("/vm103", "stopped\n")
-    run(lent, *STOP)
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
-
-
-def test_lines_of_ours_follow_the_cards_number_and_those_of_others_are_told(lent: Host) -> None:
+def test_lines_of_ours_follow_the_cards_number(lent: Host) -> None:
     lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
     lent.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
 
@@ -1176,7 +1097,6 @@ def test_lines_of_ours_follow_the_cards_number_and_those_of_others_are_told(lent
     lent.programs["/usr/bin/python3"] = follows
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == "" and "nvidia1" in lent.read(CONTAINER)
-    assert "it is /dev/nvidia1 now, and was /dev/nvidia0" in story(lent)
 
 
 def test_lines_of_ours_follow_the_cards_number_where_no_container_ran(host: Host) -> None:
@@ -1237,24 +1157,6 @@ def test_what_cant_be_read_keeps_the_card_with_the_host(host: Host, path: str, w
     (host.root / path).mkdir(parents=True)
     assert words in call(host, *START)
     assert at_home(host) and "shutdown" not in asked(host)
-
-
-@pytest.mark.parametrize(
-    ("line", "refused"),
-    [
-        (f"{GPU} 104 time:99999999999", True),
-        (f"{AUDIO} 104 pid:43", True),
-        (f"{GPU} 103 pid:43", False),  # its own
-        (f"{OTHER} 104 pid:43", False),
-        (f"{GPU} 104 pid:44", False),  # of a VM that was killed
-        (f"{GPU} 104 time:1", False),
-        (GPU, False),
-    ],
-)
-def test_a_reservation_of_another_vm_that_lives_keeps_the_card(host: Host, line: str, refused: bool) -> None:
-    host.write("/run/qemu-server/pci-id-reservations", f"{line}\n")
-    host.write("/proc/43/comm", "kvm\n")
-    assert refuses(card_users._need_unreserved, SharedCard(host.system(), BIG), "103") is refused
 
 
 @pytest.mark.parametrize(
@@ -1354,21 +1256,3 @@ def test_a_card_that_no_driver_took_is_given_to_its_driver_again(lent: Host, now
         assert state(lent) == "HELD" and drivers(lent)[0] == now_
     else:
         assert at_home(lent) and state(lent) == ""
-
-
-def test_a_card_that_is_given_to_its_driver_again_gets_its_nodes_before_its_containers_start(lent: Host) -> None:
-    """Modules that come back may have another major: the nodes of before would be nobody's."""
-    fails(lent, "systemd-run step_attach")
-    run(lent, *SERVICE)
-    assert state(lent) == "HELD" and lent.read("/ct950") == "stopped\n"
-    fails(lent)
-    # First it waits in the kernel: nobody is started without its nodes.
-    lent.write("/hangs", "step_nodes")
-    run(lent, *SERVICE)
-    assert state(lent) == "STUCK" and "making its nodes" in lent.read(STATE) and lent.read("/ct950") == "stopped\n"
-    for name in ("active", "hangs", "asked"):
-        (lent.root / name).unlink()
-    run(lent, *SERVICE)
-    lines = asked(lent).splitlines()
-    nodes = next(number for number, line in enumerate(lines) if "step_nodes" in line)
-    assert nodes < next(number for number, line in enumerate(lines) if "pct start" in line) and at_home(lent)

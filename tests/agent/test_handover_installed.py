@@ -231,7 +231,7 @@ def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(
         assert state(host) == "HELD", "what is noted of a card that stays shared stays"
         apply(host, Card(name="other", functions={"0000:02:00.0": "10de:2684"}))
     said = capsys.readouterr().err
-    assert state(host) == "" and "container 950 was shut down for VM 103" in said and "`pct start 950`" in said
+    assert state(host) == "" and "container 950 was shut down for a VM" in said and "`pct start 950`" in said
 
 
 def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Host) -> None:

@@ -121,6 +121,11 @@ EVENTS: dict[str, tuple[Callable[[Host], None], tuple[str, ...]]] = {
     "service after the step has ended": (came_to_its_end, SERVICE),
     "boot": (boot, SERVICE),
 }
+#: As the program says it, which says it once.
+WHY = {
+    "DEAD": "its configuration space doesn't read as it should after VM 103: no driver is let near it, and its "
+    "containers stay off"
+}
 #: Those of which one state says something of its own.
 SPECIAL = {"start of another while the VM runs", "service after the step has ended"}
 
@@ -130,7 +135,7 @@ def put(host: Host, wanted: str) -> None:
     if wanted == "HOST":
         return
     containers = [] if wanted == "HELD" else ["950"]
-    host.write(STATE, noted(wanted, containers=containers, minor="0", persistence="Enabled"))
+    host.write(STATE, noted(wanted, containers=containers, persistence="Enabled", why=WHY.get(wanted, "")))
     if wanted == "HELD":
         return
     host.write("/ct950", "stopped\n")

@@ -95,7 +95,7 @@ def host(hosts: Hosts) -> Machine:
     for layer, wanted in (("handover", handover.Wanted(cards=(BIG,))), ("hookscript", hookscript.Wanted(vmid=VMID))):
         text = sent_along.text("apply", agent.request(layer, wanted))
         machine.run(agent.command_in_memory("root"), input=text)
-    machine.run(f"{PROGRAM} step_nodes big; pct start {CTID}")
+    machine.run(f"{PROGRAM} step_attach big; pct start {CTID}")
     assert drivers(machine) == ["nvidia", own_drivers(CARD[1])[CARD[1]], "nvidia"]
     hosts.save(_SNAPSHOT)
     return machine

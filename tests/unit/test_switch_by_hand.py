@@ -93,3 +93,29 @@ def test_a_vm_that_does_not_go_off_keeps_the_card(capsys: pytest.CaptureFixture[
     assert back(told, "VM", [103]) == 1
     said = capsys.readouterr().err
     assert "VM is locked (backup)" in said and "VM 103 hasn't gone off" in said
+
+
+@pytest.mark.parametrize(
+    ("state", "vm", "status", "said"),
+    [
+        ("VM", "103", 0, "is with VM 103 since"),
+        ("VM", "104", 1, "is with VM 104 since"),
+        ("RETURNING", "103", 0, "is on its way to or from VM 103"),
+        ("DETACHED", "104", 1, "is on its way to or from VM 104"),
+    ],
+)
+def test_a_rehearsal_says_where_a_card_is_that_is_away(
+    capsys: pytest.CaptureFixture[str], state: str, vm: str, status: int, said: str
+) -> None:
+    found = facts(
+        handover={"enabled": True, "cards": {"rtx5090": noted_as(state, vm)}},
+        guests={
+            "running": [],
+            "configs": [{"kind": "vm", "id": 103, "lines": ""}],
+            "mappings": "",
+            "reservations": "",
+        },
+    )
+    rehearsed: Any = switch.Switch(Told("HOST - no"), host(), "rtx5090", VM, {"gaming": VM}, found)  # type: ignore[arg-type]
+    assert rehearsed.rehearse() == status
+    assert said in capsys.readouterr().out
