@@ -6,21 +6,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
-from remote_scripts.tools.run import TIMED_OUT, TOO_MUCH, Done
+from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import LOG_BYTES
 
 _LOOK_SECONDS = 60.0
-#: What a program says of a path that is gone has so many bytes more, at most.
-_MESSAGE_BYTES = 80
+#: How many files a program is asked about at once.
+_PATHS = 1000
 _BYTES = 1 << 20
 _NO_FILES = ("socket:", "pipe:", "anon_inode:")
-#: What is said where a process has ended meanwhile, or has a file on a storage that is gone: no device node answers
-#: like that.
-_GONE = "No such file or directory|No such process|Stale file handle|Transport endpoint is not connected"
-_GONE += "|Input/output error"
 
 
 class ScanError(Exception):
@@ -34,49 +29,44 @@ def processes_using(system: System, control: str, numbers: Collection[str], mapp
     has ended, or another one has open files of its own, the process shows nothing. A process that ends meanwhile has
     let go.
 
-    :param control: a node that the look has to see, or it counts for nothing.
+    What a program says of a single path is passed over: a process that has ended, or a file on a storage that is gone.
+    No device node answers root with an error.
+
+    :param control: a node that each look has to see, or it counts for nothing.
     :param numbers: MAJOR:MINOR in hexadecimal.
     :param mapped: a pattern of grep's.
     :raises ScanError: it can't be told.
     """
     pids: set[int] = set()
-    is_seen = False
     control = str(system.files.at(control))
     proc = str(system.files.at("/proc"))
-    for paths in _parts([control, *_open_files(system)]):
+    for paths in _parts(_open_files(system)):
         # What lies on a storage that doesn't answer isn't asked of it.
         done = system.run.ask(
-            "stat", "--cached=always", "-L", "-c", "%t:%T %F %n", *paths, seconds=_LOOK_SECONDS, limit=_BYTES
+            "stat", "--cached=always", "-L", "-c", "%t:%T %F %n", *paths, control, seconds=_LOOK_SECONDS, limit=_BYTES
         )
-        _need_answer(system, done)
+        _need_answer(done, 1)
+        is_seen = False
         for line in done.text.splitlines():
             number, _, rest = line.partition(" ")
             kind, _, path = rest.rpartition(" ")
             is_seen = is_seen or path == control
             if number in numbers and kind == "character special file" and path.startswith(f"{proc}/"):
                 pids.add(int(path[len(proc) + 1 :].partition("/")[0]))
-    if not is_seen:
-        raise ScanError(f"the look at all processes has not shown {control}, which is there")
+        if not is_seen:
+            raise ScanError(f"the look at all processes has not shown {control}, which is there")
     for paths in _parts(_maps(system)):
         done = system.run.ask("grep", "-lE", mapped, *paths, os.devnull, seconds=_LOOK_SECONDS, limit=_BYTES)
-        _need_answer(system, done)
+        _need_answer(done, 2)
         pids |= {int(path[len(proc) + 1 :].partition("/")[0]) for path in done.text.splitlines()}
     return [_describe(system, pid) for pid in sorted(pids)]
 
 
-def _parts(paths: Iterable[str]) -> Iterator[Sequence[str]]:
-    """What a program says of a part has an end that is kept (LOG_BYTES): all of it has to fit in."""
-    part: list[str] = []
-    left = LOG_BYTES
-    for path in paths:
-        size = len(os.fsencode(path)) + _MESSAGE_BYTES
-        if part and size > left:
-            yield part
-            part, left = [], LOG_BYTES
-        part.append(path)
-        left -= size
-    if part:
-        yield part
+def _parts(paths: Iterable[str]) -> Iterator[list[str]]:
+    """The last one may be empty: then the control alone is looked at."""
+    every = [*paths]
+    for start in range(0, len(every) + 1, _PATHS):
+        yield every[start : start + _PATHS]
 
 
 def _threads(system: System) -> Iterator[tuple[str, list[str]]]:
@@ -126,21 +116,10 @@ def _maps(system: System) -> Iterator[str]:
             yield f"{process}/task/{thread}/maps"
 
 
-def _need_answer(system: System, done: Done) -> None:
-    """It has failed where something else is said than that processes are gone, or files on a storage that is; or where
-    it ends badly without a word.
-    """
-    errors = [line for line in done.error.decode("utf-8", "replace").splitlines() if not _is_harmless(system, line)]
-    if done.status in (TIMED_OUT, TOO_MUCH) or errors or (done.status > 1 and (done.status > 2 or not done.error)):
-        raise ScanError(f"the look at all processes failed: {errors[0] if errors else f'status {done.status}'}")
-
-
-def _is_harmless(system: System, line: str) -> bool:
-    place = f"'?{re.escape(str(system.files.at('/proc')))}/[0-9]+/task/[0-9]+/(fd/[0-9]+|maps)'?"
-    # "Permission denied" answers a FUSE file system that is its user's alone, where nodes aren't allowed; of a process
-    # itself root is denied nothing.
-    refused = f"stat: (cannot statx? )?{place}: Permission denied"
-    return bool(re.fullmatch(f"(stat|grep): (cannot statx? )?{place}: ({_GONE})|{refused}", line))
+def _need_answer(done: Done, most: int) -> None:
+    """:param most: the status of a program that could not look at some of its paths."""
+    if not 0 <= done.status <= most:
+        raise ScanError(f"the look at all processes failed: {done.text or f'status {done.status}'}")
 
 
 def _describe(system: System, pid: int) -> str:

@@ -32,7 +32,6 @@ from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import LOG_BYTES
 from tests.agent.handover_kit import (
     AUDIO,
     BIG,
@@ -202,20 +201,11 @@ def test_who_has_it_open_is_named_with_its_container(host: Host) -> None:
 
 
 def test_however_many_have_gone_meanwhile_the_others_are_seen(host: Host) -> None:
-    """Of what a program says, the end is kept."""
     for pid in (41, 42):
         thread(host, pid, pid)
     opens(host, 42, 42)
-    for number in range(1000):
+    for number in range(2000):
         (host.root / f"proc/41/task/41/fd/{number}").symlink_to("nothing")
-    real = host.programs["stat"]
-
-    def stat(words: Sequence[str], stdin: bytes) -> Done:
-        done = real(words, stdin)
-        assert isinstance(done, Done)
-        return Done(done.status, done.output, done.error[-LOG_BYTES:])
-
-    host.programs["stat"] = stat
     assert look(host) == ["ollama (PID 42 of container 950)"]
 
 
@@ -240,8 +230,8 @@ def test_a_process_whose_first_thread_has_ended_is_seen(host: Host) -> None:
         ("stat", Done(1, b"")),
         ("stat", Done(TIMED_OUT, b"")),
         ("stat", Done(0, b"1:3\n")),
-        ("stat", Done(1, b"", b"stat: cannot statx '/x': Permission denied\n")),
-        ("grep", Done(2, b"")),
+        ("stat", Done(126, b"")),
+        ("grep", Done(TIMED_OUT, b"")),
         ("grep", Done(137, b"")),
     ],
 )
