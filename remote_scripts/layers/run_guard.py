@@ -85,8 +85,6 @@ def _hold(system: System, wanted: Wanted, client: Client) -> None:
             "wait until it has ended (/var/lib/homelab/handover/log tells), then run the same again",
         )
     handover.need_rest(system, passed)
-    # Not before: a run that is refused takes no other one its passes.
-    passes.drop_others(system, wanted.who)
     _note(system, "notes", "", "/run is full: what steps note is shown only while they run")
     client.tell('{"held":"yes"}')
     sent = 0

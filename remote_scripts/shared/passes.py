@@ -4,7 +4,7 @@ holds the host (layers/run_guard.py), but for a VM that this run is about to sta
 begun.
 
 A pass is a line VMID WHO in /run/homelab/passes. It counts while the run of that name holds the host: so a run whose
-connection was cut has its passes again when it comes back, and no other run has them.
+connection was cut has its passes again when it comes back, and no other run has them. The file goes with the boot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from remote_scripts.tools.system import System
 
 _PASSES = "/run/homelab/passes"
-_LOCK_SECONDS = 10.0
 
 
 def has(system: System, vmid: str, who: str) -> bool:
@@ -31,19 +30,4 @@ def note(system: System, vmid: str, who: str) -> None:
 
     :raises OSError: it can't be noted.
     """
-    with system.work.holding("passes", _LOCK_SECONDS) as is_mine:
-        if not is_mine:
-            raise TimeoutError(f"another process holds {_PASSES}")
-        system.work.write("passes", f"{vmid} {who}\n", at_end=True)
-
-
-def drop_others(system: System, who: str) -> None:
-    """Where there are some: a reader would find none at all while it is written."""
-    if all(line.partition(" ")[2] == who for line in system.files.text(_PASSES).splitlines()):
-        return
-    with system.work.holding("passes", _LOCK_SECONDS) as is_mine:
-        if is_mine:
-            try:
-                system.work.write("passes", "".join(f"{vmid} {who}\n" for vmid in of(system, who)))
-            except OSError:
-                system.log.say("/run is full: which VMs may take their cards during this run is not noted")
+    system.work.write("passes", f"{vmid} {who}\n", at_end=True)

@@ -160,7 +160,7 @@ def test_a_run_that_comes_back_has_its_passes_while_it_waits_for_a_handover(host
         host.write("/var/lib/homelab/handover/big.state", noted("VM", vm="104"))
         fcntl.flock(handing, fcntl.LOCK_UN)
         assert answer(up) == HELD, "the card of a VM that it let through meanwhile is where it is to be"
-    assert host.read("/run/homelab/passes") == "103 anna\n104 anna\n"
+    assert host.read("/run/homelab/passes") == "103 anna\n105 ben\n104 anna\n"
 
 
 def test_of_two_starts_at_the_same_time_one_gets_it(host: Host) -> None:

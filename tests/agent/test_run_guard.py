@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from remote_scripts.layers import run_guard
+from remote_scripts.shared import passes
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.state import Work
@@ -97,9 +98,10 @@ def test_passes_are_the_runs_own(host: Host) -> None:
     let_start(host, "anna")
     let_start(host, "anna", 104)
     let_start(host, "ben", 105)
-    for who, left in (("anna", "103 anna\n104 anna\n"), ("anna", "103 anna\n104 anna\n"), ("ben", "")):
+    for who, its_own in (("anna", ["103", "104"]), ("ben", ["105"])):
         run_guard.hold(host.system(), run_guard.Wanted(who=who), Deaf())
-        assert host.read("/run/homelab/passes") == left
+        assert passes.of(host.system(), who) == its_own
+        assert [vmid for vmid in ("103", "104", "105") if passes.has(host.system(), vmid, who)] == its_own
 
 
 class Step(threading.Thread):

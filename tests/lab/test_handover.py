@@ -192,11 +192,6 @@ def with_line(host: Host, path: str, line: str) -> None:
         ("etc/pve/qemu-server/103.conf", "lock: backup", "a backup of VM 103"),
         ("etc/pve/lxc/950.conf", "lock: snapshot", "container 950, which uses the card, is locked: snapshot"),
         ("etc/pve/ha/resources.cfg", "ct: 950", "container 950, which uses the card, is under HA"),
-        (
-            "run/qemu-server/pci-id-reservations",
-            f"{CARD} 104 time:99999999999",
-            "VM 104 has it, or is starting with it",
-        ),
     ],
 )
 def test_what_stands_against_it_is_said_before_anything_is_done(
@@ -316,7 +311,7 @@ def noted(host: Host, name: State) -> None:
     else:
         host.output("pct stop 950")
     boot = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
-    record = Record(state=name, vm="103", boot=boot, containers=("950",), persistence="Enabled", minor="0")
+    record = Record(state=name, vm="103", boot=boot, containers=("950",), persistence="Enabled")
     host.write("/var/lib/homelab/handover/big.state", json.dumps(to_plain(record)))
 
 
