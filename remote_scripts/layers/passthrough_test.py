@@ -8,7 +8,6 @@ next.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +18,7 @@ from remote_scripts.shared.guest_conf import VMS, option_of_vm
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of, guest_ids
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done
-from remote_scripts.tools.state import PROGRESS_SECONDS
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
@@ -115,12 +112,8 @@ def _test(system: System, wanted: Wanted) -> Answer:
     vm = _Vm(system)
     system.also_put_back = vm.remove
     _build(system)
-    pipe = Pipe(system.files.at(f"{FOLDER}/serial"))
-    try:
-        vm.create(wanted)
-        console = vm.listen(pipe, wanted.timeout)
-    finally:
-        pipe.close()
+    vm.create(wanted)
+    console = vm.listen(wanted.timeout)
     system.also_put_back = None
     left = vm.remove()
     if left:
@@ -178,7 +171,7 @@ class _Vm:
             description = ("--description", "homelab proves passthrough with this VM, and removes it.")
             boots = (
                 f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
-                f"-append '{_APPEND}' -serial file:{FOLDER}/serial -no-reboot"
+                f"-append '{_APPEND}' -serial file:{FOLDER}/console -no-reboot"
             )
             done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
         if done.status != 0:
@@ -189,11 +182,10 @@ class _Vm:
                 "choose another id, or correct what the message says, then run `pulumi up` again",
             )
 
-    def listen(self, pipe: Pipe, seconds: int) -> bytes:
-        """Starts it, and waits until it has said all, is off, or its time is up."""
-        log, work = self._system.log, self._system.work
+    def listen(self, seconds: int) -> bytes:
+        """Starts it, and waits until it has said all, or its time is up."""
+        log = self._system.log
         log.say(f"starting a test VM with the card; it has {seconds} s to say what it sees")
-        began = told_at = time.monotonic()
         done = self._system.run.do("qm", "start", self.id, doing=_DOING)
         if done.status != 0:
             raise Failure(
@@ -204,16 +196,12 @@ class _Vm:
                 "run `pulumi up` again; or take passthroughTest out of the settings",
             )
 
-        def go_on() -> None:
-            nonlocal told_at
-            work.go_on("waiting for the test VM")
-            if time.monotonic() - told_at >= PROGRESS_SECONDS:
-                told_at = time.monotonic()
-                log.say(f"{_DOING}: {told_at - began:.0f} s")
-
-        console = pipe.read(lambda text: bool(_END.search(text)), began + seconds, _CONSOLE_BYTES, go_on)
-        if not _END.search(console):
-            log.say(f"the VM has not said all within {seconds} s, or has ended before")
+        console = b""
+        for _ in self._system.work.tries(seconds, "waiting for the test VM"):
+            console = self._system.files.read(f"{FOLDER}/console", _CONSOLE_BYTES) or b""
+            if _END.search(console):
+                return console
+        log.say(f"the VM has not said all within {seconds} s, or has ended before")
         return console
 
     def remove(self) -> str:

@@ -98,7 +98,7 @@ def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -
     created = next(line for line in qm.said if line.startswith("create"))
     assert "--hostpci0 host=0000:01:00,pcie=1,rombar=0 --hostpci1 host=0000:41:00,pcie=1,rombar=0 --args" in created
     assert f"-kernel /boot/vmlinuz-{KERNEL} -initrd {FOLDER}/initrd.img -append 'console=ttyS0 panic=-1'" in created
-    assert f"-serial file:{FOLDER}/serial -no-reboot" in created and "--onboot 0" in created
+    assert f"-serial file:{FOLDER}/console -no-reboot" in created and "--onboot 0" in created
 
 
 def test_of_a_slot_that_holds_more_than_the_card_the_vm_gets_the_cards_functions(host: Host, qm: Qm) -> None:
@@ -172,7 +172,7 @@ def test_a_vm_that_ends_before_it_has_said_all_fails_with_the_end_of_its_console
     host: Host, qm: Qm, says: str, found: str
 ) -> None:
     qm.console = says
-    text = refusal(host)
+    text = refusal(host, timeout=1)
     assert text.startswith("wanted: the list of PCI functions on the test VM's console") and found in text
     assert_nothing_is_left(host)
 

@@ -203,7 +203,7 @@ def without_execution() -> str:
 
 def test_a_kernel_that_panics_is_told_by_the_end_of_the_console(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "_archive_text", without_execution)
-    found = failure(lab).found
+    found = failure(lab, timeout=5).found
     assert "Failed to execute /init (error -13)" in found and "Kernel panic" in found
 
 
