@@ -3,7 +3,7 @@ function appears or gets a driver.
 
 Changes /etc/udev/rules.d/90-homelab-cards.rules, and attributes in /sys/bus/pci/devices. What an attribute had
 before is in /var/lib/homelab/card-values/ADDRESS=ATTRIBUTE (a slash in it is a colon), with homelab's value below:
-`revert` gives it back where the attribute still has homelab's.
+`revert` gives it back.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ def _change(system: System, values: tuple[Value, ...]) -> Changed:
     _give_back(system, values)
     for value in there:
         _set(system, value)
-    system.files.at_finish.append(lambda: _settle(system, there))
     return Changed(system.files.changed)
 
 
@@ -145,23 +144,14 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
 
 
 def _note(system: System, value: Value) -> None:
-    """Notes what it has, once, and what homelab writes; beside what homelab wrote before, which is there until then."""
+    """Notes what it has, once, and what homelab writes."""
     files = system.files
     noted = files.need_text(value.record)
-    before, *own = (noted if files.exists(value.record) else files.need_text(value.path)).rstrip("\n").split("\n")
-    text = "".join(f"{line}\n" for line in (before, value.value, *(text for text in own if text != value.value)))
+    before = (noted if files.exists(value.record) else files.need_text(value.path)).partition("\n")[0]
+    text = f"{before}\n{value.value}\n"
     if text != noted:
         files.remember(value.record)
         files.note(value.record, text.encode())
-
-
-def _settle(system: System, values: list[Value]) -> None:
-    """The notes say just what is there; what can't be read or written now is left to the next run."""
-    files = system.files
-    for value in values:
-        with suppress(OSError):
-            before = files.need_text(value.record).partition("\n")[0]
-            files.note(value.record, f"{before}\n{value.value}\n".encode())
 
 
 def _set(system: System, value: Value) -> None:
@@ -197,30 +187,28 @@ def _put_back_on_failure(system: System, path: str) -> None:
 
 
 def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
-    """Of what homelab set and isn't wanted any more: the original value, where no other program has changed it."""
+    """Of what homelab set and isn't wanted any more: the original value."""
     files = system.files
     kept = {value.record for value in wanted}
     for name in files.need_names(card_records.FOLDER):
         record = f"{card_records.FOLDER}/{name}"
-        address, is_record, attribute = name.partition("=")
-        if record in kept or not is_record or not files.at(record).is_file() or name.startswith("."):
+        if record in kept or "=" not in name or not files.at(record).is_file() or name.startswith("."):
             continue
-        attribute = attribute.replace(":", "/")
-        path = f"{DEVICES}/{address}/{attribute}"
         parsed = card_records.parse(name, files.need_text(record))
+        path = f"{DEVICES}/{parsed.address}/{parsed.attribute}" if parsed else ""
         if parsed is None:
-            system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
-        elif files.exists(path) and files.text(path) in (parsed.ours, *parsed.earlier):
+            system.log.say(f"note: what {name} was before isn't known: {record} is empty")
+        elif files.exists(path):
             _put_back_on_failure(system, path)
             try:
                 files.set_attribute(path, parsed.before)
             except OSError:
                 # Of the resets that the kernel found before the card's other functions were there, it takes those back
                 # that it finds now.
-                if attribute == "reset_method":
+                if parsed.attribute == "reset_method":
                     with suppress(OSError):
                         files.set_attribute(path, "default")
-            system.log.say(f"{address}: {attribute} is {files.text(path)} again")
+            system.log.say(f"{parsed.address}: {parsed.attribute} is {files.text(path)} again")
         files.remember(record)
         files.remove(record)
         files.changed = True

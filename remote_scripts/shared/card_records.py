@@ -6,22 +6,18 @@ from dataclasses import dataclass
 
 from remote_scripts.tools.files import HOME
 
-#: A file ADDRESS=ATTRIBUTE for each value, in which a slash is a colon: what was there before, ours below, and, while a
-#: run exchanges it, an earlier one of ours.
+#: A file ADDRESS=ATTRIBUTE for each value, in which a slash is a colon: what was there before, and ours below.
 FOLDER = f"{HOME}/card-values"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A value's. `attribute`: such as power/control; `before`, `ours`: the values; `earlier`: values of ours that may
-    still be there, as a run which was cut short was about to exchange them.
-    """
+    """A value's. `attribute`: such as power/control; `before`, `ours`: the values."""
 
     address: str
     attribute: str
     before: str
     ours: str
-    earlier: tuple[str, ...] = ()
 
 
 def name_of(address: str, attribute: str) -> str:
@@ -39,4 +35,4 @@ def parse(name: str, text: str) -> Record | None:
     before, *own = text.rstrip("\n").split("\n")
     if name.startswith(".") or not is_record or not own:
         return None
-    return Record(address, attribute.replace(":", "/"), before, own[0], tuple(own[1:]))
+    return Record(address, attribute.replace(":", "/"), before, own[0])

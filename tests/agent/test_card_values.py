@@ -99,13 +99,6 @@ def test_after_a_reboot_it_is_still_known_what_a_card_had(host: Host) -> None:
     assert values_of(host) == ["flr bus", "1", "auto"]
 
 
-def test_what_somebody_else_has_changed_since_isnt_given_back(host: Host) -> None:
-    ask(host, "apply", *RESET)
-    host.write(f"sys/bus/pci/devices/{CARD}/reset_method", "pm\n")
-    ask(host, "revert")
-    assert content(host, "reset_method") == "pm"
-
-
 @pytest.mark.parametrize("offered", ["flr", "", None])
 def test_a_reset_that_the_kernel_doesnt_offer_is_refused_before_anything_is_written(
     host: Host, offered: str | None
@@ -182,23 +175,3 @@ def test_a_note_that_a_disk_doesnt_read_is_no_empty_one(host: Host, monkeypatch:
     with pytest.raises(Refused, match="it can't be read: /var/lib/homelab/card-values"):
         ask(host, verb, *AWAKE)
     assert host.lasting() == before and values_of(host) == ["flr bus", "0", "on"]
-
-
-def test_a_note_that_cant_be_read_any_more_at_the_end_keeps_what_a_card_had(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_set: list[str] = []
-    read = Disk.read
-    monkeypatch.setattr(
-        Disk,
-        "read",
-        lambda self, where, limit: None if is_set and "=reset" in where.name else read(self, where, limit),
-    )
-
-    def watch(call: str, path: str) -> None:
-        if call == "write" and path.endswith("/reset_method"):
-            is_set.append(path)
-
-    with watched(watch):
-        ask(host, "apply", *RESET)
-    assert host.read(f"/var/lib/homelab/card-values/{CARD}=reset_method") == "flr bus\nbus\n"
