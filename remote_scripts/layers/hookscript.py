@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remote_scripts.shared import guests, hookscripts
+from remote_scripts.shared import hookscripts
 from remote_scripts.shared.hookscripts import HOOKED
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
@@ -81,13 +81,6 @@ def _lacks_it(system: System, vmid: str) -> bool:
     name = hookscripts.named(system, vmid)
     if hookscripts.is_homelabs(name):
         return not hookscripts.names_hook(system, vmid)
-    if guests.is_gone(system, "qm", vmid):
-        raise Failure(
-            f"VM {vmid}, which may take a card from containers",
-            "there is no such VM on this host",
-            "its hookscript hands it the card",
-            "correct vmid, then run `pulumi up` again",
-        )
     if name:
         raise Failure(
             f"VM {vmid} with the hookscript that hands it its card",

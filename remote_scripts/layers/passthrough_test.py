@@ -151,11 +151,13 @@ class _Vm:
     def create(self, wanted: Wanted) -> None:
         """Makes it; it is off."""
         run = self._system.run
-        slots = dict.fromkeys(address.rpartition(".")[0] for address in sorted(wanted.functions))
+        slots: dict[str, list[str]] = {}
+        for address in sorted(wanted.functions):
+            slots.setdefault(address.rpartition(".")[0], []).append(address)
         given = []
-        for number, slot in enumerate(slots):
+        for number, functions in enumerate(slots.values()):
             # rombar=0: the card's option ROM must not run in SeaBIOS, where it can hang before the kernel starts.
-            given += [f"--hostpci{number}", f"host={_place_in(self._system, slot, wanted)},pcie=1,rombar=0"]
+            given += [f"--hostpci{number}", f"host={';'.join(functions)},pcie=1,rombar=0"]
         self.id = str(wanted.vmid or "")
         done = Done(0, b"")
         if not self.id:
@@ -218,13 +220,6 @@ class _Vm:
             self._system.log.say(left)
         self._system.files.remove_tree(FOLDER)
         return left
-
-
-def _place_in(system: System, slot: str, wanted: Wanted) -> str:
-    """The slot, where all that is in it is given; else those of its functions that are."""
-    mine = [address for address in sorted(wanted.functions) if address.startswith(f"{slot}.")]
-    there = [name for name in system.files.names(DEVICES) if name.startswith(f"{slot}.")]
-    return slot if len(mine) == len(there) else ";".join(mine)
 
 
 def _remove(system: System, vm: str) -> Done:
@@ -311,9 +306,7 @@ def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
     for words in (line.split() for line in text.splitlines()):
         if words[:1] != [_MARK]:
             continue
-        if words[1:2] == ["BEGIN"]:
-            seen = {}
-        elif words[1:2] == ["END"]:
+        if words[1:2] == ["END"]:
             count = " ".join(words[2:])
         elif len(words) > 3:
             bars = (bar.split(":") for bar in words[4:])

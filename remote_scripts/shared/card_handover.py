@@ -71,13 +71,9 @@ class CardHandover:
 
     def need_no_backup(self, vmid: str) -> None:
         """:raises Failure: a backup of the VM, which was off, starts it, and it hasn't the card yet. It doesn't get it:
-        the backup would wait for that.
+        the backup would wait for that. Or its configuration can't be read.
         """
-        try:
-            lock = guest_conf.option_of_vm(self._system, vmid, "lock")
-        except Failure as failure:
-            found = f"the configuration of VM {vmid} can't be read ({failure.found})"
-            raise self.refusal(vmid, found, "see why, then start the VM again") from failure
+        lock = guest_conf.option_of_vm(self._system, vmid, "lock")
         if lock != "backup" or not self._is_to_be_taken(vmid):
             return
         # By other configuration, there is nothing to hand over.

@@ -81,13 +81,10 @@ class CardContainers:
             container = card_users.container(self._system, ctid)
         except RefusedError as error:
             return f"{error}: it stays off"
-        if container is None:
-            if not guests.is_gone(self._system, "pct", ctid):
-                return f"it isn't known whether container {ctid} is there"
-            self._card.say(f"container {ctid}, which was shut down, isn't on this host any more: it is left as it is")
-            return ""
-        if self._is_another(container):
-            self._card.say(f"container {ctid} is another one than the one that was shut down: it is left as it is")
+        if container is None and not guests.is_gone(self._system, "pct", ctid):
+            return f"it isn't known whether container {ctid} is there"
+        if container is None or self._is_another(container):
+            self._card.say(f"container {ctid}, which was shut down, isn't on this host any more")
             return ""
         if guests.power_of(self._system, "pct", ctid) == "on":
             return ""

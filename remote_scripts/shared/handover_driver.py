@@ -194,19 +194,12 @@ class CardDriver:
         """Whether the driver has the card, lets clients in again, and answers for the card."""
         if self._card.driver != "nvidia":
             return Outcome(False, "")
-        drain = self.let_clients_in()
-        if not drain.is_done:
-            return drain
+        # One that can't be drained answers with an error, too.
+        self._nvidia_smi("drain", "-p", self._card.gpu, "-m", "0")
+        drain = self._nvidia_smi("drain", "-q", "-p", self._card.gpu)
+        if "draining" in drain.output and "not draining" not in drain.output:
+            return Outcome(False, drain.output)
         return self._nvidia_smi("-i", self._card.gpu, "--query-gpu=pci.bus_id", "--format=csv,noheader", seconds=60)
-
-    def let_clients_in(self) -> Outcome:
-        """Again, where the card was drained. (One that can't be drained answers with an error, too.)"""
-        outcome = self._nvidia_smi("drain", "-p", self._card.gpu, "-m", "0")
-        if outcome.is_done:
-            return outcome
-        outcome = self._nvidia_smi("drain", "-q", "-p", self._card.gpu)
-        is_in = "not draining" in outcome.output or "draining" not in outcome.output
-        return Outcome(is_in, outcome.output)
 
     def restore_persistence(self) -> None:
         """The persistence daemon and mode as they were."""

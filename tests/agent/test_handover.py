@@ -137,7 +137,7 @@ def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, 
 def test_a_vms_configuration_that_cant_be_read_keeps_the_card(host: Host) -> None:
     (host.root / VM[1:]).unlink()
     (host.root / VM[1:]).mkdir()
-    assert "the configuration of VM 103 can't be read" in call(host, *START)
+    assert "to read /etc/pve/qemu-server/103.conf" in call(host, *START)
     assert at_home(host) and state(host) == ""
 
 
@@ -1013,7 +1013,7 @@ def test_what_its_owner_has_started_and_stopped_again_stays_off(lent: Host) -> N
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        (VM, "the configuration of VM 103 can't be read"),
+        (VM, "to read /etc/pve/qemu-server/103.conf"),
         (CONTAINER, "the configuration of container 950 can't be read"),
         ("/etc/pve/ha/resources.cfg", "is under HA"),
     ],
@@ -1050,7 +1050,7 @@ def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -
     )
     run(lent, *SERVICE)
     assert lent.read("/ct950") == "stopped\n" and "pct start" not in asked(lent)
-    assert state(lent) == "" and "container 950 is another one" in story(lent)
+    assert state(lent) == "" and "container 950, which was shut down, isn't on this host any more" in story(lent)
 
 
 def test_a_container_that_was_moved_away_meanwhile_is_named(lent: Host) -> None:

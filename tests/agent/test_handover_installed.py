@@ -198,7 +198,10 @@ def test_a_hookscript_of_somebody_else_is_left_alone(host: Host) -> None:
             hook(host, verb)
     hook(host, "revert")
     assert host.read(VM) == "hookscript: local:snippets/mine.sh\n"
-    with pytest.raises(Refused, match="there is no such VM"):
+    host.programs["qm"] = lambda _words, _stdin: Done(
+        2, b"Configuration file 'nodes/pve/qemu-server/777.conf' does not exist\n"
+    )
+    with pytest.raises(Refused, match=r"777\.conf' does not exist"):
         hook(host, "apply", vmid=777)
 
 

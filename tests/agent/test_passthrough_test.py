@@ -96,7 +96,9 @@ def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -
     add_function(host, "0000:41:00.0", "10de:2204", "0x0 0x0 0x0\n")
     refusal(host, FUNCTIONS | other)
     created = next(line for line in qm.said if line.startswith("create"))
-    assert "--hostpci0 host=0000:01:00,pcie=1,rombar=0 --hostpci1 host=0000:41:00,pcie=1,rombar=0 --args" in created
+    assert (
+        f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --hostpci1 host=0000:41:00.0,pcie=1,rombar=0 --args" in created
+    )
     assert f"-kernel /boot/vmlinuz-{KERNEL} -initrd {FOLDER}/initrd.img -append 'console=ttyS0 panic=-1'" in created
     assert f"-serial file:{FOLDER}/console -no-reboot" in created and "--onboot 0" in created
 
