@@ -23,7 +23,6 @@ from homelab.host.facts import HostFacts
 from homelab.remote import ssh
 from homelab.settings import Host, Settings, Shutdown, Vm
 from remote_scripts.layers.switch_card import Answer, Rehearsal, Story, Wanted
-from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.tools.plain import of_plain
 
@@ -112,10 +111,11 @@ class Switch:
     ) -> None:
         self._session, self._host, self._card, self._vm, self._facts = session, host, card, vm, facts
         self._vms = vms
-        holder_id = handover.record_of(facts, card).vm
-        self._shutdown = next((holder.shutdown for holder in vms.values() if str(holder.vmid) == holder_id), Shutdown())
+        self._record = handover.record_of(facts, card)
+        self._shutdown = next(
+            (holder.shutdown for holder in vms.values() if str(holder.vmid) == self._record.vm), Shutdown()
+        )
         self._story_size = 0
-        self._record = Record()
 
     def rehearse(self) -> int:
         """Prints what a switch would do, and what prevents it; returns the exit status."""
@@ -124,9 +124,8 @@ class Switch:
         print(f"gpus.{self._card} is {state}. Nothing is done.")
         if self._vm is None:
             return self._rehearse_return()
-        record = handover.record_of(self._facts, self._card)
-        if record.state not in ("HOST", "HELD"):
-            return WELL if record.vm == str(self._vm.vmid) else NOT_SWITCHED
+        if self._record.state not in ("HOST", "HELD"):
+            return WELL if self._record.vm == str(self._vm.vmid) else NOT_SWITCHED
         slots, errors = gates.resolve(self._facts, self._host.gpus)
         raise_all(errors)
         shared = {name: plan.card_plan(self._facts, self._host, name, slots[name]) for name in self._host.hands_over}
@@ -135,32 +134,30 @@ class Switch:
         answer = of_plain(Rehearsal, self._session.ask("plan", "switch_card", wanted, 300))
         if answer.stands:
             print(f"{answer.stands}.")
+            return WELL
         for ctid in answer.containers:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
         if answer.refused:
             print(f"  prevents it: {answer.refused}")
             print(f"VM {self._vm.vmid} would not get it; everything would stay as it is.")
             return NOT_SWITCHED
-        if answer.stands:
-            return WELL
         print(f"  then its driver would let go of it: {answer.way}")
         print(f"Nothing prevents VM {self._vm.vmid} from taking it.")
         return WELL
 
     def _rehearse_return(self) -> int:
-        record = handover.record_of(self._facts, self._card)
-        if record.state != "VM":
+        if self._record.state != "VM":
             print("No VM has it: there is nothing to give back.")
             return WELL
-        print(f"  would be shut down, for at most {self._shutdown.timeout} s: VM {record.vm}")
-        for ctid in record.containers:
+        print(f"  would be shut down, for at most {self._shutdown.timeout} s: VM {self._record.vm}")
+        for ctid in self._record.containers:
             print(f"  would be started again: container {ctid}")
         return WELL
 
     def carry_out(self) -> int:
         """Starts the VM, or shuts it down, and waits until the handover has ended; returns the exit status."""
         handover.switch_refused(self._facts, self._card, self._vm)
-        record = handover.record_of(self._facts, self._card)
+        record = self._record
         if (
             self._vm is not None
             and (record.state, record.vm) == ("VM", str(self._vm.vmid))

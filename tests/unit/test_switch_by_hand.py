@@ -116,6 +116,6 @@ def test_a_rehearsal_says_where_a_card_is_that_is_away(
             "reservations": "",
         },
     )
-    rehearsed: Any = switch.Switch(Told("HOST - no"), host(), "rtx5090", VM, {"gaming": VM}, found)  # type: ignore[arg-type]
-    assert rehearsed.rehearse() == status
+    told: Any = Told("HOST - no")
+    assert switch.Switch(told, host(), "rtx5090", VM, {"gaming": VM}, found).rehearse() == status
     assert said in capsys.readouterr().out
