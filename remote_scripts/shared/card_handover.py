@@ -99,7 +99,8 @@ class CardHandover:
         if record.state == "VM":
             raise self.refusal(vmid, f"VM {record.vm} has it since {record.at}", "shut that VM down first")
         if record.state not in ("HOST", "HELD"):
-            raise self.refusal(vmid, f"{record.state}: {record.why}", "homelab doctor explains it")
+            found = f"{record.state}: {record.why or 'a step of it is still at work'}"
+            raise self.refusal(vmid, found, "start the VM again when that has ended; homelab doctor explains it")
         # Bound at boot by other configuration, such as before `up` has made another use of it.
         if self.card.is_on_vfio():
             self.card.say(f"VM {vmid} starts, and the card is on vfio-pci already, not by this program: it stays there")
@@ -143,7 +144,7 @@ class CardHandover:
             raise self.refusal(vmid, found, "start the VM again")
         if power in ("on", "unknown"):
             return False
-        is_there = self.card.is_on_vfio() and self.card.is_alive()
+        is_there = self.card.is_on_vfio() and self.card.is_alive() and not self._driver.is_active()
         if is_there and self.card.save(state="VM", why=""):
             self.card.say(f"VM {vmid} keeps it")
             return True
@@ -268,11 +269,9 @@ class CardHandover:
             if why is not None:
                 self.card.rest("VM", why)
                 return
-        if record.state != "STUCK":
-            self._driver.await_step()
         if self._driver.is_active():
             # A write that waits in the kernel may be of a caller that was killed.
-            if record.state != "STUCK":
+            if record.state != "STUCK" and record.age >= _TIMER_SECONDS:
                 self.card.mark_stuck("a step on its way")
             return
         if record.state in ("DRAINING", "DETACHED"):

@@ -4,7 +4,6 @@ kernel for ever is a systemd unit's (shared/handover_steps.py).
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from remote_scripts.shared import card_users, handover, nvidia
@@ -14,9 +13,6 @@ from remote_scripts.shared.handover_steps import STEPS
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.run import TIMED_OUT
 
-#: For a step whose caller was killed.
-STEP_SECONDS = 60.0
-_LOOK_SECONDS = 1.0
 # As nvidia-smi says them; the last two of a card that has none.
 _PERSISTENCE_MODES = ("Enabled", "Disabled", "[N/A]", "[Not Supported]")
 
@@ -82,12 +78,6 @@ class CardDriver:
         outcome = self._run_step(seconds, step, doing, *command)
         if not outcome.is_done:
             raise RefusedError(refusal.format(outcome.output or "no text"))
-
-    def await_step(self) -> None:
-        """Waits for a step whose caller was killed, for a minute at most."""
-        until = time.monotonic() + STEP_SECONDS
-        while self.is_active() and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
 
     # To vfio-pci.
 

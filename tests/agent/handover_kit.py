@@ -18,7 +18,6 @@ import pytest
 
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import handover as shared_handover
-from remote_scripts.shared import handover_driver
 from remote_scripts.shared.card import Card
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -51,8 +50,6 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
     # Files in the place of devices, which can be copied (a state of the host).
     monkeypatch.setattr("remote_scripts.shared.nvidia.make_nodes", lambda _system: host.write("/dev/nvidia0", ""))
     monkeypatch.setattr("remote_scripts.shared.guests._LOOK_SECONDS", 0)
-    monkeypatch.setattr(handover_driver, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(handover_driver, "STEP_SECONDS", 0)
     monkeypatch.setattr("remote_scripts.shared.guests.time", Moments())
     return host
 
