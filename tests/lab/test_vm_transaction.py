@@ -699,6 +699,13 @@ def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwis
     assert world.in_force() == [OURS]
 
 
+def test_after_a_restart_of_the_host_its_owners_shutdown_of_one_that_is_off_counts(world: World) -> None:
+    """Proxmox VE calls that a task that ended well."""
+    world.goes_down_with_its_host(VM_KIND, VM, by_owner=False)
+    world.lab.run(f"qm shutdown {VM}")
+    assert not world.up(OWN).runs and world.in_force() == [OURS]
+
+
 # -- what stands in the way ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("act", ["read", "up", "destroy"])
 def test_without_its_file_system_nothing_is_believed(world: World, act: str) -> None:
