@@ -110,11 +110,18 @@ def lost(source: Source) -> list[str]:
         )
         and source.exists(f"{DEVICES}/{address}/config")
     ]
-    return [address for address in asked if _is_lost(source, address)]
-
-
-def _is_lost(source: Source, address: str) -> bool:
-    path = str(source.files.at(f"{DEVICES}/{address}/config"))
-    done = source.run.ask("head", "-c", str(_CONFIG_BYTES), path, seconds=_CONFIG_SECONDS)
+    # Of all at once; where that doesn't end, or not of every one so much is read, each for itself.
+    content = _configs(source, asked) if len(asked) > 1 else b""
+    if len(content) == _CONFIG_BYTES * len(asked):
+        parts = [content[start : start + _CONFIG_BYTES] for start in range(0, len(content), _CONFIG_BYTES)]
+    else:
+        parts = [_configs(source, [address]) for address in asked]
     # A virtual function has no ids there, but a class.
-    return done.status != 0 or done.output == _ONES or done.output.startswith(_NOT_READY)
+    return [address for address, part in zip(asked, parts, strict=True) if part == _ONES or part.startswith(_NOT_READY)]
+
+
+def _configs(source: Source, addresses: list[str]) -> bytes:
+    """The beginning of their configuration spaces; ones where they can't be read."""
+    paths = (str(source.files.at(f"{DEVICES}/{address}/config")) for address in addresses)
+    done = source.run.ask("head", "-q", "-c", str(_CONFIG_BYTES), *paths, seconds=_CONFIG_SECONDS)
+    return done.output if done.status == 0 else _ONES
