@@ -99,8 +99,7 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     """
     note, runs = guest.note, guest.runs()
     target = {**{key: guest.base.get(key) for key in note.values}, **options}
-    config = note.as_asked(guest.config)
-    change = differing(target, config)
+    change = differing(target, guest.config)
     ran = runs or power.is_to_run_again(guest)
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
     if change or note.before or runs is not is_to_run:

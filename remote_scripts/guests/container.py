@@ -96,7 +96,7 @@ class Container(Guest):
 
     def note_after(self, options: Options) -> ContainerNote:
         """What is noted once all of it is in force."""
-        return replace(self.note.after_change(options, self.written), given=self.given)
+        return replace(self.note.after_change(options), given=self.given)
 
     def give_form_back(self) -> None:
         """Its configuration gets its original's text, if Proxmox VE reads the same from both.

@@ -141,7 +141,7 @@ def follow(system: System, ctid: int) -> None:
     wanted = f"container {ctid} given its cards' nodes as they are now"
     write_text(system, ctid, edited(conf.text, change), conf.digest, wanted)
     given = replace(note.given, nodes=(*new.nodes, *[""] * (len(nodes) - len(new.nodes))))
-    done = replace(begun.after_change(options, {}), before=note.before, given=given)
+    done = replace(begun.after_change(options), before=note.before, given=given)
     # A run that was killed before the boot goes on from what it has noted.
     guest_notes.write(system, CONTAINER, ctid, replace(done, shut_down_after=note.shut_down_after, stops=note.stops))
     system.log.say(

@@ -42,8 +42,6 @@ class Guest:
         self._noted = self.note = guest_notes.of(system, self.kind, vmid, self.form)
         self.base: dict[str, str] = {}
         self.devices: dict[str, str] = {}
-        #: What was set here, as Proxmox VE has written it.
-        self.written: dict[str, str | None] = {}
         #: The UPID of its last start here.
         self.begun = ""
         #: Whether what is noted is of a VM that had this id before.
@@ -96,7 +94,7 @@ class Guest:
 
     def note_after(self, options: Options) -> Note:
         """What is noted once all of it is in force: Note.after_change."""
-        return self.note.after_change(options, self.written)
+        return self.note.after_change(options)
 
     def status(self) -> dict[str, Any]:
         """What Proxmox VE says of it now."""
@@ -129,7 +127,6 @@ class Guest:
         if not options:
             return
         self.put(options)
-        self.written |= {key: self.config.get(key) for key in options}
         for key, value in options.items():
             self.system.log.say(f"{key} removed" if value is None else f"{key}: {value}" if value else key)
 

@@ -130,7 +130,7 @@ def _answer(
     return Answer(
         node=guest.node,
         is_here=guest.is_here,
-        config=guest.note.as_asked(guest.config),
+        config=guest.config,
         base=guest.base,
         originals=guest.note.originals,
         digest=guest.digest,

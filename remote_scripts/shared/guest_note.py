@@ -32,8 +32,7 @@ class Note:
     originals: dict[str, str | None] = field(default_factory=dict)
     """Byte for byte what was there before."""
     values: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
-    """The values that count as homelab's: what the key is to be, how Proxmox VE writes that, and until it is in force
-    what it was."""
+    """The values that count as homelab's: what the key is to be, and until it is in force what it was."""
     devices: dict[str, str] = field(default_factory=dict)
     """vendor:device of each address that an original names."""
     before: dict[str, str | None] = field(default_factory=dict)
@@ -86,11 +85,6 @@ class Note:
         """What the guest has, or is about to get, from this program."""
         return {key: values[0] for key, values in self.values.items()}
 
-    def as_asked(self, config: Mapping[str, str]) -> dict[str, str]:
-        """A configuration with each value as it was asked for, where Proxmox VE has written it in its own form."""
-        asked = {key: values[0] for key, values in self.values.items() if key not in self.before}
-        return {key: asked.get(key) or value if self.has_set(key, value) else value for key, value in config.items()}
-
     def base(self, config: Mapping[str, str], devices: Mapping[str, str]) -> dict[str, str]:
         """The guest as it would be without this program: each key that still is homelab's has its original again. An
         original that names an address isn't given back where another device is there by now, or where a line of the
@@ -142,15 +136,9 @@ class Note:
             before={**{key: config.get(key) for key in change}, **before},
         )
 
-    def after_change(self: N, options: Options, written: Options) -> N:
-        """The note once all of it is in force.
-
-        :param written: what Proxmox VE has made of the values that were set, which counts beside them.
-        """
-        values = {
-            key: tuple(dict.fromkeys([value, written.get(key, value)])) if key in self.before else self.values[key]
-            for key, value in options.items()
-        }
+    def after_change(self: N, options: Options) -> N:
+        """The note once all of it is in force. Proxmox VE stores each of these values as it was sent."""
+        values: dict[str, tuple[str | None, ...]] = {key: (value,) for key, value in options.items()}
         originals = {key: self.originals[key] for key in values}
         own = {one for key in originals for one in _functions(key, originals[key])}
         devices = {one: device for one, device in self.devices.items() if one in own}

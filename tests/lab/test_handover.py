@@ -383,9 +383,7 @@ def give(host: Host, ctid: int) -> None:
     path, noted = host.root / f"etc/pve/lxc/{ctid}.conf", host.root / f"etc/pve/homelab/lxc-{ctid}"
     text = path.read_text()
     begun = ContainerNote().of_change(options_of(conf_text(text)), {}, options, options, "p/s/ct")
-    note = replace(
-        begun.after_change(options, {}), given=Given(cards=Cards(minors=(1,), functions=(OTHER,)), nodes=nodes)
-    )
+    note = replace(begun.after_change(options), given=Given(cards=Cards(minors=(1,), functions=(OTHER,)), nodes=nodes))
     path.write_text(edited(text, options))
     noted.parent.mkdir()
     noted.write_text(json.dumps(to_plain(note)))
