@@ -128,9 +128,9 @@ def follow(system: System, ctid: int) -> None:
     options = new.options
     if len(new.nodes) < len(nodes):
         system.log.say(system.log.message(_absent(ctid, new.nodes, nodes)))
-        # A line whose node isn't there stays: the container isn't to start without its card.
+        # A line whose node isn't there stays, and so do all rules: the container isn't to start without its card.
         paths = {key: line.split()[1].partition(",")[0] for key, line in own.items()}
-        late = {key: config[key] for key, path in paths.items() if path[0] == "/" and not system.files.exists(path)}
+        late = {key: config[key] for key, path in paths.items() if path[0] != "/" or not system.files.exists(path)}
         options = {**options, **late}
     change = differing({**new.target, **options}, config)
     if not change:
