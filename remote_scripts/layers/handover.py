@@ -244,7 +244,7 @@ def _take_all(system: System, vmid: str, cards: Sequence[Card]) -> None:
         try:
             card_handover.take(vmid)
         except Failure:
-            for earlier in taken:
+            for earlier in reversed(taken):  # as they come back from a VM that has ended
                 if earlier.card.record.state == "VM":  # else it was on vfio-pci already, by other configuration
                     earlier.return_card(f"VM {vmid} didn't get all of its cards")
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 
@@ -437,7 +438,14 @@ def test_the_containers_of_a_vms_two_cards_are_started_when_both_are_back(host: 
         run(host, *STOP)
         run(host, *SERVICE)
         assert at_home(host) and state(host) == "" and not host.exists(STATE.replace("big", "small"))
-    assert seen["950"] == seen["951"] == [["nvidia", "snd_hda_intel", "nvidia"]] * 2
+    # The same where a third one isn't to be had, and the VM doesn't start.
+    host.write(f"{DEVICES}/{third}/device", "0x2684\n")
+    shutil.copy(host.root / f"{DEVICES}/{OTHER}/config"[1:], host.root / f"{DEVICES}/{third}"[1:])
+    host.write(f"{DEVICES}/{third}/boot_vga", "1\n")
+    host.write(VM, f"{host.read(VM)}hostpci2: 0000:03:00\n")
+    cards(host, BIG, small, Card(name="last", functions={third: "10de:2684"}, vms=(103,)))
+    assert "this host's screen" in call(host, *START) and at_home(host)
+    assert seen["950"] == seen["951"] == [["nvidia", "snd_hda_intel", "nvidia"]] * 3
 
 
 def test_a_card_that_comes_back_has_all_modules_though_they_went_with_another_one(lent: Host) -> None:
