@@ -414,8 +414,9 @@ def cuda_to_be_had(request: Request) -> list[HomelabError]:
 
 
 def cuda_libraries_known(request: Request) -> list[HomelabError]:
-    """The data has the wanted cuDNN and NCCL, for the major release of CUDA."""
-    settings, data = request.settings, request.data
+    """The data has the wanted cuDNN and NCCL, for the major release of CUDA; while the repositories aren't read, for
+    the distribution, too."""
+    settings, data, system = request.settings, request.data, request.system
     if settings.cuda is None:
         return []
     major, errors = parse(settings.cuda).major, []
@@ -440,6 +441,19 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
         )
         for row in rows
         if major not in row.cuda
+    ]
+    there = request.distribution if system.offered is None else None
+    errors += [
+        HomelabError(
+            wanted=f"{request.name}: {row.name} {row.version} for CUDA {major}, from NVIDIA's repository for "
+            f"{str(system.distribution).capitalize()} {system.version}",
+            found=f"that repository has it for CUDA {', '.join(map(str, there.libraries[row.name]))} alone",
+            why="apt could not install it: each of its packages is made for one major release of CUDA",
+            next=f"leave nvidia.{row.name} out there, or set nvidia.cuda to a release of CUDA "
+            f"{there.libraries[row.name][-1]}",
+        )
+        for row in rows
+        if there and major in row.cuda and major not in there.libraries.get(row.name, row.cuda)
     ]
     return errors
 

@@ -184,7 +184,8 @@ class Distribution(_SourcedRow):
     """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`:
     packages of container runtimes that have another name than elsewhere; `podman`: the version that it has;
     `drivers`: the branches that its repositories have, NVIDIA's and its own; `first_cuda`: the oldest release that is
-    in NVIDIA's. What isn't given isn't known, and counts as there."""
+    in NVIDIA's; `libraries`: the major releases of CUDA that a library beside it is there for. What isn't given isn't
+    known, and counts as there."""
 
     id: Literal["ubuntu", "debian"]
     version: str
@@ -198,6 +199,7 @@ class Distribution(_SourcedRow):
     runtimes: dict[Runtime, str] = {}
     drivers: tuple[DataRange, ...] | None = None
     first_cuda: DataVersion | None = None
+    libraries: dict[Literal["cudnn", "nccl"], tuple[int, ...]] = {}
 
 
 class Headers(_SourcedRow):

@@ -429,9 +429,9 @@ def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(host: Hos
     upid = "UPID:pve1:00001A2B:0094C3F1:6B010CC4:vzdump:100:root@pam!nightly:"
     host.write("/var/log/pve/tasks/active", f"{upid} 0\n")
     host.write(f"/proc/{0x1A2B}/stat", f"{0x1A2B} (task) S {' '.join(['7'] * 18)} {0x0094C3F1} 99 99\n")
-    assert ask(host, "plan")["cluster"].startswith("a backup (vzdump) 100 runs here, since")
+    assert ask(host, "plan")["cluster"].startswith("the task vzdump 100 runs here, since")
     message = refusal(host)
-    assert "found:  a backup (vzdump) 100 runs here" in message
+    assert "found:  the task vzdump 100 runs here" in message
     assert "a restart would cut off what is at work here" in message
     # One that never ends by itself has a way out, too.
     for way in ("pvenode task list --source active", "ha-manager status", "Or reboot this host by hand"):

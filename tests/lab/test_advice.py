@@ -354,17 +354,12 @@ ROWS: dict[str, Row] = {
 
 
 def test_an_esp_that_is_taken_out_of_the_list_tells_which_boot_loader_it_is(labs: Callable[[str], Lab]) -> None:
-    lab = labs("intel-zfs")
+    lab = labs("rtx5090")
     said = of_gates(gpus={})
     try:
-        lab.run("rm $ROOT/sys/firmware/efi/efivars/LoaderInfo-*")
-        unused = lab.state / "esp/E2B8-B79F"
-        (unused / "loader/loader.conf").unlink()
-        (unused / "grub").mkdir()
+        lab.run("mkdir -p $ROOT/etc/kernel && echo 0000-0000 >$ROOT/etc/kernel/proxmox-boot-uuids")
         assert any("the UUID of each ESP" in step for step in said(lab))
-        lab.run("proxmox-boot-tool clean")
-        assert said(lab), "that drops what is gone, and no more"
-        lab.run(f"sed -i /{unused.name}/d $ROOT/etc/kernel/proxmox-boot-uuids")
+        lab.run("sed -i /0000-0000/d $ROOT/etc/kernel/proxmox-boot-uuids")
         assert said(lab) == []
     finally:
         lab.reset()
