@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import Download, parse
 from homelab.settings.download import images
@@ -223,3 +225,13 @@ def test_only_the_download_of_this_very_file_is_waited_for_or_ended(comes: bool)
     new = {"url": "https://x/a.iso", "content": "iso", "filename": "a.iso"}
     new |= {"checksum": "ab", "checksum-algorithm": "sha256"}
     assert node.asked == ([("wait", "of a.iso"), ("end", "of a.iso")] if comes else [("download", new)])
+
+
+def test_an_answer_that_is_missing_says_nothing_of_the_download_which_may_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = UnansweredError(wanted="x", found="no answer", why="cut", next="look at the network", status=0, reason="")
+    monkeypatch.setattr(Node, "carry_out", Mock(side_effect=lost))
+    with pytest.raises(UnansweredError) as raised:
+        Files(cast(Any, Node()), print).fetch("local:iso/a.iso", Source("a", "https://x/a.iso", None))
+    assert raised.value is lost

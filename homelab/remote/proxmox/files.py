@@ -10,7 +10,7 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.remote.proxmox.api import Api
-from homelab.remote.proxmox.errors import ApiError, StillRunsError, TaskFailedError
+from homelab.remote.proxmox.errors import ApiError, StillRunsError, TaskFailedError, UnansweredError
 from homelab.settings import Container, Host, Vm
 from homelab.vm import files as vm_files
 
@@ -89,6 +89,8 @@ class Files:
             api.carry_out("post", path, wanted, seconds, self._say, kinds=("download",), **parameters)
         except StillRunsError as error:
             raise self._ended(error, source, seconds) from error
+        except UnansweredError:
+            raise
         except ApiError as error:
             place = source.url or "download.proxmox.com, and has the template in its list (`pveam update`)"
             raise error.retold(
