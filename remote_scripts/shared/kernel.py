@@ -27,13 +27,6 @@ def running(system: System) -> str:
     return release
 
 
-def is_at_work(system: System, *programs: str) -> bool:
-    """Whether a process of such a name runs, or waits in the kernel: of a name it knows the first 15 letters."""
-    names = {program[:15] for program in programs}
-    processes = filter(str.isdecimal, system.files.names("/proc"))
-    return any(system.files.line(f"/proc/{process}/comm") in names for process in processes)
-
-
 def boot_id(system: System) -> str:
     """Which boot this is; empty where the kernel doesn't tell it."""
     return system.files.line(_BOOT_ID)
