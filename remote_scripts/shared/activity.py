@@ -1,5 +1,5 @@
 """What is done on this host that a restart would cut off: backups, migrations, other tasks, actions of HA,
-installations of packages. What another node does to this one ends there, and is begun again.
+installations of packages. What another node does to this one isn't seen: it fails there, where the guest stays.
 
 Nothing here can be opened by a setting: it ends by itself, or a user has to look at it. What can't be read may say that
 something runs.
