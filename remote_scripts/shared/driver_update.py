@@ -301,7 +301,7 @@ class Update:
             # In one go with the removal of those that came instead: packages of two versions have files of the same
             # names.
             words += [f"{name}-" for name in gone if name in installed.present]
-            packages.put_back(words)
+            packages.put_back(words, [f"{package.name}={package.version}" for package in missing])
         packages.purge(gone, None, "they belong to the update that failed")
         for mark in ("auto", "manual"):
             packages.mark(mark, [package.name for package in kept if package.mark == mark])

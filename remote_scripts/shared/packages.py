@@ -42,7 +42,7 @@ _LOCKED = re.compile(
     re.MULTILINE,
 )
 # What apt complains of, with the lines that continue it.
-_COMPLAINT = re.compile(r"^(?:E|W|Err|Error|Warning)[: ].*(?:\n\s.*)*", re.MULTILINE)
+_COMPLAINT = re.compile(r"^(?:E|W|Err|Error|Warning)[: ].*(?:\n[ \t].*)*", re.MULTILINE)
 # What apt says of a list that it has taken all the same: of its key's age, or where that lies.
 _REMARK = re.compile(r"^(W|Warning): \w+://.*\n?", re.MULTILINE)
 # Proxmox VE's own repositories.
@@ -276,21 +276,23 @@ class Packages:
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
         seconds = self.software.download_seconds + self.software.install_seconds
         arguments = (*(_INSTALL if recommends else _INSTALL_ALONE), *missing)
-        self._carry_out(f"to install {words}", *arguments, seconds=seconds)
+        self._carry_out(f"to install {words}", *arguments, needed=missing, seconds=seconds)
 
-    def put_back(self, words: Sequence[str]) -> None:
+    def put_back(self, words: Sequence[str], needed: Sequence[str]) -> None:
         """The same for packages in files, and NAME- for those that make way.
 
+        :param needed: NAME=VERSION of those in the files.
         :raises Failure: they can't be installed.
         """
         shown = " ".join(word.rpartition("/")[2] for word in words)
-        self._carry_out(f"to put back {shown}", *_INSTALL_ALONE, *words)
+        self._carry_out(f"to put back {shown}", *_INSTALL_ALONE, *words, needed=needed)
 
-    def _carry_out(self, what: str, *arguments: str, seconds: float = 0) -> None:
+    def _carry_out(self, what: str, *arguments: str, needed: Sequence[str] = (), seconds: float = 0) -> None:
         """What apt-get announces is added to the record, done, and compared with what is there then: apt-get also
         fails where another package can't be configured, which is in the way of none.
 
         :param what: for a message.
+        :param needed: NAME or NAME=PATTERN: one that is there and only has to be configured apt-get doesn't announce.
         :raises Failure: apt-get can't do it, or a user's package would go.
         """
         plan = self.simulated(*arguments)
@@ -302,8 +304,12 @@ class Packages:
         self.system.files.changed = True
         done = self.apt(*arguments, seconds=seconds)
         self.settle()
-        whole = self.installed().whole
-        if any(whole.get(change.name, "-") != change.new for change in changes):
+        there = self.installed()
+        is_done = (
+            (there.present if change.new == "-" else there.whole).get(change.name, "-") == change.new
+            for change in changes
+        )
+        if not (all(is_done) and all(map(self.is_whole, needed))):
             self.explain_install(done, what)
 
     def _need_allowed(self, changes: Sequence[Change], what: str) -> None:
@@ -447,7 +453,7 @@ class Packages:
             return
         # Homelab's that stand in their way go; no others.
         self.system.log.say(f"bringing back {' '.join(words)}")
-        self._carry_out(f"to bring back {' '.join(words)}", *_INSTALL_ALONE, *words)
+        self._carry_out(f"to bring back {' '.join(words)}", *_INSTALL_ALONE, *words, needed=words)
         self.mark("auto", [name for name in back if records[name].mark == "auto"])
 
     def mark(self, mark: str, names: Sequence[str]) -> None:
@@ -530,7 +536,8 @@ class Packages:
         self.system.log.say(f"downloading {url}")
         seconds = self.software.download_seconds
         secure = ("-fsSL", "--proto", "=https", "--proto-redir", "=https", "--connect-timeout", "20")
-        patience = ("--retry", "4", "--retry-all-errors", "--max-time", str(seconds))
+        # A try takes away what the one before it has fetched: none begins once the time is up.
+        patience = ("--retry", "4", "--retry-all-errors", "--retry-max-time", str(seconds), "--max-time", str(seconds))
         done = self.do("curl", *secure, *patience, "-C", "-", "-o", files.name(part), url, seconds=seconds + 5)
         if done.status == 0:
             files.move(part, path)

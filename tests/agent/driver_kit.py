@@ -299,7 +299,9 @@ class Machine:
             name for name in gone if name in packages and (act == "purge" or packages[name].state != "config-files")
         ]
         gone += [name for name, needed in NEEDS.items() if needed in gone and name not in gone and name in packages]
-        there = {one.name: one.version for one in packages.values() if one.state == "installed"}
+        # What is unpacked is there for apt: it is configured, and not announced.
+        away = ("config-files", "half-installed")
+        there = {one.name: one.version for one in packages.values() if one.state not in away}
         return gone, {name: version for name, version in come.items() if there.get(name) != version}
 
     def _announced(self, gone: Sequence[str], come: dict[str, str]) -> str:

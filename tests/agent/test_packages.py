@@ -3,6 +3,7 @@ answers isn't taken for "nothing"."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -132,3 +133,47 @@ def test_a_remark_of_apts_about_a_list_that_it_has_is_no_failure(host: Host, lin
     with pytest.raises(Failure) as raised:
         packages.explain_install(unknown, "nvidia-open")
     assert "Unable to locate" in raised.value.found
+
+
+def refused(host: Host, plan: str, failed: Done) -> Packages:
+    """The packages of a system whose apt-get fails; x is and stays half configured."""
+
+    def apt(arguments: Sequence[str], _stdin: bytes) -> Done | str:
+        return plan if "-s" in arguments else failed
+
+    host.programs |= {
+        "dpkg-query": lambda *_: "dpkg\tinstalled\t1\tamd64\nx\thalf-configured\t1\tall\n",
+        "dpkg": lambda *_: 1,
+        "apt-get": apt,
+        "apt-mark": lambda *_: "",
+    }
+    return Packages(host.system(), SOFTWARE, "it", may_remove=re.compile("x"))
+
+
+def test_a_package_that_cannot_be_configured_is_not_taken_for_installed(host: Host) -> None:
+    """It is there: apt announces nothing, and fails."""
+    failed = Done(100, b"dpkg: error processing package x\n")
+    packages = refused(host, "Conf x (1 x [all])\n", failed)
+    with pytest.raises(Failure, match="processing package x"):
+        packages.install(["x"])
+
+
+def test_a_package_that_stays_is_not_taken_for_removed(host: Host) -> None:
+    packages = refused(host, "Remv x [1]\n", Done(100, b"prerm failed\n"))
+    with pytest.raises(Failure, match="prerm failed"):
+        packages.make_way(["x"], "the driver's packages", "NVIDIA's installer")
+
+
+def test_no_try_of_a_download_begins_once_its_time_is_up(host: Host) -> None:
+    """It would take away what a slow line has brought, which the next run goes on with."""
+    given: list[str] = []
+
+    def curl(arguments: Sequence[str], _stdin: bytes) -> Done:
+        given.extend(arguments)
+        return Done(28, b"timed out\n")
+
+    host.programs["curl"] = curl
+    with pytest.raises(Failure):
+        Packages(host.system(), SOFTWARE, "it").download("https://x/y.run", "/var/lib/homelab/downloads/y.run")
+    times = {option: given[given.index(option) + 1] for option in ("--max-time", "--retry-max-time")}
+    assert len({*times.values()}) == 1
