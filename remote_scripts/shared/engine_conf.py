@@ -79,9 +79,10 @@ def _release(system: System, path: str) -> None:
     if not files.is_edited(LAYER, path):
         return
     content = files.need(path, _BYTES) or b""
-    files.remember(path, f"{HOME}/kept{path}", f"{HOME}/sums{path}", f"{HOME}/files/{LAYER}{path}")
+    real = files.resolved(path)  # by a link of theirs
+    files.remember(real, f"{HOME}/kept{path}", f"{HOME}/sums{path}", f"{HOME}/files/{LAYER}{path}")
     if path == _DOCKER:
-        files.write(path, _without_runtime(content), files.mode(path))
+        files.write(real, _without_runtime(content), files.mode(real))
     files.remove(f"{HOME}/files/{LAYER}{path}")
     files.forget(path)
     files.changed = True

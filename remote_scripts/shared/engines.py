@@ -56,7 +56,8 @@ class Engines:
         """Where its configuration has changed. Containers of docker stop with it, unless it has live-restore; those
         that ran are started again.
 
-        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that.
+        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that. Or docker
+            doesn't say which containers run.
         """
         system = self._system
         step = f"restart-{unit}"
@@ -125,11 +126,17 @@ class Engines:
         return any(self._system.files.is_file(f"{folder}/{program}") for folder in _FOLDERS)
 
     def _note_running(self) -> None:
-        """Notes the containers of docker's that stop with it, beside those that a run which was cut short had noted."""
+        """Notes the containers of docker's that stop with it, beside those that a run which was cut short had noted.
+
+        :raises Failure: docker is at work, and doesn't say them.
+        """
         system = self._system
         done = system.run.ask("docker", "ps", "--format", "{{.Names}}")
+        if done.status != 0 and self._is_active("docker"):
+            wanted = f"{self._name}: which containers run, before docker is restarted"
+            self._packages.explain(done.failure("docker"), wanted, "those that it stops are started again")
         running = done.text.split() if done.status == 0 else []
-        system.log.say(f"restarting docker, and its containers with it: {' '.join(running) or 'none runs'}")
+        system.log.say(f"restarting docker; its containers run again afterwards: {' '.join(running) or 'none'}")
         names = dict.fromkeys([*self._stopped(), *running])
         if names:
             system.files.note(_STOPPED, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))

@@ -118,6 +118,17 @@ def test_a_configuration_that_is_a_link_comes_back_as_one_with_its_mode(
     assert json.loads(link.read_text()) == json.loads('{"debug": true}' if is_edited else '{"dns": []}')
 
 
+def test_a_link_that_somebody_has_put_in_its_place_since_stays_with_the_files_mode(host: Host, ctk: Ctk) -> None:
+    ctk.configure()
+    theirs = host.write("/srv/docker.json", '{"debug": true, "runtimes": {"nvidia": {}}}', 0o640)
+    link = host.root / DAEMON[1:]
+    link.unlink()
+    link.symlink_to("../../srv/docker.json")
+    ctk.give_back()
+    assert link.is_symlink() and json.loads(theirs.read_text()) == {"debug": True}
+    assert theirs.stat().st_mode & 0o777 == 0o640 and not host.exists("/var/lib/homelab")
+
+
 def test_a_link_that_leads_nowhere_is_said_before_anything_is_changed(host: Host, ctk: Ctk) -> None:
     link = host.root / DAEMON[1:]
     link.symlink_to("../../srv/docker.json")
@@ -188,6 +199,15 @@ def test_containers_run_again_where_docker_didnt_start_with_what_was_configured(
     assert docker.running == {"web", "db"}
 
 
+def test_docker_that_doesnt_say_which_containers_run_is_not_restarted(host: Host) -> None:
+    docker = Docker(host)
+    host.system().files.set_pending("restart-docker")
+    host.programs["docker"] = lambda *_: Done(1, b"", b"permission denied\n")
+    with pytest.raises(Failure, match="permission denied"):
+        restart(host)
+    assert docker.running == {"web", "db"}
+
+
 def test_containers_run_again_where_a_restart_was_cut_short(host: Host) -> None:
     docker = Docker(host)
     host.system().files.set_pending("restart-docker")
@@ -229,7 +249,7 @@ def test_containers_that_a_restart_stops_are_started_again_once(host: Host, capf
     docker = Docker(host)
     host.system().files.set_pending("restart-docker")
     restart(host)
-    assert docker.running == {"db", "web"} and "its containers with it: db web" in capfd.readouterr().err
+    assert docker.running == {"db", "web"} and "run again afterwards: db web" in capfd.readouterr().err
     docker.running.clear()
     restart(host)
     assert not docker.running and not host.exists("/var/lib/homelab")
