@@ -1,4 +1,4 @@
-"""The kernel that runs, its boot, its processes, and the files in which its modules get options."""
+"""The kernel that runs, its boot, and the files in which its modules get options."""
 
 from __future__ import annotations
 
