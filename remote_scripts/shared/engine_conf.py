@@ -80,7 +80,7 @@ def _release(system: System, path: str) -> None:
         return
     content = files.need(path, _BYTES) or b""
     real = files.resolved(path)  # by a link of theirs
-    files.remember(real, f"{HOME}/kept{path}", f"{HOME}/sums{path}", f"{HOME}/files/{LAYER}{path}")
+    files.remember(real, f"{HOME}/files/{LAYER}{path}", f"{HOME}/sums{path}", f"{HOME}/kept{path}")
     if path == _DOCKER:
         files.write(real, _without_runtime(content), files.mode(real))
     files.remove(f"{HOME}/files/{LAYER}{path}")
