@@ -23,7 +23,7 @@ from remote_scripts.shared.symptoms import Context, recognise
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
-from remote_scripts.tools.run import TIMED_OUT, Done, Progress
+from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 
 #: What apt-get update complained of, where it did.
@@ -137,13 +137,7 @@ class Packages:
 
     # Programs.
 
-    def do(
-        self,
-        *arguments: str,
-        seconds: float = 0,
-        doing: str = "",
-        progress: Progress | None = None,
-    ) -> Done:
+    def do(self, *arguments: str, seconds: float = 0, doing: str = "") -> Done:
         """A program that takes long, and may change what is installed.
 
         :param seconds: by default as long as an installation may take.
@@ -154,7 +148,6 @@ class Packages:
             seconds=seconds or self.software.install_seconds,
             doing=doing or self._doing,
             environment=_ENVIRONMENT,
-            progress=progress,
         )
 
     def apt(self, *arguments: str, seconds: float = 0, folder: str = "") -> Done:

@@ -86,8 +86,6 @@ class Done:
         return self.error.decode("utf-8", "replace").strip() or f"exit status {self.status} of {program}"
 
 
-#: Says how far a program is, of the end of what it has said and the seconds since it began; empty: that isn't known.
-Progress = Callable[[bytes, float], str]
 #: In a test: a program's name -> what is called in its place, with the arguments and standard input.
 Stand = Callable[[Sequence[str], bytes], "Done | int | str | None"]
 
@@ -159,21 +157,19 @@ class Run:
         seconds: float = DO_SECONDS,
         doing: str = "",
         environment: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
     ) -> Done:
         """A program that changes something. All that it says goes into this system's log; `output` of the answer is
         the end of it, which a person gets to see where it fails. Another process keeps the lock until the program has
         ended, also where this one is killed.
 
         :param doing: what is done, for the lines that say that it goes on; by default the program's name.
-        :param progress: says there how far it is; by default what it has said last.
         """
         self._log.heading(": ".join(filter(None, (self.name, doing, " ".join(arguments)))))
         if self._programs is not None:
             done = self._stand(arguments, b"")
         else:
             doing = ": ".join(filter(None, (self.name, doing or Path(arguments[0]).name)))
-            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress)
+            done = self._watched(arguments, self._work.time_for(seconds), doing, environment)
         said = done.output + done.error
         last = "\n".join(self._log.clean(said[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
         if done.status != 0 and last:
@@ -186,7 +182,6 @@ class Run:
         seconds: float,
         doing: str,
         environment: Mapping[str, str] | None,
-        progress: Progress | None,
     ) -> Done:
         out = _file()
         status_end, keeper_end = os.pipe()
@@ -201,11 +196,7 @@ class Run:
             noted = self._pass_on(out, noted, whole=False)
             if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
                 told_at = now
-                said = _end_of(out)
-                where = progress(said, now - began) if progress else ""
-                self._log.say(
-                    ": ".join(filter(None, (doing, where or f"{now - began:.0f} s", where or _last_line(said))))
-                )
+                self._log.say(": ".join(filter(None, (doing, f"{now - began:.0f} s", _last_line(_end_of(out))))))
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
