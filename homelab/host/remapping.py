@@ -314,10 +314,13 @@ def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> li
 
 
 def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:
-    by_hand = without_remapping(facts)
-    if remaps_interrupts(facts) is not False or not (
-        host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)
-    ):
+    remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
+    if remapped is None and host.iommu.allow_unsafe_interrupts:
+        return [
+            "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before "
+            "its IOMMU is on; run `pulumi up --refresh` after the reboot"
+        ]
+    if remapped is not False or not (host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)):
         return []
     return [
         f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "

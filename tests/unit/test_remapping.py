@@ -164,6 +164,8 @@ def test_the_plan_says_what_that_risks() -> None:
     (remark,) = gates.remarks(desktop(iommu=PLAIN), settings(iommu=UNSAFE), {})
     assert "only to guests that you trust" in remark
     assert gates.remarks(desktop(), settings(iommu=UNSAFE), {}) == []
+    (remark,) = gates.remarks(desktop(iommu=iommu(groups=0, interrupts="")), settings(iommu=UNSAFE), {})
+    assert "can't be told before its IOMMU is on; run `pulumi up --refresh`" in remark
 
 
 def test_who_has_allowed_it_by_hand_keeps_it_and_is_told() -> None:
