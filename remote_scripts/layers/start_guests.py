@@ -98,6 +98,8 @@ def _start(system: System, seconds: float, wanted: Wanted) -> Answer | None:
         answer, api, boot = Answer(), NodeApi(system), need_boot_id(system)
         owed = guests_to_start.noted(system)
         for ran in sorted(owed, key=partial(_place, api)):
+            if _is_ending(system):
+                break
             if ran.boot != boot:
                 started = len(answer.started)
                 still = None if ran.guest in wanted.unwanted else _see_to(system, api, ran, wanted, answer)
@@ -105,8 +107,6 @@ def _start(system: System, seconds: float, wanted: Wanted) -> Answer | None:
                 guests_to_start.keep(system, owed)
                 if owed and len(answer.started) > started:
                     time.sleep(int(_startup(api, ran).get("up", 0)))  # so much later comes the next one
-                    if _is_ending(system):
-                        break
         if not owed:
             guests_to_start.forget(system)  # also what a cut has left of the rest
         return answer

@@ -96,6 +96,8 @@ def _guest(host: Host, program: str, arguments: Sequence[str]) -> Done:
 
 def _start(host: Host, program: str, vmid: str) -> str:
     kill(host, f"before-{vmid}")
+    if host.exists(f"/ends/{vmid}"):
+        host.write("/state/system", "stopping\n")
     host.write("/started", (host.read("/started") if host.exists("/started") else "") + f"{vmid} ")
     status = "start failed: no such bridge" if host.exists(f"/fails/{vmid}") else "OK"
     upid = task(host, f"{'qm' if program == 'qm' else 'vz'}start", int(vmid), int(time.time()), status=status)
@@ -531,6 +533,16 @@ def test_nobody_is_started_once_the_system_goes_down_again(host: Host, clock: Cl
     clock.meanwhile = lambda: elsewhere(meanwhile)
     assert run(host)["started"] == ["VM 105 (g105)"]
     assert started(host) == [105] and not is_over(host)
+
+
+def test_a_start_that_fails_since_the_system_goes_down_costs_the_others_none(host: Host) -> None:
+    host.write("/ends/105", "")
+    host.write("/fails/105", "")
+    assert not run(host)["started"]
+    assert started(host) == [105] and not is_over(host)
+    host.write("/state/system", "running\n")
+    alone(host)
+    assert started(host) == [105, 901, 90, 103] and is_over(host)
 
 
 @contextmanager
