@@ -42,7 +42,8 @@ def plan(system: System, wanted: Wanted) -> None:
         _need_tools(system)
     _write(system.files, wanted.needed)
     if system.files.changed or _is_unfinished(system, wanted.needed):
-        _need_room(system)
+        if wanted.needed:
+            _need_room(system)
         system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
 
 

@@ -204,3 +204,5 @@ def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initra
     ask(host, "apply")
     host.programs["df"] = full
     assert ask(host, "plan") == {"files": []} and ask(host, "apply") == {"changed": False}
+    assert ask(host, "plan", needed=False)["files"], "to give back no room is asked for"
+    assert ask(host, "apply", needed=False) == {"changed": True}
