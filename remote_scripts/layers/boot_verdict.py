@@ -104,8 +104,9 @@ def _reached(system: System, before: Mapping[str, str]) -> tuple[bool, str]:
         return False, f"no interface that is up has {address}, over which it was configured"
     if port and not route.listens(system, port):
         return False, f"nothing listens on port {port}, on which sshd did when it was configured"
-    if gateway and not route.answering_gateway(system, address):
+    answers = route.answering_gateway(system, address) if gateway else ""
+    if gateway and not answers:
         return False, f"no default gateway answers, and {gateway} did when it was configured"
-    asked = f", its gateway {gateway} answers" if gateway else ", its gateway did not answer when it was configured"
+    asked = f", its gateway {answers} answers" if gateway else ", its gateway did not answer when it was configured"
     heard = f", and sshd listens on port {port}" if port else ""
     return True, f"{interface} is up with {address}{asked}{heard}"

@@ -500,6 +500,11 @@ def test_what_did_not_hold_when_it_was_armed_is_not_asked(tried: Host) -> None:
     assert tried.read(JUDGED).endswith("vmbr0 is up with 192.0.2.10, its gateway did not answer when it was configured")
 
 
+def test_the_gateway_that_answers_is_the_one_that_is_named(tried: Host) -> None:
+    boot_kit.note(tried, "address 192.0.2.10\nport 22\ngateway 192.0.2.9\n")
+    assert verdict(tried) == "stay" and tried.read(JUDGED).endswith(STAYS)
+
+
 def test_an_awaited_boot_is_given_back_until_nobody_waits_any_more(tried: Host) -> None:
     boot_kit.note(tried, f"until {int(time.time()) + 60}\n{boot_kit.WAY}")
     assert verdict(tried) == "give back: was not confirmed within 2 s of its start"
