@@ -649,6 +649,13 @@ def test_a_command_that_hangs_does_not_stop_it(tried: Callable[..., Tried], comm
     assert host.reboots(), "the trial never ends"
 
 
+def test_a_choice_that_can_not_be_read_does_not_stop_it(tried: Callable[..., Tried]) -> None:
+    host = tried(awaited=True)
+    os.mkfifo(host.root / "boot/grub/homelab.env")
+    host.elapse(STEP_SECONDS="1")
+    assert host.reboots(), "the trial never ends"
+
+
 # -- it is never contradicted -----------------------------------------------------------------------------------
 def test_a_confirmed_boot_is_not_undone(tried: Callable[..., Tried]) -> None:
     host = tried(awaited=True)
