@@ -21,7 +21,7 @@ ask() { # of any agent on this host that is whole: its answer is the last line
 
 take_back() { # in place, of the same length: one sector
   block=$ROOT/boot/grub/homelab.env
-  if limited grep -qsx homelab_trial=once "$block"; then
+  if [ -e "$block" ] && limited grep -qsx homelab_trial=once "$block"; then
     printf '# GRUB Environment Block\nhomelab_trial=none\n' | limited dd of="$block" conv=notrunc,fsync 2>/dev/null || is_left=yes
   fi
 }
@@ -73,7 +73,10 @@ end_trial() {
 is_left='' after=$1
 read -r here <"$ROOT/proc/sys/kernel/random/boot_id"
 if [ -e "$home/trial" ]; then
-  ! limited grep -qsx "boot $here" "$home/trial" || exit 0 # armed in this boot it is for the next one: somebody is in reach of this
+  while read -r key value; do # this program lies beside it
+    # Armed in this boot it is for the next one: somebody is in reach of this.
+    [ "$key $value" != "boot $here" ] || exit 0
+  done <"$home/trial"
   take_back
 fi
 read -r words <"$ROOT/proc/cmdline"
