@@ -67,6 +67,12 @@ def verification(machine: Machine) -> str:
     return layer(machine, "apply", VERIFICATION, check=False)
 
 
+def opened(machine: Machine, path: str) -> str:
+    """What the container's root is told who opens it; empty: it opens."""
+    said = machine.run(f"pct exec {CTID} -- dd if={path} of=/dev/null count=0 2>&1", check=False)
+    return "" if "records in" in said else said
+
+
 def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts) -> None:
     machine = hosts.intel()
     machine.run("bash -s", input=CONTAINER)
@@ -79,25 +85,24 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
         f"{line}\n" for path in nodes(machine) for line in mount_lines(path, numbers(machine, path))
     )
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf; pct start {CTID}", input=written)
+    # Allowed, and nobody is behind their numbers; the card's own node opens. The first that doesn't ends the verification.
     said = verification(machine)
-    # Allowed, and nobody is behind their numbers; the card's own node opens.
+    assert "/dev/nvidia0: root: no driver is behind it" in said, said
     for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"):
-        assert f"{path}: root: no driver is behind it" in said, said
-    assert "/dev/dri/" not in said, said
-    inside = f"pct exec {CTID} -- dd if=/dev/dri/{card} of=/dev/null count=0"
-    machine.run(inside)
+        assert "No such device or address" in opened(machine, path)
+    assert opened(machine, f"/dev/dri/{card}") == ""
 
     # The same without its rules: there, and not to be opened.
     rules = r"lxc\.cgroup2\.devices\.allow: c (195:0|226:[0-9]+) "
     machine.run(f"sed -i -E '/^{rules}/d' /etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}")
     said = verification(machine)
     assert "/dev/nvidia0: root: no rule of the control group allows it" in said, said
-    assert f"/dev/dri/{card}: root: no rule of the control group allows it" in said, said
-    assert "/dev/nvidiactl: root: no driver is behind it" in said, said
+    assert "Operation not permitted" in opened(machine, f"/dev/dri/{card}")
+    assert "No such device or address" in opened(machine, "/dev/nvidiactl")
 
     # Mended, and given back.
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}", input=written)
-    machine.run(inside)
+    assert opened(machine, f"/dev/dri/{card}") == ""
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}", input=CONF)
     assert "Operation not permitted" in machine.run(
         f"mknod -m 666 /var/lib/lxc/{CTID}/rootfs/tmp/nvidia0 c 195 0; "
