@@ -67,13 +67,11 @@ def verification(machine: Machine) -> str:
     return layer(machine, "apply", VERIFICATION, check=False)
 
 
-def opened(machine: Machine, path: str) -> str:
-    """What the container's root is told who opens it; empty: it opens."""
-    said = machine.run(f"pct exec {CTID} -- dd if={path} of=/dev/null count=0 2>&1", check=False)
-    return "" if "records in" in said else said
-
-
 def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts) -> None:
+    def opened(path: str) -> str:  # by the container's root: what that is told; empty: it opens
+        said = machine.run(f"pct exec {CTID} -- dd if={path} of=/dev/null count=0 2>&1", check=False)
+        return "" if "records in" in said else said
+
     machine = hosts.intel()
     machine.run("bash -s", input=CONTAINER)
     machine.run("cat >/usr/local/sbin/pct && chmod 755 /usr/local/sbin/pct", input=(GUEST / "pct").read_text())
@@ -89,20 +87,20 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
     said = verification(machine)
     assert "/dev/nvidia0: root: no driver is behind it" in said, said
     for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"):
-        assert "No such device or address" in opened(machine, path)
-    assert opened(machine, f"/dev/dri/{card}") == ""
+        assert "No such device or address" in opened(path)
+    assert opened(f"/dev/dri/{card}") == ""
 
     # The same without its rules: there, and not to be opened.
     rules = r"lxc\.cgroup2\.devices\.allow: c (195:0|226:[0-9]+) "
     machine.run(f"sed -i -E '/^{rules}/d' /etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}")
     said = verification(machine)
     assert "/dev/nvidia0: root: no rule of the control group allows it" in said, said
-    assert "Operation not permitted" in opened(machine, f"/dev/dri/{card}")
-    assert "No such device or address" in opened(machine, "/dev/nvidiactl")
+    assert "Operation not permitted" in opened(f"/dev/dri/{card}")
+    assert "No such device or address" in opened("/dev/nvidiactl")
 
     # Mended, and given back.
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}", input=written)
-    assert opened(machine, f"/dev/dri/{card}") == ""
+    assert opened(f"/dev/dri/{card}") == ""
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}", input=CONF)
     assert "Operation not permitted" in machine.run(
         f"mknod -m 666 /var/lib/lxc/{CTID}/rootfs/tmp/nvidia0 c 195 0; "
