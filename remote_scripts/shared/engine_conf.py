@@ -82,6 +82,7 @@ def _release(system: System, path: str) -> None:
     real = files.resolved(path)  # by a link of theirs
     files.remember(real, f"{HOME}/files/{LAYER}{path}", f"{HOME}/sums{path}", f"{HOME}/kept{path}")
     if path == _DOCKER:
+        files.keep_edit(LAYER, path)
         files.write(real, _without_runtime(content), files.mode(real))
     files.remove(f"{HOME}/files/{LAYER}{path}")
     files.forget(path)

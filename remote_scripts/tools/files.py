@@ -384,7 +384,7 @@ class Files:
             return
         self.about_to_change()
         self._temporary(path)  # of a run that was cut short: it goes with those of this one
-        self._keep_edit(layer, path)
+        self.keep_edit(layer, path)
         self.remember(path, record, f"{HOME}/sums{path}", f"{HOME}/kept{path}")
         if self.exists(f"{HOME}/kept{path}"):
             self.copy(f"{HOME}/kept{path}", path)
@@ -617,7 +617,7 @@ class Files:
     def _claim(self, layer: str, path: str, record: str) -> None:
         """Notes that a file is about to be written, and keeps the original."""
         self.about_to_change()
-        self._keep_edit(layer, path)
+        self.keep_edit(layer, path)
         where = _record(layer, path)
         self.remember(f"{HOME}/kept{path}", f"{HOME}/sums{path}", where, path)
         if not self.exists(where):
@@ -681,7 +681,7 @@ class Files:
             return False
         return not (self.exists(f"{HOME}/kept{path}") and digest == self._kept_sum(path))
 
-    def _keep_edit(self, layer: str, path: str) -> None:
+    def keep_edit(self, layer: str, path: str) -> None:
         """What others made of a file of homelab's is kept: a copy, where backups lie. Named by its content, so
         that a run that was cut short makes no second one.
         """

@@ -116,6 +116,8 @@ def test_a_configuration_that_is_a_link_comes_back_as_one_with_its_mode(
     ctk.give_back()
     assert link.is_symlink() != is_edited and not host.exists("/var/lib/homelab")
     assert json.loads(link.read_text()) == json.loads('{"debug": true}' if is_edited else '{"dns": []}')
+    kept = list(host.root.glob("var/backups/homelab/etc/docker/daemon.json.*"))
+    assert [path.read_text() for path in kept] == ['{"debug": true, "runtimes": {"nvidia": {}}}'] * is_edited
 
 
 def test_a_link_that_somebody_has_put_in_its_place_since_stays_with_the_files_mode(host: Host, ctk: Ctk) -> None:
