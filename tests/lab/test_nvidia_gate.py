@@ -75,7 +75,9 @@ def test_what_all_layers_would_change_is_asked_at_once(lab: Lab) -> None:
     mark = lab.mark()
     planned = planning.planned("pve", host(lab), {}, {})
     lab.wait_idle()
-    assert len(lab.connections(mark)) == 1 and len(lab.commands(mark)) == 3, "the host, its stack, the plans"
+    # A process that has asked Proxmox VE before has a ticket.
+    commands = [one for one in lab.commands(mark) if "make_ticket" not in one["command"]]
+    assert len(lab.connections(mark)) == 1 and len(commands) == 3, "the host, its stack, the plans"
     paths = " ".join(file.what for file in planned.files)
     assert "iommu.cfg" in paths and "initramfs" in paths and planned.reboot.reboot == "yes"
 
