@@ -27,7 +27,11 @@ CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allo
 CONTAINER = f"""
 set -e
 root=/var/lib/lxc/{CTID}/rootfs
-mkdir -p $root/bin $root/dev $root/proc $root/sys $root/etc $root/tmp /etc/pve/lxc /etc/pve/qemu-server
+node=nodes/$(hostname)
+mkdir -p $root/bin $root/dev $root/proc $root/sys $root/etc $root/tmp /etc/pve/$node/lxc /etc/pve/$node/qemu-server
+ln -sfn $node /etc/pve/local
+ln -sfn $node/lxc /etc/pve/lxc
+ln -sfn $node/qemu-server /etc/pve/qemu-server
 cp /bin/busybox $root/bin/
 for library in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
 for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
