@@ -27,11 +27,9 @@ CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allo
 CONTAINER = f"""
 set -e
 root=/var/lib/lxc/{CTID}/rootfs
-node=nodes/$(hostname)
-mkdir -p $root/bin $root/dev $root/proc $root/sys $root/etc $root/tmp /etc/pve/$node/lxc /etc/pve/$node/qemu-server
-ln -sfn $node /etc/pve/local
-ln -sfn $node/lxc /etc/pve/lxc
-ln -sfn $node/qemu-server /etc/pve/qemu-server
+mkdir -p $root/{{bin,dev,proc,sys,etc,tmp}} /etc/pve/nodes/$(hostname)/{{lxc,qemu-server}}
+ln -sfn nodes/$(hostname) /etc/pve/local
+ln -sfn local/lxc local/qemu-server /etc/pve
 cp /bin/busybox $root/bin/
 for library in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
 for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
@@ -62,13 +60,9 @@ def numbers(machine: Machine, path: str) -> str:
     return machine.run(f"echo $((0x$(stat -c %t {path}))):$((0x$(stat -c %T {path})))").strip()
 
 
-def layer(machine: Machine, verb: str, asked: Asked, *, check: bool = True) -> str:
-    output = machine.run(agent.command_in_memory("root"), input=asked.sent(verb), check=check)
-    return sent_along.answer(output)
-
-
 def verification(machine: Machine) -> str:
-    return layer(machine, "apply", VERIFICATION, check=False)
+    output = machine.run(agent.command_in_memory("root"), input=VERIFICATION.sent("apply"), check=False)
+    return sent_along.answer(output)
 
 
 def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts) -> None:
