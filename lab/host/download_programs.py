@@ -101,14 +101,10 @@ def _curl(host: HostState, arguments: list[str]) -> int:
             place.parent.mkdir(parents=True, exist_ok=True)
         if not place.parent.is_dir():
             raise failed(23, "Failure writing output to destination")
-    retries = int(options.value("retry") or 0)
-    write = _to(place, offset=offset)
     try:
-        _transfer(host, url, offset, write)
+        _transfer(host, url, offset, _to(place, offset=offset))
     except _Broken as broken:
-        if retries and options.has("retry-all-errors") and place is not None and options.value("C", "continue-at"):
-            _transfer(host, url, place.stat().st_size, _to(place, offset=place.stat().st_size))
-            return 0
+        # A retry begins where this curl began, not where the last try ended (seen of curl 7.88), and breaks as well.
         raise failed(18, f"transfer closed with {broken.left} bytes remaining to read") from broken
     return 0
 

@@ -424,9 +424,10 @@ def test_a_kernel_whose_headers_nobody_has_is_named(offered: Callable[..., Offer
     assert vm.answer("apply", script)["reboot"] == "no"
 
 
-def test_a_download_that_breaks_is_tried_again(offered: Callable[..., Offered]) -> None:
+def test_a_download_that_breaks_is_gone_on_with_by_the_next_run(offered: Callable[..., Offered]) -> None:
     _, vm, script = offered(driver="580.159.03", source="run")
     vm.fault("download-breaks", ".run")
+    assert "curl: (18) transfer closed with" in vm.refusal(script)
     assert vm.answer("apply", script)["version"] == "580.159.03"
 
 
