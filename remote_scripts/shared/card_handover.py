@@ -100,7 +100,7 @@ class CardHandover:
             raise self.refusal(vmid, f"VM {record.vm} has it since {record.at}", "shut that VM down first")
         if record.state not in ("HOST", "HELD"):
             found = f"{record.state}: {record.why or 'a step of it is still at work'}"
-            raise self.refusal(vmid, found, "start the VM again when that has ended; homelab doctor explains it")
+            raise self.refusal(vmid, found, "start the VM again when that has ended (STUCK, DEAD: see homelab doctor)")
         # Bound at boot by other configuration, such as before `up` has made another use of it.
         if self.card.is_on_vfio():
             self.card.say(f"VM {vmid} starts, and the card is on vfio-pci already, not by this program: it stays there")

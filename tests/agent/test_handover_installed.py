@@ -205,6 +205,15 @@ def test_a_hookscript_of_somebody_else_is_left_alone(host: Host) -> None:
         hook(host, "apply", vmid=777)
 
 
+def test_a_hookscript_that_is_not_set_leaves_nothing_behind(host: Host) -> None:
+    apply(host)
+    before = host.lasting()
+    fails(host, "qm set")
+    with pytest.raises(Refused, match="VM 103 with the hookscript local:snippets/homelab-handover.sh"):
+        hook(host, "apply")
+    assert host.lasting() == before
+
+
 def test_no_vm_names_the_hookscript_when_it_is_gone(host: Host) -> None:
     apply(host)
     for vmid, name in ((104, "homelab-handover.sh"), (105, "mine.sh")):
