@@ -33,7 +33,7 @@ from tests.conftest import PROJECT, SHARED
 
 DATA = PROJECT / "tests" / "mutants.yaml"
 #: For so long a mutant's tests run.
-SECONDS = 120
+SECONDS = 240
 #: The quick ones first. Tests with the engine run only where no others name the module.
 TIERS = ("unit", "agent", "scripts", "lab", "simulator", "engine", "e2e")
 AGENTS_TIERS = ("agent", *(tier for tier in TIERS if tier != "agent"))
