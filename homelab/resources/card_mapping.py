@@ -68,12 +68,9 @@ def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
     `path_of`.
     """
     path, functions = path_of(gpu, host), host["gpus"][gpu]["functions"]
-    shared = ";" in path or "." in path
-    first = (
-        next((function for function in functions if function["class"].startswith(GRAPHICS)), functions[0])
-        if shared
-        else functions[0]
-    )
+    shared, first = ";" in path, functions[0]
+    if shared:
+        first = next((function for function in functions if function["class"].startswith(GRAPHICS)), first)
     group = first.get("iommuGroup")
     return {
         "path": first["address"] if shared else path,
