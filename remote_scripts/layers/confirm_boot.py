@@ -41,14 +41,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
     here, judged = need_boot_id(system), system.files.text(trial.JUDGED)
     if here == wanted.unless:
         return _answer(system, "", "")
-    if trial.state(system) == "running":
-        trial.confirm(system)
+    trial.confirm(system)
     if trial.state(system) in ("confirmed", "over"):
         trial.settle_if_free(system, wanted.lock_seconds)
     if wanted.judged_told:
         system.files.remove(trial.JUDGED)
-    is_undone = trial.rolled_back(system) or trial.state(system) == "ending"
-    return _answer(system, "" if is_undone else here, judged)
+    return _answer(system, "" if trial.rolled_back(system) else here, judged)
 
 
 def _answer(system: System, confirmed: str, judged: str) -> Answer:

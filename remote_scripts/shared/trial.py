@@ -431,11 +431,13 @@ def _take_down(system: System, lines: Mapping[str, str]) -> None:
 
 
 def confirm(system: System) -> bool:
-    """This boot stays; from here on a power cut ends in it. The rest is `settle`'s. False: it was confirmed, or taken
-    back, meanwhile.
+    """This boot stays; from here on a power cut ends in it. The rest is `settle`'s. False: it is no trial, or not any
+    more: confirmed, taken back, or armed for the next boot meanwhile.
 
-    :raises Failure: it can't be noted.
+    :raises Failure: it can't be noted; also as of `note`.
     """
+    if state(system) != "running":
+        return False
     try:
         system.files.move(NOTE, CONFIRMED)
     except FileNotFoundError:
