@@ -14,18 +14,14 @@ from homelab.remote import scripts
 from remote_scripts.layers.cmdline import Wanted
 from remote_scripts.shared import turn
 from remote_scripts.tools.run import Done
-from tests import sampling
 from tests.agent import boot_kit
-from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, LOADERS, MENU, SYSTEMD_BOOT, configured_words, lasting
+from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, SYSTEMD_BOOT, configured_words, lasting
 from tests.agent.kit import Host, Refused, cuts, watched
 
 HOME = "/var/lib/homelab"
 LINE = "/etc/kernel/cmdline"
 WORDS = {"iommu": "amd_iommu=on iommu=pt", "vfio": "homelab.vfio=0000:01:00.0=10de:2882 modprobe.blacklist=nouveau"}
 OTHER = "homelab.vfio=0000:01:00.0=10de:2882"
-
-#: Each name with one loader; with another seed with the other one.
-EACH_NAME = pytest.mark.parametrize(("name", "loader"), sampling.paired(list(WORDS), LOADERS, "cmdline"))
 
 
 def ask(host: Host, verb: str, name: str = "iommu", words: str | None = None) -> Any:
