@@ -145,8 +145,27 @@ def test_the_units_are_there_with_their_seconds(host: Host) -> None:
     assert "\nOnStartupSec=90s\n" in host.read("/etc/systemd/system/homelab-rollback.timer")
     early = host.read("/etc/systemd/system/homelab-early.service")
     assert "rollback early 90\n" in early and "\nDefaultDependencies=no\nAfter=local-fs.target\n" in early
+    timer = host.read("/etc/systemd/system/homelab-rollback.timer")
+    assert "\nDefaultDependencies=no\nConflicts=shutdown.target\n" in timer, "emergency mode has none of sysinit.target"
     about = {path: (host.root / path[1:]).stat().st_mode & 0o777 for path in (f"{HOME}/rollback", TRIAL)}
     assert about == {f"{HOME}/rollback": 0o700, TRIAL: 0o600}
+
+
+def test_a_default_that_cant_be_told_is_said_and_the_first_entry_is_tried(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.write(MENU, host.read(MENU).replace('default="0"', 'default="gone"'))
+    arm(host)
+    assert trial_line(host) and f"vmlinuz-{boot_kit.KERNELS[0]}" in host.read(CUSTOM)
+    assert "which entry GRUB starts by default can't be told: the trial is its first one" in capsys.readouterr().err
+
+
+@SYSTEMD_BOOT
+def test_each_esp_has_the_trial(host: Host) -> None:
+    """The firmware may start either."""
+    arm(host)
+    entries = [host.read(f"/esp/{uuid}/loader/entries/homelab-trial.conf") for uuid in boot_kit.ESPS]
+    assert len({*entries}) == 1 and WORDS in entries[0]
 
 
 @pytest.mark.parametrize("theirs", ["menuentry theirs {\n}", ""])
@@ -289,6 +308,32 @@ def test_of_two_esps_one_may_be_unplugged(host: Host) -> None:
     assert WORDS in entry and WORDS not in host.read(
         f"/esp/{boot_kit.ESPS[0]}/loader/entries/proxmox-{boot_kit.KERNELS[0]}.conf"
     )
+
+
+@pytest.mark.parametrize("act", [verdict, revert, confirm])
+def test_a_loader_that_is_changed_before_the_trial_starts_what_booted_before(
+    host: Host, act: Callable[[Host], Any], tmp_path: Path
+) -> None:
+    """As `proxmox-boot-tool init` leaves a host that GRUB has started."""
+    stock = Host(tmp_path / "stock")
+    arm(host)
+    for loader, one in (("grub", stock), ("systemd-boot", stock), ("systemd-boot", host)):
+        boot_kit.stock(one, loader)
+    boot_kit.booted(host, " ".join(boot_kit.configured_words(host)))
+    assert WORDS not in host.read("/proc/cmdline") and state(host) == "over"
+    act(host)
+    assert state(host) == "" and on_disk(host) == on_disk(stock)
+    assert act is revert or "the boot loader never started it" in host.read(ROLLED_BACK)
+
+
+def test_a_loader_that_is_changed_during_the_trial_starts_what_is_confirmed(host: Host) -> None:
+    arm(host)
+    boot_kit.starts(host)
+    running = host.read("/proc/cmdline").strip()
+    boot_kit.stock(host, "systemd-boot")
+    boot_kit.booted(host, running)
+    assert confirm(host)["confirmed"] == "later" and state(host) == "" and WORDS in boot_kit.configured_words(host)
+    assert not host.exists(CUSTOM) and not host.exists(CHOICE)
 
 
 @pytest.mark.parametrize("what", ["no ESP", "mount", "no custom.cfg", "no kernel"])
@@ -486,6 +531,13 @@ def test_an_owners_checks_that_succeed_keep_the_boot(tried: Host) -> None:
     assert verdict(tried) == "stay" and tried.exists(JUDGED)
 
 
+def test_one_of_an_owners_checks_that_fails_is_enough_and_is_named(tried: Host) -> None:
+    checks(tried, 0)
+    tried.write("/etc/homelab/healthy.d/20-net", "#!/bin/sh\n", 0o755)
+    tried.programs[f"{tried.root}/etc/homelab/healthy.d/20-net"] = lambda *_: 1
+    assert "answers, " not in verdict(tried) and ": /etc/homelab/healthy.d/20-net of its owner" in verdict(tried)
+
+
 def test_a_reason_has_nothing_that_ends_a_text_between_quotes(tried: Host) -> None:
     """The program that asks, which is sh, writes it into a file."""
     tried.programs["ping"] = lambda *_: 1
@@ -527,6 +579,17 @@ def test_a_boot_after_one_that_ended_takes_the_trial_away_and_says_so(tried: Hos
     assert tried.read(ROLLED_BACK).startswith("boot third is not the one on trial: that has ended before")
     tried.ask("revert", "initramfs", {"needed": False})
     assert on_disk(tried) == on_disk(stock)
+
+
+@EACH_LOADER
+def test_while_an_esp_cant_be_mounted_a_trial_that_has_ended_is_told_and_left_to_the_next_run(tried: Host) -> None:
+    boot_kit.starts(tried, "third")
+    real = tried.programs["mount"]
+    tried.programs["mount"] = lambda *_: Done(32, b"can't read superblock")
+    assert verdict(tried) == "stay" and state(tried) == "over"
+    assert confirm(tried)["rolled_back"].startswith("boot third is not the one on trial")
+    tried.programs["mount"] = real
+    assert verdict(tried) == "stay" and state(tried) == "" and not tried.exists(f"{HOME}/rollback")
 
 
 def test_what_a_power_cut_left_of_it_goes(host: Host) -> None:
@@ -620,6 +683,40 @@ def test_a_confirmed_boot_is_the_default_and_goes_on_as_an_ordinary_one(tried: H
     second = f"/esp/{boot_kit.ESPS[0]}/loader/entries/homelab-without-gpu-{boot_kit.KERNELS[0]}.conf"
     assert tried.exists("/etc/grub.d/12_homelab" if loader == "grub" else second)
     assert confirm(tried, judged_told=True)["confirmed"] == "third" and not tried.exists(JUDGED)
+
+
+@SYSTEMD_BOOT
+def test_entries_are_made_without_a_refresh_which_copies_kernels_over_those_that_boot(tried: Host) -> None:
+    real = tried.programs["proxmox-boot-tool"]
+
+    def only_status(arguments: Sequence[str], stdin: bytes) -> Any:
+        return real(arguments, stdin) if arguments[0] == "status" else pytest.fail(" ".join(arguments))
+
+    tried.programs["proxmox-boot-tool"] = only_status
+    assert confirm(tried)["confirmed"] and WORDS in boot_kit.configured_words(tried) and state(tried) == ""
+
+
+def test_what_is_armed_for_the_next_boot_is_left_to_it(host: Host) -> None:
+    arm(host)
+    before = lasting(host)
+    assert confirm(host)["confirmed"] == "boot" and lasting(host) == before and state(host) == "armed"
+
+
+@pytest.mark.parametrize("act", [verdict, confirm])
+def test_what_another_run_arms_between_the_look_at_a_boot_and_its_confirmation_is_left_to_the_next(
+    tried: Host, act: Callable[[Host], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host looks for a minute, and longer by its owner's checks. Words that no boot has tried would be the default."""
+    real = trial.confirm
+
+    def armed_meanwhile(system: Any) -> bool:
+        arm(tried, words="homelab.vfio=other")
+        return real(system)
+
+    monkeypatch.setattr(trial, "confirm", armed_meanwhile)
+    act(tried)
+    assert state(tried) == "armed" and boot_kit.choice(tried) == "once" and not tried.exists(JUDGED)
+    assert WORDS not in boot_kit.configured_words(tried) and "homelab.vfio=other homelab.trial" in trial_line(tried)
 
 
 def test_a_boot_that_is_about_to_be_left_is_not_confirmed(tried: Host) -> None:
@@ -764,3 +861,18 @@ def test_a_disk_that_is_full_while_a_boot_is_confirmed_keeps_it_from_nothing(tri
     for number, said, left in on_a_full_disk(tried, confirm, tmp_path / "full"):
         assert not said and state(left) in ("confirmed", ""), number
         assert confirm(left)["confirmed"] == "later" and state(left) == "" and WORDS in boot_kit.configured_words(left)
+
+
+@pytest.mark.parametrize("boot", ["later", "third"])
+def test_a_disk_that_is_full_makes_no_boot_a_bad_one(tried: Host, boot: str, tmp_path: Path) -> None:
+    """Neither the trial, when the host judges it, nor the boot after one that has ended."""
+
+    def judged(left: Host) -> None:
+        boot_kit.booted(left, left.read("/proc/cmdline").strip(), boot)
+        assert verdict(left) == "stay"
+
+    assert boot == "later" or not boot_kit.starts(tried, boot)
+    for number, said, left in on_a_full_disk(tried, judged, tmp_path / "full"):
+        assert not said and state(left) in ("confirmed" if boot == "later" else "over", ""), number
+        judged(left)
+        assert state(left) == "" and (WORDS in boot_kit.configured_words(left)) is (boot == "later"), number
