@@ -613,9 +613,11 @@ def held(host: Host) -> Any:
 def test_it_is_confirmed_while_another_run_is_at_work_and_finished_after(
     tried: Host, act: Callable[[Host], str]
 ) -> None:
+    place = (tried.root / CHOICE[1:]).stat().st_ino
     with held(tried):
         assert act(tried) in ("stay", "later")
         assert state(tried) == "confirmed" and boot_kit.choice(tried) == "keep", "a cut ends in this boot"
+        assert (tried.root / CHOICE[1:]).stat().st_ino == place, "one sector, in place"
         assert WORDS not in boot_kit.configured_words(tried)
     assert act(tried) in ("stay", "later") and state(tried) == "" and WORDS in boot_kit.configured_words(tried)
 
