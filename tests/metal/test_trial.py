@@ -157,6 +157,22 @@ def test_without_an_esp_the_trial_itself_takes_back_what_grub_cannot_on_lvm(host
     assert words_of(machine) == before
 
 
+def test_without_variables_systemd_boot_counts_the_trial_down_and_starts_it_once(hosts: Hosts) -> None:
+    machine = hosts.uefi()
+    as_systemd_boot(machine)
+    before, entries = words_of(machine), "mount -r /dev/vda2 /mnt; ls /mnt/loader/entries | grep trial; umount /mnt"
+    machine.run("mount -o remount,ro /sys/firmware/efi/efivars")
+    arm(machine, WELL)
+    assert machine.run(entries).split() == ["proxmox-999-homelab-trial+1.conf"]
+    machine.reboot()
+    assert {WELL, "homelab.trial"} <= {*words_of(machine)}
+    assert machine.run(entries).split() == ["proxmox-999-homelab-trial+0-1.conf"]
+    machine.reboot()
+    assert words_of(machine) == before
+    assert "has ended before it was confirmed" in confirm(machine)["rolled_back"]
+    assert machine.run(entries, check=False) == ""
+
+
 # A kernel of its own name in GRUB's submenu, which is saved as the default by its id.
 _PINNED = r"""
 set -e
