@@ -108,6 +108,7 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(
     assert state(host) == "RETURNING"
     run(host, *SERVICE)
     assert at_home(host, only=only) and state(host) == "" and "it is with the host again" in story(host)
+    assert "\n508 nvidia-uvm\n" in host.read("/proc/devices"), "vfio has taken the number of a module that was gone"
 
 
 def test_what_is_noted_has_the_form_that_others_read(lent: Host) -> None:
