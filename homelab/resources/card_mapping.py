@@ -68,9 +68,8 @@ def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
     `path_of`.
     """
     path, functions = path_of(gpu, host), host["gpus"][gpu]["functions"]
-    shared, first = ";" in path, functions[0]
-    if shared:
-        first = next((function for function in functions if function["class"].startswith(GRAPHICS)), first)
+    shared = ";" in path
+    first = next((one for one in functions if shared and one["class"].startswith(GRAPHICS)), functions[0])
     group = first.get("iommuGroup")
     return {
         "path": first["address"] if shared else path,
