@@ -129,7 +129,8 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
     log = None
     try:
         guest.set(change)
-        if guest.runs() and (not is_to_run or guest.needs_restart(new.values)):
+        if guest.runs() and (terms.power == "stopped" or guest.needs_restart(new.values)):
+            ran = is_to_run = terms.power != "stopped"  # its owner may have started it meanwhile
             power.shut_down(guest, terms.shutdown, terms.otherwise, to_start=is_to_run)
         if is_to_run and not guest.runs():
             _write_again(guest, change)
@@ -213,10 +214,8 @@ def _start_back(guest: Guest) -> None:
     for left in reversed(range(_STARTS)):
         try:
             power.start(guest)
-        except SwitchedElsewhere:
-            raise
-        except Failure:
-            if not left:
+        except Failure as failure:
+            if not left or isinstance(failure, SwitchedElsewhere):
                 raise
             guest.settle()
         else:

@@ -632,6 +632,22 @@ def test_whoever_has_switched_it_off_since_has_it_off(world: World, how: str) ->
     assert world.read().config["hostpci2"] == OURS.partition(": ")[2] and world.note()["shut_down_after"] is None
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_one_that_its_owner_starts_while_its_options_are_set_runs_with_them(
+    world: World, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        world.lab.run(f"qm start {VM}")
+
+    world.lab.run(f"qm stop {VM}")
+    if when == "before":
+        monkeypatch.setattr(Guest, "need_changeable", start)
+    else:
+        world.then = ("PUT", "/config", start)
+    assert world.up(OWN).runs and world.runs()
+    assert world.in_force() == [OURS] and "[PENDING]" not in world.conf()
+
+
 def test_a_start_that_failed_since_is_nobodys_wish(world: World) -> None:
     killed_while_off(world)
     world.lab.fault("task-fails", "qmstart=out of luck")
