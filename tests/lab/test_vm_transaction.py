@@ -293,6 +293,16 @@ def test_a_destroy_right_after_a_killed_run_gives_everything_back(world: World, 
     assert (world.conf(), world.notes()) == (before, []) and world.runs()
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_destroy_right_after_a_killed_update_gives_everything_back(world: World, number: int) -> None:
+    """Before its options are set, and after that."""
+    before = world.conf()
+    world.up(OWN)
+    world.killed_after(number, lambda: world.up(VmCard(**{**CARD, "rombar": False}), display="none"))
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
 def test_a_guest_that_wont_go_off_keeps_its_lines(world: World) -> None:
     before = world.conf()
     world.lab.fault("guest-ignores-shutdown", VM)
@@ -378,12 +388,14 @@ def test_a_vm_that_somebody_has_switched_off_stays_off(world: World) -> None:
     assert not world.runs() and world.in_force() == [OURS]
 
 
-def test_what_its_owner_has_changed_since_stays(world: World) -> None:
+def test_what_its_owner_has_changed_since_stays_and_is_told(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     world.up(OWN)
     changed = "mapping=rtx5090,pcie=1,romfile=better.rom"
     world.lab.run(f"qm stop {VM}; qm set {VM} --hostpci2 {changed}")
     world.destroy()
     assert f"hostpci2: {changed}" in world.in_force()
+    before = f"and stays so (before this program it was {LINES['hostpci2']})"
+    assert f"note: hostpci2 is {changed}, {before}" in capfd.readouterr().err
 
 
 def test_a_snapshot_that_is_returned_to_is_taken_over_anew_and_comes_back(world: World) -> None:
@@ -404,6 +416,38 @@ def test_a_card_leaves_after_an_update_that_was_taken_back(world: World) -> None
     world.lab.fault("guest-ignores-shutdown", None)
     world.up()
     assert world.in_force() == [f"{key}: {line}" for key, line in LINES.items()] and world.notes() == []
+
+
+def test_what_wasnt_given_back_after_all_and_is_wanted_again_stays(world: World) -> None:
+    before = world.conf()
+    world.up(OWN, display="none")
+    world.lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(Failure, match="it is still on"):
+        world.up()
+    world.lab.fault("guest-ignores-shutdown", None)
+    mark = world.lab.mark()
+    world.up(OWN, display="none")
+    assert world.in_force() == [OURS] and "\nvga: none\n" in world.conf() and world.power(mark) == []
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, [])
+
+
+def test_a_value_that_a_run_has_replaced_is_its_owners_from_then_on(world: World) -> None:
+    world.up(OWN)
+    world.up(VmCard(**{**CARD, "rombar": False}))
+    world.lab.run(f"qm stop {VM}; qm set {VM} --{OURS.replace(': ', ' ')}")
+    world.destroy()
+    assert world.in_force() == [OURS]
+
+
+def test_what_proxmox_ve_refuses_is_said_in_its_words_and_has_cost_nothing(world: World) -> None:
+    """Such as a seventeenth device."""
+    others = " ".join(f"--hostpci{number} 0000:{number + 0x40:02x}:00" for number in range(16))
+    world.lab.run(f"qm set {VM} {others}")
+    before, mark = world.conf(), world.lab.mark()
+    with pytest.raises(Failure, match=r"hostpci16.*property is not defined in schema"):
+        world.up(OWN)
+    assert (world.conf(), world.notes(), world.power(mark)) == (before, [], [])
 
 
 @pytest.mark.parametrize(("fault", "times"), [("config-lock", 2), ("foreign-change", 1)])
@@ -519,7 +563,7 @@ def test_one_that_is_paused_keeps_what_it_had(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["of itself", "by its owner"])
 def test_one_that_goes_off_again_has_back_what_it_had_unless_somebody_wants_it_off(
-    world: World, how: str, monkeypatch: pytest.MonkeyPatch
+    world: World, how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     real, has_run = Guest.status, threading.Event()
 
@@ -540,7 +584,7 @@ def test_one_that_goes_off_again_has_back_what_it_had_unless_somebody_wants_it_o
     before = world.conf()
     if how == "by its owner":
         assert not world.up(OWN).runs
-        assert world.in_force() == [OURS]
+        assert world.in_force() == [OURS] and "root@pam has switched it off" in capfd.readouterr().err
     else:
         with pytest.raises(Failure, match="has back what it had, and runs"):
             world.up(OWN)
@@ -630,6 +674,27 @@ def test_whoever_has_switched_it_off_since_has_it_off(world: World, how: str) ->
     world.lab.run(f"{how.format(VM)} {VM}")
     assert not world.up(OWN).runs
     assert world.read().config["hostpci2"] == OURS.partition(": ")[2] and world.note()["shut_down_after"] is None
+
+
+def test_one_that_the_settings_have_off_after_a_killed_run_stays_off(world: World) -> None:
+    killed_while_off(world)
+    for wanted in ("stopped", "keep"):
+        assert not world.up(OWN, power=wanted).runs
+
+
+def test_another_vm_of_the_id_of_one_that_a_killed_run_has_left_off_isnt_started(world: World) -> None:
+    killed_while_off(world)
+    world.lab.run(f"qm set {VM} --smbios1 uuid=11111111-2222-3333-4444-555555555555")
+    assert not world.up(OWN).runs
+
+
+def test_one_that_goes_off_by_itself_after_a_run_that_was_killed_before_its_shutdown_stays_off(world: World) -> None:
+    world.killed_after(SHUT_DOWN - 1, lambda: world.up(OWN))
+    assert world.note()["shut_down_after"] is not None and world.runs()
+    world.lab.wait_guest(VM)
+    request(world.lab.state, "poweroff", guest=VM)
+    world.wait_off()
+    assert not world.up(OWN).runs and not world.runs()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
