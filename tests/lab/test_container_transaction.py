@@ -313,6 +313,46 @@ def test_one_that_wont_go_off_keeps_what_it_had(world: Containers) -> None:
     assert world.ct(otherwise="stop").state == "running" and world.lines()
 
 
+@pytest.mark.parametrize("fault", [("guest-ignores-shutdown", CT), ("task-fails", "vzstart=out of luck")])
+def test_a_destroy_that_fails_is_done_by_the_next(world: Containers, fault: tuple[str, Any]) -> None:
+    before = own_form(world)
+    world.ct()
+    world.lab.fault(*fault)
+    with pytest.raises(Failure, match="it is still on|out of luck"):
+        world.destroy()
+    world.lab.fault(fault[0], None)
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+@pytest.mark.parametrize("verb", ["ct", "destroy"])
+def test_a_lock_that_comes_before_its_shutdown_is_named_and_the_next_run_goes_on(
+    world: Containers, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a backup."""
+    real, before = world.perl, world.conf()
+    if verb == "destroy":
+        world.ct()
+
+    def perl(arguments: Sequence[str], stdin: bytes) -> Done:
+        done = real(arguments, stdin)
+        if stdin:
+            world.written(world.conf() + "lock: backup\n")
+        return done
+
+    with monkeypatch.context() as locked:
+        locked.setattr(world, "perl", perl)
+        with pytest.raises(Failure, match=r"it is still on: .*CT is locked \(backup\)"):
+            getattr(world, verb)()
+    assert world.runs()
+    world.written(world.conf().replace("lock: backup\n", ""))
+    mark = world.lab.mark()
+    getattr(world, verb)()
+    assert world.power(mark) == ["shutdown", "start"] and bool(world.lines()) is (verb == "ct")
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
 def test_a_failure_after_a_killed_run_gives_back_what_was_there_before_both(world: Containers) -> None:
     before = own_form(world)
     world.killed_after(1, world.ct)
