@@ -407,6 +407,30 @@ def test_nothing_is_written_before_it_is_noted(box: Cards300) -> None:
     assert {*text.splitlines()} - {*BASE.splitlines()} == noted[0]["values"].keys() and noted[0]["text"] == BASE
 
 
+def test_without_a_quorum_nothing_is_changed_and_that_is_said(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = disk.create
+
+    def denied(path: Path, mode: int) -> Any:
+        """As pmxcfs that has made itself read-only."""
+        if "/etc/pve/" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return create(path, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "create", denied)
+        with pytest.raises(Refused, match=r"Permission denied[\s\S]*without a quorum[\s\S]*pvecm status"):
+            box.apply(minors=(0,))
+    assert (box.conf, box.noted(), box.left()) == (BASE, {}, [])
+
+
+def test_what_is_noted_and_what_is_written_are_on_the_disk_before_what_follows(box: Cards300) -> None:
+    """pmxcfs answers before its database is on the disk."""
+    flushed: list[tuple[bool, bool]] = []
+    box.host.programs["sync"] = lambda *_: flushed.append((bool(box.noted()["before"]), box.conf != BASE))
+    box.apply(minors=(0,))
+    assert flushed == [(True, False), (True, True), (False, True)]
+
+
 # -- cards of other makers -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("state", ["stopped", "running"])
 @pytest.mark.parametrize("before", [BASE, PRIVILEGED], ids=["unprivileged", "privileged"])
