@@ -289,20 +289,23 @@ def test_an_entry_stays_that_is_another_keys_by_now(
 
 
 @pytest.mark.parametrize(
-    ("note", "outputs"),
+    ("note", "stack", "outputs"),
     [
-        (None, []),
-        ({**NOTED, "gpu": "new"}, []),
-        (NOTED, [dataclasses.replace(PRIOR, had_flag=True)]),
-        ({**NOTED, "before": None, "had_flag": False}, [ADDED]),
+        (None, "p/s", []),
+        ({**NOTED, "gpu": "new"}, "p/s", []),
+        (NOTED, "p/s", [dataclasses.replace(PRIOR, had_flag=True)]),
+        ({**NOTED, "before": None, "had_flag": False}, "p/s", [ADDED]),
+        (NOTED, "q/s", []),
     ],
 )
-def test_what_a_killed_run_has_begun_is_given_back(
-    monkeypatch: pytest.MonkeyPatch, note: Any, outputs: list[Any]
+def test_what_a_killed_run_has_begun_is_given_back_unless_another_stacks_vm_has_it(
+    monkeypatch: pytest.MonkeyPatch, note: Any, stack: str, outputs: list[Any]
 ) -> None:
-    work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts), list[Any]()
+    gpus = texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts
+    work, calls = CardMappingWork(gpus, "urn:pulumi:s::p::homelab:card:Mapping::a"), list[Any]()
     monkeypatch.setattr(work, "_delete", lambda inputs, outputs, _: calls.append((inputs.entry["path"], outputs)))
-    work.remove_unfinished("pve1", "pve1", facts_of({"mapping/pve1/card": json.dumps(note)} if note else {}))
+    notes = {"qemu-103": noted_of(f"{stack}/a"), **({"mapping/pve1/card": json.dumps(note)} if note else {})}
+    work.remove_unfinished("pve1", "pve1", facts_of(notes, GuestConfig("vm", 103, "hostpci0: mapping=card\n")))
     assert calls == [("0000:05:00", given) for given in outputs]
 
 
