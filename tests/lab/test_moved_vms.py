@@ -181,6 +181,35 @@ def test_a_mapping_that_goes_on_the_node_that_a_vm_has_left_takes_nothing_from_i
     assert conf(cluster, "pve2") == before and is_noted(cluster)
 
 
+def test_a_vm_whose_first_run_was_killed_is_given_back_what_it_had_by_the_mapping_of_the_node_where_it_is(
+    cluster: LabCluster,
+) -> None:
+    """No state has its VmCards."""
+    before, work = conf(cluster, "pve1"), CardMappingWork(texts(cluster), URN)
+    given_and_moved(cluster)
+    assert conf(cluster, "pve2") != before
+    mapping = CardMapping.Inputs(host="pve2", node="pve2", gpu="gpu", mapping="gpu", entry={"path": "0000:01:00"})
+    work.delete(mapping, CardMapping.Outputs(before="", had_flag=False))
+    assert conf(cluster, "pve2") == before and not is_noted(cluster)
+
+
+@pytest.mark.parametrize(("node", "state"), [("pve1", "running"), ("pve2", "stopped")])
+def test_one_that_a_killed_run_has_left_off_stays_off_where_it_has_moved(
+    cluster: LabCluster, node: str, state: str
+) -> None:
+    """That node doesn't tell who has switched it on the other one."""
+    cards: dict[str, Any] = {"cards": [], "display": "none"}
+    cluster["pve1"].run(f"qm start {VM}")
+    made, note = works(cluster).create(cards_of("pve1", **cards)), cluster.folder / f"pve/homelab/qemu-{VM}"
+    (last, *_) = cluster["pve1"].ask_api("GET", "/nodes/pve1/tasks", vmid=VM, limit=1)
+    note.write_text(json.dumps({**json.loads(note.read_text()), "shut_down_after": last["upid"]}))
+    cluster["pve1"].run(f"qm shutdown {VM}")
+    if node != "pve1":
+        move(cluster, "pve1", node)
+    made = works(cluster).update(cards_of(node, **cards), cards_of("pve1", **cards), made)
+    assert made.state == state and works(cluster).read(cards_of(node, **cards), made).drift == []
+
+
 @pytest.mark.parametrize("act", ["delete", "update"])
 def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_node(
     cluster: LabCluster, act: str, capsys: pytest.CaptureFixture[str]
@@ -195,7 +224,8 @@ def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_
     cluster["pve2"].machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
     if act == "delete":
         works(cluster).delete(inputs, made)
-        assert by_hand in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"note: hostpci0 is not there, and stays so (before this program it was {by_hand})" in said
     else:
         works(cluster).update(cards_of("pve2", cards=[]), inputs, made)
     assert "hostpci0" not in conf(cluster, "pve2")
