@@ -101,12 +101,12 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"
     if change or note.is_under_way or running is not will_run:
         errors = [*errors, *ha.refused_to_change(facts, VM, vm.vmid)]
-    lines = [
+    return [
         *_lines(wish.vm, config, change, running=running, will_run=will_run),
         *(copy_first(vm) if change else []),
+        *([OTHER_FORM] if change and not config.keeps_form else []),
         *(f"    {remark}" for remark in remarks),
-    ]
-    return lines, errors
+    ], errors
 
 
 def others_waiting(config: GuestConfig, note: Note, changed: Collection[str] = ()) -> list[str]:
@@ -178,6 +178,8 @@ def copy_first(guest: Vm | Container) -> list[str]:
 
 #: A remark on a guest whose change hasn't ended.
 GOES_ON = "a run that was cut short has left it half changed: this one goes on from there"
+#: The plan's line for a VM whose file its owner has edited.
+OTHER_FORM = "    its file gets Proxmox VE's own form: comments come first, empty lines and unknown keys go"
 #: Whether a guest runs, before and after an `up` -> what is done with it.
 POWER = {
     (True, True): "it is shut down and started again",

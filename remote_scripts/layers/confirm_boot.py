@@ -40,14 +40,11 @@ def apply(system: System, wanted: Wanted) -> Answer:
     """
     here, judged = need_boot_id(system), system.files.text(trial.JUDGED)
     if here == wanted.unless:
-        return _answer(system, "", "")
+        return Answer(here, "", trial.rolled_back(system), trial.is_ending(system), "")
     trial.confirm(system)
     if trial.state(system) in ("confirmed", "over"):
         trial.settle_if_free(system, wanted.lock_seconds)
     if wanted.judged_told:
         system.files.remove(trial.JUDGED)
-    return _answer(system, "" if trial.rolled_back(system) else here, judged)
-
-
-def _answer(system: System, confirmed: str, judged: str) -> Answer:
-    return Answer(need_boot_id(system), confirmed, trial.rolled_back(system), trial.is_ending(system), judged)
+    rolled_back = trial.rolled_back(system)
+    return Answer(here, "" if rolled_back else here, rolled_back, trial.is_ending(system), judged)

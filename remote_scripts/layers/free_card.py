@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from remote_scripts.guests import taking
 from remote_scripts.shared.api import NodeApi
+from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System
 
 
@@ -23,14 +24,7 @@ class Wanted:
     """The mappings that each VM of the settings is to have, by its id."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """`vmids`: the VMs that have lost it."""
-
-    vmids: tuple[int, ...]
-
-
-def apply(system: System, wanted: Wanted) -> Answer:
+def apply(system: System, wanted: Wanted) -> Changed:
     """Takes it out of all others of the stack on this node.
 
     :raises Failure: as of `taking.take`.
@@ -40,4 +34,4 @@ def apply(system: System, wanted: Wanted) -> Answer:
     losers = taking.losers(system, wanted.stack, wanted.card, keepers)
     for vmid in losers:
         taking.take(system, api, vmid, wanted.card, wanted.keeps.get(str(vmid), ()))
-    return Answer(tuple(losers))
+    return Changed(bool(losers))

@@ -390,8 +390,6 @@ def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list
 def _set_one_shot(system: System) -> str:
     """As `bootctl set-oneshot`, which not every host has. Why it was refused."""
     files, value = system.files, b"\7\0\0\0" + f"{_ENTRY}\0".encode("utf-16-le")
-    if files.read(_ONE_SHOT) == value:
-        return ""
     _unlock_one_shot(system)
     try:
         files.set_attribute(_ONE_SHOT, value, makes=True)

@@ -166,12 +166,14 @@ class Nvidia:
 @dataclass(frozen=True)
 class GuestConfig:
     """A guest's configuration. `kind`: vm or lxc; `lines`: those about cards, as in the file; after a line `[PENDING]`
-    those that a running VM gets at its next start (PVE::QemuConfig).
+    those that a running VM gets at its next start (PVE::QemuConfig); `keeps_form`: Proxmox VE would write a VM's as it
+    is.
     """
 
     kind: str
     id: int
     lines: str
+    keeps_form: bool = True
 
 
 @dataclass(frozen=True)
