@@ -44,8 +44,9 @@ def guests(source: Source, *, running: bool) -> Guests:
             text = source.needed(f"{folder}/{name}")
             if text is None:
                 continue
-            lines = passed_on(text) if kind == "lxc" else _lines_of_vm(text)
-            configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines, _keeps_form(text)))
+            by_section = sections_of(text)
+            lines = passed_on(text) if kind == "lxc" else _lines_of_vm(by_section)
+            configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines, _keeps_form(by_section[""])))
     return Guests(
         running=[guest.id for guest in running_here],
         unlisted=unlisted,
@@ -75,11 +76,10 @@ def cluster(source: Source, *, asked: bool) -> Cluster:
     )
 
 
-def _lines_of_vm(text: str) -> str:
+def _lines_of_vm(by_section: dict[str, list[str]]) -> str:
     """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
     snapshot.
     """
-    by_section = sections_of(text)
     lines, pending = (
         [
             shown
@@ -94,11 +94,11 @@ def _lines_of_vm(text: str) -> str:
     return "\n".join([*lines, "[PENDING]", *pending] if pending else lines)
 
 
-def _keeps_form(text: str) -> bool:
+def _keeps_form(lines: list[str]) -> bool:
     """Whether Proxmox VE would write a VM's lines as they are: comments, then the keys in their order
     (PVE::QemuServer, write_vm_config).
     """
-    own = "\n".join(sections_of(text)[""]).rstrip("\n")
+    own = "\n".join(lines).rstrip("\n")
     keys = re.findall(r"^[^:\n]*", re.sub(r"(#.*\n)*", "", own, count=1), re.MULTILINE)
     return keys == sorted(keys)
 
