@@ -417,7 +417,7 @@ def _take_down(system: System, lines: Mapping[str, str]) -> None:
             below = f"{folder}/{trial_entry.ON_ESP.partition('/')[0]}"
             if not files.need_names(below):  # else its owner has something there, too
                 files.remove_tree(below)
-        for menu in (*menus, "/boot/grub"):  # which GRUB read before another loader came
+        for menu in dict.fromkeys([*menus, "/boot/grub"]):  # which GRUB read before another loader came
             _write_custom(system, menu, "")
         for place in (f"{folder}/{ENTRIES}" for folder in folders.values()):
             files.remove(*(f"{place}/{name}" for name in files.names(place) if trial_entry.ID in name))
