@@ -30,7 +30,8 @@ _MACHINE_KINDS: dict[Kind, str] = {"qemu": "vm", "lxc": "container"}
 #: From a guest's start until its agent, or its init, answers.
 BOOT_SECONDS = 0.3
 _LOCK_FILE = ".pve.lock"
-_LOCKS: dict[Kind, str] = {
+#: Of guests' configurations.
+LOCKS: dict[Kind, str] = {
     "qemu": "/var/lock/qemu-server/lock-{}.conf",
     "lxc": "/run/lock/lxc/pve-config-{}.lock",
 }
@@ -69,7 +70,7 @@ def hold_config(guest: Guest) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock_file(guest: Guest) -> Iterator[tuple[str, bool]]:
     """A guest's lock, held from here on if it is free: its path, and whether it was."""
-    path = _LOCKS[guest.kind].format(guest.vmid)
+    path = LOCKS[guest.kind].format(guest.vmid)
     # /var/lock is a link to /run/lock on a node.
     place = guest.host.rooted(path.replace("/var/lock/", "/run/lock/"))
     place.parent.mkdir(parents=True, exist_ok=True)

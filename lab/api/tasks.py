@@ -20,6 +20,8 @@ from lab.host.state import HostState
 
 from .auth import ROOT
 from .errors import ApiError, bad_parameters
+from .guest_config import Kind
+from .guests import LOCKS
 
 _FOLDER = "/var/log/pve/tasks"
 _UPID = re.compile(
@@ -30,6 +32,10 @@ _UPID = re.compile(
 LEAST_SECONDS = 0.05
 # How long a task that waits is deaf.
 _PIECE_SECONDS = 0.2
+# What guests' tasks' types begin with.
+_KINDS: dict[str, Kind] = {"qm": "qemu", "vz": "lxc"}
+# How often a task asks for its guest's lock, and for how long.
+_TURN_SECONDS, _LOCK_SECONDS = 0.05, 10.0
 
 Work = Generator[float, None, None]
 
@@ -106,6 +112,7 @@ class Tasks:
         """The whole course of a task: yields the seconds to wait, does the work, ends the log."""
         status = self._host.fault("task-fails")
         try:
+            yield from self._in_turn(upid)
             yield from self._waited(upid, LEAST_SECONDS + float(self._host.fault("task-seconds") or 0))
             if status and str(status).partition("=")[0] == upid.type:
                 raise ApiError(500, (str(status).partition("=")[2] or "the lab's fault task-fails") + "\n")
@@ -121,6 +128,15 @@ class Tasks:
             raise
         else:
             self._end(upid, log, "OK")
+
+    def _in_turn(self, upid: Upid) -> Work:
+        """A guest's tasks have its lock over all of their time (PVE::AbstractConfig, lock_config)."""
+        earlier, waited = self.running()[: self.running().index(upid)], 0.0
+        kind = _KINDS.get(upid.type[:2])
+        while kind and any(one.id == upid.id for one in earlier if one in self.running()):
+            if (waited := waited + _TURN_SECONDS) > _LOCK_SECONDS:
+                raise ApiError(500, f"can't lock file '{LOCKS[kind].format(upid.id)}' - got timeout\n")
+            yield from self._waited(upid, _TURN_SECONDS)
 
     def _waited(self, upid: Upid, seconds: float) -> Work:
         """The seconds, in pieces between which the task can be told to end."""

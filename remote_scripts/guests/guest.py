@@ -42,8 +42,8 @@ class Guest:
         self._noted = self.note = guest_notes.of(system, self.kind, vmid, self.form)
         self.base: dict[str, str] = {}
         self.devices: dict[str, str] = {}
-        #: The UPID of its last start here.
-        self.begun = ""
+        #: The UPIDs of its last start here, and of the last task that had switched it when all was settled.
+        self.begun = self.settled_after = ""
         #: Whether what is noted is of a VM that had this id before.
         self.is_another = False
         if not self.is_here:
@@ -58,7 +58,9 @@ class Guest:
     def settle(self) -> None:
         """Waits while somebody, or a run that was killed, switches it: Proxmox VE writes its configuration then."""
         for _ in self.system.work.tries(_SWITCH_SECONDS, f"{self.label} switched on or off"):
-            if all("endtime" in task for task in self.api.tasks()) and self.is_at_rest():
+            tasks = self.api.tasks()
+            if all("endtime" in task for task in tasks) and self.is_at_rest():
+                self.settled_after = next((task["upid"] for task in tasks), "")
                 return
         raise Failure(
             f"{self.label} on or off",

@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.requests import TaskFailed
+from remote_scripts.guests.requests import SILENT_SECONDS, TaskFailed
 from remote_scripts.shared import guest_tasks, guests_to_start, passes
 from remote_scripts.shared.api import Refused
 from remote_scripts.tools.errors import Failure
@@ -48,7 +48,7 @@ def is_to_run_again(guest: Guest) -> bool:
     :raises Failure: that can't be told.
     """
     last = guest.note.shut_down_after
-    if last is not None and (since := _since(guest, last)) and _is_own(guest, since):
+    if last is not None and (since := _since(guest, last)) and not _others(guest, since):
         return True
     ran = guests_to_start.of(guest.system, guest.kind, guest.vmid)
     if ran is None:
@@ -64,13 +64,17 @@ def _since(guest: Guest, last: str | None) -> list[dict[str, Any]]:
     return [task for task in tasks if not _has_failed(guest, task)]
 
 
-def _is_own(guest: Guest, since: list[dict[str, Any]]) -> bool:
-    """Whether all of these tasks are homelab's. Where the answer to its shutdown was lost, that isn't noted: it is the
-    first of root's.
+def _others(guest: Guest, since: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which of these tasks aren't homelab's. Where a run was killed before it could note its shutdown, that is root's
+    first one, if it began right then.
     """
-    first = [since[-1]["upid"]] if since and not guest.note.stops and _is_roots_shutdown(guest, since[-1]) else []
-    own = {*guest.note.stops, *first, guest.begun}
-    return all(task["upid"] in own for task in since)
+    first = since[-1]["upid"] if since and not guest.note.stops and _is_lost(guest, since[-1]) else ""
+    own = {*guest.note.stops, first, guest.begun}
+    return [task for task in since if task["upid"] not in own]
+
+
+def _is_lost(guest: Guest, task: Mapping[str, Any]) -> bool:
+    return _is_roots_shutdown(guest, task) and task["starttime"] <= guest.note.shut_down_at + SILENT_SECONDS
 
 
 def _has_failed(guest: Guest, task: Mapping[str, Any]) -> bool:
@@ -83,12 +87,15 @@ def _is_roots_shutdown(guest: Guest, task: Mapping[str, Any]) -> bool:
 
 
 def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *, to_start: bool) -> None:
-    """Shuts it down, a VM by its agent or ACPI.
+    """Shuts it down, a VM by its agent or ACPI, unless somebody else has done that meanwhile.
 
     :param seconds: for which the guest may take its time; after that it is stopped, or this fails.
     :param to_start: it is to be started next: noted before, for the run after one that is killed.
     :raises Failure: it still runs.
     """
+    guest.settle()
+    if not guest.runs():
+        return
     if to_start:
         _note_that_it_ran(guest)
 
@@ -143,6 +150,11 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     except Refused:
         if not guest.runs():  # else another client was faster
             raise
+    since = [] if guest.note.shut_down_after is None else _since(guest, guest.note.shut_down_after)
+    if any(task["type"] in guest.kind.stops for task in _others(guest, since)[:1]):
+        # It has begun right before the start, has found the guest off, and has ended well.
+        shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
+        raise _switched(wanted, "somebody else has switched it in the moment of its start")
     has_card = any(key.startswith("hostpci") for key in guest.config)
     for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"{wanted}, and steady"):
         status = guest.status()
@@ -173,11 +185,12 @@ def _note_that_it_ran(guest: Guest) -> None:
     :raises Failure: it can't be noted.
     """
     since = [] if guest.note.shut_down_after is None else _since(guest, guest.note.shut_down_after)
-    if guest.note.shut_down_after is not None and _is_own(guest, since):
-        guest.write_note(replace(guest.note, stops=tuple(task["upid"] for task in since)))
+    note = replace(guest.note, shut_down_at=int(time.time()))
+    if note.shut_down_after is not None and not _others(guest, since):
+        guest.write_note(replace(note, stops=tuple(task["upid"] for task in since)))
     else:
-        last = next((task["upid"] for task in guest.api.tasks()), "")
-        guest.write_note(replace(guest.note, shut_down_after=last, stops=()))
+        # Not the newest by now: a stop of its owner's that has begun since is against a start.
+        guest.write_note(replace(note, shut_down_after=guest.settled_after, stops=()))
 
 
 def _note_stop(guest: Guest, upid: str) -> None:

@@ -39,6 +39,8 @@ class Note:
     """Of the keys that are being changed what the guest had when all was settled: what it has back where that fails."""
     shut_down_after: str | None = None
     """The guest is shut down to be started again: its last power task before that, empty where it had none."""
+    shut_down_at: int = 0
+    """When that was noted, in seconds since 1970."""
     stops: tuple[str, ...] = ()
     """The UPIDs of homelab's shutdowns since then."""
     shutdown: int = 180
@@ -146,7 +148,7 @@ class Note:
 
     def settled(self: N) -> N:
         """The note where nothing is under way."""
-        return replace(self, before={}, shut_down_after=None, stops=())
+        return replace(self, before={}, shut_down_after=None, shut_down_at=0, stops=())
 
 
 def gives(key: str, value: str | None, cards: Iterable[str]) -> bool:

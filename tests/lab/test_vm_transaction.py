@@ -650,6 +650,15 @@ def test_a_shutdown_that_a_killed_run_didnt_come_to_note_is_homelabs(world: Worl
     assert world.up(OWN).runs and world.in_force() == [OURS]
 
 
+def test_an_owners_shutdown_after_a_run_that_was_killed_before_its_own_isnt_homelabs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.killed_after(SHUT_DOWN - 1, lambda: world.up(OWN))
+    monkeypatch.setattr(power, "SILENT_SECONDS", -10)  # he comes later than that
+    world.lab.run(f"qm shutdown {VM}")
+    assert not world.up(OWN).runs and not world.runs()
+
+
 def test_its_tasks_are_in_the_order_of_their_begin_and_none_is_left_out(world: World) -> None:
     """Proxmox VE has them by their end, and fifty of them at most; the kernel's clock tells those of one second apart."""
     asked: dict[str, object] = {}

@@ -1,0 +1,109 @@
+"""What a guest's owner does while homelab changes it counts, at whichever moment of the transaction it begins, and however
+long it takes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import Lab, LabError
+from lab.api.tasks import Tasks
+from lab.host.host_python import nodes_below
+from lab.host.state import HostState
+from remote_scripts.shared import api
+from tests.lab import test_container_transaction as containers
+from tests.lab import test_vm_transaction as vms
+from tests.lab.test_proxmox_api import map_card
+from tests.sampling import sample
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("act", ["stop", "shutdown", "start", "edit"])
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_an_owners_act_at_any_moment_of_a_change_counts(
+    kind: str, act: str, killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He stops the guest; shuts it down; stops it and starts it again; edits its configuration. `killed`: the run is
+    killed in that moment, and the next one goes on.
+    """
+    is_vm, wanted = kind == "qemu", act in ("start", "edit")
+    with Lab.start("bound-by-hand" if is_vm else "phoenix", state=tmp_path / "lab") as lab:
+        vmid, program = (vms.VM, "qm") if is_vm else (containers.CT, "pct")
+        world: Any = (vms.World if is_vm else containers.Containers)(lab, monkeypatch)
+        if is_vm:
+            map_card(lab)
+            lab.run(f"qm stop {vmid}; qm set {vmid} " + " ".join(f"--{key} {line}" for key, line in vms.LINES.items()))
+        else:
+            monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
+        host = HostState(lab.state)
+        path, tasks = f"/nodes/{host.node}/{kind}/{vmid}", Tasks(host)
+        moments, chosen, has_acted = 0, -1, False
+
+        def settle() -> None:
+            while tasks.running():
+                time.sleep(0.05)
+
+        def owner() -> None:
+            nonlocal has_acted
+            has_acted = True
+            if act == "edit":
+                lab.ask_api("PUT", f"{path}/config", description="his")
+                return
+            try:
+                lab.ask_api("POST", f"{path}/status/{'shutdown' if act == 'shutdown' else 'stop'}")
+            except LabError:  # Proxmox VE has nothing to do for a container that is off
+                has_acted = act == "start"
+            if act == "start":
+                settle()
+                with suppress(LabError):  # homelab was faster
+                    lab.ask_api("POST", f"{path}/status/start")
+
+        def count() -> None:
+            nonlocal moments
+            moments += 1
+            if moments - 1 == chosen:
+                owner()
+                if killed:
+                    raise vms.KilledError
+
+        def exchange(*arguments: Any) -> bytes:
+            count()
+            answer = vms.World.exchange(world, *arguments)
+            count()
+            return answer
+
+        def up() -> None:
+            world.up(vms.OWN) if is_vm else world.ct()
+
+        monkeypatch.setattr(api, "exchange", exchange)
+        monkeypatch.setattr(world, "count", count)
+        lab.run(f"{program} start {vmid}", check=False)
+        lab.fault("task-seconds", 0.3)
+        before, problems = world.conf(), list[str]()
+        up()
+        for number in sample(range(moments), 4, f"{kind} {act} {killed}"):
+            settle()
+            chosen = -1
+            world.destroy()
+            lab.run(f"{program} start {vmid}", check=False)
+            lab.ask_api("PUT", f"{path}/config", delete="description")
+            if world.conf() != before or not world.runs():
+                problems.append(f"{number}: it isn't as before")
+            moments, chosen, has_acted = 0, number, False
+            try:
+                up()
+            except vms.KilledError:
+                settle()
+                up()
+            settle()
+            if has_acted and (world.runs() is not wanted or not (world.in_force() if is_vm else world.lines())):
+                problems.append(f"{number}: it {'runs' if world.runs() else 'is off'}\n{world.conf()}")
+            if has_acted and act == "edit" and "his" not in world.conf():
+                problems.append(f"{number}: the edit is lost")
+        assert not problems, "\n".join(problems)
