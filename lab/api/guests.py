@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ _MACHINE_KINDS: dict[Kind, str] = {"qemu": "vm", "lxc": "container"}
 #: From a guest's start until its agent, or its init, answers.
 BOOT_SECONDS = 0.3
 _LOCK_FILE = ".pve.lock"
+_GONE_SECONDS = 0.0003
 #: Of guests' configurations.
 LOCKS: dict[Kind, str] = {
     "qemu": "/var/lock/qemu-server/lock-{}.conf",
@@ -165,7 +167,12 @@ class Guest:
             ApiError: 500, the node has no quorum, so that /etc/pve can't be written.
         """
         require_writable(self.host, f"/etc/pve/{self.relative_path}")
-        self.host.write(f"/etc/pve/{self.relative_path}", config.text(), 0o640)
+        place = f"/etc/pve/{self.relative_path}"
+        self.host.write(f"{place}.tmp.{os.getpid()}", config.text(), 0o640)
+        with contextlib.suppress(FileNotFoundError):
+            self.host.rooted(place).unlink()
+            time.sleep(_GONE_SECONDS)  # as on pmxcfs: while one file takes another's place, who opens it finds none
+        self.host.rooted(f"{place}.tmp.{os.getpid()}").rename(self.host.rooted(place))
         with self.host.changing() as machine:
             entry = machine["guests"].setdefault(str(self.vmid), {"running": False, "at_start": False})
             onboot = config.merged().get("onboot") == "1" and config.merged().get("template") != "1"

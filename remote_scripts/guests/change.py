@@ -143,8 +143,7 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
             guest.write_note(note)
         raise
     except Failure as failure:
-        outcome = _taken_back(guest, note, ran=ran)
-        raise failure.but(found=f"{failure.found}\n        {outcome}") from failure
+        raise _taken_back(guest, note, failure, ran=ran) from failure
     guest.read()
     if not options:
         guest.give_form_back()
@@ -183,11 +182,12 @@ def _write_again(guest: Guest, change: Options) -> None:
         guest.set(differing(change, config))
 
 
-def _taken_back(guest: Guest, note: Note, *, ran: bool) -> str:
-    """Gives a guest whose change has failed what it had, also what waited for its next start; the outcome in words.
-    What others have set meanwhile stays.
+def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Failure:
+    """Gives a guest whose change has failed what it had, also what waited for its next start; the failure with the
+    outcome, which it begins with where the guest is left off. What others have set meanwhile stays.
     """
-    outcome = f"{guest.label} has back what it had"
+    outcome, is_off = f"{guest.label} has back what it had", ran and bool(guest.note.stops)
+    found = failure.found
     try:
         guest.settle()
         guest.read()
@@ -197,16 +197,18 @@ def _taken_back(guest: Guest, note: Note, *, ran: bool) -> str:
         if ran and not guest.runs():
             _start_back(guest)
             outcome += ", and runs"
+        is_off = False
         if not note:
             guest.read()
             guest.give_form_back()
         guest.write_note(note.settled())
     except SwitchedElsewhere as switched:
         guest.write_note(note.settled())
-        return f"{outcome}, and stays off: {switched.found}"
-    except Failure as failure:  # the note still has all of it
-        return f"{outcome}, or a part of it ({failure.found}): run `pulumi up` again, which goes on from there"
-    return outcome
+        outcome += f", and stays off: {switched.found}"
+    except Failure as second:  # the note still has all of it
+        outcome += f", or a part of it ({second.found}): run `pulumi up` again, which goes on from there"
+        found = f"{guest.label} is off now, as far as is known: {found}" if is_off else found
+    return failure.but(found=f"{found}\n        {outcome}")
 
 
 def _start_back(guest: Guest) -> None:

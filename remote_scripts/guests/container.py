@@ -14,7 +14,7 @@ from remote_scripts import installed
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import LOCK_HELD, LOCK_SECONDS, ChangedMeanwhile, refusal
 from remote_scripts.shared import pmxcfs
-from remote_scripts.shared.api import NodeApi, Refused
+from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.shared.container_conf import conf_text, options_of
 from remote_scripts.shared.container_note import ContainerNote, Given
 from remote_scripts.shared.container_text import edited, sources
@@ -50,8 +50,14 @@ class Container(Guest):
 
     def read(self) -> None:
         """Reads its text anew: what that says is its configuration."""
-        conf = conf_text(pmxcfs.text_of(self.system, self._path))
+        conf = conf_text(self.api.answer(f"to read {self._path}", self._read))
         self.text, self.digest, self.config = conf.text, conf.digest, options_of(conf)
+
+    def _read(self) -> str:
+        """:raises Unanswered: it isn't there, which says nothing of the container: pmxcfs may have ended."""
+        if text := pmxcfs.text_of(self.system, self._path):
+            return text
+        raise Unanswered(self._path, "it isn't there, or empty", "", "see `systemctl status pve-cluster` on the host")
 
     def put(self, options: Options) -> None:
         """Sets options in the text."""

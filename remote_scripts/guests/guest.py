@@ -51,6 +51,8 @@ class Guest:
         self.settle()
         self.read()
         if is_another(self.note, self.config):
+            self.read()  # by this answer its note goes: it is asked for again
+        if is_another(self.note, self.config):
             self.is_another, self.note = bool(self.note), self.form()
         self.devices = self.api.devices()
         self.base = self.note.base(self.config, self.devices)

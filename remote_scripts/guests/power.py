@@ -4,6 +4,7 @@ the tasks since homelab's own shutdown are looked at.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -101,6 +102,7 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
 
     def begun(upid: str) -> None:
         if to_start:
+            guest.api.patience = math.inf  # who waits for it to be on again waits as long as this run may take
             _note_stop(guest, upid)
 
     guest.system.log.say(f"shutting {guest.label} down")

@@ -39,6 +39,8 @@ class GuestApi:
 
     def __init__(self, system: System, api: NodeApi, kind: Kind, vmid: int) -> None:
         self._system, self._api, self._kind, self._vmid = system, api, kind, vmid
+        #: For how many seconds nobody need answer.
+        self.patience = SILENT_SECONDS
         self._path = f"/{kind.name}/{vmid}"
 
     def get(self, below: str, wanted: str, **parameters: object) -> Any:
@@ -49,11 +51,11 @@ class GuestApi:
         :raises Refused: it was refused.
         :raises Unanswered: nobody answers.
         """
-        return self._asked(wanted, lambda: self._api.get(f"{self._path}{below}", **parameters))
+        return self.answer(wanted, lambda: self._api.get(f"{self._path}{below}", **parameters))
 
     def devices(self) -> dict[str, str]:
         """vendor:device of each function of this node, by its address; errors as of `get`."""
-        found = self._asked("to see the node's devices", lambda: self._api.get("/hardware/pci"))
+        found = self.answer("to see the node's devices", lambda: self._api.get("/hardware/pci"))
         return {one["id"]: f"{one['vendor'][2:]}:{one['device'][2:]}" for one in found}
 
     def put(self, below: str, wanted: str, **parameters: object) -> None:
@@ -61,7 +63,7 @@ class GuestApi:
 
         :raises ChangedMeanwhile: the digest isn't that of what is there, which may be this very change.
         """
-        self._asked(wanted, lambda: self._api.put(f"{self._path}{below}", **parameters))
+        self.answer(wanted, lambda: self._api.put(f"{self._path}{below}", **parameters))
 
     def task(
         self, kind: str, wanted: str, seconds: float, begun: Callable[[str], object], **parameters: object
@@ -90,7 +92,7 @@ class GuestApi:
     def tasks(self) -> list[dict[str, Any]]:
         """What has switched it on or off on this node, the latest first; errors as of `get`."""
         wanted = f"to see who has switched {self._kind.label} {self._vmid}"
-        found = self._asked(wanted, lambda: guest_tasks.switching(self._api, self._kind, self._vmid))
+        found = self.answer(wanted, lambda: guest_tasks.switching(self._api, self._kind, self._vmid))
         return list(found)
 
     def went_down(self, since: int) -> float:
@@ -99,15 +101,15 @@ class GuestApi:
         :param since: only from then on, in seconds since 1970.
         """
         options = {"typefilter": "stopall", "source": "all", "since": since, "limit": guest_tasks.MOST}
-        found = self._asked("to see when this node went down", lambda: self._api.get("/tasks", **options))
+        found = self.answer("to see when this node went down", lambda: self._api.get("/tasks", **options))
         return min((task["starttime"] for task in found), default=math.inf)
 
     def _begun(self, kind: str, wanted: str, parameters: dict[str, object]) -> str:
         earlier = {task["upid"] for task in self.tasks()}
         path, silent = f"{self._path}/status/{kind}", Unanswered(wanted, "", "", "")
-        for _ in self._system.work.tries(SILENT_SECONDS, wanted):
+        for _ in self._system.work.tries(self.patience, wanted):
             try:
-                return str(self._asked(wanted, lambda: self._api.post(path, **parameters), repeats=False))
+                return str(self.answer(wanted, lambda: self._api.post(path, **parameters), repeats=False))
             except Unanswered as error:
                 silent = error
                 own = [
@@ -122,9 +124,9 @@ class GuestApi:
     def _followed(self, upid: str, wanted: str, seconds: float) -> list[str]:
         path, lines, status = f"/tasks/{upid}", list[str](), dict[str, Any]()
         for _ in self._system.work.tries(seconds, wanted):
-            status = self._asked(wanted, lambda: self._api.get(f"{path}/status"))
+            status = self.answer(wanted, lambda: self._api.get(f"{path}/status"))
             part = {"start": len(lines), "limit": 500}
-            new = self._asked(wanted, partial(self._api.get, f"{path}/log", **part))
+            new = self.answer(wanted, partial(self._api.get, f"{path}/log", **part))
             for line in (texts := [one["t"] for one in new if one["t"] not in ("no content", "TASK OK")]):
                 self._system.log.say(line)
             lines += texts
@@ -135,17 +137,22 @@ class GuestApi:
             raise refusal(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
         return lines
 
-    def _asked(self, wanted: str, ask: Callable[[], Any], *, repeats: bool = True) -> Any:
+    def answer(self, wanted: str, ask: Callable[[], Any], *, repeats: bool = True) -> Any:
+        """What is asked for. Arguments and errors as of `get`.
+
+        :param ask: raises Unanswered where it is to be asked again.
+        """
         began, found = time.monotonic(), ""
-        for _ in self._system.work.tries(LOCK_SECONDS, wanted):
+        for _ in self._system.work.tries(math.inf, wanted):
+            waited = time.monotonic() - began
             try:
                 return ask()
             except Unanswered as error:
-                if not repeats or time.monotonic() - began >= SILENT_SECONDS:
+                if not repeats or waited >= self.patience:
                     raise Unanswered(wanted, error.found, "whether it was done isn't known", error.next) from error
             except Refused as error:
                 found = error.found
-                if not LOCK_HELD.search(found):
+                if not LOCK_HELD.search(found) or waited >= LOCK_SECONDS:
                     break
         raise refusal(ChangedMeanwhile if _CHANGED.search(found) else Refused, wanted, found)
 

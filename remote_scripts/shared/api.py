@@ -30,6 +30,8 @@ MINT = (
 #: A ticket, in what that prints.
 TICKET = re.compile(rf"PVE:{USER}:[0-9A-F]{{8}}::\S+")
 _SECONDS = 60.0
+# What pvedaemon says while pmxcfs doesn't run, which restarts with each update of pve-cluster.
+_WITHOUT_PMXCFS = "Unable to load access control list"
 _PART_BYTES = 1 << 16
 
 
@@ -66,7 +68,7 @@ class NodeApi:
 
     def __init__(self, system: System) -> None:
         self._system = system
-        self._ticket = ""
+        self._ticket = self._node = ""
 
     def get(self, path: str, **parameters: object) -> Any:
         """The data that it answers.
@@ -88,7 +90,8 @@ class NodeApi:
         return self._asked("PUT", path, parameters)
 
     def _asked(self, method: str, path: str, parameters: dict[str, object]) -> Any:
-        whole = f"/api2/json/nodes/{pmxcfs.this_node(self._system).name}{quote(path, safe='/:@')}"
+        self._node = self._node or pmxcfs.this_node(self._system).name
+        whole = f"/api2/json/nodes/{self._node}{quote(path, safe='/:@')}"
         status, reason, content = self._answer(method, whole, parameters)
         if status == "401":  # it is good for two hours, and for none where the clock has jumped
             self._ticket = ""
@@ -100,7 +103,8 @@ class NodeApi:
             errors = (f"{key}: {text}".strip() for key, text in (answer.get("errors") or {}).items())
         except (ValueError, LookupError, TypeError, AttributeError):
             raise _no_answer("what answers isn't Proxmox VE's") from None
-        raise _no_answer("; ".join([reason or status or "no answer", *errors]), Refused if reason else Unanswered)
+        is_refused = reason and _WITHOUT_PMXCFS not in reason
+        raise _no_answer("; ".join([reason or status or "no answer", *errors]), Refused if is_refused else Unanswered)
 
     def _answer(self, method: str, path: str, parameters: dict[str, object]) -> tuple[str, str, bytes]:
         """Status, reason and body."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from contextlib import suppress
@@ -69,6 +70,8 @@ def write(system: System, kind: Kind, vmid: int, note: Note) -> None:
 
 
 def _replace(system: System, path: str, content: bytes) -> None:
+    if not pmxcfs.this_node(system).name:  # else the note would lie below it, where nobody looks
+        raise FileNotFoundError(errno.ENOENT, "/etc/pve isn't there")
     for left in reversed(range(_TRIES)):
         within_limit(lambda: system.files.need_folder(_FOLDER))
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -49,16 +48,9 @@ def is_gone(system: System, program: str, guest: str) -> bool:
     :param program: qm or pct.
     """
     folder = f"/etc/pve/{KINDS[program].folder}"
-
-    def ask() -> bool:
-        try:
-            os.lstat(system.files.at(f"{folder}/{guest}.conf"))
-        except FileNotFoundError:
-            return system.files.at(folder).is_dir()
-        return False
-
     try:
-        return within_limit(ask)
+        is_there = pmxcfs.time_of(system, f"{folder}/{guest}.conf") is not None
+        return not is_there and within_limit(lambda: system.files.at(folder).is_dir())
     except OSError:
         return False
 
@@ -76,9 +68,11 @@ def place_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
             "it has all guests, and what is noted of them; nothing was changed",
             "see `systemctl status pve-cluster` on the host, then run the same again",
         )
-    folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
-    node = next((node for node in nodes if f"{vmid}.conf" in folders[node]), "")
-    return node, node == this
+    for _ in range(2):  # one that moves meanwhile is in no folder when that is read
+        folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
+        if node := next((node for node in nodes if f"{vmid}.conf" in folders[node]), ""):
+            return node, node == this
+    return "", False
 
 
 def container_runs(system: System, ctid: int) -> bool:

@@ -435,18 +435,18 @@ def test_where_etc_pve_gives_no_answer_no_guest_is_gone(host: Host, monkeypatch:
     host.write("/unsaid/103", "")
     assert guests.power_of(system, "qm", "103", 0) == "gone"
 
-    real, over = os.lstat, threading.Event()
+    real, over = os.stat, threading.Event()
 
-    def answers(path: Any) -> Any:
+    def answers(path: Any, **options: Any) -> Any:
         if not str(path).endswith("/103.conf"):
-            return real(path)
+            return real(path, **options)
         if how == "hangs":
             over.wait()
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
     monkeypatch.setattr(time_limit, "SECONDS", 0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "lstat", answers)
+        patch.setattr(os, "stat", answers)
         assert guests.power_of(system, "qm", "103", 0) == "unknown"
     over.set()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from lab.host.host_python import nodes_below
 from remote_scripts.guests import power
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api, container_drift
+from remote_scripts.shared import api, container_drift, pmxcfs
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.errors import Failure
@@ -155,6 +156,37 @@ def test_a_destroy_right_after_a_killed_run_gives_everything_back(world: Contain
     world.killed_after(number, lambda: world.ct(MOUNTS))
     world.destroy()
     assert (world.conf(), world.notes()) == (before, []) and world.runs()
+
+
+def test_a_configuration_that_is_being_replaced_is_no_missing_one(
+    world: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is read somebody writes it: for a moment there is none, as pmxcfs renames."""
+    before, conf = world.conf(), world.lab.root / f"etc/pve/lxc/{CT}.conf"
+    real, reads, chosen = pmxcfs.content_of, 0, -1
+
+    def content_of(system: System, path: str) -> bytes | None:
+        nonlocal reads
+        reads += path.endswith(conf.name)
+        if not path.endswith(conf.name) or reads - 1 != chosen:
+            return real(system, path)
+        away = conf.rename(conf.with_name("away"))
+        threading.Timer(0.002, lambda: away.rename(conf)).start()
+        try:
+            return real(system, path)
+        finally:
+            while away.exists():
+                pass
+
+    monkeypatch.setattr(pmxcfs, "content_of", content_of)
+    for number in range(20):
+        world.ct()
+        reads, chosen = 0, number
+        world.destroy()
+        assert (number, world.conf(), world.notes(), world.runs()) == (number, before, [], True)
+        chosen = -1
+        if reads <= number:
+            return
 
 
 def test_two_ways_at_once_go_together(world: Containers) -> None:

@@ -6,6 +6,7 @@ after any of its changes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +30,7 @@ from lab.api.tasks import Tasks
 from lab.control import request
 from lab.host.state import HostState
 from remote_scripts.guests import guest as guest_module
-from remote_scripts.guests import power
+from remote_scripts.guests import power, requests
 from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import GuestApi
@@ -804,6 +806,40 @@ def test_without_its_file_system_nothing_is_believed(world: World, act: str) -> 
     with world.without_pmxcfs(), pytest.raises(Failure, match="/etc/pve isn't there"):
         getattr(world, act)()
     assert world.conf() == given and world.notes() == [f"qemu-{VM}"]
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_a_cluster_file_system_that_ends_while_the_vm_is_off_is_waited_for(
+    world: World, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as the run may take; then what is first said is that the VM is off. The next run starts it."""
+    before, away, conf = world.conf(), contextlib.ExitStack(), world.lab.root / f"etc/pve/qemu-server/{VM}.conf"
+
+    def back() -> None:
+        away.close()
+        world.lab.run("systemctl start pve-cluster")
+
+    def end() -> None:
+        world.wait_off()
+        world.lab.run("systemctl stop pve-cluster")
+        away.enter_context(world.without_pmxcfs())
+        timer.start()
+
+    timer = threading.Timer(seconds, back)
+    monkeypatch.setattr(requests, "SILENT_SECONDS", 0.2)
+    monkeypatch.setitem(globals(), "System", partial(System, limit=12))
+    world.then = ("POST", "status/shutdown", end)
+    if seconds == 1:
+        assert world.up(OWN).runs and world.in_force() == [OURS]
+    else:
+        with pytest.raises(Failure) as failed:
+            world.up(OWN)
+        assert failed.value.found.startswith(f"VM {VM} is off now") and not conf.exists()
+        timer.cancel()
+        back()
+        assert world.up(OWN).runs
+    world.destroy()
+    assert (world.conf(), world.notes()) == (before, []) and world.runs()
 
 
 def test_a_failure_after_a_killed_run_gives_back_what_was_there_before_both(world: World) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from remote_scripts.shared import kernel
+from remote_scripts.shared import kernel, pmxcfs
 from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
@@ -57,10 +57,10 @@ class Source:
 
     def needed_bytes(self, path: str, limit: int = _MOST) -> bytes | None:
         """The same in bytes."""
+        where, is_pve = self.files.at(path), path.startswith("/etc/pve/")
 
         def read() -> bytes | None:
-            where = self.files.at(path)
-            if not where.is_file():  # a pipe would be waited for
+            if not is_pve and not where.is_file():  # a pipe would be waited for
                 if os.path.lexists(where):
                     self.note(path, "it is no file")
                 return None
@@ -68,7 +68,7 @@ class Source:
                 return disk.read_up_to(file, limit)
 
         try:
-            content = self._of(path, read, None)
+            content = self._of(path, (lambda: pmxcfs.steady(where, read)) if is_pve else read, None)
         except FileNotFoundError:  # it has gone meanwhile
             return None
         except OSError as error:
@@ -155,7 +155,9 @@ class Source:
             return [path]
         below = disk.below(where, on_error=lambda error: self._note_folder(path, error))
         files = (file for file in below if hidden or not file.name.startswith("."))
-        return sorted(path + str(file)[len(str(where)) :] for file in files if not file.is_symlink() and file.is_file())
+        is_pve = path.startswith("/etc/pve/")  # where a file that is being replaced is none for a moment
+        found = (file for file in files if not file.is_symlink() and (is_pve or file.is_file()))
+        return sorted(path + str(file)[len(str(where)) :] for file in found)
 
     def exists(self, path: str) -> bool:
         """Whether it is there; a link that leads nowhere isn't."""

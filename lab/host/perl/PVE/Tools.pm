@@ -18,6 +18,8 @@ sub file_set_contents {
     chmod $mode, $new;
     print $out $text or die "unable to write '$new' - $!\n";
     close $out or die "closing file '$new' failed - $!\n";
+    # For a moment there is none, as on pmxcfs.
+    select undef, undef, undef, 0.0003 if unlink $file;
     rename $new, $file or die "close (rename) atomic file '$file' failed: $!\n";
 }
 
