@@ -95,13 +95,11 @@ class Note:
         """
         base = {key: value for key, value in config.items() if not self.has_set(key, value)}
         anew = {key: value for key, value in base.items() if not same(key, value, self.originals.get(key))}
-        given = ";".join(_path(*line) for line in anew.items())
-        replaced = {slot_of(one) for key in anew for one in _functions(key, self.originals.get(key))}
+        given = [_path(*line) for line in anew.items()]
+        given += [slot_of(one) for key in anew for one in _functions(key, self.originals.get(key))]
         for key, value in self.originals.items():
             is_there = all(self.devices.get(one) == devices.get(one, "") for one in _functions(key, value))
-            is_free = replaced.isdisjoint(map(slot_of, _functions(key, value))) and not overlap(
-                given, _path(key, value)
-            )
+            is_free = not overlap(";".join(given), _path(key, value))
             if value is not None and self.has_set(key, config.get(key)) and is_there and is_free:
                 base[key] = value
         return base
