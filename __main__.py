@@ -44,7 +44,10 @@ def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
 
 
 hosts, tests, vms, containers, stacks, words = {}, {}, {}, {}, {}, {}
-probes = {name: HostProbe.of(f"{name}-probe", name, host) for name, host in settings.hosts.items()}
+probes = {
+    name: HostProbe.of(f"{name}-probe", name, host, vms=[vm for vm in settings.vms.values() if vm.host == name])
+    for name, host in settings.hosts.items()
+}
 turns: dict[str | None, pulumi.Output[BootSeen]] = {}  # cluster -> the boot of its node that restarts last
 for name, host in settings.hosts.items():
     node = host.node or name

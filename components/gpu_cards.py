@@ -20,7 +20,7 @@ import pulumi
 from homelab.host import card_values
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.card_mapping import CardMapping, entry_of, path_of
+from homelab.resources.card_mapping import CardMapping, entry_of
 from homelab.resources.described import HostInput, VmInput, host_of, vms_of
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
@@ -49,7 +49,7 @@ class GpuCardsArgs:
 class GpuCards(pulumi.ComponentResource):
     """Mappings of a host's cards; none for a host without an `api`, whose cards are only bound.
 
-    Outputs: `cards`, name -> `mapping` and `slot` (its path: `card_mapping.path_of`), for GpuVm; `tests`, name -> what
+    Outputs: `cards`, name -> `mapping` and `slot` (its path), for GpuVm; `tests`, name -> what
     the passthrough test saw.
     """
 
@@ -93,8 +93,8 @@ class GpuCards(pulumi.ComponentResource):
                 tests[gpu] = _seen(f"{host_name}-{gpu}-test", host, functions, options)
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
         self.cards = booted.apply(
-            lambda booted_host: {
-                gpu: {"mapping": host.mapping_of(gpu), "slot": path_of(gpu, booted_host), **_driver(gpu, booted_host)}
+            lambda seen: {
+                gpu: {"mapping": host.mapping_of(gpu), "slot": seen["gpus"][gpu]["path"], **_driver(gpu, seen)}
                 for gpu in cards
             }
         )

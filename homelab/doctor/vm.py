@@ -39,7 +39,7 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None, vms: Mapping
     name = f"VM {vmid} ({config.get('name', 'no name')})"
     findings = [*_iommu(reading, name), *_options(reading, name, options)]
     for slot in slots:
-        findings += [*_functions(reading, name, slot, running), *_gates(reading, slot, host)]
+        findings += [*(_functions(reading, name, vmid, slot) if running else []), *_gates(reading, slot, host)]
     findings += _hook(reading, vmid)
     findings += [] if running else starts.findings(reading, vmid, name)
     of_guest, notes = _guest(reading, vmid, config, options)
@@ -152,17 +152,18 @@ def _is_at(address: str, part: str) -> bool:
     return address == part.lower() or address.startswith(f"{part.lower()}.")
 
 
-def _functions(reading: Reading, name: str, slot: str, running: bool) -> list[Finding]:
-    """While it runs, every function is on vfio-pci; before, Proxmox VE binds them at the start."""
-    wrong = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
-    if not running or not wrong:
+def _functions(reading: Reading, name: str, vmid: int, slot: str) -> list[Finding]:
+    """While it runs, every function that it has is on vfio-pci; before, Proxmox VE binds them at the start."""
+    functions = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
+    wrong = [function for function in functions if reading.facts.options_of(function.address, vmid, reading.node)]
+    if not wrong:
         return []
     return [
         Finding(
-            f"every function of {reading.facts.card(slot)} on vfio-pci while {name} runs",
+            f"what {name} has of {reading.facts.card(slot)} on vfio-pci while it runs",
             "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
             "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
-            f"shut it down and start it: `qm shutdown {name.split()[1]} && qm start {name.split()[1]}`",
+            f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
             Stage.RESTART,
         )
     ]

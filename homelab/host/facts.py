@@ -366,11 +366,11 @@ class HostFacts(Answer):
 
     def path_of(self, place: str) -> str:
         """The card as Proxmox VE names it when a guest gets all of it: its slot, or its functions joined by `;` if the
-        slot has others, too."""
+        slot has others, too: first the graphics function, which a mapping then offers alone (ADR 12)."""
         functions = self.functions(place)
         if not functions or functions == self.in_slot(place):
             return place
-        return ";".join(device.address for device in functions)
+        return ";".join(device.address for device in sorted(functions, key=lambda device: not device.is_display))
 
     def users_of(self, place: str, node: str) -> list[CardUser]:
         """The VMs that have the card, or a function of it."""

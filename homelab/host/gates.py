@@ -923,12 +923,11 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
         sentences.append(
             f"gpus.{name}: in the same slot, but left with the host: {'; '.join(map(facts.describe, staying))}"
         )
-    path = facts.path_of(slot)
-    if ";" in path:
-        display = next(device for device in functions if device.is_display)
+    path = facts.path_of(slot).split(";")
+    if len(path) > 1:
         sentences.append(
-            f"gpus.{name}: its mapping offers {display.address} alone, since Proxmox VE compares a mapping's id with "
-            f"each of its functions; all of them ({path.replace(';', ', ')}) go with byAddress"
+            f"gpus.{name}: its mapping offers {path[0]} alone, since Proxmox VE compares a mapping's id with each of "
+            f"its functions; all of them ({', '.join(path)}) go with byAddress"
         )
     owner = next((device.physfn for device in functions), "")
     if owner:

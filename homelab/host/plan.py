@@ -3,7 +3,7 @@ plan as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,9 +11,9 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
 from homelab.host.classes import DRIVERS, NVIDIA
 from homelab.host.devices import Device
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, bound_by_word
 from homelab.host.reboot import in_short, stopping
-from homelab.settings import Host
+from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
 from remote_scripts.shared.words import missing_words
 
@@ -31,7 +31,8 @@ class Wanted:
 
     `iommu_words`/`vfio_words`: words of the kernel command line, separated by spaces. `functions`: PCI address ->
     vendor:device of every function that must be on vfio-pci; `by_hand`: addresses of those that other configuration
-    than this program's puts there. `gpus`: name -> slot, use, functions and group.
+    than this program's puts there. `gpus`: name -> slot, use, group, and the functions that the use
+    needs.
     """
 
     iommu_words: str
@@ -50,19 +51,21 @@ class Wanted:
         return bool(self.vfio_words)
 
 
-def wanted(facts: HostFacts, host: Host) -> Wanted:
+def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
     """The plan of a host with these facts and settings.
 
+    :param vms: of this host.
     :raises HomelabError: a gate is closed; the text has every refusal.
     """
     slots, errors = gates.check(facts, host)
     raise_all([*errors, *gates.left_with_vm(facts, host, slots)])
+    gpus = {name: card_plan(facts, host, name, slot, vms) for name, slot in slots.items()}
     functions = {
-        device.address: device.id
-        for name, slot in slots.items()
-        if host.gpus[name].use == "vm"
-        for device in facts.functions(slot)
-        if not device.physfn  # made while the host runs: Proxmox VE binds it when its VM starts
+        function["address"]: function["id"]
+        for gpu in gpus.values()
+        # A virtual function is made while the host runs: Proxmox VE binds it when its VM starts.
+        if gpu["use"] == "vm" and "." not in gpu["slot"]
+        for function in gpu["functions"]
     }
     by_hand = sorted(facts.bound_by_hand() & set(functions))
     if host.take_over:
@@ -79,7 +82,7 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
         ).strip(),
         functions=functions,
         by_hand=by_hand,
-        gpus={name: card_plan(facts, host, name, slot) for name, slot in slots.items()},
+        gpus=gpus,
     )
 
 
@@ -99,7 +102,7 @@ def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: 
     return " ".join([*words, *consoles.words(facts, host, sorted(by_homelab))])
 
 
-def card_plan(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
+def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[Vm] = ()) -> CardPlan:
     return {
         "name": next((facts.model(device) for device in facts.functions(slot) if device.is_display), ""),
         "slot": slot,
@@ -107,11 +110,26 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
         "use": host.gpus[name].use,
         "functions": [
             {"address": device.address, "id": device.id, "subsystem": device.subsystem, "class": device.class_code}
-            for device in facts.functions(slot)
+            for device in _needed(facts, host, name, slot, vms)
         ],
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
         "keep": _keeps_driver(facts, host, name),
     }
+
+
+def _needed(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[Vm]) -> list[Device]:
+    """The functions of a card that its use needs. Where a mapping offers the graphics alone, a VM needs another one if
+    the settings give it that or name it, if it has it already, or if it is in the group, of which the host can't keep
+    any. One that this program binds already stays bound: only a reboot would take that back."""
+    offered, *others = facts.path_of(slot).split(";")
+    gpu, functions = host.gpus[name], facts.functions(slot)
+    by_address = any(use.gpu == name and use.by_address for vm in vms for use in vm.gpus)
+    if not others or gpu.use != "vm" or gpu.functions or by_address:
+        return functions
+    needed = {offered, *bound_by_word(facts.cmdline.configured)} | {one.address for one in facts.group_of(offered)}
+    return [
+        device for device in functions if device.address in needed or facts.users_of(device.address, facts.cluster.node)
+    ]
 
 
 def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:

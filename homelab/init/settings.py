@@ -169,7 +169,8 @@ def _software(section: str, number: int, cards: Iterable[Card], facts: HostFacts
 
 def _by_hand(card: Card, use: Use, facts: HostFacts) -> dict[str, str]:
     """The mapping by which a person has given a VM the card: a second one would give it twice."""
-    options = [option for vmid in use.vms for option in facts.options_of(card.place, vmid, facts.cluster.node).values()]
+    given = VmCard("", "", facts.path_of(card.place)).given
+    options = [option for vmid in use.vms for option in facts.options_of(given, vmid, facts.cluster.node).values()]
     mapping = next((option["mapping"] for option in options if "mapping" in option), card.key)
     return {"mapping": mapping} if mapping != card.key else {}
 

@@ -70,7 +70,7 @@ def planned(
     """
     session = ssh.Session(host, timeout)
     facts = remapping.to_be(session.read(guests=True), host)
-    want = plan.wanted(facts, host)
+    want = plan.wanted(facts, host, vms.values())
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(name, facts, host, want, vms, stack)
     container_lines, container_errors = container_plan.describe(

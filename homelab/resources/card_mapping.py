@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import pulumi
 
-from homelab.host.classes import GRAPHICS
 from homelab.resources.base import NodeInputs, Owned
 from homelab.shapes import BootedHost
 
@@ -50,29 +49,21 @@ class CardMapping(Owned):
     mapping: pulumi.Output[str]
 
 
-def path_of(gpu: str, host: BootedHost) -> str:
-    """A card as Proxmox VE names it: its slot, or its functions, joined by `;`, where others are in the slot, too.
+def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
+    """What Proxmox VE compares with the hardware at a VM's start: id, subsystem and group of the slot's first function.
+
+    Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds
+    never pass. So a card that shares its slot is offered by its path's first function alone, its graphics.
 
     :param gpu: its name in the settings.
     :param host: as HostReboot puts it out.
     """
     card = host["gpus"][gpu]
-    return card.get("path") or card["slot"]
-
-
-def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
-    """What Proxmox VE compares with the hardware at a VM's start: id, subsystem and group of the slot's first function.
-
-    Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds
-    never pass. So a card that shares its slot is offered by its graphics function alone. The arguments are those of
-    `path_of`.
-    """
-    path, functions = path_of(gpu, host), host["gpus"][gpu]["functions"]
-    shared = ";" in path
-    first = next((one for one in functions if shared and one["class"].startswith(GRAPHICS)), functions[0])
+    path = card["path"].partition(";")[0]
+    first = next(one for one in card["functions"] if one["address"].startswith(path))
     group = first.get("iommuGroup")
     return {
-        "path": first["address"] if shared else path,
+        "path": path,
         "id": first["id"],
         "iommugroup": "-1" if group is None else str(int(group)),
         # 0000:0000, too, is compared; only a function without these files in sysfs has none.

@@ -21,8 +21,8 @@ from homelab.resources.base import HostInputs, Probe, digest
 from homelab.shapes import CardPlan
 
 if TYPE_CHECKING:
-    from homelab.resources.described import HostInput
-    from homelab.settings import Host
+    from homelab.resources.described import HostInput, VmInput
+    from homelab.settings import Host, Vm
 
 # The layers that a reboot is about; homelab/host/plan.py (`drift`) has all of them.
 BOOT_LAYERS = ("iommu", "vfio", "boot")
@@ -40,8 +40,8 @@ class HostProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`settings`: digest of those that decide what is wanted (Probe); `preview`: whether the program runs in one,
-        which no state keeps.
+        """`settings`: digest of those that decide what is wanted (Probe), and the cards that VMs get by address;
+        `preview`: whether the program runs in one, which no state keeps.
         """
 
         settings: str
@@ -71,15 +71,23 @@ class HostProbe(Probe):
     stale: pulumi.Output[bool]
 
     @classmethod
-    def of(cls, name: str, host_name: str, host: HostInput, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
+    def of(
+        cls,
+        name: str,
+        host_name: str,
+        host: HostInput,
+        opts: pulumi.ResourceOptions | None = None,
+        vms: Iterable[VmInput] = (),
+    ) -> HostProbe:
         """The probe of a host.
 
         :param host: its settings: the keys of docs/settings.md.
+        :param vms: those of its VMs.
         """
         # Not in the provider, which imports this declaration, and not by `later` (homelab/later.py).
-        from homelab.resources.described import host_of  # noqa: PLC0415
+        from homelab.resources.described import host_of, vm_of  # noqa: PLC0415
 
-        inputs = {"host": host_name, "settings": cls.settings_of(host_of(host))}
+        inputs = {"host": host_name, "settings": cls.settings_of(host_of(host), map(vm_of, vms))}
         return cls(name, {**inputs, "preview": pulumi.runtime.is_dry_run()}, opts)
 
     def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:
@@ -97,9 +105,9 @@ class HostProbe(Probe):
         return pulumi.ResourceOptions(depends_on=pulumi.Output.from_input(fit()))
 
     @staticmethod
-    def settings_of(host: Host) -> str:
-        """The input `settings` for a host of the settings."""
-        return digest(host, _ELSEWHERE)
+    def settings_of(host: Host, vms: Iterable[Vm] = ()) -> str:
+        """The input `settings` for a host of the settings, with its VMs."""
+        return " ".join([digest(host, _ELSEWHERE), *(use.gpu for vm in vms for use in vm.gpus if use.by_address)])
 
     @property
     def words(self) -> pulumi.Output[str]:

@@ -54,7 +54,7 @@ class VmGpu(Model):
     take_over: bool = False
     """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program
     may replace it. A mapping replaces the address. The line's other options stay, unless you set another value than the
-    default here. `pulumi destroy` restores the line. `homelab init` sets this."""
+    default here; lines for what it lacks stay, too. `pulumi destroy` restores the line. `homelab init` sets this."""
     legacy_igd: bool = False
     """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`).
     Needs the machine model `pc`, with `pcie: false`, and `display: none`."""

@@ -90,18 +90,18 @@ class Note:
     def base(self, config: Mapping[str, str], devices: Mapping[str, str]) -> dict[str, str]:
         """The guest as it would be without this program: each key that still is homelab's has its original again. An
         original that names an address isn't given back where another device is there by now, or where a line of the
-        owner's gives that device already.
+        owner's gives that function already, or has come in place of one for that slot.
 
         :param config: as it is, or will be at its next start.
         :param devices: vendor:device by address, of the node that the guest is on.
         """
         base = {key: value for key, value in config.items() if not self.has_set(key, value)}
         anew = {key: value for key, value in base.items() if not same(key, value, self.originals.get(key))}
-        replaced = {key: self.originals.get(key) for key in anew}
-        given = {slot for lines in (anew, replaced) for key, value in lines.items() for slot in _slots(key, value)}
+        given = [_path(*line) for line in anew.items()]
+        given += [slot_of(one) for key in anew for one in _functions(key, self.originals.get(key))]
         for key, value in self.originals.items():
             is_there = all(self.devices.get(one) == devices.get(one, "") for one in _functions(key, value))
-            is_free = given.isdisjoint(_slots(key, value))
+            is_free = not overlap(";".join(given), _path(key, value))
             if value is not None and self.has_set(key, config.get(key)) and is_there and is_free:
                 base[key] = value
         return base
@@ -196,11 +196,11 @@ def refused_for_others(vmid: int, keys: Iterable[str]) -> Failure:
     )
 
 
+def _path(key: str, value: str | None) -> str:
+    """The slots and functions that a hostpci option names, as it names them."""
+    return parse(key, value or "").get("host", "") if key.startswith("hostpci") else ""
+
+
 def _functions(key: str, value: str | None) -> list[str]:
     """The addresses that a hostpci option names; a slot's first function stands for it."""
-    host = parse(key, value or "").get("host", "") if key.startswith("hostpci") else ""
-    return [part if "." in part else f"{part}.0" for part in functions_of(host)]
-
-
-def _slots(key: str, value: str | None) -> set[str]:
-    return {slot_of(part) for part in _functions(key, value)}
+    return [part if "." in part else f"{part}.0" for part in functions_of(_path(key, value))]

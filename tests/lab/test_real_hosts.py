@@ -13,6 +13,9 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.host import facts, gates, plan
+from homelab.settings import Vm
+from homelab.vm import preview
+from homelab.vm.plan import decide, seen_of
 from lab.listing import scenario_from_listing
 from lab.machine import Machine, load_scenario
 from remote_scripts.layers.read_host import Wanted
@@ -147,6 +150,39 @@ def test_a_card_with_a_forgotten_audio_function_is_half_bound(tmp_path: Path) ->
     want = plan.wanted(found, settings({"rtx5060ti": {"match": "10de:2d04"}}))
     assert want.by_hand == ["0000:01:00.0"]
     assert want.vfio_words.startswith("homelab.vfio=0000:01:00.1=10de:22eb")
+
+
+@pytest.mark.parametrize(
+    ("case", "gpu", "vm", "bound", "change"),
+    [
+        (
+            "two-options-two-roms",
+            {"match": "1002:164e"},
+            {"vmid": 100, "gpus": [{"gpu": "igpu", "takeOver": True}]},
+            ["0000:18:00.0", "0000:18:00.1"],
+            {"hostpci0": "mapping=igpu,pcie=1,x-vga=1,romfile=raphael_vbios.bin"},
+        ),
+        (
+            "mapping-of-one-function",
+            {"match": "1002:1638", "allowConsole": True, "mapping": "vega-igpu"},
+            {"vmid": 223, "gpus": ["igpu"]},
+            ["0000:04:00.0"],
+            {},
+        ),
+    ],
+)
+def test_functions_that_an_owner_gives_one_by_one_stay_as_they_are(
+    tmp_path: Path, case: str, gpu: dict[str, Any], vm: dict[str, Any], bound: list[str], change: dict[str, str]
+) -> None:
+    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", f"{case}.yaml"))))
+    assert machine.boot("start").comes_up
+    found, host, guest = read(machine), settings({"igpu": gpu}), Vm.model_validate({"host": "pve", **vm})
+    want = plan.wanted(found, host, [guest])
+    assert (list(want.functions), want.by_hand, want.vfio_words) == (bound, bound, ""), "no reboot is needed"
+    decided = decide(
+        seen_of(found, guest.vmid), preview.wish_of("guest", guest, host, want.gpus), found.guests, found.cluster.node
+    )
+    assert (decided.change, decided.refusals) == (change, [])
 
 
 def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: Path) -> None:

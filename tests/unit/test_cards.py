@@ -60,9 +60,69 @@ ALL_ALLOWED = settings({"igpu": {"match": "1002:1900", "allowConsole": True, "al
 
 def test_of_a_processors_slot_only_the_graphics_and_their_own_audio_are_the_card() -> None:
     want = plan.wanted(apu(), APU)
-    assert want.functions == {"0000:c6:00.0": "1002:1900", "0000:c6:00.1": "1002:1640"}
     assert want.gpus["igpu"]["path"] == "0000:c6:00.0;0000:c6:00.1"
-    assert "homelab.vfio=0000:c6:00.0=1002:1900,0000:c6:00.1=1002:1640 " in f"{want.vfio_words} "
+    assert [device.address for device in apu().functions("0000:c6:00")] == ["0000:c6:00.0", "0000:c6:00.1"]
+    assert "homelab.vfio=0000:c6:00.0=1002:1900 " in f"{want.vfio_words} "
+
+
+def with_it(*, by_address: bool = True) -> Vm:
+    return Vm.model_validate({"host": "pve", "vmid": 104, "gpus": [{"gpu": "igpu", "byAddress": by_address}]})
+
+
+def lent(lines: str) -> dict[str, Any]:
+    """A VM has these options."""
+    return {"guests": asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 104, "lines": lines}]}}
+
+
+BOUND = "homelab.vfio=0000:c6:00.0=1002:1900,0000:c6:00.1=1002:1640"
+
+
+@pytest.mark.parametrize(
+    ("facts", "host", "vms", "bound"),
+    [
+        (apu(), APU, [], False),
+        (apu(**lent("hostpci0: mapping=igpu")), APU, [with_it(by_address=False)], False),
+        (apu(), APU, [Vm(host="pve", vmid=105, gpus=[])], False),
+        (apu(), APU, [with_it()], True),
+        (apu(**lent("hostpci1: c6:00.1,romfile=b.rom")), APU, [], True),
+        (apu(**lent("hostpci0: 0000:c6:00,pcie=1")), APU, [], True),
+        (apu(together=True), ALL_ALLOWED, [], True),
+        (
+            apu(cmdline={"running": "quiet", "configured": f"quiet {BOUND}", "others": "quiet", "generated": ""}),
+            APU,
+            [],
+            True,
+        ),
+    ],
+    ids=[
+        "nobody has it",
+        "a VM has the graphics",
+        "a VM has no card",
+        "by address",
+        "a line",
+        "the slot",
+        "in the group",
+        "bound",
+    ],
+)
+def test_of_a_card_only_what_a_guest_gets_is_bound(facts: HostFacts, host: Host, vms: list[Vm], bound: bool) -> None:
+    """The sound, which a mapping of the graphics doesn't offer: a VM gets it, or has it, it is in the group of what goes, or was bound before."""
+    want = plan.wanted(facts, host, vms)
+    assert want.functions == {"0000:c6:00.0": "1002:1900", **({"0000:c6:00.1": "1002:1640"} if bound else {})}
+    assert ("0000:c6:00.1" in want.vfio_words) is bound
+    # What is proved, and given values in sysfs, is that, too.
+    assert {one["address"] for one in want.gpus["igpu"]["functions"]} == set(want.functions)
+
+
+def test_a_function_that_stays_is_no_drift_and_no_mistake_of_a_boot() -> None:
+    facts, running = apu(), plan.wanted(apu(), APU).words
+    devices = [
+        replace(one, driver="vfio-pci" if one.address.endswith("6:00.0") else one.driver) for one in facts.devices
+    ]
+    facts = replace(facts, devices=devices, cmdline=replace(facts.cmdline, running=running, configured=running))
+    want = plan.wanted(facts, APU)
+    assert not [error for error in plan.verify(facts, APU, want) if "0000:c6:00.1" in error.found]
+    assert "0000:c6:00.1 [1002:1640] snd_hda_intel -> snd_hda_intel" in lines_of(facts, APU)
 
 
 def test_another_function_of_the_slot_is_a_group_member_like_any_other() -> None:
@@ -154,7 +214,7 @@ ARC = settings({"arc": {"match": "8086:e212"}})
 def test_audio_on_a_bus_of_its_own_behind_the_cards_switch_is_the_cards(domain: str) -> None:
     facts = arc(domain=domain)
     want = plan.wanted(facts, ARC)
-    assert list(want.functions) == [f"{domain}:03:00.0", f"{domain}:04:00.0"]
+    assert [one.address for one in facts.functions(f"{domain}:03:00")] == [f"{domain}:03:00.0", f"{domain}:04:00.0"]
     assert want.gpus["arc"]["path"] == f"{domain}:03:00.0;{domain}:04:00.0"
     assert facts.place_of(f"{domain}:04:00.0") == facts.place_of(f"{domain}:04:00") == f"{domain}:03:00"
     assert entry_of("arc", found_of(facts, ARC))["path"] == f"{domain}:03:00.0"
@@ -255,6 +315,8 @@ def test_the_graphics_function_is_named_wherever_it_is_in_the_slot() -> None:
     both = {"igpu": {"address": "41:00", "functions": ["0000:41:00.0", "0000:41:00.1"]}}
     host, third = settings(both), device("0000:41:00.2", "1022:15b9", "0c0330")
     facts = gates.choosing(desktop(*devices, third), host.gpus)
+    # The first one of the path is what a mapping offers.
+    assert facts.path_of("0000:41:00") == "0000:41:00.1;0000:41:00.0"
     assert "its mapping offers 0000:41:00.1 alone" in "".join(gates.remarks(facts, host, {"igpu": "0000:41:00"}))
 
 

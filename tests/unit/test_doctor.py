@@ -324,6 +324,15 @@ def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
     assert diagnose_vm(with_vm(), 103).text().endswith("nothing is wrong")
 
 
+@pytest.mark.parametrize(("hostpci", "said"), [("mapping=gpu", False), ("01:00.0;01:00.1", True), ("01:00.0", False)])
+def test_a_function_that_a_running_vm_doesnt_have_may_be_on_the_hosts_driver(hostpci: str, said: bool) -> None:
+    vm, drivers = with_vm(ENTRY.replace("01:00,", "01:00.0,"), hostpci), {"0000:01:00.0": "vfio-pci"}
+    devices = [replace(one, driver=drivers.get(one.address, one.driver)) for one in vm.facts.devices]
+    facts = replace(vm.facts, devices=devices, guests=replace(vm.facts.guests, running=frozenset([103])))
+    findings = diagnose_vm(replace(vm, facts=facts), 103).findings
+    assert any(one.found == "0000:01:00.1 is on snd_hda_intel" for one in findings) is said
+
+
 @pytest.mark.parametrize(
     ("layer", "program"), [("nodes", "homelab-nvidia-nodes"), ("cards", "homelab-card-nodes"), ("values", "rules")]
 )

@@ -321,6 +321,23 @@ def test_what_a_vm_has_by_hand_is_proposed_to_be_taken_over(case: str) -> None:
     assert config(written({0: "103"}, plain, facts)) == config(made) == config(written({0: "103"}, made, facts))
 
 
+def test_a_mapping_of_a_cards_sound_alone_is_not_taken_for_the_cards() -> None:
+    """Of a slot that holds other functions, too, a mapping offers one."""
+    entries = "\n".join(
+        f"{name}\n\tmap id=1002:{ids},iommugroup=1,node=pve,path=0000:0b:00.{number}\n"
+        for name, ids, number in (("sound", "1640", 1), ("graphics", "164e", 0))
+    )
+    lines = f"{SANDBOX_LINES}hostpci0: mapping=sound\nhostpci1: mapping=graphics,pcie=1\n"
+    parts = (("1", "1002:1640", "040300"), ("2", "1022:1649", "108000"))
+    more = [asdict(one) for one in hosts.desktop().devices if one.slot == "0000:0b:00"]
+    more += [hosts.device(f"0000:0b:00.{number}", ids, code, 20 + int(number)) for number, ids, code in parts]
+    guests = {**GUESTS, "configs": [{"kind": "vm", "id": 103, "lines": lines}], "mappings": entries}
+    facts = hosts.desktop(devices=more, guests=guests)
+    made = config(written({0: "103"}, "", facts))
+    (card,) = made["homelab:hosts"]["pve"]["gpus"].values()
+    assert card["mapping"] == "graphics" and "takeOver" not in str(made["homelab:vms"])
+
+
 def test_a_card_for_containers() -> None:
     """In those that run, the driver's libraries, without which it can't be used."""
     facts = host(nvidia_minors={"0000:01:00.0": 0}, nvidia={"version": "580.105.08"})

@@ -37,7 +37,7 @@ from homelab.resources.host_probe import BOOT_LAYERS, HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
-from homelab.settings import Container, Gpu, Host
+from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY, desktop, settings
@@ -270,6 +270,16 @@ def test_a_changed_opt_in_of_a_card_asks_the_gates_again(name: str) -> None:
     state = {**told(), "generation": {}, "stale": False}
     assert replaced(HostProbe, state, told()) is None
     assert replaced(HostProbe, state, told(**{str(field.alias): opted})) == []
+
+
+def test_a_card_that_a_vm_gets_by_its_address_is_planned_anew() -> None:
+    """All of its functions are bound then, of which a mapping may offer one."""
+
+    def told(**use: Any) -> str:
+        vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", **use}]})
+        return HostProbe.settings_of(settings(), [vm])
+
+    assert told() == told(xVga=True) == HostProbe.settings_of(settings()) != told(byAddress=True)
 
 
 @pytest.mark.parametrize("name", [one for one in Host.model_fields if one.startswith("allow")])

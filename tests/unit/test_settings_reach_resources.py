@@ -29,9 +29,8 @@ Ts = TypeVarTuple("Ts")
 
 DATA = tables.read(Path(__file__).parent / "settings_changes.yaml")
 CARD = {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
-CARD["functions"] = [
-    {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
-]
+FUNCTION = {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
+CARD["functions"] = [FUNCTION]
 FACTS = {
     "distribution": "debian", "version": "12", "architecture": "x86_64", "kernels": ["6.17.2-1-pve"], "running": "6.17.2-1-pve",
     "secure_boot": False, "mok_enrolled": False, "cards": ["10de:2b85"], "host_driver": "580.95.05", "runtimes": [],
@@ -229,7 +228,8 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
 ) -> None:
     cards = {
         "rtx5090": CARD | {"use": "shared"},
-        "rtx5090-sandbox": CARD | {"slot": "0000:02:00", "path": "0000:02:00"},
+        "rtx5090-sandbox": CARD
+        | {"slot": "0000:02:00", "path": "0000:02:00", "functions": [FUNCTION | {"address": "0000:02:00.0"}]},
     }
     monkeypatch.setitem(OUTPUTS["HostProbe"], "gpus", cards)
     config = changed({}, ("hosts.pve2", "containers", "vms.made", "vms.sandbox.nvidia", "hosts.pve.downloads"))

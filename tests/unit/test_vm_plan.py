@@ -17,6 +17,7 @@ from remote_scripts.shared.guest_note import Note, identity
 FIRST = VmCard("first", "first", "0000:01:00")
 SECOND = VmCard("second", "second", "0000:41:00")
 OWN = VmCard("first", "first", "0000:01:00", take_over=True)
+PARTS = "0000:01:00.0;0000:01:00.1"
 Q35 = {"name": "Sandbox", "machine": "pc-q35-9.2", "bios": "ovmf", "memory": "32768"}
 MAPPINGS = (
     "gpu0\n\tmap id=10de:2204,iommugroup=1,node=pve,path=0000:01:00\n\tmap id=10de:2204,node=pve2,path=0000:41:00\n"
@@ -196,6 +197,14 @@ BY_HAND: dict[str, tuple[dict[str, str], list[VmCard], dict[str, str]]] = {
         {"hostpci0": "01:00.1,pcie=1", "hostpci1": "0000:01:00.0,pcie=1,x-vga=1", "hostpci2": "05:00.0"}, [OWN],
         {"hostpci1": "mapping=first,pcie=1,x-vga=1", "hostpci2": "05:00.0"},
     ),
+    # Of a slot that holds others, too, a mapping offers the graphics function alone (ADR 12).
+    "a line for each function of a slot that it shares": (
+        {"hostpci0": "01:00.0,pcie=1,romfile=a.rom", "hostpci1": "01:00.1,pcie=1,romfile=b.rom"}, [dataclasses.replace(OWN, slot=PARTS)],
+        {"hostpci0": "mapping=first,pcie=1,romfile=a.rom", "hostpci1": "01:00.1,pcie=1,romfile=b.rom"},
+    ),
+    "all functions of it in one line": (
+        {"hostpci0": f"{PARTS},pcie=1"}, [dataclasses.replace(OWN, slot=PARTS, by_address=True)], {"hostpci0": f"{PARTS},pcie=1"},
+    ),
     "all functions in one line": ({"hostpci0": "01:00.0;01:00.1,pcie=1"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
     "by its address all the same": (
         {"hostpci0": "01:00,pcie=1,x-vga=1"}, [VmCard("first", "first", "0000:01:00", take_over=True, by_address=True)], {"hostpci0": "01:00,pcie=1,x-vga=1"},
@@ -316,6 +325,7 @@ NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
         "0000:01:00;0000:02:00.0,pcie=1,x-vga=1", OWN,
         "`qm set 103 --hostpci0 '0000:01:00,pcie=1,x-vga=1' --hostpci1 '0000:02:00.0,pcie=1'`",
     ),
+    "with functions that a mapping doesn't offer": (f"{PARTS},pcie=1", dataclasses.replace(OWN, slot=PARTS), "byAddress: true"),
     "with more functions": ("01:00,pcie=1", VmCard("first", "first", "0000:01:00.0;0000:01:00.1", take_over=True), "gpus.first.functions"),
 }  # fmt: skip
 
@@ -325,6 +335,39 @@ def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str) -> None:
     line, card, said = NOT_TAKEN_OVER[case]
     (error,) = Vm(Q35 | {"hostpci0": line}).planned(card).refusals
     assert said in error.next and line in error.found and "--delete" not in error.next
+
+
+ROMS = {"hostpci0": "01:00.0,pcie=1,romfile=a.rom", "hostpci1": "01:00.1,pcie=1,romfile=b.rom"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "card", "lost"),
+    [
+        (ROMS, OWN, "romfile=b.rom"),
+        (ROMS, dataclasses.replace(OWN, by_address=True), "romfile=b.rom"),
+        (ROMS, dataclasses.replace(OWN, slot=PARTS, by_address=True), "romfile=b.rom"),
+        ({"hostpci0": "mapping=first,pcie=1", "hostpci1": "01:00.1,rombar=0"}, OWN, "rombar=0"),
+        (ROMS, dataclasses.replace(OWN, romfile="c.rom"), None),
+        ({"hostpci0": "01:00.0,pcie=1,x-vga=1", "hostpci1": "01:00.1,rombar=1,pcie=1"}, OWN, None),
+    ],
+)
+def test_lines_of_one_card_become_one_where_none_loses_a_property(
+    lines: dict[str, str], card: VmCard, lost: str | None
+) -> None:
+    """What the settings say themselves is no loss."""
+    errors = Vm(Q35 | lines).planned(card).refusals
+    assert [error.found.partition(": ")[0] for error in errors] == (["hostpci1"] if lost else [])
+    for error in errors:
+        assert lost is not None and lost in error.why and "take first out of vms.sandbox.gpus" in error.next
+
+
+def test_another_mapping_for_another_function_of_the_slot_stays_beside() -> None:
+    """Its owner has one for the card's sound."""
+    sound = "sound\n\tmap id=10de:22e8,iommugroup=2,node=pve,path=0000:01:00.1\n"
+    config = Q35 | {"hostpci0": "mapping=sound", "hostpci1": "mapping=first,pcie=1"}
+    guests = dataclasses.replace(GUESTS, mappings=sound)
+    decided = plan.decide(SeenVm(config, config, {}), wish(dataclasses.replace(OWN, slot=PARTS)), guests, "pve")
+    assert (decided.change, decided.refusals) == ({}, [])
 
 
 def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> CardUser:
