@@ -761,6 +761,12 @@ async def _connected(host: Host, timeout: float) -> _Connection:
             raise _unreachable(host, error) from error
 
 
+def public_half(private_key: str | None) -> str:
+    """A private key's public key, as `type base64`; empty: there is none."""
+    key = asyncssh.import_private_key(private_key) if private_key else None
+    return " ".join(key.export_public_key().decode("ascii").split()[:2]) if key else ""
+
+
 def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefusedError:
     """The error of a login that the host refuses.
 
