@@ -61,7 +61,7 @@ class GuestApi:
 
         :raises ChangedMeanwhile: the digest isn't that of what is there, which may be this very change.
         """
-        self._asked(wanted, lambda: self._api.put(f"{self._path}{below}", **parameters))
+        self._asked(wanted, lambda: self._api.put(f"{self._path}{below}", **parameters), changes=True)
 
     def task(
         self, kind: str, wanted: str, seconds: float, begun: Callable[[str], object], **parameters: object
@@ -107,7 +107,7 @@ class GuestApi:
         path, silent = f"{self._path}/status/{kind}", Unanswered(wanted, "", "", "")
         for _ in self._system.work.tries(SILENT_SECONDS, wanted):
             try:
-                return str(self._asked(wanted, lambda: self._api.post(path, **parameters), repeats=False))
+                return str(self._asked(wanted, lambda: self._api.post(path, **parameters), changes=True, repeats=False))
             except Unanswered as error:
                 silent = error
                 own = [
@@ -135,14 +135,15 @@ class GuestApi:
             raise refusal(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
         return lines
 
-    def _asked(self, wanted: str, ask: Callable[[], Any], *, repeats: bool = True) -> Any:
+    def _asked(self, wanted: str, ask: Callable[[], Any], *, changes: bool = False, repeats: bool = True) -> Any:
         began, found = time.monotonic(), ""
         for _ in self._system.work.tries(LOCK_SECONDS, wanted):
             try:
                 return ask()
             except Unanswered as error:
                 if not repeats or time.monotonic() - began >= SILENT_SECONDS:
-                    raise Unanswered(wanted, error.found, "whether it was done isn't known", error.next) from error
+                    why = "whether it was done isn't known" if changes else error.why
+                    raise Unanswered(wanted, error.found, why, error.next) from error
             except Refused as error:
                 found = error.found
                 if not LOCK_HELD.search(found):
