@@ -179,7 +179,7 @@ class ContainerOutput(_OutputPart):
     node: str
     ctid: WholeNumber
     name: str = Field(description="its name in Proxmox VE")
-    state: Literal["running", "stopped"] = Field(description="as the last change left it")
+    state: Literal["running", "stopped", "unknown"] = Field(description="as the last change left it")
     gpus: list[WholeNumber] = Field(description="the numbers of its cards of NVIDIA's: N of /dev/nvidiaN")
     addresses: list[str] = Field(description="where these cards are on the host's PCI bus, such as 0000:01:00.0")
     cards: dict[str, list[str]] = Field(

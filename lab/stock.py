@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lab.host import apt
-from lab.host.cluster import Cluster
+from lab.host.cluster import Cluster, share_keys
 from lab.host.installed import install_base, install_driver
 from lab.host.kernel_files import Build, write_kernel
 from lab.host.pve_packages import stock_packages
@@ -221,6 +221,10 @@ def _pve(host: HostState, scenario: Scenario) -> None:
     host.symlink("/etc/pve/qemu-server", f"nodes/{scenario.node}/qemu-server")
     host.symlink("/etc/pve/lxc", f"nodes/{scenario.node}/lxc")
     host.rooted("/etc/pve/mapping").mkdir(exist_ok=True)
+    host.write(
+        "/root/.ssh/id_rsa.pub", f"ssh-rsa AAAA{scenario.stable_uuid('key').replace('-', '')} root@{scenario.node}\n"
+    )
+    share_keys(host)
     host.write("/etc/pve/user.cfg", "user:root@pam:1:0::::::\n", 0o640)
     host.write(
         "/etc/pve/storage.cfg",

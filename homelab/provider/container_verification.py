@@ -1,13 +1,10 @@
-"""The work on a ContainerVerification: opens the nodes from inside, and says device by device what is wrong."""
+"""The work on a ContainerVerification: opens the nodes from inside, and says which can't be opened."""
 
 from __future__ import annotations
 
-from homelab.container import makers
-from homelab.doctor import container
-from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider.base import Work
-from homelab.remote import diagnosis, ssh
+from homelab.remote import ssh
 from homelab.resources.container_verification import ContainerVerification
 from homelab.text import tell
 from remote_scripts.layers.container_verification import Wanted
@@ -29,12 +26,8 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         except UnreachableError:
             raise
         except HomelabError as error:
-            reading = diagnosis.read(host, [ctid])
-            nodes = makers.nodes(" ".join(cards.cards), reading.facts.drm)
-            expected = WantedCards([*cards.minors], "the stack's configuration", nodes=nodes)
-            table = container.diagnose(reading, ctid, cards=expected).text()
-            raise error.retold(found=f"{error.found}\n{table}") from error
-        opened = ", ".join(answer["nodes"]) or f"nothing (it is {answer['state']})"
+            raise error.retold(next=f"{error.next}; `homelab doctor container {ctid}` shows each device") from error
+        opened = ", ".join(answer["nodes"]) or f"nothing (state: {answer['state']})"
         who = "root and by an ordinary user"
         if cards.cards:
             who = "root and by whom each is for (an ordinary user, or a member of its group)"

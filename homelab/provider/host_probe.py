@@ -113,10 +113,13 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             if owner in facts.agents:
                 self._remove_folder_left(inputs.host, host, owner)
             self._tell_of_guests(api.Api(host, node))
-            if "key" in ssh.Session(host).run("tidy_up", scripts.tidy_up()).split():
+            key = ssh.public_half(host.ssh.key).partition(" ")[2]
+            if "key" in ssh.Session(host).run("tidy_up", scripts.tidy_up(key)).split() and key:
+                # By the name of the file itself: on Proxmox VE this is a link into /etc/pve, which sed would replace.
                 tell(
                     f"{inputs.host}: root's authorized_keys keeps the key that `homelab init` put there; on the host, "
-                    "this removes it: `sed -i '/ homelab$/d' ~/.ssh/authorized_keys`"
+                    "this removes it (in a cluster, for every node): "
+                    f"`sed -i '\\|{key} homelab$|d' \"$(readlink -f ~/.ssh/authorized_keys)\"`"
                 )
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")

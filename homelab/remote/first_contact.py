@@ -142,7 +142,7 @@ def made(path: Path) -> str:
         unfinished.touch(mode=0o600)
         unfinished.write_bytes(key.export_private_key())
         unfinished.replace(path)
-    return " ".join(asyncssh.read_private_key(path).export_public_key().decode("ascii").split()[:2])
+    return ssh.public_half(path.read_text(encoding="utf-8"))
 
 
 def authorizing(line: str, user: str) -> str:

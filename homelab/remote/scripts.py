@@ -104,11 +104,13 @@ def host_command(command: Sequence[str], seconds: int) -> str:
     return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
 
 
-def tidy_up() -> str:
+def tidy_up(key: str) -> str:
     """Standard input that removes an empty file of mappings, as Proxmox VE leaves it, and prints `key` where root's
-    authorized_keys has one that `homelab init` put there.
+    authorized_keys has this one as `homelab init` puts it there.
+
+    :param key: the public key in base64.
     """
-    return """file=${ROOT:-}/etc/pve/mapping/pci.cfg
+    return f"""file=${{ROOT:-}}/etc/pve/mapping/pci.cfg
 [ -s "$file" ] || rm -f "$file"
-! grep -qs ' homelab$' ~/.ssh/authorized_keys || echo key
+! grep -qs '{key} homelab$' ~/.ssh/authorized_keys || echo key
 """

@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext, suppress
@@ -26,7 +27,8 @@ import asyncssh
 from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
 from homelab.later import later
 from homelab.remote import agent, loop, scripts
-from homelab.settings import Host
+from homelab.settings import Host, Ssh
+from homelab.settings.paths import resolved
 from remote_scripts.shared import boot_service
 from remote_scripts.tools.state import limit_of
 
@@ -761,6 +763,12 @@ async def _connected(host: Host, timeout: float) -> _Connection:
             raise _unreachable(host, error) from error
 
 
+def public_half(private_key: str | None) -> str:
+    """A private key's public key, as `type base64`; empty: there is none."""
+    key = asyncssh.import_private_key(private_key) if private_key else None
+    return " ".join(key.export_public_key().decode("ascii").split()[:2]) if key else ""
+
+
 def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefusedError:
     """The error of a login that the host refuses.
 
@@ -773,9 +781,21 @@ def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefus
         next=f"the SSH agent has {offered} keys, and sshd ends a login after a few wrong ones (MaxAuthTries): "
         "take the others out of the agent (`ssh-add -d FILE`), or set ssh.privateKeyFile"
         if offered
-        else f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} "
-        f"{host.ssh.user}@{host.address}",
+        else _way_in(host.ssh, host.address),
     )
+
+
+def _way_in(login: Ssh, address: str) -> str:
+    """How what the settings log in with is let in."""
+    place = f"{login.user}'s authorized_keys on the host"
+    if login.password:
+        return f"correct ssh.password; or see whether its sshd takes passwords of {login.user} (PasswordAuthentication)"
+    if login.private_key:
+        return f"put this line into {place}: {public_half(login.key)}"
+    file = login.private_key_file  # without one, the keys of the agent are copied
+    named = f"-i {shlex.quote(f'{resolved(file)}.pub')} " if file else ""
+    command = f"`ssh-copy-id {named}-p {login.port} {login.user}@{address}`"
+    return f"put the key into {place}: {command} (on Windows: docs/windows.md)"
 
 
 class _Agent:

@@ -32,7 +32,7 @@ class ContainerVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`state`: running or stopped; `nodes`: paths that could be opened inside."""
+        """`state`: running, stopped or unknown; `nodes`: paths that could be opened inside."""
 
         state: str
         nodes: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Self
 
 from pydantic import model_validator
@@ -68,8 +69,8 @@ class Ssh(Model):
                 wanted=f"an SSH private key in {path} (privateKeyFile)",
                 found=f"{type(error).__name__}: {error}",
                 why="nothing on the host can be read or changed without it",
-                next="correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to "
-                "the host",
+                next=f"correct privateKeyFile, or make the key, without a passphrase: `ssh-keygen -t ed25519 -f "
+                f"{shlex.quote(str(path))}`; the next run says how to put it onto the host",
             ) from error
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lab.host.cluster import share_keys
 from lab.host.state import HostState
 
 from . import container_system, ha_commands, hooks
@@ -36,7 +37,7 @@ _FORMATTED = "[OPTIONS] [FORMAT_OPTIONS]"
 def only_reads(name: str, arguments: list[str]) -> bool:
     """Whether a command, such as `qm list`, changes nothing."""
     if name in ("pvenode", "pvecm"):
-        return arguments[:1] != ["expected"]
+        return arguments[:1] not in (["expected"], ["updatecerts"])
     if name == "ha-manager":
         return ha_commands.only_asks(arguments)
     return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "listsnapshot", "get"))
@@ -310,9 +311,13 @@ class Shell:
             raise Misused(f"the lab's pvenode has `task list` and `task log UPID`, not {' '.join(arguments)!r}")
 
     def pvecm(self, arguments: list[str]) -> None:
-        """`pvecm status`, `pvecm nodes`, and `pvecm expected NUMBER`, by which the nodes that are left may write again."""
+        """`pvecm status`, `nodes`, `updatecerts` of root's keys alone, and `expected NUMBER`, by which the nodes that are left may write again."""
         members = Members(self.host)
-        if members.name is None:
+        if arguments[:1] == ["updatecerts"]:
+            if not members.quorate:
+                raise Died("no quorum - unable to update files")
+            share_keys(self.host)
+        elif members.name is None:
             text = "Error: Corosync config '/etc/pve/corosync.conf' does not exist - is this node part of a cluster?"
             print(text, file=sys.stderr)
             self.status = 2
@@ -324,7 +329,9 @@ class Shell:
         elif len(arguments) == 2 and arguments[0] == "expected" and arguments[1].isdigit():
             members.expect(int(arguments[1]))
         else:
-            raise Misused(f"the lab's pvecm has `status`, `nodes` and `expected NUMBER`, not {' '.join(arguments)!r}")
+            raise Misused(
+                f"the lab's pvecm has `status`, `nodes`, `updatecerts` and `expected NUMBER`, not {' '.join(arguments)!r}"
+            )
 
 
 _TASK_COLUMNS = ("UPID", "Type", "ID", "User", "Starttime", "Endtime", "Status")

@@ -14,6 +14,7 @@ from typing import Any
 from .state import HostState, write_atomically
 
 _FILE = "cluster.json"
+_ROOTS_KEYS, _SHARED_KEYS = "/root/.ssh/authorized_keys", "/etc/pve/priv/authorized_keys"
 #: What pmxcfs has at its top, in which somebody writes; elsewhere a node has it only when it was written.
 _FOLDERS = ("nodes", "mapping", "priv", "ha", "sdn", "firewall", "virtual-guest", "homelab")
 _FILES = (
@@ -120,6 +121,22 @@ class Cluster:
         """Let that many votes be all, as `pvecm expected` does."""
         data = json.loads((self.folder / _FILE).read_text(encoding="utf-8"))
         write_atomically(self.folder / _FILE, json.dumps({**data, "expected": votes}, indent=1) + "\n")
+
+
+def share_keys(host: HostState) -> None:
+    """Make root's authorized_keys a link to the cluster's, as `pvecm updatecerts` does at each start of pve-cluster.
+
+    A file there is renamed to .org, and its lines are added to the cluster's, with the node's own key (PVE::Cluster::Setup, setup_ssh_keys and
+    ssh_merge_keys).
+    """
+    keys, backup = host.rooted(_ROOTS_KEYS), host.rooted(f"{_ROOTS_KEYS}.org")
+    if keys.is_file() and not keys.is_symlink():
+        keys.rename(backup)
+    host.symlink(_ROOTS_KEYS, str(host.rooted(_SHARED_KEYS)))
+    texts = [host.read(path, "") for path in (_SHARED_KEYS, str(backup), "/root/.ssh/id_rsa.pub")]
+    lines = [line for text in texts for line in text.splitlines()]
+    host.write(_SHARED_KEYS, "".join(f"{line}\n" for line in dict.fromkeys(lines)), 0o600)
+    backup.unlink(missing_ok=True)
 
 
 def _corosync(name: str, nodes: dict[str, dict[str, Any]], *, qdevice: bool) -> str:

@@ -57,7 +57,12 @@ class Container(Guest):
         """:raises Unanswered: it isn't there, which says nothing of the container: pmxcfs may have ended."""
         if text := pmxcfs.text_of(self.system, self._path):
             return text
-        raise Unanswered(self._path, "it isn't there, or empty", "", "see `systemctl status pve-cluster` on the host")
+        raise Unanswered(
+            f"the configuration {self._path}",
+            "it isn't there, or empty",
+            "without it nothing is known of the container",
+            "see `systemctl status pve-cluster` on the host, then run `pulumi up` again",
+        )
 
     def put(self, options: Options) -> None:
         """Sets options in the text."""

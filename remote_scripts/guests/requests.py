@@ -63,7 +63,7 @@ class GuestApi:
 
         :raises ChangedMeanwhile: the digest isn't that of what is there, which may be this very change.
         """
-        self.answer(wanted, lambda: self._api.put(f"{self._path}{below}", **parameters))
+        self.answer(wanted, lambda: self._api.put(f"{self._path}{below}", **parameters), changes=True)
 
     def task(
         self, kind: str, wanted: str, seconds: float, begun: Callable[[str], object], **parameters: object
@@ -109,7 +109,7 @@ class GuestApi:
         path, silent = f"{self._path}/status/{kind}", Unanswered(wanted, "", "", "")
         for _ in self._system.work.tries(self.patience, wanted):
             try:
-                return str(self.answer(wanted, lambda: self._api.post(path, **parameters), repeats=False))
+                return str(self.answer(wanted, lambda: self._api.post(path, **parameters), changes=True, repeats=False))
             except Unanswered as error:
                 silent = error
                 own = [
@@ -137,10 +137,11 @@ class GuestApi:
             raise refusal(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
         return lines
 
-    def answer(self, wanted: str, ask: Callable[[], Any], *, repeats: bool = True) -> Any:
+    def answer(self, wanted: str, ask: Callable[[], Any], *, changes: bool = False, repeats: bool = True) -> Any:
         """What is asked for. Arguments and errors as of `get`.
 
         :param ask: raises Unanswered where it is to be asked again.
+        :param changes: whether something may have been done without an answer.
         """
         began, found = time.monotonic(), ""
         for _ in self._system.work.tries(math.inf, wanted):
@@ -149,7 +150,8 @@ class GuestApi:
                 return ask()
             except Unanswered as error:
                 if not repeats or waited >= self.patience:
-                    raise Unanswered(wanted, error.found, "whether it was done isn't known", error.next) from error
+                    why = "whether it was done isn't known" if changes else error.why
+                    raise Unanswered(wanted, error.found, why, error.next) from error
             except Refused as error:
                 found = error.found
                 if not LOCK_HELD.search(found) or waited >= LOCK_SECONDS:

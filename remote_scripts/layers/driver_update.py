@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from remote_scripts.shared import driver
 from remote_scripts.shared.driver import FAMILY
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
-from remote_scripts.shared.guests import container_runs
+from remote_scripts.shared.guests import power_of
 from remote_scripts.shared.handover import need_rest
 from remote_scripts.shared.packages import Packages, Software
 from remote_scripts.shared.symptoms import Target
@@ -56,7 +56,15 @@ def read(system: System, wanted: Wanted) -> Waiting:
     system.work.take_lock()
     try:
         update = _update(system, wanted)
-        running = tuple(ctid for ctid in wanted.containers if container_runs(system, ctid))
+        powers = {ctid: power_of(system, "pct", str(ctid)) for ctid in wanted.containers}
+        if "unknown" in powers.values():
+            raise Failure(
+                f"whether the containers {', '.join(map(str, powers))} run",
+                "pct status gave no answer",
+                "the driver is tried in those that run before the old one goes",
+                "see `pct list` on the host; then run `pulumi up` again. A slow host gets longer with timeouts.step",
+            )
+        running = tuple(ctid for ctid, power in powers.items() if power == "on")
         kept = update.kept
         given_up = system.files.need_text(VERSION_GIVEN_UP).strip()
         return Waiting(kept.phase, kept.driver.version, driver.library_version(system), given_up, running)

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 from remote_scripts.shared import pmxcfs
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import ASK_SECONDS
 from remote_scripts.tools.system import System
 
 #: Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
@@ -33,6 +34,8 @@ _SECONDS = 60.0
 # What pvedaemon says while pmxcfs doesn't run, which restarts with each update of pve-cluster.
 _WITHOUT_PMXCFS = "Unable to load access control list"
 _PART_BYTES = 1 << 16
+_SEE_PVEDAEMON = "see whether pvedaemon runs (`systemctl status pvedaemon`)"
+_SEE_PMXCFS = "see `systemctl status pve-cluster` and `pvecm status` (if it is only slow, raise timeouts.step and .api)"
 
 
 def request(method: str, path: str, form: str, ticket: str) -> str:
@@ -118,10 +121,10 @@ class NodeApi:
         return status, reason, content
 
     def _minted(self) -> str:
-        done = self._system.run.ask(*MINT)
+        done = self._system.run.ask(*MINT, seconds=self._system.work.time_to_look(ASK_SECONDS))
         match = TICKET.search(done.text)
         if match is None:
-            raise _no_answer(f"no ticket of {USER} is made: {done.failure('perl')}")
+            raise _no_answer(f"no ticket of {USER} is made: {done.failure('perl')}", see=_SEE_PMXCFS)
         return match[0]
 
 
@@ -135,12 +138,12 @@ def exchange(system: System, text: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(_PART_BYTES), b""))
 
 
-def _no_answer(found: str, kind: type[Failure] = Unanswered) -> Failure:
+def _no_answer(found: str, kind: type[Failure] = Unanswered, see: str = _SEE_PVEDAEMON) -> Failure:
     return kind(
         "an answer of Proxmox VE's API on this host",
         found,
         "what it says of guests can't be known without it",
-        "see whether pvedaemon runs (`systemctl status pvedaemon`), then run `pulumi up` again",
+        f"{see}, then run `pulumi up` again",
     )
 
 

@@ -10,6 +10,7 @@ from remote_scripts.shared import api, pmxcfs
 from remote_scripts.shared.guest_kinds import KINDS, Kind
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import ASK_SECONDS
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]
@@ -75,34 +76,18 @@ def place_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
     return "", False
 
 
-def container_runs(system: System, ctid: int) -> bool:
-    """Whether a container runs.
-
-    :raises Failure: that isn't known.
-    """
-    power = power_of(system, "pct", str(ctid))
-    if power == "unknown":
-        raise Failure(
-            f"whether container {ctid} runs",
-            "pct status gave no answer within 60 s",
-            "a container that hangs is neither on nor off",
-            f"see `pct status {ctid}` and `ps` on the host; then run `pulumi up` again",
-        )
-    return power == "on"
-
-
 def power_of(system: System, program: str, guest: str, seconds: float = 60.0) -> Power:
     """Whether a guest runs. `gone`: it is none of this node. What isn't known is neither on nor off: it is asked again
     until then. `qm status` prints QMP's own word (PVE::CLI::qm, vmstatus with `full`), so that a VM which is paused, or
     waits for its disk (io-error), is on.
 
     :param program: qm or pct.
-    :param seconds: for which it is asked.
+    :param seconds: for which it is asked at least, by one process: a slow host takes a minute for an answer; 0: once.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + (system.work.time_to_look(seconds) if seconds else 0.0)
     while True:
         power: Power = "unknown"
-        done = system.run.ask(program, "status", guest)
+        done = system.run.ask(program, "status", guest, seconds=max(ASK_SECONDS, until - time.monotonic()))
         last = done.text.rpartition("\n")[2]
         if done.status == 0 and last.startswith("status: "):
             power = _LAST_LINES.get(last, "on")

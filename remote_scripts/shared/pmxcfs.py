@@ -81,7 +81,8 @@ def steady(where: Path, ask: Callable[[], T | None]) -> T | None:
 
 def _is_listed(where: Path) -> bool:
     try:
-        return where.name in os.listdir(where.parent) and not where.is_symlink()
+        with os.scandir(where.parent) as listed:
+            return any(one.name == where.name and one.is_file(follow_symlinks=False) for one in listed)
     except (FileNotFoundError, NotADirectoryError):
         return False
 

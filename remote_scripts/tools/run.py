@@ -83,7 +83,8 @@ class Done:
 
     def failure(self, program: str) -> str:
         """Why it failed: what it has said on standard error, else its status."""
-        return self.error.decode("utf-8", "replace").strip() or f"exit status {self.status} of {program}"
+        status = "no answer in time" if self.status == TIMED_OUT else f"exit status {self.status} of {program}"
+        return self.error.decode("utf-8", "replace").strip() or status
 
 
 #: In a test: a program's name -> what is called in its place, with the arguments and standard input.

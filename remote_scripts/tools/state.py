@@ -76,6 +76,10 @@ class Work:
         """As long, but no longer than this run may take, and at least a second."""
         return max(1.0, min(seconds, self.ends - time.monotonic()))
 
+    def time_to_look(self, seconds: float) -> float:
+        """As long, or a fifth of what this run may still take by the settings: a host that is slow gives an answer."""
+        return max(seconds, (self.ends - time.monotonic()) / 5) if self.limit else seconds
+
     def extend(self, seconds: float) -> None:
         """A run that fails has so long to put back what it has changed, but for its limit."""
         self.ends = min(time.monotonic() + seconds, self._killed - 1)

@@ -13,11 +13,13 @@ from typing import Any, Literal
 import pytest
 
 from remote_scripts.layers import driver_update, nvidia_driver
+from remote_scripts.shared import guests
 from remote_scripts.shared.driver_installer import Installer
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, noted
 from remote_scripts.shared.packages import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.run import TIMED_OUT, Done
+from tests.agent.cluster_kit import Clock
 from tests.agent.driver_kit import (
     FAMILY,
     HEADERS,
@@ -102,6 +104,17 @@ def cut_short(machine: Machine, act: Callable[[Host], object], name: str, place:
             cut.how,
             after(left_by(cut, machine.host, place / str(number)), machine, booted=cut.how.startswith("power")),
         )
+
+
+def test_whether_a_container_runs_that_is_to_try_a_driver_is_not_guessed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+    monkeypatch.setattr(guests, "_LOOK_SECONDS", 20.0)
+    machine.host.programs["pct"] = lambda _words, _stdin: Done(TIMED_OUT, b"")
+    asked = driver_update.Wanted(target="host", software=SOFTWARE, containers=(901,))
+    text = refusal(lambda: machine.host.ask("read", "driver_update", asked))
+    assert "found:  pct status gave no answer\n" in text and "timeouts.step" in text
 
 
 # -- there and back --------------------------------------------------------------------------------------------

@@ -79,8 +79,13 @@ class Desk:
 
     @property
     def authorized(self) -> Path:
-        """The host's file with the keys that log in."""
-        return self.lab.root / "root/.ssh/authorized_keys"
+        """The host's file with the keys that log in, to which the one in root's home is a link."""
+        return self.lab.root / "etc/pve/priv/authorized_keys"
+
+    @property
+    def keys(self) -> list[str]:
+        """Those that `init` has put there."""
+        return [line for line in self.authorized.read_text().splitlines() if line.endswith(" homelab")]
 
 
 @pytest.fixture
@@ -101,8 +106,10 @@ def desk(
     monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "geheim")
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setenv("HOMELAB_PASSWORD", lab.connection["password"])
-    yield (desk := Desk(tmp_path, lab))
-    desk.authorized.unlink(missing_ok=True)
+    desk = Desk(tmp_path, lab)
+    before = desk.authorized.read_text()
+    yield desk
+    desk.authorized.write_text(before)
 
 
 def run(desk: Desk, capsys: pytest.CaptureFixture[str], *arguments: str) -> int:
@@ -144,7 +151,8 @@ def test_from_an_address_and_a_password_to_settings(desk: Desk, capsys: pytest.C
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
     line = asyncssh.read_private_key(made).export_public_key().decode().split()[1]
     assert desk.authorized.read_text().count(line) == 1
-    assert desk.lab.snapshot() == stock and desk.lab.connection["password"] not in desk.out + desk.err
+    put = {path for path, entry in desk.lab.snapshot().items() if stock.get(path) != entry}
+    assert put == {"etc/pve/priv/authorized_keys"} and desk.lab.connection["password"] not in desk.out + desk.err
     assert [call["arguments"][0] for call in desk.pulumi] == ["stack", "whoami", "stack"]
     assert not any("HOMELAB_PASSWORD" in call["environment"] for call in desk.pulumi)
 
@@ -183,7 +191,7 @@ def test_an_empty_folder_becomes_a_project(
 def test_what_is_shown_is_what_is_done(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--dry-run") == 0, desk.out
     shown = desk.out
-    assert "hostpci0: mapping=rtx5090,pcie=1" in shown and not desk.file.exists() and not desk.authorized.exists()
+    assert "hostpci0: mapping=rtx5090,pcie=1" in shown and not desk.file.exists() and not desk.keys
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
     text = desk.file.read_text().partition("encryptionsalt")[0]
     assert "".join(f"  {line}\n" for line in text.splitlines()) in shown
@@ -248,10 +256,13 @@ def test_a_second_host_of_the_same_name_gets_one_of_its_own(desk: Desk, capsys: 
 
 
 def test_a_key_that_cant_be_put_there_leaves_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    desk.authorized.mkdir(parents=True)
+    before = desk.authorized.read_text()
+    desk.authorized.unlink()
+    desk.authorized.mkdir()
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 2
     assert "Is a directory" in desk.out and "Nothing was changed" in desk.out and not desk.file.exists()
     desk.authorized.rmdir()
+    desk.authorized.write_text(before)
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
 
 
@@ -393,7 +404,7 @@ def test_ctrl_c_at_a_question_leaves_everything_as_it_was(
         answering(monkeypatch, *talk(desk), stops_at=number)
         assert run(desk, capsys, *desk.where) == 130, number
         assert "Nothing was changed." in desk.out
-        assert not desk.file.exists() and not desk.authorized.exists()
+        assert not desk.file.exists() and not desk.keys
         assert not (desk.folder / "home/.ssh").exists()
         assert {call["arguments"][-2] for call in desk.pulumi} <= {"--verbose", "--show-name"}
 
@@ -424,7 +435,7 @@ def test_a_run_that_ends_at_a_step_is_completed_by_the_next(
     monkeypatch.setattr(owner, step, does)
     assert run(desk, capsys, *asked) == 0, desk.out
     assert desk.config["homelab:vms"]["sandbox"]["gpus"] == ["rtx5090"] and (desk.folder / "Pulumi.yaml").exists()
-    assert len(desk.authorized.read_text().splitlines()) == 1
+    assert len(desk.keys) == 1
 
 
 def test_a_run_that_is_killed_while_pulumi_works_is_completed_by_the_next(

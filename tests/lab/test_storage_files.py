@@ -233,24 +233,16 @@ def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_
     assert stack.folder == ["mine.iso"] and stack.notes == [] and not api.tasks(source="active")
 
 
-def test_a_destroy_leaves_no_empty_file_of_mappings_and_names_the_key_of_init(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mappings, keys = lab.root / "etc/pve/mapping/pci.cfg", lab.root / "root/.ssh/authorized_keys"
+def test_a_destroy_leaves_no_empty_file_of_mappings(lab: Lab) -> None:
+    mappings = lab.root / "etc/pve/mapping/pci.cfg"
     mappings.parent.mkdir(parents=True, exist_ok=True)
-    keys.parent.mkdir(parents=True, exist_ok=True)
     outputs = HostProbe.Outputs(
         iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
     )
     for text in ("gpu\n\tmap node=pve,path=0000:01:00,id=10de:2b85\n", ""):
         mappings.write_text(text)
-        keys.write_text("ssh-ed25519 AAAA me\nssh-ed25519 BBBB homelab\n")
         HostProbeWork(Stack(lab, VIRTIO).work.stack.texts).delete(HostProbe.Inputs(host=NODE, settings=""), outputs)
         assert mappings.exists() is bool(text)
-    command = capsys.readouterr().out.rpartition("removes it: `")[2].partition("`")[0]
-    lab.run(command)
-    assert keys.read_text() == "ssh-ed25519 AAAA me\n"
-    keys.unlink()
 
 
 def test_a_file_that_a_guest_uses_stays_with_a_word(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,17 @@ def test_a_mapping_that_one_node_makes_is_the_others_and_each_checks_its_own_har
     assert cluster["pve1"].ask_api("GET", mappings) == []
 
 
+def test_a_file_in_place_of_the_link_to_all_nodes_keys_is_made_the_link_again_and_takes_no_key_away(
+    cluster: LabCluster,
+) -> None:
+    lab, keys = cluster["pve2"], cluster["pve1"].root / "root/.ssh/authorized_keys"
+    before = keys.read_text()
+    assert [line.rpartition("@")[2] for line in before.splitlines()] == ["pve1", "pve2", "pve3"]
+    lab.run("sed -i d ~/.ssh/authorized_keys; echo mine >>~/.ssh/authorized_keys; pvecm updatecerts")
+    assert (lab.root / "root/.ssh/authorized_keys").is_symlink() and keys.read_text() == f"{before}mine\n"
+    assert [path.name for path in (lab.root / "root/.ssh").iterdir() if path.suffix == ".org"] == []
+
+
 def test_a_vm_that_somebody_migrates_goes_on_or_is_kept_by_its_card(cluster: LabCluster) -> None:
     """Words as recorded of a real cluster."""
     here, there = "/nodes/pve1/qemu/150", "/nodes/pve2/qemu/150"

@@ -75,7 +75,7 @@ def fingerprint(state: Path) -> dict[str, tuple[int, str]]:
     for path in sorted(state.rglob("*")):
         name = str(path.relative_to(state))
         if path.is_symlink():
-            found[name] = (0, str(path.readlink()))
+            found[name] = (0, str(path.readlink()).replace(str(state), ""))
         elif path.is_dir() or path.is_socket():
             found[name] = (path.stat().st_mode, "")
         else:

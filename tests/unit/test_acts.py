@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
+from homelab.errors import HomelabError
+from homelab.provider.container_verification import ContainerVerificationWork
 from homelab.provider.plain import UNKNOWN
+from homelab.remote import ssh
 from homelab.remote.scripts import same_answers
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.nvidia import GuestReboot, NvidiaVerification
+from remote_scripts.shared.container_note import Cards
+from tests.unit.hosts import KEY, settings
 
 DRIVER = {"version": "580.178.04", "packages": ["dkms"], "reboot": "no", "why": "it is loaded", "changed": "yes"}
 
@@ -104,3 +109,20 @@ def test_a_container_is_looked_into_by_another_act_if_it_was_restarted() -> None
         (["restart-1", '{"state":"stopped","restarted":"no"}'], {"after"}),
     ):
         assert ContainerVerification.replacing(state, {"after": after}) == replaced
+
+
+def test_what_cant_be_opened_is_said_in_a_line_and_no_report_stands_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"wanted": "devices", "found": "/dev/nvidia0: root: it is not there", "why": "it fails", "next": "see it"}
+
+    def ask(*_: object) -> None:
+        raise HomelabError(**parts)
+
+    monkeypatch.setattr(ssh.Session, "ask", ask)
+    host = settings(ssh={"hostKey": KEY, "password": "a"}).model_dump(mode="json", by_alias=True)
+    host["ssh"]["password"] = "a"
+    work = ContainerVerificationWork({"hosts": json.dumps({"pve": host})})
+    with pytest.raises(HomelabError) as raised:
+        work.create(ContainerVerification.Inputs(host="pve", ctid=901, after="", cards=Cards(), uses=[]))
+    error = raised.value
+    assert (error.wanted, error.found, error.why) == (parts["wanted"], parts["found"], parts["why"])
+    assert error.next == "see it; `homelab doctor container 901` shows each device"

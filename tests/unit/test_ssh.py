@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -943,7 +944,7 @@ def test_why_a_host_cant_be_reached_is_in_the_systems_words(
     assert (caught.value.wanted, caught.value.found) == ("an SSH connection to 192.168.0.202:22", found)
 
 
-@pytest.mark.parametrize(("keys", "step"), [(7, "the SSH agent has 7 keys"), (0, "ssh-copy-id -p 22 root@")])
+@pytest.mark.parametrize(("keys", "step"), [(7, "the SSH agent has 7 keys"), (0, "ssh.password")])
 def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
     monkeypatch: pytest.MonkeyPatch, keys: int, step: str
 ) -> None:
@@ -958,6 +959,51 @@ def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
     with pytest.raises(LoginRefusedError, match="Too many authentication failures") as refused:
         ssh.read(settings(ssh={"hostKey": KEY, **({"agent": True} if keys else {"password": "a"})}))
     assert step in refused.value.next
+
+
+@pytest.mark.parametrize(
+    ("way", "command"),
+    [
+        ("file", ["ssh-copy-id", "-i", "{folder}/my key.pub", "-p", "2222", "admin@192.168.0.202"]),
+        ("agent", ["ssh-copy-id", "-p", "2222", "admin@192.168.0.202"]),  # takes the agent's keys
+        ("text", []),
+        ("password", []),
+    ],
+)
+def test_a_login_that_is_refused_is_cured_for_the_very_key_that_the_settings_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str, command: list[str]
+) -> None:
+    async def connect(*_: Any, **__: Any) -> NoReturn:
+        raise asyncssh.PermissionDenied("Permission denied")
+
+    async def agent(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(keys=[None], problem="")
+
+    monkeypatch.setattr(asyncssh, "connect", connect)
+    monkeypatch.setattr(ssh._Agent, "of_this_machine", agent)
+    key = asyncssh.generate_private_key("ssh-ed25519", comment="")
+    key.write_private_key(tmp_path / "my key")
+    ways: dict[str, Any] = {
+        "file": {"privateKeyFile": f"{tmp_path}/my key"},
+        "agent": {"agent": True},
+        "password": {"password": "a"},
+    }
+    login = ways.get(way, {"privateKey": key.export_private_key().decode()})
+    with pytest.raises(LoginRefusedError) as refused:
+        ssh.read(settings(ssh={"hostKey": KEY, "user": "admin", "port": 2222, **login}))
+    advised = re.findall(r"`(ssh-copy-id .*?)`", refused.value.next)
+    assert [shlex.split(one) for one in advised] == [[word.format(folder=tmp_path) for word in command]] * bool(command)
+    assert ("docs/windows.md" in refused.value.next) is bool(command)
+    assert (key.export_public_key().decode().strip() in refused.value.next) is (way == "text")
+    assert ("ssh.password" in refused.value.next) is (way == "password")
+
+
+def test_a_key_file_that_isnt_there_is_made_by_its_own_name(tmp_path: Path) -> None:
+    host = settings(ssh={"hostKey": KEY, "port": 2222, "privateKeyFile": f"{tmp_path}/my key"})
+    with pytest.raises(HomelabError) as refused:
+        _ = host.ssh.key
+    [made] = (shlex.split(one) for one in re.findall("`(.*?)`", refused.value.next))
+    assert made == ["ssh-keygen", "-t", "ed25519", "-f", f"{tmp_path}/my key"]
 
 
 def test_a_host_that_has_no_key_of_the_pinned_kind_shows_another_key() -> None:

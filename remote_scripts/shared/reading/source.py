@@ -57,18 +57,22 @@ class Source:
 
     def needed_bytes(self, path: str, limit: int = _MOST) -> bytes | None:
         """The same in bytes."""
-        where, is_pve = self.files.at(path), path.startswith("/etc/pve/")
+        where = self.files.at(path)
 
         def read() -> bytes | None:
-            if not is_pve and not where.is_file():  # a pipe would be waited for
-                if os.path.lexists(where):
-                    self.note(path, "it is no file")
+            if not where.is_file():  # a pipe would be waited for
                 return None
             with where.open("rb") as file:
                 return disk.read_up_to(file, limit)
 
+        def look() -> bytes | None:
+            content = pmxcfs.steady(where, read) if path.startswith("/etc/pve/") else read()
+            if content is None and os.path.lexists(where):
+                self.note(path, "it is no file")
+            return content
+
         try:
-            content = self._of(path, (lambda: pmxcfs.steady(where, read)) if is_pve else read, None)
+            content = self._of(path, look, None)
         except FileNotFoundError:  # it has gone meanwhile
             return None
         except OSError as error:
