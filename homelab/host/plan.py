@@ -351,7 +351,8 @@ class PlannedReboot:
     """Whether the host must be rebooted, as the layer reboot decides it (remote_scripts/shared/reboot_required.py).
 
     `reasons`: for it; `perhaps`: reasons that only the installation of packages confirms; `guests`: running guests that
-    it stops; `cluster`: why the reboot waits for the cluster, empty: it doesn't.
+    it stops; `cluster`: why the reboot waits for the cluster, empty: it doesn't; `kernel`: that it starts, and which
+    runs now, empty: it is the same, or isn't known.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -360,6 +361,7 @@ class PlannedReboot:
     perhaps: list[str]
     guests: str
     cluster: str = ""
+    kernel: str = ""
 
     def in_short(self, cards: Mapping[str, CardPlan]) -> str:
         """The reboot and its reasons in few words.
@@ -370,7 +372,8 @@ class PlannedReboot:
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
             waits = f"; it waits: {self.cluster}" if self.cluster else ""
-            return f"{by}, because {in_short(self.reasons, cards)}; {stops}{waits}"
+            starts = f"; it starts kernel {self.kernel}" if self.kernel else ""
+            return f"{by}, because {in_short(self.reasons, cards)}; {stops}{starts}{waits}"
         if self.perhaps:
             return f"not needed, unless {'; '.join(self.perhaps)}; then {stops}"
         return "not needed"

@@ -19,6 +19,7 @@ from remote_scripts.shared import (
     cluster,
     guests,
     guests_to_start,
+    next_boot,
     reboot_required,
     restart,
     trial,
@@ -51,7 +52,7 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class Planned:
     """`reasons`: why; `perhaps`: what would be a reason; `guests`: what a reboot stops; `cluster`: why it waits: what
-    runs here, or why the cluster can't do without this node now.
+    runs here, or why the cluster can't do without this node now; `kernel`: that it starts, where another one runs now.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -60,6 +61,7 @@ class Planned:
     perhaps: list[str]
     guests: str
     cluster: str = ""
+    kernel: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,7 @@ def _decide(system: System, wanted: Wanted, loader: str) -> Planned:
         reasons=lacks.reasons,
         perhaps=lacks.perhaps,
         guests=_name_guests(system),
+        kernel=next_boot.other_kernel(system),
     )
 
 
@@ -127,7 +130,7 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
-        return _reboot(system, wanted, decided)
+        return _reboot(system, wanted, decided, loader)
     return _answer(system, decided)
 
 
@@ -135,7 +138,7 @@ def _answer(system: System, decided: Planned) -> Answer:
     return Answer(**vars(decided), turn=turn.is_ours(system), armed=trial.armed_since(system))
 
 
-def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
+def _reboot(system: System, wanted: Wanted, decided: Planned, loader: str) -> Answer:
     if system.files.is_pending("boot") or trial.state(system) == "confirmed":
         raise Failure(
             "this host restarted with what was configured",
@@ -143,6 +146,7 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
             "it would start with what was configured before, and be restarted again and again",
             "run `pulumi up --refresh`, which makes it; then this host restarts",
         )
+    trial.need_startable(system, loader)
     policy = _policy(wanted)
     if why := cluster.await_cluster(system, policy, TURN_SECONDS):
         raise cluster.refused(why)

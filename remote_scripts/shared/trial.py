@@ -21,8 +21,18 @@ from contextlib import contextmanager
 from typing import Literal
 
 from remote_scripts import installed
-from remote_scripts.shared import boot, boot_service, cmdline, esp, guests_to_start, notes, route, trial_entry
-from remote_scripts.shared.boot_menu import ENTRIES, entries, make_menus
+from remote_scripts.shared import (
+    boot,
+    boot_service,
+    cmdline,
+    esp,
+    guests_to_start,
+    next_boot,
+    notes,
+    route,
+    trial_entry,
+)
+from remote_scripts.shared.boot_menu import ENTRIES, make_menus
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
@@ -277,11 +287,21 @@ def _places(system: System) -> list[str]:
 
 def plan(system: System, loader: str) -> None:
     """Where the boot loader can't take the choice back by itself, a kernel that stops before systemd runs isn't
-    followed by the old boot; errors as of `boot.uuids`.
+    followed by the old boot.
+
+    :raises Failure: as of `boot.uuids`, and of `need_startable` where it can be told without an ESP.
     """
+    if not boot.uuids(system):
+        need_startable(system, loader)
     if loader == "grub" and _places(system) == [trial_entry.MENU]:
         text = "a boot entry for one trial, which GRUB can't take back here: a kernel that hangs waits for a person"
         system.files.plan_file("new", text)
+
+
+def need_startable(system: System, loader: str) -> None:
+    """:raises Failure: a file of the default entry is missing; as of `next_boot.need_files`."""
+    with _loaders_folders(system, {}) as (folders, menus):
+        next_boot.need_files(system, *((menus, []) if loader == "grub" else ([], folders.values())))
 
 
 @contextmanager
@@ -297,8 +317,10 @@ def _loaders_folders(system: System, lines: Mapping[str, str]) -> Iterator[tuple
 def _set_up(system: System, lines: Mapping[str, str]) -> None:
     with _loaders_folders(system, lines) as (folders, menus):
         if lines["loader"] == "systemd-boot":
+            next_boot.need_files(system, [], folders.values())
             _set_up_systemd_boot(system, lines, [*folders.values()])
             return
+        next_boot.need_files(system, menus, [])
         _choose(system, lines, folders, "none")  # until its entry is whole
         for menu in menus:
             _write_custom(system, menu, _section(system, lines, menu))
@@ -307,8 +329,7 @@ def _set_up(system: System, lines: Mapping[str, str]) -> None:
 
 
 def _section(system: System, lines: Mapping[str, str], menu: str) -> str:
-    text = boot.need_text(system, f"{menu}/grub.cfg")
-    entry, is_default = trial_entry.default_entry(text, system.files.read(f"{menu}/grubenv") or b"")
+    text, entry, is_default = next_boot.of_menu(system, menu)
     if not entry or "custom.cfg" not in text:
         lacks = "reads no custom.cfg (41_custom in /etc/grub.d)" if entry else "has no entry with a kernel"
         raise _not_chosen(f"GRUB's menu {lacks}")
@@ -373,10 +394,8 @@ def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list
     refusal, words, written = _set_one_shot(system), _with_trial(system, lines, restarts=True), []
     is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
     for folder in folders:
-        loader_conf = boot.need_text(system, f"{folder}/loader/loader.conf")
-        place = f"{folder}/{ENTRIES}"
-        name = trial_entry.default_conf(loader_conf, entries(system, place))
-        entry = boot.need_text(system, f"{place}/{name}") if name else ""
+        place, loader_conf = f"{folder}/{ENTRIES}", boot.need_text(system, f"{folder}/loader/loader.conf")
+        entry = next_boot.of_esp(system, folder)
         text = trial_entry.copied(entry, f"title    {trial_entry.TITLE}", _own_words(system), words)
         is_counted = not is_set and trial_entry.default_conf(loader_conf, [_COUNTED]) == _COUNTED
         if text and (is_set or is_counted):

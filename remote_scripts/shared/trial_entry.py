@@ -34,6 +34,7 @@ _BLOCK = re.compile(
 )
 _DEFAULT = re.compile(r'^[ \t]*set default=(?P<quote>"?)(?P<value>.*?)(?P=quote)[ \t]*$', re.MULTILINE)
 _KERNEL_LINE = re.compile(r"^([ \t]*linux(?:16|efi)?[ \t].*?)[ \t]*$", re.MULTILINE)
+_FILES = re.compile(r"^[ \t]*(linux|initrd)(?:16|efi)?[ \t]+(.+?)[ \t]*$", re.MULTILINE)
 _OPTIONS = re.compile(r"^options[ \t]+(.*?)[ \t]*$", re.MULTILINE)
 _ID_OPTIONS = ("$menuentry_id_option", "--id")
 _BLOCK_BYTES = 1024
@@ -121,6 +122,13 @@ def default_entry(menu: str, environment_block: bytes) -> tuple[str, bool]:
     if entry is not None and _KERNEL_LINE.search(entry.text):
         return entry.text, True
     return next((entry.text for entry in _leaves(entries(menu)) if _KERNEL_LINE.search(entry.text)), ""), False
+
+
+def files_of(entry: str) -> tuple[str, list[str]]:
+    """The kernel that an entry of either loader starts, empty: none, and its initramfs."""
+    lines = _FILES.findall(entry)
+    kernel = next((words.split()[0] for key, words in lines if key == "linux"), "")
+    return kernel, [path for key, words in lines if key == "initrd" for path in words.split()]
 
 
 def _find(menu: Sequence[Entry], choice: str) -> Entry | None:

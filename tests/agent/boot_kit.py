@@ -72,7 +72,7 @@ def stock(host: Host, loader: str = "grub") -> None:
     for folder in ("boot/grub", "var/tmp"):
         (host.root / folder).mkdir(parents=True, exist_ok=True)
     for kernel in KERNELS:
-        host.write(f"/boot/vmlinuz-{kernel}", "")
+        host.write(f"/boot/vmlinuz-{kernel}", "kernel")
     if loader == "grub":
         (host.root / "esp" / ESP).mkdir(parents=True)
     else:
@@ -91,6 +91,7 @@ def stock(host: Host, loader: str = "grub") -> None:
 def run(host: Host) -> None:
     """Boot what lasts: its programs, and what the kernel says."""
     host.write("/proc/cmdline", "quiet\n")
+    host.write("/proc/sys/kernel/osrelease", f"{KERNELS[0]}\n")
     host.write("/proc/sys/kernel/random/boot_id", "boot\n")
     for uuid in (path.name for path in (host.root / "esp").glob("*")):
         link = host.root / "dev/disk/by-uuid" / uuid
@@ -250,7 +251,9 @@ class _Programs:
         lines = ['set default="0"']
         for kernel in KERNELS:
             lines += [f"menuentry 'Proxmox VE {kernel}' $menuentry_id_option 'gnulinux-{kernel}' {{"]
-            lines += [f"\tlinux\t/boot/vmlinuz-{kernel} root=/dev/x {default}", "}"]
+            lines += [f"\tlinux\t/boot/vmlinuz-{kernel} root=/dev/x {default}"]
+            has_one = (self.root / f"boot/initrd.img-{kernel}").exists()
+            lines += [f"\tinitrd\t/boot/initrd.img-{kernel}", "}"] if has_one else ["}"]
         for file in sorted((self.root / "etc/grub.d").iterdir()):
             if file.stat().st_mode & 0o100:
                 lines += [f"# {file.name} {words}", file.read_text()]
@@ -290,8 +293,9 @@ class _Programs:
         line = self.host.read("/etc/kernel/cmdline").partition("\n")[0].strip()
         for uuid in ESPS:
             for kernel in KERNELS:
-                self.write(f"esp/{uuid}/initrd.img-{kernel}", (self.root / f"boot/initrd.img-{kernel}").read_bytes())
-                text = f"title    Proxmox\nversion  {kernel}\noptions  {line}\nlinux    /vmlinuz\n"
+                for file in (files := [f"{name}-{kernel}" for name in ("vmlinuz", "initrd.img")]):
+                    self.write(f"esp/{uuid}/{file}", (self.root / "boot" / file).read_bytes())
+                text = f"title    Proxmox\nversion  {kernel}\noptions  {line}\nlinux    /{files[0]}\ninitrd   /{files[1]}\n"
                 self.write(f"esp/{uuid}/loader/entries/proxmox-{kernel}.conf", text.encode())
         self.host.programs["sync"](["-f"], b"")
         return None

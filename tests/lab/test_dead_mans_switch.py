@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.remote import agent, ssh
 from lab import Lab
@@ -216,3 +217,18 @@ def test_what_ran_runs_again_in_a_boot_that_the_host_has_judged_itself(lab: Lab)
     _, said = confirmed(lab)
     assert [text for text in said if "judged by this host itself" in text and "has started what ran" in text]
     assert len(lab.boots()) == 2
+
+
+def test_a_kernel_without_initramfs_that_is_the_menus_first_is_not_tried(lab: Lab) -> None:
+    """Its DKMS has failed, and update-grub lists it all the same. What its owner is told to do is what helps."""
+    newest = lab.run("ls -v $ROOT/boot | sed -n 's/^vmlinuz-//p' | tail -n 1").stdout.strip()
+    lab.run(f"rm $ROOT/boot/initrd.img-{newest}; update-grub")
+    with pytest.raises(HomelabError, match=f"`initrd` for /boot/vmlinuz-{newest}") as refused:
+        on(lab, iommu(IOMMU, rollback_after=AFTER))
+    assert not (lab.root / "boot/grub/custom.cfg").exists()
+    command = re.search(r"`(update-initramfs .*?)`", refused.value.next)
+    assert command
+    lab.run(command[1])
+    on(lab, iommu(IOMMU, rollback_after=600))
+    lab.reboot()
+    assert "homelab.trial" in lab.boots()[-1]["cmdline"]

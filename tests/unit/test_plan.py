@@ -315,6 +315,10 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
         ),
         (reboot("yes", ("a",), ("b",)), "one, because a; it stops VM 103 (Sandbox), and starts it again"),
         (plan.PlannedReboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
+        (
+            plan.PlannedReboot("yes", "1", ["a"], [], "", kernel="6.17.2-1-pve (6.14.11-4-pve runs now)"),
+            "one, because a; it stops no running guest; it starts kernel 6.17.2-1-pve (6.14.11-4-pve runs now)",
+        ),
     ],
 )
 def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.PlannedReboot, said: str) -> None:

@@ -1,0 +1,93 @@
+"""What the boot loader starts next by its default entry, and whether its files are there: a kernel without them stops.
+The boot on trial is started by a copy of that entry, and where that fails the entry itself is the way back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from remote_scripts.shared import boot, kernel, trial_entry
+from remote_scripts.shared.boot_menu import ENTRIES, entries
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+# Of proxmox-boot-tool, for one boot and for all.
+_PINS = ("/etc/kernel/next-boot-pin", "/etc/kernel/proxmox-boot-pin")
+
+
+def of_menu(system: System, menu: str) -> tuple[str, str, bool]:
+    """GRUB's menu in a folder, and the entry that it starts by default: as of `trial_entry.default_entry`.
+
+    :raises Failure: it can't be read.
+    """
+    text = boot.need_text(system, f"{menu}/grub.cfg")
+    return text, *trial_entry.default_entry(text, system.files.read(f"{menu}/grubenv") or b"")
+
+
+def of_esp(system: System, folder: str) -> str:
+    """The text of the entry that systemd-boot starts by default on an ESP; empty: there is none.
+
+    :raises Failure: it can't be read.
+    """
+    loader_conf = boot.need_text(system, f"{folder}/loader/loader.conf")
+    name = trial_entry.default_conf(loader_conf, entries(system, f"{folder}/{ENTRIES}"))
+    return boot.need_text(system, f"{folder}/{ENTRIES}/{name}") if name else ""
+
+
+def need_files(system: System, menus: Iterable[str], esps: Iterable[str]) -> None:
+    """Before the host is to start by it.
+
+    :param menus: the folders of GRUB's menus.
+    :param esps: the folders of ESPs with entries of systemd-boot.
+    :raises Failure: a default entry names a file that isn't there, or is empty; or no initramfs, which others name.
+    """
+    for menu in menus:
+        text, entry, _ = of_menu(system, menu)
+        _need_files(system, menu.rpartition("/")[0], entry, needs_initramfs=bool(trial_entry.files_of(text)[1]))
+    for folder in esps:
+        _need_files(system, folder, of_esp(system, folder), needs_initramfs=False)
+
+
+def _need_files(system: System, folder: str, entry: str, *, needs_initramfs: bool) -> None:
+    image, initramfs = trial_entry.files_of(entry)
+    missing = [path for path in (image, *initramfs) if path and not _is_there(system, folder, path)]
+    if image and needs_initramfs and not initramfs:
+        missing.append(f"initramfs for it (GRUB's menu has no `initrd` for {image})")
+    if missing:
+        release = _release(image)
+        raise Failure(
+            f"this host to start by its default boot entry (kernel {release})",
+            f"there is no {' and no '.join(missing)}",
+            "the kernel would stop, also in the boot that is the way back from one on trial; nothing was changed",
+            f"make it: `update-initramfs -c -k {release} && update-grub`; or remove that kernel (`apt purge "
+            f"proxmox-kernel-{release}`); then run `pulumi up` again",
+        )
+
+
+def _is_there(system: System, folder: str, path: str) -> bool:
+    """Whether a file that a loader names is there. GRUB counts from the root of a file system: /ROOT/pve-1@/boot/…"""
+    parts = PurePosixPath(path).parts
+    places = (system.files.at(f"{folder}/{'/'.join(parts[number:])}") for number in range(1, len(parts)))
+    return any(place.is_file() and place.stat().st_size for place in places)
+
+
+def _release(image: str) -> str:
+    return image.rpartition("vmlinuz-")[2]
+
+
+def other_kernel(system: System) -> str:
+    """The kernel that the next boot starts where another one runs, and that one, in words: empty: it is the same, or
+    isn't known without an ESP.
+
+    :raises Failure: GRUB's menu can't be read.
+    :raises OSError: which kernel runs can't be told.
+    """
+    if boot.uuids(system):
+        newest = max(boot.initramfs(system), key=lambda release: [*map(int, re.findall(r"\d+", release))], default="")
+        starts = next(filter(None, map(system.files.line, _PINS)), newest)
+    else:
+        starts = _release(trial_entry.files_of(of_menu(system, "/boot/grub")[1])[0])
+    runs = kernel.running(system) if starts else ""
+    return f"{starts} ({runs} runs now)" if starts != runs else ""
