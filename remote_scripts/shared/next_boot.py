@@ -54,15 +54,15 @@ def _need_files(system: System, folder: str, entry: str, *, needs_initramfs: boo
     image, initramfs = trial_entry.files_of(entry)
     missing = [path for path in (image, *initramfs) if path and not _is_there(system, folder, path)]
     if image and needs_initramfs and not initramfs:
-        missing.append(f"initramfs for it (GRUB's menu has no `initrd` for {image})")
+        missing.append(f"initramfs for it (GRUB's menu has no initrd line for {image})")
     if missing:
         release = _release(image)
         raise Failure(
             f"this host to start by its default boot entry (kernel {release})",
             f"there is no {' and no '.join(missing)}",
             "the kernel would stop, also in the boot that is the way back from one on trial; nothing was changed",
-            f"make it: `update-initramfs -c -k {release} && update-grub`; or remove that kernel (`apt purge "
-            f"proxmox-kernel-{release}`); then run `pulumi up` again",
+            f"make it: `update-initramfs -c -k {release} && update-grub`; or remove that kernel; then run `pulumi up` "
+            "again",
         )
 
 

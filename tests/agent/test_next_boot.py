@@ -59,7 +59,7 @@ def test_a_menu_without_initramfs_for_its_default_is_refused_before_anything(hos
     host.write(MENU, host.read(MENU).replace(f"\tinitrd\t/boot/{INITRAMFS}\n", ""))
     before = lasting(host)
     for verb in ("plan", "apply"):
-        with pytest.raises(Refused, match=f"no initramfs for it .GRUB's menu has no `initrd` for /boot/{IMAGE}"):
+        with pytest.raises(Refused, match=f"no initramfs for it .GRUB's menu has no initrd line for /boot/{IMAGE}"):
             arm(host, verb)
     assert lasting(host) == before
 
