@@ -139,6 +139,7 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     :raises Failure: it doesn't start, or goes off again.
     """
     wanted, seconds, log = f"{guest.label} started", _START_SECONDS, list[str]()
+    last = next((task["upid"] for task in guest.api.tasks()), "")
     if not is_to_run_again(guest) and not (by_settings and guest.note.shut_down_after is None):
         raise _switched(wanted, "somebody else has switched it meanwhile")
     seconds += HANDOVER_SECONDS if "hookscript" in guest.config else 0
@@ -152,8 +153,8 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     except Refused:
         if not guest.runs():  # else another client was faster
             raise
-    since = [] if guest.note.shut_down_after is None else _since(guest, guest.note.shut_down_after)
-    if any(task["type"] in guest.kind.stops for task in _others(guest, since)[:1]):
+    since = [task for task in _since(guest, last) if task["upid"] != guest.begun]
+    if since and since[0]["type"] in guest.kind.stops and not by_settings:
         # It has begun right before the start, has found the guest off, and has ended well.
         shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
         raise _switched(wanted, "somebody else has switched it in the moment of its start")

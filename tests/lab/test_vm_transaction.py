@@ -791,6 +791,15 @@ def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwis
     assert world.in_force() == [OURS]
 
 
+def test_after_a_killed_run_and_a_restart_of_the_host_it_is_to_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.killed_after(SHUT_DOWN - 1, lambda: world.up(OWN))
+    monkeypatch.setattr(power, "SILENT_SECONDS", -10)  # the restart comes later than that
+    world.goes_down_with_its_host(VM_KIND, VM, by_owner=False)
+    assert world.up(OWN).runs and world.in_force() == [OURS]
+
+
 def test_after_a_restart_of_the_host_its_owners_shutdown_of_one_that_is_off_counts(world: World) -> None:
     """Proxmox VE calls that a task that ended well."""
     world.goes_down_with_its_host(VM_KIND, VM, by_owner=False)
