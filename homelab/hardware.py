@@ -120,7 +120,8 @@ def _card(reading: Reading, name: str, host: Host, key: str, slot: str | None, o
     if not functions:
         absent = Criterion(criterion="the card is there", met=False, evidence="no function matches the settings")
         return CardReport(model="", id="", subsystem="", use=use, criteria=[absent])
-    criteria = [_drivers(functions, use)]
+    needed = [one["address"] for one in plan.card_plan(facts, host, key, slot or "")["functions"]]
+    criteria = [_drivers([function for function in functions if function.address in needed], use)]
     place = ";".join(function.address for function in functions)
     if use == "vm":
         entries = facts.guests.mapping_entries.get(host.mapping_of(key), [])

@@ -119,17 +119,16 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
 
 def _needed(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[Vm]) -> list[Device]:
     """The functions of a card that its use needs. Where a mapping offers the graphics alone, a VM needs another one if
-    the settings give it that or name it, if it has it already, or if it is in the group, of which the host can't keep
-    any. One that this program binds already stays bound: only a reboot would take that back."""
+    the settings give it that or name it, or if it is in the group, of which the host can't keep any. What its owner
+    gives it by another line Proxmox VE binds at its start. One that this program binds already stays bound: only a
+    reboot would take that back."""
     offered, *others = facts.path_of(slot).split(";")
     gpu, functions = host.gpus[name], facts.functions(slot)
     by_address = any(use.gpu == name and use.by_address for vm in vms for use in vm.gpus)
     if not others or gpu.use != "vm" or gpu.functions or by_address:
         return functions
     needed = {offered, *bound_by_word(facts.cmdline.configured)} | {one.address for one in facts.group_of(offered)}
-    return [
-        device for device in functions if device.address in needed or facts.users_of(device.address, facts.cluster.node)
-    ]
+    return [device for device in functions if device.address in needed]
 
 
 def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:

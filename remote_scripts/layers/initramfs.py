@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from remote_scripts import installed
 from remote_scripts.shared import boot, trial
-from remote_scripts.shared.boot_menu import make_menus
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed, Files
 from remote_scripts.tools.system import System, changes, plans
@@ -119,11 +118,8 @@ def _need_room(system: System) -> None:
 
 def _update(system: System) -> None:
     system.files.begin_step(_STEP)
-    before = boot.initramfs(system)
     failed = boot.make_initramfs(system)
     if failed is None:
-        if boot.initramfs(system).keys() - before.keys():  # the menu starts a kernel that had none without it
-            make_menus(system, boot.need_loader(system), is_step=False)
         return
     system.files.undo()
     if boot.make_initramfs(system) is not None:

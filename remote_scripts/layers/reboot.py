@@ -105,7 +105,7 @@ def _decide(system: System, wanted: Wanted, loader: str) -> Planned:
         reasons=lacks.reasons,
         perhaps=lacks.perhaps,
         guests=_name_guests(system),
-        kernel=next_boot.other_kernel(system),
+        kernel=next_boot.other_kernel(system, loader),
     )
 
 
@@ -130,7 +130,7 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
-        return _reboot(system, wanted, decided, loader)
+        return _reboot(system, wanted, decided)
     return _answer(system, decided)
 
 
@@ -138,7 +138,7 @@ def _answer(system: System, decided: Planned) -> Answer:
     return Answer(**vars(decided), turn=turn.is_ours(system), armed=trial.armed_since(system))
 
 
-def _reboot(system: System, wanted: Wanted, decided: Planned, loader: str) -> Answer:
+def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     if system.files.is_pending("boot") or trial.state(system) == "confirmed":
         raise Failure(
             "this host restarted with what was configured",
@@ -146,7 +146,7 @@ def _reboot(system: System, wanted: Wanted, decided: Planned, loader: str) -> An
             "it would start with what was configured before, and be restarted again and again",
             "run `pulumi up --refresh`, which makes it; then this host restarts",
         )
-    trial.need_startable(system, loader)
+    next_boot.need_default(system)
     policy = _policy(wanted)
     if why := cluster.await_cluster(system, policy, TURN_SECONDS):
         raise cluster.refused(why)

@@ -143,20 +143,18 @@ def kernels(system: System) -> list[str]:
 
 
 def make_initramfs(system: System) -> str | None:
-    """Anew, for every kernel; the note that they are to be made goes.
+    """Anew, for every kernel that has one; the note that they are to be made goes. A kernel without one has failed to
+    be installed, and doesn't become what starts next by this program.
 
     :returns: None, or the last words of what has failed: then they are still to be made.
     """
     system.log.say(f"making the initramfs of {len(kernels(system))} kernel(s)")
     before = initramfs(system)
-    # `-u` passes over a kernel that has none.
-    missing = [version for version in stale_kernels(system) if version not in before]
-    for words in (("-u", "-k", "all"), *(("-c", "-k", version) for version in missing)):
-        done = system.run.do("update-initramfs", *words, doing="update-initramfs")
-        if done.status != 0:
-            return done.text
-        if left := not_made(system, before):
-            return f"{left}\n{done.text}"
+    done = system.run.do("update-initramfs", "-u", "-k", "all", doing="update-initramfs")
+    if done.status != 0:
+        return done.text
+    if left := not_made(system, before):
+        return f"{left}\n{done.text}"
     system.files.done_with("initramfs")
     return None
 
@@ -181,19 +179,13 @@ def not_made(system: System, before: Mapping[str, tuple[int, int]]) -> str:
 
 
 def stale_kernels(system: System) -> list[str]:
-    """Kernels whose initramfs is older than our script for it, or missing, or empty, as a power cut can leave it."""
+    """Kernels whose initramfs is older than our script for it, or empty, as a power cut can leave it."""
     script = system.files.at(INIT_TOP)
     if not script.exists():
         return []
     written = script.stat().st_mtime_ns
-    stale = []
-    for version in kernels(system):
-        if not system.files.at(f"/boot/vmlinuz-{version}").exists():
-            continue
-        image = system.files.at(f"/boot/initrd.img-{version}")
-        if not image.exists() or not (status := image.stat()).st_size or status.st_mtime_ns <= written:
-            stale.append(version)
-    return stale
+    found = {version: system.files.at(f"/boot/initrd.img-{version}").stat() for version in initramfs(system)}
+    return [version for version, image in found.items() if not image.st_size or image.st_mtime_ns <= written]
 
 
 def largest_initramfs(system: System) -> int:

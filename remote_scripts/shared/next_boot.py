@@ -36,6 +36,12 @@ def of_esp(system: System, folder: str) -> str:
     return boot.need_text(system, f"{folder}/{ENTRIES}/{name}") if name else ""
 
 
+def need_default(system: System) -> None:
+    """As `need_files`, as far as it can be told without an ESP."""
+    if not boot.uuids(system):
+        need_files(system, ["/boot/grub"], [])
+
+
 def need_files(system: System, menus: Iterable[str], esps: Iterable[str]) -> None:
     """Before the host is to start by it.
 
@@ -45,24 +51,24 @@ def need_files(system: System, menus: Iterable[str], esps: Iterable[str]) -> Non
     """
     for menu in menus:
         text, entry, _ = of_menu(system, menu)
-        _need_files(system, menu.rpartition("/")[0], entry, needs_initramfs=bool(trial_entry.files_of(text)[1]))
+        lacks = trial_entry.lacks_initramfs(text, entry)
+        _need_files(system, menu.rpartition("/")[0], entry, "update-grub", lacks_initramfs=lacks)
     for folder in esps:
-        _need_files(system, folder, of_esp(system, folder), needs_initramfs=False)
+        _need_files(system, folder, of_esp(system, folder), "proxmox-boot-tool refresh")
 
 
-def _need_files(system: System, folder: str, entry: str, *, needs_initramfs: bool) -> None:
+def _need_files(system: System, folder: str, entry: str, makes: str, *, lacks_initramfs: bool = False) -> None:
     image, initramfs = trial_entry.files_of(entry)
     missing = [path for path in (image, *initramfs) if path and not _is_there(system, folder, path)]
-    if image and needs_initramfs and not initramfs:
+    if image and lacks_initramfs:
         missing.append(f"initramfs for it (GRUB's menu has no initrd line for {image})")
     if missing:
-        release = _release(image)
         raise Failure(
-            f"this host to start by its default boot entry (kernel {release})",
+            f"this host to start by its default boot entry (kernel {_release(image)})",
             f"there is no {' and no '.join(missing)}",
-            "the kernel would stop, also in the boot that is the way back from one on trial; nothing was changed",
-            f"make it: `update-initramfs -c -k {release} && update-grub`; or remove that kernel; then run `pulumi up` "
-            "again",
+            "the kernel would stop, also in the boot that is the way back from one on trial",
+            f"make what is missing: `update-initramfs -c -k {_release(image)} && {makes}`; or remove that kernel; then "
+            "run `pulumi up` again",
         )
 
 
@@ -77,17 +83,17 @@ def _release(image: str) -> str:
     return image.rpartition("vmlinuz-")[2]
 
 
-def other_kernel(system: System) -> str:
+def other_kernel(system: System, loader: str) -> str:
     """The kernel that the next boot starts where another one runs, and that one, in words: empty: it is the same, or
     isn't known without an ESP.
 
+    :param loader: grub or systemd-boot.
     :raises Failure: GRUB's menu can't be read.
     :raises OSError: which kernel runs can't be told.
     """
-    if boot.uuids(system):
-        newest = max(boot.initramfs(system), key=lambda release: [*map(int, re.findall(r"\d+", release))], default="")
-        starts = next(filter(None, map(system.files.line, _PINS)), newest)
-    else:
+    if not boot.uuids(system):
         starts = _release(trial_entry.files_of(of_menu(system, "/boot/grub")[1])[0])
+    elif not (starts := next(filter(None, map(system.files.line, _PINS)), "")) and loader == "systemd-boot":
+        starts = max(boot.initramfs(system), key=lambda release: [*map(int, re.findall(r"\d+", release))], default="")
     runs = kernel.running(system) if starts else ""
     return f"{starts} ({runs} runs now)" if starts != runs else ""

@@ -289,19 +289,12 @@ def plan(system: System, loader: str) -> None:
     """Where the boot loader can't take the choice back by itself, a kernel that stops before systemd runs isn't
     followed by the old boot.
 
-    :raises Failure: as of `boot.uuids`, and of `need_startable` where it can be told without an ESP.
+    :raises Failure: as of `boot.uuids` and `next_boot.need_default`.
     """
-    if not boot.uuids(system):
-        need_startable(system, loader)
+    next_boot.need_default(system)
     if loader == "grub" and _places(system) == [trial_entry.MENU]:
         text = "a boot entry for one trial, which GRUB can't take back here: a kernel that hangs waits for a person"
         system.files.plan_file("new", text)
-
-
-def need_startable(system: System, loader: str) -> None:
-    """:raises Failure: a file of the default entry is missing; as of `next_boot.need_files`."""
-    with _loaders_folders(system, {}) as (folders, menus):
-        next_boot.need_files(system, *((menus, []) if loader == "grub" else ([], folders.values())))
 
 
 @contextmanager

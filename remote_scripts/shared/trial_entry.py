@@ -131,6 +131,13 @@ def files_of(entry: str) -> tuple[str, list[str]]:
     return kernel, [path for key, words in lines if key == "initrd" for path in words.split()]
 
 
+def lacks_initramfs(menu: str, entry: str) -> bool:
+    """Whether an entry of GRUB's menu names no initramfs of its own, and others do. An early one stands in all."""
+    initramfs, (_, named) = files_of(entry)[1], files_of(menu)
+    all_entries = len(_KERNEL_LINE.findall(menu))
+    return bool({*named} - {*initramfs}) and all(named.count(path) >= all_entries for path in initramfs)
+
+
 def _find(menu: Sequence[Entry], choice: str) -> Entry | None:
     """By number, title or id, of a submenu's behind `>`."""
     head, _, rest = choice.partition(">")

@@ -292,7 +292,7 @@ class _Programs:
             return Done(1, b"no room\n")
         line = self.host.read("/etc/kernel/cmdline").partition("\n")[0].strip()
         for uuid in ESPS:
-            for kernel in KERNELS:
+            for kernel in (one for one in KERNELS if (self.root / f"boot/initrd.img-{one}").exists()):
                 for file in (files := [f"{name}-{kernel}" for name in ("vmlinuz", "initrd.img")]):
                     self.write(f"esp/{uuid}/{file}", (self.root / "boot" / file).read_bytes())
                 text = f"title    Proxmox\nversion  {kernel}\noptions  {line}\nlinux    /{files[0]}\ninitrd   /{files[1]}\n"

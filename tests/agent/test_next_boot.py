@@ -40,18 +40,19 @@ def place(loader: str, name: str) -> str:
 @EACH_LOADER
 @pytest.mark.parametrize("name", [IMAGE, INITRAMFS])
 @pytest.mark.parametrize("how", ["missing", "empty"])
-@pytest.mark.parametrize("act", [arm, restart])
 def test_a_default_entry_whose_file_is_missing_is_neither_tried_nor_started(
-    host: Host, loader: str, name: str, how: str, act: Any
+    host: Host, loader: str, name: str, how: str
 ) -> None:
     file = host.root / place(loader, name)[1:]
     file.write_bytes(b"") if how == "empty" else file.unlink()
     host.programs["systemd-run"] = lambda *_: pytest.fail("it restarts")
-    before = lasting(host)
-    with pytest.raises(Refused, match=f"no .*{name}\n(.|\n)*update-initramfs -c -k {NEWEST} && update-grub"):
-        act(host)
-    if act is arm:
-        assert lasting(host) == before
+    before, makes = lasting(host), "update-grub" if loader == "grub" else "proxmox-boot-tool refresh"
+    with pytest.raises(Refused, match=f"no .*{name}\n(.|\n)*update-initramfs -c -k {NEWEST} && {makes}"):
+        arm(host)
+    assert lasting(host) == before
+    if loader == "grub":
+        with pytest.raises(Refused, match=f"no .*{name}\n"):
+            restart(host)
 
 
 def test_a_menu_without_initramfs_for_its_default_is_refused_before_anything(host: Host) -> None:
@@ -71,22 +72,34 @@ def test_where_no_entry_has_an_initramfs_none_is_missing(host: Host) -> None:
     assert boot_kit.choice(host) == "once"
 
 
-def test_after_an_initramfs_was_made_for_a_kernel_that_had_none_the_menu_names_it(host: Host) -> None:
-    (host.root / f"boot/initrd.img-{OLDER}").unlink()
-    assert host.programs["grub-mkconfig"](["-o", str(host.root / MENU[1:])], b"") is None
-    assert host.read(MENU).count("\tinitrd") == 1
+def test_an_early_initramfs_that_all_entries_have_is_none_of_its_own(host: Host) -> None:
+    """As of GRUB_EARLY_INITRD_LINUX_CUSTOM."""
+    early = host.read(MENU).replace("\tinitrd\t", "\tinitrd\t/boot/early.cpio ")
+    host.write("/boot/early.cpio", "early")
+    host.write(MENU, early.replace(f" /boot/{INITRAMFS}\n", "\n"))
+    with pytest.raises(Refused, match="no initrd line"):
+        arm(host)
+    host.write(MENU, early)
+    arm(host)
+
+
+@EACH_LOADER
+def test_no_initramfs_is_made_for_a_kernel_that_has_none(host: Host, loader: str) -> None:
+    """It would become what starts next, and the way back from a boot on trial."""
+    (host.root / f"boot/{INITRAMFS}").unlink()
     host.ask("apply", "initramfs", Initramfs(needed=True))
-    assert host.read(MENU).count("\tinitrd") == 2
+    assert not host.exists(f"/boot/{INITRAMFS}") and host.exists(f"/boot/initrd.img-{OLDER}")
 
 
 @EACH_LOADER
 def test_the_kernel_that_comes_is_told_where_another_one_runs(host: Host, loader: str) -> None:
-    assert next_boot.other_kernel(host.system()) == ""
+    assert next_boot.other_kernel(host.system(), loader) == ""
     host.write("/proc/sys/kernel/osrelease", f"{OLDER}\n")
-    assert next_boot.other_kernel(host.system()) == f"{NEWEST} ({OLDER} runs now)"
+    assert next_boot.other_kernel(host.system(), loader) == f"{NEWEST} ({OLDER} runs now)"
     if loader == "systemd-boot":
+        assert next_boot.other_kernel(host.system(), "grub") == ""
         host.write("/etc/kernel/proxmox-boot-pin", f"{OLDER}\n")
-        assert next_boot.other_kernel(host.system()) == ""
+        assert next_boot.other_kernel(host.system(), loader) == ""
 
 
 @pytest.mark.parametrize("path", ["/boot/x", "/x", "/ROOT/pve-1@/boot/x", "/@/boot/x", "/boot/own/x"])

@@ -159,7 +159,7 @@ def test_a_card_with_a_forgotten_audio_function_is_half_bound(tmp_path: Path) ->
             "two-options-two-roms",
             {"match": "1002:164e"},
             {"vmid": 100, "gpus": [{"gpu": "igpu", "takeOver": True}]},
-            ["0000:18:00.0", "0000:18:00.1"],
+            ["0000:18:00.0"],
             {"hostpci0": "mapping=igpu,pcie=1,x-vga=1,romfile=raphael_vbios.bin"},
         ),
         (

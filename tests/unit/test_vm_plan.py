@@ -361,6 +361,13 @@ def test_lines_of_one_card_become_one_where_none_loses_a_property(
         assert lost is not None and lost in error.why and "take first out of vms.sandbox.gpus" in error.next
 
 
+def test_lines_that_an_earlier_run_has_taken_over_are_refused_no_more() -> None:
+    """The VM doesn't have them: nobody can change them, and they come back as they were."""
+    seen = SeenVm(Q35 | {"hostpci0": "mapping=first,pcie=1,romfile=a.rom"}, Q35 | ROMS, {**ROMS})
+    decided = plan.decide(seen, wish(OWN), GUESTS, "pve")
+    assert (decided.change, decided.refusals) == ({}, [])
+
+
 def test_another_mapping_for_another_function_of_the_slot_stays_beside() -> None:
     """Its owner has one for the card's sound."""
     sound = "sound\n\tmap id=10de:22e8,iommugroup=2,node=pve,path=0000:01:00.1\n"
