@@ -140,7 +140,7 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
         guest.system.log.say(f"{guest.label} stays as it is: {switched.found}; it has the change when it starts")
     except ChangedMeanwhile:
         if not any(same(key, guest.config.get(key), value) for key, value in change.items()):
-            guest.write_note(note)
+            guest.write_note(note.switched_as(guest.note))
         raise
     except Failure as failure:
         raise _taken_back(guest, note, failure, ran=ran) from failure
@@ -186,8 +186,7 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
     """Gives a guest whose change has failed what it had, also what waited for its next start; the failure with the
     outcome, which it begins with where the guest is left off. What others have set meanwhile stays.
     """
-    outcome, is_off = f"{guest.label} has back what it had", ran and bool(guest.note.stops)
-    found = failure.found
+    outcome, found = f"{guest.label} has back what it had", failure.found
     try:
         guest.settle()
         guest.read()
@@ -197,7 +196,6 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
         if ran and not guest.runs():
             _start_back(guest)
             outcome += ", and runs"
-        is_off = False
         if not note:
             guest.read()
             guest.give_form_back()
@@ -207,7 +205,7 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
         outcome += f", and stays off: {switched.found}"
     except Failure as second:  # the note still has all of it
         outcome += f", or a part of it ({second.found}): run `pulumi up` again, which goes on from there"
-        found = f"{guest.label} is off now, as far as is known: {found}" if is_off else found
+        found = f"{guest.label} is off now, as far as is known: {found}" if ran and guest.is_off else found
     return failure.but(found=f"{found}\n        {outcome}")
 
 

@@ -20,6 +20,7 @@ from remote_scripts.shared.container_note import ContainerNote, Given
 from remote_scripts.shared.container_text import edited, sources
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import Options
+from remote_scripts.shared.guests import is_gone
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -57,7 +58,7 @@ class Container(Guest):
         """:raises Unanswered: it isn't there, which says nothing of the container: pmxcfs may have ended."""
         if text := pmxcfs.text_of(self.system, self._path):
             return text
-        raise Unanswered(
+        raise (Failure if is_gone(self.system, "pct", str(self.vmid)) else Unanswered)(
             f"the configuration {self._path}",
             "it isn't there, or empty",
             "without it nothing is known of the container",

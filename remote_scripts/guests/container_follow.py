@@ -143,7 +143,7 @@ def follow(system: System, ctid: int) -> None:
     given = replace(note.given, nodes=(*new.nodes, *[""] * (len(nodes) - len(new.nodes))))
     done = replace(begun.after_change(options), before=note.before, given=given)
     # A run that was killed before the boot goes on from what it has noted.
-    guest_notes.write(system, CONTAINER, ctid, replace(done, shut_down_after=note.shut_down_after, stops=note.stops))
+    guest_notes.write(system, CONTAINER, ctid, done.switched_as(note))
     system.log.say(
         f"container {ctid}: its cards' nodes have other names or numbers since this boot, and its configuration has "
         "these now"

@@ -42,16 +42,16 @@ class Guest:
         self._noted = self.note = guest_notes.of(system, self.kind, vmid, self.form)
         self.base: dict[str, str] = {}
         self.devices: dict[str, str] = {}
-        #: The UPIDs of its last start here, and of the last task that had switched it when all was settled.
-        self.begun = self.settled_after = ""
+        #: The UPIDs of its starts here, and of the last task that had switched it when all was settled.
+        self.begun, self.settled_after = list[str](), ""
+        #: Whether it was off when that was last seen, or is being shut down by homelab.
+        self.is_off = False
         #: Whether what is noted is of a VM that had this id before.
         self.is_another = False
         if not self.is_here:
             return
         self.settle()
         self.read()
-        if is_another(self.note, self.config):
-            self.read()  # by this answer its note goes: it is asked for again
         if is_another(self.note, self.config):
             self.is_another, self.note = bool(self.note), self.form()
         self.devices = self.api.devices()
@@ -113,7 +113,8 @@ class Guest:
         for _ in self.system.work.tries(_END_SECONDS, f"QEMU of {self.label} ended"):
             status = self.status()
             if status.get("qmpstatus") != "shutdown":
-                return bool(status["status"] == "running")
+                self.is_off = status["status"] != "running"
+                return not self.is_off
         raise Failure(
             f"{self.label} off",
             "its guest is off, and QEMU isn't ended",

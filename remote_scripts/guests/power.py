@@ -4,7 +4,6 @@ the tasks since homelab's own shutdown are looked at.
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.requests import SILENT_SECONDS, TaskFailed
+from remote_scripts.guests.requests import TaskFailed
 from remote_scripts.shared import guest_tasks, guests_to_start, passes
 from remote_scripts.shared.api import Refused
 from remote_scripts.tools.errors import Failure
@@ -31,6 +30,11 @@ _PRESS_SECONDS = 60
 # What a shutdown ends with that the guest hasn't followed: QEMU's, and lxc's; and one that is ended itself, as by a
 # restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
 _DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
+_WAS_OFF = re.compile(r"CT \d+ not running")
+# So soon after it is noted that a guest is about to be shut down, its shutdown begins, in seconds.
+_LOST_SECONDS = 5
+# How long nobody need answer once a guest is off for homelab, in seconds: shorter than its client waits for all of it.
+_PATIENCE_SECONDS = 1200.0
 # How long a start may take.
 _START_SECONDS = 300.0
 #: How much longer where its hookscript waits for a shared card: for another handover (layers/handover.py,
@@ -66,16 +70,18 @@ def _since(guest: Guest, last: str | None) -> list[dict[str, Any]]:
 
 
 def _others(guest: Guest, since: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Which of these tasks aren't homelab's. Where a run was killed before it could note its shutdown, that is root's
-    first one, if it began right then.
+    """Which of these tasks aren't homelab's, and count: a start or restart of somebody else's, after which homelab has
+    shut the guest down, doesn't. Where a run was killed before it could note its shutdown, that is root's first one, if
+    it began right then: nothing else tells it from its owner's.
     """
-    first = since[-1]["upid"] if since and not guest.note.stops and _is_lost(guest, since[-1]) else ""
-    own = {*guest.note.stops, first, guest.begun}
-    return [task for task in since if task["upid"] not in own]
-
-
-def _is_lost(guest: Guest, task: Mapping[str, Any]) -> bool:
-    return _is_roots_shutdown(guest, task) and task["starttime"] <= guest.note.shut_down_at + SILENT_SECONDS
+    own, at = {*guest.note.stops, *guest.begun}, guest.note.shut_down_at
+    others = [task for task in since if task["upid"] not in own]
+    is_noted = any(task["upid"] in own and task["starttime"] >= at for task in since)
+    if others and not is_noted and _is_roots_shutdown(guest, others[-1]):
+        own |= {others[-1]["upid"]} if 0 <= others[-1]["starttime"] - at <= _LOST_SECONDS else set()
+        others = [task for task in others if task["upid"] not in own]
+    is_on_again = others and others[0]["type"] in guest.kind.starts and since[0]["upid"] in own
+    return [] if is_on_again else others
 
 
 def _has_failed(guest: Guest, task: Mapping[str, Any]) -> bool:
@@ -102,7 +108,7 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
 
     def begun(upid: str) -> None:
         if to_start:
-            guest.api.patience = math.inf  # who waits for it to be on again waits as long as this run may take
+            guest.api.patience, guest.is_off = _PATIENCE_SECONDS, True
             _note_stop(guest, upid)
 
     guest.system.log.say(f"shutting {guest.label} down")
@@ -116,10 +122,12 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
             return
         except Refused as refused:
             guest.settle()
-            if not guest.runs():
+            if not guest.runs() or _WAS_OFF.search(refused.found):  # its owner may have started it again since
                 return
             if is_last or not _DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
                 raise _still_on(refused, seconds) from refused
+            if to_start:
+                guest.write_note(replace(guest.note, shut_down_at=int(time.time())))
 
 
 def let_start(guest: Guest) -> None:
@@ -146,18 +154,18 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     guest.system.log.say(f"starting {guest.label}")
 
     def begun(upid: str) -> None:
-        guest.begun = upid
+        guest.begun.append(upid)
 
     try:
         log = guest.api.task("start", wanted, seconds, begun)
     except Refused:
         if not guest.runs():  # else another client was faster
             raise
-    since = [task for task in _since(guest, last) if task["upid"] != guest.begun]
-    if since and since[0]["type"] in guest.kind.stops and not by_settings:
-        # It has begun right before the start, has found the guest off, and has ended well.
-        shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
-        raise _switched(wanted, "somebody else has switched it in the moment of its start")
+    if not by_settings and _is_stopped_since(guest, last):
+        guest.settle()  # whoever restarts it has stopped it, and starts it next
+        if _is_stopped_since(guest, last):
+            shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
+            raise _switched(wanted, "somebody else has switched it in the moment of its start")
     has_card = any(key.startswith("hostpci") for key in guest.config)
     for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"{wanted}, and steady"):
         status = guest.status()
@@ -165,13 +173,23 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
             _stop(guest)
             raise _gone_off(guest, wanted, "QEMU has halted it: the host's kernel has reported an error of a card")
         if status["status"] == "running":
+            guest.is_off = False
             if int(status.get("uptime", 0)) >= STEADY_SECONDS:  # it was started a while before the task was seen to end
                 break
             continue
-        if (last := guest.api.tasks()[0])["upid"] != guest.begun:
-            raise _switched(wanted, f"{last['user']} has switched it off, or restarts it")
+        if (now := guest.api.tasks()[0])["upid"] not in guest.begun:
+            raise _switched(wanted, f"{now['user']} has switched it off, or restarts it")
         raise _gone_off(guest, wanted, "its task succeeded, and it went off again")
     return log
+
+
+def _is_stopped_since(guest: Guest, last: str) -> bool:
+    """Whether the newest task of somebody else since a task is a stop: one that began right before homelab's start has
+    found the guest off, and ended well. A start that has failed counts, too: the guest was on already.
+    """
+    since = takewhile(lambda task: task["upid"] != last, guest.api.tasks())
+    newest = next((task for task in since if task["upid"] not in guest.begun), None)
+    return bool(newest and newest["type"] in guest.kind.stops and guest_tasks.is_well(newest.get("status", "")))
 
 
 def _stop(guest: Guest) -> None:

@@ -145,16 +145,15 @@ class GuestApi:
         """
         began, found = time.monotonic(), ""
         for _ in self._system.work.tries(math.inf, wanted):
-            waited = time.monotonic() - began
             try:
                 return ask()
             except Unanswered as error:
-                if not repeats or waited >= self.patience:
+                if not repeats or time.monotonic() - began >= self.patience:
                     why = "whether it was done isn't known" if changes else error.why
                     raise Unanswered(wanted, error.found, why, error.next) from error
             except Refused as error:
                 found = error.found
-                if not LOCK_HELD.search(found) or waited >= LOCK_SECONDS:
+                if not LOCK_HELD.search(found) or time.monotonic() - began >= LOCK_SECONDS:
                     break
         raise refusal(ChangedMeanwhile if _CHANGED.search(found) else Refused, wanted, found)
 

@@ -13,7 +13,6 @@ from urllib.parse import quote, urlencode
 
 from remote_scripts.shared import pmxcfs
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import ASK_SECONDS
 from remote_scripts.tools.system import System
 
 #: Of pvedaemon, whatever pveproxy's settings say (PVE/Service/pvedaemon.pm).
@@ -31,8 +30,11 @@ MINT = (
 #: A ticket, in what that prints.
 TICKET = re.compile(rf"PVE:{USER}:[0-9A-F]{{8}}::\S+")
 _SECONDS = 60.0
-# What pvedaemon says while pmxcfs doesn't run, which restarts with each update of pve-cluster.
-_WITHOUT_PMXCFS = "Unable to load access control list"
+# A slow host takes a minute for a ticket.
+_MINT_SECONDS = 120.0
+# What pvedaemon says while pmxcfs doesn't run, which restarts with each update of pve-cluster, and until a node of a
+# cluster has its quorum again after that.
+_WITHOUT_PMXCFS = re.compile("Unable to load access control list|cluster not ready - no quorum")
 _PART_BYTES = 1 << 16
 _SEE_PVEDAEMON = "see whether pvedaemon runs (`systemctl status pvedaemon`)"
 _SEE_PMXCFS = "see `systemctl status pve-cluster` and `pvecm status` (if it is only slow, raise timeouts.step and .api)"
@@ -106,7 +108,7 @@ class NodeApi:
             errors = (f"{key}: {text}".strip() for key, text in (answer.get("errors") or {}).items())
         except (ValueError, LookupError, TypeError, AttributeError):
             raise _no_answer("what answers isn't Proxmox VE's") from None
-        is_refused = reason and _WITHOUT_PMXCFS not in reason
+        is_refused = reason and not _WITHOUT_PMXCFS.search(reason)
         raise _no_answer("; ".join([reason or status or "no answer", *errors]), Refused if is_refused else Unanswered)
 
     def _answer(self, method: str, path: str, parameters: dict[str, object]) -> tuple[str, str, bytes]:
@@ -121,7 +123,7 @@ class NodeApi:
         return status, reason, content
 
     def _minted(self) -> str:
-        done = self._system.run.ask(*MINT, seconds=self._system.work.time_to_look(ASK_SECONDS))
+        done = self._system.run.ask(*MINT, seconds=self._system.work.time_to_look(_MINT_SECONDS))
         match = TICKET.search(done.text)
         if match is None:
             raise _no_answer(f"no ticket of {USER} is made: {done.failure('perl')}", see=_SEE_PMXCFS)

@@ -146,6 +146,10 @@ class Note:
         devices = {one: device for one, device in self.devices.items() if one in own}
         return replace(self.settled(), values=values, originals=originals, devices=devices)
 
+    def switched_as(self: N, now: Note) -> N:
+        """This note with what another one says of homelab's shutdown."""
+        return replace(self, shut_down_after=now.shut_down_after, shut_down_at=now.shut_down_at, stops=now.stops)
+
     def settled(self: N) -> N:
         """The note where nothing is under way."""
         return replace(self, before={}, shut_down_after=None, shut_down_at=0, stops=())

@@ -37,6 +37,8 @@ def of(system: System, kind: Kind, vmid: int, form: type[N]) -> N:
     """
     path = _path(kind, vmid)
     content = pmxcfs.content_of(system, path)
+    if content is None:
+        pmxcfs.need(system, f"what is noted of {kind.label} {vmid}")
     try:
         return of_plain(form, json.loads(content)) if content else form()
     except (ValueError, FormError) as error:
@@ -55,6 +57,8 @@ def write(system: System, kind: Kind, vmid: int, note: Note) -> None:
     """
     path = _path(kind, vmid)
     try:
+        if not pmxcfs.this_node(system).name:  # else the note would lie below it, where nobody looks
+            raise FileNotFoundError(errno.ENOENT, "/etc/pve isn't there")
         if note:
             _replace(system, path, json.dumps(to_plain(note), sort_keys=True, indent=1).encode())
         else:
@@ -70,8 +74,6 @@ def write(system: System, kind: Kind, vmid: int, note: Note) -> None:
 
 
 def _replace(system: System, path: str, content: bytes) -> None:
-    if not pmxcfs.this_node(system).name:  # else the note would lie below it, where nobody looks
-        raise FileNotFoundError(errno.ENOENT, "/etc/pve isn't there")
     for left in reversed(range(_TRIES)):
         within_limit(lambda: system.files.need_folder(_FOLDER))
         try:

@@ -9,7 +9,6 @@ from typing import Literal
 from remote_scripts.shared import api, pmxcfs
 from remote_scripts.shared.guest_kinds import KINDS, Kind
 from remote_scripts.shared.time_limit import within_limit
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import ASK_SECONDS
 from remote_scripts.tools.system import System
 
@@ -61,22 +60,16 @@ def place_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
 
     :raises Failure: /etc/pve isn't there: nothing is known then.
     """
-    this, nodes = pmxcfs.this_node(system).name, pmxcfs.names(system, pmxcfs.NODES)
-    if not this or this not in nodes:
-        raise Failure(
-            f"to see where {kind.label} {vmid} is, in /etc/pve",
-            "/etc/pve isn't there",
-            "it has all guests, and what is noted of them; nothing was changed",
-            "see `systemctl status pve-cluster` on the host, then run the same again",
-        )
-    for _ in range(2):  # one that moves meanwhile is in no folder when that is read
+    this, nodes = pmxcfs.need(system, f"where {kind.label} {vmid} is"), pmxcfs.names(system, pmxcfs.NODES)
+    for pause in (0.0, 0.02):  # one that moves meanwhile is in no folder when that is read
+        time.sleep(pause)
         folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
         if node := next((node for node in nodes if f"{vmid}.conf" in folders[node]), ""):
             return node, node == this
     return "", False
 
 
-def power_of(system: System, program: str, guest: str, seconds: float = 60.0) -> Power:
+def power_of(system: System, program: str, guest: str, seconds: float = 120.0) -> Power:
     """Whether a guest runs. `gone`: it is none of this node. What isn't known is neither on nor off: it is asked again
     until then. `qm status` prints QMP's own word (PVE::CLI::qm, vmstatus with `full`), so that a VM which is paused, or
     waits for its disk (io-error), is on.

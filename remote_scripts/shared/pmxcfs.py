@@ -59,6 +59,22 @@ def this_node(system: System) -> Node:
         return Node("", system.files.at("/etc/corosync/corosync.conf").exists())
 
 
+def need(system: System, wanted: str) -> str:
+    """This node's name.
+
+    :param wanted: what is to be seen, for an error.
+    :raises Failure: /etc/pve isn't there: nothing is known then.
+    """
+    if name := this_node(system).name:
+        return name
+    raise Failure(
+        f"to see {wanted}, in /etc/pve",
+        "/etc/pve isn't there",
+        "it has all guests, and what is noted of them; nothing was changed",
+        "see `systemctl status pve-cluster` on the host, then run the same again",
+    )
+
+
 def steady(where: Path, ask: Callable[[], T | None]) -> T | None:
     """What is asked of a file; None: it isn't there. It has no end where /etc/pve hangs.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import errno
+import io
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,36 +20,34 @@ from tests.agent.kit import Host
 CONF = "/etc/pve/lxc/901.conf"
 
 
-@contextmanager
-def being_replaced(place: Path) -> Iterator[None]:
-    """Somebody renames files over it, one after the other: each time there is none for a moment."""
-    over, content = threading.Event(), place.read_bytes()
+def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a moment each look finds none, and the folder lists it."""
+    system, real, looks = host.system(), io.open, 0
+    host.write(CONF, "")
 
-    def replace() -> None:
-        while not over.is_set():
-            place.unlink()
-            time.sleep(0.0003)
-            place.write_bytes(content)
-            time.sleep(0.01)
+    def opened(path: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal looks
+        if str(path).endswith(CONF):
+            looks += 1
+            if looks % 8:
+                raise FileNotFoundError(errno.ENOENT, "it is being replaced")
+        return real(path, *arguments, **options)
 
-    writer = threading.Thread(target=replace)
-    writer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        writer.join()
+    monkeypatch.setattr(io, "open", opened)
+    assert pmxcfs.content_of(system, CONF) == b"" and Source(system).needed(CONF) == ""
+    monkeypatch.setattr(Path, "stat", fails_but_each_eighth(Path.stat))
+    assert pmxcfs.time_of(system, CONF) is not None and not guests.is_gone(system, "pct", "901")
 
 
-def test_a_file_that_is_being_replaced_is_never_absent(host: Host) -> None:
-    system = host.system()
-    host.write(CONF, "")  # of no length, since the test's own writing isn't done at once
-    with being_replaced(host.root / CONF[1:]):
-        for _ in range(500):
-            assert pmxcfs.content_of(system, CONF) is not None
-            assert pmxcfs.time_of(system, CONF) is not None
-            assert Source(system).needed(CONF) is not None
-            assert not guests.is_gone(system, "pct", "901")
+def fails_but_each_eighth(real: Any) -> Any:
+    looks = itertools.count(1)
+
+    def stat(path: Path, **options: Any) -> Any:
+        if str(path).endswith(CONF) and next(looks) % 8:
+            raise FileNotFoundError(errno.ENOENT, "it is being replaced")
+        return real(path, **options)
+
+    return stat
 
 
 def test_a_file_that_isnt_there_is_absent_and_a_folder_that_isnt_answers_nothing(host: Host) -> None:
@@ -64,3 +62,9 @@ def test_where_the_file_system_isnt_there_nothing_is_noted_below_it(host: Host) 
     with pytest.raises(Failure, match="/etc/pve isn't there"):
         guest_notes.write(host.system(), CONTAINER, 901, Note(owner="p/s/ct", values={"dev0": ("x",)}))
     assert not (host.root / "etc/pve/homelab").exists()
+    for act in (
+        lambda: guest_notes.of(host.system(), CONTAINER, 901, Note),
+        lambda: guest_notes.write(host.system(), CONTAINER, 901, Note()),
+    ):
+        with pytest.raises(Failure, match="/etc/pve isn't there"):
+            act()

@@ -30,7 +30,8 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
     kind: str, act: str, killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He stops the guest; shuts it down; stops it and starts it again; edits its configuration. `killed`: the run is
-    killed in that moment, and the next one goes on.
+    killed in that moment, and the next one goes on. (By root's own shutdown in the very seconds in which a run is killed
+    before its own is noted, that can't be told: it is another user's here.)
     """
     is_vm, wanted = kind == "qemu", act in ("start", "edit")
     with Lab.start("bound-by-hand" if is_vm else "phoenix", state=tmp_path / "lab") as lab:
@@ -56,7 +57,8 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
                 lab.ask_api("PUT", f"{path}/config", description="his")
                 return
             try:
-                lab.ask_api("POST", f"{path}/status/{'shutdown' if act == 'shutdown' else 'stop'}")
+                user = "ops@pam" if killed else "root@pam"
+                lab.ask_api("POST", f"{path}/status/{'shutdown' if act == 'shutdown' else 'stop'}", user)
             except LabError:  # Proxmox VE has nothing to do for a container that is off
                 has_acted = act == "start"
             if act == "start":
@@ -72,10 +74,13 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
                 if killed:
                     raise vms.KilledError
 
-        def exchange(*arguments: Any) -> bytes:
-            count()
-            answer = vms.World.exchange(world, *arguments)
-            count()
+        def exchange(system: Any, text: bytes) -> bytes:
+            is_watching = (
+                b"/tasks/UPID" in text or b"%2Ftasks%2FUPID" in text
+            )  # as a task is followed, for most of the time
+            [] if is_watching else count()
+            answer = vms.World.exchange(world, system, text)
+            [] if is_watching else count()
             return answer
 
         def up() -> None:

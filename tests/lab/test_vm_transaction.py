@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -656,7 +655,7 @@ def test_an_owners_shutdown_after_a_run_that_was_killed_before_its_own_isnt_home
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.killed_after(SHUT_DOWN - 1, lambda: world.up(OWN))
-    monkeypatch.setattr(power, "SILENT_SECONDS", -10)  # he comes later than that
+    monkeypatch.setattr(power, "_LOST_SECONDS", -1)  # he comes later than that
     world.lab.run(f"qm shutdown {VM}")
     assert not world.up(OWN).runs and not world.runs()
 
@@ -795,7 +794,7 @@ def test_after_a_killed_run_and_a_restart_of_the_host_it_is_to_run(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.killed_after(SHUT_DOWN - 1, lambda: world.up(OWN))
-    monkeypatch.setattr(power, "SILENT_SECONDS", -10)  # the restart comes later than that
+    monkeypatch.setattr(power, "_LOST_SECONDS", -1)  # the restart comes later than that
     world.goes_down_with_its_host(VM_KIND, VM, by_owner=False)
     assert world.up(OWN).runs and world.in_force() == [OURS]
 
@@ -821,7 +820,7 @@ def test_without_its_file_system_nothing_is_believed(world: World, act: str) -> 
 def test_a_cluster_file_system_that_ends_while_the_vm_is_off_is_waited_for(
     world: World, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For as long as the run may take; then what is first said is that the VM is off. The next run starts it."""
+    """For a while; then what is first said is that the VM is off. The next run starts it."""
     before, away, conf = world.conf(), contextlib.ExitStack(), world.lab.root / f"etc/pve/qemu-server/{VM}.conf"
 
     def back() -> None:
@@ -836,7 +835,7 @@ def test_a_cluster_file_system_that_ends_while_the_vm_is_off_is_waited_for(
 
     timer = threading.Timer(seconds, back)
     monkeypatch.setattr(requests, "SILENT_SECONDS", 0.2)
-    monkeypatch.setitem(globals(), "System", partial(System, limit=12))
+    monkeypatch.setattr(power, "_PATIENCE_SECONDS", 5)
     world.then = ("POST", "status/shutdown", end)
     if seconds == 1:
         assert world.up(OWN).runs and world.in_force() == [OURS]
