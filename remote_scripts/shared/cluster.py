@@ -47,17 +47,12 @@ def obstacle(system: System, policy: Policy) -> str:
     done = system.run.ask("pvecm", "status")
     if why := _lacking_votes(system, node, policy, done):
         return why
-    if not _has_others(done):
+    nodes = _VOTES["nodes"].search(done.text)
+    if nodes and nodes[1] == "1":  # no other one answers
         return ""
     if not node.name:
         return "/etc/pve isn't there, or doesn't answer (pve-cluster.service)"
     return turn.why_not(system, node) or ceph.why_not(system)
-
-
-def _has_others(pvecm_status: Done) -> bool:
-    """Whether the cluster has other nodes that answer."""
-    nodes = _VOTES["nodes"].search(pvecm_status.text)
-    return not nodes or nodes[1] != "1"
 
 
 def _lacking_votes(system: System, node: Node, policy: Policy, done: Done) -> str:
