@@ -76,10 +76,8 @@ class Container(Guest):
     def need_nothing_waiting(self, _changed: Iterable[str]) -> None:
         """A change of the text carries nothing out."""
 
-    def need_changeable(self, change: Options, *, is_to_run: bool) -> None:
+    def need_startable(self, change: Options) -> None:
         """:raises Failure: something that its configuration gives it isn't on the host."""
-        if not is_to_run:
-            return
         config = {key: value for key, value in {**self.config, **change}.items() if value is not None}
         if missing := [source for source in sources(config) if not self.system.files.exists(source)]:
             raise Failure(
