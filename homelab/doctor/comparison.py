@@ -104,7 +104,7 @@ def _notes(container: ContainerReading, model: ContainerReading, case: Case) -> 
         here, there = (conf.parsed.options.get(option, "not set") for conf in (container, model))
         if here != there:
             notes.append(f"{option}: {here}; in container {model.id} {there}")
-    here_majors, there_majors = ({rule.major for rule in conf.parsed.allowing} for conf in (container, model))
+    here_majors, there_majors = ({rule.major for rule in conf.parsed.rules} for conf in (container, model))
     names = {major: name for name, major in reversed(case.reading.majors.items())}
     for major in sorted(major for major in there_majors - here_majors if major is not None):
         notes.append(

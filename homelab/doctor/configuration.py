@@ -103,7 +103,7 @@ def _give(case: Case, rows: list[Row]) -> str:
     lines += [
         f"lxc.cgroup2.devices.allow: c {major}:* rwm"
         for major in majors
-        if not any(rule.covers(major, 0, "rw") for rule in have.allowing)
+        if not any(rule.covers(major, 0, "rw") for rule in have.rules)
     ]
     return "\n".join([f"put into /etc/pve/lxc/{ctid}.conf, above the first [section]:", *lines])
 
@@ -180,7 +180,7 @@ def _not_allowed(case: Case) -> list[Finding]:
     if not by_major:
         return []
     conf = case.container.parsed
-    have = ", ".join(rule.line.partition("allow")[2].lstrip(" :=") for rule in conf.allowing) or "none"
+    have = ", ".join(rule.line.partition("allow")[2].lstrip(" :=") for rule in conf.rules) or "none"
     stale = [str(rule.major) for rule in unused_rules(case)]
     lines = [f"lxc.cgroup2.devices.allow: c {major}:* rwm" for major in sorted(by_major)]
     return _finding(
@@ -199,7 +199,7 @@ def unused_rules(case: Case) -> list[Rule]:
     majors = {*case.reading.majors.values(), *(node.major for node in case.reading.nodes.values()), *_STATIC}
     if not case.reading.majors:
         return []
-    return [rule for rule in case.container.parsed.allowing if rule.major is not None and rule.major not in majors]
+    return [rule for rule in case.container.parsed.rules if rule.major is not None and rule.major not in majors]
 
 
 def _read_only(case: Case) -> list[Finding]:

@@ -104,7 +104,6 @@ def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) 
     return [
         *_lines(wish.vm, config, change, running=running, will_run=will_run),
         *(copy_first(vm) if change else []),
-        *([OTHER_FORM] if change and not config.keeps_form else []),
         *(f"    {remark}" for remark in remarks),
     ], errors
 
@@ -178,8 +177,6 @@ def copy_first(guest: Vm | Container) -> list[str]:
 
 #: A remark on a guest whose change hasn't ended.
 GOES_ON = "a run that was cut short has left it half changed: this one goes on from there"
-#: The plan's line for a VM whose file its owner has edited.
-OTHER_FORM = "    its file gets Proxmox VE's own form: comments come first, empty lines and unknown keys go"
 #: Whether a guest runs, before and after an `up` -> what is done with it.
 POWER = {
     (True, True): "it is shut down and started again",

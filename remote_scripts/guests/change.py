@@ -106,8 +106,8 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
         ha.need_own_power(guest.system, guest.kind, guest.vmid)
     if change and not ran:
         guest.need_nothing_waiting(change)
-    if change or note.before:
-        guest.need_changeable(change, is_to_run=is_to_run)
+    if is_to_run and (change or note.before):
+        guest.need_startable(change)
     return change, ran, is_to_run
 
 

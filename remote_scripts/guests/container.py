@@ -77,18 +77,8 @@ class Container(Guest):
     def need_nothing_waiting(self, _changed: Iterable[str]) -> None:
         """A change of the text carries nothing out."""
 
-    def need_changeable(self, change: Options, *, is_to_run: bool) -> None:
-        """:raises Failure: it is locked, or something that its configuration gives it isn't on the host."""
-        if lock := self.config.get("lock"):
-            raise Failure(
-                f"{self.label} free to be changed",
-                f"it is locked: {lock}",
-                "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged",
-                f"wait until that is done; a lock that was left behind: `pct unlock {self.vmid}`; then run `pulumi up` "
-                "again",
-            )
-        if not is_to_run:
-            return
+    def need_startable(self, change: Options) -> None:
+        """:raises Failure: something that its configuration gives it isn't on the host."""
         config = {key: value for key, value in {**self.config, **change}.items() if value is not None}
         if missing := [source for source in sources(config) if not self.system.files.exists(source)]:
             raise Failure(
@@ -142,5 +132,7 @@ def write_text(system: System, ctid: int, text: str, digest: str, wanted: str, *
         if done.status == 0 or not LOCK_HELD.search(found):
             break
     if done.status:
-        raise refusal(ChangedMeanwhile if "changed it meanwhile" in found else Refused, wanted, found)
+        refused = refusal(ChangedMeanwhile if "changed it meanwhile" in found else Refused, wanted, found)
+        unlock = f"once nothing works on it: `pct unlock {ctid}`; then run `pulumi up` again"
+        raise refused.but(next=unlock) if "is locked" in found else refused
     system.files.flush_all()  # pmxcfs answers before its database is on the disk

@@ -155,8 +155,8 @@ class Guest:
         """Whether a change of one of these keys waits for its next start."""
         return bool(self.waits(lambda key, _: key in keys))
 
-    def need_changeable(self, change: Options, *, is_to_run: bool) -> None:
-        """:raises Failure: Proxmox VE would say too late that it can't be changed, or wouldn't start with that."""
+    def need_startable(self, change: Options) -> None:
+        """:raises Failure: it wouldn't start with that, which Proxmox VE would say too late."""
 
     def give_form_back(self) -> None:
         """Its configuration has its original's values again: it gets that one's form, where there is a way."""

@@ -28,7 +28,7 @@ _BYTES = 1 << 20
 _MEANINGS = {
     "No such file": "it is not there",
     "Permission denied": "its mode keeps it out",
-    "not permitted": "no rule of the control group allows it",
+    "not permitted": "no rule of the control group allows it, or a later one denies it",
     "No such device": "no driver is behind it",
 }
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 import time
 
-from remote_scripts.shared import api, guest_tasks, ha
+from remote_scripts.shared import api, guest_tasks, ha, pmxcfs
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -27,10 +28,16 @@ _PACKAGE_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/run/una
 _AT_REST = ha.LEFT_ALONE - {"freeze"} | {"started", "queued"}
 # Of a service of any node: it may be on its way to this one.
 _ON_ITS_WAY = frozenset(("migrate", "relocate", "recovery", "fence", "request_start_balance"))
+# A node goes down once HA has moved all its guests to other nodes. It waits without an end for one that can't leave
+# (PVE::HA::LRM, shutdown_request), such as one with a card. With any other policy HA stops its guests here.
+_MIGRATES = re.compile(r"^ha:(?:.*,)?\s*shutdown_policy=migrate\s*(?:,|$)", re.MULTILINE)
 
 
 def at_work(system: System, node: Node) -> str:
-    """What is at work here, or can't be told; empty: nothing."""
+    """What is at work here, or can't be told; empty: nothing.
+
+    :raises Failure: what HA does at a restart can't be read.
+    """
     for ask in (_task, _backup, _installation):
         try:
             reason = ask(system)
@@ -93,7 +100,10 @@ def _of_ha(system: System, node: Node) -> str:
         manager = ha.status(system)
     except ha.NoAnswerError as error:
         return f"`ha-manager status` doesn't say what HA is doing: {str(error)[:200]}".replace("\n", " ")
+    migrates = _MIGRATES.search(pmxcfs.text_of(system, "/etc/pve/datacenter.cfg"))
     for service in manager.services:
         if service.state in _ON_ITS_WAY or (service.node == node.name and service.state not in _AT_REST):
             return f"HA is at work on {service.id} of {service.node}: {service.state}"
+        if migrates and service.node == node.name and service.state not in ha.LEFT_ALONE:
+            return f"HA would move {service.id} away before the restart (shutdown_policy=migrate)"
     return ""

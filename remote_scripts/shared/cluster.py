@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from remote_scripts.shared import activity, ceph, ha, pmxcfs, shutdown_policy, turn
+from remote_scripts.shared import activity, ceph, ha, pmxcfs, turn
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
@@ -45,20 +45,14 @@ def obstacle(system: System, policy: Policy) -> str:
     if why or not node.clustered:
         return why
     done = system.run.ask("pvecm", "status")
-    alone = not _has_others(done)
-    if why := _lacking_votes(system, node, policy, done) or shutdown_policy.why_not(system, node, alone=alone):
+    if why := _lacking_votes(system, node, policy, done):
         return why
-    if alone:
+    nodes = _VOTES["nodes"].search(done.text)
+    if nodes and nodes[1] == "1":  # no other one answers
         return ""
     if not node.name:
         return "/etc/pve isn't there, or doesn't answer (pve-cluster.service)"
     return turn.why_not(system, node) or ceph.why_not(system)
-
-
-def _has_others(pvecm_status: Done) -> bool:
-    """Whether the cluster has other nodes that answer."""
-    nodes = _VOTES["nodes"].search(pvecm_status.text)
-    return not nodes or nodes[1] != "1"
 
 
 def _lacking_votes(system: System, node: Node, policy: Policy, done: Done) -> str:
@@ -106,13 +100,12 @@ def refused(why: str) -> Failure:
         "this host restarted",
         why,
         "a restart would cut off what is at work here, such as a backup that is half written, or leave the cluster "
-        "without its quorum, or guests of HA's without a node",
+        "without its quorum, or wait without an end for a guest that HA can't move away",
         "wait until that has ended, or end it: `pvenode task list --source active` shows the tasks of this host, "
-        "`ha-manager status` what HA does, `pvecm status` and `ceph -s` how the cluster is. Shut a guest down that HA "
-        "can't move, or take it out of HA (`ha-manager remove vm:103`). Then run `pulumi up` again. Or reboot this "
-        "host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a QDevice), "
-        "docs/clusters.md says what helps. If the node that restarts won't ever come back: rm "
-        f"{turn.TURN}",
+        "`ha-manager status` what HA does, `pvecm status` and `ceph -s` how the cluster is. Shut guests down that HA "
+        "would move away, or move them yourself (`ha-manager migrate vm:103 pve2`). Then run `pulumi up` again. Or "
+        "reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a "
+        f"QDevice), docs/clusters.md says what helps. If the node that restarts won't ever come back: rm {turn.TURN}",
     )
 
 

@@ -2,8 +2,8 @@
 
 Two ways give a container a device (pct(1), lxc.container.conf(5)): Proxmox VE's `dev[n]`, which brings its own rule
 with the numbers that the host's node has at the start; and raw `lxc.mount.entry` lines with `lxc.cgroup2.devices.allow`
-beside them. Lines below a `[section]` are a snapshot's and count for nothing; those below `[pve:pending]` count from
-the next start on.
+beside them. Lines of `lxc.cgroup2.devices.deny` aren't read: what they deny can't be opened. Lines below a `[section]`
+are a snapshot's and count for nothing; those below `[pve:pending]` count from the next start on.
 
 Both halves read it by this module. tests/container_configurations.yaml has the results, which are those of
 PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
@@ -35,7 +35,7 @@ _DEVICE_LINE = re.compile(r"dev\d+:|lxc\.(?:mount\.entry|cgroup2?\.devices\.\w+)
 _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
-    r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|hostname|net[0-9]+|rootfs|"
+    r"(dev[0-9]+|lxc\.cgroup2?\.devices\.allow|lxc\.idmap|hostname|net[0-9]+|rootfs|"
     r"mp[0-9]+|unprivileged|lock|template|ostype|hookscript|delete)\s*[:=]|"
     r"lxc\.mount\.entry\s*[:=]\s*/dev[/\s]|\["
 )
@@ -89,10 +89,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rule:
-    """A device rule of lxc, `c 195:* rwm`. `verb`: allow or deny; `kind`: a, b or c, and `*` for the rule `a` without
-    numbers; `major`, `minor`: None stands for `*`; `access`: letters of rwm."""
+    """A rule of lxc that allows devices, `c 195:* rwm`. `kind`: a, b or c; `major`, `minor`: None stands for `*`;
+    `access`: letters of rwm."""
 
-    verb: str
     kind: str
     major: int | None
     minor: int | None
@@ -102,21 +101,11 @@ class Rule:
     def covers(self, major: int, minor: int, access: str) -> bool:
         """Whether the rule has all of `access` (r, w) to this character device."""
         return (
-            self.kind in ("*", "a", "c")
+            self.kind in ("a", "c")
             and self.major in (None, major)
             and self.minor in (None, minor)
             and set(access) <= set(self.access)
         )
-
-    @property
-    def device(self) -> tuple[str, int | None, int | None, str]:
-        """Kind, major, minor and access: a later rule with the same replaces this one."""
-        return self.kind, self.major, self.minor, self.access
-
-    def replaces(self, earlier: Rule) -> bool:
-        """Whether an earlier rule has no effect any more. To deny a part of what that allows has none itself: lxc skips
-        it, as Proxmox VE denies all that no rule allows (bpf_list_add_device, bpf_device_add)."""
-        return self.kind == "*" or self.device == earlier.device
 
 
 @dataclass(frozen=True)
@@ -152,7 +141,7 @@ class ContainerConf:
     def rule_for(self, major: int, minor: int, access: str) -> Rule | None:
         """The raw rule that allows `access` (r, w) to a character device; None: no raw rule does. The rule that a
         dev[n] option brings isn't among them."""
-        return next((rule for rule in self.allowing if rule.covers(major, minor, access)), None)
+        return next((rule for rule in self.rules if rule.covers(major, minor, access)), None)
 
     def names_card(self, paths: Collection[str], named: Collection[str] = ()) -> bool:
         """Whether a line of it gives the container a card. Who has the card by another way, such as a file that it
@@ -162,15 +151,6 @@ class ContainerConf:
         :param named: of nodes that count where a line names one itself, and not a folder that has it.
         """
         return any(entry.source in named or any(map(entry.takes, paths)) for entry in self.entries)
-
-    @property
-    def allowing(self) -> list[Rule]:
-        """The raw rules that allow something, without those that a later rule replaces."""
-        allow_rules: list[Rule] = []
-        for rule in self.rules:
-            allow_rules = [earlier for earlier in allow_rules if not rule.replaces(earlier)]
-            allow_rules += [rule] if rule.verb == "allow" else []
-        return allow_rules
 
 
 @dataclass(frozen=True)
@@ -287,14 +267,14 @@ def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
     (key, value), option = raw_line(line), _OPTION.fullmatch(line)
     if key == "lxc.mount.entry":
         _add_mount(conf, value, line, pending=pending)
-    elif match := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.(allow|deny)", key):
+    elif match := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.allow", key):
         # Rules for control groups of version 1 have no effect: Proxmox VE has version 2 alone.
         rule = _RULE.fullmatch(value) if match[1] else None
         if rule is None:
             conf.broken.append(line)
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
-        conf.rules.append(Rule(match[2], rule[1] or "*", major, minor, (rule[4] or "rwm")[:3], line))
+        conf.rules.append(Rule(rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
     elif option and not key:
         _remove_option(conf, option[1])  # the last line of an option counts
         conf.options[option[1]] = option[2]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guests import place_of, power_of
-from remote_scripts.shared.pmxcfs import this_node
 from remote_scripts.tools.container import Container
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -32,12 +32,7 @@ def need_running(host: System, ctid: int) -> Container:
                 f"start it: `pct start {ctid}`, then run `pulumi up` again",
             ) from None
         if power == "gone":
-            raise Failure(
-                f"container {ctid}",
-                "this node has none of that number",
-                "what is in it is read and changed from inside",
-                "create the container, or take it out of the settings, then run `pulumi up` again",
-            ) from None
+            need_container(host, ctid)
         raise
     return inside
 
@@ -47,16 +42,9 @@ def is_gone(host: System, ctid: int) -> bool:
 
     :raises Failure: it is on another node; or what guests there are can't be read.
     """
-    node, is_here = place_of(host, CONTAINER, ctid)
-    if is_here:
-        return False
+    node, _ = place_of(host, CONTAINER, ctid)
     if node:
-        raise Failure(
-            f"what was installed in container {ctid} taken out",
-            f"it is on the node {node} now",
-            "it is reached through the node that it is on; nothing was changed in it",
-            "run `pulumi up`, which finds it there, then the same again; or migrate it back while it is off: "
-            f"`pct migrate {ctid} {this_node(host).name}` on {node}",
-        )
-    host.log.say(f"container {ctid} is gone: there is nothing to take out of it")
-    return True
+        need_container(host, ctid)
+    else:
+        host.log.say(f"container {ctid} is gone: there is nothing to take out of it")
+    return not node

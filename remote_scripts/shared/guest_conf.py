@@ -15,22 +15,18 @@ VMS = "/etc/pve/qemu-server"
 MAPPINGS = "/etc/pve/mapping/pci.cfg"
 
 
-def own_lines(text: str) -> list[str]:
-    """The lines above a configuration's first section, without blanks at their ends."""
-    return sections_of(text)[""]
-
-
 def option_of(lines: Iterable[str], key: str) -> str:
     """An option of a configuration's lines; empty: it has none. One that stands several times has a line each."""
     return "\n".join(value for name, value in options(lines) if name == key)
 
 
 def lines_of_vm(system: System, vmid: str) -> list[str]:
-    """The lines of a VM's configuration above its first section; none where there is no such VM.
+    """The lines of a VM's configuration above its first section, without blanks at their ends; none where there is no
+    such VM.
 
     :raises Failure: it can't be read.
     """
-    return own_lines(text_of(system, f"{VMS}/{vmid}.conf"))
+    return sections_of(text_of(system, f"{VMS}/{vmid}.conf"))[""]
 
 
 def option_of_vm(system: System, vmid: str, key: str) -> str:

@@ -18,8 +18,6 @@ from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.system import System
 
 _FOLDER = "/etc/pve/homelab"
-# Another guest's turn may take the empty folder away before a note is in it.
-_TRIES = 3
 N = TypeVar("N", bound=Note)
 
 
@@ -74,15 +72,15 @@ def write(system: System, kind: Kind, vmid: int, note: Note) -> None:
 
 
 def _replace(system: System, path: str, content: bytes) -> None:
-    for left in reversed(range(_TRIES)):
-        within_limit(lambda: system.files.need_folder(_FOLDER))
-        try:
-            pmxcfs.replace(system, path, content)
-        except FileNotFoundError:
-            if not left:
-                raise
-        else:
-            return
+    try:
+        _put(system, path, content)
+    except FileNotFoundError:  # another guest's turn may take the empty folder away before a note is in it
+        _put(system, path, content)
+
+
+def _put(system: System, path: str, content: bytes) -> None:
+    within_limit(lambda: system.files.need_folder(_FOLDER))
+    pmxcfs.replace(system, path, content)
 
 
 def tidy(system: System, kind: Kind, vmid: int) -> None:

@@ -299,7 +299,7 @@ def test_what_is_locked_isnt_changed_and_where_nothing_changes_that_stands_again
     box: Cards300, method: Method
 ) -> None:
     box.conf = text = f"{BASE}lock: snapshot\n"
-    with pytest.raises(Refused, match=r"it is locked: snapshot[\s\S]*pct unlock 300"):
+    with pytest.raises(Refused, match=r"CT is locked \([\s\S]*pct unlock 300"):
         box.apply(method, minors=(0,))
     assert box.conf == text and box.noted() == {}
     box.conf = BASE

@@ -134,7 +134,7 @@ def test_one_without_cards_is_not_entered(box: Cards300, inside: Inside) -> None
     ("lines", "mode", "kept", "found"),
     [
         (GIVEN, 0o666, {"root": "No such file or directory", "user": "No such file or directory"}, "root: it is not there (failed to open"),
-        (GIVEN, 0o666, {"root": REFUSED}, "root: no rule of the control group allows it (failed to open"),
+        (GIVEN, 0o666, {"root": REFUSED}, "root: no rule of the control group allows it, or a later one denies it (failed to open"),
         (GIVEN, 0o666, {"root": "No such device or address"}, "root: no driver is behind it (failed to open"),
         (GIVEN, 0o666, {"root": "Input/output error"}, "root: failed to open '/dev/nvidia0': Input/output error"),
         (GIVEN, 0o666, {"user": DENIED}, "an ordinary user: its mode keeps it out (failed to open"),

@@ -115,23 +115,6 @@ def test_a_line_in_brackets_that_is_no_section_hides_no_card(host: Host) -> None
     assert [entry.path for entry in by_id[901].container.entries] == ["/dev/nvidia0"]
 
 
-@pytest.mark.parametrize(
-    ("text", "stays"),
-    [
-        ("#a note\n#of two lines\ncores: 2\nname: a\nnet1: x\nnet10: y\n\n[PENDING]\nballoon: 0\n", True),
-        ("cores: 2\nname: a", True),
-        ("", True),
-        ("cores: 2\n# in between\nname: a\n", False),
-        ("cores: 2\n\nname: a\n", False),
-        ("name: a\ncores: 2\n", False),
-    ],
-)
-def test_it_is_known_whether_proxmox_ve_would_write_a_vms_file_as_it_is(host: Host, text: str, stays: bool) -> None:
-    """As PVE::QemuServer's parse_vm_config and write_vm_config leave these, which drop keys that they don't know."""
-    host.write("etc/pve/qemu-server/103.conf", text)
-    assert read(host).guests.configs[0].keeps_form is stays
-
-
 def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:
     hook = "lxc.hook.mount: /usr/share/lxc/hooks/nvidia --token verySecret"
     host.write("etc/pve/lxc/901.conf", f"lxc.hook.start-host: /root/nvidia.sh --token verySecret\n[before]\n{hook}\n")

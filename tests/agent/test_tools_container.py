@@ -436,14 +436,16 @@ def test_a_request_names_the_container_in_which_the_layer_works(
     ("status", "conf", "wanted"),
     [
         ("status: stopped\n", True, "wanted: container 901 running"),
-        (1, False, "wanted: container 901\nfound:  this node has none"),
+        (1, False, "wanted: container 901\nfound:  no such container on this host"),
         ("status: running\n", True, "wanted: an answer from container 901"),
     ],
     ids=["off", "gone", "no shell"],
 )
 def test_one_that_cant_be_entered_is_said(host: Host, attach: Path, status: int | str, conf: bool, wanted: str) -> None:
     attach.write_text("#!/bin/sh\nexit 1\n")
-    (host.root / "etc/pve/lxc").mkdir(parents=True)
+    (host.root / "etc/pve/nodes/pve1/lxc").mkdir(parents=True)
+    (host.root / "etc/pve/local").symlink_to("nodes/pve1")
+    (host.root / "etc/pve/lxc").symlink_to("local/lxc")
     if conf:
         host.write("/etc/pve/lxc/901.conf", "")
     host.programs["pct"] = lambda *_: status
@@ -461,7 +463,7 @@ def test_what_was_put_into_one_that_is_gone_is_taken_out_by_doing_nothing(
     assert asked(host, "revert") == (0, '{"reverted":"nothing"}')
     host.write("/etc/pve/nodes/pve2/lxc/901.conf", "")
     code, text = asked(host, "revert")
-    assert code == 1 and "it is on the node pve2 now" in text and "`pct migrate 901 pve1` on pve2" in text
+    assert code == 1 and "it is on the node pve2, not on this one" in text and "`pct migrate 901 pve1`" in text
     host.write("/etc/pve/nodes/pve1/lxc/901.conf", "")
     monkeypatch.setenv("ROOT", "")
     attach.write_text(real)

@@ -517,10 +517,10 @@ def test_a_container_under_ha_is_refused(world: Containers) -> None:
 
 def test_one_that_is_locked_is_refused_and_unchanged(world: Containers) -> None:
     world.written(world.conf() + "lock: backup\n")
-    before = world.conf()
-    with pytest.raises(Failure, match=f"it is locked: backup(.|\\n)*pct unlock {CT}"):
+    before, mark = world.conf(), world.lab.mark()
+    with pytest.raises(Failure, match=rf"CT is locked \(backup\)(.|\n)*`pct unlock {CT}`"):
         world.ct()
-    assert (world.conf(), world.notes()) == (before, []) and world.runs()
+    assert (world.conf(), world.notes(), world.power(mark)) == (before, [], []) and world.runs()
 
 
 def test_what_its_owner_has_set_after_a_kill_stays_where_the_next_run_fails(world: Containers) -> None:

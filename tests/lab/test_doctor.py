@@ -173,6 +173,13 @@ def test_majors_of_another_kernel_are_named_with_the_rule_that_is_missing(doctor
     assert devices(report)["/dev/nvidia0"]["inside"]["root"] == "ok"
 
 
+def test_a_device_whose_rule_another_line_takes_back_is_asked_about(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.change("echo 'lxc.cgroup2.devices.deny: c 195:* rwm' >>$ROOT/etc/pve/lxc/950.conf && pct reboot 950")
+    found = phoenix.json("container", "950")["findings"][0]["found"]
+    assert "Operation not permitted, although a rule allows it; does another line deny it?" in found
+
+
 def test_rules_of_version_1_do_nothing(doctor: Callable[[str], Doctor]) -> None:
     pve8 = doctor("containers-pve8")
     rules = ["lxc.cgroup.devices.allow: c 195:* rwm", "lxc.cgroup.devices.allow: c 466:* rwm"]

@@ -716,7 +716,7 @@ def test_one_that_its_owner_starts_while_its_options_are_set_runs_with_them(
 
     world.lab.run(f"qm stop {VM}")
     if when == "before":
-        monkeypatch.setattr(Guest, "need_changeable", start)
+        monkeypatch.setattr(Guest, "need_nothing_waiting", start)
     else:
         world.then = ("PUT", "/config", start)
     assert world.up(OWN).runs and world.runs()

@@ -697,16 +697,6 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     ]
 
 
-@pytest.mark.parametrize(("gpu", "keeps", "told"), [("one", False, False), ("two", False, True), ("two", True, False)])
-def test_the_plan_says_that_a_file_that_was_edited_gets_proxmox_ves_form(gpu: str, keeps: bool, told: bool) -> None:
-    facts, host = two_in_one_group()
-    lines = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
-    guests = replace(facts.guests, configs=[replace(facts_config(103, lines), keeps_form=keeps)])
-    facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0"))
-    text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, gpu)})[0]
-    assert ("    its file gets Proxmox VE's own form: comments come first" in text) is told
-
-
 @pytest.mark.parametrize(
     ("gpus", "power", "runs", "said"),
     [

@@ -166,14 +166,12 @@ class Nvidia:
 @dataclass(frozen=True)
 class GuestConfig:
     """A guest's configuration. `kind`: vm or lxc; `lines`: those about cards, as in the file; after a line `[PENDING]`
-    those that a running VM gets at its next start (PVE::QemuConfig); `keeps_form`: Proxmox VE would write a VM's as it
-    is.
+    those that a running VM gets at its next start (PVE::QemuConfig).
     """
 
     kind: str
     id: int
     lines: str
-    keeps_form: bool = True
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,8 @@ def guests(source: Source, *, running: bool) -> Guests:
             text = source.needed(f"{folder}/{name}")
             if text is None:
                 continue
-            by_section = sections_of(text)
-            lines = passed_on(text) if kind == "lxc" else _lines_of_vm(by_section)
-            configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines, _keeps_form(by_section[""])))
+            lines = passed_on(text) if kind == "lxc" else _lines_of_vm(sections_of(text))
+            configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines))
     return Guests(
         running=[guest.id for guest in running_here],
         unlisted=unlisted,
@@ -92,15 +91,6 @@ def _lines_of_vm(by_section: dict[str, list[str]]) -> str:
     keys = [match[0] for line in by_section.get("pending", ()) if (match := _KEY.match(line))]
     pending += [f"{key} *" for key in keys if not any(line.startswith(key) for line in pending)]
     return "\n".join([*lines, "[PENDING]", *pending] if pending else lines)
-
-
-def _keeps_form(lines: list[str]) -> bool:
-    """Whether Proxmox VE would write a VM's lines as they are: comments, then the keys in their order
-    (PVE::QemuServer, write_vm_config).
-    """
-    own = "\n".join(lines).rstrip("\n")
-    keys = re.findall(r"^[^:\n]*", re.sub(r"(#.*\n)*", "", own, count=1), re.MULTILINE)
-    return keys == sorted(keys)
 
 
 def _of_qemu(line: str) -> str:
