@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from homelab.doctor.reading import Reading
-from homelab.doctor.report import Finding, Stage, Table
+from homelab.doctor.report import Table
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 from homelab.host import kernel_log
 from homelab.host.devices import Device
 from homelab.nvidia.symptoms import recognise
@@ -158,5 +159,5 @@ def log_findings(reading: Reading, slots: list[str], *, of_host: bool) -> tuple[
         troubles += of_whole_host
         errors += [trouble.error for trouble in of_whole_host if not trouble.harmless]
     # A message that names no card is the same for each card.
-    findings = list(dict.fromkeys(finding for error in errors for finding in Finding.of(error)))
+    findings = list(dict.fromkeys(Finding.of(*errors)))
     return findings, list(dict.fromkeys(trouble.remark for trouble in troubles if trouble.harmless))

@@ -9,8 +9,9 @@ from typing import Any
 
 from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading
-from homelab.doctor.report import Finding, Report, Stage, Table
+from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 from homelab.host import gates, plan
 from homelab.host.facts import CardUser
 from homelab.settings import Gpu, Host, Vm
@@ -179,7 +180,7 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
-    return [finding for error in errors for finding in Finding.of(error)]
+    return Finding.of(*errors)
 
 
 def _hook(reading: Reading, vmid: int) -> list[Finding]:
@@ -224,7 +225,7 @@ def _guest(
         *refusals.of_users(config, wish, users),
     ]
     notes = refusals.remarks(config, wish, users, {})
-    return [finding for error in errors for finding in Finding.of(error, Stage.CONFIGURATION)], notes
+    return [finding for error in errors for finding in Finding.of(error, stage=Stage.CONFIGURATION)], notes
 
 
 def _under_way(reading: Reading, name: str, vmid: int) -> list[Finding]:
@@ -258,7 +259,7 @@ def _against_settings(reading: Reading, name: str, host: Host, vm_name: str, vm:
     decided = decide(seen, wish, facts.guests, reading.node)
     if not decided.change:
         return []
-    refused = [finding for error in decided.refusals for finding in Finding.of(error, Stage.CONFIGURATION)]
+    refused = [finding for error in decided.refusals for finding in Finding.of(error, stage=Stage.CONFIGURATION)]
     differs = [
         f"{key} is {seen.config.get(key, 'not there')} instead of {value or 'not there'}"
         for key, value in decided.change.items()

@@ -13,9 +13,10 @@ from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.doctor.reading import Extra, Reading
-from homelab.doctor.report import Finding, Report, Stage, Table, in_order
+from homelab.doctor.report import Report, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 from homelab.host.facts import GuestConfig
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
