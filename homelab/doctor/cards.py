@@ -92,12 +92,10 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
 def mapping_findings(reading: Reading, name: str) -> list[Finding]:
     """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
     (PVE::Mapping::PCI, assert_valid)."""
-    mappings = reading.facts.guests.mapping_entries
-    if name not in mappings:
-        return [_mapping_finding(name, f"there is no such mapping (there are: {', '.join(mappings) or 'none'})")]
-    entries = [entry for entry in mappings[name] if entry.get("node") == reading.node]
+    of_all = reading.facts.guests.mapping_entries.get(name, [])
+    entries = [entry for entry in of_all if entry.get("node") == reading.node]
     if not entries:
-        nodes = ", ".join(sorted({entry.get("node", "?") for entry in mappings[name]}))
+        nodes = ", ".join(sorted({entry.get("node", "?") for entry in of_all}))
         return [_mapping_finding(name, f"it has entries for {nodes or 'no node'}, none for {reading.node}")]
     differences = [difference for entry in entries for difference in _differences(reading, entry)]
     return [_mapping_finding(name, "; ".join(differences))] if differences else []
