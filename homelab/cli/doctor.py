@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from homelab.cli import log, stack_options
+from homelab.cli import log, project, stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
@@ -83,7 +83,7 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     reading = diagnosis.read(host)
     if arguments.kind == "vm":
         vms, _ = guests_on(file.guests(), name, host, reading.facts)
-        return vm.diagnose(reading, arguments.id, host, vms)
+        return vm.diagnose(reading, arguments.id, host, vms, project.stack_of(file.path.parent, file.stack))
     return host_judge.diagnose(reading, host)
 
 
@@ -93,7 +93,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     :raises HomelabError: the configuration can't be read.
     """
     file = stack_options.read(arguments)
-    settings = file.guests()
+    settings, noted = file.guests(), project.stack_of(file.path.parent, file.stack)
     parts: list[whole.Part] = []
     for host_name in file.asked(arguments.host):
         try:
@@ -106,7 +106,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         vms, containers = guests_on(settings, name, host, reading.facts)
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host)))
         parts += [
-            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}))
+            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted))
             for vm_name, guest in vms.items()
         ]
         parts += [

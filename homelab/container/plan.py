@@ -15,7 +15,8 @@ from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
 from homelab.properties import slot_of
 from homelab.settings import Container, Vm
-from homelab.vm.preview import GOES_ON, POWER, copy_first, of_leaving, others_waiting, restart_carries_out
+from homelab.vm.plan import UNFINISHED, others_waiting, restart_carries_out
+from homelab.vm.preview import POWER, copy_first, of_leaving
 from remote_scripts.shared.container_note import Cards, refused_to_stack
 from remote_scripts.shared.guest_kinds import CONTAINER
 
@@ -312,7 +313,7 @@ def _of_existing(
     gone = makers.addresses(given or Cards()) - makers.addresses(cards)
     lines = [f"    - {facts.card(slot)}" for slot in sorted({slot_of(address) for address in gone})]
     lines.append(f"    {POWER[running, will_run]}")
-    lines += [f"    {GOES_ON}"] if note.is_under_way else []
+    lines += [f"    {UNFINISHED}"] if note.is_under_way else []
     if others := others_waiting(config, note) if running and is_changed else ():
         lines.append(f"    {restart_carries_out(others)}")
     lines += copy_first(container) if is_changed else []

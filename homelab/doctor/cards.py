@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from homelab.doctor.reading import Reading
-from homelab.doctor.report import Finding, Stage, Table
+from homelab.doctor.report import Table
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 from homelab.host import kernel_log
 from homelab.host.devices import Device
 from homelab.nvidia.symptoms import recognise
@@ -91,12 +92,10 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
 def mapping_findings(reading: Reading, name: str) -> list[Finding]:
     """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
     (PVE::Mapping::PCI, assert_valid)."""
-    mappings = reading.facts.guests.mapping_entries
-    if name not in mappings:
-        return [_mapping_finding(name, f"there is no such mapping (there are: {', '.join(mappings) or 'none'})")]
-    entries = [entry for entry in mappings[name] if entry.get("node") == reading.node]
+    of_all = reading.facts.guests.mapping_entries.get(name, [])
+    entries = [entry for entry in of_all if entry.get("node") == reading.node]
     if not entries:
-        nodes = ", ".join(sorted({entry.get("node", "?") for entry in mappings[name]}))
+        nodes = ", ".join(sorted({entry.get("node", "?") for entry in of_all}))
         return [_mapping_finding(name, f"it has entries for {nodes or 'no node'}, none for {reading.node}")]
     differences = [difference for entry in entries for difference in _differences(reading, entry)]
     return [_mapping_finding(name, "; ".join(differences))] if differences else []
@@ -158,5 +157,5 @@ def log_findings(reading: Reading, slots: list[str], *, of_host: bool) -> tuple[
         troubles += of_whole_host
         errors += [trouble.error for trouble in of_whole_host if not trouble.harmless]
     # A message that names no card is the same for each card.
-    findings = list(dict.fromkeys(finding for error in errors for finding in Finding.of(error)))
+    findings = list(dict.fromkeys(Finding.of(*errors)))
     return findings, list(dict.fromkeys(trouble.remark for trouble in troubles if trouble.harmless))

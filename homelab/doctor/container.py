@@ -10,8 +10,9 @@ from homelab.doctor.configuration import unused_rules
 from homelab.doctor.container_findings import findings, restart_step
 from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, is_gpu, rows_of
 from homelab.doctor.reading import ContainerReading, Reading
-from homelab.doctor.report import Finding, Report, Stage, Table, in_order
+from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 
 
 def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> Report:

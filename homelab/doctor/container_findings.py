@@ -6,7 +6,7 @@ from homelab.doctor import configuration, host_nodes, starts
 from homelab.doctor.case import Case
 from homelab.doctor.devices import is_for_everybody, names
 from homelab.doctor.reading import OK
-from homelab.doctor.report import Finding, Stage
+from homelab.findings import Finding, Stage
 
 NOT_PERMITTED = "Operation not permitted"
 NO_DRIVER = "No such device or address"

@@ -7,8 +7,9 @@ from typing import Any
 from homelab.container import other_makers
 from homelab.doctor import cards
 from homelab.doctor.reading import Reading
-from homelab.doctor.report import Finding, Report, Stage, Table
+from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 from homelab.host import gates, handover, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
 from homelab.settings import Host
@@ -72,7 +73,7 @@ def _wanted(reading: Reading, host: Host) -> list[Finding]:
     has_files = any(file.layer in layers for file in facts.managed)
     if not has_files and missing_words(planned.words, facts.cmdline.others):
         return [_not_configured(reading, planned)]
-    findings = [finding for error in plan.verify(facts, host, planned) for finding in Finding.of(error)]
+    findings = Finding.of(*plan.verify(facts, host, planned))
     # A verification tells of `boot`, `_handed_over` of `handover`.
     drift = {line for layer in layers.keys() - {"boot", "handover"} for line in layers[layer]}
     misplaced = set(plan.misplaced(facts, planned))

@@ -6,7 +6,7 @@ import shlex
 
 from homelab.doctor.case import Case
 from homelab.doctor.devices import card_number, names
-from homelab.doctor.report import Finding
+from homelab.findings import Finding
 from homelab.host.classes import NVIDIA
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass, field
 from typing import Any
 
-from homelab.errors import HomelabError, SeveralErrors
+from homelab.errors import HomelabError
+from homelab.findings import Finding
 from homelab.text import clean
 
 # Raised when a key of the JSON is taken away or changes its meaning; keys are only added within a version.
@@ -16,38 +16,6 @@ VERSION = 1
 WIDTH = 132
 # What begins a line that is copied as a whole: a command, lines of a container's configuration.
 _COPIED = ("`", "lxc.")
-
-
-class Stage(IntEnum):
-    """What has to be done first: the host before a configuration, that before a restart, that before what is installed
-    inside.
-    """
-
-    HOST = 1
-    CONFIGURATION = 2
-    RESTART = 3
-    INSIDE = 4
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that isn't as it must be."""
-
-    wanted: str
-    found: str
-    why: str
-    next: str
-    stage: Stage = Stage.HOST
-
-    @classmethod
-    def of(cls, error: HomelabError, stage: Stage = Stage.HOST) -> list[Finding]:
-        """The same as an error's text, or texts."""
-        errors = error.errors if isinstance(error, SeveralErrors) else [error]
-        return [cls(**part.parts(), stage=stage) for part in errors]
-
-    def parts(self) -> dict[str, str]:
-        """The four parts by their names, as HomelabError has them."""
-        return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
 
 
 @dataclass(frozen=True)
@@ -110,7 +78,7 @@ class Report:
 
     def values(self) -> dict[str, Any]:
         """For programs, as JSON; docs/doctor.md has the keys."""
-        findings = [asdict(finding) | {"stage": finding.stage.name.lower()} for finding in self.findings]
+        findings = [finding.parts() | {"stage": finding.stage.name.lower()} for finding in self.findings]
         head = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
         return {**head, **self.data, "findings": findings, "notes": self.notes, "next": self.next}
 

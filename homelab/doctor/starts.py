@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from homelab.doctor.reading import Reading
-from homelab.doctor.report import Finding, Stage
+from homelab.findings import Finding, Stage
 from homelab.host import kernel_log
 
 # Lines of the log that are quoted.

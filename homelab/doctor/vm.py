@@ -5,29 +5,34 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading
-from homelab.doctor.report import Finding, Report, Stage, Table
+from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 from homelab.host import gates, plan
-from homelab.host.facts import CardUser
 from homelab.settings import Gpu, Host, Vm
-from homelab.vm import preview, refusals
-from homelab.vm.cards import VmCard, Wish, hostpci_of
-from homelab.vm.plan import decide, seen_of
+from homelab.vm import preview
+from homelab.vm.cards import Wish, hostpci_of
+from homelab.vm.plan import JudgedVm, judge_vm, seen_of
+from homelab.vm.refusals import missing
 from remote_scripts.shared.properties import parse as parse_properties
 
 # In messages about settings, for a card or a VM that they don't have.
 _UNNAMED = "<name>"
 
 
-def diagnose(reading: Reading, vmid: int, host: Host | None = None, vms: Mapping[str, Vm] | None = None) -> Report:
+def diagnose(
+    reading: Reading, vmid: int, host: Host | None = None, vms: Mapping[str, Vm] | None = None, stack: str = ""
+) -> Report:
     """What stands between a VM and its cards.
 
     :param host: the settings, for the gates that are opened there.
     :param vms: those of the settings that are on the host, by name.
+    :param stack: PROJECT/STACK, whose other VMs may lose a card to it.
     :raises HomelabError: there is no such VM on this host.
     """
     config = _config(reading, vmid)
@@ -37,17 +42,13 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None, vms: Mapping
     options = dict(sorted(hostpci_of({**current, **config}).items()))
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
-    findings = [*_iommu(reading, name), *_options(reading, name, options)]
+    findings = [*_iommu(reading, name), *_mappings(reading, options, host)]
     for slot in slots:
         findings += [*(_functions(reading, name, vmid, slot) if running else []), *_gates(reading, slot, host)]
     findings += _hook(reading, vmid)
     findings += [] if running else starts.findings(reading, vmid, name)
-    of_guest, notes = _guest(reading, vmid, config, options)
-    findings += of_guest
-    findings += _under_way(reading, name, vmid)
-    for vm_name, vm in (vms or {}).items():
-        if host is not None and vm.vmid == vmid:
-            findings += _against_settings(reading, name, host, vm_name, vm, {one.found for one in of_guest})
+    judged = _judged(reading, vmid, host, vms or {}, stack)
+    findings, notes = [*findings, *judged.findings], [*judged.remarks]
     if slots:
         of_log, remarks = cards.log_findings(reading, slots, of_host=True)
         findings += of_log
@@ -122,34 +123,12 @@ def _iommu(reading: Reading, name: str) -> list[Finding]:
     ]
 
 
-def _options(reading: Reading, name: str, options: dict[str, str]) -> list[Finding]:
-    findings = []
-    for key, value in options.items():
-        option = parse_properties(key, value)
-        if "mapping" in option:
-            findings += cards.mapping_findings(reading, option["mapping"])
-            continue
-        missing = [
-            part
-            for part in option.get("host", "").split(";")
-            if part and not any(_is_at(device.address, part) for device in reading.facts.devices)
-        ]
-        if missing:
-            findings.append(
-                Finding(
-                    f"the device of {key} on the host",
-                    f"there is no {', '.join(missing)} ({key}: {value})",
-                    f"{name} doesn't start without it; addresses change when hardware does",
-                    f"see `lspci -nn`; correct {key}, or use a PCI mapping, which notices",
-                    Stage.CONFIGURATION,
-                )
-            )
-    return findings
-
-
-def _is_at(address: str, part: str) -> bool:
-    part = part if part.count(":") == 2 else f"0000:{part}"
-    return address == part.lower() or address.startswith(f"{part.lower()}.")
+def _mappings(reading: Reading, options: dict[str, str], host: Host | None) -> list[Finding]:
+    """Of the mappings that it names. That an owner's gives nothing is judged of the VM itself."""
+    own = {host.mapping_of(gpu) for gpu in host.gpus} if host else set()
+    named = [option for key, value in options.items() if "mapping" in (option := parse_properties(key, value))]
+    there = [option["mapping"] for option in named if option["mapping"] in own or not missing(option, reading.facts)]
+    return [finding for name in there for finding in cards.mapping_findings(reading, name)]
 
 
 def _functions(reading: Reading, name: str, vmid: int, slot: str) -> list[Finding]:
@@ -179,7 +158,7 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
-    return [finding for error in errors for finding in Finding.of(error)]
+    return Finding.of(*errors)
 
 
 def _hook(reading: Reading, vmid: int) -> list[Finding]:
@@ -196,84 +175,18 @@ def _hook(reading: Reading, vmid: int) -> list[Finding]:
     ]
 
 
-def _guest(
-    reading: Reading, vmid: int, config: dict[str, str], options: dict[str, str]
-) -> tuple[list[Finding], list[str]]:
-    """What stands against starting it, by the checks that come before every change to a VM."""
-    wish_cards: list[VmCard] = []
-    users: dict[str, list[CardUser]] = {}
-    for key, value in options.items():
-        option = parse_properties(key, value)
-        for slot in cards.slots_of(reading, key, value):
-            mapping = option.get("mapping", "")
-            wish_cards.append(
-                VmCard(
-                    key,
-                    mapping,
-                    reading.facts.path_of(slot),
-                    pcie=option.get("pcie") == "1",
-                    by_address="mapping" not in option,
-                    name=reading.facts.card(slot),
-                )
-            )
-            users.setdefault(key, []).extend(reading.facts.users_of(slot, reading.node))
-    wish = Wish(_UNNAMED, vmid, wish_cards)
-    errors = [
-        *refusals.of_state(config, wish),
-        *refusals.of_model(config, wish, hostpci_of(config)),
-        *refusals.of_users(config, wish, users),
-    ]
-    notes = refusals.remarks(config, wish, users, {})
-    return [finding for error in errors for finding in Finding.of(error, Stage.CONFIGURATION)], notes
-
-
-def _under_way(reading: Reading, name: str, vmid: int) -> list[Finding]:
-    """What a run has left of its work on the VM."""
-    if not reading.facts.note_of(vmid).is_under_way:
-        return []
-    return [
-        Finding(
-            f"the last change of {name} finished",
-            "a run began to change it, and has not ended: it is still at work, or was cut short",
-            "the VM may have a part of the change, or be off because of it",
-            "`pulumi up`, which goes on from there, once no run is at work",
-            Stage.CONFIGURATION,
-        )
-    ]
-
-
-def _against_settings(reading: Reading, name: str, host: Host, vm_name: str, vm: Vm, told: set[str]) -> list[Finding]:
-    """What the next `pulumi up --refresh` would change in the VM, and what stands against that.
-
-    :param vm_name: its name in the settings.
-    :param told: what was found already.
-    """
+def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> JudgedVm:
+    """The VM beside its settings; one that they don't have, or whose cards aren't found, as its owner has it."""
     facts = reading.facts
-    places, _ = gates.resolve(facts, host.gpus)
-    gpus = {gpu: plan.card_plan(facts, host, gpu, place) for gpu, place in places.items()}
-    wish = preview.wish_of(vm_name, vm, host, gpus)
-    if len(wish.cards) < len(vm.gpus):
-        return []  # of a card that isn't found the host tells
-    seen = seen_of(facts, vm.vmid)
-    decided = decide(seen, wish, facts.guests, reading.node)
-    if not decided.change:
-        return []
-    refused = [finding for error in decided.refusals for finding in Finding.of(error, Stage.CONFIGURATION)]
-    differs = [
-        f"{key} is {seen.config.get(key, 'not there')} instead of {value or 'not there'}"
-        for key, value in decided.change.items()
-    ]
-    return [
-        *(finding for finding in refused if finding.found not in told),
-        Finding(
-            f"{name} to have what vms.{vm_name} says",
-            "; ".join(differs),
-            "it was changed since the last `pulumi up`, or no `pulumi up` has come so far: its next start goes by what "
-            "it has",
-            "`pulumi up --refresh`, whose preview shows what it does",
-            Stage.CONFIGURATION,
-        ),
-    ]
+    seen = seen_of(facts, vmid)
+    for name, vm in vms.items():
+        if host is not None and vm.vmid == vmid:
+            places, _ = gates.resolve(facts, host.gpus)
+            gpus = {gpu: plan.card_plan(facts, host, gpu, place) for gpu, place in places.items()}
+            wish = preview.wish_of(name, vm, host, gpus)
+            if len(wish.cards) == len(vm.gpus):
+                return judge_vm(seen_of(facts, vmid, wish.takes(host.hands_over), stack), wish, facts)
+    return judge_vm(replace(seen, base=seen.config, is_another=False), Wish(_UNNAMED, vmid, []), facts)
 
 
 def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:

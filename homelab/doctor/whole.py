@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.doctor.report import VERSION, WIDTH, Finding, Report, in_order, shown_findings, shown_steps
+from homelab.doctor.report import VERSION, WIDTH, Report, in_order, shown_findings, shown_steps
 from homelab.errors import HomelabError
+from homelab.findings import Finding
 from homelab.text import clean
 
 COLUMNS = ["", "where in the settings", "what it is", "verdict"]

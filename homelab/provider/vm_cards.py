@@ -15,12 +15,9 @@ from homelab.remote.ledger import stack_of
 from homelab.resources.vm_cards import VmCards
 from homelab.text import tell
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import SeenVm, change_to, decide
+from homelab.vm.plan import UNFINISHED, SeenVm, judge_vm
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers.guest_cards import Answer, Wanted
-
-# Of a VM's drift: the work on what it is to have failed.
-UNFINISHED = "the last run didn't finish with it"
 
 
 class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
@@ -49,14 +46,13 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             nonlocal begun
             if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
-            vm = SeenVm(seen.config, seen.base, seen.originals, seen.losers)
-            found = decide(vm, _wish(inputs, names), facts.guests, inputs.node)
-            refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *found.refusals]
+            judged = judge_vm(_seen(seen), _wish(inputs, names), facts)
+            refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *judged.refusals]
             raise_all([*refused, *ha.refused_under_ha(facts, host, same_id)])
             begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
-            for remark in found.remarks if found.change else ():
+            for remark in judged.remarks if judged.change else ():
                 tell(f"{inputs.vm}: {remark}")
-            return found.options
+            return judged.options
 
         wanted = self._wanted(inputs)
         wanted = replace(wanted, terms=replace(wanted.terms, power=inputs.power))
@@ -87,22 +83,13 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
 
     def _drift(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> list[str]:
         vmid = inputs.vmid
-        self.facts_of_refresh(inputs)  # a host that doesn't answer is waited for once
+        facts = self.facts_of_refresh(inputs)
         seen = self._transaction(inputs, inputs.host).read(self._wanted(inputs))
         if not seen.node:
             return [f"VM {vmid} is gone"]
         if not seen.is_here or (seen.node != inputs.node and not self.stack.roams(inputs.vm)):
             return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
-        differences = [
-            f"{key} is {seen.config.get(key, 'not there')} instead of {value or 'not there'}"
-            for key, value in change_to(SeenVm(seen.config, seen.base, seen.originals), _wish(inputs, {})).items()
-        ]
-        differences += [UNFINISHED] if seen.is_under_way or not outputs.state else []
-        differences += [f"VM {vmid} isn't the VM that was given its cards"] if seen.is_another else []
-        state = "running" if seen.runs else "stopped"
-        return differences + (
-            [] if inputs.power in ("keep", state) else [f"VM {vmid} is {state} instead of {inputs.power}"]
-        )
+        return judge_vm(_seen(seen, outputs.state), _wish(inputs, {}), facts).steps
 
     def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
         """By its host; or by any other node, if that one doesn't answer: the VM may be there by now."""
@@ -124,18 +111,22 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
     def _wanted(self, inputs: VmCards.Inputs) -> Wanted:
         """But for the options, and for whether the VM is to run."""
         host = self.host(inputs)
-        in_turn = {host.mapping_of(gpu) for gpu in host.hands_over}
-        own = [card for card in inputs.cards if card["mapping"] not in in_turn]
-        takes = tuple(str(card[place]) for card in own for place in ("mapping", "slot"))
         terms = Terms(
             owner=f"{stack_of(self.urn)}/{inputs.vm}",
             shutdown=inputs.shutdown.timeout,
             otherwise=inputs.shutdown.otherwise,
         )
-        return Wanted(vmid=inputs.vmid, terms=terms, takes=takes)
+        return Wanted(vmid=inputs.vmid, terms=terms, takes=_wish(inputs, {}).takes(host.hands_over))
 
 
 def _wish(inputs: VmCards.Inputs, names: dict[str, str]) -> Wish:
     """:param names: of cards, by their slots, for messages."""
     cards = [VmCard(**card, name=names.get(str(card["slot"]), "")) for card in inputs.cards]
-    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.shared_onboot)
+    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.shared_onboot, inputs.power)
+
+
+def _seen(answer: Answer, state: str = "running") -> SeenVm:
+    """:param state: of `Outputs`."""
+    is_under_way = answer.is_under_way or not state
+    now = (answer.config, answer.base, answer.originals, answer.losers, answer.runs)
+    return SeenVm(*now, is_under_way, answer.is_another)

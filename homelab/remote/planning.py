@@ -72,7 +72,7 @@ def planned(
     facts = remapping.to_be(session.read(guests=True), host)
     want = plan.wanted(facts, host, vms.values())
     # Refusals of VMs and containers come before the host is rebooted for them.
-    vm_lines, vm_errors = vm_preview.describe(name, facts, host, want, vms, stack)
+    vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
     container_lines, container_errors = container_plan.describe(
         facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None, stack=stack
     )

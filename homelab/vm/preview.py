@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
+from homelab.findings import Turn
 from homelab.host import gates, graphics, ha, options
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import Wanted
@@ -13,9 +14,8 @@ from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
 from homelab.vm import files, refusals
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import SeenVm, change_to, decide, seen_of, users_of
+from homelab.vm.plan import SeenVm, change_to, changes, judge_vm, seen_of, users_of
 from remote_scripts.shared.guest_kinds import VM, Kind
-from remote_scripts.shared.guest_note import Note, refused_for_others
 
 
 def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:
@@ -33,20 +33,18 @@ def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wis
         for use in vm.gpus
         if use.gpu in cards
     ]
-    return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.allow_shared_onboot)
+    return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.allow_shared_onboot, vm.wanted_power)
 
 
 def describe(
-    name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm], stack: str = ""
+    facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm], stack: str = ""
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and refusals.
 
-    :param name: the host's name in the settings.
     :param want: the host's plan.
     :param vms: those of this host, by name.
     :param stack: PROJECT/STACK: a card is taken from VMs that have it from this stack, and from no others.
     """
-    node = host.node or name
     configs = {config.id: config for config in facts.guests.configs if config.kind == "vm"}
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
@@ -54,10 +52,9 @@ def describe(
     errors += _split_groups(facts, want, vms)
     for guest, vm in vms.items():
         wish = wish_of(guest, vm, host, want.gpus)
-        own = [card for card in wish.cards if card.gpu not in host.hands_over]
-        seen = seen_of(facts, vm.vmid, [word for card in own for word in (card.mapping, card.slot)], stack)
+        seen = seen_of(facts, vm.vmid, wish.takes(host.hands_over), stack)
         if vm.vmid in configs:
-            vm_lines, vm_errors = _of_existing(node, facts, vm, wish, seen)
+            vm_lines, vm_errors = _of_existing(facts, vm, wish, seen)
             errors += vm_errors
         elif (elsewhere := facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)) is not None:
             vm_lines = []
@@ -68,7 +65,7 @@ def describe(
         else:
             its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
             vm_lines = [f"  VM {vm.vmid} ({guest}): created with {its_cards}"]
-            errors += refusals.of_users({}, wish, users_of(seen, wish, facts.guests, node))
+            errors += refusals.of_users({}, wish, users_of(seen, wish.cards, facts))
         lines += vm_lines
         for use in vm.gpus:
             if use.gpu in want.gpus:
@@ -82,43 +79,18 @@ def describe(
     return "\n".join([*lines, *leaving_lines]), [*errors, *leaving_errors]
 
 
-def _of_existing(node: str, facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[list[str], list[HomelabError]]:
-    """The plan's lines for a VM that is there, and refusals.
-
-    :param node: the host's name in Proxmox VE.
-    """
-    config, note = facts.guests.config(vm.vmid), facts.note_of(vm.vmid)
+def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[list[str], list[HomelabError]]:
+    """The plan's lines for a VM that is there, and refusals."""
+    config, judged = facts.guests.config(vm.vmid), judge_vm(seen, wish, facts)
     assert config is not None
-    decided, running = decide(seen, wish, facts.guests, node), vm.vmid in facts.guests.running
-    change, errors, remarks = decided.change, decided.refusals, decided.remarks
-    others = others_waiting(config, note, change)
-    if change and others and running:
-        remarks = [restart_carries_out(others), *remarks]
-    elif change and others:
-        errors = [*errors, HomelabError(**vars(refused_for_others(vm.vmid, others)))]
-    if note.is_under_way:
-        remarks = [GOES_ON, *remarks]
-    will_run = running if vm.wanted_power == "keep" else vm.wanted_power == "running"
-    if change or note.is_under_way or running is not will_run:
-        errors = [*errors, *ha.refused_to_change(facts, VM, vm.vmid)]
+    met = [finding for finding in judged.findings if finding.turn is Turn.PERSON]
     return [
-        *_lines(wish.vm, config, change, running=running, will_run=will_run),
-        *(copy_first(vm) if change else []),
-        *(f"    {remark}" for remark in remarks),
-    ], errors
-
-
-def others_waiting(config: GuestConfig, note: Note, changed: Collection[str] = ()) -> list[str]:
-    """The keys of changes that somebody else has left waiting for a guest's next start.
-
-    :param changed: keys that this program sets itself.
-    """
-    return [key for key, value in config.waiting.items() if key not in changed and note.is_others(key, value)]
-
-
-def restart_carries_out(others: list[str]) -> str:
-    """A remark on these changes."""
-    return f"its restart also carries out what others have left waiting for one: {', '.join(others)}"
+        _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=wish.will_run(seen.runs)),
+        *(f"    {step}" for step in judged.steps),
+        *(copy_first(vm) if judged.change else []),
+        *(f"    {remark}" for remark in judged.remarks),
+        *(f"    {finding.wanted}: {finding.found}; {finding.next}" for finding in met),
+    ], judged.refusals
 
 
 def of_leaving(
@@ -134,7 +106,8 @@ def of_leaving(
         if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack:
             change = change_to(seen_of(facts, config.id), Wish(name, config.id, []))
             running = config.id in facts.guests.running
-            lines += _lines(name, config, change, running=running, will_run=running)
+            lines += [_head(name, config, changed=bool(change), running=running, will_run=running)]
+            lines += [f"    {step}" for step in changes(change, config.options)]
             lines.append(
                 f"    {'vms' if kind is VM else 'containers'}.{name} isn't in the settings any more: the {kind.label} "
                 "has back what it was before; one that was made here is removed, unless it is protected"
@@ -175,8 +148,6 @@ def copy_first(guest: Vm | Container) -> list[str]:
     return [] if guest.create else [f"    to back it up first: `vzdump {guest.guest_id}` on the host"]
 
 
-#: A remark on a guest whose change hasn't ended.
-GOES_ON = "a run that was cut short has left it half changed: this one goes on from there"
 #: Whether a guest runs, before and after an `up` -> what is done with it.
 POWER = {
     (True, True): "it is shut down and started again",
@@ -186,20 +157,11 @@ POWER = {
 }
 
 
-def _lines(
-    guest: str, config: GuestConfig, change: Mapping[str, str | None], *, running: bool, will_run: bool
-) -> list[str]:
-    """What is done with a guest, and the options that change, with their current and their future values."""
-    power = POWER[running, will_run] if change or running != will_run else "no change"
-    return [
-        f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {'running' if running else 'off'}: {power}",
-        *(
-            f"    {sign} {key}: {value}" if value else f"    {sign} {key}"
-            for key in sorted(change)
-            for sign, value in (("-", config.options.get(key)), ("+", change[key]))
-            if value is not None
-        ),
-    ]
+def _head(guest: str, config: GuestConfig, *, changed: bool, running: bool, will_run: bool) -> str:
+    """What is done with a guest."""
+    power = POWER[running, will_run] if changed or running != will_run else "no change"
+    state = "running" if running else "off"
+    return f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {state}: {power}"
 
 
 def _missing(guest: str, vm: Vm, configs: dict[int, GuestConfig]) -> HomelabError:

@@ -196,9 +196,9 @@ def test_a_mapping_changed_or_removed_and_a_card_taken_out_by_hand_are_mended(
     )
     up = stack.up("--refresh")
     for drift in (
-        "hostpci0 is not there instead of mapping=rtx5090,pcie=1",
+        "hostpci0: not there -> mapping=rtx5090,pcie=1",
         "the PCI mapping",
-        "VM 103 is stopped instead of running",
+        "power: stopped -> running",
     ):
         assert f"drift: {drift}" in up.output
     assert up.changed == {"pve-rtx5090", "sandbox-cards"}

@@ -51,7 +51,7 @@ def test_the_plan_is_printed_and_nothing_is_changed(
         "IOMMU group 14, with it: ",
         "reboot: one, because",
         "it stops VM 103 (Sandbox)",
-        "VM 103 (Sandbox), running: it is shut down and started again\n        + hostpci0: mapping=rtx5090,pcie=1",
+        "VM 103 (Sandbox), running: it is shut down and started again\n        hostpci0: not there -> mapping=rtx5090,pcie=1",
     ):
         assert said in preview.output, said
     assert "#!/bin/sh" not in preview.output  # what this program writes is named, and not shown

@@ -80,7 +80,7 @@ def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
     def said(lab: Lab) -> list[str]:
         facts, host = ssh.read(host_of(lab), guests=True), host_of(lab)
         wanted = settings.Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], **vm})
-        found = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
+        found = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
         return [error.next for error in found]
 
     return said
@@ -166,7 +166,7 @@ def held_card(lab: Lab) -> list[str]:
     facts, host = ssh.read(host_of(lab), guests=True), host_of(lab)
     vm = settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]})
     wish = vm_preview.wish_of("second", vm, host, {"rtx5090": plan.card_plan(facts, host, "rtx5090", "0000:01:00")})
-    errors = vm_plan.decide(vm_plan.seen_of(facts, 104), wish, facts.guests, "pve").refusals
+    errors = vm_plan.judge_vm(vm_plan.seen_of(facts, 104), wish, facts).refusals
     return [error.next for error in errors]
 
 
@@ -231,6 +231,11 @@ ROWS: dict[str, Row] = {
     "a VM that runs without its card": Row(
         "phoenix",
         on_host("sed -i '1i hostpci0: 0000:02:00,pcie=1' $ROOT/etc/pve/qemu-server/103.conf"),
+        of_doctor("vm", "103"),
+    ),
+    "a VM with a mapping that is gone": Row(
+        "phoenix",
+        on_host("sed -i '1i hostpci1: mapping=gone,pcie=1' $ROOT/etc/pve/qemu-server/103.conf"),
         of_doctor("vm", "103"),
     ),
     "a node without a quorum": Row(

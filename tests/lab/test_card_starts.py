@@ -139,8 +139,8 @@ def test_a_refresh_says_what_an_up_would_do(lab: Lab) -> None:
     assert work(lab).read(INPUTS, made).drift == []
     lab.run(f"qm shutdown {VM}; qm set {VM} --delete hostpci0")
     assert work(lab).read(INPUTS, made).drift == [
-        "hostpci0 is not there instead of mapping=rtx5090,pcie=1",
-        "VM 103 is stopped instead of running",
+        "hostpci0: not there -> mapping=rtx5090,pcie=1",
+        "power: stopped -> running",
     ]
     assert work(lab).update(INPUTS, INPUTS, made).state == "running"
     lab.run(f"qm stop {VM} && qm destroy {VM}")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from homelab.remote import ssh
-from homelab.vm.preview import others_waiting
+from homelab.vm.plan import others_waiting
 from lab import Lab
 from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below

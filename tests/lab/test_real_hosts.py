@@ -15,7 +15,7 @@ from homelab.errors import HomelabError
 from homelab.host import facts, gates, plan
 from homelab.settings import Vm
 from homelab.vm import preview
-from homelab.vm.plan import decide, seen_of
+from homelab.vm.plan import judge_vm, seen_of
 from lab.listing import scenario_from_listing
 from lab.machine import Machine, load_scenario
 from remote_scripts.layers.read_host import Wanted
@@ -179,10 +179,18 @@ def test_functions_that_an_owner_gives_one_by_one_stay_as_they_are(
     found, host, guest = read(machine), settings({"igpu": gpu}), Vm.model_validate({"host": "pve", **vm})
     want = plan.wanted(found, host, [guest])
     assert (list(want.functions), want.by_hand, want.vfio_words) == (bound, bound, ""), "no reboot is needed"
-    decided = decide(
-        seen_of(found, guest.vmid), preview.wish_of("guest", guest, host, want.gpus), found.guests, found.cluster.node
-    )
+    decided = judge_vm(seen_of(found, guest.vmid), preview.wish_of("guest", guest, host, want.gpus), found)
     assert (decided.change, decided.refusals) == (change, [])
+
+
+def test_a_second_option_whose_mapping_was_removed_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", "mapping-removed.yaml"))))
+    assert machine.boot("start").comes_up
+    found, host = read(machine), settings({"gpu": {"address": "01:00", "mapping": "gpu-1"}})
+    guest = Vm.model_validate({"host": "pve", "vmid": 100, "gpus": ["gpu"]})
+    text, errors = preview.describe(found, host, plan.wanted(found, host, [guest]), {"worker": guest})
+    assert errors == [] and "there is no mapping gpu-2 for this node (mappings: gpu-1); make the mapping again" in text
+    assert "or take the option out: `qm set 100 --delete hostpci1`" in text
 
 
 def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host.facts import Guests
 from homelab.provider.base import StackTexts
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.vm import plan
@@ -20,6 +19,7 @@ from remote_scripts.layers.guest_cards import Answer, Wanted
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of, map_card
 from tests.lab.test_vm_transaction import CARD, LINES, NODE, OURS, VM
+from tests.unit.hosts import desktop
 
 WANTED = Wanted(vmid=VM, terms=Terms(owner="p/s/sandbox", shutdown=5))
 
@@ -46,10 +46,9 @@ def transaction(lab: Lab) -> VmTransaction:
     return VmTransaction(StackTexts({"hosts": json.dumps({NODE: host})}), NODE, "sandbox")
 
 
-def planned(seen: Answer, **card: Any) -> plan.VmPlan:
-    guests = Guests(running=frozenset(), unlisted="", configs=[], mappings="", reservations="")
+def planned(seen: Answer, **card: Any) -> plan.JudgedVm:
     wish = Wish("sandbox", VM, [VmCard(**{**CARD, **card})])
-    return plan.decide(plan.SeenVm(seen.config, seen.base, seen.originals, seen.losers), wish, guests, NODE)
+    return plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals, seen.losers), wish, desktop())
 
 
 def decided(seen: Answer, **card: Any) -> dict[str, str | None]:

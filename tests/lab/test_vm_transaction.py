@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host.facts import Guests
 from homelab.remote import ssh
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
@@ -43,6 +42,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.lab.test_proxmox_api import host_of, map_card
+from tests.unit.hosts import desktop
 
 NODE, VM, SLOT = "pve", 103, "0000:01:00"
 CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
@@ -122,8 +122,7 @@ class World:
         about = {key: more.pop(key) for key in ("display", "machine") if key in more}
         seen = self.read(vmid)
         wish = Wish("sandbox", vmid, list(cards), **about)
-        guests = Guests(running=frozenset(), unlisted="", configs=[], mappings="", reservations="")
-        decided = plan.decide(plan.SeenVm(seen.config, seen.base, seen.originals), wish, guests, NODE)
+        decided = plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals), wish, desktop())
         raise_all(decided.refusals)
         takes = more.pop("takes", ())
         terms = Terms(owner=owner, **{"shutdown": 1, **more})
@@ -248,12 +247,12 @@ def test_a_reading_of_the_host_knows_what_is_homelabs(world: World) -> None:
     assert seen.base.items() <= answer.base.items() and seen.config.items() <= answer.config.items()
     assert facts.given_by_homelab(SLOT, VM)
     wish = Wish("sandbox", VM, [OWN])
-    assert plan.decide(seen, wish, facts.guests, NODE).change == {}
+    assert plan.judge_vm(seen, wish, facts).change == {}
     world.lab.run(f"qm set {VM} --delete hostpci2 --cores 3")  # it runs: both wait
     facts = ssh.read(host_of(world.lab), guests=True)
     answer, config = world.read(), facts.guests.config(VM)
-    by_run = plan.decide(plan.SeenVm(answer.config, answer.base, answer.originals), wish, facts.guests, NODE)
-    assert by_run.change == plan.decide(plan.seen_of(facts, VM), wish, facts.guests, NODE).change != {}
+    by_run = plan.judge_vm(plan.SeenVm(answer.config, answer.base, answer.originals), wish, facts)
+    assert by_run.change == plan.judge_vm(plan.seen_of(facts, VM), wish, facts).change != {}
     assert config and {"hostpci2", "cores"} <= config.waiting.keys()
 
 

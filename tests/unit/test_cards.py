@@ -542,7 +542,7 @@ def vm(vmid: int, *gpus: str) -> Vm:
 
 
 def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
-    return [str(error) for error in vm_preview.describe("pve", facts, host, plan.wanted(facts, host), vms)[1]]
+    return [str(error) for error in vm_preview.describe(facts, host, plan.wanted(facts, host), vms)[1]]
 
 
 def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
@@ -577,7 +577,7 @@ def moved(ledger: dict[str, str], *more: str, runs: bool = True, **changes: Any)
     guests = replace(facts.guests, running=frozenset([104] * runs), configs=configs, mappings=mappings)
     facts = replace(facts, guests=guests, ledger=ledger)
     wanted = {"one": vm(103, "one").model_copy(update=changes)}
-    text, errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), wanted, "p/s")
+    text, errors = vm_preview.describe(facts, host, plan.wanted(facts, host), wanted, "p/s")
     return text, [error.found for error in errors]
 
 
@@ -614,11 +614,10 @@ def test_a_vm_that_stays_as_it_is_may_be_off_while_another_one_runs_with_its_car
 
 def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
     text, _ = moved(vm_note(104, GIVEN, "hostpci0", "machine", originals={"hostpci0": None, "machine": "pc"}))
-    assert text.splitlines()[-5:-1] == [
+    assert text.splitlines()[-4:-1] == [
         "  VM 104 (two), running: it is shut down and started again",
-        "    - hostpci0: mapping=one,pcie=1",
-        "    - machine: q35",
-        "    + machine: pc",
+        "    hostpci0: mapping=one,pcie=1 -> not there",
+        "    machine: q35 -> pc",
     ]
     assert "vms.sandbox isn't in the settings any more: the VM has back what it was before" in text
     assert "VM 104" not in moved(vm_note(104, GIVEN, "hostpci0", owner="p/other/sandbox"))[0]
@@ -647,7 +646,7 @@ def test_what_others_left_waiting_is_carried_out_by_a_restart_and_refused_of_a_v
     for running in (True, False):
         guests = replace(facts.guests, configs=[facts_config(103, text)], running=frozenset([103] if running else []))
         seen = replace(facts, guests=guests, ledger=ledger)
-        said, errors = vm_preview.describe("pve", seen, host, plan.wanted(seen, host), wanted, "p/s")
+        said, errors = vm_preview.describe(seen, host, plan.wanted(seen, host), wanted, "p/s")
         assert (f"left waiting for one: {others}\n" in said) is (running and bool(others))
         assert [
             others in error.found and f"--revert {others.replace(', ', ',')}" in error.next for error in errors
@@ -661,8 +660,8 @@ def test_a_run_that_was_cut_short_is_gone_on_with(left: dict[str, Any]) -> None:
     for more, is_said in ((left, True), ({}, False)):
         facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
         facts = replace(facts, ledger=vm_note(103, lines, "hostpci0", **more))
-        text, _ = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one")})
-        assert ("a run that was cut short" in text) is is_said
+        text, _ = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": vm(103, "one")})
+        assert ("    the last run didn't finish with it" in text) is is_said
 
 
 def test_a_vm_to_be_adopted_that_isnt_there_is_refused_with_those_that_are() -> None:
@@ -685,14 +684,11 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     facts, host = two_in_one_group()
     guests = replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")])
     facts = replace(facts, guests=guests)
-    lines = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[
-        0
-    ].splitlines()
-    assert lines[1:6] == [
-        "    - balloon: 1024",
-        "    + balloon: 0",
-        "    + hostpci0: mapping=one,pcie=1",
-        "    + hostpci1: mapping=two,pcie=1",
+    lines = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[0].splitlines()
+    assert lines[1:5] == [
+        "    balloon: 1024 -> 0",
+        "    hostpci0: not there -> mapping=one,pcie=1",
+        "    hostpci1: not there -> mapping=two,pcie=1",
         "    to back it up first: `vzdump 103` on the host",
     ]
 
@@ -714,9 +710,9 @@ def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], pow
     guests = replace(facts.guests, configs=[facts_config(103, lines)], running=frozenset([103] * runs))
     facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0"))
     wanted = vm(103, *gpus).model_copy(update={"power": power})
-    text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"one": wanted})[0]
+    text = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": wanted})[0]
     assert text.splitlines()[0] == f"  VM 103 (one), {said}"
-    assert ("    - hostpci0: mapping=one,pcie=1" in text) == (not gpus)
+    assert ("    hostpci0: mapping=one,pcie=1 -> not there" in text) == (not gpus)
 
 
 @pytest.mark.parametrize(
@@ -739,7 +735,7 @@ def test_a_vm_under_ha_that_would_change_is_refused(
     cluster = replace(facts.cluster, ha=replace(facts.cluster.ha, resources=f"vm: 103\n\tstate {state}\n"))
     facts = replace(facts, guests=guests, cluster=cluster, ledger=vm_note(103, lines, "hostpci0"))
     wanted = {} if gpus is None else {"one": vm(103, *gpus).model_copy(update={"power": power})}
-    errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), wanted, "p/s")[1]
+    errors = vm_preview.describe(facts, host, plan.wanted(facts, host), wanted, "p/s")[1]
     assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
 
 

@@ -18,7 +18,7 @@ from homelab.provider.new_container import NewContainerWork
 from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, NewContainerSettings, parse
 from homelab.shapes import ShutdownInputs
-from homelab.vm.preview import GOES_ON
+from homelab.vm.plan import UNFINISHED
 from remote_scripts.shared.container_note import Cards
 from tests.unit.hosts import KEY, container_note, desktop, device, settings
 
@@ -150,7 +150,7 @@ RESTARTED = "it is shut down and started again"
         ({}, {}, []),
         ({}, {"drift": ("dev1: /dev/nvidia1 is not there",)}, [RESTARTED]),
         ({"method": "mount-entry"}, {}, [RESTARTED]),
-        ({}, {"drift": ("cut short",), "shut_down_after": "", "runs": False}, ["its options change", GOES_ON]),
+        ({}, {"drift": ("cut short",), "shut_down_after": "", "runs": False}, ["its options change", UNFINISHED]),
         ({}, {"runs": False, "cards": Cards(minors=(0,), functions=("0000:03:00.0",))}, ["its options change"]),
         ({"power": "stopped"}, {}, ["it is shut down"]),
         ({"power": "running"}, {"runs": False}, ["it is started"]),
@@ -199,9 +199,8 @@ def test_a_container_that_leaves_the_settings_is_told_what_becomes_of_it() -> No
     assert (lines, errors) == (
         [
             f"container 901 (ai-lab), running: {RESTARTED}",
-            "- dev0: /dev/nvidia0,mode=0666",
-            "+ dev0: /dev/sda",
-            f"- {raw}",
+            "dev0: /dev/nvidia0,mode=0666 -> /dev/sda",
+            f"{raw}: there -> not there",
             "containers.phoenix isn't in the settings any more: the container has back what it was before; one that was "
             "made here is removed, unless it is protected",
         ],

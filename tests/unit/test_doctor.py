@@ -13,9 +13,10 @@ from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.doctor.reading import Extra, Reading
-from homelab.doctor.report import Finding, Report, Stage, Table, in_order
+from homelab.doctor.report import Report, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage
 from homelab.host.facts import GuestConfig
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
@@ -374,8 +375,12 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
         ("id=10de:2b85", "id=10de:2684", "id of 0000:01:00.0: 10de:2b85, the mapping says 10de:2684"),
         ("iommugroup=16", "iommugroup=9", "iommugroup of 0000:01:00.0: 16, the mapping says 9"),
         (",subsystem-id=1043:88e2", "", "subsystem-id of 0000:01:00.0: 1043:88e2, the mapping says nothing"),
-        ("path=0000:01:00", "path=0000:09:00", "there is no 0000:09:00.0 on the host"),
-        ("node=pve", "node=other", "it has entries for other, none for pve"),
+        ("path=0000:01:00", "path=0000:09:00", "hostpci0: mapping=gpu,pcie=1: there is no 0000:09:00"),
+        (
+            "node=pve",
+            "node=other",
+            "hostpci0: mapping=gpu,pcie=1: there is no mapping gpu for this node (mappings: gpu)",
+        ),
     ],
 )
 def test_a_mapping_that_proxmox_would_refuse(old: str, new: str, said: str) -> None:
@@ -383,9 +388,10 @@ def test_a_mapping_that_proxmox_would_refuse(old: str, new: str, said: str) -> N
 
 
 def test_a_mapping_and_an_address_that_do_not_exist() -> None:
-    assert "there is no such mapping (there are: gpu)" in found(diagnose_vm(with_vm(hostpci="mapping=x"), 103)).values()
-    report = diagnose_vm(with_vm(hostpci="09:00,pcie=1"), 103)
-    assert "the device of hostpci0 on the host" in found(report)
+    for hostpci, gone in (("mapping=x", "mapping x for this node (mappings: gpu)"), ("09:00,pcie=1", "0000:09:00")):
+        (finding,) = diagnose_vm(with_vm(hostpci=hostpci), 103).findings
+        assert finding.found == f"hostpci0: {hostpci}: there is no {gone}"
+        assert "Resource Mappings" in finding.next and "`qm set 103 --delete hostpci0`" in finding.next
 
 
 GPUS = {"gpu": {"match": "10de:2b85"}}
@@ -410,14 +416,14 @@ NOTED = vm_note(103, LINES, "hostpci0")
     [
         (LINES, NOTED, ""),
         (LINES, {}, ""),  # its owner has given it the same
-        (TAKEN_OUT, NOTED, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
-        (f"{LINES}\n[PENDING]\ndelete: hostpci0", NOTED, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
-        (TAKEN_OUT, {}, "hostpci0 is not there instead of mapping=gpu,pcie=1"),
-        (LINES.replace(",pcie=1", ""), NOTED, "hostpci0 is mapping=gpu instead of mapping=gpu,pcie=1"),
+        (TAKEN_OUT, NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
+        (f"{LINES}\n[PENDING]\ndelete: hostpci0", NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
+        (TAKEN_OUT, {}, "hostpci0: not there -> mapping=gpu,pcie=1"),
+        (LINES.replace(",pcie=1", ""), NOTED, "hostpci0: mapping=gpu -> mapping=gpu,pcie=1"),
         (
             f"{LINES}\nvga: none",
             vm_note(103, f"{LINES}\nvga: none", "vga", "hostpci0"),
-            "vga is none instead of not there",
+            "vga: none -> not there",
         ),
     ],
     ids=["well", "by its owner", "taken out", "waits to be taken out", "never given", "changed", "no longer wanted"],
@@ -432,19 +438,19 @@ def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dic
 def test_a_run_that_was_cut_short_within_a_vm_is_told(left: dict[str, Any]) -> None:
     seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", **left))
     (finding,) = diagnose_vm(seen, 103).findings
-    assert "began to change it, and has not ended" in finding.found and "`pulumi up`" in finding.next
+    assert finding.found == "the last run didn't finish with it" and "`pulumi up --refresh`" in finding.next
 
 
 def test_what_up_would_refuse_is_told_with_what_differs() -> None:
     report = of_settings(LINES.replace("mapping=gpu,pcie=1", "01:00,pcie=1"), {})
     assert [one.found for one in report.findings] == [
         "hostpci0: 01:00,pcie=1, set by hand",
-        "hostpci0 is 01:00,pcie=1 instead of mapping=gpu,pcie=1",
+        "hostpci0: 01:00,pcie=1 -> mapping=gpu,pcie=1",
     ]
     locked = of_settings(f"{TAKEN_OUT}\nlock: backup", {})
     assert [one.found for one in locked.findings] == [
         "it is locked (backup)",
-        "hostpci0 is not there instead of mapping=gpu,pcie=1",
+        "hostpci0: not there -> mapping=gpu,pcie=1",
     ]
 
 

@@ -15,7 +15,7 @@ from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import SeenVm, VmPlan, decide
+from homelab.vm.plan import JudgedVm, SeenVm, judge_vm
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -142,8 +142,8 @@ def card(**changes: Any) -> VmCard:
 def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
     wish = Wish("sandbox", 103, [card()], display="none")
 
-    def decided(machine: str) -> VmPlan:
-        return decide(SeenVm({"machine": machine}, {"machine": machine}, {}), wish, desktop().guests, "pve")
+    def decided(machine: str) -> JudgedVm:
+        return judge_vm(SeenVm({"machine": machine}, {"machine": machine}, {}), wish, desktop())
 
     of_old = decided("pc-i440fx-9.2")
     assert of_old.options == {"hostpci0": "mapping=igpu,legacy-igd=1", "vga": "none"} and of_old.refusals == []
@@ -160,7 +160,7 @@ def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
 def test_legacy_mode_is_for_intels_processor_graphics_alone(facts: HostFacts, host: Host, refused: bool) -> None:
     config = GuestConfig(kind="vm", id=103, lines="machine: pc")
     facts = replace(facts, guests=replace(facts.guests, running=frozenset(), configs=[config]))
-    errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm()})[1]
+    errors = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": vm()})[1]
     assert bool(errors) is refused
     assert all("legacyIgd" in error.wanted for error in errors)
 
@@ -186,7 +186,7 @@ def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[s
         gpus=[{"gpu": "gpu", **use}],
         create={"disk": {"storage": "local", "size": 8}, "machine": "pc"} if use.get("legacyIgd") else None,
     )
-    text = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+    text = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
     assert said in text
     assert ("ROM" in text) is bool(said)
 
@@ -208,7 +208,7 @@ def test_legacy_mode_on_graphics_that_qemu_has_none_for_is_said(card: str, displ
     for legacy in (True, False):
         use = {"gpu": "gpu", "pcie": False, **({"legacyIgd": True} if legacy else {})}
         given = vm(gpus=[use], create={"disk": {"storage": "local", "size": 8}, "machine": "pc"})
-        text[legacy] = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+        text[legacy] = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
     assert said in text[True] and ("legacy mode" in text[True]) is bool(said)
     assert ("can have legacyIgd instead" in text[False]) is not bool(said)
 

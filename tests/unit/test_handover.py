@@ -221,7 +221,7 @@ def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
     guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
     for one, found in ((host(), ["VM 104 (gaming) runs with it"]), (settings(), [])):
         seen = facts(guests=guests, ledger=vm_note(104, lines, "hostpci0"))
-        errors = describe("pve", seen, one, plan.wanted(seen, one), {"gaming": VM}, "p/s")[1]
+        errors = describe(seen, one, plan.wanted(seen, one), {"gaming": VM}, "p/s")[1]
         assert [error.found for error in errors] == found
 
 

@@ -53,7 +53,7 @@ def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -
             "create": {"disk": {"storage": "local", "size": 8}},
         }
     )
-    errors = vm_preview.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]
+    errors = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]
     assert (errors == []) is known
     assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").in_place_of("") == "mapping=vf,driver=keep,pcie=1"
 

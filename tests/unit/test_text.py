@@ -11,8 +11,9 @@ import pytest
 from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
 from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
 
-from homelab.doctor.report import Finding, Report
+from homelab.doctor.report import Report
 from homelab.errors import HomelabError, SeveralErrors
+from homelab.findings import Finding
 from homelab.provider import log
 from homelab.remote import scripts
 from homelab.text import clean, tell

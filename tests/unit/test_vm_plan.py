@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from homelab.host.facts import CardUser, Guests
+from homelab.host.facts import CardUser
 from homelab.properties import same, strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import SeenVm
 from remote_scripts.shared.guest_note import Note, identity
+from tests.unit.hosts import desktop
 
 FIRST = VmCard("first", "first", "0000:01:00")
 SECOND = VmCard("second", "second", "0000:41:00")
@@ -22,7 +23,9 @@ Q35 = {"name": "Sandbox", "machine": "pc-q35-9.2", "bios": "ovmf", "memory": "32
 MAPPINGS = (
     "gpu0\n\tmap id=10de:2204,iommugroup=1,node=pve,path=0000:01:00\n\tmap id=10de:2204,node=pve2,path=0000:41:00\n"
 )
-GUESTS = Guests(running=frozenset(), unlisted="", configs=[], mappings=MAPPINGS, reservations="")
+FACTS = desktop(
+    guests={"running": [], "configs": [], "mappings": MAPPINGS, "reservations": ""}, cluster={"node": "pve"}
+)
 DEVICES = {f"0000:{slot}.0": slot for slot in ("01:00", "41:00", "05:00")} | {"0000:01:00.1": "sound"}
 
 
@@ -40,8 +43,8 @@ class Vm:
     def base(self) -> dict[str, str]:
         return self.note.base(self.config, self.devices)
 
-    def planned(self, *cards: VmCard, **more: Any) -> plan.VmPlan:
-        return plan.decide(SeenVm(self.config, self.base, self.note.originals), wish(*cards, **more), GUESTS, "pve")
+    def planned(self, *cards: VmCard, **more: Any) -> plan.JudgedVm:
+        return plan.judge_vm(SeenVm(self.config, self.base, self.note.originals), wish(*cards, **more), FACTS)
 
     def up(self, *cards: VmCard, half: bool = False, **more: Any) -> dict[str, str]:
         decided = self.planned(*cards, **more)
@@ -364,7 +367,7 @@ def test_lines_of_one_card_become_one_where_none_loses_a_property(
 def test_lines_that_an_earlier_run_has_taken_over_are_refused_no_more() -> None:
     """The VM doesn't have them: nobody can change them, and they come back as they were."""
     seen = SeenVm(Q35 | {"hostpci0": "mapping=first,pcie=1,romfile=a.rom"}, Q35 | ROMS, {**ROMS})
-    decided = plan.decide(seen, wish(OWN), GUESTS, "pve")
+    decided = plan.judge_vm(seen, wish(OWN), FACTS)
     assert (decided.change, decided.refusals) == ({}, [])
 
 
@@ -372,8 +375,8 @@ def test_another_mapping_for_another_function_of_the_slot_stays_beside() -> None
     """Its owner has one for the card's sound."""
     sound = "sound\n\tmap id=10de:22e8,iommugroup=2,node=pve,path=0000:01:00.1\n"
     config = Q35 | {"hostpci0": "mapping=sound", "hostpci1": "mapping=first,pcie=1"}
-    guests = dataclasses.replace(GUESTS, mappings=sound)
-    decided = plan.decide(SeenVm(config, config, {}), wish(dataclasses.replace(OWN, slot=PARTS)), guests, "pve")
+    facts = dataclasses.replace(FACTS, guests=dataclasses.replace(FACTS.guests, mappings=sound))
+    decided = plan.judge_vm(SeenVm(config, config, {}), wish(dataclasses.replace(OWN, slot=PARTS)), facts)
     assert (decided.change, decided.refusals) == ({}, [])
 
 

@@ -1,0 +1,49 @@
+"""What is judged of a host or a guest. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum, auto
+
+from homelab.errors import HomelabError, SeveralErrors
+
+
+class Stage(IntEnum):
+    """What has to be done first: the host before a configuration, that before a restart, that before what is installed
+    inside.
+    """
+
+    HOST = 1
+    CONFIGURATION = 2
+    RESTART = 3
+    INSIDE = 4
+
+
+class Turn(Enum):
+    """Whose turn it is: the next `pulumi up` mends it, refuses to, or a person does."""
+
+    UP = auto()
+    REFUSED = auto()
+    PERSON = auto()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that isn't as it must be."""
+
+    wanted: str
+    found: str
+    why: str
+    next: str
+    stage: Stage = Stage.HOST
+    turn: Turn = Turn.PERSON
+
+    @classmethod
+    def of(cls, *errors: HomelabError, stage: Stage = Stage.HOST, turn: Turn = Turn.PERSON) -> list[Finding]:
+        """The same as errors' texts."""
+        parts = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else [error])]
+        return [cls(part.wanted, part.found, part.why, part.next, stage, turn) for part in parts]
+
+    def parts(self) -> dict[str, str]:
+        """The four parts by their names, as HomelabError has them."""
+        return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
