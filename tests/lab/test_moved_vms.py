@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ def test_one_that_a_killed_run_has_left_off_stays_off_where_it_has_moved(
     cluster["pve1"].run(f"qm start {VM}")
     made, note = works(cluster).create(cards_of("pve1", **cards)), cluster.folder / f"pve/homelab/qemu-{VM}"
     (last, *_) = cluster["pve1"].ask_api("GET", "/nodes/pve1/tasks", vmid=VM, limit=1)
-    note.write_text(json.dumps({**json.loads(note.read_text()), "shut_down_after": last["upid"]}))
+    at = {"shut_down_after": last["upid"], "shut_down_at": int(time.time())}
+    note.write_text(json.dumps({**json.loads(note.read_text()), **at}))
     cluster["pve1"].run(f"qm shutdown {VM}")
     if node != "pve1":
         move(cluster, "pve1", node)

@@ -108,7 +108,7 @@ def stock(folder: Folder, loader: str) -> None:
     folder.write("/etc/modules-load.d/homelab-vfio.conf", "theirs, no newline", 0o640)
     folder.write("/etc/initramfs-tools/hooks/homelab-vfio", "# theirs\n", 0o600)
     for kernel in ("6.8.12-1-pve", "6.14.8-2-pve"):
-        folder.write(f"/boot/vmlinuz-{kernel}", "")
+        folder.write(f"/boot/vmlinuz-{kernel}", "kernel")
     if loader == "systemd-boot":
         folder.write("/etc/kernel/proxmox-boot-uuids", "AAAA-0001\nAAAA-0002\n")
         folder.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs  quiet\n# a comment of theirs\n", 0o640)
@@ -116,6 +116,7 @@ def stock(folder: Folder, loader: str) -> None:
         folder.write(f"/sys/firmware/efi/efivars/{name}", "systemd-boot 252")
         for uuid in ("AAAA-0001", "AAAA-0002"):
             (folder.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
+            folder.write(f"/esp/{uuid}/vmlinuz", "kernel")
             (folder.root / "dev/disk/by-uuid" / uuid).symlink_to(folder.root / "esp" / uuid)
     menu = f"grub-mkconfig -o {folder.root}/boot/grub/grub.cfg"
     for command in ("update-initramfs", "proxmox-boot-tool refresh" if loader == "systemd-boot" else menu):
