@@ -98,7 +98,7 @@ def steady(where: Path, ask: Callable[[], T | None]) -> T | None:
 def _is_listed(where: Path) -> bool:
     try:
         with os.scandir(where.parent) as listed:
-            return any(one.name == where.name and one.is_file() and not one.is_symlink() for one in listed)
+            return any(one.name == where.name and not one.is_symlink() and one.is_file() for one in listed)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
