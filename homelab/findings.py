@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 
 from homelab.errors import HomelabError, SeveralErrors
@@ -44,6 +45,21 @@ class Finding:
         parts = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else [error])]
         return [cls(part.wanted, part.found, part.why, part.next, stage, turn) for part in parts]
 
+    @property
+    def line(self) -> str:
+        """For a plan: what is met, and what helps."""
+        return f"{self.wanted}: {self.found}; {self.next}"
+
     def parts(self) -> dict[str, str]:
         """The four parts by their names, as HomelabError has them."""
         return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
+
+
+def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) -> list[Finding]:
+    """The findings, each once. Where `up` refuses one, or something else, that comes before what it is to mend.
+
+    :param refusals: what else a preview refuses.
+    """
+    found = list(dict.fromkeys(findings))
+    first = Finding.of(*refusals, turn=Turn.REFUSED) + [one for one in found if one.turn is Turn.REFUSED]
+    return [replace(one, next=first[0].next) if first and one.turn is Turn.UP else one for one in found]

@@ -15,7 +15,7 @@ from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.cli.whereabouts import guests_on
 from homelab.errors import HomelabError
-from homelab.host import consoles, gates, plan
+from homelab.host import consoles, gates
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
@@ -78,9 +78,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     if host.nvidia and "nvidia" not in values.get("hosts", {}).get(name, {}):
         say(f"  NVIDIA's driver {host.nvidia.driver} is installed on {node}")
     say(f"  reboot: {planned.reboot.in_short(planned.want.gpus)}")
-    keys = {card.key for card in given}
-    slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items() if gpu in keys}
-    say(*(f"  note: {remark}" for remark in gates.remarks(planned.facts, host, slots)))
+    say(*(f"  note: {remark}" for remark in planned.remarks))
 
     passphrase = _passphrase(ask, text_before + state)
     say("", f"This writes {'a Pulumi project with ' if is_new else ''}{file.name} into {folder}.")
@@ -90,8 +88,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
-        whole = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files)
-        show(whole, planned.guests)
+        show(planned.text(name, host))
         if arguments.dry_run:
             say("Nothing was done: --dry-run.")
             return

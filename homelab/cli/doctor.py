@@ -23,14 +23,16 @@ from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
 from homelab.nvidia import compatibility
-from homelab.remote import diagnosis
-from homelab.settings import Host
+from homelab.remote import diagnosis, planning, ssh
+from homelab.settings import Host, Vm
 from homelab.show import terminal
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
 # What is looked at where nothing is named.
 EVERYTHING = "stack"
 LOG = "log"
+# How long an API may be out, in seconds.
+PATIENCE_SECONDS = 2.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,10 +83,22 @@ def diagnose(arguments: argparse.Namespace) -> Report:
             cards = file.cards(name, host, arguments.id, reading)
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
     reading = diagnosis.read(host)
+    vms, refusals = _judged(file, name, host, reading)
     if arguments.kind == "vm":
-        vms, _ = guests_on(file.guests(), name, host, reading.facts)
-        return vm.diagnose(reading, arguments.id, host, vms, project.stack_of(file.path.parent, file.stack))
-    return host_judge.diagnose(reading, host)
+        return vm.diagnose(reading, arguments.id, host, vms, _noted(file), refusals)
+    return host_judge.diagnose(reading, host, vms.values(), refusals)
+
+
+def _judged(file: stack.StackFile, name: str, host: Host, reading: Reading) -> tuple[dict[str, Vm], list[HomelabError]]:
+    """The VMs of the settings on a host, and what a preview of it refuses."""
+    vms, containers = guests_on(file.guests(), name, host, reading.facts)
+    session, patience = ssh.Session(host), PATIENCE_SECONDS
+    return vms, planning.judged(session, reading.facts, name, host, vms, containers, patience, _noted(file))[1]
+
+
+def _noted(file: stack.StackFile) -> str:
+    """PROJECT/STACK, by which guests are noted on their host."""
+    return project.stack_of(file.path.parent, file.stack)
 
 
 def everything(arguments: argparse.Namespace) -> whole.Whole:
@@ -93,7 +107,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     :raises HomelabError: the configuration can't be read.
     """
     file = stack_options.read(arguments)
-    settings, noted = file.guests(), project.stack_of(file.path.parent, file.stack)
+    settings, noted = file.guests(), _noted(file)
     parts: list[whole.Part] = []
     for host_name in file.asked(arguments.host):
         try:
@@ -103,12 +117,12 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        vms, containers = guests_on(settings, name, host, reading.facts)
-        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host)))
-        parts += [
-            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted))
-            for vm_name, guest in vms.items()
-        ]
+        _, containers = guests_on(settings, name, host, reading.facts)
+        vms, refusals = _judged(file, name, host, reading)
+        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals)))
+        for vm_name, guest in vms.items():
+            judge = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
+            parts.append(_part(f"vms.{vm_name}", judge))
         parts += [
             _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
             for lxc_name, guest in containers.items()

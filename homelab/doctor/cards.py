@@ -7,7 +7,7 @@ from typing import Any
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Table
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage
+from homelab.findings import Finding, Stage, Turn
 from homelab.host import kernel_log
 from homelab.host.devices import Device
 from homelab.nvidia.symptoms import recognise
@@ -89,27 +89,31 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
     }
 
 
-def mapping_findings(reading: Reading, name: str) -> list[Finding]:
+def mapping_findings(reading: Reading, name: str, *, own: bool) -> list[Finding]:
     """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
-    (PVE::Mapping::PCI, assert_valid)."""
+    (PVE::Mapping::PCI, assert_valid).
+
+    :param own: the settings have it.
+    """
     of_all = reading.facts.guests.mapping_entries.get(name, [])
     entries = [entry for entry in of_all if entry.get("node") == reading.node]
-    if not entries:
-        nodes = ", ".join(sorted({entry.get("node", "?") for entry in of_all}))
-        return [_mapping_finding(name, f"it has entries for {nodes or 'no node'}, none for {reading.node}")]
+    nodes = ", ".join(sorted({entry.get("node", "?") for entry in of_all}))
     differences = [difference for entry in entries for difference in _differences(reading, entry)]
-    return [_mapping_finding(name, "; ".join(differences))] if differences else []
-
-
-def _mapping_finding(name: str, found: str) -> Finding:
-    return Finding(
-        f"the PCI mapping {name} to be what is in the slot",
-        found,
-        "Proxmox VE compares them at each start and refuses a VM whose card has changed",
-        f"`pulumi up --refresh`, where the stack's settings have this mapping; else correct {name} under Datacenter "
-        "-> Resource Mappings",
-        Stage.CONFIGURATION,
-    )
+    differences += [] if entries else [f"it has no entry for {reading.node}, but for {nodes or 'no node'}"]
+    if not differences:
+        return []
+    return [
+        Finding(
+            f"the PCI mapping {name} to be what is in the slot",
+            "; ".join(differences),
+            "Proxmox VE compares them at each start and refuses a VM whose card has changed",
+            "`pulumi up --refresh`, whose preview shows what it does"
+            if own
+            else f"correct {name} under Datacenter -> Resource Mappings",
+            Stage.CONFIGURATION,
+            Turn.UP if own else Turn.PERSON,
+        )
+    ]
 
 
 def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:

@@ -162,17 +162,18 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
         "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
         "cards": _lost_service(facts, "cards", "homelab-card-nodes.service", facts.cards_enabled),
-        "handover": lost_handover(facts),
+        "handover": _lost_handover(facts),
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
 
 
 def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
     """The drift that only a reboot repairs: the running kernel's, and what a verification would find."""
+    differences = list(facts.boot_lacks or ())
     if facts.boot_lacks is None:  # nothing was booted for it yet
-        differences = ["the host has no note of what its boot should have"]
-    else:
-        differences = list(facts.boot_lacks)
+        lost = missing_words(want.words, facts.cmdline.running)
+        differences += [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
+        differences += _on_another_driver(facts, want)
     if want.functions and facts.iommu.groups == 0:
         differences.append("the running kernel has no IOMMU group")
     return differences + ([facts.rolled_back] if facts.rolled_back else [])
@@ -184,7 +185,7 @@ def _lost_nodes(facts: HostFacts) -> list[str]:
     return _lost_service(facts, "nodes", "homelab-nvidia-nodes.service", facts.nvidia.nodes_enabled, missing)
 
 
-def lost_handover(facts: HostFacts) -> list[str]:
+def _lost_handover(facts: HostFacts) -> list[str]:
     """The drift of the handover of cards, if it is installed."""
     lost = [f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks]
     units = "homelab-handover.service or its timer"
@@ -247,7 +248,7 @@ def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
     differences = misplaced(facts, want)
     if want.binds:
         if not any(file.path.endswith("/init-top/homelab-vfio") for file in facts.managed):
-            differences.append("the initramfs script for vfio-pci is gone")
+            differences.append("the initramfs script for vfio-pci is not there")
         differences += [f"the initramfs of {kernel} is older than its script" for kernel in facts.stale_initramfs]
     return differences
 
@@ -409,9 +410,11 @@ def describe(
     reboot: PlannedReboot,
     files: Sequence[PlannedFile] = (),
     follows: str = "",
+    remarks: Sequence[str] = (),
 ) -> str:
     """The plan as text: command line before -> after, files, each function with its driver before -> after, the reboot.
 
+    :param remarks: on the host and its cards, a sentence each.
     :param follows: the node of the cluster that is restarted before this one; empty: none.
     """
     before = facts.cmdline.configured
@@ -434,8 +437,7 @@ def describe(
         lines += [f"    {line}" for line in _groups(facts, card["slot"])]
         reset_methods = resets.described(facts, facts.functions(card["slot"]))
         lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []
-    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-    lines += [f"  note: {remark}" for remark in gates.remarks(facts, host, slots)]
+    lines += [f"  note: {remark}" for remark in remarks]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""
     lines.append(f"  reboot: {reboot.in_short(want.gpus)}{order if reboot.reboot == 'yes' else ''}")
     return "\n".join(lines)

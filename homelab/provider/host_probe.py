@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.host import gates, plan
+from homelab.host import plan
 from homelab.later import later
 from homelab.properties import mark_of, strings
 from homelab.provider.base import Work, raised
@@ -61,8 +61,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
         self.announced_reboots.add(inputs.host)
-        slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items()}
-        for remark in gates.remarks(planned.facts, host, slots):
+        for remark in planned.remarks:
             tell(f"{inputs.host}: note: {remark}")
         generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
         return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
@@ -95,9 +94,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 raise
             tell(f"{name} can't be reached ({error.found}): previewed without reading it")
             return {}
-        follows = self.stack.restarts_before(name)
-        text = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files, follows)
-        tell("\n".join(part for part in (text, planned.guests) if part))
+        tell(planned.text(name, host, self.stack.restarts_before(name)))
         return dataclasses.asdict(planned.want)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:

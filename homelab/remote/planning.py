@@ -15,6 +15,7 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
 from homelab.host import card_values, gates, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
+from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
 from homelab.nvidia.compatibility import load
@@ -39,15 +40,22 @@ VM_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Planned:
-    """A host's plan. `facts`: the reading it is made from; `files`: those that will be written, changed or given back;
-    `reboot`: whether the host will be rebooted; `guests`: text about guests and NVIDIA's stacks, several lines.
+    """A host's plan. `facts`: the reading it is made from; `remarks`: on the host, a sentence each; `files`: those that
+    will be written, changed or given back; `reboot`: whether the host will be rebooted; `guests`: text about guests
+    and NVIDIA's stacks, several lines.
     """
 
     facts: HostFacts
     want: plan.Wanted
+    remarks: list[str]
     files: list[plan.PlannedFile]
     reboot: plan.PlannedReboot
     guests: str
+
+    def text(self, name: str, host: Host, follows: str = "") -> str:
+        """The whole plan for people; arguments as of `plan.describe`."""
+        described = plan.describe(name, self.facts, host, self.want, self.reboot, self.files, follows, self.remarks)
+        return "\n".join(part for part in (described, self.guests) if part)
 
 
 def planned(
@@ -69,8 +77,33 @@ def planned(
     :raises HomelabError: all refusals at once.
     """
     session = ssh.Session(host, timeout)
-    facts = remapping.to_be(session.read(guests=True), host)
-    want = plan.wanted(facts, host, vms.values())
+    facts = session.read(guests=True, kernel_log=True)
+    found, refusals = judged(session, facts, name, host, vms, containers, timeout, stack)
+    raise_all(refusals)
+    assert found is not None
+    return found
+
+
+def judged(
+    session: ssh.Session,
+    facts: HostFacts,
+    name: str,
+    host: Host,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    timeout: float | None = None,
+    stack: str = "",
+) -> tuple[Planned | None, list[HomelabError]]:
+    """The plan of a host, and all refusals: with one, there may be no plan. Other arguments as of `planned`.
+
+    :param facts: a reading with guests and the kernel's log.
+    :raises UnreachableError: the connection was lost.
+    """
+    facts = remapping.to_be(facts, host)
+    of_host = judge_host(facts, host, vms.values())
+    want = of_host.want
+    if want is None:
+        return None, of_host.refusals
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
     container_lines, container_errors = container_plan.describe(
@@ -92,28 +125,29 @@ def planned(
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
-    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
+    refusals = [*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors]
+    if refusals:
+        return None, refusals
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
     driver = preview.driver_to_be(name, host, facts, want, systems.get("host"))
     to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
     writing = _writing(host, want, containers.values(), values, facts, vms)
-    *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
+    try:
+        *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        return None, [error]
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
     reboot = plan.PlannedReboot(**restart)
-    if reboot.reboot != "no":
-        raise_all(ha.refused_for_restart(facts, host, vms.values()))
     remark_lines = "\n".join(
         f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
     )
-    return Planned(
-        facts,
-        want,
-        files,
-        reboot,
-        "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part),
-    )
+    guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
+    refusals = ha.refused_for_restart(facts, host, vms.values()) if reboot.reboot != "no" else []
+    return Planned(facts, want, of_host.told, files, reboot, guests), refusals
 
 
 def _writing(

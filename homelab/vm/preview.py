@@ -89,7 +89,7 @@ def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[li
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
         *(f"    {remark}" for remark in judged.remarks),
-        *(f"    {finding.wanted}: {finding.found}; {finding.next}" for finding in met),
+        *(f"    {finding.line}" for finding in met),
     ], judged.refusals
 
 

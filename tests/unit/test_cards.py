@@ -10,7 +10,7 @@ import pytest
 
 from components.host_reboot import _stack_output
 from homelab.errors import HomelabError
-from homelab.host import gates, plan
+from homelab.host import gates, judge, plan
 from homelab.host.facts import HostFacts
 from homelab.resources.card_mapping import entry_of
 from homelab.settings import Host, NewVm, Vm
@@ -466,8 +466,8 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
 
 
 def lines_of(facts: HostFacts, host: Host) -> str:
-    reboot = plan.PlannedReboot("no", "1", [], [], "")
-    return plan.describe("pve", facts, host, plan.wanted(facts, host), reboot)
+    want, told = plan.wanted(facts, host), judge.judge_host(facts, host).told
+    return plan.describe("pve", facts, host, want, plan.PlannedReboot("no", "1", [], [], ""), remarks=told)
 
 
 def test_a_group_is_said_of_each_function() -> None:

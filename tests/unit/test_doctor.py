@@ -16,7 +16,7 @@ from homelab.doctor.reading import Extra, Reading
 from homelab.doctor.report import Report, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage
+from homelab.findings import Finding, Stage, Turn
 from homelab.host.facts import GuestConfig
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
@@ -341,14 +341,15 @@ def test_what_is_gone_of_any_layer_is_a_finding_of_the_host(layer: str, program:
     files = [{"layer": layer, "path": f"/usr/local/sbin/{program}", "state": "missing"}]
     for host in (settings({}), settings()):  # also where the words for a VM's card aren't there yet
         text = " ".join(diagnose_host(reading(facts=desktop(managed=files)), host).text().split())
-        assert f"/usr/local/sbin/{program} is gone" in text and "no file of this program" not in text
+        assert f"/usr/local/sbin/{program} is gone" in text
 
 
-def test_the_files_of_a_hosts_driver_configure_no_card() -> None:
-    files = [{"layer": "nvidia_driver", "path": "/etc/apt/preferences.d/homelab", "state": "ok"}]
-    for managed in ([], files):
-        text = " ".join(diagnose_host(reading(facts=desktop(managed=managed)), settings()).text().split())
-        assert "no file of this program about cards is there" in text
+def test_a_host_that_was_never_configured_is_told_what_comes() -> None:
+    (finding,) = [
+        one for one in diagnose_host(reading(), settings()).findings if one.turn is Turn.UP and "host" in one.wanted
+    ]
+    assert "amd_iommu=on iommu=pt is not on the configured kernel command line" in finding.found
+    assert "0000:01:00.0 is on nouveau, not on vfio-pci" in finding.found
 
 
 def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:

@@ -163,12 +163,21 @@ WORDS = plan.wanted(desktop(), settings()).words
             "vfio",
             "is not in the generated boot configuration (grub.cfg)",
         ),
-        ({"managed": []}, "vfio", "the initramfs script for vfio-pci is gone"),
+        ({"managed": []}, "vfio", "the initramfs script for vfio-pci is not there"),
         ({"stale_initramfs": ["6.14.11-9-pve"]}, "vfio", "the initramfs of 6.14.11-9-pve is older than its script"),
         ({"pending": ["boot"]}, "iommu", "the boot configuration was not made after the last change"),
         ({"pending": ["initramfs"]}, "vfio", "the initramfs was not made after the last change"),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
-        ({"boot_lacks": None}, "boot", "the host has no note of what its boot should have"),
+        (
+            {"boot_lacks": None, "cmdline": cmdline("quiet")},
+            "boot",
+            " is not on the running kernel's command line",
+        ),
+        (
+            {"boot_lacks": None, "devices": asdict(desktop())["devices"]},
+            "boot",
+            "0000:01:00.0 is on nouveau, not on vfio-pci",
+        ),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
         (
             {"devices": [device("0000:01:00.0", "10de:2684", "030000", 16)]},
