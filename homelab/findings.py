@@ -55,6 +55,26 @@ class Finding:
         return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is judged of a host or a guest."""
+
+    findings: list[Finding]
+    """What isn't as it must be."""
+    remarks: list[str]
+    """What its owner is told beside that, a sentence each."""
+
+    @property
+    def refusals(self) -> list[HomelabError]:
+        """Why `up` leaves it as it is."""
+        return [HomelabError(**finding.parts()) for finding in self.findings if finding.turn is Turn.REFUSED]
+
+    @property
+    def told(self) -> list[str]:
+        """The remarks, and what a person meets: for a plan."""
+        return [*self.remarks, *(finding.line for finding in self.findings if finding.turn is Turn.PERSON)]
+
+
 def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) -> list[Finding]:
     """The findings, each once. Where `up` refuses one, or something else, that comes before what it is to mend.
 

@@ -21,18 +21,16 @@ from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.nvidia import compatibility
-from homelab.remote import diagnosis, planning, ssh
-from homelab.settings import Host, Vm
+from homelab.remote import diagnosis, planning
+from homelab.settings import Container, Host, Vm
 from homelab.show import terminal
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
 # What is looked at where nothing is named.
 EVERYTHING = "stack"
 LOG = "log"
-# How long an API may be out, in seconds.
-PATIENCE_SECONDS = 2.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,17 +81,24 @@ def diagnose(arguments: argparse.Namespace) -> Report:
             cards = file.cards(name, host, arguments.id, reading)
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
     reading = diagnosis.read(host)
-    vms, refusals = _judged(file, name, host, reading)
+    vms, _, refusals = _judged(file, name, host, reading)
     if arguments.kind == "vm":
         return vm.diagnose(reading, arguments.id, host, vms, _noted(file), refusals)
     return host_judge.diagnose(reading, host, vms.values(), refusals)
 
 
-def _judged(file: stack.StackFile, name: str, host: Host, reading: Reading) -> tuple[dict[str, Vm], list[HomelabError]]:
-    """The VMs of the settings on a host, and what a preview of it refuses."""
+def _judged(
+    file: stack.StackFile, name: str, host: Host, reading: Reading
+) -> tuple[dict[str, Vm], dict[str, Container], list[HomelabError]]:
+    """The guests of the settings on a host, and what a preview of it refuses."""
     vms, containers = guests_on(file.guests(), name, host, reading.facts)
-    session, patience = ssh.Session(host), PATIENCE_SECONDS
-    return vms, planning.judged(session, reading.facts, name, host, vms, containers, patience, _noted(file))[1]
+    try:
+        planning.planned(name, host, vms, containers, planning.PATIENCE_SECONDS, _noted(file), reading.facts)
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        return vms, containers, [error]
+    return vms, containers, []
 
 
 def _noted(file: stack.StackFile) -> str:
@@ -117,8 +122,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        _, containers = guests_on(settings, name, host, reading.facts)
-        vms, refusals = _judged(file, name, host, reading)
+        vms, containers, refusals = _judged(file, name, host, reading)
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals)))
         for vm_name, guest in vms.items():
             judge = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)

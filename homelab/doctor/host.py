@@ -15,7 +15,6 @@ from homelab.host import gates, handover, kernel_log, resets
 from homelab.host.classes import NVIDIA
 from homelab.host.judge import judge_host
 from homelab.settings import Host, Vm
-from remote_scripts.shared.words import missing_words
 
 
 def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Iterable[HomelabError] = ()) -> Report:
@@ -27,12 +26,16 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: I
     facts = reading.facts
     judged = judge_host(facts, host, vms)
     slots, _ = gates.resolve(facts, host.gpus)
-    slot_set = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
-    shown_slots = sorted(slot_set)
+    shown_slots = sorted({one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values()))
     findings = [*judged.findings, *Finding.of(*refusals, turn=Turn.REFUSED)]
-    findings += [*_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
+    findings += _for_containers(reading, host, slots)
+    for name in (name for name in slots if host.gpus[name].may_leave):
+        findings += cards.mapping_findings(reading, host.mapping_of(name), own=True)
     log_findings, remarks = cards.log_findings(reading, shown_slots, of_host=host.gives_cards)
     findings += log_findings
+    of_vms = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
+    reset = {name: resets.described(facts, facts.functions(slot)) for name, slot in of_vms.items()}
+    no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
@@ -40,9 +43,9 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: I
         [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
         cured(findings),
         [
-            *_notes(reading),
+            *([f"the kernel says of the IOMMU: {kernel_log.excerpt(no_iommu)}"] if no_iommu else ()),
             *judged.remarks,
-            *_resets(reading, host, slots),
+            *(f"gpus.{name} is reset: {described}" for name, described in reset.items() if described),
             *remarks,
         ],
         data=_data(reading, host, slots, shown_slots),
@@ -98,37 +101,6 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
             "`pulumi up` and its reboot",
         ),
     ]
-
-
-def _mappings(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Findings on the mappings of the settings' cards."""
-    names = [host.mapping_of(gpu) for gpu in slots if host.gpus[gpu].may_leave]
-    return [finding for name in names for finding in cards.mapping_findings(reading, name, own=True)]
-
-
-def _notes(reading: Reading) -> list[str]:
-    facts = reading.facts
-    notes = []
-    if facts.iommu.kernel_log and not facts.iommu.groups:
-        notes.append(f"the kernel says of the IOMMU: {kernel_log.excerpt(facts.iommu.kernel_log)}")
-    stale = missing_words(
-        " ".join(w for w in facts.cmdline.configured.split() if any(part in w for part in _SHOWN)),
-        facts.cmdline.running,
-    )
-    if stale:
-        notes.append(f"configured for the next boot, and not running yet: {' '.join(stale)}")
-    return notes
-
-
-def _resets(reading: Reading, host: Host, slots: dict[str, str]) -> list[str]:
-    """How cards that go to VMs are reset."""
-    facts = reading.facts
-    notes = []
-    for name, slot in slots.items():
-        if host.gpus[name].use == "vm":
-            described = resets.described(facts, facts.functions(slot))
-            notes += [f"gpus.{name} is reset: {described}"] if described else []
-    return notes
 
 
 def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Table:

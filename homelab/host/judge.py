@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage, Turn
+from homelab.findings import Finding, Judged, Stage, Turn
 from homelab.host import gates, handover, kernel_log, plan
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
@@ -17,23 +17,11 @@ _OF_THE_BOOT = ("iommu", "vfio", "boot")
 
 
 @dataclass(frozen=True)
-class JudgedHost:
+class JudgedHost(Judged):
     """What a host is to be, and what isn't as it must be."""
 
-    want: Wanted | None
-    """The plan; None: a gate is closed."""
-    findings: list[Finding]
-    remarks: list[str] = field(default_factory=list)
-
-    @property
-    def refusals(self) -> list[HomelabError]:
-        """Why `up` leaves it as it is."""
-        return [HomelabError(**finding.parts()) for finding in self.findings if finding.turn is Turn.REFUSED]
-
-    @property
-    def told(self) -> list[str]:
-        """The remarks, and what a person meets, a sentence each: for a plan."""
-        return [*self.remarks, *(finding.line for finding in self.findings if finding.turn is Turn.PERSON)]
+    want: Wanted
+    """The plan; of a host that is refused, an empty one."""
 
 
 def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> JudgedHost:
@@ -46,7 +34,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Judged
     try:
         want = plan.wanted(facts, host, vms)
     except HomelabError as error:
-        return JudgedHost(None, [*Finding.of(error, turn=Turn.REFUSED), *met])
+        return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []))
     drift = plan.drift(facts, want)
     lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
     differs = HomelabError(
@@ -59,7 +47,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Judged
     if not any(drift[layer] for layer in _OF_THE_BOOT):
         findings += Finding.of(*plan.verify(facts, host, want))
     slots = {name: card["slot"] for name, card in want.gpus.items()}
-    return JudgedHost(want, [*findings, *met], gates.remarks(facts, host, slots))
+    return JudgedHost([*findings, *met], gates.remarks(facts, host, slots), want)
 
 
 # State in which a handover has stopped -> why it matters, and what to do.

@@ -26,10 +26,6 @@ else:
     api, planning = later("homelab.remote.proxmox.api"), later("homelab.remote.planning")
 
 
-# How long a preview waits for a host that may be out of reach, in seconds.
-PATIENCE_SECONDS = 2.0
-
-
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     """Reads and plans a host, compares it with the plan, and at the end takes away what killed runs left."""
 
@@ -88,7 +84,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         try:
             vms, containers = self.stack.vms(name), self.stack.containers(name)
             stack = ledger.stack_of(self.urn)
-            planned = planning.planned(name, host, vms, containers, PATIENCE_SECONDS, stack)
+            planned = planning.planned(name, host, vms, containers, planning.PATIENCE_SECONDS, stack)
         except UnreachableError as error:
             if mode == "always":
                 raise

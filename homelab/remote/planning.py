@@ -34,6 +34,8 @@ from remote_scripts.layers.initramfs import Wanted as Initramfs
 from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 from remote_scripts.layers.reboot import Boot
 
+# How long a host may be out of reach, or its API, while nothing is changed, in seconds.
+PATIENCE_SECONDS = 2.0
 # How long a VM, which may just be starting or shutting down, has to accept a connection, in seconds.
 VM_SECONDS = 5.0
 
@@ -65,6 +67,7 @@ def planned(
     containers: dict[str, Container],
     timeout: float | None = None,
     stack: str = "",
+    facts: HostFacts | None = None,
 ) -> Planned:
     """Reads `host` and plans it.
 
@@ -73,37 +76,15 @@ def planned(
     :param containers: its containers, by their names in the settings.
     :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
     :param stack: PROJECT/STACK, whose guests may lose what they have from it.
+    :param facts: a reading of the host with its guests and the kernel's log, if there is one already.
     :raises UnreachableError: as of `ssh.Session.connect`.
     :raises HomelabError: all refusals at once.
     """
     session = ssh.Session(host, timeout)
-    facts = session.read(guests=True, kernel_log=True)
-    found, refusals = judged(session, facts, name, host, vms, containers, timeout, stack)
-    raise_all(refusals)
-    assert found is not None
-    return found
-
-
-def judged(
-    session: ssh.Session,
-    facts: HostFacts,
-    name: str,
-    host: Host,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
-    timeout: float | None = None,
-    stack: str = "",
-) -> tuple[Planned | None, list[HomelabError]]:
-    """The plan of a host, and all refusals: with one, there may be no plan. Other arguments as of `planned`.
-
-    :param facts: a reading with guests and the kernel's log.
-    :raises UnreachableError: the connection was lost.
-    """
-    facts = remapping.to_be(facts, host)
+    facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
     of_host = judge_host(facts, host, vms.values())
+    raise_all(of_host.refusals)
     want = of_host.want
-    if want is None:
-        return None, of_host.refusals
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
     container_lines, container_errors = container_plan.describe(
@@ -125,29 +106,23 @@ def judged(
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
-    refusals = [*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors]
-    if refusals:
-        return None, refusals
+    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
     driver = preview.driver_to_be(name, host, facts, want, systems.get("host"))
     to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
     writing = _writing(host, want, containers.values(), values, facts, vms)
-    try:
-        *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
-    except UnreachableError:
-        raise
-    except HomelabError as error:
-        return None, [error]
+    *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
     reboot = plan.PlannedReboot(**restart)
+    if reboot.reboot != "no":
+        raise_all(ha.refused_for_restart(facts, host, vms.values()))
     remark_lines = "\n".join(
         f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
     )
     guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
-    refusals = ha.refused_for_restart(facts, host, vms.values()) if reboot.reboot != "no" else []
-    return Planned(facts, want, of_host.told, files, reboot, guests), refusals
+    return Planned(facts, want, of_host.told, files, reboot, guests)
 
 
 def _writing(

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.findings import Turn
 from homelab.host import gates, graphics, ha, options
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import Wanted
@@ -83,13 +82,11 @@ def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[li
     """The plan's lines for a VM that is there, and refusals."""
     config, judged = facts.guests.config(vm.vmid), judge_vm(seen, wish, facts)
     assert config is not None
-    met = [finding for finding in judged.findings if finding.turn is Turn.PERSON]
     return [
         _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=wish.will_run(seen.runs)),
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
-        *(f"    {remark}" for remark in judged.remarks),
-        *(f"    {finding.line}" for finding in met),
+        *(f"    {line}" for line in judged.told),
     ], judged.refusals
 
 
