@@ -70,9 +70,9 @@ class Judged:
         return [HomelabError(**finding.parts()) for finding in self.findings if finding.turn is Turn.REFUSED]
 
     @property
-    def told(self) -> list[str]:
-        """The remarks, and what a person meets: for a plan."""
-        return [*self.remarks, *(finding.line for finding in self.findings if finding.turn is Turn.PERSON)]
+    def met(self) -> list[str]:
+        """What a person meets, for a plan, a line each."""
+        return [finding.line for finding in self.findings if finding.turn is Turn.PERSON]
 
 
 def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from homelab.container import other_makers
@@ -17,7 +17,7 @@ from homelab.host.judge import judge_host
 from homelab.settings import Host, Vm
 
 
-def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Iterable[HomelabError] = ()) -> Report:
+def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Sequence[HomelabError] = ()) -> Report:
     """The report on a host: its differences from the settings, refusals, and its kernel's messages about its cards.
 
     :param vms: of the settings, on this host.
@@ -27,7 +27,9 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: I
     judged = judge_host(facts, host, vms)
     slots, _ = gates.resolve(facts, host.gpus)
     shown_slots = sorted({one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values()))
-    findings = [*judged.findings, *Finding.of(*refusals, turn=Turn.REFUSED)]
+    # That a VM has a shared card is nothing wrong, though nothing can be changed then.
+    refused = [] if facts.handover.away else Finding.of(*refusals, turn=Turn.REFUSED)
+    findings = [*judged.findings, *refused]
     findings += _for_containers(reading, host, slots)
     for name in (name for name in slots if host.gpus[name].may_leave):
         findings += cards.mapping_findings(reading, host.mapping_of(name), own=True)
@@ -41,7 +43,7 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: I
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
-        cured(findings),
+        cured(findings, refusals),
         [
             *([f"the kernel says of the IOMMU: {kernel_log.excerpt(no_iommu)}"] if no_iommu else ()),
             *judged.remarks,

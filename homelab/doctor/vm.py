@@ -164,7 +164,7 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
-    return Finding.of(*errors)
+    return Finding.of(*errors, turn=Turn.PERSON if gpu_name == _UNNAMED else Turn.REFUSED)
 
 
 def _hook(reading: Reading, vmid: int) -> list[Finding]:

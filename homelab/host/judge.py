@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Judged, Stage, Turn
@@ -22,19 +22,22 @@ class JudgedHost(Judged):
 
     want: Wanted
     """The plan; of a host that is refused, an empty one."""
+    drift: dict[str, list[str]]
+    """Layer -> its differences from the plan: what the next `up` mends, a refresh's drift."""
 
 
-def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> JudgedHost:
+def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: Wanted | None = None) -> JudgedHost:
     """What is planned for a host, and what is judged of it.
 
-    :param facts: with the kernel's log.
     :param vms: of this host.
+    :param planned: the plan of an earlier run, of which the settings may have lost cards; by default it is theirs.
     """
     met = Finding.of(*_sunk(facts, host), *_lost_partitions(facts))
     try:
-        want = plan.wanted(facts, host, vms)
+        want = planned or plan.wanted(facts, host, vms)
     except HomelabError as error:
-        return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []))
+        return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []), {})
+    want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
     drift = plan.drift(facts, want)
     lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
     differs = HomelabError(
@@ -47,7 +50,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Judged
     if not any(drift[layer] for layer in _OF_THE_BOOT):
         findings += Finding.of(*plan.verify(facts, host, want))
     slots = {name: card["slot"] for name, card in want.gpus.items()}
-    return JudgedHost([*findings, *met], gates.remarks(facts, host, slots), want)
+    return JudgedHost([*findings, *met], gates.remarks(facts, host, slots), want, drift)
 
 
 # State in which a handover has stopped -> why it matters, and what to do.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host import plan
+from homelab.host.judge import judge_host
 from homelab.later import later
 from homelab.properties import mark_of, strings
 from homelab.provider.base import Work, raised
@@ -42,10 +43,13 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
         want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})
-        drift = plan.drift(facts, want)
+        judged = judge_host(facts, self.host(inputs), planned=want)
+        drift = judged.drift
         for layer, differences in drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
+        for line in judged.met:
+            tell(f"{inputs.host}: note: {line}")
         drifted = {layer for layer, differences in drift.items() if differences}
         generation = raised(outputs.generation, drifted, drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))

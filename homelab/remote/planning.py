@@ -83,7 +83,7 @@ def planned(
     session = ssh.Session(host, timeout)
     facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
     of_host = judge_host(facts, host, vms.values())
-    raise_all(of_host.refusals)
+    raise_all(of_host.refusals or handover.refused(facts))
     want = of_host.want
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
@@ -105,7 +105,7 @@ def planned(
     # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-    handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
+    handover_errors = gates.without_hook(facts, host, slots, vms_with_hook)
     raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
@@ -122,7 +122,7 @@ def planned(
         f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
     )
     guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
-    return Planned(facts, want, of_host.told, files, reboot, guests)
+    return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
 
 
 def _writing(

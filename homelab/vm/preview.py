@@ -86,7 +86,7 @@ def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[li
         _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=wish.will_run(seen.runs)),
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
-        *(f"    {line}" for line in judged.told),
+        *(f"    {line}" for line in (*judged.remarks, *judged.met)),
     ], judged.refusals
 
 

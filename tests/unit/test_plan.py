@@ -189,11 +189,6 @@ WORDS = plan.wanted(desktop(), settings()).words
             "nodes",
             "homelab-nvidia-nodes.service is not enabled",
         ),
-        (
-            {"iommu": {"tables": ["IVRS"], "groups": 0, "kernel_log": ""}},
-            "boot",
-            "the running kernel has no IOMMU group",
-        ),
         *(({"rolled_back": "boot 1 was not confirmed"}, layer, "boot 1 was") for layer in ("boot", "iommu", "vfio")),
     ],
 )
@@ -209,10 +204,6 @@ def test_what_another_layer_has_lost_or_never_had_is_no_drift_of_this_one() -> N
     managed = [changed, nodes, *asdict(bound())["managed"]]
     found = plan.drift(bound(managed=managed, nvidia={"nodes_enabled": True}), want)
     assert {layer: lines for layer, lines in found.items() if lines} == {"iommu": ["/etc/x was changed by hand"]}
-    # Nobody needs groups where no card leaves the host.
-    stays = plan.wanted(desktop(), settings({"gpu": {"match": "10de:2b85", "use": "host"}}))
-    without = bound(iommu={"tables": ["IVRS"], "groups": 0, "kernel_log": ""})
-    assert plan.drift(without, stays)["boot"] == []
 
 
 def test_a_card_that_stays_is_not_verified_for_a_vm() -> None:
