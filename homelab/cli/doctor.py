@@ -21,7 +21,7 @@ from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError
 from homelab.nvidia import compatibility
 from homelab.remote import diagnosis, planning
 from homelab.settings import Container, Host, Vm
@@ -92,13 +92,7 @@ def _judged(
 ) -> tuple[dict[str, Vm], dict[str, Container], list[HomelabError]]:
     """The guests of the settings on a host, and what a preview of it refuses."""
     vms, containers = guests_on(file.guests(), name, host, reading.facts)
-    try:
-        planning.planned(name, host, vms, containers, planning.PATIENCE_SECONDS, _noted(file), reading.facts)
-    except UnreachableError:
-        raise
-    except HomelabError as error:
-        return vms, containers, [error]
-    return vms, containers, []
+    return vms, containers, planning.judged(name, host, vms, containers, _noted(file), reading.facts)[1]
 
 
 def _noted(file: stack.StackFile) -> str:

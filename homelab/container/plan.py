@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
-from homelab.host import gates, ha, released
+from homelab.host import gates, ha
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
-from homelab.host.plan import Wanted
+from homelab.host.facts import CardUser, GuestConfig, HostFacts
+from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Vm
 from homelab.vm.plan import UNFINISHED, others_waiting, restart_carries_out
@@ -70,7 +70,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
         name = f"gpus.{gpu_names[device.slot]}, " if device.slot in gpu_names else ""
         card_users = facts.users_of(device.slot, node)
         users = ", ".join(str(user) for user in card_users)
-        if device.driver == "vfio-pci" and not _returns_to_driver(device.slot, facts, want):
+        if device.driver == "vfio-pci" and not returns_to_driver(device.slot, facts, want):
             unavailable[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
         elif (
             users
@@ -82,7 +82,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     numbers_now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
     staying_slots = [device.slot for device in graphics if device.slot not in unavailable]
     leaves = any(slot in numbers_now for slot in _slots_of_use(want, "vm"))
-    returns = any(_returns_to_driver(slot, facts, want) for slot in staying_slots)
+    returns = any(returns_to_driver(slot, facts, want) for slot in staying_slots)
     comes = any(slot not in numbers_now for slot in staying_slots) and (driver_comes or returns)
     if not leaves and not comes:
         return DriverCards(
@@ -114,15 +114,6 @@ def _slots_of_use(want: Wanted, use: str) -> list[str]:
     :param use: `vm`, `lxc`, `host` or `shared`.
     """
     return [card["slot"] for card in want.gpus.values() if card["use"] == use]
-
-
-def _returns_to_driver(slot: str, facts: HostFacts, want: Wanted) -> bool:
-    """Whether the settings give a card back to the host's driver that this program has bound to vfio-pci, or whose
-    binding by hand it takes over."""
-    bound_slots = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
-    takes_over = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
-    stays = any(card["slot"] == slot and card["use"] != "vm" for card in want.gpus.values())
-    return stays and (slot in bound_slots or takes_over)
 
 
 def numbers(

@@ -131,6 +131,21 @@ def _needed(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[
     return [device for device in functions if device.address in needed]
 
 
+def returns_to_driver(slot: str, facts: HostFacts, want: Wanted) -> bool:
+    """Whether the settings give a card back to the host's driver that this program has bound to vfio-pci, or whose
+    binding by hand it takes over."""
+    bound_slots = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
+    takes_over = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
+    stays = any(card["slot"] == slot and card["use"] != "vm" for card in want.gpus.values())
+    return stays and (slot in bound_slots or takes_over)
+
+
+def driver_after(device: Device, facts: HostFacts, want: Wanted) -> str:
+    """The driver of a card's function once the plan is carried out."""
+    is_released = device.driver == "vfio-pci" and returns_to_driver(device.slot, facts, want)
+    return "vfio-pci" if device.address in want.functions else "the host's driver" if is_released else device.driver
+
+
 def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:
     """Whether Proxmox VE is told to leave the driver of a card alone (`driver: keep`): the card is handed over, and
     this Proxmox VE knows the option. Then only the handover unbinds it."""
@@ -427,11 +442,9 @@ def describe(
     for gpu, card in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
         for device in facts.functions(card["slot"]):
-            driver_after = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
+            drivers = f"{device.driver or 'no driver'} -> {driver_after(device, facts, want) or 'no driver'}"
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
-            lines.append(
-                f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {driver_after}{by_hand}"
-            )
+            lines.append(f"    {device.address} [{device.id}] {drivers}{by_hand}")
         lines += [f"    {line}" for line in _groups(facts, card["slot"])]
         reset_methods = resets.described(facts, facts.functions(card["slot"]))
         lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []

@@ -125,6 +125,21 @@ def planned(
     return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
 
 
+def judged(
+    name: str, host: Host, vms: dict[str, Vm], containers: dict[str, Container], stack: str, facts: HostFacts
+) -> tuple[Planned | None, list[HomelabError]]:
+    """The plan of a host, or what it refuses; arguments as of `planned`.
+
+    :raises UnreachableError: the connection was lost.
+    """
+    try:
+        return planned(name, host, vms, containers, PATIENCE_SECONDS, stack, facts), []
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        return None, [error]
+
+
 def _writing(
     host: Host,
     want: plan.Wanted,

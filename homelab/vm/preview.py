@@ -98,19 +98,30 @@ def of_leaving(
     :param wanted: ids of those that the settings have.
     """
     lines, errors = list[str](), list[HomelabError]()
-    for config in sorted(facts.guests.configs, key=lambda config: config.id):
-        owners_stack, _, name = facts.note_of(config.id).owner.rpartition("/")
-        if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack:
-            change = change_to(seen_of(facts, config.id), Wish(name, config.id, []))
-            running = config.id in facts.guests.running
-            lines += [_head(name, config, changed=bool(change), running=running, will_run=running)]
-            lines += [f"    {step}" for step in changes(change, config.options)]
-            lines.append(
-                f"    {'vms' if kind is VM else 'containers'}.{name} isn't in the settings any more: the {kind.label} "
-                "has back what it was before; one that was made here is removed, unless it is protected"
-            )
-            errors += ha.refused_to_change(facts, kind, config.id) if change else []
+    for name, config, change in leaving(facts, kind, wanted, stack):
+        running = config.id in facts.guests.running
+        lines += [_head(name, config, changed=bool(change), running=running, will_run=running)]
+        lines += [f"    {step}" for step in changes(change, config.options)]
+        lines.append(
+            f"    {'vms' if kind is VM else 'containers'}.{name} isn't in the settings any more: the {kind.label} "
+            "has back what it was before; one that was made here is removed, unless it is protected"
+        )
+        errors += ha.refused_to_change(facts, kind, config.id) if change else []
     return lines, errors
+
+
+def leaving(
+    facts: HostFacts, kind: Kind, wanted: Collection[int], stack: str
+) -> list[tuple[str, GuestConfig, dict[str, str | None]]]:
+    """These guests by their ids: each one's name in the settings that had it, and what is changed in it; the arguments
+    as of `of_leaving`.
+    """
+    noted = [(config, facts.note_of(config.id).owner.rpartition("/")) for config in facts.guests.configs]
+    return [
+        (name, config, change_to(seen_of(facts, config.id), Wish(name, config.id, [])))
+        for config, (owners_stack, _, name) in sorted(noted, key=lambda one: one[0].id)
+        if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack
+    ]
 
 
 def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:

@@ -14,6 +14,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.host import facts, gates, plan
 from homelab.settings import Vm
+from homelab.show import reading, tree
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
 from lab.listing import scenario_from_listing
@@ -225,3 +226,15 @@ def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: P
     strange = replace(found, iommu=dataclasses.replace(found.iommu, kernel_log="AMD-Vi: not available"))
     host = settings({"gpu": {"address": "03:00", "allowConsole": True}})
     assert plan.wanted(strange, host).iommu_words == "intel_iommu=on iommu=pt"
+
+
+def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path) -> None:
+    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", "two-vms-in-turn.yaml"))))
+    assert machine.boot("start").comes_up
+    found = read(machine)
+    host = settings({"gpu": {"match": "1002:744c", "mapping": "rx7900xt", "allowConsole": True}})
+    guest = Vm.model_validate({"host": "forge", "vmid": 101, "gpus": [{"gpu": "gpu", "takeOver": True}]})
+    now, want = reading.of_reading(found, host, "forge"), plan.wanted(found, host, [guest])
+    then, _ = reading.after(now, found, host, want, {"ai": guest}, {}, "p/s")
+    guests = [one.line for one in tree.of_host("forge", now, then).walk() if one.kind == "guest"]
+    assert guests == ["VM 101 (ai)", "VM 105 (arcade)"]

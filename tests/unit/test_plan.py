@@ -297,6 +297,12 @@ def test_the_plan_says_after_which_node_this_one_restarts(decision: str, said: b
     assert "; after" not in plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)))
 
 
+def test_the_plan_says_that_a_card_goes_back_to_its_driver() -> None:
+    host = settings({"gpu": {"match": "10de:2b85", "use": "lxc"}})
+    text = plan.describe("pve", bound(), host, plan.wanted(bound(), host), reboot("yes", ("a",)))
+    assert "0000:01:00.0 [10de:2b85] vfio-pci -> the host's driver" in text
+
+
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     facts = bound(cmdline=cmdline(f"quiet {WORDS}", others="quiet"))
     text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()), reboot())
