@@ -10,7 +10,7 @@ from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage
 from homelab.host import kernel_log
 from homelab.host.devices import Device
-from homelab.nvidia.symptoms import recognise
+from homelab.symptoms import recognise
 from remote_scripts.shared.properties import overlap
 from remote_scripts.shared.properties import parse as parse_properties
 from remote_scripts.shared.symptoms import Context
@@ -47,10 +47,7 @@ def holders(reading: Reading, slot: str) -> list[str]:
 
 def table(reading: Reading, slots: list[str]) -> Table:
     """Every function of these cards."""
-    rows = []
-    for slot in slots:
-        for device in reading.facts.functions(slot):
-            rows.append(_row(reading, device, slot))
+    rows = [_row(reading, device, slot) for slot in slots for device in reading.facts.functions(slot)]
     return Table("cards", COLUMNS, rows)
 
 

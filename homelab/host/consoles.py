@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,17 +38,13 @@ class KernelRange(BaseModel):
         return remapping.release(self.first) <= remapping.release(kernel) < remapping.release(self.before)
 
 
-class ConsoleRow(BaseModel):
+class ConsoleRow(tables.SourcedRow):
     """A row of consoles.yaml: whether a kernel frees the memory of a card of this class (`code`: the beginning of a
     class code) by itself (`frees`), with the word NO_FRAMEBUFFER (`word`), or never (`nothing`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kernel: KernelRange
     code: str = Field(alias="class")
     verdict: Literal["frees", "word", "nothing"]
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report"]
 
 
 @functools.cache

@@ -558,24 +558,20 @@ def _unknown_carrier_error(
 
 def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
     """A gate: no card that stays with the host is in the group of a card that a VM gets."""
-    errors = []
-    staying_slots = {name: slot for name, slot in slots.items() if not gpus[name].may_leave}
-    for name, slot in slots.items():
-        if not gpus[name].may_leave:
-            continue
-        group_addresses = {device.address for device in facts.others_in_group(slot)}
-        for other_name, other_slot in staying_slots.items():
-            if group_addresses & {device.address for device in facts.functions(other_slot)}:
-                errors.append(
-                    HomelabError(
-                        wanted=f"gpus.{other_name} ({facts.card(other_slot)}) with the host "
-                        f"(use: {gpus[other_name].use}) while a VM has gpus.{name} ({facts.card(slot)})",
-                        found=f"both are in one {predicted(facts)}IOMMU group",
-                        why=f"a VM's start with {name} takes every device of the group from the host, {other_name} too",
-                        next="put one of them into another slot, or give both to the same VM",
-                    )
-                )
-    return errors
+    return [
+        HomelabError(
+            wanted=f"gpus.{other_name} ({facts.card(other_slot)}) with the host (use: {gpus[other_name].use}) while a "
+            f"VM has gpus.{name} ({facts.card(slot)})",
+            found=f"both are in one {predicted(facts)}IOMMU group",
+            why=f"a VM's start with {name} takes every device of the group from the host, {other_name} too",
+            next="put one of them into another slot, or give both to the same VM",
+        )
+        for name, slot in slots.items()
+        for other_name, other_slot in slots.items()
+        if gpus[name].may_leave
+        and not gpus[other_name].may_leave
+        and any(device in facts.functions(other_slot) for device in facts.others_in_group(slot))
+    ]
 
 
 def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:

@@ -2,19 +2,19 @@
 
 A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it
 is about the link, bridges above them. The lines are in a reading (facts.py), and homelab/messages.py makes messages
-of them. homelab/nvidia/symptoms.py recognises the messages of NVIDIA's driver. Pure.
+of them. homelab/symptoms.py recognises the messages of NVIDIA's driver. Pure.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator
 
 from homelab import tables
 from homelab.errors import HomelabError
@@ -23,8 +23,9 @@ from homelab.messages import Message, messages, shown
 from remote_scripts.shared.symptoms import compiled
 
 # In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
-# homelab/nvidia/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
+# homelab/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
 OF_MODULES = "NVRM|nvidia|nouveau|unsigned module|module with unavailable key"
+_DATA = Path(__file__).with_suffix(".yaml")
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
 _LONGEST = 240
@@ -48,24 +49,23 @@ def _compiles(value: str) -> str:
 Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
-class Sign(BaseModel):
-    """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _MessageRow(tables.SourcedRow):
     name: str
     pattern: Pattern
+    why: str
+    next: str
+    hides: tuple[str, ...] = ()
+
+
+class Sign(_MessageRow):
+    """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
+
     of: Literal["card", "port", "host"]
     cured: Pattern | None = None
     same: Pattern | None = None
     wanted: str
-    why: str
-    next: str
     stops: bool = True
     harmless: bool = False
-    hides: tuple[str, ...] = ()
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report", "unconfirmed"]
 
     def part(self, text: str) -> tuple[list[str], str]:
         """The addresses that a message names, and the part of the device (`same`)."""
@@ -73,20 +73,11 @@ class Sign(BaseModel):
         return addresses_in(text), match[0] if match else ""
 
 
-class StartSign(BaseModel):
+class StartSign(_MessageRow):
     """A row of `starts` in kernel_log.yaml: a message of Proxmox VE or QEMU when a VM doesn't start with a card, or
     (`lost`) when the card is lost though the VM starts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    pattern: Pattern
-    why: str
-    next: str
     lost: bool = False
-    hides: tuple[str, ...] = ()
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report", "unconfirmed"]
 
 
 @dataclass(frozen=True)
@@ -107,17 +98,13 @@ class Trouble:
 @functools.cache
 def signs() -> tuple[Sign, ...]:
     """All rows of `signs`, in the order of messages to the user."""
-    return tuple(Sign.model_validate(row) for row in _data()["signs"])
+    return tuple(Sign.model_validate(row) for row in tables.read(_DATA)["signs"])
 
 
 @functools.cache
 def start_signs() -> tuple[StartSign, ...]:
     """All rows of `starts`."""
-    return tuple(StartSign.model_validate(row) for row in _data()["starts"])
-
-
-def _data() -> Any:
-    return tables.read(Path(__file__).with_suffix(".yaml"))
+    return tuple(StartSign.model_validate(row) for row in tables.read(_DATA)["starts"])
 
 
 @functools.cache
@@ -148,7 +135,9 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
         name,
         rows,
         lambda row: [
-            message for message in log_messages if _names_card(message.text, card_addresses, bridges, row.of == "port")
+            message
+            for message in log_messages
+            if _names_card(message.text, card_addresses, bridges if row.of == "port" else ())
         ],
     )
 
@@ -186,7 +175,7 @@ def of_iommu(lines: Iterable[str]) -> list[str]:
 
 def driver_messages(facts: HostFacts, functions: Iterable[str]) -> str:
     """The messages of NVIDIA's driver since it was last loaded that name a card, or none: for
-    homelab/nvidia/symptoms.py.
+    homelab/symptoms.py.
 
     :param functions: addresses of the card's functions.
     """
@@ -199,10 +188,7 @@ def driver_messages(facts: HostFacts, functions: Iterable[str]) -> str:
             message
             for message in messages("\n".join(since_loaded(facts.kernel_log)))
             if compiled(OF_MODULES).search(message.text)
-            and (
-                _names_card(message.text, card_addresses, set(), with_ports=False)
-                or (nameless and not addresses_in(message.text))
-            )
+            and (_names_card(message.text, card_addresses) or (nameless and not addresses_in(message.text)))
         ]
     )
 
@@ -243,16 +229,14 @@ def addresses_in(text: str) -> list[str]:
     return addresses
 
 
-def _names_card(text: str, card_addresses: set[str], bridges: set[str], with_ports: bool) -> bool:
-    slots = {address.rpartition(".")[0] for address in card_addresses}
+def _names_card(text: str, card_addresses: set[str], bridges: Collection[str] = ()) -> bool:
+    """Whether a message is about a card: it has addresses, all of them the card's.
+
+    :param bridges: those above the card, for a message of a port; it also has the address of the device behind it.
+    """
+    slots = (address.rpartition(".")[0] for address in card_addresses)
     addresses = addresses_in(text)
-    if not addresses:
-        return False
-    is_of_card = [address in card_addresses or address in slots for address in addresses]
-    if not with_ports:
-        return all(is_of_card)
-    # A message of a port also has the address of the device behind it.
-    return all(is_card or address in bridges for is_card, address in zip(is_of_card, addresses, strict=True))
+    return bool(addresses) and {*card_addresses, *slots, *bridges}.issuperset(addresses)
 
 
 def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal
 
 from homelab import tables
 from homelab.errors import HomelabError
@@ -16,24 +14,14 @@ from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 
 
-class ResetRow(BaseModel):
+class ResetRow(card_ids.CardRow):
     """A row of resets.yaml, which explains the keys: cards of one kind, and the trouble of their resets."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    ids: tuple[card_ids.Ids, ...] = Field(min_length=1)
     verdict: Literal["warn", "refuse"]
     unless: str | None = None
     only_with: str | None = None
     why: str
     next: str
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report"]
-
-    def has(self, device: Device) -> bool:
-        """Whether the row is for this function."""
-        return card_ids.names(self.ids, device)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log
 from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_signs
 from homelab.messages import messages
-from homelab.nvidia.symptoms import recognise, symptoms
+from homelab.symptoms import recognise, symptoms
 from remote_scripts.shared.symptoms import Context, Symptom, compiled
 from tests.conftest import shared
 from tests.unit.hosts import desktop
@@ -51,11 +51,8 @@ def of_signs(text: str) -> list[str]:
     return [row.name for row in signs() if any(one.error.wanted == f"x: {row.wanted}" for one in told)]
 
 
-def of_starts(text: str) -> list[str]:
-    return [row.name for row in of_start(text)]
-
-
-ASKED: dict[str, Callable[[str], list[str]]] = {"nvidia": of_symptoms, "kernel": of_signs, "start": of_starts}
+ASKED: dict[str, Callable[[str], list[str]]] = {"nvidia": of_symptoms, "kernel": of_signs}
+ASKED["start"] = lambda text: [row.name for row in of_start(text)]
 
 # -- how it was printed -------------------------------------------------------------------------------------------------------------
 STAMPS = {
