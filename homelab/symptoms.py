@@ -44,12 +44,14 @@ def packed() -> str:
     return json.dumps([row for row in tables.read(_TABLE)["symptoms"] if _MET_BY_LAYERS.search(row["where"])])
 
 
-def recognise(text: str, context: Context | None = None) -> list[HomelabError]:
+def recognise(text: str, context: Context | None = None, beside: str = "") -> list[HomelabError]:
     """The errors behind an output of nvidia-smi, apt, dkms, CUDA or docker, or the kernel log; empty without a symptom.
 
     :param text: output or log, of any length; each error quotes it.
+    :param beside: further output of the same system, whose symptoms hide what only repeats their cause.
     """
     log, context = Log(text), context or Context()
-    found = found_in(symptoms(), log.text, context)
+    hidden = {name for row, _ in found_in(symptoms(), Log(beside).text, context) for name in row.hides}
+    found = [pair for pair in found_in(symptoms(), log.text, context) if pair[0].name not in hidden]
     answers = (row.answer(match, log.quote(match, QUOTED_CHARACTERS), context) for row, match in found)
     return [HomelabError(wanted=wanted, found=said, why=why, next=step) for wanted, said, why, step in answers]

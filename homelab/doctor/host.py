@@ -24,15 +24,16 @@ def diagnose(reading: Reading, host: Host) -> Report:
     shown_slots = sorted(slot_set)
     findings = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
     findings += _handed_over(reading, host)
-    log_findings, remarks = cards.log_findings(reading, shown_slots, of_host=host.gives_cards)
-    findings += log_findings
-    findings += _boot(reading)
+    names = {slot: f"gpus.{name}" for name, slot in slots.items()}
+    of_log = {names.get(slot, slot): slot for slot in shown_slots}
+    log_findings, remarks = cards.log_findings(reading, of_log, of_host=host.gives_cards)
+    findings += [*log_findings, *_boot(reading)]
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
-        findings,
+        list(dict.fromkeys(findings)),  # what the log says of a card may be a refusal, too
         [
             *_notes(reading),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),

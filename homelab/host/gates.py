@@ -369,11 +369,10 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     ]
 
 
-def resettable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: the card answers, and no reset is known to break it."""
-    lost_addresses = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
-    errors = [kernel_log.lost(f"gpus.{name}", lost_addresses)] if lost_addresses else []
-    return errors + resets.refused(facts, f"gpus.{name}", slot)
+def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: the card answers and has its memory, without which no driver and no guest can use it."""
+    addresses = [device.address for device in facts.functions(slot)]
+    return [trouble.error for trouble in kernel_log.of_card(facts, f"gpus.{name}", addresses) if trouble.lasts]
 
 
 def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
@@ -872,7 +871,8 @@ LEAVING = (
     divided,
     options.migratable,
     graphics.rebound,
-    resettable,
+    usable,
+    resets.refused,
     grouped,
     isolation,
     vital,
@@ -882,7 +882,7 @@ LEAVING = (
 )
 GIVEN = (*LEAVING, graphics.unstarted, containers)
 HANDED_OVER = (handed_over, *LEAVING)
-STAYING = (out_of_vms,)
+STAYING = (out_of_vms, usable)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)
 
@@ -890,7 +890,11 @@ VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remappi
 def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     """Remarks on the cards, which refuse nothing: a sentence each."""
     vm_slots = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
+    cards = {f"gpus.{name}": [device.address for device in facts.functions(slot)] for name, slot in slots.items()}
+    # What the kernel says of the host's IOMMU as a whole is judged by what the host has.
+    troubles = kernel_log.troubles(facts, facts.cluster.node, cards, with_host=False)
     return [
+        *(trouble.remark for trouble in troubles if not trouble.harmless),
         *remapping.remarks(facts, host, slots),
         *(remark for name, slot in vm_slots.items() for remark in _card_remarks(facts, host, name, slot)),
         *_keyboard_remarks(facts, vm_slots),

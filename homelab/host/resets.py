@@ -12,6 +12,7 @@ from homelab.errors import HomelabError
 from homelab.host import card_ids
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
+from homelab.settings import Gpu
 
 
 class ResetRow(card_ids.CardRow):
@@ -88,14 +89,14 @@ def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
 
 
-def refused(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
-    """The refusal of a card that a reset is known to break."""
+def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: no reset is known to break the card."""
     row = row_of(facts, facts.functions(slot))
     if row is None or row.verdict != "refuse":
         return []
     return [
         HomelabError(
-            wanted=f"{name} ({facts.card(slot)}) for a VM, which resets it at each start",
+            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
             found=f"it is a card of the kind {row.name}",
             why=f"{row.why} ({row.source})",
             next=row.next,

@@ -155,10 +155,11 @@ def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
 
 def kernel_errors(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
     """Errors in the kernel's log about the cards since the boot; what need not stop the run is told as a note."""
-    troubles = kernel_log.of_host(facts, name) if want.functions else []
-    for gpu, card in want.gpus.items():
-        functions = [function["address"] for function in card["functions"]]
-        troubles += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
+    cards = {
+        f"{name}, gpus.{gpu}": [function["address"] for function in card["functions"]]
+        for gpu, card in want.gpus.items()
+    }
+    troubles = kernel_log.troubles(facts, name, cards, with_host=bool(want.functions))
     for trouble in troubles:
         if not trouble.stops:
             tell(f"{name}: note: {trouble.remark}")

@@ -69,7 +69,7 @@ def planned(
     :raises HomelabError: all refusals at once.
     """
     session = ssh.Session(host, timeout)
-    facts = remapping.to_be(session.read(guests=True), host)
+    facts = remapping.to_be(session.read(guests=True, kernel_log=True), host)
     want = plan.wanted(facts, host, vms.values())
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
