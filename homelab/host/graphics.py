@@ -163,14 +163,14 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     ]
 
 
-def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, legacy_igd: bool) -> list[str]:
+def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool, legacy_igd: bool) -> list[str]:
     """Remarks on a card's ROM, which a VM without a ROM file may lack or find changed: a sentence each.
 
     :param name: of the settings.
     """
     functions = facts.functions(slot)
     display = next((device for device in functions if device.is_display and not device.physfn), None)
-    if display is None or romfile or legacy_igd:
+    if display is None or has_file or legacy_igd:
         return []
     for row in data().roms:
         if row.has(display):
@@ -190,7 +190,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
         return [
             f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the "
             "VM shows nothing on it, docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make a file of it "
-            "for romfile; best while another card is the host's screen"
+            "for romfile"
         ]
     return []
 

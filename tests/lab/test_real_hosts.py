@@ -193,6 +193,21 @@ def test_a_second_option_whose_mapping_was_removed_is_told_before_anything_is_do
     assert "or take the option out: `qm set 100 --delete hostpci1`" in text
 
 
+@pytest.mark.parametrize(
+    ("case", "gpus"),
+    [
+        ("two-vms-in-turn", {"gpu": {"address": "2f:00"}}),
+        ("two-cards-one-vm", {"first": {"address": "01:00"}, "second": {"address": "21:00"}}),
+        ("two-cards-one-vm", {"first": {"address": "01:00"}}),
+    ],
+)
+def test_no_card_that_goes_to_a_vm_is_to_be_the_screen(tmp_path: Path, case: str, gpus: dict[str, Any]) -> None:
+    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", f"{case}.yaml"))))
+    assert machine.boot("start").comes_up
+    (error,) = gates.check(read(machine), settings(gpus))[1]
+    assert error.next.startswith(f"accept it with gpus.{next(iter(gpus))}.allowConsole: true")
+
+
 @pytest.mark.parametrize("nvidia", [{}, {"nvidia": {}}])
 def test_a_card_whose_memory_has_no_room_is_refused_before_a_driver_gets_it(
     tmp_path: Path, nvidia: dict[str, Any]
