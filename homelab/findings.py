@@ -80,6 +80,9 @@ def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) ->
 
     :param refusals: what else a preview refuses.
     """
-    found = list(dict.fromkeys(findings))
+    by_text: dict[tuple[str, str], Finding] = {}
+    for one in findings:
+        by_text.setdefault((one.found, one.next), one)
+    found = [*by_text.values()]
     first = Finding.of(*refusals, turn=Turn.REFUSED) + [one for one in found if one.turn is Turn.REFUSED]
     return [replace(one, next=first[0].next) if first and one.turn is Turn.UP else one for one in found]

@@ -55,7 +55,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     hosts = parse(values).hosts if values.get("hosts") else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
-    facts = ssh.read(entry.host, guests=True, lspci=True)
+    facts = ssh.read(entry.host, guests=True, lspci=True, kernel_log=True)
     node = facts.cluster.node or "pve"
     name = entry.name or init_cards.key_of(node, hosts, "pve")
     say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{facts.cluster.described}")

@@ -146,6 +146,7 @@ def _notes(case: Case) -> list[str]:
             f"{', '.join(open_anyway)} can be opened although no line allows it: lxc takes the device rules from "
             "unprivileged containers, on some releases"
         )
+    notes += case.log[1]
     extra = [row.path for row in case.rows if row.entry is None and row.seen and is_gpu(row.path)]
     if extra:
         notes.append(f"inside until the next restart, not by this configuration: {', '.join(extra)}")
@@ -157,8 +158,8 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     before = [finding for finding in findings if finding.stage < Stage.RESTART]
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
-    # `pulumi up` restarts it by itself.
-    if case.container.running and any(finding.next != case.up for finding in before):
+    # `pulumi up` restarts it by itself; what the host's log has is mended by no restart of it.
+    if case.container.running and any(finding.next != case.up for finding in before if finding not in case.log[0]):
         restart = [restart_step(case)]
     return [*in_order(before), *restart, *in_order(after)]
 

@@ -15,6 +15,7 @@ NO_DRIVER = "No such device or address"
 def findings(case: Case) -> list[Finding]:
     """Every one, the host's first."""
     return [
+        *case.log[0],
         *host_nodes.findings(case),
         *configuration.findings(case),
         *(starts.findings(case.reading, case.container.id, case.name) if case.container.running is False else ()),

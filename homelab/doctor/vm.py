@@ -56,7 +56,7 @@ def diagnose(
     judged = _judged(reading, vmid, host, vms or {}, stack)
     findings, notes = [*findings, *judged.findings], [*judged.remarks]
     if slots:
-        of_log, remarks = cards.log_findings(reading, slots, of_host=True)
+        of_log, remarks = cards.log_findings(reading, {slot: slot for slot in slots}, of_host=True)
         findings += of_log
         notes += remarks
     if pending := _pending(reading, vmid):

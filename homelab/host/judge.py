@@ -32,7 +32,13 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
     :param vms: of this host.
     :param planned: the plan of an earlier run, of which the settings may have lost cards; by default it is theirs.
     """
-    met = Finding.of(*_sunk(facts, host), *_lost_partitions(facts))
+    slots, _ = gates.resolve(facts, host.gpus)
+    cards = {f"gpus.{name}": [one.address for one in facts.functions(slot)] for name, slot in slots.items()}
+    # What the kernel says of the host's IOMMU as a whole is judged by what the host has.
+    troubles = kernel_log.troubles(facts, facts.cluster.node, cards, with_host=False)
+    met = Finding.of(
+        *_sunk(facts, host), *_lost_partitions(facts), *(one.error for one in troubles if not one.harmless)
+    )
     try:
         want = planned or plan.wanted(facts, host, vms)
     except HomelabError as error:
@@ -49,8 +55,19 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
     findings = Finding.of(differs, stage=Stage.CONFIGURATION, turn=Turn.UP) if lines else []
     if not any(drift[layer] for layer in _OF_THE_BOOT):
         findings += Finding.of(*plan.verify(facts, host, want))
-    slots = {name: card["slot"] for name, card in want.gpus.items()}
-    return JudgedHost([*findings, *met], gates.remarks(facts, host, slots), want, drift)
+    remarks = [*gates.remarks(facts, host, slots), *(one.remark for one in troubles if one.harmless)]
+    return JudgedHost([*findings, *met], remarks, want, drift)
+
+
+def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[list[HomelabError], list[str]]:
+    """The verification after a boot: what isn't as planned, and what need not stop the run, a sentence each.
+
+    :param name: the host's, for messages.
+    """
+    cards = {f"{name}, gpus.{gpu}": [one["address"] for one in card["functions"]] for gpu, card in want.gpus.items()}
+    troubles = kernel_log.troubles(facts, name, cards, with_host=bool(want.functions))
+    errors = [*plan.verify(facts, host, want), *(one.error for one in troubles if one.stops)]
+    return errors, [one.remark for one in troubles if not one.stops]
 
 
 # State in which a handover has stopped -> why it matters, and what to do.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, kernel_log, names, plan
 from homelab.host.facts import HostFacts
+from homelab.host.judge import verified
 from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
 from homelab.remote import guard, scripts, ssh
@@ -117,7 +118,10 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
         if card["use"] in ("lxc", "host"):
             for remark in gates.unknown_binding_remarks(facts, gpu, card["slot"]):
                 tell(f"{name}: note: {remark}")
-    raise_all([*plan.verify(facts, host, want), *kernel_errors(facts, name, want)])
+    errors, remarks = verified(facts, host, name, want)
+    for remark in remarks:
+        tell(f"{name}: note: {remark}")
+    raise_all(errors)
     return facts
 
 
@@ -159,18 +163,6 @@ def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
         tell(f"{name}: started again what ran before the reboot: {', '.join(answer['started'])}")
     for line in answer["off"]:
         tell(f"{name}: note: {line}")
-
-
-def kernel_errors(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
-    """Errors in the kernel's log about the cards since the boot; what need not stop the run is told as a note."""
-    troubles = kernel_log.of_host(facts, name) if want.functions else []
-    for gpu, card in want.gpus.items():
-        functions = [function["address"] for function in card["functions"]]
-        troubles += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
-    for trouble in troubles:
-        if not trouble.stops:
-            tell(f"{name}: note: {trouble.remark}")
-    return [trouble.error for trouble in troubles if trouble.stops]
 
 
 def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:

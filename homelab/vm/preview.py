@@ -69,7 +69,10 @@ def describe(
         for use in vm.gpus:
             if use.gpu in want.gpus:
                 slot = want.gpus[use.gpu]["slot"]
-                remarks = graphics.rom_remarks(facts, use.gpu, slot, romfile=use.romfile, legacy_igd=use.legacy_igd)
+                # Its owner's option may name one, which it keeps.
+                its_options = facts.options_of(slot, vm.vmid, facts.cluster.node).values()
+                has_file = bool(use.romfile) or any("romfile" in option for option in its_options)
+                remarks = graphics.rom_remarks(facts, use.gpu, slot, has_file=has_file, legacy_igd=use.legacy_igd)
                 if use.legacy_igd:
                     errors += graphics.legacy(facts, f"gpus.{use.gpu}", slot)
                     remarks = [*remarks, *graphics.legacy_remarks(facts, use.gpu, slot)]

@@ -100,6 +100,28 @@ def capture(name: str) -> tuple[str, dict[str, str]]:
     return (folder / "lxc_conf.txt").read_text(encoding="utf-8"), nodes
 
 
+@pytest.mark.parametrize(
+    ("line", "conf", "told"),
+    [
+        ("[9.1] NVRM: RmInitAdapter failed! (0x22:0x56:894)", DEVICE_LINES, True),
+        ("[9.1] vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", DEVICE_LINES, True),
+        ("[9.1] vfio-pci 0000:03:00.0: not ready 65535ms after FLR; giving up", DEVICE_LINES, False),
+        ("[9.1] vfio-pci 0000:0b:00.0: not ready 65535ms after FLR; giving up", DEVICE_LINES, False),
+        ("[9.1] amdgpu 0000:0b:00.0: not ready 65535ms after resume; giving up", "dev0: /dev/dri/renderD129\n", True),
+        # It may be the card of the number that none has now.
+        ("[9.1] vfio-pci 0000:03:00.0: not ready 65535ms after FLR; giving up", "dev0: /dev/nvidia1\n", True),
+        ("[9.1] DMAR-IR: Not enabling interrupt remapping", DEVICE_LINES, False),
+    ],
+)
+def test_a_container_is_told_what_the_hosts_log_has_of_its_cards(line: str, conf: str, told: bool) -> None:
+    drm = {"0000:01:00.0": {"render": "renderD128"}, "0000:0b:00.0": {"render": "renderD129"}}
+    facts = desktop(*gpu("0000:03:00", 18), nvidia_minors={"0000:01:00.0": 0}, drm=drm, kernel_log=line)
+    report = diagnose(reading(conf, inside(NODES), facts=facts), 901)
+    assert any(one.found.endswith(f": {line}") for one in report.findings) is told
+    if conf is DEVICE_LINES:
+        assert len(report.next) == told, "a restart of the container mends no card"
+
+
 def test_a_published_configuration_with_majors_that_nothing_has() -> None:
     conf, nodes = capture("pve-lxc-wrong-majors")
     devices = "Character devices:\n195 nvidia\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n"
