@@ -22,7 +22,7 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
-from homelab.nvidia import compatibility
+from homelab.nvidia import compatibility, judge
 from homelab.remote import diagnosis
 from homelab.settings import Host
 from homelab.show import terminal
@@ -74,13 +74,14 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     name, host = file.host(arguments.host, arguments.identity)
     if arguments.kind == "container":
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
-        reading = diagnosis.read(host, list(dict.fromkeys(ids)))
+        inside = {str(arguments.id)}.intersection(judge.installing(host, file.guests().containers.values()))
+        reading = diagnosis.read(host, list(dict.fromkeys(ids)), inside)
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
             cards = file.cards(name, host, arguments.id, reading)
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
-    reading = diagnosis.read(host)
+    reading = diagnosis.read(host, inside=["host"] if arguments.kind == "host" else [])
     if arguments.kind == "vm":
         vms, _ = guests_on(file.guests(), name, host, reading.facts)
         return vm.diagnose(reading, arguments.id, host, vms, project.stack_of(file.path.parent, file.stack))
@@ -99,7 +100,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         try:
             name, host = file.host(host_name, arguments.identity)
             ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
-            reading = diagnosis.read(host, ids)
+            reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.container import other_makers
+from homelab.container import plan as container_plan
 from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage
+from homelab.findings import Finding, Stage, Turn
 from homelab.host import gates, handover, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
+from homelab.nvidia import judge, preview
+from homelab.nvidia.plan import all_refusals
+from homelab.nvidia.reading import SystemReading
 from homelab.settings import Host
 from remote_scripts.shared.words import missing_words
 
@@ -22,7 +25,13 @@ def diagnose(reading: Reading, host: Host) -> Report:
     slots, _ = gates.resolve(facts, host.gpus)
     slot_set = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
     shown_slots = sorted(slot_set)
-    findings = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
+    try:
+        want, refused = plan.wanted(facts, host), list[HomelabError]()
+    except HomelabError as error:
+        want, refused = None, [error]
+    findings = [*Finding.of(*refused, turn=Turn.REFUSED), *(_wanted(reading, host, want) if want else [])]
+    findings += _installed(reading, host, want, refused)
+    findings += [*_for_containers(reading, host, slots, want, refused), *_mappings(reading, host, slots)]
     findings += _handed_over(reading, host)
     log_findings, remarks = cards.log_findings(reading, shown_slots, of_host=host.gives_cards)
     findings += log_findings
@@ -62,13 +71,9 @@ def _head(reading: Reading) -> list[str]:
     ]
 
 
-def _wanted(reading: Reading, host: Host) -> list[Finding]:
-    """What an `up` would refuse; else the errors of a verification, and drift that these don't have."""
+def _wanted(reading: Reading, host: Host, planned: plan.Wanted) -> list[Finding]:
+    """The errors of a verification, and drift that these don't have."""
     facts = reading.facts
-    try:
-        planned = plan.wanted(facts, host)
-    except HomelabError as error:
-        return Finding.of(error)
     layers = plan.drift(facts, planned)
     has_files = any(file.layer in layers for file in facts.managed)
     if not has_files and missing_words(planned.words, facts.cmdline.others):
@@ -113,35 +118,52 @@ def _not_configured(reading: Reading, planned: plan.Wanted) -> Finding:
     )
 
 
-def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Findings on cards with `use: lxc`: one of NVIDIA's without NVIDIA's driver, and another maker's whose driver
-    serves no node for computing.
-    """
-    without_driver, findings = [], []
-    for name, slot in slots.items():
-        function = next(iter(reading.facts.functions(slot)), None)
-        if (
-            host.gpus[name].use == "lxc"
-            and function
-            and function.vendor == NVIDIA
-            and function.address not in reading.cards.values()
-        ):
-            without_driver.append(f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}")
-        elif host.gpus[name].use == "lxc" and function and function.vendor != NVIDIA:
-            where = f"gpus.{name} ({reading.facts.card(slot)}) for containers"
-            if error := other_makers.unserved(where, reading.facts, function, reading.node):
-                findings += Finding.of(error)
-    if not without_driver:
-        return findings
+def _installed(reading: Reading, host: Host, want: plan.Wanted | None, refused: list[HomelabError]) -> list[Finding]:
+    """Findings on what is installed of NVIDIA's driver beside what is loaded."""
+    system, name = reading.facts.systems.get("host"), reading.node
+    if not isinstance(system, SystemReading):
+        return Finding.of(*([system] if isinstance(system, HomelabError) else []), turn=Turn.REFUSED)
+    if host.nvidia:
+        own = all_refusals(preview.of_host(name, host.nvidia, reading.facts, want, system)) if want else []
+        what, differences = f"NVIDIA's stack on {name}", judge.steps(system, host.nvidia)
+        differs = judge.judge_stack(what, differences, [*refused, *own], Stage.HOST)
+        return [*Finding.of(*own, turn=Turn.REFUSED), *differs]
+    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": system.libraries}) if system.libraries else None
+    if wrong is None:
+        return []
     return [
-        *findings,
+        Finding(
+            f"NVIDIA's libraries on {name} of the loaded driver's version, {reading.driver}",
+            *wrong,
+            "reboot the host; if they differ then, too, install the driver again, all of it of one version",
+        )
+    ]
+
+
+def _for_containers(
+    reading: Reading, host: Host, slots: dict[str, str], want: plan.Wanted | None, refused: list[HomelabError]
+) -> list[Finding]:
+    """Findings on cards with `use: lxc`: what a container that is to have all of them is refused; and those of NVIDIA's
+    that come to its driver.
+    """
+    names = [name for name in slots if host.gpus[name].use == "lxc"]
+    own = container_plan.refused_cards(names, reading.facts, host, want, reading.node) if want and names else []
+    waiting = [
+        f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}"
+        for name in names
+        for function in reading.facts.functions(slots[name])[:1]
+        if function.vendor == NVIDIA and function.address not in reading.cards.values()
+    ]
+    if not waiting or own:
+        return Finding.of(*own, turn=Turn.REFUSED)
+    return [
         Finding(
             "the cards for containers with NVIDIA's driver",
-            "; ".join(without_driver),
+            "; ".join(waiting),
             "containers use the host's driver; a card that it doesn't have has no /dev/nvidia node",
-            "install and load NVIDIA's driver on the host; a card that this program has bound is given back by "
-            "`pulumi up` and its reboot",
-        ),
+            refused[0].next if refused else judge.UP,
+            turn=Turn.UP,
+        )
     ]
 
 

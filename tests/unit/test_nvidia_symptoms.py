@@ -41,6 +41,11 @@ def test_a_host_gets_rows_as_they_are_and_no_pattern_is_compiled_for_that() -> N
     assert {row.where for row in symptoms()} > {row.where for row in rows} > {"apt", "dkms"}
 
 
+@pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.name)
+def test_a_row_has_causes_a_source_and_a_regular_expression(row: Symptom) -> None:
+    assert row.causes and len(row.source) >= 3 and compiled(row.pattern)
+
+
 @pytest.mark.parametrize(
     "text",
     [
