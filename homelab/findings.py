@@ -8,6 +8,9 @@ from enum import Enum, IntEnum, auto
 
 from homelab.errors import HomelabError, SeveralErrors
 
+#: What a person does where it is the turn of `up`.
+UP = "`pulumi up --refresh`, whose preview shows what it does"
+
 
 class Stage(IntEnum):
     """What has to be done first: the host before a configuration, that before a restart, that before what is installed

@@ -22,7 +22,7 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
-from homelab.nvidia import compatibility
+from homelab.nvidia import compatibility, judge
 from homelab.remote import diagnosis, planning
 from homelab.settings import Container, Host, Vm
 from homelab.show import terminal
@@ -74,13 +74,14 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     name, host = file.host(arguments.host, arguments.identity)
     if arguments.kind == "container":
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
-        reading = diagnosis.read(host, list(dict.fromkeys(ids)))
+        inside = {str(arguments.id)}.intersection(judge.installing(host, file.guests().containers.values()))
+        reading = diagnosis.read(host, list(dict.fromkeys(ids)), inside)
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
             cards = file.cards(name, host, arguments.id, reading)
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
-    reading = diagnosis.read(host)
+    reading = diagnosis.read(host, inside=["host"] if arguments.kind == "host" else [])
     vms, _, refusals = _judged(file, name, host, reading)
     if arguments.kind == "vm":
         return vm.diagnose(reading, arguments.id, host, vms, _noted(file), refusals)
@@ -112,15 +113,15 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         try:
             name, host = file.host(host_name, arguments.identity)
             ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
-            reading = diagnosis.read(host, ids)
+            reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
         vms, containers, refusals = _judged(file, name, host, reading)
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals)))
         for vm_name, guest in vms.items():
-            judge = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
-            parts.append(_part(f"vms.{vm_name}", judge))
+            of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
+            parts.append(_part(f"vms.{vm_name}", of_vm))
         parts += [
             _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
             for lxc_name, guest in containers.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,24 +23,10 @@ from homelab.settings import Container
 from homelab.shapes import CardPlan, CardUse
 from remote_scripts.layers.card_libraries import Choice
 
-# The step's name in the container (remote_scripts/layers/card_libraries.py).
-LAYER = "libraries"
 _MAKERS = {INTEL: "intel", AMD: "amd"}
 _Maker = Literal["intel", "amd"]
 # Proxmox VE's names (ostype) of distributions with apt.
-_WITH_APT = ("debian", "ubuntu", "devuan", "unmanaged")
-
-
-class StepsReading(Protocol):
-    """The part of a container's reading (homelab/nvidia/reading.py) that is about steps."""
-
-    @property
-    def steps(self) -> frozenset[str]:
-        """The steps that were applied."""
-
-    @property
-    def drift(self) -> tuple[str, ...]:
-        """Lines for differences from what the steps left."""
+WITH_APT = ("debian", "ubuntu", "devuan", "unmanaged")
 
 
 class DistributionRow(tables.SourcedRow):
@@ -126,7 +112,7 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
     distribution = (
         config.values.get("ostype", "unmanaged") if config is not None and config.kind == "lxc" else "unmanaged"
     )
-    if distribution in _WITH_APT:
+    if distribution in WITH_APT:
         return []
     by_hand = data().others.get(distribution, "its own VA-API drivers inside")
     return [
@@ -137,9 +123,3 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
             next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
         )
     ]
-
-
-def drift(reading: StepsReading) -> list[str]:
-    """The drift of the packages in a container: a sentence each."""
-    lines = [line for line in reading.drift if line.startswith(f"{LAYER}: ")]
-    return lines if LAYER in reading.steps else [*lines, f"{LAYER}: no record of it is left there"]

@@ -14,7 +14,7 @@ from homelab.host.classes import NVIDIA
 from homelab.host.facts import CardUser, GuestConfig, HostFacts
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
-from homelab.settings import Container, Vm
+from homelab.settings import Container, Host, Vm
 from homelab.vm.plan import UNFINISHED, others_waiting, restart_carries_out
 from homelab.vm.preview import POWER, copy_first, of_leaving
 from remote_scripts.shared.container_note import Cards, refused_to_stack
@@ -85,6 +85,11 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     returns = any(returns_to_driver(slot, facts, want) for slot in staying_slots)
     comes = any(slot not in numbers_now for slot in staying_slots) and (driver_comes or returns)
     if not leaves and not comes:
+        unavailable |= {
+            device.slot: f"is on {device.driver or 'no driver'}"
+            for device in graphics
+            if device.slot not in {*unavailable, *numbers_now}
+        }
         return DriverCards(
             {number: slot for slot, number in numbers_now.items() if slot not in unavailable},
             False,
@@ -170,24 +175,39 @@ def check(
 
     :param name: the container's, in the settings.
     """
-    errors = [*gates.readable(facts), *_container_refusals(name, container, facts)]
+    chosen, refused = of_driver(name, container, facts, driver_cards, want)
+    return chosen, [*gates.readable(facts), *_container_refusals(name, container, facts), *refused]
+
+
+def of_driver(
+    name: str, container: Container, facts: HostFacts, driver_cards: DriverCards, want: Wanted
+) -> tuple[list[int], list[HomelabError]]:
+    """The same, without what is refused of the container itself."""
     other_cards = makers.other_cards(container, want.gpus)
     wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in other_cards]
     if not wanted:
-        return [], errors
+        return [], []
     if facts.nvidia.trouble and facts.nvidia.trouble[0] and not driver_cards.predicted:
-        cause, remedy = facts.nvidia.trouble
-        errors.append(
+        return [], [
             HomelabError(
                 wanted=f"NVIDIA's driver loaded on the host, for containers.{name}",
-                found=cause,
+                found=facts.nvidia.trouble[0],
                 why="a container shares a card with the host's driver: without it there are no device nodes to give it",
-                next=remedy,
+                next=facts.nvidia.trouble[1],
             )
-        )
-        return [], errors
-    chosen, refused = numbers(name, container, driver_cards, want)
-    return chosen, errors + refused
+        ]
+    return numbers(name, container, driver_cards, want)
+
+
+def refused_cards(gpus: list[str], facts: HostFacts, host: Host, want: Wanted, node: str) -> list[HomelabError]:
+    """Why a container could not have these cards after the next `up`.
+
+    :param node: the host's name in Proxmox VE.
+    """
+    container = Container.model_validate({"host": "host", "ctid": 100, "gpus": gpus})
+    driver_cards = cards(facts, want, {}, node, driver_comes=host.nvidia is not None)
+    others = other_makers.shared("NAME", container, facts, want.gpus, node, after_boot=True)[1]
+    return [*of_driver("NAME", container, facts, driver_cards, want)[1], *others]
 
 
 def _container_refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabError]:

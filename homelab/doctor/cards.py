@@ -7,7 +7,7 @@ from typing import Any
 
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Table
-from homelab.findings import Finding, Stage, Turn
+from homelab.findings import UP, Finding, Stage, Turn
 from homelab.host import kernel_log
 from homelab.host.devices import Device
 from remote_scripts.shared.properties import overlap
@@ -102,9 +102,7 @@ def mapping_findings(reading: Reading, name: str, *, own: bool) -> list[Finding]
             f"the PCI mapping {name} to be what is in the slot",
             "; ".join(differences),
             "Proxmox VE compares them at each start and refuses a VM whose card has changed",
-            "`pulumi up --refresh`, whose preview shows what it does"
-            if own
-            else f"correct {name} under Datacenter -> Resource Mappings",
+            UP if own else f"correct {name} under Datacenter -> Resource Mappings",
             Stage.CONFIGURATION,
             Turn.UP if own else Turn.PERSON,
         )

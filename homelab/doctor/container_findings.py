@@ -6,7 +6,9 @@ from homelab.doctor import configuration, host_nodes, starts
 from homelab.doctor.case import Case
 from homelab.doctor.devices import is_for_everybody, names
 from homelab.doctor.reading import OK
-from homelab.findings import Finding, Stage
+from homelab.errors import HomelabError
+from homelab.findings import Finding, Stage, Turn
+from homelab.nvidia.judge import judge_stack, mismatch
 
 NOT_PERMITTED = "Operation not permitted"
 NO_DRIVER = "No such device or address"
@@ -101,32 +103,25 @@ def _inside(case: Case) -> list[Finding]:
 
 # -- libraries -------------------------------------------------------------------------------------------------------
 def _libraries(case: Case) -> list[Finding]:
-    driver, container = case.reading.driver, case.container
-    if not driver or not container.was_seen or not case.of_nvidia or container.library_versions == [driver]:
-        return []
-    versions = container.library_versions
-    if driver in versions:
-        found = "; ".join(f"{path}: {version or 'of no version'}" for path, version in container.libraries.items())
-        why = (
-            "which of them a program gets depends on its search path; the wrong ones end in "
-            "`Driver/library version mismatch`"
-        )
-    elif container.libraries:
-        found = f"{', '.join(versions) or 'libraries that say no version'} ({', '.join(container.libraries)})"
-        why = "driver and libraries must be equal to the last digit: `Driver/library version mismatch` otherwise"
-    else:
-        found = "none (no libnvidia-ml.so.1, no libcuda.so.1)"
-        why = "without the libraries nothing inside can talk to the driver, and nvidia-smi isn't there"
-    installing = f"`pulumi up --refresh` installs them, of exactly {driver}"
+    driver, container, what = case.reading.driver, case.container, f"what is installed in {case.name} for its cards"
+    system = case.reading.facts.systems.get(str(container.id))
+    unread = [system] if isinstance(system, HomelabError) else []
+    of_nvidia = driver and container.was_seen and case.of_nvidia
+    wrong = mismatch(driver, container.libraries) if of_nvidia else None
+    if unread or case.cards.differences or wrong is None:
+        return [
+            *Finding.of(*unread, stage=Stage.INSIDE, turn=Turn.REFUSED),
+            *judge_stack(what, case.cards.differences, Stage.INSIDE),
+        ]
     return [
         Finding(
             f"NVIDIA's libraries of version {driver} in {case.name}, as the driver on the host",
-            found,
-            why,
-            installing
-            if case.cards.installs
-            else f"set `nvidia: {{}}` for it under homelab:containers, and {installing}; or install the libraries "
-            f"inside by hand, once its devices are there: `sh NVIDIA-Linux-x86_64-{driver}.run --no-kernel-modules`",
+            *wrong,
+            "remove those of another version inside, which this program didn't install"
+            if system
+            else f"set `nvidia: {{}}` for it under homelab:containers, and `pulumi up --refresh` installs them, of "
+            f"exactly {driver}; or install the libraries inside by hand, once its devices are there: "
+            f"`sh NVIDIA-Linux-x86_64-{driver}.run --no-kernel-modules`",
             Stage.INSIDE,
         )
     ]

@@ -39,19 +39,21 @@ def card_number(path: str) -> int | None:
 @dataclass(frozen=True)
 class WantedCards:
     """The cards that a container is to have. `numbers`: N of their /dev/nvidiaN; `by`: what names them, such as an
-    option; `guessed`: nothing does. `managed`: the stack's settings have this container; `installs`: they install
-    NVIDIA's libraries in it. `nodes`: of other makers' cards. `away`: its shared cards that aren't with the host, each
-    in words; `sunk`: those of them that don't come back by themselves.
+    option; `guessed`: nothing does. `managed`: the stack's settings have this container. `nodes`: of other makers'
+    cards. `away`: its shared cards that aren't with the host, each in words; `sunk`: those of them that don't come back
+    by themselves. `differences`: from what the settings install in it (`homelab.nvidia.judge.steps`); `driver_comes`:
+    they install its host's driver.
     """
 
     numbers: list[int]
     by: str
     guessed: bool = False
     managed: bool = False
-    installs: bool = False
     nodes: list[str] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
     sunk: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    driver_comes: bool = False
 
 
 @dataclass(frozen=True)

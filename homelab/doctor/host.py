@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from homelab.container import other_makers
+from homelab.container import plan as container_plan
 from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Turn, cured
+from homelab.findings import UP, Finding, Stage, Turn, cured
 from homelab.host import gates, handover, kernel_log, resets
 from homelab.host.classes import NVIDIA
-from homelab.host.judge import judge_host
+from homelab.host.judge import JudgedHost, judge_host
+from homelab.nvidia import judge
+from homelab.nvidia.reading import SystemReading
 from homelab.settings import Host, Vm
 
 
@@ -30,7 +32,7 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: S
     # That a VM has a shared card is nothing wrong, though nothing can be changed then.
     refused = [] if facts.handover.away else Finding.of(*refusals, turn=Turn.REFUSED)
     findings = [*judged.findings, *refused]
-    findings += _for_containers(reading, host, slots)
+    findings += [*_installed(reading, host), *_for_containers(reading, host, slots, judged)]
     for name in (name for name in slots if host.gpus[name].may_leave):
         findings += cards.mapping_findings(reading, host.mapping_of(name), own=True)
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
@@ -75,35 +77,48 @@ def _head(reading: Reading) -> list[str]:
     ]
 
 
-def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Findings on cards with `use: lxc`: one of NVIDIA's without NVIDIA's driver, and another maker's whose driver
-    serves no node for computing.
-    """
-    without_driver, findings = [], []
-    for name, slot in slots.items():
-        function = next(iter(reading.facts.functions(slot)), None)
-        if (
-            host.gpus[name].use == "lxc"
-            and function
-            and function.vendor == NVIDIA
-            and function.address not in reading.cards.values()
-        ):
-            without_driver.append(f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}")
-        elif host.gpus[name].use == "lxc" and function and function.vendor != NVIDIA:
-            where = f"gpus.{name} ({reading.facts.card(slot)}) for containers"
-            if error := other_makers.unserved(where, reading.facts, function, reading.node):
-                findings += Finding.of(error)
-    if not without_driver:
-        return findings
+def _installed(reading: Reading, host: Host) -> list[Finding]:
+    """Findings on what is installed of NVIDIA's driver beside what is loaded."""
+    system, name = reading.facts.systems.get("host"), reading.node
+    if not isinstance(system, SystemReading):
+        return Finding.of(*([system] if isinstance(system, HomelabError) else []), turn=Turn.REFUSED)
+    if host.nvidia:
+        return judge.judge_stack(f"NVIDIA's stack on {name}", judge.steps(system, host.nvidia), Stage.HOST)
+    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": system.libraries}) if system.libraries else None
+    if wrong is None:
+        return []
     return [
-        *findings,
+        Finding(
+            f"NVIDIA's libraries on {name} of the loaded driver's version, {reading.driver}",
+            *wrong,
+            "reboot the host; if they differ then, too, install the driver again, all of it of one version",
+        )
+    ]
+
+
+def _for_containers(reading: Reading, host: Host, slots: dict[str, str], judged: JudgedHost) -> list[Finding]:
+    """Findings on cards with `use: lxc`: what a container that is to have all of them is refused; and those of NVIDIA's
+    that come to its driver.
+    """
+    facts, names = reading.facts, [name for name in slots if host.gpus[name].use == "lxc"]
+    is_planned = names and not judged.refusals
+    own = container_plan.refused_cards(names, facts, host, judged.want, reading.node) if is_planned else []
+    waiting = [
+        f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}"
+        for name in names
+        for function in facts.functions(slots[name])[:1]
+        if function.vendor == NVIDIA and function.address not in reading.cards.values()
+    ]
+    if not waiting or own:
+        return Finding.of(*own, turn=Turn.REFUSED)
+    return [
         Finding(
             "the cards for containers with NVIDIA's driver",
-            "; ".join(without_driver),
+            "; ".join(waiting),
             "containers use the host's driver; a card that it doesn't have has no /dev/nvidia node",
-            "install and load NVIDIA's driver on the host; a card that this program has bound is given back by "
-            "`pulumi up` and its reboot",
-        ),
+            UP,
+            turn=Turn.UP,
+        )
     ]
 
 

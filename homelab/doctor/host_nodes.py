@@ -6,7 +6,7 @@ import shlex
 
 from homelab.doctor.case import Case
 from homelab.doctor.devices import card_number, names
-from homelab.findings import Finding
+from homelab.findings import UP, Finding
 from homelab.host.classes import NVIDIA
 
 
@@ -22,21 +22,20 @@ def findings(case: Case) -> list[Finding]:
 def _no_driver(case: Case) -> Finding:
     cards = [device for device in case.reading.facts.display_devices if device.vendor == NVIDIA]
     on = "; ".join(f"{device.address} is on {device.driver or 'no driver'}" for device in cards)
-    if cards and all(device.driver == "vfio-pci" for device in cards):
+    trouble = case.reading.facts.nvidia.trouble
+    cause, step = trouble if any(trouble) else ("no /proc/driver/nvidia/version", "load NVIDIA's driver on the host")
+    if not cards:
+        step = "see whether the card is in `lspci -nn`; if not, look at its power and its slot"
+    elif all(device.driver == "vfio-pci" for device in cards):
         step = (
             "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of "
             "the VM that has it"
         )
-    elif cards:
-        step = (
-            "install NVIDIA's driver on the host; if it is installed: `modprobe nvidia`, then `dmesg | grep -i nvrm` "
-            "says why it isn't loaded (another kernel than the module's, Secure Boot, nouveau in its place)"
-        )
-    else:
-        step = "see whether the card is in `lspci -nn`; if not, look at its power and its slot"
+    elif case.cards.driver_comes:
+        step = UP
     return Finding(
         "NVIDIA's driver loaded on the host",
-        f"no /proc/driver/nvidia/version; {on or 'no NVIDIA card among the PCI devices'}",
+        f"{cause}; {on or 'no NVIDIA card among the PCI devices'}",
         f"containers have no driver of their own: {case.name} uses the host's",
         step,
     )

@@ -15,6 +15,8 @@ from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
 from homelab.host import gates, handover
 from homelab.host.classes import NVIDIA
+from homelab.nvidia import judge
+from homelab.nvidia.reading import SystemReading
 from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import is_encrypted, readable
@@ -73,13 +75,9 @@ class StackFile:
 
         :raises HomelabError: they name cards that the host hasn't got.
         """
-        containers = self.values.get("containers")
-        for name, entry in (containers if isinstance(containers, dict) else {}).items():
-            if isinstance(entry, dict) and (entry.get("host"), entry.get("ctid")) == (host_name, ctid):
-                place, installs = f"homelab:containers.{name}", entry.get("nvidia") is not None
-                named = entry.get("gpus")
-                if not isinstance(named, list | None):
-                    self.guests()  # which says that it is mistaken
+        for name, container in self.guests().containers.items():
+            if (container.host, container.ctid) == (host_name, ctid):
+                place, named = f"homelab:containers.{name}", container.gpus
                 slots, _ = gates.resolve(reading.facts, host.gpus)
                 with_driver = {address.rpartition(".")[0] for address in reading.cards.values()}
                 away = {
@@ -90,20 +88,26 @@ class StackFile:
                     and (named is None or gpu in named)
                 }
                 sunk = [away[gpu] for gpu in away if handover.has_sunk(reading.facts, gpu)]
-                if named is not None:
-                    other = {gpu: slots[gpu] for gpu in named if gpu in slots and not _is_nvidia(reading, slots[gpu])}
-                    return WantedCards(
-                        _numbers_of(reading, host, [gpu for gpu in named if gpu not in {**other, **away}], place),
-                        f"{place}.gpus",
-                        managed=True,
-                        installs=installs,
-                        nodes=_nodes_of(reading, list(other.values()), every=entry.get("nodes") == "all"),
-                        away=[*away.values()],
-                        sunk=sunk,
-                    )
-                numbers = assignment(str(entry.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
-                by = f"{place}.gpuAssignment"
-                return WantedCards(numbers, by, managed=True, installs=installs, away=[*away.values()], sunk=sunk)
+                other = {gpu: slots[gpu] for gpu in named or () if gpu in slots and not _is_nvidia(reading, slots[gpu])}
+                by = f"{place}.gpuAssignment" if named is None else f"{place}.gpus"
+                numbers = (
+                    assignment(str(container.gpu_assignment), reading, by)
+                    if named is None
+                    else _numbers_of(reading, host, [gpu for gpu in named if gpu not in {**other, **away}], place)
+                )
+                system = reading.facts.systems.get(str(ctid))
+                return WantedCards(
+                    numbers,
+                    by,
+                    managed=True,
+                    nodes=_nodes_of(reading, list(other.values()), every=container.nodes == "all"),
+                    away=[*away.values()],
+                    sunk=sunk,
+                    differences=judge.steps(system, container.nvidia, libraries=bool(container.libraries))
+                    if isinstance(system, SystemReading)
+                    else [],
+                    driver_comes=host.nvidia is not None,
+                )
         return None
 
 

@@ -262,10 +262,10 @@ class Cluster(answer.Cluster):
 class HostFacts(Answer):
     """One reading of a host, with what follows from it.
 
-    Not from the layer's answer: `systems`: `host` or a container's id -> what the layer read_system answered there, as
-    JSON, None: it doesn't run; `chosen_functions`: slot -> addresses of the functions that the settings name for the
-    card in it (gpus.X.functions); `planned_words`: this program's words about the IOMMU for the next boot, None: those
-    that are configured.
+    Not from the layer's answer: `systems`: `host` or a container's id -> its reading (homelab/remote/systems.py), or
+    why it couldn't be read; `chosen_functions`: slot -> addresses of the functions that the settings name for the card
+    in it (gpus.X.functions); `planned_words`: this program's words about the IOMMU for the next boot, None: those that
+    are configured.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -273,7 +273,7 @@ class HostFacts(Answer):
     devices: list[Device]
     guests: Guests
     cluster: Cluster
-    systems: dict[str, str | None] = field(default_factory=dict)
+    systems: Mapping[str, object] = field(default_factory=dict)
     chosen_functions: dict[str, list[str]] = field(default_factory=dict)
     planned_words: str | None = None
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Judged, Stage, Turn
+from homelab.findings import UP, Finding, Judged, Stage, Turn
 from homelab.host import gates, handover, kernel_log, plan
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
@@ -50,7 +50,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
         wanted="the host configured as the settings have it",
         found="; ".join(lines),
         why="it was changed since the last `pulumi up`, or none has come so far, or one was cut short",
-        next="`pulumi up --refresh`, whose preview shows what it does",
+        next=UP,
     )
     findings = Finding.of(differs, stage=Stage.CONFIGURATION, turn=Turn.UP) if lines else []
     if not any(drift[layer] for layer in _OF_THE_BOOT):

@@ -14,13 +14,14 @@ from homelab.errors import HomelabError
 from homelab.nvidia.checks import refusals
 from homelab.nvidia.driver_source import source_of
 from homelab.nvidia.flavour import choose
+from homelab.nvidia.judge import steps
 from homelab.nvidia.plan import all_refusals
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.versions import fits, parse
 from homelab.settings.download import images
 
 if TYPE_CHECKING:
-    from homelab.host.facts import GuestConfig, HostFacts
+    from homelab.host.facts import HostFacts
     from homelab.host.plan import Wanted
     from homelab.nvidia.reading import SystemReading
     from homelab.settings import Container, Host, Settings, Vm
@@ -94,57 +95,54 @@ def describe(
     :param containers: the host's containers, by their names in the settings.
     :param readings: `host`, or a guest's id -> the reading of that system.
     """
-    requests: list[tuple[str, Request]] = []
+    requests: list[tuple[str, SystemReading | None, Request]] = []
     host_driver: str | None = None
     if host.nvidia:
-        request = _of_host(name, host.nvidia, facts, want, readings.get("host"))
-        requests.append(("the host", request))
+        request = of_host(name, host.nvidia, facts, want, readings.get("host"))
+        requests.append(("the host", readings.get("host"), request))
         if driver := request.driver:
             host_driver = str(driver.version if driver.exact else driver.branch)
     for guest, vm in vms.items():
         if vm.nvidia:
             slots = [want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus]
             cards = tuple(device.id for device in facts.display_devices if device.slot in slots)
-            guest_system = _guest_system(
-                facts.guests.config(vm.vmid), readings.get(str(vm.vmid)), _system_of_template(vm.volumes)
-            )
-            system = dataclasses.replace(guest_system, cards=cards)
-            requests.append((f"VM {vm.vmid} ({guest})", Request("vm", vm.nvidia, system, f"vms.{guest}")))
+            system = dataclasses.replace(_guest_system(vm, facts, readings), cards=cards)
+            request = Request("vm", vm.nvidia, system, f"vms.{guest}")
+            requests.append((f"VM {vm.vmid} ({guest})", readings.get(str(vm.vmid)), request))
     driver_cards = container_plan.cards(facts, want, vms, host.node or name, driver_comes=host.nvidia is not None)
     for guest, container in containers.items():
         if container.nvidia:
-            guest_system = _guest_system(
-                facts.guests.config(container.ctid),
-                readings.get(str(container.ctid)),
-                _system_of_template(container.volumes),
-            )
             # Where this program changes the host's driver, the loaded one doesn't count.
             loaded = None if host.nvidia else facts.nvidia.version or None
             system = dataclasses.replace(
-                guest_system,
+                _guest_system(container, facts, readings),
                 host_driver=_driver_to_follow(container.nvidia, host_driver) if host.nvidia else loaded,
                 cards=_cards_of(guest, container, facts, want, driver_cards),
             )
-            label = f"container {container.ctid} ({guest})"
-            requests.append((label, Request("lxc", container.nvidia, system, f"containers.{guest}")))
-    lines = [f"  NVIDIA's stack in {label}: {_text(request)}" for label, request in requests]
-    errors = [error for _, request in requests for error in all_refusals(request)]
+            label, reading = f"container {container.ctid} ({guest})", readings.get(str(container.ctid))
+            requests.append((label, reading, Request("lxc", container.nvidia, system, f"containers.{guest}")))
+    lines = [
+        "\n    ".join(
+            [
+                f"  NVIDIA's stack in {label}: {_text(request)}",
+                # Of one that comes altogether that line says all.
+                *(steps(reading, request.settings) if reading and reading.steps else []),
+            ]
+        )
+        for label, reading, request in requests
+    ]
+    errors = [error for _, _, request in requests for error in all_refusals(request)]
     return "\n".join(lines), [*errors, *_powered_off(facts, vms, containers)]
 
 
-def _guest_system(
-    config: GuestConfig | None, reading: SystemReading | None, template_system: SystemFacts
-) -> SystemFacts:
-    """The facts of a guest as a system: from a reading of it, else from its configuration, else from its template.
-
-    :param config: None: the guest doesn't exist yet.
-    :param template_system: the facts that the image or template of a new guest tells.
-    """
+def _guest_system(guest: Vm | Container, facts: HostFacts, readings: Mapping[str, SystemReading]) -> SystemFacts:
+    """The facts of a guest as a system: from a reading of it, else from its configuration, else from its template."""
+    config = facts.guests.config(guest.guest_id)
     if config is None:
-        return template_system
+        return _system_of_template(guest.volumes)
     if config.is_windows:
         return SystemFacts(distribution="windows", version="")
-    if reading is not None:
+    if reading := readings.get(str(guest.guest_id)):
         return facts_for_plan(reading)
     kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
     return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
@@ -211,7 +209,8 @@ def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
     )
 
 
-def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: SystemReading | None) -> Request:
+def of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: SystemReading | None) -> Request:
+    """The stack that a host is to have; arguments as of `driver_to_be`."""
     slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
     cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
     system = system_of(facts, cards)
@@ -230,7 +229,7 @@ def driver_to_be(
     :param reading: of the host.
     :raises HomelabError: the driver can be had in no way.
     """
-    request = _of_host(name, host.nvidia, facts, want, reading) if host.nvidia else None
+    request = of_host(name, host.nvidia, facts, want, reading) if host.nvidia else None
     if request is None or request.driver is None:
         return {}
     choice, source = choose(request), source_of(request)
@@ -243,26 +242,19 @@ def driver_to_be(
 
 def _powered_off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container]) -> list[HomelabError]:
     """Refusals of guests that are off and stay off (`power: keep`), as their stack is installed from inside."""
-    guests: dict[str, tuple[int, bool]] = {
-        f"vms.{name}": (vm.vmid, vm.vmid in facts.guests.running)
-        for name, vm in vms.items()
-        if vm.nvidia and vm.wanted_power == "keep"
-    }
-    guests |= {
-        f"containers.{name}": (container.ctid, container.ctid in facts.guests.running)
-        for name, container in containers.items()
-        if container.nvidia and container.wanted_power == "keep"
-    }
+    guests: dict[str, Vm | Container] = {f"vms.{name}": vm for name, vm in vms.items()}
+    guests |= {f"containers.{name}": container for name, container in containers.items()}
+    staying = {place: one.guest_id for place, one in guests.items() if one.nvidia and one.wanted_power == "keep"}
     return [
         HomelabError(
             wanted=f"{place} running",
-            found=f"{vmid} is off, and {place}.power is keep",
+            found=f"{guest} is off, and {place}.power is keep",
             why="NVIDIA's stack is installed from inside the guest",
             next=f"start it, or set {place}.power: running",
         )
-        for place, (vmid, is_running) in guests.items()
+        for place, guest in staying.items()
         # A guest that doesn't exist is refused elsewhere.
-        if not is_running and facts.guests.config(vmid)
+        if guest not in facts.guests.running and facts.guests.config(guest)
     ]
 
 

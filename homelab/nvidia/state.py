@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from homelab.nvidia.compatibility import Target
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
@@ -40,18 +42,11 @@ def request_of(
     :param stack: the settings.
     :param offered: package -> versions; None until the repositories are configured.
     """
-    versions = None if offered is None else {package: tuple(texts) for package, texts in offered.items()}
-    system = SystemFacts(
-        distribution=facts.get("distribution"),
-        version=facts.get("version"),
-        architecture=facts.get("architecture"),
-        kernels=tuple(facts["kernels"]),
-        running=facts.get("running"),
-        secure_boot=facts.get("secure_boot"),
-        mok_enrolled=facts.get("mok_enrolled"),
-        cards=tuple(facts["cards"]),
-        host_driver=facts.get("host_driver"),
-        runtimes=frozenset(facts["runtimes"]),
-        offered=versions,
-    )
-    return Request(target, stack, system, name)
+    values: Any = {
+        **facts,
+        "kernels": tuple(facts["kernels"]),
+        "cards": tuple(facts["cards"]),
+        "runtimes": frozenset(facts["runtimes"]),
+        "offered": None if offered is None else {package: tuple(texts) for package, texts in offered.items()},
+    }
+    return Request(target, stack, SystemFacts(**values), name)

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import since_loaded
@@ -135,7 +135,7 @@ def judge(result: Mapping[str, Any], wanted: Expected) -> tuple[StackInUse, list
         errors.
     """
     parts = {
-        key: _program_result(result.get(key))
+        key: _ProgramResult(int(answer["status"]), str(answer["output"])) if (answer := result.get(key)) else None
         for key in ("nvidia_smi", "nvcc", "program", "container", "uvm", "libraries")
     }
     unfetched = _unfetched_image(wanted, parts["container"])
@@ -144,40 +144,41 @@ def judge(result: Mapping[str, Any], wanted: Expected) -> tuple[StackInUse, list
     smi = parts["nvidia_smi"]
     cards = _cards_of_smi(smi.output) if smi and smi.works else []
     nvcc = parts["nvcc"]
-    release = _release_of_nvcc(nvcc) if nvcc else None
+    said = nvcc.output if nvcc and nvcc.works else ""
+    release = match[1] if (match := re.search(r"release (\d+\.\d+)", said)) else None
     passed = {key: None if part is None else _succeeded(key, part) for key, part in parts.items() if key in _MARKS}
-    output: StackInUse = {
-        "driver": cards[0]["driver"] if cards else result.get("loaded") or None,
-        "flavour": result.get("flavour") or None,
-        "gpus": [_card_output(card) for card in cards],
-        "cuda": release,
-        "program": passed["program"],
-        "container": passed["container"],
-        "uvm": passed["uvm"],
-        "video": None,
-        "nvenc": None,
-        "graphics": None,
-        "cudnn": None,
-        "nccl": None,
-        "cdi": None,
-        "unchecked": unfetched,
-    }
+    driver = cards[0]["driver"] if cards else result.get("loaded") or None
+    specification, outdated = _specification(wanted, result.get("cdi"), driver)
     load_results = _load_results(parts["libraries"]) if cards else {}
+    interface = re.search(r"NVENC (\d+\.\d+)", load_results.get("libnvidia-encode.so.1", ""))
+    works: dict[str, bool | None] = {}
     for capability in ("video", "graphics"):
         states = [load_results[name] for name in load().libraries([capability]) if name in load_results]
         # A library that isn't installed only counts where the settings demand its capability.
         missing = [state for state in states if _NOT_THERE in state] and capability not in wanted.demanded
-        output[capability] = None if missing or not states else all(state.startswith("loaded") for state in states)
-    interface = re.search(r"NVENC (\d+\.\d+)", load_results.get("libnvidia-encode.so.1", ""))
-    output["nvenc"] = interface[1] if interface else None
-    for row in load().cuda.libraries:
-        match = re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", load_results.get(row.soname, ""))
-        if match and row.name == "cudnn":
-            output["cudnn"] = match[1]
-        elif match:
-            output["nccl"] = match[1]
+        works[capability] = None if missing or not states else all(state.startswith("loaded") for state in states)
+    versions = {
+        row.name: match[1]
+        for row in load().cuda.libraries
+        if (match := re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", load_results.get(row.soname, "")))
+    }
+    output: StackInUse = {
+        "driver": driver,
+        "flavour": result.get("flavour") or None,
+        "gpus": [cast("CardInUse", {key: card[key] for key in CardInUse.__annotations__}) for card in cards],
+        "cuda": release,
+        "program": passed["program"],
+        "container": passed["container"],
+        "uvm": passed["uvm"],
+        "video": works["video"],
+        "nvenc": interface[1] if interface else None,
+        "graphics": works["graphics"],
+        "cudnn": versions.get("cudnn"),
+        "nccl": versions.get("nccl"),
+        "cdi": specification,
+        "unchecked": unfetched,
+    }
     errors = list(_errors(result, wanted, parts, cards, release))
-    output["cdi"], outdated = _specification(wanted, result.get("cdi"), output.get("driver"))
     # A container that failed for this reason has the same error.
     if outdated and not any("CDI specification" in error.wanted for error in errors):
         errors.append(outdated)
@@ -201,10 +202,6 @@ def _unfetched_image(wanted: Expected, container: _ProgramResult | None) -> list
     ]
 
 
-def _program_result(value: Any) -> _ProgramResult | None:
-    return None if value is None else _ProgramResult(int(value["status"]), str(value["output"]))
-
-
 def _cards_of_smi(output: str) -> list[dict[str, str | None]]:
     """The cards of nvidia-smi's table: names of `_COLUMNS` -> text; None for [N/A]."""
     lines = output.splitlines()
@@ -222,16 +219,6 @@ def _cards_of_smi(output: str) -> list[dict[str, str | None]]:
     return [{**card, "device": _device(card["device"]), "address": _address(card["address"])} for card in cards]
 
 
-def _card_output(card: Mapping[str, str | None]) -> CardInUse:
-    return {
-        "name": card["name"],
-        "uuid": card["uuid"],
-        "memory": card["memory"],
-        "address": card["address"],
-        "computeCapability": card["computeCapability"],
-    }
-
-
 def _address(text: str | None) -> str | None:
     """0000:01:00.0 for nvidia-smi's 00000000:01:00.0, whose domain has eight digits."""
     return None if text is None else re.sub(r"^0+(?=[0-9a-f]{4,}:)", "", text.lower())
@@ -241,11 +228,6 @@ def _device(text: str | None) -> str | None:
     """10de:2b85 for nvidia-smi's 0x2B8510DE; None where it isn't of that form."""
     match = re.fullmatch(r"0x([0-9A-F]{4})([0-9A-F]{4})", text or "", re.IGNORECASE)
     return f"{match[2]}:{match[1]}".lower() if match else None
-
-
-def _release_of_nvcc(part: _ProgramResult) -> str | None:
-    match = re.search(r"release (\d+\.\d+)", part.output) if part.works else None
-    return match[1] if match else None
 
 
 def _succeeded(key: str, part: _ProgramResult) -> bool:

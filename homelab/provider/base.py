@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from homelab.errors import HomelabError, UnfinishedError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.later import later
+from homelab.nvidia import judge
 from homelab.provider import silent_host
 from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as
@@ -28,9 +29,10 @@ from homelab.text import tell
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from homelab.remote import systems
     from homelab.remote.proxmox import places
 else:
-    places = later("homelab.remote.proxmox.places")
+    places, systems = later("homelab.remote.proxmox.places"), later("homelab.remote.systems")
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
 OutputsT = TypeVar("OutputsT", bound="DataclassInstance")
@@ -422,15 +424,10 @@ class Work(Generic[InputsT, OutputsT]):
         """The host's facts, or why it can't be read: a host that doesn't answer is waited for once, not for each of its
         resources."""
         host, containers = self.stack.host(name), self.stack.containers(name)
-        systems = ["host"] * (host.nvidia is not None)
-        systems += [
-            str(container.ctid)
-            for container in containers.values()
-            if container.nvidia is not None or container.libraries
-        ]
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
             with_running = bool(containers) or self.stack.may_host_roaming(host)
-            return ssh.read(host, guests=with_running, systems=systems)
+            facts, inside = ssh.read(host, guests=with_running), judge.installing(host, containers.values())
+            return systems.read(ssh.Session(host), facts, inside) if inside else facts
         except HomelabError as error:
             return error

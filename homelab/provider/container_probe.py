@@ -9,7 +9,8 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
 from homelab.host.facts import HostFacts, note_in
-from homelab.nvidia import reading
+from homelab.nvidia import judge
+from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import Work, stopped_by_reboot
 from homelab.remote import guard, ssh
 from homelab.remote.ledger import stack_of
@@ -70,13 +71,14 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def _library_drift(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
         """Drift of the packages for the container's cards, a sentence each."""
         container = self.stack.container(inputs.container)
-        text = facts.systems.get(str(inputs.ctid))
         if container is None or not container.libraries or facts.guests.config(inputs.ctid) is None:
             return []
-        if text is None:
-            tell(f"{inputs.container}: it doesn't run: packages for its cards were not compared")
-            return []
-        return libraries.drift(reading.parse(text))
+        found = facts.systems.get(str(inputs.ctid))
+        if isinstance(found, HomelabError):
+            raise found
+        if found is None:
+            tell(f"{inputs.container}: it doesn't run, or is locked: packages for its cards were not compared")
+        return judge.steps(found, None, libraries=True) if isinstance(found, SystemReading) else []
 
     def _device_drift(
         self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs

@@ -51,7 +51,11 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
 
     def create(self, inputs: DriverTrial.Inputs) -> NoOutputs:
         stack = self.wanted_stack(inputs)
-        followers = self._followers(inputs)
+        followers = [
+            _Follower(f"containers.{name}", container.ctid, container.nvidia)
+            for name, container in sorted(self.stack.containers(inputs.host).items())
+            if container.nvidia is not None
+        ]
         if stack is None or not followers:
             return NoOutputs()
         reached = self.session(inputs, limits.of_step(self.host(inputs), stack))
@@ -69,13 +73,6 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
                 host.confirm()
                 return NoOutputs()
         raise host.take_back(update.old, update.new, failed)
-
-    def _followers(self, inputs: DriverTrial.Inputs) -> list[_Follower]:
-        return [
-            _Follower(f"containers.{name}", container.ctid, container.nvidia)
-            for name, container in sorted(self.stack.containers(inputs.host).items())
-            if container.nvidia is not None
-        ]
 
 
 def _given_up(version: str, messages: list[str]) -> HomelabError:

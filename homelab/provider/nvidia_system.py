@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
-from homelab.nvidia import reading
+from homelab.nvidia import judge
 from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
@@ -13,6 +13,7 @@ from homelab.provider.base import raised
 from homelab.provider.systems import SystemWork
 from homelab.remote import guard, ssh
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
+from homelab.settings import Nvidia
 from homelab.text import tell
 
 
@@ -53,21 +54,17 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         if system is None:
             return outputs
         reading, has_agent = system
-        # What else this program put there is compared by others.
-        drift = [line for line in reading.drift if line.partition(":")[0] in LAYERS]
-        drift += [f"{step}: no record of it is left there" for step in _expected(inputs) if step not in reading.steps]
+        drift = judge.steps(reading, Nvidia.model_construct(**inputs.nvidia))
         old, new = outputs.facts, facts_of(reading, inputs.target)
         changed = [
             key
             for key in ("distribution", "version", "running", "kernels", "host_driver", "cards")
             if old.get(key) != new.get(key)
         ]
-        for difference in drift:
+        told = [f"{key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}" for key in changed]
+        told += [] if has_agent else ["this program's agent there is missing, or another one"]
+        for difference in [*drift, *told]:
             tell(f"{name}: drift: {difference}")
-        for key in changed:
-            tell(f"{name}: drift: {key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}")
-        if not has_agent:
-            tell(f"{name}: drift: this program's agent there is missing, or another one")
         drifted = {line.partition(":")[0] for line in drift}
         # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed
         # is looked at anew.
@@ -79,11 +76,12 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         """The system as a refresh sees it, and whether a VM has its agent: a host and its containers on the host's one
         connection; None where it can't be reached."""
         if inputs.target != "vm":
-            key = "host" if inputs.target == "host" else str(inputs.ctid)
-            text = self.facts_of_refresh(inputs).systems.get(key)
-            if text is None:
-                tell(f"{inputs.system_name}: it doesn't run: NVIDIA's stack in it was not compared")
-            return None if text is None else (reading.parse(text), True)
+            found = self.facts_of_refresh(inputs).systems.get(str(inputs.ctid or "host"))
+            if isinstance(found, HomelabError):
+                raise found
+            if found is None:
+                tell(f"{inputs.system_name}: it doesn't run, or is locked: NVIDIA's stack in it was not compared")
+            return (found, True) if isinstance(found, SystemReading) else None
         try:
             system = self.read_system(inputs)
             return system, system.agents.get(inputs.agent_owner, "") == inputs.agent
@@ -112,10 +110,3 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             host = self.reached(inputs)
             ssh.Session(host).put_agent(inputs.agent_owner, float(host.timeouts.step))
         return NvidiaSystem.Outputs(facts=facts, generation=generation, stale=False)
-
-
-def _expected(inputs: NvidiaSystem.Inputs) -> list[str]:
-    """The layers that the settings ask for."""
-    stack = inputs.nvidia
-    wanted = {"repository": True, "driver": True, "cuda": stack.get("cuda"), "toolkit": stack.get("container_toolkit")}
-    return [layer for layer, is_wanted in wanted.items() if is_wanted]

@@ -26,7 +26,10 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
         reached = self.session(inputs, float(inputs.timeout) + SLACK_SECONDS)
-        settings = _settings(inputs, stack)
+        settings = Nvidia.model_validate(inputs.nvidia, by_name=True)
+        timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
+        # The state has no secret, and nothing that says only how.
+        settings = settings.model_copy(update={"timeouts": timeouts, "proxy": stack.proxy if stack else None})
         wanted = steps.verification(inputs.target, settings, inputs.tried)
         proxy = settings.proxy.get_secret_value() if settings.proxy else ""
         answer = reached.ask("apply", "nvidia_verification", wanted, proxy=proxy)
@@ -34,7 +37,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         if answer.get("update") == "tried" and stack is not None:
             works = answer["nvidia_smi"]["status"] == 0
             # A host's that works goes on in its containers (DriverTrial).
-            if not (works and inputs.target == "host" and self.has_followers(inputs)):
+            followers = [one for one in self.stack.containers(inputs.host).values() if one.nvidia is not None]
+            if not (works and inputs.target == "host" and followers):
                 errors = self._end_update(inputs, stack, errors, works=works)
         raise_all(errors)
         for what in result["unchecked"]:
@@ -43,10 +47,6 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         seen = ", ".join(names.told_apart(cards))
         tell(f"{inputs.system_name}: verified from inside: {seen}, driver {result.get('driver')}")
         return NvidiaVerification.Outputs(result=result)
-
-    def has_followers(self, inputs: NvidiaVerification.Inputs) -> bool:
-        """Has a container of this host NVIDIA's libraries from this program?"""
-        return any(container.nvidia is not None for container in self.stack.containers(inputs.host).values())
 
     def _end_update(
         self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
@@ -69,11 +69,3 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             )
             for error in errors
         ]
-
-
-def _settings(inputs: NvidiaVerification.Inputs, stack: Nvidia | None) -> Nvidia:
-    """:param stack: what the settings say now, of which the state has no secret and nothing that says only how."""
-    settings = Nvidia.model_validate(inputs.nvidia, by_name=True)
-    timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
-    proxy = None if stack is None else stack.proxy
-    return settings.model_copy(update={"timeouts": timeouts, "proxy": proxy})

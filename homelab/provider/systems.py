@@ -62,7 +62,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         """
         if inputs.target != "vm":
             return self.host(inputs)
-        vm = self.stack.vms(inputs.host).get(_key(inputs))
+        vm = self.stack.vms(inputs.host).get(inputs.system_name.rpartition(".")[2])
         if vm is None or vm.ssh is None:
             raise HomelabError(
                 wanted=f"homelab:{inputs.system_name}.ssh in the stack's configuration",
@@ -79,7 +79,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         guests: Mapping[str, Vm | Container] = (
             self.stack.vms(inputs.host) if inputs.target == "vm" else self.stack.containers(inputs.host)
         )
-        guest = guests.get(_key(inputs))
+        guest = guests.get(inputs.system_name.rpartition(".")[2])
         return guest.nvidia if guest else None
 
     def session(self, inputs: SystemT, seconds: float = 0) -> Reached:
@@ -177,7 +177,3 @@ def _never_there(inputs: SystemInputs, last: str, seconds: float, *, restarted: 
         next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run "
         "`pulumi up` again: it goes on from here",
     )
-
-
-def _key(inputs: SystemInputs) -> str:
-    return inputs.system_name.rpartition(".")[2]

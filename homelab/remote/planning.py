@@ -6,7 +6,7 @@ layers answer themselves, with the verb `plan`, which changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.reading import SystemReading
-from homelab.remote import ssh
+from homelab.remote import ssh, systems
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
@@ -90,15 +90,17 @@ def planned(
     container_lines, container_errors = container_plan.describe(
         facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None, stack=stack
     )
-    ctids = [container.ctid for container in containers.values() if container.nvidia is not None]
-    systems, reading_errors = read_systems(session, facts, ctids, host=host.nvidia is not None)
+    inside = [str(container.ctid) for container in containers.values() if container.nvidia is not None]
+    if ids := [*(["host"] if host.nvidia else []), *inside]:
+        facts = systems.read(session, facts, ids, load().cuda_packages)
+    readings = {system: one for system, one in facts.systems.items() if isinstance(one, SystemReading)}
     vm_systems, vm_remarks = _read_vms(host, facts, vms, timeout)
-    stack_lines, stack_errors = "", reading_errors
+    stack_lines, stack_errors = "", [one for one in facts.systems.values() if isinstance(one, HomelabError)]
     # Without a stack, the data about NVIDIA isn't read.
     guest_stacks = [*(vm.nvidia for vm in vms.values()), *(container.nvidia for container in containers.values())]
     if any([host.nvidia, *guest_stacks]):
-        stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, systems | vm_systems)
-        stack_errors = [*errors, *reading_errors]
+        stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, readings | vm_systems)
+        stack_errors = [*errors, *stack_errors]
     patience = OUTAGE_SECONDS if timeout is None else timeout
     api_errors = probe.check(name, host, facts, vms, containers, patience)
     ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
@@ -110,7 +112,7 @@ def planned(
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
-    driver = preview.driver_to_be(name, host, facts, want, systems.get("host"))
+    driver = preview.driver_to_be(name, host, facts, want, readings.get("host"))
     to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
     writing = _writing(host, want, containers.values(), values, facts, vms)
     *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
@@ -173,38 +175,6 @@ def _writing(
     return layers
 
 
-def read_systems(
-    session: ssh.Session, facts: HostFacts, containers: Iterable[int], *, host: bool
-) -> tuple[dict[str, SystemReading], list[HomelabError]]:
-    """Reads the systems that NVIDIA's stack is for: a host and its containers, of these the ones that run.
-
-    :param facts: the host's.
-    :param containers: their ids.
-    :param host: whether the host is read, too.
-    :returns: readings by `host` or the container's id; and the errors of containers that couldn't be read, which would
-        keep the stack from being installed there, too.
-    :raises UnreachableError: the host's connection was lost.
-    """
-    systems: dict[str, SystemReading] = {}
-    errors: list[HomelabError] = []
-    if host:
-        systems["host"] = _read(session)
-    for ctid in containers:
-        config = facts.guests.config(ctid)
-        if config is None or config.kind != "lxc" or ctid not in facts.guests.running or "lock" in config.values:
-            continue
-        # Of a system of another kind that it gets no stack is decided by its configuration.
-        if config.values.get("ostype", "unmanaged") not in ("debian", "ubuntu", "unmanaged"):
-            continue
-        try:
-            systems[str(ctid)] = _read(session, ctid)
-        except UnreachableError:
-            raise
-        except HomelabError as error:
-            errors.append(error)
-    return systems, errors
-
-
 def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
 ) -> tuple[dict[str, SystemReading], list[str]]:
@@ -220,7 +190,9 @@ def _read_vms(
             continue
         try:
             vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
-            systems[str(vm.vmid)] = read_vm(vm_host, timeout)
+            session = ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS))
+            wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
+            systems[str(vm.vmid)] = reading.parse(session.ask("read", "read_system", wanted))
         except NoPythonError:
             remarks.append(
                 f"vms.{name} has no Python: `pulumi up` installs python3 there with NVIDIA's stack, and looks then "
@@ -232,19 +204,3 @@ def _read_vms(
                 "once it has its card"
             )
     return systems, remarks
-
-
-def read_vm(vm_host: Host, timeout: float | None = None) -> SystemReading:
-    """A reading of a VM as a system for NVIDIA's stack.
-
-    :param vm_host: the host's settings with the VM's address and login.
-    :param timeout: seconds until there is a connection, at most VM_SECONDS.
-    :raises HomelabError: it doesn't answer, refuses the login, or has no Python, as Windows.
-    """
-    return _read(ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS)))
-
-
-def _read(session: ssh.Session, ctid: int = 0) -> SystemReading:
-    """With the versions of CUDA that its repository offers, if NVIDIA's is set up."""
-    wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
-    return reading.parse(session.ask("read", "read_system", wanted, ctid=ctid))

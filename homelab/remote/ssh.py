@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import json
 import os
 import re
 import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncssh
@@ -35,11 +33,11 @@ from remote_scripts.tools.state import limit_of
 if TYPE_CHECKING:  # of no use to a login
     from homelab.host import facts, gates
     from homelab.host import kernel_log as kernel_lines
-    from remote_scripts.layers import confirm_boot, read_host, read_system
+    from remote_scripts.layers import confirm_boot, read_host
 else:
     facts, gates = later("homelab.host.facts"), later("homelab.host.gates")
     kernel_lines, confirm_boot = later("homelab.host.kernel_log"), later("remote_scripts.layers.confirm_boot")
-    read_host, read_system = later("remote_scripts.layers.read_host"), later("remote_scripts.layers.read_system")
+    read_host = later("remote_scripts.layers.read_host")
 
 T = TypeVar("T")
 
@@ -462,13 +460,10 @@ class Session:
         guests: bool = False,
         lspci: bool = False,
         kernel_log: bool = False,
-        systems: Sequence[str] = (),
         seconds: float = 0,
     ) -> facts.HostFacts:
         """One reading of the host; other arguments as of `read_host.Wanted` and `ask`.
 
-        :param systems: `host` and ids of containers, which are read as well, where they run; of containers with
-            `guests`.
         :param kernel_log: also reads the kernel's messages about cards.
         :raises HomelabError: as `ask`.
         """
@@ -479,28 +474,7 @@ class Session:
             signs=kernel_lines.filter_of_lines() if kernel_log else "",
         )
         reading = facts.parse(self.ask("read", "read_host", wanted, seconds))
-        reading = replace(reading, systems={system: self._of_system(reading, system) for system in systems})
         return gates.choosing(reading, self._host.gpus)
-
-    def _of_system(self, reading: facts.HostFacts, system: str) -> str | None:
-        """What read_system answers on this host, or in a container of it; None: it doesn't run."""
-        ctid = 0 if system == "host" else int(system)
-        if ctid and _is_off(reading, ctid):
-            return None
-        try:
-            return json.dumps(self.ask("read", "read_system", read_system.Wanted(), ctid=ctid))
-        except UnreachableError:
-            raise
-        except HomelabError:
-            # It may have stopped since the host was read.
-            if ctid and _is_off(self.read(guests=True), ctid):
-                return None
-            raise
-
-
-def _is_off(reading: facts.HostFacts, ctid: int) -> bool:
-    """Whether a container doesn't run; what nobody knows counts as running."""
-    return not reading.guests.unlisted and ctid not in reading.guests.running
 
 
 async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:

@@ -553,8 +553,9 @@ class Packages:
         :raises Failure: always.
         """
         text = done if isinstance(done, str) else done.said_text
-        log = self._build_log(text)
-        symptom = recognise(text, self.software.context)
+        log = self._build_log(text, 12)
+        # A compiler's first error is far above its last line, where it works on several files at a time.
+        symptom = recognise(text + self._build_log(text, 400), self.software.context)
         if symptom:
             raise symptom[1].but(found=symptom[1].found + log)
         if not isinstance(done, str) and done.status == TIMED_OUT:
@@ -584,10 +585,10 @@ class Packages:
             self.explain(complaints, "the lists of packages, by apt-get update", "packages are installed from them")
         self.explain(done, what, "what follows needs it")
 
-    def _build_log(self, text: str) -> str:
+    def _build_log(self, text: str, lines: int) -> str:
         """The end of the compiler's output, or of the installer's own log, where the text names that."""
         for path in sorted(set(_BUILD_LOGS.findall(text))):
-            if ends := end_of(self.system, path, 12):
+            if ends := end_of(self.system, path, lines):
                 return f"\n{path} ends:\n{ends}"
         return ""
 

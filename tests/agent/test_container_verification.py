@@ -206,13 +206,10 @@ def vainfo(said: str, status: int = 0) -> Any:
     return answer
 
 
-WORKS = "libva info: VA-API\nvainfo: Driver version: Mesa Gallium driver 25.0 \nvainfo: Supported profiles\n"
-
-
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        (vainfo(WORKS), ""),
+        (vainfo("libva info: VA-API\nvainfo: Driver version: Mesa Gallium driver 25.0 \nvainfo: Supported profiles\n"), ""),
         (vainfo("error\nvaInitialize failed with error code -1\n", 3), "(exit status 3): vaInitialize failed with error code -1"),
         (vainfo("\33[31m\0bad\n", 1), "(exit status 1): "),
         (vainfo("sh: 1: vainfo: not found\n", NOT_FOUND), "(exit status 127): sh: 1: vainfo: not found"),

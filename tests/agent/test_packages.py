@@ -135,6 +135,28 @@ def test_a_remark_of_apts_about_a_list_that_it_has_is_no_failure(host: Host, lin
     assert "Unable to locate" in raised.value.found
 
 
+@pytest.mark.parametrize(
+    ("first", "why"), [("nv.c:12:5: error: too few", "it is older"), ("nv.c: warning", "it is needed")]
+)
+def test_why_a_build_fails_is_looked_for_far_above_the_end_of_its_log(
+    host: Host, first: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a compiler works on several files at a time, others go on after the first error."""
+    row = (
+        '{"name": "old", "pattern": "error:", "where": "dkms", "wanted": "w", "source": "s", "evidence": "report", '
+        '"causes": [{"why": "it is older", "next": "n"}]}'
+    )
+    monkeypatch.setattr("remote_scripts.tables.SYMPTOMS", f"[{row}]")
+    log = [first, *(f"  CC [M]  nvidia/nv-{number}.o" for number in range(50))]
+    host.programs["tail"] = lambda arguments, _: "\n".join(log[-int(arguments[1]) :]) + "\n"
+    with pytest.raises(Failure) as raised:
+        Packages(host.system(), SOFTWARE, "it").explain(
+            "see /var/lib/dkms/nvidia/1/make.log", "a build", "it is needed"
+        )
+    assert raised.value.why == why
+    assert raised.value.found.endswith("nv-49.o") and "nv-37.o" not in raised.value.found
+
+
 def refused(host: Host, plan: str, failed: Done) -> Packages:
     """The packages of a system whose apt-get fails; x is and stays half configured."""
 

@@ -52,10 +52,17 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     (newest,) = {kernel for kernel in built(stack)} & {stack.lab.run("uname -r").stdout.strip()}
     stack.lab.run(f"dkms uninstall nvidia/$(modinfo -F version nvidia) -k {newest}")
     assert "installed" not in built(stack).get(newest, "")
+    stack.write_config()
+    words = ["-m", "homelab", "doctor", "host", "--json", "--config-file", str(stack.folder / "Pulumi.lab.yaml")]
+    doctor = [sys.executable, *words]
+    told = json.loads(subprocess.run(doctor, cwd=PROJECT, capture_output=True, check=False).stdout)
+    (finding,) = told["findings"]
+    assert finding["next"].startswith("`pulumi up --refresh`") and newest in finding["found"]
     up = stack.up("--refresh")
-    assert "drift: driver" in up.output and newest in up.output
+    assert all(f"drift: {line}\n" in up.output for line in finding["found"].split("; "))
     assert {"pve-driver", "pve-verified"} <= up.changed
     assert built(stack)[newest] == "installed"
+    assert json.loads(subprocess.run(doctor, cwd=PROJECT, capture_output=True, check=True).stdout)["well"]
 
     stack.destroy_as_left()
     assert stack.lab.run(inventory).stdout == before

@@ -192,12 +192,22 @@ def test_rules_of_version_1_do_nothing(doctor: Callable[[str], Doctor]) -> None:
     assert {devices(report)[f"/dev/{name}"]["inside"]["root"] for name in BINDS} == {"Operation not permitted"}
 
 
+def test_a_host_whose_libraries_were_updated_beside_its_loaded_module(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    assert not any("libraries" in one["wanted"] for one in phoenix.json("host")["findings"])
+    library = "libnvidia-ml.so.590.48.01"
+    phoenix.change(f"cd $ROOT/usr/lib/x86_64-linux-gnu && touch {library} && ln -sf {library} libnvidia-ml.so.1")
+    (one,) = [one for one in phoenix.json("host")["findings"] if "libraries" in one["wanted"]]
+    assert one["found"] == "libnvidia-ml.so.1: 590.48.01" and one["next"].startswith("reboot the host")
+    assert phoenix.json("container", "950")["well"], "its own are the loaded driver's"
+
+
 def test_a_library_of_another_patch_level(doctor: Callable[[str], Doctor]) -> None:
     report = doctor("containers-pve8").json("container", "212", "--gpus", "none")
     assert (report["driver"], set(report["libraries"].values())) == ("550.163.01", {"550.144.03"})
     assert report["equal"] is False and report["well"] is True
     report = doctor("containers-pve8").json("container", "212", "--gpus", "1")
-    assert report["findings"][-1]["found"].startswith("550.144.03 (")
+    assert report["findings"][-1]["found"].endswith(".so.1: 550.144.03")
     assert "/dev/nvidia0" not in devices(report)
 
 

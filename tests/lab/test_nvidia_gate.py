@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from homelab.errors import HomelabError, NoPythonError
-from homelab.nvidia.reading import SystemReading
+from homelab.nvidia import reading
 from homelab.remote import planning
 from homelab.settings import Container, Host, Vm
 from lab import Lab
@@ -119,10 +119,13 @@ def test_a_vm_that_does_not_answer_is_no_reason_to_refuse_and_is_said(lab: Lab) 
 
 
 def test_what_comes_into_a_vm_without_python_is_in_the_plan(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_vm(*_: object) -> SystemReading:
+    def parse(answer: dict[str, object]) -> reading.SystemReading:
+        if str(answer["running"]).endswith("-pve"):
+            return of_host(answer)
         raise NoPythonError(wanted="Python", found="it isn't there", why="", next="")
 
-    monkeypatch.setattr(planning, "read_vm", read_vm)
+    of_host = reading.parse
+    monkeypatch.setattr(reading, "parse", parse)
     found = planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {})
     assert "vms.box has no Python: `pulumi up` installs python3 there" in found.guests
 

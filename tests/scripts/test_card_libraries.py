@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from homelab.container import libraries
+from homelab.nvidia import judge
 from remote_scripts.layers.card_libraries import Wanted
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.container_note import Cards
@@ -100,13 +101,13 @@ def test_under_another_name_they_are_the_other_ones(debian: Container) -> None:
 def test_a_refresh_sees_what_was_removed_inside(debian: Container) -> None:
     text = script("video")
     debian.answer("apply", text)
-    assert not libraries.drift(debian.read())
+    assert not judge.steps(debian.read(), None, libraries=True)
     debian.output("apt-get -qq remove -y vainfo")
-    assert libraries.drift(debian.read()) == ["libraries: package vainfo is gone, it was 2.22.0-3"]
+    assert judge.steps(debian.read(), None, libraries=True) == ["libraries: package vainfo is gone, it was 2.22.0-3"]
     debian.answer("apply", text)
-    assert not libraries.drift(debian.read())
+    assert not judge.steps(debian.read(), None, libraries=True)
     debian.answer("revert", text)
-    assert libraries.drift(debian.read()) == ["libraries: no record of it is left there"]
+    assert judge.steps(debian.read(), None, libraries=True) == ["libraries: no record of it is left there"]
 
 
 def test_a_release_of_which_no_names_are_known_is_left_as_it_is(debian: Container) -> None:

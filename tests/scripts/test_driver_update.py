@@ -343,8 +343,6 @@ def killed_at(machine: Machine, step: Step, moments: Moments) -> None:
     machine.end(process)
 
 
-#: While the new one is tried: at its begin, or later.
-TRYING = pytest.mark.parametrize("moments", sampling.sample([("trying", 8), ("trying", 30)], 1, "trying"), ids=str)
 BACK = [("back", 8), ("back", 40)]
 
 
@@ -537,7 +535,8 @@ def test_an_update_that_drops_libraries_and_fails_brings_them_back(tmp_path: Pat
     assert vm.answer("apply", script)["version"] == NEW and has(vm, "libnvidia-encode") == [False]
 
 
-@TRYING
+# While the new one is tried: at its begin, or later.
+@pytest.mark.parametrize("moments", sampling.sample([("trying", 8), ("trying", 30)], 1, "trying"), ids=str)
 def test_an_update_with_libraries_that_is_killed_is_finished_or_taken_back(
     computing: Callable[..., Computing], moments: Moments
 ) -> None:

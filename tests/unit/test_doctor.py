@@ -17,7 +17,12 @@ from homelab.doctor.report import Report, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage, Turn
+from homelab.host import plan
 from homelab.host.facts import GuestConfig
+from homelab.nvidia import preview, request, state
+from homelab.nvidia.plan import all_refusals
+from homelab.nvidia.reading import SystemReading
+from homelab.provider.nvidia_system import NvidiaSystemWork
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
@@ -60,6 +65,7 @@ def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | 
         facts,
         cluster=replace(facts.cluster, node="pve", places=places),
         nvidia=replace(facts.nvidia, version=changes.pop("driver", "580.105.08")),
+        systems=dict.fromkeys(("host", "901"), changes.pop("installed", None)),
     )
     container = {
         "id": 901,
@@ -250,8 +256,16 @@ def test_without_a_driver_its_cause_is_told_once() -> None:
     (finding,) = report.findings
     assert finding.found == "no /proc/driver/nvidia/version; 0000:01:00.0 is on vfio-pci"
     assert "use: lxc" in finding.next
-    nouveau = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=desktop(), char_devices=""), 901)
-    assert "0000:01:00.0 is on nouveau" in nouveau.findings[0].found and "modprobe nvidia" in nouveau.findings[0].next
+    unloaded = desktop(nvidia={"trouble": ["the driver is installed and not loaded", "`modprobe nvidia`"]})
+    for facts, comes, step in (
+        (unloaded, False, "`modprobe nvidia`"),  # as the preview says it
+        (unloaded, True, "`pulumi up --refresh`, whose preview shows what it does"),
+        (desktop(), False, "load NVIDIA's driver on the host"),  # why not could not be read
+    ):
+        cards = WantedCards([0], "x", driver_comes=comes)
+        off = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=facts, char_devices=""), 901, cards=cards)
+        (finding,) = off.findings
+        assert finding.found.endswith("; 0000:01:00.0 is on nouveau") and finding.next == step
 
 
 def test_a_node_of_an_earlier_boot() -> None:
@@ -268,9 +282,9 @@ def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("libraries", "said"),
     [
-        (LIBRARY.replace("580.105.08", "580.95.05"), "580.95.05 (/usr/lib/libcuda.so.1)"),
+        (LIBRARY.replace("580.105.08", "580.95.05"), "/usr/lib/libcuda.so.1: 580.95.05"),
         (LIBRARY + LIBRARY.replace("usr/lib/", "usr/local/lib/").replace("580.105.08", "575.51.03"), "/usr/lib/libcuda.so.1: 580.105.08; /usr/local/lib/libcuda.so.1: 575.51.03"),
-        ("library /usr/lib/libcuda.so.1 /opt/libcuda.so\n", "libraries that say no version (/usr/lib/libcuda.so.1)"),
+        ("library /usr/lib/libcuda.so.1 /opt/libcuda.so\n", "/usr/lib/libcuda.so.1: of no version"),
         ("", "none (no libnvidia-ml.so.1, no libcuda.so.1)"),
     ],
 )  # fmt: skip
@@ -529,10 +543,112 @@ def test_failures_in_the_kernels_log_are_the_cards_own(line: str, seen: bool) ->
     assert any(one.found.endswith(f": {line}") for one in report.findings) is seen
 
 
-def test_a_card_for_containers_that_the_driver_has_not_got() -> None:
-    lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}})
-    report = diagnose_host(reading(facts=desktop()), lxc)
-    assert found(report)["the cards for containers with NVIDIA's driver"] == "gpus.rtx5090: 0000:01:00.0 is on nouveau"
+@pytest.mark.parametrize(
+    ("trouble", "stack", "more", "said", "step"),
+    [
+        # What the preview refuses a container says it: which cause, and what helps.
+        (["no module nvidia", "`dkms autoinstall`"], None, {}, "no module nvidia", "`dkms autoinstall`"),
+        (
+            ["", ""],
+            None,
+            {},
+            "the driver has none; RTX 5090 [10de:2b85] at 0000:01:00 is on nouveau",
+            "see `nvidia-smi",
+        ),
+        # What the settings install comes with `up`.
+        (["no module nvidia", "x"], {"driver": "580"}, {}, "0000:01:00.0 is on nouveau", "`pulumi up --refresh`"),
+        # A plan that is refused installs nothing.
+        (["", ""], {}, {"gone": {"match": "10de:1234"}}, "0000:01:00.0 is on nouveau", "correct `match` or `address`"),
+    ],
+)
+def test_a_card_for_containers_that_the_driver_has_not_got(
+    trouble: list[str], stack: dict[str, str] | None, more: dict[str, Any], said: str, step: str
+) -> None:
+    lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}, **more}, nvidia=stack)
+    report = diagnose_host(reading(facts=desktop(nvidia={"trouble": trouble})), lxc)
+    (finding,) = (one for one in report.findings if "container" in one.wanted)
+    assert said in finding.found and finding.next.startswith(step)
+
+
+# -- what is installed beside what is loaded ---------------------------------------------------------------------------
+BARE = SystemReading(request.SystemFacts(), "1", frozenset(), ())
+
+
+@pytest.mark.parametrize(
+    ("steps", "drift", "lines"),
+    [
+        ("repository driver cuda", (), []),
+        # One that was cut short, by this program or by somebody else.
+        (
+            "repository driver cuda",
+            *[("driver: its libraries are 580.1, they were 590.1", "boot: 580.1 is loaded")] * 2,
+        ),
+        ("repository driver cuda", *[("driver: an update was cut short",)] * 2),
+        ("repository driver", ("cuda: x is gone",), ("cuda: x is gone", "cuda: no record of it is left there")),
+        # What isn't wanted there.
+        ("repository driver cuda", ("toolkit: package x is gone, it was 1", "libraries: package y is gone"), ()),
+    ],
+)
+def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
+    steps: str,
+    drift: tuple[str, ...],
+    lines: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    system, stack = replace(BARE, steps=frozenset(steps.split()), drift=drift), {"driver": "580", "cuda": "12.8"}
+    seen = reading(installed=system)
+    lxc, facts = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia=stack), seen.facts
+    told = [one.found for one in diagnose_host(seen, lxc).findings if one.turn is Turn.UP]
+    assert told == ["; ".join(lines)] * bool(lines)
+    text, _ = preview.describe("pve", lxc, facts, plan.wanted(facts, lxc), {}, {}, {"host": system})
+    assert [line.strip() for line in text.splitlines()[1:]] == [*lines]
+    monkeypatch.setattr(NvidiaSystemWork, "facts_of_refresh", lambda *_: facts)
+    monkeypatch.setattr(NvidiaSystemWork, "wanted_stack", lambda *_: lxc.nvidia)
+    about: dict[str, Any] = {"host": "pve", "system_name": "hosts.pve", "address": "", "after": "", "passed": []}
+    resource = NvidiaSystemWork.resource
+    inputs = resource.Inputs(target="host", nvidia={"cuda": "12.8"}, stays=True, **about)
+    before = resource.Outputs(facts=state.facts_of(system, "host"), generation={}, stale=False)
+    after = NvidiaSystemWork({}).read(inputs, before)
+    assert capsys.readouterr().out.splitlines() == [f"hosts.pve: drift: {line}" for line in lines]
+    again = {layer for layer, times in after.generation.items() if times}
+    assert again - {"boot"} == {line.partition(":")[0] for line in lines} - {"boot"}
+
+
+def test_where_the_preview_refuses_the_stack_its_next_step_is_the_cure() -> None:
+    lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "565"})
+    seen = reading(installed=replace(BARE, drift=("driver: an update was cut short",)))
+    assert lxc.nvidia is not None
+    refusals = all_refusals(preview.of_host("pve", lxc.nvidia, seen.facts, plan.wanted(seen.facts, lxc), BARE))
+    refused, differs = diagnose_host(seen, lxc, refusals=refusals).findings
+    assert (refused.turn, differs.turn) == (Turn.REFUSED, Turn.UP) and "branch 570 or later" in refused.wanted
+    assert differs.next == refused.next and "pulumi up" not in refused.next
+
+
+@pytest.mark.parametrize(("libraries", "wrong"), [("580.105.08", False), ("", False), ("590.48.01", True)])
+def test_of_a_hosts_own_driver_module_and_libraries_are_compared(libraries: str, wrong: bool) -> None:
+    report = diagnose_host(reading(installed=replace(BARE, libraries=libraries)), settings({}))
+    assert [one.found for one in report.findings] == ["libnvidia-ml.so.1: 590.48.01"] * wrong
+    assert not wrong or ("580.105.08" in report.findings[0].wanted and report.next[0].startswith("reboot the host"))
+
+
+def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
+    error = HomelabError(wanted="what is installed", found="dpkg-query: error", why="w", next="mend it")
+    seen = reading(DEVICE_LINES, inside(NODES), installed=error)
+    for report in (diagnose_host(seen, settings({})), diagnose(seen, 901)):
+        assert [(one.found, one.turn) for one in report.findings] == [("dpkg-query: error", Turn.REFUSED)]
+
+
+@pytest.mark.parametrize("differences", [["driver: its libraries are 580.95.05, the host's driver is 580.105.08"], []])
+def test_a_container_of_the_settings_is_told_what_a_refresh_tells(differences: list[str]) -> None:
+    torn = inside(NODES).replace(LIBRARY, LIBRARY.replace("580.105.08", "580.95.05"))
+    cards = WantedCards([0], "x", managed=True, differences=differences)
+    (finding,) = diagnose(reading(DEVICE_LINES, torn, installed=BARE), 901, cards=cards).findings
+    assert finding.turn is (Turn.UP if differences else Turn.PERSON)
+    if differences:
+        assert finding.found == differences[0] and finding.next.startswith("`pulumi up --refresh`")
+    else:  # somebody else's are found first
+        assert finding.found == "/usr/lib/libcuda.so.1: 580.95.05" and finding.next.startswith("remove those")
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

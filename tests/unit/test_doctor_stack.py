@@ -20,7 +20,7 @@ from homelab.errors import HomelabError
 from remote_scripts.shared.card_record import Record, State
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
-from tests.unit.test_doctor import DEVICE_LINES, LIBRARY, inside, reading
+from tests.unit.test_doctor import BARE, DEVICE_LINES, LIBRARY, inside, reading
 
 SECURE = {"secure": "v1:abcdef:0123456789"}
 
@@ -114,8 +114,9 @@ def test_the_settings_say_which_cards_a_container_is_to_have(tmp_path: Path) -> 
         "old": {"host": "pve", "ctid": 950, "gpuAssignment": "0"},
         "far": {"host": "other", "ctid": 300, "gpuAssignment": "5"},
     }
-    found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
-    name, its = found.host(None)
+    hosts = {"pve": host(), "other": host() | {"address": "192.0.2.3"}}
+    found = written(tmp_path, {"hosts": hosts, "containers": containers})
+    name, its = found.host("pve")
     for ctid, by in ((901, "ai.gpus"), (950, "old.gpuAssignment")):
         cards = found.cards(name, its, ctid, reading())
         assert cards is not None
@@ -125,7 +126,8 @@ def test_the_settings_say_which_cards_a_container_is_to_have(tmp_path: Path) -> 
 
 def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) -> None:
     containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big", "none"]}}
-    found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
+    gpus = {"big": {"match": "10de:2b85", "use": "lxc"}, "none": {"match": "10de:1234", "use": "lxc"}}
+    found = written(tmp_path, {"hosts": {"pve": host() | {"gpus": gpus}}, "containers": containers})
     with pytest.raises(HomelabError, match=r"without it: none \(not found\)"):
         found.cards(*found.host(None), 901, reading())
 
@@ -162,10 +164,10 @@ def test_libraries_that_the_settings_install_come_by_up(tmp_path: Path) -> None:
     containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big"], "nvidia": {}}}
     found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
     name, its = found.host(None)
-    seen = reading(DEVICE_LINES, inside({}).replace(LIBRARY, ""))
+    seen = reading(DEVICE_LINES, inside({}).replace(LIBRARY, ""), installed=BARE)
     report = container.diagnose(seen, 901, cards=found.cards(name, its, 901, seen))
-    (step,) = [one.next for one in report.findings if "NVIDIA's libraries" in one.wanted]
-    assert step.startswith("`pulumi up --refresh` installs them")
+    (one,) = [one for one in report.findings if "what is installed in container 901" in one.wanted]
+    assert one.found.endswith("driver: no record of it is left there") and one.next.startswith("`pulumi up --refresh`")
 
 
 @pytest.mark.parametrize(

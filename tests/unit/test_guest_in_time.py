@@ -59,7 +59,6 @@ INPUTS = GuestReboot.Inputs(
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")
 CUT = HomelabError(wanted="the command to read system to succeed", found="exit status 143", why="", next="")
-NO_PYTHON = NoPythonError(wanted="Python", found="it isn't there", why="", next="")
 OLD, NEW = "580.105.08", VERSION
 
 # What a connection meets: it fails, or the guest's boot and the module loaded there; and what the order to restart meets, if it is given.
@@ -96,7 +95,7 @@ class Connection:
         if self.loaded == "cut":
             raise CUT
         if self.loaded == "no Python" and not self.guest.brought:
-            raise NO_PYTHON
+            raise NoPythonError(wanted="Python", found="it isn't there", why="", next="")
         return READING | {"boot_id": self.boot, "loaded": self.loaded, "agents": {"homelab-lab": self.guest.agent}}
 
 

@@ -262,14 +262,14 @@ def test_what_stands_against_a_switch_by_hand(noted: dict[str, str], changes: di
 
 # -- drift, and what is away -----------------------------------------------------------------------------------------
 RUNNING = {"running": [103], "configs": [], "mappings": "", "reservations": ""}
-MANAGED = [{"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "changed"}]
 
 
 def test_what_hands_over_drifts_where_it_is_ours() -> None:
     want = plan.wanted(facts(), host())
     lost = {"enabled": False, "lost_hooks": ["103"]}
+    managed = [{"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "changed"}]
     assert plan.drift(facts(handover=lost), want)["handover"] == []
-    assert plan.drift(facts(handover=lost, managed=MANAGED), want)["handover"] == [
+    assert plan.drift(facts(handover=lost, managed=managed), want)["handover"] == [
         "/usr/local/sbin/homelab-handover was changed by hand",
         "homelab-handover.service or its timer is not enabled",
         "VM 103 has lost the hookscript that hands it its card",

@@ -160,10 +160,6 @@ def test_the_hosts_grep_leaves_no_half_of_a_message(table: str) -> None:
 # -- whose it is --------------------------------------------------------------------------------------------------------------------
 MINE = "0000:01:00"
 OTHER = "0000:02:00"
-NEEDS_OPEN = (
-    "NVRM: The NVIDIA GPU {}.0 (PCI ID: 10de:2b85)",
-    "NVRM: installed in this system requires use of the NVIDIA open kernel modules.",
-)
 
 
 def about(lines: Sequence[str], **changes: object) -> list[str]:
@@ -174,7 +170,11 @@ def about(lines: Sequence[str], **changes: object) -> list[str]:
 
 @pytest.mark.parametrize("stamp", ["", *STAMPS.values(), *MORE_STAMPS.values()])
 def test_a_sentence_of_several_lines_is_about_the_card_it_begins_with(stamp: str) -> None:
-    mine, others = ([stamp + line.format(card) for line in NEEDS_OPEN] for card in (MINE, OTHER))
+    needs_open = (
+        "NVRM: The NVIDIA GPU {}.0 (PCI ID: 10de:2b85)",
+        "NVRM: installed in this system requires use of the NVIDIA open kernel modules.",
+    )
+    mine, others = ([stamp + line.format(card) for line in needs_open] for card in (MINE, OTHER))
     fault = stamp + f"NVRM: Xid (PCI:{MINE}): 79, GPU has fallen off the bus."
     assert about([*others, fault]) == ["fallen-off-the-bus"]
     assert about([others[0], fault, others[1]]) == ["fallen-off-the-bus"]

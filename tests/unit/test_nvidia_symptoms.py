@@ -38,7 +38,12 @@ def test_a_host_gets_rows_as_they_are_and_no_pattern_is_compiled_for_that() -> N
     assert compiled.cache_info().misses == 0
     rows = of_plain(tuple[Symptom, ...], json.loads(text), "symptoms")
     assert [row for row in symptoms() if row in rows] == list(rows)
-    assert {row.where for row in symptoms()} > {row.where for row in rows} > {"apt", "dkms"}
+    assert {row.where for row in symptoms()} > {row.where for row in rows} > {"apt", "dpkg"}
+
+
+@pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.name)
+def test_a_row_has_causes_a_source_and_a_regular_expression(row: Symptom) -> None:
+    assert row.causes and len(row.source) >= 3 and compiled(row.pattern)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +70,33 @@ def test_an_unrecognised_failure_of_a_card_is_not_told_twice() -> None:
 def test_two_failures_are_told_both() -> None:
     text = "No space left on device\nmodprobe: ERROR: could not insert 'nvidia': Key was rejected by service"
     assert len(recognise(text)) == 2
+
+
+def test_a_build_that_fails_behind_its_compiler_is_not_blamed_on_the_drivers_age() -> None:
+    """What makes the BTF of modules that are compiled already: awk, pahole."""
+    dkms = (
+        "Error! Bad return status for module build on kernel: 7.0.0-1-cachyos (x86_64)\n"
+        "Consult /var/lib/dkms/nvidia/590.48.01/build/make.log for more information.\n"
+    )
+    place = "build/scripts/Makefile.modfinal:60: nvidia-drm.ko"
+    for log in (
+        f"awk: cmd. line:1: ^ invalid char ''' in expression\nmake[5]: *** [/usr/lib/modules/7.0.0/{place}] Error 1",
+        f"/bin/sh: 1: /var/lib/dkms/nvidia/595.71.05/build/pahole.sh: Permission denied\nmake[4]: *** [{place}] Error 126",
+    ):
+        (error,) = recognise(dkms + log)
+        assert "isn't recognised" in error.why and error.next.startswith("boot the kernel before")
+    (error,) = recognise(
+        f"{dkms}/var/lib/dkms/nvidia/590.48.01/build/nvidia/nv-dmabuf.c:844:9: error: too few arguments"
+    )
+    assert "older than the kernel" in error.why
+
+
+def test_a_kernel_without_all_of_its_parts_is_no_other_kernel() -> None:
+    symbol = "nvidia_drm: Unknown symbol drm_fbdev_ttm_driver_fbdev_probe (err -2)"
+    (error,) = recognise(f"modprobe: ERROR: could not insert 'nvidia_drm': Unknown symbol in module, or …\n{symbol}")
+    assert "a part of the kernel isn't installed" in error.why and "linux-modules-extra-" in error.next
+    (error,) = recognise(symbol.replace("drm_fbdev_ttm_driver_fbdev_probe", "radix_tree_preloads"))
+    assert "built for another kernel" in error.why
 
 
 def test_the_same_text_has_another_cause_in_a_container() -> None:

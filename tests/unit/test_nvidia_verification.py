@@ -30,7 +30,6 @@ def test_nvidia_smis_addresses_are_those_of_sysfs(said: str, address: str) -> No
 
 
 ROW = "{}, NVIDIA GeForce RTX 5090, GPU-0b11d014-{}, 580.105.08, 32607 MiB, 00000000:0{}:00.0, 0x2B8510DE, 12.0\n"
-NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"
 NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
 ENCODE, DECODE, EGL, GLX = "libnvidia-encode.so.1", "libnvcuvid.so.1", "libEGL_nvidia.so.0", "libGLX_nvidia.so.0"
 MISSING = "cannot open shared object file: No such file or directory"
@@ -48,7 +47,7 @@ def found(cards: int = 1, **changes: Any) -> dict[str, Any]:
     rows = "".join(ROW.format(number, number, number + 1) for number in range(cards))
     return {
         "nvidia_smi": done(HEAD + rows),
-        "nvcc": done(NVCC),
+        "nvcc": done("nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"),
         "program": done("1 CUDA device(s)\nResult = PASS\n"),
         "container": done("".join(f"GPU {n}: NVIDIA GeForce RTX 5090 (UUID: x)\n" for n in range(cards))),
         "uvm": done("".join(f"{path}: opened\n" for path in NODES)),
@@ -275,12 +274,6 @@ def test_what_isnt_known_of_a_card_is_null() -> None:
 
 
 # -- failures, by their real texts -----------------------------------------------------------------------------
-NOTHING = {
-    "program": done("CUDA error 100: no CUDA-capable device is detected\n", 1),
-    "uvm": done("/dev/nvidia0: No such file or directory\n", 1),
-}
-
-
 @pytest.mark.parametrize(
     ("smi", "log", "words"),
     [
@@ -304,7 +297,7 @@ def test_a_driver_that_doesnt_work_is_one_error_with_its_cause(smi: str, log: st
         kernel_log=log,
         program=done("x", 1),
         container=done("y", 125),
-        uvm=NOTHING["uvm"],
+        uvm=done("/dev/nvidia0: No such file or directory\n", 1),
         flavour="proprietary",
     )
     assert words in error.why + error.next, str(error)

@@ -11,7 +11,7 @@ import pytest
 
 from homelab.cli import show as command
 from homelab.host.facts import HostFacts
-from homelab.remote import planning, ssh
+from homelab.remote import ssh, systems
 from homelab.settings import Container, Vm, parse
 from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
@@ -43,7 +43,7 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tree.TreeNode]:
         session = SimpleNamespace(read=lambda **_: facts, plan=lambda of: [{"files": []}] * len(of[1:]) + [reboot])
         monkeypatch.setattr(ssh, "Session", lambda *_: session)
         monkeypatch.setattr("homelab.remote.proxmox.probe.check", lambda *_: [])
-        monkeypatch.setattr(planning, "read_systems", lambda *_, **__: ({}, []))
+        monkeypatch.setattr(systems, "read", lambda _, facts, *__: facts)
         return command.of_host("pve", found.hosts["pve"], found, "p/s")
 
     return shown

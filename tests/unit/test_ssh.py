@@ -33,7 +33,7 @@ from homelab import text
 from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import agent as asking
-from homelab.remote import loop, ssh
+from homelab.remote import loop, ssh, systems
 from homelab.resources import command
 from homelab.settings import Host
 from homelab.stack import Refusal
@@ -1045,23 +1045,17 @@ class _Answering(ssh.Session):
 
     def __init__(self, later: dict[str, object] | None = None, **guests: object) -> None:
         self._host = settings()
-        self.guests = {"running": [901], "configs": [], "mappings": "", "reservations": "", **guests}
+        self.guests = {
+            "running": [901],
+            "configs": [{"kind": "lxc", "id": ctid, "lines": "ostype: debian"} for ctid in (901, 902)],
+            "mappings": "",
+            "reservations": "",
+            **guests,
+        }
         self.later = later or {}
 
-    def ask(
-        self,
-        verb: str,
-        layer: str,
-        wanted: Any,
-        seconds: float = 0,
-        on_line: object = None,
-        *,
-        ctid: int = 0,
-        proxy: str = "",
-        goes_on: bool = False,
-        meanwhile: object = None,
-    ) -> dict[str, Any]:
-        if layer == "read_host":
+    def ask(self, *words: Any, ctid: int = 0, **_: Any) -> dict[str, Any]:
+        if "read_host" in words:
             return asdict(desktop(guests=self.guests))
         self.guests |= self.later
         if ctid == 902:
@@ -1077,18 +1071,8 @@ class _Sending(ssh.Session):
     def __init__(self) -> None:
         self._host = settings()
 
-    def _run(
-        self,
-        command: str,
-        verb: str,
-        script: str,
-        seconds: float,
-        on_line: Callable[[str], None] | None = None,
-        meanwhile: object = None,
-        *,
-        is_for_agent: bool = False,
-    ) -> str:
-        self.request, self.waits = json.loads(script)["requests"][0], seconds
+    def _run(self, *words: Any, **_: Any) -> str:
+        self.request, self.waits = json.loads(words[2])["requests"][0], words[3]
         return "{}"
 
 
@@ -1119,21 +1103,35 @@ def test_plans_are_asked_together_and_told_from_what_a_login_prints() -> None:
     assert session.waits == 2 * settings().timeouts.api and session.request["layer"] == "stack_folder"
 
 
-def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:
-    reading = _Answering().read(guests=True, systems=["host", "901", "902"])
-    assert reading.systems == {"host": '{"read": 0}', "901": '{"read": 901}', "902": None}
+def systems_of(session: _Answering, *names: str) -> dict[str, object]:
+    found = systems.read(session, session.read(guests=True), names).systems
+    return {name: one.found if isinstance(one, HomelabError) else one for name, one in found.items()}
 
 
-def test_where_nobody_knows_what_runs_no_container_counts_as_off() -> None:
-    with pytest.raises(HomelabError, match="container 902 running"):
-        _Answering(running=[], unlisted="refused").read(guests=True, systems=["901", "902"])
+def test_stacks_are_read_on_the_host_and_in_containers_that_run_and_that_nothing_works_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("homelab.nvidia.reading.parse", lambda answer: answer)
+    assert systems_of(_Answering(), "host", "901", "902") == {"host": {"read": 0}, "901": {"read": 901}}
+    for lines in ("lock: backup", "ostype: alpine"):
+        configs = [{"kind": "lxc", "id": 901, "lines": lines}]
+        assert systems_of(_Answering(configs=configs), "host", "901") == {"host": {"read": 0}}
 
 
-def test_a_container_that_stops_while_the_host_is_read_counts_as_off() -> None:
+def test_where_nobody_knows_what_runs_no_container_counts_as_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("homelab.nvidia.reading.parse", lambda answer: answer)
+    found = systems_of(_Answering(running=[], unlisted="refused"), "901", "902")
+    assert found == {"901": {"read": 901}, "902": "stopped"}
+
+
+def test_a_container_that_stops_while_the_host_is_read_counts_as_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("homelab.nvidia.reading.parse", lambda answer: answer)
     session = _Answering(running=[901, 902], later={"running": [901]})
-    reading = session.read(guests=True, systems=["901", "902"])
-    assert reading.systems == {"901": '{"read": 901}', "902": None}
+    assert systems_of(session, "901", "902") == {"901": {"read": 901}}
     known: list[dict[str, object]] = [{"running": [901, 902]}, {"running": [], "unlisted": "refused"}]
     for later in known:
-        with pytest.raises(HomelabError, match="container 902 running"):
-            _Answering(running=[902], later=later).read(guests=True, systems=["902"])
+        assert systems_of(_Answering(running=[902], later=later), "902") == {"902": "stopped"}

@@ -1,0 +1,70 @@
+"""What is judged of NVIDIA's stack on a system: what differs from what this program left there, and whether module and
+libraries are of one version. Pure: preview, refresh and doctor ask the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from homelab.errors import HomelabError
+from homelab.findings import UP, Finding, Stage, Turn
+from homelab.settings import Container, Host, Nvidia
+
+if TYPE_CHECKING:  # NVIDIA's data is of no use where nothing of it is installed
+    from homelab.nvidia.reading import SystemReading
+
+
+def installing(host: Host, containers: Iterable[Container]) -> list[str]:
+    """The systems in which the settings install something for cards: `host`, and ids of containers."""
+    return [
+        *(["host"] if host.nvidia else []),
+        *(str(container.ctid) for container in containers if container.nvidia or container.libraries),
+    ]
+
+
+def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = False) -> list[str]:
+    """What the next `up` mends on a system, a line each, which begins with the layer: a refresh's drift, the preview's
+    lines, and what the doctor finds.
+
+    :param stack: the one that is wanted there.
+    :param libraries: packages for cards of other makers are wanted there.
+    """
+    has = {"cuda": stack and stack.cuda, "toolkit": stack and stack.container_toolkit, "libraries": libraries}
+    wanted = [*(["repository", "driver", "boot"] if stack else []), *(layer for layer in has if has[layer])]
+    return [
+        *(line for line in reading.drift if line.partition(":")[0] in wanted),
+        *(f"{layer}: no record of it is left there" for layer in wanted if layer not in {*reading.steps, "boot"}),
+    ]
+
+
+def judge_stack(what: str, differences: Sequence[str], stage: Stage) -> list[Finding]:
+    """What is judged of what the settings want on a system.
+
+    :param what: it, and where, for messages.
+    :param differences: of `steps`; empty: it is as it is wanted.
+    """
+    differs = HomelabError(
+        wanted=f"{what} to be as the settings say",
+        found="; ".join(differences),
+        why="it was changed since the last `pulumi up`, or none has come so far, or one was cut short: programs find "
+        "no card unless the loaded module and all of NVIDIA's libraries are of one version",
+        next=UP,
+    )
+    return Finding.of(differs, stage=stage, turn=Turn.UP) if differences else []
+
+
+def mismatch(loaded: str, libraries: Mapping[str, str]) -> tuple[str, str] | None:
+    """What is wrong with NVIDIA's libraries beside the module that is loaded: what is found, and why it matters; None:
+    nothing.
+
+    :param loaded: the module's version.
+    :param libraries: where the loader finds them -> their versions; empty: the file doesn't say.
+    """
+    if {*filter(None, libraries.values())} == {loaded}:
+        return None
+    found = (f"{path}: {version or 'of no version'}" for path, version in libraries.items())
+    return "; ".join(found) or "none (no libnvidia-ml.so.1, no libcuda.so.1)", (
+        "programs talk to the driver by the first library that they find, which must be of its version to the last "
+        "digit: they end in `Driver/library version mismatch` otherwise"
+    )
