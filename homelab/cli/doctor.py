@@ -72,18 +72,19 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     """
     file = stack_options.read(arguments)
     name, host = file.host(arguments.host, arguments.identity)
+    noted = project.stack_of(file.path.parent, file.stack)
     if arguments.kind == "container":
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
         reading = diagnosis.read(host, list(dict.fromkeys(ids)))
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
-            cards = file.cards(name, host, arguments.id, reading)
+            cards = file.cards(name, host, arguments.id, reading, noted)
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
     reading = diagnosis.read(host)
     if arguments.kind == "vm":
         vms, _ = guests_on(file.guests(), name, host, reading.facts)
-        return vm.diagnose(reading, arguments.id, host, vms, project.stack_of(file.path.parent, file.stack))
+        return vm.diagnose(reading, arguments.id, host, vms, noted)
     return host_judge.diagnose(reading, host)
 
 
@@ -110,15 +111,15 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
             for vm_name, guest in vms.items()
         ]
         parts += [
-            _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
+            _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading, noted))
             for lxc_name, guest in containers.items()
         ]
     releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
     return whole.Whole(file.stack, parts, releases)
 
 
-def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading) -> Report:
-    return container.diagnose(reading, ctid, cards=file.cards(name, host, ctid, reading))
+def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading, noted: str) -> Report:
+    return container.diagnose(reading, ctid, cards=file.cards(name, host, ctid, reading, noted))
 
 
 def _part(place: str, judge: Callable[[], Report]) -> whole.Part:

@@ -51,8 +51,3 @@ class Case:
     def expected(self) -> list[Row]:
         """What it needs and can have."""
         return [row for row in self.needed if card_number(row.path) not in self.unknown]
-
-    @property
-    def up(self) -> str:
-        """What gives a container of the settings what they want."""
-        return "`pulumi up --refresh` gives it what the stack's settings want"

@@ -116,7 +116,8 @@ def _libraries(case: Case) -> list[Finding]:
     else:
         found = "none (no libnvidia-ml.so.1, no libcuda.so.1)"
         why = "without the libraries nothing inside can talk to the driver, and nvidia-smi isn't there"
-    installing = f"`pulumi up --refresh` installs them, of exactly {driver}"
+    refused = case.cards.judged.refusals
+    installing = refused[0].next if refused else f"`pulumi up --refresh` installs them, of exactly {driver}"
     return [
         Finding(
             f"NVIDIA's libraries of version {driver} in {case.name}, as the driver on the host",

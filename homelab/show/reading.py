@@ -73,7 +73,7 @@ def wanted(
     :param facts: the reading that `current` was made from.
     :param stack: PROJECT/STACK, whose containers have what the settings give them, and no more.
     """
-    notes = [(given.id, facts.container_note(given.id)) for given in facts.containers] if facts else []
+    notes = [(config.id, facts.note_of(config.id)) for config in facts.guests.configs] if facts else []
     own = {ctid for ctid, note in notes if note.values and note.owner.rpartition("/")[0] == stack}
     return _wanted(host, vms, containers, current, gates.resolve(facts, host.gpus)[0] if facts else {}, facts, own)
 

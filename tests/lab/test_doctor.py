@@ -156,7 +156,7 @@ def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[s
     report = phoenix.json("container", "901")
     assert report["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpuAssignment"}
     assert "/dev/nvidia0" not in devices(report)
-    assert report["next"][0] == "`pulumi up --refresh` gives it what the stack's settings want"
+    assert report["next"][0] == "`pulumi up --refresh`, whose preview shows what it does"
     phoenix.more = {"homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpus": ["small"]}}}
     assert phoenix.json("container", "901")["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpus"}
 

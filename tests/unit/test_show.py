@@ -64,9 +64,8 @@ def test_a_container_keeps_its_card_when_another_one_gets_it() -> None:
 @pytest.mark.parametrize("owner", ["p/s/old", "p/other/old"])
 def test_a_container_that_leaves_the_settings_loses_its_card(owner: str) -> None:
     note = container_note(950, Cards(minors=(0,)), "/dev/nvidia0,mode=0666", owner=owner)
-    given = [{"id": 950, "drift": []}]
     guests, minors = {**GUESTS, "configs": [*WITHOUT_CARD, *SHARED]}, {"0000:01:00.0": 0}
-    found, host = desktop(guests=guests, nvidia_minors=minors, ledger=note, containers=given), settings(LXC)
+    found, host = desktop(guests=guests, nvidia_minors=minors, ledger=note), settings(LXC)
     now = reading.of_reading(found, host, "pve")
     shown = tree.of_host("pve", now, reading.wanted(host, {}, {}, now, found, "p/s"))
     is_own = owner.startswith("p/s/")
