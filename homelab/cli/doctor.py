@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from homelab.cli import log, project, stack_options
+from homelab.cli import access, log, project, stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
@@ -25,6 +25,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia import compatibility
 from homelab.remote import diagnosis
 from homelab.settings import Host
+from homelab.settings import project as project_folder
 from homelab.show import terminal
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
@@ -39,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
     stack_options.add(read)
     read.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     common = argparse.ArgumentParser(add_help=False, parents=[read])
-    common.add_argument("--host", help="name of a host in the settings, if they have several")
+    common.add_argument(
+        "--host",
+        help="name of a host in the settings, if they have several; in a folder without settings: [USER@]HOST[:PORT]",
+    )
     common.add_argument("--json", action="store_true", help="print the report as JSON")
     main_parser = argparse.ArgumentParser(
         prog="homelab doctor",
@@ -65,12 +69,22 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def _settings(arguments: argparse.Namespace) -> stack.StackFile:
+    """The stack's; in a folder that has none, of the host that --host names by its address."""
+    if not arguments.host or arguments.stack or arguments.config_file or [*project_folder().glob("Pulumi*.yaml")]:
+        return stack_options.read(arguments)
+    login = access.of_address(arguments.host, arguments.identity).login
+    arguments.host = None
+    host = {**login, "iommu": {"enable": False, "passthrough": False}}
+    return stack.StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": host}})
+
+
 def diagnose(arguments: argparse.Namespace) -> Report:
     """A host's, VM's or container's report.
 
     :raises HomelabError: the configuration, the host or the guest can't be read.
     """
-    file = stack_options.read(arguments)
+    file = _settings(arguments)
     name, host = file.host(arguments.host, arguments.identity)
     noted = project.stack_of(file.path.parent, file.stack)
     if arguments.kind == "container":
@@ -93,7 +107,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
 
     :raises HomelabError: the configuration can't be read.
     """
-    file = stack_options.read(arguments)
+    file = _settings(arguments)
     settings, noted = file.guests(), project.stack_of(file.path.parent, file.stack)
     parts: list[whole.Part] = []
     for host_name in file.asked(arguments.host):
