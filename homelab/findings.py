@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 
 from homelab.errors import HomelabError, SeveralErrors
@@ -46,22 +46,26 @@ class Finding:
         return [cls(part.wanted, part.found, part.why, part.next, stage, turn) for part in parts]
 
     @classmethod
-    def of_steps(cls, guest: str, place: str, steps: Sequence[str], refused: Sequence[HomelabError]) -> list[Finding]:
+    def of_steps(cls, guest: str, place: str, steps: Sequence[str]) -> list[Finding]:
         """What an `up` does with a guest, as a finding; none where it does nothing.
 
         :param place: the guest's in the settings, such as `vms.sandbox`.
-        :param refused: what stands against it.
         """
         differs = cls(
             f"{guest} to be as {place} says",
             "; ".join(steps),
             "it was changed since the last `pulumi up`, or none has come so far, or one was cut short or is still at "
             "work: its next start goes by what it has",
-            refused[0].next if refused else "`pulumi up --refresh`, whose preview shows what it does",
+            "`pulumi up --refresh`, whose preview shows what it does",
             Stage.CONFIGURATION,
             Turn.UP,
         )
         return [differs] if steps else []
+
+    @property
+    def line(self) -> str:
+        """For a plan: what is met, and what helps."""
+        return f"{self.wanted}: {self.found}; {self.next}"
 
     def parts(self) -> dict[str, str]:
         """The four parts by their names, as HomelabError has them."""
@@ -70,18 +74,44 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a guest is to have from this program, and what isn't as it must be."""
+    """What is judged of a host or a guest."""
 
-    options: dict[str, str | None] = field(default_factory=dict)
-    """All of it; None: it isn't to have the key."""
-    change: dict[str, str | None] = field(default_factory=dict)
-    """What is to be written for that."""
-    steps: list[str] = field(default_factory=list)
-    """What the next `up` does with it, a line each: the preview's, and a refresh's drift."""
-    findings: list[Finding] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    findings: list[Finding]
+    """What isn't as it must be."""
+    remarks: list[str]
+    """What its owner is told beside that, a sentence each."""
 
     @property
     def refusals(self) -> list[HomelabError]:
         """Why `up` leaves it as it is."""
         return [HomelabError(**finding.parts()) for finding in self.findings if finding.turn is Turn.REFUSED]
+
+    @property
+    def met(self) -> list[str]:
+        """What a person meets, for a plan, a line each."""
+        return [finding.line for finding in self.findings if finding.turn is Turn.PERSON]
+
+
+@dataclass(frozen=True)
+class JudgedGuest(Judged):
+    """What a guest is to have from this program, and what isn't as it must be."""
+
+    options: dict[str, str | None]
+    """All of it; None: it isn't to have the key."""
+    change: dict[str, str | None]
+    """What is to be written for that."""
+    steps: list[str]
+    """What the next `up` does with it, a line each: the preview's, and a refresh's drift."""
+
+
+def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) -> list[Finding]:
+    """The findings, each once. Where `up` refuses one, or something else, that comes before what it is to mend.
+
+    :param refusals: what else a preview refuses.
+    """
+    by_text: dict[tuple[str, str], Finding] = {}
+    for one in findings:
+        by_text.setdefault((one.found, one.next), one)
+    found = [*by_text.values()]
+    first = Finding.of(*refusals, turn=Turn.REFUSED) + [one for one in found if one.turn is Turn.REFUSED]
+    return [replace(one, next=first[0].next) if first and one.turn is Turn.UP else one for one in found]

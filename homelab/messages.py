@@ -28,6 +28,8 @@ _STAMP = (
 # A host and a program, after such a stamp; make's own lines look the same.
 _PROGRAM = r"(?:[\w.-]+\s)?(?:kernel|(?!make\[)[\w./@-]+\[\d+\]):\s"
 _PREFIX = re.compile(rf"\s*(?:(?:{_STAMP}\s*)+(?:{_PROGRAM}\s*)?(?:{_STAMP}\s*)*|(?:[\w.-]+\s)?kernel:\s+(?!\d))")
+# A stamp as far as its second. Of dmesg -H the time since the message before doesn't say it.
+_SECOND = re.compile(r".*?(?:\d\d:\d\d:\d\d|\[\s*\d+(?=\.))")
 # The place before a further message in the same line, as in copied text.
 _NEXT_MESSAGE = re.compile(
     rf"(?<=\s)(?=(?:{_STAMP}\s*)+{_PROGRAM}|\[\s*\d+\.\d{{3,}}\]\s|NVRM:\s"
@@ -51,10 +53,12 @@ _LONGEST_LINE = 2048
 
 @dataclass
 class Message:
-    """A message of a log. `raw`: its lines as they were printed; `text`: the message alone, in one line."""
+    """A message of a log. `raw`: its lines as they were printed; `text`: the message alone, in one line; `second`: in
+    which it was printed, as its stamp says it, empty: it doesn't."""
 
     raw: list[str]
     text: str
+    second: str = ""
 
     @property
     def shown(self) -> str:
@@ -88,7 +92,8 @@ def messages(text: str) -> list[Message]:
         elif stamped and not prefix and line[:2].isspace() and len(log[-1].text) < _LONGEST_LINE:
             log[-1].append(line, part)
         else:
-            log.append(Message([line.strip()], part))
+            second = _SECOND.match(prefix)
+            log.append(Message([line.strip()], part, second[0] if second else ""))
             if _SENTENCE.match(part):
                 sentence = log[-1]
             stamped = bool(prefix)

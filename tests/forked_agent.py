@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from homelab.nvidia import symptoms
+from homelab import symptoms
 from homelab.remote import agent as asking
 from homelab.remote import ssh
 from lab import Lab

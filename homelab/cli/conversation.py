@@ -15,7 +15,7 @@ from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.cli.whereabouts import guests_on
 from homelab.errors import HomelabError
-from homelab.host import consoles, gates, plan
+from homelab.host import consoles, gates
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
@@ -55,13 +55,13 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     hosts = parse(values).hosts if values.get("hosts") else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
-    facts = ssh.read(entry.host, guests=True, lspci=True)
+    facts = ssh.read(entry.host, guests=True, lspci=True, kernel_log=True)
     node = facts.cluster.node or "pve"
     name = entry.name or init_cards.key_of(node, hosts, "pve")
     say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{facts.cluster.described}")
     takers = init_cards.takers(facts)
     say(*([f"  {init_cards.guest(config, facts)}" for config in takers] or [_NO_GUESTS]))
-    given = _given(arguments.card, entry, facts, ask)
+    given = _given(arguments, entry, facts, ask)
     if not given and not arguments.set:
         raise Declined("No card was given to anybody: there is nothing to set up.")
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
@@ -78,9 +78,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     if host.nvidia and "nvidia" not in values.get("hosts", {}).get(name, {}):
         say(f"  NVIDIA's driver {host.nvidia.driver} is installed on {node}")
     say(f"  reboot: {planned.reboot.in_short(planned.want.gpus)}")
-    keys = {card.key for card in given}
-    slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items() if gpu in keys}
-    say(*(f"  note: {remark}" for remark in gates.remarks(planned.facts, host, slots)))
+    say(*(f"  note: {remark}" for remark in planned.remarks))
 
     passphrase = _passphrase(ask, text_before + state)
     say("", f"This writes {'a Pulumi project with ' if is_new else ''}{file.name} into {folder}.")
@@ -90,8 +88,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
-        whole = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files)
-        show(whole, planned.guests)
+        show(planned.text(name, host))
         if arguments.dry_run:
             say("Nothing was done: --dry-run.")
             return
@@ -126,13 +123,13 @@ def _setting_it(passphrase: str, *, windows: bool = os.name == "nt") -> str:
     return f"read -rs {PASSPHRASE}; export {PASSPHRASE}" if passphrase else f"export {PASSPHRASE}="
 
 
-def _given(wanted: Sequence[str], entry: Access, facts: HostFacts, ask: Ask) -> dict[Card, Use]:
+def _given(arguments: argparse.Namespace, entry: Access, facts: HostFacts, ask: Ask) -> dict[Card, Use]:
     """Who gets which card: by `--card`, else asked, of cards that nobody has."""
     configured = {place: gpu for gpu, place in gates.resolve(facts, entry.host.gpus)[0].items()} if entry.name else {}
     all_cards = init_cards.cards(facts, configured)
     node = facts.cluster.node or "pve"
     named: dict[Card, str] = {}
-    for text in wanted:
+    for text in arguments.card:
         which, _, who = text.partition("=")
         found = [card for card in all_cards if which.strip().lower() in card.names]
         if len(found) != 1:
@@ -149,7 +146,7 @@ def _given(wanted: Sequence[str], entry: Access, facts: HostFacts, ask: Ask) -> 
         elif card in users and card.place not in configured and not (ask.yes and named):
             # Where somebody has each card, what is there may be meant to be set up here.
             if not users[card] or all(users.values()):
-                use = _asked(card, users[card], entry, facts, ask)
+                use = _asked(card, users[card], entry, facts, ask, arguments.set)
             else:
                 answer = init_cards.suggested(facts, card, node)
                 having = ", ".join(users[card])
@@ -159,23 +156,29 @@ def _given(wanted: Sequence[str], entry: Access, facts: HostFacts, ask: Ask) -> 
     return given
 
 
-def _asked(card: Card, users: Sequence[str], entry: Access, facts: HostFacts, ask: Ask) -> Use:
+def _asked(card: Card, users: Sequence[str], entry: Access, facts: HostFacts, ask: Ask, sets: Sequence[str]) -> Use:
     def parsed(text: str) -> Use:
-        return init_cards.parse_use(text, card, facts, entry.host)
+        use = init_cards.parse_use(text, card, facts, entry.host)
+        for vmid in () if sets else use.vms:  # what is set may be what a VM lacks
+            for error in init_cards.judged(vmid, card, facts).refusals:
+                raise Mistake(f"{error.found}; {error.next}")
+        return use
 
     suggested = init_cards.suggested(facts, card, facts.cluster.node or "pve")
-    try:
-        parsed(suggested)
-    except Mistake:  # what `up` refuses isn't preselected
-        suggested = "nobody"
     screen = ", the host's screen" if consoles.screens(facts, facts.functions(card.place)) else ""
     say("", f"{card.key}: {card}{screen}; {', '.join(users) or 'nobody'} has it.")
+    try:
+        parsed(suggested)
+    except Mistake as mistake:  # what `up` refuses isn't preselected
+        say(f"  not for {suggested}: {mistake}")
+        suggested = "nobody"
     question = f"Who gets it? A VM's number, containers' numbers, host or nobody [{suggested}]:"
     return _accepted(ask.line(question, suggested, parsed), card, entry, facts, ask)
 
 
 def _accepted(use: Use, card: Card, entry: Access, facts: HostFacts, ask: Ask) -> Use:
     """The use, if the person accepts what opens its gate. Where nobody is asked, `--set` does, or the plan refuses."""
+    say(*(f"  note: {line}" for vmid in use.vms for line in init_cards.judged(vmid, card, facts).met))
     error = init_cards.refusal(facts, card, entry.host, use)
     if error is None or ask.yes:
         return replace(use, more={})

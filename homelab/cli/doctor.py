@@ -23,8 +23,8 @@ from homelab.doctor.reading import Reading
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
 from homelab.nvidia import compatibility
-from homelab.remote import diagnosis
-from homelab.settings import Host
+from homelab.remote import diagnosis, planning
+from homelab.settings import Container, Host, Vm
 from homelab.settings import project as project_folder
 from homelab.show import terminal
 
@@ -86,20 +86,31 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     """
     file = _settings(arguments)
     name, host = file.host(arguments.host, arguments.identity)
-    noted = project.stack_of(file.path.parent, file.stack)
+    ids = [arguments.id, arguments.like] if arguments.kind == "container" else []
+    reading = diagnosis.read(host, [ctid for ctid in dict.fromkeys(ids) if ctid is not None])
+    vms, _, refusals = _judged(file, name, host, reading)
     if arguments.kind == "container":
-        ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
-        reading = diagnosis.read(host, list(dict.fromkeys(ids)))
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
-            cards = file.cards(name, host, arguments.id, reading, noted)
-        return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
-    reading = diagnosis.read(host)
+            cards = file.cards(name, host, arguments.id, reading, _noted(file))
+        return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards, refusals=refusals)
     if arguments.kind == "vm":
-        vms, _ = guests_on(file.guests(), name, host, reading.facts)
-        return vm.diagnose(reading, arguments.id, host, vms, noted)
-    return host_judge.diagnose(reading, host)
+        return vm.diagnose(reading, arguments.id, host, vms, _noted(file), refusals)
+    return host_judge.diagnose(reading, host, vms.values(), refusals)
+
+
+def _judged(
+    file: stack.StackFile, name: str, host: Host, reading: Reading
+) -> tuple[dict[str, Vm], dict[str, Container], list[HomelabError]]:
+    """The guests of the settings on a host, and what a preview of it refuses."""
+    vms, containers = guests_on(file.guests(), name, host, reading.facts)
+    return vms, containers, planning.judged(name, host, vms, containers, _noted(file), reading.facts)[1]
+
+
+def _noted(file: stack.StackFile) -> str:
+    """PROJECT/STACK, by which guests are noted on their host."""
+    return project.stack_of(file.path.parent, file.stack)
 
 
 def everything(arguments: argparse.Namespace) -> whole.Whole:
@@ -108,7 +119,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     :raises HomelabError: the configuration can't be read.
     """
     file = _settings(arguments)
-    settings, noted = file.guests(), project.stack_of(file.path.parent, file.stack)
+    settings, noted = file.guests(), _noted(file)
     parts: list[whole.Part] = []
     for host_name in file.asked(arguments.host):
         try:
@@ -118,22 +129,28 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        vms, containers = guests_on(settings, name, host, reading.facts)
-        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host)))
-        parts += [
-            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted))
-            for vm_name, guest in vms.items()
-        ]
-        parts += [
-            _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading, noted))
-            for lxc_name, guest in containers.items()
-        ]
+        vms, containers, refusals = _judged(file, name, host, reading)
+        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals)))
+        for vm_name, guest in vms.items():
+            judge = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
+            parts.append(_part(f"vms.{vm_name}", judge))
+        for lxc_name, lxc in containers.items():
+            judge = functools.partial(_container, file, name, host, lxc.ctid, reading, noted, refusals)
+            parts.append(_part(f"containers.{lxc_name}", judge))
     releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
     return whole.Whole(file.stack, parts, releases)
 
 
-def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading, noted: str) -> Report:
-    return container.diagnose(reading, ctid, cards=file.cards(name, host, ctid, reading, noted))
+def _container(
+    file: stack.StackFile,
+    name: str,
+    host: Host,
+    ctid: int,
+    reading: Reading,
+    noted: str,
+    refusals: Sequence[HomelabError],
+) -> Report:
+    return container.diagnose(reading, ctid, cards=file.cards(name, host, ctid, reading, noted), refusals=refusals)
 
 
 def _part(place: str, judge: Callable[[], Report]) -> whole.Part:

@@ -1,4 +1,4 @@
-"""`homelab show`: who has which card, as a tree: as it is, with what the settings change.
+"""`homelab show`: who has which card, as a tree: as it is, with what the next `up` changes.
 
 Reads the hosts over SSH as the stack's configuration file says, and changes nothing. Exit status: 0; 2, a host couldn't
 be read.
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from homelab.cli import project, stack_options
 from homelab.cli.whereabouts import guests_on
-from homelab.remote import ssh
+from homelab.remote import planning, ssh
+from homelab.settings import Host, Settings
 from homelab.show import reading, terminal, traits, tree
 
 WELL = 0
@@ -35,20 +36,25 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     """
     file = stack_options.read(arguments)
     settings, stack = file.guests(), project.stack_of(file.path.parent, file.stack)
-    roots = []
-    for host_name in file.asked(arguments.host):
-        name, host = file.host(host_name, arguments.identity)
-        facts = ssh.read(host, guests=True)
-        node = host.node or name
-        current_cards = reading.of_reading(facts, host, node)
-        vms, containers = guests_on(settings, name, host, facts)
-        planned_cards = reading.wanted(host, vms, containers, current_cards, facts, stack)
-        title = (
-            f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
-        )
-        host_traits = traits.of_host(facts), traits.wanted_of_host(facts, host)
-        roots.append(tree.of_host(title, current_cards, planned_cards, host_traits))
-    return roots
+    hosts = [file.host(name, arguments.identity) for name in file.asked(arguments.host)]
+    return [of_host(name, host, settings, stack) for name, host in hosts]
+
+
+def of_host(name: str, host: Host, settings: Settings, stack: str) -> tree.TreeNode:
+    """A host's tree.
+
+    :param name: the host's in the settings.
+    :param stack: PROJECT/STACK.
+    :raises HomelabError: the host can't be read.
+    """
+    later = facts = ssh.read(host, guests=True, kernel_log=True)
+    vms, containers = guests_on(settings, name, host, facts)
+    current = planned = reading.of_reading(facts, host, host.node or name)
+    found, refused = planning.judged(name, host, vms, containers, stack, facts)
+    if found:
+        planned, later = reading.after(current, facts, host, found.want, vms, containers, stack)
+    title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
+    return tree.of_host(title, current, planned, (traits.of_host(facts), traits.of_host(later)), refused)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from homelab import tables
 from homelab.container import makers
@@ -43,18 +43,14 @@ class StepsReading(Protocol):
         """Lines for differences from what the steps left."""
 
 
-class DistributionRow(BaseModel):
+class DistributionRow(tables.SourcedRow):
     """A release of a distribution. `packages`: maker -> use -> package names; `lacks`: the same -> what isn't
     packaged."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     version: str
     packages: dict[_Maker, dict[CardUse, str]]
     lacks: dict[_Maker, dict[CardUse, str]] = {}
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report"]
 
 
 class LibraryData(BaseModel):

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
-from homelab.findings import Finding, Judged, Stage, Turn
-from homelab.host import ha, released
+from homelab.findings import Finding, JudgedGuest, Stage, Turn
+from homelab.host import ha
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word, note_in
-from homelab.host.plan import Wanted
+from homelab.host.facts import CardUser, GuestConfig, HostFacts, note_in
+from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Vm
 from homelab.shapes import SharedCard
@@ -78,7 +78,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
         name = f"gpus.{gpu_names[device.slot]}, " if device.slot in gpu_names else ""
         card_users = facts.users_of(device.slot, node)
         users = ", ".join(str(user) for user in card_users)
-        if device.driver == "vfio-pci" and not _returns_to_driver(device.slot, facts, want):
+        if device.driver == "vfio-pci" and not returns_to_driver(device.slot, facts, want):
             unavailable[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
         elif (
             users
@@ -90,7 +90,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     numbers_now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
     staying_slots = [device.slot for device in graphics if device.slot not in unavailable]
     leaves = any(slot in numbers_now for slot in _slots_of_use(want, "vm"))
-    returns = any(_returns_to_driver(slot, facts, want) for slot in staying_slots)
+    returns = any(returns_to_driver(slot, facts, want) for slot in staying_slots)
     comes = any(slot not in numbers_now for slot in staying_slots) and (driver_comes or returns)
     if not leaves and not comes:
         return DriverCards(
@@ -122,15 +122,6 @@ def _slots_of_use(want: Wanted, use: str) -> list[str]:
     :param use: `vm`, `lxc`, `host` or `shared`.
     """
     return [card["slot"] for card in want.gpus.values() if card["use"] == use]
-
-
-def _returns_to_driver(slot: str, facts: HostFacts, want: Wanted) -> bool:
-    """Whether the settings give a card back to the host's driver that this program has bound to vfio-pci, or whose
-    binding by hand it takes over."""
-    bound_slots = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
-    takes_over = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
-    stays = any(card["slot"] == slot and card["use"] != "vm" for card in want.gpus.values())
-    return stays and (slot in bound_slots or takes_over)
 
 
 def numbers(
@@ -239,14 +230,11 @@ def as_given(name: str, ctid: int, facts: HostFacts, power: str = "keep") -> Con
     return ContainerWish(name, ctid, now if len(now.minors) == len(cards.minors) else cards, power)
 
 
-def judge_container(
-    wish: ContainerWish, facts: HostFacts, stack: str = "", closed: Sequence[HomelabError] = ()
-) -> Judged:
+def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> JudgedGuest:
     """What is planned for a container, and what is judged of it.
 
     :param facts: of its host.
     :param stack: PROJECT/STACK; empty: it isn't known.
-    :param closed: what stands against any change of its host.
     """
     config, note = facts.guests.config(wish.ctid), facts.container_note(wish.ctid)
     refused, runs = [*untouchable(wish, facts), *wish.refused], wish.ctid in facts.guests.running
@@ -267,13 +255,13 @@ def judge_container(
             steps.append(f"container {wish.ctid} isn't the container that was given its cards")
         if stack and (others := refused_to_stack(note, wish.ctid, stack)):
             refused.append(HomelabError(**vars(others)))
-        refused += [*closed, *ha.refused_to_change(facts, CONTAINER, wish.ctid)] if steps else []
+        refused += ha.refused_to_change(facts, CONTAINER, wish.ctid) if steps else []
         if change and runs and (waiting := others_waiting(config, note)):
             remarks = [restart_carries_out(waiting)]
     findings = Finding.of(*refused, stage=Stage.CONFIGURATION, turn=Turn.REFUSED)
     title = _title(config) if config else str(wish.ctid)
-    findings += Finding.of_steps(f"container {title}", f"containers.{wish.name}", steps, refused)
-    return Judged(options, change, steps, findings, remarks)
+    findings += Finding.of_steps(f"container {title}", f"containers.{wish.name}", steps)
+    return JudgedGuest(findings, remarks, options, change, steps)
 
 
 def _shown(change: Mapping[str, str | None], config: GuestConfig) -> list[str]:
@@ -367,7 +355,7 @@ def describe(
     return "\n".join([*lines, *leaving[0]]), [*errors, *leaving[1]]
 
 
-def _of_existing(container: Container, wish: ContainerWish, judged: Judged, facts: HostFacts) -> list[str]:
+def _of_existing(container: Container, wish: ContainerWish, judged: JudgedGuest, facts: HostFacts) -> list[str]:
     """The plan's lines for a container that is there, and isn't as it is to be."""
     note, runs = facts.container_note(wish.ctid), wish.ctid in facts.guests.running
     power = runs, is_to_run(runs, wish.power)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Table
-from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage
+from homelab.findings import Finding, Stage, Turn
 from homelab.host import kernel_log
 from homelab.host.devices import Device
-from homelab.nvidia.symptoms import recognise
 from remote_scripts.shared.properties import overlap
 from remote_scripts.shared.properties import parse as parse_properties
-from remote_scripts.shared.symptoms import Context
 
 COLUMNS = ["card", "function", "id", "driver", "group", "also in the group", "mapping", "held by"]
 
@@ -47,10 +45,7 @@ def holders(reading: Reading, slot: str) -> list[str]:
 
 def table(reading: Reading, slots: list[str]) -> Table:
     """Every function of these cards."""
-    rows = []
-    for slot in slots:
-        for device in reading.facts.functions(slot):
-            rows.append(_row(reading, device, slot))
+    rows = [_row(reading, device, slot) for slot in slots for device in reading.facts.functions(slot)]
     return Table("cards", COLUMNS, rows)
 
 
@@ -89,27 +84,31 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
     }
 
 
-def mapping_findings(reading: Reading, name: str) -> list[Finding]:
+def mapping_findings(reading: Reading, name: str, *, own: bool) -> list[Finding]:
     """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
-    (PVE::Mapping::PCI, assert_valid)."""
+    (PVE::Mapping::PCI, assert_valid).
+
+    :param own: the settings have it.
+    """
     of_all = reading.facts.guests.mapping_entries.get(name, [])
     entries = [entry for entry in of_all if entry.get("node") == reading.node]
-    if not entries:
-        nodes = ", ".join(sorted({entry.get("node", "?") for entry in of_all}))
-        return [_mapping_finding(name, f"it has entries for {nodes or 'no node'}, none for {reading.node}")]
+    nodes = ", ".join(sorted({entry.get("node", "?") for entry in of_all}))
     differences = [difference for entry in entries for difference in _differences(reading, entry)]
-    return [_mapping_finding(name, "; ".join(differences))] if differences else []
-
-
-def _mapping_finding(name: str, found: str) -> Finding:
-    return Finding(
-        f"the PCI mapping {name} to be what is in the slot",
-        found,
-        "Proxmox VE compares them at each start and refuses a VM whose card has changed",
-        f"`pulumi up --refresh`, where the stack's settings have this mapping; else correct {name} under Datacenter "
-        "-> Resource Mappings",
-        Stage.CONFIGURATION,
-    )
+    differences += [] if entries else [f"it has no entry for {reading.node}, but for {nodes or 'no node'}"]
+    if not differences:
+        return []
+    return [
+        Finding(
+            f"the PCI mapping {name} to be what is in the slot",
+            "; ".join(differences),
+            "Proxmox VE compares them at each start and refuses a VM whose card has changed",
+            "`pulumi up --refresh`, whose preview shows what it does"
+            if own
+            else f"correct {name} under Datacenter -> Resource Mappings",
+            Stage.CONFIGURATION,
+            Turn.UP if own else Turn.PERSON,
+        )
+    ]
 
 
 def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
@@ -136,26 +135,14 @@ def slots_of(reading: Reading, key: str, value: str) -> list[str]:
     return list(dict.fromkeys(reading.facts.place_of(place) for place in places))
 
 
-def log_findings(reading: Reading, slots: list[str], *, of_host: bool) -> tuple[list[Finding], list[str]]:
+def log_findings(reading: Reading, slots: Mapping[str, str], *, of_host: bool) -> tuple[list[Finding], list[str]]:
     """Findings in the log of the kernel and NVIDIA's driver since the boot, and cards that are gone from the bus; and
     remarks about messages that look bad and are harmless.
 
+    :param slots: of cards, by their names for messages.
     :param of_host: whether messages about the host as a whole count.
     """
-    errors: list[HomelabError] = []
-    troubles: list[kernel_log.Trouble] = []
-    for slot in slots:
-        functions = [function.address for function in reading.facts.functions(slot)]
-        card = reading.facts.by_address.get(functions[0]) if functions else None
-        context = Context(slot, "host", bound=card.driver if card else None)
-        of_card = kernel_log.of_card(reading.facts, slot, functions)
-        troubles += of_card
-        errors += [trouble.error for trouble in of_card if not trouble.harmless]
-        errors += recognise(kernel_log.driver_messages(reading.facts, functions), context)
-    if of_host:
-        of_whole_host = kernel_log.of_host(reading.facts, reading.node)
-        troubles += of_whole_host
-        errors += [trouble.error for trouble in of_whole_host if not trouble.harmless]
-    # A message that names no card is the same for each card.
-    findings = list(dict.fromkeys(Finding.of(*errors)))
-    return findings, list(dict.fromkeys(trouble.remark for trouble in troubles if trouble.harmless))
+    cards = {name: [device.address for device in reading.facts.functions(slot)] for name, slot in slots.items()}
+    troubles = kernel_log.troubles(reading.facts, reading.node, cards, with_host=of_host)
+    findings = Finding.of(*(trouble.error for trouble in troubles if not trouble.harmless))
+    return findings, [trouble.remark for trouble in troubles if trouble.harmless]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from homelab.doctor.cards import log_findings
 from homelab.doctor.devices import Row, WantedCards, card_number
 from homelab.doctor.reading import ContainerReading, Reading
+from homelab.findings import Finding
+from homelab.host.classes import NVIDIA
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,19 @@ class Case:
     def expected(self) -> list[Row]:
         """What it needs and can have."""
         return [row for row in self.needed if card_number(row.path) not in self.unknown]
+
+    @cached_property
+    def log(self) -> tuple[list[Finding], list[str]]:
+        """What the host's log has of its cards: findings, and remarks. A number that no card has now may be that of any
+        card of NVIDIA's without one.
+        """
+        facts, numbers = self.reading.facts, self.reading.facts.nvidia_minors
+        missing = set(self.cards.numbers).difference(numbers.values())
+        paths = {row.path for row in self.rows if row.needed or row.entry}
+        slots = {
+            device.slot: device.slot
+            for device in facts.display_devices
+            if not paths.isdisjoint([f"/dev/nvidia{numbers.get(device.address)}", *facts.drm_nodes(device.address)])
+            or (missing and device.vendor == NVIDIA and device.address not in numbers)
+        }
+        return log_findings(self.reading, slots, of_host=False)

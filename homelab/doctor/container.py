@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,21 +15,29 @@ from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, is_gpu, rows_
 from homelab.doctor.reading import ContainerReading, Reading
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage, Turn
+from homelab.findings import Finding, Stage, Turn, cured
 from remote_scripts.shared.guest_kinds import CONTAINER
 
 
-def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> Report:
+def diagnose(
+    reading: Reading,
+    ctid: int,
+    *,
+    like: int | None = None,
+    cards: WantedCards | None = None,
+    refusals: Sequence[HomelabError] = (),
+) -> Report:
     """What is wrong with a container's cards.
 
     :param reading: one that looked into `ctid` and `like`.
     :param like: id of a container that works, to be compared with.
     :param cards: those that it is to have, where that is known; else its configuration says, or the other container's.
+    :param refusals: what a preview of the host refuses.
     :raises HomelabError: there is no such container on this host.
     """
     case, model = _case(reading, ctid, like, cards)
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
-    own_findings = _sunk(case) if case.cards.away else findings(case)
+    own_findings = cured(_sunk(case) if case.cards.away else findings(case), refusals)
     different = compared(case, model) if model is not None else None
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
     notes = _notes(case)
@@ -142,6 +151,7 @@ def _notes(case: Case) -> list[str]:
             f"{', '.join(open_anyway)} can be opened although no line allows it: lxc takes the device rules from "
             "unprivileged containers, on some releases"
         )
+    notes += case.log[1]
     extra = [row.path for row in case.rows if row.entry is None and row.seen and is_gpu(row.path)]
     if extra:
         notes.append(f"inside until the next restart, not by this configuration: {', '.join(extra)}")
@@ -153,8 +163,9 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     before = [finding for finding in findings if finding.stage < Stage.RESTART]
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
-    # `pulumi up` restarts it by itself.
-    if case.container.running and any(finding.turn is Turn.PERSON for finding in before):
+    # `pulumi up` restarts it by itself; what the host's log has is mended by no restart of it.
+    own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in case.log[0]]
+    if case.container.running and own:
         restart = [restart_step(case)]
     return [*dict.fromkeys([*in_order(before), *restart, *in_order(after)])]
 

@@ -6,7 +6,7 @@ from homelab.doctor import configuration, host_nodes, starts
 from homelab.doctor.case import Case
 from homelab.doctor.devices import is_for_everybody, names
 from homelab.doctor.reading import OK
-from homelab.findings import Finding, Stage
+from homelab.findings import Finding, Stage, Turn
 
 NOT_PERMITTED = "Operation not permitted"
 NO_DRIVER = "No such device or address"
@@ -15,6 +15,7 @@ NO_DRIVER = "No such device or address"
 def findings(case: Case) -> list[Finding]:
     """Every one, the host's first."""
     return [
+        *case.log[0],
         *host_nodes.findings(case),
         *configuration.findings(case),
         *(starts.findings(case.reading, case.container.id, case.name) if case.container.running is False else ()),
@@ -116,8 +117,7 @@ def _libraries(case: Case) -> list[Finding]:
     else:
         found = "none (no libnvidia-ml.so.1, no libcuda.so.1)"
         why = "without the libraries nothing inside can talk to the driver, and nvidia-smi isn't there"
-    refused = case.cards.judged.refusals
-    installing = refused[0].next if refused else f"`pulumi up --refresh` installs them, of exactly {driver}"
+    installing = f"`pulumi up --refresh` installs them, of exactly {driver}"
     return [
         Finding(
             f"NVIDIA's libraries of version {driver} in {case.name}, as the driver on the host",
@@ -128,5 +128,6 @@ def _libraries(case: Case) -> list[Finding]:
             else f"set `nvidia: {{}}` for it under homelab:containers, and {installing}; or install the libraries "
             f"inside by hand, once its devices are there: `sh NVIDIA-Linux-x86_64-{driver}.run --no-kernel-modules`",
             Stage.INSIDE,
+            Turn.UP if case.cards.installs else Turn.PERSON,
         )
     ]

@@ -54,7 +54,7 @@ class WantedCards:
     others: tuple[str, ...] = ()
     away: list[str] = field(default_factory=list)
     sunk: list[str] = field(default_factory=list)
-    judged: Judged = Judged()
+    judged: Judged = Judged([], [])
 
 
 @dataclass(frozen=True)

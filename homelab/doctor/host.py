@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from homelab.container import other_makers
@@ -9,34 +10,45 @@ from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage
-from homelab.host import gates, handover, kernel_log, plan, remapping, resets
+from homelab.findings import Finding, Turn, cured
+from homelab.host import gates, handover, kernel_log, resets
 from homelab.host.classes import NVIDIA
-from homelab.settings import Host
-from remote_scripts.shared.words import missing_words
+from homelab.host.judge import judge_host
+from homelab.settings import Host, Vm
 
 
-def diagnose(reading: Reading, host: Host) -> Report:
-    """The report on a host: its differences from the settings, refusals, and its kernel's messages about its cards."""
+def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Sequence[HomelabError] = ()) -> Report:
+    """The report on a host: its differences from the settings, refusals, and its kernel's messages about its cards.
+
+    :param vms: of the settings, on this host.
+    :param refusals: what a preview refuses.
+    """
     facts = reading.facts
+    judged = judge_host(facts, host, vms)
     slots, _ = gates.resolve(facts, host.gpus)
-    slot_set = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
-    shown_slots = sorted(slot_set)
-    findings = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
-    findings += _handed_over(reading, host)
-    log_findings, remarks = cards.log_findings(reading, shown_slots, of_host=host.gives_cards)
+    shown_slots = sorted({one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values()))
+    # That a VM has a shared card is nothing wrong, though nothing can be changed then.
+    refused = [] if facts.handover.away else Finding.of(*refusals, turn=Turn.REFUSED)
+    findings = [*judged.findings, *refused]
+    findings += _for_containers(reading, host, slots)
+    for name in (name for name in slots if host.gpus[name].may_leave):
+        findings += cards.mapping_findings(reading, host.mapping_of(name), own=True)
+    of_log = {slot: slot for slot in shown_slots if slot not in slots.values()}
+    log_findings, remarks = cards.log_findings(reading, of_log, of_host=host.gives_cards)
     findings += log_findings
-    findings += _boot(reading)
+    of_vms = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
+    reset = {name: resets.described(facts, facts.functions(slot)) for name, slot in of_vms.items()}
+    no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
-        findings,
+        cured(findings, refusals),
         [
-            *_notes(reading),
-            *remapping.remarks(remapping.to_be(facts, host), host, slots),
-            *_resets(reading, host, slots),
+            *([f"the kernel says of the IOMMU: {kernel_log.excerpt(no_iommu)}"] if no_iommu else ()),
+            *judged.remarks,
+            *(f"gpus.{name} is reset: {described}" for name, described in reset.items() if described),
             *remarks,
         ],
         data=_data(reading, host, slots, shown_slots),
@@ -60,57 +72,6 @@ def _head(reading: Reading) -> list[str]:
             or "none"
         ),
     ]
-
-
-def _wanted(reading: Reading, host: Host) -> list[Finding]:
-    """What an `up` would refuse; else the errors of a verification, and drift that these don't have."""
-    facts = reading.facts
-    try:
-        planned = plan.wanted(facts, host)
-    except HomelabError as error:
-        return Finding.of(error)
-    layers = plan.drift(facts, planned)
-    has_files = any(file.layer in layers for file in facts.managed)
-    if not has_files and missing_words(planned.words, facts.cmdline.others):
-        return [_not_configured(reading, planned)]
-    findings = Finding.of(*plan.verify(facts, host, planned))
-    # A verification tells of `boot`, `_handed_over` of `handover`.
-    drift = {line for layer in layers.keys() - {"boot", "handover"} for line in layers[layer]}
-    misplaced = set(plan.misplaced(facts, planned))
-    missing = sorted(drift - misplaced)
-    if facts.rolled_back:
-        missing.append(facts.rolled_back.strip())
-    if missing:
-        findings.append(
-            Finding(
-                "the host configured as the settings have it",
-                "; ".join(missing),
-                "the next boot, or the next kernel, would be without it",
-                "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it",
-                Stage.CONFIGURATION,
-            )
-        )
-    return findings
-
-
-def _not_configured(reading: Reading, planned: plan.Wanted) -> Finding:
-    """The finding on a host without any file of this program about cards: before the first `up`, or after a
-    `destroy`."""
-    functions = [
-        reading.facts.by_address[address] for address in planned.functions if address in reading.facts.by_address
-    ]
-    drivers = "".join(
-        f"; {function.address} is on {function.driver or 'no driver'}"
-        for function in functions
-        if function.driver != "vfio-pci"
-    )
-    missing = " ".join(missing_words(planned.words, reading.facts.cmdline.others))
-    return Finding(
-        "the host configured as the settings have it",
-        f"no file of this program about cards is there; the kernel's command line lacks {missing}{drivers}",
-        "without it the cards stay with the host's drivers",
-        "`pulumi preview` shows what would be done, `pulumi up` does it",
-    )
 
 
 def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
@@ -143,99 +104,6 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
             "`pulumi up` and its reboot",
         ),
     ]
-
-
-# State in which a handover has stopped -> why it matters, and what to do.
-_SINKS = {
-    "HELD": (
-        "the card is with the host, and a VM didn't get it, or what had it before was not started again",
-        "mend what is found: containers that are named are started within ten minutes then, and the VM by you; the "
-        "details are in /var/lib/homelab/handover/log",
-    ),
-    "STUCK": (
-        "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "
-        "next waits, too: nothing is tried while it waits",
-        "reboot the host: it then has the card, and containers start as they do at boot; "
-        "/var/lib/homelab/handover/log names who had it",
-    ),
-    "DEAD": (
-        "the card doesn't answer as it should; a driver that is given such a card can take the host down",
-        "switch the host off and on (a reboot leaves the card its power); if it happens again, look below at how the "
-        "card is reset",
-    ),
-}
-
-
-def _handed_over(reading: Reading, host: Host) -> list[Finding]:
-    """Findings on shared cards, and on the handover's files."""
-    findings = []
-    for name in host.hands_over:
-        state, description = handover.record_of(reading.facts, name).state, handover.state_text(reading.facts, name)
-        if state in _SINKS and description:
-            why, step = _SINKS[state]
-            findings.append(Finding(f"gpus.{name} handed over whole, or not at all", description, why, step))
-    missing = plan.lost_handover(reading.facts)
-    if missing:
-        findings.append(
-            Finding(
-                "what hands cards from containers to VMs, as `up` installed it",
-                "; ".join(missing),
-                "a VM would start without its card, or a handover that is cut short would stay half-way",
-                "`pulumi up --refresh` puts it back",
-                Stage.CONFIGURATION,
-            )
-        )
-    return findings
-
-
-def _boot(reading: Reading) -> list[Finding]:
-    """The finding on ESPs that proxmox-boot-tool should keep, and can't."""
-    warnings = reading.facts.boot_warnings.strip()
-    if not warnings:
-        return []
-    return [
-        Finding(
-            "every boot partition (ESP) that proxmox-boot-tool keeps",
-            kernel_log.excerpt(warnings),
-            "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
-            "come into effect",
-            "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a new "
-            "one its own with `proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
-        )
-    ]
-
-
-def _mappings(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Findings on the existing mappings of the settings' cards."""
-    mappings = reading.facts.guests.mapping_entries
-    names = [host.mapping_of(gpu) for gpu in slots if host.gpus[gpu].may_leave]
-    return [finding for name in names if name in mappings for finding in cards.mapping_findings(reading, name)]
-
-
-def _notes(reading: Reading) -> list[str]:
-    facts = reading.facts
-    notes = []
-    if facts.iommu.kernel_log and not facts.iommu.groups:
-        notes.append(f"the kernel says of the IOMMU: {kernel_log.excerpt(facts.iommu.kernel_log)}")
-    stale = missing_words(
-        " ".join(w for w in facts.cmdline.configured.split() if any(part in w for part in _SHOWN)),
-        facts.cmdline.running,
-    )
-    if stale:
-        notes.append(f"configured for the next boot, and not running yet: {' '.join(stale)}")
-    return notes
-
-
-def _resets(reading: Reading, host: Host, slots: dict[str, str]) -> list[str]:
-    """Remarks on the resets of cards that go to VMs."""
-    facts = reading.facts
-    notes = []
-    for name, slot in slots.items():
-        if host.gpus[name].use == "vm":
-            described = resets.described(facts, facts.functions(slot))
-            notes += [f"gpus.{name} is reset: {described}"] if described else []
-            notes += resets.remarks(facts, f"gpus.{name}", slot)
-    return notes
 
 
 def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Table:

@@ -78,7 +78,10 @@ class Report:
 
     def values(self) -> dict[str, Any]:
         """For programs, as JSON; docs/doctor.md has the keys."""
-        findings = [finding.parts() | {"stage": finding.stage.name.lower()} for finding in self.findings]
+        findings = [
+            finding.parts() | {"stage": finding.stage.name.lower(), "turn": finding.turn.name.lower()}
+            for finding in self.findings
+        ]
         head = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
         return {**head, **self.data, "findings": findings, "notes": self.notes, "next": self.next}
 

@@ -81,7 +81,7 @@ class StackFile:
         name, container = next(((name, one) for name, one in at if one.ctid == ctid), ("", None))
         if container is None:
             return None
-        slots, closed = gates.check(facts, host)
+        slots, _ = gates.resolve(facts, host.gpus)
         gpus = {gpu: plan.card_plan(facts, host, gpu, slot) for gpu, slot in slots.items()}
         want = plan.Wanted("", "", {}, [], gpus)
         vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == host_name}
@@ -102,7 +102,7 @@ class StackFile:
             others=wish.cards.cards,
             away=[*away.values()],
             sunk=[text for gpu, text in away.items() if handover.has_sunk(facts, gpu)],
-            judged=Judged() if away else container_plan.judge_container(wish, facts, stack, closed),
+            judged=Judged([], []) if away else container_plan.judge_container(wish, facts, stack),
         )
 
 

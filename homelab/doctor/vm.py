@@ -4,14 +4,15 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
-from homelab.findings import Finding, Judged, Stage
+from homelab.errors import HomelabError
+from homelab.findings import Finding, JudgedGuest, Stage, Turn, cured
 from homelab.host import gates, plan
 from homelab.settings import Gpu, Host, Vm
 from homelab.vm import preview
@@ -26,13 +27,19 @@ _UNNAMED = "<name>"
 
 
 def diagnose(
-    reading: Reading, vmid: int, host: Host | None = None, vms: Mapping[str, Vm] | None = None, stack: str = ""
+    reading: Reading,
+    vmid: int,
+    host: Host | None = None,
+    vms: Mapping[str, Vm] | None = None,
+    stack: str = "",
+    refusals: Iterable[HomelabError] = (),
 ) -> Report:
     """What stands between a VM and its cards.
 
     :param host: the settings, for the gates that are opened there.
     :param vms: those of the settings that are on the host, by name.
     :param stack: PROJECT/STACK, whose other VMs may lose a card to it.
+    :param refusals: what a preview of the host refuses.
     :raises HomelabError: there is no such VM on this host.
     """
     config = _config(reading, vmid)
@@ -50,7 +57,7 @@ def diagnose(
     judged = _judged(reading, vmid, host, vms or {}, stack)
     findings, notes = [*findings, *judged.findings], [*judged.remarks]
     if slots:
-        of_log, remarks = cards.log_findings(reading, slots, of_host=True)
+        of_log, remarks = cards.log_findings(reading, {slot: slot for slot in slots}, of_host=True)
         findings += of_log
         notes += remarks
     if pending := _pending(reading, vmid):
@@ -64,7 +71,7 @@ def diagnose(
         f"{name} on {reading.node}",
         _head(reading, config, running),
         [_hostpci_table(reading, options), cards.table(reading, slots)],
-        findings,
+        cured(findings, refusals),
         notes,
         data=_data(reading, vmid, config, options, slots, running),
     )
@@ -115,7 +122,7 @@ def _mappings(reading: Reading, options: dict[str, str], host: Host | None) -> l
     own = {host.mapping_of(gpu) for gpu in host.gpus} if host else set()
     named = [option for key, value in options.items() if "mapping" in (option := parse_properties(key, value))]
     there = [option["mapping"] for option in named if option["mapping"] in own or not missing(option, reading.facts)]
-    return [finding for name in there for finding in cards.mapping_findings(reading, name)]
+    return [finding for name in there for finding in cards.mapping_findings(reading, name, own=name in own)]
 
 
 def _functions(reading: Reading, name: str, vmid: int, slot: str) -> list[Finding]:
@@ -145,7 +152,7 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
-    return Finding.of(*errors)
+    return Finding.of(*errors, turn=Turn.PERSON if gpu_name == _UNNAMED else Turn.REFUSED)
 
 
 def _hook(reading: Reading, vmid: int) -> list[Finding]:
@@ -158,11 +165,12 @@ def _hook(reading: Reading, vmid: int) -> list[Finding]:
             "the VM's configuration no longer names it",
             "a start would take the card from its driver without any check: containers that use it would hang",
             "`pulumi up --refresh` sets it again; leave the VM off until then",
+            turn=Turn.UP,
         )
     ]
 
 
-def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> Judged:
+def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> JudgedGuest:
     """The VM beside its settings; one that they don't have, or whose cards aren't found, as its owner has it."""
     facts = reading.facts
     seen = seen_of(facts, vmid)

@@ -10,7 +10,7 @@ from typing import Any
 
 from homelab.doctor.report import VERSION, WIDTH, Report, in_order, shown_findings, shown_steps
 from homelab.errors import HomelabError
-from homelab.findings import Finding
+from homelab.findings import Finding, cured
 from homelab.text import clean
 
 COLUMNS = ["", "where in the settings", "what it is", "verdict"]
@@ -62,11 +62,7 @@ class Whole:
     @property
     def findings(self) -> list[Finding]:
         """Of all parts, each once: a host's trouble is also its guests'."""
-        by_text: dict[tuple[str, str], Finding] = {}
-        for part in self.parts:
-            for finding in part.findings:
-                by_text.setdefault((finding.found, finding.next), finding)
-        return list(by_text.values())
+        return cured(finding for part in self.parts for finding in part.findings)
 
     def rows(self) -> list[list[str]]:
         """For a table with COLUMNS."""

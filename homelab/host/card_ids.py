@@ -1,13 +1,13 @@
-"""Vendor and device ids in this program's data: one card, or a range of them. Pure."""
+"""Vendor and device ids in this program's data: one card, or a range of them, and rows about such cards. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
+from homelab import tables
 from homelab.host.devices import Device
 
 _RANGE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})(?:-([0-9a-f]{4}))?")
@@ -24,9 +24,15 @@ def _ids(value: str) -> str:
 Ids = Annotated[str, AfterValidator(_ids)]
 
 
-def names(ids: Iterable[str], device: Device) -> bool:
-    """Whether a function has one of these ids."""
-    for match in map(_RANGE.fullmatch, ids):
-        if match and device.vendor == match[1] and match[2] <= device.device <= (match[3] or match[2]):
-            return True
-    return False
+class CardRow(tables.SourcedRow):
+    """Cards of one kind, by their ids."""
+
+    name: str
+    ids: tuple[Ids, ...] = Field(min_length=1)
+
+    def has(self, device: Device) -> bool:
+        """Whether the row is for this function."""
+        for match in map(_RANGE.fullmatch, self.ids):
+            if match and device.vendor == match[1] and match[2] <= device.device <= (match[3] or match[2]):
+                return True
+        return False

@@ -61,13 +61,9 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
         outcome.errors.append(
             kernel_log.lost(card, missing).retold(found=f"{', '.join(missing)} can't be found on the PCI bus any more")
         )
-    for trouble in kernel_log.of_card(
-        since_start, card, [address for address in functions if address not in before.lost]
-    ):
-        if trouble.stops:
-            outcome.errors.append(trouble.error)
-        else:
-            outcome.remarks.append(trouble.remark)
+    of_log = kernel_log.of_card(since_start, card, [address for address in functions if address not in before.lost])
+    outcome.errors += [trouble.error for trouble in of_log if trouble.stops]
+    outcome.remarks += [trouble.remark for trouble in of_log if not trouble.stops]
     for sign in kernel_log.of_start("\n".join(start_log)):
         if sign.lost:
             line = next((line for line in start_log if compiled(sign.pattern).search(line)), sign.name)

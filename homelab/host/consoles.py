@@ -8,9 +8,9 @@ behaviour. Pure."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,17 +38,13 @@ class KernelRange(BaseModel):
         return remapping.release(self.first) <= remapping.release(kernel) < remapping.release(self.before)
 
 
-class ConsoleRow(BaseModel):
+class ConsoleRow(tables.SourcedRow):
     """A row of consoles.yaml: whether a kernel frees the memory of a card of this class (`code`: the beginning of a
     class code) by itself (`frees`), with the word NO_FRAMEBUFFER (`word`), or never (`nothing`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kernel: KernelRange
     code: str = Field(alias="class")
     verdict: Literal["frees", "word", "nothing"]
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report"]
 
 
 @functools.cache
@@ -74,6 +70,17 @@ def screens(facts: HostFacts, devices: Sequence[Device]) -> list[Device]:
         return device.is_display and (device.address in facts.framebuffers or has_console)
 
     return [device for device in devices if device.boot_vga or is_drawn_on(device)]
+
+
+def instead(facts: HostFacts, leaving: Collection[str]) -> str:
+    """The cards that could be the host's screen, for messages: those that no VM has or gets, and that aren't made for
+    computing alone (3D controllers). Empty: there is none.
+
+    :param leaving: slots of cards that VMs get.
+    """
+    slots = dict.fromkeys(device.slot for device in facts.display_devices if not device.class_code.startswith("0302"))
+    staying = [slot for slot in slots if slot not in leaving and not facts.users_of(slot, facts.cluster.node)]
+    return " or ".join(map(facts.card, staying))
 
 
 def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
@@ -105,7 +112,8 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
         return []
     has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
     hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
-    alternative = 'let another card be the screen (the firmware\'s setup, "primary display"), or another kernel start'
+    others = instead(facts, [slot])
+    alternative = f'let {others} be the screen (the firmware\'s setup, "primary display"), or ' if others else ""
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
@@ -116,10 +124,13 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
             + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
             why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
             "and the guest's driver fails",
-            next=alternative
-            if hopeless
-            else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
-            f"screen; or {alternative}",
+            next=(
+                ""
+                if hopeless
+                else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
+                "screen; or "
+            )
+            + f"{alternative}start another kernel",
         )
     ]
 

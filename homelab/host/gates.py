@@ -369,11 +369,10 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     ]
 
 
-def resettable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: the card answers, and no reset is known to break it."""
-    lost_addresses = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
-    errors = [kernel_log.lost(f"gpus.{name}", lost_addresses)] if lost_addresses else []
-    return errors + resets.refused(facts, f"gpus.{name}", slot)
+def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: the card answers and has its memory, without which no driver and no guest can use it."""
+    addresses = [device.address for device in facts.functions(slot)]
+    return [trouble.error for trouble in kernel_log.of_card(facts, f"gpus.{name}", addresses) if trouble.lasts]
 
 
 def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
@@ -558,24 +557,20 @@ def _unknown_carrier_error(
 
 def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
     """A gate: no card that stays with the host is in the group of a card that a VM gets."""
-    errors = []
-    staying_slots = {name: slot for name, slot in slots.items() if not gpus[name].may_leave}
-    for name, slot in slots.items():
-        if not gpus[name].may_leave:
-            continue
-        group_addresses = {device.address for device in facts.others_in_group(slot)}
-        for other_name, other_slot in staying_slots.items():
-            if group_addresses & {device.address for device in facts.functions(other_slot)}:
-                errors.append(
-                    HomelabError(
-                        wanted=f"gpus.{other_name} ({facts.card(other_slot)}) with the host "
-                        f"(use: {gpus[other_name].use}) while a VM has gpus.{name} ({facts.card(slot)})",
-                        found=f"both are in one {predicted(facts)}IOMMU group",
-                        why=f"a VM's start with {name} takes every device of the group from the host, {other_name} too",
-                        next="put one of them into another slot, or give both to the same VM",
-                    )
-                )
-    return errors
+    return [
+        HomelabError(
+            wanted=f"gpus.{other_name} ({facts.card(other_slot)}) with the host (use: {gpus[other_name].use}) while a "
+            f"VM has gpus.{name} ({facts.card(slot)})",
+            found=f"both are in one {predicted(facts)}IOMMU group",
+            why=f"a VM's start with {name} takes every device of the group from the host, {other_name} too",
+            next="put one of them into another slot, or give both to the same VM",
+        )
+        for name, slot in slots.items()
+        for other_name, other_slot in slots.items()
+        if gpus[name].may_leave
+        and not gpus[other_name].may_leave
+        and any(device in facts.functions(other_slot) for device in facts.others_in_group(slot))
+    ]
 
 
 def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
@@ -751,26 +746,32 @@ def _release_by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
     return f"shut {user} down, if it runs, and take the card out of it{command}"
 
 
-def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: neither the card nor a member of its groups is the host's screen."""
-    screens = consoles.screens(facts, _leaving_functions(facts, slot))
-    if gpu.allow_console or not screens:
-        return []
-    is_own = screens[0] in facts.functions(slot)
-    screen_text = (
-        "this card" if is_own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
-    )
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-            found=f"the firmware uses {screen_text} as its screen "
-            f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
-            why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over "
-            "the network only",
-            next="make the other card the primary one in the firmware, or accept it with "
-            f"gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the screen back)",
+def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
+    """A gate: neither a card that a VM gets nor a member of its groups is the host's screen."""
+    errors = []
+    leaving = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
+    for name, slot in leaving.items():
+        gpu, screens = gpus[name], consoles.screens(facts, _leaving_functions(facts, slot))
+        if gpu.allow_console or not screens:
+            continue
+        is_own = screens[0] in facts.functions(slot)
+        screen_text = (
+            "this card" if is_own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
         )
-    ]
+        others = consoles.instead(facts, [*leaving.values(), screens[0].slot])
+        errors.append(
+            HomelabError(
+                wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
+                found=f"the firmware uses {screen_text} as its screen "
+                f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
+                why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
+                "over the network only",
+                next=(f"make {others} the primary one in the firmware, or " if others else "")
+                + f"accept it with gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the "
+                "screen back)",
+            )
+        )
+    return errors
 
 
 # Minor numbers from here on are no cards of NVIDIA's major (NV_MINOR_DEVICE_NUMBER_REGULAR_MAX, nv-chardev-numbers.h:
@@ -864,7 +865,8 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         gpu = host.gpus[name]
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
-    return slots, errors + staying_cards_apart(facts, host.gpus, slots) + remapping.split_groups(facts, host, slots)
+    errors += [*console(facts, host.gpus, slots), *staying_cards_apart(facts, host.gpus, slots)]
+    return slots, errors + remapping.split_groups(facts, host, slots)
 
 
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that
@@ -876,17 +878,17 @@ LEAVING = (
     divided,
     options.migratable,
     graphics.rebound,
-    resettable,
+    usable,
+    resets.refused,
     grouped,
     isolation,
     vital,
     remapping.one_to_one,
-    console,
     past_proxmox,
 )
 GIVEN = (*LEAVING, graphics.unstarted, containers)
 HANDED_OVER = (handed_over, *LEAVING)
-STAYING = (out_of_vms,)
+STAYING = (out_of_vms, usable)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)
 
@@ -913,18 +915,14 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
 
 def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     sentences = []
-    functions = facts.functions(slot)
-    staying = [
-        device
-        for device in facts.in_slot(slot)
-        if device not in functions and device not in facts.others_in_group(slot)
-    ]
-    if staying:
+    functions, in_group = facts.functions(slot), facts.others_in_group(slot)
+    left = [device for device in facts.in_slot(slot) if device not in functions and device not in in_group]
+    if left := [device for device in left if not _given_apart(facts, slot, device.address)]:
         sentences.append(
-            f"gpus.{name}: in the same slot, but left with the host: {'; '.join(map(facts.describe, staying))}"
+            f"gpus.{name}: in the same slot, but left with the host: {'; '.join(map(facts.describe, left))}"
         )
     path = facts.path_of(slot).split(";")
-    if len(path) > 1:
+    if len(path) > 1 and not any(_given_apart(facts, slot, address) for address in path):
         sentences.append(
             f"gpus.{name}: its mapping offers {path[0]} alone, since Proxmox VE compares a mapping's id with each of "
             f"its functions; all of them ({', '.join(path)}) go with byAddress"
@@ -951,6 +949,15 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
             + ("; ids for vfio-pci that were set by hand do bind it, so takeOver leaves them" if host.take_over else "")
         )
     return sentences
+
+
+def _given_apart(facts: HostFacts, slot: str, address: str) -> bool:
+    """Whether a VM has a function of the slot by an option of its own, which doesn't give the card's graphics."""
+    graphics_function, node = facts.path_of(slot).partition(";")[0], facts.cluster.node
+    return any(
+        facts.options_of(address, user.vmid, node).keys() - facts.options_of(graphics_function, user.vmid, node).keys()
+        for user in facts.users_of(address, node)
+    )
 
 
 def _keyboard_remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:

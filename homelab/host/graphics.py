@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,14 +22,7 @@ from homelab.settings import Gpu
 INTEGRATED = "0000:00:02.0"
 
 
-class _CrashRow(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report"]
-
-
-class RebindingRow(_CrashRow):
+class RebindingRow(tables.SourcedRow):
     """Kernels that crash when a function is unbound from this driver."""
 
     driver: str
@@ -38,21 +30,14 @@ class RebindingRow(_CrashRow):
     why: str
 
 
-class NamedRow(_CrashRow):
-    """Cards of one kind, by their ids."""
-
-    name: str
-    ids: tuple[card_ids.Ids, ...] = Field(min_length=1)
-
-
-class RomRow(NamedRow):
+class RomRow(card_ids.CardRow):
     """Cards that need a ROM file in a guest. `place`: where the ROM comes from."""
 
     place: str = Field(alias="from")
     why: str
 
 
-class UnstartedRow(NamedRow):
+class UnstartedRow(card_ids.CardRow):
     """Cards that their own driver must start before vfio-pci has them. `only_reset`: the kernel's only way to reset
     them."""
 
@@ -67,7 +52,7 @@ class Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rebinding: tuple[RebindingRow, ...]
-    legacy_igd: tuple[NamedRow, ...]
+    legacy_igd: tuple[card_ids.CardRow, ...]
     roms: tuple[RomRow, ...]
     unstarted: tuple[UnstartedRow, ...]
 
@@ -86,26 +71,23 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     """
     leaving = [device for device in facts.functions(slot) if device.physfn]
     leaving += [device for device in facts.others_in_group(slot) if device.address in gpu.allow_group_members]
-    errors = []
-    for row in data().rebinding:
-        on_driver = [device for device in leaving if device.driver == row.driver]
-        if on_driver and facts.kernel in row.kernels:
-            errors.append(
-                HomelabError(
-                    wanted=f"gpus.{name} ({facts.card(slot)}) taken from the host while it runs",
-                    found=f"the kernel {facts.kernel}, and {'; '.join(map(facts.describe, on_driver))} on {row.driver}",
-                    why=f"{row.why} ({row.source}); the start of a VM with it would do that",
-                    next="update the host's kernel (`apt full-upgrade`), reboot, and run `pulumi up` again",
-                )
-            )
-    return errors
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) taken from the host while it runs",
+            found=f"the kernel {facts.kernel}, and {'; '.join(map(facts.describe, on_driver))} on {row.driver}",
+            why=f"{row.why} ({row.source}); the start of a VM with it would do that",
+            next="update the host's kernel (`apt full-upgrade`), reboot, and run `pulumi up` again",
+        )
+        for row in data().rebinding
+        if (on_driver := [device for device in leaving if device.driver == row.driver]) and facts.kernel in row.kernels
+    ]
 
 
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
     each boot with this program's word."""
     display = next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
-    row = next((row for row in data().unstarted if display is not None and card_ids.names(row.ids, display)), None)
+    row = next((row for row in data().unstarted if display is not None and row.has(display)), None)
     if row is None or display is None or gpu.allow_unstarted or _runs_since_boot(facts, slot):
         return []
     reset_methods = resets.methods(facts, display.address)
@@ -155,7 +137,7 @@ def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
 def _has_legacy_mode(device: Device) -> bool:
     """Whether QEMU switches legacy mode on for the card. It has to be a VGA controller on the host, which the firmware
     makes of the first screen alone."""
-    return device.class_code.startswith("0300") and any(card_ids.names(row.ids, device) for row in data().legacy_igd)
+    return device.class_code.startswith("0300") and any(row.has(device) for row in data().legacy_igd)
 
 
 def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
@@ -181,17 +163,17 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     ]
 
 
-def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, legacy_igd: bool) -> list[str]:
+def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool, legacy_igd: bool) -> list[str]:
     """Remarks on a card's ROM, which a VM without a ROM file may lack or find changed: a sentence each.
 
     :param name: of the settings.
     """
     functions = facts.functions(slot)
     display = next((device for device in functions if device.is_display and not device.physfn), None)
-    if display is None or romfile or legacy_igd:
+    if display is None or has_file or legacy_igd:
         return []
     for row in data().roms:
-        if card_ids.names(row.ids, display):
+        if row.has(display):
             return [
                 f"gpus.{name}: {row.why}: docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make it from "
                 f"{row.place}, then set romfile"
@@ -208,7 +190,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
         return [
             f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the "
             "VM shows nothing on it, docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make a file of it "
-            "for romfile; best while another card is the host's screen"
+            "for romfile"
         ]
     return []
 

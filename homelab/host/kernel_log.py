@@ -1,30 +1,33 @@
 """The kernel's messages about cards since the boot, recognised by their real texts (kernel_log.yaml); and lost cards.
 
 A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it
-is about the link, bridges above them. The lines are in a reading (facts.py), and homelab/messages.py makes messages
-of them. homelab/nvidia/symptoms.py recognises the messages of NVIDIA's driver. Pure.
+is about the link, bridges above them. One without an address counts for the host, once. The lines are in a reading
+(facts.py), and homelab/messages.py makes messages of them. homelab/symptoms.py recognises the messages of NVIDIA's
+driver. Pure.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator
 
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.messages import Message, messages, shown
-from remote_scripts.shared.symptoms import compiled
+from homelab.symptoms import recognise
+from remote_scripts.shared.symptoms import Context, compiled
 
 # In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
-# homelab/nvidia/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
+# homelab/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
 OF_MODULES = "NVRM|nvidia|nouveau|unsigned module|module with unavailable key"
+_DATA = Path(__file__).with_suffix(".yaml")
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
 _LONGEST = 240
@@ -48,24 +51,24 @@ def _compiles(value: str) -> str:
 Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
-class Sign(BaseModel):
-    """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _MessageRow(tables.SourcedRow):
     name: str
     pattern: Pattern
+    why: str
+    next: str
+    hides: tuple[str, ...] = ()
+
+
+class Sign(_MessageRow):
+    """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
+
     of: Literal["card", "port", "host"]
     cured: Pattern | None = None
     same: Pattern | None = None
     wanted: str
-    why: str
-    next: str
     stops: bool = True
+    lasts: bool = False
     harmless: bool = False
-    hides: tuple[str, ...] = ()
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report", "unconfirmed"]
 
     def part(self, text: str) -> tuple[list[str], str]:
         """The addresses that a message names, and the part of the device (`same`)."""
@@ -73,29 +76,22 @@ class Sign(BaseModel):
         return addresses_in(text), match[0] if match else ""
 
 
-class StartSign(BaseModel):
+class StartSign(_MessageRow):
     """A row of `starts` in kernel_log.yaml: a message of Proxmox VE or QEMU when a VM doesn't start with a card, or
     (`lost`) when the card is lost though the VM starts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    pattern: Pattern
-    why: str
-    next: str
     lost: bool = False
-    hides: tuple[str, ...] = ()
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report", "unconfirmed"]
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """The trouble of a card or host that a sign shows. `stops`: whether `up` fails for it; `harmless`: it looks bad,
-    and is no failure."""
+    """The trouble of a card or host that a sign or a symptom shows. `stops`: whether `up` fails for it after the host's
+    restart; `lasts`: neither a restart nor a driver mends it, so `up` doesn't begin; `harmless`: it looks bad, and is
+    no failure."""
 
     error: HomelabError
-    stops: bool
+    stops: bool = False
+    lasts: bool = False
     harmless: bool = False
 
     @property
@@ -107,17 +103,13 @@ class Trouble:
 @functools.cache
 def signs() -> tuple[Sign, ...]:
     """All rows of `signs`, in the order of messages to the user."""
-    return tuple(Sign.model_validate(row) for row in _data()["signs"])
+    return tuple(Sign.model_validate(row) for row in tables.read(_DATA)["signs"])
 
 
 @functools.cache
 def start_signs() -> tuple[StartSign, ...]:
     """All rows of `starts`."""
-    return tuple(StartSign.model_validate(row) for row in _data()["starts"])
-
-
-def _data() -> Any:
-    return tables.read(Path(__file__).with_suffix(".yaml"))
+    return tuple(StartSign.model_validate(row) for row in tables.read(_DATA)["starts"])
 
 
 @functools.cache
@@ -127,28 +119,60 @@ def filter_of_lines() -> str:
     return "|".join([OF_MODULES, *patterns])
 
 
+def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], *, with_host: bool) -> list[Trouble]:
+    """The troubles of cards and of what they have in common, each once, harmless ones included; with what NVIDIA's
+    driver says since it was last loaded.
+
+    :param node: the host's name, for messages.
+    :param cards: a card's name for messages -> addresses of the functions that are the card.
+    :param with_host: whether what keeps the host from giving away any card counts.
+    """
+    said = _said_by_driver(facts)
+    nameless = shown([message for message, addresses in said if not addresses])
+    found, drivers, told = list[Trouble](), list[str | None](), ""
+    for name, functions in cards.items():
+        of_it = shown([message for message, addresses in said if _names_card(addresses, set(functions))])
+        device = next((facts.by_address[address] for address in functions if address in facts.by_address), None)
+        context = Context(name, "host", bound=device.driver if device else None)
+        # NVIDIA's driver doesn't have a card that is on vfio-pci: its messages without an address are about another.
+        drivers += [context.bound] if context.bound != "vfio-pci" else []
+        found += of_card(facts, name, functions)
+        found += map(Trouble, recognise(of_it, context, nameless if context.bound != "vfio-pci" else ""))
+        told = f"{told}\n{of_it}"
+    found += of_host(facts, node) if with_host else []
+    for driver in dict.fromkeys(drivers):
+        found += map(Trouble, recognise(nameless, Context(node, "host", bound=driver), told))
+    return list({str(trouble.error): trouble for trouble in found}.values())
+
+
 def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Trouble]:
-    """The troubles of a card, harmless ones included.
+    """The troubles of a card, harmless ones included, without what NVIDIA's driver says of it.
 
     :param name: for messages, such as `gpus.rtx5090`.
     :param functions: addresses of the functions that are the card.
     """
     card_addresses = set(functions)
     lost_addresses = sorted(card_addresses & set(facts.lost))
-    troubles = [Trouble(lost(name, lost_addresses), stops=True)] if lost_addresses else []
+    found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
     bridges = {
         bridge
         for address in card_addresses
         if address in facts.by_address
         for bridge in facts.by_address[address].ancestors
     }
-    log_messages = messages(facts.kernel_log)
-    rows = [row for row in signs() if row.of != "host"]
-    return troubles + _troubles(
+    said = messages(facts.kernel_log)
+    # Of a card that works now, with NVIDIA's driver, what was said under an earlier one is past; but not what has a
+    # line of its own by which it ends, as of the card's memory and of the bus.
+    works = not lost_addresses and not card_addresses.isdisjoint(facts.nvidia_minors)
+    loaded = max((number for number, message in enumerate(said) if works and _LOADED in message.text), default=0)
+    of_now = [*(message for message in said[:loaded] if not compiled(OF_MODULES).search(message.text)), *said[loaded:]]
+    return found + _troubles(
         name,
-        rows,
+        [row for row in signs() if row.of != "host"],
         lambda row: [
-            message for message in log_messages if _names_card(message.text, card_addresses, bridges, row.of == "port")
+            message
+            for message in (said if row.cured else of_now)
+            if _names_card(addresses_in(message.text), card_addresses, bridges if row.of == "port" else ())
         ],
     )
 
@@ -184,27 +208,22 @@ def of_iommu(lines: Iterable[str]) -> list[str]:
     return [message.shown for message in log_messages if message.shown in wrong]
 
 
-def driver_messages(facts: HostFacts, functions: Iterable[str]) -> str:
-    """The messages of NVIDIA's driver since it was last loaded that name a card, or none: for
-    homelab/nvidia/symptoms.py.
+def _said_by_driver(facts: HostFacts) -> list[tuple[Message, list[str]]]:
+    """The messages of NVIDIA's driver since it was last loaded, each with the addresses that it is about. One of NVRM's
+    that has none is about the card that NVRM names in the same second, if it names one alone."""
 
-    :param functions: addresses of the card's functions.
-    """
-    card_addresses = set(functions)
-    # NVIDIA's driver doesn't have a card that is on vfio-pci: its messages without an address are about another card.
-    drivers = {facts.by_address[address].driver for address in card_addresses if address in facts.by_address}
-    nameless = drivers != {"vfio-pci"}
-    return shown(
-        [
-            message
-            for message in messages("\n".join(since_loaded(facts.kernel_log)))
-            if compiled(OF_MODULES).search(message.text)
-            and (
-                _names_card(message.text, card_addresses, set(), with_ports=False)
-                or (nameless and not addresses_in(message.text))
-            )
-        ]
-    )
+    def second(message: Message) -> str:
+        return message.second if message.text.startswith("NVRM:") else ""
+
+    log_messages = messages("\n".join(since_loaded(facts.kernel_log)))
+    said = [
+        (message, addresses_in(message.text)) for message in log_messages if compiled(OF_MODULES).search(message.text)
+    ]
+    slots: dict[str, set[str]] = {}
+    for message, addresses in said:
+        slots.setdefault(second(message), set()).update(address.partition(".")[0] for address in addresses)
+    near = {when: [*named] for when, named in slots.items() if when and len(named) == 1}
+    return [(message, addresses or near.get(second(message), [])) for message, addresses in said]
 
 
 def since_loaded(log: str) -> list[str]:
@@ -220,13 +239,8 @@ def excerpt(text: str, lines: int = _QUOTED) -> str:
     """
     log_lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(log_lines) > lines:
-        head = (lines + 1) // 2
-        omitted = len(log_lines) - lines
-        log_lines = [
-            *log_lines[:head],
-            f"… {omitted} {'line' if omitted == 1 else 'lines'} …",
-            *log_lines[len(log_lines) - (lines - head) :],
-        ]
+        left_out = f"… lines left out here: {len(log_lines) - lines} …"
+        log_lines = [*log_lines[: (lines + 1) // 2], left_out, *log_lines[-(lines // 2) :]]
     return " | ".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in log_lines)
 
 
@@ -243,16 +257,13 @@ def addresses_in(text: str) -> list[str]:
     return addresses
 
 
-def _names_card(text: str, card_addresses: set[str], bridges: set[str], with_ports: bool) -> bool:
-    slots = {address.rpartition(".")[0] for address in card_addresses}
-    addresses = addresses_in(text)
-    if not addresses:
-        return False
-    is_of_card = [address in card_addresses or address in slots for address in addresses]
-    if not with_ports:
-        return all(is_of_card)
-    # A message of a port also has the address of the device behind it.
-    return all(is_card or address in bridges for is_card, address in zip(is_of_card, addresses, strict=True))
+def _names_card(addresses: list[str], card_addresses: set[str], bridges: Collection[str] = ()) -> bool:
+    """Whether a message is about a card: it has addresses, all of them the card's.
+
+    :param bridges: those above the card, for a message of a port; it also has the address of the device behind it.
+    """
+    slots = (address.rpartition(".")[0] for address in card_addresses)
+    return bool(addresses) and {*card_addresses, *slots, *bridges}.issuperset(addresses)
 
 
 def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:
@@ -267,6 +278,7 @@ def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Me
                 next=row.next.replace("ADDRESS", next(iter(addresses_in(row_messages[0].text)), "ADDRESS")),
             ),
             row.stops and not row.harmless,
+            row.lasts,
             row.harmless,
         )
         for row, row_messages in matching.values()

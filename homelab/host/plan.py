@@ -131,6 +131,21 @@ def _needed(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[
     return [device for device in functions if device.address in needed]
 
 
+def returns_to_driver(slot: str, facts: HostFacts, want: Wanted) -> bool:
+    """Whether the settings give a card back to the host's driver that this program has bound to vfio-pci, or whose
+    binding by hand it takes over."""
+    bound_slots = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
+    takes_over = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
+    stays = any(card["slot"] == slot and card["use"] != "vm" for card in want.gpus.values())
+    return stays and (slot in bound_slots or takes_over)
+
+
+def driver_after(device: Device, facts: HostFacts, want: Wanted) -> str:
+    """The driver of a card's function once the plan is carried out."""
+    is_released = device.driver == "vfio-pci" and returns_to_driver(device.slot, facts, want)
+    return "vfio-pci" if device.address in want.functions else "the host's driver" if is_released else device.driver
+
+
 def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:
     """Whether Proxmox VE is told to leave the driver of a card alone (`driver: keep`): the card is handed over, and
     this Proxmox VE knows the option. Then only the handover unbinds it."""
@@ -162,19 +177,18 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
         "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
         "cards": _lost_service(facts, "cards", "homelab-card-nodes.service", facts.cards_enabled),
-        "handover": lost_handover(facts),
+        "handover": _lost_handover(facts),
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
 
 
 def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
     """The drift that only a reboot repairs: the running kernel's, and what a verification would find."""
+    differences = list(facts.boot_lacks or ())
     if facts.boot_lacks is None:  # nothing was booted for it yet
-        differences = ["the host has no note of what its boot should have"]
-    else:
-        differences = list(facts.boot_lacks)
-    if want.functions and facts.iommu.groups == 0:
-        differences.append("the running kernel has no IOMMU group")
+        lost = missing_words(want.words, facts.cmdline.running)
+        differences += [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
+        differences += _on_another_driver(facts, want)
     return differences + ([facts.rolled_back] if facts.rolled_back else [])
 
 
@@ -184,7 +198,7 @@ def _lost_nodes(facts: HostFacts) -> list[str]:
     return _lost_service(facts, "nodes", "homelab-nvidia-nodes.service", facts.nvidia.nodes_enabled, missing)
 
 
-def lost_handover(facts: HostFacts) -> list[str]:
+def _lost_handover(facts: HostFacts) -> list[str]:
     """The drift of the handover of cards, if it is installed."""
     lost = [f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks]
     units = "homelab-handover.service or its timer"
@@ -247,7 +261,7 @@ def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
     differences = misplaced(facts, want)
     if want.binds:
         if not any(file.path.endswith("/init-top/homelab-vfio") for file in facts.managed):
-            differences.append("the initramfs script for vfio-pci is gone")
+            differences.append("the initramfs script for vfio-pci is not there")
         differences += [f"the initramfs of {kernel} is older than its script" for kernel in facts.stale_initramfs]
     return differences
 
@@ -409,9 +423,11 @@ def describe(
     reboot: PlannedReboot,
     files: Sequence[PlannedFile] = (),
     follows: str = "",
+    remarks: Sequence[str] = (),
 ) -> str:
     """The plan as text: command line before -> after, files, each function with its driver before -> after, the reboot.
 
+    :param remarks: on the host and its cards, a sentence each.
     :param follows: the node of the cluster that is restarted before this one; empty: none.
     """
     before = facts.cmdline.configured
@@ -426,16 +442,13 @@ def describe(
     for gpu, card in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
         for device in facts.functions(card["slot"]):
-            driver_after = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
+            drivers = f"{device.driver or 'no driver'} -> {driver_after(device, facts, want) or 'no driver'}"
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
-            lines.append(
-                f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {driver_after}{by_hand}"
-            )
+            lines.append(f"    {device.address} [{device.id}] {drivers}{by_hand}")
         lines += [f"    {line}" for line in _groups(facts, card["slot"])]
         reset_methods = resets.described(facts, facts.functions(card["slot"]))
         lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []
-    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-    lines += [f"  note: {remark}" for remark in gates.remarks(facts, host, slots)]
+    lines += [f"  note: {remark}" for remark in remarks]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""
     lines.append(f"  reboot: {reboot.in_short(want.gpus)}{order if reboot.reboot == 'yes' else ''}")
     return "\n".join(lines)

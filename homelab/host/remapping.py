@@ -299,18 +299,15 @@ def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> li
     if not override:
         return []
     by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
-    sentences = [
+    return [
         f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
-        "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that"
+        "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that",
+        *(
+            f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
+            for name, slot in slots.items()
+            if host.gpus[name].may_leave and (split_off := _split_off(facts, slot))
+        ),
     ]
-    for name, slot in slots.items():
-        if not host.gpus[name].may_leave:
-            continue
-        if split_off := _split_off(facts, slot):
-            sentences.append(
-                f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
-            )
-    return sentences
 
 
 def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:

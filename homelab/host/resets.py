@@ -5,35 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal
 
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host import card_ids
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
+from homelab.settings import Gpu
 
 
-class ResetRow(BaseModel):
+class ResetRow(card_ids.CardRow):
     """A row of resets.yaml, which explains the keys: cards of one kind, and the trouble of their resets."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    ids: tuple[card_ids.Ids, ...] = Field(min_length=1)
     verdict: Literal["warn", "refuse"]
     unless: str | None = None
     only_with: str | None = None
     why: str
     next: str
-    source: Annotated[str, Field(min_length=3)]
-    evidence: Literal["primary", "report"]
-
-    def has(self, device: Device) -> bool:
-        """Whether the row is for this function."""
-        return card_ids.names(self.ids, device)
 
 
 @functools.cache
@@ -100,14 +89,14 @@ def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
 
 
-def refused(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
-    """The refusal of a card that a reset is known to break."""
+def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: no reset is known to break the card."""
     row = row_of(facts, facts.functions(slot))
     if row is None or row.verdict != "refuse":
         return []
     return [
         HomelabError(
-            wanted=f"{name} ({facts.card(slot)}) for a VM, which resets it at each start",
+            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
             found=f"it is a card of the kind {row.name}",
             why=f"{row.why} ({row.source})",
             next=row.next,

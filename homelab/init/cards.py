@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from homelab.errors import HomelabError
+from homelab.findings import JudgedGuest
 from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.init.ask import Mistake
+from homelab.properties import same
 from homelab.settings import Gpu, Host
+from homelab.vm.cards import VmCard, Wish, lines_of
+from homelab.vm.plan import judge_vm, seen_of
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,28 @@ def parse_use(text: str, card: Card, facts: HostFacts, host: Host) -> Use:
                 return Use(use, vms, containers, more)
     error = _refused(facts, card, host, use, {})[0]
     raise Mistake(f"{error.found}; {error.next}")
+
+
+def mapping_of(card: Card, vms: Iterable[int], facts: HostFacts) -> str:
+    """The mapping by which a person has given one of these VMs the card, as a second one would give it twice; else the
+    card's own.
+    """
+    given = VmCard("", "", facts.path_of(card.place)).given
+    options = [option for vmid in vms for option in facts.options_of(given, vmid, facts.cluster.node).values()]
+    return next((option["mapping"] for option in options if "mapping" in option), card.key)
+
+
+def in_vm(vmid: int, card: Card, mapping: str, facts: HostFacts) -> VmCard:
+    """A card as its VM's settings give it: taken over where the VM has it by a line of a person's own."""
+    plain = VmCard(card.key, mapping, facts.path_of(card.place), name=card.name)
+    lines = lines_of(seen_of(facts, vmid).base, plain).items()
+    return replace(plain, take_over=any(not same(*line, plain.in_place_of("")) for line in lines))
+
+
+def judged(vmid: int, card: Card, facts: HostFacts) -> JudgedGuest:
+    """A VM that gets a card, judged as by a preview."""
+    name, mapping = key_of(name_of(facts.guests.config(vmid)), (), "vm"), mapping_of(card, [vmid], facts)
+    return judge_vm(seen_of(facts, vmid), Wish(name, vmid, [in_vm(vmid, card, mapping, facts)]), facts)
 
 
 def refusal(facts: HostFacts, card: Card, host: Host, use: Use) -> HomelabError | None:

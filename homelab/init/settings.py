@@ -17,16 +17,13 @@ from ruamel.yaml.tokens import CommentToken
 
 from homelab.host.facts import HostFacts
 from homelab.init.ask import Mistake
-from homelab.init.cards import Card, Use, key_of, name_of
+from homelab.init.cards import Card, Use, in_vm, key_of, mapping_of, name_of
 from homelab.nvidia.checks import cudas_that_fit, drivers_that_fit
 from homelab.nvidia.preview import system_of
 from homelab.nvidia.request import Request, SystemFacts
-from homelab.properties import same
 from homelab.settings import Host, Nvidia, Settings, stack_file
 from homelab.settings.secrets import readable
 from homelab.settings.types import is_name
-from homelab.vm.cards import VmCard, lines_of
-from homelab.vm.plan import seen_of
 
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
 # `homelab init` wrote this file; run it again to add a card. An editor that knows the schema above explains each key.
@@ -94,7 +91,9 @@ def addition(name: str, login: Mapping[str, Any], given: Mapping[Card, Use], fac
     lines += ["      gpus:"] if given else []
     for card, use in given.items():
         found = {} if card.key in own_gpus else card.find
-        gpu = {**found, **_by_hand(card, use, facts), "use": use.use, **use.more}
+        mapping = mapping_of(card, use.vms, facts)
+        by_hand = {"mapping": mapping} if mapping != card.key else {}
+        gpu = {**found, **by_hand, "use": use.use, **use.more}
         mappings[card.key] = {**own_gpus.get(card.key, {}), **gpu}.get("mapping") or card.key
         lines.append(f"        {card.key}: {flow(gpu)} # {card}")
     keys = {card.key for card in given}
@@ -114,7 +113,10 @@ def addition(name: str, login: Mapping[str, Any], given: Mapping[Card, Use], fac
         for number, key in getting.items():
             cards = [card for card, use in given.items() if number in getattr(use, section)]
             kept = [use for use in entries.get(key, {}).get("gpus") or () if _card(use) not in keys]
-            new = [_in_vm(number, card, mappings[card.key], facts) if section == "vms" else card.key for card in cards]
+            taken_over = [
+                card for card in cards if section == "vms" and in_vm(number, card, mappings[card.key], facts).take_over
+            ]
+            new = [{"gpu": card.key, "takeOver": True} if card in taken_over else card.key for card in cards]
             lines.append(f"    {key}:")
             if key not in entries:
                 lines += [f"      host: {name}", f"      {id_key}: {number}", *_software(section, number, cards, facts)]
@@ -165,22 +167,6 @@ def _software(section: str, number: int, cards: Iterable[Card], facts: HostFacts
         f"      # ssh: {login}",
         f"      # nvidia: {flow({'driver': driver, **more})}",
     ]
-
-
-def _by_hand(card: Card, use: Use, facts: HostFacts) -> dict[str, str]:
-    """The mapping by which a person has given a VM the card: a second one would give it twice."""
-    given = VmCard("", "", facts.path_of(card.place)).given
-    options = [option for vmid in use.vms for option in facts.options_of(given, vmid, facts.cluster.node).values()]
-    mapping = next((option["mapping"] for option in options if "mapping" in option), card.key)
-    return {"mapping": mapping} if mapping != card.key else {}
-
-
-def _in_vm(vmid: int, card: Card, mapping: str, facts: HostFacts) -> Any:
-    """A card in a VM's `gpus`; with takeOver where the VM has it by a line of a person's own."""
-    in_vm = VmCard(card.key, mapping, facts.path_of(card.place))
-    lines = lines_of(seen_of(facts, vmid).base, in_vm).items()
-    is_by_hand = any(not same(*line, in_vm.in_place_of("")) for line in lines)
-    return {"gpu": card.key, "takeOver": True} if is_by_hand else card.key
 
 
 def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from homelab.markdown import table, with_tables
 from homelab.nvidia.compatibility import Compatibility, load
-from homelab.nvidia.symptoms import symptoms
+from homelab.symptoms import symptoms
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 # Where a failure shows that is the driver's, not that of what is installed beside it or of a container's engine.

@@ -22,9 +22,9 @@ from homelab.nvidia.compatibility import VENDOR, Flavour, Target, load
 from homelab.nvidia.flavour import allowed_by_card
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
-from homelab.nvidia.symptoms import recognise
 from homelab.nvidia.versions import fits, of_package, parse
 from homelab.shapes import CardInUse, Runtime, StackInUse
+from homelab.symptoms import recognise
 from remote_scripts.shared.symptoms import Context
 
 # Exit statuses: of `timeout`, and of a shell that doesn't find the program.

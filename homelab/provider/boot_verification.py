@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, kernel_log, names, plan
 from homelab.host.facts import HostFacts
+from homelab.host.judge import verified
 from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
 from homelab.remote import guard, scripts, ssh
@@ -30,8 +32,9 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
 
     resource = BootVerification
 
-    def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
-        reboot = scripts.answer(inputs.reboot)
+    def create(self, inputs: BootVerification.Inputs, *, is_over: bool = False) -> BootVerification.Outputs:
+        """:param is_over: the reboot, if there was one, was waited for already."""
+        reboot = scripts.answer(inputs.reboot) | ({"reboot": "no", "turn": False} if is_over else {})
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
             why = (
@@ -44,6 +47,12 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
         boot = BootSeen(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
+
+    def update(
+        self, inputs: BootVerification.Inputs, before: BootVerification.Inputs, outputs: BootVerification.Outputs
+    ) -> BootVerification.Outputs:
+        verified = self.create(inputs, is_over=True)
+        return replace(verified, boot=outputs.boot) if verified.boot_id == outputs.boot_id else verified
 
     def _managed_guests(self, name: str) -> ManagedGuests:
         """The host's guests in the settings, which this run shuts down and starts itself."""
@@ -109,7 +118,10 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
         if card["use"] in ("lxc", "host"):
             for remark in gates.unknown_binding_remarks(facts, gpu, card["slot"]):
                 tell(f"{name}: note: {remark}")
-    raise_all([*plan.verify(facts, host, want), *kernel_errors(facts, name, want)])
+    errors, remarks = verified(facts, host, name, want)
+    for remark in remarks:
+        tell(f"{name}: note: {remark}")
+    raise_all(errors)
     return facts
 
 
@@ -151,18 +163,6 @@ def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
         tell(f"{name}: started again what ran before the reboot: {', '.join(answer['started'])}")
     for line in answer["off"]:
         tell(f"{name}: note: {line}")
-
-
-def kernel_errors(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
-    """Errors in the kernel's log about the cards since the boot; what need not stop the run is told as a note."""
-    troubles = kernel_log.of_host(facts, name) if want.functions else []
-    for gpu, card in want.gpus.items():
-        functions = [function["address"] for function in card["functions"]]
-        troubles += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
-    for trouble in troubles:
-        if not trouble.stops:
-            tell(f"{name}: note: {trouble.remark}")
-    return [trouble.error for trouble in troubles if trouble.stops]
 
 
 def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:

@@ -6,7 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.host import gates, plan
+from homelab.host import plan
+from homelab.host.judge import judge_host
 from homelab.later import later
 from homelab.properties import mark_of, strings
 from homelab.provider.base import Work, raised
@@ -26,10 +27,6 @@ else:
     api, planning = later("homelab.remote.proxmox.api"), later("homelab.remote.planning")
 
 
-# How long a preview waits for a host that may be out of reach, in seconds.
-PATIENCE_SECONDS = 2.0
-
-
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     """Reads and plans a host, compares it with the plan, and at the end takes away what killed runs left."""
 
@@ -46,10 +43,13 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
         want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})
-        drift = plan.drift(facts, want)
+        judged = judge_host(facts, self.host(inputs), planned=want)
+        drift = judged.drift
         for layer, differences in drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
+        for line in judged.met:
+            tell(f"{inputs.host}: note: {line}")
         drifted = {layer for layer, differences in drift.items() if differences}
         generation = raised(outputs.generation, drifted, drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
@@ -61,8 +61,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
         self.announced_reboots.add(inputs.host)
-        slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items()}
-        for remark in gates.remarks(planned.facts, host, slots):
+        for remark in planned.remarks:
             tell(f"{inputs.host}: note: {remark}")
         generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
         return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
@@ -89,15 +88,13 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         try:
             vms, containers = self.stack.vms(name), self.stack.containers(name)
             stack = ledger.stack_of(self.urn)
-            planned = planning.planned(name, host, vms, containers, PATIENCE_SECONDS, stack)
+            planned = planning.planned(name, host, vms, containers, planning.PATIENCE_SECONDS, stack)
         except UnreachableError as error:
             if mode == "always":
                 raise
             tell(f"{name} can't be reached ({error.found}): previewed without reading it")
             return {}
-        follows = self.stack.restarts_before(name)
-        text = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files, follows)
-        tell("\n".join(part for part in (text, planned.guests) if part))
+        tell(planned.text(name, host, self.stack.restarts_before(name)))
         return dataclasses.asdict(planned.want)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:

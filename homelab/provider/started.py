@@ -81,10 +81,8 @@ def explained(error: HomelabError, host: Host, vmid: int, places: Sequence[str])
     try:
         facts = _read(host)
         functions = _functions(facts, places)
-        found = [
-            *kernel_log.of_card(facts, f"the card of VM {vmid}", functions),
-            *kernel_log.of_host(facts, host.address),
-        ]
+        found = kernel_log.of_card(facts, f"the card of VM {vmid}", functions)
+        found += kernel_log.of_host(facts, host.address)
         causes = [trouble.error for trouble in found if not trouble.harmless]
     except HomelabError:
         causes = []  # the start's own message is what there is

@@ -28,16 +28,16 @@ from remote_scripts.tools.modules import AGENT, PACKAGE
 from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:
-    from homelab.nvidia import symptoms
+    from homelab import symptoms
 else:
-    symptoms = later("homelab.nvidia.symptoms")
+    symptoms = later("homelab.symptoms")
 
 _NAME = "agent.pyz"
 _AGENTS = f"{HOME}/agents"
 _ENTRY, _INSTALLED = "start", f"{PACKAGE}.installed"
 _TABLES = f"{PACKAGE}.tables"
 # What the tables are made of. To make them takes longer than all else that a digest needs.
-_MADE_OF = tuple(FOLDER.parent / "homelab/nvidia" / name for name in ("symptoms.py", "data/symptoms.yaml"))
+_MADE_OF = tuple(FOLDER.parent / "homelab" / name for name in ("symptoms.py", "nvidia/data/symptoms.yaml"))
 
 
 def place(owner: str) -> str:

@@ -15,6 +15,7 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
 from homelab.host import card_values, gates, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
+from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
 from homelab.nvidia.compatibility import load
@@ -33,21 +34,30 @@ from remote_scripts.layers.initramfs import Wanted as Initramfs
 from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 from remote_scripts.layers.reboot import Boot
 
+# How long a host may be out of reach, or its API, while nothing is changed, in seconds.
+PATIENCE_SECONDS = 2.0
 # How long a VM, which may just be starting or shutting down, has to accept a connection, in seconds.
 VM_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A host's plan. `facts`: the reading it is made from; `files`: those that will be written, changed or given back;
-    `reboot`: whether the host will be rebooted; `guests`: text about guests and NVIDIA's stacks, several lines.
+    """A host's plan. `facts`: the reading it is made from; `remarks`: on the host, a sentence each; `files`: those that
+    will be written, changed or given back; `reboot`: whether the host will be rebooted; `guests`: text about guests
+    and NVIDIA's stacks, several lines.
     """
 
     facts: HostFacts
     want: plan.Wanted
+    remarks: list[str]
     files: list[plan.PlannedFile]
     reboot: plan.PlannedReboot
     guests: str
+
+    def text(self, name: str, host: Host, follows: str = "") -> str:
+        """The whole plan for people; arguments as of `plan.describe`."""
+        described = plan.describe(name, self.facts, host, self.want, self.reboot, self.files, follows, self.remarks)
+        return "\n".join(part for part in (described, self.guests) if part)
 
 
 def planned(
@@ -57,6 +67,7 @@ def planned(
     containers: dict[str, Container],
     timeout: float | None = None,
     stack: str = "",
+    facts: HostFacts | None = None,
 ) -> Planned:
     """Reads `host` and plans it.
 
@@ -65,12 +76,15 @@ def planned(
     :param containers: its containers, by their names in the settings.
     :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
     :param stack: PROJECT/STACK, whose guests may lose what they have from it.
+    :param facts: a reading of the host with its guests and the kernel's log, if there is one already.
     :raises UnreachableError: as of `ssh.Session.connect`.
     :raises HomelabError: all refusals at once.
     """
     session = ssh.Session(host, timeout)
-    facts = remapping.to_be(session.read(guests=True), host)
-    want = plan.wanted(facts, host, vms.values())
+    facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
+    of_host = judge_host(facts, host, vms.values())
+    raise_all(of_host.refusals or handover.refused(facts))
+    want = of_host.want
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
     container_lines, container_errors = container_plan.describe(
@@ -91,7 +105,7 @@ def planned(
     # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-    handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
+    handover_errors = gates.without_hook(facts, host, slots, vms_with_hook)
     raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
@@ -107,13 +121,23 @@ def planned(
     remark_lines = "\n".join(
         f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
     )
-    return Planned(
-        facts,
-        want,
-        files,
-        reboot,
-        "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part),
-    )
+    guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
+    return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
+
+
+def judged(
+    name: str, host: Host, vms: dict[str, Vm], containers: dict[str, Container], stack: str, facts: HostFacts
+) -> tuple[Planned | None, list[HomelabError]]:
+    """The plan of a host, or what it refuses; arguments as of `planned`.
+
+    :raises UnreachableError: the connection was lost.
+    """
+    try:
+        return planned(name, host, vms, containers, PATIENCE_SECONDS, stack, facts), []
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        return None, [error]
 
 
 def _writing(

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from homelab.remote import scripts
-from homelab.resources.base import Act, HostInputs
+from homelab.resources.base import HostInputs, Resource
 from homelab.shapes import BootSeen, CardPlan, DeviceSeen, IommuSeen
 
 
-class BootVerification(Act):
+class BootVerification(Resource):
     """A host's boot, confirmed and compared with what is wanted. Outputs as of `Outputs`."""
 
     kind = "host:BootCheck"
+    # Another reboot is another boot. What else changes is compared with the boot that is there.
+    replaced_by = frozenset(("host", "reboot"))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):

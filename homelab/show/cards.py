@@ -84,8 +84,9 @@ def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
         functions = gpu.get("functions") or [{}]
         group = gpu.get("iommuGroup")
         guests = (*vms, *containers, *([ShownGuest("host", 0)] if gpu["use"] == "host" else []))
-        title = group_title(None if group is None else int(group), True)
-        driver = str(functions[0].get("driver") or "no driver")
+        driver = functions[0].get("driver")
+        title = "IOMMU group not read" if driver is None else group_title(None if group is None else int(group), True)
+        driver = "no driver" if driver == "" else str(driver or "")
         cards.append(ShownCard(str(gpu["slot"]), names.of_output(gpu), title, (), driver, guests))
     return sorted(cards, key=lambda card: card.place)
 

@@ -1,25 +1,27 @@
-"""A host's cards from a reading, and as the settings want them. Pure."""
+"""A host's cards from a reading, and as the steps of the next `up` leave them; without a reading, as the settings want
+them. Pure.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from homelab.host import gates, names, options
+from homelab.container import makers
+from homelab.container import plan as container_plan
+from homelab.host import card_values, gates, plan
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import HostFacts
-from homelab.settings import Container, Gpu, Host, Vm, VmGpu
+from homelab.host.facts import GuestConfig, HostFacts
+from homelab.properties import slot_of
+from homelab.settings import Container, Host, Vm
 from homelab.show import traits
-from homelab.show.cards import ShownCard, ShownGuest, Traits, group_title, in_slot
-from homelab.vm.cards import VmCard, lines_of
-from homelab.vm.plan import seen_of
-from remote_scripts.shared.properties import parse
-
-VFIO = "vfio-pci"
-HOSTS_DRIVER = "the host's driver"
-# The group of a card that wasn't read.
-NOT_READ = "IOMMU group not read"
+from homelab.show.cards import ShownCard, ShownGuest, group_title, of_outputs
+from homelab.vm import preview
+from homelab.vm.plan import judge_vm, seen_of
+from remote_scripts.shared import vm_conf
+from remote_scripts.shared.container_note import Cards
+from remote_scripts.shared.guest_kinds import CONTAINER, VM
 
 
 def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:
@@ -30,10 +32,10 @@ def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:
     slots, _ = gates.resolve(facts, host.gpus)
     shown = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
     names_of = {slot: name for name, slot in slots.items()}
-    return [_current(facts, slot, node, host, names_of.get(slot)) for slot in sorted(shown)]
+    return [_current(facts, slot, node, host, names_of.get(slot, "")) for slot in sorted(shown)]
 
 
-def _current(facts: HostFacts, slot: str, node: str, host: Host, name: str | None) -> ShownCard:
+def _current(facts: HostFacts, slot: str, node: str, host: Host, name: str) -> ShownCard:
     functions = facts.functions(slot)
     display = next((function for function in functions if function.is_display), functions[0])
     users = [
@@ -44,6 +46,8 @@ def _current(facts: HostFacts, slot: str, node: str, host: Host, name: str | Non
         ShownGuest("container", container.id, container.values.get("hostname", ""))
         for container in facts.containers_with(slot)
     ]
+    by_host = name in host.gpus and host.gpus[name].use == "host" and display.driver not in ("", "vfio-pci")
+    users += [ShownGuest("host", 0)] * by_host
     return ShownCard(
         slot,
         facts.card(slot),
@@ -51,139 +55,118 @@ def _current(facts: HostFacts, slot: str, node: str, host: Host, name: str | Non
         tuple(facts.describe(device) for device in facts.others_in_group(slot)),
         display.driver or "no driver",
         tuple(sorted(users)),
-        traits.of_card(
-            facts, slot, host.gpus[name] if name else None, host.mapping_of(name) if name else "", name or ""
-        ),
+        traits.of_card(facts, slot, host, name),
     )
 
 
-def wanted(
-    host: Host,
-    vms: Mapping[str, Vm],
-    containers: Mapping[str, Container],
+def after(
     current: list[ShownCard],
-    facts: HostFacts | None = None,
+    facts: HostFacts,
+    host: Host,
+    want: plan.Wanted,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
     stack: str = "",
-) -> list[ShownCard]:
-    """The cards as the settings want them; cards that the settings don't name stay as they are.
+) -> tuple[list[ShownCard], HostFacts]:
+    """The cards once the steps of the next `up` are done, and the reading as it is then, for what the host itself is
+    told. The preview's judges say which steps there are: here they are done in a reading.
 
+    :param current: of `of_reading`.
+    :param want: the host's plan.
     :param vms: those of this host, by name.
     :param containers: those of this host, by name.
-    :param current: as they are; empty: the host wasn't read.
-    :param facts: the reading that `current` was made from.
-    :param stack: PROJECT/STACK, whose containers have what the settings give them, and no more.
+    :param stack: PROJECT/STACK, whose guests may lose what they have from it.
     """
-    notes = [(config.id, facts.note_of(config.id)) for config in facts.guests.configs] if facts else []
-    own = {ctid for ctid, note in notes if note.values and note.owner.rpartition("/")[0] == stack}
-    return _wanted(host, vms, containers, current, gates.resolve(facts, host.gpus)[0] if facts else {}, facts, own)
+    configs = {config.id: config for config in facts.guests.configs}
+    leaving = preview.leaving(facts, VM, [vm.vmid for vm in vms.values()], stack)
+    leaving += preview.leaving(facts, CONTAINER, [container.ctid for container in containers.values()], stack)
+    changes = {config.id: change for _, config, change in leaving}
+    for name, vm in vms.items():
+        wish = preview.wish_of(name, vm, host, want.gpus)
+        seen = seen_of(facts, vm.vmid, wish.takes(host.hands_over), stack)
+        changes[vm.vmid] = judge_vm(seen, wish, facts).change
+        configs.setdefault(vm.vmid, GuestConfig(kind="vm", id=vm.vmid, lines=f"name: {name}"))
+    changed = {guest: _with(change, configs[guest]) for guest, change in changes.items() if change}
+    later = dataclasses.replace(
+        facts,
+        guests=dataclasses.replace(
+            facts.guests,
+            configs=[*{**configs, **changed}.values()],
+            running=facts.guests.running - {*changed},  # what it runs with counts no more
+            mappings="\n\n".join([facts.guests.mappings, *_mappings(facts, host, want)]),
+        ),
+        devices=[dataclasses.replace(one, driver=plan.driver_after(one, facts, want)) for one in facts.devices],
+        cmdline=dataclasses.replace(facts.cmdline, running=f"{facts.cmdline.others} {want.words}"),
+        card_states=traits.states_with(card_values.wanted(want.gpus, host.gpus), facts),
+    )
+    moves, cards = [*_of_containers(facts, host, want, vms, containers)], list[ShownCard]()
+    for now, then in zip(current, of_reading(later, host, facts.cluster.node), strict=True):
+        comes = {guest for guest, gets, _ in moves if now.place in gets and guest not in now.guests}
+        goes = {guest for guest, _, loses in moves if now.place in loses}
+        have_it = tuple(sorted({*then.guests} - goes | comes))
+        cards.append(dataclasses.replace(now, driver=then.driver, guests=have_it, traits=then.traits))
+    return cards, later
 
 
-def _wanted(
-    host: Host,
-    vms: Mapping[str, Vm],
-    containers: Mapping[str, Container],
-    current: list[ShownCard],
-    slots: Mapping[str, str],
-    facts: HostFacts | None,
-    own: Collection[int],
-) -> list[ShownCard]:
-    """:param own: ids of containers that have no card but by the settings."""
-    cards = {card.place: card for card in current}
-    for name, gpu in host.gpus.items():
-        place = slots.get(name) or gpu.address or f"gpus.{name}"
-        before = cards.get(place) or ShownCard(place, _unread_name(gpu.match, place, name), NOT_READ)
-        guests = [
-            ShownGuest(
-                "VM",
-                vm.vmid,
-                _name(vm_name, vm, facts),
-                _wanted_traits(_kept(use, gpu, facts), host.mapping_of(name), place, vm.vmid, facts),
-            )
-            for vm_name, vm in vms.items()
-            for use in vm.gpus
-            if use.gpu == name
-        ]
-        guests += [
-            ShownGuest("container", container.ctid, _name(container_name, container, facts))
-            for container_name, container in containers.items()
-            if _takes(container, name, place, gpu.use, facts)
-        ]
-        guests += [ShownGuest("host", 0)] if gpu.use == "host" else []
-        guests_before = {guest: guest for guest in before.guests}
-        keeps = any(use.gpu == name and use.driver == "keep" for vm in vms.values() for use in vm.gpus)
-        containers_before = [guest for guest in before.guests if guest.kind == "container" and guest.id not in own]
-        others = containers_before if gpu.use in ("lxc", "shared") else []
-        cards[place] = dataclasses.replace(
-            before,
-            driver=before.driver
-            if before.group == NOT_READ or keeps or gpu.use == "shared" and before.driver
-            else VFIO
-            if gpu.use == "vm"
-            else before.driver
-            if before.driver not in (VFIO, "")
-            else HOSTS_DRIVER,
-            guests=tuple(sorted({*(_named_as(guests_before.get(guest, guest), guest) for guest in guests), *others})),
-            traits=traits.wanted_of_card(facts if place in cards else None, place, gpu, before.traits),
-        )
-    return [cards[place] for place in sorted(cards)]
+def _with(change: Mapping[str, str | None], config: GuestConfig) -> GuestConfig:
+    options = {key: value for key, value in {**config.options, **change}.items() if value is not None}
+    lines = (key if key.startswith("lxc.") else f"{key}: {value}" for key, value in options.items())
+    return dataclasses.replace(config, lines="\n".join(lines))
 
 
-def _name(name: str, guest: Vm | Container, facts: HostFacts | None) -> str:
-    """A guest's name in the settings; with a word where `up` would miss it."""
-    is_there = facts is None or guest.create is not None or facts.guests.config(guest.guest_id) is not None
-    return name if is_there else f"{name}: not on this host"
+def _mappings(facts: HostFacts, host: Host, want: plan.Wanted) -> Iterator[str]:
+    """The mappings of cards that leave the host, as far as they count here."""
+    flagged = vm_conf.migrating(facts.guests.mappings)
+    for name, card in want.gpus.items():
+        mapping, gpu = host.mapping_of(name), host.gpus[name]
+        if gpu.may_leave:
+            flag = "\tlive-migration-capable 1" * (gpu.live_migration or mapping in flagged)
+            yield f"{mapping}\n\tmap node={facts.cluster.node},path={card['path'].partition(';')[0]}\n{flag}"
 
 
-def _wanted_traits(use: VmGpu, mapping: str, place: str, vmid: int, facts: HostFacts | None) -> Traits:
-    """A VM's options of a card as its settings want them; its owner's stay where the option is taken over."""
-    card = VmCard(**use.model_dump(mode="json"), mapping=mapping, slot=facts.path_of(place) if facts else place)
-    lines = lines_of(seen_of(facts, vmid).base, card) if facts and use.take_over else {}
-    return traits.of_guest([parse("hostpci", card.in_place_of(next(iter(lines.values()), "")))])
-
-
-def _kept(use: VmGpu, gpu: Gpu, facts: HostFacts | None) -> VmGpu:
-    """The VM's settings of a card; of a shared card with driver=keep, where Proxmox VE supports it."""
-    if gpu.use != "shared" or facts is None or options.refused(facts, use.gpu, options.KEEP):
-        return use
-    return use.model_copy(update={"driver": "keep"})
-
-
-def _named_as(before: ShownGuest, wanted: ShownGuest) -> ShownGuest:
-    return dataclasses.replace(wanted, name=before.name)
+def _of_containers(
+    facts: HostFacts, host: Host, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
+) -> Iterator[tuple[ShownGuest, set[str], set[str]]]:
+    """Each container that is changed, with the slots of cards that it then has from this program, and of those that it
+    has no more; arguments as of `after`.
+    """
+    node = facts.cluster.node
+    driver_cards = container_plan.cards(facts, want, vms, node, driver_comes=host.nvidia is not None)
+    for name, container in containers.items():
+        wish = container_plan.wish_of(name, container, facts, want, driver_cards, node, after_boot=True)
+        given = facts.container_note(container.ctid).given.cards
+        if given != wish.cards or container_plan.judge_container(wish, facts).change:
+            had, has = ({*map(slot_of, makers.addresses(one))} for one in (given or Cards(), wish.cards))
+            yield ShownGuest("container", container.ctid, name), has, had - has
 
 
 def wanted_of_outputs(
-    outputs: Mapping[str, Any],
-    name: str,
-    host: Host,
-    vms: Mapping[str, Vm],
-    containers: Mapping[str, Container],
-    current: list[ShownCard],
+    outputs: Mapping[str, Any], name: str, host: Host, vms: Mapping[str, Vm], containers: Mapping[str, Container]
 ) -> list[ShownCard]:
-    """The cards as the settings want them, where the host can't be read: places are those of the stack's outputs, by
-    the cards' names.
+    """The cards as the settings want them, where the host can't be read: in the slots of the stack's outputs, as far as
+    those have them.
 
+    :param outputs: homelab/contract.py.
     :param name: the host's.
-    :param current: `cards.of_outputs`.
+    :param vms: those of this host, by name.
+    :param containers: those of this host, by name.
     """
-    outputs_of = (outputs.get("hosts", {}).get(name) or {}).get("gpus", {})
-    places = {gpu: str(output["slot"]) for gpu, output in outputs_of.items()}
-    # These have a card by this stack alone.
-    own = {guest.id for card in current for guest in card.guests}
-    shown = [card for card in current if card.place in places.values()]
-    return _wanted(host, vms, containers, shown, places, None, own)
-
-
-def _unread_name(match: str | None, place: str, gpu: str) -> str:
-    return names.card(match, place) if match else f"{gpu} at {place}"
-
-
-def _takes(container: Container, gpu: str, place: str, use: str, facts: HostFacts | None) -> bool:
-    if container.gpus is not None:
-        return gpu in container.gpus
-    numbers = container.numbers
-    if use not in ("lxc", "shared") or not numbers:
-        return False
-    if numbers == "all" or facts is None:
-        return True
-    return in_slot((address for address, minor in facts.nvidia_minors.items() if minor in numbers), place)
+    had, gpus = (outputs.get("hosts", {}).get(name) or {}).get("gpus", {}), {}
+    for key, gpu in host.gpus.items():
+        place = gpu.address or f"gpus.{key}"
+        known = had.get(key) or {"slot": place, "name": "", "functions": [{"id": gpu.match or key}]}
+        first, *others = known["functions"]
+        binds = gpu.use == "vm" and "driver" in first and "." not in known["slot"]
+        leaves_vfio = gpu.use in ("lxc", "host") and first.get("driver") == "vfio-pci"
+        driver = {"driver": "vfio-pci"} if binds else {"driver": "the host's driver"} if leaves_vfio else {}
+        gpus[key] = {**known, "use": gpu.use, "functions": [{**first, **driver}, *others]}
+    staying = [key for key, gpu in host.gpus.items() if gpu.use in ("lxc", "shared")]
+    wanted = {
+        "hosts": {name: {"gpus": gpus}},
+        "vms": {key: {"host": name, "vmid": vm.vmid, "name": key, "gpus": vm.cards} for key, vm in vms.items()},
+        "containers": {
+            key: {"host": name, "ctid": one.ctid, "name": key, "cards": staying if one.numbers else one.cards}
+            for key, one in containers.items()
+        },
+    }
+    return of_outputs(wanted, name)

@@ -1,15 +1,18 @@
-"""Options of a host, its cards and its VMs' cards: as they are in a reading, and as the settings want them. Pure."""
+"""Options of a host, its cards and its VMs' cards, as they are in a reading. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from homelab.host import acs, consoles, gates, handover, remapping, resets
+from homelab.host import acs, consoles, handover, remapping, resets
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
 from homelab.show.cards import Traits
+from remote_scripts.layers.card_values import Wanted
 from remote_scripts.shared import vm_conf
+from remote_scripts.shared.reading.answer import CardState
 
 AWAKE = ("sleep", "kept awake (no D3cold)")
 MIGRATION = ("live migration", "allowed by its mapping")
@@ -28,21 +31,6 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 def of_host(facts: HostFacts) -> Traits:
     """What the running kernel was told, beside what every such host is; and what of the host can't be read."""
     return (*_told(facts.cmdline.running.split()), *_unread(facts))
-
-
-def wanted_of_host(facts: HostFacts, host: Host) -> Traits:
-    """The same for the next boot: by the settings, and by what somebody else has configured."""
-    slots, _ = gates.resolve(facts, host.gpus)
-    by_hand = set() if host.take_over else facts.bound_by_hand()
-    bound = [
-        function.address
-        for name, slot in slots.items()
-        if host.gpus[name].use == "vm"
-        for function in facts.functions(slot)
-        if not function.physfn and function.address not in by_hand
-    ]
-    words = [*facts.cmdline.others.split(), *remapping.words(facts, host).split(), *consoles.words(facts, host, bound)]
-    return (*_told(words), *_unread(facts))
 
 
 def _unread(facts: HostFacts) -> Traits:
@@ -68,70 +56,20 @@ def _told(words: Sequence[str]) -> Traits:
 
 
 # -- a card --------------------------------------------------------------------------------------------------------
-def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: str = "") -> Traits | None:
+def of_card(facts: HostFacts, slot: str, host: Host, name: str) -> Traits | None:
     """Reset, sleep and live migration of a card for VMs, or the handover of a shared one; None for any other card.
 
-    :param gpu: its settings, if it has some.
-    :param mapping: the id of its mapping.
-    :param name: its name in the settings.
+    :param name: its name in the settings; empty: it has none.
     """
-    functions = facts.functions(slot)
+    functions, gpu = facts.functions(slot), host.gpus.get(name)
     if gpu is not None and gpu.use == "shared":
         return (("in turn", handover.state_text(facts, name) or "with the host"),)
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":
         return None
     traits = [*_resets({function.address: resets.methods(facts, function.address) for function in functions})]
     traits += [AWAKE] if _is_awake(facts, functions, gpu) else []
-    return (*traits, *([MIGRATION] if mapping in vm_conf.migrating(facts.guests.mappings) else []))
-
-
-def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, current: Traits | None) -> Traits | None:
-    """A card's traits as the settings want them. Others stay, or go back to the original that this program had
-    replaced.
-
-    :param facts: None: the host wasn't read.
-    :param current: as they are.
-    """
-    if gpu.use == "shared":
-        return current or (("in turn", "with the host"),)
-    if gpu.use != "vm":
-        return None
-    traits = dict(current or ())
-    if facts is None:
-        return (
-            *([("reset", gpu.reset)] if gpu.reset else []),
-            *([AWAKE] if gpu.keep_awake else []),
-            *([MIGRATION] if gpu.live_migration else []),
-        )
-    functions = facts.functions(slot)
-    originals = {address: state.had for address, state in facts.card_states.items()}
-    methods = {function.address: resets.methods(facts, function.address) for function in functions}
-    if gpu.reset:
-        # A companion function for which the kernel hasn't this method is left as it is (layers/card_values.py).
-        planned: dict[str, list[str] | None] = {
-            function.address: [gpu.reset]
-            if function.is_display or gpu.reset in (methods[function.address] or [])
-            else methods[function.address]
-            for function in functions
-        }
-        traits.update(_resets(planned))
-    else:
-        restored = {function.address: originals.get(function.address, {}).get("reset_method") for function in functions}
-        traits.update(
-            _resets(
-                {
-                    address: methods[address] if original is None else original.split()
-                    for address, original in restored.items()
-                }
-            )
-        )
-    if gpu.keep_awake:
-        traits.update([AWAKE])
-    elif any(originals.get(function.address, {}).get("d3cold_allowed") == "1" for function in functions):
-        traits.pop(AWAKE[0], None)
-    traits.pop(MIGRATION[0], None)
-    traits.update([MIGRATION] if gpu.live_migration else [])
-    return tuple(traits.items())
+    migrates = name and host.mapping_of(name) in vm_conf.migrating(facts.guests.mappings)
+    return (*traits, *([MIGRATION] if migrates else []))
 
 
 def _resets(methods: Mapping[str, list[str] | None]) -> list[tuple[str, str]]:
@@ -154,6 +92,28 @@ def _is_awake(facts: HostFacts, functions: Sequence[Device], gpu: Gpu | None) ->
     if any(state.d3cold_allowed == "1" for state in states) or not any(state.d3cold_allowed == "0" for state in states):
         return False
     return gpu is None or not gpu.keep_awake or all(state.control in (None, "on") for state in states)
+
+
+def states_with(values: Wanted, facts: HostFacts) -> dict[str, CardState]:
+    """The functions' states once the layer card_values has set these values, by address: what it had set otherwise is
+    as it was before. One that the kernel doesn't offer for a function isn't set.
+    """
+    states = {}
+    for address, state in facts.card_states.items():
+        then = state.had | {
+            value.attribute.rpartition("/")[2]: value.value
+            for value in values.values
+            if value.address == address
+            if value.attribute != "reset_method"
+            or value.value in f"{state.reset_method} {state.had.get('reset_method')}".split()
+        }
+        states[address] = replace(
+            state,
+            reset_method=then.get("reset_method", state.reset_method),
+            d3cold_allowed=state.d3cold_allowed and then.get("d3cold_allowed", state.d3cold_allowed),
+            control=state.control and then.get("control", state.control),
+        )
+    return states
 
 
 # -- a guest -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from homelab.errors import HomelabError
+from homelab.findings import Finding
 from homelab.show.cards import ShownCard, ShownGuest, Traits
 
 Mark = Literal["stays", "new", "gone", "changes"]
@@ -41,13 +43,15 @@ def of_host(
     current: Sequence[ShownCard],
     planned: Sequence[ShownCard],
     traits: tuple[Traits | None, Traits | None] = (None, None),
+    refused: Sequence[HomelabError] = (),
 ) -> TreeNode:
     """A host's tree.
 
     :param title: what the host is, such as `pve (192.168.0.202)`.
     :param current: its cards as they are.
-    :param planned: its cards as the settings want them.
-    :param traits: the host's options: current, and as the settings want them.
+    :param planned: its cards as they are to be.
+    :param traits: the host's options: current, and as they are to be.
+    :param refused: why `pulumi up` does nothing on it.
     """
     before = {card.place: card for card in current}
     after = {card.place: card for card in planned}
@@ -66,11 +70,15 @@ def of_host(
         for group, cards in groups.items()
     ]
     no_card = (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
-    return TreeNode("host", title, children=(*_settings(*traits), *(tuple(group_nodes) or no_card)))
+    refusals = (
+        TreeNode("other", f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}")
+        for one in Finding.of(*refused)
+    )
+    return TreeNode("host", title, children=(*_settings(*traits), *refusals, *(tuple(group_nodes) or no_card)))
 
 
 def _settings(before: Traits | None, after: Traits | None) -> tuple[TreeNode, ...]:
-    """Nodes of options; without marks where the current ones weren't read."""
+    """Nodes of options; without marks where there is nothing to compare them with."""
     old, new = dict((after if before is None else before) or ()), dict((before if after is None else after) or ())
     nodes = []
     for name in {**new, **old}:
@@ -94,7 +102,7 @@ def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
         return TreeNode("card", text, mark, (*_settings(card.traits, None), *guest_nodes))
     other_driver = before.driver != after.driver
     driver = f"{before.driver or 'not read'} → {after.driver}" if other_driver else after.driver
-    guests = tuple(_guest(guest, before, after) for guest in sorted({*after.guests, *before.guests}))
+    guests = tuple(_guest(guest, before, after) for guest in sorted({*before.guests, *after.guests}))
     settings = _settings(before.traits, after.traits)
     changes = other_driver or any(node.mark != "stays" for node in (*guests, *settings))
     if not guests:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.findings import Turn
 from homelab.host import gates, graphics, ha, options
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import Wanted
@@ -70,7 +69,10 @@ def describe(
         for use in vm.gpus:
             if use.gpu in want.gpus:
                 slot = want.gpus[use.gpu]["slot"]
-                remarks = graphics.rom_remarks(facts, use.gpu, slot, romfile=use.romfile, legacy_igd=use.legacy_igd)
+                # Its owner's option may name one, which it keeps.
+                its_options = facts.options_of(slot, vm.vmid, facts.cluster.node).values()
+                has_file = bool(use.romfile) or any("romfile" in option for option in its_options)
+                remarks = graphics.rom_remarks(facts, use.gpu, slot, has_file=has_file, legacy_igd=use.legacy_igd)
                 if use.legacy_igd:
                     errors += graphics.legacy(facts, f"gpus.{use.gpu}", slot)
                     remarks = [*remarks, *graphics.legacy_remarks(facts, use.gpu, slot)]
@@ -83,15 +85,13 @@ def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[li
     """The plan's lines for a VM that is there, and refusals."""
     config, judged = facts.guests.config(vm.vmid), judge_vm(seen, wish, facts)
     assert config is not None
-    met = [finding for finding in judged.findings if finding.turn is Turn.PERSON]
     return [
         _head(
             wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=is_to_run(seen.runs, wish.power)
         ),
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
-        *(f"    {remark}" for remark in judged.remarks),
-        *(f"    {finding.wanted}: {finding.found}; {finding.next}" for finding in met),
+        *(f"    {line}" for line in (*judged.remarks, *judged.met)),
     ], judged.refusals
 
 
@@ -103,19 +103,30 @@ def of_leaving(
     :param wanted: ids of those that the settings have.
     """
     lines, errors = list[str](), list[HomelabError]()
-    for config in sorted(facts.guests.configs, key=lambda config: config.id):
-        owners_stack, _, name = facts.note_of(config.id).owner.rpartition("/")
-        if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack:
-            change = change_to(seen_of(facts, config.id), Wish(name, config.id, []))
-            running = config.id in facts.guests.running
-            lines += [_head(name, config, changed=bool(change), running=running, will_run=running)]
-            lines += [f"    {step}" for step in changes(change, config.options)]
-            lines.append(
-                f"    {'vms' if kind is VM else 'containers'}.{name} isn't in the settings any more: the {kind.label} "
-                "has back what it was before; one that was made here is removed, unless it is protected"
-            )
-            errors += ha.refused_to_change(facts, kind, config.id) if change else []
+    for name, config, change in leaving(facts, kind, wanted, stack):
+        running = config.id in facts.guests.running
+        lines += [_head(name, config, changed=bool(change), running=running, will_run=running)]
+        lines += [f"    {step}" for step in changes(change, config.options)]
+        lines.append(
+            f"    {'vms' if kind is VM else 'containers'}.{name} isn't in the settings any more: the {kind.label} "
+            "has back what it was before; one that was made here is removed, unless it is protected"
+        )
+        errors += ha.refused_to_change(facts, kind, config.id) if change else []
     return lines, errors
+
+
+def leaving(
+    facts: HostFacts, kind: Kind, wanted: Collection[int], stack: str
+) -> list[tuple[str, GuestConfig, dict[str, str | None]]]:
+    """These guests by their ids: each one's name in the settings that had it, and what is changed in it; the arguments
+    as of `of_leaving`.
+    """
+    noted = [(config, facts.note_of(config.id).owner.rpartition("/")) for config in facts.guests.configs]
+    return [
+        (name, config, change_to(seen_of(facts, config.id), Wish(name, config.id, [])))
+        for config, (owners_stack, _, name) in sorted(noted, key=lambda one: one[0].id)
+        if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack
+    ]
 
 
 def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from homelab.container.plan import ContainerWish, as_given, judge_container
-from homelab.findings import Judged
+from homelab.findings import JudgedGuest
 from homelab.remote import ssh
 from lab import Lab
 from lab.host.guest_programs import modules
@@ -79,7 +79,7 @@ class Containers(World):
         wanted = container_cards.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1, **more))
         container_cards.revert(self.system(), wanted)
 
-    def judged(self, cards: Cards | None = None) -> Judged:
+    def judged(self, cards: Cards | None = None) -> JudgedGuest:
         """:param cards: that it is to have; None: what it was given."""
         facts = ssh.read(host_of(self.lab), guests=True)
         return judge_container(ContainerWish("ai", CT, cards) if cards else as_given("ai", CT, facts), facts)

@@ -245,6 +245,23 @@ def test_nvidias_software_inside_a_vm(desk: Desk, capsys: pytest.CaptureFixture[
     assert vm["nvidia"] == {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}
 
 
+def test_what_up_refuses_for_a_vm_isnt_preselected_and_what_it_meets_is_said(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf, asked = desk.lab.root / "etc/pve/qemu-server/103.conf", [*desk.where, *desk.key, "--yes", "--dry-run"]
+    text = conf.read_text()
+    try:
+        conf.write_text(f"{text}lock: backup\n")
+        assert run(desk, capsys, *asked) == 1
+        assert "not for 103: it is locked (backup)" in desk.out and "No card was given" in desk.out
+        conf.write_text(f"{text}hostpci5: mapping=gone\n")
+        desk.lab.run("qm stop 103")
+        assert run(desk, capsys, *asked) == 0, desk.out
+        assert "there is no mapping gone" in desk.out.partition("What `pulumi up` will do")[0]
+    finally:
+        desk.lab.reset()
+
+
 def test_a_second_host_of_the_same_name_gets_one_of_its_own(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"address": "192.0.2.7", "ssh": {"hostKey": hosts.KEY, "agent": True}}
     desk.file.write_text("# mine\n" + yaml.safe_dump({"config": {"homelab:hosts": {"pve": other}}}))

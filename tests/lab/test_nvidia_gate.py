@@ -82,6 +82,12 @@ def test_what_all_layers_would_change_is_asked_at_once(lab: Lab) -> None:
     assert "iommu.cfg" in paths and "initramfs" in paths and planned.reboot.reboot == "yes"
 
 
+def test_a_plan_is_made_with_what_the_kernel_says_of_cards(lab: Lab) -> None:
+    line = "pcieport 0000:01:00.0: AER: device recovery failed"
+    (lab.state / "root/dev/kmsg").write_text(f"{line}\n", encoding="utf-8")
+    assert line in planning.planned("pve", host(lab), {}, {}).facts.kernel_log
+
+
 def vm(lab: Lab, vmid: int, **nvidia: Any) -> dict[str, Vm]:
     """A VM with a card, which SSH reaches."""
     guest = lab.guest(vmid) if vmid == 110 else {"host": "127.0.0.1", "port": 9, **lab.guest(110)}

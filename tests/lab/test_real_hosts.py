@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.host import facts, gates, plan
+from homelab.host import facts, gates, kernel_log, plan
 from homelab.settings import Vm
+from homelab.show import reading, tree
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
 from lab.listing import scenario_from_listing
@@ -193,6 +194,35 @@ def test_a_second_option_whose_mapping_was_removed_is_told_before_anything_is_do
     assert "or take the option out: `qm set 100 --delete hostpci1`" in text
 
 
+@pytest.mark.parametrize(
+    ("case", "gpus"),
+    [
+        ("two-vms-in-turn", {"gpu": {"address": "2f:00"}}),
+        ("two-cards-one-vm", {"first": {"address": "01:00"}, "second": {"address": "21:00"}}),
+        ("two-cards-one-vm", {"first": {"address": "01:00"}}),
+    ],
+)
+def test_no_card_that_goes_to_a_vm_is_to_be_the_screen(tmp_path: Path, case: str, gpus: dict[str, Any]) -> None:
+    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", f"{case}.yaml"))))
+    assert machine.boot("start").comes_up
+    (error,) = gates.check(read(machine), settings(gpus))[1]
+    assert error.next.startswith(f"accept it with gpus.{next(iter(gpus))}.allowConsole: true")
+
+
+@pytest.mark.parametrize("nvidia", [{}, {"nvidia": {}}])
+def test_a_card_whose_memory_has_no_room_is_refused_before_a_driver_gets_it(
+    tmp_path: Path, nvidia: dict[str, Any]
+) -> None:
+    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", "bar-without-address.yaml"))))
+    assert machine.boot("start").comes_up
+    line = "pci 0000:2c:00.0: BAR 1 [mem size 0x800000000 64bit pref]: can't assign; no space"
+    (machine.state / "root/dev/kmsg").write_text(f"{line}\n", encoding="utf-8")
+    found = facts.parse(answered(machine, guests=True, signs=kernel_log.filter_of_lines()))
+    with pytest.raises(HomelabError, match="Above 4G Decoding") as refused:
+        plan.wanted(found, settings({"egpu": {"address": "2c:00", "use": "lxc"}}, **nvidia))
+    assert line in refused.value.found
+
+
 def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: Path) -> None:
     """pve-b660-vtd-off-in-bios: the command line asks for it, the kernel says "enabled", and there is no group."""
     assert (
@@ -225,3 +255,15 @@ def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: P
     strange = replace(found, iommu=dataclasses.replace(found.iommu, kernel_log="AMD-Vi: not available"))
     host = settings({"gpu": {"address": "03:00", "allowConsole": True}})
     assert plan.wanted(strange, host).iommu_words == "intel_iommu=on iommu=pt"
+
+
+def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path) -> None:
+    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", "two-vms-in-turn.yaml"))))
+    assert machine.boot("start").comes_up
+    found = read(machine)
+    host = settings({"gpu": {"match": "1002:744c", "mapping": "rx7900xt", "allowConsole": True}})
+    guest = Vm.model_validate({"host": "forge", "vmid": 101, "gpus": [{"gpu": "gpu", "takeOver": True}]})
+    now, want = reading.of_reading(found, host, "forge"), plan.wanted(found, host, [guest])
+    then, _ = reading.after(now, found, host, want, {"ai": guest}, {}, "p/s")
+    guests = [one.line for one in tree.of_host("forge", now, then).walk() if one.kind == "guest"]
+    assert guests == ["VM 101 (ai)", "VM 105 (arcade)"]

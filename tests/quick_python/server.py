@@ -53,9 +53,10 @@ def warm() -> None:
     import pulumi_command.remote
     from pulumi.runtime.proto import source_pb2
 
+    from homelab import symptoms
     from homelab.container import libraries
     from homelab.host import consoles, graphics, kernel_log, resets
-    from homelab.nvidia import compatibility, symptoms
+    from homelab.nvidia import compatibility
     from homelab.provider import registry  # noqa: F401  # which declares all resources
     from homelab.provider.typed import adapter_of
     from homelab.remote import agent

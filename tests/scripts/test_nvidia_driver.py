@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from homelab.nvidia.symptoms import recognise
 from homelab.remote import nvidia_steps as steps
+from homelab.symptoms import recognise
 from tests import sampling
 from tests.kept_systems import KeptSystems
 from tests.lab.guest_kit import scenario

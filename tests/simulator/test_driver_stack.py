@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from homelab.nvidia.symptoms import recognise
+from homelab.symptoms import recognise
 from lab.host import nvidia
 from lab.host.state import HostState
 from lab.stock import without_subscription

@@ -10,7 +10,7 @@ import pytest
 
 from components.host_reboot import _stack_output
 from homelab.errors import HomelabError
-from homelab.host import gates, plan
+from homelab.host import gates, judge, plan
 from homelab.host.facts import HostFacts
 from homelab.resources.card_mapping import entry_of
 from homelab.settings import Host, NewVm, Vm
@@ -466,8 +466,8 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
 
 
 def lines_of(facts: HostFacts, host: Host) -> str:
-    reboot = plan.PlannedReboot("no", "1", [], [], "")
-    return plan.describe("pve", facts, host, plan.wanted(facts, host), reboot)
+    want, told = plan.wanted(facts, host), judge.judge_host(facts, host).remarks
+    return plan.describe("pve", facts, host, want, plan.PlannedReboot("no", "1", [], [], ""), remarks=told)
 
 
 def test_a_group_is_said_of_each_function() -> None:
@@ -476,6 +476,22 @@ def test_a_group_is_said_of_each_function() -> None:
     assert "0000:c6:00.1: IOMMU group 18, with it: nothing else" in text
     assert "note: gpus.igpu: in the same slot, but left with the host: 0000:c6:00.2 security processor" in text
     assert "left with the host: " not in lines_of(apu(together=True), ALL_ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("lines", "left", "offered"),
+    [
+        ("hostpci0: c6:00.0,romfile=a.rom\nhostpci1: c6:00.1,romfile=b.rom\n", True, False),
+        ("hostpci0: c6:00.0\nhostpci1: c6:00.2\n", False, True),
+        ("hostpci0: c6:00\n", True, True),  # it has all of them by the option that a mapping takes the place of
+        ("hostpci0: mapping=igpu\n", True, True),
+    ],
+)
+def test_what_a_vm_has_by_a_line_of_its_own_isnt_left_with_the_host(lines: str, left: bool, offered: bool) -> None:
+    text = lines_of(apu(**lent(lines)), APU)
+    assert ("left with the host: 0000:c6:00.2" in text) is left
+    assert "0000:c6:00.3" in text.partition("left with the host: ")[2]
+    assert ("go with byAddress" in text) is offered
 
 
 @pytest.mark.parametrize(
@@ -761,8 +777,8 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
     facts = replace(facts, devices=devices, guests=users, nvidia_minors={"0000:02:00.0": 1})
     host = settings({"aa": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
-        "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
         "containers that use it: 950",
+        "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
     ]
 
 

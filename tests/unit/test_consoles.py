@@ -92,7 +92,34 @@ def test_once_it_is_bound_nothing_of_the_console_holds_its_memory() -> None:
         only_card(driver="vfio-pci", configured=f"quiet {NO_FRAMEBUFFER}", **BOOTFB),
     ):
         (said,) = unfree(facts)
-        assert "bootFramebuffer" not in said and "another card be the screen" in said
+        assert "bootFramebuffer" not in said and said.endswith("next:   start another kernel"), "it is the only card"
+
+
+@pytest.mark.parametrize(
+    ("second", "lines", "gpus", "named"),
+    [
+        (None, "", {"aa": "c3:00"}, False),
+        ("030000", "", {"aa": "c3:00"}, True),
+        ("038000", "", {"aa": "c3:00"}, True),
+        ("030200", "", {"aa": "c3:00"}, False),  # for computing alone
+        ("030000", "", {"aa": "c3:00", "bb": "01:00"}, False),
+        ("030000", "hostpci0: 0000:01:00,pcie=1\n", {"aa": "c3:00"}, False),
+    ],
+)
+def test_a_card_that_stays_with_the_host_is_named_as_its_screen(
+    second: str | None, lines: str, gpus: dict[str, str], named: bool
+) -> None:
+    more = [device("0000:01:00.0", "10de:2b85", second, 6)] if second else []
+    guests = {"running": [], "configs": [{"kind": "vm", "id": 103, "lines": lines}], "mappings": "", "reservations": ""}
+    facts, bound = (
+        only_card(devices=[*map(asdict, only_card(driver=driver).devices), *more], guests=guests, **BOOTFB)
+        for driver in ("amdgpu", "vfio-pci")
+    )
+    (error,) = gates.check(facts, settings({name: {"address": place} for name, place in gpus.items()}))[1]
+    assert error.next.startswith("make RTX 5090 [10de:2b85] at 0000:01:00 the primary one" if named else "accept it")
+    if len(gpus) == 1:
+        (said,) = unfree(bound)
+        assert ("let RTX 5090 [10de:2b85] at 0000:01:00 be the screen" in said) is named
 
 
 def test_the_verification_after_a_reboot_looks_for_it() -> None:

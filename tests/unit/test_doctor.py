@@ -16,7 +16,7 @@ from homelab.doctor.reading import Extra, Reading
 from homelab.doctor.report import Report, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage
+from homelab.findings import Finding, Stage, Turn
 from homelab.host.facts import GuestConfig
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
@@ -89,6 +89,28 @@ def capture(name: str) -> tuple[str, dict[str, str]]:
         bits = sum(1 << 8 - place for place, letter in enumerate(mode) if letter != "-")
         nodes[name_of] = f"{int(major):x} {int(minor):x} {bits:o}"
     return (folder / "lxc_conf.txt").read_text(encoding="utf-8"), nodes
+
+
+@pytest.mark.parametrize(
+    ("line", "conf", "told"),
+    [
+        ("[9.1] NVRM: RmInitAdapter failed! (0x22:0x56:894)", DEVICE_LINES, True),
+        ("[9.1] vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", DEVICE_LINES, True),
+        ("[9.1] vfio-pci 0000:03:00.0: not ready 65535ms after FLR; giving up", DEVICE_LINES, False),
+        ("[9.1] vfio-pci 0000:0b:00.0: not ready 65535ms after FLR; giving up", DEVICE_LINES, False),
+        ("[9.1] amdgpu 0000:0b:00.0: not ready 65535ms after resume; giving up", "dev0: /dev/dri/renderD129\n", True),
+        # It may be the card of the number that none has now.
+        ("[9.1] vfio-pci 0000:03:00.0: not ready 65535ms after FLR; giving up", "dev0: /dev/nvidia1\n", True),
+        ("[9.1] DMAR-IR: Not enabling interrupt remapping", DEVICE_LINES, False),
+    ],
+)
+def test_a_container_is_told_what_the_hosts_log_has_of_its_cards(line: str, conf: str, told: bool) -> None:
+    drm = {"0000:01:00.0": {"render": "renderD128"}, "0000:0b:00.0": {"render": "renderD129"}}
+    facts = desktop(*gpu("0000:03:00", 18), nvidia_minors={"0000:01:00.0": 0}, drm=drm, kernel_log=line)
+    report = diagnose(reading(conf, inside(NODES), facts=facts), 901)
+    assert any(one.found.endswith(f": {line}") for one in report.findings) is told
+    if conf is DEVICE_LINES:
+        assert len(report.next) == told, "a restart of the container mends no card"
 
 
 def test_a_published_configuration_with_majors_that_nothing_has() -> None:
@@ -345,14 +367,15 @@ def test_what_is_gone_of_any_layer_is_a_finding_of_the_host(layer: str, program:
     files = [{"layer": layer, "path": f"/usr/local/sbin/{program}", "state": "missing"}]
     for host in (settings({}), settings()):  # also where the words for a VM's card aren't there yet
         text = " ".join(diagnose_host(reading(facts=desktop(managed=files)), host).text().split())
-        assert f"/usr/local/sbin/{program} is gone" in text and "no file of this program" not in text
+        assert f"/usr/local/sbin/{program} is gone" in text
 
 
-def test_the_files_of_a_hosts_driver_configure_no_card() -> None:
-    files = [{"layer": "nvidia_driver", "path": "/etc/apt/preferences.d/homelab", "state": "ok"}]
-    for managed in ([], files):
-        text = " ".join(diagnose_host(reading(facts=desktop(managed=managed)), settings()).text().split())
-        assert "no file of this program about cards is there" in text
+def test_a_host_that_was_never_configured_is_told_what_comes() -> None:
+    (finding,) = [
+        one for one in diagnose_host(reading(), settings()).findings if one.turn is Turn.UP and "host" in one.wanted
+    ]
+    assert "amd_iommu=on iommu=pt is not on the configured kernel command line" in finding.found
+    assert "0000:01:00.0 is on nouveau, not on vfio-pci" in finding.found
 
 
 def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:

@@ -191,6 +191,25 @@ def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[s
     assert ("ROM" in text) is bool(said)
 
 
+@pytest.mark.parametrize(("line", "said"), [("c6:00.0,romfile=a.rom", False), ("c6:00.0", True)])
+def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
+    config = GuestConfig(kind="vm", id=103, lines=f"machine: q35\nhostpci0: {line}")
+    facts = desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17, boot_vga=1)])
+    facts = replace(facts, guests=replace(facts.guests, configs=[config]))
+    host, guest = (
+        settings({"gpu": {"address": "c6:00", "allowConsole": True}}),
+        vm(gpus=[{"gpu": "gpu", "takeOver": True}]),
+    )
+    want = plan.wanted(facts, host)
+    text = "\n".join(
+        [
+            *gates.remarks(facts, host, {"gpu": "0000:c6:00"}),
+            vm_preview.describe(facts, host, want, {"sandbox": guest})[0],
+        ]
+    )
+    assert ("set romfile" in text) is said and ("VFCT" in text) is said
+
+
 @pytest.mark.parametrize(
     ("card", "display_class", "said"),
     [

@@ -297,7 +297,7 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     assert said in handover.state_text(found, "rtx5090")
     assert handover.state_text(replace(found, boot_id="2"), "rtx5090") == ""
     cards = show.of_reading(found, host(), "pve")
-    wanted = show.wanted(host(), {"gaming": VM}, {}, cards, found)
+    wanted, _ = show.after(cards, found, host(), plan.wanted(found, host()), {"gaming": VM}, {})
     lines = [node.line for node in tree.of_host("pve", cards, wanted).walk()]
     assert any(line.startswith("in turn: ") and said in line for line in lines), lines
     assert "vfio-pci" not in "".join(lines), "it stays with the host's driver until the VM starts"

@@ -278,6 +278,15 @@ def test_of_several_vms_that_have_a_card_by_hand_the_one_that_runs_is_meant() ->
         assert init_cards.suggested(facts, init_cards.cards(facts, {})[0], "pve") == str(preset)
 
 
+def test_a_vm_is_judged_with_the_card_before_it_gets_it() -> None:
+    """Its own line is taken over, and what another one runs with isn't taken from it."""
+    facts = with_card_by_hand(103, 104, running=(103,))
+    card = init_cards.cards(facts, {})[0]
+    for vmid, found in ((103, []), (104, ["VM 103 (Sandbox) runs with it"])):
+        refused = [error.found for error in init_cards.judged(vmid, card, facts).refusals]
+        assert refused == ["machine: i440fx, the default", *found]
+
+
 def test_a_template_takes_no_card_and_keeps_none_from_others() -> None:
     facts = with_card_by_hand(105)
     assert init_cards.suggested(facts, init_cards.cards(facts, {})[0], "pve") == "nobody"

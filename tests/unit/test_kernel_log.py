@@ -12,14 +12,14 @@ from homelab import tables
 from homelab.doctor import host as host_doctor
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
-from homelab.host import kernel_log, plan
+from homelab.host import gates, kernel_log, plan
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.kernel_log import Sign, signs
 from homelab.provider import started
 from homelab.provider.boot_verification import kernel_errors
 from homelab.shapes import CardFunction
 from tests.conftest import shared
-from tests.unit.hosts import desktop, device, settings
+from tests.unit.hosts import desktop, device, gpu, settings
 from tests.unit.test_doctor import reading
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
@@ -149,11 +149,67 @@ def test_what_to_do_names_the_card_that_the_message_names() -> None:
     assert "/sys/bus/pci/devices/0000:01:00.1/reset_method" in trouble.error.next
 
 
+@pytest.mark.parametrize(
+    ("line", "is_past"),
+    [
+        ("nvidia 0000:01:00.0: not ready 65535ms after resume; giving up", True),
+        ("nouveau 0000:01:00.0: Refused to change power state, currently in D3", True),
+        ("vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", False),
+        ("nvidia 0000:01:00.0: PCIe Bus Error: severity=Uncorrectable (Fatal), type=Transaction Layer", False),
+        ("pci 0000:01:00.0: BAR 1 [mem size 0x800000000 64bit pref]: can't assign; no space", False),
+    ],
+)
+def test_what_is_said_under_an_earlier_driver_of_a_card_that_works_now_is_past(line: str, is_past: bool) -> None:
+    load = "[ 50.1] nvidia-nvlink: Nvlink Core is being initialized, major device number 511"
+    earlier, works = f"[ 9.1] {line}\n{load}", {"nvidia_minors": {"0000:01:00.0": 0}}
+    assert bool(names(desktop(kernel_log=earlier, **works))) is not is_past
+    assert names(desktop(kernel_log=earlier)) and names(desktop(kernel_log=f"{load}\n[ 60.1] {line}", **works))
+    assert len(names(desktop(kernel_log=earlier, lost=CARD[:1], **works))) == 2
+
+
+def test_what_cures_a_card_does_so_under_any_driver() -> None:
+    log = f"{TEXTS['no-room'][0]}\nnvidia 0000:01:00.0: BAR 1: assigned [mem 0x40-0x4f]\nnvidia-nvlink: Nvlink Core is being initialized"
+    assert names(desktop(kernel_log=log, nvidia_minors={"0000:01:00.0": 0})) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "of"),
+    [
+        (["[ 9.1] {init}"], ["pve"]),
+        (["[ 9.1] {module}"], ["pve"]),
+        (["[ 9.1] {init}", "[ 9.2] {mine}"], ["0000:01:00"]),
+        (["Nov 24 10:00:00 pve kernel: {init}", "Nov 24 10:00:00 pve kernel: {mine}"], ["0000:01:00"]),
+        (["[ 8.9] {mine}", "[ 9.1] {init}"], ["0000:01:00", "pve"]),
+        (["{init}", "{mine}"], ["0000:01:00", "pve"]),  # nothing says when
+        (["[  +0.1] {init}", "[  +0.2] {mine}"], ["0000:01:00", "pve"]),
+        # A card that isn't asked about.
+        (["[ 9.1] {init}", "[ 9.2] NVRM: GPU 0000:09:00.0: rm_init_adapter failed, device minor number 2"], []),
+        # Which of the two it is isn't known.
+        (["[ 9.1] {init}", "[ 9.2] {mine}", "[ 9.3] {other}"], ["0000:01:00", "0000:03:00", "pve"]),
+        # A module is no card's.
+        (["[ 9.1] {module}", "[ 9.2] {mine}"], ["0000:01:00", "pve"]),
+        # The cause hides what follows from it, whichever of them names the card.
+        (["[ 8.1] NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.", "[ 9.1] {init}"], ["0000:01:00"]),
+        (["[ 8.1] NVRM: RmFetchGspRmImages: No firmware image found", "[ 9.1] {mine}"], ["pve"]),
+    ],
+)
+def test_a_line_that_names_no_card_is_told_once(lines: list[str], of: list[str]) -> None:
+    texts = {
+        "init": "NVRM: RmInitAdapter failed! (0x22:0x56:894)",
+        "mine": "NVRM: GPU 0000:01:00.0: rm_init_adapter failed, device minor number 0",
+        "other": "NVRM: GPU 0000:03:00.0: rm_init_adapter failed, device minor number 1",
+        "module": "nvidia_drm: Unknown symbol drm_gem_mmap (err -2)",
+    }
+    facts = desktop(*gpu("0000:03:00", 18), kernel_log="\n".join(lines).format(**texts))
+    told = diagnose_host(reading(facts=facts), settings({})).findings
+    assert [one.wanted.partition(": ")[0] for one in told if "kernel log: " in one.found] == of
+
+
 def test_a_long_log_is_quoted_by_head_and_tail() -> None:
     lines = [f"[{n}.0] vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up" for n in range(100)]
     (trouble,) = kernel_log.of_card(desktop(kernel_log="\n".join(lines)), "gpus.a", CARD)
-    assert "[0.0]" in trouble.error.found and "[99.0]" in trouble.error.found and "… 96 lines …" in trouble.error.found
-    assert kernel_log.excerpt("a\nb\nc\nd\ne\n", 4) == "a | b | … 1 line … | d | e"
+    assert "[0.0]" in trouble.error.found and "[99.0]" in trouble.error.found and ": 96 …" in trouble.error.found
+    assert kernel_log.excerpt("a\nb\nc\nd\ne\n", 4) == "a | b | … lines left out here: 1 … | d | e"
     assert kernel_log.excerpt("a\n\nb\n") == "a | b" and kernel_log.excerpt("") == ""
 
 
@@ -247,6 +303,30 @@ def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
     facts = desktop(kernel_log=TEXTS["no-remapping"][0])
     assert len(kernel_errors(facts, "pve", WANT)) == 1
     assert kernel_errors(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
+
+
+@pytest.mark.parametrize("use", ["vm", "shared", "lxc", "host"])
+@pytest.mark.parametrize("broken", [{"kernel_log": TEXTS["no-room"][0]}, {"lost": CARD[:1]}])
+def test_what_neither_a_restart_nor_a_driver_mends_is_refused_before_anything_is_changed(
+    broken: dict[str, Any], use: str
+) -> None:
+    facts, host = desktop(**broken), settings({"rtx5090": {"match": "10de:2b85", "use": use}}, nvidia={})
+    (error,) = gates.check(facts, host)[1]
+    assert error.wanted.startswith("gpus.rtx5090: ") and error.next.startswith("switch ")
+    told = [one for one in diagnose_host(reading(facts=facts), host).findings if one.found == error.found]
+    assert [one.wanted for one in told] == [error.wanted], "the doctor says it once"
+
+
+@pytest.mark.parametrize("use", ["vm", "lxc"])
+def test_what_the_kernel_says_of_a_card_is_told_before_anything_is_changed(use: str) -> None:
+    fault = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
+    said = [TEXTS["bus-fatal"][0], TEXTS["reset-failed"][0], TEXTS["not-ready"][0], fault]
+    facts = desktop(kernel_log="\n".join([*said, TEXTS["rom-unreadable"][0], LOST.replace(":01:", ":09:")]))
+    host = settings({"rtx5090": {"match": "10de:2b85", "use": use}})
+    slots, errors = gates.check(facts, host)
+    remarks = gates.remarks(facts, host, slots)
+    assert errors == [] and all(sum(line in remark for remark in remarks) == 1 for line in said)
+    assert not any("PCI ROM" in remark or ":09:" in remark for remark in remarks)
 
 
 GONE = desktop(lost=["0000:01:00.0"])

@@ -16,14 +16,14 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log
 from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_signs
 from homelab.messages import messages
-from homelab.nvidia.symptoms import recognise, symptoms
+from homelab.symptoms import recognise, symptoms
 from remote_scripts.shared.symptoms import Context, Symptom, compiled
 from tests.conftest import shared
 from tests.unit.hosts import desktop
 from tests.unit.test_doctor import reading
+from tests.unit.test_kernel_log import CARD, names
 
 FOLDER = Path(__file__).parent
-CARD = ["0000:01:00.0", "0000:01:00.1"]
 
 
 def texts_of(table: str) -> dict[str, list[str]]:
@@ -45,17 +45,11 @@ def of_symptoms(text: str) -> list[str]:
     ]
 
 
-def of_signs(text: str) -> list[str]:
-    facts = desktop(kernel_log=text)
-    told = [*kernel_log.of_card(facts, "x", CARD), *kernel_log.of_host(facts, "x")]
-    return [row.name for row in signs() if any(one.error.wanted == f"x: {row.wanted}" for one in told)]
-
-
-def of_starts(text: str) -> list[str]:
-    return [row.name for row in of_start(text)]
-
-
-ASKED: dict[str, Callable[[str], list[str]]] = {"nvidia": of_symptoms, "kernel": of_signs, "start": of_starts}
+ASKED: dict[str, Callable[[str], list[str]]] = {
+    "nvidia": of_symptoms,
+    "kernel": lambda text: names(desktop(kernel_log=text)),
+    "start": lambda text: [row.name for row in of_start(text)],
+}
 
 # -- how it was printed -------------------------------------------------------------------------------------------------------------
 STAMPS = {
@@ -174,7 +168,8 @@ NEEDS_OPEN = (
 
 def about(lines: Sequence[str], **changes: object) -> list[str]:
     facts = desktop(kernel_log="\n".join(lines), **changes)
-    return of_symptoms(kernel_log.driver_messages(facts, CARD))
+    told = kernel_log.troubles(facts, "x", {"x": CARD}, with_host=False)
+    return of_symptoms("\n".join(one.error.found for one in told))
 
 
 @pytest.mark.parametrize("stamp", ["", *STAMPS.values(), *MORE_STAMPS.values()])
@@ -205,7 +200,7 @@ def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
     for driver in ("nvidia", "vfio-pci"):
         devices = [one | ({"driver": driver} if one["address"] in CARD else {}) for one in asdict(desktop())["devices"]]
         seen = desktop(kernel_log="\n".join(lines), devices=devices)
-        assert log_findings(reading(facts=seen), [MINE], of_host=True) == ([], [])
+        assert log_findings(reading(facts=seen), {MINE: MINE}, of_host=True) == ([], [])
 
 
 def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_card() -> None:
@@ -229,6 +224,8 @@ def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_c
         "AMD-Vi: Unknown option - 'on'",
         "BAR 5: no space for [io  size 0x0080]",
         "pci 0000:01:00.0: BAR 5 [io  size 0x0080]: can't assign; no space",
+        "amdgpu 0000:01:00.0: BAR 0 [mem size 0x400000000 64bit pref]: can't assign; no space",
+        "vfio-pci 0000:01:00.0: BAR 0: no space for [mem size 0x400000000 64bit pref]",
         "pci 0000:01:00.0: ROM [mem size 0x00080000 pref]: failed to assign",
         "nvidia 0000:01:00.0: VF BAR 0 [mem size 0x00040000 64bit pref]: can't assign; no space",
         "pcieport 0000:00:01.1: bridge window [mem size 0x100000000 64bit pref]: can't assign; no space",
@@ -274,7 +271,7 @@ def test_what_is_harmless_is_a_remark_of_the_doctor_and_stops_nobody(row: Sign) 
         (trouble,) = [*kernel_log.of_card(facts, "x", CARD), *kernel_log.of_host(facts, "x")]
         assert trouble.harmless and not trouble.stops
         assert kernel_log.of_iommu([text]) == []
-        assert log_findings(reading(facts=facts), [MINE], of_host=True) == ([], [trouble.remark])
+        assert log_findings(reading(facts=facts), {MINE: MINE}, of_host=True) == ([], [trouble.remark])
 
 
 # -- several at once ----------------------------------------------------------------------------------------------------------------
@@ -357,6 +354,6 @@ def test_the_failures_of_real_owners_are_answered(name: str, words: str | None) 
     for _, lines in printed(text):
         whole = "\n".join(lines)
         said: list[HomelabError | StartSign] = [*recognise(whole), *of_start(whole)]
-        assert of_signs(whole) == []
+        assert names(desktop(kernel_log=whole)) == []
         assert [words in f"{one.why} {one.next}" for one in said if words] == ([True] if words else [])
         assert bool(said) is bool(words)

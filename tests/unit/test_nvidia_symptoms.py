@@ -1,4 +1,4 @@
-"""homelab/nvidia/symptoms.py: real texts are recognised, and answered with the cause that the system has."""
+"""homelab/symptoms.py: real texts are recognised, and answered with the cause that the system has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.nvidia.symptoms import packed, recognise, symptoms
+from homelab.symptoms import packed, recognise, symptoms
 from remote_scripts.shared.symptoms import Context, Symptom, compiled
 from remote_scripts.tools.plain import of_plain
 

@@ -163,12 +163,21 @@ WORDS = plan.wanted(desktop(), settings()).words
             "vfio",
             "is not in the generated boot configuration (grub.cfg)",
         ),
-        ({"managed": []}, "vfio", "the initramfs script for vfio-pci is gone"),
+        ({"managed": []}, "vfio", "the initramfs script for vfio-pci is not there"),
         ({"stale_initramfs": ["6.14.11-9-pve"]}, "vfio", "the initramfs of 6.14.11-9-pve is older than its script"),
         ({"pending": ["boot"]}, "iommu", "the boot configuration was not made after the last change"),
         ({"pending": ["initramfs"]}, "vfio", "the initramfs was not made after the last change"),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
-        ({"boot_lacks": None}, "boot", "the host has no note of what its boot should have"),
+        (
+            {"boot_lacks": None, "cmdline": cmdline("quiet")},
+            "boot",
+            " is not on the running kernel's command line",
+        ),
+        (
+            {"boot_lacks": None, "devices": asdict(desktop())["devices"]},
+            "boot",
+            "0000:01:00.0 is on nouveau, not on vfio-pci",
+        ),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
         (
             {"devices": [device("0000:01:00.0", "10de:2684", "030000", 16)]},
@@ -179,11 +188,6 @@ WORDS = plan.wanted(desktop(), settings()).words
             {"managed": [{"layer": "nodes", "path": "/etc/n", "state": "ok"}]},
             "nodes",
             "homelab-nvidia-nodes.service is not enabled",
-        ),
-        (
-            {"iommu": {"tables": ["IVRS"], "groups": 0, "kernel_log": ""}},
-            "boot",
-            "the running kernel has no IOMMU group",
         ),
         *(({"rolled_back": "boot 1 was not confirmed"}, layer, "boot 1 was") for layer in ("boot", "iommu", "vfio")),
     ],
@@ -200,10 +204,6 @@ def test_what_another_layer_has_lost_or_never_had_is_no_drift_of_this_one() -> N
     managed = [changed, nodes, *asdict(bound())["managed"]]
     found = plan.drift(bound(managed=managed, nvidia={"nodes_enabled": True}), want)
     assert {layer: lines for layer, lines in found.items() if lines} == {"iommu": ["/etc/x was changed by hand"]}
-    # Nobody needs groups where no card leaves the host.
-    stays = plan.wanted(desktop(), settings({"gpu": {"match": "10de:2b85", "use": "host"}}))
-    without = bound(iommu={"tables": ["IVRS"], "groups": 0, "kernel_log": ""})
-    assert plan.drift(without, stays)["boot"] == []
 
 
 def test_a_card_that_stays_is_not_verified_for_a_vm() -> None:
@@ -295,6 +295,12 @@ def test_the_plan_says_after_which_node_this_one_restarts(decision: str, said: b
     text = plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)), follows="pve2")
     assert ("; after pve2, if that one is" in text) is said
     assert "; after" not in plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)))
+
+
+def test_the_plan_says_that_a_card_goes_back_to_its_driver() -> None:
+    host = settings({"gpu": {"match": "10de:2b85", "use": "lxc"}})
+    text = plan.describe("pve", bound(), host, plan.wanted(bound(), host), reboot("yes", ("a",)))
+    assert "0000:01:00.0 [10de:2b85] vfio-pci -> the host's driver" in text
 
 
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:

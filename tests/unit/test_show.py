@@ -1,119 +1,217 @@
-"""homelab/show: who has which card, as it is, as the settings want it, and what changes; drawn for a terminal."""
+"""homelab/show: who has which card, as it is, and what the next `up` changes of that; drawn for a terminal."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from homelab.settings import Container, Host, NewVm, Vm
-from homelab.show import reading, result, terminal, traits, tree
+from homelab.cli import show as command
+from homelab.host.facts import HostFacts
+from homelab.remote import planning, ssh
+from homelab.settings import Container, Vm, parse
+from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from remote_scripts.shared.container_note import Cards
-from tests.unit.hosts import container_note, desktop, settings, vm_note
+from tests.unit.hosts import container_note, desktop, device, settings, vm_note
+from tests.unit.test_judged_vm import CASES
+from tests.unit.test_options import NEW, split
 
-VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
+VM: dict[str, Any] = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
 LXC = {"rtx5090": {"match": "10de:2b85", "use": "lxc"}}
-SHARED = [{"kind": "lxc", "id": 950, "lines": "hostname: old\ndev0: /dev/nvidia0,mode=0666"}]
-WITHOUT_CARD = [{"kind": "vm", "id": 103, "lines": "name: sandbox"}, {"kind": "lxc", "id": 901, "lines": "hostname: p"}]
-GUESTS = {"running": [], "configs": WITHOUT_CARD, "mappings": "", "reservations": ""}
+PHOENIX: dict[str, Any] = {"host": "pve", "ctid": 901, "gpus": ["rtx5090"]}
+SHARED = {"kind": "lxc", "id": 950, "lines": "hostname: old\ndev0: /dev/nvidia0,mode=0666"}
+OFF = {"kind": "vm", "id": 103, "lines": "name: sandbox\nmachine: q35"}
+WITHOUT_CARD = {"kind": "lxc", "id": 901, "lines": "hostname: p"}
+GUESTS = {"running": [], "configs": [OFF, WITHOUT_CARD], "mappings": "", "reservations": ""}
+DRIVER = {"nvidia_minors": {"0000:01:00.0": 0}, "nvidia": {"version": "580.95.05", "trouble": ["", ""]}}
+GIVEN = Cards(minors=(0,), functions=("0000:01:00.0",))
 
 
-def trees(
-    now: bool, planned: bool, host: Host | None = None, containers: dict[str, Container] | None = None, **facts: Any
-) -> tree.TreeNode:
-    host, found = host or settings(), desktop(**{"guests": GUESTS, **facts})
-    before = reading.of_reading(found, host, "pve")
-    vms = {} if containers else {"sandbox": VM}
-    after = reading.wanted(host, vms, containers or {}, before, found)
-    return tree.of_host("pve", before if now else after, after if planned else before)
+@pytest.fixture
+def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tree.TreeNode]:
+    """`homelab show` of a host with a reading and these settings; its layers and its API have nothing against them."""
+
+    def shown(
+        facts: HostFacts, vms: Any = None, containers: Any = None, gpus: Any = None, **host: Any
+    ) -> tree.TreeNode:
+        found = parse({"hosts": {"pve": settings(gpus, **host)}, "vms": vms or {}, "containers": containers or {}})
+        reboot = {"reboot": "no", "boot_id": "1", "reasons": [], "perhaps": [], "guests": ""}
+        session = SimpleNamespace(read=lambda **_: facts, plan=lambda of: [{"files": []}] * len(of[1:]) + [reboot])
+        monkeypatch.setattr(ssh, "Session", lambda *_: session)
+        monkeypatch.setattr("homelab.remote.proxmox.probe.check", lambda *_: [])
+        monkeypatch.setattr(planning, "read_systems", lambda *_, **__: ({}, []))
+        return command.of_host("pve", found.hosts["pve"], found, "p/s")
+
+    return shown
 
 
 def lines(node: tree.TreeNode) -> list[str]:
     return [f"{one.kind}: {one.line}" for one in node.walk()]
 
 
-def test_host_group_card_and_guest_with_what_changes() -> None:
-    assert lines(trees(now=True, planned=True)) == [
-        "host: pve",
+def signs(node: tree.TreeNode) -> list[str]:
+    """What changes of guests and options."""
+    return [one.line for one in node.walk() if one.mark != "stays" and one.kind != "card"]
+
+
+def test_host_group_card_and_guest_with_what_changes(show: Any) -> None:
+    assert lines(show(desktop(guests=GUESTS), {"sandbox": VM}))[1:] == [
         "group: IOMMU group 16",
         "card: ~ RTX 5090 [10de:2b85] at 0000:01:00, nouveau → vfio-pci",
         "guest: + VM 103 (sandbox)",
     ]
 
 
-def test_as_it_is_and_as_it_is_to_be_have_no_marks() -> None:
-    assert lines(trees(now=True, planned=False))[2:] == [
+BEFORE = ShownCard("0000:01:00", "RTX 5090 [10de:2b85] at 0000:01:00", "IOMMU group 16", (), "nouveau")
+DRAWN = tree.of_host("pve", [BEFORE], [replace(BEFORE, driver="vfio-pci", guests=(ShownGuest("VM", 103, "sandbox"),))])
+
+
+def test_a_card_that_nobody_has() -> None:
+    now = reading.of_reading(desktop(guests=GUESTS), settings(), "pve")
+    assert lines(tree.of_host("pve", now, now))[2:] == [
         "card: RTX 5090 [10de:2b85] at 0000:01:00, nouveau",
         "other: nobody has it",
     ]
-    assert lines(trees(now=False, planned=True))[2:] == [
-        "card: RTX 5090 [10de:2b85] at 0000:01:00, vfio-pci",
-        "guest: VM 103 (sandbox)",
-    ]
 
 
-def test_a_container_keeps_its_card_when_another_one_gets_it() -> None:
-    container = Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})
-    guests = {**GUESTS, "configs": [*WITHOUT_CARD, *SHARED]}
-    shown = trees(True, True, settings(LXC), {"phoenix": container}, guests=guests, nvidia_minors={"0000:01:00.0": 0})
-    assert lines(shown)[3:] == ["guest: + container 901 (phoenix)", "guest: container 950 (old)"]
+# -- the preview's steps, and nothing else ----------------------------------------------------------------------------
+@pytest.mark.parametrize("case", CASES)
+def test_a_vm_comes_goes_and_changes_as_the_preview_says(show: Any, case: str) -> None:
+    seen = CASES[case]
+    steps, refused = seen.preview()
+    vms = {name: vm.model_dump(mode="json", by_alias=True, exclude_unset=True) for name, vm in seen.vms().items()}
+    shown = show(seen.reading().facts, vms, gpus={"gpu": {"match": "10de:2b85"}})
+    signs = {"+ ": "hostpci0: not there -> mapping=gpu", "- ": "-> not there"}
+    kinds = {sign for sign, step in signs.items() if any("hostpci" in line and step in line for line in steps)}
+    assert {one.line[:2] for one in shown.walk() if one.kind == "guest" and one.mark != "stays"} == (
+        set() if refused else kinds
+    )
+    said = [one.text for one in shown.walk() if one.text.startswith("`pulumi up` refuses: ")]
+    assert len(said) == len(refused) and all(found in text for found, text in zip(refused, said, strict=True))
+
+
+VFIO = [{**asdict(one), **({"driver": "vfio-pci"} if one.slot == "0000:01:00" else {})} for one in desktop().devices]
+HAS_CARD = [{"kind": "lxc", "id": 901, "lines": "hostname: p\ndev0: /dev/nvidia0,mode=0666"}, OFF]
+MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted", "expected"),
+    [
+        # A container that has all by its owner's lines stays, and so does one that has what it was given.
+        ({"guests": {**GUESTS, "configs": HAS_CARD}, **DRIVER}, {"containers": {"p": PHOENIX}, "gpus": LXC}, []),
+        (
+            {"guests": {**GUESTS, "configs": HAS_CARD}, "ledger": container_note(901, GIVEN, "/dev/nvidia0,mode=0666")},
+            {"containers": {"p": PHOENIX}, "gpus": LXC, "nvidia": {"driver": "580"}},
+            [],
+        ),
+        # Numbers are those of NVIDIA's driver: other makers' cards stay away.
+        (
+            {"guests": {**GUESTS, "configs": HAS_CARD}, **DRIVER},
+            {
+                "containers": {"p": {"host": "pve", "ctid": 901, "gpuAssignment": "all"}},
+                "gpus": {"igpu": {"match": "1002:164e", "use": "lxc"}, **LXC},
+            },
+            [],
+        ),
+        # The host has it already.
+        ({"guests": GUESTS}, {"gpus": {"rtx5090": {"match": "10de:2b85", "use": "host"}}}, []),
+        # A gate is closed, or a guest isn't there: nothing comes.
+        ({"guests": GUESTS, "framebuffers": {"0000:01:00.0": ["BOOTFB"]}}, {"vms": {"sandbox": VM}}, []),
+        ({"guests": {**GUESTS, "configs": []}}, {"vms": {"sandbox": VM}}, []),
+        ({"guests": {**GUESTS, "configs": []}, **DRIVER}, {"containers": {"p": PHOENIX}, "gpus": LXC}, []),
+        # Its owner has it migrate.
+        (
+            {"guests": {**GUESTS, "configs": [], "mappings": MAPPED + "\tlive-migration-capable 1\n"}, "devices": VFIO},
+            {},
+            [],
+        ),
+    ],
+)
+def test_what_the_next_up_leaves_alone_has_no_sign(
+    show: Any, facts: dict[str, Any], wanted: dict[str, Any], expected: list[str]
+) -> None:
+    assert signs(show(desktop(**facts), **wanted)) == expected
+
+
+def test_a_container_keeps_its_card_when_another_one_gets_it(show: Any) -> None:
+    facts = desktop(guests={**GUESTS, "configs": [OFF, WITHOUT_CARD, SHARED]}, **DRIVER)
+    for wanted in (PHOENIX, {"host": "pve", "ctid": 901, "gpuAssignment": "0"}):
+        shown = show(facts, containers={"phoenix": wanted}, gpus=LXC)
+        assert lines(shown)[3:] == ["guest: + container 901 (phoenix)", "guest: container 950 (old)"]
 
 
 @pytest.mark.parametrize("owner", ["p/s/old", "p/other/old"])
-def test_a_container_that_leaves_the_settings_loses_its_card(owner: str) -> None:
-    note = container_note(950, Cards(minors=(0,)), "/dev/nvidia0,mode=0666", owner=owner)
-    guests, minors = {**GUESTS, "configs": [*WITHOUT_CARD, *SHARED]}, {"0000:01:00.0": 0}
-    found, host = desktop(guests=guests, nvidia_minors=minors, ledger=note), settings(LXC)
-    now = reading.of_reading(found, host, "pve")
-    shown = tree.of_host("pve", now, reading.wanted(host, {}, {}, now, found, "p/s"))
+def test_a_container_that_leaves_the_settings_loses_its_card(show: Any, owner: str) -> None:
+    note = container_note(950, GIVEN, "/dev/nvidia0,mode=0666", owner=owner)
+    noted = {"ledger": note}
+    facts = desktop(guests={**GUESTS, "configs": [OFF, WITHOUT_CARD, SHARED]}, **DRIVER, **noted)
     is_own = owner.startswith("p/s/")
-    assert lines(shown)[3] == ("guest: - container 950 (old)" if is_own else "guest: container 950 (old)")
-    outputs = {"hosts": {"pve": {"gpus": {"rtx5090": GPU}}}, "containers": {"old": SEEN}}
-    before = of_outputs(outputs, "pve")
-    shown = tree.of_host("pve", before, reading.wanted_of_outputs(outputs, "pve", host, {}, {}, before))
-    assert lines(shown)[3] == "guest: - container 950 (old)"
+    assert lines(show(facts, gpus=LXC))[3] == (
+        "guest: - container 950 (old)" if is_own else "guest: container 950 (old)"
+    )
+    seen = {"host": "pve", "ctid": 950, "name": "old", "addresses": ["0000:01:00.0"], "cards": {}}
+    outputs = {"hosts": {"pve": {"gpus": {"rtx5090": GPU}}}, "containers": {"old": seen}}
+    now, then = of_outputs(outputs, "pve"), reading.wanted_of_outputs(outputs, "pve", settings(LXC), {}, {})
+    assert lines(tree.of_host("pve", now, then))[3] == "guest: - container 950 (old)"
 
 
-def test_a_guest_that_is_to_be_adopted_and_isnt_there_is_said_to_be_missing() -> None:
-    nothing, container = {**GUESTS, "configs": []}, {"host": "pve", "ctid": 901, "gpuAssignment": "0"}
-    assert lines(trees(True, True, guests=nothing))[3:] == ["guest: + VM 103 (sandbox: not on this host)"]
-    new = {"sandbox": VM.model_copy(update={"create": NewVm.model_validate({"disk": {"storage": "local", "size": 8}})})}
-    made = reading.wanted(settings(), new, {}, [], desktop(guests=nothing))
-    assert [str(guest) for card in made for guest in card.guests] == ["VM 103 (sandbox)"]
-    phoenix = {"phoenix": Container.model_validate(container)}
-    shown = trees(True, True, settings(LXC), phoenix, guests=nothing, nvidia_minors={"0000:01:00.0": 0})
-    assert lines(shown)[3:] == ["guest: + container 901 (phoenix: not on this host)"]
+def test_a_container_loses_the_card_that_the_settings_take_from_it(show: Any) -> None:
+    noted = {"ledger": container_note(901, GIVEN, "/dev/nvidia0,mode=0666")}
+    facts = desktop(guests={**GUESTS, "configs": HAS_CARD}, **DRIVER, **noted)
+    assert signs(show(facts, containers={"p": {**PHOENIX, "gpus": []}}, gpus=LXC)) == ["- container 901 (p)"]
 
 
-def test_of_a_card_that_is_taken_over_its_owners_options_stay_and_those_of_older_settings_go() -> None:
-    line = "name: Sandbox\nhostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1"
-    note = vm_note(103, line, "hostpci0", originals={"hostpci0": "mapping=rtx5090,romfile=old.rom"})
-    shown = set_of({}, {"takeOver": True}, ",romfile=old.rom,x-vga=1", ledger=note)
-    assert shown == ["reset: flr, bus", "~ VM 103 (Sandbox)", "romfile: old.rom", "- x-vga: on"]
+def test_a_card_moves_from_one_vm_of_the_stack_to_another_or_from_one_that_left(show: Any) -> None:
+    given = "machine: q35\nname: first\nhostpci0: mapping=rtx5090,pcie=1"
+    configs = [OFF, WITHOUT_CARD, {"kind": "vm", "id": 104, "lines": given}]
+    facts = desktop(guests={**GUESTS, "configs": configs}, devices=VFIO, ledger=vm_note(104, given, "hostpci0"))
+    for others in ({}, {"first": {"host": "pve", "vmid": 104, "gpus": []}}):
+        assert signs(show(facts, {"sandbox": VM, **others})) == ["+ VM 103 (sandbox)"]
+    facts = desktop(
+        guests={**GUESTS, "configs": configs, "mappings": MAPPED}, devices=VFIO, ledger=vm_note(104, given, "hostpci0")
+    )
+    for others in ({}, {"first": {"host": "pve", "vmid": 104, "gpus": []}}):
+        assert signs(show(facts, {"sandbox": VM, **others})) == ["+ VM 103 (sandbox)", "- VM 104 (first)"]
+
+
+def test_a_guest_that_is_made_comes(show: Any) -> None:
+    vm = {**VM, "create": {"disk": {"storage": "local", "size": 8}}}
+    container = {**PHOENIX, "create": {"template": "local:vztmpl/a.tar.zst", "disk": {"storage": "local", "size": 8}}}
+    nothing = {**GUESTS, "configs": []}
+    assert signs(show(desktop(guests=nothing), {"sandbox": vm})) == ["+ VM 103 (sandbox)"]
+    assert signs(show(desktop(guests=nothing, **DRIVER), containers={"p": container}, gpus=LXC)) == [
+        "+ container 901 (p)"
+    ]
+
+
+def test_a_card_goes_back_to_the_hosts_driver_with_what_has_it(show: Any) -> None:
+    word = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
+    words = {"running": word, "configured": word, "others": "", "generated": word}
+    found = desktop(guests=GUESTS, devices=VFIO, cmdline=words)
+    shown = show(found, gpus={"rtx5090": {"match": "10de:2b85", "use": "host"}})
+    assert lines(shown)[2:] == [
+        "card: ~ RTX 5090 [10de:2b85] at 0000:01:00, vfio-pci → the host's driver",
+        "guest: + the host itself",
+    ]
 
 
 def test_what_shares_the_group_is_shown_beside_the_card() -> None:
-    gpu = asdict(next(one for one in desktop().devices if one.address == "0000:01:00.0"))
-    usb = {
-        **gpu,
-        "address": "0000:03:00.0",
-        "vendor": "1022",
-        "device": "43ee",
-        "class_code": "0c0330",
-        "driver": "xhci_hcd",
-    }
-    found = desktop(devices=[asdict(one) for one in desktop().devices] + [usb])
-    cards = reading.of_reading(found, settings(), "pve")
+    usb = device("0000:03:00.0", "1022:43ee", "0c0330", 16, driver="xhci_hcd")
+    cards = reading.of_reading(desktop(usb), settings(), "pve")
     shown = tree.of_host("pve", cards, cards)
     assert any(one.kind == "other" and "USB controller" in one.text for one in shown.walk())
 
 
 def test_what_the_settings_want_is_shown_without_the_host() -> None:
-    after = reading.wanted(settings(), {"sandbox": VM}, {}, [])
+    after = reading.wanted_of_outputs({}, "pve", settings(), {"sandbox": Vm.model_validate(VM)}, {})
     shown = lines(tree.of_host("pve", [], after))
     assert "card: + RTX 5090 [10de:2b85] at gpus.rtx5090" in shown and "guest: + VM 103 (sandbox)" in shown
+    assert "group: IOMMU group not read" in shown
 
 
 def test_a_card_that_leaves_its_guest_is_marked_as_gone() -> None:
@@ -125,33 +223,29 @@ def test_a_card_that_leaves_its_guest_is_marked_as_gone() -> None:
     assert lines(shown)[2:] == ["card: ~ RTX 5090, vfio-pci", "guest: - VM 1", "guest: + VM 2"]
 
 
+def test_without_a_host_the_settings_change_what_the_stack_put_out() -> None:
+    """Its VM's options, and what isn't known, such as the slot of /dev/nvidiaN, have no sign."""
+    virtual = {**GPU, "slot": "0000:03:00.4", "functions": [{**FUNCTION, "driver": ""}]}
+    outputs = {**OUTPUTS, "hosts": {"pve": {"gpus": {"rtx5090": GPU, "vf": virtual}}}}
+    host = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}, "vf": {"address": "0000:03:00.4"}})
+    containers = {"p": Container.model_validate(PHOENIX)}
+    now, then = of_outputs(outputs, "pve"), reading.wanted_of_outputs(outputs, "pve", host, {}, containers)
+    assert [line for line in lines(tree.of_host("pve", now, then)) if "group" not in line][1:] == [
+        "card: ~ RTX 5090 [10de:2b85] at 0000:01:00, vfio-pci → the host's driver",
+        "guest: - VM 103 (Sandbox)",
+        "guest: + container 901 (p)",
+        "card: RTX 5090 [10de:2b85] at 0000:03:00.4, no driver",
+        "other: nobody has it",
+    ]
+
+
 # -- what is set of it ---------------------------------------------------------------------------------------------
-MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
-WITH_VM = {"running": [], "mappings": MAPPED, "reservations": ""}
-
-
 OURS = {"reset_method": "flr bus", "d3cold_allowed": "1", "control": "auto"}
 
 
 def asleep(allowed: str = "1", control: str = "auto", reset: str = "flr bus", **had: Any) -> dict[str, dict[str, Any]]:
     state = {"reset_method": reset, "d3cold_allowed": allowed, "control": control, **had}
-    return {"0000:01:00.0": state, "0000:01:00.1": {**state, "reset_method": reset}}
-
-
-def set_of(
-    gpu: dict[str, Any], vm: dict[str, Any] | None = None, hostpci: str = "", when: str = "both", **facts: Any
-) -> list[str]:
-    """The lines of what is set, with those of the guest; ``hostpci``: as VM 103 has the card now."""
-    host = settings({"rtx5090": {"match": "10de:2b85", **gpu}})
-    lines_of_it = f"name: Sandbox\nhostpci0: mapping=rtx5090{hostpci}"
-    configs = [{"kind": "vm", "id": 103, "lines": lines_of_it}]
-    found = desktop(**{"card_states": asleep(), "guests": {**WITH_VM, "configs": configs}, **facts})
-    now = reading.of_reading(found, host, "pve")
-    given = {"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", **(vm or {})}]}
-    vms = {"sandbox": Vm.model_validate(given | ({"display": "none"} if "legacyIgd" in (vm or {}) else {}))}
-    planned = reading.wanted(host, vms, {}, now, found)
-    shown = tree.of_host("pve", now if when != "planned" else planned, planned if when != "now" else now)
-    return [one.line for one in shown.walk() if one.kind in ("setting", "guest")]
+    return dict.fromkeys(("0000:01:00.0", "0000:01:00.1"), state)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +253,7 @@ def set_of(
     [
         ({}, {}, {}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
         ({"reset": "bus"}, {}, {}, ["~ reset: flr, bus → bus", "VM 103 (Sandbox)"]),
+        ({"reset": "acpi"}, {}, {}, ["reset: flr, bus", "VM 103 (Sandbox)"]),  # what the kernel hasn't, the preview refuses
         ({"keepAwake": True}, {}, {}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({"keepAwake": True}, {}, {"card_states": asleep("0", "on")}, ["reset: flr, bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({"keepAwake": True}, {}, {"card_states": asleep("0")}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
@@ -168,114 +263,94 @@ def set_of(
         ({"keepAwake": True}, {}, {"card_states": asleep("0", "on", "bus", had=OURS)}, ["~ reset: bus → flr, bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({}, {}, {"card_states": asleep("0", "on", "bus")}, ["reset: bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({}, {"romfile": "card.rom"}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ romfile: card.rom"]),
-        ({}, {}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- romfile: old.rom"]),
-        ({}, {"takeOver": True}, {"hostpci": ",romfile=old.rom,x-vga=1"}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom", "x-vga: on"]),
-        ({}, {"romfile": "new.rom"}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ romfile: old.rom → new.rom"]),
-        ({}, {"driver": "keep"}, {"hostpci": ",driver=keep"}, ["reset: flr, bus", "VM 103 (Sandbox)", "driver: keep"]),
+        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- romfile: old.rom"]),
+        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom"]),  # refused
+        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom", "x-vga: on"]),
+        ({}, {"romfile": "new.rom"}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ romfile: old.rom → new.rom"]),
         ({}, {"xVga": True, "rombar": False}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ rombar: off", "+ x-vga: on"]),
-        ({}, {"legacyIgd": True, "pcie": False}, {"hostpci": ",legacy-igd=1"}, ["reset: flr, bus", "VM 103 (Sandbox)", "legacy-igd: on"]),
-        ({}, {}, {"hostpci": ",pcie=1,driver=vfio,rombar=1,x-vga=0"}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
+        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,driver=vfio,rombar=1,x-vga=0"}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
+        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,legacy-igd=1,driver=keep"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- driver: keep", "- legacy-igd: on"]),
+        # Of a card that is taken over its owner's options stay, and those of older settings go.
+        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {"hostpci0": "mapping=rtx5090,romfile=old.rom"}}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "romfile: old.rom", "- x-vga: on"]),
         ({}, {}, {"card_states": {}}, ["VM 103 (Sandbox)"]),  # a kernel that doesn't say
+        # Functions that are reset in different ways are named; a companion that the kernel can't reset so is left as it is.
+        ({"reset": "bus"}, {}, {"card_states": {**asleep(), "0000:01:00.1": {"reset_method": ""}}}, ["~ reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none → 0000:01:00.0 by bus; 0000:01:00.1 by none", "VM 103 (Sandbox)"]),
     ],
 )  # fmt: skip
 def test_changes_of_a_cards_reset_sleep_and_options_are_marked(
-    gpu: dict[str, Any], vm: dict[str, Any], before: dict[str, Any], expected: list[str]
+    show: Any, gpu: dict[str, Any], vm: dict[str, Any], before: dict[str, Any], expected: list[str]
 ) -> None:
-    assert set_of(gpu, vm, **before) == expected
-
-
-def test_functions_that_are_reset_in_different_ways_are_named() -> None:
-    states = {**asleep(), "0000:01:00.1": {"reset_method": ""}}
-    assert set_of({}, card_states=states)[0] == "reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none"
-    # A companion that the kernel can't reset so is left as it is.
-    assert set_of({"reset": "bus"}, card_states=states, when="planned")[0] == (
-        "reset: 0000:01:00.0 by bus; 0000:01:00.1 by none"
+    """``before``: `hostpci`, as VM 103 has the card now; `originals`, what it had without this program, {}: the same."""
+    hostpci, originals = (
+        before.get("hostpci", "hostpci0: mapping=rtx5090,pcie=1"),
+        before.get("originals", {"hostpci0": None}),
     )
+    text = f"name: Sandbox\nmachine: q35\nsmbios1: uuid=1\n{hostpci}"
+    guests = {**GUESTS, "mappings": MAPPED, "configs": [{"kind": "vm", "id": 103, "lines": text}]}
+    noted = vm_note(103, text, "hostpci0", originals=originals) if originals else {}
+    states = before.get("card_states", asleep())
+    facts = desktop(card_states=states, guests=guests, ledger=noted, devices=VFIO)
+    vms = {"sandbox": {**VM, "gpus": [{"gpu": "rtx5090", **vm}]}}
+    shown = show(facts, vms, gpus={"rtx5090": {"match": "10de:2b85", **gpu}})
+    assert [one.line for one in shown.walk() if one.kind in ("setting", "guest")] == expected
 
 
-def test_a_mapping_that_lets_a_running_vm_migrate_says_so() -> None:
-    migrates = {"mappings": MAPPED + "\tlive-migration-capable 1\n", "running": [], "reservations": "", "configs": []}
-    assert set_of({"liveMigration": True})[1] == "+ live migration: allowed by its mapping"
-    assert set_of({"liveMigration": True}, guests=migrates)[1] == "live migration: allowed by its mapping"
-    assert set_of({}, guests=migrates)[1] == "- live migration: allowed by its mapping"
+def test_a_mapping_that_lets_a_running_vm_migrate_says_so(show: Any) -> None:
+    vf, allowed = {"address": "0000:41:00.1"}, "live migration: allowed by its mapping"
+    mapped = {**GUESTS, "mappings": "vf\n\tmap node=pve,path=0000:41:00.1\n\tlive-migration-capable 1\n"}
+    for guests, gpu, expected in (
+        (GUESTS, {**vf, "liveMigration": True}, f"+ {allowed}"),
+        (mapped, {**vf, "liveMigration": True}, allowed),
+        (mapped, vf, allowed),  # perhaps its owner's, which stays
+    ):
+        facts = replace(split(NEW), guests=desktop(guests=guests).guests)
+        shown = show(facts, gpus={"vf": gpu})
+        assert [one.line for one in shown.walk() if one.kind == "setting"] == [expected]
 
 
-def test_of_a_card_that_containers_share_neither_reset_nor_sleep_is_shown() -> None:
-    host, found = settings(LXC), desktop(card_states=asleep())
-    now = reading.of_reading(found, host, "pve")
-    shown = tree.of_host("pve", now, reading.wanted(host, {}, {}, now, found))
+def test_of_a_card_that_containers_share_neither_reset_nor_sleep_is_shown(show: Any) -> None:
+    shown = show(desktop(card_states=asleep(), **DRIVER), gpus=LXC)
     assert not [one for one in shown.walk() if one.kind == "setting"]
 
 
-def test_a_card_whose_driver_is_kept_does_not_go_to_vfio() -> None:
-    vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", "driver": "keep"}]})
-    now = reading.of_reading(desktop(), settings(), "pve")
-    (card,) = reading.wanted(settings(), {"sandbox": vm}, {}, now, desktop())
-    assert card.driver == "nouveau"
-
-
-def of_kernel(running: str, others: str = "quiet", found: dict[str, Any] | None = None, **host: Any) -> list[str]:
-    words = {"running": running, "configured": others, "others": others, "generated": others}
-    facts = desktop(**{"cmdline": words, **(found or {})})
-    wanted = settings(**host)
-    about = traits.of_host(facts), traits.wanted_of_host(facts, wanted)
-    return [one.line for one in tree.of_host("pve", [], [], about).walk() if one.kind == "setting"]
-
-
 @pytest.mark.parametrize(
-    ("running", "host", "others", "expected"),
+    ("running", "host", "found", "expected"),
     [
-        ("quiet amd_iommu=on iommu=pt", {}, "quiet", []),
-        ("quiet", {"iommu": {"acsOverride": "downstream"}}, "quiet", ["+ ACS override: downstream"]),
-        ("quiet pcie_acs_override=downstream", {"iommu": {"acsOverride": "downstream,multifunction"}}, "quiet", ["~ ACS override: downstream → downstream,multifunction"]),
-        ("quiet pcie_acs_override=downstream", {}, "quiet", ["- ACS override: downstream"]),
-        ("quiet pcie_acs_override=downstream", {}, "quiet pcie_acs_override=downstream", ["ACS override: downstream"]),  # somebody else's
-        ("quiet initcall_blacklist=sysfb_init", {}, "quiet", ["- the firmware's picture: not shown (initcall_blacklist=sysfb_init)"]),
-        ("intel_iommu=on,relax_rmrr", {}, "quiet", ["- reserved memory (RMRR): relaxed"]),
-        ("vfio_iommu_type1.allow_unsafe_interrupts=1", {}, "quiet", ["- unsafe interrupts: allowed"]),
+        ("quiet amd_iommu=on iommu=pt", {}, {}, []),
+        ("quiet", {"iommu": {"acsOverride": "downstream"}}, {}, ["+ ACS override: downstream"]),
+        ("quiet pcie_acs_override=downstream", {"iommu": {"acsOverride": "downstream,multifunction"}}, {}, ["~ ACS override: downstream → downstream,multifunction"]),
+        ("quiet pcie_acs_override=downstream", {}, {}, ["- ACS override: downstream"]),
+        ("quiet pcie_acs_override=downstream", {}, {"others": "quiet pcie_acs_override=downstream"}, ["ACS override: downstream"]),  # somebody else's
+        ("quiet initcall_blacklist=sysfb_init", {}, {}, ["- the firmware's picture: not shown (initcall_blacklist=sysfb_init)"]),
+        ("intel_iommu=on,relax_rmrr", {}, {}, ["- reserved memory (RMRR): relaxed"]),
+        ("vfio_iommu_type1.allow_unsafe_interrupts=1", {}, {}, ["- unsafe interrupts: allowed"]),
+        # The firmware's picture goes where it lies in the card's memory.
+        ("quiet", {"bootFramebuffer": "off"}, {}, []),
+        ("quiet", {"bootFramebuffer": "off", "gpus": {"rtx5090": {"match": "10de:2b85", "allowConsole": True}}}, {"framebuffers": {"0000:01:00.0": ["BOOTFB"]}}, ["+ the firmware's picture: not shown (initcall_blacklist=sysfb_init)"]),
     ],
 )  # fmt: skip
 def test_what_the_kernel_is_told_beside_the_usual_is_shown_of_the_host(
-    running: str, host: dict[str, Any], others: str, expected: list[str]
+    show: Any, running: str, host: dict[str, Any], found: dict[str, Any], expected: list[str]
 ) -> None:
-    assert of_kernel(running, others, **host) == expected
+    words = dict.fromkeys(("configured", "others", "generated"), found.pop("others", "quiet"))
+    shown = show(desktop(cmdline={"running": running, **words}, **found), **host)
+    assert [one.line for one in shown.children if one.kind == "setting"] == expected
 
 
-def test_the_firmwares_picture_that_is_to_go_is_shown_of_the_host() -> None:
-    drawn_on = {"framebuffers": {"0000:01:00.0": ["BOOTFB"]}}
-    assert of_kernel("quiet", found=drawn_on, bootFramebuffer="off") == [
-        "+ the firmware's picture: not shown (initcall_blacklist=sysfb_init)"
-    ]
-    assert of_kernel("quiet", bootFramebuffer="off") == []  # without effect
-
-
-def test_what_cant_be_read_is_said_where_it_may_hide_a_guest() -> None:
+def test_what_cant_be_read_is_said_where_it_may_hide_a_guest(show: Any) -> None:
     """Nothing stands for "nobody has it"."""
     unread = ["/etc/pve/lxc/901.conf: Input/output error", "/var/lib/homelab/handover/rtx5090.state: it is no file"]
-    assert of_kernel("quiet", found={"unreadable": unread}) == [
-        f"can't be read, so who has a card may be missing here: {'; '.join(unread)}"
-    ]
+    told = f"can't be read, so who has a card may be missing here: {'; '.join(unread)}"
+    assert told in [one.line for one in show(desktop(unreadable=unread)).children]
     shared = settings({"rtx5090": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"})
-    shown = [one.text for one in trees(True, False, shared, unreadable=unread).walk() if one.kind == "setting"]
-    assert shown == [f"in turn: not known: its state can't be read ({unread[1]})"]
-
-
-def test_options_have_no_mark_where_the_host_was_not_read() -> None:
-    host = settings({"rtx5090": {"match": "10de:2b85", "reset": "bus", "keepAwake": True}})
-    vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", "romfile": "card.rom"}]})
-    now = of_outputs(OUTPUTS, "pve")
-    planned = reading.wanted_of_outputs(OUTPUTS, "pve", host, {"sandbox": vm}, {}, now)
-    assert [one.line for one in tree.of_host("pve", now, planned).walk() if one.kind == "setting"] == [
-        "reset: bus",
-        "sleep: kept awake (no D3cold)",
-        "romfile: card.rom",
-    ]
+    (card,) = reading.of_reading(desktop(unreadable=unread), shared, "pve")
+    assert card.traits == (("in turn", f"not known: its state can't be read ({unread[1]})"),)
 
 
 # -- drawn ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_terminal_keeps_to_its_width_and_needs_no_colours(width: int) -> None:
-    text = terminal.text([trees(now=True, planned=True)], width=width, colours=False)
+    text = terminal.text([DRAWN], width=width, colours=False)
     assert max(map(len, text.splitlines())) <= width and "\x1b" not in text
     assert "├" in text or "└" in text
     assert "+ VM 103 (sandbox)" in text
@@ -294,17 +369,14 @@ GPU = {
 STACK = {
     "driver": "580.95.05",
     "flavour": "open",
-    "gpus": [],
     "cuda": "12.8",
     "program": True,
     "container": True,
     "uvm": True,
 }
-SEEN = {"host": "pve", "ctid": 950, "name": "old", "addresses": ["0000:01:00.0"], "cards": {}}
 OUTPUTS: dict[str, Any] = {
     "hosts": {"pve": {"kernel": "6.17.2-1-pve", "iommu": {"groups": 17}, "gpus": {"rtx5090": GPU}}},
     "vms": {"sandbox": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"], "nvidia": STACK}},
-    "containers": {},
 }
 WORDS = {"pve": "amd_iommu=on iommu=pt homelab.vfio=0000:01:00.0=10de:2b85"}
 

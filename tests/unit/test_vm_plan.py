@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.findings import Judged
+from homelab.findings import JudgedGuest
 from homelab.host.facts import CardUser
 from homelab.properties import same, strings
 from homelab.vm import plan, refusals
@@ -43,7 +43,7 @@ class Vm:
     def base(self) -> dict[str, str]:
         return self.note.base(self.config, self.devices)
 
-    def planned(self, *cards: VmCard, **more: Any) -> Judged:
+    def planned(self, *cards: VmCard, **more: Any) -> JudgedGuest:
         return plan.judge_vm(plan.SeenVm(self.config, self.base, self.note.originals), wish(*cards, **more), FACTS)
 
     def up(self, *cards: VmCard, half: bool = False, **more: Any) -> dict[str, str]:

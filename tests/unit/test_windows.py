@@ -31,7 +31,7 @@ from homelab.text import encodable, tell
 from tests.conftest import PROJECT, ours_below
 from tests.unit.hosts import KEY
 from tests.unit.script_folder import scripts_of
-from tests.unit.test_show import trees
+from tests.unit.test_show import DRAWN
 from tests.waiting import PATIENCE
 
 PROGRAM = [PROJECT / "__main__.py", *(PROJECT / "components").rglob("*.py"), *(PROJECT / "homelab").rglob("*.py")]
@@ -280,7 +280,7 @@ def test_every_script_and_file_is_sent_the_same_from_a_checkout_with_windows_lin
 def test_a_tree_is_readable_in_a_terminal_that_has_no_unicode(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", encodable(io.TextIOWrapper(shown, encoding=encoding, newline="\n")))
-    print(terminal.text([trees(now=True, planned=True)], width=100), end="", flush=True)
+    print(terminal.text([DRAWN], width=100), end="", flush=True)
     assert shown.getvalue().decode("ascii").splitlines() == [
         "pve",
         "`-- IOMMU group 16",
@@ -291,9 +291,9 @@ def test_a_tree_is_readable_in_a_terminal_that_has_no_unicode(encoding: str, mon
 
 def test_a_console_that_knows_no_escape_sequences_is_sent_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows' own, where no program has asked it to: `cmd` outside of Windows Terminal."""
-    assert "\x1b[" in terminal.text([trees(now=True, planned=True)], width=80, colours=True)
+    assert "\x1b[" in terminal.text([DRAWN], width=80, colours=True)
     monkeypatch.setattr("rich.console.detect_legacy_windows", lambda: True)
-    shown = terminal.text([trees(now=True, planned=True)], width=80, colours=True)
+    shown = terminal.text([DRAWN], width=80, colours=True)
     assert "VM 103 (sandbox)" in shown and "\x1b" not in shown
 
 

@@ -1,7 +1,7 @@
 """Symptoms of a failing NVIDIA stack (remote_scripts/shared/symptoms.py), in the program's words and errors.
 
-They are data (data/symptoms.yaml), each with its source; a symptom hides others that only repeat its cause. Time stamps
-and line breaks of logs are removed before the search (homelab/messages.py).
+They are data (nvidia/data/symptoms.yaml), each with its source; a symptom hides others that only repeat its cause. Time
+stamps and line breaks of logs are removed before the search (homelab/messages.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from homelab.messages import Log
 from remote_scripts.shared.symptoms import QUOTED_CHARACTERS, Context, Symptom, compiled, found_in
 from remote_scripts.tools.plain import of_plain
 
-_TABLE = Path(__file__).parent / "data/symptoms.yaml"
+_TABLE = Path(__file__).parent / "nvidia/data/symptoms.yaml"
 # The programs whose symptoms layers explain; symptoms of the card itself are recognised here.
 _MET_BY_LAYERS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
 
@@ -44,15 +44,14 @@ def packed() -> str:
     return json.dumps([row for row in tables.read(_TABLE)["symptoms"] if _MET_BY_LAYERS.search(row["where"])])
 
 
-def recognise(text: str, context: Context | None = None) -> list[HomelabError]:
+def recognise(text: str, context: Context | None = None, beside: str = "") -> list[HomelabError]:
     """The errors behind an output of nvidia-smi, apt, dkms, CUDA or docker, or the kernel log; empty without a symptom.
 
     :param text: output or log, of any length; each error quotes it.
+    :param beside: further output of the same system, whose symptoms hide what only repeats their cause.
     """
     log, context = Log(text), context or Context()
-    found = found_in(symptoms(), log.text, context)
-    return [_error(*row.answer(match, log.quote(match, QUOTED_CHARACTERS), context)) for row, match in found]
-
-
-def _error(wanted: str, found: str, why: str, next_: str) -> HomelabError:
-    return HomelabError(wanted=wanted, found=found, why=why, next=next_)
+    hidden = {name for row, _ in found_in(symptoms(), Log(beside).text, context) for name in row.hides}
+    found = [pair for pair in found_in(symptoms(), log.text, context) if pair[0].name not in hidden]
+    answers = (row.answer(match, log.quote(match, QUOTED_CHARACTERS), context) for row, match in found)
+    return [HomelabError(wanted=wanted, found=said, why=why, next=step) for wanted, said, why, step in answers]

@@ -1,0 +1,120 @@
+"""What is judged of a host by its settings. Pure: preview, refresh, `up` and doctor ask the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from homelab.errors import HomelabError
+from homelab.findings import Finding, Judged, Stage, Turn
+from homelab.host import gates, handover, kernel_log, plan
+from homelab.host.facts import HostFacts
+from homelab.host.plan import Wanted
+from homelab.settings import Host, Vm
+
+# The layers whose drift a reboot ends, or ends in one: what a verification finds before it isn't judged yet.
+_OF_THE_BOOT = ("iommu", "vfio", "boot")
+
+
+@dataclass(frozen=True)
+class JudgedHost(Judged):
+    """What a host is to be, and what isn't as it must be."""
+
+    want: Wanted
+    """The plan; of a host that is refused, an empty one."""
+    drift: dict[str, list[str]]
+    """Layer -> its differences from the plan: what the next `up` mends, a refresh's drift."""
+
+
+def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: Wanted | None = None) -> JudgedHost:
+    """What is planned for a host, and what is judged of it.
+
+    :param vms: of this host.
+    :param planned: the plan of an earlier run, of which the settings may have lost cards; by default it is theirs.
+    """
+    slots, _ = gates.resolve(facts, host.gpus)
+    cards = {f"gpus.{name}": [one.address for one in facts.functions(slot)] for name, slot in slots.items()}
+    # What the kernel says of the host's IOMMU as a whole is judged by what the host has.
+    troubles = kernel_log.troubles(facts, facts.cluster.node, cards, with_host=False)
+    met = Finding.of(
+        *_sunk(facts, host), *_lost_partitions(facts), *(one.error for one in troubles if not one.harmless)
+    )
+    try:
+        want = planned or plan.wanted(facts, host, vms)
+    except HomelabError as error:
+        return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []), {})
+    want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
+    drift = plan.drift(facts, want)
+    lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
+    differs = HomelabError(
+        wanted="the host configured as the settings have it",
+        found="; ".join(lines),
+        why="it was changed since the last `pulumi up`, or none has come so far, or one was cut short",
+        next="`pulumi up --refresh`, whose preview shows what it does",
+    )
+    findings = Finding.of(differs, stage=Stage.CONFIGURATION, turn=Turn.UP) if lines else []
+    if not any(drift[layer] for layer in _OF_THE_BOOT):
+        findings += Finding.of(*plan.verify(facts, host, want))
+    remarks = [*gates.remarks(facts, host, slots), *(one.remark for one in troubles if one.harmless)]
+    return JudgedHost([*findings, *met], remarks, want, drift)
+
+
+def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[list[HomelabError], list[str]]:
+    """The verification after a boot: what isn't as planned, and what need not stop the run, a sentence each.
+
+    :param name: the host's, for messages.
+    """
+    cards = {f"{name}, gpus.{gpu}": [one["address"] for one in card["functions"]] for gpu, card in want.gpus.items()}
+    troubles = kernel_log.troubles(facts, name, cards, with_host=bool(want.functions))
+    errors = [*plan.verify(facts, host, want), *(one.error for one in troubles if one.stops)]
+    return errors, [one.remark for one in troubles if not one.stops]
+
+
+# State in which a handover has stopped -> why it matters, and what to do.
+_SINKS = {
+    "HELD": (
+        "the card is with the host, and a VM didn't get it, or what had it before was not started again",
+        "mend what is found: containers that are named are started within ten minutes then, and the VM by you; the "
+        "details are in /var/lib/homelab/handover/log",
+    ),
+    "STUCK": (
+        "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "
+        "next waits, too: nothing is tried while it waits",
+        "reboot the host: it then has the card, and containers start as they do at boot; "
+        "/var/lib/homelab/handover/log names who had it",
+    ),
+    "DEAD": (
+        "the card doesn't answer as it should; a driver that is given such a card can take the host down",
+        "switch the host off and on (a reboot leaves the card its power); if it happens again, look below at how the "
+        "card is reset",
+    ),
+}
+
+
+def _sunk(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """Errors of shared cards whose handover has stopped."""
+    errors = []
+    for name in host.hands_over:
+        state, description = handover.record_of(facts, name).state, handover.state_text(facts, name)
+        if state in _SINKS and description:
+            why, step = _SINKS[state]
+            wanted = f"gpus.{name} handed over whole, or not at all"
+            errors.append(HomelabError(wanted=wanted, found=description, why=why, next=step))
+    return errors
+
+
+def _lost_partitions(facts: HostFacts) -> list[HomelabError]:
+    """The error for ESPs that proxmox-boot-tool should keep, and can't."""
+    warnings = facts.boot_warnings.strip()
+    if not warnings:
+        return []
+    return [
+        HomelabError(
+            wanted="every boot partition (ESP) that proxmox-boot-tool keeps",
+            found=kernel_log.excerpt(warnings),
+            why="new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
+            "come into effect",
+            next="see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give "
+            "a new one its own with `proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
+        )
+    ]

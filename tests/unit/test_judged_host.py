@@ -1,0 +1,85 @@
+"""A host is judged once (homelab/host/judge.py): preview, refresh and doctor say the same of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from homelab.doctor.host import diagnose
+from homelab.findings import Turn, cured
+from homelab.host import plan
+from homelab.host.facts import HostFacts
+from homelab.host.handover import refused
+from homelab.host.judge import judge_host
+from tests.unit.hosts import desktop, settings
+from tests.unit.test_doctor import reading
+from tests.unit.test_plan import bound, cmdline
+
+HOST, WANT = settings(), plan.wanted(desktop(), settings())
+NO_GROUPS = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt remapping enabled"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, []),
+        ({"boot_lacks": None}, []),
+        ({"boot_lacks": None, "cmdline": cmdline("quiet")}, ["is not on the running kernel's command line"]),
+        ({"pending": ["initramfs"]}, ["the initramfs was not made after the last change"]),
+        ({"rolled_back": "boot 1 was not confirmed"}, ["boot 1 was not confirmed"]),
+        ({"boot_lacks": ["iommu=pt is no longer wanted"]}, ["iommu=pt is no longer wanted"]),
+    ],
+)
+def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
+    changes: dict[str, Any], steps: list[str]
+) -> None:
+    facts = bound(**changes)
+    judged = judge_host(facts, HOST, planned=WANT)
+    lines = list(dict.fromkeys(line for lines in judged.drift.values() for line in lines))
+    found = [
+        one for one in diagnose(reading(facts=facts), HOST).findings if one.turn is Turn.UP and "host" in one.wanted
+    ]
+    assert [one.found for one in found] == ["; ".join(lines)] * bool(lines)
+    assert bool(lines) is bool(steps) and all(any(step in line for line in lines) for step in steps)
+
+
+def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift() -> None:
+    facts = bound(iommu=NO_GROUPS)
+    judged = judge_host(facts, HOST, planned=WANT)
+    assert not any(judged.drift.values())
+    (line,) = [line for line in judged.met if "IOMMU groups" in line]
+    assert "switch on VT-d or AMD-Vi (IOMMU) in the firmware" in line
+    (finding,) = [one for one in diagnose(reading(facts=facts), HOST).findings if "IOMMU groups" in one.wanted]
+    assert finding.turn is Turn.PERSON
+
+
+def test_a_verification_comes_after_the_boot_that_is_to_mend_it() -> None:
+    lost = {"boot_lacks": ["amd_iommu=on is not on the running kernel's command line"], "cmdline": cmdline("quiet")}
+    assert judge_host(bound(**lost), HOST, planned=WANT).met == []
+
+
+def test_a_refresh_after_a_card_has_left_the_settings_goes_on() -> None:
+    assert judge_host(bound(), settings({}), planned=WANT).met == []
+
+
+def in_a_vm() -> HostFacts:
+    facts = bound(pending=["initramfs"])
+    return replace(facts, handover=replace(facts.handover, away="gpus.big is with VM 103"))
+
+
+def test_where_the_preview_refuses_no_finding_says_up() -> None:
+    refusals = judge_host(bound(loader=""), HOST).refusals
+    assert refusals
+    findings = judge_host(bound(pending=["initramfs"]), HOST).findings
+    assert [one.next for one in cured(findings, refusals)] == [refusals[0].next]
+    report = diagnose(reading(facts=bound(pending=["initramfs"])), HOST, refusals=refusals)
+    assert not any(step.startswith("`pulumi up") for step in report.next)
+
+
+def test_a_shared_card_in_its_vm_is_nothing_wrong_and_comes_before_what_up_is_to_mend() -> None:
+    report = diagnose(reading(facts=in_a_vm()), HOST, refusals=refused(in_a_vm()))
+    assert not any(one.turn is Turn.REFUSED for one in report.findings)
+    (step,) = {one.next for one in report.findings if one.turn is Turn.UP}
+    assert step.startswith("shut that VM down")
