@@ -33,7 +33,8 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: S
     findings += _for_containers(reading, host, slots)
     for name in (name for name in slots if host.gpus[name].may_leave):
         findings += cards.mapping_findings(reading, host.mapping_of(name), own=True)
-    of_log = {slot: slot for slot in shown_slots if slot not in slots.values()}
+    names = {slot: f"gpus.{name}" for name, slot in slots.items()}
+    of_log = {names.get(slot, slot): slot for slot in shown_slots}
     log_findings, remarks = cards.log_findings(reading, of_log, of_host=host.gives_cards)
     findings += log_findings
     of_vms = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}

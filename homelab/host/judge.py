@@ -55,8 +55,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
     findings = Finding.of(differs, stage=Stage.CONFIGURATION, turn=Turn.UP) if lines else []
     if not any(drift[layer] for layer in _OF_THE_BOOT):
         findings += Finding.of(*plan.verify(facts, host, want))
-    remarks = [*gates.remarks(facts, host, slots), *(one.remark for one in troubles if one.harmless)]
-    return JudgedHost([*findings, *met], remarks, want, drift)
+    return JudgedHost([*findings, *met], gates.remarks(facts, host, slots), want, drift)
 
 
 def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[list[HomelabError], list[str]]:

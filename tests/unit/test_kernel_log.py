@@ -14,9 +14,9 @@ from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
 from homelab.host import gates, kernel_log, plan
 from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.judge import judge_host, verified
 from homelab.host.kernel_log import Sign, signs
 from homelab.provider import started
-from homelab.provider.boot_verification import kernel_errors
 from homelab.shapes import CardFunction
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
@@ -288,21 +288,21 @@ FUNCTIONS: list[CardFunction] = [
 WANT = plan.Wanted("", "homelab.vfio=x", dict.fromkeys(CARD, ""), [], {"rtx5090": {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "functions": FUNCTIONS, "iommuGroup": 16}})  # fmt: skip
 
 
-def test_the_verification_after_a_reboot_fails_for_a_lost_card(capsys: pytest.CaptureFixture[str]) -> None:
-    (error,) = kernel_errors(desktop(kernel_log=LOST), "pve", WANT)
-    assert error.wanted.startswith("pve, gpus.rtx5090: ") and LOST in error.found
-    assert capsys.readouterr().out == ""
+def test_the_verification_after_a_reboot_fails_for_a_lost_card() -> None:
+    errors, remarks = verified(desktop(kernel_log=LOST), settings(), "pve", WANT)
+    (error,) = [one for one in errors if LOST in one.found]
+    assert error.wanted.startswith("pve, gpus.rtx5090: ") and remarks == []
 
 
-def test_the_verification_only_tells_what_need_not_stop_anybody(capsys: pytest.CaptureFixture[str]) -> None:
-    assert kernel_errors(desktop(kernel_log=TEXTS["bus-error"][0]), "pve", WANT) == []
-    assert "pve: note: the kernel says: pcieport" in capsys.readouterr().out
+def test_the_verification_only_tells_what_need_not_stop_anybody() -> None:
+    errors, (remark,) = verified(desktop(kernel_log=TEXTS["bus-error"][0]), settings(), "pve", WANT)
+    assert remark.startswith("the kernel says: pcieport") and not any("pcieport" in one.found for one in errors)
 
 
 def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
     facts = desktop(kernel_log=TEXTS["no-remapping"][0])
-    assert len(kernel_errors(facts, "pve", WANT)) == 1
-    assert kernel_errors(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
+    assert any("the kernel says" in one.found for one in verified(facts, settings(), "pve", WANT)[0])
+    assert verified(facts, settings({}), "pve", plan.Wanted("", "", {}, [], {})) == ([], [])
 
 
 @pytest.mark.parametrize("use", ["vm", "shared", "lxc", "host"])
@@ -323,10 +323,9 @@ def test_what_the_kernel_says_of_a_card_is_told_before_anything_is_changed(use: 
     said = [TEXTS["bus-fatal"][0], TEXTS["reset-failed"][0], TEXTS["not-ready"][0], fault]
     facts = desktop(kernel_log="\n".join([*said, TEXTS["rom-unreadable"][0], LOST.replace(":01:", ":09:")]))
     host = settings({"rtx5090": {"match": "10de:2b85", "use": use}})
-    slots, errors = gates.check(facts, host)
-    remarks = gates.remarks(facts, host, slots)
-    assert errors == [] and all(sum(line in remark for remark in remarks) == 1 for line in said)
-    assert not any("PCI ROM" in remark or ":09:" in remark for remark in remarks)
+    judged = judge_host(facts, host)
+    assert judged.refusals == [] and all(sum(line in told for told in judged.met) == 1 for line in said)
+    assert not any("PCI ROM" in told or ":09:" in told for told in [*judged.met, *judged.remarks])
 
 
 GONE = desktop(lost=["0000:01:00.0"])
