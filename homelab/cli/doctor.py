@@ -135,22 +135,17 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
             judge = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
             parts.append(_part(f"vms.{vm_name}", judge))
         for lxc_name, lxc in containers.items():
-            judge = functools.partial(_container, file, name, host, lxc.ctid, reading, noted, refusals)
+            judge = functools.partial(_container, file, name, host, lxc.ctid, reading, refusals)
             parts.append(_part(f"containers.{lxc_name}", judge))
     releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
     return whole.Whole(file.stack, parts, releases)
 
 
 def _container(
-    file: stack.StackFile,
-    name: str,
-    host: Host,
-    ctid: int,
-    reading: Reading,
-    noted: str,
-    refusals: Sequence[HomelabError],
+    file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading, refusals: Sequence[HomelabError]
 ) -> Report:
-    return container.diagnose(reading, ctid, cards=file.cards(name, host, ctid, reading, noted), refusals=refusals)
+    cards = file.cards(name, host, ctid, reading, _noted(file))
+    return container.diagnose(reading, ctid, cards=cards, refusals=refusals)
 
 
 def _part(place: str, judge: Callable[[], Report]) -> whole.Part:
