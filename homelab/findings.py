@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 
@@ -48,6 +48,23 @@ class Finding:
         parts = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else [error])]
         return [cls(part.wanted, part.found, part.why, part.next, stage, turn) for part in parts]
 
+    @classmethod
+    def of_steps(cls, guest: str, place: str, steps: Sequence[str]) -> list[Finding]:
+        """What an `up` does with a guest, as a finding; none where it does nothing.
+
+        :param place: the guest's in the settings, such as `vms.sandbox`.
+        """
+        differs = cls(
+            f"{guest} to be as {place} says",
+            "; ".join(steps),
+            "it was changed since the last `pulumi up`, or none has come so far, or one was cut short or is still at "
+            "work: its next start goes by what it has",
+            UP,
+            Stage.CONFIGURATION,
+            Turn.UP,
+        )
+        return [differs] if steps else []
+
     @property
     def line(self) -> str:
         """For a plan: what is met, and what helps."""
@@ -76,6 +93,18 @@ class Judged:
     def met(self) -> list[str]:
         """What a person meets, for a plan, a line each."""
         return [finding.line for finding in self.findings if finding.turn is Turn.PERSON]
+
+
+@dataclass(frozen=True)
+class JudgedGuest(Judged):
+    """What a guest is to have from this program, and what isn't as it must be."""
+
+    options: dict[str, str | None]
+    """All of it; None: it isn't to have the key."""
+    change: dict[str, str | None]
+    """What is to be written for that."""
+    steps: list[str]
+    """What the next `up` does with it, a line each: the preview's, and a refresh's drift."""
 
 
 def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) -> list[Finding]:

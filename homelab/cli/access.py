@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -76,6 +78,25 @@ def access_to(address: str, host_key: str | None, identity: str | None, before: 
     say(f"{where} doesn't accept {'this key' if identity else 'any of your SSH keys'} yet.")
     host = _by_password(where, ssh, ask)
     return Access(host, {"address": where, "ssh": {**ssh, "privateKeyFile": settings_path(path)}}, install=path)
+
+
+def of_address(address: str, identity: str | None) -> Access:
+    """A login at a host that no settings have. Nobody is asked.
+
+    :param identity: `--identity`.
+    :raises HomelabError: it can't be reached, isn't known here, or no key logs in.
+    """
+    said = StringIO()
+    try:
+        with redirect_stdout(said):
+            return access_to(address, None, identity, {}, Ask(yes=True))
+    except (Mistake, Declined) as error:
+        raise HomelabError(
+            wanted=f"to log in to {address}, which no settings here name",
+            found=" ".join(said.getvalue().split()) or str(error),
+            why="without settings your own known_hosts and SSH keys say how",
+            next="log in there by ssh once, or give a key with --identity FILE; then run this again",
+        ) from None
 
 
 def ways(keys: Sequence[Path], identity: str | None) -> list[dict[str, Any]]:

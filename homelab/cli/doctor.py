@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from homelab.cli import log, project, stack_options
+from homelab.cli import access, log, project, stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
@@ -25,6 +25,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia import compatibility, judge
 from homelab.remote import diagnosis, planning
 from homelab.settings import Container, Host, Vm
+from homelab.settings import project as project_folder
 from homelab.show import terminal
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
@@ -39,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
     stack_options.add(read)
     read.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     common = argparse.ArgumentParser(add_help=False, parents=[read])
-    common.add_argument("--host", help="name of a host in the settings, if they have several")
+    common.add_argument(
+        "--host",
+        help="name of a host in the settings, if they have several; in a folder without settings: [USER@]HOST[:PORT]",
+    )
     common.add_argument("--json", action="store_true", help="print the report as JSON")
     main_parser = argparse.ArgumentParser(
         prog="homelab doctor",
@@ -65,24 +69,34 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def _settings(arguments: argparse.Namespace) -> stack.StackFile:
+    """The stack's; in a folder that has none, of the host that --host names by its address."""
+    if not arguments.host or arguments.stack or arguments.config_file or [*project_folder().glob("Pulumi*.yaml")]:
+        return stack_options.read(arguments)
+    login = access.of_address(arguments.host, arguments.identity).login
+    arguments.host = None
+    host = {**login, "iommu": {"enable": False, "passthrough": False}}
+    return stack.StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": host}})
+
+
 def diagnose(arguments: argparse.Namespace) -> Report:
     """A host's, VM's or container's report.
 
     :raises HomelabError: the configuration, the host or the guest can't be read.
     """
-    file = stack_options.read(arguments)
+    file = _settings(arguments)
     name, host = file.host(arguments.host, arguments.identity)
+    ids = [arguments.id, arguments.like] if arguments.kind == "container" else []
+    installing = {"host", *judge.installing(host, file.guests().containers.values())}
+    inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, ids[:1])})
+    reading = diagnosis.read(host, [ctid for ctid in dict.fromkeys(ids) if ctid is not None], inside)
+    vms, _, refusals = _judged(file, name, host, reading)
     if arguments.kind == "container":
-        ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
-        inside = {str(arguments.id)}.intersection(judge.installing(host, file.guests().containers.values()))
-        reading = diagnosis.read(host, list(dict.fromkeys(ids)), inside)
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
-            cards = file.cards(name, host, arguments.id, reading)
-        return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
-    reading = diagnosis.read(host, inside=["host"] if arguments.kind == "host" else [])
-    vms, _, refusals = _judged(file, name, host, reading)
+            cards = file.cards(name, host, arguments.id, reading, _noted(file))
+        return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards, refusals=refusals)
     if arguments.kind == "vm":
         return vm.diagnose(reading, arguments.id, host, vms, _noted(file), refusals)
     return host_judge.diagnose(reading, host, vms.values(), refusals)
@@ -106,7 +120,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
 
     :raises HomelabError: the configuration can't be read.
     """
-    file = stack_options.read(arguments)
+    file = _settings(arguments)
     settings, noted = file.guests(), _noted(file)
     parts: list[whole.Part] = []
     for host_name in file.asked(arguments.host):
@@ -122,16 +136,18 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         for vm_name, guest in vms.items():
             of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
             parts.append(_part(f"vms.{vm_name}", of_vm))
-        parts += [
-            _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
-            for lxc_name, guest in containers.items()
-        ]
+        for lxc_name, lxc in containers.items():
+            of_lxc = functools.partial(_container, file, name, host, lxc.ctid, reading, refusals)
+            parts.append(_part(f"containers.{lxc_name}", of_lxc))
     releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
     return whole.Whole(file.stack, parts, releases)
 
 
-def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading) -> Report:
-    return container.diagnose(reading, ctid, cards=file.cards(name, host, ctid, reading))
+def _container(
+    file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading, refusals: Sequence[HomelabError]
+) -> Report:
+    cards = file.cards(name, host, ctid, reading, _noted(file))
+    return container.diagnose(reading, ctid, cards=cards, refusals=refusals)
 
 
 def _part(place: str, judge: Callable[[], Report]) -> whole.Part:

@@ -15,7 +15,6 @@ from remote_scripts.shared.container_note import Cards
 
 if TYPE_CHECKING:
     from homelab.settings import Container
-    from remote_scripts.shared.reading.answer import DrmNodes
 
 
 def display_function(card: CardPlan) -> CardFunction:
@@ -72,20 +71,3 @@ def addresses(cards: Cards) -> set[str]:
 def words(shared: Mapping[str, SharedCard]) -> str:
     """Cards as words for the agent: `0000:00:02.0=render 0000:c6:00.0=render,kfd`."""
     return " ".join(sorted(f"{card['address']}={','.join(card['kinds'])}" for card in shared.values()))
-
-
-def nodes(words: str, drm: Mapping[str, DrmNodes]) -> list[str]:
-    """The paths of the cards' current device nodes; none for a card without a driver.
-
-    :param words: the text of the function `words`.
-    :param drm: PCI address -> its nodes.
-    """
-    paths: dict[str, None] = {}
-    for word in words.split():
-        address, _, kinds = word.partition("=")
-        drm_nodes = drm.get(address)
-        for kind in kinds.split(",") if drm_nodes is not None else ():
-            name = "" if drm_nodes is None else drm_nodes.render if kind == "render" else drm_nodes.card
-            if kind == "kfd" or name:
-                paths["/dev/kfd" if kind == "kfd" else f"/dev/dri/{name}"] = None
-    return list(paths)

@@ -18,6 +18,8 @@ from homelab.host.facts import HostFacts, bound_by_word
 from homelab.properties import slot_of
 from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard
+from remote_scripts.shared.card_nodes import nodes_of
+from remote_scripts.shared.container_note import Cards
 
 # Parameters of a driver, on the kernel's command line, that keep it from serving its card.
 _STOPPING = ("modeset=0", "enable=0")
@@ -56,9 +58,9 @@ def shared(
         elif error := unserved(where, facts, device, node):
             errors.append(error)
         else:
-            kinds = _kinds(container, facts, device)
-            nodes = makers.nodes(f"{address}={','.join(kinds)}", facts.drm)
-            cards[gpu] = {"address": address, "kinds": kinds, "nodes": nodes}
+            cards[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
+            nodes = nodes_of(facts.card_nodes, Cards(cards=(makers.words({gpu: cards[gpu]}),))).nodes
+            cards[gpu]["nodes"] = [node.path for node in nodes]
     return cards, errors
 
 

@@ -5,20 +5,28 @@ Pure functions, so that a preview and an `up` refuse the same things with the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
-from homelab.host import gates, ha
+from homelab.findings import Finding, JudgedGuest, Stage, Turn
+from homelab.host import ha
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import CardUser, GuestConfig, HostFacts
+from homelab.host.facts import CardUser, GuestConfig, HostFacts, note_in
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
-from homelab.vm.plan import UNFINISHED, others_waiting, restart_carries_out
+from homelab.shapes import SharedCard
+from homelab.vm.cards import is_to_run
+from homelab.vm.plan import UNFINISHED, changes, others_waiting, power_steps, restart_carries_out
 from homelab.vm.preview import POWER, copy_first, of_leaving
-from remote_scripts.shared.container_note import Cards, refused_to_stack
+from remote_scripts.shared.card_nodes import missing, nodes_of, renumbered
+from remote_scripts.shared.container_conf import conf_text
+from remote_scripts.shared.container_note import Cards, ContainerNote, refused_to_stack
+from remote_scripts.shared.container_text import decided
 from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.properties import differing
 
 
 @dataclass(frozen=True)
@@ -132,25 +140,23 @@ def numbers(
         none = [_refused(name, "all cards of the driver", "", driver_cards)]
         return sorted(driver_cards.slots), [] if driver_cards.slots else none
     by_slot = {slot: number for number, slot in driver_cards.slots.items()}
-    chosen: list[int] = []
-    errors: list[HomelabError] = []
-    other_cards = makers.other_cards(container, want.gpus)
-    for gpu in container.cards:
-        slot = want.gpus[gpu]["slot"] if gpu in want.gpus else ""
-        if gpu in other_cards:
-            continue
-        if slot in by_slot:
-            chosen.append(by_slot[slot])
-        else:
-            card = f"gpus.{gpu} ({driver_cards.card_names.get(slot, slot)})"
-            detail = f"{card} isn't one of NVIDIA's, or its driver hasn't taken it; "
-            errors.append(_refused(name, f"gpus.{gpu}", detail, driver_cards))
-    for number in container.numbers or []:
-        if number in driver_cards.slots:
-            chosen.append(number)
-        else:
-            errors.append(_refused(name, f"card {number} (gpuAssignment)", "", driver_cards))
-    return sorted(chosen), errors
+    others, assigned = makers.other_cards(container, want.gpus), container.numbers or []
+    slots = {gpu: want.gpus[gpu]["slot"] if gpu in want.gpus else "" for gpu in container.cards if gpu not in others}
+    errors = [
+        _refused(
+            name,
+            f"gpus.{gpu}",
+            f"gpus.{gpu} ({driver_cards.card_names.get(slot, slot)}) isn't one of NVIDIA's, or its driver hasn't taken "
+            "it; ",
+            driver_cards,
+        )
+        for gpu, slot in slots.items()
+        if slot not in by_slot
+    ]
+    there = [number for number in assigned if number in driver_cards.slots]
+    gone = [number for number in assigned if number not in there]
+    errors += [_refused(name, f"card {number} (gpuAssignment)", "", driver_cards) for number in gone]
+    return sorted([*there, *(by_slot[slot] for slot in slots.values() if slot in by_slot)]), errors
 
 
 def _refused(name: str, what: str, detail: str, driver_cards: DriverCards) -> HomelabError:
@@ -163,69 +169,138 @@ def _refused(name: str, what: str, detail: str, driver_cards: DriverCards) -> Ho
     )
 
 
-def functions(slots: list[str], facts: HostFacts) -> list[str]:
-    """Addresses of the cards' display functions, which tell their device nodes in /dev/dri."""
-    return [device.address for device in facts.display_devices if device.slot in slots]
+@dataclass(frozen=True)
+class ContainerWish:
+    """What a container is to be.
+
+    `name`: its in the settings; `power`: what it is to be afterwards, running, stopped, or `keep`; `is_made`: whether
+    it is made where there is none; `shared`: its cards of other makers than NVIDIA, by their names in the settings;
+    `refused`: what stands against its cards and their packages.
+    """
+
+    name: str
+    ctid: int
+    cards: Cards
+    power: str = "keep"
+    is_made: bool = False
+    shared: Mapping[str, SharedCard] = field(default_factory=dict)
+    refused: Sequence[HomelabError] = ()
 
 
-def check(
-    name: str, container: Container, facts: HostFacts, driver_cards: DriverCards, want: Wanted
-) -> tuple[list[int], list[HomelabError]]:
-    """The numbers of NVIDIA's cards that a container gets, ascending, and every reason to refuse it.
+def wish_of(
+    name: str,
+    container: Container,
+    facts: HostFacts,
+    want: Wanted,
+    driver_cards: DriverCards,
+    node: str,
+    *,
+    after_boot: bool = False,
+) -> ContainerWish:
+    """What the settings want of a container, as far as it can have it.
 
     :param name: the container's, in the settings.
+    :param node: the host's name in Proxmox VE.
+    :param after_boot: whether a reboot comes first, which gives cards back to their drivers.
     """
-    chosen, refused = of_driver(name, container, facts, driver_cards, want)
-    return chosen, [*gates.readable(facts), *_container_refusals(name, container, facts), *refused]
-
-
-def of_driver(
-    name: str, container: Container, facts: HostFacts, driver_cards: DriverCards, want: Wanted
-) -> tuple[list[int], list[HomelabError]]:
-    """The same, without what is refused of the container itself."""
     other_cards = makers.other_cards(container, want.gpus)
     wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in other_cards]
-    if not wanted:
-        return [], []
-    if facts.nvidia.trouble and facts.nvidia.trouble[0] and not driver_cards.predicted:
-        return [], [
-            HomelabError(
-                wanted=f"NVIDIA's driver loaded on the host, for containers.{name}",
-                found=facts.nvidia.trouble[0],
-                why="a container shares a card with the host's driver: without it there are no device nodes to give it",
-                next=facts.nvidia.trouble[1],
-            )
-        ]
-    return numbers(name, container, driver_cards, want)
+    chosen, refused = numbers(name, container, driver_cards, want)
+    if wanted and facts.nvidia.trouble and facts.nvidia.trouble[0] and not driver_cards.predicted:
+        no_driver = HomelabError(
+            wanted=f"NVIDIA's driver loaded on the host, for containers.{name}",
+            found=facts.nvidia.trouble[0],
+            why="a container shares a card with the host's driver: without it there are no device nodes to give it",
+            next=facts.nvidia.trouble[1],
+        )
+        chosen, refused = [], [no_driver]
+    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, node, after_boot=after_boot)
+    slots = [driver_cards.slots[number] for number in chosen]
+    functions = [device.address for device in facts.display_devices if device.slot in slots]
+    return ContainerWish(
+        name,
+        container.ctid,
+        makers.cards_of(container, chosen, functions, shared),
+        container.wanted_power,
+        container.create is not None,
+        shared,
+        [*refused, *others_refused, *libraries.refusals(name, container, facts, want.gpus)],
+    )
 
 
-def refused_cards(gpus: list[str], facts: HostFacts, host: Host, want: Wanted, node: str) -> list[HomelabError]:
+def refused_cards(gpus: list[str], facts: HostFacts, host: Host, want: Wanted, node: str) -> Sequence[HomelabError]:
     """Why a container could not have these cards after the next `up`.
 
     :param node: the host's name in Proxmox VE.
     """
     container = Container.model_validate({"host": "host", "ctid": 100, "gpus": gpus})
     driver_cards = cards(facts, want, {}, node, driver_comes=host.nvidia is not None)
-    others = other_makers.shared("NAME", container, facts, want.gpus, node, after_boot=True)[1]
-    return [*of_driver("NAME", container, facts, driver_cards, want)[1], *others]
+    return wish_of("NAME", container, facts, want, driver_cards, node, after_boot=True).refused
 
 
-def _container_refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabError]:
+def as_given(name: str, ctid: int, facts: HostFacts, power: str = "keep") -> ContainerWish:
+    """A container as it was given its cards last, by the numbers that these have now."""
+    cards, there = facts.container_note(ctid).given.cards or Cards(), facts.card_nodes
+    now = renumbered(there, cards)
+    return ContainerWish(name, ctid, now if len(now.minors) == len(cards.minors) else cards, power)
+
+
+def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> JudgedGuest:
+    """What is planned for a container, and what is judged of it.
+
+    :param facts: of its host.
+    :param stack: PROJECT/STACK; empty: it isn't known.
+    """
+    config, note = facts.guests.config(wish.ctid), facts.container_note(wish.ctid)
+    refused, runs = [*untouchable(wish, facts), *wish.refused], wish.ctid in facts.guests.running
+    options, change, remarks = dict[str, str | None](), dict[str, str | None](), list[str]()
+    if config is None or config.kind != "lxc":
+        steps = [f"container {wish.ctid} is gone"]
+    else:
+        there = facts.card_nodes
+        lacking = missing(there, nodes_of(there, wish.cards))
+        if not lacking and not wish.refused:  # else nothing is written
+            new = decided(there, conf_text(config.lines), note, wish.cards, note.given.groups)
+            options, change = dict(new.options), differing(new.target, config.options)
+        steps = [f"not on the host now: {', '.join(lacking)}"] if lacking and not wish.refused else []
+        steps += _shown(change, config)
+        steps += [] if facts.guests.unlisted else power_steps(runs, is_to_run(runs, wish.power))
+        steps += [UNFINISHED] * note.is_under_way
+        if not note and note_in(facts.ledger, CONTAINER, wish.ctid, ContainerNote):
+            steps.append(f"container {wish.ctid} isn't the container that was given its cards")
+        if stack and (others := refused_to_stack(note, wish.ctid, stack)):
+            refused.append(HomelabError(**vars(others)))
+        refused += ha.refused_to_change(facts, CONTAINER, wish.ctid) if steps else []
+        if change and runs and (waiting := others_waiting(config, note)):
+            remarks = [restart_carries_out(waiting)]
+    findings = Finding.of(*refused, stage=Stage.CONFIGURATION, turn=Turn.REFUSED)
+    title = _title(config) if config else str(wish.ctid)
+    findings += Finding.of_steps(f"container {title}", f"containers.{wish.name}", steps)
+    return JudgedGuest(findings, remarks, options, change, steps)
+
+
+def _shown(change: Mapping[str, str | None], config: GuestConfig) -> list[str]:
+    """What is written. Of a new device the path: for whom it is, its groups say, which are asked of it once it has its
+    cards.
+    """
+    new = {key: value and value.partition(",")[0] for key, value in change.items() if key not in config.options}
+    return changes({**change, **new}, config.options)
+
+
+def untouchable(wish: ContainerWish, facts: HostFacts) -> list[HomelabError]:
     """Reasons not to change a container, whatever cards it gets."""
-    config = facts.guests.config(container.ctid)
+    config = facts.guests.config(wish.ctid)
+    label = f"container {wish.ctid}, as containers.{wish.name}"
     if config is None:
-        away = facts.cluster.elsewhere(f"container {container.ctid}, as containers.{name}", container.ctid)
-        if away is not None:
-            return [away]
-        return [] if container.create else [_missing(name, container, facts)]
-    label = f"container {container.ctid}, as containers.{name}"
+        away = facts.cluster.elsewhere(label, wish.ctid)
+        return [away] if away else [] if wish.is_made else [_missing(wish, facts)]
     if config.kind != "lxc":
         return [
             HomelabError(
                 wanted=label,
-                found=f"{container.ctid} is a virtual machine ({config.values.get('name', 'without a name')})",
+                found=f"{wish.ctid} is a virtual machine ({config.values.get('name', 'without a name')})",
                 why="cards are shared with containers; a VM gets one whole",
-                next=f"correct containers.{name}.ctid, or describe the VM under homelab:vms",
+                next=f"correct containers.{wish.name}.ctid, or describe the VM under homelab:vms",
             )
         ]
     if lock := config.values.get("lock"):
@@ -234,20 +309,20 @@ def _container_refusals(name: str, container: Container, facts: HostFacts) -> li
                 wanted=f"{label}, free to be changed",
                 found=f"it is locked: {lock}",
                 why="something else works on it now (a backup, a snapshot, a migration)",
-                next=f"{unlocking('lxc', container.ctid, lock)}; then run `pulumi up` again",
+                next=f"{unlocking('lxc', wish.ctid, lock)}; then run `pulumi up` again",
             )
         ]
     return []
 
 
-def _missing(name: str, container: Container, facts: HostFacts) -> HomelabError:
+def _missing(wish: ContainerWish, facts: HostFacts) -> HomelabError:
     containers = [_title(config) for config in facts.guests.configs if config.kind == "lxc"]
     return HomelabError(
-        wanted=f"container {container.ctid}, to be adopted as containers.{name}",
+        wanted=f"container {wish.ctid}, to be adopted as containers.{wish.name}",
         found=f"no such container on the host; there are: {', '.join(containers) or 'none'}",
         why="cards can't be given to a container that isn't there",
-        next=f"correct containers.{name}.ctid, or describe the container under containers.{name}.create; or take "
-        f"containers.{name} out of the settings, if the container was removed",
+        next=f"correct containers.{wish.name}.ctid, or describe the container under containers.{wish.name}.create; or "
+        f"take containers.{wish.name} out of the settings, if the container was removed",
     )
 
 
@@ -277,59 +352,39 @@ def describe(
     errors: list[HomelabError] = []
     driver_cards = cards(facts, want, vms, node, driver_comes=driver_comes)
     for name, container in containers.items():
-        chosen, refused = check(name, container, facts, driver_cards, want)
-        shared, other_refusals = other_makers.shared(name, container, facts, want.gpus, node, after_boot=True)
-        errors += [*refused, *other_refusals, *libraries.refusals(name, container, facts, want.gpus)]
-        devices = "; ".join([*([_devices(chosen)] if chosen else []), *other_makers.lines(facts, shared)]) or "no card"
+        wish = wish_of(name, container, facts, want, driver_cards, node, after_boot=True)
+        judged = judge_container(wish, facts, stack)
+        errors += judged.refusals
+        nvidias = [_devices(wish.cards.minors)] if wish.cards.minors else []
+        devices = "; ".join([*nvidias, *other_makers.lines(facts, wish.shared)]) or "no card"
         config = facts.guests.config(container.ctid)
         if config is None:
             lines.append(f"  container {container.ctid} ({name}): created with {devices}")
         else:
             runs = "running" if container.ctid in facts.guests.running else "off"
             lines.append(f"  container {_title(config)}, {runs}: {devices}")
-            slots = [driver_cards.slots[number] for number in chosen]
-            wanted = makers.cards_of(container, chosen, functions(slots, facts), shared)
-            nodes = [f"/dev/nvidia{number}" for number in chosen]
-            nodes += [node for card in shared.values() for node in card["nodes"]]
-            changed, in_the_way = _of_existing(container, config, facts, wanted, nodes, stack)
-            lines += changed
-            errors += in_the_way
+            lines += _of_existing(container, wish, judged, facts) if judged.steps else []
         if container.libraries:
             lines.append(f"    packages inside for its cards: {', '.join(container.libraries)}")
     leaving = of_leaving(facts, CONTAINER, [container.ctid for container in containers.values()], stack)
     return "\n".join([*lines, *leaving[0]]), [*errors, *leaving[1]]
 
 
-def _of_existing(
-    container: Container, config: GuestConfig, facts: HostFacts, cards: Cards, nodes: list[str], stack: str
-) -> tuple[list[str], list[HomelabError]]:
-    """The plan's lines for a container that is there, and refusals.
-
-    :param cards: that it is to have.
-    :param nodes: of these, as far as they are known.
-    :param stack: PROJECT/STACK; empty: it isn't known.
-    """
-    ctid, note = container.ctid, facts.container_note(container.ctid)
-    if stack and (refused := refused_to_stack(note, ctid, stack)):
-        return [], [HomelabError(**vars(refused))]
-    given = note.given.cards
-    drift = [line for shared in facts.containers if shared.id == ctid for line in shared.drift]
-    # One that was given nothing yet may have all of them by its owner's lines.
-    has_all = all(any(entry.gives(node) for entry in config.container.entries) for node in nodes)
-    is_changed = not has_all if given is None else bool(drift) or given != cards
-    running, power = ctid in facts.guests.running, container.wanted_power
-    will_run = running if power == "keep" else power == "running"
-    if not is_changed and running is will_run:
-        return [], []
-    gone = makers.addresses(given or Cards()) - makers.addresses(cards)
+def _of_existing(container: Container, wish: ContainerWish, judged: JudgedGuest, facts: HostFacts) -> list[str]:
+    """The plan's lines for a container that is there, and isn't as it is to be."""
+    note, runs = facts.container_note(wish.ctid), wish.ctid in facts.guests.running
+    power = runs, is_to_run(runs, wish.power)
+    # One whose nodes aren't there keeps the lines that it has.
+    acts = judged.change or note.before or power[0] is not power[1] or note.given.cards != wish.cards
+    gone = makers.addresses(note.given.cards or Cards()) - makers.addresses(wish.cards)
     lines = [f"    - {facts.card(slot)}" for slot in sorted({slot_of(address) for address in gone})]
-    lines.append(f"    {POWER[running, will_run]}")
-    lines += [f"    {UNFINISHED}"] if note.is_under_way else []
-    if others := others_waiting(config, note) if running and is_changed else ():
-        lines.append(f"    {restart_carries_out(others)}")
-    lines += copy_first(container) if is_changed else []
-    return lines, ha.refused_to_change(facts, CONTAINER, ctid)
+    return [
+        *lines,
+        *([f"    {POWER[power]}"] if acts else []),
+        *(f"    {line}" for line in (*judged.steps, *judged.remarks)),
+        *(copy_first(container) if judged.change else []),
+    ]
 
 
-def _devices(chosen: list[int]) -> str:
+def _devices(chosen: Iterable[int]) -> str:
     return ", ".join(f"/dev/nvidia{number}" for number in chosen) + ", nvidiactl, nvidia-uvm"

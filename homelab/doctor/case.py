@@ -71,8 +71,3 @@ class Case:
             or (missing and device.vendor == NVIDIA and device.address not in numbers)
         }
         return log_findings(self.reading, slots, of_host=False)
-
-    @property
-    def up(self) -> str:
-        """What gives a container of the settings what they want."""
-        return "`pulumi up --refresh` gives it what the stack's settings want"

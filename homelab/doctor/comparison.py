@@ -1,8 +1,7 @@
-"""Compares a container with one that works: devices, lines and majors that only one of them has. Pure."""
+"""Compares a container with one that works: devices that only one of them opens, and the lines about these. Pure."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ _OPTIONS = ("unprivileged", "features")
 
 @dataclass(frozen=True)
 class Difference:
-    """`lacks`: lines of the other that this one hasn't, `only`: the other way round; `devices`: path -> (here,
-    there).
+    """`lacks`: lines of the other that this one hasn't, `only`: the other way round, each about `devices` that differ:
+    path -> (here, there).
     """
 
     model: ContainerReading
@@ -54,25 +53,32 @@ class Difference:
 
 
 def compared(case: Case, model: ContainerReading) -> Difference:
-    """This container against a working one, on the same host."""
-    conf, model_conf = case.container.parsed, model.parsed
+    """This container against a working one, on the same host: which nodes it opens, by whatever lines."""
     rows = {row.path: row for row in case.rows}
-    model_rows = {
-        row.path: row for row in rows_of(case.reading, model, WantedCards(cards_in(model_conf), "its configuration"))
-    }
-    devices = {}
-    for path in dict.fromkeys([*model_rows, *rows]):
-        pair = _given(rows.get(path)), _given(model_rows.get(path))
-        if pair[0] != pair[1]:
-            devices[path] = pair
+    cards = WantedCards(cards_in(model.parsed), "its configuration")
+    model_rows = {row.path: row for row in rows_of(case.reading, model, cards)}
+    paths = dict.fromkeys([*model_rows, *rows])
+    differing = [path for path in paths if _opened(rows.get(path)) != _opened(model_rows.get(path))]
+    here, there = (
+        _lines(conf, [rows_there[path] for path in differing if path in rows_there])
+        for conf, rows_there in ((case.container.parsed, rows), (model.parsed, model_rows))
+    )
     return Difference(
         model,
         case.container.id,
-        _lacking(model_conf, conf),
-        _lacking(conf, model_conf),
-        devices,
-        _notes(case.container, model, case),
+        [line for line in there if line not in here],
+        [line for line in here if line not in there],
+        {path: (_given(rows.get(path)), _given(model_rows.get(path))) for path in differing},
+        _notes(case.container, model),
     )
+
+
+def _opened(row: Row | None) -> tuple[object, ...]:
+    """The node of the host that a container opens, how, and by whom; empty: it opens none."""
+    if row is None or row.entry is None or not row.entry.created or row.is_barred:
+        return ()
+    who = ("all",) if row.mode & 0o006 == 0o006 else (row.mode, row.entry.uid, row.entry.gid)
+    return row.entry.source_of(row.path), row.access, who
 
 
 def _given(row: Row | None) -> str:
@@ -83,33 +89,19 @@ def _given(row: Row | None) -> str:
     return f"{row.entry.method}{mode}{rule}"
 
 
-def _lacking(conf: ContainerConf, other: ContainerConf) -> list[str]:
-    """Lines of a configuration that the other one hasn't; spaces, spelling of the separator and the number of dev[n]
-    don't count.
-    """
-    normalized = {_normal(line) for line in other.lines}
-    return [line for line in dict.fromkeys(conf.lines) if _normal(line) not in normalized]
+def _lines(conf: ContainerConf, rows: list[Row]) -> list[str]:
+    """The lines of a configuration that are about these devices."""
+    nodes = [row.host for row in rows if row.host]
+    rules = [rule.line for rule in conf.rules if any(rule.covers(node.major, node.minor, "") for node in nodes)]
+    return [*dict.fromkeys([row.entry.line for row in rows if row.entry] + rules)]
 
 
-def _normal(line: str) -> str:
-    key, _, value = re.sub(r"\s*[:=]\s*", ":", line, count=1).partition(":")
-    if key.startswith("dev"):
-        key, value = "dev", ",".join(sorted(value.removeprefix("path=").split(",")))
-    return f"{key}:{' '.join(value.split())}"
-
-
-def _notes(container: ContainerReading, model: ContainerReading, case: Case) -> list[str]:
+def _notes(container: ContainerReading, model: ContainerReading) -> list[str]:
     notes = []
     for option in _OPTIONS:
         here, there = (conf.parsed.options.get(option, "not set") for conf in (container, model))
         if here != there:
             notes.append(f"{option}: {here}; in container {model.id} {there}")
-    here_majors, there_majors = ({rule.major for rule in conf.parsed.rules} for conf in (container, model))
-    names = {major: name for name, major in reversed(case.reading.majors.items())}
-    for major in sorted(major for major in there_majors - here_majors if major is not None):
-        notes.append(
-            f"container {model.id} allows the major {major} ({names.get(major, 'of no device here')}), this one not"
-        )
     if container.was_seen and model.was_seen and container.library_versions != model.library_versions:
         versions = [", ".join(conf.library_versions) or "none" for conf in (container, model)]
         notes.append(f"NVIDIA's libraries: {versions[0]}; in container {model.id} {versions[1]}")

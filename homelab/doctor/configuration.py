@@ -7,7 +7,6 @@ from collections import defaultdict
 
 from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
-from homelab.doctor.reading import OK
 from homelab.errors import unlocking
 from homelab.findings import Finding, Stage
 from remote_scripts.shared.container_conf import Entry, Rule
@@ -18,10 +17,14 @@ _STATIC = {195, 226}
 
 
 def findings(case: Case) -> list[Finding]:
-    """What its configuration doesn't give it, or gives it in a way that has no effect."""
+    """What its configuration doesn't give it, as its owner or this program has it, or gives it in a way that has no
+    effect.
+    """
+    judged = case.cards.judged.findings
+    lacks = [[], []] if judged else [[*_locked(case), *_not_given(case)], _not_allowed(case)]
     return [
-        *_locked(case), *_not_given(case), *_without_effect(case), *_wrong_source(case), *_not_created(case),
-        *_sourceless(case), *_not_allowed(case), *_read_only(case), *_for_root_only(case), *_moved(case),
+        *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
+        *lacks[1], *_read_only(case), *_for_root_only(case),
     ]  # fmt: skip
 
 
@@ -60,26 +63,7 @@ def _not_given(case: Case) -> list[Finding]:
         wanted,
         gives,
         "a container has the devices that its configuration names, and no others",
-        case.up if case.cards.managed else _give(case, [*missing, *_useful(case)]),
-    )
-
-
-def _moved(case: Case) -> list[Finding]:
-    """Nodes of Intel's and AMD's cards that have other numbers than when the container was given them."""
-    container = next((given for given in case.reading.facts.containers if given.id == case.container.id), None)
-    drift = [
-        line
-        for line in (container.drift if container else [])
-        if any(part in line for part in ("/dev/dri/", "/dev/kfd", " node of "))
-    ]
-    if not drift:
-        return []
-    return _finding(
-        f"{case.name} given the nodes that its cards have now",
-        "; ".join(drift),
-        "the kernel numbers them again at each boot: with an old number the container doesn't start, or gets another "
-        "card",
-        f"{case.up}; at a boot, homelab-card-nodes.service does it, and says why it didn't: `journalctl -b`",
+        _give(case, [*missing, *_useful(case)]),
     )
 
 
@@ -146,14 +130,14 @@ def _not_created(case: Case) -> list[Finding]:
 
 
 def _sourceless(case: Case) -> list[Finding]:
-    """Entries whose device the host lacks, other than the needed ones: those are the host's findings."""
+    """Entries whose device the host lacks, other than the needed ones: those are the host's findings; and than this
+    program's.
+    """
     needed = {row.path for row in case.needed}
     folders = {entry.path for entry in case.container.parsed.entries if entry.folder}
-    gone = [
-        row.entry
-        for row in case.given
-        if row.entry and row.host is None and row.path not in needed | folders and not _may_be_missing(row.entry)
-    ]
+    stays = [row.entry for row in case.given if row.entry and row.host is None and row.path not in needed | folders]
+    own = case.reading.facts.container_note(case.container.id).values
+    gone = [one for one in stays if not _may_be_missing(one) and one.line.partition(":")[0] not in own]
     if not gone:
         return []
     return _finding(
@@ -169,10 +153,8 @@ def _may_be_missing(entry: Entry) -> bool:
 
 
 def _not_allowed(case: Case) -> list[Finding]:
-    """Devices by raw lines without a rule for the numbers that they have now. What is open inside, is allowed: by lxc's
-    own configuration of unprivileged containers, or by a rule that this program can't see.
-    """
-    rows = [row for row in case.given if row.allowed is False and not (row.seen and row.seen.root == OK)]
+    """Devices by raw lines without a rule for the numbers that they have now."""
+    rows = [row for row in case.given if row.is_barred]
     by_major: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         if row.host is not None:
@@ -188,15 +170,13 @@ def _not_allowed(case: Case) -> list[Finding]:
         f"rules: {have}" + (f"; no device of the host has the major {', '.join(stale)}" if stale else ""),
         "majors of nvidia-uvm and nvidia-caps come from the kernel and change with it; what no rule allows can't be "
         "opened",
-        case.up
-        if case.cards.managed
-        else "\n".join([f"put into /etc/pve/lxc/{case.container.id}.conf, above the first [section]:", *lines]),
+        "\n".join([f"put into /etc/pve/lxc/{case.container.id}.conf, above the first [section]:", *lines]),
     )
 
 
 def unused_rules(case: Case) -> list[Rule]:
     """Raw rules for majors that nothing on the host has."""
-    majors = {*case.reading.majors.values(), *(node.major for node in case.reading.nodes.values()), *_STATIC}
+    majors = {*case.reading.majors.values(), *(node.major for node in case.reading.facts.nodes.values()), *_STATIC}
     if not case.reading.majors:
         return []
     return [rule for rule in case.container.parsed.rules if rule.major is not None and rule.major not in majors]
@@ -219,11 +199,11 @@ def _for_root_only(case: Case) -> list[Finding]:
     if not rows:
         return []
     device_rows = [row for row in rows if row.entry and row.entry.method == "device"]
-    modes = "; ".join(f"{row.path} has mode {_mode(row):04o}" for row in rows)
+    modes = "; ".join(f"{row.path} has mode {row.mode:04o}" for row in rows)
     if device_rows:
         step = _opening(case, device_rows)
     else:
-        paths = shlex.join(row.host.path for row in rows if row.host)
+        paths = shlex.join(row.source for row in rows if row.host)
         step = (
             f"on the host: `chmod 0666 {paths}`; a module option NVreg_DeviceFileMode in /etc/modprobe.d closes "
             "them again"
@@ -245,13 +225,7 @@ def _opening(case: Case, rows: list[Row]) -> str:
         gone = ("deny-write=", *(["mode="] if mode else []))
         kept = [part for part in properties.strip().split(",") if not part.startswith(gone)]
         options.append(f"--{key} {shlex.quote(','.join([*kept, *mode]))}")
-    return case.up if case.cards.managed else f"`pct set {case.container.id} {' '.join(options)}`"
-
-
-def _mode(row: Row) -> int:
-    if row.entry is not None and row.entry.mode is not None:
-        return row.entry.mode
-    return row.host.mode if row.host else 0
+    return f"`pct set {case.container.id} {' '.join(options)}`"
 
 
 def _is_closed(row: Row) -> bool:
@@ -260,7 +234,5 @@ def _is_closed(row: Row) -> bool:
     """
     if row.host is None or row.entry is None:
         return False
-    has_owner = (row.entry.uid != 0 and _mode(row) & 0o600 == 0o600) or (
-        row.entry.gid != 0 and _mode(row) & 0o060 == 0o060
-    )
-    return _mode(row) & 0o006 != 0o006 and not has_owner
+    has_owner = (row.entry.uid != 0 and row.mode & 0o600 == 0o600) or (row.entry.gid != 0 and row.mode & 0o060 == 0o060)
+    return row.mode & 0o006 != 0o006 and not has_owner

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from homelab.container.plan import as_given, judge_container
 from homelab.doctor.case import Case
 from homelab.doctor.comparison import Difference, compared
 from homelab.doctor.configuration import unused_rules
@@ -12,26 +15,37 @@ from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, is_gpu, rows_
 from homelab.doctor.reading import ContainerReading, Reading
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage
+from homelab.findings import Finding, Stage, Turn, cured
+from remote_scripts.shared.guest_kinds import CONTAINER
 
 
-def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> Report:
+def diagnose(
+    reading: Reading,
+    ctid: int,
+    *,
+    like: int | None = None,
+    cards: WantedCards | None = None,
+    refusals: Sequence[HomelabError] = (),
+) -> Report:
     """What is wrong with a container's cards.
 
     :param reading: one that looked into `ctid` and `like`.
     :param like: id of a container that works, to be compared with.
     :param cards: those that it is to have, where that is known; else its configuration says, or the other container's.
+    :param refusals: what a preview of the host refuses.
     :raises HomelabError: there is no such container on this host.
     """
     case, model = _case(reading, ctid, like, cards)
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
-    own_findings = _sunk(case) if case.cards.away else findings(case)
+    own_findings = cured(_sunk(case) if case.cards.away else findings(case), refusals)
     different = compared(case, model) if model is not None else None
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
     notes = _notes(case)
     if different is not None:
         tables += different.tables
         notes += different.notes
+        if not different.devices and not different.notes:
+            notes.append(f"nothing that counts differs from container {different.model.id}")
         if model_findings := findings(_case(reading, different.model.id, None, None)[0]):
             notes.append(
                 f"container {different.model.id} isn't well itself ({len(model_findings)} findings): "
@@ -52,31 +66,22 @@ def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Wan
 def _case(
     reading: Reading, ctid: int, like: int | None, cards: WantedCards | None
 ) -> tuple[Case, ContainerReading | None]:
-    container = _looked_into(reading, ctid)
+    container = _looked_into(reading, ctid, cards)
     model = _looked_into(reading, like) if like is not None else None
-    chosen = cards_of(reading, container, model, cards)
+    chosen, note = cards_of(reading, container, model, cards), reading.facts.container_note(ctid)
+    if cards is None and note.given.cards is not None:  # by settings that aren't here
+        given = as_given(note.owner.rpartition("/")[2], ctid, reading.facts)
+        chosen = replace(chosen, judged=judge_container(given, reading.facts))
     return Case(reading, container, chosen, rows_of(reading, container, chosen)), model
 
 
-def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
+def _looked_into(reading: Reading, ctid: int, cards: WantedCards | None = None) -> ContainerReading:
     container = reading.container(ctid)
     if container is not None:
         return container
-    guests = reading.facts.cluster.guests
-    containers = ", ".join(str(id_) for id_, place in guests.items() if place == ("lxc", reading.node))
-    step = f"give the id of a container; there are {containers}" if containers else "give another host with --host"
-    kind, node = guests.get(ctid, ("", ""))
-    if not kind:
-        found = "no guest of the cluster has this id"
-    elif kind == "vm":
-        found = "it is a virtual machine"
-        step = f"`homelab doctor vm {ctid}`, or {step}"
-    else:
-        found = f"it is on the node {node}"
-        step = f"give that host with --host (containers here: {containers or 'none'})"
-    raise HomelabError(
-        wanted=f"container {ctid} on {reading.node}", found=found, why="there is nothing to look into", next=step
-    )
+    if cards is not None and cards.judged.findings:
+        raise HomelabError(**cards.judged.findings[0].parts())
+    raise reading.not_here(CONTAINER, ctid)
 
 
 def _head(case: Case) -> list[str]:
@@ -121,7 +126,7 @@ def _sunk(case: Case) -> list[Finding]:
 
 def _notes(case: Case) -> list[str]:
     container, conf = case.container, case.container.parsed
-    notes = []
+    notes = [*case.cards.judged.remarks]
     notes += [
         f"{state}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. "
         "Until then its devices aren't judged"
@@ -159,9 +164,10 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
     # `pulumi up` restarts it by itself; what the host's log has is mended by no restart of it.
-    if case.container.running and any(finding.next != case.up for finding in before if finding not in case.log[0]):
+    own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in case.log[0]]
+    if case.container.running and own:
         restart = [restart_step(case)]
-    return [*in_order(before), *restart, *in_order(after)]
+    return [*dict.fromkeys([*in_order(before), *restart, *in_order(after)])]
 
 
 def _data(case: Case, different: Difference | None) -> dict[str, Any]:

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from homelab.doctor.reading import ContainerReading, Node, Reading, Seen
+from homelab.doctor.reading import OK, ContainerReading, Reading, Seen
+from homelab.findings import Judged
+from remote_scripts.shared.card_nodes import nodes_of
 from remote_scripts.shared.container_conf import ContainerConf, Entry
+from remote_scripts.shared.container_note import Cards
+from remote_scripts.tools.device import Device
 
 _CARD = re.compile(r"/dev/nvidia(\d+)")
 # What CUDA takes besides the cards' own nodes. nvidia-smi is content without nvidia-uvm; CUDA isn't.
-NEEDED = ("/dev/nvidiactl", "/dev/nvidia-uvm")
-USEFUL = ("/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+NEEDED = ["/dev/nvidiactl", "/dev/nvidia-uvm"]
 
 
 def is_gpu(path: str) -> bool:
@@ -39,19 +42,19 @@ def card_number(path: str) -> int | None:
 @dataclass(frozen=True)
 class WantedCards:
     """The cards that a container is to have. `numbers`: N of their /dev/nvidiaN; `by`: what names them, such as an
-    option; `guessed`: nothing does. `managed`: the stack's settings have this container. `nodes`: of other makers'
-    cards. `away`: its shared cards that aren't with the host, each in words; `sunk`: those of them that don't come back
-    by themselves. `differences`: from what the settings install in it (`homelab.nvidia.judge.steps`); `driver_comes`:
-    they install its host's driver.
+    option; `guessed`: nothing does. `others`: cards of other makers, as the agent has them. `away`: its shared cards
+    that aren't with the host, each in words; `sunk`: those of them that don't come back by themselves. `judged`: of a
+    container of the settings, or that homelab has given cards. `differences`: from what the settings install in it
+    (`homelab.nvidia.judge.steps`); `driver_comes`: they install its host's driver.
     """
 
     numbers: list[int]
     by: str
     guessed: bool = False
-    managed: bool = False
-    nodes: list[str] = field(default_factory=list)
+    others: tuple[str, ...] = ()
     away: list[str] = field(default_factory=list)
     sunk: list[str] = field(default_factory=list)
+    judged: Judged = Judged([], [])
     differences: list[str] = field(default_factory=list)
     driver_comes: bool = False
 
@@ -65,7 +68,7 @@ class Row:
 
     path: str
     needed: bool
-    host: Node | None
+    host: Device | None
     entry: Entry | None
     rule: str
     allowed: bool | None
@@ -78,13 +81,33 @@ class Row:
         return "r" if reading else "rw"
 
     @property
+    def source(self) -> str:
+        """The path of the host's node."""
+        return self.entry.source_of(self.path) if self.entry else self.path
+
+    @property
+    def mode(self) -> int:
+        """Of the node inside, as far as the configuration says it."""
+        if self.entry is not None and self.entry.mode is not None:
+            return self.entry.mode
+        return self.host.mode if self.host else 0
+
+    @property
+    def is_barred(self) -> bool:
+        """Whether no rule allows it. What is open inside, is allowed: by lxc's own configuration of unprivileged
+        containers, or by a rule that this program can't see.
+        """
+        return self.allowed is False and not (self.seen and self.seen.root == OK)
+
+    @property
     def data(self) -> dict[str, Any]:
         """For the report's JSON."""
         host, entry, seen = self.host, self.entry, self.seen
         return {
             "path": self.path,
             "needed": self.needed,
-            "host": host and {"path": host.path, "major": host.major, "minor": host.minor, "mode": f"{host.mode:04o}"},
+            "host": host
+            and {"path": self.source, "major": host.major, "minor": host.minor, "mode": f"{host.mode:04o}"},
             "conf": entry and {"method": entry.method, "line": entry.line, "pending": entry.pending},
             "rule": self.rule or None,
             "allowed": self.allowed,
@@ -143,22 +166,13 @@ def cards_of(
 
 def rows_of(reading: Reading, container: ContainerReading, cards: WantedCards) -> list[Row]:
     """The table, needed devices first."""
-    conf = container.parsed
-    nvidia = _needed(reading, cards)
-    needed = [*nvidia, *cards.nodes]
-    paths = [*needed, *(path for path in USEFUL if nvidia and path in reading.nodes)]
-    if nvidia:
-        paths += [path for path in reading.nodes if path.startswith("/dev/nvidia-caps/")]
-        paths += [path for number in cards.numbers for path in reading.facts.drm_nodes(reading.cards.get(number, ""))]
-    paths += _given(reading, conf)
+    functions = tuple(reading.cards[number] for number in cards.numbers if number in reading.cards)
+    wanted = Cards(minors=tuple(cards.numbers), functions=functions, cards=cards.others)
+    nodes = nodes_of(reading.facts.card_nodes, wanted).nodes
+    needed = [node.path for node in nodes if node.is_needed] or (NEEDED if cards.guessed else [])
+    paths = [*needed, *(node.path for node in nodes), *_given(reading, container.parsed)]
     paths += [path for path in container.seen if is_gpu(path)]
     return [_row(reading, container, path, path in needed) for path in dict.fromkeys(paths)]
-
-
-def _needed(reading: Reading, cards: WantedCards) -> list[str]:
-    if not cards.numbers and not cards.guessed:
-        return []
-    return [*(f"/dev/nvidia{number}" for number in cards.numbers), *NEEDED]
 
 
 def _given(reading: Reading, conf: ContainerConf) -> list[str]:
@@ -166,7 +180,7 @@ def _given(reading: Reading, conf: ContainerConf) -> list[str]:
     paths: list[str] = []
     for entry in conf.entries:
         if entry.folder:
-            below = (path for path in reading.nodes if path.startswith(f"{entry.source}/"))
+            below = (path for path in reading.facts.nodes if path.startswith(f"{entry.source}/"))
             paths += [entry.path + path[len(entry.source) :] for path in below]
         else:
             paths.append(entry.path)
@@ -176,7 +190,7 @@ def _given(reading: Reading, conf: ContainerConf) -> list[str]:
 def _row(reading: Reading, container: ContainerReading, path: str, needed: bool) -> Row:
     conf = container.parsed
     entry = conf.entry_for(path)
-    host = reading.nodes.get(entry.source_of(path) if entry else path)
+    host = reading.facts.nodes.get(entry.source_of(path) if entry else path)
     bare = Row(path, needed, host, entry, "", None, container.seen.get(path))
     if entry is None:
         return bare

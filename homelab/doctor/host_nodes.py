@@ -11,9 +11,11 @@ from homelab.host.classes import NVIDIA
 
 
 def findings(case: Case) -> list[Finding]:
-    """What the host lacks for a container."""
+    """What the host lacks for a container, as far as nothing is planned for it."""
     if not case.of_nvidia:
         return []
+    if case.cards.judged.findings:
+        return _stale_nodes(case)
     if not case.reading.driver:
         return [_no_driver(case)]
     return [*_missing_cards(case), *_missing_nodes(case), *_stale_nodes(case)]
@@ -98,7 +100,7 @@ def _stale_nodes(case: Case) -> list[Finding]:
     stale = []
     for row in case.rows:
         driver = "nvidia-caps" if "/nvidia-caps/" in row.path else "nvidia-uvm" if "-uvm" in row.path else ""
-        if row.host and row.host.path == row.path and driver in majors and row.host.major != majors[driver]:
+        if row.host and row.source == row.path and driver in majors and row.host.major != majors[driver]:
             stale.append((row.path, row.host.major, majors[driver]))
     if not stale:
         return []

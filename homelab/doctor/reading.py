@@ -6,37 +6,23 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from remote_scripts.layers import diagnose
 from remote_scripts.shared.container_conf import ContainerConf
 from remote_scripts.shared.container_conf import parse as parse_conf
+from remote_scripts.shared.guest_kinds import CONTAINER, Kind
+from remote_scripts.tools.device import Device
 
 OK = "ok"
 _LIBRARY_VERSION = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")
 
 
 @dataclass(frozen=True)
-class Node:
-    """A character device: its numbers, its permission bits, the ids of its owner."""
-
-    path: str
-    major: int
-    minor: int
-    mode: int
-    uid: int
-    gid: int
-
-    @property
-    def numbers(self) -> str:
-        """`195:0`."""
-        return f"{self.major}:{self.minor}"
-
-
-@dataclass(frozen=True)
 class Seen:
     """A node inside a container; `root` and `user`: `ok`, or why it can't be opened."""
 
-    node: Node
+    node: Device
     root: str
     user: str
 
@@ -61,17 +47,19 @@ class ContainerReading(diagnose.Container):
     def seen(self) -> dict[str, Seen]:
         """Path -> the node inside."""
         answers: dict[tuple[str, str], str] = {}
-        nodes: list[Node] = []
+        nodes: dict[str, Device] = {}
         for line in self.inside.splitlines():
             word, _, rest = line.partition(" ")
             path, _, answer = rest.partition(" ")
             if word == "node":
-                nodes += _nodes(rest)
+                major, minor, mode, *kind = answer.split(" ", 5)  # as stat(1) prints them
+                if kind[2:] == ["character special file"]:
+                    nodes[path] = Device(int(major, 16), int(minor, 16), int(mode, 8))
             elif word in ("root", "user"):
                 answers[word, path] = answer
         return {
-            node.path: Seen(node, answers.get(("root", node.path), ""), answers.get(("user", node.path), ""))
-            for node in nodes
+            path: Seen(node, answers.get(("root", path), ""), answers.get(("user", path), ""))
+            for path, node in nodes.items()
         }
 
     @cached_property
@@ -114,11 +102,6 @@ class Reading:
         return self.facts.nvidia.version
 
     @cached_property
-    def nodes(self) -> dict[str, Node]:
-        """Path -> node on the host."""
-        return {node.path: node for node in _nodes(self.extra.nodes)}
-
-    @cached_property
     def majors(self) -> dict[str, int]:
         """Name -> major number of the kernel's character devices, from /proc/devices."""
         text = self.extra.char_devices.partition("Block devices:")[0]
@@ -130,19 +113,20 @@ class Reading:
         """N of /dev/nvidiaN -> PCI address, of the cards that NVIDIA's driver has."""
         return {minor: address for address, minor in sorted(self.facts.nvidia_minors.items(), key=lambda pair: pair[1])}
 
+    def not_here(self, kind: Kind, guest: int) -> HomelabError:
+        """The error for a guest that isn't on this host, or isn't of this kind."""
+        configs = sorted(self.facts.guests.configs, key=lambda config: config.id)
+        here = ", ".join(f"{config.id} ({config.name})" for config in configs if config.guest_kind is kind) or "none"
+        others, node = self.facts.cluster.guests.get(guest, ("", ""))
+        found, step = "no guest of the cluster has this id", f"give the id of a {kind.label}; there are: {here}"
+        if others and (others == "lxc") is (kind is CONTAINER):
+            found, step = f"it is on the node {node}", f"give that host with --host ({kind.label}s here: {here})"
+        elif others:
+            other, word = ("virtual machine", "vm") if others == "vm" else ("container", "container")
+            found, step = f"it is a {other}", f"`homelab doctor {word} {guest}`, or {step}"
+        wanted = f"{kind.label} {guest} on {self.node}"
+        return HomelabError(wanted=wanted, found=found, why="there is nothing to look into", next=step)
+
     def container(self, ctid: int) -> ContainerReading | None:
         """The container, if it was looked into."""
         return next((container for container in self.extra.containers if container.id == ctid), None)
-
-
-def _nodes(text: str) -> list[Node]:
-    """Lines of `path type-major type-minor mode uid gid kind`; numbers as stat(1) prints them. What isn't a character
-    device is left out.
-    """
-    nodes = []
-    for line in text.splitlines():
-        path, *words = line.split(" ", 6)
-        if len(words) == 6 and words[5] == "character special file":
-            major, minor = (int(word, 16) for word in words[:2])
-            nodes.append(Node(path, major, minor, int(words[2], 8), int(words[3]), int(words[4])))
-    return nodes

@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 
+from homelab.container import plan as container_plan
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
-from homelab.host import gates, handover
-from homelab.host.classes import NVIDIA
+from homelab.findings import Judged
+from homelab.host import gates, handover, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
+from homelab.properties import slot_of
 from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import is_encrypted, readable
@@ -70,45 +72,43 @@ class StackFile:
         kinds = ("hosts", "vms", "containers")
         return parse({kind: readable(self.values[kind]) for kind in kinds if self.values.get(kind)})
 
-    def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> WantedCards | None:
-        """The cards that the settings give a container; None where they don't have it.
+    def cards(self, host_name: str, host: Host, ctid: int, reading: Reading, stack: str = "") -> WantedCards | None:
+        """The cards that the settings give a container, and what is judged of it; None where they don't have it.
 
-        :raises HomelabError: they name cards that the host hasn't got.
+        :param stack: PROJECT/STACK.
+        :raises HomelabError: they are mistaken.
         """
-        for name, container in self.guests().containers.items():
-            if (container.host, container.ctid) == (host_name, ctid):
-                place, named = f"homelab:containers.{name}", container.gpus
-                slots, _ = gates.resolve(reading.facts, host.gpus)
-                with_driver = {address.rpartition(".")[0] for address in reading.cards.values()}
-                away = {
-                    gpu: f"gpus.{gpu} is {text}"
-                    for gpu in host.hands_over
-                    if (text := handover.state_text(reading.facts, gpu))
-                    and slots.get(gpu) not in with_driver
-                    and (named is None or gpu in named)
-                }
-                sunk = [away[gpu] for gpu in away if handover.has_sunk(reading.facts, gpu)]
-                other = {gpu: slots[gpu] for gpu in named or () if gpu in slots and not _is_nvidia(reading, slots[gpu])}
-                by = f"{place}.gpuAssignment" if named is None else f"{place}.gpus"
-                numbers = (
-                    assignment(str(container.gpu_assignment), reading, by)
-                    if named is None
-                    else _numbers_of(reading, host, [gpu for gpu in named if gpu not in {**other, **away}], place)
-                )
-                system = reading.facts.systems.get(str(ctid))
-                return WantedCards(
-                    numbers,
-                    by,
-                    managed=True,
-                    nodes=_nodes_of(reading, list(other.values()), every=container.nodes == "all"),
-                    away=[*away.values()],
-                    sunk=sunk,
-                    differences=judge.steps(system, container.nvidia, libraries=bool(container.libraries))
-                    if isinstance(system, SystemReading)
-                    else [],
-                    driver_comes=host.nvidia is not None,
-                )
-        return None
+        settings, facts = self.guests(), reading.facts
+        at = [(name, one) for name, one in settings.containers.items() if one.host in (host_name, host.cluster)]
+        name, container = next(((name, one) for name, one in at if one.ctid == ctid), ("", None))
+        if container is None:
+            return None
+        slots, _ = gates.resolve(facts, host.gpus)
+        gpus = {gpu: plan.card_plan(facts, host, gpu, slot) for gpu, slot in slots.items()}
+        want = plan.Wanted("", "", {}, [], gpus)
+        vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == host_name}
+        driver_cards = container_plan.cards(facts, want, vms, reading.node, driver_comes=host.nvidia is not None)
+        wish = container_plan.wish_of(name, container, facts, want, driver_cards, reading.node, after_boot=True)
+        with_driver = {slot_of(address) for address in facts.nvidia_minors}
+        away = {
+            gpu: f"gpus.{gpu} is {text}"
+            for gpu in host.hands_over
+            if (text := handover.state_text(facts, gpu))
+            and slots.get(gpu) not in with_driver
+            and (container.gpus is None or gpu in container.gpus)
+        }
+        system, libraries = facts.systems.get(str(ctid)), bool(container.libraries)
+        installed = [system] if isinstance(system, SystemReading) else []
+        return WantedCards(
+            [*wish.cards.minors],
+            f"homelab:containers.{name}.{'gpuAssignment' if container.gpus is None else 'gpus'}",
+            others=wish.cards.cards,
+            away=[*away.values()],
+            sunk=[text for gpu, text in away.items() if handover.has_sunk(facts, gpu)],
+            judged=Judged([], []) if away else container_plan.judge_container(wish, facts, stack),
+            differences=[line for one in installed for line in judge.steps(one, container.nvidia, libraries=libraries)],
+            driver_comes=host.nvidia is not None,
+        )
 
 
 def read(path: Path) -> StackFile:
@@ -168,39 +168,6 @@ def assignment(text: str, reading: Reading, place: str) -> list[int]:
             f"{', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
         ) from None
     return list(reading.cards) if numbers == "all" else numbers
-
-
-def _is_nvidia(reading: Reading, slot: str) -> bool:
-    return any(function.is_display and function.vendor == NVIDIA for function in reading.facts.functions(slot))
-
-
-def _nodes_of(reading: Reading, slots: list[str], *, every: bool) -> list[str]:
-    """The nodes of these cards now; of one without a driver none, which the diagnosis of its host says.
-
-    :param every: those that set screens, too.
-    """
-    drm = [
-        reading.facts.drm[function.address]
-        for slot in slots
-        for function in reading.facts.functions(slot)
-        if function.address in reading.facts.drm
-    ]
-    paths = [f"/dev/dri/{name}" for nodes in drm for name in (nodes.render, nodes.card if every else "") if name]
-    return [*paths, *(["/dev/kfd"] if any(nodes.kfd for nodes in drm) else [])]
-
-
-def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> list[int]:
-    slots, _ = gates.resolve(reading.facts, host.gpus)
-    by_slot = {address.rpartition(".")[0]: number for number, address in reading.cards.items()}
-    missing = [f"{name} ({slots.get(name, 'not found')})" for name in names if slots.get(name) not in by_slot]
-    if missing:
-        raise HomelabError(
-            wanted=f"the cards of {place}.gpus with NVIDIA's driver on the host",
-            found=f"without it: {', '.join(missing)}",
-            why="containers use the host's driver; a card that it doesn't have has no number",
-            next="`homelab doctor host` shows which driver those cards use",
-        )
-    return sorted(by_slot[slots[name]] for name in names)
 
 
 # -- what Pulumi has encrypted --------------------------------------------------------------------------------------

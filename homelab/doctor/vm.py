@@ -12,13 +12,14 @@ from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage, Turn, cured
+from homelab.findings import Finding, JudgedGuest, Stage, Turn, cured
 from homelab.host import gates, plan
 from homelab.settings import Gpu, Host, Vm
 from homelab.vm import preview
 from homelab.vm.cards import Wish, hostpci_of
-from homelab.vm.plan import JudgedVm, judge_vm, seen_of
+from homelab.vm.plan import judge_vm, seen_of
 from homelab.vm.refusals import missing
+from remote_scripts.shared.guest_kinds import VM
 from remote_scripts.shared.properties import parse as parse_properties
 
 # In messages about settings, for a card or a VM that they don't have.
@@ -77,23 +78,10 @@ def diagnose(
 
 
 def _config(reading: Reading, vmid: int) -> dict[str, str]:
-    configs = {guest.id: guest.values for guest in reading.facts.guests.configs if guest.kind == "vm"}
-    if vmid in configs:
-        return configs[vmid]
-    kind, node = reading.facts.cluster.guests.get(vmid, ("", ""))
-    configured = (
-        ", ".join(f"{other_id} ({values.get('name', '')})" for other_id, values in sorted(configs.items())) or "none"
-    )
-    step = f"give the id of a virtual machine; there are: {configured}"
-    if not kind:
-        found = "no guest of the cluster has this id"
-    elif kind == "lxc":
-        found, step = "it is a container", f"`homelab doctor container {vmid}`, or {step}"
-    else:
-        found, step = f"it is on the node {node}", f"give that host with --host (VMs here: {configured})"
-    raise HomelabError(
-        wanted=f"VM {vmid} on {reading.node}", found=found, why="there is nothing to look into", next=step
-    )
+    config = reading.facts.guests.config(vmid)
+    if config is None or config.guest_kind is not VM:
+        raise reading.not_here(VM, vmid)
+    return config.values
 
 
 def _pending(reading: Reading, vmid: int) -> list[str]:
@@ -182,7 +170,7 @@ def _hook(reading: Reading, vmid: int) -> list[Finding]:
     ]
 
 
-def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> JudgedVm:
+def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> JudgedGuest:
     """The VM beside its settings; one that they don't have, or whose cards aren't found, as its owner has it."""
     facts = reading.facts
     seen = seen_of(facts, vmid)

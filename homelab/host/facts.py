@@ -21,6 +21,7 @@ from homelab.host.devices import Device
 from homelab.properties import slot_of
 from remote_scripts.shared import container_conf, reservations, vm_conf
 from remote_scripts.shared.booleans import is_true
+from remote_scripts.shared.card_nodes import DrmNodes, HostNodes
 from remote_scripts.shared.container_conf import ContainerConf, conf_text, paths_of, sections_of
 from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER, VM, Kind
@@ -28,7 +29,7 @@ from remote_scripts.shared.guest_note import Note, is_another
 from remote_scripts.shared.properties import functions_of, overlap
 from remote_scripts.shared.properties import parse as parse_properties
 from remote_scripts.shared.reading import answer
-from remote_scripts.shared.reading.answer import Answer, DrmNodes, Holder
+from remote_scripts.shared.reading.answer import Answer, Holder
 from remote_scripts.tools.plain import FormError, of_plain
 
 N = TypeVar("N", bound=Note)
@@ -415,6 +416,11 @@ class HostFacts(Answer):
             if address in card_addresses
         }
         return self.containers_having(nvidia_nodes or {address: self.drm_nodes(address) for address in card_addresses})
+
+    @property
+    def card_nodes(self) -> HostNodes:
+        """The cards' device nodes that there are now."""
+        return HostNodes(self.nodes, self.drm, self.nvidia_minors)
 
     def drm_nodes(self, address: str) -> list[str]:
         """A function's nodes in /dev/dri."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from homelab.errors import HomelabError
+from homelab.findings import JudgedGuest
 from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import GuestConfig, HostFacts
@@ -16,7 +17,7 @@ from homelab.init.ask import Mistake
 from homelab.properties import same
 from homelab.settings import Gpu, Host
 from homelab.vm.cards import VmCard, Wish, lines_of
-from homelab.vm.plan import JudgedVm, judge_vm, seen_of
+from homelab.vm.plan import judge_vm, seen_of
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def in_vm(vmid: int, card: Card, mapping: str, facts: HostFacts) -> VmCard:
     return replace(plain, take_over=any(not same(*line, plain.in_place_of("")) for line in lines))
 
 
-def judged(vmid: int, card: Card, facts: HostFacts) -> JudgedVm:
+def judged(vmid: int, card: Card, facts: HostFacts) -> JudgedGuest:
     """A VM that gets a card, judged as by a preview."""
     name, mapping = key_of(name_of(facts.guests.config(vmid)), (), "vm"), mapping_of(card, [vmid], facts)
     return judge_vm(seen_of(facts, vmid), Wish(name, vmid, [in_vm(vmid, card, mapping, facts)]), facts)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from homelab.container import libraries, other_makers
 from homelab.container import plan as container_plan
+from homelab.container.plan import ContainerWish
 from homelab.errors import HomelabError, raise_all
-from homelab.host import plan
+from homelab.host import gates, plan
 from homelab.host.facts import HostFacts, note_in
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
@@ -15,6 +15,7 @@ from homelab.provider.base import Work, stopped_by_reboot
 from homelab.remote import guard, ssh
 from homelab.remote.ledger import stack_of
 from homelab.resources.container_probe import ContainerProbe
+from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
 from homelab.text import tell
 from remote_scripts.guests.change import Terms
@@ -87,15 +88,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         container = self.stack.container(inputs.container)
         if container is None:  # it leaves the stack
             return []
-        want = _wanted(inputs)
-        minors, _ = container_plan.numbers(
-            inputs.container, container, container_plan.cards(facts, want, {}, inputs.node), want
-        )
-        differences = (
-            [] if minors == outputs.minors else [f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}"]
-        )
-        shared, _ = other_makers.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
-        for gpu, card in shared.items():
+        wish, differences = _wish(inputs, container, facts, {}), list[str]()
+        if (minors := [*wish.cards.minors]) != outputs.minors:
+            differences.append(f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}")
+        for gpu, card in wish.shared.items():
             before = outputs.shared.get(gpu)
             if before is not None and before != card:
                 differences.append(
@@ -125,21 +121,18 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         facts = ssh.read(self.host(inputs), guests=True)
         if has_moved:
             _require_same(inputs, facts)
-        want = _wanted(inputs)
-        cards = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
-        minors, errors = container_plan.check(inputs.container, container, facts, cards, want)
-        shared, refused = other_makers.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
-        raise_all([*errors, *refused, *libraries.refusals(inputs.container, container, facts, inputs.gpus)])
+        wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
+        raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])
         config = facts.guests.config(inputs.ctid)
         return ContainerProbe.Outputs(
-            minors=minors,
-            functions=container_plan.functions([cards.slots[number] for number in minors], facts),
+            minors=[*wish.cards.minors],
+            functions=[*wish.cards.functions],
             rebooted_at=inputs.boot["at"] if stopped_by_reboot(inputs.ctid, inputs.boot, boot) else 0,
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
             generation=generation,
             again=again,
             stale=False,
-            shared=shared,
+            shared=dict(wish.shared),
         )
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
@@ -180,8 +173,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return of_plain(Left, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
 
 
-def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
-    return plan.Wanted("", "", {}, [], inputs.gpus)
+def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:
+    want = plan.Wanted("", "", {}, [], inputs.gpus)
+    cards = container_plan.cards(facts, want, vms, inputs.node)
+    return container_plan.wish_of(inputs.container, container, facts, want, cards, inputs.node)
 
 
 def _require_same(inputs: ContainerProbe.Inputs, facts: HostFacts) -> None:
@@ -199,13 +194,8 @@ def _require_same(inputs: ContainerProbe.Inputs, facts: HostFacts) -> None:
 
 
 def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
-    ctid = inputs.ctid
-    config = facts.guests.config(ctid)
-    if config is None:
-        return [f"container {ctid} is gone"]
-    container = next((given for given in facts.containers if given.id == ctid), None)
-    drift = container.drift if container else ["nothing on the host tells what was given to it"]
-    power, runs = inputs.power, ctid in facts.guests.running
-    if power != "keep" and runs != (power == "running") and not facts.guests.unlisted:
-        drift = [*drift, f"container {ctid} is {'running' if runs else 'stopped'} instead of {power}"]
-    return drift
+    """With what it was given as wanted."""
+    wish = container_plan.as_given(inputs.container, inputs.ctid, facts, inputs.power)
+    is_told = note_in(facts.ledger, CONTAINER, inputs.ctid, ContainerNote) or not facts.guests.config(inputs.ctid)
+    lost = [] if is_told else ["nothing on the host tells what was given to it"]
+    return [*lost, *container_plan.judge_container(wish, facts).steps]

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from homelab.container import makers, other_makers
+from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.host import card_values, gates, plan
 from homelab.host.classes import NVIDIA
@@ -133,14 +133,10 @@ def _of_containers(
     node = facts.cluster.node
     driver_cards = container_plan.cards(facts, want, vms, node, driver_comes=host.nvidia is not None)
     for name, container in containers.items():
-        chosen, _ = container_plan.check(name, container, facts, driver_cards, want)
-        shared, _ = other_makers.shared(name, container, facts, want.gpus, node, after_boot=True)
-        functions = container_plan.functions([driver_cards.slots[number] for number in chosen], facts)
-        cards = makers.cards_of(container, chosen, functions, shared)
+        wish = container_plan.wish_of(name, container, facts, want, driver_cards, node, after_boot=True)
         given = facts.container_note(container.ctid).given.cards
-        drifts = any(one.drift for one in facts.containers if one.id == container.ctid)
-        if drifts or given != cards:
-            had, has = ({*map(slot_of, makers.addresses(one))} for one in (given or Cards(), cards))
+        if given != wish.cards or container_plan.judge_container(wish, facts).change:
+            had, has = ({*map(slot_of, makers.addresses(one))} for one in (given or Cards(), wish.cards))
             yield ShownGuest("container", container.ctid, name), has, had - has
 
 

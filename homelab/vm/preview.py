@@ -12,7 +12,7 @@ from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
 from homelab.vm import files, refusals
-from homelab.vm.cards import VmCard, Wish
+from homelab.vm.cards import VmCard, Wish, is_to_run
 from homelab.vm.plan import SeenVm, change_to, changes, judge_vm, seen_of, users_of
 from remote_scripts.shared.guest_kinds import VM, Kind
 
@@ -86,7 +86,9 @@ def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[li
     config, judged = facts.guests.config(vm.vmid), judge_vm(seen, wish, facts)
     assert config is not None
     return [
-        _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=wish.will_run(seen.runs)),
+        _head(
+            wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=is_to_run(seen.runs, wish.power)
+        ),
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
         *(f"    {line}" for line in (*judged.remarks, *judged.met)),

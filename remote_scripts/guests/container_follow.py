@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from remote_scripts.guests.container import write_text
-from remote_scripts.shared import guest_notes, guests, pmxcfs
+from remote_scripts.shared import guest_notes, guests, host_nodes, pmxcfs
+from remote_scripts.shared.card_nodes import renumbered
 from remote_scripts.shared.container_conf import ConfText, conf_text, options_of
-from remote_scripts.shared.container_drift import Decided, decided, noted
-from remote_scripts.shared.container_note import ContainerNote
-from remote_scripts.shared.container_text import edited, own_lines
+from remote_scripts.shared.container_note import Cards, ContainerNote
+from remote_scripts.shared.container_text import Decided, decided, edited, own_lines
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import is_another
 from remote_scripts.shared.properties import differing
@@ -79,7 +79,7 @@ def _are_there(system: System, ctid: int) -> bool:
     """Whether as many nodes are there as it was given; what can't be read is said when it is mended."""
     with suppress(Failure, OSError):
         _, note, decided = _decided(system, ctid)
-        return len(decided.nodes) >= len(note.given.nodes)
+        return len(decided.lines.nodes) >= len(note.given.nodes)
     return True
 
 
@@ -109,8 +109,12 @@ def _message(system: System, ctid: int, error: Exception) -> str:
 
 
 def _decided(system: System, ctid: int) -> tuple[ConfText, ContainerNote, Decided]:
-    conf, note = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")), noted(system, ctid)
-    return conf, note, decided(system, conf, note)
+    """By the cards that it was given."""
+    conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
+    note = guest_notes.of_container(system, ctid)
+    cards = note.given.cards or Cards()
+    there = host_nodes.of(system, cards)
+    return conf, note, decided(there, conf, note, renumbered(there, cards), note.given.groups)
 
 
 def follow(system: System, ctid: int) -> None:
@@ -120,14 +124,14 @@ def follow(system: System, ctid: int) -> None:
     :raises Failure: it can't be read or written.
     """
     conf, note, new = _decided(system, ctid)
-    config, nodes, own = options_of(conf), note.given.nodes, own_lines(conf, note).lines
+    config, now, nodes, own = options_of(conf), new.lines.nodes, note.given.nodes, own_lines(conf, note).lines
     if not own or is_another(note, config):  # it was restored, or another container has the number now
         return
-    if new.nodes == nodes:  # what its owner has changed stays
+    if now == nodes:  # what its owner has changed stays
         return
     options = new.options
-    if len(new.nodes) < len(nodes):
-        system.log.say(system.log.message(_absent(ctid, new.nodes, nodes)))
+    if len(now) < len(nodes):
+        system.log.say(system.log.message(_absent(ctid, now, nodes)))
         # A line whose node isn't there stays, and so do all rules: the container isn't to start without its card.
         paths = {key: line.split()[1].partition(",")[0] for key, line in own.items()}
         late = {key: config[key] for key, path in paths.items() if path[0] != "/" or not system.files.exists(path)}
@@ -140,7 +144,7 @@ def follow(system: System, ctid: int) -> None:
     guest_notes.write(system, CONTAINER, ctid, begun)
     wanted = f"container {ctid} given its cards' nodes as they are now"
     write_text(system, ctid, edited(conf.text, change), conf.digest, wanted)
-    given = replace(note.given, nodes=(*new.nodes, *[""] * (len(nodes) - len(new.nodes))))
+    given = replace(note.given, nodes=(*now, *[""] * (len(nodes) - len(now))))
     done = replace(begun.after_change(options), before=note.before, given=given)
     # A run that was killed before the boot goes on from what it has noted.
     guest_notes.write(system, CONTAINER, ctid, done.switched_as(note))

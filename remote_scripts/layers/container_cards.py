@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 from remote_scripts.guests.change import Terms, bring, give_back, in_turns
 from remote_scripts.guests.container import Container
-from remote_scripts.shared import card_nodes, container_groups, container_lines, handover
+from remote_scripts.shared import container_groups, handover, host_nodes
+from remote_scripts.shared.card_nodes import nodes_of
 from remote_scripts.shared.container_conf import conf_text
 from remote_scripts.shared.container_lines import Lines
 from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.container_note import Cards, Given, refused_to_stack
-from remote_scripts.shared.container_text import as_options, own_lines
+from remote_scripts.shared.container_text import decided
 from remote_scripts.tools.system import System, changes
 
 
@@ -99,14 +100,13 @@ def _brought(guest: Container, wanted: Wanted) -> Lines:
 
     :raises Failure: a node isn't there, or it can't have it; as of `bring`.
     """
-    system, cards, own = guest.system, wanted.cards, own_lines(conf_text(guest.text), guest.note)
-    nodes = card_nodes.nodes_of(system, cards)
-    card_nodes.need(system, guest.vmid, nodes)
+    cards, there = wanted.cards, host_nodes.of(guest.system, wanted.cards)
+    host_nodes.need(guest.system, guest.vmid, there, nodes_of(there, cards))
     groups = _groups(guest, cards)
-    lines = container_lines.lines_for(system, own.others, cards, groups)
-    guest.given = Given(cards=cards, groups=groups, nodes=lines.nodes)
-    bring(guest, as_options(guest.text, own, lines.want), wanted.terms)
-    return lines
+    new = decided(there, conf_text(guest.text), guest.note, cards, groups)
+    guest.given = Given(cards=cards, groups=groups, nodes=new.lines.nodes)
+    bring(guest, new.options, wanted.terms)
+    return new.lines
 
 
 def _groups(guest: Container, cards: Cards) -> dict[str, int]:

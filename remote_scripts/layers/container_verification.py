@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import card_nodes, container_lines, handover, pmxcfs
-from remote_scripts.shared.card_nodes import Node
+from remote_scripts.shared import guest_notes, handover, host_nodes, pmxcfs
+from remote_scripts.shared.card_nodes import Node, nodes_of
 from remote_scripts.shared.container_conf import conf_text
-from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.container_system import need_running
-from remote_scripts.shared.container_text import own_lines
+from remote_scripts.shared.container_text import decided
 from remote_scripts.shared.guests import power_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
@@ -63,12 +62,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
     ctid, cards = wanted.ctid, wanted.cards
     handover.need_rest(system)
     need_container(system, ctid)
-    nodes = card_nodes.nodes_of(system, cards)
-    card_nodes.need(system, ctid, nodes)
+    there = host_nodes.of(system, cards)
+    nodes = nodes_of(there, cards)
+    host_nodes.need(system, ctid, there, nodes)
     conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
-    note = noted(system, ctid)
-    others = own_lines(conf, note).others
-    provided = container_lines.lines_for(system, others, cards, note.given.groups).provided
+    note = guest_notes.of_container(system, ctid)
+    provided = decided(there, conf, note, cards, note.given.groups).lines.provided
     power = power_of(system, "pct", str(ctid))
     if power == "unknown":  # which says nothing of a card
         return Answer("unknown", [], ["whether it runs isn't known (pct status gave no answer): nothing was opened"])

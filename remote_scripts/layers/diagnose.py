@@ -1,12 +1,10 @@
-"""What a diagnosis needs besides the host's reading: device nodes, NVIDIA's driver, containers' configurations and
-insides. Changes nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
+"""What a diagnosis needs besides the host's reading: drivers' majors, containers' configurations and insides. Changes
+nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +29,6 @@ _COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
 # Types of the tasks that start a guest, and of those that begin or end one.
 _STARTS = ("vzstart", "qmstart")
 _BEGINS = tuple(f"{kind}{work}" for kind in ("vz", "qm") for work in ("create", "restore", "destroy"))
-_DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +55,13 @@ class Container:
 class Answer:
     """`machine`: its maker's name and model, its board's too; `processor`: its model; both empty where the firmware or
     the kernel doesn't say it. `failed_starts`: id of a guest -> the end of the log of its last start here, if that
-    failed; `char_devices`: /proc/devices; `nodes`: a line for each character device of graphics, as inspect_inside.sh
-    has them: path, major, minor (hexadecimal), mode, owner, group, kind.
+    failed; `char_devices`: /proc/devices.
     """
 
     machine: str
     processor: str
     failed_starts: dict[str, str]
     char_devices: str
-    nodes: str
     containers: tuple[Container, ...]
 
 
@@ -80,7 +75,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         processor=_processor(system),
         failed_starts=_failed_starts(system),
         char_devices=system.files.text("/proc/devices"),
-        nodes="\n".join(_nodes(system)),
         containers=tuple(_containers(system, wanted.containers)),
     )
 
@@ -118,20 +112,6 @@ def _log_of(system: System, task: dict[str, Any]) -> str:
     content = system.files.read(log, _LOG_BYTES) or task["status"].encode()
     text = without_secrets(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)))
     return "\n".join(text.rstrip("\n").split("\n")[-_LOG_LINES:])
-
-
-def _nodes(system: System) -> Iterator[str]:
-    for folder, begin in _DEVICES:
-        for name in system.files.names(folder):
-            if not name.startswith(begin):
-                continue
-            try:
-                status = os.stat(system.files.at(f"{folder}/{name}"), follow_symlinks=False)
-            except FileNotFoundError:  # it has gone meanwhile
-                continue
-            if stat.S_ISCHR(status.st_mode):
-                numbers = f"{os.major(status.st_rdev):x} {os.minor(status.st_rdev):x} {stat.S_IMODE(status.st_mode):o}"
-                yield f"{folder}/{name} {numbers} {status.st_uid} {status.st_gid} character special file"
 
 
 def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:

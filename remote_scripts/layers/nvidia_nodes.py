@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remote_scripts.shared import boot_service, nvidia
+from remote_scripts.shared.card_nodes import UVM
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes, plans
 
@@ -99,10 +100,10 @@ def _need_driver(system: System) -> None:
 
 
 def _make(system: System) -> None:
-    missing = [nvidia.UVM]
+    missing = [UVM]
     try:
         trouble = nvidia.make_nodes(system)
-        if system.files.device(nvidia.UVM):
+        if system.files.device(UVM):
             missing = [*nvidia.missing_nodes(system)]
     except OSError as error:
         trouble = f"{error.strerror}: {error.filename}"

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from remote_scripts.shared import boot as boot_files
-from remote_scripts.shared import reboot_required
+from remote_scripts.shared import host_nodes, reboot_required
 from remote_scripts.shared.reading import (
     boot,
     cards,
@@ -102,10 +102,10 @@ def read(system: System, wanted: Wanted) -> Answer:
         pending=own_files.pending(source),
         boot_lacks=_boot_lacks(source, loader.name),
         drm=drm_nodes,
+        nodes=host_nodes.devices(system),
         cards_enabled=source.is_link(_CARDS_ENABLED),
         nvidia_minors=minors,
         nvidia=nvidia.nvidia(source),
-        containers=own_files.containers(source),
         ledger=own_files.ledger(source),
         edits=own_files.edits(source),
         agents=own_files.agents(source),

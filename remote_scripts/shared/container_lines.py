@@ -1,6 +1,4 @@
-"""Which lines of a container's configuration are to come and to go, so that it has its cards. Nothing is changed
-here.
-"""
+"""Which lines of a container's configuration are to come and to go, so that it has its cards. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remote_scripts.shared import card_nodes
-from remote_scripts.shared.card_nodes import Node
+from remote_scripts.shared.card_nodes import HostNodes, Node
 from remote_scripts.shared.container_conf import ContainerConf
 from remote_scripts.shared.container_note import Cards, mount_lines
-from remote_scripts.tools.files import Device
-from remote_scripts.tools.system import System
+from remote_scripts.tools.device import Device
 
 _DEVICE = "dev "
 
@@ -38,14 +35,14 @@ class Lines:
     provided: dict[str, str]
 
 
-def lines_for(system: System, others: ContainerConf, cards: Cards, groups: Mapping[str, int]) -> Lines:
+def lines_for(host: HostNodes, others: ContainerConf, cards: Cards, groups: Mapping[str, int]) -> Lines:
     """Homelab's lines by which a container has its cards, by the nodes that are there now.
 
     :param others: what the configuration says without homelab's lines.
     :param groups: render, video -> the group's number inside; one that isn't there has none.
     """
-    nodes = card_nodes.nodes_of(system, cards).nodes
-    numbers = {node.path: device for node in nodes if (device := system.files.device(node.path))}
+    nodes = card_nodes.nodes_of(host, cards).nodes
+    numbers = {node.path: host.devices[node.path] for node in nodes if node.path in host.devices}
     is_complete = all(provider(others, node.path) for node in nodes if node.is_needed and not node.group)
     rules: list[str] = []
     want: list[str] = []

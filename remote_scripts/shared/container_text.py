@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from remote_scripts.shared.card_nodes import HostNodes
 from remote_scripts.shared.container_conf import ConfText, conf_text, options_of, raw_line
-from remote_scripts.shared.container_lines import Ours
-from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.container_lines import Lines, Ours, lines_for
+from remote_scripts.shared.container_note import Cards, ContainerNote
 from remote_scripts.shared.guest_note import Options
 from remote_scripts.shared.properties import parse
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a container is to have. `lines`: homelab's; `options`: these as options; `target`: these, and what all else
+    of homelab's becomes.
+    """
+
+    lines: Lines
+    options: dict[str, str]
+    target: dict[str, str | None]
+
+
+def decided(host: HostNodes, conf: ConfText, note: ContainerNote, cards: Cards, groups: Mapping[str, int]) -> Decided:
+    """By the nodes that are there now; what its owner gives it stays.
+
+    :param groups: as of container_lines.lines_for.
+    """
+    own, base = own_lines(conf, note), note.base(options_of(conf), {})
+    lines = lines_for(host, own.others, cards, groups)
+    options = as_options(conf.text, own, lines.want)
+    return Decided(lines, options, {**{key: base.get(key) for key in note.values}, **options})
 
 
 def is_raw(key: str) -> bool:

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from remote_scripts.shared import pmxcfs
-from remote_scripts.shared.guest_kinds import Kind
+from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared.guest_kinds import CONTAINER, Kind
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
@@ -46,6 +47,11 @@ def of(system: System, kind: Kind, vmid: int, form: type[N]) -> N:
             "what the guest had before this program stands there alone",
             "restore the file from a backup of /etc/pve; or remove it, and the guest keeps what it has",
         ) from error
+
+
+def of_container(system: System, ctid: int) -> ContainerNote:
+    """The same of a container."""
+    return of(system, CONTAINER, ctid, ContainerNote)
 
 
 def write(system: System, kind: Kind, vmid: int, note: Note) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import kernel
-from remote_scripts.tools.files import Device
+from remote_scripts.shared.card_nodes import UVM
+from remote_scripts.tools.device import Device
 from remote_scripts.tools.system import System
 
 PROC = "/proc/driver/nvidia"
 GPUS = f"{PROC}/gpus"
-UVM = "/dev/nvidia-uvm"
 DAEMON = "nvidia-persistenced.service"
 #: In the order in which they can be unloaded.
 MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from remote_scripts.tools import disk
+from remote_scripts.tools.device import Device
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.run import Run
@@ -42,20 +43,6 @@ _LEFT = ("/etc", "/usr/local/sbin", "/usr/share/keyrings", "/boot/grub", EDITS, 
 _TEMPORARY, _UNDO = ".homelab-tmp", ".homelab-undo"
 #: The file systems of all that we write, and of all that is made of it.
 _FLUSHED = ("/etc", "/var/lib", "/boot")
-
-
-@dataclass(frozen=True)
-class Device:
-    """A character device: its numbers, and its permission bits."""
-
-    major: int
-    minor: int
-    mode: int
-
-    @property
-    def numbers(self) -> str:
-        """MAJOR:MINOR."""
-        return f"{self.major}:{self.minor}"
 
 
 State = Literal["ok", "changed", "missing"]

@@ -16,14 +16,14 @@ import pytest
 from lab.api.guest_config import GuestConfig
 from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
-from remote_scripts.guests import change, container, guest, requests
+from remote_scripts.guests import change, container, container_follow, guest, requests
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api, container_drift, guest_notes
-from remote_scripts.shared.container_conf import Method
-from remote_scripts.shared.container_drift import noted
+from remote_scripts.shared import api, guest_notes
+from remote_scripts.shared.container_conf import Method, options_of
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.properties import differing
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.container_kit import CONF, CTID, Containers, without_waits
@@ -109,7 +109,7 @@ class Cards300(Containers):
     def note(self, **changes: Any) -> None:
         """Notes something else of it."""
         system = self.host.system()
-        guest_notes.write(system, CONTAINER, CTID, replace(noted(system, CTID), **changes))
+        guest_notes.write(system, CONTAINER, CTID, replace(guest_notes.of_container(system, CTID), **changes))
 
     def ask(self, verb: str, **more: Any) -> Any:
         of_terms = {name: more.pop(name) for name in ("power", "otherwise") if name in more}
@@ -130,8 +130,9 @@ class Cards300(Containers):
         assert self.noted() == {} and not self.left()
         return self.conf
 
-    def drift(self) -> list[str]:
-        return container_drift.drift(self.host.system(), CTID, noted(self.host.system(), CTID))
+    def drift(self) -> dict[str, str | None]:
+        conf, _, decided = container_follow._decided(self.host.system(), CTID)
+        return dict(differing(decided.target, options_of(conf)))
 
 
 def on(box: Cards300, host: Host) -> Cards300:

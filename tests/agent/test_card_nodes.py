@@ -19,9 +19,9 @@ from remote_scripts.guests import container_follow
 from remote_scripts.layers.card_nodes import SERVICE, Wanted
 from remote_scripts.shared import boot_service, guest_notes, guests, pmxcfs
 from remote_scripts.shared.container_conf import Method
-from remote_scripts.shared.container_drift import noted
 from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.shared.guest_notes import of_container
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -84,7 +84,7 @@ def test_a_boot_that_moved_a_node_is_followed_and_told_and_undone_with_the_rest(
     box.drm(AMD, 129)
     assert "container 300: its cards' nodes have other names or numbers since this boot" in box.boot()
     assert f": {RENDER.replace('128', '129')}\n" in box.conf and "renderD128" not in box.conf
-    assert box.boot() == "" and box.drift() == []
+    assert box.boot() == "" and box.drift() == {}
     assert box.revert() == given
 
 
@@ -176,7 +176,7 @@ def test_a_boot_waits_for_nvidias_node_only_where_there_was_one(box: Cards300, m
     box.drm(NVIDIA, None)
     assert "after 20 s 3 of 5 are there: /dev/nvidia0 /dev/nvidiactl /dev/nvidia-uvm" in box.boot()
     assert answers == [True, False, False]
-    given = noted(box.host.system(), 300).given
+    given = of_container(box.host.system(), 300).given
     box.note(given=replace(given, nodes=tuple(node for node in given.nodes if "/dri/" not in node)))
     answers.clear()
     assert box.boot() == "" and answers == [True]
@@ -259,7 +259,7 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
     box.after.clear()
     box.boot()
     assert "renderD128" not in box.conf and "renderD129" in box.conf
-    assert box.drift() == [] and box.revert() == given
+    assert box.drift() == {} and box.revert() == given
 
 
 def test_a_folder_of_notes_that_another_guests_turn_takes_away_is_made_anew(
@@ -298,7 +298,7 @@ def test_what_was_late_at_one_boot_is_followed_at_the_next(box: Cards300, given:
     box.nvidia(NVIDIA)
     box.drm(NVIDIA, 141)
     assert followed(box) and "renderD141" in box.conf and "renderD140" not in box.conf
-    assert box.drift() == [] and box.revert() == given
+    assert box.drift() == {} and box.revert() == given
 
 
 @EACH_METHOD
@@ -319,7 +319,7 @@ def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(
 ) -> None:
     box.inside = "root:x:0:\n"
     # The groups are looked up anew: the lines of both are alike.
-    box.note(given=replace(noted(box.host.system(), 300).given, cards=None))
+    box.note(given=replace(of_container(box.host.system(), 300).given, cards=None))
     with_nvidia(box, f"{AMD}=render", method=method)
     box.drm(AMD, None)
     box.drm(NVIDIA, 129)
@@ -330,7 +330,7 @@ def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(
     box.drm(AMD, 128)
     box.drm(NVIDIA, 129)
     assert followed(box) and "renderD128" in box.conf and "renderD129" in box.conf
-    assert box.drift() == [] and box.revert() == given
+    assert box.drift() == {} and box.revert() == given
 
 
 @pytest.mark.parametrize(("method", "at_boot"), sampling.paired(METHODS, [True, False], "numbers"))

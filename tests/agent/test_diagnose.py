@@ -14,7 +14,8 @@ from homelab.doctor.reading import Extra
 from homelab.remote import scripts
 from lab.host.host_python import nodes_below
 from remote_scripts.layers.diagnose import Wanted
-from remote_scripts.shared import time_limit
+from remote_scripts.shared import host_nodes, time_limit
+from remote_scripts.tools.device import Device
 from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
@@ -163,17 +164,16 @@ def test_a_container_that_hangs_hides_nothing_else(host: Host) -> None:
 
 
 def test_nodes_are_told_by_their_path_on_the_host_and_what_is_none_isnt(host: Host) -> None:
-    extra = read(host)
-    assert extra.nodes.splitlines() == [
-        "/dev/nvidia0 c3 0 666 0 0 character special file",
-        "/dev/nvidia-caps/nvidia-cap1 1e3 1 400 0 0 character special file",
-    ]
+    assert host_nodes.devices(host.system()) == {
+        "/dev/nvidia0": Device(195, 0, 0o666),
+        "/dev/nvidia-caps/nvidia-cap1": Device(483, 1, 0o400),
+    }
 
 
 def test_a_machine_that_is_no_proxmox_host_is_read_all_the_same(tmp_path: Any) -> None:
     stranger = Host(tmp_path / "stranger")
     extra = read(stranger, 950)
-    assert (extra.failed_starts, extra.containers, extra.nodes) == ({}, (), "")
+    assert (extra.failed_starts, extra.containers, host_nodes.devices(stranger.system())) == ({}, (), {})
 
 
 def test_a_configuration_that_cant_be_read_is_no_guest_without_one(host: Host) -> None:

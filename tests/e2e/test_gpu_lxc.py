@@ -85,7 +85,7 @@ def what_was_changed_by_hand_or_by_a_kernel_is_mended(stack: Stack) -> None:
     path.write_text(path.read_text().replace(line, ""))
     (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").unlink()
     up = stack.up("--refresh")
-    assert f"drift: {line.strip()} is not there" in up.output
+    assert f"drift: {line.strip()}: not there -> there" in up.output
     assert "homelab-nvidia-nodes.service is gone" in up.output
     assert up.changed == {"phoenix-cards", "phoenix-opened", "pve-nodes"}
     assert line in conf(stack, 901)

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from homelab.provider.container_probe import ContainerProbeWork
 from homelab.remote import ssh
-from homelab.resources.container_probe import ContainerProbe
-from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.shapes import ShutdownInputs
 from lab import Lab
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.container_note import Cards
 from tests.lab.test_proxmox_api import host_of
+from tests.unit.test_moved_containers import outputs, probe
 
 NODE, CTID = "pve", 901
-
-
-def deleted(stack: dict[str, str], *, goes_away: bool) -> None:
-    about: dict[str, Any] = {"settings": "", "power": "keep", "gpus": {}, "instance": "", "cluster": ""}
-    inputs = ContainerProbe.Inputs(
-        host=NODE, node=NODE, container="ai", ctid=CTID, boot=BootSeen(id="b", stopped=[], at=0),
-        shutdown=ShutdownInputs(timeout=10, otherwise="stop"), goes_away=goes_away, **about,
-    )  # fmt: skip
-    made: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "shared": {}}
-    outputs = ContainerProbe.Outputs(rebooted_at=0, generation=0, stale=False, again=0, **made)
-    ContainerProbeWork(stack, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs)
 
 
 @pytest.mark.parametrize(("guest", "goes_away"), [("ai", False), ("another", False), ("ai", True)])
@@ -46,7 +35,10 @@ def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(
         with_cards = conf.read_text()
         assert with_cards != before
         settings = host.model_dump(mode="json", by_alias=True)
-        deleted({"hosts": json.dumps({NODE: settings})}, goes_away=goes_away)
+        shutdown = ShutdownInputs(timeout=10, otherwise="stop")
+        inputs = replace(probe(NODE), goes_away=goes_away, shutdown=shutdown, cluster="")
+        stack = {"hosts": json.dumps({NODE: settings})}
+        ContainerProbeWork(stack, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs())
         stays = guest != "ai" or goes_away
         assert conf.read_text() == (with_cards if stays else before)
         assert (lab.root / f"etc/pve/homelab/lxc-{CTID}").exists() == stays

@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
+from homelab.container.plan import ContainerWish, as_given, judge_container
+from homelab.findings import JudgedGuest
 from homelab.remote import ssh
-from homelab.vm.plan import others_waiting
 from lab import Lab
 from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
 from remote_scripts.guests import power
 from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api, container_drift, pmxcfs
+from remote_scripts.shared import api, pmxcfs
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.errors import Failure
@@ -78,15 +79,13 @@ class Containers(World):
         wanted = container_cards.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1, **more))
         container_cards.revert(self.system(), wanted)
 
-    def drift(self) -> list[str]:
-        return container_drift.drift(self.system(), CT, container_drift.noted(self.system(), CT))
-
-    def others_wait(self) -> list[str]:
-        """What a preview says of its restart."""
+    def judged(self, cards: Cards | None = None) -> JudgedGuest:
+        """:param cards: that it is to have; None: what it was given."""
         facts = ssh.read(host_of(self.lab), guests=True)
-        config = facts.guests.config(CT)
-        assert config
-        return others_waiting(config, facts.container_note(CT))
+        return judge_container(ContainerWish("ai", CT, cards) if cards else as_given("ai", CT, facts), facts)
+
+    def drift(self) -> list[str]:
+        return self.judged().steps
 
     def conf(self, vmid: int = CT) -> str:
         return (self.lab.root / f"etc/pve/lxc/{vmid}.conf").read_text()
@@ -247,7 +246,7 @@ def test_a_line_that_was_taken_out_comes_back_with_a_restart_and_is_named_before
     world.ct()
     given, mark = world.conf(), world.lab.mark()
     world.written(given.replace("dev0: /dev/nvidia0,mode=0666\n", ""))
-    assert world.drift() == ["dev0: /dev/nvidia0,mode=0666 is not there"]
+    assert world.drift() == ["dev0: not there -> /dev/nvidia0"]
     world.ct()
     assert world.conf() == given and world.power(mark) == ["shutdown", "start"] and world.drift() == []
 
@@ -263,9 +262,10 @@ def test_what_is_given_has_a_number_that_stands_nowhere(world: Containers) -> No
 
 def test_what_its_next_start_carries_out_is_named(world: Containers) -> None:
     world.lab.run(f"pct set {CT} --tty 1")
-    assert world.others_wait() == ["tty"]
+    (waits,) = world.judged(DEVICES).remarks
+    assert waits.endswith("what others have left waiting for one: tty")
     world.ct()
-    assert "\ntty: 1\n" in world.conf() and world.others_wait() == []
+    assert "\ntty: 1\n" in world.conf() and world.judged(MOUNTS).remarks == []
     world.destroy()
     assert "\ntty: 1\n" in world.conf() and world.lines() == []
 
@@ -273,7 +273,7 @@ def test_what_its_next_start_carries_out_is_named(world: Containers) -> None:
 def test_a_line_whose_deletion_waits_is_missed_and_comes_back(world: Containers) -> None:
     world.ct()
     world.lab.run(f"pct set {CT} --delete dev0")
-    assert world.drift() == ["dev7: /dev/nvidia0,mode=0666 is not there"]
+    assert world.drift() == ["dev7: not there -> /dev/nvidia0"]
     world.ct()
     assert "dev7: /dev/nvidia0,mode=0666" in world.lines() and world.drift() == []
     world.destroy()

@@ -156,7 +156,7 @@ def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[s
     report = phoenix.json("container", "901")
     assert report["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpuAssignment"}
     assert "/dev/nvidia0" not in devices(report)
-    assert report["next"][0] == "`pulumi up --refresh` gives it what the stack's settings want"
+    assert report["next"][0] == "`pulumi up --refresh`, whose preview shows what it does"
     phoenix.more = {"homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpus": ["small"]}}}
     assert phoenix.json("container", "901")["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpus"}
 
@@ -305,6 +305,33 @@ def test_secrets_of_a_configuration_stay_on_the_host(doctor: Callable[[str], Doc
 )
 def test_an_id_of_something_else_is_said(doctor: Callable[[str], Doctor], words: list[str], found: str) -> None:
     assert f"found:  {found}" in doctor("phoenix").refused(*words)
+
+
+def test_an_address_alone_does_in_a_folder_without_settings(
+    doctor: Callable[[str], Doctor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = doctor("phoenix").lab.connection
+    place = f"{connection['host']}:{connection['port']}"
+    words = ["--like", "950", "--host", place]
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/id_ed25519").write_text(Path(connection["privateKeyFile"]).read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "container", "901", *words]) == 2
+    assert f"found:  {connection['host']} shows the host key SHA256:" in capsys.readouterr().err
+    known = f"[{connection['host']}]:{connection['port']} {connection['hostKey']}\n"
+    (tmp_path / ".ssh/known_hosts").write_text(known)
+    (tmp_path / ".ssh/id_ed25519").rename(tmp_path / "key")
+    assert main(["doctor", "container", "901", *words]) == 2
+    assert "doesn't accept any of your SSH keys yet" in capsys.readouterr().err
+    assert main(["doctor", "container", "901", *words, "--json", "--identity", str(tmp_path / "key")]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["cards"]["by"] == "container 950" and len(report["like"]["lines"]) == 11
+    (tmp_path / "key").rename(tmp_path / ".ssh/id_ed25519")
+    assert main(["doctor", "container", "950", "--host", place]) == 0
+    assert main(["doctor", "vm", "103", "--host", place]) == 0 and main(["doctor", "host", "--host", place]) == 0
+    assert not any(tmp_path.glob("Pulumi*"))
 
 
 # -- VMs ---------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError, raise_all
+from homelab.findings import JudgedGuest
 from homelab.provider.base import StackTexts
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.vm import plan
@@ -46,7 +47,7 @@ def transaction(lab: Lab) -> VmTransaction:
     return VmTransaction(StackTexts({"hosts": json.dumps({NODE: host})}), NODE, "sandbox")
 
 
-def planned(seen: Answer, **card: Any) -> plan.JudgedVm:
+def planned(seen: Answer, **card: Any) -> JudgedGuest:
     wish = Wish("sandbox", VM, [VmCard(**{**CARD, **card})])
     return plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals, seen.losers), wish, desktop())
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from homelab.container.plan import as_given, judge_container
 from homelab.host import facts
-from remote_scripts.layers.diagnose import Wanted as Diagnose
+from homelab.vm.plan import UNFINISHED
 from remote_scripts.shared.container_conf import conf_text, options_of
 from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.guest_note import identity
 from remote_scripts.tools.plain import to_plain
 from tests.boot_layers import read_host
-from tests.lab.host_kit import run_layer
 from tests.scripts.test_on_a_host import Host
 
 AMD = "0000:0c:00.0"
@@ -35,10 +35,9 @@ def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Pat
         "0000:02:00.0": ("card1", "renderD129", False),
         AMD: ("card2", "renderD130", True),
     }
-    (one,) = found.containers
+    steps = judge_container(as_given("ai", 901, found), found).steps
     # NVIDIA's own nodes in /dev/dri come by NVIDIA's functions.
-    assert found.container_note(901) == note and "renderD128" not in " ".join(one.drift)
-    assert "dev0: /dev/nvidia0,mode=0666 is not there" in one.drift
-    assert any("/dev/dri/renderD130," in line for line in one.drift)
-    assert one.drift[-1] == "a run was cut short while it changed the container"
-    assert "/dev/kfd " in run_layer(host.machine, "read", "diagnose", Diagnose()).stdout
+    assert found.container_note(901) == note and "renderD128" not in " ".join(steps)
+    assert "dev0: not there -> /dev/nvidia0" in steps
+    assert any("-> /dev/dri/renderD130" in line for line in steps)
+    assert steps[-1] == UNFINISHED and "/dev/kfd" in found.nodes

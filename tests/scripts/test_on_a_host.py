@@ -406,8 +406,8 @@ def stands_against(machine: Host) -> str:
     found = read(machine.machine)
     want = plan.wanted(found, settings({}))
     one = Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0,1"})
-    errors = container_plan.check("phoenix", one, found, container_plan.cards(found, want, {}, "pve"), want)[1]
-    return "\n".join(map(str, errors))
+    wish = container_plan.wish_of("phoenix", one, found, want, container_plan.cards(found, want, {}, "pve"), "pve")
+    return "\n".join(map(str, container_plan.judge_container(wish, found).refusals))
 
 
 def test_what_stands_against_a_card_in_a_container_is_read_from_its_host(host: Callable[[str], Host]) -> None:

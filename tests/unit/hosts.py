@@ -10,6 +10,7 @@ from homelab.settings import Host
 from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.guest_note import Note, identity
 from remote_scripts.shared.vm_conf import options
+from remote_scripts.tools.device import Device
 from remote_scripts.tools.plain import to_plain
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
@@ -19,7 +20,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh
 _NOTHING: dict[str, Any] = {
     "packages": {}, "vfio_files": {}, "vfio_mentions": [], "module_lines": [], "named": "", "vital": [],
     "holders": [], "rolling_back": False, "judged": "", "pending": [], "boot_lacks": None, "cards_enabled": False, "drm": {},
-    "nvidia": {}, "containers": [], "handover": {}, "ledger": {}, "agents": {},
+    "nvidia": {}, "nodes": {}, "handover": {}, "ledger": {}, "agents": {},
     "edits": [], "kernel_log": "", "lost": [], "card_states": {}, "vgpu_manager": False, "lost_values": [],
     "framebuffers": {}, "unsafe_interrupts": False, "boot_warnings": "", "cluster": {}, "unreadable": [],
 }  # fmt: skip
@@ -67,6 +68,21 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
     }  # fmt: skip
     guests = {"unlisted": "", **changes.pop("guests", values["guests"])}
     return parse(_NOTHING | values | changes | {"guests": guests})
+
+
+#: A host's device nodes: names below /dev -> major and minor (hexadecimal), and mode.
+NODES = {
+    "nvidia0": "c3 0 666", "nvidiactl": "c3 ff 666", "nvidia-uvm": "1fc 0 666", "nvidia-uvm-tools": "1fc 1 666",
+    "nvidia-caps/nvidia-cap1": "1ff 1 400",
+}  # fmt: skip
+
+
+def device_nodes(nodes: dict[str, str]) -> dict[str, Device]:
+    """As a reading has them."""
+    numbers = {f"/dev/{name}": text.split() for name, text in nodes.items()}
+    return {
+        path: Device(int(major, 16), int(minor, 16), int(mode, 8)) for path, (major, minor, mode) in numbers.items()
+    }
 
 
 def vm_note(vmid: int, lines: str, *keys: str, **more: Any) -> dict[str, str]:

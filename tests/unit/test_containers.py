@@ -1,8 +1,11 @@
-"""Which of the driver's cards a container gets, and what stands against it; mistakes in its settings."""
+"""Which of the driver's cards a container gets, what stands against it, and that preview, refresh and doctor judge it once
+(homelab/container/plan.py, judge_container); mistakes in its settings."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,20 +13,25 @@ from pydantic import ValidationError
 
 from homelab.container import plan as container_plan
 from homelab.container.creation import configuration
+from homelab.doctor.container import diagnose
+from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.properties import same
+from homelab.provider.container_probe import _drift
 from homelab.provider.new_container import NewContainerWork
 from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, NewContainerSettings, parse
 from homelab.shapes import ShutdownInputs
 from homelab.vm.plan import UNFINISHED
 from remote_scripts.shared.container_note import Cards
-from tests.unit.hosts import KEY, container_note, desktop, device, settings
+from tests.unit import test_doctor_stack as of_file
+from tests.unit.hosts import KEY, NODES, container_note, desktop, device, device_nodes, settings
+from tests.unit.test_doctor import inside, reading
+from tests.unit.test_moved_containers import probe
 
 DRIVER = {"version": "580.105.08", "trouble": ["", ""]}
-SECOND = [device("0000:03:00.0", "10de:2684", "030000", 18, driver="nvidia", parent="0000:00:01.1")]
 GPUS = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
 
 
@@ -37,9 +45,10 @@ def shared(**changes: Any) -> HostFacts:
         "running": [901], "mappings": "", "reservations": "",
         "configs": [conf("lxc", 901, "hostname: ai-lab"), conf("vm", 103, "name: Sandbox"), *changes.pop("configs", [])],
     }  # fmt: skip
-    numbers = {"0000:01:00.0": 1, "0000:03:00.0": 0}
-    found = desktop(*SECOND, **({"nvidia_minors": numbers, "nvidia": DRIVER, "guests": guests} | changes))
-    return on_driver(found)
+    numbers, nodes = {"0000:01:00.0": 1, "0000:03:00.0": 0}, device_nodes(NODES | {"nvidia1": "c3 1 666"})
+    usual = {"nvidia_minors": numbers, "nvidia": DRIVER, "guests": guests, "nodes": nodes}
+    second = device("0000:03:00.0", "10de:2684", "030000", 18, driver="nvidia", parent="0000:00:01.1")
+    return on_driver(desktop(second, **(usual | changes)))
 
 
 def on_driver(facts: HostFacts, slot: str = "0000:01:00", driver: str = "nvidia") -> HostFacts:
@@ -52,17 +61,15 @@ def container(**changes: Any) -> Container:
 
 
 def want(facts: HostFacts, gpus: dict[str, Any] | None = None) -> plan.Wanted:
-    host = settings(GPUS if gpus is None else gpus)
-    return plan.wanted(facts, host)
+    return plan.wanted(facts, settings(GPUS if gpus is None else gpus))
 
 
 def planned(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None) -> list[int]:
     wanted = want(facts, gpus)
-    found = container_plan.cards(facts, wanted, {}, "pve")
-    minors, errors = container_plan.check("phoenix", one, facts, found, wanted)
-    if errors:
+    wish = container_plan.wish_of("phoenix", one, facts, wanted, container_plan.cards(facts, wanted, {}, "pve"), "pve")
+    if errors := container_plan.judge_container(wish, facts).refusals:
         raise errors[0]
-    return minors
+    return [*wish.cards.minors]
 
 
 @pytest.mark.parametrize(
@@ -103,67 +110,177 @@ def test_what_stands_against_it_is_said(facts: dict[str, Any], changes: dict[str
     assert said in caught.value.found
 
 
-OWNERS = "".join(
-    f"lxc.mount.entry: /dev/nvidia{number} dev/nvidia{number} none bind,create=file\n" for number in (0, 1)
-)
-
-
 def test_the_entry_of_a_container_that_was_removed_may_be_taken_out() -> None:
     with pytest.raises(HomelabError) as caught:
         planned(shared(), container(ctid=999))
     assert "take containers.phoenix out of the settings, if the container was removed" in caught.value.next
 
 
+BASE = "hostname: ai-lab"
 BOTH = Cards(minors=(0, 1), functions=("0000:01:00.0", "0000:03:00.0"))
-GIVEN = "hostname: ai-lab\ndev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidia1,mode=0666"
+NAMES = ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps/nvidia-cap1"]
+LINES = [f"dev{number}: /dev/{name},mode=0{'400' if 'cap1' in name else '666'}" for number, name in enumerate(NAMES)]
+GIVEN = "\n".join([BASE, *LINES])
+OWNERS = "\n".join(
+    [
+        BASE,
+        *(f"lxc.mount.entry: /dev/{name} dev/{name} none bind,create=file" for name in NAMES[:4]),
+        *(f"lxc.cgroup2.devices.allow: c {major}:* rwm" for major in (195, 508)),
+    ]
+)
+RESTARTED = "it is shut down and started again"
 
 
-def described(
-    one: Container | None,
-    *,
-    lines: str = GIVEN,
-    drift: tuple[str, ...] = (),
-    runs: bool = True,
-    ha: str = "",
-    **note: Any,
-) -> tuple[list[str], list[HomelabError]]:
-    """The plan for a container that was given both cards, and is to be as `one`; None: it isn't in the settings."""
-    note = {"cards": BOTH, **note}
-    ledger = container_note(901, note.pop("cards"), "/dev/nvidia0,mode=0666", "/dev/nvidia1,mode=0666", **note)
-    noted = {"id": 901, "drift": [*drift]}
-    cluster = {"node": "pve", "name": "", "ha": {"resources": ha and f"ct: 901\n\tstate {ha}\n"}}
-    guests = {
-        "running": [901] * runs, "mappings": "", "reservations": "", "configs": [conf("lxc", 901, lines)],
-    }  # fmt: skip
-    facts = shared(guests=guests, ledger=ledger, containers=[noted], cluster=cluster, configs=[])
-    wanted = {} if one is None else {"phoenix": one}
-    text, errors = container_plan.describe(facts, want(facts), wanted, {}, "pve", stack="p/s")
+def seen(
+    lines: str = GIVEN, *, runs: bool = True, ha: str = "", given: bool = True, host: Any = None, **note: Any
+) -> HostFacts:
+    """A host with container 901, which was given both cards.
+
+    :param host: what else it has.
+    :param note: fields of what is noted of the container.
+    """
+    guests = {"running": [901] * runs, "mappings": "", "reservations": "", "configs": [conf("lxc", 901, lines)]}
+    cluster = {"node": "pve", "ha": {"resources": ha and f"ct: 901\n\tstate {ha}\n"}}
+    ledger = container_note(901, note.pop("cards", BOTH), *(line.partition(": ")[2] for line in LINES), **note)
+    return shared(guests=guests, ledger=ledger if given else {}, cluster=cluster, configs=[], **(host or {}))
+
+
+def preview(facts: HostFacts, **containers: Container) -> tuple[list[str], list[HomelabError]]:
+    """The plan's lines, and what it refuses."""
+    text, errors = container_plan.describe(facts, want(facts), containers, {}, "pve", stack="p/s")
     return [line.strip() for line in text.splitlines()], errors
 
 
-RESTARTED = "it is shut down and started again"
+@pytest.mark.parametrize(
+    ("about", "changes", "found", "step"),
+    [
+        ({}, {}, "", ""),
+        ({"runs": False}, {}, "", ""),
+        ({"ha": "started"}, {}, "", ""),
+        ({"lines": OWNERS, "given": False}, {}, "", ""),
+        ({"lines": OWNERS, "cards": Cards(minors=(0,))}, {"method": "mount-entry"}, "", ""),
+        ({"lines": BASE, "given": False}, {}, "dev0: not there -> /dev/nvidia0; dev1: not", "`pulumi up --refresh`"),
+        ({"lines": BASE, "runs": False}, {}, "dev0: not there -> /dev/nvidia0; dev1: not", "`pulumi up --refresh`"),
+        ({"lines": GIVEN.replace(f"{LINES[1]}\n", "")}, {}, "dev1: not there -> /dev/nvidia1", "`pulumi up --refresh`"),
+        ({"before": {"dev0": None}}, {}, UNFINISHED, "`pulumi up --refresh`"),
+        ({"shut_down_after": "", "runs": False}, {}, UNFINISHED, "`pulumi up --refresh`"),
+        ({"identity": "AA:00:00:00:00:01 local:901/disk.raw"}, {}, "container 901 isn't the container that was given its",
+         "`pulumi up --refresh`"),
+        ({"runs": False}, {"power": "running"}, "power: stopped -> running", "`pulumi up --refresh`"),
+        ({}, {"power": "stopped"}, "power: running -> stopped", "`pulumi up --refresh`"),
+        ({"before": {"dev0": None}, "ha": "started"}, {}, "HA manages it (started)", "`ha-manager set ct:901 --state ign"),
+        ({"lines": BASE, "given": False, "ha": "started"}, {}, "HA manages it (started)", "`ha-manager set ct:901 --state"),
+        ({"lines": f"{BASE}\nlock: backup", "given": False}, {}, "it is locked: backup", "wait for the task; if there is"),
+        ({"owner": "p/other/box"}, {}, "it has its cards from the stack p/other, as containers.box", "take it out of the"),
+        ({"lines": OWNERS.rpartition("\n")[0], "given": False}, {},
+         "lxc.cgroup2.devices.allow: c 508:0 rwm: not there -> there", "`pulumi up --refresh`"),
+        ({"host": {"nvidia_minors": {"0000:01:00.0": 1, "0000:03:00.0": 2}, "nodes": device_nodes({**NODES, "nvidia1": "c3 1 666", "nvidia2": "c3 2 666"})}, "runs": False},
+         {"gpuAssignment": "all"}, "dev0: /dev/nvidia0,mode=0666 -> not there; dev6: not there -> /dev/nvidia2", "`pulumi up"),
+        ({"host": {"nodes": device_nodes(dict.fromkeys(NAMES[:3], "c3 0 666"))}, "runs": False}, {},
+         "not on the host now: /dev/nvidia-uvm", "`pulumi up --refresh`"),
+        ({"lines": GIVEN.replace(LINES[0], "dev0: /dev/nvidia0"), "runs": False}, {}, "/dev/nvidia0 has mode 0660",
+         "`pct set 901 --dev0 /dev/nvidia0,mode=0666`"),
+    ],
+    ids=[
+        "given", "given, and off", "under HA, as it is", "its owner's lines", "others of its owner's lines", "never given",
+        "all taken out", "one taken out", "cut short", "cut short while off", "made again", "off", "on", "under HA",
+        "under HA, and never given", "locked", "another stack's", "its owner's lines without a rule", "numbers moved",
+        "a node is gone", "a line that its owner has changed",
+    ],
+)  # fmt: skip
+def test_preview_refresh_and_doctor_say_the_same(
+    tmp_path: Path, about: dict[str, Any], changes: dict[str, Any], found: str, step: str
+) -> None:
+    """With one cure, which no voice doubles: no restart where `up` makes it, no `pulumi up` where the preview refuses."""
+    facts, is_new, power = seen(**about), not about.get("given", True), changes.get("power", "keep")
+    lines, errors = preview(facts, phoenix=container(**changes))
+    steps = [
+        line for line in lines if re.match(r"dev\d+: |lxc\.|power: |the last run|not on the host|.*isn't the con", line)
+    ]
+    drift = _drift(facts, replace(probe("pve"), container="phoenix", power=power))
+    assert drift == steps or is_new, "before the first up there is nothing to refresh"
+    inner = inside({**NODES, "nvidia1": "c3 1 666"}) if about.get("runs", True) else None
+    read = reading(about.get("lines", GIVEN), inner, facts=facts)
+    entry = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1", **changes}
+    file = of_file.written(
+        tmp_path, {"hosts": {"pve": of_file.host() | {"gpus": GPUS}}, "containers": {"phoenix": entry}}
+    )
+    report = diagnose(read, 901, cards=file.cards(*file.host(None), 901, read, "p/s"))
+    of_turn = {turn: [one.found for one in report.findings if one.turn.name == turn] for turn in ("UP", "REFUSED")}
+    assert of_turn["UP"] == ["; ".join(steps)] * bool(steps)
+    assert of_turn["REFUSED"] == [error.found for error in errors]
+    assert found in "".join(one.found for one in report.findings) and report.well is (not found)
+    assert [one.partition(step)[0] for one in report.next] == [""] * bool(step)
+    if facts.container_note(901) and power == "keep":  # without settings, by what was given
+        assert [one.found for one in diagnose(read, 901).findings if one.turn.name == "UP"] == of_turn["UP"]
+
+
+def test_one_that_is_gone_is_told_alike(tmp_path: Path) -> None:
+    facts = seen()
+    facts = replace(facts, guests=replace(facts.guests, configs=[]))
+    (error,) = preview(facts, phoenix=container())[1]
+    assert error.found == "no such container on the host; there are: none"
+    assert _drift(facts, probe("pve")) == ["container 901 is gone"]
+    containers = {"phoenix": {"host": "pve", "ctid": 901, "gpus": ["big"]}}
+    file = of_file.written(tmp_path, {"hosts": {"pve": of_file.host()}, "containers": containers})
+    read = reading(facts=facts)
+    read = replace(read, facts=facts, extra=replace(read.extra, containers=()))
+    with pytest.raises(HomelabError) as raised:
+        diagnose(read, 901, cards=file.cards(*file.host(None), 901, read))
+    assert str(raised.value) == str(error)
+
+
+def test_what_stands_against_any_change_of_its_host_is_the_cure_of_a_container_that_up_would_change(
+    tmp_path: Path,
+) -> None:
+    containers = {"phoenix": {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}}
+    file = of_file.written(tmp_path, {"hosts": {"pve": of_file.host() | {"gpus": GPUS}}, "containers": containers})
+    closed = HomelabError(wanted="/boot to have room", found="it is full", why="no kernel fits", next="make room")
+    for lines, steps in ((BASE, ["make room"]), (GIVEN, [])):
+        read = reading(lines, facts=seen(lines, runs=False))
+        cards = file.cards(*file.host(None), 901, read)
+        assert diagnose(read, 901, cards=cards, refusals=[closed]).next == steps
+
+
+def test_libraries_are_no_cure_of_a_container_that_the_preview_refuses() -> None:
+    read = reading(BASE, inside({}).rpartition("library")[0], facts=seen(BASE, given=False, ha="started"))
+    judged = container_plan.judge_container(container_plan.ContainerWish("phoenix", 901, BOTH), read.facts)
+    report = diagnose(read, 901, cards=WantedCards([0, 1], "x", judged=judged, differences=["driver: it is missing"]))
+    assert len(report.findings) == 3 and [step.partition(" ")[0] for step in report.next] == ["`ha-manager"]
 
 
 @pytest.mark.parametrize(
     ("changes", "about", "said"),
     [
         ({}, {}, []),
-        ({}, {"drift": ("dev1: /dev/nvidia1 is not there",)}, [RESTARTED]),
+        ({}, {"lines": GIVEN.replace(f"{LINES[1]}\n", "")}, [RESTARTED]),
         ({"method": "mount-entry"}, {}, [RESTARTED]),
-        ({}, {"drift": ("cut short",), "shut_down_after": "", "runs": False}, ["its options change", UNFINISHED]),
-        ({}, {"runs": False, "cards": Cards(minors=(0,), functions=("0000:03:00.0",))}, ["its options change"]),
-        ({"power": "stopped"}, {}, ["it is shut down"]),
-        ({"power": "running"}, {"runs": False}, ["it is started"]),
+        ({}, {"before": {"dev0": None}}, [RESTARTED, UNFINISHED]),
+        ({}, {"shut_down_after": "", "runs": False}, [UNFINISHED]),
+        ({}, {"lines": BASE, "runs": False}, ["its options change"]),
+        ({"power": "stopped"}, {}, ["it is shut down", "power: running -> stopped"]),
+        ({"power": "running"}, {"runs": False}, ["it is started", "power: stopped -> running"]),
         ({"gpuAssignment": "0"}, {}, ["- RTX 5090 [10de:2b85] at 0000:01:00", RESTARTED]),
         ({"gpuAssignment": "none"}, {"runs": False},
          ["- RTX 5090 [10de:2b85] at 0000:01:00", "- graphics card [10de:2684] at 0000:03:00", "its options change"]),
+        # What its owner gives it, and what of that isn't enough.
+        ({}, {"lines": OWNERS, "given": False}, []),
+        ({}, {"lines": OWNERS, "cards": Cards(minors=(0,))}, []),
+        ({}, {"lines": OWNERS.replace("508", "509"), "given": False}, [RESTARTED]),
+        ({}, {"lines": OWNERS.replace("/dev/nvidiactl dev", "/dev/null dev"), "given": False}, [RESTARTED]),
+        ({}, {"lines": "\n".join([BASE, *LINES[:3]]), "given": False}, [RESTARTED]),
+        ({"gpuAssignment": "all"}, {"lines": BASE, "host": {"nodes": {}}, "given": False},
+         [RESTARTED, "not on the host now: /dev/nvidia0, /dev/nvidia1, /dev/nvidiactl, /dev/nvidia-uvm"]),
+        ({}, {"host": {"nodes": {}}}, ["not on the host now: /dev/nvidia0, /dev/nvidia1, /dev/nvidiactl, /dev/nvidia-uvm"]),
     ],
 )  # fmt: skip
 def test_the_plan_says_what_becomes_of_a_container(
     changes: dict[str, Any], about: dict[str, Any], said: list[str]
 ) -> None:
-    lines, errors = described(container(**changes), **about)
-    assert [line for line in lines[1:] if "vzdump" not in line] == said and errors == []
+    lines, errors = preview(seen(**about), phoenix=container(**changes))
+    steps = [line for line in lines if re.match(r"dev\d|lxc\.", line)]
+    backup = ["to back it up first: `vzdump 901` on the host"] * bool(steps)
+    assert [line for line in lines[1:] if line not in steps] == [*said, *backup] and errors == []
 
 
 @pytest.mark.parametrize(
@@ -178,24 +295,16 @@ def test_the_plan_says_what_becomes_of_a_container(
 def test_what_others_left_waiting_is_carried_out_by_a_containers_restart(waits: str, others: str) -> None:
     lines = f"{GIVEN}\n[pve:pending]\n{waits}\n[before]\ncores: *"
     said = f"its restart also carries out what others have left waiting for one: {others}"
-    assert (said in described(container(gpuAssignment="0"), lines=lines)[0]) is bool(others)
-    assert "carries out" not in str(described(container(), lines=lines)[0])
-    assert "carries out" not in str(described(container(gpuAssignment="0"), lines=lines, runs=False)[0])
-
-
-def test_one_that_has_its_cards_by_its_owners_lines_is_changed_in_nothing() -> None:
-    lines = f"hostname: ai-lab\n{OWNERS}"
-    facts = shared(configs=[conf("lxc", 5000, lines), conf("lxc", 5001, "hostname: x")])
-    wanted = {"box": container(ctid=5000), "other": container(ctid=5001)}
-    text, _ = container_plan.describe(facts, want(facts), wanted, {}, "pve")
-    assert "vzdump 5000" not in text and "vzdump 5001" in text
+    assert (said in preview(seen(lines), phoenix=container(gpuAssignment="0"))[0]) is bool(others)
+    assert "carries out" not in str(preview(seen(lines), phoenix=container())[0])
+    assert "carries out" not in str(preview(seen(lines, runs=False), phoenix=container(gpuAssignment="0"))[0])
 
 
 def test_a_container_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
     raw = "lxc.cgroup2.devices.allow: c 195:0 rwm"
     values = {"dev0": ("/dev/nvidia0,mode=0666",), raw: ("",)}
     about: dict[str, Any] = {"values": values, "originals": {"dev0": "/dev/sda", raw: None}, "lines": f"{GIVEN}\n{raw}"}
-    lines, errors = described(None, **about)
+    lines, errors = preview(seen(**about))
     assert (lines, errors) == (
         [
             f"container 901 (ai-lab), running: {RESTARTED}",
@@ -206,30 +315,19 @@ def test_a_container_that_leaves_the_settings_is_told_what_becomes_of_it() -> No
         ],
         [],
     )
-    assert described(None, owner="p/other/phoenix") == ([], [])
-    assert described(None, identity="AA:00:00:00:00:01") == ([], [])
+    assert preview(seen(**about, owner="p/other/phoenix")) == ([], [])
+    assert preview(seen(**about, identity="AA:00:00:00:00:01")) == ([], [])
+    (error,) = preview(seen(**about, ha="started"))[1]
+    assert error.found == "HA manages it (started)"
 
 
 @pytest.mark.parametrize(
-    ("one", "state", "refused"),
-    [
-        (container(), "started", False),
-        (container(gpuAssignment="0"), "started", True),
-        (container(gpuAssignment="0"), "ignored", False),
-        (container(power="stopped"), "stopped", True),
-        (None, "started", True),
-    ],
+    ("one", "state", "refused"), [("0,1", "started", False), ("0", "started", True), ("0", "ignored", False)]
 )
-def test_a_container_under_ha_that_would_change_is_refused(one: Container | None, state: str, refused: bool) -> None:
-    """`one` of None: it isn't in the settings any more."""
-    errors = described(one, ha=state)[1]
+def test_a_container_under_ha_that_would_change_is_refused(one: str, state: str, refused: bool) -> None:
+    errors = preview(seen(ha=state), phoenix=container(gpuAssignment=one))[1]
     assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
     assert all("`ha-manager set ct:901 --state ignored`" in error.next for error in errors)
-
-
-def test_another_stacks_container_is_refused() -> None:
-    (error,) = described(container(), owner="p/other/box")[1]
-    assert error.found == "it has its cards from the stack p/other, as containers.box"
 
 
 def test_no_card_needs_no_driver() -> None:
@@ -273,13 +371,14 @@ def test_a_driver_that_comes_numbers_the_cards_that_it_has_not_got_yet(
 def test_a_driver_that_is_yet_to_come_has_no_trouble_now() -> None:
     facts = shared(nvidia=NO_MODULE, nvidia_minors={})
     found = container_plan.cards(facts, want(facts), {}, "pve", driver_comes=True)
-    minors, errors = container_plan.check("phoenix", container(), facts, found, want(facts))
-    assert (minors, errors) == ([0, 1], [])
+    wish = container_plan.wish_of("phoenix", container(), facts, want(facts), found, "pve")
+    assert (wish.cards.minors, wish.refused) == ((0, 1), [])
 
 
 def test_a_named_card_that_is_not_the_drivers_is_refused_and_another_makers_is_none_of_its() -> None:
     gpus = GPUS | {"igpu": {"match": "1002:164e", "use": "lxc"}}
-    assert planned(shared(), container(gpuAssignment=None, gpus=["igpu", "big"]), gpus) == [1]
+    drm = {"0000:0b:00.0": {"render": "renderD128"}}
+    assert planned(shared(drm=drm), container(gpuAssignment=None, gpus=["igpu", "big"]), gpus) == [1]
     with pytest.raises(HomelabError, match=r"gpus\.big .* isn't one of NVIDIA's, or its driver hasn't taken it"):
         planned(shared(nvidia_minors={"0000:03:00.0": 0}), container(gpuAssignment=None, gpus=["big"]))
 
@@ -312,12 +411,8 @@ def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, th
     assert found.predicted is not named
 
 
-HOST = {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpus": GPUS}
-
-
 def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> None:
-    values = {"hosts": {"pve": HOST}, "containers": containers, "vms": vms or {}}
-    parse(values)
+    parse({"hosts": {"pve": of_file.host() | {"gpus": GPUS}}, "containers": containers, "vms": vms or {}})
 
 
 DISK = {"storage": "local-lvm", "size": 8}
@@ -411,35 +506,35 @@ def test_folders_of_the_host_and_network_file_systems_of_a_new_container() -> No
     assert (found["mp0"], found["mp1"]) == ("/tank/films,mp=/films", "/mnt/a-b,mp=/srv/b,ro=1")
 
 
-SYSTEM = [
-    "/",
-    "/etc",
-    "/etc/pve",
-    "/boot",
-    "/dev/dri",
-    "/proc",
-    "/sys",
-    "/root/.ssh",
-    "/usr/bin",
-    "/var",
-    "/var/lib/vz/images",
-    "/run/x",
-    "/lib64",
-]
-NO_FOLDERS = [
-    "films",
-    "/tank/",
-    "/tank//a",
-    "/tank/../etc",
-    "/tank/a,ro=0",
-    "/./etc",
-    "/tank/a\nmp1: /etc",
-    "-v /etc",
-    "/ etc",
-]
-
-
-@pytest.mark.parametrize("source", [*SYSTEM, *NO_FOLDERS])
+@pytest.mark.parametrize(
+    "source",
+    [
+        # Of the system.
+        "/",
+        "/etc",
+        "/etc/pve",
+        "/boot",
+        "/dev/dri",
+        "/proc",
+        "/sys",
+        "/root/.ssh",
+        "/usr/bin",
+        "/var",
+        "/var/lib/vz/images",
+        "/run/x",
+        "/lib64",
+        # No folders.
+        "films",
+        "/tank/",
+        "/tank//a",
+        "/tank/../etc",
+        "/tank/a,ro=0",
+        "/./etc",
+        "/tank/a\nmp1: /etc",
+        "-v /etc",
+        "/ etc",
+    ],
+)
 def test_folders_of_the_hosts_system_and_what_is_no_folder_are_refused(source: str) -> None:
     with pytest.raises(ValidationError):
         NewContainerSettings.model_validate(

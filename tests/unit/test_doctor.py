@@ -26,28 +26,24 @@ from homelab.provider.nvidia_system import NvidiaSystemWork
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
-from tests.unit.hosts import desktop, device, gpu, settings, vm_note
+from tests.unit.hosts import NODES, desktop, device, device_nodes, gpu, settings, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
-NODES = {
-    "nvidia0": "c3 0 666", "nvidiactl": "c3 ff 666", "nvidia-uvm": "1fc 0 666", "nvidia-uvm-tools": "1fc 1 666",
-    "nvidia-caps/nvidia-cap1": "1ff 1 400",
-}  # fmt: skip
 DEVICE_LINES = "".join(
     f"dev{n}: /dev/{name},mode=0666\n" for n, name in enumerate(("nvidia0", "nvidiactl", "nvidia-uvm"))
 )
 LIBRARY = "library /usr/lib/libcuda.so.1 /usr/lib/libcuda.so.580.105.08\n"
 
 
-def lines(nodes: dict[str, str], owner: str = "0 0") -> str:
-    return "\n".join(f"/dev/{name} {numbers} {owner} character special file" for name, numbers in nodes.items())
-
-
 def inside(nodes: dict[str, str], root: str = "ok", user: str = "ok") -> str:
     """What inspect_inside.sh prints in a container with these nodes and the right libraries."""
-    found = lines(nodes, "65534 65534").splitlines()
-    words = [f"node {line}\nroot {line.split()[0]} {root}\nuser {line.split()[0]} {user}" for line in found]
+    found = ((f"/dev/{name}", f"{numbers} 65534 65534 character special file") for name, numbers in nodes.items())
+    words = [f"node {path} {numbers}\nroot {path} {root}\nuser {path} {user}" for path, numbers in found]
     return "\n".join([*words, LIBRARY])
+
+
+def looked_into(ctid: int, conf: str, seen: str | None = None, problem: str = "") -> dict[str, Any]:
+    return {"id": ctid, "conf": conf, "running": seen is not None, "inside": seen or "", "problem": problem}
 
 
 def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
@@ -60,25 +56,20 @@ def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | 
             drm={"0000:01:00.0": {"render": "renderD128"}},
         ),
     )
-    places = "pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"
+    own = [] if facts.guests.config(901) else [GuestConfig(kind="lxc", id=901, lines=conf)]
     facts = replace(
         facts,
-        cluster=replace(facts.cluster, node="pve", places=places),
+        cluster=replace(
+            facts.cluster, node="pve", places="pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"
+        ),
+        nodes=device_nodes(nodes) if nodes is not None else facts.nodes or device_nodes(NODES),
+        guests=replace(facts.guests, configs=[*facts.guests.configs, *own]),
         nvidia=replace(facts.nvidia, version=changes.pop("driver", "580.105.08")),
         systems=dict.fromkeys(("host", "901"), changes.pop("installed", None)),
     )
-    container = {
-        "id": 901,
-        "conf": conf,
-        "running": seen is not None,
-        "inside": seen or "",
-        "problem": "",
-    }
-    extra: dict[str, Any] = {
-        "char_devices": DEVICES, "nodes": lines(NODES if nodes is None else nodes), "failed_starts": {},
-        "containers": [container, *changes.pop("containers", [])], "machine": "", "processor": "",
-    }  # fmt: skip
-    return Reading(facts=facts, extra=of_plain(Extra, extra | changes))
+    changes["containers"] = [looked_into(901, conf, seen), *changes.get("containers", [])]
+    extra = {"char_devices": DEVICES, "failed_starts": {}, "machine": "", "processor": "", **changes}
+    return Reading(facts=facts, extra=of_plain(Extra, extra))
 
 
 def found(report: Report) -> dict[str, str]:
@@ -245,11 +236,6 @@ def test_a_device_that_is_closed_and_read_only_is_opened_by_one_command() -> Non
     assert len(report.findings) == 2 and set(report.next) == {"`pct set 901 --dev0 /dev/nvidia0,mode=0666`"}
 
 
-def test_for_a_container_of_the_settings_an_up_is_the_next_step() -> None:
-    report = diagnose(reading("", inside({})), 901, cards=WantedCards([0], "homelab:containers.ai.gpus", managed=True))
-    assert report.next == ["`pulumi up --refresh` gives it what the stack's settings want"]
-
-
 def test_without_a_driver_its_cause_is_told_once() -> None:
     bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
     report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
@@ -297,13 +283,7 @@ def test_libraries_that_are_not_the_drivers(libraries: str, said: str) -> None:
 
 
 def test_a_container_that_can_not_be_looked_into() -> None:
-    broken = {
-        "id": 902,
-        "conf": DEVICE_LINES,
-        "running": True,
-        "inside": "x",
-        "problem": "exit status 124: x",
-    }
+    broken = looked_into(902, DEVICE_LINES, "x", "exit status 124: x")
     (finding,) = diagnose(reading(containers=[broken]), 902).findings
     assert finding.found == "`pct exec`: exit status 124: x"
 
@@ -314,13 +294,7 @@ def test_a_container_that_is_to_have_no_card_needs_nothing() -> None:
 
 
 def test_two_containers_with_other_spellings_of_the_same_lines_are_equal() -> None:
-    model = {
-        "id": 950,
-        "conf": DEVICE_LINES.replace("dev0: ", "dev7: path="),
-        "running": False,
-        "inside": "",
-        "problem": "",
-    }
+    model = looked_into(950, DEVICE_LINES.replace("dev0: ", "dev7: path="))
     report = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950)
     assert (report.data["like"]["lines"], report.data["like"]["onlyHere"], report.data["like"]["devices"]) == (
         [],
@@ -329,8 +303,38 @@ def test_two_containers_with_other_spellings_of_the_same_lines_are_equal() -> No
     )
 
 
+OWNERS = "".join(
+    f"lxc.cgroup2.devices.allow: c {major}:* rwm\nlxc.mount.entry: /dev/{name} dev/{name} none bind,create=file\n"
+    for name, major in (("nvidia0", 195), ("nvidiactl", 195), ("nvidia-uvm", 508))
+)
+
+
+@pytest.mark.parametrize(
+    ("conf", "model", "devices"),
+    [
+        (DEVICE_LINES, OWNERS, []),
+        (OWNERS, DEVICE_LINES, []),
+        (f"{DEVICE_LINES}dev9: /dev/net/tun\n", f"{OWNERS}lxc.cgroup2.devices.allow: c 10:200 rwm\n", []),
+        (OWNERS.replace("508", "509"), DEVICE_LINES, ["/dev/nvidia-uvm"]),
+        (DEVICE_LINES.replace("mode=0666", "mode=0660", 1), OWNERS, ["/dev/nvidia0"]),
+        (DEVICE_LINES.replace("dev0: /dev/nvidia0", "dev0: /dev/nvidia7"), OWNERS, ["/dev/nvidia0"]),
+        (OWNERS.replace("/dev/nvidia0 dev", "/dev/nvidiactl dev"), DEVICE_LINES, ["/dev/nvidia0"]),
+    ],
+)
+def test_what_counts_of_two_containers_is_which_nodes_they_open(conf: str, model: str, devices: list[str]) -> None:
+    """By whatever lines: of a device that differs, and of no other, each is shown."""
+    report = diagnose(reading(conf, containers=[looked_into(950, model)]), 901, like=950)
+    like = report.data["like"]
+    assert [one["path"] for one in like["devices"] if "nvidia7" not in one["path"]] == devices
+    assert ("nothing that counts differs from container 950" in report.notes) is (not devices)
+    assert bool(like["lines"]) is bool(devices)
+    assert all(
+        any(path.partition("/dev/")[2] in line or "devices.allow" in line for path in devices) for line in like["lines"]
+    )
+
+
 def test_a_model_that_is_not_well_itself_is_no_model() -> None:
-    model = {"id": 950, "conf": "dev0: /dev/nvidia0\n", "running": False, "inside": "", "problem": ""}
+    model = looked_into(950, "dev0: /dev/nvidia0\n")
     report = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950)
     assert any(note.startswith("container 950 isn't well itself") for note in report.notes)
 
@@ -431,7 +435,6 @@ def test_a_mapping_and_an_address_that_do_not_exist() -> None:
         assert "Resource Mappings" in finding.next and "`qm set 103 --delete hostpci0`" in finding.next
 
 
-GPUS = {"gpu": {"match": "10de:2b85"}}
 LINES = "bios: ovmf\nmachine: q35\nname: Sandbox\nhostpci0: mapping=gpu,pcie=1"
 TAKEN_OUT = LINES.replace("\nhostpci0: mapping=gpu,pcie=1", "")
 
@@ -442,7 +445,7 @@ def of_settings(lines: str, ledger: dict[str, str], *, gpus: Any = ("gpu",), **v
     guests = replace(seen.facts.guests, configs=[GuestConfig(kind="vm", id=103, lines=lines)])
     wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [*gpus], **vm})
     seen = replace(seen, facts=replace(seen.facts, guests=guests))
-    return diagnose_vm(seen, 103, settings(GPUS), {"sandbox": wanted})
+    return diagnose_vm(seen, 103, settings({"gpu": {"match": "10de:2b85"}}), {"sandbox": wanted})
 
 
 NOTED = vm_note(103, LINES, "hostpci0")
@@ -642,7 +645,7 @@ def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
 @pytest.mark.parametrize("differences", [["driver: its libraries are 580.95.05, the host's driver is 580.105.08"], []])
 def test_a_container_of_the_settings_is_told_what_a_refresh_tells(differences: list[str]) -> None:
     torn = inside(NODES).replace(LIBRARY, LIBRARY.replace("580.105.08", "580.95.05"))
-    cards = WantedCards([0], "x", managed=True, differences=differences)
+    cards = WantedCards([0], "x", differences=differences)
     (finding,) = diagnose(reading(DEVICE_LINES, torn, installed=BARE), 901, cards=cards).findings
     assert finding.turn is (Turn.UP if differences else Turn.PERSON)
     if differences:

@@ -19,7 +19,7 @@ from homelab.doctor.report import Report
 from homelab.errors import HomelabError
 from remote_scripts.shared.card_record import Record, State
 from tests.conftest import PROJECT
-from tests.unit.hosts import KEY
+from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import BARE, DEVICE_LINES, LIBRARY, inside, reading
 
 SECURE = {"secure": "v1:abcdef:0123456789"}
@@ -113,36 +113,38 @@ def test_the_settings_say_which_cards_a_container_is_to_have(tmp_path: Path) -> 
         "ai": {"host": "pve", "ctid": 901, "gpus": ["big"]},
         "old": {"host": "pve", "ctid": 950, "gpuAssignment": "0"},
         "far": {"host": "other", "ctid": 300, "gpuAssignment": "5"},
+        "moving": {"host": "home", "ctid": 960, "gpuAssignment": "0"},
     }
-    hosts = {"pve": host(), "other": host() | {"address": "192.0.2.3"}}
+    hosts = {"pve": host() | {"cluster": "home"}, "other": host() | {"address": "10.0.0.1"}}
     found = written(tmp_path, {"hosts": hosts, "containers": containers})
     name, its = found.host("pve")
-    for ctid, by in ((901, "ai.gpus"), (950, "old.gpuAssignment")):
+    for ctid, by in ((901, "ai.gpus"), (950, "old.gpuAssignment"), (960, "moving.gpuAssignment")):
         cards = found.cards(name, its, ctid, reading())
         assert cards is not None
-        assert (cards.numbers, cards.by, cards.managed) == ([0], f"homelab:containers.{by}", True)
+        assert (cards.numbers, cards.by) == ([0], f"homelab:containers.{by}")
     assert found.cards(name, its, 300, reading()) is None
 
 
 def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) -> None:
-    containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big", "none"]}}
-    gpus = {"big": {"match": "10de:2b85", "use": "lxc"}, "none": {"match": "10de:1234", "use": "lxc"}}
-    found = written(tmp_path, {"hosts": {"pve": host() | {"gpus": gpus}}, "containers": containers})
-    with pytest.raises(HomelabError, match=r"without it: none \(not found\)"):
-        found.cards(*found.host(None), 901, reading())
+    containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big"]}}
+    found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
+    seen = reading(facts=desktop())
+    report = container.diagnose(seen, 901, cards=found.cards(*found.host(None), 901, seen))
+    (one,) = report.findings
+    assert (
+        "gpus.big (RTX 5090 [10de:2b85] at 0000:01:00) isn't one of NVIDIA's, or its driver hasn't taken" in one.found
+    )
 
 
 def of_shared_card(folder: Path, state: State, cards: dict[str, Any]) -> Report:
     """On a container whose card is shared and not with the driver."""
     shared = host() | {"gpus": {"big": {"match": "10de:2b85", "use": "shared"}}, "nvidia": {"driver": "580"}}
     found = written(folder, {"hosts": {"pve": shared}, "containers": {"ai": {"host": "pve", "ctid": 901, **cards}}})
-    seen = reading("")
-    boot = seen.facts.boot_id.strip()
-    noted = Record(state=state, vm="103", boot=boot, since=1700000000, why="it hangs")
-    handover = dataclasses.replace(seen.facts.handover, cards={"big": noted})
-    away = reading("", facts=replace(seen.facts, nvidia_minors={}, handover=handover))
-    name, its = found.host(None)
-    return container.diagnose(away, 901, cards=found.cards(name, its, 901, away))
+    seen = reading("").facts
+    noted = Record(state=state, vm="103", boot=seen.boot_id.strip(), since=1700000000, why="it hangs")
+    handover = dataclasses.replace(seen.handover, cards={"big": noted})
+    away = reading("", facts=replace(seen, nvidia_minors={}, handover=handover))
+    return container.diagnose(away, 901, cards=found.cards(*found.host(None), 901, away))
 
 
 @pytest.mark.parametrize("cards", [{"gpus": ["big"]}, {"gpuAssignment": "0"}], ids=["named", "numbered"])

@@ -15,7 +15,7 @@ from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import JudgedVm, SeenVm, judge_vm
+from homelab.vm.plan import SeenVm, judge_vm
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -142,7 +142,7 @@ def card(**changes: Any) -> VmCard:
 def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
     wish = Wish("sandbox", 103, [card()], display="none")
 
-    def decided(machine: str) -> JudgedVm:
+    def decided(machine: str) -> Any:
         return judge_vm(SeenVm({"machine": machine}, {"machine": machine}, {}), wish, desktop())
 
     of_old = decided("pc-i440fx-9.2")

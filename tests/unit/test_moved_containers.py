@@ -6,11 +6,10 @@ import dataclasses
 import json
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from homelab.container import other_makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig
@@ -23,7 +22,6 @@ from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.layers.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_note import Note, identity, is_another
-from remote_scripts.shared.reading.answer import SharedWith
 from tests.unit.hosts import container_note, desktop
 from tests.unit.test_created_vms import SSH
 
@@ -49,8 +47,7 @@ def probe(host: str) -> ContainerProbe.Inputs:
 
 def outputs(**more: Any) -> ContainerProbe.Outputs:
     about: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "rebooted_at": 0, "shared": {}}
-    about |= {"generation": 0, "again": 0, "stale": False}
-    return ContainerProbe.Outputs(**about | more)
+    return ContainerProbe.Outputs(**about | {"generation": 0, "again": 0, "stale": False} | more)
 
 
 @pytest.fixture
@@ -101,7 +98,7 @@ def test_the_same_container_alone_has_its_cards_where_it_has_moved(
     facts = replace(desktop(ledger=ledger), guests=replace(desktop().guests, configs=configs))
     monkeypatch.setattr(ssh, "read", lambda _, **__: facts)
     monkeypatch.setattr(guard, "hold", lambda *_: None)
-    monkeypatch.setattr(container_plan, "check", lambda *_: ([], []))
+    monkeypatch.setattr(container_plan, "untouchable", lambda *_: [])
     entries = {"ai": {"host": host, "ctid": 901, "gpus": []}}
     texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
     work, before = ContainerProbeWork(texts), outputs(generation=4, again=2)
@@ -168,8 +165,8 @@ def test_other_numbers_and_nodes_of_its_cards_are_drift(
     entries = {"ai": {"host": "pve1", "ctid": 901, "gpus": []}} if known else {}
     texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
     now = {"amd": {**AMD, "nodes": [node]}, "new": {**AMD, "nodes": ["/dev/dri/renderD130"]}}
-    monkeypatch.setattr(container_plan, "numbers", lambda *_: (minors, []))
-    monkeypatch.setattr(other_makers, "shared", lambda *_: (now, []))
+    wish = container_plan.ContainerWish("ai", 901, Cards(minors=tuple(minors)), shared=cast(Any, now))
+    monkeypatch.setattr(container_plan, "wish_of", lambda *_: wish)
     found = ContainerProbeWork(texts)._device_drift(desktop(), probe("pve1"), outputs(minors=[0], shared={"amd": AMD}))
     assert found == drift
 
@@ -238,6 +235,6 @@ def test_a_container_is_off_only_where_the_host_lists_those_that_run(unlisted: s
     config = GuestConfig(kind="lxc", id=901, lines=NOW.format(A))
     facts = desktop()
     guests = replace(facts.guests, configs=[config], running=frozenset(), unlisted=unlisted)
-    facts = replace(facts, guests=guests, containers=[SharedWith(id=901, drift=[])])
+    facts = replace(facts, guests=guests, ledger=container_note(901, Cards()))
     wanted = dataclasses.replace(probe("pve2"), power="running")
-    assert _drift(facts, wanted) == ["container 901 is stopped instead of running"] * drifts
+    assert _drift(facts, wanted) == ["power: stopped -> running"] * drifts

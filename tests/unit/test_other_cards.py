@@ -14,8 +14,7 @@ from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
-from remote_scripts.shared.container_note import Cards
-from tests.unit.hosts import container_note, desktop, device, settings
+from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_containers import DRIVER
 
 AMD, INTEL = "0000:0b:00.0", "0000:00:02.0"
@@ -73,7 +72,6 @@ def test_the_scripts_are_told_addresses_and_no_numbers() -> None:
     want = plan.wanted(host(), settings(GPUS))
     found, _ = other_makers.shared("media", container("radeon", "uhd"), host(), want.gpus, "pve")
     assert makers.words(found) == f"{INTEL}=render {AMD}=render,kfd"
-    assert makers.nodes(makers.words(found), host().drm) == ["/dev/dri/renderD128", "/dev/dri/renderD129", "/dev/kfd"]
 
 
 def cmdline(words: str) -> dict[str, str]:
@@ -154,8 +152,8 @@ def test_a_card_that_the_next_boot_returns_is_refused_only_afterwards() -> None:
 
 
 def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[HomelabError]]:
-    want = plan.wanted(facts, settings(GPUS))
-    return container_plan.describe(facts, want, {"media": container(*gpus, **changes)}, {}, "pve")
+    wanted = {"media": container(*gpus, **changes)}
+    return container_plan.describe(facts, plan.wanted(facts, settings(GPUS)), wanted, {}, "pve")
 
 
 def test_a_container_on_another_node_is_refused_with_its_place() -> None:
@@ -179,28 +177,6 @@ def test_cards_of_both_makers_in_one_container() -> None:
     text, errors = planned(facts, "big", "radeon")
     assert errors == []
     assert "off: /dev/nvidia0, nvidiactl, nvidia-uvm; /dev/dri/renderD129, /dev/kfd of" in text
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (None, True),
-        ({}, False),
-        ({"minors": ()}, True),
-        ({"drift": ["dev0 is gone"]}, True),
-        ({"ctid": 902}, True),
-    ],
-    ids=["nothing yet", "as it is to be", "another card", "drifted", "another container"],
-)
-def test_the_plan_names_the_backup_of_a_container_that_is_changed(given: dict[str, Any] | None, told: bool) -> None:
-    about: dict[str, Any] = {"ctid": 901, "drift": [], "minors": (0,)} | (given or {})
-    cards = Cards(minors=about["minors"], functions=("0000:01:00.0",), cards=(f"{AMD}=render,kfd",))
-    ledger = {} if given is None else container_note(about["ctid"], cards)
-    noted = [{"id": about["ctid"], "drift": about["drift"]}]
-    facts = host(nvidia=DRIVER, nvidia_minors={"0000:01:00.0": 0}, containers=noted, ledger=ledger)
-    assert (
-        "    to back it up first: `vzdump 901` on the host" in planned(facts, "big", "radeon")[0].splitlines()
-    ) is told
 
 
 @pytest.mark.parametrize("given", [{"gpuAssignment": "none"}, {"gpus": []}])

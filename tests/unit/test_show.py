@@ -148,7 +148,7 @@ def test_a_container_keeps_its_card_when_another_one_gets_it(show: Any) -> None:
 @pytest.mark.parametrize("owner", ["p/s/old", "p/other/old"])
 def test_a_container_that_leaves_the_settings_loses_its_card(show: Any, owner: str) -> None:
     note = container_note(950, GIVEN, "/dev/nvidia0,mode=0666", owner=owner)
-    noted = {"ledger": note, "containers": [{"id": 950, "drift": []}]}
+    noted = {"ledger": note}
     facts = desktop(guests={**GUESTS, "configs": [OFF, WITHOUT_CARD, SHARED]}, **DRIVER, **noted)
     is_own = owner.startswith("p/s/")
     assert lines(show(facts, gpus=LXC))[3] == (
@@ -161,7 +161,7 @@ def test_a_container_that_leaves_the_settings_loses_its_card(show: Any, owner: s
 
 
 def test_a_container_loses_the_card_that_the_settings_take_from_it(show: Any) -> None:
-    noted = {"ledger": container_note(901, GIVEN, "/dev/nvidia0,mode=0666"), "containers": [{"id": 901, "drift": []}]}
+    noted = {"ledger": container_note(901, GIVEN, "/dev/nvidia0,mode=0666")}
     facts = desktop(guests={**GUESTS, "configs": HAS_CARD}, **DRIVER, **noted)
     assert signs(show(facts, containers={"p": {**PHOENIX, "gpus": []}}, gpus=LXC)) == ["- container 901 (p)"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from homelab.findings import JudgedGuest
 from homelab.host.facts import CardUser
 from homelab.properties import same, strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import SeenVm
 from remote_scripts.shared.guest_note import Note, identity
 from tests.unit.hosts import desktop
 
@@ -43,8 +43,8 @@ class Vm:
     def base(self) -> dict[str, str]:
         return self.note.base(self.config, self.devices)
 
-    def planned(self, *cards: VmCard, **more: Any) -> plan.JudgedVm:
-        return plan.judge_vm(SeenVm(self.config, self.base, self.note.originals), wish(*cards, **more), FACTS)
+    def planned(self, *cards: VmCard, **more: Any) -> JudgedGuest:
+        return plan.judge_vm(plan.SeenVm(self.config, self.base, self.note.originals), wish(*cards, **more), FACTS)
 
     def up(self, *cards: VmCard, half: bool = False, **more: Any) -> dict[str, str]:
         decided = self.planned(*cards, **more)
@@ -366,7 +366,7 @@ def test_lines_of_one_card_become_one_where_none_loses_a_property(
 
 def test_lines_that_an_earlier_run_has_taken_over_are_refused_no_more() -> None:
     """The VM doesn't have them: nobody can change them, and they come back as they were."""
-    seen = SeenVm(Q35 | {"hostpci0": "mapping=first,pcie=1,romfile=a.rom"}, Q35 | ROMS, {**ROMS})
+    seen = plan.SeenVm(Q35 | {"hostpci0": "mapping=first,pcie=1,romfile=a.rom"}, Q35 | ROMS, {**ROMS})
     decided = plan.judge_vm(seen, wish(OWN), FACTS)
     assert (decided.change, decided.refusals) == ({}, [])
 
@@ -376,7 +376,7 @@ def test_another_mapping_for_another_function_of_the_slot_stays_beside() -> None
     sound = "sound\n\tmap id=10de:22e8,iommugroup=2,node=pve,path=0000:01:00.1\n"
     config = Q35 | {"hostpci0": "mapping=sound", "hostpci1": "mapping=first,pcie=1"}
     facts = dataclasses.replace(FACTS, guests=dataclasses.replace(FACTS.guests, mappings=sound))
-    decided = plan.judge_vm(SeenVm(config, config, {}), wish(dataclasses.replace(OWN, slot=PARTS)), facts)
+    decided = plan.judge_vm(plan.SeenVm(config, config, {}), wish(dataclasses.replace(OWN, slot=PARTS)), facts)
     assert (decided.change, decided.refusals) == ({}, [])
 
 

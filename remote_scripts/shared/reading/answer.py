@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from remote_scripts.shared.card_nodes import DrmNodes
 from remote_scripts.shared.card_record import Record
+from remote_scripts.tools import device
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,6 @@ class CardState:
 
 
 @dataclass(frozen=True)
-class DrmNodes:
-    """The device nodes of a graphics card in /dev/dri: names such as `card0` and `renderD128`, empty: it has none.
-    `kfd`: whether /dev/kfd serves it, too."""
-
-    card: str = ""
-    render: str = ""
-    kfd: bool = False
-
-
-@dataclass(frozen=True)
 class Vital:
     """A storage, network or keyboard that the host can't do without, and the functions that carry it.
 
@@ -124,14 +116,6 @@ class Managed:
     layer: str
     path: str
     state: str
-
-
-@dataclass(frozen=True)
-class SharedWith:
-    """A container that has cards by this program. `drift`: from what was set up."""
-
-    id: int
-    drift: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -233,10 +217,10 @@ class Answer:
     than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words, `rolling_back`:
     whether the host still has to restart for that; `judged`: the host's own confirmation of a boot; `pending`: steps
     that have to follow what was written (boot, initramfs); `boot_lacks`: what the running kernel lacks of the last
-    boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `cards_enabled`: whether the service that
-    follows these nodes at each boot is enabled. `ledger`: of guests and mappings, name -> JSON
-    (homelab/remote/ledger.py, shared/guest_note.py); `agents`: those that stacks keep, their versions by owner, empty:
-    none is whole. `edits`: copies of this program's files that had been edited by hand.
+    boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `nodes`: of graphics, by path;
+    `cards_enabled`: whether the service that follows these nodes at each boot is enabled. `ledger`: of guests and
+    mappings, name -> JSON (homelab/remote/ledger.py, shared/guest_note.py); `agents`: those that stacks keep, their
+    versions by owner, empty: none is whole. `edits`: copies of this program's files that had been edited by hand.
     `kernel_log`: lines about cards, empty: not asked for; `lost`: functions of cards whose configuration space can't
     be read, or reads as ones. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
     """
@@ -277,10 +261,10 @@ class Answer:
     pending: list[str]
     boot_lacks: list[str] | None
     drm: dict[str, DrmNodes]
+    nodes: dict[str, device.Device]
     cards_enabled: bool
     nvidia_minors: dict[str, int]
     nvidia: Nvidia
-    containers: list[SharedWith]
     ledger: dict[str, str]
     edits: list[str]
     agents: dict[str, str]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from remote_scripts.shared import card_nodes
+from remote_scripts.shared import host_nodes
+from remote_scripts.shared.card_nodes import DrmNodes
 from remote_scripts.shared.pci import DEVICES
-from remote_scripts.shared.reading.answer import DrmNodes
 from remote_scripts.shared.reading.cards import CARDS
 from remote_scripts.shared.reading.source import Source
 
@@ -21,8 +21,7 @@ def drm(source: Source) -> dict[str, DrmNodes]:
         folder, code = f"{DEVICES}/{address}", source.class_of(address)
         if not code or not (code.startswith(CARDS) or source.is_folder(f"{folder}/drm")):
             continue
-        nodes_of = (card_nodes.drm_node(source.system, address, kind) for kind in ("card", "renderD"))
-        card, render = (node.rpartition("/")[2] for node in nodes_of)
+        card, render = host_nodes.drm(source.system, address)
         if card or render:
             has_kfd = bool(render) and source.exists("/dev/kfd") and render.removeprefix("renderD") in minors
             by_address[address] = DrmNodes(card, render, has_kfd)

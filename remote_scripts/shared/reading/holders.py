@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from remote_scripts.shared.reading.answer import DrmNodes, Holder
+from remote_scripts.shared.card_nodes import DrmNodes
+from remote_scripts.shared.reading.answer import Holder
 from remote_scripts.shared.reading.source import Source, deepest
 
 _NODE = re.compile(r"(?:/dev/nvidia[0-9].*|/dev/dri/.*)")

@@ -6,15 +6,12 @@ import functools
 import json
 from contextlib import suppress
 
-from remote_scripts.shared import container_drift, guest_notes, kept_agents, trial
-from remote_scripts.shared.container_note import ContainerNote
+from remote_scripts.shared import kept_agents, trial
 from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guests import place_of
-from remote_scripts.shared.reading.answer import Managed, SharedWith
+from remote_scripts.shared.reading.answer import Managed
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.files import EDITS, HOME
-from remote_scripts.tools.system import System
 
 _FILES = f"{HOME}/files"
 _LEDGER = f"{HOME}/ledger"
@@ -67,26 +64,6 @@ def _passed_on(note: str) -> str:
     with suppress(ValueError, TypeError):
         return json.dumps({**json.loads(note), "text": ""})
     return "{}"
-
-
-def containers(source: Source) -> list[SharedWith]:
-    """Containers that were given cards, and how they differ from what was set up."""
-    shared = []
-    nothing: list[int] = []
-    for ctid in source.noting(_NOTES, lambda: guest_notes.noted(source.system, CONTAINER), nothing):
-        path = f"{_NOTES}/lxc-{ctid}"
-        note = source.noting(path, functools.partial(container_drift.noted, source.system, ctid), ContainerNote())
-        if not note or source.noting(path, functools.partial(_is_elsewhere, source.system, ctid), True):
-            continue
-        look = functools.partial(container_drift.drift, source.system, ctid, note)
-        drift: list[str] = source.noting(path, look, [])
-        shared.append(SharedWith(ctid, drift))
-    return shared
-
-
-def _is_elsewhere(system: System, ctid: int) -> bool:
-    node, is_here = place_of(system, CONTAINER, ctid)
-    return bool(node) and not is_here
 
 
 def rolled_back(source: Source) -> str:
