@@ -12,7 +12,7 @@ from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
-from homelab.findings import Finding, JudgedGuest, Stage, Turn, cured
+from homelab.findings import UP, Finding, JudgedGuest, Stage, Turn, cured
 from homelab.host import gates, plan
 from homelab.settings import Gpu, Host, Vm
 from homelab.vm import preview
@@ -163,8 +163,9 @@ def _hook(reading: Reading, vmid: int) -> list[Finding]:
         Finding(
             f"VM {vmid} with the hookscript that takes its shared card from the containers",
             "the VM's configuration no longer names it",
-            "a start would take the card from its driver without any check: containers that use it would hang",
-            "`pulumi up --refresh` sets it again; leave the VM off until then",
+            "leave the VM off until it does: a start would take the card from its driver without any check, and "
+            "containers that use it would hang",
+            UP,
             turn=Turn.UP,
         )
     ]

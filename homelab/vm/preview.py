@@ -85,10 +85,9 @@ def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[li
     """The plan's lines for a VM that is there, and refusals."""
     config, judged = facts.guests.config(vm.vmid), judge_vm(seen, wish, facts)
     assert config is not None
+    will_run, renewed = is_to_run(seen.runs, wish.power), bool(judged.steps)
     return [
-        _head(
-            wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=is_to_run(seen.runs, wish.power)
-        ),
+        _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=will_run, renewed=renewed),
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
         *(f"    {line}" for line in (*judged.remarks, *judged.met)),
@@ -170,9 +169,12 @@ POWER = {
 }
 
 
-def _head(guest: str, config: GuestConfig, *, changed: bool, running: bool, will_run: bool) -> str:
+def _head(
+    guest: str, config: GuestConfig, *, changed: bool, running: bool, will_run: bool, renewed: bool = False
+) -> str:
     """What is done with a guest."""
-    power = POWER[running, will_run] if changed or running != will_run else "no change"
+    power = "what is noted of it is renewed" if renewed else "no change"
+    power = POWER[running, will_run] if changed or running != will_run else power
     state = "running" if running else "off"
     return f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {state}: {power}"
 

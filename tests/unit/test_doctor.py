@@ -407,7 +407,8 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
     )
     report = diagnose_vm(replace(seen, facts=facts), 103, shared)
     assert not any("containers that use it" in one.found for one in report.findings)
-    assert report.next[0].startswith("`pulumi up --refresh` sets it again")
+    assert report.next[0].startswith("`pulumi up --refresh`")
+    assert any("leave the VM off" in one.why for one in report.findings)
 
 
 @pytest.mark.parametrize(

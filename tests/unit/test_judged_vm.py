@@ -98,6 +98,7 @@ def test_preview_and_doctor_say_the_same(case: str) -> None:
     steps = [line.strip() for line in own if any(sign in line for sign in signs)]
     assert [one.found for one in of_turn[Turn.UP]] == ["; ".join(steps)] * bool(steps)
     assert all(any(one.found in line and one.next in line for line in lines) for one in of_turn[Turn.PERSON])
+    assert not own or ("no change" in own[0]) is (not steps)
     if refused:
         assert not any(step.startswith("`pulumi up") for step in report.next), "the preview refuses"
 
