@@ -58,7 +58,7 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
             lines.index(line)
             for line in ("Plan", "Result, if this run ends well", "Your own host: README.md#your-own-host")
         )
-        assert any("+ VM 103 (sandbox)" in line for line in lines[plan:result]), lines
+        assert any("+ VM 103 (Sandbox)" in line for line in lines[plan:result]), lines
         assert result - plan < 40 and "Diagnostics:" not in lines and not terminal.rows(lines), lines
         assert sum("pve: verified: kernel" in line for line in lines) == 1, lines
         assert any("→ VM 103 (Sandbox)" in line for line in lines[result:hints]), lines
