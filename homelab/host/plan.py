@@ -282,10 +282,10 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
         errors.append(
             HomelabError(
                 wanted="the confirmed boot as the host's default",
-                found="its boot menu could not be made (often: a full /boot or ESP); the log on the host says why",
+                found="its boot menu could not be made (often: a full /boot or ESP); the log says why",
                 why="until it is made, this host starts with an entry that was only for its trial, or with what it had "
                 "before",
-                next="make room or mend what the log says (/var/log/homelab.log), then run `pulumi up --refresh`",
+                next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
             )
         )
     lost = missing_words(want.words, facts.cmdline.running)
