@@ -22,6 +22,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_has_all_of_the_program_and_of_what_runs_on_hosts(built: Path) -> None:
     names = set(zipfile.ZipFile(built).namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"homelab", "remote_scripts"}
+    # PyPI's `homelab` is somebody else's. The module keeps its name.
+    assert {name.split("-")[0] for name in names if ".dist-info" in name} == {"homelab_gpu"}
     here = {
         f"homelab/{path.relative_to(PROJECT)}" if folder == "components" else str(path.relative_to(PROJECT))
         for folder in ("homelab", "components", "remote_scripts")
