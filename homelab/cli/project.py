@@ -26,7 +26,8 @@ from homelab import template
 
 template.run_program()
 '''
-_COPIED = ("docs/config.schema.json", "provider/pulumi-resource-homelab", "provider/pulumi-resource-homelab.cmd")
+# The schema only from a clone: an installed package names its address.
+_COPIED = ("docs/config.schema.json", "provider/*")
 
 
 def check(folder: Path) -> None:
@@ -75,10 +76,10 @@ def make(folder: Path, backend: str | None) -> None:
     :param backend: where the state is kept; None: where the person is logged in.
     """
     source = template.folder()
-    for name in _COPIED:
-        target = folder / name
+    for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
+        target = folder / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target)
+        shutil.copyfile(file, target)
         target.chmod(0o755 if target.parent.name == "provider" else 0o644)
     write_settings(folder / "__main__.py", _PROGRAM)
     project = (source / "Pulumi.yaml").read_text(encoding="utf-8").partition("config:\n")[0]
