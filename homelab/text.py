@@ -9,7 +9,6 @@ other output goes through `tell`, or through `clean` where it isn't printed. The
 from __future__ import annotations
 
 import codecs
-import functools
 import io
 import re
 import sys
@@ -33,6 +32,7 @@ _UNSAFE = re.compile(
 )
 # What a clone has beside the package: a page, a schema, an example; not within an address.
 _DOCUMENT = re.compile(r"(?<![\w/])(?:docs|examples)/[a-z_/-]+\.(?:md|yaml|(schema\.json))\b")
+_IN_A_CLONE = Path(__file__).parents[1].joinpath("docs", "config.schema.json").is_file()
 
 
 def clean(text: str) -> str:
@@ -41,29 +41,20 @@ def clean(text: str) -> str:
     """
     plain = _SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     safe = _UNSAFE.sub(_visible, plain)
-    return by_address(safe, *_installed()) if _DOCUMENT.search(safe) else safe
+    if _IN_A_CLONE or not _DOCUMENT.search(safe):
+        return safe
+    package = metadata.metadata("homelab-gpu")
+    return by_address(safe, package["Project-URL"].rpartition(" ")[2], package["Version"])
 
 
 def by_address(text: str, repository: str, version: str) -> str:
     """The text with each document (`docs/settings.md`) as its web address.
 
-    :param repository: its address; empty: the documents lie beside the package, in a clone.
+    :param repository: its address, as the installed package names it (pyproject.toml).
     :param version: of the package, which decides on the documents' version.
     """
     ref = "main" if "dev" in version else f"v{version}"
-    at = {kind: f"{repository}/{kind}/{ref}" for kind in ("blob", "raw")}
-    return _DOCUMENT.sub(lambda found: f"{at['raw' if found[1] else 'blob']}/{found[0]}", text) if repository else text
-
-
-@functools.cache
-def _installed() -> tuple[str, str]:
-    """The address of the repository, as the installed package names it (pyproject.toml), and its version; none in a
-    clone.
-    """
-    if Path(__file__).parents[1].joinpath("docs", "config.schema.json").is_file():
-        return "", ""
-    about = metadata.metadata("homelab-gpu")
-    return about["Project-URL"].rpartition(" ")[2], about["Version"]
+    return _DOCUMENT.sub(lambda found: f"{repository}/{'raw' if found[1] else 'blob'}/{ref}/{found[0]}", text)
 
 
 def _visible(match: re.Match[str]) -> str:

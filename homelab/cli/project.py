@@ -70,6 +70,22 @@ def refuse_another(pulumi: Pulumi) -> None:
         )
 
 
+def environment(folder: Path) -> str:
+    """The program's environment, as Pulumi.yaml has it: `.venv` on each machine, a link to the one that this runs in;
+    its path where there can be no link, as on Windows. An environment that somebody has made there stays.
+    """
+    link = folder / ".venv"
+    here = Path(sys.prefix).resolve()  # which may be by this link
+    try:
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(here, target_is_directory=True)
+    except OSError:
+        return sys.prefix
+    return link.name
+
+
 def make(folder: Path, backend: str | None) -> None:
     """Writes a project's files. Pulumi.yaml comes last: a folder that has it is whole.
 
@@ -84,5 +100,7 @@ def make(folder: Path, backend: str | None) -> None:
     write_settings(folder / "__main__.py", _PROGRAM)
     project = (source / "Pulumi.yaml").read_text(encoding="utf-8").partition("config:\n")[0]
     project = re.sub(r"(?m)^name: .*$", f"name: {json.dumps(name_of(folder))}", project)
-    project = project.replace("virtualenv: .venv", f"virtualenv: {json.dumps(sys.prefix)}")
+    project = project.replace("virtualenv: .venv", f"virtualenv: {json.dumps(environment(folder))}")
+    with (folder / ".gitignore").open("a", encoding="utf-8") as ignored:
+        ignored.write("\n/.venv\n")
     write_settings(folder / "Pulumi.yaml", project + (f"backend: {{url: {json.dumps(backend)}}}\n" if backend else ""))

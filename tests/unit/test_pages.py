@@ -51,6 +51,7 @@ def test_the_readmes_commands_in_their_order_end_outside_of_the_clone(tmp_path: 
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     address = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     assert f"git clone {address};" in text
+    assert f'"git+{address}"' in (PROJECT / "examples" / "github" / "preview.yml").read_text(encoding="utf-8")
     programs, home = tmp_path / "bin", tmp_path / "home"
     programs.mkdir()
     home.mkdir()

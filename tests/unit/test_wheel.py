@@ -63,6 +63,8 @@ def test_it_makes_a_project_with_its_own_environment(built: Path, tmp_path: Path
     )
     assert not (folder / "docs").exists()
     project = yaml.safe_load((folder / "Pulumi.yaml").read_text(encoding="utf-8"))
-    assert project["runtime"]["options"]["virtualenv"] == str(tmp_path / "venv") and project["name"] == "a-lab"
+    assert project["runtime"]["options"]["virtualenv"] == ".venv" and project["name"] == "a-lab"
+    # Its own on each machine.
+    assert (folder / ".venv").readlink() == tmp_path / "venv" and "/.venv" in (folder / ".gitignore").read_text()
     provider = folder / project["plugins"]["providers"][0]["path"] / "pulumi-resource-homelab"
     assert os.access(provider, os.X_OK)
