@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from homelab import template
 from homelab.cli.pulumi import Pulumi
-from homelab.cli.settings_file import write_settings
+from homelab.cli.settings_file import read_settings, write_settings
 from homelab.init.ask import Mistake
 
 # The environment variable with the passphrase of the stack's secrets.
@@ -74,16 +75,12 @@ def environment(folder: Path) -> str:
     """The program's environment, as Pulumi.yaml has it: `.venv` on each machine, a link to the one that this runs in;
     its path where there can be no link, as on Windows. An environment that somebody has made there stays.
     """
-    link = folder / ".venv"
-    here = Path(sys.prefix).resolve()  # which may be by this link
-    try:
+    link, here = folder / ".venv", Path(sys.prefix).resolve()  # which may be by this link
+    with suppress(OSError):
         if link.is_symlink():
             link.unlink()
-        if not link.exists():
-            link.symlink_to(here, target_is_directory=True)
-    except OSError:
-        return sys.prefix
-    return link.name
+        link.symlink_to(here, target_is_directory=True)
+    return link.name if link.exists() else sys.prefix
 
 
 def make(folder: Path, backend: str | None) -> None:
@@ -101,6 +98,5 @@ def make(folder: Path, backend: str | None) -> None:
     project = (source / "Pulumi.yaml").read_text(encoding="utf-8").partition("config:\n")[0]
     project = re.sub(r"(?m)^name: .*$", f"name: {json.dumps(name_of(folder))}", project)
     project = project.replace("virtualenv: .venv", f"virtualenv: {json.dumps(environment(folder))}")
-    with (folder / ".gitignore").open("a", encoding="utf-8") as ignored:
-        ignored.write("\n/.venv\n")
+    write_settings(folder / ".gitignore", f"{read_settings(folder / '.gitignore')}\n/.venv\n")
     write_settings(folder / "Pulumi.yaml", project + (f"backend: {{url: {json.dumps(backend)}}}\n" if backend else ""))
