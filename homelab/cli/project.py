@@ -80,7 +80,7 @@ def environment(folder: Path) -> str:
         if link.is_symlink():
             link.unlink()
         link.symlink_to(here, target_is_directory=True)
-    return link.name if link.exists() else sys.prefix
+    return link.name if link.resolve() == here else sys.prefix
 
 
 def make(folder: Path, backend: str | None) -> None:
