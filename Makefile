@@ -88,7 +88,7 @@ lint: .venv/.dev ## run formatters and linters, hold the project's numbers (CONT
 	@$(VENV) -m tests.size
 	@$(VENV) -m tests.protected
 	@$(SITE) .site
-	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
+	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows examples/github/preview.yml
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
 
 format: .venv/.dev ## format every file

@@ -21,6 +21,7 @@ import yaml
 
 from homelab import events
 from homelab.cli import stack_options
+from homelab.cli.project import environment
 from homelab.cli.pulumi import Pulumi
 from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not has_state:
             os.environ |= {"PULUMI_BACKEND_URL": folder.as_uri(), "PULUMI_CONFIG_PASSPHRASE": ""}
         pulumi = Pulumi.find(project(), stack)
+        environment(pulumi.folder)
         # A copy: no host is asked, and a stack that is made only for this preview writes its salt there.
         config = folder / file.name
         config.write_text(settings(text_of(file), with_secrets=has_state), encoding="utf-8", newline="\n")

@@ -191,7 +191,7 @@ def down(deployment: Deployment) -> int:
         code = deployment.carry_out("destroy")
     if code == 0:
         Lab.open(deployment.state).stop()
-        print("Everything is undone, and the simulated host is stopped.")
+        print("`pulumi destroy` has ended, and the simulated host is stopped.")
     return code
 
 

@@ -104,6 +104,8 @@ NEEDS_UNIX = {
     "unit/test_init_run.py::test_a_preview_for_a_program_is_shown_on_standard_error": "a script of sh stands in for Pulumi",
     "unit/test_init_run.py::test_half_a_key_of_an_ended_run_is_in_nobodys_way": "modes of files",
     "unit/test_log_texts.py::test_the_hosts_grep_leaves_no_half_of_a_message": "the host's grep",
+    "unit/test_pages.py::test_the_readmes_commands_in_their_order_end_outside_of_the_clone": "scripts of sh stand in for programs",
+    "unit/test_pull_request.py::test_a_project_has_the_environment_that_it_is_used_from": "symbolic links",
 }
 
 

@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from homelab import template
 from homelab.cli.pulumi import Pulumi
-from homelab.cli.settings_file import write_settings
+from homelab.cli.settings_file import read_settings, write_settings
 from homelab.init.ask import Mistake
 
 # The environment variable with the passphrase of the stack's secrets.
@@ -26,7 +27,8 @@ from homelab import template
 
 template.run_program()
 '''
-_COPIED = ("docs/config.schema.json", "provider/pulumi-resource-homelab", "provider/pulumi-resource-homelab.cmd")
+# The schema only from a clone: an installed package names its address.
+_COPIED = ("docs/config.schema.json", "provider/*")
 
 
 def check(folder: Path) -> None:
@@ -69,19 +71,32 @@ def refuse_another(pulumi: Pulumi) -> None:
         )
 
 
+def environment(folder: Path) -> str:
+    """The program's environment, as Pulumi.yaml has it: `.venv` on each machine, a link to the one that this runs in;
+    its path where there can be no link, as on Windows. An environment that somebody has made there stays.
+    """
+    link, here = folder / ".venv", Path(sys.prefix).resolve()  # which may be by this link
+    with suppress(OSError):
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(here, target_is_directory=True)
+    return link.name if link.resolve() == here else sys.prefix
+
+
 def make(folder: Path, backend: str | None) -> None:
     """Writes a project's files. Pulumi.yaml comes last: a folder that has it is whole.
 
     :param backend: where the state is kept; None: where the person is logged in.
     """
     source = template.folder()
-    for name in _COPIED:
-        target = folder / name
+    for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
+        target = folder / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target)
+        shutil.copyfile(file, target)
         target.chmod(0o755 if target.parent.name == "provider" else 0o644)
     write_settings(folder / "__main__.py", _PROGRAM)
     project = (source / "Pulumi.yaml").read_text(encoding="utf-8").partition("config:\n")[0]
     project = re.sub(r"(?m)^name: .*$", f"name: {json.dumps(name_of(folder))}", project)
-    project = project.replace("virtualenv: .venv", f"virtualenv: {json.dumps(sys.prefix)}")
+    project = project.replace("virtualenv: .venv", f"virtualenv: {json.dumps(environment(folder))}")
+    write_settings(folder / ".gitignore", f"{read_settings(folder / '.gitignore')}\n/.venv\n")
     write_settings(folder / "Pulumi.yaml", project + (f"backend: {{url: {json.dumps(backend)}}}\n" if backend else ""))

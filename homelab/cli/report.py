@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="homelab report",
-        description="Writes a file for docs/hardware.md about what works on your hardware: machine, cards, versions, "
+        description="Writes a file for an issue about what works on your hardware: machine, cards, versions, "
         "and what was seen of them. It has no addresses, names, keys or serial numbers.",
     )
     stack_options.add(parser)

@@ -80,9 +80,9 @@ def _inside(case: Case) -> list[Finding]:
             Finding(
                 f"a driver behind {names(dead)}",
                 NO_DRIVER,
-                "the node is there, and no card of NVIDIA's driver has its number: the card is on another driver, "
-                "or has failed",
-                "see `dmesg | grep -iE 'nvrm|vfio'` on the host",
+                "the node is there, and no driver has a card of its number: the card is on another driver, or has "
+                "failed",
+                "see `dmesg | grep -iE 'nvrm|amdgpu|i915|vfio'` on the host",
             )
         )
     closed = [row for row in case.given if row.seen and row.seen.root not in (OK, NO_DRIVER, NOT_PERMITTED, "")]

@@ -12,7 +12,7 @@ from homelab.host import consoles, gates, kernel_log, options, released, remappi
 from homelab.host.classes import DRIVERS, NVIDIA
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
-from homelab.host.reboot import in_short, stopping
+from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
 from remote_scripts.shared.words import missing_words
@@ -282,10 +282,10 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
         errors.append(
             HomelabError(
                 wanted="the confirmed boot as the host's default",
-                found="its boot menu could not be made (often: a full /boot or ESP); the log on the host says why",
+                found="its boot menu could not be made (often: a full /boot or ESP); the log says why",
                 why="until it is made, this host starts with an entry that was only for its trial, or with what it had "
                 "before",
-                next="make room or mend what the log says (/var/log/homelab.log), then run `pulumi up --refresh`",
+                next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
             )
         )
     lost = missing_words(want.words, facts.cmdline.running)
@@ -439,10 +439,12 @@ def describe(
         + ("  (stays)" if set(before.split()) == set(after.split()) else f"\n             -> {after}"),
     ]
     lines += dict.fromkeys(map(str, files))  # of two layers that touch the same file, once
+    moved = drivers_after(reboot.reasons)
     for gpu, card in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
         for device in facts.functions(card["slot"]):
-            drivers = f"{device.driver or 'no driver'} -> {driver_after(device, facts, want) or 'no driver'}"
+            after = moved.get(device.address) or driver_after(device, facts, want)
+            drivers = f"{device.driver or 'no driver'} -> {after or 'no driver'}"
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
             lines.append(f"    {device.address} [{device.id}] {drivers}{by_hand}")
         lines += [f"    {line}" for line in _groups(facts, card["slot"])]

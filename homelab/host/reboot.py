@@ -48,6 +48,14 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
     return _joined(phrases or [_BLACKLIST_ALONE] * bool(reasons), ", and ")
 
 
+def drivers_after(reasons: Sequence[str]) -> dict[str, str]:
+    """Functions that the reboot brings to another driver: address -> that driver.
+
+    :param reasons: as the layer reboot answers them.
+    """
+    return {match["address"]: match["driver"] for match in map(_ON_ANOTHER_DRIVER.fullmatch, reasons) if match}
+
+
 def stopping(guests: str, *, again: bool = True) -> str:
     """The effect of a reboot on guests, as a part of a sentence.
 

@@ -24,6 +24,7 @@ from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
 from homelab.settings.secrets import readable
 from homelab.settings.types import is_name
+from homelab.text import clean
 
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
 # `homelab init` wrote this file; run it again to add a card. An editor that knows the schema above explains each key.
@@ -180,7 +181,7 @@ def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:
     round_trip.indent(mapping=2, sequence=4, offset=2)
     try:
         if not round_trip.load(text):  # a new file, or one with nothing but comments
-            text = (text or HEAD) + more
+            text = (text or clean(HEAD)) + more
         whole = round_trip.load(text.replace("\r\n", "\n"))
         if isinstance(whole, CommentedMap) and whole.get("config") is None:
             whole["config"] = CommentedMap()

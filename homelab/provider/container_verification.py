@@ -28,10 +28,7 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         except HomelabError as error:
             raise error.retold(next=f"{error.next}; `homelab doctor container {ctid}` shows each device") from error
         opened = ", ".join(answer["nodes"]) or f"nothing (state: {answer['state']})"
-        who = "root and by an ordinary user"
-        if cards.cards:
-            who = "root and by whom each is for (an ordinary user, or a member of its group)"
-        tell(f"{inputs.host}: opened in container {ctid}, by {who}: {opened}")
+        tell(f"{inputs.host}: opened in container {ctid}, by {answer['by']}: {opened}")
         for remark in answer["tried"]:
             tell(f"{inputs.host}: container {ctid}: {remark}")
         return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"])

@@ -98,11 +98,21 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         return dataclasses.asdict(planned.want)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
-        edits: list[str] = []
         try:
             host = self.host(inputs)
             facts = ssh.read(host)
-            edits = facts.edits
+            if facts.edits:
+                tell(
+                    f"{inputs.host}: kept, from this or an earlier run of any stack: files of this program's as they "
+                    f"had been edited by hand: {', '.join(facts.edits)}"
+                )
+            # A trial that failed leaves a kernel that runs without this program's words.
+            ending = {*facts.cmdline.running.split()} - {*facts.cmdline.configured.split()}
+            if ending.intersection(f"{outputs.iommu_words} {outputs.vfio_words}".split()):
+                tell(
+                    f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command "
+                    "line and the GPU's binding until the next reboot"
+                )
             node = host.node or inputs.host
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts)
@@ -120,16 +130,6 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 )
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
-        if edits:
-            tell(
-                f"{inputs.host}: kept, from this or an earlier run of any stack: files of this program's as they had "
-                f"been edited by hand: {', '.join(edits)}"
-            )
-        if outputs.iommu_words or outputs.vfio_words:
-            tell(
-                f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line "
-                "and the GPU's binding until the next reboot"
-            )
         hosts = self.stack.host_names()
         if hosts and inputs.host not in hosts:
             # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both

@@ -34,8 +34,8 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         # Said whatever the steps do: under `purge` they have taken back what they added by now.
         if inputs.nvidia["on_destroy"] == "keep" and inputs.stays:
             tell(
-                f"{inputs.system_name}: NVIDIA's stack stays as it is (onDestroy: keep): driver, CUDA, container "
-                "toolkit, their repositories and the pin"
+                f"{inputs.system_name}: NVIDIA's stack stays as it is (onDestroy: keep): what is installed of "
+                "driver, CUDA and container toolkit, with repositories and pin"
             )
 
     def read(self, inputs: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:

@@ -259,7 +259,7 @@ class Host(Model):
     def _fit_to_hand_over(self) -> Self:
         for name in self.hands_over:
             if self.nvidia is None:
-                raise ValueError(f"gpus.{name}: use: shared needs NVIDIA's driver on the host: set nvidia")
+                raise ValueError(f"gpus.{name}: use: shared needs nvidia, also for a driver that is installed already")
         return self
 
     @property

@@ -125,7 +125,7 @@ def write_text(system: System, ctid: int, text: str, digest: str, wanted: str, *
     """
     path = str(system.files.at(f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     arguments = ("-e", installed.TEXTS["container_text"], str(ctid), path, digest, *words)
-    for _ in system.work.tries(LOCK_SECONDS, wanted):
+    for _ in system.work.tries(LOCK_SECONDS, f"waiting for: {wanted}"):
         content = text.encode("utf-8", "surrogateescape")
         done = system.run.ask("perl", *arguments, stdin=content, seconds=_WRITE_SECONDS)
         found = done.failure("perl")

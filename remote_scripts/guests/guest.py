@@ -59,7 +59,7 @@ class Guest:
 
     def settle(self) -> None:
         """Waits while somebody, or a run that was killed, switches it: Proxmox VE writes its configuration then."""
-        for _ in self.system.work.tries(_SWITCH_SECONDS, f"{self.label} switched on or off"):
+        for _ in self.system.work.tries(_SWITCH_SECONDS, f"waiting for: {self.label} switched on or off"):
             tasks = self.api.tasks()
             if all("endtime" in task for task in tasks) and self.is_at_rest():
                 self.settled_after = next((task["upid"] for task in tasks), "")
@@ -110,7 +110,7 @@ class Guest:
 
         :raises Failure: the guest is off, and QEMU doesn't end.
         """
-        for _ in self.system.work.tries(_END_SECONDS, f"QEMU of {self.label} ended"):
+        for _ in self.system.work.tries(_END_SECONDS, f"waiting for: QEMU of {self.label} ended"):
             status = self.status()
             if status.get("qmpstatus") != "shutdown":
                 self.is_off = status["status"] != "running"

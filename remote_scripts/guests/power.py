@@ -167,7 +167,7 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
             shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
             raise _switched(wanted, "somebody else has switched it in the moment of its start")
     has_card = any(key.startswith("hostpci") for key in guest.config)
-    for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"{wanted}, and steady"):
+    for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"waiting for: {wanted}, and steady"):
         status = guest.status()
         if status.get("qmpstatus") == _HALTED:
             _stop(guest)

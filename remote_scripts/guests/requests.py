@@ -77,7 +77,7 @@ class GuestApi:
         """
         failed: TaskFailed | None = None
         # `qm cleanup` may have a VM's lock for half a minute after its stop.
-        for _ in self._system.work.tries(LOCK_SECONDS, wanted):
+        for _ in self._system.work.tries(LOCK_SECONDS, f"waiting for: {wanted}"):
             upid = self._begun(kind, wanted, parameters)
             begun(upid)
             try:
@@ -107,7 +107,7 @@ class GuestApi:
     def _begun(self, kind: str, wanted: str, parameters: dict[str, object]) -> str:
         earlier = {task["upid"] for task in self.tasks()}
         path, silent = f"{self._path}/status/{kind}", Unanswered(wanted, "", "", "")
-        for _ in self._system.work.tries(self.patience, wanted):
+        for _ in self._system.work.tries(self.patience, f"waiting for: {wanted}"):
             try:
                 return str(self.answer(wanted, lambda: self._api.post(path, **parameters), changes=True, repeats=False))
             except Unanswered as error:
@@ -123,7 +123,7 @@ class GuestApi:
 
     def _followed(self, upid: str, wanted: str, seconds: float) -> list[str]:
         path, lines, status = f"/tasks/{upid}", list[str](), dict[str, Any]()
-        for _ in self._system.work.tries(seconds, wanted):
+        for _ in self._system.work.tries(seconds, f"waiting for: {wanted}"):
             status = self.answer(wanted, lambda: self._api.get(f"{path}/status"))
             part = {"start": len(lines), "limit": 500}
             new = self.answer(wanted, partial(self._api.get, f"{path}/log", **part))
@@ -144,7 +144,7 @@ class GuestApi:
         :param changes: whether something may have been done without an answer.
         """
         began, found = time.monotonic(), ""
-        for _ in self._system.work.tries(math.inf, wanted):
+        for _ in self._system.work.tries(math.inf, f"waiting for: {wanted}"):
             try:
                 return ask()
             except Unanswered as error:

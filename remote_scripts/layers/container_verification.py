@@ -44,12 +44,13 @@ class Wanted:
 @dataclass(frozen=True)
 class Answer:
     """`state`: running, stopped or unknown; `nodes`: paths that were opened; `tried`: in words, what vainfo says, and
-    what couldn't be tried.
+    what couldn't be tried; `by`: who opened them, in words.
     """
 
     state: str
     nodes: list[str]
     tried: list[str]
+    by: str = "root and by an ordinary user"
 
 
 @changes
@@ -89,10 +90,11 @@ def apply(system: System, wanted: Wanted) -> Answer:
                 f"compare with `pct config {ctid}`; was it changed by hand since its last start? then: `pct reboot "
                 f"{ctid}`",
             )
+    for_all = "an ordinary user" if not cards.cards else "whom each is for (an ordinary user, or a member of its group)"
     tried = [] if has_user else ["it has no setpriv: whether an ordinary user can open them was not tried"]
     if "video" in wanted.uses:
         tried += [_need_video(inside, ctid, node.path) for node in given if "/renderD" in node.path and node.group]
-    return Answer("running", [node.path for node in given], tried)
+    return Answer("running", [node.path for node in given], tried, f"root and by {for_all}" if has_user else "root")
 
 
 def _problems(system: System, inside: System, node: Node, given_by: str, *, has_user: bool) -> Iterator[str]:

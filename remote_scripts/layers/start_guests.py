@@ -185,9 +185,9 @@ def _see_to(system: System, api: NodeApi, ran: Ran, wanted: Wanted, answer: Answ
     except Failure as failure:
         still: Ran | None = replace(ran, told=True)
         found = failure.found.partition("\n")[0]
-        text = f"isn't started yet: {found}"
+        text = f"could not be started at once: {found}"
         if guest and guest.begun:
-            text, still = f"has not started again: {found} (`{ran.program} start {ran.guest}`)", None
+            text, still = f"did not start after it: {found} (`{ran.program} start {ran.guest}`)", None
         if not still or not ran.told:
             answer.off.append(system.log.clean(f"{name} ran before the restart, and {text}"))
         return still

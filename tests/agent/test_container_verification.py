@@ -28,6 +28,7 @@ RENDER = "/dev/dri/renderD128"
 BOUND = "".join(BIND.format(node.removeprefix("/dev/")) for node in NODES) + f"{ALLOW}195:* rwm\n{ALLOW}480:* rwm\n"
 GIVEN = "".join(f"dev{number}: {node}\n" for number, node in enumerate(NODES))
 DENIED, REFUSED = "Permission denied", "Operation not permitted"
+BY = "root and by an ordinary user"
 
 
 class Inside:
@@ -106,14 +107,14 @@ def amd(box: Cards300, more: str = "") -> tuple[str, ...]:
 @pytest.mark.parametrize("lines", [GIVEN, BOUND, GIVEN.replace("\n", ",mode=0666\n")], ids=["dev", "bound", "mode"])
 def test_each_node_is_opened_by_root_and_by_an_ordinary_user(box: Cards300, inside: Inside, lines: str) -> None:
     box.conf = BASE + lines
-    assert verify(box) == {"state": "running", "nodes": NODES, "tried": []}
+    assert verify(box) == {"state": "running", "nodes": NODES, "tried": [], "by": BY}
     assert inside.asked == [f"{who} {node}" for node in NODES for who in ("root", "user")]
     assert inside.entered == 1
 
 
 def test_in_one_that_is_off_nothing_is_opened(box: Cards300, inside: Inside) -> None:
     box.state = "stopped"
-    assert verify(box) == {"state": "stopped", "nodes": [], "tried": []} and not inside.entered
+    assert verify(box) == {"state": "stopped", "nodes": [], "tried": [], "by": BY} and not inside.entered
 
 
 def test_whether_it_runs_is_not_guessed_and_is_no_failure_of_a_card(
@@ -123,11 +124,11 @@ def test_whether_it_runs_is_not_guessed_and_is_no_failure_of_a_card(
     monkeypatch.setattr(guests, "_LOOK_SECONDS", 20.0)
     box.host.programs["pct"] = lambda _words, _: Done(TIMED_OUT, b"half an answer")
     remark = "whether it runs isn't known (pct status gave no answer): nothing was opened"
-    assert verify(box) == {"state": "unknown", "nodes": [], "tried": [remark]} and not inside.entered
+    assert verify(box) == {"state": "unknown", "nodes": [], "tried": [remark], "by": BY} and not inside.entered
 
 
 def test_one_without_cards_is_not_entered(box: Cards300, inside: Inside) -> None:
-    assert verify(box, minors=()) == {"state": "running", "nodes": [], "tried": []} and not inside.entered
+    assert verify(box, minors=()) == {"state": "running", "nodes": [], "tried": [], "by": BY} and not inside.entered
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,7 @@ def test_with_busybox_root_alone_opens_it_and_that_is_said(box: Cards300, inside
     answer = verify(box)
     assert answer["nodes"] == NODES and inside.asked == [f"root {node}" for node in NODES]
     assert answer["tried"] == ["it has no setpriv: whether an ordinary user can open them was not tried"]
+    assert answer["by"] == "root", "what was not tried is not said to be seen"
     assert verify(box, cards=amd(box))["nodes"] == [RENDER]
 
 

@@ -314,7 +314,10 @@ def test_a_lock_that_was_left_behind_is_said_once_with_what_cures_it_and_keeps_n
     alone(host)
     told = capsys.readouterr().err
     said = told if given_back else host.read(f"{HOME}/judged")
-    assert said.count("isn't started yet: it is locked, backup (once nothing works on it: `pct unlock 901`)") == 1
+    assert (
+        said.count("could not be started at once: it is locked, backup (once nothing works on it: `pct unlock 901`)")
+        == 1
+    )
     assert host.exists(f"{HOME}/judged") != given_back, "of a host that was given back nothing is kept"
     alone(host)
     assert not capsys.readouterr().err and (given_back or host.read(f"{HOME}/judged") == said) and not started(host)
@@ -328,7 +331,7 @@ def test_who_stays_off_is_said_with_what_to_do_and_keeps_nobody_off(host: Host) 
     said = run(host)
     assert started(host) == [105, 901, 90, 103] and is_over(host)
     assert said["off"] == [
-        "VM 105 (g105) ran before the restart, and has not started again: start failed: no such bridge (`qm start 105`)"
+        "VM 105 (g105) ran before the restart, and did not start after it: start failed: no such bridge (`qm start 105`)"
     ]
     (host.root / "fails/105").unlink()
     for command in re.findall("`qm (.+?)`", said["off"][0]):
@@ -339,12 +342,12 @@ def test_who_stays_off_is_said_with_what_to_do_and_keeps_nobody_off(host: Host) 
 def test_a_start_that_fails_after_its_lock_has_gone_is_said_too(host: Host) -> None:
     noted(host, "qm 103")
     guest(host, VM, 103, "lock: backup\n")
-    assert "isn't started yet: it is locked, backup" in run(host)["off"][0]
+    assert "could not be started at once: it is locked, backup" in run(host)["off"][0]
     guest(host, VM, 103)
     host.write("/fails/103", "")
     host.write(f"{HOME}/judged", "boot x was judged")
     alone(host)
-    assert "VM 103 (g103) ran before the restart, and has not started again: start failed" in host.read(
+    assert "VM 103 (g103) ran before the restart, and did not start after it: start failed" in host.read(
         f"{HOME}/judged"
     )
     assert is_over(host)
@@ -355,7 +358,7 @@ def test_a_start_that_doesnt_end_is_said_and_goes_on(host: Host) -> None:
     host.write("/silent", "")
     answer = run(host)
     assert answer["off"] == [
-        "VM 103 (g103) ran before the restart, and has not started again: it still runs after 300 s (`qm start 103`)"
+        "VM 103 (g103) ran before the restart, and did not start after it: it still runs after 300 s (`qm start 103`)"
     ]
     assert not answer["started"] and is_over(host)
 
@@ -371,7 +374,7 @@ def test_what_cannot_be_told_starts_nothing_and_is_asked_again(host: Host, unkno
         place.mkdir(parents=True)
     else:
         host.write(unknown, "")
-    assert run(host)["off"][0].startswith("VM 103 ran before the restart, and isn't started yet: ")
+    assert run(host)["off"][0].startswith("VM 103 ran before the restart, and could not be started at once: ")
     assert not started(host) and not is_over(host)
     if unknown.endswith("/"):
         place.rmdir()
@@ -390,7 +393,9 @@ def test_a_backup_that_runs_is_waited_for_and_its_lock_is_no_last_word(host: Hos
     guest(host, VM, 103, "lock: backup\n")
     task(host, "vzdump", 103, now - 1800, file="active")
     (said,) = run(host)["off"]
-    assert said.startswith("VM 103 (g103) ran before the restart, and isn't started yet: it is locked, backup")
+    assert said.startswith(
+        "VM 103 (g103) ran before the restart, and could not be started at once: it is locked, backup"
+    )
     assert not started(host) and not is_over(host)
     guest(host, VM, 103)
     alone(host)

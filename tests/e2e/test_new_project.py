@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,11 @@ import yaml
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gaming_vm import environment_with_homelab
 from tests.e2e.test_gpu_vm import SANDBOX, given_back, with_card
+from tests.installed import wheel
+from tests.workflow_steps import step_of
+
+# As a path from where this repository's own workflows are.
+EXAMPLE = "../../examples/github/preview.yml"
 
 
 def test_a_project_made_by_the_package_brings_a_card_into_a_vm_and_back(
@@ -34,11 +41,21 @@ def test_a_project_made_by_the_package_brings_a_card_into_a_vm_and_back(
     made = yaml.safe_load((folder / "Pulumi.lab.yaml").read_text())["config"]
     assert made["homelab:vms"] == {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
     stack.project = folder
-    # For a pull request: without the host, though it is in reach.
+    # For a pull request, by the steps of the workflow for such a project, in what git has of it: without the host, though it is in reach.
     mark = stack.lab.mark()
     (folder / "Pulumi.lab.yaml").write_text(yaml.safe_dump({"config": stack.config}))
-    module = [str(environment_with_homelab() / "bin" / "python"), "-m", "homelab.pull_request", "--stack", "lab"]
-    subprocess.run(module, cwd=folder, env=stack.environment | {"PULUMI_BACKEND_URL": ""}, check=True)
+    link = (folder / ".venv").readlink()
+    (folder / ".venv").unlink()
+    runner = {"RUNNER_TEMP": str(tmp_path), "STACK": "lab", "HOMELAB": str(wheel(tmp_path)), "PULUMI_BACKEND_URL": ""}
+    # No registry is asked: what the wheel needs is this environment's.
+    needed = os.pathsep.join(filter(None, (stack.environment.get("PYTHONPATH"), sysconfig.get_path("purelib"))))
+    for name, path in (("homelab", ""), ("preview", needed)):
+        step = ["bash", "-eo", "pipefail", "-c", step_of(EXAMPLE, "preview", name)[0]]
+        environment = stack.environment | runner | {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PYTHONPATH": path}
+        subprocess.run(step, cwd=folder, env=environment, check=True)
+    assert (folder / ".venv").readlink() == tmp_path / "homelab", "the environment that it ran in"
+    (folder / ".venv").unlink()
+    (folder / ".venv").symlink_to(link)
     text = (folder / "preview.md").read_text()
     assert text.startswith("### Preview of stack lab\n") and "+ VM 103 (sandbox)" in text
     assert "pve-bind" in text and stack.lab.connections(since=mark) == []

@@ -180,7 +180,7 @@ def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     told = lab.root / "var/lib/homelab/judged"
     wait_until(told.exists)
     said = told.read_text()
-    assert "VM 103 (Sandbox) ran before the restart, and isn't started yet: it is locked, snapshot" in said
+    assert "VM 103 (Sandbox) ran before the restart, and could not be started at once: it is locked, snapshot" in said
     for command in re.findall(r"`(.+?)`", said):
         lab.run(command)
     wait_until(lambda: power(lab) == "running running ")

@@ -178,9 +178,9 @@ def test_an_empty_folder_becomes_a_project(
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
     project = yaml.safe_load((folder / "Pulumi.yaml").read_text())
     assert project["name"] == "my-gpu" and project["backend"] == {"url": "file://~"} and "config" not in project
-    assert project["runtime"]["options"]["virtualenv"] == sys.prefix
+    assert project["runtime"]["options"]["virtualenv"] == ".venv"
     assert {path.name for path in folder.iterdir()} == {
-        "Pulumi.yaml", "Pulumi.homelab.yaml", "__main__.py", "docs", "provider"
+        ".gitignore", ".venv", "Pulumi.yaml", "Pulumi.homelab.yaml", "__main__.py", "docs", "provider"
     }  # fmt: skip
     assert desk.pulumi[-1]["environment"]["PULUMI_BACKEND_URL"] == "file://~"
     (folder / "Pulumi.yaml").unlink()

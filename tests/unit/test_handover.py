@@ -51,7 +51,7 @@ def facts(qemu: str = "9.1.2", **changes: Any) -> HostFacts:
         ({"passthroughTest": True}, {}, "expected no passthroughTest"),
         ({"reset": "bus"}, {}, "expected neither reset nor keepAwake"),
         ({"functions": ["0000:01:00.0"]}, {}, "expected no functions"),
-        ({}, {"nvidia": None}, "use: shared needs NVIDIA's driver on the host: set nvidia"),
+        ({}, {"nvidia": None}, "use: shared needs nvidia, also for a driver that is installed already"),
     ],
 )
 def test_what_does_not_go_with_it_is_said(card: dict[str, Any], of_host: dict[str, Any], said: str) -> None:

@@ -227,3 +227,10 @@ def test_what_is_sent_to_a_host_without_being_composed_is_found(source: str, lin
 @pytest.mark.parametrize("path", sorted((PROJECT / "homelab" / "provider").glob("*.py")), ids=lambda path: path.stem)
 def test_the_provider_sends_a_host_what_it_has_composed(path: Path) -> None:
     assert unquoted(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+def test_what_a_host_waits_for_is_said_as_waited_for() -> None:
+    """Else `container 901 started: 12 s` is said of one that isn't."""
+    texts = [path.read_text(encoding="utf-8") for path in (PROJECT / "remote_scripts").rglob("*.py")]
+    said = {what for text in texts for what in re.findall(r"\.tries\(.+?, (\w+|f?\".+?\")\):?\n", text)}
+    assert said and {what for what in said if not re.match(r"f?\"waiting ", what)} == set()

@@ -1,8 +1,12 @@
-"""Pages that messages name, the version that README.md names, and the anchors of headings. Links between pages: `make lint`."""
+"""Pages that messages name, what README.md names and its commands, and the anchors of headings. Links between pages: `make lint`."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import tomllib
+from pathlib import Path
 
 from homelab import __version__
 from homelab.markdown import anchors
@@ -10,6 +14,8 @@ from tests.conftest import PROJECT
 from tests.e2e import recording
 
 _PAGE_IN_TEXT = re.compile(r"\bdocs/[a-z-]+\.md(?:#([a-z-]+))?")
+# What a clone of this repository has for `mkdir lab` to trip over.
+CLONES = 'mkdir -p "${2##*/}/lab"\n'
 
 
 def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
@@ -39,3 +45,22 @@ def test_the_readmes_picture_is_of_the_recording() -> None:
 def test_headings_get_the_anchors_that_github_gives_them() -> None:
     page = "# Your own host\n\n```sh\n# not a heading\n```\n\n## `hosts.NAME.ssh`\n## NVIDIA's stack: `nvidia`\n## Twice\n### Twice\n"
     assert anchors(page) == ["your-own-host", "hostsnamessh", "nvidias-stack-nvidia", "twice", "twice-1"]
+
+
+def test_the_readmes_commands_in_their_order_end_outside_of_the_clone(tmp_path: Path) -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    address = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    assert f"git clone {address};" in text
+    assert f'"git+{address}"' in (PROJECT / "examples" / "github" / "preview.yml").read_text(encoding="utf-8")
+    programs, home = tmp_path / "bin", tmp_path / "home"
+    programs.mkdir()
+    home.mkdir()
+    for name in ("git", "make", "pipx", "homelab", "pulumi"):
+        (programs / name).write_text('#!/bin/sh\necho "${0##*/} $1 $PWD" >>"$HOME/ran"\n' + CLONES * (name == "git"))
+        (programs / name).chmod(0o755)
+    commands = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    environment = {"HOME": str(home), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["sh", "-e", "-c", commands], cwd=home, env=environment, check=True)
+    ran = [line.split() for line in (home / "ran").read_text().splitlines()]
+    assert ["pipx", "install", f"{home}/homelab"] in ran and ["homelab", "init", f"{home}/lab"] in ran
+    assert {folder for program, _, folder in ran if program in ("homelab", "pulumi")} == {f"{home}/lab"}

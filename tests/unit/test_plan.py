@@ -303,6 +303,14 @@ def test_the_plan_says_that_a_card_goes_back_to_its_driver() -> None:
     assert "0000:01:00.0 [10de:2b85] vfio-pci -> the host's driver" in text
 
 
+def test_the_plan_says_that_a_card_goes_from_nouveau_to_the_driver_that_its_reboot_is_for() -> None:
+    host = settings({"gpu": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
+    why = ("0000:01:00.0 is on nouveau, not on NVIDIA's driver",)
+    text = plan.describe("pve", desktop(), host, plan.wanted(desktop(), host), reboot("yes", why))
+    assert "0000:01:00.0 [10de:2b85] nouveau -> NVIDIA's driver\n" in text
+    assert "goes to NVIDIA's driver" in text
+
+
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     facts = bound(cmdline=cmdline(f"quiet {WORDS}", others="quiet"))
     text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()), reboot())

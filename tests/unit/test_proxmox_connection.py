@@ -11,7 +11,7 @@ import pytest
 from homelab.errors import UnreachableError
 from homelab.remote import ssh
 from homelab.remote.proxmox import connection
-from homelab.remote.proxmox.api import Api
+from homelab.remote.proxmox.api import Api, _Log
 from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from tests.unit.hosts import settings
 
@@ -137,3 +137,10 @@ def test_where_root_makes_no_ticket_the_cause_is_said(monkeypatch: pytest.Monkey
     with pytest.raises(ApiError) as refused:
         api_of(monkeypatch, Session(b"", f"{said}\nexit status 2")).get("version", "")
     assert said.splitlines()[0] in refused.value.found and step in refused.value.next
+
+
+def test_of_a_tasks_log_an_error_quotes_no_line_on_a_lock_that_it_got() -> None:
+    log = _Log(lambda _: None, "UPID")
+    log.add(["trying to acquire lock...", " OK", "start failed: no such bridge"])
+    log.add(["trying to acquire lock... OK", "TASK ERROR: start failed"])
+    assert log.quoted == "\n        its log: start failed: no such bridge\n        TASK ERROR: start failed"

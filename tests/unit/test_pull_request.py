@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from homelab import pull_request
+from homelab.cli.project import environment
 from homelab.events import WILL_REFUSE, Diagnostic, Event, Summary
 from tests.conftest import PROJECT
 
@@ -95,3 +98,16 @@ def test_a_guest_of_a_cluster_is_on_the_first_node_that_has_its_cards_since_none
 
 def test_the_comment_is_found_again_by_its_mark() -> None:
     assert pull_request.MARK in (PROJECT / ".github" / "workflows" / "comment.yml").read_text(encoding="utf-8")
+
+
+def test_a_project_has_the_environment_that_it_is_used_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, other, link = (tmp_path / name for name in ("here", "other", ".venv"))
+    here.mkdir()
+    link.symlink_to(other)  # of another machine
+    for prefix in (here, link):
+        monkeypatch.setattr(sys, "prefix", str(prefix))
+        assert environment(tmp_path) == ".venv" and link.readlink() == here
+    link.unlink()
+    link.mkdir()  # of somebody's own
+    monkeypatch.setattr(sys, "prefix", str(here))
+    assert environment(tmp_path) == str(here) and link.is_dir() and not link.is_symlink()

@@ -31,6 +31,7 @@ VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SH
 RECORD = {"shared_onboot": False, "power": "keep", "instance": "", "goes_away": False}
 BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "state": "running"}
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
+LINES = dict.fromkeys(("running", "configured", "others", "generated"), "quiet")
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
     (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {}}),
@@ -183,6 +184,26 @@ def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest
     said.clear()
     HostProbeWork({"hosts": "{}"}).delete(inputs, outputs)
     assert not any("another name" in one for one in said)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_them(
+    monkeypatch: pytest.MonkeyPatch, bound: bool
+) -> None:
+    """A trial that failed leads back to the stock kernel command line."""
+
+    def unanswered(*_: object) -> None:
+        raise HomelabError(wanted="w", found="f", why="w", next="n")
+
+    said: list[str] = []
+    word = "homelab.vfio=0000:01:00.0=10de:2b85"
+    monkeypatch.setattr("homelab.provider.host_probe.tell", said.append)
+    running = desktop(cmdline={**LINES, "running": f"quiet {word * bound}"})
+    monkeypatch.setattr(ssh, "read", lambda *_: running)
+    monkeypatch.setattr("homelab.provider.storage_file.StorageFileWork.remove_unfinished", unanswered)
+    outputs = read_as(HostProbe.Outputs, {**WANTED, "vfio_words": word, "generation": {}})
+    HostProbeWork(TEXTS).delete(HostProbe.Inputs(host="pve", settings=""), outputs)
+    assert any("the running kernel keeps" in one for one in said) is bound
 
 
 def test_what_could_not_be_read_is_not_said_to_be_half_changed() -> None:

@@ -16,7 +16,7 @@ from homelab.errors import HomelabError, SeveralErrors
 from homelab.findings import Finding
 from homelab.provider import log
 from homelab.remote import scripts
-from homelab.text import clean, tell
+from homelab.text import by_address, clean, tell
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,19 @@ def test_an_error_is_clean_in_its_text_and_in_its_parts() -> None:
     assert str(error) == "wanted: a\nfound:  b\nc\nwhy:    \\x07d\nnext:   e\\u202e"
     assert error.found == "b\nc"
     assert "\x07" not in str(SeveralErrors([error]))
+
+
+def test_an_installed_package_names_documents_by_the_address_of_its_version() -> None:
+    text = "see docs/nvidia-cards.md#cuda. $schema=docs/config.schema.json\n(examples/settings/new-vm.yaml) /docs/x.md"
+    there, at = "https://example.org/homelab", "https://example.org/homelab/blob/v2.1.0"
+    assert (shown := by_address(text, there, "2.1.0")) == (
+        f"see {at}/docs/nvidia-cards.md#cuda. $schema={there}/raw/v2.1.0/docs/config.schema.json\n"
+        f"({at}/examples/settings/new-vm.yaml) /docs/x.md"
+    )
+    assert by_address(shown, there, "2.1.0") == shown, "a text is shown by several"
+    assert by_address("docs/settings.md", there, "2.1.0.dev3") == f"{there}/blob/main/docs/settings.md"
+    # In a clone the paths are right.
+    assert clean(text) == text
 
 
 def test_what_is_told_is_clean(capsys: pytest.CaptureFixture[str]) -> None:

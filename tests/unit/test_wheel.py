@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_has_all_of_the_program_and_of_what_runs_on_hosts(built: Path) -> None:
     names = set(zipfile.ZipFile(built).namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"homelab", "remote_scripts"}
+    # PyPI's `homelab` is somebody else's. The module keeps its name.
+    assert {name.split("-")[0] for name in names if ".dist-info" in name} == {"homelab_gpu"}
     here = {
         f"homelab/{path.relative_to(PROJECT)}" if folder == "components" else str(path.relative_to(PROJECT))
         for folder in ("homelab", "components", "remote_scripts")
@@ -47,9 +50,21 @@ def test_it_makes_a_project_with_its_own_environment(built: Path, tmp_path: Path
     programs = install(built, tmp_path / "venv")
     folder = tmp_path / "a lab"
     folder.mkdir()
-    made = "from pathlib import Path; from homelab.cli import project; project.make(Path.cwd(), None)"
-    subprocess.run([programs / "python", "-c", made], cwd=folder, check=True)
+    made = (
+        "from pathlib import Path; from homelab.cli import project; project.make(Path.cwd(), None)\n"
+        "from homelab.errors import HomelabError; from homelab.init.settings import merged; page = 'docs/settings.md'\n"
+        "print(HomelabError(wanted='', found='', why='', next=page).next, merged('', 'config: {}', [], 'pve'))"
+    )
+    done = subprocess.run([programs / "python", "-c", made], cwd=folder, check=True, capture_output=True, text=True)
+    # It has no documents: they are named by their address.
+    address = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    assert done.stdout.startswith(
+        f"{address}/blob/main/docs/settings.md # yaml-language-server: $schema={address}/raw/"
+    )
+    assert not (folder / "docs").exists()
     project = yaml.safe_load((folder / "Pulumi.yaml").read_text(encoding="utf-8"))
-    assert project["runtime"]["options"]["virtualenv"] == str(tmp_path / "venv") and project["name"] == "a-lab"
+    assert project["runtime"]["options"]["virtualenv"] == ".venv" and project["name"] == "a-lab"
+    # Its own on each machine.
+    assert (folder / ".venv").readlink() == tmp_path / "venv" and "/.venv" in (folder / ".gitignore").read_text()
     provider = folder / project["plugins"]["providers"][0]["path"] / "pulumi-resource-homelab"
     assert os.access(provider, os.X_OK)

@@ -481,7 +481,8 @@ class _Log:
     @property
     def quoted(self) -> str:
         """The last lines for an error; empty without lines."""
-        lines = "\n        ".join(line for line in self.tail if line)
+        of_locks = (*_WAITS_FOR_LOCK, " OK")  # of one that it got
+        lines = "\n        ".join(line for line in self.tail if line and not line.startswith(of_locks))
         return f"\n        its log: {lines}" if lines else ""
 
 
