@@ -46,7 +46,6 @@ class CardHandover(pulumi.ComponentResource):
             probe.gpus.apply(lambda gpus: Wanted(cards=cards_of(host, vms, gpus))),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=generation,
-            told=True,
         )
         for guest, vm in vms.items():
             if vm.create is None and host.shares(vm.cards):

@@ -47,7 +47,6 @@ class CardNodes(pulumi.ComponentResource):
                 probe.gpus.apply(lambda gpus: NvidiaNodes(needed=makers.any_nvidia(containers, gpus))),
                 options,
                 generation=probe.generation_of("nodes"),
-                told=True,
             )
         remote.layer(
             f"{name}-cards",
@@ -56,6 +55,5 @@ class CardNodes(pulumi.ComponentResource):
             CardNodesLayer(needed=any(container.has_cards for container in containers)),
             options,
             generation=probe.generation_of("cards"),
-            told=True,
         )
         self.register_outputs({})

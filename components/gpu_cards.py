@@ -105,7 +105,7 @@ def _values(name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOption
     """The cards' `reset` and `keepAwake` on the host."""
     wanted = probe.gpus.apply(lambda cards: card_values.wanted(cards, host.gpus))
     generation = probe.generation_of("values")
-    return remote.layer(name, host, "card_values", wanted, opts, generation=generation, told=True)
+    return remote.layer(name, host, "card_values", wanted, opts, generation=generation)
 
 
 def _seen(

@@ -119,7 +119,6 @@ class GpuLxc(pulumi.ComponentResource):
                 lambda values: f"{values[1]}{int(values[0])}"
             ),
             identity=[args.at, str(container.ctid)],
-            told=True,
             seconds=limits.of_step(host) + 2 * container.shutdown.timeout,
         )
         in_force = given.stdout.apply(_in_force)
@@ -140,7 +139,6 @@ class GpuLxc(pulumi.ComponentResource):
                 ),
                 undone=not _goes_away(container),
                 identity=() if _goes_away(container) else [args.at, str(container.ctid)],
-                told=True,
                 seconds=limits.of_step(host, stack),
                 ctid=container.ctid,
                 proxy=stack.proxy.get_secret_value() if stack.proxy else "",

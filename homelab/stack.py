@@ -8,12 +8,15 @@ import gc
 import json
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import pulumi
 from pulumi.runtime import settings as running
-from pulumi.runtime.proto import engine_pb2_grpc
+from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
 
 from homelab.errors import HomelabError, raise_all
 from homelab.events import WILL_REFUSE
@@ -31,6 +34,8 @@ else:
 # By this exit status a program tells the language host that it has shown why it ends (pulumi-language-python, main.go).
 # With any other, "an unhandled error occurred" follows the message.
 SHOWN = 32
+# How often the engine is asked whether it is there, in seconds.
+ENGINE_SECONDS = 5.0
 
 
 class Refusal(pulumi.RunError):
@@ -50,6 +55,10 @@ def load() -> Settings:
     :raises HomelabError: one error that names every mistake.
     """
     _end_on_interrupt()
+    if isinstance(running.SETTINGS.engine, engine_pb2_grpc.EngineStub):
+        threading.Thread(
+            target=_end_with, args=(running.SETTINGS.engine,), daemon=True, name="the engine's life"
+        ).start()
     # What is imported stays to the end: to look through it for garbage, the last time when the program ends, took a
     # quarter of its processor time. While it was imported, nothing was looked through (__main__.py).
     gc.freeze()
@@ -79,6 +88,18 @@ def _end_on_interrupt() -> None:
     would wait for its threads until it is killed five seconds later."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, lambda *_: os._exit(SHOWN))
+
+
+def _end_with(engine: engine_pb2_grpc.EngineStub) -> None:
+    """Ends the program once the engine is gone. One that was killed ends nothing that it has started, and the SDK would
+    wait for its answers for ever, and the language host for the program."""
+    while True:
+        time.sleep(ENGINE_SECONDS)
+        try:
+            engine.GetRootResource(engine_pb2.GetRootResourceRequest())
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                os._exit(SHOWN)
 
 
 def _file() -> Path:

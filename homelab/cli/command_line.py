@@ -90,12 +90,16 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 HELP = """usage: homelab COMMAND ...
 
-  init      asks about a host's cards and guests, and writes the settings; changes nothing before your yes
+  init      asks about a host's cards and guests, and writes the settings;
+            changes nothing before your yes
   show      shows who has which card, now and after the next `pulumi up`
-  doctor    finds what is wrong with hosts, VMs and containers, and says what to do; doctor log: what apt, DKMS
-            and their like printed there
-  switch    hands a shared card to a VM, or back to the containers; --rehearse only checks
-  report    writes a file about what works on your hardware, for others to read; no addresses, names or keys
+  doctor    finds what is wrong with hosts, VMs and containers, and says what
+            to do; doctor log: what apt, DKMS and their like printed there
+  switch    hands a shared card to a VM, or back to the containers;
+            --rehearse only checks
+  report    writes a file about what works on your hardware, for others to
+            read; no addresses, names or keys
 
 show, doctor and report change nothing on a host.
-homelab COMMAND --help lists the options of a command, homelab --version says which version this is."""
+homelab COMMAND --help lists the options of a command,
+homelab --version says which version this is."""

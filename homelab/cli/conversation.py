@@ -108,7 +108,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     if passphrase is not None:
         say("Pulumi asks for the passphrase at each command; where this line has run, it doesn't:")
         show(f"  {_setting_it(passphrase)}")
-    say("Next: pulumi up")
+    say("Next: pulumi up --suppress-outputs")
 
 
 _NO_GUESTS = "  It has no VM or container yet. `pulumi up` can make one: homelab's examples/settings/new-vm.yaml."

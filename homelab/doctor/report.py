@@ -1,4 +1,4 @@
-"""A diagnosis as it is shown: head, tables, what is wrong, what to do; as aligned text or as JSON. Pure."""
+"""A diagnosis as it is shown: head, what is wrong, what to do, tables; as aligned text or as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,18 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
 
-    def text(self) -> str:
-        """Aligned by spaces."""
+    def text(self, width: int = WIDTH) -> str:
+        """Aligned by spaces; where that is wider than `width` columns, a sentence for each row."""
         lines = [self.columns, *([cell or "-" for cell in row] for row in self.rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
-        shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([self.title, *(f"  {line}".rstrip() for line in shown)])
+        if len(widths) > 1 and sum(widths) + 2 * len(widths) > width:
+            labels = ["", *(f"{column} " for column in self.columns[1:])]
+            cells = [[label + cell for label, cell in zip(labels, row, strict=True) if cell] for row in self.rows]
+            shown = [_wrapped("; ".join(row), "  ", "      ", width) for row in cells]
+        else:
+            aligned = ["  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)) for line in lines]
+            shown = [f"  {line}".rstrip() for line in aligned]
+        return "\n".join([self.title, *shown])
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,16 @@ class Report:
     def text(self, width: int = WIDTH) -> str:
         """For people: what the host says in it is made safe to show.
 
-        :param width: of sentences, in columns; tables have their own.
+        :param width: of the terminal, in columns.
         """
         return clean(self._text(width))
 
     def _text(self, width: int) -> str:
         parts = ["\n".join([self.subject, *(f"  {line}" for line in self.head)])]
-        parts += [table.text() for table in self.tables if table.rows]
+        parts += verdict(self.findings, self.next, width) or ["nothing is wrong"]
+        parts += [table.text(width) for table in self.tables if table.rows]
         if self.notes:
             parts.append("\n".join(["to know", *(_wrapped(note, "  - ", "    ", width) for note in self.notes)]))
-        if self.well:
-            return "\n\n".join([*parts, "nothing is wrong"])
-        parts.append(f"what is wrong\n\n{shown_findings(self.findings, width)}")
-        parts.append(f"what to do, in this order\n{shown_steps(self.next, width)}")
         return "\n\n".join(parts)
 
     def values(self) -> dict[str, Any]:
@@ -97,14 +100,13 @@ def in_order(findings: Sequence[Finding]) -> list[str]:
     return list(dict.fromkeys(finding.next for finding in sorted(findings, key=lambda finding: finding.stage)))
 
 
-def shown_findings(findings: Sequence[Finding], width: int) -> str:
-    """Numbered, their four parts below each other."""
-    return "\n\n".join(_shown(number, finding, width) for number, finding in enumerate(findings, start=1))
-
-
-def shown_steps(steps: Sequence[str], width: int) -> str:
-    """Numbered."""
-    return "\n".join(_wrapped(step, f"{number:>3}. ", "     ", width) for number, step in enumerate(steps, start=1))
+def verdict(findings: Sequence[Finding], steps: Sequence[str], width: int) -> list[str]:
+    """What is wrong, each with its four parts, and what to do; both numbered. Empty: nothing is wrong."""
+    if not findings:
+        return []
+    wrong = [_shown(number, finding, width) for number, finding in enumerate(findings, start=1)]
+    to_do = [_wrapped(step, f"{number:>3}. ", "     ", width) for number, step in enumerate(steps, start=1)]
+    return ["what is wrong\n" + "\n\n".join(wrong), "\n".join(["what to do, in this order", *to_do])]
 
 
 def _wrapped(text: str, first: str, others: str, width: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.doctor.report import VERSION, WIDTH, Report, in_order, shown_findings, shown_steps
+from homelab.doctor.report import VERSION, WIDTH, Report, in_order, verdict
 from homelab.errors import HomelabError
 from homelab.findings import Finding, cured
 from homelab.text import clean
@@ -81,18 +81,7 @@ class Whole:
         wrong = sum(not part.well for part in self.parts)
         problems = "has a problem" if wrong == 1 else "have problems"
         head = f"stack {self.stack}: {f'{wrong} of {len(self.parts)} {problems}' if wrong else 'all is well'}"
-        findings = self.findings
-        parts = [
-            head,
-            *(
-                [
-                    "what is wrong\n" + shown_findings(findings, width),
-                    "what to do, in this order\n" + shown_steps(in_order(findings), width),
-                ]
-                if findings
-                else []
-            ),
-        ]
+        parts = [head, *verdict(self.findings, in_order(self.findings), width)]
         more = (
             ["one of them with its tables: homelab doctor host, homelab doctor vm ID, homelab doctor container ID"]
             if wrong

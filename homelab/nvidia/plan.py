@@ -341,7 +341,7 @@ def _toolkit_version(request: Request) -> Version | None:
 def _notes(request: Request, driver: Driver) -> list[str]:
     return [
         *_card_notes(request, driver),
-        *_branch_notes(request, driver),
+        *branch_notes(request),
         *_kernel_notes(request, driver),
         *_cuda_notes(request),
         *_podman_notes(request),
@@ -367,8 +367,11 @@ def _card_notes(request: Request, driver: Driver) -> list[str]:
     return notes
 
 
-def _branch_notes(request: Request, driver: Driver) -> list[str]:
-    row = request.branch
+def branch_notes(request: Request) -> list[str]:
+    """Of the driver's branch: that there are no more fixes, or that it isn't known. None where the driver isn't."""
+    driver, row = request.driver, request.branch
+    if driver is None:
+        return []
     if row is None:
         return [f"branch {driver.branch} is newer than this program's data (up to {request.data.newest_branch})"]
     if row.ended(request.today):

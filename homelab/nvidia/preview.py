@@ -15,7 +15,7 @@ from homelab.nvidia.checks import refusals
 from homelab.nvidia.driver_source import source_of
 from homelab.nvidia.flavour import choose
 from homelab.nvidia.judge import steps
-from homelab.nvidia.plan import all_refusals
+from homelab.nvidia.plan import all_refusals, branch_notes
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.versions import fits, parse
 from homelab.settings.download import images
@@ -127,6 +127,7 @@ def describe(
                 f"  NVIDIA's stack in {label}: {_text(request)}",
                 # Of one that comes altogether that line says all.
                 *(steps(reading, request.settings) if reading and reading.steps else []),
+                *(f"note: {note}" for note in branch_notes(request)),
             ]
         )
         for label, reading, request in requests

@@ -77,8 +77,8 @@ def _end_run(name: str, limit: int, found: str) -> None:
         wanted=f"{name} to answer within {limit} s, as long as a step may take (timeouts.step)",
         found=f"logging in fails ({found}), and this run's connection to {name} has ended",
         why="pulumi-command would wait for the step there for ever; so this run ends now, as by Ctrl-C",
-        next=f"look at {name}'s console and mend it, or restart it; then run the same again, which finishes what is "
-        "half done",
+        next=f"look at {name}'s console and mend it, or restart it; then `pulumi refresh --clear-pending-creates "
+        "--yes`, and the same again, which finishes what is half done",
     )
     tell(str(error))
     _interrupt()

@@ -78,11 +78,32 @@ def _refusal(**parts: str) -> Refusal:
 ANSWERED_SECONDS = 5.0
 _ANSWERED: dict[tuple[str, int], float] = {}
 _HOOKS: dict[str, pulumi.ResourceHook] = {}
+_ERROR_HOOKS: list[pulumi.ErrorHook] = []
+# Of pulumi-command's error where a connection has ended before its step (golang.org/x/crypto/ssh, ExitMissingError).
+_CUT_OFF = "exited without exit status or exit signal"
 
 
-def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
+def _tell_if_cut_off(failed: pulumi.ErrorHookArgs) -> bool:
+    """Tells of a step whose connection has ended what pulumi-command can't know.
+
+    :returns: whether to try again, which the next run does.
+    """
+    if _CUT_OFF in failed.errors[0]:
+        error = HomelabError(
+            wanted=f"{failed.name}: the step to its end, over one connection",
+            found="the connection was lost in the midst of it",
+            why="the network failed, or the host restarted or died. As long as the host runs, what was being installed "
+            "goes on there by itself, to its end or its limit; a step that only waited has stopped there",
+            next="see that the host is up and answers, then run `pulumi up` again: it finishes what is half done",
+        )
+        pulumi.log.error(str(error))
+    return False
+
+
+def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     """The program's own connection before a step: pulumi-command would wait without end for a host that accepts one and
-    says nothing, and for an SSH agent that hangs. (Before an undo there can be none: a `destroy` runs no program.)
+    says nothing, and for an SSH agent that hangs. (Before an undo there can be none: a `destroy` runs no program.) And
+    its own words after one that was cut off.
 
     :returns: None in a preview, which does no step, and where no engine listens (a test's mocks).
     """
@@ -105,7 +126,9 @@ def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
     name = f"reach {host.ssh.user}@{host.address}:{host.ssh.port}"
     if name not in _HOOKS:
         _HOOKS[name] = pulumi.ResourceHook(name, reach)
-    return pulumi.ResourceHookBinding(before_create=[_HOOKS[name]], before_update=[_HOOKS[name]])
+    if not _ERROR_HOOKS:
+        _ERROR_HOOKS.append(pulumi.ErrorHook("tell if cut off", _tell_if_cut_off))
+    return pulumi.ResourceHookBinding(before_create=[_HOOKS[name]], before_update=[_HOOKS[name]], on_error=_ERROR_HOOKS)
 
 
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
@@ -182,7 +205,6 @@ def layer(
     triggers: Sequence[pulumi.Input[object]] | None = None,
     identity: Sequence[str] = (),
     place: str = "",
-    told: bool = False,
     seconds: int | None = None,
     is_act: bool = False,
     ctid: int = 0,
@@ -203,7 +225,6 @@ def layer(
         and then makes the new one.
     :param place: what it is about, where the old one's undo leaves the new one's alone: a change makes the new one
         first, and undoes the old one when nothing needs it any more.
-    :param told: whether Pulumi's display shows the layer's log.
     :param seconds: how long it may take; by default the host's `timeouts.step`.
     :param address: as of `connection`.
     :param is_act: as of `agent.request`, such as a test, or a restart.
@@ -242,13 +263,15 @@ def layer(
         triggers=list(triggers) if triggers is not None else [*identity, *filter(None, [place])] or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,
-        logging=remote.Logging.STDERR if told else remote.Logging.NONE,
+        # The display shows what it says there beside its name, while it runs.
+        logging=remote.Logging.STDERR,
         opts=pulumi.ResourceOptions.merge(
             opts,
             pulumi.ResourceOptions(
                 depends_on=[kept.after],
-                ignore_changes=ignored,
-                hooks=None if is_last else _before_each(host),
+                # A state may have steps without a log: no reason to run them again.
+                ignore_changes=[*ignored, "logging"],
+                hooks=None if is_last else _around_each(host),
                 delete_before_replace=bool(identity) or None,
                 custom_timeouts=limits.timeouts(limit),
             ),

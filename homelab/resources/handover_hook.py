@@ -31,5 +31,4 @@ def handover_hook(
         opts,
         generation=generation,
         identity=[vm.host, str(vm.vmid)],
-        told=True,
     )

@@ -95,7 +95,6 @@ class System:
             generation=generation,
             undone=self.purged,
             identity=[self.at or self.host, self.name, str(self.ctid or "")] if self.purged else (),
-            told=True,
             seconds=limits.of_step(self.reached, self.nvidia),
             address=self.address,
             folder=kept,

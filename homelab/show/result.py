@@ -40,7 +40,11 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
         if host.get("nvidia"):
             summary += _stack(f"host {name}", host["nvidia"])
         summary += _changed(name, host, words.get(name, "").strip())
-    summary.append("To undo it: `pulumi destroy` gives back every file, VM and container as it was")
+    summary += [
+        "To undo it: `pulumi destroy` gives back every file, VM and container as it was",
+        '  "delete" there undoes a change: no guest is deleted but those that homelab made',
+        "  running guests with a card restart; the host doesn't: its next boot is as before",
+    ]
     if kept:
         summary.append(f"  NVIDIA's software stays in {', '.join(kept)}, unless nvidia.onDestroy is purge there")
     return summary

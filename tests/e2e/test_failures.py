@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tests.e2e.conftest import Result, Stack, refusal
 from tests.e2e.test_gpu_vm import given_back
+from tests.e2e.test_kill import STEP
+from tests.waiting import PATIENCE
 
 PARTS = ("wanted:", "found:", "why:", "next:")
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
@@ -49,6 +51,20 @@ def test_a_host_that_isnt_the_one_and_a_login_that_is_refused_are_said(
         message = refusal(stack)
         assert all(text in message for text in said), message
         assert [message.count(part) for part in PARTS] == [1, 1, 1, 1], message
+
+
+def test_a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack_on: Callable[..., Stack]) -> None:
+    """pulumi-command, which runs it, has a sentence about exit signals."""
+    stack = stack_on("rtx5090")
+    stack.lab.fault("script-hangs", STEP)
+    process = stack.start("up", "--yes", "--skip-preview")
+    stack.lab.wait_command(STEP, timeout=PATIENCE)
+    stack.lab.power_cycle()
+    assert process.wait(PATIENCE) != 0
+    said = (stack.folder / "killed.log").read_text()
+    assert "error: wanted: pve-cmdline: the step to its end" in said and "run `pulumi up` again: it finishes" in said, (
+        said
+    )
 
 
 def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(stack_on: Callable[..., Stack]) -> None:

@@ -66,7 +66,8 @@ def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_kil
         stack.kill(process)
         stack.lab.fault("script-hangs", None)
         comes_to_rest(stack)
-    stack.up()
+    assert stack.run("refresh", "--clear-pending-creates", "--yes").code == 0
+    assert "pending operations" not in stack.up().output
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
     assert [boot["reason"] for boot in stack.lab.boots()] == ["start", "reboot"]
     assert stack.up("--refresh").changed == set()

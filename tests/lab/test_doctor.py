@@ -141,7 +141,7 @@ def test_what_it_says_to_do_makes_the_container_well(doctor: Callable[[str], Doc
 def test_the_working_container_is_well(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
     status, text, _ = phoenix.run("container", "950")
-    assert (status, text.rstrip().endswith("nothing is wrong")) == (0, True)
+    assert (status, "nothing is wrong" in text) == (0, True)
     report = phoenix.json("container", "950")
     assert (report["well"], report["equal"], report["findings"], report["next"]) == (True, True, [], [])
     uvm = devices(report)["/dev/nvidia-uvm"]

@@ -80,7 +80,7 @@ def found(report: Report) -> dict[str, str]:
 def test_a_container_with_all_that_it_needs_is_well() -> None:
     report = diagnose(reading(DEVICE_LINES, inside(NODES)), 901)
     assert (report.findings, report.next, report.well) == ([], [], True)
-    assert diagnose(reading(DEVICE_LINES, inside(NODES)), 901).text().endswith("nothing is wrong")
+    assert diagnose(reading(DEVICE_LINES, inside(NODES)), 901).well
 
 
 def capture(name: str) -> tuple[str, dict[str, str]]:
@@ -362,7 +362,7 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
 
 
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
-    assert diagnose_vm(with_vm(), 103).text().endswith("nothing is wrong")
+    assert diagnose_vm(with_vm(), 103).well
 
 
 @pytest.mark.parametrize(("hostpci", "said"), [("mapping=gpu", False), ("01:00.0;01:00.1", True), ("01:00.0", False)])
@@ -667,6 +667,28 @@ def test_next_steps_come_by_stage_and_once() -> None:
 def test_a_table_is_aligned_and_an_empty_cell_is_a_dash() -> None:
     text = Table("t", ["a", "long name"], [["x" * 5, ""], ["y", "z"]]).text()
     assert text.splitlines() == ["t", "  a      long name", "  xxxxx  -", "  y      z"]
+
+
+def test_a_table_that_is_too_wide_has_a_sentence_for_each_row() -> None:
+    rows = [["/dev/nvidia0", "195:0 0666", ""], ["/dev/nvidiactl", "no", "no"]]
+    table = Table("t", ["device", "on the host", "inside"], rows)
+    assert table.text(37) == table.text() != table.text(36)
+    assert table.text(36).splitlines() == [
+        "t",
+        "  /dev/nvidia0; on the host 195:0",
+        "      0666",
+        "  /dev/nvidiactl; on the host no;",
+        "      inside no",
+    ]
+
+
+def test_the_verdict_comes_before_the_tables_and_what_is_beside_it_after_them() -> None:
+    report = Report("host", "the host", ["head"], [Table("t", ["a"], [["1"]])], [Finding("w", "f", "y", "n")], ["note"])
+    order = ["the host", "what is wrong", "what to do, in this order", "t\n  a", "to know"]
+    places = [report.text().index(part) for part in order]
+    assert places == sorted(places)
+    well = Report("host", "the host", [], [Table("t", ["a"], [["1"]])], [])
+    assert well.text().startswith("the host\n\nnothing is wrong\n\nt\n")
 
 
 def test_commands_and_configuration_lines_are_not_broken() -> None:

@@ -85,6 +85,14 @@ def test_a_plan_names_driver_and_modules_and_why() -> None:
     assert ", its compute and graphics libraries" in described(settings(vm=named))[0]
 
 
+def test_a_plan_says_of_each_system_that_its_drivers_branch_gets_no_more_fixes() -> None:
+    ended = "\n    note: branch 570 has reached its end of life (2026-02)"
+    card = {"match": "10de:2b85", "use": "lxc"}
+    assert described(settings(vm={"driver": "570"}))[0].count(ended) == 1
+    assert described(settings(host={"driver": "570"}, container={}, rtx=card))[0].count(ended) == 2
+    assert ended not in described(settings(vm={"driver": "580"}))[0]
+
+
 @pytest.mark.parametrize(
     ("driver", "source", "said"),
     [

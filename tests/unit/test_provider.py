@@ -18,7 +18,7 @@ from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
-from homelab import earlier
+from homelab import earlier, stack
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.host import plan
 from homelab.provider import registry, serve
@@ -466,3 +466,25 @@ def test_the_engine_is_told_of_each_failure(
     asyncio.run(call())
     ((code, text, *details),) = told
     assert code == status and said in text and bool(details) is isinstance(error, UnfinishedError)
+
+
+def test_the_program_ends_once_its_engine_is_gone_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [None, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE]
+
+    def answer(_: object) -> None:
+        if status := answers.pop(0):
+            error: Any = grpc.RpcError()
+            error.code = lambda: status
+            raise error
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(stack, "ENGINE_SECONDS", 0.0)
+    monkeypatch.setattr("os._exit", end)
+    engine: Any = SimpleNamespace(GetRootResource=answer)
+    with pytest.raises(SystemExit, match=str(stack.SHOWN)):
+        stack._end_with(engine)
+    assert answers == []

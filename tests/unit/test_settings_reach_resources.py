@@ -241,3 +241,9 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
     mappings = [inputs for (kind, _), inputs in told(config).items() if kind == "homelab:pci:Mapping"]
     found = {mapping["mapping"]: mapping["keepers"] for mapping in mappings}
     assert found == {"rtx5090": [103], "rtx5090-sandbox": []}
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+def test_each_step_shows_what_it_does_while_it_runs(told: Callable[[dict[str, Any]], Any]) -> None:
+    shown = {name: inputs["logging"] for (kind, name), inputs in told(changed({}, ())).items() if "Command" in kind}
+    assert {"pve-cmdline", "pve-initrd", "pve-reboot"} <= shown.keys() and {*shown.values()} == {"stderr"}

@@ -883,9 +883,11 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
+    monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
     monkeypatch.setattr(command, "_HOOKS", {})
+    monkeypatch.setattr(command, "_ERROR_HOOKS", [])
     monkeypatch.setattr(command, "_ANSWERED", {})
-    hooks = command._before_each(settings())
+    hooks = command._around_each(settings())
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
 
@@ -902,7 +904,18 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
             asyncio.run(step("192.0.2.8"))
     assert reached == ["192.0.2.7", "192.0.2.8", "192.0.2.8"]
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
-    assert command._before_each(settings()) is None
+    assert command._around_each(settings()) is None
+
+
+def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(pulumi.log, "error", told.append)
+    for error in (
+        'wait: remote command exited without exit status or exit signal: running "agent=…": ',
+        "wanted: a\nfound:  b\nwhy:    c\nnext:   d\nProcess exited with status 1",
+    ):
+        assert not command._tell_if_cut_off(pulumi.ErrorHookArgs("", "", "pve-initrd", "", errors=[error]))
+    assert len(told) == 1 and told[0].startswith("wanted: pve-initrd: ") and "run `pulumi up` again" in told[0]
 
 
 def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path: Path) -> None:
