@@ -56,9 +56,7 @@ def load() -> Settings:
     """
     _end_on_interrupt()
     if isinstance(running.SETTINGS.engine, engine_pb2_grpc.EngineStub):
-        threading.Thread(
-            target=_end_with, args=(running.SETTINGS.engine,), daemon=True, name="the engine's life"
-        ).start()
+        threading.Thread(target=_end_with, args=(running.SETTINGS.engine,), daemon=True).start()
     # What is imported stays to the end: to look through it for garbage, the last time when the program ends, took a
     # quarter of its processor time. While it was imported, nothing was looked through (__main__.py).
     gc.freeze()

@@ -101,5 +101,4 @@ HELP = """usage: homelab COMMAND ...
             read; no addresses, names or keys
 
 show, doctor and report change nothing on a host.
-homelab COMMAND --help lists the options of a command,
-homelab --version says which version this is."""
+homelab COMMAND --help lists its options, homelab --version says the version."""
