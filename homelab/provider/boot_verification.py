@@ -111,8 +111,8 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
             f"was{', except for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
             why="its default never changed, so each restart leads back. A boot that couldn't be reached has most "
             "likely lost the device of its network; one that left no journal has stopped in its kernel",
-            next="compare that boot's journal (`journalctl --list-boots` on the host has it, if it got so far) with "
-            "the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
+            next="compare `journalctl -b -1` on the host (of an earlier boot, if the one on trial left no journal) with"
+            " the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
         )
     for gpu, card in want.gpus.items():
         if card["use"] in ("lxc", "host"):
