@@ -137,6 +137,7 @@ WITH_ENGINE = {
     "e2e/test_handover.py": 27,
     "e2e/test_nvidia_lxc.py": 28,
     "e2e/test_gpu_lxc.py": 11,
+    "e2e/test_voices.py": 12,
     "e2e/test_failures.py": 10,
     "e2e/test_nvidia_host.py": 24,
     "e2e/test_nvidia_failures.py": 11,

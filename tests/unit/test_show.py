@@ -17,7 +17,6 @@ from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from remote_scripts.shared.container_note import Cards
 from tests.unit.hosts import container_note, desktop, device, settings, vm_note
-from tests.unit.test_judged_vm import CASES
 from tests.unit.test_options import NEW, split
 
 VM: dict[str, Any] = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
@@ -79,21 +78,6 @@ def test_a_card_that_nobody_has() -> None:
 
 
 # -- the preview's steps, and nothing else ----------------------------------------------------------------------------
-@pytest.mark.parametrize("case", CASES)
-def test_a_vm_comes_goes_and_changes_as_the_preview_says(show: Any, case: str) -> None:
-    seen = CASES[case]
-    steps, refused = seen.preview()
-    vms = {name: vm.model_dump(mode="json", by_alias=True, exclude_unset=True) for name, vm in seen.vms().items()}
-    shown = show(seen.reading().facts, vms, gpus={"gpu": {"match": "10de:2b85"}})
-    signs = {"+ ": "hostpci0: not there -> mapping=gpu", "- ": "-> not there"}
-    kinds = {sign for sign, step in signs.items() if any("hostpci" in line and step in line for line in steps)}
-    assert {one.line[:2] for one in shown.walk() if one.kind == "guest" and one.mark != "stays"} == (
-        set() if refused else kinds
-    )
-    said = [one.text for one in shown.walk() if one.text.startswith("`pulumi up` refuses: ")]
-    assert len(said) == len(refused) and all(found in text for found, text in zip(refused, said, strict=True))
-
-
 VFIO = [{**asdict(one), **({"driver": "vfio-pci"} if one.slot == "0000:01:00" else {})} for one in desktop().devices]
 HAS_CARD = [{"kind": "lxc", "id": 901, "lines": "hostname: p\ndev0: /dev/nvidia0,mode=0666"}, OFF]
 MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
