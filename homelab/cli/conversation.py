@@ -57,7 +57,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     text_before = read_settings(file)
     own_text = init_settings.without_example(text_before)
     values = init_settings.values_in(own_text)
-    before = _parsed(values, file.name) if values.get("hosts") else None
+    before = parse(values) if values.get("hosts") else None
     hosts = before.hosts if before else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
@@ -88,6 +88,8 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
                 planned_of(written({**others, card: use}))
         except UnreachableError:
             raise
+        except Mistake:  # what is set may be of a guest, or a card, that comes with a later answer
+            return use
         except HomelabError as error:
             raise init_cards.refused(card, use, error) from None
         return use
@@ -142,7 +144,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     url = next(iter(re.findall(r"Backend URL: (\S+)", state)), project.LOCAL)
     folder_of_state = f"{url.removeprefix('file://').partition('?')[0]}/.pulumi"
     say(
-        f"Pulumi keeps its state, by which `pulumi destroy` undoes all, in "
+        f"Pulumi keeps its state, which `pulumi destroy` needs, in "
         f"{folder_of_state if url.startswith('file:') else url}.",
         "Next: pulumi up",
     )
@@ -181,7 +183,7 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
     try:
         return parse(values)
     except HomelabError as error:
-        raise error.retold(next=f"correct --set, or {file}") from None
+        raise Mistake(str(error.retold(next=f"correct --set, or {file}"))) from None
 
 
 def _having(settings: Settings, name: str, facts: HostFacts) -> dict[str, tuple[int, ...]]:

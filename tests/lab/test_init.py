@@ -391,7 +391,7 @@ def test_every_question_is_answered_by_a_line(
     answering(monkeypatch, *talk(desk))
     assert run(desk, capsys, *desk.where) == 0, desk.out
     assert "makes the SSH key ~/.ssh/homelab_ed25519, without a passphrase" in desk.out
-    assert "Pulumi encrypts secrets" in desk.out and "undoes all, in ~/.pulumi." in desk.out
+    assert "Pulumi encrypts secrets" in desk.out and "which `pulumi destroy` needs, in ~/.pulumi." in desk.out
     assert "That was another one." in desk.out and "→ VM 103 (Sandbox), running" in desk.out
     assert (
         "radeon" not in desk.out.partition("What `pulumi up` will do")[0].lower()

@@ -188,7 +188,7 @@ def test_what_is_set_of_a_host_counts_for_its_first_reading(host: str) -> None:
     entry = Access(parse(values_in(SETTINGS)).hosts["pve"], {}, "pve")
     found, cards = conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.connect=99"], "f")
     assert found.timeouts.connect == 99 and found.gpus == entry.host.gpus and [*cards] == ["old"]
-    with pytest.raises(HomelabError, match="correct --set, or f"):
+    with pytest.raises(Mistake, match="correct --set, or f"):
         conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.apii=99"], "f")
 
 
