@@ -76,6 +76,8 @@ def access_to(address: str, host_key: str | None, identity: str | None, before: 
             return Access(host, {"address": where, "ssh": {**ssh, **way}})
     path = chosen[0] if chosen else Path.home() / ".ssh" / "homelab_ed25519"
     say(f"{where} doesn't accept {'this key' if identity else 'any of your SSH keys'} yet.")
+    for locked in [] if identity else first_contact.usual_keys(Path.home() / ".ssh", locked=True):
+        say(f"{settings_path(locked)} has a passphrase: to log in with it, give it to an agent first (`ssh-add`).")
     host = _by_password(where, ssh, ask)
     return Access(host, {"address": where, "ssh": {**ssh, "privateKeyFile": settings_path(path)}}, install=path)
 

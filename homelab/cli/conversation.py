@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
 from homelab.cli import access, project
 from homelab.cli.access import Access
@@ -14,7 +16,7 @@ from homelab.cli.project import PASSPHRASE
 from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.cli.whereabouts import guests_on
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import consoles, gates
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
@@ -22,9 +24,12 @@ from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, Declined, Mistake, say, show
 from homelab.init.cards import Card, Use
 from homelab.remote import planning, ssh
-from homelab.settings import Settings, parse
+from homelab.settings import Container, Host, Settings, Vm, parse
 from homelab.settings import project as project_folder
 
+# What an answer means for a card, and whether `up` would take it with the other cards' uses; without these, the plan of
+# all tells.
+Meant = Callable[[Card, Mapping[Card, Use] | None, str], Use]
 _PASSPHRASES = (PASSPHRASE, f"{PASSPHRASE}_FILE")
 QUESTION = "Go on? [y/N, ? shows the file and the whole plan]"
 # In a stack's file, or what `pulumi whoami` says of a backend that keeps the keys to secrets itself.
@@ -52,30 +57,57 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     text_before = read_settings(file)
     own_text = init_settings.without_example(text_before)
     values = init_settings.values_in(own_text)
-    hosts = parse(values).hosts if values.get("hosts") else {}
+    before = parse(values) if values.get("hosts") else None
+    hosts = before.hosts if before else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
-    facts = ssh.read(entry.host, guests=True, lspci=True, kernel_log=True)
+    facts = ssh.read(_as_set(entry, own_text, arguments.set, file.name)[0], guests=True, lspci=True, kernel_log=True)
     node = facts.cluster.node or "pve"
     name = entry.name or init_cards.key_of(node, hosts, "pve")
     say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{facts.cluster.described}")
-    takers = init_cards.takers(facts)
-    say(*([f"  {init_cards.guest(config, facts)}" for config in takers] or [_NO_GUESTS]))
-    given = _given(arguments, entry, facts, ask)
-    if not given and not arguments.set:
-        raise Declined("No card was given to anybody: there is nothing to set up.")
+    say(*([f"  {init_cards.guest(config, facts)}" for config in init_cards.takers(facts)] or [_NO_GUESTS]))
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
-    more = init_settings.addition(name, login, given, facts, values)
-    text = init_settings.merged(own_text, more, arguments.set, name)
-    try:
-        settings = parse(init_settings.values_in(text))
-    except HomelabError as error:
-        raise error.retold(next=f"correct {'--set, or ' if arguments.set else ''}{file.name}") from None
-    planned = _planned(name, entry, settings, facts, project.stack_of(folder, pulumi.stack))
-    host = settings.hosts[name]
+    stack = project.stack_of(folder, pulumi.stack)
+
+    def written(given: Mapping[Card, Use]) -> str:
+        more = init_settings.addition(name, login, given, facts, values)
+        return init_settings.merged(own_text, more, arguments.set, name)
+
+    @cache
+    def planned_of(text: str) -> tuple[Host, planning.Planned]:
+        settings = _parsed(init_settings.values_in(text), file.name)
+        host = settings.hosts[name]
+        by_login = host.model_copy(update={"ssh": entry.host.ssh})
+        guests = guests_on(settings, name, host, facts)
+        return host, planning.planned(name, by_login, *guests, stack=stack, facts=facts)
+
+    def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
+        use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}))
+        try:
+            if use.use and others is not None:
+                planned_of(written({**others, card: use}))
+        except UnreachableError:
+            raise
+        except Mistake:  # what is set may be of a guest, or a card, that comes with a later answer
+            return use
+        except HomelabError as error:
+            raise init_cards.refused(card, use, error) from None
+        return use
+
+    host, own = _as_set(entry, own_text, arguments.set, file.name, name)
+    # What is refused whatever the answers are.
+    raise_all(gates.check(facts, host.model_copy(update={"gpus": {}}))[1])
+    has = _having(before, name, facts) if before and entry.name else {}
+    given = _given(arguments, host, facts, ask, has, meant)
+    if not given and not arguments.set:
+        say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
+        change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
+        raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
+    text = written(given)
+    host, planned = planned_of(text)
     say("", "What `pulumi up` will do, after it has shown it and asked:")
-    say(*(f"  {card.key} → {_whom(use, facts)}" for card, use in given.items()))
-    if host.nvidia and "nvidia" not in values.get("hosts", {}).get(name, {}):
+    say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
+    if host.nvidia and not (name in hosts and hosts[name].nvidia):
         say(f"  NVIDIA's driver {host.nvidia.driver} is installed on {node}")
     say(f"  reboot: {planned.reboot.in_short(planned.want.gpus)}")
     say(*(f"  note: {remark}" for remark in planned.remarks))
@@ -83,8 +115,9 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     passphrase = _passphrase(ask, text_before + state)
     say("", f"This writes {'a Pulumi project with ' if is_new else ''}{file.name} into {folder}.")
     if entry.install:
-        key = f"{access.settings_path(entry.install)}.pub"
-        say(f"It puts your public key {key} into {entry.host.ssh.user}'s authorized_keys on {entry.host.address}.")
+        key, user = access.settings_path(entry.install), entry.host.ssh.user
+        making = "" if entry.install.exists() else f"makes the SSH key {key}, without a passphrase, and "
+        say(f"It {making}puts your public key {key}.pub into {user}'s authorized_keys on {entry.host.address}.")
     while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
@@ -108,7 +141,13 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     if passphrase is not None:
         say("Pulumi asks for the passphrase at each command; where this line has run, it doesn't:")
         show(f"  {_setting_it(passphrase)}")
-    say("Next: pulumi up --suppress-outputs")
+    url = next(iter(re.findall(r"Backend URL: (\S+)", state)), project.LOCAL)
+    folder_of_state = f"{url.removeprefix('file://').partition('?')[0]}/.pulumi"
+    say(
+        f"Pulumi keeps its state, which `pulumi destroy` needs, in "
+        f"{folder_of_state if url.startswith('file:') else url}.",
+        "Next: pulumi up --suppress-outputs",
+    )
 
 
 _NO_GUESTS = "  It has no VM or container yet. `pulumi up` can make one: homelab's examples/settings/new-vm.yaml."
@@ -123,9 +162,50 @@ def _setting_it(passphrase: str, *, windows: bool = os.name == "nt") -> str:
     return f"read -rs {PASSPHRASE}; export {PASSPHRASE}" if passphrase else f"export {PASSPHRASE}="
 
 
-def _given(arguments: argparse.Namespace, entry: Access, facts: HostFacts, ask: Ask) -> dict[Card, Use]:
-    """Who gets which card: by `--card`, else asked, of cards that nobody has."""
-    configured = {place: gpu for gpu, place in gates.resolve(facts, entry.host.gpus)[0].items()} if entry.name else {}
+def _as_set(
+    entry: Access, text: str, sets: Sequence[str], file: str, name: str = ""
+) -> tuple[Host, Mapping[str, Mapping[str, object]]]:
+    """The host as the settings file's text and `--set` have it, by this run's login; and its cards there.
+
+    :param name: its own in the settings; empty: it wasn't read yet, and is the one that `--set` names.
+    """
+    named = (one.removeprefix("homelab:").split(".")[1] for one in sets if re.match(r"(homelab:)?hosts\.", one))
+    name = name or entry.name or next(named, "pve")
+    # Of a new host nothing is there yet, whoever else has that name.
+    merged = init_settings.merged("" if entry.login else text, "config: {}\n", sets, name)
+    of_host = {**init_settings.values_in(merged).get("hosts", {}).get(name, {}), **entry.login}
+    cards = of_host.pop("gpus", {})
+    host = _parsed({"hosts": {name: of_host}}, file).hosts[name]
+    return host.model_copy(update={"ssh": entry.host.ssh, "gpus": entry.host.gpus}), cards
+
+
+def _parsed(values: Mapping[str, object], file: str) -> Settings:
+    try:
+        return parse(values)
+    except HomelabError as error:
+        raise Mistake(str(error.retold(next=f"correct --set, or {file}"))) from None
+
+
+def _having(settings: Settings, name: str, facts: HostFacts) -> dict[str, tuple[int, ...]]:
+    """The guests that have the host's cards by the settings."""
+    vms, containers = guests_on(settings, name, settings.hosts[name], facts)
+    guests: list[Vm | Container] = [*vms.values(), *containers.values()]
+    return {key: tuple(one.guest_id for one in guests if key in one.cards) for key in settings.hosts[name].gpus}
+
+
+def _given(
+    arguments: argparse.Namespace,
+    host: Host,
+    facts: HostFacts,
+    ask: Ask,
+    has: Mapping[str, Collection[int]],
+    meant: Meant,
+) -> dict[Card, Use]:
+    """Who gets which card: by `--card`, else asked, of cards that nobody has.
+
+    :param has: who has one by the settings.
+    """
+    configured = {place: gpu for gpu, place in gates.resolve(facts, host.gpus)[0].items()}
     all_cards = init_cards.cards(facts, configured)
     node = facts.cluster.node or "pve"
     named: dict[Card, str] = {}
@@ -142,13 +222,16 @@ def _given(arguments: argparse.Namespace, entry: Access, facts: HostFacts, ask: 
     for card in all_cards:
         use = Use()
         if card in named:
-            use = _accepted(init_cards.parse_use(named[card], card, facts, entry.host), card, entry, facts, ask)
+            use = _accepted(meant(card, None, named[card]), ask)
         elif card in users and card.place not in configured and not (ask.yes and named):
+            taken = {vmid for ids in (*has.values(), *(one.vms for one in given.values())) for vmid in ids}
+            answer = init_cards.suggested(facts, card, node, taken)
             # Where somebody has each card, what is there may be meant to be set up here.
             if not users[card] or all(users.values()):
-                use = _asked(card, users[card], entry, facts, ask, arguments.set)
+                screen = ", the host's screen" if consoles.screens(facts, facts.functions(card.place)) else ""
+                say("", f"{card.key}: {card}{screen}; {', '.join(users[card]) or 'nobody'} has it.")
+                use = _accepted(_asked(ask, answer, partial(meant, card, given)), ask)
             else:
-                answer = init_cards.suggested(facts, card, node)
                 having = ", ".join(users[card])
                 say(f"{card.key} ({card}) stays with {having}; --card {card.key}={answer} sets it up here.")
         if use.use:
@@ -156,51 +239,29 @@ def _given(arguments: argparse.Namespace, entry: Access, facts: HostFacts, ask: 
     return given
 
 
-def _asked(card: Card, users: Sequence[str], entry: Access, facts: HostFacts, ask: Ask, sets: Sequence[str]) -> Use:
-    def parsed(text: str) -> Use:
-        use = init_cards.parse_use(text, card, facts, entry.host)
-        for vmid in () if sets else use.vms:  # what is set may be what a VM lacks
-            for error in init_cards.judged(vmid, card, facts).refusals:
-                raise Mistake(f"{error.found}; {error.next}")
-        return use
-
-    suggested = init_cards.suggested(facts, card, facts.cluster.node or "pve")
-    screen = ", the host's screen" if consoles.screens(facts, facts.functions(card.place)) else ""
-    say("", f"{card.key}: {card}{screen}; {', '.join(users) or 'nobody'} has it.")
+def _asked(ask: Ask, suggested: str, parsed: Callable[[str], Use]) -> Use:
+    """Who gets a card: asked until `up` would take the answer."""
     try:
         parsed(suggested)
     except Mistake as mistake:  # what `up` refuses isn't preselected
-        say(f"  not for {suggested}: {mistake}")
+        say(f"  {mistake}")
         suggested = "nobody"
-    question = f"Who gets it? A VM's number, containers' numbers, host or nobody [{suggested}]:"
-    return _accepted(ask.line(question, suggested, parsed), card, entry, facts, ask)
+    return ask.line(f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:", suggested, parsed)
 
 
-def _accepted(use: Use, card: Card, entry: Access, facts: HostFacts, ask: Ask) -> Use:
+def _accepted(use: Use, ask: Ask) -> Use:
     """The use, if the person accepts what opens its gate. Where nobody is asked, `--set` does, or the plan refuses."""
-    say(*(f"  note: {line}" for vmid in use.vms for line in init_cards.judged(vmid, card, facts).met))
-    error = init_cards.refusal(facts, card, entry.host, use)
-    if error is None or ask.yes:
+    say(*(f"  note: {line}" for line in use.notes))
+    if use.refused is None or ask.yes:
         return replace(use, more={})
-    say(f"{error.found}: {error.why}.")
+    say(f"{use.refused.found}: {use.refused.why}.")
     return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?") else Use()
 
 
-def _planned(name: str, entry: Access, settings: Settings, facts: HostFacts, stack: str) -> planning.Planned:
-    """The plan of the settings, as a preview makes it; by this run's login.
-
-    :param stack: PROJECT/STACK.
-    :raises HomelabError: all that `up` would refuse.
-    """
-    host = settings.hosts[name]
-    login = host.model_copy(update={"ssh": entry.host.ssh})
-    return planning.planned(name, login, *guests_on(settings, name, host, facts), stack=stack)
-
-
-def _whom(use: Use, facts: HostFacts) -> str:
-    ids = (*use.vms, *use.containers)
+def _whom(use: str, ids: Collection[int], facts: HostFacts) -> str:
     guests = [init_cards.guest(config, facts) for config in init_cards.takers(facts) if config.id in ids]
-    return f"{'in turn: ' if use.use == 'shared' else ''}{'; '.join(guests) or 'the host itself'}"
+    nobody = "the host itself" if use == "host" else "nobody so far"
+    return f"{'in turn: ' if use == 'shared' else ''}{'; '.join(guests) or nobody}"
 
 
 def _passphrase(ask: Ask, known: str) -> str | None:
@@ -212,6 +273,7 @@ def _passphrase(ask: Ask, known: str) -> str | None:
         return None
     if ask.yes:
         return ""
+    say("", "Pulumi encrypts secrets, in the settings file and in its state, with a passphrase of your choice.")
     while (first := ask.secret("A passphrase for Pulumi's secrets (Enter: none)")) and ask.secret("Again") != first:
         say("That was another one.")
     return first

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from homelab.errors import HomelabError
-from homelab.init.ask import Ask, Declined, Mistake, say
+from homelab.init.ask import Ask, Declined, Mistake, say, to_type
 from homelab.later import later
 
 # What it needs to read a host takes a second to import: the first line comes before that.
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_where_it_stands("Interrupted.", done)
         return INTERRUPTED
     except (Mistake, HomelabError) as error:
-        _say_where_it_stands(str(error).replace("run `pulumi up` again", "run it again"), done)
+        _say_where_it_stands(to_type(str(error)), done)
     except Exception as error:
         # Else its exit status would be the one of "declined". Another text than an OSError's may hold a secret.
         frame = traceback.extract_tb(error.__traceback__)[-1]

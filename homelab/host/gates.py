@@ -493,7 +493,7 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
-            found=f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
+            found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
             why="starting a VM with the card takes every device of the group from the host; with a disk or a "
             "network card it goes down",
             next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
@@ -881,8 +881,8 @@ LEAVING = (
     usable,
     resets.refused,
     grouped,
-    isolation,
     vital,
+    isolation,
     remapping.one_to_one,
     past_proxmox,
 )

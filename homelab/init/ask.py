@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import shutil
 import sys
 import textwrap
@@ -36,6 +37,16 @@ def show(*lines: str) -> None:
     """Shows lines to copy, such as commands: made safe to show, and never folded."""
     sys.stdout.write("".join(f"{clean(line)}\n" for line in lines))
     sys.stdout.flush()
+
+
+def to_type(text: str) -> str:
+    """What an error says to do next, as it is done by this command: there may be no project yet."""
+    text = text.replace("run `pulumi up` again", "run `homelab init` again")
+    return re.sub(
+        r"\b((?:gpus|iommu|vms|containers)(?:\.[\w-]+)+)(?:: (true\b|\[[^]]*\])|(?<=\.allowGroupMembers))",
+        lambda setting: f'--set "{setting[1]}={setting[2] or "[ADDRESS]"}"',
+        text,
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from homelab.findings import JudgedGuest
 from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import GuestConfig, HostFacts
-from homelab.init.ask import Mistake
+from homelab.init.ask import Mistake, to_type
 from homelab.properties import same
 from homelab.settings import Gpu, Host
 from homelab.vm.cards import VmCard, Wish, lines_of
@@ -47,12 +47,15 @@ class Card:
 @dataclass(frozen=True)
 class Use:
     """What becomes of a card. `use`: as in the settings, empty: nothing; `vms`, `containers`: ids; `more`: settings of
-    the card that open a gate, such as allowConsole."""
+    the card that open a gate, such as allowConsole; `refused`: why that gate is closed without them; `notes`: for the
+    guests' owner."""
 
     use: str = ""
     vms: tuple[int, ...] = ()
     containers: tuple[int, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
+    refused: HomelabError | None = field(default=None, compare=False)
+    notes: Sequence[str] = field(default=(), compare=False)
 
 
 def cards(facts: HostFacts, configured: Mapping[str, str]) -> list[Card]:
@@ -95,15 +98,17 @@ def key_of(name: str, taken: Collection[str], otherwise: str) -> str:
     return next(key for key in (base, *(f"{base}-{number}" for number in range(2, 999))) if key not in taken)
 
 
+def guest_key(number: int, facts: HostFacts, taken: Collection[str], otherwise: str) -> str:
+    """A free name for a guest in the settings."""
+    config = facts.guests.config(number)
+    return key_of(config.name if config else "", taken, otherwise)
+
+
 def guest(config: GuestConfig, facts: HostFacts) -> str:
     """`VM 103 (Sandbox), running`."""
-    state = "running" if config.id in facts.guests.running else "off"
-    return f"{'VM' if config.kind == 'vm' else 'container'} {config.id} ({name_of(config)}), {state}"
-
-
-def name_of(config: GuestConfig | None) -> str:
-    """The guest's name in Proxmox VE."""
-    return config.values.get("name" if config.kind == "vm" else "hostname", "") if config else ""
+    stopped = "not known whether it runs" if facts.guests.unlisted else "off"
+    state = "running" if config.id in facts.guests.running else stopped
+    return f"{'VM' if config.kind == 'vm' else 'container'} {config.id} ({config.name}), {state}"
 
 
 def takers(facts: HostFacts) -> list[GuestConfig]:
@@ -113,17 +118,19 @@ def takers(facts: HostFacts) -> list[GuestConfig]:
 
 def users(facts: HostFacts, card: Card, node: str) -> list[str]:
     """Who has the card by a configuration on the host, or runs a program on it."""
-    vms = [str(user) for user in facts.users_of(card.place, node)]
     return [
-        *vms,
+        *map(str, facts.users_of(card.place, node)),
         *(guest(config, facts) for config in facts.containers_with(card.place)),
         *map(str, facts.holders_of(device.address for device in facts.functions(card.place))),
     ]
 
 
-def suggested(facts: HostFacts, card: Card, node: str) -> str:
+def suggested(facts: HostFacts, card: Card, node: str, taken: Collection[int] = ()) -> str:
     """The answer that is preselected: those who have the card, of several VMs the one that runs with it; else the one
-    guest that can be meant; else nobody."""
+    guest that can be meant; else nobody.
+
+    :param taken: VMs that get another card.
+    """
     if having := facts.users_of(card.place, node):
         return str(max(having, key=lambda user: (user.running, user.onboot)).vmid)
     if sharing := facts.containers_with(card.place):
@@ -132,24 +139,48 @@ def suggested(facts: HostFacts, card: Card, node: str) -> str:
     if not card.is_nvidia or "." in card.place or consoles.screens(facts, functions):
         return "nobody"
     kind = "lxc" if {device.address for device in functions} & set(facts.nvidia_minors) else "vm"
-    meant = [str(config.id) for config in takers(facts) if config.kind == kind]
-    return meant[0] if len(meant) == 1 else "nobody"
+    meant = [config.id for config in takers(facts) if config.kind == kind]
+    return str(meant[0]) if len(meant) == 1 and meant[0] not in taken else "nobody"
 
 
-def parse_use(text: str, card: Card, facts: HostFacts, host: Host) -> Use:
-    """The use that an answer means: ids of guests, `host`, `nobody`.
+_WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
+_HELP = """Numbers or names of guests, or a word; such as
+    103: a VM
+    901,950: containers, together
+    103,901,950: in turn: the containers have it, and the VM while it runs
+    host: programs on the host itself
+    nobody: the card stays as it is"""
 
-    :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts.
+
+def _meant(text: str, facts: HostFacts) -> list[GuestConfig]:
+    """The guests that an answer names by number, `vm 103`, `ct:901` or name; empty: one of them isn't known."""
+    kinds = r"\b(?:vm|(ct|lxc|containers?))[\s:]+(?=\d)"
+    words = re.sub(kinds, lambda kind: "lxc:" if kind[1] else "vm:", text.lower().replace(",", " ")).split()
+    found = [
+        [one for one in takers(facts) if word in (f"{one.id}", f"{one.kind}:{one.id}", one.name.lower())]
+        for word in words
+    ]
+    return [*{one.id: one for [one] in found}.values()] if all(len(ones) == 1 for ones in found) else []
+
+
+def parse_use(text: str, card: Card, facts: HostFacts, host: Host, own: Mapping[str, object]) -> Use:
+    """The use that an answer means: guests by number or name, `host`, `nobody`.
+
+    :param own: what the settings have of the card already.
+    :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts; or a `?` asks for
+        help.
     """
-    words = text.replace(",", " ").split()
+    words = text.lower().split()
     if words in (["nobody"], ["none"]):
         return Use()
-    kinds = {str(config.id): config.kind for config in takers(facts)}
-    if words != ["host"] and (not words or not set(words) <= set(kinds)):
+    if words == ["?"]:
+        raise Mistake(_HELP)
+    meant = _meant(text, facts)
+    if not meant and words != ["host"]:
         known = "; ".join([*(guest(config, facts) for config in takers(facts)), "host", "nobody"])
         raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {known}")
-    vms = tuple(int(word) for word in words if kinds.get(word) == "vm")
-    containers = tuple(int(word) for word in words if kinds.get(word) == "lxc")
+    vms = tuple(config.id for config in meant if config.kind == "vm")
+    containers = tuple(config.id for config in meant if config.kind == "lxc")
     if len(vms) > 1 and not containers:
         raise Mistake("One VM at a time can have a card: give one number, or a VM's with containers', in turn.")
     use = "shared" if vms and containers else "vm" if vms else "lxc" if containers else "host"
@@ -160,13 +191,33 @@ def parse_use(text: str, card: Card, facts: HostFacts, host: Host) -> Use:
         "allowConsole": True,
         "allowContainers": [config.id for config in facts.containers_with(card.place)],
     }
+    errors = _refused(facts, card, host, use, own)
     for size in range(3 if vms else 1):
         for keys in itertools.combinations(openers, size):
             more = {key: openers[key] for key in keys}
-            if not _refused(facts, card, host, use, more):
-                return Use(use, vms, containers, more)
-    error = _refused(facts, card, host, use, {})[0]
-    raise Mistake(f"{error.found}; {error.next}")
+            if not (_refused(facts, card, host, use, {**own, **more}) if more else errors):
+                return Use(use, vms, containers, more, next(iter(errors), None), _notes(vms, card, facts))
+    is_able = vms and not _refused(facts, card, host, "lxc", own)
+    raise refused(card, Use(use, vms), errors[0], "; containers, or the host itself, can have it" if is_able else "")
+
+
+def _notes(vms: Iterable[int], card: Card, facts: HostFacts) -> list[str]:
+    windows = [one for one in takers(facts) if one.id in vms and one.is_windows]
+    return [line for vmid in vms for line in judged(vmid, card, facts).met] + [
+        f"VM {one.id} has Windows, in which homelab installs nothing; its driver, its display and xVga: "
+        "docs/windows-guests.md"
+        for one in windows
+    ]
+
+
+def refused(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
+    """Why a card can't go there: a sentence that says it, then the reason and what to type.
+
+    :param but: what is possible, as the sentence's end.
+    """
+    whom = f"VM {use.vms[0]}" if use.use == "vm" else _WHOM[use.use]
+    lines = f"{card.key} can't go to {whom}: {error.found}{but}.", f"why:  {error.why}", f"next: {to_type(error.next)}"
+    return Mistake("\n    ".join(lines))
 
 
 def mapping_of(card: Card, vms: Iterable[int], facts: HostFacts) -> str:
@@ -187,13 +238,10 @@ def in_vm(vmid: int, card: Card, mapping: str, facts: HostFacts) -> VmCard:
 
 def judged(vmid: int, card: Card, facts: HostFacts) -> JudgedGuest:
     """A VM that gets a card, judged as by a preview."""
-    name, mapping = key_of(name_of(facts.guests.config(vmid)), (), "vm"), mapping_of(card, [vmid], facts)
-    return judge_vm(seen_of(facts, vmid), Wish(name, vmid, [in_vm(vmid, card, mapping, facts)]), facts)
-
-
-def refusal(facts: HostFacts, card: Card, host: Host, use: Use) -> HomelabError | None:
-    """Why `up` would refuse this without `use.more`; None: it wouldn't."""
-    return next(iter(_refused(facts, card, host, use.use, {})), None) if use.more else None
+    mapping = mapping_of(card, [vmid], facts)
+    return judge_vm(
+        seen_of(facts, vmid), Wish(guest_key(vmid, facts, (), "vm"), vmid, [in_vm(vmid, card, mapping, facts)]), facts
+    )
 
 
 def _refused(facts: HostFacts, card: Card, host: Host, use: str, more: Mapping[str, Any]) -> list[HomelabError]:

@@ -17,7 +17,7 @@ from ruamel.yaml.tokens import CommentToken
 
 from homelab.host.facts import HostFacts
 from homelab.init.ask import Mistake
-from homelab.init.cards import Card, Use, in_vm, key_of, mapping_of, name_of
+from homelab.init.cards import Card, Use, guest_key, in_vm, mapping_of
 from homelab.nvidia.checks import cudas_that_fit, drivers_that_fit
 from homelab.nvidia.preview import system_of
 from homelab.nvidia.request import Request, SystemFacts
@@ -102,13 +102,9 @@ def addition(name: str, login: Mapping[str, Any], given: Mapping[Card, Use], fac
     for section, id_key in (("vms", "vmid"), ("containers", "ctid")):
         entries = {key: entry for key, entry in before.get(section, {}).items() if entry.get("host") == name}
         names = {entry.get(id_key): key for key, entry in entries.items()}
-        getting = {
-            number: names[number]
-            for number, key in names.items()
-            if keys & {*map(_card, entries[key].get("gpus") or ())}
-        }
+        getting = {number: key for number, key in names.items() if keys & {*map(_card, entries[key].get("gpus") or ())}}
         for number in (number for use in given.values() for number in getattr(use, section) if number not in getting):
-            getting[number] = names.get(number) or key_of(name_of(facts.guests.config(number)), taken, section[:2])
+            getting[number] = names.get(number) or guest_key(number, facts, taken, section[:2])
             taken.append(getting[number])
         lines += [f"  homelab:{section}:"] if getting else []
         for number, key in getting.items():

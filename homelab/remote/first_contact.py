@@ -23,6 +23,8 @@ _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256")
 LOCKED_OUT_SECONDS = 30
 # Keys that `ssh` looks for by itself, newest kind first (ssh_config(5), IdentityFile).
 _USUAL_KEY_FILES = ("id_ed25519", "homelab_ed25519", "id_ecdsa", "id_rsa")
+# What asyncssh says of a key with a passphrase.
+_LOCKED = "Passphrase must be specified to import encrypted private keys"
 CONNECT_SECONDS = 15.0
 
 
@@ -103,14 +105,21 @@ def standing(address: str, port: int, key: HostKey, known_hosts: Path) -> Standi
     return "another" if any(known.get_algorithm() == key.line.split()[0] for known in trusted) else "unknown"
 
 
-def usual_keys(folder: Path) -> list[Path]:
-    """The private keys in a folder, by `ssh`'s usual names, that have no passphrase."""
-    paths = []
-    for path in (folder / name for name in _USUAL_KEY_FILES):
-        with suppress(OSError, ValueError, asyncssh.KeyImportError):  # none, or one that only an agent can use
-            asyncssh.read_private_key(path)
-            paths.append(path)
-    return paths
+def usual_keys(folder: Path, *, locked: bool = False) -> list[Path]:
+    """The private keys in a folder, by `ssh`'s usual names, that have no passphrase.
+
+    :param locked: those that have one instead, and that only an agent can use.
+    """
+    paths = [folder / name for name in _USUAL_KEY_FILES]
+    return [path for path in paths if _unreadable(path) == (_LOCKED if locked else "")]
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        asyncssh.read_private_key(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:

@@ -105,7 +105,10 @@ def lacking_headers(name: str, packages: list[str], target: Target) -> Failure:
     :param name: the system's, in the settings.
     :param packages: those of the headers.
     """
-    add = "without a subscription, add the No-Subscription repository (web interface: node, Updates, Repositories); "
+    add = (
+        "without a subscription, add the No-Subscription repository (on the host: `pvesh set "
+        "/nodes/localhost/apt/repositories --handle no-subscription`); "
+    )
     return Failure(
         f"{name}: headers of {'each installed' if target == 'host' else 'the running'} kernel",
         f"{', '.join(packages)}: not installed, and in none of the lists that apt has there",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from remote_scripts.shared import guest_conf, pmxcfs
@@ -46,16 +46,21 @@ def storages(system: System) -> list[Storage]:
 
     :raises Failure: they can't be read.
     """
-    own, node = system.files.of_layer(LAYER), pmxcfs.this_node(system).name
-    candidates = []
+    own = system.files.of_layer(LAYER)
+    taking = [storage for storage, content in _folders(system) if "snippets" in content.split(",")]
+    return sorted(taking, key=lambda storage: (storage.script not in own, storage.name != "local"))
+
+
+def _folders(system: System) -> Iterator[tuple[Storage, str]]:
+    """The storages that are folders of this node's alone, each with the kinds of its content, as its option has
+    them."""
+    node = pmxcfs.this_node(system).name
     for section in sections(pmxcfs.text_of(system, STORAGES)):
         options = section.options
         nodes = re.split(r"[\s;,]+", options["nodes"]) if "nodes" in options else [node]
         is_off = any(options.get(key, "0") != "0" for key in ("shared", "disable"))
-        takes = section.kind == "dir" and "snippets" in options.get("content", "").split(",")
-        if takes and not is_off and node in nodes and (path := options.get("path", "").rstrip("/")):
-            candidates.append(Storage(section.name, f"{path}/snippets"))
-    return sorted(candidates, key=lambda storage: (storage.script not in own, storage.name != "local"))
+        if section.kind == "dir" and not is_off and node in nodes and (path := options.get("path", "").rstrip("/")):
+            yield Storage(section.name, f"{path}/snippets"), options.get("content", "")
 
 
 def need_storage(system: System) -> Storage:
@@ -65,12 +70,15 @@ def need_storage(system: System) -> Storage:
     """
     for storage in storages(system):
         return storage
+    # Without the option, its kinds are Proxmox VE's default.
+    kinds = {folder.name: f"{content},snippets" for folder, content in _folders(system) if content}
+    ways = [f" (on the host: `pvesm set {name} --content {content}`)" for name, content in kinds.items()]
     raise Failure(
         "a storage of this host (a folder) that takes snippets",
-        f"none in {STORAGES} does",
+        f"none takes snippets, by {STORAGES}",
         "a VM names the script that hands it its card by such a storage",
-        "add snippets to the content of one: Datacenter -> Storage -> local -> Edit -> Content; then run `pulumi up` "
-        "again",
+        f"add snippets to the content of one{''.join(ways[:1])}, or in the web "
+        "interface: Datacenter -> Storage -> local -> Edit -> Content; then run `pulumi up` again",
     )
 
 

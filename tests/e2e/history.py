@@ -63,8 +63,8 @@ _WITH_LINES = (51, 52, 53, 54)
 
 #: The Windows VM keeps its card; of the containers that have the other one, two are handed to homelab.
 CONVERSATION: Conversation = [
-    ("rtx5090: ", f"951,952{ENTER}"),
-    ("rtx4090: ", ENTER),
+    ("Who gets it", f"951,952{ENTER}"),
+    ("Who gets it", ENTER),
 ]
 
 

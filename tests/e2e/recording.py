@@ -61,7 +61,9 @@ def as_on_a_host(lines: Sequence[str], folder: Path, lab: Lab) -> str:
 
 
 def _as_at_home(text: str, folder: Path) -> str:
-    return text.replace(str(folder / "home"), "~").replace(str(folder), "~/homelab")
+    for own in ("home", "state"):  # where nobody says otherwise, the state is at home
+        text = text.replace(str(folder / own), "~")
+    return text.replace(str(folder), "~/homelab")
 
 
 def without_rows(lines: Sequence[str]) -> Iterator[str]:

@@ -41,7 +41,7 @@ def at_a_terminal(engine: install.Engine, tmp_path: Path) -> Iterator[Callable[[
 # Where one VM could have the card, it is preselected; and nobody has the host's screen.
 VMS: dict[str, Conversation] = {
     "rtx5090": [
-        ("rtx5090: ", ENTER),
+        ("Who gets it", ENTER),
     ],
 }
 
@@ -69,7 +69,7 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
 
 CONTAINERS: dict[str, tuple[Conversation, dict[str, Any], list[str]]] = {
     "phoenix": (
-        [("rtx5090: ", f"901{ENTER}"), ("rtx4090: ", f"901{ENTER}")],  # container 950 has them: it is preselected
+        [("Who gets it", f"901{ENTER}")] * 2,  # container 950 has them: it is preselected
         {"ai-lab": {"host": "phoenix", "ctid": 901, "gpus": ["rtx5090", "rtx4090"], "nvidia": {"cuda": "13.0"}}},
         ["--set", 'containers.ai-lab.nvidia.cuda="13.0"'],
     ),

@@ -160,6 +160,9 @@ def test_from_an_address_and_a_password_to_settings(desk: Desk, capsys: pytest.C
     keys, text = desk.authorized.read_text(), desk.file.read_text()
     assert run(desk, capsys, "pve", *CARD) == 0, desk.out
     assert desk.authorized.read_text() == keys and desk.file.read_text() == text
+    # And one that is to give nothing says who has what.
+    assert run(desk, capsys, "pve", "--yes") == 1
+    assert "rtx5090 → VM 103 (Sandbox), running" in desk.out and "homelab init pve --card CARD=WHO" in desk.out
 
 
 def test_an_empty_folder_becomes_a_project(
@@ -253,7 +256,7 @@ def test_what_up_refuses_for_a_vm_isnt_preselected_and_what_it_meets_is_said(
     try:
         conf.write_text(f"{text}lock: backup\n")
         assert run(desk, capsys, *asked) == 1
-        assert "not for 103: it is locked (backup)" in desk.out and "No card was given" in desk.out
+        assert "rtx5090 can't go to VM 103: it is locked (backup)" in desk.out and "No card was given" in desk.out
         conf.write_text(f"{text}hostpci5: mapping=gone\n")
         desk.lab.run("qm stop 103")
         assert run(desk, capsys, *asked) == 0, desk.out
@@ -310,8 +313,12 @@ def test_a_key_of_ones_own_needs_no_password(
     key = desk.lab.connection["privateKeyFile"]
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--identity", key, "--dry-run") == 0, desk.out
     assert f'privateKeyFile: "{key}"' in desk.out
+    (desk.folder / "home/.ssh").mkdir()
+    locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="x")
+    (desk.folder / "home/.ssh/id_ed25519").write_bytes(locked)
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 2
     assert "No answer to “root's password" in desk.out
+    assert "~/.ssh/id_ed25519 has a passphrase: " in desk.out
 
 
 def test_the_agent_logs_in_and_the_settings_say_so(
@@ -383,6 +390,8 @@ def test_every_question_is_answered_by_a_line(
         monkeypatch.delenv(name)
     answering(monkeypatch, *talk(desk))
     assert run(desk, capsys, *desk.where) == 0, desk.out
+    assert "makes the SSH key ~/.ssh/homelab_ed25519, without a passphrase" in desk.out
+    assert "Pulumi encrypts secrets" in desk.out and "which `pulumi destroy` needs, in ~/.pulumi." in desk.out
     assert "That was another one." in desk.out and "→ VM 103 (Sandbox), running" in desk.out
     assert (
         "radeon" not in desk.out.partition("What `pulumi up` will do")[0].lower()
@@ -473,17 +482,25 @@ def test_a_run_that_is_killed_while_pulumi_works_is_completed_by_the_next(
 
 
 def test_a_host_as_installed_is_told_before_anything_is_written_that_it_has_no_headers(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(desk, capsys, *desk.where, *desk.key, "--card", "rtx5090=host", "--yes") == 2
     assert "proxmox-headers-6.17.2-1-pve: not installed, and in none of the lists" in desk.out
     assert "No-Subscription" in desk.out and not desk.file.exists()
+    # At the question, right after the answer.
+    answering(monkeypatch, "host", "nobody")
+    assert run(desk, capsys, *desk.where, *desk.key) == 1
+    assert "`pvesh set /nodes/localhost/apt/repositories --handle no-subscription`" in desk.out
 
 
 @pytest.mark.parametrize("desk", ["mixed"], indirect=True)
 def test_a_shared_card_needs_a_storage_for_snippets_before_anything_is_written(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answering(monkeypatch, "103,201,202", "nobody", "nobody")
+    assert run(desk, capsys, *desk.where, *desk.key) == 1
+    assert "can't go to a VM and containers in turn: none takes snippets, by /etc/pve/storage.cfg" in desk.out
+    assert "`pvesm set local --content iso,vztmpl,backup,snippets`" in desk.out
     asked = [*desk.where, *desk.key, "--card", "rtx3090=103,201,202", "--yes"]
     assert run(desk, capsys, *asked) == 2
     assert "snippets" in desk.out and not desk.file.exists()

@@ -46,11 +46,11 @@ def test_a_card_in_a_group_with_an_nvme_disk_is_refused_before_and_with_real_gro
     disk = "0000:03:00.0 NVMe disk"
     # The IOMMU is off: there are no groups, and what they are going to be is computed from the bridges' capabilities.
     assert stack.machine.run("ls /sys/kernel/iommu_groups") == ""
-    refused(stack, f"with it in the predicted group: {disk}")
+    refused(stack, f"it shares its predicted IOMMU group with {disk}")
     stack.machine.run("sed -i s/intel_iommu=off/intel_iommu=on/ /etc/default/grub && update-grub")
     stack.machine.reboot()
     assert stack.machine.run("ls /sys/kernel/iommu_groups") != ""
-    refused(stack, f"with it in the group: {disk}")
+    refused(stack, f"it shares its IOMMU group with {disk}")
     group = stack.machine.run(f"ls /sys/bus/pci/devices/{NEIGHBOUR[0]}/iommu_group/devices").split()
     assert "0000:03:00.0" in group
     # It may be allowed to go, but not while something of the host's has claimed it, or a part of it.

@@ -381,7 +381,7 @@ ONE = {"address": "41:00.1"}
     [
         (with_one(driver="vfio-pci"), ONE, "the card that it is of, 0000:41:00.0, is on vfio-pci"),
         (with_one(alone=True), ONE, "the card that it is of, 0000:41:00.0, is not there"),
-        (with_one(group=30), ONE, "with it in the group: 0000:41:00.0 graphics card [8086:46a6]"),
+        (with_one(group=30), ONE, "it shares its IOMMU group with 0000:41:00.0 graphics card [8086:46a6]"),
         (with_one(iommu={"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, group=None), ONE, "no IOMMU groups yet"),
         (with_one(), {**ONE, "passthroughTest": True}, "0000:41:00.1 is a virtual function of 0000:41:00.0"),
         (with_one(), {**ONE, "functions": ["0000:41:00.0"]}, "neither in the card's slot"),
@@ -534,7 +534,7 @@ def test_a_predicted_group_is_said_to_be_one_and_bridges_arent_in_it() -> None:
     assert "IOMMU group none yet; predicted with it: nothing else" in text and "class 06" not in text
     nvme = device("0000:01:00.2", "144d:a80c", "010802", parent="0000:00:01.0")
     (error,) = gates.check(without_groups(nvme), settings())[1]
-    assert error.found == "with it in the predicted group: 0000:01:00.2 NVMe disk [144d:a80c]"
+    assert error.found == "it shares its predicted IOMMU group with 0000:01:00.2 NVMe disk [144d:a80c]"
 
 
 def test_a_member_is_named_as_lspci_does_where_it_was_asked() -> None:
@@ -1108,5 +1108,5 @@ def test_a_vms_values_are_those_of_its_next_start() -> None:
 
 def test_a_closed_gate_is_one_message() -> None:
     facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
-    with pytest.raises(HomelabError, match=r"(?s)alone in its IOMMU group.*can't do without"):
+    with pytest.raises(HomelabError, match=r"(?s)can't do without.*alone in its IOMMU group"):
         plan.wanted(facts, APU)

@@ -13,7 +13,7 @@ from homelab.host import gates
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
-from homelab.init.ask import Mistake
+from homelab.init.ask import Mistake, to_type
 from homelab.init.cards import Card, Use
 from homelab.settings import parse
 from tests.conftest import PROJECT
@@ -33,8 +33,8 @@ CLUSTER = {"node": "pve", "places": "pve/qemu-server/103.conf\nother/lxc/100.con
 ACCESS = {"address": "192.168.0.202", "ssh": {"hostKey": hosts.KEY, "privateKeyFile": "~/.ssh/id_ed25519"}}
 
 
-def parse_use(text: str, facts: HostFacts, card: int = 0) -> Use:
-    return init_cards.parse_use(text, init_cards.cards(facts, {})[card], facts, hosts.settings({}))
+def parse_use(text: str, facts: HostFacts, card: int = 0, **own: Any) -> Use:
+    return init_cards.parse_use(text, init_cards.cards(facts, {})[card], facts, hosts.settings({}), own)
 
 
 def host(*more: dict[str, Any], **changes: Any) -> HostFacts:
@@ -104,8 +104,8 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     assert parse_use("103", host()).more == {}
     screen = parse_use("103", host(), 1)
     assert screen.more == {"allowConsole": True}
-    refusal = init_cards.refusal(host(), init_cards.cards(host(), {})[1], hosts.settings({}), screen)
-    assert refusal is not None and "boot_vga" in refusal.found
+    assert screen.refused is not None and "boot_vga" in screen.refused.found
+    assert parse_use("103", host(), 1, allowConsole=True).more == {}  # the settings, or --set, have opened it
     configs = [
         *GUESTS["configs"][:1],
         {"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
@@ -119,6 +119,7 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
 def test_who_has_a_card_is_preselected_else_the_only_guest_that_could() -> None:
     [card, screen] = init_cards.cards(host(), {})
     assert init_cards.suggested(host(), card, "pve") == "103"
+    assert init_cards.suggested(host(), card, "pve", {103}) == "nobody"  # it gets another one
     assert init_cards.suggested(host(), screen, "pve") == "nobody"
     drawn_on = host(framebuffers={"0000:01:00.0": ["BOOTFB"]})  # what the firmware doesn't mark
     assert init_cards.suggested(drawn_on, card, "pve") == "nobody"
@@ -142,6 +143,10 @@ def test_a_card_is_named_by_its_name_its_slot_or_its_id() -> None:
         ("103", Use("vm", (103,))),
         ("901,902", Use("lxc", (), (901, 902))),
         ("901 103", Use("shared", (103,), (901,))),
+        ("vm 103", Use("vm", (103,))),
+        ("VM:103, ct 901 container:902", Use("shared", (103,), (901, 902))),
+        ("Sandbox", Use("vm", (103,))),
+        ("ai-lab,OLD, 901", Use("lxc", (), (901, 902))),
         ("host", Use("host")),
         ("nobody", Use()),
     ],
@@ -157,7 +162,9 @@ def test_what_a_card_is_for(text: str, use: Use) -> None:
         ("", "nothing can't have"),
         ("901,", ""),
         ("901,host", "there are"),
-        ("vm:103", "there are"),
+        (",", "there are"),
+        ("vm:901", "there are"),
+        ("?", "103,901,950: in turn"),
     ],
 )
 def test_what_a_card_can_not_be_for_is_named(text: str, found: str) -> None:
@@ -166,6 +173,57 @@ def test_what_a_card_can_not_be_for_is_named(text: str, found: str) -> None:
         return
     with pytest.raises(Mistake, match=re.escape(found)):
         parse_use(text, host())
+
+
+def test_a_name_that_two_guests_have_is_none_of_them() -> None:
+    two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: AI-lab\n"}]
+    with pytest.raises(Mistake, match="ai-lab can't have rtx5090"):
+        parse_use("ai-lab", host(guests={**GUESTS, "configs": two}))
+
+
+def test_what_a_vm_cant_have_is_said_in_a_sentence_and_then_why_and_what_to_type() -> None:
+    disk = hosts.device("0000:01:00.2", "144d:a80c", "010802", 16)
+    with pytest.raises(Mistake) as raised:
+        parse_use("103", host(disk))
+    first, why, step = str(raised.value).splitlines()
+    assert first == (
+        "rtx5090 can't go to VM 103: it shares its IOMMU group with 0000:01:00.2 NVMe disk [144d:a80c]; containers, or "
+        "the host itself, can have it."
+    )
+    assert why.startswith("    why:  starting a VM with the card takes every device of the group")
+    assert 'is named in --set "gpus.rtx5090.allowGroupMembers=[ADDRESS]"' in step
+    assert parse_use("103", host(disk), allowGroupMembers=["0000:01:00.2"]).use == "vm"
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("switch on Intel VT-d, and run `pulumi up` again", "switch on Intel VT-d, and run `homelab init` again"),
+        (
+            "accept it with gpus.rtx-5.allowConsole: true (so)",
+            'accept it with --set "gpus.rtx-5.allowConsole=true" (so)',
+        ),
+        ("gpus.a.allowContainers: [901, 902]", '--set "gpus.a.allowContainers=[901, 902]"'),
+        ("set gpus.a.use: vm, or lxc", "set gpus.a.use: vm, or lxc"),
+    ],
+)
+def test_what_to_do_next_is_told_as_it_is_typed_here(text: str, here: str) -> None:
+    assert to_type(text) == here
+
+
+def test_a_guest_that_the_api_doesnt_speak_of_isnt_called_off() -> None:
+    facts = host(guests={**GUESTS, "running": [], "unlisted": "timeout"})
+    assert init_cards.guest(facts.guests.configs[0], facts) == "VM 103 (Sandbox), not known whether it runs"
+
+
+def test_a_vm_with_windows_is_told_where_its_driver_and_its_display_come_from() -> None:
+    configs = [{"kind": "vm", "id": 103, "lines": "name: gaming\nmachine: q35\nostype: win11\n"}]
+    notes = [note for note in parse_use("103", host(guests={**GUESTS, "configs": configs})).notes if "Windows" in note]
+    assert notes == [
+        "VM 103 has Windows, in which homelab installs nothing; its driver, its display and xVga: "
+        "docs/windows-guests.md"
+    ]
+    assert not any("Windows" in note for note in parse_use("103", host()).notes)
 
 
 def test_of_vms_one_has_a_card_at_a_time() -> None:
@@ -203,7 +261,7 @@ def written(given: dict[int, str], text: str = "", facts: HostFacts | None = Non
     cards = init_cards.cards(facts, configured)
     settings = parse(before).hosts["pve"] if before else hosts.settings({})
     uses: dict[Card, Use] = {
-        cards[number]: init_cards.parse_use(text, cards[number], facts, settings) for number, text in given.items()
+        cards[number]: init_cards.parse_use(text, cards[number], facts, settings, {}) for number, text in given.items()
     }
     more = init_settings.addition("pve", {} if before else ACCESS, uses, facts, before)
     made = init_settings.merged(text, more, sets, "pve")

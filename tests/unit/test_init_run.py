@@ -169,6 +169,29 @@ def test_half_a_key_of_an_ended_run_is_in_nobodys_way(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["homelab_ed25519", "homelab_ed25519.pub"]
 
 
+def test_a_key_with_a_passphrase_is_none_that_logs_in_by_itself(tmp_path: Path) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    (tmp_path / "id_ed25519").write_bytes(key.export_private_key(passphrase="hunter2"))
+    (tmp_path / "id_rsa").write_bytes(key.export_private_key("pkcs8-pem"))
+    (tmp_path / "id_ecdsa").write_text("none")
+    assert first_contact.usual_keys(tmp_path) == [tmp_path / "id_rsa"]
+    assert first_contact.usual_keys(tmp_path, locked=True) == [tmp_path / "id_ed25519"]
+
+
+@pytest.mark.parametrize("host", ["hosts.pve.", "homelab:hosts.phoenix.", ""])
+def test_what_is_set_of_a_host_counts_for_its_first_reading(host: str) -> None:
+    """Whatever its name turns out to be."""
+    ssh_login = {"hostKey": hosts.KEY, "agent": True}
+    entry = Access(access.host_at("192.0.2.1", ssh_login), {"address": "192.0.2.1", "ssh": ssh_login})
+    found, cards = conversation._as_set(entry, "", [f"{host}timeouts.api=900", f"{host}gpus.a.allowConsole=true"], "f")
+    assert found.timeouts.api == 900 and cards == {"a": {"allowConsole": True}} and found.ssh == entry.host.ssh
+    entry = Access(parse(values_in(SETTINGS)).hosts["pve"], {}, "pve")
+    found, cards = conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.connect=99"], "f")
+    assert found.timeouts.connect == 99 and found.gpus == entry.host.gpus and [*cards] == ["old"]
+    with pytest.raises(Mistake, match="correct --set, or f"):
+        conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.apii=99"], "f")
+
+
 # -- the settings file -----------------------------------------------------------------------------------------------------
 def test_every_byte_of_the_settings_is_read_and_written_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.homelab.yaml"
@@ -236,7 +259,7 @@ def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pyt
 
     monkeypatch.setattr(ssh, "log_in", log_in)
     monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(first_contact, "usual_keys", lambda _: [Path("id_ed25519")])
+    monkeypatch.setattr(first_contact, "usual_keys", lambda _, locked=False: [] if locked else [Path("id_ed25519")])
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
     monkeypatch.setattr(first_contact, "host_key", lambda *_: first_contact.of_line(hosts.KEY))
