@@ -43,7 +43,10 @@ def clean(text: str) -> str:
     safe = _UNSAFE.sub(_visible, plain)
     if _IN_A_CLONE or not _DOCUMENT.search(safe):
         return safe
-    package = metadata.metadata("homelab-gpu")
+    try:
+        package = metadata.metadata("homelab-gpu")
+    except metadata.PackageNotFoundError:  # a copy of the package alone
+        return safe
     return by_address(safe, package["Project-URL"].rpartition(" ")[2], package["Version"])
 
 
