@@ -32,7 +32,7 @@ _UNSAFE = re.compile(
 )
 # What a clone has beside the package: a page, a schema, an example; not within an address.
 _DOCUMENT = re.compile(r"(?<![\w/])(?:docs|examples)/[a-z_/-]+\.(?:md|yaml|(schema\.json))\b")
-_IN_A_CLONE = Path(__file__).parents[1].joinpath("docs", "config.schema.json").is_file()
+_IN_A_CLONE = Path(__file__).resolve().parents[1].joinpath("docs", "config.schema.json").is_file()
 
 
 def clean(text: str) -> str:
