@@ -152,7 +152,7 @@ endef
 	$(call install,requirements.txt,the program needs)
 	@touch $@
 
-.venv/.lab: requirements-lab.txt pyproject.toml .venv/.program
+.venv/.lab: requirements-lab.txt .venv/.program
 	$(call install,requirements.txt requirements-lab.txt,the simulated host needs)
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
 	@touch $@

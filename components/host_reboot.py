@@ -2,7 +2,7 @@
 the verification.
 
 Owns nothing that lasts: the boot is one on trial, and the default once the host is back and confirmed. The reboot
-is an act, and replaced when what a boot is to have changes; another reboot replaces the verification.
+and the verification are acts: both are replaced when what they take from other resources changes.
 """
 
 from __future__ import annotations
@@ -61,8 +61,15 @@ class HostReboot(pulumi.ComponentResource):
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
         host, probe, driver, flavour = host_of(args.host), args.probe, args.driver, args.flavour
-        # What a boot is to have; a drift that no boot ends asks for no reboot.
-        words = {"iommu_words": probe.iommu_words, "vfio_words": probe.vfio_words, "functions": probe.functions}
+        # A change of one of these replaces the verification, and the reboot, too: a new verification would take an old
+        # reboot, and the guests that it stopped, for its own.
+        verification_inputs = {
+            "iommu_words": probe.iommu_words,
+            "vfio_words": probe.vfio_words,
+            "functions": probe.functions,
+            "gpus": probe.gpus,
+            "generation": probe.boot_generation,
+        }
         known = pulumi.Output.all(
             probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(args.previous_node)
         )
@@ -84,17 +91,11 @@ class HostReboot(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             undone=False,
             seconds=limits.of_reboot(host),
-            triggers=[*words.values(), probe.generation_of("boot"), driver, flavour, args.driver_generation],
+            triggers=[*verification_inputs.values(), driver, flavour, args.driver_generation],
         )
         verification = BootVerification(
             f"{name}-booted",
-            {
-                **words,
-                "host": args.host_name,
-                "reboot": reboot.stdout,
-                "gpus": probe.gpus,
-                "generation": probe.boot_generation,
-            },
+            {"host": args.host_name, "reboot": reboot.stdout, **verification_inputs},
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
         self.boot = verification.boot

@@ -112,9 +112,11 @@ def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) ->
 
     :param refusals: what else a preview refuses.
     """
-    by_text: dict[tuple[str, str], Finding] = {}
+    by_text: dict[tuple[str, str, str], Finding] = {}
     for one in findings:
-        by_text.setdefault((one.found, one.next), one)
+        # What `up` does has the same cure for all: there it counts whose it is, after its place in the settings.
+        whose = one.wanted.rpartition(": ")[2] if one.turn is Turn.UP else ""
+        by_text.setdefault((whose, one.found, one.next), one)
     found = [*by_text.values()]
     first = Finding.of(*refusals, turn=Turn.REFUSED) + [one for one in found if one.turn is Turn.REFUSED]
     return [replace(one, next=first[0].next) if first and one.turn is Turn.UP else one for one in found]

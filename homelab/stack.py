@@ -91,13 +91,15 @@ def _end_on_interrupt() -> None:
 def _end_with(engine: engine_pb2_grpc.EngineStub) -> None:
     """Ends the program once the engine is gone. One that was killed ends nothing that it has started, and the SDK would
     wait for its answers for ever, and the language host for the program."""
-    while True:
+    silent = 0
+    while silent < 2:
         time.sleep(ENGINE_SECONDS)
         try:
             engine.GetRootResource(engine_pb2.GetRootResourceRequest())
+            silent = 0
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                os._exit(SHOWN)
+            silent += error.code() is grpc.StatusCode.UNAVAILABLE
+    os._exit(SHOWN)
 
 
 def _file() -> Path:

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from homelab.cli import access, log, project, stack_options
+from homelab.cli import access, log, stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
@@ -90,29 +90,28 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     installing = {"host", *judge.installing(host, file.guests().containers.values())}
     inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, ids[:1])})
     reading = diagnosis.read(host, [ctid for ctid in dict.fromkeys(ids) if ctid is not None], inside)
-    vms, _, refusals = _judged(file, name, host, reading)
+    noted = stack_options.noted(arguments, file)
+    vms, _, refusals = _judged(file, name, host, reading, noted)
     if arguments.kind == "container":
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
-            cards = file.cards(name, host, arguments.id, reading, _noted(file))
+            cards = file.cards(name, host, arguments.id, reading, noted)
         return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards, refusals=refusals)
     if arguments.kind == "vm":
-        return vm.diagnose(reading, arguments.id, host, vms, _noted(file), refusals)
+        return vm.diagnose(reading, arguments.id, host, vms, noted, refusals)
     return host_judge.diagnose(reading, host, vms.values(), refusals)
 
 
 def _judged(
-    file: stack.StackFile, name: str, host: Host, reading: Reading
+    file: stack.StackFile, name: str, host: Host, reading: Reading, noted: str
 ) -> tuple[dict[str, Vm], dict[str, Container], list[HomelabError]]:
-    """The guests of the settings on a host, and what a preview of it refuses."""
+    """The guests of the settings on a host, and what a preview of it refuses.
+
+    :param noted: PROJECT/STACK.
+    """
     vms, containers = guests_on(file.guests(), name, host, reading.facts)
-    return vms, containers, planning.judged(name, host, vms, containers, _noted(file), reading.facts)[1]
-
-
-def _noted(file: stack.StackFile) -> str:
-    """PROJECT/STACK, by which guests are noted on their host."""
-    return project.stack_of(file.path.parent, file.stack)
+    return vms, containers, planning.judged(name, host, vms, containers, noted, reading.facts)[1]
 
 
 def everything(arguments: argparse.Namespace) -> whole.Whole:
@@ -121,32 +120,38 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     :raises HomelabError: the configuration can't be read.
     """
     file = _settings(arguments)
-    settings, noted = file.guests(), _noted(file)
+    settings, noted = file.guests(), stack_options.noted(arguments, file)
     parts: list[whole.Part] = []
     for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
             ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
             reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
+            vms, containers, refusals = _judged(file, name, host, reading, noted)
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        vms, containers, refusals = _judged(file, name, host, reading)
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals)))
         for vm_name, guest in vms.items():
             of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
             parts.append(_part(f"vms.{vm_name}", of_vm))
         for lxc_name, lxc in containers.items():
-            of_lxc = functools.partial(_container, file, name, host, lxc.ctid, reading, refusals)
+            of_lxc = functools.partial(_container, file, name, host, lxc.ctid, reading, noted, refusals)
             parts.append(_part(f"containers.{lxc_name}", of_lxc))
     releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
     return whole.Whole(file.stack, parts, releases)
 
 
 def _container(
-    file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading, refusals: Sequence[HomelabError]
+    file: stack.StackFile,
+    name: str,
+    host: Host,
+    ctid: int,
+    reading: Reading,
+    noted: str,
+    refusals: Sequence[HomelabError],
 ) -> Report:
-    cards = file.cards(name, host, ctid, reading, _noted(file))
+    cards = file.cards(name, host, ctid, reading, noted)
     return container.diagnose(reading, ctid, cards=cards, refusals=refusals)
 
 

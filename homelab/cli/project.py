@@ -73,11 +73,11 @@ def refuse_another(pulumi: Pulumi) -> None:
 
 def environment(folder: Path) -> str:
     """The program's environment, as Pulumi.yaml has it: `.venv` on each machine, a link to the one that this runs in;
-    its path where there can be no link, as on Windows. An environment that somebody has made there stays.
+    its path where there can be no link, as on Windows. What leads to an environment already stays.
     """
     link, here = folder / ".venv", Path(sys.prefix).resolve()  # which may be by this link
     with suppress(OSError):
-        if link.is_symlink():
+        if link.is_symlink() and not link.exists():
             link.unlink()
         link.symlink_to(here, target_is_directory=True)
     return link.name if link.resolve() == here else sys.prefix

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from homelab.cli import project, stack_options
+from homelab.cli import stack_options
 from homelab.cli.whereabouts import guests_on
 from homelab.remote import planning, ssh
 from homelab.settings import Host, Settings
@@ -35,7 +35,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     :raises HomelabError: the configuration or a host can't be read.
     """
     file = stack_options.read(arguments)
-    settings, stack = file.guests(), project.stack_of(file.path.parent, file.stack)
+    settings, stack = file.guests(), stack_options.noted(arguments, file)
     hosts = [file.host(name, arguments.identity) for name in file.asked(arguments.host)]
     return [of_host(name, host, settings, stack) for name, host in hosts]
 

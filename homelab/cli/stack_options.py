@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from homelab.cli.project import stack_of
 from homelab.cli.pulumi import selected_stack
 from homelab.doctor import stack
 from homelab.settings import project
@@ -38,6 +39,12 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 def chosen(arguments: argparse.Namespace) -> str:
     """The name of the stack: that of `--stack`, else the one that Pulumi has selected."""
     return arguments.stack or selected_stack(project())
+
+
+def noted(arguments: argparse.Namespace, file: stack.StackFile) -> str:
+    """PROJECT/STACK, by which the stack's guests are noted on their host; empty: this is no project's folder."""
+    folder = project()
+    return stack_of(folder, arguments.stack or file.stack) if (folder / "Pulumi.yaml").exists() else ""
 
 
 def read(arguments: argparse.Namespace) -> stack.StackFile:

@@ -45,9 +45,11 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
         return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []), {})
     want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
     drift = plan.drift(facts, want)
+    if planned and facts.boot_lacks is None:
+        drift["boot"].append("the host has no note of what its boot should have")
     lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
     differs = HomelabError(
-        wanted="the host configured as the settings have it",
+        wanted=f"the host {facts.cluster.node} configured as the settings have it",
         found="; ".join(lines),
         why="it was changed since the last `pulumi up`, or none has come so far, or one was cut short",
         next=UP,

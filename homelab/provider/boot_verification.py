@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from homelab.errors import HomelabError, raise_all
@@ -32,9 +31,8 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
 
     resource = BootVerification
 
-    def create(self, inputs: BootVerification.Inputs, *, is_over: bool = False) -> BootVerification.Outputs:
-        """:param is_over: the reboot, if there was one, was waited for already."""
-        reboot = scripts.answer(inputs.reboot) | ({"reboot": "no", "turn": False} if is_over else {})
+    def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
+        reboot = scripts.answer(inputs.reboot)
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
             why = (
@@ -47,12 +45,6 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
         boot = BootSeen(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
-
-    def update(
-        self, inputs: BootVerification.Inputs, before: BootVerification.Inputs, outputs: BootVerification.Outputs
-    ) -> BootVerification.Outputs:
-        verified = self.create(inputs, is_over=True)
-        return replace(verified, boot=outputs.boot) if verified.boot_id == outputs.boot_id else verified
 
     def _managed_guests(self, name: str) -> ManagedGuests:
         """The host's guests in the settings, which this run shuts down and starts itself."""

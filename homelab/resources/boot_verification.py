@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from homelab.remote import scripts
-from homelab.resources.base import HostInputs, Resource
+from homelab.resources.base import Act, HostInputs
 from homelab.shapes import BootSeen, CardPlan, DeviceSeen, IommuSeen
 
 
-class BootVerification(Resource):
+class BootVerification(Act):
     """A host's boot, confirmed and compared with what is wanted. Outputs as of `Outputs`."""
 
     kind = "host:BootCheck"
-    # Another reboot is another boot. What else changes is compared with the boot that is there.
-    replaced_by = frozenset(("host", "reboot"))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):

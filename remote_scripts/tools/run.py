@@ -197,7 +197,8 @@ class Run:
             noted = self._pass_on(out, noted, whole=False)
             if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
                 told_at = now
-                self._log.say(": ".join(filter(None, (doing, f"{now - began:.0f} s", _last_line(_end_of(out))))))
+                last = self._log.clean(_last_line(_end_of(out)))[:_SHOWN]  # a secret that was cut would stay
+                self._log.say(": ".join(filter(None, (doing, f"{now - began:.0f} s", last))))
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
@@ -375,8 +376,8 @@ def _exit_status(status: int) -> int:
 
 
 def _last_line(said: bytes) -> str:
-    """The beginning of what a person sees last of it."""
-    return said[-LOG_BYTES:].strip().replace(b"\r", b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")[:_SHOWN]
+    """What a person sees last of it."""
+    return said[-LOG_BYTES:].strip().replace(b"\r", b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")
 
 
 def _end_of(descriptor: int, limit: int = ANSWER_BYTES) -> bytes:

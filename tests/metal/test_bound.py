@@ -37,7 +37,7 @@ def test_tampering_is_named_and_mended_without_a_reboot(bound: MetalStack) -> No
     assert "zz-homelab-iommu.cfg was changed by hand" in preview.output
     assert "init-top/homelab-vfio is gone" in preview.output
     mended = bound.up("--refresh")
-    assert mended.changed == {"pve-cmdline", "pve-initrd", "pve-bind", "pve-booted", "pve-probe"} & mended.changed
+    assert mended.changed == {"pve-cmdline", "pve-initrd", "pve-bind", *REBOOT, "pve-probe"} & mended.changed
     assert {"pve-cmdline", "pve-initrd"} <= mended.changed
     assert bound.files() == files
     assert bound.machine.boot_id() == boot  # the running kernel had it all

@@ -25,8 +25,6 @@ NO_GROUPS = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt r
     ("changes", "steps"),
     [
         ({}, []),
-        ({"boot_lacks": None}, []),
-        ({"boot_lacks": None, "cmdline": cmdline("quiet")}, ["is not on the running kernel's command line"]),
         ({"pending": ["initramfs"]}, ["the initramfs was not made after the last change"]),
         ({"rolled_back": "boot 1 was not confirmed"}, ["boot 1 was not confirmed"]),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, ["iommu=pt is no longer wanted"]),
@@ -43,6 +41,12 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
     ]
     assert [one.found for one in found] == ["; ".join(lines)] * bool(lines)
     assert bool(lines) is bool(steps) and all(any(step in line for line in lines) for step in steps)
+
+
+def test_a_lost_note_of_what_a_boot_should_have_is_written_again_after_an_up() -> None:
+    facts = bound(boot_lacks=None)
+    assert judge_host(facts, HOST, planned=WANT).drift["boot"] == ["the host has no note of what its boot should have"]
+    assert judge_host(facts, HOST).drift["boot"] == [], "there may have been no `up`"
 
 
 def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift() -> None:

@@ -147,6 +147,7 @@ def heard(state: State, monkeypatch: pytest.MonkeyPatch) -> Heard:
     read = reading(state["container"], inside(NODES) if state["901 runs"] else None, facts=seen(state, had))
     facts, reboot = read.facts, asdict(plan.PlannedReboot("no", "1", [], [], ""))
     monkeypatch.setattr(stack_options, "read", lambda _: StackFile(Path("p", "Pulumi.s.yaml"), values))
+    monkeypatch.setattr(stack_options, "noted", lambda *_: "p/s")
     monkeypatch.setattr(diagnosis, "read", lambda *_: read)
     monkeypatch.setattr(ssh, "read", lambda *_, **__: facts)
     monkeypatch.setattr(ssh.Session, "plan", lambda _, layers: [*[{"files": []}] * (len(layers) - 1), reboot])
