@@ -252,7 +252,7 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
     # What differs so far, by rule: a kind -> why.
     closed = {"log: of the host": "a gate is closed: nothing else is planned"}
     new = dict.fromkeys(["container: never given", "container: by its owner"], "nothing was given that a refresh finds")
-    taken = ["driver: another", "VM 104: runs with it", "VM 104: of this stack"]
+    taken = ["driver: another", *(f"VM 104: {kind}" for kind in kinds["VM 104"])]
     given = dict.fromkeys(taken, "a refresh goes by what a container was given")
     left_out: dict[str, dict[str, str]] = {
         "a refresh's step is the doctor's": closed | new | given,
