@@ -49,21 +49,21 @@ class Finding:
         return [cls(part.wanted, part.found, part.why, part.next, stage, turn) for part in parts]
 
     @classmethod
-    def of_steps(cls, guest: str, place: str, steps: Sequence[str]) -> list[Finding]:
-        """What an `up` does with a guest, as a finding; none where it does nothing.
+    def of_steps(cls, wanted: str, steps: Sequence[str], why: str, stage: Stage = Stage.CONFIGURATION) -> list[Finding]:
+        """What the next `up` does with something, as a finding; none where it does nothing."""
+        return [cls(wanted, "; ".join(steps), why, UP, stage, Turn.UP)] if steps else []
+
+    @classmethod
+    def of_guest(cls, guest: str, place: str, steps: Sequence[str]) -> list[Finding]:
+        """The same of a guest.
 
         :param place: the guest's in the settings, such as `vms.sandbox`.
         """
-        differs = cls(
-            f"{guest} to be as {place} says",
-            "; ".join(steps),
+        why = (
             "it was changed since the last `pulumi up`, or none has come so far, or one was cut short or is still at "
-            "work: its next start goes by what it has",
-            UP,
-            Stage.CONFIGURATION,
-            Turn.UP,
+            "work: its next start goes by what it has"
         )
-        return [differs] if steps else []
+        return cls.of_steps(f"{guest} to be as {place} says", steps, why)
 
     @property
     def line(self) -> str:

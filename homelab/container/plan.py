@@ -275,7 +275,7 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
             remarks = [restart_carries_out(waiting)]
     findings = Finding.of(*refused, stage=Stage.CONFIGURATION, turn=Turn.REFUSED)
     title = _title(config) if config else str(wish.ctid)
-    findings += Finding.of_steps(f"container {title}", f"containers.{wish.name}", steps)
+    findings += Finding.of_guest(f"container {title}", f"containers.{wish.name}", steps)
     return JudgedGuest(findings, remarks, options, change, steps)
 
 

@@ -6,14 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from homelab.errors import HomelabError
-from homelab.findings import UP, Finding, Judged, Stage, Turn
+from homelab.findings import Finding, Judged, Turn
 from homelab.host import gates, handover, kernel_log, plan
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
-
-# The layers whose drift a reboot ends, or ends in one: what a verification finds before it isn't judged yet.
-_OF_THE_BOOT = ("iommu", "vfio", "boot")
+from homelab.shapes import BOOT_LAYERS
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,12 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
     if planned and facts.boot_lacks is None:
         drift["boot"].append("the host has no note of what its boot should have")
     lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
-    differs = HomelabError(
-        wanted=f"the host {facts.cluster.node} configured as the settings have it",
-        found="; ".join(lines),
-        why="it was changed since the last `pulumi up`, or none has come so far, or one was cut short",
-        next=UP,
+    findings = Finding.of_steps(
+        f"the host {facts.cluster.node} configured as the settings have it",
+        lines,
+        "it was changed since the last `pulumi up`, or none has come so far, or one was cut short",
     )
-    findings = Finding.of(differs, stage=Stage.CONFIGURATION, turn=Turn.UP) if lines else []
-    if not any(drift[layer] for layer in _OF_THE_BOOT):
+    if not any(drift[layer] for layer in BOOT_LAYERS):  # else the verification comes after the boot that ends it
         findings += Finding.of(*plan.verify(facts, host, want))
     return JudgedHost([*findings, *met], gates.remarks(facts, host, slots), want, drift)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from homelab.errors import HomelabError
-from homelab.findings import UP, Finding, Stage, Turn
+from homelab.findings import Finding, Stage
 from homelab.settings import Container, Host, Nvidia
 
 if TYPE_CHECKING:  # NVIDIA's data is of no use where nothing of it is installed
@@ -44,14 +43,13 @@ def judge_stack(what: str, differences: Sequence[str], stage: Stage) -> list[Fin
     :param what: it, and where, for messages.
     :param differences: of `steps`; empty: it is as it is wanted.
     """
-    differs = HomelabError(
-        wanted=f"{what} to be as the settings say",
-        found="; ".join(differences),
-        why="it was changed since the last `pulumi up`, or none has come so far, or one was cut short: programs find "
-        "no card unless the loaded module and all of NVIDIA's libraries are of one version",
-        next=UP,
+    return Finding.of_steps(
+        f"{what} to be as the settings say",
+        differences,
+        "it was changed since the last `pulumi up`, or none has come so far, or one was cut short: programs find no "
+        "card unless the loaded module and all of NVIDIA's libraries are of one version",
+        stage,
     )
-    return Finding.of(differs, stage=stage, turn=Turn.UP) if differences else []
 
 
 def mismatch(loaded: str, libraries: Mapping[str, str]) -> tuple[str, str] | None:

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING
 import pulumi
 
 from homelab.resources.base import HostInputs, Probe, digest
-from homelab.shapes import CardPlan
+from homelab.shapes import BOOT_LAYERS, CardPlan
 
 if TYPE_CHECKING:
     from homelab.resources.described import HostInput, VmInput
     from homelab.settings import Host, Vm
 
-# The layers that a reboot is about; homelab/host/plan.py (`drift`) has all of them.
-BOOT_LAYERS = ("iommu", "vfio", "boot")
 # What isn't planned here: how the host is reached, and what other resources are told.
 _ELSEWHERE: dict[str, object] = {
     **dict.fromkeys(("address", "ssh", "node", "reboot", "nvidia", "timeouts", "downloads"), True),

@@ -18,7 +18,7 @@ from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
-from homelab import earlier, stack
+from homelab import earlier, shapes, stack
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.host import plan
 from homelab.provider import registry, serve
@@ -33,7 +33,7 @@ from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
-from homelab.resources.host_probe import BOOT_LAYERS, HostProbe
+from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
@@ -250,7 +250,7 @@ def test_every_layer_that_a_component_names_can_drift() -> None:
         path.read_text(encoding="utf-8") for path in (PROJECT / "__main__.py", *(PROJECT / "components").glob("*.py"))
     ]
     named = {name for text in texts for name in re.findall(r'generation_of\("(\w+)"\)', text)}
-    assert {*BOOT_LAYERS, *named} == plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
+    assert {*shapes.BOOT_LAYERS, *named} == plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
 
 
 def test_a_layer_that_an_older_state_has_not_counts_from_nothing() -> None:
