@@ -59,7 +59,7 @@ class Cards300(Containers):
         if [*arguments] == [*api.MINT[1:]]:
             return self.mint(arguments, stdin)
         self.calls.append(["perl"])
-        environment = {**os.environ, **modules(self.root / "etc/pve", quorate=True)}
+        environment = {**os.environ, **modules(self.root / "etc/pve")}
         done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment, check=False)
         self.after.get("perl", lambda: None)()
         return Done(done.returncode, done.stdout, done.stderr)

@@ -49,7 +49,7 @@ class Containers(World):
     def perl(self, arguments: Sequence[str], stdin: bytes) -> Done:
         if arguments[: len(api.MINT) - 1] == api.MINT[1:]:
             return Done(0, self.ticket.encode())
-        environment = {**os.environ, **modules(self.lab.root / "etc/pve", quorate=True)}
+        environment = {**os.environ, **modules(self.lab.root / "etc/pve")}
         before = self.conf()
         done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment, check=False)
         if done.returncode == 0:
