@@ -225,41 +225,6 @@ def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
         assert [error.found for error in errors] == found
 
 
-# -- switched by hand ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("noted", "changes", "said"),
-    [
-        ({"state": "STUCK", "why": "unbinding it waits"}, {}, "STUCK since"),
-        ({"state": "DEAD", "why": "gone"}, {}, "DEAD since"),
-        ({"state": "VM", "vm": "104"}, {}, "it is with VM 104 since"),
-        ({}, {"running": [103]}, "the VM runs already, without it"),
-        ({"state": "HELD", "vm": "103", "why": "in use"}, {"running": [103]}, "the VM runs already, without it"),
-        ({}, {"configs": []}, "there is no such VM"),
-        ({}, {"enabled": False}, "not installed on the host"),
-        ({}, {"lost_hooks": ["103"]}, "the VM has lost the hookscript"),
-        ({}, {"lost_hooks": ["1030"]}, ""),
-        ({"state": "HELD", "why": "in use"}, {}, ""),
-        ({"state": "VM", "vm": "103"}, {"running": [103]}, ""),
-    ],
-)
-def test_what_stands_against_a_switch_by_hand(noted: dict[str, str], changes: dict[str, Any], said: str) -> None:
-    cards = {"rtx5090": {"boot": "1", "since": 1700000000, **noted}} if noted else {}
-    away = {"enabled": True, "lost_hooks": [], "cards": cards}
-    away |= {key: changes[key] for key in away.keys() & changes.keys()}
-    configs = changes.get("configs", [{"kind": "vm", "id": 103, "lines": "name: gaming"}])
-    guests = {"running": changes.get("running", []), "configs": configs, "mappings": "", "reservations": ""}
-    found = facts(handover=away, guests=guests)
-    if not said:
-        handover.switch_refused(found, "rtx5090", VM)
-        return
-    with pytest.raises(HomelabError) as error:
-        handover.switch_refused(found, "rtx5090", VM)
-    assert said in error.value.found
-    # A rehearsal shuts no VM down, so one that has to be off by then is no reason.
-    if noted.get("state") == "VM" or "running" in changes:
-        handover.switch_refused(found, "rtx5090", VM, rehearsed=True)
-
-
 # -- drift, and what is away -----------------------------------------------------------------------------------------
 RUNNING = {"running": [103], "configs": [], "mappings": "", "reservations": ""}
 
