@@ -111,7 +111,7 @@ def _judged(
 
     :param noted: PROJECT/STACK.
     """
-    vms, containers = guests_on(file.guests(), name, host, reading.facts)
+    vms, containers = guests_on(file.guests(), name)
     return vms, containers, planning.judged(name, host, vms, containers, noted, reading.facts)[1]
 
 
@@ -126,7 +126,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
-            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
+            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host == name]
             reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
             vms, containers, refusals = _judged(file, name, host, reading, noted)
         except HomelabError as error:

@@ -219,8 +219,7 @@ class Vm(Model):
     """A VM that gets cards."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or its cluster: the program then finds the VM on whichever node
-    it is ([more than one host](moving-guests.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`."""
     vmid: GuestId
     """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []

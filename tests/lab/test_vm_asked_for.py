@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from homelab.errors import HomelabError, raise_all
 from homelab.findings import JudgedGuest
-from homelab.provider.base import StackTexts
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
@@ -43,8 +41,7 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def transaction(lab: Lab) -> VmTransaction:
-    host = host_of(lab).model_dump(mode="json", by_alias=True)
-    return VmTransaction(StackTexts({"hosts": json.dumps({NODE: host})}), NODE, "sandbox")
+    return VmTransaction(host_of(lab), "sandbox")
 
 
 def planned(seen: Answer, **card: Any) -> JudgedGuest:

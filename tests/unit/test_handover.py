@@ -82,26 +82,6 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
         parse({"hosts": json.dumps({"pve": alone}), "vms": json.dumps(twice)})
 
 
-@pytest.mark.parametrize(("use", "fits"), [("shared", False), ("vm", True)])
-def test_a_vm_that_takes_a_shared_card_names_its_host_and_no_cluster(use: str, fits: bool) -> None:
-    """Also where only one of the nodes shares it: the VM's hookscript is on one of them."""
-    about = {"ssh": {"hostKey": KEY, "password": "a"}, "cluster": "home", "nvidia": {"driver": "580"}}
-    card = {"match": "10de:2b85", "use": "vm"}
-    hosts = {
-        "pve1": {**about, "address": "192.0.2.1", "gpus": {"gpu": card}},
-        "pve2": {**about, "address": "192.0.2.2", "gpus": {"gpu": {**card, "use": use}}},
-    }
-    vms = {"gaming": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
-    texts = {"hosts": json.dumps(hosts), "vms": json.dumps(vms)}
-    if fits:
-        assert parse(texts).candidates(parse(texts).vms["gaming"]) == ["pve1", "pve2"]
-        return
-    with pytest.raises(HomelabError, match=r"home is a cluster, and gpu is shared .* name the host \(pve1, pve2\)"):
-        parse(texts)
-    vms["gaming"]["host"] = "pve2"
-    assert parse({**texts, "vms": json.dumps(vms)}).hosts["pve2"].hands_over == ["gpu"]
-
-
 @pytest.mark.parametrize(("use", "taken"), [("vm", ("rtx5090", "0000:01:00")), ("shared", ())])
 def test_a_card_that_several_vms_may_name_is_taken_from_none_of_them(use: str, taken: tuple[str, ...]) -> None:
     one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "nvidia": {"driver": "580"}}
