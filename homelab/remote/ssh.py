@@ -525,7 +525,7 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
             wanted="Python on that system",
             found=f"{_PYTHON} isn't there",
             why="this program's part on a host and in a VM is written in it; nothing was changed",
-            next="install it there: `apt-get install python3` (a VM that gets NVIDIA's stack gets it by `pulumi up`)",
+            next="install it there: `apt-get install python3`; then run the same again",
         )
     return HomelabError(
         wanted=f"the command to {verb.replace('_', ' ')} to succeed",
