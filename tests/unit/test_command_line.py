@@ -12,7 +12,7 @@ import pytest
 
 from homelab import __version__
 from homelab.cli.command_line import _is_unread, main
-from homelab.hardware import HardwareReport
+from homelab.doctor.whole import Whole
 from tests.conftest import PROJECT
 
 
@@ -45,10 +45,7 @@ def test_ctrl_c_is_told_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_file_that_cant_be_written_is_told_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def report(*_: object) -> HardwareReport:
-        return HardwareReport(homelab="", date="", undo="not tried", hosts=[])
-
-    monkeypatch.setattr("homelab.cli.report.report", report)
+    monkeypatch.setattr("homelab.cli.doctor.everything", lambda _: Whole("homelab", []))
     file = tmp_path / "none" / "report.json"
     assert main(["report", "--output", str(file)]) == 2
     assert f"wanted: to read or write {file}" in capsys.readouterr().err
