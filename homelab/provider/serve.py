@@ -99,7 +99,6 @@ class Homelab(sdk.Provider):
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         resource = _declared(request.type)
         state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
-        state |= self._cluster_of(state, inputs)
         # The state has the outputs, too.
         declared = {field.name for field in dataclasses.fields(resource.Inputs)}
         before = {key: value for key, value in state.items() if key in declared}
@@ -123,17 +122,6 @@ class Homelab(sdk.Provider):
             diffs=sorted({top(path) for path in detailed}),
             delete_before_replace=bool(replacing) and resource.delete_before_replace,
         )
-
-    def _cluster_of(self, state: Properties, inputs: Properties) -> Properties:
-        """The cluster of a resource whose state doesn't say it, since its cluster had no name then: what the settings
-        say of its host."""
-        cluster, host = inputs.get("cluster"), state.get("host")
-        if state.get("cluster") or not isinstance(cluster, str) or not cluster:
-            return {}
-        # Not before it is needed, and not by `later` (homelab/later.py).
-        from homelab.provider.base import StackTexts  # noqa: PLC0415
-
-        return {"cluster": cluster} if StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
 
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         resource, inputs = _declared(request.type), plain_map(request.properties)
