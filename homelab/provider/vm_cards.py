@@ -44,7 +44,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
 
         def decided(seen: Answer) -> dict[str, str | None]:
             nonlocal begun
-            if not seen.is_here:
+            if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
             judged = judge_vm(_seen(seen), _wish(inputs, names), facts)
             refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *judged.refusals]
@@ -87,7 +87,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         seen = self._transaction(inputs).read(self._wanted(inputs))
         if not seen.node:
             return [f"VM {vmid} is gone"]
-        if not seen.is_here:
+        if not seen.is_here or seen.node != inputs.node:
             return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
         return judge_vm(_seen(seen, outputs.state), _wish(inputs, {}), facts).steps
 
