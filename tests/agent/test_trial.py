@@ -17,10 +17,10 @@ import pytest
 
 from bench import job as jobs
 from homelab.remote import scripts
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.confirm_boot import Wanted as Confirm
+from remote_scripts.both.read_host import Wanted as ReadHost
 from remote_scripts.layers import boot_verdict
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.confirm_boot import Wanted as Confirm
-from remote_scripts.layers.read_host import Wanted as ReadHost
 from remote_scripts.shared import esp, trial
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files

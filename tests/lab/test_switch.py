@@ -11,8 +11,8 @@ import yaml
 from homelab.cli.command_line import main
 from homelab.remote import agent
 from lab import Lab
-from remote_scripts.layers.handover import Wanted
-from remote_scripts.layers.hookscript import Wanted as Hook
+from remote_scripts.both.handover import Wanted
+from remote_scripts.both.hookscript import Wanted as Hook
 from tests import sent_along
 from tests.lab.test_handover import BIG, CARD, OLLAMA, OTHER
 

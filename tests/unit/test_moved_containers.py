@@ -19,7 +19,7 @@ from homelab.remote import guard, ssh
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_note import Note, identity, is_another
 from tests.unit.hosts import container_note, desktop
