@@ -1,5 +1,6 @@
-"""What a diagnosis needs besides the host's reading: drivers' majors, containers' configurations and insides. Changes
-nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
+"""What a diagnosis needs besides the host's reading: drivers' majors, containers' configurations and insides, and what
+a VM's start would find. Changes nothing, and so runs no nvidia-smi, which as root loads modules and makes nodes; but
+for a start, of a card that the driver has.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from remote_scripts import installed
 from remote_scripts.both.diagnose import Answer, Container, Wanted
-from remote_scripts.shared import api, guest_tasks, guests
+from remote_scripts.shared import api, card_start, guest_tasks, guests
 from remote_scripts.shared.container_conf import passed_on
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
@@ -42,6 +43,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         failed_starts=_failed_starts(system),
         char_devices=system.files.text("/proc/devices"),
         containers=tuple(_containers(system, wanted.containers)),
+        starts=card_start.of_vm(system, str(wanted.vm)) if wanted.vm else (),
     )
 
 
