@@ -11,7 +11,7 @@ from homelab.cli.whereabouts import of_guest
 from homelab.errors import HomelabError
 from homelab.remote import ssh
 from homelab.text import clean
-from remote_scripts.layers import read_log
+from remote_scripts.both import read_log
 
 
 def read(arguments: argparse.Namespace) -> str:

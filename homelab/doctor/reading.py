@@ -8,7 +8,7 @@ from functools import cached_property
 
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
-from remote_scripts.layers import diagnose
+from remote_scripts.both import diagnose
 from remote_scripts.shared.container_conf import ContainerConf
 from remote_scripts.shared.container_conf import parse as parse_conf
 from remote_scripts.shared.guest_kinds import CONTAINER, Kind

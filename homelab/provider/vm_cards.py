@@ -16,8 +16,8 @@ from homelab.resources.vm_cards import VmCards
 from homelab.text import tell
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import UNFINISHED, SeenVm, judge_vm
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.guest_cards import Answer, Wanted
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
 
 
 class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from remote_scripts.both.handover import Wanted
 from remote_scripts.shared import boot_service, card_users, guest_conf, handover, handover_steps, hookscripts
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
@@ -77,13 +77,6 @@ _HOOK_TEXT = f"""\
 {PYTHON} "${{ROOT:-}}{handover.PROGRAM}" hook "$1" "$2" || [ "$2" != pre-start ] || {{
   echo "homelab: VM $1 stays off: {handover.PROGRAM} has not handed it its card"; exit 1; }}
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`cards`: those that are handed over here; none: nothing of this is needed."""
-
-    cards: tuple[Card, ...] = ()
 
 
 @plans

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.both.handover import Wanted
+from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.layers import handover as layer
-from remote_scripts.layers.handover import Wanted
-from remote_scripts.layers.hookscript import Wanted as Hook
 from remote_scripts.shared import handover, hookscripts
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.reading.answer import HandedOver

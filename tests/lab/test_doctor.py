@@ -14,8 +14,8 @@ from homelab.cli import show
 from homelab.cli.command_line import main
 from homelab.remote import agent
 from lab import Lab
-from remote_scripts.layers.handover import Wanted as Handover
-from remote_scripts.layers.hookscript import Wanted as Hook
+from remote_scripts.both.handover import Wanted as Handover
+from remote_scripts.both.hookscript import Wanted as Hook
 from tests import forked_agent, sent_along
 from tests.lab.test_handover import BIG, OLLAMA
 

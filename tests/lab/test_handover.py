@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from lab.machine import load_scenario, scenario_from
-from remote_scripts.layers.card_nodes import Wanted as CardNodes
-from remote_scripts.layers.handover import Wanted
-from remote_scripts.layers.hookscript import Wanted as Hook
+from remote_scripts.both.handover import Wanted
+from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import Record, State
@@ -394,7 +393,7 @@ def with_two_shared(host: Host) -> None:
     host.output(
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
-    done = run_layer(host.machine, "apply", "card_nodes", CardNodes(needed=True))
+    done = run_layer(host.machine, "apply", "card_nodes", {"needed": True})
     assert done.returncode == 0, done.stdout + done.stderr
     give(host, 901)
     install(host, (BIG, SMALL), 104)
