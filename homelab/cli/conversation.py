@@ -15,7 +15,7 @@ from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
 from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.cli.whereabouts import guests_on
+from homelab.cli.whereabouts import guests_on, named
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import consoles, gates
 from homelab.host.facts import HostFacts
@@ -82,7 +82,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         return host, planning.planned(name, by_login, *guests, stack=stack, facts=facts)
 
     def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
-        use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}))
+        use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}), known)
         try:
             if use.use and others is not None:
                 planned_of(written({**others, card: use}))
@@ -97,6 +97,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     host, own = _as_set(entry, own_text, arguments.set, file.name, name)
     # What is refused whatever the answers are.
     raise_all(gates.check(facts, host.model_copy(update={"gpus": {}}))[1])
+    known = named(*guests_on(before, name, before.hosts[name], facts)) if before and entry.name else []
     has = _having(before, name, facts) if before and entry.name else {}
     given = _given(arguments, host, facts, ask, has, meant)
     if not given and not arguments.set:

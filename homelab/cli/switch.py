@@ -1,4 +1,4 @@
-"""`homelab switch CARD --to vm:NAME|containers`: hands a shared card to a VM, by starting it, or back to the
+"""`homelab switch CARD --to VM|containers`: hands a shared card to a VM, by starting it, or back to the
 containers, by shutting the VM down.
 
 What is done is the host's (ADR 30): this starts or shuts down the VM there, as Proxmox VE's own buttons do, and tells
@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from homelab.cli import stack_options
+from homelab.cli.whereabouts import named
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, ha, handover, plan
 from homelab.host.facts import HostFacts
+from homelab.host.named import meant
 from homelab.remote import ssh
 from homelab.settings import Host, Settings, Shutdown, Vm
 from remote_scripts.layers.switch_card import Answer, Rehearsal, Story, Wanted
@@ -37,16 +39,6 @@ SWITCH_SECONDS = 1800.0
 CONTAINERS = "containers"
 
 
-def _target(text: str) -> str | None:
-    """The VM's name in the value of `--to`; None: the containers."""
-    if text == CONTAINERS:
-        return None
-    kind, _, name = text.partition(":")
-    if kind != "vm" or not name:
-        raise argparse.ArgumentTypeError("expected vm:NAME, of a VM in the settings, or containers")
-    return name
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
@@ -55,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 the card is where you want it, 1 it isn't, 2 the switch couldn't be tried.",
     )
     parser.add_argument("card", help="the card's name under hosts.NAME.gpus; it has use: shared")
-    parser.add_argument("--to", type=_target, required=True, metavar="vm:NAME|containers", help="who should get it")
+    parser.add_argument("--to", required=True, metavar="VM|containers", help="who should get it: a VM by id or name")
     parser.add_argument(
         "--rehearse", action="store_true", help="change nothing; say who has the card, and what prevents the switch"
     )
@@ -90,16 +82,19 @@ def _host_with(
     )
 
 
-def _vm_of(settings: Settings, host_name: str, card: str, name: str) -> Vm:
+def _vm_of(settings: Settings, host_name: str, card: str, text: str, facts: HostFacts) -> Vm:
     takers = {vm_name: vm for vm_name, vm in settings.vms.items() if vm.host == host_name and card in vm.cards}
-    if name not in takers:
+    there = [config for config in facts.guests.configs if config.kind == "vm"]
+    ids = {one.id for one in meant(text, named(takers, {}), there)}
+    found = [vm for vm in takers.values() if ids == {vm.vmid}]
+    if not found:
         raise HomelabError(
-            wanted=f"vms.{name}, which may take gpus.{card} of {host_name}",
+            wanted=f"{text}, as a VM which may take gpus.{card} of {host_name}",
             found=f"VMs that may: {', '.join(takers) or 'none'}",
             why="the host gives a card only to VMs that have it in the settings",
-            next=f"name one of these, or add {card} to vms.{name}.gpus and run `pulumi up`",
+            next=f"name one of these, or add {card} to the VM's gpus and run `pulumi up`",
         )
-    return takers[name]
+    return found[0]
 
 
 class Switch:
@@ -302,8 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = stack_options.read(arguments)
     settings = file.guests()
     name, host = _host_with(file, settings, arguments.card, arguments.host, arguments.identity)
-    vm = None if arguments.to is None else _vm_of(settings, name, arguments.card, arguments.to)
     vms = {vm_name: guest for vm_name, guest in settings.vms.items() if guest.host == name}
     session = ssh.Session(host)
-    switch = Switch(session, host, arguments.card, vm, vms, session.read(guests=True))
+    facts = session.read(guests=True)
+    vm = None if arguments.to == CONTAINERS else _vm_of(settings, name, arguments.card, arguments.to, facts)
+    switch = Switch(session, host, arguments.card, vm, vms, facts)
     return switch.rehearse() if arguments.rehearse else switch.carry_out()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import HostFacts
+from homelab.host.named import Named
 from homelab.remote import ssh
 from homelab.settings import Container, Host, Settings, Vm
 
@@ -19,6 +22,14 @@ def guests_on(
 
     vms = {vm_name: vm for vm_name, vm in settings.vms.items() if is_here(vm)}
     return vms, {lxc_name: container for lxc_name, container in settings.containers.items() if is_here(container)}
+
+
+def named(vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> list[Named]:
+    """Guests by their names in the settings."""
+    return [
+        *(Named("vm", vm.vmid, name) for name, vm in vms.items()),
+        *(Named("lxc", container.ctid, name) for name, container in containers.items()),
+    ]
 
 
 def of_guest(file: StackFile, settings: Settings, place: str, identity: str | None) -> tuple[Host, int]:

@@ -57,6 +57,8 @@ def tree(lab: Lab) -> dict[str, object]:
 def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["switch", *TO_VM, *about]) == 2
     assert "not installed on the host" in capsys.readouterr().err
+    assert main(["switch", "big", "--to", "vm:work", *about]) == 2
+    assert "VMs that may: gaming" in capsys.readouterr().err
     installed(lab)
     assert main(["switch", *BACK, *about]) == 0
     assert "is with the host already" in capsys.readouterr().out
@@ -83,7 +85,7 @@ def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys:
     assert main(["switch", *TO_VM, *about]) == 0
     said = capsys.readouterr().out
     assert "shutting container 950 down" in said and "VM 103 runs, with gpus.big." in said
-    assert main(["switch", *TO_VM, *about]) == 0
+    assert main(["switch", "big", "--to", "Sandbox", *about]) == 0
     assert "is with VM 103 since" in capsys.readouterr().out
     assert main(["switch", *BACK, "--rehearse", *about]) == 0
     assert "would be started again: container 950" in capsys.readouterr().out
@@ -114,7 +116,6 @@ def test_a_vm_under_ha_is_waited_for(lab: Lab, about: list[str], capsys: pytest.
     [
         (["small", "--to", "vm:gaming"], "it has use: lxc; shared cards of the settings: pve: big"),
         (["other", "--to", "containers"], "no such card"),
-        (["big", "--to", "vm:work"], "VMs that may: gaming"),
         (["big", "--to", "containers", "--host", "pve2"], "shared cards of the settings: pve: big"),
     ],
 )
