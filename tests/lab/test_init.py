@@ -494,17 +494,12 @@ def test_a_host_as_installed_is_told_before_anything_is_written_that_it_has_no_h
 
 
 @pytest.mark.parametrize("desk", ["mixed"], indirect=True)
-def test_a_shared_card_needs_a_storage_for_snippets_before_anything_is_written(
-    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_host_as_installed_gets_a_storage_for_snippets_with_a_shared_card(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answering(monkeypatch, "103,201,202", "nobody", "nobody")
-    assert run(desk, capsys, *desk.where, *desk.key) == 1
-    assert "can't go to a VM and containers in turn: none takes snippets, by /etc/pve/storage.cfg" in desk.out
-    assert "`pvesm set local --content iso,vztmpl,backup,snippets`" in desk.out
     asked = [*desk.where, *desk.key, "--card", "rtx3090=103,201,202", "--yes"]
-    assert run(desk, capsys, *asked) == 2
-    assert "snippets" in desk.out and not desk.file.exists()
-    desk.lab.run("pvesh set /storage/local --content iso,vztmpl,backup,snippets")
+    assert run(desk, capsys, *asked, "--dry-run") == 0, desk.out
+    assert "changes /etc/pve/storage.cfg: the storage local takes snippets" in desk.out
     assert run(desk, capsys, *asked) == 0, desk.out
     (host,) = desk.config["homelab:hosts"].values()
     assert host["gpus"]["rtx3090"]["use"] == "shared" and host["nvidia"] == {"driver": "580"}
