@@ -7,8 +7,10 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 from homelab.cli import access, project
 from homelab.cli.access import Access
@@ -24,6 +26,8 @@ from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, Declined, Mistake, say, show
 from homelab.init.cards import Card, Use
 from homelab.remote import planning, ssh
+from homelab.remote.proxmox import guest_address
+from homelab.remote.proxmox.api import Api
 from homelab.settings import Container, Host, Settings, Vm, parse
 from homelab.settings import project as project_folder
 
@@ -69,8 +73,10 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
     stack = project.stack_of(folder, pulumi.stack)
 
+    inside = dict[int, dict[str, Any]]()
+
     def written(given: Mapping[Card, Use]) -> str:
-        more = init_settings.addition(name, login, given, facts, values)
+        more = init_settings.addition(name, login, given, facts, values, inside)
         return init_settings.merged(own_text, more, arguments.set, name)
 
     @cache
@@ -97,13 +103,18 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     host, own = _as_set(entry, own_text, arguments.set, file.name, name)
     # What is refused whatever the answers are.
     raise_all(gates.check(facts, host.model_copy(update={"gpus": {}}))[1])
-    known = named(*guests_on(before, name, before.hosts[name], facts)) if before and entry.name else []
-    has = _having(before, name, facts) if before and entry.name else {}
+    vms, containers = guests_on(before, name, hosts[name], facts) if before and entry.name else ({}, {})
+    guests: list[Vm | Container] = [*vms.values(), *containers.values()]
+    own_gpus, known = hosts[name].gpus if entry.name else (), named(vms, containers)
+    has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in own_gpus}
     given = _given(arguments, host, facts, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
+    if arguments.nvidia:
+        have_it = {vm.vmid for vm in vms.values() if vm.nvidia}
+        inside |= _inside(arguments.identity, host, facts, ask, given, have_it)
     text = written(given)
     host, planned = planned_of(text)
     say("", "What `pulumi up` will do, after it has shown it and asked:")
@@ -187,11 +198,23 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
         raise Mistake(str(error.retold(next=f"correct --set, or {file}"))) from None
 
 
-def _having(settings: Settings, name: str, facts: HostFacts) -> dict[str, tuple[int, ...]]:
-    """The guests that have the host's cards by the settings."""
-    vms, containers = guests_on(settings, name, settings.hosts[name], facts)
-    guests: list[Vm | Container] = [*vms.values(), *containers.values()]
-    return {key: tuple(one.guest_id for one in guests if key in one.cards) for key in settings.hosts[name].gpus}
+def _inside(
+    identity: str | None, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], have_it: Collection[int]
+) -> dict[int, dict[str, Any]]:
+    """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`).
+
+    :param have_it: VMs whose settings have NVIDIA's software.
+    """
+    vmids = {vmid for card, use in given.items() if card.is_nvidia for vmid in use.vms}
+    logins = dict[int, dict[str, Any]]()
+    for config in init_cards.takers(facts):
+        if config.id in vmids.difference(have_it) and not config.is_windows:
+            known = ""
+            with suppress(HomelabError):  # no agent, or it doesn't run
+                known = guest_address.asked(Api(host, facts.cluster.node), config.id)
+            question = f"Where does VM {config.id}'s guest accept SSH? [USER@]ADDRESS{known and f' [{known}]'}:"
+            logins[config.id] = ask.line(question, known, partial(access.of_guest, identity=identity))
+    return logins
 
 
 def _given(

@@ -119,13 +119,11 @@ def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Hos
     kind = VM if arguments.kind == "vm" else CONTAINER
     known = named(*guests_on(settings, name, host, facts)), facts.guests.configs
     of_kind = [[one for one in guests if (one.kind == "vm") is (kind is VM)] for guests in known]
-    ids: list[int] = []
-    for text in texts:
-        found = meant(text, *of_kind)
-        if len(found) != 1:
+    found = [(text, meant(text, *of_kind)) for text in texts]
+    for text, ones in found:
+        if len(ones) != 1:
             raise not_here(facts, kind, text)
-        ids.append(found[0].id)
-    return ids
+    return [ones[0].id for _, ones in found]
 
 
 def _judged(

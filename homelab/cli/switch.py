@@ -86,15 +86,15 @@ def _vm_of(settings: Settings, host_name: str, card: str, text: str, facts: Host
     takers = {vm_name: vm for vm_name, vm in settings.vms.items() if vm.host == host_name and card in vm.cards}
     there = [config for config in facts.guests.configs if config.kind == "vm"]
     ids = {one.id for one in meant(text, named(takers, {}), there)}
-    found = [vm for vm in takers.values() if ids == {vm.vmid}]
-    if not found:
-        raise HomelabError(
-            wanted=f"{text}, as a VM which may take gpus.{card} of {host_name}",
-            found=f"VMs that may: {', '.join(takers) or 'none'}",
-            why="the host gives a card only to VMs that have it in the settings",
-            next=f"name one of these, or add {card} to the VM's gpus and run `pulumi up`",
-        )
-    return found[0]
+    for vm in takers.values():
+        if ids == {vm.vmid}:
+            return vm
+    raise HomelabError(
+        wanted=f"{text}, as a VM which may take gpus.{card} of {host_name}",
+        found=f"VMs that may: {', '.join(takers) or 'none'}",
+        why="the host gives a card only to VMs that have it in the settings",
+        next=f"name one of these, or add {card} to the VM's gpus and run `pulumi up`",
+    )
 
 
 class Switch:

@@ -248,6 +248,27 @@ def test_nvidias_software_inside_a_vm(desk: Desk, capsys: pytest.CaptureFixture[
     assert vm["nvidia"] == {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}
 
 
+@pytest.mark.parametrize("desk", ["bound-by-hand"], indirect=True)
+def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = desk.lab.guest(103)
+    where = f"{guest['host']}:{guest['port']}"
+    asked = [*desk.where, *desk.key, "--card", "rtx5090=103", "--nvidia"]
+    answering(monkeypatch, "127.0.0.1:1", where, *["no"] * 9)
+    assert run(desk, capsys, *asked) == 2
+    assert "an SSH server at 127.0.0.1:1" in desk.out and "takes none of your keys: `ssh-copy-id root@" in desk.out
+    key = desk.folder / "home" / ".ssh" / "id_ed25519"
+    key.parent.mkdir(mode=0o700)
+    key.write_bytes(Path(guest["privateKeyFile"]).read_bytes())
+    answering(monkeypatch, where, "y")
+    assert run(desk, capsys, *asked) == 0, desk.out
+    assert f"[{guest['host']}]" in desk.out and "which counts as this guest's from now on" in desk.out
+    vm = desk.config["homelab:vms"]["sandbox"]
+    ssh = {"user": "root", "port": guest["port"], "hostKey": guest["hostKey"], "privateKeyFile": "~/.ssh/id_ed25519"}
+    assert (vm["address"], vm["ssh"], vm["nvidia"]) == (guest["host"], ssh, {"driver": "580"})
+
+
 def test_what_up_refuses_for_a_vm_isnt_preselected_and_what_it_meets_is_said(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
