@@ -77,7 +77,7 @@ def access_to(address: str, host_key: str | None, identity: str | None, before: 
     return Access(host, {"address": where, "ssh": {**ssh, "privateKeyFile": settings_path(path)}}, install=path)
 
 
-def of_guest(address: str, identity: str | None) -> dict[str, Any]:
+def of_guest(address: str, identity: str | None) -> dict[str, object]:
     """`address` and `ssh` of a VM's guest, for the settings. The host key that it shows first is taken for its own,
     which is said. No password is sent there.
 
@@ -97,7 +97,7 @@ def of_guest(address: str, identity: str | None) -> dict[str, Any]:
     raise Mistake(f"{user} there takes none of your keys: `ssh-copy-id {user}@{where}`, or give another USER@.")
 
 
-def _ssh(user: str, port: int, key: HostKey) -> dict[str, Any]:
+def _ssh(user: str, port: int, key: HostKey) -> dict[str, object]:
     return {"user": user, **({"port": port} if port != 22 else {}), "hostKey": key.line}
 
 
@@ -105,7 +105,7 @@ def _chosen(identity: str | None) -> list[Path]:
     return [Path(identity).expanduser().absolute()] if identity else first_contact.usual_keys(Path.home() / ".ssh")
 
 
-def _by_key(where: str, ssh: dict[str, Any], identity: str | None) -> Access | None:
+def _by_key(where: str, ssh: dict[str, object], identity: str | None) -> Access | None:
     """A login by one of the person's keys, or by the agent; None: all are refused."""
     for number, way in enumerate(ways(_chosen(identity), identity)):
         host = host_at(where, {**ssh, **way})

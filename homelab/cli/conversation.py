@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
 
 from homelab.cli import access, project
 from homelab.cli.access import Access
@@ -73,7 +72,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
     stack = project.stack_of(folder, pulumi.stack)
 
-    inside = dict[int, dict[str, Any]]()
+    inside = dict[int, dict[str, object]]()
 
     def written(given: Mapping[Card, Use]) -> str:
         more = init_settings.addition(name, login, given, facts, values, inside)
@@ -133,7 +132,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
-        show(planned.text(name, host))
+        say(planned.text(name, host))
         if arguments.dry_run:
             say("Nothing was done: --dry-run.")
             return
@@ -200,13 +199,13 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
 
 def _inside(
     identity: str | None, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], have_it: Collection[int]
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, dict[str, object]]:
     """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`).
 
     :param have_it: VMs whose settings have NVIDIA's software.
     """
     vmids = {vmid for card, use in given.items() if card.is_nvidia for vmid in use.vms}
-    logins = dict[int, dict[str, Any]]()
+    logins = dict[int, dict[str, object]]()
     for config in init_cards.takers(facts):
         if config.id in vmids.difference(have_it) and not config.is_windows:
             known = ""

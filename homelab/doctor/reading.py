@@ -126,7 +126,7 @@ def not_here(facts: HostFacts, kind: Kind, guest: int | str) -> HomelabError:
     configs = sorted(facts.guests.configs, key=lambda config: config.id)
     here = ", ".join(f"{config.id} ({config.name})" for config in configs if config.guest_kind is kind) or "none"
     others, node = facts.cluster.guests.get(guest, ("", "")) if isinstance(guest, int) else ("", "")
-    found, step = "no guest of the cluster has this id or name", f"give those of a {kind.label}; there are: {here}"
+    found, step = "no guest of the cluster has this id or name", f"name a {kind.label}; there are: {here}"
     if others and (others == "lxc") is (kind is CONTAINER):
         found, step = f"it is on the node {node}", f"give that host with --host ({kind.label}s here: {here})"
     elif others:

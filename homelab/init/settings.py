@@ -78,7 +78,7 @@ def addition(
     given: Mapping[Card, Use],
     facts: HostFacts,
     before: Any,
-    inside: Mapping[int, Mapping[str, Any]] = {},
+    inside: Mapping[int, Mapping[str, object]] = {},
 ) -> str:
     """The settings that give cards to their guests, as a file's text.
 
@@ -156,7 +156,7 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
 
 
 def _software(
-    section: str, number: int, cards: Iterable[Card], facts: HostFacts, inside: Mapping[str, Any]
+    section: str, number: int, cards: Iterable[Card], facts: HostFacts, inside: Mapping[str, object]
 ) -> list[str]:
     """NVIDIA's software inside a guest: in a running container the driver's libraries; in a VM's guest that can be
     logged in to the driver; all else behind `#`."""
