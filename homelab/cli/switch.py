@@ -22,6 +22,7 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, ha, handover, plan
 from homelab.host.facts import HostFacts
 from homelab.host.named import meant
+from homelab.init.ask import say
 from homelab.remote import ssh
 from homelab.settings import Host, Settings, Shutdown, Vm
 from remote_scripts.layers.switch_card import Answer, Rehearsal, Story, Wanted
@@ -283,7 +284,7 @@ class Switch:
         self._story_size = answer.size
         self._record = answer.record
         for line in [] if quiet else answer.story.splitlines():
-            print(f"  {line}", flush=True)
+            say(f"  {line}")
         return answer.runs
 
     def _where(self) -> str:
