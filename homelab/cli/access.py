@@ -41,7 +41,7 @@ def parse_address(text: str) -> tuple[str, str, int]:
     """
     match = re.fullmatch(r"(?:([\w.-]+)@)?(?:\[([\da-fA-F:]+)\]|([^:@\s]+)|([\da-fA-F:]{3,}))(?::(\d{1,5}))?", text)
     if match is None or not 0 < int(match[5] or 22) < 65536:
-        raise Mistake(f"{text} isn't [USER@]HOST[:PORT], such as 192.168.0.202")
+        raise Mistake(f"{text or 'nothing'} isn't [USER@]HOST[:PORT], such as 192.168.0.202")
     return match[1] or "root", match[2] or match[3] or match[4], int(match[5] or 22)
 
 

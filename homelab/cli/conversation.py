@@ -111,15 +111,14 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
-    if arguments.nvidia:
-        have_it = {vm.vmid for vm in vms.values() if vm.nvidia}
-        inside |= _inside(arguments.identity, host, facts, ask, given, have_it)
+    inside |= _inside(arguments.identity, host, facts, ask, given, vms.values()) if arguments.nvidia else {}
     text = written(given)
     host, planned = planned_of(text)
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
     if host.nvidia and not (name in hosts and hosts[name].nvidia):
         say(f"  NVIDIA's driver {host.nvidia.driver} is installed on {node}")
+    say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
     say(f"  reboot: {planned.reboot.in_short(planned.want.gpus)}")
     say(*(f"  note: {remark}" for remark in planned.remarks))
 
@@ -198,16 +197,17 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
 
 
 def _inside(
-    identity: str | None, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], have_it: Collection[int]
+    identity: str | None, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], vms: Collection[Vm]
 ) -> dict[int, dict[str, object]]:
     """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`).
 
-    :param have_it: VMs whose settings have NVIDIA's software.
+    :param vms: those of the settings: one that has NVIDIA's software there is left out.
     """
-    vmids = {vmid for card, use in given.items() if card.is_nvidia for vmid in use.vms}
+    having = {vm.vmid for vm in vms if vm.nvidia}
+    vmids = {vmid for card, use in given.items() if card.is_nvidia for vmid in use.vms} - having
     logins = dict[int, dict[str, object]]()
     for config in init_cards.takers(facts):
-        if config.id in vmids.difference(have_it) and not config.is_windows:
+        if config.id in vmids and not config.is_windows:
             known = ""
             with suppress(HomelabError):  # no agent, or it doesn't run
                 known = guest_address.asked(Api(host, facts.cluster.node), config.id)

@@ -263,6 +263,7 @@ def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
     key.write_bytes(Path(guest["privateKeyFile"]).read_bytes())
     answering(monkeypatch, where, "y")
     assert run(desk, capsys, *asked) == 0, desk.out
+    assert "NVIDIA's driver is installed in VM 103" in desk.out
     assert f"[{guest['host']}]" in desk.out and "which counts as this guest's from now on" in desk.out
     vm = desk.config["homelab:vms"]["sandbox"]
     ssh = {"user": "root", "port": guest["port"], "hostKey": guest["hostKey"], "privateKeyFile": "~/.ssh/id_ed25519"}
