@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from homelab.errors import HomelabError, elsewhere, raise_all
 from homelab.host import gates, ha
-from homelab.provider import guest_address, started
+from homelab.provider import started
 from homelab.provider.api import ApiWork
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.ledger import stack_of
+from homelab.remote.proxmox import guest_address
 from homelab.resources.vm_cards import VmCards
 from homelab.text import tell
 from homelab.vm.cards import VmCard, Wish

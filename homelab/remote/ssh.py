@@ -202,7 +202,7 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         try:
             work = self._exchange(command, script, seconds, on_line, is_for_agent)
-            status, output, log = loop.run(work)
+            status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:

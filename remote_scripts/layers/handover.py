@@ -2,8 +2,9 @@
 what was left half-way, and the hookscript that VMs name.
 
 Changes /usr/local/sbin/homelab-handover and /etc/homelab-handover.json (the cards); homelab-handover.service and
-.timer, which are enabled; snippets/homelab-handover.sh of a storage of this host. `revert` takes these away, with
-/var/lib/homelab/handover, and the option hookscript of VMs that still name it. Refused while a VM has a card.
+.timer, which are enabled; snippets/homelab-handover.sh of a storage of this host, and where none takes snippets, what
+the storage local takes (/etc/pve/storage.cfg). `revert` takes these away, with /var/lib/homelab/handover, and the
+option hookscript of VMs that still name it. Refused while a VM has a card.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def _write(system: System, cards: Sequence[Card]) -> None:
     files.put(_LAYER, handover.CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
     boot_service.install(system, SERVICE)
     files.put(_LAYER, storage.script, 0o755, _HOOK_TEXT.encode())
+    hookscripts.switch_on(system)
 
 
 def _install(system: System, cards: Sequence[Card]) -> Changed:
@@ -151,6 +153,7 @@ def _drop_files(system: System) -> None:
     others = (path for path in system.files.of_layer(_LAYER) if path not in done)
     for path in sorted(others, key=lambda path: path.endswith(f"/{hookscripts.FILE}")):
         system.files.drop(_LAYER, path)
+    hookscripts.switch_off(system)
 
 
 def _forget(system: System, names: set[str]) -> None:

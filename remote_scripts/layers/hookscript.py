@@ -40,6 +40,7 @@ def apply(system: System, wanted: Wanted) -> Changed:
     files.remember(f"{HOOKED}/{vmid}")
     files.note(f"{HOOKED}/{vmid}", f"{holder}\n".encode())
     if storage is not None:
+        hookscripts.switch_on(system)
         if error := hookscripts.set_hook(system, vmid, storage):
             raise Failure(
                 f"VM {vmid} with the hookscript {storage.volume}",

@@ -153,6 +153,16 @@ def test_the_working_container_is_well(doctor: Callable[[str], Doctor]) -> None:
     assert uvm["inside"] == {"major": 480, "minor": 0, "mode": "0666", "root": "ok", "user": "ok"}
 
 
+def test_a_guest_is_named_as_its_owner_calls_it(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.more = {"homelab:containers": {"models": {"host": "pve", "ctid": 901, "gpuAssignment": "0"}}}
+    by_id = phoenix.json("container", "901", "--like", "950")
+    assert phoenix.json("container", "models", "--like", "ct:media") == by_id
+    assert phoenix.json("vm", "sandbox") == phoenix.json("vm", "vm:103")
+    for system in ("901", "ct:models", "containers.models"):
+        assert "this program has run no long command there" in phoenix.run("log", system)[1]
+
+
 def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
     phoenix.gpus = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
@@ -305,6 +315,7 @@ def test_secrets_of_a_configuration_stay_on_the_host(doctor: Callable[[str], Doc
         (["container", "901", "--gpus", "0,x"], "'0,x'"),
         (["vm", "901"], "it is a container"),
         (["vm", "104"], "no guest of the cluster has this id"),
+        (["vm", "ollama"], "no guest of the cluster has this id or name"),
     ],
 )
 def test_an_id_of_something_else_is_said(doctor: Callable[[str], Doctor], words: list[str], found: str) -> None:
