@@ -18,8 +18,8 @@ from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.text import tell
 from homelab.vm.creation import SYSTEM_DISK
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.guest_cards import Wanted
+from remote_scripts.both.guest_cards import Wanted
+from remote_scripts.both.terms import Terms
 
 # Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
@@ -161,7 +161,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         self._transaction(inputs).revert(self._wanted(inputs))
 
     def _transaction(self, inputs: VirtualMachine.Inputs) -> VmTransaction:
-        return VmTransaction(self.stack, inputs.host, inputs.vm)
+        return VmTransaction(self.host(inputs), inputs.vm)
 
     def _wanted(self, inputs: VirtualMachine.Inputs) -> Wanted:
         return Wanted(

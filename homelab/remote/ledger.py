@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from homelab.host.facts import noted_in
-from remote_scripts.layers.ledger import Wanted
+from remote_scripts.both.ledger import Wanted
 
 if TYPE_CHECKING:
     from homelab.remote.ssh import Session
@@ -69,16 +69,6 @@ def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
     :raises HomelabError: as `Session.run`.
     """
     session.ask("apply", "ledger", Wanted(name=name, note=_line(values)))
-
-
-def keep(session: Session, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a note unless there is one of this name.
-
-    :returns: the note that is there afterwards.
-    :raises HomelabError: as `Session.run`.
-    """
-    answer = session.ask("apply", "ledger", Wanted(name=name, note=_line(values), keep=True))
-    return noted_in({name: str(answer["note"])}, name) or dict(values)
 
 
 def forget(session: Session, name: str) -> None:

@@ -109,7 +109,7 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
     """
     if tuple(arguments) != TICKET:
         raise UsageError(
-            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam, and what writes a container's configuration, not {arguments!r}"
+            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam, and cfs_lock_file, not {arguments!r}"
         )
     preload()
     from lab.api.auth import ROOT, is_enabled, ticket
@@ -126,18 +126,22 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
     return 0
 
 
-def modules(pve: Path) -> dict[str, str]:
+def modules(pve: Path, *, quorate: bool) -> dict[str, str]:
     """What this machine's Perl needs in its environment to have the lab's few calls of Proxmox VE's modules.
 
     Args:
         pve: the folder that is /etc/pve.
+        quorate: whether the node has a quorum.
     """
-    return {"PERL5LIB": str(Path(__file__).with_name("perl")), "LAB_PVE": str(pve)}
+    return {"PERL5LIB": str(Path(__file__).with_name("perl")), "LAB_PVE": str(pve), "LAB_QUORATE": str(int(quorate))}
 
 
 def by_perl(host: HostState, arguments: list[str]) -> int:
-    """Perl with Proxmox VE's modules, for what it does under the lock of a container's configuration."""
-    os.environ.update(modules(host.rooted("/etc/pve")))
+    """Perl with Proxmox VE's modules, for what it does under a lock of the cluster, or of a container's configuration."""
+    preload()
+    from lab.api.quorum import Members
+
+    os.environ.update(modules(host.rooted("/etc/pve"), quorate=Members(host).quorate))
     return logged(host, "perl", arguments, lambda: real("perl", arguments))
 
 

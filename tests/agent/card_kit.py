@@ -16,9 +16,9 @@ import pytest
 from lab.api.guest_config import GuestConfig
 from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
+from remote_scripts.both import container_cards
+from remote_scripts.both.terms import Terms
 from remote_scripts.guests import change, container, container_follow, guest, requests
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers import container_cards
 from remote_scripts.shared import api, guest_notes
 from remote_scripts.shared.container_conf import Method, options_of
 from remote_scripts.shared.container_note import Cards
@@ -59,7 +59,7 @@ class Cards300(Containers):
         if [*arguments] == [*api.MINT[1:]]:
             return self.mint(arguments, stdin)
         self.calls.append(["perl"])
-        environment = {**os.environ, **modules(self.root / "etc/pve")}
+        environment = {**os.environ, **modules(self.root / "etc/pve", quorate=True)}
         done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment, check=False)
         self.after.get("perl", lambda: None)()
         return Done(done.returncode, done.stdout, done.stderr)

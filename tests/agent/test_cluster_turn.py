@@ -10,7 +10,6 @@ from functools import partial
 import pytest
 
 from remote_scripts.layers import cluster_turn
-from remote_scripts.layers.cluster_turn import Wanted
 from remote_scripts.shared import cluster, pmxcfs, turn
 from tests.agent.cluster_kit import (
     TURN,
@@ -62,7 +61,7 @@ def take(host: Host, seconds: float = 0) -> str:
 def end(host: Host, seconds: int = 0) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster_turn, "CLUSTER_SECONDS", seconds)
-        return bool(host.ask("apply", "cluster_turn", Wanted())["over"])
+        return bool(host.ask("apply", "cluster_turn", {})["over"])
 
 
 @VOTES
