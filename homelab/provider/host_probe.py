@@ -12,7 +12,7 @@ from homelab.later import later
 from homelab.properties import mark_of, strings
 from homelab.provider.base import Work, raised
 from homelab.provider.plain import Properties
-from homelab.remote import guard, ledger, scripts, ssh, stack_folder
+from homelab.remote import host_session, ledger, scripts, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
@@ -55,12 +55,12 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
-        guard.hold(inputs.host, self.host(inputs))
+        host_session.of(inputs.host).hold(self.host(inputs))
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
         planned = planning.planned(inputs.host, host, vms, containers, stack=ledger.stack_of(self.urn))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
-        self.announced_reboots.add(inputs.host)
+        host_session.of(inputs.host).is_reboot_told = True
         for remark in planned.remarks:
             tell(f"{inputs.host}: note: {remark}")
         generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())

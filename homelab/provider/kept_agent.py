@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from homelab.provider.base import Work
-from homelab.remote import agent, guard, ssh
+from homelab.remote import agent, host_session, ssh
 from homelab.resources.kept_agent import KeptAgent
 from homelab.text import tell
 
@@ -15,7 +15,7 @@ class KeptAgentWork(Work[KeptAgent.Inputs, KeptAgent.Outputs]):
 
     def create(self, inputs: KeptAgent.Inputs) -> KeptAgent.Outputs:
         host = self.host(inputs)
-        guard.hold(inputs.host, host)
+        host_session.of(inputs.host).hold(host)
         ssh.Session(host).put_agent(inputs.owner, float(host.timeouts.step))
         return KeptAgent.Outputs()
 

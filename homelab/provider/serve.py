@@ -178,10 +178,10 @@ class Homelab(sdk.Provider):
         # The engine also says it at the end of each run, gives all its plugins five seconds together, and reports an
         # error of those that don't answer by then. A run that holds no host doesn't have this module, and on a slow
         # machine its import takes longer than that.
-        if "homelab.remote.guard" in sys.modules:
-            from homelab.remote import guard  # noqa: PLC0415
+        if "homelab.remote.host_session" in sys.modules:
+            from homelab.remote import host_session  # noqa: PLC0415
 
-            guard.cancel()
+            host_session.cancel()
 
     async def _show_plan(self, host: object) -> Properties:
         """Shows a host's plan in a preview, once, and refuses what an `up` would; nothing of a host without a probe in

@@ -20,7 +20,7 @@ from homelab.later import later
 from homelab.remote import agent
 from homelab.resources import limits
 from homelab.resources.described import value_of
-from homelab.resources.kept_agent import KeptFolder, kept_at
+from homelab.resources.kept_agent import KeptFolder, of_program
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
@@ -76,9 +76,6 @@ def _refusal(**parts: str) -> Refusal:
 
 # For so long a host that has answered needn't be asked again, in seconds: steps of a run follow each other.
 ANSWERED_SECONDS = 5.0
-_ANSWERED: dict[tuple[str, int], float] = {}
-_HOOKS: dict[str, pulumi.ResourceHook] = {}
-_ERROR_HOOKS: list[pulumi.ErrorHook] = []
 # Of pulumi-command's error where a connection has ended before its step (golang.org/x/crypto/ssh, ExitMissingError).
 _CUT_OFF = "exited without exit status or exit signal"
 
@@ -109,6 +106,9 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     """
     if pulumi.runtime.is_dry_run() or not isinstance(get_monitor(), ResourceMonitorStub):
         return None
+    if (commands := of_program(host)).hooks is not None:
+        return commands.hooks
+    answered: dict[tuple[str, int], float] = {}
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
         connected: Any = await pulumi.Output.from_input((step.new_inputs or {})["connection"]).future()
@@ -118,17 +118,15 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
         ssh = host.ssh.model_copy(update=known)
         target = host.model_copy(update={"address": str(connected["host"]), "ssh": ssh})
         place = (target.address, target.ssh.port)
-        if time.monotonic() - _ANSWERED.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
+        if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
             return
         await _ssh.reach(target)
-        _ANSWERED[place] = time.monotonic()
+        answered[place] = time.monotonic()
 
-    name = f"reach {host.ssh.user}@{host.address}:{host.ssh.port}"
-    if name not in _HOOKS:
-        _HOOKS[name] = pulumi.ResourceHook(name, reach)
-    if not _ERROR_HOOKS:
-        _ERROR_HOOKS.append(pulumi.ErrorHook("tell if cut off", _tell_if_cut_off))
-    return pulumi.ResourceHookBinding(before_create=[_HOOKS[name]], before_update=[_HOOKS[name]], on_error=_ERROR_HOOKS)
+    before: list[Any] = [pulumi.ResourceHook(f"reach {commands.way}", reach)]
+    after = [pulumi.ErrorHook(f"tell if cut off {commands.way}", _tell_if_cut_off)]
+    commands.hooks = pulumi.ResourceHookBinding(before_create=before, before_update=before, on_error=after)
+    return commands.hooks
 
 
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
@@ -234,7 +232,7 @@ def layer(
     :param proxy: for downloads; with one the input is a secret.
     :raises ValueError: the host's agent isn't declared (components/host_agent.py).
     """
-    kept = folder or kept_at(host)
+    kept = folder or of_program(host).kept
     if kept is None:
         raise ValueError(f"{name}: no agent was put on {host.address}")
     limit = seconds or limits.of_step(host)

@@ -61,18 +61,32 @@ class KeptFolder:
     after: pulumi.Resource
 
 
-# How a host is reached -> its folder, in the running program.
-_KEPT: dict[str, KeptFolder] = {}
+@dataclass
+class HostCommands:
+    """What all commands on a host have in the running program; made by `of_program`. `way`: how the host is reached;
+    `kept`: the stack's folder there; None: no agent is kept; `hooks`: around each command.
+    """
+
+    way: str
+    kept: KeptFolder | None = None
+    hooks: pulumi.ResourceHookBinding | None = None
+
+
+_OF_PROGRAM: dict[str, HostCommands] = {}
+
+
+def of_program(host: Host) -> HostCommands:
+    """What the running program has of the commands on a host.
+
+    :raises HomelabError: its key can't be read.
+    """
+    way = _way_to(host)
+    return _OF_PROGRAM.setdefault(way, HostCommands(way))
 
 
 def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
     """From here on commands for `host` come after the resource `after`, and run the agent that is kept."""
-    _KEPT[_way_to(host)] = KeptFolder(owner(host_name), after)
-
-
-def kept_at(host: Host) -> KeptFolder | None:
-    """The stack's folder on a host; None: no agent is kept there."""
-    return _KEPT.get(_way_to(host))
+    of_program(host).kept = KeptFolder(owner(host_name), after)
 
 
 def owner(host_name: str) -> str:

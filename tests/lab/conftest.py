@@ -7,8 +7,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from homelab.provider import api as provider_api
-from homelab.provider import base
 from homelab.remote import agent
 from homelab.remote.proxmox import places
 from lab import Lab
@@ -42,8 +40,6 @@ def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the provider remembers until its end, no test has of another one: which come before it in its process is chance."""
-    monkeypatch.setattr(base, "_READINGS", {})
-    monkeypatch.setattr(provider_api, "_READINGS", {})
     monkeypatch.setattr(places, "_NODES_OF_GUESTS", {})
 
 

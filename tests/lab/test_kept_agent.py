@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from homelab.provider import base
 from homelab.provider.host_probe import HostProbeWork
 from homelab.provider.kept_agent import KeptAgentWork
-from homelab.remote import agent, ssh, stack_folder
+from homelab.remote import agent, host_session, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.kept_agent import KeptAgent
 from lab import Lab
@@ -45,7 +44,7 @@ def test_the_agent_is_put_found_missing_and_put_again(
     assert home.exists()
 
     def refreshed(inputs: KeptAgent.Inputs) -> list[str]:
-        monkeypatch.setattr(base, "_READINGS", {})
+        host_session.of(NODE).facts = None
         return work.read(inputs, outputs).drift
 
     assert refreshed(inputs) == []

@@ -12,7 +12,6 @@ import pytest
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.remote import loop, ssh
-from homelab.remote.proxmox import connection
 from homelab.remote.proxmox.api import Api, Clock
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.settings import Host
@@ -44,8 +43,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(shared: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    monkeypatch.setattr(connection, "_CONNECTIONS", {})  # with their tickets
-    connections.end_all()  # another's sshd_config counts for what is opened under it
+    connections.end_all()  # with their tickets; another's sshd_config counts for what is opened under it
     yield shared
     connections.end_all()
     shared.reset()
@@ -143,8 +141,9 @@ def test_a_connection_that_ends_while_it_is_asked_says_nothing_of_pvedaemon(
 
 async def _lose_in(seconds: float) -> None:
     await asyncio.sleep(seconds)
-    (opening,) = ssh._CONNECTIONS.values()
-    opening.result().ssh.abort()
+    (login,) = ssh._LOGINS.values()
+    assert login.connection is not None
+    login.connection.ssh.abort()
 
 
 def disable_root(lab: Lab) -> None:

@@ -15,7 +15,8 @@ from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift
-from homelab.remote import guard, ssh
+from homelab.remote import ssh
+from homelab.remote.host_session import HostSession
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
@@ -97,7 +98,7 @@ def test_the_same_container_alone_has_its_cards_where_it_has_moved(
     ledger = container_note(901, Cards(), identity=f"{A} local-lvm:vm-901-disk-0")
     facts = replace(desktop(ledger=ledger), guests=replace(desktop().guests, configs=configs))
     monkeypatch.setattr(ssh, "read", lambda _, **__: facts)
-    monkeypatch.setattr(guard, "hold", lambda *_: None)
+    monkeypatch.setattr(HostSession, "hold", lambda *_: None)
     monkeypatch.setattr(container_plan, "untouchable", lambda *_: [])
     entries = {"ai": {"host": host, "ctid": 901, "gpus": []}}
     texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}

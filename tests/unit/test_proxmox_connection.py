@@ -47,7 +47,6 @@ def answered(body: bytes, status: str = "200 OK", more: str = "") -> bytes:
 
 
 def api_of(monkeypatch: pytest.MonkeyPatch, session: Session) -> Api:
-    monkeypatch.setattr(connection, "_CONNECTIONS", {})
     monkeypatch.setattr(ssh, "Session", lambda _: session)
     return Api(HOST, "pve", patience=-1)
 

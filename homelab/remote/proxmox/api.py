@@ -20,7 +20,7 @@ from typing import Any
 from proxmoxer.core import ResourceException
 
 from homelab.errors import elsewhere, unlocking
-from homelab.remote.proxmox.connection import NoAnswerError, connected, no_answer
+from homelab.remote.proxmox.connection import Connection, NoAnswerError, no_answer
 from homelab.remote.proxmox.errors import (
     TAKEN_ELSEWHERE,
     ApiError,
@@ -98,7 +98,7 @@ class Api:
         self.clock = clock or Clock()
         self._patience = patience
         self._followed_upids: set[str] = set()
-        self._connection = connected(host)
+        self._connection = Connection(host)
 
     # -- requests ------------------------------------------------------------------------------------------------
     def get(self, path: str, wanted: str, /, **parameters: Any) -> Any:

@@ -12,7 +12,6 @@ import io
 import json
 import re
 import shlex
-import threading
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
@@ -82,7 +81,6 @@ class Connection:
 
     def __init__(self, host: Host) -> None:
         self._host, self._session = host, ssh.Session(host)
-        self._minting, self._ticket = threading.Lock(), ""
         self._clock_offset = 0.0
         self.resource = ProxmoxResource(base_url="/api2/json", session=self, serializer=Serializer())
 
@@ -131,27 +129,18 @@ class Connection:
         """
         try:
             self._session.connect()
-            with self._minting:
-                if self._ticket == spent:
+            login = ssh.login_of(self._host)
+            with login.minting:
+                if login.ticket == spent:
                     output = self._session.run("make_ticket", _MINT)
                     match = TICKET.search(output)
                     if match is None:
                         raise _no_ticket(self._host, plain(re.sub(r"PVE:\S+", "PVE:…", output)))
-                    self._ticket = match[0]
-                return self._ticket
+                    login.ticket = match[0]
+                return login.ticket
         except UnreachableError as away:
             texts = {"wanted": away.wanted, "found": away.found, "why": away.why, "next": away.next}
             raise AwayError(**texts, status=0, reason=away.found) from away
-
-
-_LOCK = threading.Lock()
-_CONNECTIONS: dict[str, Connection] = {}
-
-
-def connected(host: Host) -> Connection:
-    """The connection to a host's API, one in this process, in which all resources of a program run."""
-    with _LOCK:
-        return _CONNECTIONS.setdefault(host.model_dump_json(include={"address", "ssh", "timeouts"}), Connection(host))
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
