@@ -12,8 +12,6 @@ import io
 import json
 import re
 import shlex
-import time
-from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -50,7 +48,7 @@ class Answer:
 
         answer = http.client.HTTPResponse(cast(Any, Socket()))
         answer.begin()
-        self.status_code, self.reason, self.headers = answer.status, answer.reason, answer.headers
+        self.status_code, self.reason = answer.status, answer.reason
         self.content = answer.read()
         self.text = self.content.decode(errors="replace")
 
@@ -77,17 +75,11 @@ class Serializer:
 
 
 class Connection:
-    """A host's API. `resource`: proxmoxer's; `node_time`: by the node's clock, known from the last answer."""
+    """A host's API. `resource`: proxmoxer's."""
 
     def __init__(self, host: Host) -> None:
         self._host, self._session = host, ssh.Session(host)
-        self._clock_offset = 0.0
         self.resource = ProxmoxResource(base_url="/api2/json", session=self, serializer=Serializer())
-
-    @property
-    def node_time(self) -> float:
-        """The time by the node's clock, in seconds since 1970, to about a second."""
-        return time.time() + self._clock_offset
 
     def request(
         self, method: str, url: str, data: dict[str, Any] | None = None, params: dict[str, Any] | None = None
@@ -102,10 +94,6 @@ class Connection:
         if answer.status_code == http.HTTPStatus.UNAUTHORIZED:
             # A ticket is good for two hours, and for none where the host's clock has jumped.
             answer = self._asked(method, url, form, self._minted(ticket))
-        try:
-            self._clock_offset = parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()
-        except (TypeError, ValueError):
-            self._clock_offset = 0.0
         return answer
 
     def _asked(self, method: str, url: str, form: str, ticket: str) -> Answer:
