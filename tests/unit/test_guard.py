@@ -133,14 +133,14 @@ def test_a_cancelled_run_tells_each_host_that_it_holds(monkeypatch: pytest.Monke
     told: list[str] = []
     for name in ("pve1", "pve2"):
         monkeypatch.setattr(host_session.of(name), "guard", SimpleNamespace(say=told.append))
-    asyncio.run(Homelab().cancel())
+    asyncio.run(Homelab().cancel(None))
     assert told == ["cancelled"] * 2
 
 
 def test_the_end_of_a_run_that_holds_nothing_is_answered_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine says it at each run's end, and gives all its plugins five seconds together."""
     monkeypatch.delitem(sys.modules, "homelab.remote.host_session")
-    asyncio.run(Homelab().cancel())
+    asyncio.run(Homelab().cancel(None))
     assert "homelab.remote.host_session" not in sys.modules
 
 
