@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -26,7 +27,6 @@ from homelab.cli.pulumi import Pulumi
 from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
 from homelab.events import Event
-from homelab.markdown import fenced
 from homelab.settings import parse, project
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import readable
@@ -86,12 +86,12 @@ def comment(stack: str, code: int, text: str, log: Sequence[Event], cards: str) 
     """
     refusals = events.refusals(log)
     parts = [f"### Preview of stack {stack}{': refused' if code or refusals else ''}"]
-    parts += [fenced(refusal, "text") for refusal in refusals]
+    parts += [_fenced(refusal, "text") for refusal in refusals]
     counted = events.in_words(events.counts(log))
     parts += [f"**{counted}**"] if counted else []
-    parts += [fenced(cards, "text"), tree.LEGEND] if cards else []
+    parts += [_fenced(cards, "text"), tree.LEGEND] if cards else []
     room = max(LONGEST - sum(len(part) for part in parts), 1)
-    parts.append(f"<details><summary>the whole preview</summary>\n\n{fenced(text[-room:], 'text')}\n\n</details>")
+    parts.append(f"<details><summary>the whole preview</summary>\n\n{_fenced(text[-room:], 'text')}\n\n</details>")
     return "\n\n".join([*parts, MARK]) + "\n"
 
 
@@ -145,3 +145,9 @@ if __name__ == "__main__":
         sys.exit(main())
     except (HomelabError, OSError) as error:
         sys.exit(str(error))
+
+
+def _fenced(text: str, language: str) -> str:
+    """Text as it is, in a fence that nothing in it ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from docs.tables.markdown import table, with_tables
 from homelab.hardware import HardwareReport, HostReport
-from homelab.markdown import table, with_tables
 
 FOLDER = Path(__file__).resolve().parent
 DOCUMENT = FOLDER.parents[1] / "docs" / "hardware.md"

@@ -8,12 +8,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from docs.tables.meanings import meanings
 from homelab.errors import HomelabError
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import Download, parse
 from homelab.settings.download import images
-from homelab.settings.meanings import meanings
 from homelab.vm import files
 from tests.unit.hosts import KEY
 

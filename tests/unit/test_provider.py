@@ -185,8 +185,10 @@ def test_a_boot_is_verified_again_unless_no_reboot_was_needed() -> None:
     none = '{"reboot":"no","boot_id":"2","reasons":[],"guests":""}'
     assert replaced(BootVerification, state, {**inputs, "reboot": none}) is None
     assert replaced(BootVerification, state, {**inputs, "reboot": none, "vfio_words": "x"}) == ["vfio_words"]
-    for other in (none.replace("no", "yes"), none.replace("no", "manual"), UNKNOWN):
+    for other in (none.replace("no", "yes"), none.replace("no", "manual")):
         assert replaced(BootVerification, state, {**inputs, "reboot": other}) == ["reboot"]
+    for key, new in (("generation", {"vfio": 1}), ("reboot", UNKNOWN), ("gpus", {"a": {}})):
+        assert replaced(BootVerification, state, {**state, key: new}) == [], "it is verified again"
 
 
 def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:

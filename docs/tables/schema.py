@@ -1,5 +1,5 @@
 """Makes docs/config.schema.json, by which an editor completes and checks `Pulumi.<stack>.yaml`.
-`python -m homelab.settings.schema` writes it anew.
+`python -m docs.tables.schema` writes it anew.
 
 It is made from the settings' models, so it knows each key, its meaning, its type and its bounds. What several settings
 must be together (one way to log in, a card for one VM) only the program checks. JSON Schema's draft 7, the newest that
@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docs.tables.meanings import derived, meanings
 from homelab.model import Model
-from homelab.settings.meanings import derived, meanings
 from homelab.settings.stack_file import KEYS_OF_PULUMI
 from homelab.settings.whole import Settings
 
@@ -112,7 +112,6 @@ def text() -> str:
 def main() -> None:
     """Write docs/config.schema.json."""
     FILE.write_text(text(), encoding="utf-8", newline="\n")
-    print(f"written: {FILE}")
 
 
 if __name__ == "__main__":
