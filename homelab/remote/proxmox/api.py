@@ -131,7 +131,7 @@ class Api:
         try:
             return getattr(self._connection.resource(path), verb)(**api_parameters)
         except ResourceException as error:
-            raise self._error_of_refusal(verb, path, wanted, parameters, error) from error
+            raise self._error_of_refusal(wanted, parameters, error) from error
         except NoAnswerError as error:
             raise no_answer(self.host, wanted, error, reads=verb == "get") from error
 
@@ -245,9 +245,7 @@ class Api:
         return error
 
     # -- errors --------------------------------------------------------------------------------------------------
-    def _error_of_refusal(
-        self, verb: str, path: str, wanted: str, parameters: Mapping[str, object], error: ResourceException
-    ) -> ApiError:
+    def _error_of_refusal(self, wanted: str, parameters: Mapping[str, object], error: ResourceException) -> ApiError:
         secrets = [str(value) for name, value in parameters.items() if name in SECRETS]
         status, reason = int(error.status_code), plain(str(error.content or "").strip(), secrets)
         errors = error.errors if isinstance(error.errors, dict) else {}

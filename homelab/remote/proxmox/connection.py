@@ -127,8 +127,7 @@ class Connection:
                     login.ticket = match[0]
                 return login.ticket
         except UnreachableError as away:
-            texts = {"wanted": away.wanted, "found": away.found, "why": away.why, "next": away.next}
-            raise AwayError(**texts, status=0, reason=away.found) from away
+            raise AwayError(**away.parts(), status=0, reason=away.found) from away
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
