@@ -58,7 +58,6 @@ class GpuVm(pulumi.ComponentResource):
             "vm": name,
             "vmid": vm.vmid,
             "shutdown": vm.shutdown.model_dump(mode="json"),
-            "cluster": (host.cluster if host else None) or "",
         }
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""

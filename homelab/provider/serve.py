@@ -95,7 +95,6 @@ class Homelab:
 
     async def diff(self, request: provider_pb2.DiffRequest) -> provider_pb2.DiffResponse:
         resource, state, inputs = _declared(request.urn), plain(request.olds), plain(request.news)
-        state |= self._cluster_of(state, inputs)
         # The state has the outputs, too.
         declared = {field.name for field in dataclasses.fields(resource.Inputs)}
         before = {key: value for key, value in state.items() if key in declared}
@@ -120,17 +119,6 @@ class Homelab:
             diffs=sorted({top(path) for path in named}),
             deleteBeforeReplace=bool(replacing) and resource.delete_before_replace,
         )
-
-    def _cluster_of(self, state: Properties, inputs: Properties) -> Properties:
-        """The cluster of a resource whose state doesn't say it, since its cluster had no name then: what the settings
-        say of its host."""
-        cluster, host = inputs.get("cluster"), state.get("host")
-        if state.get("cluster") or not isinstance(cluster, str) or not cluster:
-            return {}
-        # Not before it is needed, and not by `later` (homelab/later.py).
-        from homelab.provider.base import StackTexts  # noqa: PLC0415
-
-        return {"cluster": cluster} if StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
 
     async def create(self, request: provider_pb2.CreateRequest) -> provider_pb2.CreateResponse:
         resource, inputs = _declared(request.urn), plain(request.properties)
@@ -199,11 +187,11 @@ class Homelab:
         """
 
         def work() -> T:
+            log.URN.set(urn)
             return do(work_of(resource)(self._texts, urn))
 
-        context = contextvars.copy_context()
-        context.run(log.URN.set, urn)
-        outcome: T = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+        in_context = contextvars.copy_context().run
+        outcome: T = await asyncio.get_running_loop().run_in_executor(self._threads, in_context, work)
         return outcome
 
 

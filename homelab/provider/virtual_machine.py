@@ -159,7 +159,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         self._transaction(inputs).revert(self._wanted(inputs))
 
     def _transaction(self, inputs: VirtualMachine.Inputs) -> VmTransaction:
-        return VmTransaction(self.stack, inputs.host, inputs.vm)
+        return VmTransaction(self.host(inputs), inputs.vm)
 
     def _wanted(self, inputs: VirtualMachine.Inputs) -> Wanted:
         return Wanted(

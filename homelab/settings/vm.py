@@ -55,19 +55,9 @@ class VmGpu(Model):
     """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program
     may replace it. A mapping replaces the address. The line's other options stay, unless you set another value than the
     default here; lines for what it lacks stay, too. `pulumi destroy` restores the line. `homelab init` sets this."""
-    legacy_igd: bool = False
-    """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`).
-    Needs the machine model `pc`, with `pcie: false`, and `display: none`."""
-
     driver: Literal["vfio", "keep"] = "vfio"
     """`keep`: Proxmox VE leaves the card on the driver that it has and doesn't reset it: for a virtual function with a
     VFIO driver of its maker. From Proxmox VE 9.1 on (qemu-server 9.0.25)."""
-
-    @model_validator(mode="after")
-    def _legacy_igd_fits(self) -> Self:
-        if self.legacy_igd and (self.pcie or self.x_vga or not self.rombar):
-            raise ValueError("legacyIgd: Proxmox VE takes it with pcie: false alone, without xVga, and with rombar")
-        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -219,8 +209,7 @@ class Vm(Model):
     """A VM that gets cards."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or its cluster: the program then finds the VM on whichever node
-    it is ([more than one host](moving-guests.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`."""
     vmid: GuestId
     """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []
@@ -300,10 +289,6 @@ class Vm(Model):
             raise ValueError("gpus: takeOver is for a VM that was there before; this one is created")
         if self.create is not None and self.machine is not None:
             raise ValueError("machine changes an adopted VM; for a new one it is create.machine")
-        if any(gpu.legacy_igd for gpu in self.gpus) and self.display != "none":
-            raise ValueError("gpus: a card with legacyIgd is the VM's only screen: set display: none")
-        if any(gpu.legacy_igd for gpu in self.gpus) and (self.machine or (self.create and self.create.machine != "pc")):
-            raise ValueError("gpus: a card with legacyIgd takes the machine model pc (i440fx), which q35 is not")
         if self.create is not None and self.create.machine == "pc" and any(gpu.pcie for gpu in self.gpus):
             raise ValueError("create.machine: a card with pcie needs q35")
         return self

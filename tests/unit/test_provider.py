@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import re
 import time
 from types import SimpleNamespace
@@ -34,12 +33,11 @@ from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
-from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
 from tests.conftest import PROJECT
-from tests.unit.hosts import KEY, desktop, settings
+from tests.unit.hosts import desktop, settings
 
 
 def sent(properties: Any) -> Any:
@@ -82,7 +80,6 @@ def test_properties_become_the_declared_types_and_back() -> None:
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
         "address": None,
-        "cluster": "",
     }
 
 
@@ -198,23 +195,6 @@ def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:
         "vmid": provider_pb2.PropertyDiff.UPDATE_REPLACE,
         "power": provider_pb2.PropertyDiff.UPDATE,
     }
-
-
-def test_a_vm_whose_state_names_no_cluster_gets_its_hosts_cluster() -> None:
-    """That its cluster has a name by now is no change of the VM, and its move is no other VM: the settings say that its former host is a node of it."""
-    ssh = {"hostKey": KEY, "agent": True}
-    hosts = {f"pve{one}": {"address": f"192.0.2.{one}", "ssh": ssh, "cluster": "home"} for one in (1, 2)}
-    hosts["alone"] = {"address": "192.0.2.9", "ssh": ssh}
-    texts = {"hosts": json.dumps(hosts)}
-    before = {"host": "pve1", "node": "pve1", "vmid": 103}
-    same, moved = {**before, "cluster": "home"}, {"host": "pve2", "node": "pve2", "vmid": 103, "cluster": "home"}
-    for resource in (VmCards, VirtualMachine):
-        assert diffed(resource, before, same, texts).changes == provider_pb2.DiffResponse.DIFF_NONE
-        found = diffed(resource, before, moved, texts)
-        assert found.changes == provider_pb2.DiffResponse.DIFF_SOME and not found.replaces
-        for other in ("alone", "gone"):  # another host's VM of that id is another one
-            assert diffed(resource, {**before, "host": other}, moved, texts).replaces == ["host", "node"]
-        assert diffed(resource, before, {**moved, "vmid": 104}, texts).replaces == ["host", "node", "vmid"]
 
 
 # -- declarations -----------------------------------------------------------------------------------------------
