@@ -148,7 +148,9 @@ class Homelab:
         if request.preview:
             plan = await self._show_plan(inputs.get("host"))
             previewed = _previewed(resource, inputs)
-            if resource is HostProbe and plan:  # so only what the new plan changes looks changed
+            if resource is HostProbe and not state["stale"] and state["settings"] == inputs["settings"]:
+                previewed = {**state, **inputs}  # another agent, for which nothing is planned anew
+            elif resource is HostProbe and plan:  # so only what the new plan changes looks changed
                 previewed |= {**plan, "generation": state["generation"]}
             return provider_pb2.UpdateResponse(properties=valued(previewed))
         updated = await self._in_thread(resource, request.urn, lambda work: work.updated(state, inputs))

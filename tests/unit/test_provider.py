@@ -27,6 +27,7 @@ from homelab.provider.plain import UNKNOWN, plain, valued
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
 from homelab.provider.typed import read_as
+from homelab.remote.host_session import HostSession
 from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
@@ -237,7 +238,8 @@ def test_every_layer_that_a_component_names_can_drift() -> None:
         path.read_text(encoding="utf-8") for path in (PROJECT / "__main__.py", *(PROJECT / "components").glob("*.py"))
     ]
     named = {name for text in texts for name in re.findall(r'generation_of\("(\w+)"\)', text)}
-    assert {*shapes.BOOT_LAYERS, *named} == plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
+    layers = plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
+    assert {*shapes.BOOT_LAYERS, *named} == {*layers, "agent"}  # which isn't planned
 
 
 def test_a_layer_that_an_older_state_has_not_counts_from_nothing() -> None:
@@ -306,6 +308,19 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
 
     asyncio.run(asked())
     assert plans == shown
+
+
+def test_another_agent_alone_plans_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Host] = []
+    monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
+    monkeypatch.setattr("homelab.provider.base.load_host", lambda *_: settings())
+    inputs = {"host": "pve", "settings": "a", "agent": "2-b"}
+    planned = {"iommu_words": "iommu=pt", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
+    state = {**inputs, "agent": "2-a", **planned, "generation": {"vfio": 1}}
+    urn = "urn:pulumi:stack::homelab::homelab:host:Probe::pve-probe"
+    request = provider_pb2.UpdateRequest(urn=urn, olds=state, news=inputs, preview=True)
+    assert plain(asyncio.run(Homelab().update(request)).properties) == {**state, **inputs}
+    assert HostProbeWork({}, urn).updated(state, inputs) == {**state, **inputs} and held == [settings()]
 
 
 def test_how_a_host_is_reached_is_nothing_to_plan_by() -> None:

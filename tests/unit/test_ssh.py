@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -906,6 +906,22 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     assert guest is not None and guest.before_create != hooks.before_create
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
     assert command._around_each(settings()) is None
+
+
+def test_the_agent_is_put_where_the_step_runs_that_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[tuple[str, str]] = []
+    monkeypatch.setattr(ssh.Session, "put_agent", lambda session, owner, _: put.append((session._host.address, owner)))
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: not put)
+    monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
+    monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
+    assert command.putting_the_agent(settings(), "homelab-lab-pve") is None
+    put.append(("", "no preview any more"))
+    hooks = command.putting_the_agent(settings(), "homelab-lab-pve")
+    assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
+    (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
+    step = cast(pulumi.ResourceHookArgs, SimpleNamespace(new_inputs={"connection": {"host": "192.0.2.7"}}))
+    asyncio.run(cast(Coroutine[Any, Any, None], hook.callback(step)))
+    assert put[1:] == [("192.0.2.7", "homelab-lab-pve")]
 
 
 def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
