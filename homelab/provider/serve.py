@@ -32,7 +32,6 @@ from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc, st
 from homelab import __version__, earlier, text
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.provider import log
-from homelab.provider.caller import OfThisUser
 from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain, valued
 from homelab.provider.registry import work_of
@@ -275,14 +274,9 @@ def servicer() -> provider_pb2_grpc.ResourceProviderServicer:
 
 
 async def _serve() -> None:
-    callers: list[OfThisUser] = []
-    if sys.platform == "linux":  # elsewhere nothing says whose process is at the other end (docs/tiers.md)
-        callers.append(OfThisUser(os.geteuid()))
-    server = grpc.aio.server(interceptors=callers, options=_GRPC_CHANNEL_OPTIONS)
+    server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
-    for interceptor in callers:
-        interceptor.port = port
     await server.start()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

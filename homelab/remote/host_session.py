@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import HostFacts
@@ -55,7 +54,7 @@ class HostSession:
 
     name: str
     facts: HostFacts | HomelabError | None = None
-    answers: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, object] = field(default_factory=dict)
     is_out_of_reach: bool = False
     is_silence_told: bool = False
     is_reboot_told: bool = False

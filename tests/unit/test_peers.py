@@ -1,4 +1,4 @@
-"""Which hosts of the settings are nodes of one cluster, whose guests are whose, and what is forgotten on a host."""
+"""Which hosts of the settings are nodes of one cluster, and whose guests are whose."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import json
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.provider import peers
 from homelab.provider.base import StackTexts
-from homelab.remote import ledger, ssh
 from homelab.settings import parse
 from tests.unit.test_moved_containers import CLUSTER
 
@@ -39,11 +37,3 @@ def test_a_guest_that_names_a_cluster_is_told_to_name_its_host(section: str, gue
         parse({**STACK.texts, section: json.dumps({"a": {"host": "home", **guest}})})
     with pytest.raises(HomelabError, match=rf"{section}\.a\.host: no such host; there are pve1"):
         parse({**STACK.texts, section: json.dumps({"a": {"host": "away", **guest}})})
-
-
-def test_what_has_been_given_back_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    forgotten: list[tuple[str, str]] = []
-    monkeypatch.setattr(ssh, "Session", lambda host: host.address)
-    monkeypatch.setattr(ledger, "forget", lambda session, name: forgotten.append((session, name)))
-    peers.forget_notes(STACK.host("pve1"), ["mapping/pve1/card"])
-    assert forgotten == [("192.0.2.1", "mapping/pve1/card")] and STACK.peers("gone") == []

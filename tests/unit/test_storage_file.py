@@ -11,6 +11,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.provider import storage_file
 from homelab.provider.storage_file import StorageFileWork
+from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from homelab.resources.storage_file import StorageFile
 from tests.unit.test_created_vms import texts
@@ -53,7 +54,7 @@ class Storage:
 
         for name, function in (("_noted", noted), ("_note", take_note), ("_users", users), ("_sums", sums)):
             monkeypatch.setattr(storage_file, name, function)
-        monkeypatch.setattr(storage_file, "forget_notes", forget)
+        monkeypatch.setattr(ledger, "forget", forget)
         monkeypatch.setattr(self.work, "_files", lambda _: self)
 
     def exists(self, _volume: str) -> bool:
