@@ -15,7 +15,7 @@ from homelab.resources import command as remote
 from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.kept_agent import KeptFolder, are_kept, owner
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from homelab.remote.ledger import stack_of
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.new_container import NewContainer
 from homelab.text import tell
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.shared.properties import parse
 
 # Of `config`, what is read back on a refresh, and changed in place.

@@ -16,7 +16,7 @@ from homelab.resources.storage_file import StorageFile
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm import files as decided
-from remote_scripts.layers import checksums, volume_users
+from remote_scripts.both import checksums, volume_users
 
 # How long a maker's list of checksums may take: three tries of wget's of half a minute each.
 SUMS_SECONDS = 120

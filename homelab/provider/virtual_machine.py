@@ -18,8 +18,8 @@ from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.text import tell
 from homelab.vm.creation import SYSTEM_DISK
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.guest_cards import Wanted
+from remote_scripts.both.guest_cards import Wanted
+from remote_scripts.both.terms import Terms
 
 # Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")

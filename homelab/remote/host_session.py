@@ -25,7 +25,7 @@ from homelab.host.facts import HostFacts
 from homelab.remote import loop, ssh
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.run_guard import Wanted
+from remote_scripts.both.run_guard import Wanted
 
 # How long the agent of a connection that was cut may go on holding the host for this run.
 GHOST_SECONDS = 90.0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.checksums import Answer, Wanted
 from remote_scripts.shared.guest_conf import option_of
 from remote_scripts.shared.pmxcfs import text_of
 from remote_scripts.tools.errors import Failure
@@ -11,20 +10,6 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES, as_text
 
 _SECONDS = 120.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`url`: of a file of checksums."""
-
-    url: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`sums`: the file's text."""
-
-    sums: str
 
 
 def read(system: System, wanted: Wanted) -> Answer:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers import checksums, volume_users
+from remote_scripts.both import checksums, volume_users
 from remote_scripts.shared import time_limit
 from remote_scripts.tools.run import Done, Run
 from tests.agent.kit import Host, Refused

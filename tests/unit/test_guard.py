@@ -25,7 +25,7 @@ from homelab.remote.host_session import HostSession, RefusedError
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
-from remote_scripts.guests.power import HANDOVER_SECONDS
+from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.layers import handover as layer
 from tests.waiting import PATIENCE, wait_until
 
