@@ -49,7 +49,7 @@ class NewContainerWork(NewGuestWork[NewContainer.Inputs]):
             parameters = {"description": f"{inputs.mark} {instance}"}
             parameters |= {**inputs.config, **inputs.secret_config}
             seconds = api.host.timeouts.create
-            self._task(inputs, "post", f"nodes/{api.node}/lxc", wanted, "vzcreate", seconds, vmid=ctid, **parameters)
+            self._task(inputs, "post", f"nodes/{api.node}/lxc", wanted, seconds, vmid=ctid, **parameters)
             return
         config = strings(current)
         if not is_marked(inputs.mark, config) or "lock" in config:
@@ -64,14 +64,13 @@ class NewContainerWork(NewGuestWork[NewContainer.Inputs]):
         verb: str,
         path: str,
         wanted: str,
-        kind: str,
         seconds: float,
         **parameters: Any,
     ) -> None:
         def say(text: str) -> None:
             tell(f"{inputs.container}: {text}")
 
-        self.api(inputs).carry_out(verb, path, wanted, seconds, say, kinds=(kind,), **parameters)
+        self.api(inputs).carry_out(verb, path, wanted, seconds, say, **parameters)
 
     def compared(self, inputs: NewContainer.Inputs) -> list[str]:
         return [*COMPARED, *(key for key in inputs.config if _MOUNTED.fullmatch(key))]
@@ -116,11 +115,11 @@ class NewContainerWork(NewGuestWork[NewContainer.Inputs]):
             timeout = inputs.shutdown.timeout
             # It is removed next: one that doesn't shut down is stopped.
             limit, force = timeout + api.host.timeouts.api_task, {"timeout": timeout, "forceStop": 1}
-            self._task(inputs, "post", f"{base}/status/shutdown", wanted, "vzshutdown", limit, **force)
+            self._task(inputs, "post", f"{base}/status/shutdown", wanted, limit, **force)
         wanted = f"container {ctid} ({name}) removed"
         # A storage may overwrite or discard the disk first, for as long as writing one took.
         with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
-            self._task(inputs, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
+            self._task(inputs, "delete", base, wanted, api.host.timeouts.create, purge=1)
         given = ContainerCards(ctid=ctid, terms=Terms(owner=f"{stack_of(self.urn)}/{name}"))
         ssh.Session(api.host).ask("revert", "container_cards", given, goes_on=True)
 

@@ -14,7 +14,6 @@ from homelab.resources import (  # noqa: F401
     container_probe,
     container_verification,
     host_probe,
-    kept_agent,
     new_container,
     nvidia,
     storage_file,

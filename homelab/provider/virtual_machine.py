@@ -47,14 +47,14 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         elif inputs.template is None:
             say("creating")
             path = f"nodes/{api.node}/qemu"
-            api.carry_out("post", path, wanted, limit, say, kinds=("qmcreate",), vmid=vmid, **config)
+            api.carry_out("post", path, wanted, limit, say, vmid=vmid, **config)
         else:
             source = f"nodes/{api.node}/qemu/{inputs.template}/clone"
             say(f"cloning {inputs.template}")
             # The mark travels with the clone: the VM is known as homelab's from its first moment.
             parameters = {"newid": vmid, "full": 1, "name": config["name"], "description": config["description"]}
             parameters["storage"] = inputs.disk.storage
-            api.carry_out("post", source, wanted, limit, say, kinds=("qmclone",), **parameters)
+            api.carry_out("post", source, wanted, limit, say, **parameters)
             self._put(inputs, config)
         if inputs.template is not None or inputs.image is not None:
             self._resize(inputs)
@@ -66,7 +66,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         path = f"nodes/{api.node}/qemu/{inputs.vmid}/resize"
         parameters: dict[str, Any] = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
         say = partial(_say, inputs)
-        api.carry_out("put", path, wanted, api.host.timeouts.api_task, say, kinds=("resize",), **parameters)
+        api.carry_out("put", path, wanted, api.host.timeouts.api_task, say, **parameters)
 
     def _current(self, inputs: VirtualMachine.Inputs) -> dict[str, str] | None:
         """Its configuration; None: there is no VM of this id."""
@@ -153,9 +153,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         seconds = api.host.timeouts.create
         options: dict[str, Any] = {"purge": 1, "destroy-unreferenced-disks": 1}
         with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
-            api.carry_out(
-                "delete", path, f"{label} removed", seconds, partial(_say, inputs), kinds=("qmdestroy",), **options
-            )
+            api.carry_out("delete", path, f"{label} removed", seconds, partial(_say, inputs), **options)
 
     def forget(self, inputs: VirtualMachine.Inputs) -> None:
         self._transaction(inputs).revert(self._wanted(inputs))
