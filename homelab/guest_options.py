@@ -21,6 +21,7 @@ _PARAMETER = re.compile(
 _BOOLEANS = {"1": 1, "on": 1, "yes": 1, "true": 1, "0": 0, "off": 0, "no": 0, "false": 0}
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+UNKNOWN = "property is not defined in schema and the schema does not allow additional properties"
 _DNS_LABEL = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)"
 
 
@@ -93,7 +94,7 @@ def parameters(line: str) -> Parameters:
     """
     match = _PARAMETER.fullmatch(line)
     if match is None:
-        raise ValueError(f"wanted `name kind ...` as the file's head describes, found {line!r}")
+        raise ValueError(f"wanted a name and its kind as the file's head describes, found {line!r}")
     words = tuple(match["words"].split()) if match["words"] else ()
     names = [match["name"]] if not match["count"] else [f"{match['name']}{n}" for n in range(int(match["count"]))]
     return {
@@ -148,8 +149,8 @@ def mistakes(kind: str, values: Mapping[str, str]) -> dict[str, str]:
 
     :param kind: qemu or lxc.
     """
-    errors = check_all(of_new(kind), values)
-    return {key: re.sub(r"\s*\n\s*", ", ", text.strip()).replace(" format error,", "") for key, text in errors.items()}
+    texts = {key: text.strip().replace("format error\n", "") for key, text in check_all(of_new(kind), values).items()}
+    return {key: text.replace(UNKNOWN, "there is no such key").replace("\n", ", ") for key, text in texts.items()}
 
 
 def as_boolean(value: str) -> str:
@@ -291,7 +292,7 @@ def check_all(known: Mapping[str, Parameter], given: Mapping[str, str], path: st
     for name, value in given.items():
         full = f"{path}.{name}" if path else name
         if name not in known:
-            errors[full] = "property is not defined in schema and the schema does not allow additional properties"
+            errors[full] = UNKNOWN
         elif message := check_value(known[name], value, full):
             errors[full] = message
         elif (needed := known[name].requires) and needed not in given:

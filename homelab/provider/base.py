@@ -39,7 +39,7 @@ OutputsT = TypeVar("OutputsT", bound="DataclassInstance")
 T = TypeVar("T")
 
 # By what a message calls a resource.
-_NAMED_BY = ("system_name", "vm", "container", "mapping", "download", "host")
+_NAMED_BY = ("system_name", "vm", "container", "guest", "mapping", "download", "host")
 
 # What a refresh has read already in this process, by host: its probe and its containers look at the same reading.
 # Resources are refreshed at the same time, in threads.

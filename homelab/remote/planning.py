@@ -25,7 +25,7 @@ from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import preview as vm_preview
-from remote_scripts.layers import read_system
+from remote_scripts.layers import judge_guests, read_system
 from remote_scripts.layers.card_nodes import Wanted as CardNodes
 from remote_scripts.layers.card_values import Wanted as CardValues
 from remote_scripts.layers.cmdline import Wanted as Cmdline
@@ -108,7 +108,8 @@ def planned(
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     handover_errors = gates.without_hook(facts, host, slots, vms_with_hook)
-    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
+    made_errors = _of_new_guests(session, facts, {**vms, **containers})
+    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors, *made_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
@@ -125,6 +126,35 @@ def planned(
     )
     guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
     return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
+
+
+def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, Vm | Container]) -> list[HomelabError]:
+    """What Proxmox VE's own code says against guests that are to be made: one refusal for each, with all mistakes.
+
+    :param guests: of this host, by their names in the settings.
+    """
+    new = {name: guest for name, guest in guests.items() if facts.guests.config(guest.guest_id) is None}
+    asked = [
+        judge_guests.NewGuest(
+            name=name,
+            kind=guest.create.kind,
+            options={**guest.create.configuration(name), "vmid": str(guest.guest_id)},
+        )
+        for name, guest in new.items()
+        if guest.create
+    ]
+    if not asked:
+        return []
+    mistakes = session.ask("read", "judge_guests", judge_guests.Wanted(guests=tuple(asked)))["mistakes"]
+    return [
+        HomelabError(
+            wanted=f"{name}, made as its settings say (create)",
+            found="\n        ".join(f"{key}: {' '.join(text.split())}" for key, text in sorted(of_guest.items())),
+            why="Proxmox VE's own code on this host doesn't take it; nothing was made",
+            next="correct these keys",
+        )
+        for name, of_guest in mistakes.items()
+    ]
 
 
 def judged(

@@ -15,14 +15,12 @@ import pytest
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import CardMappingWork
-from homelab.provider.new_container import NewContainerWork
-from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.provider.guest import GuestWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.card_mapping import CardMapping
-from homelab.resources.new_container import NewContainer
-from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.guest import Guest
 from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
 from lab.cluster import LabCluster
@@ -237,10 +235,10 @@ def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_
 ID, MARK = 300, "Created by Pulumi: project/stack/mine"
 
 
-def made_of(node: str, **more: Any) -> VirtualMachine.Inputs:
-    about: dict[str, Any] = {"vm": "mine", "vmid": ID, "config": {"name": "mine", "memory": "512"}, "protect": False}
-    about |= {"disk": DiskInputs(storage="local-lvm", size=8), "mark": MARK, "cluster": "home", **more}
-    return VirtualMachine.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+def made_of(node: str, **more: Any) -> Guest.Inputs:
+    about: dict[str, Any] = {"guest": "mine", "guest_kind": "qemu", "vmid": ID, "protect": False}
+    about |= {"config": {"name": "mine", "memory": "512"}, "mark": MARK, "cluster": "home", **more}
+    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
 
 
 @pytest.mark.parametrize("who", ["a stranger's", "made anew", "a container"])
@@ -248,10 +246,8 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
     cluster: LabCluster, who: str
 ) -> None:
     """The VM is gone, and its id was used again: wherever the settings send this program, that guest isn't the one that was made."""
-    vms = {
-        "mine": {"host": "home", "vmid": ID, "create": {"disk": {"storage": "local-lvm", "size": 8}}, "gpus": ["gpu"]}
-    }
-    work = VirtualMachineWork(texts(cluster, vms=vms))
+    vms = {"mine": {"host": "home", "vmid": ID, "create": {"scsi0": "local-lvm:8"}, "gpus": ["gpu"]}}
+    work = GuestWork(texts(cluster, vms=vms))
     made = work.create(made_of("pve1"))
     cluster["pve1"].run(f"qm destroy {ID}")
     what = {"a stranger's": f"{MARK}2 {'a' * 16}", "made anew": f"{MARK} {'a' * 16}"}.get(who)
@@ -277,7 +273,7 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
 
 
 def test_a_made_vm_that_has_moved_is_removed_where_it_is(cluster: LabCluster) -> None:
-    work = VirtualMachineWork(texts(cluster, vms={}))
+    work = GuestWork(texts(cluster, vms={}))
     made = work.create(made_of("pve1"))
     move(cluster, "pve1", "pve2", ID)
     assert work.update(made_of("pve2"), made_of("pve1"), made) == made
@@ -294,7 +290,7 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     vm = dataclasses.replace(made_of("pve1", config=config), shutdown=shutdown)
     cards = dataclasses.replace(cards_of("pve1", goes_away=True, power="running"), vm="mine", vmid=ID)
     cards = dataclasses.replace(cards, shutdown=shutdown, cards=[{**CARD, "by_address": True}])
-    machine, work = VirtualMachineWork(texts(cluster, vms={}), URN), works(cluster)
+    machine, work = GuestWork(texts(cluster, vms={}), URN), works(cluster)
     made, given = machine.create(vm), work.create(cards)
     cluster["pve1"].fault("guest-ignores-shutdown", ID)
     work.delete(cards, given)
@@ -315,10 +311,11 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     assert not note.exists()
 
 
-def container_of(node: str, **more: Any) -> NewContainer.Inputs:
-    about: dict[str, Any] = {"container": "mine", "ctid": ID, "config": {"hostname": "mine", "memory": "512"}}
+def container_of(node: str, **more: Any) -> Guest.Inputs:
+    about: dict[str, Any] = {"guest": "mine", "guest_kind": "lxc", "vmid": ID}
+    about |= {"config": {"hostname": "mine", "memory": "512"}}
     about |= {"protect": False, "mark": MARK, "cluster": "home", **more}
-    return NewContainer.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
 
 
 @pytest.fixture
@@ -337,16 +334,13 @@ def test_a_made_container_that_moved_is_kept_by_the_resource_that_replaces_its_o
 ) -> None:
     """The state names no cluster: the resource is made anew, which finds the container, and the former one is deleted after that."""
     path, instance = guest
-    before = {"host": "pve1", "node": "pve1", "ctid": ID, "cluster": ""}
-    assert (
-        NewContainer.replacing(before, dict.fromkeys(("host", "node", "cluster")))
-        and not NewContainer.delete_before_replace
-    )
-    work = NewContainerWork(texts(cluster))
+    before = {"host": "pve1", "node": "pve1", "vmid": ID, "cluster": ""}
+    assert Guest.replacing(before, dict.fromkeys(("host", "node", "cluster"))) and not Guest.delete_before_replace
+    work = GuestWork(texts(cluster))
     made = work.create(container_of("pve2"))
     text = path.read_text()
     assert made.instance in text and instance not in text and text.startswith("#Mine.\n")
-    work.delete(container_of("pve1", cluster=""), NewContainer.Outputs(instance=instance))
+    work.delete(container_of("pve1", cluster=""), Guest.Outputs(instance=instance))
     assert path.read_text() == text
     work.delete(container_of("pve1"), made)  # it is this one's, wherever it is
     assert not path.exists()
@@ -359,12 +353,12 @@ def test_a_container_of_that_id_on_another_node_is_removed_only_if_it_is_the_one
     path, instance = guest
     path.write_text(path.read_text().replace(f" {instance}", description))
     text = path.read_text()
-    NewContainerWork(texts(cluster)).delete(container_of("pve1"), NewContainer.Outputs(instance=instance))
+    GuestWork(texts(cluster)).delete(container_of("pve1"), Guest.Outputs(instance=instance))
     assert path.read_text() == text
 
 
 def test_a_made_vm_that_moved_is_kept_by_the_resource_that_replaces_its_own(cluster: LabCluster) -> None:
-    work = VirtualMachineWork(texts(cluster, vms={}))
+    work = GuestWork(texts(cluster, vms={}))
     made = work.create(made_of("pve1", cluster=""))
     move(cluster, "pve1", "pve2", ID)
     again = work.create(made_of("pve2"))
@@ -388,16 +382,16 @@ def test_another_guest_of_a_made_containers_id_on_another_node_is_never_changed(
         path = cluster.folder / f"pve/nodes/pve2/qemu-server/{ID}.conf"
         path.parent.mkdir(exist_ok=True)
         path.write_text("name: precious\nmemory: 512\n")
-    text, made = path.read_text(), NewContainer.Outputs(instance=instance)
+    text, made = path.read_text(), Guest.Outputs(instance=instance)
     containers = {
         "mine": {
             "host": "home",
             "ctid": ID,
             "gpus": ["gpu"],
-            "create": {"template": "local:vztmpl/x.tar.zst", "disk": {"storage": "local-lvm", "size": 4}},
+            "create": {"ostemplate": "local:vztmpl/x.tar.zst"},
         }
     }
-    work = NewContainerWork(texts(cluster, containers=containers))
+    work = GuestWork(texts(cluster, containers=containers))
     try:
         with pytest.raises(GoneError):
             work.read(container_of("pve1"), made)
@@ -413,5 +407,5 @@ def test_another_guest_of_a_made_containers_id_on_another_node_is_never_changed(
 def test_a_made_container_that_has_moved_is_changed_where_it_is(cluster: LabCluster, guest: tuple[Path, str]) -> None:
     path, instance = guest
     more = container_of("pve2", config={"hostname": "mine", "memory": "1024"})
-    NewContainerWork(texts(cluster)).update(more, container_of("pve1"), NewContainer.Outputs(instance=instance))
+    GuestWork(texts(cluster)).update(more, container_of("pve1"), Guest.Outputs(instance=instance))
     assert "memory: 1024\n" in path.read_text()

@@ -11,14 +11,13 @@ from homelab.errors import HomelabError
 from homelab.remote.proxmox import places
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources.container_probe import ContainerProbe
-from homelab.resources.new_container import NewContainer
-from homelab.resources.virtual_machine import VirtualMachine
+from homelab.resources.guest import Guest
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Settings, parse
 from tests.unit.hosts import KEY
 
 CARD = {"gpu": {"match": "10de:2b85"}}
-CREATE = {"create": {"disk": {"storage": "local", "size": 32}, "image": "local:import/a.qcow2"}}
+CREATE = {"create": {"scsi0": "local:0,import-from=local:import/a.qcow2"}}
 
 
 def settings(vms: dict[str, Any], containers: dict[str, Any] | None = None, use: str = "vm") -> Settings:
@@ -73,7 +72,7 @@ def test_a_node_may_have_another_name_than_its_host_in_the_settings() -> None:
         places.placed(by_nodes, {"home": {103: "node-of-pve3"}})
 
 
-MADE = {"create": {"template": "local:vztmpl/a.tar.zst", "disk": {"storage": "local", "size": 8}}}
+MADE = {"create": {"ostemplate": "local:vztmpl/a.tar.zst"}}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_where_no_node_answers_each_is_named_and_what_it_said(monkeypatch: pytes
         places.located(settings({"a": vm()}))
 
 
-@pytest.mark.parametrize("resource", [VmCards, VirtualMachine, ContainerProbe, NewContainer])
+@pytest.mark.parametrize("resource", [VmCards, ContainerProbe, Guest])
 def test_a_guest_that_moves_within_its_cluster_is_made_anew_nowhere(resource: Any) -> None:
     in_cluster, where = {"cluster": "home"}, {"host", "node"} & resource.replaced_by
     assert resource.replacing(in_cluster, dict.fromkeys(("host", "node", "boot"))) == set()

@@ -33,9 +33,9 @@ from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
+from homelab.resources.guest import Guest
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
-from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
@@ -201,7 +201,7 @@ def test_a_vm_whose_state_names_no_cluster_gets_its_hosts_cluster() -> None:
     texts = {"hosts": json.dumps(hosts)}
     before = {"host": "pve1", "node": "pve1", "vmid": 103}
     same, moved = {**before, "cluster": "home"}, {"host": "pve2", "node": "pve2", "vmid": 103, "cluster": "home"}
-    for resource in (VmCards, VirtualMachine):
+    for resource in (VmCards, Guest):
         assert not diffed(resource, before, same, texts).changes
         found = diffed(resource, before, moved, texts)
         assert found.changes and not found.replaces
