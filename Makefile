@@ -97,9 +97,9 @@ format: .venv/.dev ## format every file
 	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
 
 docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the site of all pages
-	@$(VENV) -m homelab.settings.document
-	@$(VENV) -m homelab.settings.schema
-	@$(VENV) -m homelab.nvidia.document
+	@$(VENV) -m docs.tables.settings
+	@$(VENV) -m docs.tables.schema
+	@$(VENV) -m docs.tables.nvidia
 	@$(VENV) -m homelab.contract
 	@$(VENV) -m tests.compared
 	@$(VENV) -m tests.hardware

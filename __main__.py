@@ -84,8 +84,7 @@ for name, host in settings.hosts.items():
     nodes = [CardNodes(name, CardNodesArgs(host=host, containers=sharers, probe=probe), after(boot))] if sharers else []
     lxcs: dict[str, GpuLxc] = {}
     for guest, container in sharers.items():
-        at = settings.named_by(guest, name)
-        lxc_args = GpuLxcArgs(container=container, host=host, at=at, node=node, cards=probe.gpus, boot=boot.boot)
+        lxc_args = GpuLxcArgs(container=container, host=host, node=node, cards=probe.gpus, boot=boot.boot)
         downloads = [files[volume] for volume in container.volumes if volume in files]
         lxcs[guest] = GpuLxc(guest, lxc_args, after(*nodes, *downloads))
         containers[guest] = lxcs[guest].container

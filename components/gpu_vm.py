@@ -50,19 +50,17 @@ class GpuVm(pulumi.ComponentResource):
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
         vm, node, cards, boot = vm_of(args.vm), args.node, args.cards, args.boot
         host = None if args.host is None else host_of(args.host)
-        cluster = (host.cluster if host else None) or ""
         inputs: dict[str, object] = {
             "host": vm.host,
             "node": node,
             "vm": name,
             "vmid": vm.vmid,
             "shutdown": vm.shutdown.model_dump(mode="json"),
-            "cluster": cluster,
         }
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
-        if created := Guest.of(name, vm, node, cluster, options):
+        if created := Guest.of(name, vm, node, options):
             instance, depends_on = created.instance, [created]
         if host is not None and vm.create is not None and host.shares(vm.cards):
             # Before it has the card, and until it has it no more: without the hookscript nothing would check whether

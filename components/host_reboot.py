@@ -2,7 +2,8 @@
 the verification.
 
 Owns nothing that lasts: the boot is one on trial, and the default once the host is back and confirmed. The reboot
-and the verification are acts: both are replaced when what they take from other resources changes.
+and the verification are acts: both are replaced when what a boot is to have changes, and done again, by an update, once
+a file was mended.
 """
 
 from __future__ import annotations
@@ -61,15 +62,8 @@ class HostReboot(pulumi.ComponentResource):
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
         host, probe, driver, flavour = host_of(args.host), args.probe, args.driver, args.flavour
-        # A change of one of these replaces the verification, and the reboot, too: a new verification would take an old
-        # reboot, and the guests that it stopped, for its own.
-        verification_inputs = {
-            "iommu_words": probe.iommu_words,
-            "vfio_words": probe.vfio_words,
-            "functions": probe.functions,
-            "gpus": probe.gpus,
-            "generation": probe.boot_generation,
-        }
+        wanted_boot = {"iommu_words": probe.iommu_words, "vfio_words": probe.vfio_words, "functions": probe.functions}
+        verified = {"gpus": probe.gpus, "generation": probe.boot_generation}
         known = pulumi.Output.all(
             probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(args.previous_node)
         )
@@ -89,13 +83,15 @@ class HostReboot(pulumi.ComponentResource):
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            # Whatever was mended: on the host it decides whether that needs a reboot.
+            generation=probe.boot_generation.apply(lambda generation: sum(generation.values())),
             undone=False,
             seconds=limits.of_reboot(host),
-            triggers=[*verification_inputs.values(), driver, flavour, args.driver_generation],
+            triggers=[*wanted_boot.values(), driver, flavour, probe.generation_of("boot"), args.driver_generation],
         )
         verification = BootVerification(
             f"{name}-booted",
-            {"host": args.host_name, "reboot": reboot.stdout, **verification_inputs},
+            {"host": args.host_name, "reboot": reboot.stdout, **wanted_boot, **verified},
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
         self.boot = verification.boot

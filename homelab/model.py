@@ -28,5 +28,5 @@ class Model(BaseModel):
     """A part of the settings."""
 
     # Names in YAML are camelCase, as everywhere in Pulumi.
-    # The text below a key says what it means; docs/settings.md is made of these (homelab.settings.meanings).
+    # The text below a key says what it means; docs/settings.md is made of these (docs/tables/meanings.py).
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, strict=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,8 +26,7 @@ from homelab.cli.pulumi import Pulumi
 from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
 from homelab.events import Event
-from homelab.markdown import fenced
-from homelab.settings import parse, project
+from homelab.settings import project
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import readable
 from homelab.settings.stack_file import parsed
@@ -86,12 +85,12 @@ def comment(stack: str, code: int, text: str, log: Sequence[Event], cards: str) 
     """
     refusals = events.refusals(log)
     parts = [f"### Preview of stack {stack}{': refused' if code or refusals else ''}"]
-    parts += [fenced(refusal, "text") for refusal in refusals]
+    parts += [_fenced(refusal, "text") for refusal in refusals]
     counted = events.in_words(events.counts(log))
     parts += [f"**{counted}**"] if counted else []
-    parts += [fenced(cards, "text"), tree.LEGEND] if cards else []
+    parts += [_fenced(cards, "text"), tree.LEGEND] if cards else []
     room = max(LONGEST - sum(len(part) for part in parts), 1)
-    parts.append(f"<details><summary>the whole preview</summary>\n\n{fenced(text[-room:], 'text')}\n\n</details>")
+    parts.append(f"<details><summary>the whole preview</summary>\n\n{_fenced(text[-room:], 'text')}\n\n</details>")
     return "\n\n".join([*parts, MARK]) + "\n"
 
 
@@ -125,19 +124,7 @@ def settings(text: str, *, with_secrets: bool) -> str:
     config = {**(whole.get("config") or {}), "homelab:plan": "never"}
     if not with_secrets:
         whole, config = {}, readable(config)
-        _place(config)
     return yaml.safe_dump({**whole, "config": config}, sort_keys=False)
-
-
-def _place(config: dict[str, Any]) -> None:
-    """Gives each guest that names a cluster the first host that it may be on: no host is asked where it is."""
-    try:
-        values = parse({key.removeprefix("homelab:"): value for key, value in config.items() if "homelab:" in key})
-    except HomelabError:
-        return  # the preview says it
-    for name, guest in values.roaming.items():
-        section = "vms" if name in values.vms else "containers"
-        config[f"homelab:{section}"][name]["host"] = values.candidates(guest)[0]
 
 
 if __name__ == "__main__":
@@ -145,3 +132,9 @@ if __name__ == "__main__":
         sys.exit(main())
     except (HomelabError, OSError) as error:
         sys.exit(str(error))
+
+
+def _fenced(text: str, language: str) -> str:
+    """Text as it is, in a fence that nothing in it ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

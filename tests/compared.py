@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from homelab.markdown import table, with_tables
+from docs.tables.markdown import table, with_tables
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT / "docs" / "compared.yaml"

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from docs.tables.settings import MODELS
 from homelab.resources.base import DECLARED
-from homelab.settings.document import MODELS
 
 PROJECT = Path(__file__).resolve().parents[1]
 LIMITS = PROJECT / "tests" / "size.yaml"
@@ -29,6 +29,7 @@ AREAS = {
     "program": ("homelab/", "components/", "provider/", "__main__.py"),
     "engine": ("engine/",),
     "lab": ("lab/",),
+    "documents": ("docs/",),
     "test helpers": ("tests/",),
 }
 #: Comments that switch a rule off.

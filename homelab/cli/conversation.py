@@ -78,7 +78,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         settings = _parsed(init_settings.values_in(text), file.name)
         host = settings.hosts[name]
         by_login = host.model_copy(update={"ssh": entry.host.ssh})
-        guests = guests_on(settings, name, host, facts)
+        guests = guests_on(settings, name)
         return host, planning.planned(name, by_login, *guests, stack=stack, facts=facts)
 
     def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
@@ -97,7 +97,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     host, own = _as_set(entry, own_text, arguments.set, file.name, name)
     # What is refused whatever the answers are.
     raise_all(gates.check(facts, host.model_copy(update={"gpus": {}}))[1])
-    has = _having(before, name, facts) if before and entry.name else {}
+    has = _having(before, name) if before and entry.name else {}
     given = _given(arguments, host, facts, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
@@ -186,9 +186,9 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
         raise Mistake(str(error.retold(next=f"correct --set, or {file}"))) from None
 
 
-def _having(settings: Settings, name: str, facts: HostFacts) -> dict[str, tuple[int, ...]]:
+def _having(settings: Settings, name: str) -> dict[str, tuple[int, ...]]:
     """The guests that have the host's cards by the settings."""
-    vms, containers = guests_on(settings, name, settings.hosts[name], facts)
+    vms, containers = guests_on(settings, name)
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
     return {key: tuple(one.guest_id for one in guests if key in one.cards) for key in settings.hosts[name].gpus}
 

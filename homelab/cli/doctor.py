@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     of_container.add_argument("id", type=int)
     of_container.add_argument("--like", type=int, metavar="ID", help="compare with this container, which works")
     of_container.add_argument("--gpus", metavar="0,1", help="cards it should have: N of /dev/nvidiaN, all, none")
-    of_vm = kinds.add_parser("vm", parents=[common], help="checks its hostpci options and the cards behind them")
+    of_vm = kinds.add_parser("vm", parents=[common], help="checks its cards, and whether it would get them now")
     of_vm.add_argument("id", type=int)
     kinds.add_parser("host", parents=[common], help="checks IOMMU, cards, drivers, groups, mappings, homelab's files")
     of_log = kinds.add_parser(
@@ -89,7 +89,8 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     ids = [arguments.id, arguments.like] if arguments.kind == "container" else []
     installing = {"host", *judge.installing(host, file.guests().containers.values())}
     inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, ids[:1])})
-    reading = diagnosis.read(host, [ctid for ctid in dict.fromkeys(ids) if ctid is not None], inside)
+    vmid = arguments.id if arguments.kind == "vm" else 0
+    reading = diagnosis.read(host, [ctid for ctid in dict.fromkeys(ids) if ctid is not None], inside, vmid)
     noted = stack_options.noted(arguments, file)
     vms, _, refusals = _judged(file, name, host, reading, noted)
     if arguments.kind == "container":
@@ -110,7 +111,7 @@ def _judged(
 
     :param noted: PROJECT/STACK.
     """
-    vms, containers = guests_on(file.guests(), name, host, reading.facts)
+    vms, containers = guests_on(file.guests(), name)
     return vms, containers, planning.judged(name, host, vms, containers, noted, reading.facts)[1]
 
 
@@ -125,7 +126,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
-            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
+            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host == name]
             reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
             vms, containers, refusals = _judged(file, name, host, reading, noted)
         except HomelabError as error:

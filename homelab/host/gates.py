@@ -905,7 +905,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
             for name, slot in slots.items()
             if name not in vm_slots
             for remark in (
-                *unknown_binding_remarks(facts, name, slot),
+                *_unknown_binding_remarks(facts, name, slot),
                 *_taken_back_remarks(facts, host, name, slots),
                 *_named_remarks(facts, host, name, slots),
             )
@@ -972,7 +972,7 @@ def _keyboard_remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:
     ]
 
 
-def unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
+def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     """The remark on a card that stays and that something unknown has put on vfio-pci, or kept for it: one sentence or
     none. A rule of udev's leaves a function without a driver where vfio-pci was loaded before."""
     homelab_bound = bound_by_word(facts.cmdline.running)

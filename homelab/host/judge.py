@@ -43,8 +43,8 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
         return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []), {})
     want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
     drift = plan.drift(facts, want)
-    if planned and facts.boot_lacks is None:
-        drift["boot"].append("the host has no note of what its boot should have")
+    if planned and facts.boot_lacks is None:  # whoever decides on a reboot writes it, whether or not one is needed
+        drift["iommu"].append("the host has no note of what its boot should have")
     lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
     findings = Finding.of_steps(
         f"the host {facts.cluster.node} configured as the settings have it",

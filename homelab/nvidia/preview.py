@@ -43,14 +43,14 @@ def from_settings(settings: Settings) -> list[HomelabError]:
             )
     for name, vm in settings.vms.items():
         if vm.nvidia:
-            ids = [settings.hosts[settings.candidates(vm)[0]].gpus[use.gpu].match for use in vm.gpus]
+            ids = [settings.hosts[vm.host].gpus[use.gpu].match for use in vm.gpus]
             cards = tuple(card for card in ids if card)
             # A card that is set by its address alone has no id yet, so that the VM's cards aren't known.
             system = SystemFacts(cards=cards if len(cards) == len(ids) else None)
             errors += refusals(Request("vm", vm.nvidia, system, f"vms.{name}"))
     for name, container in settings.containers.items():
         if container.nvidia:
-            host = settings.hosts[settings.candidates(container)[0]]
+            host = settings.hosts[container.host]
             card_ids = [host.gpus[gpu].match for gpu in container.cards]
             system = SystemFacts(
                 host_driver=_driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None),

@@ -24,7 +24,7 @@ class ApiWork(Work[NodeT, OutputsT]):
 
         :raises HomelabError: the host is no longer configured.
         """
-        return Api(self.stack.host_at(inputs.host, inputs.node) or self.host(inputs), inputs.node)
+        return Api(self.host(inputs), inputs.node)
 
     def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
         """A GET for a refresh: at most one of a path in a run."""

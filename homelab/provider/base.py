@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from homelab.remote import systems
-    from homelab.remote.proxmox import places
 else:
-    places, systems = later("homelab.remote.proxmox.places"), later("homelab.remote.systems")
+    systems = later("homelab.remote.systems")
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
 OutputsT = TypeVar("OutputsT", bound="DataclassInstance")
@@ -89,42 +88,11 @@ class StackTexts:
         """
         return load_host(self.texts.get("hosts"), name)
 
-    def roams(self, guest: str) -> bool:
-        """Do the settings of a VM or a container name a cluster, so that it counts where it is now?"""
-        return guest in self._settings("vms", "containers").roaming
-
     def peers(self, name: str) -> list[str]:
         """The other hosts of the settings that are nodes of a host's cluster."""
-        cluster = self.cluster_of(name)
-        return [
-            peer
-            for peer, host in self._settings("").hosts.items()
-            if cluster and host.cluster == cluster and peer != name
-        ]
-
-    def host_at(self, name: str, node: str) -> Host | None:
-        """The settings of the host that is a node of that name of a host's cluster, or that host itself; None: there is
-        none."""
-        host_name = self.name_at(name, node)
-        return None if host_name is None else self._settings("").hosts[host_name]
-
-    def name_at(self, name: str, node: str) -> str | None:
-        """The name in the settings of the host that is a node of that name of a host's cluster; None: there is none."""
         hosts = self._settings("").hosts
-        candidates = [name, *self.peers(name)]
-        return next(
-            (
-                candidate
-                for candidate in candidates
-                if candidate in hosts and (hosts[candidate].node or candidate) == node
-            ),
-            None,
-        )
-
-    def cluster_of(self, name: str) -> str | None:
-        """The cluster of which a host of the settings is a node; None: of none, or there is no such host."""
-        hosts = self._settings("").hosts
-        return hosts[name].cluster if name in hosts else None
+        cluster = hosts[name].cluster if name in hosts else None
+        return [peer for peer, host in hosts.items() if cluster and host.cluster == cluster and peer != name]
 
     def host_names(self) -> list[str]:
         """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
@@ -146,47 +114,34 @@ class StackTexts:
 
         :raises HomelabError: they are mistaken.
         """
-        settings = self._settings("vms")
-        if settings.roaming:
-            settings = places.located(settings)
-        return {name: vm for name, vm in settings.vms.items() if vm.host == host}
+        return {name: vm for name, vm in self._settings("vms").vms.items() if vm.host == host}
 
-    def entries_of(self, section: str, guest_id: int, host: str, *, moved: bool = False) -> dict[str, Vm | Container]:
-        """The entries that may have a guest, by name: of its host, and of the host's cluster. No node is asked where it
-        is now.
+    def entries_of(self, section: str, guest_id: int, host: str) -> dict[str, Vm | Container]:
+        """The entries that have a guest of this id, by name: of a host, and of its cluster's other hosts.
 
         :param section: vms or containers.
-        :param moved: it is on another node now, which may be that of any host whose cluster the settings don't name.
         :raises HomelabError: the settings are mistaken.
         """
-        settings, cluster = self._settings(section), self.cluster_of(host)
+        settings, hosts = self._settings(section), {host, *self.peers(host)}
         # Those of the section alone were parsed.
         entries: dict[str, Vm | Container] = {**settings.vms, **settings.containers}
+        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and guest.host in hosts}
 
-        def may_have(guest: Vm | Container) -> bool:
-            named = settings.hosts.get(guest.host)  # None: the entry names a cluster
-            home = named.cluster if named else guest.host
-            return guest.host == host or (home == cluster if home and cluster else moved)
-
-        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and may_have(guest)}
+    def is_on(self, node: str, section: str, guest_id: int) -> bool:
+        """Do the settings have a guest of this id on the host that is the node of this name? Otherwise as of
+        `entries_of`."""
+        settings = self._settings(section)
+        guests: list[Vm | Container] = [*settings.vms.values(), *settings.containers.values()]
+        names = {name for name, host in settings.hosts.items() if (host.node or name) == node}
+        return any(guest.guest_id == guest_id and guest.host in names for guest in guests)
 
     def containers(self, host: str) -> dict[str, Container]:
-        """The settings of a host's containers, by name; one that names a cluster is on the host that it is on now.
+        """The settings of a host's containers, by name.
 
-        :raises HomelabError: they are mistaken, or the cluster can't be asked.
+        :raises HomelabError: they are mistaken.
         """
-        settings = self._settings("containers")
-        current_hosts = places.seen(settings) if settings.roaming else {}
-        return {
-            name: container
-            for name, container in settings.containers.items()
-            if current_hosts.get(name, container.host) == host
-        }
-
-    def may_host_roaming(self, host: Host) -> bool:
-        """May a container that names the host's cluster have been on it?"""
-        guests = self._settings("containers").roaming
-        return host.cluster is not None and any(container.host == host.cluster for container in guests.values())
+        containers = self._settings("containers").containers
+        return {name: container for name, container in containers.items() if container.host == host}
 
     def container(self, name: str) -> Container | None:
         """The settings of a container, wherever it is; None: they don't have it."""
@@ -426,7 +381,7 @@ class Work(Generic[InputsT, OutputsT]):
         host, containers = self.stack.host(name), self.stack.containers(name)
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
-            with_running = bool(containers) or self.stack.may_host_roaming(host)
+            with_running = bool(containers)
             facts, inside = ssh.read(host, guests=with_running), judge.installing(host, containers.values())
             return systems.read(ssh.Session(host), facts, inside) if inside else facts
         except HomelabError as error:

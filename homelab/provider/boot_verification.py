@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host import gates, kernel_log, names, plan
+from homelab.host import kernel_log, names, plan
 from homelab.host.facts import HostFacts
 from homelab.host.judge import verified
 from homelab.host.reboot import in_short, stopping
@@ -32,7 +33,18 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
     resource = BootVerification
 
     def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
-        reboot = scripts.answer(inputs.reboot)
+        return self._verified(inputs, scripts.answer(inputs.reboot))
+
+    def update(
+        self, inputs: BootVerification.Inputs, before: BootVerification.Inputs, outputs: BootVerification.Outputs
+    ) -> BootVerification.Outputs:
+        # The guests that an earlier reboot stopped were seen to then.
+        is_over = inputs.reboot == before.reboot
+        verified = self._verified(inputs, scripts.answer(inputs.reboot) | ({"reboot": "no"} if is_over else {}))
+        return replace(verified, boot=outputs.boot) if verified.boot_id == outputs.boot_id else verified
+
+    def _verified(self, inputs: BootVerification.Inputs, reboot: dict[str, Any]) -> BootVerification.Outputs:
+        """:param reboot: what the layer reboot answered."""
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
             why = (
@@ -106,10 +118,6 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
             next="compare `journalctl -b -1` on the host (of an earlier boot, if the one on trial left no journal) with"
             " the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
         )
-    for gpu, card in want.gpus.items():
-        if card["use"] in ("lxc", "host"):
-            for remark in gates.unknown_binding_remarks(facts, gpu, card["slot"]):
-                tell(f"{name}: note: {remark}")
     errors, remarks = verified(facts, host, name, want)
     for remark in remarks:
         tell(f"{name}: note: {remark}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -125,8 +124,6 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         self.require_same_disks(inputs, before)
         if MOVED in outputs.drift:
             self.config(inputs)  # refused, unless it is back
-        if inputs.node != before.node:
-            require_same(inputs, before, outputs.instance, self.config(inputs))
         changed = self.change(inputs, before, outputs.drift)
         kept = {key: value for key, value in outputs.written.items() if key in inputs.config}
         written = written_of(self.config(inputs), inputs, changed) if changed else {}
@@ -213,11 +210,6 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             tell(f"{guest.name}: drift: {guest.label} is gone")
             raise GoneError from None
         except ElsewhereError as error:
-            if not self._has_moved_to(inputs, guest, outputs.instance, error.node):
-                tell(f"{guest.name}: drift: {guest.label} is gone; the guest of that id on {error.node} is another one")
-                raise GoneError from None
-            if self.stack.roams(guest.name):
-                return outputs  # where it is, its own probe says
             tell(f"{guest.name}: drift: {error.found}")
             return replace(outputs, drift=[MOVED])
         drift = [key for key, value in outputs.written.items() if not same(key, config.get(key), value)]
@@ -225,31 +217,20 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             tell(f"{guest.name}: drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")
         return replace(outputs, drift=drift)
 
-    def _has_moved_to(self, inputs: Guest.Inputs, guest: CreatedGuest, instance: str, node: str) -> bool:
-        """Is the guest that was made here on another node, or has another guest its id there?"""
-        try:
-            wanted = f"to read the configuration of the guest on {node}"
-            config = strings(self.reading(replace(inputs, node=node), guest.path(node), wanted))
-        except (NotThereError, ElsewhereError):  # a guest of the other kind
-            return False
-        return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)
-
     def delete(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> None:
-        guest, made_on = CreatedGuest.of(inputs), inputs.node
+        guest = CreatedGuest.of(inputs)
         try:
-            try:
-                config = self.config(inputs)
-            except ElsewhereError as error:
-                tell(f"{guest.name}: {guest.label} is on {error.node} now")
-                inputs = dataclasses.replace(inputs, node=error.node)
-                config = self.config(inputs)
+            config = self.config(inputs)
         except NotThereError:  # perhaps a run has removed it that was killed then
             self.forget(inputs)
             return
-        elsewhere = inputs.node != made_on
-        entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host, moved=elsewhere)
+        except ElsewhereError as error:
+            if not self.stack.is_on(error.node, guest.section, guest.guest_id):
+                raise
+            return  # another resource has it, on the host that it has moved to
+        entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host)
         adopted = [name for name, entry in entries.items() if entry.create is None]
-        if why := reason_to_keep(inputs, outputs.instance, config, adopted, elsewhere=elsewhere):
+        if why := reason_to_keep(inputs, outputs.instance, config, adopted):
             tell(f"{guest.name}: {guest.label} stays: {why}")
         else:
             self.remove(inputs)
@@ -282,7 +263,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         return f"{stack_of(self.urn)}/{inputs.guest}"
 
     def _transaction(self, inputs: Guest.Inputs) -> VmTransaction:
-        return VmTransaction(self.stack, inputs.host, inputs.guest)
+        return VmTransaction(self.host(inputs), inputs.guest)
 
     def _wanted(self, inputs: Guest.Inputs) -> Wanted:
         shutdown = inputs.shutdown
@@ -419,35 +400,11 @@ def id_in_use(mark: str, guest: CreatedGuest, config: dict[str, str]) -> Homelab
     )
 
 
-def require_same(inputs: Guest.Inputs, before: Guest.Inputs, instance: str, config: dict[str, str]) -> None:
-    """Where a guest has moved to: is it the one that was made, or has another one its id by now?
-
-    :param config: of the guest of that id on the node that the inputs name.
-    :raises HomelabError: it is another one.
-    """
-    guest, marked = CreatedGuest.of(inputs), is_marked(inputs.mark, config) or is_marked(before.mark, config)
-    if marked and not names_another_instance(inputs.mark, instance, config):
-        return
-    raise HomelabError(
-        wanted=f"{guest.label} ({guest.name}), which this program made on {before.node}, changed on {inputs.node}, "
-        "where it is now",
-        found=f"{guest.label} on {inputs.node} is another one: {config.get(guest.name_key, 'without a name')}",
-        why="the one that was made is gone, and its id is used again; what isn't this program's is never changed or "
-        "removed",
-        next=f"choose another {guest.id_key} for {guest.section}.{guest.name}, and run `pulumi up --refresh`: a new "
-        f"{guest.kind} is made",
-    )
-
-
-def reason_to_keep(
-    inputs: Guest.Inputs, instance: str, config: dict[str, str], adopted: list[str], *, elsewhere: bool
-) -> str | None:
+def reason_to_keep(inputs: Guest.Inputs, instance: str, config: dict[str, str], adopted: list[str]) -> str | None:
     """Why a guest that was made here isn't deleted with its resource; None: it is.
 
     :param instance: the making of it that is to be deleted; empty: the state is of before these were told apart.
     :param adopted: names in the settings of those that have it without `create`.
-    :param elsewhere: it is on another node than the one that it was made on, where a replacement of the resource may
-        have found it first.
     """
     guest = CreatedGuest.of(inputs)
     if inputs.protect:
@@ -457,11 +414,6 @@ def reason_to_keep(
     if adopted:
         return f"{guest.section}.{adopted[0]} adopts it"
     if names_another_instance(inputs.mark, instance, config):
-        # Another resource has taken it over since, such as this one's replacement after the guest has moved.
+        # Another resource has taken it over since, such as this one's replacement.
         return "it is kept by another entry of the state now"
-    if elsewhere and not (instance and _instance_in(inputs.mark, config)):
-        return (
-            "it is on another node now, and its description doesn't tell whether it is this one or one that was "
-            "made since"
-        )
     return None

@@ -34,7 +34,6 @@ from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
 from homelab import __version__, earlier, text
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.provider import log
-from homelab.provider.caller import OfThisUser
 from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
 from homelab.provider.registry import work_of
@@ -99,7 +98,6 @@ class Homelab(sdk.Provider):
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         resource = _declared(request.type)
         state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
-        state |= self._cluster_of(state, inputs)
         # The state has the outputs, too.
         declared = {field.name for field in dataclasses.fields(resource.Inputs)}
         before = {key: value for key, value in state.items() if key in declared}
@@ -123,17 +121,6 @@ class Homelab(sdk.Provider):
             diffs=sorted({top(path) for path in detailed}),
             delete_before_replace=bool(replacing) and resource.delete_before_replace,
         )
-
-    def _cluster_of(self, state: Properties, inputs: Properties) -> Properties:
-        """The cluster of a resource whose state doesn't say it, since its cluster had no name then: what the settings
-        say of its host."""
-        cluster, host = inputs.get("cluster"), state.get("host")
-        if state.get("cluster") or not isinstance(cluster, str) or not cluster:
-            return {}
-        # Not before it is needed, and not by `later` (homelab/later.py).
-        from homelab.provider.base import StackTexts  # noqa: PLC0415
-
-        return {"cluster": cluster} if StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
 
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         resource, inputs = _declared(request.type), plain_map(request.properties)
@@ -282,15 +269,10 @@ for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create
 
 
 async def _serve(address: str) -> None:
-    callers: list[OfThisUser] = []
-    if sys.platform == "linux":  # elsewhere nothing says whose process is at the other end (docs/tiers.md)
-        callers.append(OfThisUser(os.geteuid()))
-    server = grpc.aio.server(interceptors=callers, options=_GRPC_CHANNEL_OPTIONS)
+    server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
     servicer = Servicer([], VERSION, Homelab(), engine_address=address)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
-    for interceptor in callers:
-        interceptor.port = port
     await server.start()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from homelab.errors import HomelabError
 from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork
-from homelab.provider.peers import forget_notes
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
@@ -65,7 +64,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             raise  # it may come yet: it stays noted as this program's
         except HomelabError:
             if not files.exists(inputs.volume):
-                forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
+                ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
             raise
         if not source.checksum:
             tell(
@@ -107,7 +106,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 next="take it out of there, or give the download another file name",
             )
         files.remove(inputs.volume)
-        forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
+        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
 
     def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
         host = self.host(inputs)
@@ -121,7 +120,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             files = self._files(inputs)
             files.end(inputs.volume)
             files.remove(inputs.volume)
-        forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
+        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
 
     def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
         """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be

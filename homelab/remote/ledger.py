@@ -71,16 +71,6 @@ def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
     session.ask("apply", "ledger", Wanted(name=name, note=_line(values)))
 
 
-def keep(session: Session, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a note unless there is one of this name.
-
-    :returns: the note that is there afterwards.
-    :raises HomelabError: as `Session.run`.
-    """
-    answer = session.ask("apply", "ledger", Wanted(name=name, note=_line(values), keep=True))
-    return noted_in({name: str(answer["note"])}, name) or dict(values)
-
-
 def forget(session: Session, name: str) -> None:
     """Removes the note of this name, if there is one.
 

@@ -94,13 +94,13 @@ def planned(
     if ids := [*(["host"] if host.nvidia else []), *inside]:
         facts = systems.read(session, facts, ids, load().cuda_packages)
     readings = {system: one for system, one in facts.systems.items() if isinstance(one, SystemReading)}
-    vm_systems, vm_remarks = _read_vms(host, facts, vms, timeout)
+    vm_systems, vm_remarks, refused = _read_vms(host, facts, vms, timeout)
     stack_lines, stack_errors = "", [one for one in facts.systems.values() if isinstance(one, HomelabError)]
     # Without a stack, the data about NVIDIA isn't read.
     guest_stacks = [*(vm.nvidia for vm in vms.values()), *(container.nvidia for container in containers.values())]
     if any([host.nvidia, *guest_stacks]):
         stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, readings | vm_systems)
-        stack_errors = [*errors, *stack_errors]
+        stack_errors = [*errors, *refused, *stack_errors]
     patience = OUTAGE_SECONDS if timeout is None else timeout
     api_errors = probe.check(name, host, facts, vms, containers, patience)
     ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
@@ -133,19 +133,15 @@ def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, 
 
     :param guests: of this host, by their names in the settings.
     """
-    new = {name: guest for name, guest in guests.items() if facts.guests.config(guest.guest_id) is None}
-    asked = [
-        judge_guests.NewGuest(
-            name=name,
-            kind=guest.create.kind,
-            options={**guest.create.configuration(name), "vmid": str(guest.guest_id)},
-        )
-        for name, guest in new.items()
-        if guest.create
-    ]
-    if not asked:
+    new: dict[str, dict[str, dict[str, str]]] = {"qemu": {}, "lxc": {}}
+    for name, guest in guests.items():
+        if guest.create and facts.guests.config(guest.guest_id) is None:
+            options = {**guest.create.configuration(name), "vmid": str(guest.guest_id)}
+            new[guest.create.kind][name] = options
+    if not any(new.values()):
         return []
-    mistakes = session.ask("read", "judge_guests", judge_guests.Wanted(guests=tuple(asked)))["mistakes"]
+    wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"])
+    mistakes = session.ask("read", "judge_guests", wanted)["mistakes"]
     return [
         HomelabError(
             wanted=f"{name}, made as its settings say (create)",
@@ -154,6 +150,7 @@ def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, 
             next="correct these keys",
         )
         for name, of_guest in mistakes.items()
+        if of_guest
     ]
 
 
@@ -207,12 +204,13 @@ def _writing(
 
 def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
-) -> tuple[dict[str, SystemReading], list[str]]:
-    """Reads the VMs that run and accept a login: readings by id; and a remark about each that doesn't accept it. A VM
-    that is off, or whose address its guest agent names, is read once it has its card.
+) -> tuple[dict[str, SystemReading], list[str], list[HomelabError]]:
+    """Reads the VMs that run and accept a login: readings by id; a remark about each that doesn't accept it; the
+    refusal of one without Python. A VM that is off, or whose address its guest agent names, is read once it has its
+    card.
     """
     systems: dict[str, SystemReading] = {}
-    remarks: list[str] = []
+    remarks, refused = list[str](), list[HomelabError]()
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
         runs = config is not None and not config.is_windows and vm.vmid in facts.guests.running
@@ -223,14 +221,11 @@ def _read_vms(
             session = ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS))
             wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
             systems[str(vm.vmid)] = reading.parse(session.ask("read", "read_system", wanted))
-        except NoPythonError:
-            remarks.append(
-                f"vms.{name} has no Python: `pulumi up` installs python3 there with NVIDIA's stack, and looks then "
-                "whether that fits what is in it"
-            )
+        except NoPythonError as error:
+            refused.append(error.retold(wanted=f"Python in vms.{name}"))
         except HomelabError as error:
             remarks.append(
                 f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "
                 "once it has its card"
             )
-    return systems, remarks
+    return systems, remarks, refused

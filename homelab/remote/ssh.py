@@ -115,7 +115,6 @@ class Session:
         ctid: int = 0,
         proxy: str = "",
         goes_on: bool = False,
-        meanwhile: Callable[[], object] | None = None,
     ) -> dict[str, Any]:
         """Asks this program's agent: the one that is kept there, or one that is sent along and leaves nothing behind.
 
@@ -127,7 +126,6 @@ class Session:
         :param proxy: as of `agent.request`.
         :param on_line: called with each line of its log when it comes.
         :param goes_on: the host goes on to the work's end though nobody waits for it any more.
-        :param meanwhile: called every second until there is an answer.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
@@ -135,7 +133,7 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
         request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
-        return scripts.answer(self._ask(verb, layer, [request], limit or seconds, on_line, meanwhile))
+        return scripts.answer(self._ask(verb, layer, [request], limit or seconds, on_line))
 
     def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
@@ -156,14 +154,13 @@ class Session:
         requests: Sequence[str],
         seconds: float,
         on_line: Callable[[str], None] | None = None,
-        meanwhile: Callable[[], object] | None = None,
     ) -> str:
         """The lines of the agent's answers; other arguments and errors as of `ask`.
 
         :param layers: their names, for an error.
         """
         command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
-        return self._run(command, f"{verb} {layers}", text, seconds, on_line, meanwhile, is_for_agent=True)
+        return self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
 
     def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.
@@ -196,7 +193,6 @@ class Session:
         script: str,
         seconds: float,
         on_line: Callable[[str], None] | None = None,
-        meanwhile: Callable[[], object] | None = None,
         *,
         is_for_agent: bool = False,
     ) -> str:
@@ -207,7 +203,7 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         try:
             work = self._exchange(command, script, seconds, on_line, is_for_agent)
-            status, output, log = loop.run(work, meanwhile)
+            status, output, log = loop.run(work)
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:
@@ -529,7 +525,7 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
             wanted="Python on that system",
             found=f"{_PYTHON} isn't there",
             why="this program's part on a host and in a VM is written in it; nothing was changed",
-            next="install it there: `apt-get install python3` (a VM that gets NVIDIA's stack gets it by `pulumi up`)",
+            next="install it there: `apt-get install python3`; then run the same again",
         )
     return HomelabError(
         wanted=f"the command to {verb.replace('_', ' ')} to succeed",

@@ -44,12 +44,11 @@ class NodeInputs(HostInputs):
 
 @dataclass(frozen=True, kw_only=True)
 class VmInputs(NodeInputs):
-    """A VM: its name in the settings, its id. `cluster`: of its host; empty: none."""
+    """A VM: its name in the settings, its id."""
 
     vm: str
     vmid: int
     shutdown: ShutdownInputs
-    cluster: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +106,12 @@ class Resource(pulumi.CustomResource):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """Of the inputs that `changed`, those for which another resource is made: not that a guest is on another node
-        of its cluster.
+        """Of the inputs that `changed`, those for which another resource is made.
 
         :param state: the resource's inputs and outputs until now.
         :param changed: each with its new value.
         """
-        moved = state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed.keys()
-        return (changed.keys() & cls.replaced_by) - ({"host", "node"} if moved else set())
+        return changed.keys() & cls.replaced_by
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:

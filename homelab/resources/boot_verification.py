@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from homelab.remote import scripts
-from homelab.resources.base import Act, HostInputs
+from homelab.resources.base import Act, HostInputs, Values
 from homelab.shapes import BootSeen, CardPlan, DeviceSeen, IommuSeen
 
 
@@ -39,6 +39,12 @@ class BootVerification(Act):
         iommu: IommuSeen
         devices: dict[str, DeviceSeen]
         boot: BootSeen
+
+    @classmethod
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
+        """Only another boot takes its place. One that lasts, or may do so, is verified again by an update."""
+        is_answered = isinstance(changed.get("reboot"), str)
+        return super().replacing(state, changed) - {"gpus", "generation"} - ({"reboot"} if not is_answered else set())
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:

@@ -11,7 +11,6 @@ import pulumi
 
 from homelab.properties import mark_of
 from homelab.resources.base import NodeInputs, Owned
-from homelab.settings import NewVm
 from homelab.shapes import ShutdownInputs
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class Guest(Owned):
     class Inputs(NodeInputs):
         """`guest`: its name in the settings; `config`: option -> value, as the API takes them; `secret_config`: the
         same, secret; `clone`: of which VM it is a clone, None: of none; `size`: of the system disk in GiB, None: as it
-        comes; `mark`: in its description; `cluster`: of its host; empty: none.
+        comes; `mark`: in its description.
         """
 
         guest: str
@@ -46,7 +45,6 @@ class Guest(Owned):
         protect: bool
         mark: str
         shutdown: ShutdownInputs
-        cluster: str = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -60,14 +58,11 @@ class Guest(Owned):
     instance: pulumi.Output[str]
 
     @classmethod
-    def of(
-        cls, name: str, guest: Vm | Container, node: str, cluster: str, opts: pulumi.ResourceOptions
-    ) -> Guest | None:
+    def of(cls, name: str, guest: Vm | Container, node: str, opts: pulumi.ResourceOptions) -> Guest | None:
         """The guest of the settings; None: it is adopted.
 
         :param name: its name in the settings.
         :param node: its host's name in Proxmox VE.
-        :param cluster: of its host; empty: none.
         """
         new = guest.create
         if new is None:
@@ -81,10 +76,9 @@ class Guest(Owned):
             "vmid": guest.guest_id,
             "config": new.configuration(name),
             "secret_config": pulumi.Output.secret(secret) if secret else {},
-            **({"clone": new.clone, "size": new.size} if isinstance(new, NewVm) else {}),
+            **new.of_system_disk,
             "protect": new.protect,
             "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
             "shutdown": guest.shutdown.model_dump(mode="json"),
-            "cluster": cluster,
         }
         return cls(f"{name}-{'vm' if new.kind == 'qemu' else 'ct'}", inputs, opts)

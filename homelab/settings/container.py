@@ -29,8 +29,7 @@ class Container(Model):
     `gpuAssignment` and `gpus` says which cards it gets."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or the Proxmox VE cluster that it is in: the program then finds
-    it on whichever node it is ([a guest that moves](moving-guests.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`."""
     ctid: GuestId
     """Its id in Proxmox VE. Without `create` a container with this id exists, and is adopted as it is."""
     gpu_assignment: Annotated[Plain | None, InWords('all, none, or numbers in quotes, such as "0,1"')] = None

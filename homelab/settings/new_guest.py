@@ -10,10 +10,19 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
-from pydantic import ConfigDict, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import (
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from homelab import guest_options
+from homelab.guest_options import Parameter
 from homelab.model import Model
 from homelab.settings.types import ENCRYPTED, DiskGiB, GuestId, visible
 
@@ -73,6 +82,25 @@ class NewGuest(Model):
             raise ValidationError.from_exception_data(cls.__name__, details)
         return made
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With Proxmox VE's keys; of numbered ones a pattern."""
+        made = handler.resolve_ref_schema(handler(core))
+        known = {
+            key: _in_schema(one)
+            for key, one in guest_options.of_new(cls.kind).items()
+            if not refusal(cls.kind, key, "x")
+        }
+        numbered = {key[:-1] for key in known if key.endswith("0") and f"{key[:-1]}1" in known}
+        first = {
+            key: one
+            for key, one in known.items()
+            if key.rstrip("0123456789") not in numbered or key[:-1] in numbered and key[-1] == "0"
+        }
+        made["properties"] |= first
+        made["patternProperties"] = {f"^{stem}[0-9]+$": known[f"{stem}0"] for stem in sorted(numbered)}
+        return {**made, "additionalProperties": False}
+
     @property
     def options(self) -> dict[str, str]:
         """Proxmox VE's keys, without the secrets."""
@@ -83,6 +111,11 @@ class NewGuest(Model):
         """The same, secret."""
         extra = self.model_extra or {}
         return {key: text.get_secret_value() for key, text in extra.items() if isinstance(text, SecretStr)}
+
+    @property
+    def of_system_disk(self) -> dict[str, int | None]:
+        """What of its keys is about its system disk."""
+        return {}
 
     @property
     def volumes(self) -> list[str]:
@@ -101,6 +134,10 @@ class NewVm(NewGuest):
     size: DiskGiB | None = None
     """How large its system disk becomes, if it is smaller: that of an image or a template seldom is large enough. The
     system disk is the first of `boot`'s order, else the first disk. It can grow later, and never shrinks."""
+
+    @property
+    def of_system_disk(self) -> dict[str, int | None]:
+        return {"clone": self.clone, "size": self.size}
 
     def configuration(self, name: str) -> dict[str, str]:
         """The options of the VM.
@@ -187,6 +224,17 @@ def refusal(kind: str, key: str, text: str) -> str | None:
         if _SYSTEM_FOLDER.fullmatch(folder) and not _DATA_BELOW_VAR.fullmatch(folder):
             return f"{folder} is of the host's own system: a container that changes it breaks the host"
     return None
+
+
+def _in_schema(parameter: Parameter) -> JsonSchemaValue:
+    """An option for editors."""
+    types = {"boolean": ["boolean", "integer"], "integer": ["integer"], "number": ["number"]}
+    text = {"enum": [*parameter.words]} if parameter.words else {"type": "string"}
+    plain = {"type": types.get(parameter.kind, ["number", "boolean"])}
+    return {
+        "description": "As Proxmox VE takes it (man qm, man pct).",
+        "anyOf": [text, *([] if parameter.words else [plain])],
+    }
 
 
 def _error(place: tuple[int | str, ...], text: str, value: object = None) -> InitErrorDetails:

@@ -31,7 +31,7 @@ _HOSTNAME = (
 @dataclass(frozen=True)
 class InWords:
     """The name of a value's type, in a word or two of Markdown, for the tables of docs/settings.md
-    (homelab/settings/document.py) and for editors (homelab/settings/schema.py)."""
+    (docs/tables/settings.py) and for editors (docs/tables/schema.py)."""
 
     text: str
 

@@ -40,19 +40,9 @@ class VmGpu(Model):
     """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program
     may replace it. A mapping replaces the address. The line's other options stay, unless you set another value than the
     default here; lines for what it lacks stay, too. `pulumi destroy` restores the line. `homelab init` sets this."""
-    legacy_igd: bool = False
-    """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`).
-    Needs the machine model `pc`, with `pcie: false`, and `display: none`."""
-
     driver: Literal["vfio", "keep"] = "vfio"
     """`keep`: Proxmox VE leaves the card on the driver that it has and doesn't reset it: for a virtual function with a
     VFIO driver of its maker. From Proxmox VE 9.1 on (qemu-server 9.0.25)."""
-
-    @model_validator(mode="after")
-    def _legacy_igd_fits(self) -> Self:
-        if self.legacy_igd and (self.pcie or self.x_vga or not self.rombar):
-            raise ValueError("legacyIgd: Proxmox VE takes it with pcie: false alone, without xVga, and with rombar")
-        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -74,8 +64,7 @@ class Vm(Model):
     """A VM that gets cards."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or its cluster: the program then finds the VM on whichever node
-    it is ([more than one host](moving-guests.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`."""
     vmid: GuestId
     """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []
@@ -161,10 +150,6 @@ class Vm(Model):
         options = {} if self.create is None else self.create.configuration("")
         if self.gpus and options.get("balloon", "0") != "0":
             raise ValueError("create.balloon: a card pins all of a VM's memory; take it out")
-        if any(gpu.legacy_igd for gpu in self.gpus) and self.display != "none":
-            raise ValueError("gpus: a card with legacyIgd is the VM's only screen: set display: none")
-        if any(gpu.legacy_igd for gpu in self.gpus) and (self.machine or "q35" in options.get("machine", "")):
-            raise ValueError("gpus: a card with legacyIgd takes the machine model pc (i440fx), which q35 is not")
         if "q35" not in options.get("machine", "q35") and any(gpu.pcie for gpu in self.gpus):
             raise ValueError("create.machine: a card with pcie needs q35")
         return self

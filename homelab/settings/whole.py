@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import PrivateAttr, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from homelab.model import Model
 from homelab.settings.container import Container
@@ -30,16 +29,6 @@ class Settings(Model):
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
     """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
-    # Guests that were located by `with_hosts`: name -> the cluster that their settings name.
-    _cluster_of: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    def candidates(self, guest: Vm | Container) -> list[str]:
-        """The names of the hosts on which a guest may be: the host that it names; of a cluster those that have all of
-        its cards, in the settings' order."""
-        if guest.host in self.hosts:
-            return [guest.host]
-        nodes = self.of_cluster(guest.host)
-        return [name for name, host in nodes.items() if host.gpus.keys() >= set(guest.cards)]
 
     def of_cluster(self, cluster: str) -> dict[str, Host]:
         """The hosts that are nodes of a cluster, by name."""
@@ -51,16 +40,6 @@ class Settings(Model):
         cluster = self.hosts[host].cluster
         nodes = list(self.of_cluster(cluster)) if cluster else [host]
         return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
-
-    @property
-    def roaming(self) -> dict[str, Vm | Container]:
-        """The guests that name a cluster instead of a host, by name."""
-        guests: dict[str, Vm | Container] = {**self.vms, **self.containers}
-        return {name: guest for name, guest in guests.items() if guest.host not in self.hosts}
-
-    def named_by(self, guest: str, host: str) -> str:
-        """The cluster that a guest names, if `with_hosts` has located it on this host; else the host itself."""
-        return self._cluster_of.get(guest, host)
 
     @property
     def stacks(self) -> dict[str, Nvidia]:
@@ -83,13 +62,10 @@ class Settings(Model):
             if other_vm := ids.get((vm.host, vm.vmid)):
                 raise ValueError(f"vms.{name} and vms.{other_vm} have the same vmid {vm.vmid}")
             ids[vm.host, vm.vmid] = name
-            self._check_roaming(f"vms.{name}", vm)
             for use in vm.gpus:
                 _check_vm_card(name, vm, use, host)
                 if host.gpus[use.gpu].use == "shared":
                     continue  # the VM that starts first has it
-                if vm.host not in self.hosts:
-                    continue  # the host is known only once the guest was located
                 if holder := holders.get((vm.host, use.gpu)):
                     raise ValueError(
                         f"gpus: {use.gpu} is given to vms.{holder} and vms.{name}; one VM at a time can have it: "
@@ -97,39 +73,19 @@ class Settings(Model):
                     )
                 holders[vm.host, use.gpu] = name
 
-    def _check_roaming(self, place: str, guest: Vm | Container) -> None:
-        """Refuses a guest that names a cluster and has a card that is handed over: that is done by a hookscript, and a
-        list of the card's guests, on the card's own node.
+    def _host_of(self, place: str, guest: Vm | Container) -> Host:
+        """The host that a guest names.
 
         :param place: in the settings, such as `vms.sandbox`.
+        :raises ValueError: there is no such host.
         """
         if guest.host in self.hosts:
-            return
-        for host in self.candidates(guest):
-            shared = [gpu for gpu in guest.cards if gpu in self.hosts[host].hands_over]
-            if shared:
-                raise ValueError(
-                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers "
-                    f"of {host}, which hands it over: name the host ({', '.join(self.candidates(guest))}), or give the "
-                    f"card use: {'vm' if isinstance(guest, Vm) else 'lxc'}"
-                )
-
-    def _host_of(self, place: str, guest: Vm | Container) -> Host:
-        """The host that a guest names; of a cluster, the first host that has its cards.
-
-        :param place: in the settings, such as `vms.sandbox`.
-        :raises ValueError: there is no such host or cluster, or none of its hosts has the cards.
-        """
-        nodes = self.of_cluster(guest.host)
-        if guest.host not in self.hosts and not nodes:
-            clusters = sorted({host.cluster for host in self.hosts.values() if host.cluster})
-            others = f", and the cluster{'s' if len(clusters) > 1 else ''} {', '.join(clusters)}" if clusters else ""
-            raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}{others}")
-        candidates = self.candidates(guest)
-        if not candidates:
-            cards = f"the card{'s' if len(guest.cards) > 1 else ''} {', '.join(guest.cards)}"
-            raise ValueError(f"{place}.host: no host of the cluster {guest.host} has {cards}")
-        return self.hosts[candidates[0]]
+            return self.hosts[guest.host]
+        if nodes := self.of_cluster(guest.host):
+            raise ValueError(
+                f"{place}.host: {guest.host} is a cluster; name the host that the guest is on: {', '.join(nodes)}"
+            )
+        raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}")
 
     @model_validator(mode="after")
     def _containers_fit(self) -> Self:
@@ -140,7 +96,6 @@ class Settings(Model):
         ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}
         for name, container in self.containers.items():
             host = self._host_of(f"containers.{name}", container)
-            self._check_roaming(f"containers.{name}", container)
             if name in self.vms:
                 raise ValueError(f"containers.{name} and vms.{name}: a name is one guest's")
             if other_guest := ids.get((container.host, container.ctid)):
@@ -172,26 +127,6 @@ class Settings(Model):
                         "another name"
                     )
         return self
-
-    def with_hosts(self, hosts: Mapping[str, str]) -> Settings:
-        """The settings with the host on which each guest currently is.
-
-        :param hosts: a guest's name -> the host's.
-        :raises ValueError: guests and hosts don't fit each other there.
-        """
-        placed = self.model_copy(
-            update={
-                kind: {
-                    name: guest.model_copy(update={"host": hosts.get(name, guest.host)})
-                    for name, guest in guests.items()
-                }
-                for kind, guests in (("vms", self.vms), ("containers", self.containers))
-            }
-        )
-        placed._cluster_of = {name: self.roaming[name].host for name in hosts}
-        placed._check_vms()
-        placed._check_containers()
-        return placed
 
     @field_validator("hosts")
     @classmethod

@@ -177,14 +177,15 @@ def judge_guests(host: HostState) -> int:
         return of_volume(volume, "rootdir") if kind == "lxc" and stem in ("rootfs", "mp") else ""
 
     found = {}
-    for guest in json.load(sys.stdin):
-        operation = reference().operations["POST", f"/nodes/{{node}}/{guest['kind']}"]
-        errors = check_all(operation.parameters, {**guest["options"], "node": host.node})
-        for key, value in guest["options"].items():
-            if key not in errors and (mistake := of_option(guest["kind"], key, value)):
-                errors[key] = mistake
-        if errors:
-            found[guest["name"]] = errors
+    for section, guests in json.load(sys.stdin).items():
+        kind = "qemu" if section == "vms" else "lxc"
+        for name, options in guests.items():
+            operation = reference().operations["POST", f"/nodes/{{node}}/{kind}"]
+            errors = check_all(operation.parameters, {**options, "node": "localhost"})
+            for key, value in options.items():
+                if key not in errors and (mistake := of_option(kind, key, value)):
+                    errors[key] = mistake
+            found[name] = errors
     print(json.dumps(found, sort_keys=True))
     return 0
 

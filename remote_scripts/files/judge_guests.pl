@@ -1,18 +1,13 @@
 # What Proxmox VE's own code says against guests that don't exist yet. Nothing is made.
 #
-# Standard input: a list of guests, each with its name, kind (qemu or lxc) and options. Output: name -> option -> mistake.
+# Standard input: {"vms": name -> options, "containers": the same}. Output: name -> option -> mistake.
 use strict;
 use warnings;
 use JSON::PP;
 use PVE::API2::LXC;
 use PVE::API2::Qemu;
-use PVE::Cluster;
-use PVE::INotify;
-use PVE::JSONSchema;
-use PVE::RPCEnvironment;
-use PVE::Storage;
 
-my ($guests, %found) = (decode_json(do { local $/; <STDIN> }));
+my ($wanted, %found) = (decode_json(do { local $/; <STDIN> }));
 PVE::RPCEnvironment->setup_default_cli_env();
 PVE::Cluster::cfs_update();
 my $storages = PVE::Storage::config();
@@ -27,20 +22,18 @@ sub beyond_schema {
     my ($name, $volume) = $value =~ m!^(?:file=|volume=)?([^:/,]+):([^,]+)! or return "";
     my $storage = eval { PVE::Storage::storage_check_enabled($storages, $name) } or return $@;
     my $content = $key =~ /^(?:mp|rootfs)/ ? "rootdir" : "images";
-    my $is_made = $volume =~ /^(?:\d+(?:\.\d+)?|cloudinit)$/;
-    return $is_made && !$storage->{content}{$content} ? "storage '$name' has no content '$content'" : "";
+    my $is_there = $volume !~ /^(?:\d+(?:\.\d+)?|cloudinit)$/;
+    return $is_there || $storage->{content}{$content} ? "" : "storage '$name' has no content '$content'";
 }
 
-for my $guest (@$guests) {
-    my $api = $guest->{kind} eq "qemu" ? "PVE::API2::Qemu" : "PVE::API2::LXC";
-    my $schema = $api->map_method_by_name("create_vm")->{parameters};
-    my ($options, %errors) = ($guest->{options});
-    eval { PVE::JSONSchema::validate({ %$options, node => PVE::INotify::nodename() }, $schema, "x\n") };
-    %errors = ref($@) ? %{$@->{errors}} : (create => $@) if $@;
-    for my $key (grep { !$errors{$_} } keys %$options) {
-        my $error = beyond_schema($key, $options->{$key});
-        $errors{$key} = $error if $error;
+for (["vms", "PVE::API2::Qemu"], ["containers", "PVE::API2::LXC"]) {
+    my ($guests, $schema) = ($wanted->{$_->[0]}, $_->[1]->map_method_by_name("create_vm")->{parameters});
+    for my $name (keys %$guests) {
+        my ($options, %errors) = ($guests->{$name});
+        eval { PVE::JSONSchema::validate({ %$options, node => "localhost" }, $schema, "x\n") };
+        %errors = ref($@) ? %{$@->{errors}} : (create => $@) if $@;
+        $errors{$_} ||= beyond_schema($_, $options->{$_}) for keys %$options;
+        $found{$name} = { map { $errors{$_} ? ($_ => $errors{$_}) : () } keys %errors };
     }
-    $found{$guest->{name}} = \%errors if %errors;
 }
 print JSON::PP->new->canonical->encode(\%found);

@@ -1,5 +1,6 @@
-"""What a diagnosis needs besides the host's reading: drivers' majors, containers' configurations and insides. Changes
-nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
+"""What a diagnosis needs besides the host's reading: drivers' majors, containers' configurations and insides, and what
+a VM's start would find. Changes nothing, and so runs no nvidia-smi, which as root loads modules and makes nodes; but
+for a start, of a card that the driver has.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from remote_scripts import installed
-from remote_scripts.shared import api, guest_tasks, guests
+from remote_scripts.shared import api, card_start, guest_tasks, guests
+from remote_scripts.shared.card_start import CardStart
 from remote_scripts.shared.container_conf import passed_on
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
@@ -33,9 +35,12 @@ _BEGINS = tuple(f"{kind}{work}" for kind in ("vz", "qm") for work in ("create", 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`containers`: ids of those to look into; those that aren't here are left out."""
+    """`containers`: ids of those to look into; those that aren't here are left out. `vm`: the id of the one whose start
+    is asked about; 0: none.
+    """
 
     containers: tuple[int, ...] = ()
+    vm: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Container:
 class Answer:
     """`machine`: its maker's name and model, its board's too; `processor`: its model; both empty where the firmware or
     the kernel doesn't say it. `failed_starts`: id of a guest -> the end of the log of its last start here, if that
-    failed; `char_devices`: /proc/devices.
+    failed; `char_devices`: /proc/devices; `starts`: what the VM's start would find of its shared cards.
     """
 
     machine: str
@@ -63,6 +68,7 @@ class Answer:
     failed_starts: dict[str, str]
     char_devices: str
     containers: tuple[Container, ...]
+    starts: tuple[CardStart, ...] = ()
 
 
 def read(system: System, wanted: Wanted) -> Answer:
@@ -76,6 +82,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         failed_starts=_failed_starts(system),
         char_devices=system.files.text("/proc/devices"),
         containers=tuple(_containers(system, wanted.containers)),
+        starts=card_start.of_vm(system, str(wanted.vm)) if wanted.vm else (),
     )
 
 

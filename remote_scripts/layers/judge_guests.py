@@ -16,19 +16,12 @@ _SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewGuest:
-    """`name`: in the settings; `kind`: qemu or lxc; `options`: as the API takes them, also its id (`vmid`)."""
-
-    name: str
-    kind: str
-    options: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`guests`: those that are to be made."""
+    """`vms`, `containers`: those that are to be made: name in the settings -> options as the API takes them, also the
+    id (`vmid`)."""
 
-    guests: tuple[NewGuest, ...]
+    vms: dict[str, dict[str, str]]
+    containers: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,6 @@ class Answer:
 
 def read(system: System, wanted: Wanted) -> Answer:
     """Asks Proxmox VE."""
-    guests = json.dumps(to_plain(wanted)["guests"]).encode()
-    done = system.run.ask("perl", "-e", installed.TEXTS["judge_guests"], stdin=guests, seconds=_SECONDS)
+    guests, program = json.dumps(to_plain(wanted)).encode(), installed.TEXTS["judge_guests"]
+    done = system.run.ask("perl", "-e", program, stdin=guests, seconds=_SECONDS)
     return Answer(json.loads(done.output) if done.status == 0 else {})

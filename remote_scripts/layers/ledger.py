@@ -14,13 +14,10 @@ from remote_scripts.tools.system import System, changes
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`name`: such as mapping/pve/gpu; `note`: for `apply`, one line of JSON, empty: forget what is noted; `keep`: what
-    is noted already stays.
-    """
+    """`name`: such as mapping/pve/gpu; `note`: for `apply`, one line of JSON, empty: forget what is noted."""
 
     name: str
     note: str = ""
-    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,9 @@ def apply(system: System, wanted: Wanted) -> Answer:
     if not wanted.note:
         files.remove(path)
         return Answer("")
-    before = _noted(system, wanted.name) if wanted.keep else ""
-    if not before:
-        files.need_folder(path.rpartition("/")[0])
-        files.write(path, f"{wanted.note}\n".encode(), 0o600)
-    return Answer(before or wanted.note)
+    files.need_folder(path.rpartition("/")[0])
+    files.write(path, f"{wanted.note}\n".encode(), 0o600)
+    return Answer(wanted.note)
 
 
 def _path(name: str) -> str:

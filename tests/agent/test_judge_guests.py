@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from remote_scripts.layers.judge_guests import NewGuest, Wanted
+from remote_scripts.layers.judge_guests import Wanted
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host
 
-GUEST = NewGuest(name="dev", kind="qemu", options={"vmid": "200", "cores": "eight"})
+WANTED = Wanted(vms={"dev": {"vmid": "200", "cores": "eight"}}, containers={"ai": {}})
 
 
 def test_proxmox_ves_own_code_is_asked_once_for_all_guests(host: Host) -> None:
@@ -23,15 +23,12 @@ def test_proxmox_ves_own_code_is_asked_once_for_all_guests(host: Host) -> None:
         return json.dumps({"dev": {"cores": "type check failed"}})
 
     host.programs["perl"] = perl
-    answer = host.ask("read", "judge_guests", Wanted(guests=(GUEST, NewGuest(name="ai", kind="lxc", options={}))))
+    answer = host.ask("read", "judge_guests", WANTED)
     assert answer == {"mistakes": {"dev": {"cores": "type check failed"}}}
-    assert json.loads(*asked) == [
-        {"name": "dev", "kind": "qemu", "options": {"vmid": "200", "cores": "eight"}},
-        {"name": "ai", "kind": "lxc", "options": {}},
-    ]
+    assert json.loads(*asked) == {"vms": WANTED.vms, "containers": WANTED.containers}
 
 
 @pytest.mark.parametrize("done", [Done(2, b"", b"Can't locate PVE/API2/Qemu.pm in @INC"), Done(124, b"")])
 def test_where_its_modules_cant_be_loaded_nothing_is_said(host: Host, done: Done) -> None:
     host.programs["perl"] = lambda _words, _stdin: done
-    assert host.ask("read", "judge_guests", Wanted(guests=(GUEST,))) == {"mistakes": {}}
+    assert host.ask("read", "judge_guests", WANTED) == {"mistakes": {}}

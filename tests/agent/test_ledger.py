@@ -16,22 +16,19 @@ def ask(host: Host, verb: str, name: str = "mapping/pve/gpu", **wanted: object) 
     return str(host.ask(verb, "ledger", Wanted(name=name, **wanted))["note"])  # type: ignore[arg-type]
 
 
-def test_a_note_is_written_kept_and_forgotten(host: Host) -> None:
+def test_a_note_is_written_and_forgotten(host: Host) -> None:
     before = host.lasting()
     assert ask(host, "read") == ""
     assert ask(host, "apply", note=NOTE) == NOTE == ask(host, "read")
     assert host.read("/var/lib/homelab/ledger/mapping/pve/gpu") == f"{NOTE}\n"
-    assert ask(host, "apply", note="{}", keep=True) == NOTE
     assert ask(host, "apply", note="{}") == "{}" == ask(host, "read")
     assert ask(host, "apply") == "" and host.lasting() == before
-    assert ask(host, "apply", note="{}", keep=True) == "{}"
 
 
 def test_a_note_that_cant_be_read_is_not_taken_for_none(host: Host) -> None:
     (host.root / "var/lib/homelab/ledger/mapping/pve/gpu").mkdir(parents=True)
-    for verb, keep in (("read", False), ("apply", True)):
-        with pytest.raises(Refused, match="can't be read"):
-            ask(host, verb, note="{}", keep=keep)
+    with pytest.raises(Refused, match="can't be read"):
+        ask(host, "read")
 
 
 @pytest.mark.parametrize("note", [NOTE, ""])

@@ -36,7 +36,7 @@ def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(
         assert with_cards != before
         settings = host.model_dump(mode="json", by_alias=True)
         shutdown = ShutdownInputs(timeout=10, otherwise="stop")
-        inputs = replace(probe(NODE), goes_away=goes_away, shutdown=shutdown, cluster="")
+        inputs = replace(probe(NODE), goes_away=goes_away, shutdown=shutdown)
         stack = {"hosts": json.dumps({NODE: settings})}
         ContainerProbeWork(stack, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs())
         stays = guest != "ai" or goes_away

@@ -39,6 +39,7 @@ def test_tampering_is_named_and_mended_without_a_reboot(bound: MetalStack) -> No
     mended = bound.up("--refresh")
     assert mended.changed == {"pve-cmdline", "pve-initrd", "pve-bind", *REBOOT, "pve-probe"} & mended.changed
     assert {"pve-cmdline", "pve-initrd"} <= mended.changed
+    assert not [name for operation, name in mended.steps if operation == "create-replacement"], "no reboot is shown"
     assert bound.files() == files
     assert bound.machine.boot_id() == boot  # the running kernel had it all
     assert bound.up("--refresh").changed == set()

@@ -29,7 +29,6 @@ IMPORTED = (
     "homelab.remote.diagnosis",
     "homelab.remote.nvidia_steps",
     "homelab.remote.planning",
-    "homelab.remote.proxmox.places",
     "homelab.show.cards",
     "homelab.show.result",
     "grpc.aio",

@@ -11,7 +11,7 @@ from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.provider import boot_verification
 from homelab.remote import guard, ssh
-from tests.unit.hosts import desktop, gpu, settings
+from tests.unit.hosts import desktop, settings
 
 REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": False, "armed": "1.0"}
 
@@ -41,21 +41,6 @@ def test_a_boot_that_lacks_what_was_wanted_fails(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(HomelabError) as error:
         verified(monkeypatch, desktop(), desktop())
     assert "homelab.vfio=" in str(error.value) and "on the running kernel's command line" in str(error.value)
-
-
-@pytest.mark.usefixtures("held")
-@pytest.mark.parametrize(("use", "notes"), [("lxc", 1), ("host", 1), ("vm", 0)])
-def test_whose_driver_has_a_card_that_stays_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], use: str, notes: int
-) -> None:
-    """By what, the program doesn't say: it names the files that may have done it."""
-    card = [{**function, "driver": "vfio-pci"} for function in gpu()]
-    seen = desktop(devices=card, vfio_mentions=["/etc/udev/rules.d/v.rules"])
-    want = plan.wanted(seen, settings({"big": {"match": "10de:2b85", "use": use}}))
-    monkeypatch.setattr(plan, "wanted", lambda *_: want)
-    monkeypatch.setattr(plan, "verify", lambda *_: [])
-    verified(monkeypatch, seen, seen)
-    assert capsys.readouterr().out.count("pve: note: gpus.big: 0000:01:00.0 is on vfio-pci") == notes
 
 
 def test_a_boot_that_was_given_back_is_no_success(monkeypatch: pytest.MonkeyPatch, held: list[str]) -> None:

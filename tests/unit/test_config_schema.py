@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 import yaml
 
+from docs.tables import schema as config_schema
 from homelab import tables
 from homelab.settings import Settings, parse
-from homelab.settings import schema as config_schema
 from homelab.settings.secrets import readable
 from tests.conftest import PROJECT
 from tests.unit.test_setting_types import WHOLE

@@ -45,7 +45,7 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
 
 def test_a_lost_note_of_what_a_boot_should_have_is_written_again_after_an_up() -> None:
     facts = bound(boot_lacks=None)
-    assert judge_host(facts, HOST, planned=WANT).drift["boot"] == ["the host has no note of what its boot should have"]
+    assert judge_host(facts, HOST, planned=WANT).drift["iommu"] == ["the host has no note of what its boot should have"]
     assert judge_host(facts, HOST).drift["boot"] == [], "there may have been no `up`"
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from docs.tables.nvidia import all_tables, pages, written
 from homelab.nvidia.compatibility import FOLDER, Branch, Compatibility, DeviceRow, Generation, KernelRow, load
-from homelab.nvidia.document import all_tables, pages, written
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
 
 DATA = load()
@@ -204,7 +204,7 @@ def test_two_generations_with_the_same_ids_are_refused(tmp_path: Path) -> None:
 
 def test_the_documents_have_the_tables_of_the_data() -> None:
     texts = pages().values()
-    assert [written(text) for text in texts] == [*texts], "run `python -m homelab.nvidia.document`"
+    assert [written(text) for text in texts] == [*texts], "run `python -m docs.tables.nvidia`"
     assert all("".join(texts).count(f"<!-- table: {name} -->") == 1 for name in all_tables(DATA))
 
 

@@ -8,8 +8,8 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+from docs.tables.markdown import anchors
 from homelab import __version__
-from homelab.markdown import anchors
 from tests.conftest import PROJECT
 from tests.e2e import recording
 

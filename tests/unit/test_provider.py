@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import re
 import time
 from types import SimpleNamespace
@@ -33,14 +32,13 @@ from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
-from homelab.resources.guest import Guest
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
 from tests.conftest import PROJECT
-from tests.unit.hosts import KEY, desktop, settings
+from tests.unit.hosts import desktop, settings
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -73,7 +71,6 @@ def test_properties_become_the_declared_types_and_back() -> None:
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
         "address": None,
-        "cluster": "",
     }
 
 
@@ -180,8 +177,10 @@ def test_a_boot_is_verified_again_unless_no_reboot_was_needed() -> None:
     none = '{"reboot":"no","boot_id":"2","reasons":[],"guests":""}'
     assert replaced(BootVerification, state, {**inputs, "reboot": none}) is None
     assert replaced(BootVerification, state, {**inputs, "reboot": none, "vfio_words": "x"}) == ["vfio_words"]
-    for other in (none.replace("no", "yes"), none.replace("no", "manual"), UNKNOWN):
+    for other in (none.replace("no", "yes"), none.replace("no", "manual")):
         assert replaced(BootVerification, state, {**inputs, "reboot": other}) == ["reboot"]
+    for key, new in (("generation", {"vfio": 1}), ("reboot", UNKNOWN), ("gpus", {"a": {}})):
+        assert replaced(BootVerification, state, {**state, key: new}) == [], "it is verified again"
 
 
 def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:
@@ -191,23 +190,6 @@ def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:
         "vmid": sdk.PropertyDiffKind.UPDATE_REPLACE,
         "power": sdk.PropertyDiffKind.UPDATE,
     }
-
-
-def test_a_vm_whose_state_names_no_cluster_gets_its_hosts_cluster() -> None:
-    """That its cluster has a name by now is no change of the VM, and its move is no other VM: the settings say that its former host is a node of it."""
-    ssh = {"hostKey": KEY, "agent": True}
-    hosts = {f"pve{one}": {"address": f"192.0.2.{one}", "ssh": ssh, "cluster": "home"} for one in (1, 2)}
-    hosts["alone"] = {"address": "192.0.2.9", "ssh": ssh}
-    texts = {"hosts": json.dumps(hosts)}
-    before = {"host": "pve1", "node": "pve1", "vmid": 103}
-    same, moved = {**before, "cluster": "home"}, {"host": "pve2", "node": "pve2", "vmid": 103, "cluster": "home"}
-    for resource in (VmCards, Guest):
-        assert not diffed(resource, before, same, texts).changes
-        found = diffed(resource, before, moved, texts)
-        assert found.changes and not found.replaces
-        for other in ("alone", "gone"):  # another host's VM of that id is another one
-            assert diffed(resource, {**before, "host": other}, moved, texts).replaces == ["host", "node"]
-        assert diffed(resource, before, {**moved, "vmid": 104}, texts).replaces == ["host", "node", "vmid"]
 
 
 # -- declarations -----------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from docs.tables.meanings import meanings
+from docs.tables.settings import MODELS, pages, with_current_tables
 from homelab import guest_options
 from homelab.settings import Settings
-from homelab.settings.document import MODELS, pages, with_current_tables
-from homelab.settings.meanings import meanings
 from tests.conftest import PROJECT
 
 

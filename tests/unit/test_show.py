@@ -164,8 +164,8 @@ def test_a_card_moves_from_one_vm_of_the_stack_to_another_or_from_one_that_left(
 
 
 def test_a_guest_that_is_made_comes(show: Any) -> None:
-    vm = {**VM, "create": {"disk": {"storage": "local", "size": 8}}}
-    container = {**PHOENIX, "create": {"template": "local:vztmpl/a.tar.zst", "disk": {"storage": "local", "size": 8}}}
+    vm = {**VM, "create": {"scsi0": "local:8"}}
+    container = {**PHOENIX, "create": {"ostemplate": "local:vztmpl/a.tar.zst"}}
     nothing = {**GUESTS, "configs": []}
     assert signs(show(desktop(guests=nothing), {"sandbox": vm})) == ["+ VM 103 (sandbox)"]
     assert signs(show(desktop(guests=nothing, **DRIVER), containers={"p": container}, gpus=LXC)) == [

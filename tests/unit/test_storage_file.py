@@ -50,7 +50,7 @@ class Storage:
         for name, function in (("_noted", noted), ("_users", users)):
             monkeypatch.setattr(storage_file, name, function)
         monkeypatch.setattr(ledger, "note", take_note)
-        monkeypatch.setattr(storage_file, "forget_notes", forget)
+        monkeypatch.setattr(ledger, "forget", forget)
         monkeypatch.setattr(self.work, "_files", lambda _: self)
 
     def exists(self, _volume: str) -> bool:

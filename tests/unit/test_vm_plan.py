@@ -74,7 +74,6 @@ class Vm:
         (FIRST, "mapping=first,pcie=1"),
         (VmCard("g", "g", "0000:01:00", x_vga=True, rombar=False), "mapping=g,pcie=1,rombar=0,x-vga=1"),
         (VmCard("g", "g", "0000:01:00", by_address=True, romfile="a.rom", pcie=False), "host=0000:01:00,romfile=a.rom"),
-        (VmCard("g", "g", "0000:01:00", legacy_igd=True, pcie=False), "mapping=g,legacy-igd=1"),
     ],
 )
 def test_a_card_becomes_a_hostpci_value(card: VmCard, value: str) -> None:
@@ -453,7 +452,6 @@ def test_i440fx_is_refused_for_pci_express_alone() -> None:
     (error,) = Vm({"name": "old"}).planned(FIRST).refusals
     assert "vms.sandbox.machine: q35" in error.next
     assert Vm({}).planned(dataclasses.replace(FIRST, pcie=False)).refusals == []
-    assert Vm({}).planned(dataclasses.replace(FIRST, legacy_igd=True, pcie=False)).refusals == []
     assert Vm({}).planned(FIRST, machine="q35").refusals == []
     assert Vm({"hostpci0": "01:00"}).planned(OWN).refusals == []
     assert Vm({}).planned().refusals == []

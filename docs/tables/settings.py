@@ -1,5 +1,5 @@
 """The tables of docs/settings.md and its pages (docs/settings-*.md), made from the settings' models:
-`python -m homelab.settings.document` rewrites them.
+`python -m docs.tables.settings` rewrites them.
 
 Each key's meaning is the docstring below it in its model, each type's name is its `InWords`.
 """
@@ -17,9 +17,9 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from homelab import markdown
+from docs.tables import markdown
+from docs.tables.meanings import meanings
 from homelab.settings import access, container, download, host, new_guest, nvidia, vm, whole
-from homelab.settings.meanings import meanings
 from homelab.settings.types import InWords
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"

@@ -1,12 +1,12 @@
 """The tables of docs/nvidia.md and its pages (docs/nvidia-*.md), made from the data:
-`python -m homelab.nvidia.document` rewrites them."""
+`python -m docs.tables.nvidia` rewrites them."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from homelab.markdown import table, with_tables
+from docs.tables.markdown import table, with_tables
 from homelab.nvidia.compatibility import Compatibility, load
 from homelab.symptoms import symptoms
 

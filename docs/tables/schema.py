@@ -1,5 +1,5 @@
 """Makes docs/config.schema.json, by which an editor completes and checks `Pulumi.<stack>.yaml`.
-`python -m homelab.settings.schema` writes it anew.
+`python -m docs.tables.schema` writes it anew.
 
 It is made from the settings' models, so it knows each key, its meaning, its type and its bounds. What several settings
 must be together (one way to log in, a card for one VM) only the program checks. JSON Schema's draft 7, the newest that
@@ -13,11 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from homelab import guest_options
-from homelab.guest_options import Parameter
+from docs.tables.meanings import derived, meanings
 from homelab.model import Model
-from homelab.settings.meanings import derived, meanings
-from homelab.settings.new_guest import NewContainer, NewGuest, NewVm, refusal
 from homelab.settings.stack_file import KEYS_OF_PULUMI
 from homelab.settings.whole import Settings
 
@@ -37,8 +34,6 @@ def schema() -> dict[str, Any]:
     parts = {name: _adapted(part) for name, part in generated.pop("$defs").items()}
     # A card's name alone is a card of a VM; one number of a card needs no quotes.
     parts["VmGpu"] = {"description": parts["VmGpu"]["description"], "anyOf": [{"type": "string"}, parts["VmGpu"]]}
-    for new in (NewVm, NewContainer):
-        parts[new.__name__] |= _with_options(new, parts[new.__name__]["properties"])
     parts["Container"]["properties"]["gpuAssignment"]["anyOf"].append({"type": "integer", "minimum": 0})
     for version in ("driver", "cuda", "cudnn"):  # Pulumi itself may write one without its quotes
         parts["Nvidia"]["properties"][version]["anyOf"].append({"type": "number"})
@@ -109,35 +104,6 @@ def _adapted(value: Any, *, names: bool = False) -> Any:
     return adapted
 
 
-def _with_options(new: type[NewGuest], own: dict[str, Any]) -> dict[str, Any]:
-    """What a guest that is made takes: the keys of its model, and Proxmox VE's own.
-
-    :param own: the model's keys.
-    """
-    known = {key: one for key, one in guest_options.of_new(new.kind).items() if not refusal(new.kind, key, "x")}
-    numbered = {key[:-1] for key in known if key.endswith("0") and f"{key[:-1]}1" in known}
-    plain = {key: _option(new, one) for key, one in known.items() if key.rstrip("0123456789") not in numbered}
-    first = {f"{stem}0": _option(new, known[f"{stem}0"]) for stem in sorted(numbered)}
-    return {
-        "properties": {**own, **plain, **first},
-        "patternProperties": {f"^{key[:-1]}[0-9]+$": option for key, option in first.items()},
-        "additionalProperties": False,
-        "required": [key for key, one in known.items() if not one.optional],
-    }
-
-
-def _option(new: type[NewGuest], parameter: Parameter) -> dict[str, Any]:
-    """One of Proxmox VE's options."""
-    program = "qm" if new.kind == "qemu" else "pct"
-    description = f"As {program} takes it (man {program})."
-    if parameter.kind == "one of":
-        return {"description": description, "enum": list(parameter.words)}
-    types = {"boolean": ["boolean", "integer"], "text": ["string", "number", "boolean"]}.get(parameter.kind, "number")
-    bounds = {"minimum": parameter.low, "maximum": parameter.high} if types == "number" else {}
-    kind = {"type": types, **{key: int(bound) for key, bound in bounds.items() if bound is not None}}
-    return {"description": description, "anyOf": [kind, {"$ref": f"#/definitions/{_ENCRYPTED}"}]}
-
-
 def text() -> str:
     """The file's content."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
@@ -146,7 +112,6 @@ def text() -> str:
 def main() -> None:
     """Write docs/config.schema.json."""
     FILE.write_text(text(), encoding="utf-8", newline="\n")
-    print(f"written: {FILE}")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def fenced(text: str, language: str) -> str:
-    """Text as it is, in a fence that nothing in it ends."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
 def with_tables(page: str, tables: Mapping[str, str]) -> str:
     """The page with its tables as `tables` (name -> Markdown) has them.
 

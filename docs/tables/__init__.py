@@ -1,0 +1,1 @@
+"""What makes the tables of the documents, and the schema of the settings for editors."""
