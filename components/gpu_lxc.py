@@ -24,8 +24,8 @@ from homelab.resources.described import ContainerInput, HostInput, container_of,
 from homelab.resources.guest import Guest
 from homelab.settings import Container
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:

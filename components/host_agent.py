@@ -14,7 +14,7 @@ from homelab.resources import command as remote
 from homelab.resources.described import HostInput, host_of
 from homelab.resources.kept_agent import KeptAgent, are_kept, owner
 from homelab.stack import Refusal
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 
 @dataclass(frozen=True, kw_only=True)

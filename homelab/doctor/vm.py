@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from homelab.doctor import cards, starts
-from homelab.doctor.reading import Reading
+from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.findings import UP, Finding, JudgedGuest, Stage, Turn, cured
@@ -81,7 +81,7 @@ def diagnose(
 def _config(reading: Reading, vmid: int) -> dict[str, str]:
     config = reading.facts.guests.config(vmid)
     if config is None or config.guest_kind is not VM:
-        raise reading.not_here(VM, vmid)
+        raise not_here(reading.facts, VM, vmid)
     return config.values
 
 

@@ -19,7 +19,7 @@ from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
 from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
-from remote_scripts.layers import cluster_turn, start_guests
+from remote_scripts.both import cluster_turn, nothing, start_guests
 
 # For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
 STARTS_SECONDS = 900.0
@@ -130,7 +130,7 @@ def _end_turn(host: Host, name: str) -> None:
     reason to fail."""
     try:
         seconds = cluster_turn.LOCK_SECONDS + cluster_turn.CLUSTER_SECONDS + host.timeouts.api
-        over = ssh.Session(host).ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds)["over"]
+        over = ssh.Session(host).ask("apply", "cluster_turn", nothing.Wanted(), seconds)["over"]
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")
         over = False

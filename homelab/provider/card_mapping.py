@@ -27,7 +27,7 @@ from homelab.resources import limits
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.free_card import Wanted as FreeCard
+from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.shared.guest_kinds import VM
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.properties import overlap, parse

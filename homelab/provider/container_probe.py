@@ -18,9 +18,9 @@ from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
 from homelab.text import tell
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Left
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Left
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.plain import of_plain

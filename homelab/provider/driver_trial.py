@@ -27,7 +27,7 @@ from homelab.resources.nvidia import DriverTrial
 from homelab.settings import Nvidia
 from homelab.shapes import SystemState
 from homelab.text import tell
-from remote_scripts.layers.driver_update import Ended, Waiting
+from remote_scripts.both.driver_update import Ended, Waiting
 from remote_scripts.tools.plain import of_plain
 
 

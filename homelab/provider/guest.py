@@ -22,9 +22,9 @@ from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.guest import Guest
 from homelab.settings.new_guest import is_disk, system_disk
 from homelab.text import tell
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
-from remote_scripts.layers.guest_cards import Wanted
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.guest_cards import Wanted
+from remote_scripts.both.terms import Terms
 from remote_scripts.shared.properties import parse
 
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster

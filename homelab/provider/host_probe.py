@@ -16,7 +16,7 @@ from homelab.remote import guard, ledger, scripts, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh
     from homelab.provider import card_mapping, storage_file

@@ -16,7 +16,7 @@ from homelab.resources.storage_file import StorageFile
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm import files as decided
-from remote_scripts.layers import volume_users
+from remote_scripts.both import volume_users
 
 
 class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):

@@ -15,7 +15,7 @@ from homelab.remote import ssh
 from homelab.resources.nvidia import SystemInputs
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
-from remote_scripts.layers import read_system
+from remote_scripts.both import read_system
 
 SystemT = TypeVar("SystemT", bound=SystemInputs)
 

@@ -8,16 +8,17 @@ from dataclasses import replace
 
 from homelab.errors import HomelabError, elsewhere, raise_all
 from homelab.host import gates, ha
-from homelab.provider import guest_address, started
+from homelab.provider import started
 from homelab.provider.api import ApiWork
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.ledger import stack_of
+from homelab.remote.proxmox import guest_address
 from homelab.resources.vm_cards import VmCards
 from homelab.text import tell
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import UNFINISHED, SeenVm, judge_vm
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.guest_cards import Answer, Wanted
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
 
 
 class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
@@ -44,7 +45,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
 
         def decided(seen: Answer) -> dict[str, str | None]:
             nonlocal begun
-            if not seen.is_here:
+            if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
             judged = judge_vm(_seen(seen), _wish(inputs, names), facts)
             refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *judged.refusals]
@@ -87,7 +88,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         seen = self._transaction(inputs).read(self._wanted(inputs))
         if not seen.node:
             return [f"VM {vmid} is gone"]
-        if not seen.is_here:
+        if not seen.is_here or seen.node != inputs.node:
             return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
         return judge_vm(_seen(seen, outputs.state), _wish(inputs, {}), facts).steps
 

@@ -11,7 +11,7 @@ from homelab.errors import HomelabError
 from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.guest_cards import Answer, Wanted
+from remote_scripts.both.guest_cards import Answer, Wanted
 from remote_scripts.tools.plain import of_plain
 
 # How often is decided anew where the VM was changed meanwhile.

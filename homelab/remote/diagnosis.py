@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from homelab.doctor.reading import Extra, Reading
 from homelab.remote import ssh, systems
 from homelab.settings import Host
-from remote_scripts.layers.diagnose import Wanted as Diagnose
+from remote_scripts.both.diagnose import Wanted as Diagnose
 from remote_scripts.tools.plain import of_plain
 
 

@@ -20,7 +20,7 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.remote import loop, ssh
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.run_guard import Wanted
+from remote_scripts.both.run_guard import Wanted
 
 # Between two signs of life to the agent, which gives up after six times that.
 BEAT_SECONDS = 10.0

@@ -25,14 +25,12 @@ from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import preview as vm_preview
-from remote_scripts.layers import judge_guests, read_system
-from remote_scripts.layers.card_nodes import Wanted as CardNodes
-from remote_scripts.layers.card_values import Wanted as CardValues
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.handover import Wanted as Handover
-from remote_scripts.layers.initramfs import Wanted as Initramfs
-from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
-from remote_scripts.layers.reboot import Boot
+from remote_scripts.both import judge_guests, read_system
+from remote_scripts.both.card_values import Wanted as CardValues
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.handover import Wanted as Handover
+from remote_scripts.both.needed import Wanted as Needed
+from remote_scripts.shared.wanted_boot import Boot
 
 # How long a host may be out of reach, or its API, while nothing is changed, in seconds.
 PATIENCE_SECONDS = 2.0
@@ -188,13 +186,13 @@ def _writing(
     after = host.timeouts.rollback
     layers: list[tuple[str, Any]] = [
         ("cmdline", Cmdline(name="iommu", words=want.iommu_words, rollback_after=after)),
-        ("initramfs", Initramfs(needed=bool(want.vfio_words))),
+        ("initramfs", Needed(needed=bool(want.vfio_words))),
         ("cmdline", Cmdline(name="vfio", words=want.vfio_words, rollback_after=after)),
     ]
     if any(container.may_have_nvidia(host.gpus) for container in containers):
-        layers.append(("nvidia_nodes", NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))))
+        layers.append(("nvidia_nodes", Needed(needed=makers.any_nvidia(containers, want.gpus))))
     if containers:
-        layers.append(("card_nodes", CardNodes(needed=any(container.has_cards for container in containers))))
+        layers.append(("card_nodes", Needed(needed=any(container.has_cards for container in containers))))
     if values is not None:
         layers.append(("card_values", values))
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):

@@ -27,17 +27,16 @@ from homelab.later import later
 from homelab.remote import agent, loop, scripts
 from homelab.settings import Host, Ssh
 from homelab.settings.paths import resolved
-from remote_scripts.shared import boot_service
+from remote_scripts.both import confirm_boot, read_host
+from remote_scripts.tools.places import PYTHON
 from remote_scripts.tools.state import limit_of
 
 if TYPE_CHECKING:  # of no use to a login
     from homelab.host import facts, gates
     from homelab.host import kernel_log as kernel_lines
-    from remote_scripts.layers import confirm_boot, read_host
 else:
     facts, gates = later("homelab.host.facts"), later("homelab.host.gates")
-    kernel_lines, confirm_boot = later("homelab.host.kernel_log"), later("remote_scripts.layers.confirm_boot")
-    read_host = later("remote_scripts.layers.read_host")
+    kernel_lines = later("homelab.host.kernel_log")
 
 T = TypeVar("T")
 
@@ -203,7 +202,7 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         try:
             work = self._exchange(command, script, seconds, on_line, is_for_agent)
-            status, output, log = loop.run(work)
+            status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:
@@ -513,7 +512,7 @@ def _is_answer(line: bytes) -> bool:
 
 # A shell's exit status for a program that isn't there, which it names.
 _NOT_FOUND = 127
-_PYTHON = boot_service.PYTHON.split()[0]
+_PYTHON = PYTHON.split()[0]
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:

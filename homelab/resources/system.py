@@ -16,7 +16,7 @@ from homelab.resources.kept_agent import KeptFolder, owner
 from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
 from homelab.stack import Refusal
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:
     from homelab.nvidia.compatibility import Target

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from remote_scripts import installed
+from remote_scripts.both.diagnose import Answer, Container, Wanted
 from remote_scripts.shared import api, card_start, guest_tasks, guests
-from remote_scripts.shared.card_start import CardStart
 from remote_scripts.shared.container_conf import passed_on
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
@@ -31,44 +30,6 @@ _COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
 # Types of the tasks that start a guest, and of those that begin or end one.
 _STARTS = ("vzstart", "qmstart")
 _BEGINS = tuple(f"{kind}{work}" for kind in ("vz", "qm") for work in ("create", "restore", "destroy"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`containers`: ids of those to look into; those that aren't here are left out. `vm`: the id of the one whose start
-    is asked about; 0: none.
-    """
-
-    containers: tuple[int, ...] = ()
-    vm: int = 0
-
-
-@dataclass(frozen=True)
-class Container:
-    """`conf`: the lines of its configuration that are passed on; `running`: None where `pct status` doesn't say it;
-    `inside`: what inspect_inside.sh printed, empty unless it runs; `problem`: why that failed, if it did.
-    """
-
-    id: int
-    conf: str
-    running: bool | None
-    inside: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`machine`: its maker's name and model, its board's too; `processor`: its model; both empty where the firmware or
-    the kernel doesn't say it. `failed_starts`: id of a guest -> the end of the log of its last start here, if that
-    failed; `char_devices`: /proc/devices; `starts`: what the VM's start would find of its shared cards.
-    """
-
-    machine: str
-    processor: str
-    failed_starts: dict[str, str]
-    char_devices: str
-    containers: tuple[Container, ...]
-    starts: tuple[CardStart, ...] = ()
 
 
 def read(system: System, wanted: Wanted) -> Answer:

@@ -5,47 +5,15 @@ waits, these change nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.driver_update import Ended, Waiting, Wanted
 from remote_scripts.shared import driver
 from remote_scripts.shared.driver import FAMILY
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
 from remote_scripts.shared.guests import power_of
 from remote_scripts.shared.handover import need_rest
-from remote_scripts.shared.packages import Packages, Software
-from remote_scripts.shared.symptoms import Target
+from remote_scripts.shared.packages import Packages
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`containers`: of a host, for `read`: the ids of those that get its new driver, too."""
-
-    target: Target
-    software: Software
-    containers: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The update. `phase`: how far it is, empty: there is none; `old`, `new`: the version that was kept, and the one
-    that is installed; `given_up`: the version of one that was taken back; `running`: of the containers.
-    """
-
-    phase: str
-    old: str
-    new: str
-    given_up: str
-    running: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """`old`: the version that is back, empty: nothing was done; `now`: what is so now, in words."""
-
-    old: str = ""
-    now: str = ""
 
 
 def read(system: System, wanted: Wanted) -> Waiting:

@@ -8,57 +8,12 @@ that is used, and no second entry is written: apt refuses two with different key
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.nvidia_repository import Answer, Repository, Wanted
 from remote_scripts.shared import repositories
-from remote_scripts.shared.packages import Packages, Reverted, Software
+from remote_scripts.shared.packages import Packages, Reverted
 from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-repository"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """`line`: the content of `list_file`; `fingerprint`: of the key at `key_url`, which goes into `keyring`."""
-
-    list_file: str
-    line: str
-    key_url: str
-    fingerprint: str
-    keyring: str
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return self.line.split()[-2].rstrip("/")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AptFile:
-    """A file of apt's configuration."""
-
-    path: str
-    content: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`prerequisites`: packages; `ask`: packages whose versions the answer has."""
-
-    software: Software
-    prerequisites: tuple[str, ...] = ()
-    repositories: tuple[Repository, ...] = ()
-    files: tuple[AptFile, ...] = ()
-    ask: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`offered`: package -> versions that the repositories have, the newest first; `packages`: what was added."""
-
-    offered: dict[str, tuple[str, ...]]
-    packages: tuple[str, ...]
-    changed: bool
 
 
 @changes

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from remote_scripts.shared import card_users, guests, handover
-from remote_scripts.shared.card import Card
+from remote_scripts.shared.card import Card, CardStart
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
@@ -13,15 +11,6 @@ from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardStart:
-    """`refused`: why the start would not get the card; `containers`: that would be shut down for it, in this order."""
-
-    card: str
-    refused: str = ""
-    containers: tuple[str, ...] = ()
 
 
 def of_vm(system: System, vmid: str) -> tuple[CardStart, ...]:

@@ -11,6 +11,7 @@ place. Without a quorum it can only be read.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from remote_scripts import installed
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -28,6 +30,8 @@ PVE_LXC, NODES = "/etc/pve/lxc", "/etc/pve/nodes"
 #: Proxmox VE takes no longer file.
 _BYTES = 1 << 20
 _LOCAL = "/etc/pve/local"
+# For the lock 10 s, and 60 s that Proxmox VE gives to who has it.
+_WRITE_SECONDS = 90.0
 # How often a file is looked for that its folder lists; which isn't there by so many looks; seconds between two of them.
 _LOOKS, _ABSENT_LOOKS, _LOOK_SECONDS = 40, 4, 0.005
 T = TypeVar("T")
@@ -167,6 +171,18 @@ def guests(system: System) -> list[tuple[str, str, str]]:
     """
     folders = [(node, kind) for node in names(system, NODES) for kind in ("qemu-server", "lxc")]
     return [(node, kind, guest) for node, kind in folders for guest in guest_ids(system, f"{NODES}/{node}/{kind}")]
+
+
+def write(system: System, path: str, read: bytes, text: str) -> str:
+    """Puts a text in a file's place under a lock of the cluster, if it is still what was read; nothing where the text
+    is empty.
+
+    :returns: why it can't be; else empty.
+    """
+    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(path)))
+    done = system.run.ask("perl", *words, hashlib.sha256(read).hexdigest(), text, seconds=_WRITE_SECONDS)
+    said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
+    return "" if done.status == 0 else f"{path} can't be written: {said or 'no answer'}"
 
 
 def replace(system: System, path: str, content: bytes) -> None:

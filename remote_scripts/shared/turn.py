@@ -13,12 +13,10 @@ its writer's.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from dataclasses import dataclass
 
-from remote_scripts import installed
 from remote_scripts.shared import notes, pmxcfs
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pmxcfs import Node
@@ -29,8 +27,6 @@ TURN = "/etc/pve/priv/homelab-reboot"
 _ORDERED = "/run/homelab/ordered"
 # An order that hasn't ended the boot by then isn't carried out any more.
 _ORDERED_SECONDS = 900
-# For the lock 10 s, and 60 s that Proxmox VE gives to who has it.
-_WRITE_SECONDS = 90.0
 _GIVE_BACK_SECONDS = 10.0
 _TELLS_CLUSTER = "waiting for the cluster: its other nodes are to know that this one is back"
 _SECONDS = re.compile(r"[1-9][0-9]{0,11}")
@@ -90,11 +86,7 @@ def _is_over(system: System, turn: Turn) -> bool:
 
 def _write(system: System, turn: Turn, text: str) -> str:
     """Puts a text in its place, nothing where it is empty; why it can't be."""
-    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(TURN)))
-    digest = hashlib.sha256(turn.content).hexdigest()
-    done = system.run.ask("perl", *words, digest, text, seconds=_WRITE_SECONDS)
-    said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
-    return "" if done.status == 0 else f"{TURN} can't be written: {said or 'no answer'}"
+    return pmxcfs.write(system, TURN, turn.content, text)
 
 
 def lost(system: System) -> str:

@@ -131,11 +131,12 @@ def run(host: Host) -> None:
         "systemd-run": lambda _arguments, _stdin: 0,
         "ceph": lambda arguments, _stdin: Done(0 if arguments[1] == "ok-to-stop" else 22, b""),
         "ha-manager": lambda arguments, _stdin: _ha_manager(host, arguments),
-        "perl": lambda arguments, _stdin: _perl(host, arguments),
+        "perl": lambda arguments, _stdin: perl(host, arguments),
     }
 
 
-def _perl(host: Host, arguments: Sequence[str]) -> Done:
+def perl(host: Host, arguments: Sequence[str]) -> Done:
+    """Perl with the lab's calls of Proxmox VE's modules."""
     environment = os.environ | modules(host.root / "etc/pve", quorate=not host.exists(f"{STATE}/no-quorum"))
     done = subprocess.run(["perl", *arguments], env=environment, capture_output=True)
     return Done(done.returncode, done.stdout, done.stderr)

@@ -16,7 +16,7 @@ import pytest
 
 from lab.host.guest_programs import modules as of_perl
 from remote_scripts.guests import container_follow
-from remote_scripts.layers.card_nodes import SERVICE, Wanted
+from remote_scripts.layers.card_nodes import SERVICE
 from remote_scripts.shared import boot_service, guest_notes, guests, pmxcfs
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_note import Cards, ContainerNote, Given
@@ -455,7 +455,7 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Cards300) -> No
     before = host.lasting()
 
     def ask(verb: str, *, needed: bool = True) -> Any:
-        return host.ask(verb, "card_nodes", Wanted(needed=needed))
+        return host.ask(verb, "card_nodes", {"needed": needed})
 
     assert [one["what"] for one in ask("plan")["files"]] == [SERVICE.program, UNIT, LINK]
     assert host.lasting() == before
@@ -470,7 +470,7 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Cards300) -> No
 
 def test_its_program_needs_nothing_but_itself(host: Host, box: Cards300, tmp_path: Path) -> None:
     """As the service runs it, on a folder: nothing of the folder where a stack keeps the agent."""
-    host.ask("apply", "card_nodes", Wanted(needed=True))
+    host.ask("apply", "card_nodes", {"needed": True})
     box.drm(AMD, 129)
     box.conf += "lock: backup\n"
     folder = tmp_path / "commands"

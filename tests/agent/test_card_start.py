@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from remote_scripts.layers.diagnose import Answer, Wanted
+from remote_scripts.both.diagnose import Answer, Wanted
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.handover import CARDS
 from remote_scripts.tools.plain import of_plain

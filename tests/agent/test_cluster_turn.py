@@ -16,7 +16,6 @@ import pytest
 from lab.host.guest_programs import modules
 from remote_scripts import installed
 from remote_scripts.layers import cluster_turn
-from remote_scripts.layers.cluster_turn import Wanted
 from remote_scripts.shared import cluster, turn
 from tests.agent.cluster_kit import (
     LOCK,
@@ -70,7 +69,7 @@ def take(host: Host, seconds: float = 0) -> str:
 def end(host: Host, seconds: int = 0) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster_turn, "CLUSTER_SECONDS", seconds)
-        return bool(host.ask("apply", "cluster_turn", Wanted())["over"])
+        return bool(host.ask("apply", "cluster_turn", {})["over"])
 
 
 def on_perl(host: Host, act: Callable[[], object]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from remote_scripts.layers.judge_guests import Wanted
+from remote_scripts.both.judge_guests import Wanted
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers import cluster_turn
-from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, trial
+from remote_scripts.both.reboot import Wanted
+from remote_scripts.shared import guests_to_start, pmxcfs, trial
+from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -66,7 +66,7 @@ def booted(host: Host) -> None:
 def wanted(*, keep_quorum: bool = True) -> Wanted:
     return Wanted(
         policy="auto",
-        boot=reboot_required.Boot(words=("amd_iommu=on",)),
+        boot=Boot(words=("amd_iommu=on",)),
         rollback_after=600,
         awaited=1800,
         keep_quorum=keep_quorum,
@@ -124,7 +124,7 @@ def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> 
     assert (answer["turn"], answer["guests"], answer["armed"]) == (True, planned["guests"], "") and restarts(host)
     assert [who[:2] for who in cluster_kit.who_ran(host)] == [("qm", 103), ("qm", 200), ("pct", 901), ("pct", 902)]
     (host.root / ORDERED[1:]).unlink()
-    assert host.ask("apply", "cluster_turn", cluster_turn.Wanted()) == {"over": True}
+    assert host.ask("apply", "cluster_turn", {}) == {"over": True}
     is_as_before(host)
 
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import pytest
 
+from bench import job as jobs
 from homelab.remote import scripts
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.confirm_boot import Wanted as Confirm
+from remote_scripts.both.read_host import Wanted as ReadHost
 from remote_scripts.layers import boot_verdict
-from remote_scripts.layers.boot_verdict import Wanted
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.confirm_boot import Wanted as Confirm
-from remote_scripts.layers.read_host import Wanted as ReadHost
 from remote_scripts.shared import esp, trial
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
@@ -55,7 +55,7 @@ def revert(host: Host, name: Name = "vfio") -> Any:
 
 
 def verdict(host: Host) -> str:
-    return str(host.ask("apply", "boot_verdict", Wanted(seconds=2, lock_seconds=0)))
+    return str(host.ask("apply", "boot_verdict", boot_verdict.Wanted(seconds=2, lock_seconds=0)))
 
 
 def confirm(host: Host, **wanted: Any) -> Any:
@@ -93,6 +93,11 @@ def test_the_default_stays_what_boots_today_and_the_trial_is_chosen_for_one_boot
     assert not [key for key in lasting(host) if "zz-homelab" in key or "cmdline/" in key]
     assert boot_kit.starts(host) and state(host) == "running"
     assert not boot_kit.starts(host, "third") and boot_kit.configured_words(host) == before and state(host) == "over"
+
+
+def test_peers_of_the_benchmark_are_not_asked_for_the_words_of_the_trial(tried: Host) -> None:
+    assert confirm(tried)["confirmed"] and "homelab.trial" in tried.read("/proc/cmdline")
+    assert jobs.words(tried.root) == [WORDS]
 
 
 @EACH_LOADER

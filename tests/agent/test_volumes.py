@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from remote_scripts.layers import volume_users
+from remote_scripts.both import volume_users
 from remote_scripts.shared import time_limit
 from tests.agent.kit import Host, Refused
 

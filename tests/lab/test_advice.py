@@ -22,9 +22,9 @@ from homelab.remote import ssh
 from homelab.vm import plan as vm_plan
 from homelab.vm import preview as vm_preview
 from lab import Lab
-from remote_scripts.layers.container_verification import Wanted as ContainerVerification
-from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
-from remote_scripts.layers.read_system import Wanted as ReadSystem
+from remote_scripts.both.container_verification import Wanted as ContainerVerification
+from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
+from remote_scripts.both.read_system import Wanted as ReadSystem
 from remote_scripts.shared.container_note import Cards
 from tests import advice
 from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio

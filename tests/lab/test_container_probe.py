@@ -12,8 +12,8 @@ from homelab.provider.container_probe import ContainerProbeWork
 from homelab.remote import ssh
 from homelab.shapes import ShutdownInputs
 from lab import Lab
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.shared.container_note import Cards
 from tests.lab.test_proxmox_api import host_of
 from tests.unit.test_moved_containers import outputs, probe

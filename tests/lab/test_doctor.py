@@ -14,8 +14,8 @@ from homelab.cli import show
 from homelab.cli.command_line import main
 from homelab.remote import agent
 from lab import Lab
-from remote_scripts.layers.handover import Wanted as Handover
-from remote_scripts.layers.hookscript import Wanted as Hook
+from remote_scripts.both.handover import Wanted as Handover
+from remote_scripts.both.hookscript import Wanted as Hook
 from tests import forked_agent, sent_along
 from tests.lab.test_handover import BIG, OLLAMA
 
@@ -151,6 +151,16 @@ def test_the_working_container_is_well(doctor: Callable[[str], Doctor]) -> None:
     uvm = devices(report)["/dev/nvidia-uvm"]
     assert uvm["conf"]["method"] == "mount-entry" and uvm["rule"] == "c 480:* rwm" and uvm["allowed"] is True
     assert uvm["inside"] == {"major": 480, "minor": 0, "mode": "0666", "root": "ok", "user": "ok"}
+
+
+def test_a_guest_is_named_as_its_owner_calls_it(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.more = {"homelab:containers": {"models": {"host": "pve", "ctid": 901, "gpuAssignment": "0"}}}
+    by_id = phoenix.json("container", "901", "--like", "950")
+    assert phoenix.json("container", "models", "--like", "ct:media") == by_id
+    assert phoenix.json("vm", "sandbox") == phoenix.json("vm", "vm:103")
+    for system in ("901", "ct:models", "containers.models"):
+        assert "this program has run no long command there" in phoenix.run("log", system)[1]
 
 
 def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[str], Doctor]) -> None:
@@ -305,6 +315,7 @@ def test_secrets_of_a_configuration_stay_on_the_host(doctor: Callable[[str], Doc
         (["container", "901", "--gpus", "0,x"], "'0,x'"),
         (["vm", "901"], "it is a container"),
         (["vm", "104"], "no guest of the cluster has this id"),
+        (["vm", "ollama"], "no guest of the cluster has this id or name"),
     ],
 )
 def test_an_id_of_something_else_is_said(doctor: Callable[[str], Doctor], words: list[str], found: str) -> None:

@@ -13,8 +13,8 @@ from homelab.provider.vm_transaction import VmTransaction
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
 from lab import Lab
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.guest_cards import Answer, Wanted
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of, map_card
 from tests.lab.test_vm_transaction import CARD, LINES, NODE, OURS, VM

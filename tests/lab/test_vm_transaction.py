@@ -27,9 +27,11 @@ from lab import Lab
 from lab.api.tasks import Tasks
 from lab.control import request
 from lab.host.state import HostState
+from remote_scripts.both.free_card import Wanted as FreeCard
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
 from remote_scripts.guests import guest as guest_module
 from remote_scripts.guests import power, requests
-from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import GuestApi
 from remote_scripts.layers import free_card, guest_cards
@@ -115,10 +117,10 @@ class World:
             tasks.end(*tasks.begin("stopall", ""))
         self.lab.run(f"{kind.program} shutdown {vmid}")
 
-    def read(self, vmid: int = VM) -> guest_cards.Answer:
-        return guest_cards.read(self.system(), guest_cards.Wanted(vmid=vmid))
+    def read(self, vmid: int = VM) -> Answer:
+        return guest_cards.read(self.system(), Wanted(vmid=vmid))
 
-    def up(self, *cards: VmCard, vmid: int = VM, owner: str = "p/s/sandbox", **more: Any) -> guest_cards.Answer:
+    def up(self, *cards: VmCard, vmid: int = VM, owner: str = "p/s/sandbox", **more: Any) -> Answer:
         about = {key: more.pop(key) for key in ("display", "machine") if key in more}
         seen = self.read(vmid)
         wish = Wish("sandbox", vmid, list(cards), **about)
@@ -126,24 +128,22 @@ class World:
         raise_all(decided.refusals)
         takes = more.pop("takes", ())
         terms = Terms(owner=owner, **{"shutdown": 1, **more})
-        wanted = guest_cards.Wanted(vmid=vmid, terms=terms, takes=takes, options=decided.options, digest=seen.digest)
+        wanted = Wanted(vmid=vmid, terms=terms, takes=takes, options=decided.options, digest=seen.digest)
         return guest_cards.apply(self.system(), wanted)
 
-    def set(self, vmid: int = VM, **settings: str | None) -> guest_cards.Answer:
+    def set(self, vmid: int = VM, **settings: str | None) -> Answer:
         """As a VM that this program has made is changed."""
         terms, digest = Terms(owner="p/s/sandbox", shutdown=1), self.read(vmid).digest
-        return guest_cards.apply(
-            self.system(), guest_cards.Wanted(vmid=vmid, terms=terms, settings=settings, digest=digest)
-        )
+        return guest_cards.apply(self.system(), Wanted(vmid=vmid, terms=terms, settings=settings, digest=digest))
 
     def free(self, mapping: str, slot: str, **keeps: tuple[str, ...]) -> bool:
         """As a mapping that has other keepers takes its card out of the other VMs; ``keeps``: `vm103` and so on."""
         kept = {name.removeprefix("vm"): mappings for name, mappings in keeps.items()}
-        wanted = free_card.Wanted(stack="p/s", card=(mapping, slot), keeps=kept)
+        wanted = FreeCard(stack="p/s", card=(mapping, slot), keeps=kept)
         return free_card.apply(self.system(), wanted).changed
 
     def destroy(self, vmid: int = VM, owner: str = "p/s/sandbox") -> None:
-        guest_cards.revert(self.system(), guest_cards.Wanted(vmid=vmid, terms=Terms(owner=owner, shutdown=1)))
+        guest_cards.revert(self.system(), Wanted(vmid=vmid, terms=Terms(owner=owner, shutdown=1)))
 
     def killed_after(self, number: int, act: Callable[[], object]) -> None:
         self.left = number
@@ -362,7 +362,7 @@ def test_what_ends_with_an_error_is_read_back(world: World, is_done: bool, monke
 
 def test_what_is_asked_for_by_another_configuration_changes_nothing(world: World) -> None:
     before = world.conf()
-    wanted = guest_cards.Wanted(vmid=VM, options={"hostpci0": None}, digest="of another one")
+    wanted = Wanted(vmid=VM, options={"hostpci0": None}, digest="of another one")
     assert not guest_cards.apply(world.system(), wanted).done
     assert (world.conf(), world.notes()) == (before, [])
 
@@ -480,7 +480,7 @@ def test_a_card_that_moves_is_taken_out_of_its_vm_first(world: World) -> None:
 
 def test_a_card_that_its_owner_gave_by_hand_is_taken_from_nobody(world: World) -> None:
     """Without this program the VM has it again: whoever is to have it is refused, and no VM is restarted for nothing."""
-    wanted = guest_cards.Wanted(vmid=104, terms=Terms(owner="p/s/gaming"), takes=("rtx5090", SLOT))
+    wanted = Wanted(vmid=104, terms=Terms(owner="p/s/gaming"), takes=("rtx5090", SLOT))
     for by_hand in (True, False):
         if not by_hand:
             world.destroy()

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from homelab.remote import agent
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.confirm_boot import Wanted as Confirm
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.confirm_boot import Wanted as Confirm
 from tests import sent_along
 from tests.metal.host import Hosts
 from tests.metal.machine import BOOT_SECONDS, INTEL, SCREEN, Machine, second_disk

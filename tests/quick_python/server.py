@@ -60,7 +60,7 @@ def warm() -> None:
     from homelab.provider.typed import adapter_of
     from homelab.remote import agent
     from homelab.resources.base import DECLARED
-    from remote_scripts.layers.read_host import Wanted
+    from remote_scripts.both.read_host import Wanted
     from tests import put_agent
     from tests.quick_python.quick_wait import QuickWait
 

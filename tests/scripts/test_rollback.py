@@ -22,7 +22,7 @@ import pytest
 from homelab.remote import agent, scripts
 from lab.machine import Machine
 from lab.processes import end_left_behind
-from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
+from remote_scripts.both.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
 from tests.lab.test_real_hosts import be_no_proxmox

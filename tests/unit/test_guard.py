@@ -24,7 +24,7 @@ from homelab.remote import guard
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
-from remote_scripts.guests.power import HANDOVER_SECONDS
+from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.layers import handover as layer
 from tests.waiting import PATIENCE, wait_until
 

@@ -8,10 +8,11 @@ import json
 import pytest
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
-from homelab.provider import guest_address, systems
+from homelab.provider import systems
 from homelab.provider.guest_reboot import GuestRebootWork
 from homelab.provider.nvidia_system import NvidiaSystemWork
 from homelab.remote import ssh
+from homelab.remote.proxmox import guest_address
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem
 from homelab.shapes import SystemState
 from tests.unit.hosts import KEY, settings

@@ -18,7 +18,7 @@ from homelab.provider.container_probe import ContainerProbeWork, _drift
 from homelab.remote import ssh
 from homelab.resources.container_probe import ContainerProbe
 from homelab.shapes import BootSeen, ShutdownInputs
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_note import Note, identity, is_another
 from tests.unit.hosts import container_note, desktop

@@ -40,6 +40,7 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tree.TreeNode]:
         found = parse({"hosts": {"pve": settings(gpus, **host)}, "vms": vms or {}, "containers": containers or {}})
         reboot = {"reboot": "no", "boot_id": "1", "reasons": [], "perhaps": [], "guests": ""}
         session = SimpleNamespace(read=lambda **_: facts, plan=lambda of: [{"files": []}] * len(of[1:]) + [reboot])
+        session.ask = lambda *_: {"mistakes": {}}
         monkeypatch.setattr(ssh, "Session", lambda *_: session)
         monkeypatch.setattr("homelab.remote.proxmox.probe.check", lambda *_: [])
         monkeypatch.setattr(systems, "read", lambda _, facts, *__: facts)

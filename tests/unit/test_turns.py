@@ -14,7 +14,7 @@ from homelab.provider import boot_verification
 from homelab.remote import ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
-from remote_scripts.layers import cluster_turn, reboot, start_guests
+from remote_scripts.both import cluster_turn, reboot, start_guests
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_handover import host
 

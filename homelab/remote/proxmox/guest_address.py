@@ -14,6 +14,15 @@ AGENT_SECONDS = 120
 AGENT_POLL_SECONDS = 1.0
 
 
+def asked(api: Api, vmid: int) -> str:
+    """Empty: the agent names none.
+
+    :raises ApiError: there is no agent, or it doesn't run.
+    """
+    path = f"nodes/{api.node}/qemu/{vmid}/agent/network-get-interfaces"
+    return first_of(api.get(path, f"to ask VM {vmid}'s guest agent for its address")["result"])
+
+
 def by_agent(api: Api, vmid: int, label: str) -> str:
     """Empty, with a word about it, if the agent says nothing.
 
@@ -22,16 +31,11 @@ def by_agent(api: Api, vmid: int, label: str) -> str:
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
-            answer = api.get(
-                f"nodes/{api.node}/qemu/{vmid}/agent/network-get-interfaces",
-                f"to ask VM {vmid}'s guest agent for its address",
-            )
+            if address := asked(api, vmid):
+                return address
         except ApiError as error:
             if "agent is not running" not in error.reason:
                 raise
-        else:
-            if address := first_of(answer["result"]):
-                return address
         if time.monotonic() > deadline:
             tell(
                 f"{label}: its guest agent has named no address for {AGENT_SECONDS} seconds: install qemu-guest-agent "
