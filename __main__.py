@@ -56,7 +56,7 @@ for name, host in settings.hosts.items():
 
     probe = probes[name]
     fit = probe.once_all_fit(probes.values())
-    HostAgent(name, HostAgentArgs(host_name=name, host=host), fit)
+    HostAgent(name, HostAgentArgs(host_name=name, host=host, probe=probe), fit)
 
     # What the next boot is to have.
     iommu = IommuHost(name, IommuHostArgs(host=host, probe=probe), fit)

@@ -4,7 +4,6 @@ to it."""
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -17,8 +16,8 @@ from homelab.nvidia import judge
 from homelab.provider import silent_host
 from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as
-from homelab.remote import guard, ssh
-from homelab.remote.guard import RefusedError
+from homelab.remote import host_session, ssh
+from homelab.remote.host_session import RefusedError
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
@@ -40,21 +39,9 @@ T = TypeVar("T")
 # By what a message calls a resource.
 _NAMED_BY = ("system_name", "vm", "container", "guest", "mapping", "download", "host")
 
-# What a refresh has read already in this process, by host: its probe and its containers look at the same reading.
-# Resources are refreshed at the same time, in threads.
-_READINGS: dict[str, HostFacts | HomelabError] = {}
-_READING = threading.Lock()
-
-# Hosts of which a refresh has said that they don't answer: said once, not for each resource.
-_SILENT: set[str] = set()
-_SAYING = threading.Lock()
-
 # How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a
 # person wants it so.
 REBOOT_SECONDS = 3600
-
-# Hosts that could not be reached to be held: they aren't tried again for each resource.
-_OUT_OF_REACH: set[str] = set()
 
 
 def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
@@ -177,8 +164,6 @@ class Work(Generic[InputsT, OutputsT]):
     """
 
     resource: ClassVar[type[Resource]]
-    #: Hosts of which this run has said why they are rebooted: it isn't said twice.
-    announced_reboots: ClassVar[set[str]] = set()
 
     def __init__(self, texts: Mapping[str, str], urn: str = "") -> None:
         """:param texts: the stack's configuration.
@@ -262,9 +247,9 @@ class Work(Generic[InputsT, OutputsT]):
                 self.facts_of_refresh(inputs)
             except UnreachableError as host_error:
                 error = host_error
-        with _SAYING:
-            first = inputs.host not in _SILENT
-            _SILENT.add(inputs.host)
+        session = host_session.of(inputs.host)
+        with session.lock:
+            first, session.is_silence_told = not session.is_silence_told, True
         if not first:
             tell(f"{self.id(inputs)}: not compared, since {inputs.host} doesn't answer")
             return
@@ -290,7 +275,7 @@ class Work(Generic[InputsT, OutputsT]):
         def work() -> None:
             nonlocal out_of_reach
             self.hold(inputs)
-            out_of_reach = inputs.host in _OUT_OF_REACH
+            out_of_reach = host_session.of(inputs.host).is_out_of_reach
             self.delete(inputs, outputs)
 
         try:
@@ -326,25 +311,26 @@ class Work(Generic[InputsT, OutputsT]):
 
     # -- one run at a time -----------------------------------------------------------------------------------------
     def hold(self, inputs: InputsT) -> None:
-        """Lets no other run at the resource's host while this one is at work there (homelab/remote/guard.py).
+        """Lets no other run at the resource's host while this one is at work there (homelab/remote/host_session.py).
 
         :raises RefusedError: another one is.
         """
-        if inputs.host not in _OUT_OF_REACH and not self._hold(inputs, guard.hold):
-            _OUT_OF_REACH.add(inputs.host)
+        session = host_session.of(inputs.host)
+        if not session.is_out_of_reach:  # else it isn't tried again for each resource
+            session.is_out_of_reach = not self._hold(inputs, session.hold)
 
     def hold_on(self, inputs: InputsT) -> None:
         """Holds the resource's host again where this run has held it, and lost it since."""
-        self._hold(inputs, guard.hold_on)
+        self._hold(inputs, host_session.of(inputs.host).hold_on)
 
-    def _hold(self, inputs: InputsT, take: Callable[[str, Host], None]) -> bool:
+    def _hold(self, inputs: InputsT, take: Callable[[Host], None]) -> bool:
         """Takes the guard of the resource's host.
 
         :returns: whether the host could be asked.
         :raises RefusedError: another run is at work there.
         """
         try:
-            take(inputs.host, self.stack.host(inputs.host))
+            take(self.stack.host(inputs.host))
         except RefusedError:
             raise
         except HomelabError:
@@ -366,14 +352,13 @@ class Work(Generic[InputsT, OutputsT]):
 
         :raises HomelabError: it can't be read.
         """
-        name = inputs.host
-        with _READING:
-            if name not in _READINGS:
-                _READINGS[name] = self._read_once(name)
-            outcome = _READINGS[name]
-        if isinstance(outcome, HomelabError):
-            raise outcome
-        return outcome
+        session = host_session.of(inputs.host)
+        with session.lock:
+            if session.facts is None:
+                session.facts = self._read_once(inputs.host)
+        if isinstance(session.facts, HomelabError):
+            raise session.facts
+        return session.facts
 
     def _read_once(self, name: str) -> HostFacts | HomelabError:
         """The host's facts, or why it can't be read: a host that doesn't answer is waited for once, not for each of its

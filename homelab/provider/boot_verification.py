@@ -14,7 +14,7 @@ from homelab.host.facts import HostFacts
 from homelab.host.judge import verified
 from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
-from homelab.remote import guard, scripts, ssh
+from homelab.remote import host_session, scripts, ssh
 from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
 from homelab.shapes import BootSeen
@@ -47,9 +47,8 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         """:param reboot: what the layer reboot answered."""
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
-            why = (
-                "" if inputs.host in self.announced_reboots else f", because {in_short(reboot['reasons'], inputs.gpus)}"
-            )
+            is_told = host_session.of(inputs.host).is_reboot_told
+            why = "" if is_told else f", because {in_short(reboot['reasons'], inputs.gpus)}"
             tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
         facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
@@ -99,7 +98,7 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
     facts = ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
     if not facts.rolled_back:
         try:  # before anything else: the host itself starts its guests only while no run holds it
-            guard.hold(name, host)  # the reboot has ended what held it
+            host_session.of(name).hold(host)  # the reboot has ended what held it
         except HomelabError as error:
             # The boot is confirmed all the same; what would change something is refused.
             tell(f"{name}: note: {error.found}")

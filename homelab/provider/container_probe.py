@@ -12,7 +12,7 @@ from homelab.host.facts import HostFacts, note_in
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import Work, stopped_by_reboot
-from homelab.remote import guard, ssh
+from homelab.remote import host_session, ssh
 from homelab.remote.ledger import stack_of
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container, Vm
@@ -106,7 +106,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 why="it says which cards the container is to have",
                 next="put it back, or run `pulumi up` to give the container up",
             )
-        guard.hold(inputs.host, self.host(inputs))
+        host_session.of(inputs.host).hold(self.host(inputs))
         facts = ssh.read(self.host(inputs), guests=True)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
         raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])

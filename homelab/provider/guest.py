@@ -187,18 +187,17 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
     def _task(self, inputs: Guest.Inputs, verb: str, path: str, act: str, /, **parameters: Any) -> None:
         """A task of the node, to its end.
 
-        :param act: as the task's type names it, behind `qm` or `vz`.
+        :param act: for messages; a shutdown has its own limit.
         """
         api, label = self.api(inputs), f"{CreatedGuest.of(inputs).label} ({inputs.guest})"
         timeouts = api.host.timeouts
         # A storage may overwrite or discard a disk before it is removed, for as long as writing it took.
         seconds = timeouts.create if act != "shutdown" else inputs.shutdown.timeout + timeouts.api_task
-        kind = act if act == "resize" else f"{'qm' if inputs.guest_kind == 'qemu' else 'vz'}{act}"
 
         def say(text: str) -> None:
             _say(inputs, text)
 
-        api.carry_out(verb, path, f"{act} of {label}", seconds, say, kinds=(kind,), **parameters)
+        api.carry_out(verb, path, f"{act} of {label}", seconds, say, **parameters)
 
     # -- read and removed ------------------------------------------------------------------------------------------
     def read(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:

@@ -11,7 +11,7 @@ from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
 from homelab.provider.base import raised
 from homelab.provider.systems import SystemWork
-from homelab.remote import guard, ssh
+from homelab.remote import host_session, ssh
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
 from homelab.settings import Nvidia
 from homelab.text import tell
@@ -86,7 +86,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
 
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
-            guard.hold(inputs.host, self.host(inputs))
+            host_session.of(inputs.host).hold(self.host(inputs))
         stack = self.wanted_stack(inputs)
         if stack is None:
             raise HomelabError(

@@ -15,7 +15,6 @@ from homelab.resources import (  # noqa: F401
     container_verification,
     guest,
     host_probe,
-    kept_agent,
     nvidia,
     storage_file,
     vm_cards,

@@ -15,6 +15,7 @@ import functools
 import os
 import re
 import shlex
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext, suppress
@@ -244,7 +245,7 @@ class Session:
                 await process.wait_closed()
                 return process.exit_status, bytes(output), log_end
         except TimeoutError:
-            _leave(self._host)
+            login_of(self._host).leave()
             raise
         finally:
             if log is not None:
@@ -262,7 +263,7 @@ class Session:
         """
         for tries_left in reversed(range(COMMANDS + 2)):
             limit.reschedule(None)
-            connection = await _opened(self._host, self._timeout)
+            connection = await login_of(self._host).opened(self._host, self._timeout)
             has_waited = waits and connection.turns.locked()
             connection.commands += 1
             process = None
@@ -280,7 +281,7 @@ class Session:
                 if process is not None or not tries_left or not (is_full or has_ended):
                     raise
                 if is_full:
-                    _leave(self._host, connection)
+                    login_of(self._host).leave(connection)
             finally:
                 if process is not None:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
@@ -307,7 +308,7 @@ class Session:
         return answer
 
     async def _answer(self, port: int, request: str, seconds: float, *, changes: bool) -> bytes | None:
-        connection = await _opened(self._host, self._timeout)
+        connection = await login_of(self._host).opened(self._host, self._timeout)
         async with connection.changes if changes else nullcontext():
             connection.commands += 1
             try:
@@ -330,7 +331,7 @@ class Session:
                 if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
                     raise
             except TimeoutError:
-                _leave(self._host)
+                login_of(self._host).leave()
                 raise
             finally:
                 connection.commands -= 1
@@ -353,10 +354,10 @@ class Session:
         """Waits until the connection has ended, at most so many seconds."""
 
         async def until_closed() -> None:
-            connection = _CONNECTIONS.get(_login(self._host))
+            connection = login_of(self._host).connection
             if connection is not None:
-                with suppress(TimeoutError, HomelabError):
-                    await asyncio.wait_for((await asyncio.shield(connection)).ssh.wait_closed(), seconds)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(connection.ssh.wait_closed(), seconds)
 
         loop.run(until_closed())
 
@@ -372,8 +373,8 @@ class Session:
     async def connected(self, *, anew: bool = False) -> None:
         """`connect`, for what runs on this process's loop."""
         if anew:
-            _leave(self._host)
-        await _opened(self._host, self._timeout)
+            login_of(self._host).leave()
+        await login_of(self._host).opened(self._host, self._timeout)
 
     async def keep(
         self,
@@ -614,47 +615,58 @@ class _Connection:
             self.ssh.abort()  # not `close`, which waits for an answer that a host on its way down never gives
 
 
-# By what opens it.
-_CONNECTIONS: dict[tuple[object, ...], asyncio.Task[_Connection]] = {}
+class Login:
+    """What this process has of a login to a host; made by `login_of`. `opening`: its connection, or the one that is
+    being opened; `minting`, `ticket`: of the host's API (homelab/remote/proxmox/connection.py).
+    """
+
+    def __init__(self) -> None:
+        self.opening: asyncio.Task[_Connection] | None = None
+        self.minting, self.ticket = threading.Lock(), ""
+
+    @property
+    def connection(self) -> _Connection | None:
+        """Its connection, whether it still is one; None: none was opened."""
+        task = self.opening
+        return task.result() if task is not None and task.done() and not task.exception() else None
+
+    async def opened(self, host: Host, timeout: float) -> _Connection:
+        """The connection; who asks while it is being opened, waits for the same one.
+
+        :raises UnreachableError: the host doesn't answer in time.
+        :raises HomelabError: it shows another host key, or refuses the login.
+        """
+        if self.opening is None or (self.opening.done() and (not self.connection or self.connection.ssh.is_closed())):
+            self.opening = asyncio.create_task(_connected(host, timeout))
+        try:
+            return await asyncio.shield(self.opening)
+        except HomelabError as error:
+            raise error.retold() from error  # each gets one of its own
+
+    def leave(self, full: _Connection | None = None) -> None:
+        """Whoever asks next gets a new connection; this one ends with the last command on it.
+
+        :param full: nothing happens where there is another one by now.
+        """
+        connection = self.connection
+        if full in (None, connection):
+            self.opening = None
+            if connection is not None:
+                connection.is_left = True
+                connection.end_if_left()
 
 
-def _login(host: Host) -> tuple[object, ...]:
-    """What tells one connection from another; those of the process that this one is a fork of are not this one's.
+_LOGINS: dict[tuple[object, ...], Login] = {}
+
+
+def login_of(host: Host) -> Login:
+    """What this process has of the login to a host; what the process has that this one is a fork of isn't this one's.
 
     :raises HomelabError: a key can't be read.
     """
     ssh = host.ssh
-    return os.getpid(), host.address, ssh.port, ssh.user, ssh.pinned_host_key, ssh.key, ssh.agent, ssh.password
-
-
-async def _opened(host: Host, timeout: float) -> _Connection:
-    """This process's connection to a host; who asks while it is being opened, waits for the same one.
-
-    :raises UnreachableError: the host doesn't answer in time.
-    :raises HomelabError: it shows another host key, or refuses the login.
-    """
-    login = _login(host)
-    connection = _CONNECTIONS.get(login)
-    if connection is None or (connection.done() and (connection.exception() or connection.result().ssh.is_closed())):
-        connection = _CONNECTIONS[login] = asyncio.create_task(_connected(host, timeout))
-    try:
-        return await asyncio.shield(connection)
-    except HomelabError as error:
-        raise error.retold() from error  # each gets one of its own
-
-
-def _leave(host: Host, full: _Connection | None = None) -> None:
-    """Whoever asks next gets a new connection; this one ends with the last command on it.
-
-    :param full: nothing happens where the host has another one by now.
-    """
-    task = _CONNECTIONS.get(_login(host))
-    connection = task.result() if task is not None and task.done() and not task.exception() else None
-    if full in (None, connection):
-        _CONNECTIONS.pop(_login(host), None)
-        if connection is not None:
-            connection.is_left = True
-            connection.end_if_left()
+    parts = os.getpid(), host.address, ssh.port, ssh.user, ssh.pinned_host_key, ssh.key, ssh.agent, ssh.password
+    return _LOGINS.setdefault(parts, Login())
 
 
 async def log_in(host: Host, timeout: float | None = None) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from homelab.host import gates
-from homelab.remote import guard
+from homelab.remote import host_session
+from tests import connections
 from tests.e2e import terminal
 from tests.e2e.conftest import Stack
 from tests.e2e.person import ENTER, Conversation
@@ -199,13 +200,13 @@ def test_the_steps_happen_in_the_order_of_their_dependencies(converged: Callable
     assert said < changed
     # Taken back in the other order; not at all while another run has the host.
     configured = stack.lab.snapshot()
-    guard.hold("another", settings_of(stack.lab))
+    host_session.of("another").hold(settings_of(stack.lab))
     try:
         refused = stack.destroy(ok=False)
         assert refused.message.count("wanted:") == 1, refused.message
         assert "to be the only run at work on this host" in refused.message
         assert stack.lab.snapshot() == configured
     finally:
-        guard.release("another")
+        connections.end_all()
     taken = [name for operation, name in stack.destroy().steps if operation == "delete" and name in chain]
     assert taken == chain[::-1]

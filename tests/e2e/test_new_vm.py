@@ -98,6 +98,22 @@ def test_a_taken_id_and_a_missing_image_are_refused_a_protected_clone_of_a_templ
         "--efidisk0 local-lvm:1,efitype=4m --scsi0 local-lvm:3; qm set 900 --template 1"
     )
     before, template = conf(stack, 103), conf(stack, 900)
+    typed = {
+        "coers": 8,
+        "memory": "16G",
+        "net0": "virtio,brige=vmbr0",
+        "bios": "uefi",
+        "tpmstate0": "local-lvm:1,version=2",
+    }
+    right, mark = vms(stack)["gaming"]["create"], stack.lab.mark()
+    vms(stack)["gaming"]["create"] = {**right, **typed}
+    message = stack.preview(ok=False).message
+    assert all(f"homelab:vms.gaming.create.{key}: " in message for key in typed), message
+    assert stack.lab.api_calls(mark) == []
+    vms(stack)["gaming"]["create"] = {**right, "net0": "virtio,bridge=vmbr9", "scsi0": "fast:32"}
+    message = refusal(stack)
+    assert "net0: bridge 'vmbr9' does not exist" in message and "scsi0: storage 'fast' does not exist" in message
+    vms(stack)["gaming"]["create"] = right
     message = refusal(stack)
     assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
     assert "upload it (web interface: local -> ISO Images -> Upload" in message

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from homelab.provider.guest import GuestWork
+from homelab.remote import host_session
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.guest import Guest
 from homelab.settings import NewContainer
@@ -56,7 +57,7 @@ def test_folders_are_given_mended_changed_and_taken_away_and_stay_as_they_are(
         lab.run(f"pct start {ID}")
 
         lab.run(f"pct stop {ID}; pct set {ID} --delete mp1; pct set {ID} --mp0 mp=/films,volume=/tank/films")
-        monkeypatch.setattr("homelab.provider.api._READINGS", {})
+        host_session.of(NODE).answers.clear()
         found = root.read(first, outputs)
         assert found.drift == ["mp1"]
         root.update(first, first, found)

@@ -32,8 +32,6 @@ IMPORTED = (
     "homelab.show.cards",
     "homelab.show.result",
     "grpc.aio",
-    "pulumi.provider.experimental",
-    "pulumi.provider.experimental.server",
     "pulumi.runtime",
     "pulumi_command.remote",
     "homelab.stack",

@@ -145,8 +145,8 @@ class Node:
         self.asked.append(("wait", upid))
         return []
 
-    def carry_out(self, verb: str, path: str, *_: object, kinds: tuple[str, ...], **parameters: str) -> list[str]:
-        assert (verb, path, kinds) == ("post", "nodes/pve/storage/local/download-url", ("download",))
+    def carry_out(self, verb: str, path: str, *_: object, **parameters: str) -> list[str]:
+        assert (verb, path) == ("post", "nodes/pve/storage/local/download-url")
         self.asked.append(("download", parameters))
         return []
 

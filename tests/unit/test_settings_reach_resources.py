@@ -121,7 +121,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         return loops[-1]
 
     monkeypatch.setattr(asyncio, "new_event_loop", noted)
-    monkeypatch.setattr(kept_agent, "_KEPT", {})  # or each program stays in memory
+    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})  # or each program stays in memory
     # A third of what a program takes here: from where in pytest's stack each resource was declared, which nobody reads, and the search for circles.
     monkeypatch.setattr(pulumi.runtime.resource, "_get_stack_trace", source_pb2.StackTrace)
     monkeypatch.setattr(resource_cycle_breaker, "_reachable", reachable)

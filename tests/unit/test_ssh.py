@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -34,7 +34,7 @@ from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import agent as asking
 from homelab.remote import loop, ssh, systems
-from homelab.resources import command
+from homelab.resources import command, kept_agent
 from homelab.settings import Host
 from homelab.stack import Refusal
 from remote_scripts.both import nothing, start_guests
@@ -884,9 +884,7 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
-    monkeypatch.setattr(command, "_HOOKS", {})
-    monkeypatch.setattr(command, "_ERROR_HOOKS", [])
-    monkeypatch.setattr(command, "_ANSWERED", {})
+    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})
     hooks = command._around_each(settings())
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
@@ -903,8 +901,27 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
         with pytest.raises(HomelabError):
             asyncio.run(step("192.0.2.8"))
     assert reached == ["192.0.2.7", "192.0.2.8", "192.0.2.8"]
+    # A VM of the same host, with the same user and port: it has a key of its own.
+    guest = command._around_each(settings(ssh={"hostKey": f"{KEY[:-4]}AAAA", "agent": True}))
+    assert guest is not None and guest.before_create != hooks.before_create
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
     assert command._around_each(settings()) is None
+
+
+def test_the_agent_is_put_where_the_step_runs_that_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[tuple[str, str]] = []
+    monkeypatch.setattr(ssh.Session, "put_agent", lambda session, owner, _: put.append((session._host.address, owner)))
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: not put)
+    monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
+    monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
+    assert command.putting_the_agent(settings(), "homelab-lab-pve") is None
+    put.append(("", "no preview any more"))
+    hooks = command.putting_the_agent(settings(), "homelab-lab-pve")
+    assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
+    (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
+    step = cast(pulumi.ResourceHookArgs, SimpleNamespace(new_inputs={"connection": {"host": "192.0.2.7"}}))
+    asyncio.run(cast(Coroutine[Any, Any, None], hook.callback(step)))
+    assert put[1:] == [("192.0.2.7", "homelab-lab-pve")]
 
 
 def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

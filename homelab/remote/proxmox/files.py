@@ -82,7 +82,7 @@ class Files:
             if source.checksum:
                 algorithm, _, digits = source.checksum.partition(":")
                 parameters |= {"checksum": digits, "checksum-algorithm": algorithm}
-            api.carry_out("post", path, wanted, seconds, self._say, kinds=("download",), **parameters)
+            api.carry_out("post", path, wanted, seconds, self._say, **parameters)
         except StillRunsError as error:
             raise self._ended(error, source, seconds) from error
         except UnansweredError:
@@ -141,7 +141,7 @@ class Files:
         storage, _, _ = vm_files.parts(volume)
         path = f"nodes/{self._api.node}/storage/{storage}/content/{volume}"
         seconds = self._api.host.timeouts.api_task
-        self._api.carry_out("delete", path, f"{volume} removed", seconds, self._say, kinds=("imgdel",))
+        self._api.carry_out("delete", path, f"{volume} removed", seconds, self._say)
 
 
 def check(
