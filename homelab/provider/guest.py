@@ -97,10 +97,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
     def _finish(self, inputs: Guest.Inputs, current: Mapping[str, str], **more: str) -> None:
         """Sets the options that the guest lacks, or has otherwise. What it has of disks and secrets stays."""
         wanted = {key: with_address(key, value, current) for key, value in inputs.config.items()}
+        stays = {key for key in current if _OTHERS.fullmatch(key) or is_disk(key, current[key])}
         changed = {
-            key: value
-            for key, value in wanted.items()
-            if key not in current or (not same(key, current[key], value) and not _OTHERS.fullmatch(key))
+            key: value for key, value in wanted.items() if key not in stays and not same(key, current.get(key), value)
         }
         changed |= {key: value for key, value in inputs.secret_config.items() if key not in current}
         self._put(inputs, {**{key: value for key, value in changed.items() if _is_option(inputs, key)}, **more})

@@ -115,6 +115,18 @@ def test_a_further_disk_and_another_cd_are_no_other_disk(changes: dict[str, Any]
     Work().require_same_disks(dataclasses.replace(before, config=config), before)
 
 
+def test_a_run_that_finishes_a_guest_makes_no_disk_of_it_again() -> None:
+    disks = {
+        "scsi0": "local:vm-103-disk-0",
+        "efidisk0": "local:vm-103-disk-1,efitype=4m",
+        "net0": f"virtio={MAC},bridge=vmbr0",
+    }
+    work = Work(config={**disks, "memory": "512", "description": f"{BEFORE.mark} {'0' * 16}"})
+    inputs = dataclasses.replace(WITH_DISKS, size=None, config={**WITH_DISKS.config, "sata0": "none,media=cdrom"})
+    work.make(inputs, "f" * 16)
+    assert work.done == [("put", {"sata0": "none,media=cdrom", "description": f"{BEFORE.mark} {'f' * 16}"}), None]
+
+
 def test_a_disk_that_is_there_is_not_made_again() -> None:
     work = Work(config={**CONFIG, "scsi1": "local:vm-103-disk-1,size=8G"})
     work.change(dataclasses.replace(BEFORE, config={**BEFORE.config, "scsi1": "local:8"}), BEFORE, [])
