@@ -76,7 +76,7 @@ for name, host in settings.hosts.items():
     hosts[name], words[name] = boot.host, probe.words
 
     files = {
-        download.volume: StorageFile.of(name, node, file, download, after(boot))
+        download.volume(file): StorageFile.of(name, node, file, download, after(boot))
         for file, download in host.downloads.items()
     }
 

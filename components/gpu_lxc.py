@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import pulumi
 
 from homelab.container import makers
-from homelab.container.creation import configuration
 from homelab.later import later
-from homelab.properties import mark_of
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.described import ContainerInput, HostInput, container_of, host_of
-from homelab.resources.new_container import NewContainer
-from homelab.settings import Container, NewContainerSettings
+from homelab.resources.guest import Guest
+from homelab.settings import Container
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.terms import Terms
@@ -66,12 +64,8 @@ class GpuLxc(pulumi.ComponentResource):
         shutdown = container.shutdown.model_dump(mode="json")
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
-        if container.create is not None:
-            created = NewContainer(
-                f"{name}-ct",
-                _creation(name, container, container.create, node),
-                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
-            )
+        options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
+        if created := Guest.of(name, container, node, options):
             instance, depends_on = created.instance, [created]
         probe = ContainerProbe(
             f"{name}-probe",
@@ -175,22 +169,6 @@ def _in_force(output: str) -> str:
     """
     answer = scripts.answer(output)
     return f"{answer['digest']} {answer['revision']}"
-
-
-def _creation(name: str, container: Container, new: NewContainerSettings, node: str) -> dict[str, object]:
-    """The inputs of a NewContainer."""
-    password = None if new.password is None else new.password.get_secret_value()
-    return {
-        "host": container.host,
-        "node": node,
-        "container": name,
-        "ctid": container.ctid,
-        "config": configuration(name, new),
-        "secret_config": {} if password is None else pulumi.Output.secret({"password": password}),
-        "protect": new.protect,
-        "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
-        "shutdown": container.shutdown.model_dump(mode="json"),
-    }
 
 
 def _goes_away(container: Container) -> bool:

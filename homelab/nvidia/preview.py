@@ -18,7 +18,6 @@ from homelab.nvidia.judge import steps
 from homelab.nvidia.plan import all_refusals, branch_notes
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.versions import fits, parse
-from homelab.settings.download import images
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
@@ -162,8 +161,8 @@ def facts_for_plan(reading: SystemReading) -> SystemFacts:
     )
 
 
-# Names of Proxmox VE's container templates, such as debian-13-standard_13.1-2_amd64.tar.zst.
-_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.tar\.\w+")
+# Names of Proxmox VE's container templates, and of cloud images: debian-13-standard_13.1-2_amd64.tar.zst.
+_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
 
 
 def _system_of_template(volumes: list[str]) -> SystemFacts:
@@ -172,11 +171,6 @@ def _system_of_template(volumes: list[str]) -> SystemFacts:
     :param volumes: those that the guest is made from.
     """
     for volume in volumes:
-        file = volume.rpartition("/")[2]
-        image_name = next((name for name, image in images().items() if image.file == file and image.user), "")
-        if image_name:
-            id_, _, version = image_name.partition("-")
-            return SystemFacts(distribution=id_, version=version)
         if match := _TEMPLATE.fullmatch(volume):
             return SystemFacts(distribution=match[1], version=match[2])
     return SystemFacts()

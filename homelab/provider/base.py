@@ -37,7 +37,7 @@ OutputsT = TypeVar("OutputsT", bound="DataclassInstance")
 T = TypeVar("T")
 
 # By what a message calls a resource.
-_NAMED_BY = ("system_name", "vm", "container", "mapping", "download", "host")
+_NAMED_BY = ("system_name", "vm", "container", "guest", "mapping", "download", "host")
 
 # How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a
 # person wants it so.

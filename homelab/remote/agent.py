@@ -52,7 +52,7 @@ def place(owner: str) -> str:
 
 _INSTALLED_FILES = (
     "cluster_write.pl", "container_text.pl", "grub_entry.sh", "init_top.sh", "initramfs_hook.sh", "inspect_inside.sh",
-    "passthrough_init.sh", "rollback.sh", "systemd_boot_entry.sh",
+    "judge_guests.pl", "passthrough_init.sh", "rollback.sh", "systemd_boot_entry.sh",
 )  # fmt: skip
 installed.TEXTS = {name.partition(".")[0]: scripts.file(name) for name in _INSTALLED_FILES}
 

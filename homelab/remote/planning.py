@@ -25,7 +25,7 @@ from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import preview as vm_preview
-from remote_scripts.both import read_system
+from remote_scripts.both import judge_guests, read_system
 from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.handover import Wanted as Handover
@@ -106,7 +106,8 @@ def planned(
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     handover_errors = gates.without_hook(facts, host, slots, vms_with_hook)
-    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
+    made_errors = _of_new_guests(session, facts, {**vms, **containers})
+    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors, *made_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
@@ -123,6 +124,32 @@ def planned(
     )
     guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
     return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
+
+
+def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, Vm | Container]) -> list[HomelabError]:
+    """What Proxmox VE's own code says against guests that are to be made: one refusal for each, with all mistakes.
+
+    :param guests: of this host, by their names in the settings.
+    """
+    new: dict[str, dict[str, dict[str, str]]] = {"qemu": {}, "lxc": {}}
+    for name, guest in guests.items():
+        if guest.create and facts.guests.config(guest.guest_id) is None:
+            options = {**guest.create.configuration(name), "vmid": str(guest.guest_id)}
+            new[guest.create.kind][name] = options
+    if not any(new.values()):
+        return []
+    wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"])
+    mistakes = session.ask("read", "judge_guests", wanted)["mistakes"]
+    return [
+        HomelabError(
+            wanted=f"{name}, made as its settings say (create)",
+            found="\n        ".join(f"{key}: {' '.join(text.split())}" for key, text in sorted(of_guest.items())),
+            why="Proxmox VE's own code on this host doesn't take it; nothing was made",
+            next="correct these keys",
+        )
+        for name, of_guest in mistakes.items()
+        if of_guest
+    ]
 
 
 def judged(

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pulumi
@@ -48,18 +48,6 @@ class VmInputs(NodeInputs):
 
     vm: str
     vmid: int
-    shutdown: ShutdownInputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewGuestInputs(NodeInputs):
-    """A guest that this program makes. `config`: option -> value, as the API takes them; `secret_config`: the same,
-    secret; `mark`: in its description."""
-
-    config: dict[str, str]
-    secret_config: dict[str, str] = field(default_factory=dict)
-    protect: bool
-    mark: str
     shutdown: ShutdownInputs
 
 
@@ -181,21 +169,3 @@ class Owned(Resource):
     update."""
 
     asks_for_update = ("drift",)
-
-
-class NewGuest(Owned):
-    """A guest that this program makes, and removes with the stack unless it is protected.
-
-    Its description carries a mark, by which an interrupted run finds its own guest again, and without which none is
-    ever removed. What can be changed in place is; a change that would need another disk is refused, as making the guest
-    anew would lose what is on it.
-    """
-
-    @dataclass(frozen=True, kw_only=True)
-    class Outputs:
-        """`instance`: what tells this guest from a later one of the same id; `drift`: options that differ."""
-
-        instance: str
-        drift: list[str] = field(default_factory=list)
-
-    instance: pulumi.Output[str]

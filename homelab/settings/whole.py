@@ -72,9 +72,6 @@ class Settings(Model):
                         "give it to one, or set use: shared"
                     )
                 holders[vm.host, use.gpu] = name
-            for text in vm.volumes:
-                kind = "import" if vm.create and text == vm.create.image else "iso"
-                _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
 
     def _host_of(self, place: str, guest: Vm | Container) -> Host:
         """The host that a guest names.
@@ -106,8 +103,6 @@ class Settings(Model):
             ids[container.host, container.ctid] = f"containers.{name}"
             for gpu in container.cards:
                 _check_container_card(name, container, gpu, host)
-            if container.create is not None:
-                _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
 
     @model_validator(mode="after")
     def _names_of_resources_differ(self) -> Self:
@@ -133,21 +128,6 @@ class Settings(Model):
                     )
         return self
 
-    def with_volumes(self) -> Settings:
-        """The settings with the downloads' volumes in place of their names, in each guest that is created."""
-        vms, containers = {}, {}
-        for name, vm in self.vms.items():
-            volume_of, new = self._host_of(f"vms.{name}", vm).volume_of, vm.create
-            image = volume_of(new.image) if new and new.image else None
-            volumes = {"image": image, "isos": [volume_of(iso) for iso in new.isos] if new else []}
-            vms[name] = vm.model_copy(update={"create": new and new.model_copy(update=volumes)})
-        for name, container in self.containers.items():
-            created = container.create and container.create.model_copy(
-                update={"template": self._host_of(f"containers.{name}", container).volume_of(container.create.template)}
-            )
-            containers[name] = container.model_copy(update={"create": created})
-        return self.model_copy(update={"vms": vms, "containers": containers})
-
     @field_validator("hosts")
     @classmethod
     def _distinct_hosts(cls, value: dict[str, Host]) -> dict[str, Host]:
@@ -158,26 +138,6 @@ class Settings(Model):
             if addresses.count(address) > 1:
                 raise ValueError(f"two hosts with the address {address}")
         return value
-
-
-def _check_file(place: str, text: str, kind: str, host: Host) -> None:
-    """Refuses a download of another content than the setting takes; a volume's content only the storage knows.
-
-    :param place: the setting, such as `vms.sandbox.create.image`.
-    :param text: a volume, or the name of a download.
-    :param kind: the content that the setting takes: import, iso or vztmpl.
-    """
-    try:
-        volume = host.volume_of(text)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    if text in host.downloads and f":{kind}/" not in volume:
-        contents = {
-            "import": "a disk image (.qcow2, .raw, .vmdk)",
-            "iso": "an ISO image",
-            "vztmpl": "a template of containers",
-        }
-        raise ValueError(f"{place}: expected {contents[kind]}, and the download {text} is {volume}")
 
 
 def _check_vm_card(name: str, vm: Vm, use: VmGpu, host: Host) -> None:

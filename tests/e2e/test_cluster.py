@@ -107,8 +107,9 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
         "nvidia": {"driver": "580", "onDestroy": "purge"},
     }
     template = "debian-12-standard_12.7-1_amd64.tar.zst"
-    hosts["pve2"]["downloads"] = {"debian": {"template": template}}
-    create = {"template": "debian", "disk": {"storage": "local-lvm", "size": 32}}
+    cache = "$ROOT/var/lib/vz/template/cache"
+    cluster["pve2"].run(f"mkdir -p {cache}; touch {cache}/{template}")
+    create = {"ostemplate": f"local:vztmpl/{template}", "rootfs": "local-lvm:32"}
     made = stack_of(
         tmp_path / "stack",
         engine,

@@ -80,7 +80,7 @@ SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
             *("--set", 'hosts.pve.gpus.rtx4090-2={match: "10de:2684", address: "0000:41:00", use: vm}'),
             *(
                 "--set",
-                "vms.gpu={host: pve, vmid: 100, gpus: [rtx4090-2], create: {disk: {storage: local-lvm, size: 64}}}",
+                "vms.gpu={host: pve, vmid: 100, gpus: [rtx4090-2], create: {scsi0: local-lvm:64}}",
             ),
         ],
     ),

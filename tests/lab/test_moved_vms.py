@@ -14,14 +14,12 @@ import pytest
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider.card_mapping import CardMappingWork
-from homelab.provider.new_container import NewContainerWork
-from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.provider.guest import GuestWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.card_mapping import CardMapping
-from homelab.resources.new_container import NewContainer
-from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.guest import Guest
 from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
 from lab.cluster import LabCluster
@@ -202,10 +200,10 @@ def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_
 ID, MARK = 300, "Created by Pulumi: project/stack/mine"
 
 
-def made_of(node: str, **more: Any) -> VirtualMachine.Inputs:
-    about: dict[str, Any] = {"vm": "mine", "vmid": ID, "config": {"name": "mine", "memory": "512"}, "protect": False}
-    about |= {"disk": DiskInputs(storage="local-lvm", size=8), "mark": MARK, **more}
-    return VirtualMachine.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+def made_of(node: str, **more: Any) -> Guest.Inputs:
+    about: dict[str, Any] = {"guest": "mine", "guest_kind": "qemu", "vmid": ID, "protect": False}
+    about |= {"config": {"name": "mine", "memory": "512"}, "mark": MARK, **more}
+    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
 
 
 @pytest.mark.parametrize("who", ["a stranger's", "made anew", "a container"])
@@ -213,10 +211,8 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
     cluster: LabCluster, who: str
 ) -> None:
     """The VM is gone, and its id was used again: wherever the settings send this program, that guest isn't the one that was made."""
-    vms = {
-        "mine": {"host": "pve2", "vmid": ID, "create": {"disk": {"storage": "local-lvm", "size": 8}}, "gpus": ["gpu"]}
-    }
-    work = VirtualMachineWork(texts(cluster, vms=vms))
+    vms = {"mine": {"host": "pve2", "vmid": ID, "create": {"scsi0": "local-lvm:8"}, "gpus": ["gpu"]}}
+    work = GuestWork(texts(cluster, vms=vms))
     made = work.create(made_of("pve1"))
     cluster["pve1"].run(f"qm destroy {ID}")
     what = {"a stranger's": f"{MARK}2 {'a' * 16}", "made anew": f"{MARK} {'a' * 16}"}.get(who)
@@ -239,12 +235,11 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
 
 def made_at(node: str) -> dict[str, Any]:
     """Its entry in the settings."""
-    create = {"disk": {"storage": "local-lvm", "size": 8}}
-    return {"mine": {"host": node, "vmid": ID, "create": create, "gpus": ["gpu"]}}
+    return {"mine": {"host": node, "vmid": ID, "create": {"scsi0": "local-lvm:8"}, "gpus": ["gpu"]}}
 
 
 def test_a_made_vm_that_moved_is_refused_until_the_settings_name_its_host(cluster: LabCluster) -> None:
-    work = VirtualMachineWork(texts(cluster, vms=made_at("pve1")))
+    work = GuestWork(texts(cluster, vms=made_at("pve1")))
     made = work.create(made_of("pve1"))
     move(cluster, "pve1", "pve2", ID)
     moved = work.read(made_of("pve1"), made)
@@ -256,7 +251,7 @@ def test_a_made_vm_that_moved_is_refused_until_the_settings_name_its_host(cluste
         with pytest.raises(HomelabError, match="VM 300 is on the node pve2, not on pve1"):
             refused()
     # It is found there by the resource that replaces its own.
-    work = VirtualMachineWork(texts(cluster, vms=made_at("pve2")))
+    work = GuestWork(texts(cluster, vms=made_at("pve2")))
     again = work.create(made_of("pve2"))
     work.delete(made_of("pve1"), made)
     assert list(cluster.folder.glob(f"pve/nodes/pve2/qemu-server/{ID}.conf"))
@@ -273,7 +268,7 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     vm = dataclasses.replace(made_of("pve1", config=config), shutdown=shutdown)
     cards = dataclasses.replace(cards_of("pve1", goes_away=True, power="running"), vm="mine", vmid=ID)
     cards = dataclasses.replace(cards, shutdown=shutdown, cards=[{**CARD, "by_address": True}])
-    machine, work = VirtualMachineWork(texts(cluster, vms={}), URN), works(cluster)
+    machine, work = GuestWork(texts(cluster, vms={}), URN), works(cluster)
     made, given = machine.create(vm), work.create(cards)
     cluster["pve1"].fault("guest-ignores-shutdown", ID)
     work.delete(cards, given)
@@ -294,10 +289,11 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     assert not note.exists()
 
 
-def container_of(node: str, **more: Any) -> NewContainer.Inputs:
-    about: dict[str, Any] = {"container": "mine", "ctid": ID, "config": {"hostname": "mine", "memory": "512"}}
+def container_of(node: str, **more: Any) -> Guest.Inputs:
+    about: dict[str, Any] = {"guest": "mine", "guest_kind": "lxc", "vmid": ID}
+    about |= {"config": {"hostname": "mine", "memory": "512"}}
     about |= {"protect": False, "mark": MARK, **more}
-    return NewContainer.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
 
 
 @pytest.fixture
@@ -315,13 +311,13 @@ def test_a_made_container_that_moved_is_found_where_the_settings_have_it_now(
     cluster: LabCluster, guest: tuple[Path, str]
 ) -> None:
     path, instance = guest
-    create = {"template": "local:vztmpl/x.tar.zst", "disk": {"storage": "local-lvm", "size": 4}}
+    create = {"ostemplate": "local:vztmpl/x.tar.zst"}
     containers = {"mine": {"host": "pve2", "ctid": ID, "gpus": [], "create": create}}
-    work = NewContainerWork(texts(cluster, containers=containers))
+    work = GuestWork(texts(cluster, containers=containers))
     made = work.create(container_of("pve2"))
     text = path.read_text()
     assert made.instance in text and instance not in text and text.startswith("#Mine.\n")
-    work.delete(container_of("pve1"), NewContainer.Outputs(instance=instance))
+    work.delete(container_of("pve1"), Guest.Outputs(instance=instance))
     assert path.read_text() == text
     work.delete(container_of("pve2"), made)
     assert not path.exists()

@@ -613,7 +613,7 @@ def moved(ledger: dict[str, str], *more: str, runs: bool = True, **changes: Any)
 def test_a_card_is_taken_from_a_vm_that_has_it_from_this_stack_alone(ledger: dict[str, str], is_taken: bool) -> None:
     assert moved(ledger)[1] == ["VM 104 (two) runs with it"] * (not is_taken)
     assert moved(ledger, runs=False)[1] == []
-    new = NewVm.model_validate({"disk": {"storage": "local", "size": 8}})
+    new = NewVm.model_validate({"scsi0": "local:8"})
     assert moved(ledger, vmid=105, create=new)[1] == ["VM 104 (two) runs with it"] * (not is_taken)
 
 

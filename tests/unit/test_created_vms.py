@@ -1,4 +1,4 @@
-"""homelab/provider/virtual_machine.py: a created VM that has moved or was taken over is not removed with its former entry."""
+"""homelab/provider/guest.py: a created VM that has moved or was taken over is not removed with its former entry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from homelab.host.facts import noted_in
 from homelab.provider.base import StackTexts
-from homelab.provider.new_guest import marked_anew, names_another_instance
+from homelab.provider.guest import marked_anew, names_another_instance
 from homelab.remote import ledger
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}

@@ -8,22 +8,21 @@ from typing import Any
 import pytest
 
 from homelab.provider.base import GoneError
-from homelab.provider.new_guest import CreatedGuest, NewGuestWork, created_vm, id_in_use
+from homelab.provider.guest import CreatedGuest, GuestWork, id_in_use
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
-from homelab.resources.base import NewGuest, NewGuestInputs
-from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.guest import Guest
 from homelab.shapes import ShutdownInputs
 from tests.unit.test_created_vms import texts
 
 MARK, MADE, OTHER = "Created by Pulumi: p/s/a", "0" * 16, "f" * 16
-WANTED: dict[str, Any] = {"host": "pve1", "node": "pve1", "vm": "a", "vmid": 103, "mark": MARK, "protect": False}
-INPUTS = VirtualMachine.Inputs(
+WANTED: dict[str, Any] = {"host": "pve1", "node": "pve1", "guest": "a", "vmid": 103, "mark": MARK, "protect": False}
+INPUTS = Guest.Inputs(
     **WANTED,
+    guest_kind="qemu",
     config={"memory": "512", "cores": "2"},
-    disk=DiskInputs(storage="local", size=8),
     shutdown=ShutdownInputs(timeout=5, otherwise="fail"),
 )
-OUTPUTS = NewGuest.Outputs(instance=MADE)
+OUTPUTS = Guest.Outputs(instance=MADE, written={"memory": "512", "cores": "2"})
 OURS = {"description": f"{MARK} {MADE}", "memory": "512", "cores": "2", "net0": "virtio"}
 
 
@@ -31,23 +30,15 @@ def error_of(kind: type[Any]) -> Any:
     return kind(wanted="", found="it is there", why="", next="", status=500, reason="")
 
 
-class Guests(NewGuestWork[VirtualMachine.Inputs]):
+class Guests(GuestWork):
     """Over guests in memory: node -> the configuration of guest 103 there."""
-
-    resource = VirtualMachine
 
     def __init__(self, by_node: dict[str, dict[str, str]], vms: dict[str, Any] | None = None) -> None:
         super().__init__(texts(vms or {}, {}).texts)
         self.by_node = by_node
         self.done: list[str] = []
 
-    def guest(self, inputs: VirtualMachine.Inputs) -> CreatedGuest:
-        return created_vm(inputs.vmid, inputs.vm)
-
-    def compared(self, inputs: VirtualMachine.Inputs) -> tuple[str, ...]:
-        return ("memory", "cores", "name")
-
-    def api(self, inputs: VirtualMachine.Inputs) -> Any:
+    def api(self, inputs: Guest.Inputs) -> Any:
         return self
 
     def get(self, path: str, _wanted: str) -> dict[str, str]:
@@ -66,14 +57,18 @@ class Guests(NewGuestWork[VirtualMachine.Inputs]):
     def make(self, inputs: Any, instance: str) -> None:
         self.done.append(instance)
 
-    def require_same_disk(self, inputs: NewGuestInputs, before: NewGuestInputs) -> None:
+    def require_same_disks(self, inputs: Any, before: Any) -> None:
         self.done.append("disk")
 
-    def change(self, inputs: Any, before: Any, drift: list[str]) -> None:
+    def change(self, inputs: Any, before: Any, drift: Any) -> list[str]:
         self.done.append(f"changed on {inputs.node}: {' '.join(drift)}")
+        return list(drift)
 
     def remove(self, inputs: Any) -> None:
         self.done.append(f"removed from {inputs.node}")
+
+    def forget(self, inputs: Any) -> None:
+        pass
 
 
 def described(text: str) -> dict[str, str]:
@@ -81,7 +76,7 @@ def described(text: str) -> dict[str, str]:
 
 
 ADOPTED = {"b": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}
-CREATED = {"a": {**ADOPTED["b"], "create": {"disk": {"storage": "local", "size": 8}}}}
+CREATED = {"a": {**ADOPTED["b"], "create": {"scsi0": "local:8"}}}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,7 @@ def test_only_itself_is_removed(
 
 def test_one_that_an_older_state_made_is_removed() -> None:
     work = Guests({"pve1": OURS})
-    work.delete(INPUTS, NewGuest.Outputs(instance=""))
+    work.delete(INPUTS, Guest.Outputs(instance=""))
     assert work.done == ["removed from pve1"]
 
 
@@ -130,23 +125,24 @@ def test_one_that_has_moved_is_not_removed() -> None:
     ],
 )
 def test_whose_the_guest_of_its_id_is_is_said(config: dict[str, str], found: str) -> None:
-    assert id_in_use(MARK, created_vm(103, "a"), config).found == found
+    assert id_in_use(MARK, CreatedGuest.of(INPUTS), config).found == found
 
 
 def test_each_making_of_it_has_a_name_of_its_own() -> None:
     work = Guests({})
+    work.by_node = {"pve1": OURS}
     first, second = work.create(INPUTS), work.create(INPUTS)
     assert work.done == [first.instance, second.instance] and first.instance != second.instance
 
 
 def test_drift_that_is_put_right_is_drift_no_more() -> None:
     work = Guests({"pve1": OURS})
-    assert work.update(INPUTS, INPUTS, NewGuest.Outputs(instance=MADE, drift=["memory"])) == OUTPUTS
+    assert work.update(INPUTS, INPUTS, dataclasses.replace(OUTPUTS, drift=["memory"])) == OUTPUTS
     assert work.done == ["disk", "changed on pve1: memory"]
 
 
 def test_one_that_was_elsewhere_is_changed_once_it_is_back() -> None:
-    moved = NewGuest.Outputs(instance=MADE, drift=["node"])
+    moved = dataclasses.replace(OUTPUTS, drift=["node"])
     with pytest.raises(ElsewhereError):
         Guests({"pve2": OURS}).update(INPUTS, INPUTS, moved)
     assert Guests({"pve1": OURS}).update(INPUTS, INPUTS, moved) == OUTPUTS

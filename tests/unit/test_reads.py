@@ -11,8 +11,8 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import api
 from homelab.provider.base import Work
 from homelab.provider.card_mapping import CardMappingWork
+from homelab.provider.guest import GuestWork
 from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.new_container import NewContainerWork
 from homelab.provider.typed import read_as
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import host_session, ssh
@@ -124,17 +124,17 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
     assert "state delete" not in error.next and "run the same command again" in error.next
 
 
-CREATED = {"host": "pve", "node": "pve", "container": "ai", "ctid": 300, "config": {"cores": "2"}, "protect": False}
-CREATED |= {"mark": "made by x", "shutdown": SHUTDOWN, "instance": "i", "drift": []}
+CREATED = {"host": "pve", "node": "pve", "guest": "ai", "guest_kind": "lxc", "vmid": 300, "config": {"cores": "2"}}
+CREATED |= {"protect": False, "mark": "made by x", "shutdown": SHUTDOWN, "instance": "i", "written": {"cores": "2"}}
 MAPPED = STATES[1][1]
 
 
 @pytest.mark.parametrize(
     ("work", "state", "answer", "drift"),
     [
-        (NewContainerWork, CREATED, None, None),
-        (NewContainerWork, CREATED, {"cores": 2}, []),
-        (NewContainerWork, CREATED, {"cores": 4}, ["cores"]),
+        (GuestWork, CREATED, None, None),
+        (GuestWork, CREATED, {"cores": 2}, []),
+        (GuestWork, CREATED, {"cores": 4}, ["cores"]),
         (CardMappingWork, MAPPED, None, None),
         (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:01:00"]}, None),
         (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:02:00"]}, None),
