@@ -76,7 +76,6 @@ class GpuVm(pulumi.ComponentResource):
                 ),
                 "machine": vm.machine,
                 "display": vm.display,
-                "shared_onboot": vm.allow_shared_onboot,
                 "power": vm.wanted_power,
                 "instance": instance,
                 "goes_away": vm.create is not None and not vm.create.protect,

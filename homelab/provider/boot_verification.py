@@ -136,7 +136,7 @@ def _end_turn(host: Host, name: str) -> None:
     if not over:
         tell(
             f"{name}: note: it couldn't tell its cluster that it is back: no other node restarts until the time of its "
-            "turn has passed, or until `rm /etc/pve/priv/homelab-reboot`"
+            "turn has passed, or until `rm /etc/pve/homelab/turn`"
         )
 
 

@@ -104,23 +104,22 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
 
     def _wanted(self, inputs: VmCards.Inputs) -> Wanted:
         """But for the options, and for whether the VM is to run."""
-        host = self.host(inputs)
         terms = Terms(
             owner=f"{stack_of(self.urn)}/{inputs.vm}",
             shutdown=inputs.shutdown.timeout,
             otherwise=inputs.shutdown.otherwise,
         )
-        return Wanted(vmid=inputs.vmid, terms=terms, takes=_wish(inputs, {}).takes(host.hands_over))
+        return Wanted(vmid=inputs.vmid, terms=terms)
 
 
 def _wish(inputs: VmCards.Inputs, names: dict[str, str]) -> Wish:
     """:param names: of cards, by their slots, for messages."""
     cards = [VmCard(**card, name=names.get(str(card["slot"]), "")) for card in inputs.cards]
-    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.shared_onboot, inputs.power)
+    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.power)
 
 
 def _seen(answer: Answer, state: str = "running") -> SeenVm:
     """:param state: of `Outputs`."""
     is_under_way = answer.is_under_way or not state
-    now = (answer.config, answer.base, answer.originals, answer.losers, answer.runs)
-    return SeenVm(*now, is_under_way, answer.is_another)
+    now = (answer.config, answer.base, answer.originals)
+    return SeenVm(*now, runs=answer.runs, is_under_way=is_under_way, is_another=answer.is_another)

@@ -85,8 +85,6 @@ class Vm(Model):
     """How to reach the guest over SSH; needed with `nvidia`."""
     nvidia: Nvidia | None = None
     """NVIDIA's stack in the guest, a Linux. In Windows, Windows Update or NVIDIA's own installer brings the driver."""
-    allow_shared_onboot: bool = False
-    """`true`: this VM and another one with the same card may both start with the host."""
     create: NewVm | None = None
     """Create the VM with these properties, instead of adopting an existing one."""
 

@@ -32,7 +32,7 @@ def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wis
         for use in vm.gpus
         if use.gpu in cards
     ]
-    return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.allow_shared_onboot, vm.wanted_power)
+    return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.wanted_power)
 
 
 def describe(

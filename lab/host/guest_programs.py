@@ -111,7 +111,7 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
     """
     if tuple(arguments) != TICKET:
         raise UsageError(
-            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam, and cfs_lock_domain, not {arguments!r}"
+            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam, and cfs_lock_file, not {arguments!r}"
         )
     preload()
     from lab.api.auth import ROOT, is_enabled, ticket

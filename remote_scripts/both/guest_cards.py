@@ -11,8 +11,6 @@ class Wanted:
 
     vmid: int
     terms: Terms = field(default_factory=Terms)
-    takes: tuple[str, ...] = ()
-    """Mappings and addresses of cards that no other VM of this stack is to have any more."""
     options: dict[str, str | None] | None = None
     """All that the VM is to have from homelab; None: what it has. A key of None: it isn't to have it."""
     settings: dict[str, str | None] = field(default_factory=dict)
@@ -39,8 +37,6 @@ class Answer:
     """What is noted of before."""
     digest: str
     runs: bool
-    losers: tuple[int, ...] = ()
-    """Other VMs of this stack that would lose a card to it."""
     is_another: bool = False
     """What is noted is of a VM that had its id before."""
     is_under_way: bool = False

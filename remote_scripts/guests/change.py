@@ -89,8 +89,6 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
     if change or note.before or runs is not is_to_run:
         ha.need_own_power(guest.system, guest.kind, guest.vmid)
-    if change and not ran:
-        guest.need_nothing_waiting(change)
     if is_to_run and (change or note.before):
         guest.need_startable(change)
     return change, ran, is_to_run

@@ -1,5 +1,5 @@
 """Tells the other nodes of a cluster that this one is back from the restart that it had its turn for: removes
-/etc/pve/priv/homelab-reboot, if it is this node's."""
+/etc/pve/homelab/turn, if it is this node's."""
 
 from __future__ import annotations
 

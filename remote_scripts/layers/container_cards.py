@@ -77,7 +77,7 @@ def _brought(guest: Container, wanted: Wanted) -> Lines:
 def _groups(guest: Container, cards: Cards) -> dict[str, int]:
     """The groups inside, where they count. One that is off says nothing: until it runs, its nodes are for everybody."""
     if cards.cards and cards.method == "device" and guest.runs():
-        return container_groups.groups_of(guest.system, guest.vmid, conf_text(guest.text))
+        return container_groups.groups_of(guest.system, guest.vmid)
     return guest.note.given.groups
 
 

@@ -6,8 +6,7 @@ Who asks has decided what the VM is to have, by what `read` answers. `revert` gi
 from __future__ import annotations
 
 from remote_scripts.both.guest_cards import Answer, Wanted
-from remote_scripts.guests import taking
-from remote_scripts.guests.change import bring, foreseen, give_back, in_turn, in_turns
+from remote_scripts.guests.change import bring, give_back, in_turn, in_turns
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared.api import NodeApi
@@ -20,26 +19,17 @@ def read(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: it can't be read.
     """
-    api = NodeApi(system)
-    return _answer(Guest(system, api, wanted.vmid), losers=tuple(_losers(system, api, wanted)))
+    return _answer(Guest(system, NodeApi(system), wanted.vmid))
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
-    """Brings the options into force. Other VMs of the stack lose the cards first, unless something stands against it.
+    """Brings the options into force.
 
     :raises Failure: as of `bring`.
     """
-    api = NodeApi(system)
-    guest = Guest(system, api, wanted.vmid)
-    if not guest.is_here or guest.digest != wanted.digest:
-        return _answer(guest, done=False)
-    if losers := _losers(system, api, wanted):
-        foreseen(guest, {**_options(guest, wanted), **wanted.settings}, wanted.terms)
-    for loser in losers:
-        taking.take(system, api, loser, wanted.takes)
-    with in_turn(Guest, system, api, wanted.vmid) as guest:
+    with in_turn(Guest, system, NodeApi(system), wanted.vmid) as guest:
         try:
-            if guest.digest == wanted.digest:
+            if guest.is_here and guest.digest == wanted.digest:
                 return _answer(guest, log=bring(guest, _options(guest, wanted), wanted.terms, wanted.settings))
         except ChangedMeanwhile:
             guest.read()
@@ -64,21 +54,7 @@ def revert(system: System, wanted: Wanted) -> Answer:
     return in_turns(Guest, system, wanted.vmid, back)
 
 
-def _losers(system: System, api: NodeApi, wanted: Wanted) -> list[int]:
-    stack = wanted.terms.owner.rpartition("/")[0]
-    have_one = [Guest(system, api, vmid) for vmid in taking.losers(system, stack, wanted.takes, (wanted.vmid,))]
-    return [
-        guest.vmid for guest in have_one if guest.note.loses_one_of(wanted.takes, stack, guest.config, guest.devices)
-    ]
-
-
-def _answer(
-    guest: Guest,
-    *,
-    losers: tuple[int, ...] = (),
-    done: bool = True,
-    log: list[str] | None = None,
-) -> Answer:
+def _answer(guest: Guest, *, done: bool = True, log: list[str] | None = None) -> Answer:
     return Answer(
         node=guest.node,
         is_here=guest.is_here,
@@ -87,7 +63,6 @@ def _answer(
         originals=guest.note.originals,
         digest=guest.digest,
         runs=guest.is_here and guest.runs(),
-        losers=losers,
         is_another=guest.is_another,
         is_under_way=guest.note.is_under_way,
         done=done,

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +28,8 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 PVE_LXC, NODES = "/etc/pve/lxc", "/etc/pve/nodes"
+#: What this program notes on all nodes.
+HOMELAB = "/etc/pve/homelab"
 #: Proxmox VE takes no longer file.
 _BYTES = 1 << 20
 _LOCAL = "/etc/pve/local"
@@ -173,9 +176,24 @@ def guests(system: System) -> list[tuple[str, str, str]]:
     return [(node, kind, guest) for node, kind in folders for guest in guest_ids(system, f"{NODES}/{node}/{kind}")]
 
 
+def note(system: System, path: str, content: bytes) -> None:
+    """Writes a file in HOMELAB, on the disk when this returns; nothing: it goes, and with the last one the folder.
+
+    :raises OSError: it can't be written.
+    """
+    if not this_node(system).name:  # else it would lie below /etc/pve, where nobody looks
+        raise FileNotFoundError(errno.ENOENT, "/etc/pve isn't there")
+    if content:
+        within_limit(lambda: system.files.need_folder(HOMELAB))
+        replace(system, path, content)
+    else:
+        within_limit(lambda: disk.remove(system.files.at(path)))
+        tidy(system, path)
+    system.files.flush_all()  # pmxcfs answers before its database is on the disk
+
+
 def write(system: System, path: str, read: bytes, text: str) -> str:
-    """Puts a text in a file's place under a lock of the cluster, if it is still what was read; nothing where the text
-    is empty.
+    """Puts a text in the place of storage.cfg, if it is still what was read (files/cluster_write.pl).
 
     :returns: why it can't be; else empty.
     """
@@ -217,9 +235,18 @@ def replace(system: System, path: str, content: bytes) -> None:
     within_limit(put)
 
 
-def remove_left(system: System, path: str) -> None:
-    """Takes away what writers that were killed have left beside a file; its caller has the file's lock."""
-    within_limit(lambda: _remove_left(system.files.at(path)))
+def tidy(system: System, path: str) -> None:
+    """Takes away what writers that were killed have left beside a file in HOMELAB, and the folder where it is empty.
+    Its caller has the file's lock.
+    """
+
+    def remove() -> None:
+        with suppress(OSError):
+            _remove_left(system.files.at(path))
+        with suppress(OSError):  # other files are there
+            disk.remove_folder(system.files.at(HOMELAB))
+
+    within_limit(remove)
 
 
 def _remove_left(where: Path) -> None:

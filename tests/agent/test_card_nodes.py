@@ -262,7 +262,7 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
     assert box.drift() == {} and box.revert() == given
 
 
-def test_a_folder_of_notes_that_another_guests_turn_takes_away_is_made_anew(
+def test_a_note_whose_folder_another_guests_turn_takes_away_is_refused_and_written_the_next_time(
     box: Cards300, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (box.root / NOTE[1:]).unlink()
@@ -275,7 +275,10 @@ def test_a_folder_of_notes_that_another_guests_turn_takes_away_is_made_anew(
         replace(system, path, content)
 
     monkeypatch.setattr(pmxcfs, "replace", rival)
-    guest_notes.write(box.host.system(), CONTAINER, 300, ContainerNote(shut_down_after="UPID:x"))
+    note = ContainerNote(shut_down_after="UPID:x")
+    with pytest.raises(Failure, match="No such file or directory(.|\n)*then run `pulumi up` again"):
+        guest_notes.write(box.host.system(), CONTAINER, 300, note)
+    guest_notes.write(box.host.system(), CONTAINER, 300, note)
     assert len(calls) == 2 and guest_notes.of(box.host.system(), CONTAINER, 300, ContainerNote).shut_down_after
 
 

@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 
 NODES = ("pve1", "pve2")
 ALL = ("pve1", "pve2", "pve3")
-TURN = "priv/homelab-reboot"
+TURN = "homelab/turn"
 
 
 @pytest.fixture

@@ -71,7 +71,6 @@ def cards_of(node: str, **more: Any) -> VmCards.Inputs:
     about: dict[str, Any] = {
         "cards": [CARD],
         "display": "keep",
-        "shared_onboot": False,
         "power": "keep",
         "instance": "",
         "goes_away": False,

@@ -135,7 +135,7 @@ def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(l
     lab.run(f"qm create {ID} --name old --memory 2048 --machine pc")
     work = VmCardsWork(texts(lab), "urn:pulumi:s::p::homelab:vm:Cards::sandbox")
     inputs = VmCards.Inputs(
-        host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", shared_onboot=False, power="keep",
+        host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", power="keep",
         instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0),
     )  # fmt: skip
     first = work.create(inputs)

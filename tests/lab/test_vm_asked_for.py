@@ -46,7 +46,7 @@ def transaction(lab: Lab) -> VmTransaction:
 
 def planned(seen: Answer, **card: Any) -> JudgedGuest:
     wish = Wish("sandbox", VM, [VmCard(**{**CARD, **card})])
-    return plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals, seen.losers), wish, desktop())
+    return plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals), wish, desktop())
 
 
 def decided(seen: Answer, **card: Any) -> dict[str, str | None]:

@@ -141,22 +141,6 @@ def test_a_trial_without_network_takes_itself_back(hosts: Hosts) -> None:
     assert "no interface that is up has" in confirm(machine)["rolled_back"]
 
 
-def test_without_an_esp_the_trial_itself_takes_back_what_grub_cannot_on_lvm(hosts: Hosts) -> None:
-    machine = hosts.lvm()
-    # Linux's type, not an ESP's, for the first of its partitions.
-    machine.run("printf '\\203' | dd of=/dev/vda bs=1 seek=450 conv=notrunc,fsync; udevadm trigger --settle /dev/vda1")
-    before = words_of(machine)
-    arm(machine, WELL)
-    assert "homelab_trial=once" in machine.run("cat /boot/grub/homelab.env")
-    machine.reboot()
-    words = words_of(machine)
-    assert WELL in words and "homelab.trial" in words and "panic=30" not in words
-    machine.run("systemctl start homelab-early")
-    assert "homelab_trial=none" in machine.run("cat /boot/grub/homelab.env")
-    machine.reboot()
-    assert words_of(machine) == before
-
-
 def test_without_variables_systemd_boot_counts_the_trial_down_and_starts_it_once(hosts: Hosts) -> None:
     machine = hosts.uefi()
     as_systemd_boot(machine)

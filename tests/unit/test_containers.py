@@ -288,7 +288,7 @@ def test_the_plan_says_what_becomes_of_a_container(
 )
 def test_what_others_left_waiting_is_carried_out_by_a_containers_restart(waits: str, others: str) -> None:
     lines = f"{GIVEN}\n[pve:pending]\n{waits}\n[before]\ncores: *"
-    said = f"its restart also carries out what others have left waiting for one: {others}"
+    said = f"this also carries out what others have left waiting for its next start: {others}"
     assert (said in preview(seen(lines), phoenix=container(gpuAssignment="0"))[0]) is bool(others)
     assert "carries out" not in str(preview(seen(lines), phoenix=container())[0])
     assert "carries out" not in str(preview(seen(lines, runs=False), phoenix=container(gpuAssignment="0"))[0])

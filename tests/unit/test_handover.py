@@ -14,12 +14,10 @@ from homelab.doctor import host as doctor
 from homelab.errors import HomelabError
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HostFacts
-from homelab.provider.vm_cards import VmCardsWork
-from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host, Vm, parse
-from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.show import reading as show
 from homelab.show import tree
+from homelab.vm.cards import VmCard, Wish
 from homelab.vm.preview import describe, wish_of
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover
@@ -86,13 +84,8 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
 def test_a_card_that_several_vms_may_name_is_taken_from_none_of_them(use: str, taken: tuple[str, ...]) -> None:
     one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "nvidia": {"driver": "580"}}
     card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
-    work = VmCardsWork({"hosts": json.dumps({"pve": {**one, "gpus": card}})})
-    inputs = VmCards.Inputs(
-        host="pve", node="pve", vm="gaming", vmid=103, shutdown=ShutdownInputs(timeout=1, otherwise="fail"), display="keep", shared_onboot=False,
-        cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}], power="keep", instance="", goes_away=False,
-        boot=BootSeen(id="b", stopped=[], at=0),
-    )  # fmt: skip
-    assert work._wanted(inputs).takes == taken
+    shared = parse({"hosts": json.dumps({"pve": {**one, "gpus": card}})}).hosts["pve"].hands_over
+    assert Wish("gaming", 103, [VmCard("rtx5090", "rtx5090", "0000:01:00")]).takes(shared) == taken
 
 
 # -- gates and plan --------------------------------------------------------------------------------------------------

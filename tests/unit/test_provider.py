@@ -71,7 +71,7 @@ def test_properties_become_the_declared_types_and_back() -> None:
     boot = {"id": "b", "stopped": [103], "at": 7}
     properties = {
         "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [],
-        "display": "keep", "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": boot, "record": {"of": "outputs"},
+        "display": "keep", "power": "keep", "instance": "", "goes_away": False, "boot": boot, "record": {"of": "outputs"},
     }  # fmt: skip
     inputs = read_as(VmCards.Inputs, properties)
     assert (
@@ -359,7 +359,7 @@ def test_what_is_known_when_the_work_fails_goes_into_the_state() -> None:
     """As the engine takes it, with the error in four parts as the reason."""
     inputs = {
         "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [], "display": "keep",
-        "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [], "at": 7},
+        "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [], "at": 7},
     }  # fmt: skip
     with pytest.raises(UnfinishedError) as raised:
         _Failing({}).created(inputs)

@@ -29,7 +29,6 @@ OLD = VmCards.Inputs(
     vmid=103,
     cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}],
     display="keep",
-    shared_onboot=False,
     power="keep",
     instance="",
     goes_away=False,

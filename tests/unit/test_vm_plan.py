@@ -430,8 +430,8 @@ def test_what_stands_against_a_change_is_named_with_its_remedy(case: str) -> Non
     ("config", "users", "said"),
     [
         (Q35, [user(running=True)], "VM 104 (gaming) runs with it"),
-        (Q35 | {"onboot": "1"}, [user(onboot=True)], "allowSharedOnboot"),
-        (Q35 | {"onboot": "1"}, [user(103, running=True, onboot=True)], None),
+        (Q35 | {"onboot": "1"}, [user(onboot=True)], None),
+        (Q35, [user(103, running=True)], None),
         (Q35, [user()], None),
     ],
 )
@@ -441,11 +441,6 @@ def test_who_has_a_card_already(config: dict[str, str], users: list[CardUser], s
     told = refusals.remarks(config, wish(FIRST), {"first": users}, {})
     is_off = any(not other.running and other.vmid != 103 for other in users)
     assert any("which doesn't run with it now, has first as well" in remark for remark in told) is is_off
-
-
-def test_two_vms_with_a_card_may_start_with_the_host_where_that_is_accepted() -> None:
-    users = {"first": [user(onboot=True)]}
-    assert refusals.of_users(Q35 | {"onboot": "1"}, wish(FIRST, shared_onboot=True), users) == []
 
 
 def test_i440fx_is_refused_for_pci_express_alone() -> None:

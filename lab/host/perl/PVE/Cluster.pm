@@ -1,6 +1,6 @@
 package PVE::Cluster;
 
-# The two calls of Proxmox VE's module that the lab has. LAB_PVE: the folder that is /etc/pve; LAB_QUORATE: 1 where the node has a quorum.
+# The one call of Proxmox VE's module that the lab has. LAB_PVE: the folder that is /etc/pve; LAB_QUORATE: 1 where the node has a quorum.
 use strict;
 use warnings;
 
@@ -8,18 +8,9 @@ use warnings;
 my $lock_seconds = 120;
 
 # Never dies: returns undef and sets $@, and is free of the lock by then. The code has a minute.
-sub cfs_lock_domain {
-    my ($name, @rest) = @_;
-    return _locked("domain-$name", @rest);
-}
-
 sub cfs_lock_file {
-    my ($name, @rest) = @_;
-    return _locked("file-" . $name =~ s![./]!_!gr, @rest);
-}
-
-sub _locked {
-    my ($name, $seconds, $code) = @_;
+    my ($file, $seconds, $code) = @_;
+    my $name = "file-" . $file =~ s![./]!_!gr;
     my $lock = "$ENV{LAB_PVE}/priv/lock/$name";
     my ($locked, $result) = (0);
     eval {
