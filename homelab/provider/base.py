@@ -117,10 +117,25 @@ class StackTexts:
     def is_on(self, node: str, section: str, guest_id: int) -> bool:
         """Do the settings have a guest of this id on the host that is the node of this name? Otherwise as of
         `entries_of`."""
-        settings = self._settings(section)
+        settings, host = self._settings(section), self.host_at(node)
         guests: list[Vm | Container] = [*settings.vms.values(), *settings.containers.values()]
-        names = {name for name, host in settings.hosts.items() if (host.node or name) == node}
-        return any(guest.guest_id == guest_id and guest.host in names for guest in guests)
+        return any(guest.guest_id == guest_id and guest.host == host for guest in guests)
+
+    def host_at(self, node: str) -> str | None:
+        """The host of the settings that is the node of this name; None: they don't have it."""
+        hosts = self._settings("").hosts
+        return next((name for name, host in hosts.items() if (host.node or name) == node), None)
+
+    def leave_moved(self, name: str, section: str, guest_id: int, node: str, moved: HomelabError) -> None:
+        """Leaves a guest as it is that is on another node: its entry there takes over what it has. Others as of
+        `is_on`.
+
+        :param name: of its entry here, for messages.
+        :raises HomelabError: `moved`: the settings have no such entry.
+        """
+        if not self.is_on(node, section, guest_id):
+            raise moved
+        tell(f"{name}: note: {moved.found}: it keeps what it has until its entry there takes that out")
 
     def containers(self, host: str) -> dict[str, Container]:
         """The settings of a host's containers, by name.

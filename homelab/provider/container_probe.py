@@ -138,10 +138,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             return
         owner = f"{stack_of(self.urn)}/{inputs.container}"
         left = self._given_back(inputs, owner)
-        if left.is_here or left.owner != owner or self.stack.is_on(left.node, "containers", inputs.ctid):
-            return
-        wanted = f"what container {inputs.ctid} was given for its cards taken out of it"
-        raise elsewhere(wanted, "lxc", inputs.ctid, inputs.node, left.node)
+        if not left.is_here and left.owner == owner:
+            wanted = f"what container {inputs.ctid} was given for its cards taken out of it"
+            moved = elsewhere(wanted, "lxc", inputs.ctid, inputs.node, left.node)
+            self.stack.leave_moved(inputs.container, "containers", inputs.ctid, left.node, moved)
 
     def _given_back(self, inputs: ContainerProbe.Inputs, owner: str) -> Left:
         shutdown, host = inputs.shutdown, self.host(inputs)

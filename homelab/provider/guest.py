@@ -132,7 +132,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         """:raises HomelabError: only a new guest could have what the inputs say."""
         for key, original in before.config.items():
             wanted = inputs.config.get(key)
-            if original != wanted and (not _is_option(inputs, key) or key == "unprivileged" or is_disk(key, original)):
+            is_disks = is_disk(key, original) or (wanted is not None and is_disk(key, wanted))
+            if original != wanted and (not _is_option(inputs, key) or key == "unprivileged" or is_disks):
                 _refuse_another(inputs, f"{key}: {wanted or 'none'}", original)
         if inputs.clone != before.clone:
             _refuse_another(inputs, f"clone: {inputs.clone}", str(before.clone))
@@ -209,11 +210,25 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             raise GoneError from None
         except ElsewhereError as error:
             tell(f"{guest.name}: drift: {error.found}")
+            if not self._has_moved_to(inputs, guest, outputs.instance, error.node):
+                raise GoneError from None
             return replace(outputs, drift=[MOVED])
         drift = [key for key, value in outputs.written.items() if not same(key, config.get(key), value)]
         for key in drift:
             tell(f"{guest.name}: drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")
         return replace(outputs, drift=drift)
+
+    def _has_moved_to(self, inputs: Guest.Inputs, guest: CreatedGuest, instance: str, node: str) -> bool:
+        """Whether the guest that was made here is on another node, and no other guest has its id there. A node that the
+        settings don't have can't be asked."""
+        if (host := self.stack.host_at(node)) is None:
+            return True
+        try:
+            wanted = f"to read the configuration of the guest on {node}"
+            config = strings(self.reading(replace(inputs, host=host, node=node), guest.path(node), wanted))
+        except (NotThereError, ElsewhereError):  # a guest of the other kind
+            return False
+        return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)
 
     def delete(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> None:
         guest = CreatedGuest.of(inputs)
@@ -223,9 +238,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             self.forget(inputs)
             return
         except ElsewhereError as error:
-            if not self.stack.is_on(error.node, guest.section, guest.guest_id):
-                raise
-            return  # another resource has it, on the host that it has moved to
+            if self._has_moved_to(inputs, guest, outputs.instance, error.node):
+                self.stack.leave_moved(guest.name, guest.section, guest.guest_id, error.node, error)
+            return
         entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host)
         adopted = [name for name, entry in entries.items() if entry.create is None]
         if why := reason_to_keep(inputs, outputs.instance, config, adopted):

@@ -94,10 +94,10 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
 
     def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
         left = self._transaction(inputs).revert(replace(self._wanted(inputs), goes_away=inputs.goes_away))
-        # One that has moved to another host of the settings keeps what it has: its entry there takes it over.
-        if left.node and not left.is_here and not self.stack.is_on(left.node, "vms", inputs.vmid):
+        if left.node and not left.is_here:
             wanted = f"what VM {inputs.vmid} was given for its cards taken out of it"
-            raise elsewhere(wanted, "qemu", inputs.vmid, inputs.node, left.node)
+            moved = elsewhere(wanted, "qemu", inputs.vmid, inputs.node, left.node)
+            self.stack.leave_moved(inputs.vm, "vms", inputs.vmid, left.node, moved)
 
     def _transaction(self, inputs: VmCards.Inputs) -> VmTransaction:
         return VmTransaction(self.host(inputs), inputs.vm)

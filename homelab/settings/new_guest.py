@@ -25,6 +25,7 @@ from homelab import guest_options
 from homelab.guest_options import Parameter
 from homelab.model import Model
 from homelab.settings.types import ENCRYPTED, DiskGiB, GuestId, visible
+from remote_scripts.shared.properties import parse
 
 #: Keys whose values are secrets.
 SECRETS = frozenset({"cipassword", "password"})
@@ -220,7 +221,7 @@ def refusal(kind: str, key: str, text: str) -> str | None:
     except ValueError as error:
         return str(error)
     if kind == "lxc" and re.fullmatch(r"mp[0-9]+", key):
-        folder = posixpath.normpath(text.removeprefix("volume=").partition(",")[0])
+        folder = posixpath.normpath(re.sub("/+", "/", parse(key, text).get("volume", "").strip()))
         if _SYSTEM_FOLDER.fullmatch(folder) and not _DATA_BELOW_VAR.fullmatch(folder):
             return f"{folder} is of the host's own system: a container that changes it breaks the host"
     return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from remote_scripts.guests.requests import GuestApi
-from remote_scripts.shared import guest_notes
+from remote_scripts.shared import guest_conf, guest_notes
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.shared.guest_kinds import VM, Kind
 from remote_scripts.shared.guest_note import Note, Options, is_another
@@ -34,7 +34,7 @@ class Guest:
     def __init__(self, system: System, api: NodeApi, vmid: int) -> None:
         self.system, self.vmid, self.label = system, vmid, f"{self.kind.label} {vmid}"
         self.api = GuestApi(system, api, self.kind, vmid)
-        #: The node that it is on; empty: there is no such guest.
+        #: The node that it is on; empty: there is no such guest, or not the one that is noted.
         self.node, self.is_here = place_of(system, self.kind, vmid)
         #: As its next start takes it.
         self.config: dict[str, str] = {}
@@ -49,6 +49,12 @@ class Guest:
         #: Whether what is noted is of a VM that had this id before.
         self.is_another = False
         if not self.is_here:
+            if (
+                self.node
+                and self.note
+                and is_another(self.note, guest_conf.options_of(system, self.kind, self.node, vmid))
+            ):
+                self.node = ""  # the id is used again
             return
         self.settle()
         self.read()

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from remote_scripts.shared.container_conf import sections_of
-from remote_scripts.shared.pmxcfs import text_of
+from remote_scripts.shared.guest_kinds import Kind
+from remote_scripts.shared.pmxcfs import NODES, text_of
 from remote_scripts.shared.vm_conf import options
 from remote_scripts.tools.system import System
 
@@ -27,6 +28,14 @@ def lines_of_vm(system: System, vmid: str) -> list[str]:
     :raises Failure: it can't be read.
     """
     return sections_of(text_of(system, f"{VMS}/{vmid}.conf"))[""]
+
+
+def options_of(system: System, kind: Kind, node: str, vmid: int) -> dict[str, str]:
+    """The options of a guest on any node.
+
+    :raises Failure: its configuration can't be read.
+    """
+    return dict(options(sections_of(text_of(system, f"{NODES}/{node}/{kind.folder}/{vmid}.conf"))[""]))
 
 
 def option_of_vm(system: System, vmid: str, key: str) -> str:

@@ -23,7 +23,7 @@ STORAGES = "/etc/pve/storage.cfg"
 _SWITCHED = f"{HOME}/handover-snippets"
 _SET_SECONDS = 60.0
 # The kinds of content that the storage local takes.
-_CONTENT = re.compile(r"^dir:\s*local\s*\n(?:[ \t]+.*\n)*?[ \t]+content[ \t]+(\S+)$", re.MULTILINE)
+_CONTENT = re.compile(r"^dir:\s*local\s*\n(?:[ \t]+.*\n)*?[ \t]+content[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def switch_on(system: System) -> None:
 
 
 def switch_off(system: System) -> None:
-    """Has local take what it took before `switch_on`, unless somebody has changed that since, or a guest of the cluster
-    names a script there.
+    """Has local take what it took before `switch_on`, unless a guest of the cluster names a script there. What somebody
+    has added since stays.
 
     :raises Failure: it can't be changed, or a guest's configuration can't be read.
     """
@@ -119,8 +119,16 @@ def switch_off(system: System) -> None:
     if using := [path for path in paths if "local:snippets/" in pmxcfs.text_of(system, path)]:
         system.log.say(f"note: the storage local goes on to take snippets: {using[0]} names one there")
     else:
-        _set_content(system, f"{before},snippets", before)
+        found = _CONTENT.search(pmxcfs.text_of(system, STORAGES))
+        now = _kinds(found[1]) if found else []
+        left = ",".join(kind for kind in now if kind != "snippets")
+        if left and "snippets" in now:
+            _set_content(system, ",".join(now), before if {*_kinds(left)} == {*_kinds(before)} else left)
     system.files.remove(_SWITCHED)
+
+
+def _kinds(content: str) -> list[str]:
+    return re.split(r"[\s,]+", content.strip())
 
 
 def _set_content(system: System, expected: str, wanted: str) -> None:
@@ -128,7 +136,7 @@ def _set_content(system: System, expected: str, wanted: str) -> None:
     content = pmxcfs.content_of(system, STORAGES) or b""
     text = content.decode("utf-8", "surrogateescape")
     found = _CONTENT.search(text)
-    if found is None or {*found[1].split(",")} != {*expected.split(",")}:
+    if found is None or {*_kinds(found[1])} != {*_kinds(expected)}:
         return
     if error := pmxcfs.write(system, STORAGES, content, text[: found.start(1)] + wanted + text[found.end(1) :]):
         raise Failure(

@@ -188,12 +188,14 @@ def test_a_host_as_installed_gets_a_storage_for_it_and_has_its_own_back(host: Ho
 @pytest.mark.parametrize(
     ("now", "path", "then"),
     [
-        (SWITCHED.replace("backup,snippets", "snippets,rootdir"), "", None),  # somebody has changed what it takes
+        (SWITCHED.replace("backup,snippets", "snippets,rootdir"), "", AS_INSTALLED.replace("backup", "rootdir")),
+        (AS_INSTALLED.replace("iso,vztmpl,backup", "iso, vztmpl"), "", None),  # somebody has taken it away
+        (AS_INSTALLED.replace("iso,vztmpl,backup", "snippets"), "", None),  # it would take nothing
         (SWITCHED, "/etc/pve/nodes/pve2/qemu-server/105.conf", None),  # another node's VM names a script there
         (SWITCHED.replace("iso,vztmpl,backup,snippets", "backup,snippets,iso,vztmpl"), "", AS_INSTALLED),
     ],
 )
-def test_a_storage_that_others_use_for_snippets_goes_on_to_take_them(
+def test_a_storage_takes_snippets_no_more_unless_others_use_it_for_them(
     host: Host, now: str, path: str, then: str | None
 ) -> None:
     as_installed(host)

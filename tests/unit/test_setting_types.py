@@ -347,6 +347,8 @@ TEMPLATE = "local:vztmpl/debian.tar.zst"
         (VM, "image", "noble", "unknown key, expected one of Proxmox VE's"),
         (CONTAINER, "mp0", "/etc/pve,mp=/a", "/etc/pve is of the host's own system"),
         (CONTAINER, "mp0", "volume=/tank/../etc,mp=/a", "/etc is of the host's own system"),
+        (CONTAINER, "mp0", "mp=/a,volume=/etc", "/etc is of the host's own system"),
+        (CONTAINER, "mp0", "//etc,mp=/a", "/etc is of the host's own system"),
         (CONTAINER, "mp0", "/,mp=/a", "/ is of the host's own system"),
         (CONTAINER, "mp0", "/var/lib/vz/images,mp=/a", "is of the host's own system"),
     ],

@@ -91,15 +91,17 @@ WITH_DISKS = dataclasses.replace(
         {"scsi0": "fast:0,import-from=local:import/a.qcow2"},
         {"scsi0": "local:0,import-from=local:import/b.qcow2"},
         {"scsi0": None},
+        {"scsi2": "local-lvm:100"},
         {"efidisk0": "local:1,efitype=4m"},
         {"storage": "b"},
     ],
 )
 def test_what_only_a_new_disk_could_have_is_refused(changes: dict[str, Any]) -> None:
-    Work().require_same_disks(dataclasses.replace(WITH_DISKS, **LARGER), WITH_DISKS)
-    config = {key: value for key, value in {**WITH_DISKS.config, **changes}.items() if value is not None}
+    before = dataclasses.replace(WITH_DISKS, config={**WITH_DISKS.config, "scsi2": "/dev/disk/by-id/ata-X"})
+    Work().require_same_disks(dataclasses.replace(before, **LARGER), before)
+    config = {key: value for key, value in {**before.config, **changes}.items() if value is not None}
     with pytest.raises(HomelabError, match="what is on the disk would be lost"):
-        Work().require_same_disks(dataclasses.replace(WITH_DISKS, config=config), WITH_DISKS)
+        Work().require_same_disks(dataclasses.replace(before, config=config), before)
 
 
 @pytest.mark.parametrize("changes", [{"size": 4}, {"clone": 9}])
