@@ -127,14 +127,14 @@ def settings(text: str, *, with_secrets: bool) -> str:
     return yaml.safe_dump({**whole, "config": config}, sort_keys=False)
 
 
+def _fenced(text: str, language: str) -> str:
+    """Text as it is, in a fence that nothing in it ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except (HomelabError, OSError) as error:
         sys.exit(str(error))
-
-
-def _fenced(text: str, language: str) -> str:
-    """Text as it is, in a fence that nothing in it ends."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"

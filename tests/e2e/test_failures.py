@@ -112,7 +112,7 @@ def a_host_that_never_comes_back_is_reported(stack: Stack) -> None:
     stack.host["timeouts"] = {"connect": 5, "reboot": 3, "rollback": 30, "step": 300}
     stack.lab.fault("never-comes-back", True)
     done = stack.up("--refresh", ok=False)
-    one_message(done, "127.0.0.1 back after its reboot", "boot menu")
+    one_message(done, "127.0.0.1 back after its reboot", "switch it off and on")
     assert "pve-bind" in done.changed, "what was taken back is tried again"
     stack.lab.machine.clear_faults()
 
