@@ -333,7 +333,7 @@ def cuda_fits(request: Request) -> list[HomelabError]:
                 next=f"write it as `major.minor`: {cuda_advice(request)}",
             )
         ]
-    least = least_driver_of_cuda(request)
+    least = request.least_of_cuda
     errors = [error for error in (_cuda_driver(request, least),) if error] if least else []
     return errors + [error for device in request.generations if (error := _cuda_card(request, device))]
 
@@ -449,23 +449,10 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
     return errors
 
 
-def least_driver_of_cuda(request: Request) -> Driver | None:
-    """The driver that the wanted CUDA came with; for a release newer than the data, that of the newest known one."""
-    if request.settings.cuda is None:
-        return None
-    release = parse(request.settings.cuda)
-    row = request.data.cuda_release(release) or max(request.data.cuda.releases, key=lambda cuda: cuda.release)
-    version = row.came_with(release)
-    return Driver(version.major, True, version)
-
-
 def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
-    if request.driver is None or request.driver.version >= least.version:
+    if request.driver is None or request.runs_cuda(request.driver):
         return None
-    floor = request.data.cuda_major(parse(request.settings.cuda or "0").major)
-    within_major = floor is not None and request.driver.version >= floor.least
-    if within_major and request.settings.allow_minor_version_compatibility:
-        return None
+    within_major = request.runs_cuda(request.driver, within_major=True)
     fitting_driver = first_driver_that_fits(request)
     step = cuda_advice(request)
     if fitting_driver and request.target == "lxc":

@@ -196,7 +196,6 @@ class Distribution(_SourcedRow):
     headers: str
     headers_follow: str
     newer_kernels: NewerKernels | None = None
-    runtimes: dict[Runtime, str] = {}
     drivers: tuple[DataRange, ...] | None = None
     first_cuda: DataVersion | None = None
     libraries: dict[Literal["cudnn", "nccl"], tuple[int, ...]] = {}

@@ -137,10 +137,33 @@ class Request:
         return driver_of(self, text) if text else self._recommended()
 
     def _recommended(self) -> Driver:
-        """The first of the ranked branches that knows all the cards; the recommended one where none does."""
+        """The first of the ranked branches that knows all the cards, and runs CUDA; if none runs it, that knows them;
+        the recommended one where none does."""
         drivers = (driver_of(self, str(row.branch)) for row in ranked_branches(self))
-        fitting = (driver for driver in drivers if all(self.knows(driver, device) for device in self.generations))
-        return next(fitting, driver_of(self, str(self.data.recommended)))
+        fitting = [driver for driver in drivers if all(self.knows(driver, device) for device in self.generations)]
+        return next(filter(self.runs_cuda, fitting), next(iter(fitting), driver_of(self, str(self.data.recommended))))
+
+    @property
+    def least_of_cuda(self) -> Driver | None:
+        """The driver that the wanted CUDA came with; for a release newer than the data, that of the newest known
+        one."""
+        if self.settings.cuda is None:
+            return None
+        release = parse(self.settings.cuda)
+        row = self.data.cuda_release(release) or max(self.data.cuda.releases, key=lambda cuda: cuda.release)
+        version = row.came_with(release)
+        return Driver(version.major, True, version)
+
+    def runs_cuda(self, driver: Driver, *, within_major: bool = False) -> bool:
+        """Whether a driver runs what the wanted CUDA compiles.
+
+        :param within_major: also with limits; the settings may say that, too.
+        """
+        if self.least_of_cuda is None or driver.version >= self.least_of_cuda.version:
+            return True
+        floor = self.data.cuda_major(parse(self.settings.cuda or "0").major)
+        may_be_limited = within_major or self.settings.allow_minor_version_compatibility
+        return may_be_limited and floor is not None and driver.version >= floor.least
 
     def knows(self, driver: Driver, device: str) -> bool:
         """Whether a driver may know a card: the card isn't known to be too new for it, or dropped.

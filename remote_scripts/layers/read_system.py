@@ -22,10 +22,9 @@ _LISTS = "/var/lib/apt/lists"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
 _KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 #: Container runtime -> the packages that it comes with.
-Runtime = Literal["docker", "containerd", "podman", "k3s"]
+Runtime = Literal["docker", "podman", "k3s"]
 _RUNTIMES: dict[Runtime, tuple[str, ...]] = {
     "docker": ("docker.io", "docker-ce"),
-    "containerd": ("containerd", "containerd-stable", "containerd.io"),
     "podman": ("podman",),
 }
 _K3S = "/usr/local/bin/k3s"

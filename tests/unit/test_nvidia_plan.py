@@ -80,13 +80,14 @@ def test_an_rtx_5090_in_an_ubuntu_vm() -> None:
     assert plan.prerequisites[-3:] == ("dkms", "linux-headers-6.8.0-86-generic", "linux-headers-generic")
     assert plan.cuda and plan.cuda.packages == ("cuda-toolkit-12-8",)
     assert plan.cuda.nvcc == "/usr/local/cuda-12.8/bin/nvcc"
-    assert plan.toolkit and plan.toolkit.configure[-1] == "--runtime=docker" and plan.toolkit.restart == "docker"
+    assert plan.toolkit and (plan.toolkit.runtime, plan.toolkit.cdi) == ("docker", "")
     assert [one.list_file.rpartition("/")[2] for one in plan.repositories] == [
         "homelab-cuda.list",
         "homelab-nvidia-container-toolkit.list",
     ]
     assert plan.repositories[0].line.endswith("/compute/cuda/repos/ubuntu2404/x86_64 /\n")
-    assert plan.repositories[0].fingerprint == "EB693B3035CD5710E231E123A4B469963BF863CC"
+    key = "[signed-by=/usr/share/keyrings/homelab-cuda.asc,EB693B3035CD5710E231E123A4B469963BF863CC]"
+    assert plan.repositories[0].line.startswith(f"deb {key} https://")
     assert plan.repositories[1].key_url == "https://nvidia.github.io/libnvidia-container/gpgkey"
     assert plan.notes == () and plan.run is None
 
@@ -597,7 +598,7 @@ def test_mirrors_stand_for_nvidias_servers() -> None:
     plan = planned("vm", UBUNTU, driver="580", containerToolkit="docker", mirror=mirror)
     assert "https://m.lan/cuda/ubuntu2404/x86_64 /" in plan.repositories[0].line
     assert plan.repositories[1].key_url == "https://m.lan/ctk/gpgkey"
-    assert plan.repositories[1].fingerprint == "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
+    assert ".asc,C95B321B61E88C1809C4F759DDCAE044F796ECB0] " in plan.repositories[1].line
     assert plan.preferences and "Pin: origin m.lan" in plan.preferences.content
     run = planned("vm", UBUNTU, driver="580", source="run", mirror=mirror).run
     assert run and run.url.startswith("https://m.lan/run/Linux-x86_64/")
@@ -673,6 +674,20 @@ def test_cuda_needs_a_newer_driver(driver: str, cuda: str, least: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("card", "cuda", "branch"),
+    [(RTX_3090, "12.8", 580), (RTX_3090, "13.1", 595), (RTX_5090, "13.5", 620), (RTX_3090, "13.9", 620)],
+)
+def test_without_a_driver_in_the_settings_it_is_one_that_cuda_takes(card: str, cuda: str, branch: int) -> None:
+    wanted = request("vm", {"cards": (card,)}, cuda=cuda)
+    assert refusals(wanted) == [] and wanted.driver and wanted.driver.branch == branch
+
+
+def test_a_card_for_which_no_driver_runs_that_cuda_is_told_what_does() -> None:
+    errors = refusals(request("vm", {"cards": (GTX_1080_TI,)}, cuda="13.1"))
+    assert {"set nvidia.cuda" in error.next for error in errors} == {True}
+
+
+@pytest.mark.parametrize(
     ("driver", "cuda"), [("580", "12.8"), ("580", "13.0.2"), ("570.26", "12.8"), ("595", "13.2"), ("610", "12.4")]
 )
 def test_cuda_with_a_driver_that_is_new_enough(driver: str, cuda: str) -> None:
@@ -725,7 +740,7 @@ def test_an_update_of_cuda_is_installed_as_that_update() -> None:
 
 def test_cuda_beside_the_installer_still_takes_the_repository() -> None:
     plan = planned("vm", UBUNTU, driver="580", source="run", cuda="12.8")
-    assert [one.keyring for one in plan.repositories] == ["/usr/share/keyrings/homelab-cuda.gpg"]
+    assert [one.keyring for one in plan.repositories] == ["/usr/share/keyrings/homelab-cuda.asc"]
     assert plan.preferences is None
 
 
@@ -735,7 +750,7 @@ def test_a_runtime_is_never_installed_unasked() -> None:
     toolkit = planned("vm", system, driver="580", containerToolkit="docker", docker="install").toolkit
     assert toolkit and toolkit.package == "docker.io"
     there = planned("vm", system, driver="580", containerToolkit="podman", docker="install").toolkit
-    assert there and there.configure == () and there.cdi == "/etc/cdi/nvidia.yaml"
+    assert there and there.cdi == "/etc/cdi/nvidia.yaml"
 
 
 WITHOUT_GROUPS = ("--feature-flag", "no-additional-gids-for-device-nodes")
@@ -761,17 +776,6 @@ def test_an_older_podman_gets_a_specification_without_groups_and_a_note(
     plan = planned("vm", system, driver="580", containerToolkit=runtime)
     assert plan.toolkit and plan.toolkit.cdi_options == options
     assert any("additionalGids" in note and "podman" in note for note in plan.notes) is bool(options)
-
-
-def test_ubuntu_26_04s_containerd_has_another_package() -> None:
-    system = UBUNTU | {
-        "version": "26.04",
-        "runtimes": frozenset(),
-        "kernels": ("7.0.0-29-generic",),
-        "running": "7.0.0-29-generic",
-    }
-    toolkit = planned("vm", system, driver="580", containerToolkit="containerd", docker="install").toolkit
-    assert toolkit and toolkit.package == "containerd-stable"
 
 
 # -- all together ----------------------------------------------------------------------------------------------
