@@ -334,7 +334,6 @@ def _notes(request: Request, driver: Driver) -> list[str]:
     return [
         *_card_notes(request, driver),
         *branch_notes(request),
-        *_kernel_notes(request, driver),
         *_cuda_notes(request),
         *_podman_notes(request),
     ]
@@ -343,16 +342,10 @@ def _notes(request: Request, driver: Driver) -> list[str]:
 def _card_notes(request: Request, driver: Driver) -> list[str]:
     notes = []
     for device, generation in request.generations.items():
-        row = request.data.device(device)
         if generation is None:
             notes.append(
                 f"{card_text(request, device)}: taken for a card that is newer than this program's data, which needs "
                 f"the open modules and a recent driver; whether {driver.text} knows it shows when the module is loaded"
-            )
-        elif row and row.absent < driver.version < row.listed:
-            notes.append(
-                f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether "
-                f"{driver.version} does isn't known here"
             )
     if request.devices is None and request.target != "lxc":
         notes.append("the cards aren't known yet: whether driver and cards fit is checked before anything is installed")
@@ -389,20 +382,6 @@ def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) ->
     return notes
 
 
-def _kernel_notes(request: Request, driver: Driver) -> list[str]:
-    if request.target == "lxc":
-        return []
-    unknown = [
-        kernel for kernel in request.system.kernels or () if request.data.kernel_verdict(kernel, driver.version) is None
-    ]
-    if not unknown:
-        return []
-    return [
-        f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is "
-        "checked before any reboot"
-    ]
-
-
 def _podman_notes(request: Request) -> list[str]:
     if not _takes_no_groups(request):
         return []
@@ -421,10 +400,7 @@ def _cuda_notes(request: Request) -> list[str]:
         return []
     notes = []
     release = parse(request.settings.cuda)
-    row = request.data.cuda_release(release)
-    if row and (fault := row.faults.get("".join(map(str, release.numbers[2:])))):
-        notes.append(f"CUDA {release}: {fault}")
-    if row is None:
+    if request.data.cuda_release(release) is None:
         notes.append(
             f"CUDA {request.settings.cuda} is newer than this program's data: that it takes {least.version} or "
             "later is assumed"

@@ -23,8 +23,6 @@ from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability, Runtime
 
 _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
-# In the order in which a branch is chosen.
-_KINDS_IN_ORDER = ("LTSB", "PB", "NFB", "legacy")
 # Stands for "the newest of its branch" where no release of the branch is known.
 _NEWEST = 999
 
@@ -151,8 +149,7 @@ class Request:
             return None
         release = parse(self.settings.cuda)
         row = self.data.cuda_release(release) or max(self.data.cuda.releases, key=lambda cuda: cuda.release)
-        version = row.came_with(release)
-        return Driver(version.major, True, version)
+        return Driver(row.least.major, True, row.least)
 
     def runs_cuda(self, driver: Driver, *, within_major: bool = False) -> bool:
         """Whether a driver runs what the wanted CUDA compiles.
@@ -170,10 +167,8 @@ class Request:
 
         :param device: the card's device id.
         """
-        row, generation = self.data.device(device), self.generations[device]
-        if generation and (generation.outlived_by(driver.branch) or driver.version < generation.least):
-            return False
-        return row is None or driver.version > row.absent
+        generation = self.generations[device]
+        return generation is None or not (generation.outlived_by(driver.branch) or driver.version < generation.least)
 
     def run_sha256(self, version: str) -> str:
         """The SHA-256 of NVIDIA's installer of a version: the settings' or the data's; empty where neither has it."""
@@ -211,19 +206,12 @@ class Request:
 
 
 def ranked_branches(request: Request) -> list[Branch]:
-    """All branches in the order in which one is chosen: the recommended one; then maintained ones, those that are known
-    to build for some kernel first, of these those with long support; at the end those without fixes."""
-    data = request.data
+    """All branches in the order in which one is chosen: the recommended ones, then the others that are maintained, the
+    newest first; at the end those without fixes."""
+    order = dict(zip(request.data.in_order, range(len(request.data.in_order)), strict=True))
     return sorted(
-        data.branches.values(),
-        key=lambda row: (
-            row.branch != data.recommended,
-            row.ended(request.today),
-            row.newest is None,
-            not data.is_proved(row.branch),
-            _KINDS_IN_ORDER.index(row.kind),
-            -row.branch,
-        ),
+        request.data.branches.values(),
+        key=lambda row: (order.get(row.branch, len(order)), row.ended(request.today), -row.branch),
     )
 
 

@@ -177,7 +177,7 @@ class _Work:
             self._source = self.choose_source()
             if not phase and self._is_worth_keeping():
                 self._begin_update()
-        brought = self._try(is_there) if update.kept.phase else self._install(is_there)
+        brought = self._try(is_there) if update.kept.phase else self._install_first(is_there)
         self._files.remove(VERSION_GIVEN_UP)
         self.packages.note_step()
         self._files.finish()
@@ -269,6 +269,19 @@ class _Work:
         return bool(built) and not (is_as_wanted and built[0].flavour == wanted.flavour)
 
     # Bringing it in.
+
+    def _install_first(self, is_there: bool) -> Installation:
+        """With nothing to go back to: what came and can't be configured, as its modules don't build, goes again, or apt
+        would do nothing else.
+        """
+        try:
+            return self._install(is_there)
+        except Failure as error:
+            if not self._half_configured():
+                raise
+            self.packages.purge(self._came(), "what can't be configured: ", "apt does nothing else while it is there")
+            self.packages.settle()
+            raise error.but(next=f"{error.next} (What had come of the driver is gone again.)") from error
 
     def _install(self, is_there: bool) -> Installation:
         wanted, packages = self._wanted, self.packages
@@ -371,8 +384,7 @@ class _Work:
 
     def _need_installer(self) -> Literal["run"]:
         """:raises Failure: none is known."""
-        run = self._wanted.run
-        if run is None or not run.sha256:
+        if not (self._wanted.run and self._wanted.run.sha256):
             raise Failure(*(self._wanted.unpinned or ("NVIDIA's installer", "none is named", "it is the only way", "")))
         return "run"
 
@@ -381,13 +393,12 @@ class _Work:
         plan = self.packages.simulated("install", "--no-install-recommends", "--allow-downgrades", *self._names)
         coming = [change for change in announced(plan) if change.new != "-"] if plan.status == 0 else []
         numbers = {_OF_ONE_VERSION.match(change.name) and _NUMBER.match(change.new) for change in coming}
-        versions = sorted({number[1] for number in numbers if number})
-        if others := [version for version in versions if not driver.fits(version, self._wanted.driver)]:
+        wanted = self._wanted
+        if others := sorted({number[1] for number in numbers if number and not driver.fits(number[1], wanted.driver)}):
             return f"apt would bring {' and '.join(others)} with them"
         modules = [change.name for change in coming if _OF_THE_KERNEL.search(change.name)]
-        if self._wanted.target == "lxc" and self._wanted.source == "either" and modules:
-            return f"the packages would bring kernel modules, which have no place in a container ({modules[0]})"
-        return ""
+        is_against = modules and wanted.target == "lxc" and wanted.source == "either"
+        return f"they would bring modules, which have no place in a container ({modules[0]})" if is_against else ""
 
     def _install_packages(self) -> None:
         packages = self.packages
@@ -419,28 +430,22 @@ class _Work:
         """
         packages = self.packages
         version, installed = driver.library_version(self._system), packages.installed()
-        old = []
-        for name, record in packages.records().items():
-            there = installed.present.get(name, "")
-            of_another = bool(_VERSIONED.search(there)) and version not in there
-            if record.before == "-" and FAMILY.search(name) and (name in installed.left or of_another):
-                old.append(name)
+        other = {name for name, there in installed.present.items() if _VERSIONED.search(there) and version not in there}
+        old = [name for name in self._came() if name in installed.left or name in other]
         if packages.purge(old, "what was of another version: ", "they belong to a driver that was replaced"):
             packages.settle()
 
     def _drop_unwanted(self) -> None:
         """Packages of what the driver was for, and isn't any more, where we added them."""
-        if not self._wanted.unwanted:
-            return
-        present, records = self.packages.installed().present, self.packages.records()
-        old = [
-            name
-            for name in self._wanted.unwanted
-            if name in present and name in records and records[name].before == "-"
-        ]
-        what = "what the driver is no longer for: "
-        if self.packages.purge(old, what, "nvidia.capabilities leaves them out"):
+        present = self.packages.installed().present
+        old = [name for name in self._came() if name in self._wanted.unwanted and name in present]
+        if self.packages.purge(old, "what the driver is no longer for: ", "nvidia.capabilities leaves them out"):
             self.packages.settle()
+
+    def _came(self) -> list[str]:
+        """The driver's packages that we added."""
+        records = self.packages.records()
+        return [name for name, record in records.items() if record.before == "-" and FAMILY.search(name)]
 
     def _start_persistence(self, version: str) -> None:
         """Where the module that is loaded is of the version that is installed."""
