@@ -9,11 +9,9 @@ from homelab.nvidia import judge
 from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
-from homelab.provider import followers
 from homelab.provider.base import raised
 from homelab.provider.systems import SystemWork
-from homelab.remote import guard, ssh
-from homelab.resources import limits
+from homelab.remote import followers, guard, ssh
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
 from homelab.settings import Nvidia
 from homelab.text import tell
@@ -108,8 +106,8 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         request = request_of(inputs.target, inputs.system_name, facts, stack)
         raise_all(all_refusals(request))
         if inputs.target == "host":
-            reached = self.session(inputs, limits.of_step(self.host(inputs), stack))
-            followers.need(reached, request, system, self.stack.containers(inputs.host))
+            session = ssh.Session(self.reached(inputs))
+            raise_all(followers.refused(session, request, system, self.stack.containers(inputs.host)))
         for note in plan_stack(request).notes:
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:

@@ -83,7 +83,7 @@ class _Apt:
         self._session = session
         self._system = system
         self._lock_seconds = settings.timeouts.lock
-        proxy = shlex.quote(settings.proxy.get_secret_value()) if settings.proxy else ""
+        proxy = shlex.quote(settings.proxy_address) if settings.proxy else ""
         # By bash itself: what a program is started with, anybody may see.
         self._begin = f"export http_proxy={proxy} https_proxy={proxy}\n" if proxy else ""
 

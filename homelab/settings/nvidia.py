@@ -122,6 +122,11 @@ class Nvidia(Model):
     on_destroy: Literal["keep", "purge"] = "keep"
     """`purge`: `pulumi destroy` removes exactly what was added. `keep`: it stays."""
 
+    @property
+    def proxy_address(self) -> str:
+        """The proxy, which may have a password; empty: none."""
+        return self.proxy.get_secret_value() if self.proxy else ""
+
     @field_validator("container_toolkit", mode="before")
     @classmethod
     def _no_containerd(cls, value: Any) -> Any:

@@ -6,13 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, SeveralErrors, UnreachableError, raise_all
 from homelab.nvidia.reading import parse
 from homelab.nvidia.request import Request
 from homelab.nvidia.state import facts_of, request_of
-from homelab.provider import followers
-from homelab.provider.systems import Reached
-from homelab.remote import ssh
+from homelab.remote import followers, ssh
 from homelab.settings import Container, Nvidia
 
 OLD, NEW = "590.48.01", "595.58.03"
@@ -28,7 +26,9 @@ class World:
         self.unread: dict[int, HomelabError] = {}
         self.calls: list[str] = []
 
-    def ask(self, verb: str, layer: str, wanted: Any, _seconds: float, *, ctid: int, proxy: str) -> dict[str, Any]:
+    def ask(
+        self, verb: str, layer: str, wanted: Any, _seconds: float = 0, *, ctid: int = 0, proxy: str = ""
+    ) -> dict[str, Any]:
         self.calls.append(f"{verb} {layer} {ctid}")
         if layer == "read_system":
             if ctid in self.unread:
@@ -51,7 +51,7 @@ class World:
         return {**found, "steps": steps, "drift": [], "libraries": self.there}
 
 
-def need(world: World, driver: str = "595", **stack: object) -> None:
+def need(world: World, driver: str = "595", *, is_preview: bool = False, **stack: object) -> None:
     host = Nvidia.model_validate({"driver": driver})
     reading = parse(world.reading(0))
     request: Request = request_of("host", "hosts.pve", facts_of(reading, "host"), host)
@@ -61,7 +61,8 @@ def need(world: World, driver: str = "595", **stack: object) -> None:
         )
         for name, ctid in (("ai", 901), ("media", 950), ("plain", 960))
     }
-    followers.need(Reached(cast(ssh.Session, world), 1), request, reading, containers)
+    readings = {str(ctid): parse(world.reading(ctid)) for ctid in (901, 950)} if is_preview else None
+    raise_all(followers.refused(cast(ssh.Session, world), request, reading, containers, readings))
 
 
 def test_a_version_that_every_container_can_have_is_asked_for_and_nothing_is_changed() -> None:
@@ -75,12 +76,18 @@ def test_a_version_that_every_container_can_have_is_asked_for_and_nothing_is_cha
     assert {call.split()[0] for call in world.calls} == {"read"}
 
 
-def test_one_that_a_container_cannot_have_is_refused_in_its_name() -> None:
+@pytest.mark.parametrize("is_preview", [True, False])
+def test_one_that_a_container_cannot_have_is_refused_in_its_name(*, is_preview: bool) -> None:
     with pytest.raises(HomelabError) as refused:
-        need(World(_950=(OLD,)), source="packages")
+        need(World(_950=(OLD,)), is_preview=is_preview, source="packages")
     error = refused.value
     assert "containers.media: packages of 595.58.03" in error.wanted and OLD not in error.found
     assert f"hosts.pve would get {NEW} in place of {OLD}; nothing was changed" in error.why
+
+
+def test_all_that_cannot_have_it_are_told_at_once() -> None:
+    with pytest.raises(SeveralErrors, match="2 problems"):
+        need(World(_901=(OLD,), _950=(OLD,)), source="packages")
 
 
 def test_what_apt_says_of_the_packages_counts_in_a_container() -> None:
