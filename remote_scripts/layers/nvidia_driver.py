@@ -237,17 +237,14 @@ class _Work:
         """Packages of the very version that is there, where that fits and all of them can be had so: the repositories
         may have a newer one of its branch by now, and who asks for libraries asks for no update.
         """
-        there = driver.library_version(self._system)
-        if not driver.fits(there, self._wanted.driver):
-            return
-        whole = self.packages.installed().whole
+        there, whole = driver.library_version(self._system), self.packages.installed().whole
         bare = [name.partition("=")[0] for name in self._wanted.packages]
         # A run that was cut short may have left some of another version.
-        version = next((whole[name] for name in bare if there in whole.get(name, "")), "")
-        if version:
-            names = tuple(f"{name}={version}" for name in bare)
-            if all(self.packages.is_whole(name) or self._is_offered(name) for name in names):
-                self._names = names
+        version = next((whole[name] for name in bare if there and there in whole.get(name, "")), "")
+        names = tuple(f"{name}={version}" for name in bare)
+        can_be_had = all(self.packages.is_whole(name) or self._is_offered(name) for name in names)
+        if version and can_be_had and driver.fits(there, self._wanted.driver):
+            self._names = names
 
     def _is_offered(self, package: str) -> bool:
         name, _, pattern = package.partition("=")
@@ -320,13 +317,10 @@ class _Work:
 
     def _installed_source(self) -> Source:
         """As noted; a run that was cut short may have noted nothing of what it had installed."""
-        records = self.packages.records()
         noted = self._left.source
-        if not noted and self._files.exists(driver_installer.INSTALLED.path):
-            noted = "run"
-        if not noted and any(FAMILY.search(name) and record.before == "-" for name, record in records.items()):
-            noted = "packages"
-        return "packages" if noted == "packages" else "run" if noted == "run" else "found"
+        if noted == "run" or (not noted and self._files.exists(driver_installer.INSTALLED.path)):
+            return "run"
+        return "packages" if noted == "packages" or (not noted and self._came()) else "found"
 
     def _note_driver(self, version: str, source: str) -> None:
         left = driver.Left(version, source, self._wanted.target, self._wanted.flavour or "")

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from remote_scripts.shared import driver, nvidia
 from remote_scripts.shared.apt import THE_SYSTEMS, aside
 from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.system import System, changes
@@ -46,18 +48,22 @@ class AptFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`prerequisites`: packages; `ask`: packages whose versions the answer has."""
+    """`prerequisites`: packages; `ask`: packages whose versions the answer has. `found`, `flavour`: a driver with which
+    none of all that is needed where the system has it from elsewhere; empty: all of it is."""
 
     software: Software
     prerequisites: tuple[str, ...] = ()
     repositories: tuple[Repository, ...] = ()
     files: tuple[AptFile, ...] = ()
     ask: tuple[str, ...] = ()
+    found: str = ""
+    flavour: Literal["open", "proprietary", ""] = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`offered`: package -> versions that the repositories have, the newest first; `packages`: what was added."""
+    """`offered`: package -> versions that the repositories have, the newest first; empty where none is needed;
+    `packages`: what was added."""
 
     offered: dict[str, tuple[str, ...]]
     packages: tuple[str, ...]
@@ -106,6 +112,9 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: a list can't be had, or another key has signed it.
     """
     files, packages = system.files, Packages(system, wanted.software, LAYER)
+    if not files.of_layer(LAYER) and _is_there(system, wanted):
+        packages.note_step()
+        return Answer({}, (), files.changed)
     own = [repository for repository in wanted.repositories if _is_wanted_here(system, repository)]
     # What an earlier run wrote, and isn't wanted any more, or another file has by now.
     kept = {path for repository in own for path in (repository.list_file, repository.keyring)} | {
@@ -149,16 +158,21 @@ def _offered(packages: Packages, wanted: Wanted) -> dict[str, tuple[str, ...]]:
     return {name: tuple(offered[name]) for name in wanted.ask}
 
 
+def _is_there(system: System, wanted: Wanted) -> bool:
+    """Whether a driver from elsewhere makes the repositories needless."""
+    version = driver.library_version(system)
+    is_loaded = not wanted.flavour or nvidia.loaded(system) == nvidia.Module(version, wanted.flavour)
+    return is_loaded and driver.fits(version, wanted.found)
+
+
 def _take_key(packages: Packages, repository: Repository) -> None:
     """Fetches it, unless it lies there, and belongs to this very line."""
     files, states = packages.system.files, packages.system.files.of_layer(LAYER)
     is_there = states.get(repository.keyring) == states.get(repository.list_file) == "ok"
     if is_there and files.text(repository.list_file).strip() == repository.line.strip():
         return
-    key = f"{_KEYS}/fetched"
-    files.remove_tree(_KEYS)
-    packages.download(repository.key_url, key)
-    files.put(LAYER, repository.keyring, 0o644, files.need(key) or b"")
+    packages.download(repository.key_url, f"{_KEYS}/fetched")
+    files.put(LAYER, repository.keyring, 0o644, files.need(f"{_KEYS}/fetched") or b"")
     files.remove_tree(_KEYS)
 
 
@@ -174,8 +188,7 @@ def _other_file(system: System, url: str, our_list: str) -> str:
     """The file in which a user has an entry for a repository, as apt reads its configuration; empty where there is
     none, or where apt can't read that, which it says when the lists are fetched.
     """
-    form = "$(REPO_URI) $(SOURCESENTRY)"
-    asked = ("indextargets", "--no-release-info", "--format", form, "Created-By: Packages")
+    asked = ("indextargets", "--no-release-info", "--format", "$(REPO_URI) $(SOURCESENTRY)", "Created-By: Packages")
     for line in system.run.ask("apt-get", *asked).text.split("\n"):
         repository, _, entry = line.partition(" ")
         path = entry.rpartition(":")[0]

@@ -45,10 +45,9 @@ def configure(system: System, name: str, *, cdi: bool) -> None:
             "correct it, then run `pulumi up` again",
         ) from error
     if new != current:
-        mode = files.mode(files.resolved(DOCKER)) if content is not None else 0o644
         files.set_pending(RESTART)
         _release(system)
-        files.put(LAYER, DOCKER, mode, _text(new))
+        files.put(LAYER, DOCKER, 0o644 if content is None else files.mode(files.resolved(DOCKER)), _text(new))
 
 
 def give_back(system: System) -> None:

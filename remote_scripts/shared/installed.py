@@ -71,8 +71,12 @@ def offered(system: System, *names: str, aside: Aside = THE_SYSTEMS) -> dict[str
     versions: dict[str, list[str]] = {name: [] for name in names}
     if not names or not system.run.has("apt-cache"):
         return versions
-    command = ("apt-cache", *aside.options, "madison", *names)
-    done = system.run.ask(*command, seconds=_ASK_SECONDS, limit=_BYTES, environment=aside.environment)
+    done = system.run.ask(
+        *("apt-cache", *aside.options, "madison", *names),
+        seconds=_ASK_SECONDS,
+        limit=_BYTES,
+        environment=aside.environment,
+    )
     if not re.search(rb"No packages found|Unable to locate package", done.error):
         need_answer(done, "which versions of packages the repositories have", "apt-cache")
     for line in done.text.split("\n"):
