@@ -40,12 +40,14 @@ test: .venv/.dev ## run the tests of the program, without those of test-metal an
 test-lab: .venv/.dev ## run the tests of the simulated hosts, and of what makes the tests quick
 	@$(PYTEST) tests/simulator
 
-# One after the other, as both use all processors, and the second one also if the first one fails.
+# One after the other, as each uses all processors, and the others also if one fails.
 test-nightly: export HOMELAB_EVERY_CUT := 1
 # With every sample some tests take longer than the limit of pyproject.toml.
 test-nightly: export PYTEST_ADDOPTS := --timeout 7200
-test-nightly: ## run both with every sample: a kill, a power cut and a full disk at each moment (hours)
-	@$(MAKE) --no-print-directory --keep-going test test-lab
+# That it measures, not how fast it is.
+test-nightly: export BENCH := --rounds 1 --memory-rounds 1 --hosts 1
+test-nightly: ## run both with every sample: a kill, a power cut and a full disk at each moment (hours); and bench, once
+	@$(MAKE) --no-print-directory --keep-going test test-lab bench
 
 # One part each of tests/e2e, tests/scripts and tests/lab, and what else starts a lab or the engine as they do.
 PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e scripts lab)) \
@@ -107,7 +109,7 @@ docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the s
 	@echo "the documents as a site: .site/index.html"
 
 bench: .venv/.dev ## compare this program's speed with pyinfra and Ansible, as ratios
-	@$(VENV) -m bench
+	@$(VENV) -m bench $(BENCH)
 
 lock: .venv/.dev ## update the pinned dependencies (requirements.txt, requirements-lab.txt, requirements-dev.txt)
 	@before() { sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' "$$@"; printf -- '--constraint %s\n' "$$@"; }; \

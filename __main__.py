@@ -56,7 +56,7 @@ for name, host in settings.hosts.items():
 
     probe = probes[name]
     fit = probe.once_all_fit(probes.values())
-    HostAgent(name, HostAgentArgs(host_name=name, host=host), fit)
+    HostAgent(name, HostAgentArgs(host_name=name, host=host, probe=probe), fit)
 
     # What the next boot is to have.
     iommu = IommuHost(name, IommuHostArgs(host=host, probe=probe), fit)
@@ -77,7 +77,7 @@ for name, host in settings.hosts.items():
     hosts[name], words[name] = boot.host, probe.words
 
     files = {
-        download.volume: StorageFile.of(name, node, file, download, after(boot))
+        download.volume(file): StorageFile.of(name, node, file, download, after(boot))
         for file, download in host.downloads.items()
     }
 
@@ -85,8 +85,7 @@ for name, host in settings.hosts.items():
     nodes = [CardNodes(name, CardNodesArgs(host=host, containers=sharers, probe=probe), after(boot))] if sharers else []
     lxcs: dict[str, GpuLxc] = {}
     for guest, container in sharers.items():
-        at = settings.named_by(guest, name)
-        lxc_args = GpuLxcArgs(container=container, host=host, at=at, node=node, cards=probe.gpus, boot=boot.boot)
+        lxc_args = GpuLxcArgs(container=container, host=host, node=node, cards=probe.gpus, boot=boot.boot)
         downloads = [files[volume] for volume in container.volumes if volume in files]
         lxcs[guest] = GpuLxc(guest, lxc_args, after(*nodes, *downloads))
         containers[guest] = lxcs[guest].container

@@ -91,11 +91,10 @@ class Bench:
 
     def take_job(self) -> Job:
         """`up` on the stock host says what the job is; then `destroy`, so that the peers begin with a stock host too."""
-        stock_words = jobs.words(self.lab.root)
         gpus = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{SCENARIO}.yaml").read_text(encoding="utf-8"))["gpus"]
         self.programs.prepare(self.lab, gpus)
         self.run(self.programs.up())
-        job = jobs.collect(self.folder / "job", self.lab.root, stock_words)
+        job = jobs.collect(self.folder / "job", self.lab.root)
         job.write_facts(self.lab)
         self.run(self.programs.destroy())
         return job

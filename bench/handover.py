@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.report import Measured
 from homelab.remote import agent
 from lab import Lab
-from remote_scripts.layers.handover import Wanted
+from remote_scripts.both.handover import Wanted
 from remote_scripts.shared.card import Card
 
 SCENARIO = "phoenix"

@@ -13,6 +13,8 @@ from typing import Any
 
 from bench.errors import BenchError
 from lab import Lab
+from remote_scripts.shared import cmdline
+from remote_scripts.tools.system import System
 
 # What the program writes on a host that boots with GRUB (docs/on-the-host.md), beside its own records for `destroy`.
 PATHS = (
@@ -29,7 +31,7 @@ PATHS = (
 class Job:
     """`folder` holds `files/etc/…` and, for the peers, `job.json` and `known_hosts`.
 
-    `words`: of the kernel command line, beyond a stock host's; `functions`: PCI address -> vendor:device of those on vfio-pci.
+    `words`: that the files put on the kernel command line; `functions`: PCI address -> vendor:device of those on vfio-pci.
     """
 
     folder: Path
@@ -74,11 +76,10 @@ class Job:
         return [path for path in PATHS if _state(root, path) != _state(self.files, path)]
 
 
-def collect(folder: Path, root: Path, stock_words: list[str]) -> Job:
+def collect(folder: Path, root: Path) -> Job:
     """The job as it was done on the host at `root`.
 
     :param folder: where to keep it; made when it isn't there.
-    :param stock_words: the kernel command line before.
     :raises BenchError: the host isn't as a host is after `up`.
     """
     missing = [path for path in PATHS if not (root / path[1:]).is_file()]
@@ -90,7 +91,7 @@ def collect(folder: Path, root: Path, stock_words: list[str]) -> Job:
             "the peers are given the very files that `up` writes",
             "see `make up`; when the program writes other files now, correct PATHS in bench/job.py and both peers",
         )
-    job = Job(folder, [word for word in words(root) if word not in stock_words], functions)
+    job = Job(folder, words(root), functions)
     for path in PATHS:
         copy = job.files / path[1:]
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +101,8 @@ def collect(folder: Path, root: Path, stock_words: list[str]) -> Job:
 
 
 def words(root: Path) -> list[str]:
-    """The running kernel's command line."""
-    return (root / "proc/cmdline").read_text(encoding="ascii").split()
+    """What the files at `root` put on the kernel command line. The running kernel has the words of a boot on trial, too."""
+    return " ".join(cmdline.own(System(root)).values()).split()
 
 
 def on_vfio(root: Path) -> dict[str, str]:

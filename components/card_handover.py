@@ -18,7 +18,7 @@ from homelab.resources import command as remote
 from homelab.resources.described import HostInput, VmInput, host_of, vms_of
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.host_probe import HostProbe
-from remote_scripts.layers.handover import Wanted
+from remote_scripts.both.handover import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,7 @@ from homelab.container import makers
 from homelab.resources import command as remote
 from homelab.resources.described import ContainerInput, HostInput, container_of, host_of
 from homelab.resources.host_probe import HostProbe
-from remote_scripts.layers.card_nodes import Wanted as CardNodesLayer
-from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
+from remote_scripts.both.needed import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class CardNodes(pulumi.ComponentResource):
                 f"{name}-nodes",
                 host,
                 "nvidia_nodes",
-                probe.gpus.apply(lambda gpus: NvidiaNodes(needed=makers.any_nvidia(containers, gpus))),
+                probe.gpus.apply(lambda gpus: Wanted(needed=makers.any_nvidia(containers, gpus))),
                 options,
                 generation=probe.generation_of("nodes"),
             )
@@ -52,7 +51,7 @@ class CardNodes(pulumi.ComponentResource):
             f"{name}-cards",
             host,
             "card_nodes",
-            CardNodesLayer(needed=any(container.has_cards for container in containers)),
+            Wanted(needed=any(container.has_cards for container in containers)),
             options,
             generation=probe.generation_of("cards"),
         )

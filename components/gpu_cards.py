@@ -25,7 +25,7 @@ from homelab.resources.described import HostInput, VmInput, host_of, vms_of
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
-from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
+from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 
 
 class _Driver(TypedDict, total=False):

@@ -14,20 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import pulumi
 
 from homelab.container import makers
-from homelab.container.creation import configuration
 from homelab.later import later
-from homelab.properties import mark_of
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.described import ContainerInput, HostInput, container_of, host_of
-from homelab.resources.new_container import NewContainer
-from homelab.settings import Container, NewContainerSettings
+from homelab.resources.guest import Guest
+from homelab.settings import Container
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:
@@ -38,14 +36,13 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
-    """`container`, `host`: their settings, the keys of docs/settings.md; `at`: the host or cluster that the container
-    names in the settings; `node`: the host's name in Proxmox VE; `cards`: all of the host, HostProbe's `gpus`; `boot`:
+    """`container`, `host`: their settings, the keys of docs/settings.md; `node`: the host's name in Proxmox VE;
+    `cards`: all of the host, HostProbe's `gpus`; `boot`:
     the host's, HostReboot's `boot`.
     """
 
     container: ContainerInput
     host: HostInput
-    at: str
     node: str
     cards: pulumi.Input[dict[str, CardPlan]]
     boot: pulumi.Input[BootSeen]
@@ -54,13 +51,12 @@ class GpuLxcArgs:
 class GpuLxc(pulumi.ComponentResource):
     """Outputs: `container`, for the stack's outputs (homelab/contract.py); `in_force`: a text that changes with each
     restart of the container by this program, a trigger for what is installed in it; `started`: a text that changes with
-    each such restart and with each reboot of the host by this program; `at`: the argument.
+    each such restart and with each reboot of the host by this program.
     """
 
     container: pulumi.Output[ContainerSeen]
     in_force: pulumi.Output[str]
     started: pulumi.Output[str]
-    at: str
 
     def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
@@ -68,12 +64,8 @@ class GpuLxc(pulumi.ComponentResource):
         shutdown = container.shutdown.model_dump(mode="json")
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
-        if container.create is not None:
-            created = NewContainer(
-                f"{name}-ct",
-                {**_creation(name, container, container.create, node), "cluster": host.cluster or ""},
-                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
-            )
+        options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
+        if created := Guest.of(name, container, node, options):
             instance, depends_on = created.instance, [created]
         probe = ContainerProbe(
             f"{name}-probe",
@@ -88,7 +80,6 @@ class GpuLxc(pulumi.ComponentResource):
                 "boot": args.boot,
                 "instance": instance,
                 "goes_away": _goes_away(container),
-                "cluster": host.cluster or "",
                 "shutdown": shutdown,
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
@@ -118,7 +109,7 @@ class GpuLxc(pulumi.ComponentResource):
             generation=pulumi.Output.all(probe.generation, instance).apply(
                 lambda values: f"{values[1]}{int(values[0])}"
             ),
-            identity=[args.at, str(container.ctid)],
+            identity=[container.host, str(container.ctid)],
             seconds=limits.of_step(host) + 2 * container.shutdown.timeout,
         )
         in_force = given.stdout.apply(_in_force)
@@ -138,7 +129,7 @@ class GpuLxc(pulumi.ComponentResource):
                     lambda values: f"{values[0]}{int(values[1])}"
                 ),
                 undone=not _goes_away(container),
-                identity=() if _goes_away(container) else [args.at, str(container.ctid)],
+                identity=() if _goes_away(container) else [container.host, str(container.ctid)],
                 seconds=limits.of_step(host, stack),
                 ctid=container.ctid,
                 proxy=stack.proxy.get_secret_value() if stack.proxy else "",
@@ -155,7 +146,7 @@ class GpuLxc(pulumi.ComponentResource):
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
-        self.in_force, self.at = in_force, args.at
+        self.in_force = in_force
         self.started = pulumi.Output.all(args.boot, in_force).apply(
             lambda values: f"boot {values[0]['id']}, {values[1]}"
         )
@@ -178,22 +169,6 @@ def _in_force(output: str) -> str:
     """
     answer = scripts.answer(output)
     return f"{answer['digest']} {answer['revision']}"
-
-
-def _creation(name: str, container: Container, new: NewContainerSettings, node: str) -> dict[str, object]:
-    """The inputs of a NewContainer."""
-    password = None if new.password is None else new.password.get_secret_value()
-    return {
-        "host": container.host,
-        "node": node,
-        "container": name,
-        "ctid": container.ctid,
-        "config": configuration(name, new),
-        "secret_config": {} if password is None else pulumi.Output.secret({"password": password}),
-        "protect": new.protect,
-        "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
-        "shutdown": container.shutdown.model_dump(mode="json"),
-    }
 
 
 def _goes_away(container: Container) -> bool:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 import pulumi
 
-from homelab.properties import mark_of
 from homelab.resources.described import HostInput, VmInput, host_of, vm_of
+from homelab.resources.guest import Guest
 from homelab.resources.handover_hook import handover_hook
-from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
-from homelab.settings import NewVm, Vm, VmGpu
+from homelab.settings import Vm, VmGpu
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
-from homelab.vm.creation import configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +56,11 @@ class GpuVm(pulumi.ComponentResource):
             "vm": name,
             "vmid": vm.vmid,
             "shutdown": vm.shutdown.model_dump(mode="json"),
-            "cluster": (host.cluster if host else None) or "",
         }
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
-        if vm.create is not None:
-            created = VirtualMachine(
-                f"{name}-vm",
-                {**inputs, **_creation(name, vm.create)},
-                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
-            )
+        options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
+        if created := Guest.of(name, vm, node, options):
             instance, depends_on = created.instance, [created]
         if host is not None and vm.create is not None and host.shares(vm.cards):
             # Before it has the card, and until it has it no more: without the hookscript nothing would check whether
@@ -83,7 +76,6 @@ class GpuVm(pulumi.ComponentResource):
                 ),
                 "machine": vm.machine,
                 "display": vm.display,
-                "shared_onboot": vm.allow_shared_onboot,
                 "power": vm.wanted_power,
                 "instance": instance,
                 "goes_away": vm.create is not None and not vm.create.protect,
@@ -107,22 +99,6 @@ class GpuVm(pulumi.ComponentResource):
 def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, object]:
     """The inputs of `vm.cards.VmCard`."""
     return {**use.model_dump(mode="json"), **cards[use.gpu]}
-
-
-def _creation(name: str, new: NewVm) -> dict[str, object]:
-    """The inputs of a VirtualMachine beside those that every VM has."""
-    password = new.cloud_init.password if new.cloud_init else None
-    secret = {} if password is None else {"cipassword": password.get_secret_value()}
-    plain = new.model_dump(mode="json", exclude={"cloud_init": {"password"}})
-    return {
-        "config": configuration(name, new),
-        "secret_config": pulumi.Output.secret(secret) if secret else {},
-        "disk": plain["disk"],
-        "image": new.image,
-        "template": new.template,
-        "protect": new.protect,
-        "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
-    }
 
 
 def _output(vm: Vm, node: str, *, name: str, state: str, address: str) -> VmSeen:

@@ -1,6 +1,7 @@
 """HostAgent: this program's agent on a host, which the commands of the other components run.
 
 Owns /var/lib/homelab/agents/STACK. Put there before the first command for a host, and taken away after its last one.
+A refresh that finds it missing or changed (HostProbe) has it put there again.
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ from dataclasses import dataclass
 
 import pulumi
 
-from homelab.errors import HomelabError
+from homelab.remote import agent
 from homelab.resources import command as remote
 from homelab.resources.described import HostInput, host_of
-from homelab.resources.kept_agent import KeptAgent, are_kept, owner
-from homelab.stack import Refusal
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from homelab.resources.host_probe import HostProbe
+from homelab.resources.kept_agent import KeptFolder, are_kept, owner
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostAgentArgs:
-    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md."""
+    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md; `probe`: sees what is there."""
 
     host_name: str
     host: HostInput
+    probe: HostProbe
 
 
 class HostAgent(pulumi.ComponentResource):
@@ -30,16 +32,19 @@ class HostAgent(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: HostAgentArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostAgent", name, {}, opts)
-        host = host_of(args.host)
-        options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
-        try:
-            kept = KeptAgent.on(f"{name}-put", args.host_name, host, options)
-        except HomelabError as error:
-            raise Refusal(error) from None
-        are_kept(args.host_name, host, kept)
-        # Its undoing takes the agent away, too: the last of all.
-        wanted = StackFolder(owner=owner(args.host_name))
-        options = pulumi.ResourceOptions(parent=self)
-        last = remote.layer(f"{name}-agent", host, "stack_folder", wanted, options, place=wanted.owner, is_last=True)
+        host, wanted = host_of(args.host), StackFolder(owner=owner(args.host_name))
+        # Its undoing takes the agent away: the last of all.
+        last = remote.layer(
+            f"{name}-agent",
+            host,
+            "stack_folder",
+            wanted,
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            generation=pulumi.Output.concat(agent.version(), " ", args.probe.generation_of("agent").apply(str)),
+            place=wanted.owner,
+            is_last=True,
+            hooks=remote.putting_the_agent(host, wanted.owner),
+            folder=KeptFolder(wanted.owner, args.probe),
+        )
         are_kept(args.host_name, host, last)
         self.register_outputs({})

@@ -14,7 +14,7 @@ import pulumi
 from homelab.resources import command as remote
 from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
-from remote_scripts.layers.cmdline import Wanted
+from remote_scripts.both.cmdline import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,7 +250,6 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             pulumi.Output.all(gpu_lxc.in_force, boot.driver).apply(" ".join),
             container.ctid,
             started=gpu_lxc.started,
-            at=gpu_lxc.at,
             stays=container.create is None or container.create.protect,
         )
         return cls(name, NvidiaGuestStackArgs(system=system))

@@ -14,8 +14,8 @@ import pulumi
 from homelab.resources import command as remote
 from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.initramfs import Wanted as Initramfs
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.needed import Wanted as Initramfs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from homelab.errors import HomelabError
 
 #: In the provider's own inputs, which the state keeps: no state of 1.0.0 has it. It is raised where this version can't
 #: give back what an earlier commit has noted. 2: a VM's originals weren't noted in /etc/pve/homelab yet; 3: of a
-#: container's nodes more was noted.
-STATES = {"states": "4"}
+#: container's nodes more was noted; 5: a host's agent was a resource of its own.
+STATES = {"states": "5"}
 #: How the names begin of what was noted of guests until then.
 NOTES = ("vm/", "power/", "containers/")
 #: Of a boot with a dead man's switch, which the host was to confirm or to take back: the new default came first then.

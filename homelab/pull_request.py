@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -27,7 +26,7 @@ from homelab.cli.pulumi import Pulumi
 from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
 from homelab.events import Event
-from homelab.settings import parse, project
+from homelab.settings import project
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import readable
 from homelab.settings.stack_file import parsed
@@ -125,19 +124,7 @@ def settings(text: str, *, with_secrets: bool) -> str:
     config = {**(whole.get("config") or {}), "homelab:plan": "never"}
     if not with_secrets:
         whole, config = {}, readable(config)
-        _place(config)
     return yaml.safe_dump({**whole, "config": config}, sort_keys=False)
-
-
-def _place(config: dict[str, Any]) -> None:
-    """Gives each guest that names a cluster the first host that it may be on: no host is asked where it is."""
-    try:
-        values = parse({key.removeprefix("homelab:"): value for key, value in config.items() if "homelab:" in key})
-    except HomelabError:
-        return  # the preview says it
-    for name, guest in values.roaming.items():
-        section = "vms" if name in values.vms else "containers"
-        config[f"homelab:{section}"][name]["host"] = values.candidates(guest)[0]
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from homelab.settings import secrets as secret_settings
 
 if TYPE_CHECKING:
     from homelab.nvidia import preview
-    from homelab.remote.proxmox import places
 else:
-    preview, places = later("homelab.nvidia.preview"), later("homelab.remote.proxmox.places")
+    preview = later("homelab.nvidia.preview")
 
 
 # By this exit status a program tells the language host that it has shown why it ends (pulumi-language-python, main.go).
@@ -50,7 +49,7 @@ class Refusal(pulumi.RunError):
 
 
 def load() -> Settings:
-    """The settings of the running program, with each guest's current host.
+    """The settings of the running program.
 
     :raises HomelabError: one error that names every mistake.
     """
@@ -72,9 +71,6 @@ def load() -> Settings:
         raise_all([*errors, error])
         raise
     errors += _unsafe(settings)
-    if settings.roaming:
-        raise_all(errors)
-        settings = places.located(settings)
     if settings.stacks:
         errors += preview.from_settings(settings)
     raise_all(errors)

@@ -215,12 +215,11 @@ def _pve(host: HostState, scenario: Scenario) -> None:
     if (cluster := Cluster.of(host)) is not None:
         cluster.show(host)
     node = f"/etc/pve/nodes/{scenario.node}"
-    for folder in ("qemu-server", "lxc"):
-        host.rooted(f"{node}/{folder}").mkdir(parents=True, exist_ok=True)
+    for folder in (f"{node}/qemu-server", f"{node}/lxc", "/etc/pve/mapping", "/etc/pve/priv/lock"):
+        host.rooted(folder).mkdir(parents=True, exist_ok=True)
     host.symlink("/etc/pve/local", f"nodes/{scenario.node}")
     host.symlink("/etc/pve/qemu-server", f"nodes/{scenario.node}/qemu-server")
     host.symlink("/etc/pve/lxc", f"nodes/{scenario.node}/lxc")
-    host.rooted("/etc/pve/mapping").mkdir(exist_ok=True)
     host.write(
         "/root/.ssh/id_rsa.pub", f"ssh-rsa AAAA{scenario.stable_uuid('key').replace('-', '')} root@{scenario.node}\n"
     )
@@ -236,6 +235,7 @@ def _pve(host: HostState, scenario: Scenario) -> None:
                 else "lvmthin: local-lvm\n\tthinpool data\n\tvgname pve\n\tcontent rootdir,images\n"
             )
         ),
+        0o640,
     )
     for guest in scenario.guests:
         folder = "qemu-server" if guest.kind == "vm" else "lxc"

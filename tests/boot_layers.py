@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 from homelab.remote import agent
 from homelab.settings import Timeouts
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers import cmdline
-from remote_scripts.layers import initramfs as initramfs_layer
-from remote_scripts.layers import read_host as read_host_layer
-from remote_scripts.layers import reboot as reboot_layer
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
-from remote_scripts.layers.reboot import Boot
+from remote_scripts.both import cmdline, needed
+from remote_scripts.both import read_host as read_host_layer
+from remote_scripts.both import reboot as reboot_layer
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.shared.container_note import Cards
+from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.tools import modules
 from tests import sent_along
 
@@ -37,9 +36,9 @@ class Asked:
         return sent_along.text(verb, agent.request(self.layer, self.wanted))
 
 
-def initramfs(needed: bool = True) -> Asked:
+def initramfs(is_needed: bool = True) -> Asked:
     """The initramfs of a host with, or without, cards of ours."""
-    return Asked("initramfs", initramfs_layer.Wanted(needed=needed))
+    return Asked("initramfs", needed.Wanted(needed=is_needed))
 
 
 def iommu(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:

@@ -61,7 +61,6 @@ SLOW = frozenset(
         "lab/test_renamed_guests.py",
         "lab/test_several_takers.py",
         "lab/test_storage_files.py",
-        "lab/test_switch.py",
         "lab/test_vm_refusals.py",
         "scripts/test_capabilities.py",
         "scripts/test_card_libraries.py",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from homelab.remote import loop, ssh
+from homelab.remote import host_session, loop, ssh
 
 
 def end_all() -> None:
-    """Ends them, as the process's end would."""
+    """Ends them, as the process's end would, with all that is known of the hosts."""
 
     async def end() -> None:
-        while ssh._CONNECTIONS:
-            _, opening = ssh._CONNECTIONS.popitem()
-            if opening.done() and not opening.exception():
-                opening.result().ssh.abort()
+        while ssh._LOGINS:
+            _, login = ssh._LOGINS.popitem()
+            if login.connection is not None:
+                login.connection.ssh.abort()
 
-    if ssh._CONNECTIONS:
+    host_session._OF_PROCESS.clear()
+    if ssh._LOGINS:
         loop.run(end())

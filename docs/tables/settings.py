@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from docs.tables import markdown
 from docs.tables.meanings import meanings
-from homelab.settings import access, container, download, host, nvidia, vm, whole
+from homelab.settings import access, container, download, host, new_guest, nvidia, vm, whole
 from homelab.settings.types import InWords
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
@@ -35,14 +35,10 @@ MODELS: dict[str, type[BaseModel]] = {
     "timeouts": host.Timeouts,
     "vm": vm.Vm,
     "vm-gpu": vm.VmGpu,
-    "new-vm": vm.NewVm,
-    "cloud-init": vm.CloudInit,
+    "new-vm": new_guest.NewVm,
     "container": container.Container,
-    "new-container": container.NewContainerSettings,
-    "features": container.Features,
-    "mounts": container.Mount,
+    "new-container": new_guest.NewContainer,
     "shutdown": vm.Shutdown,
-    "disk": vm.Disk,
     "nvidia": nvidia.Nvidia,
     "mirror": nvidia.Mirror,
     "nvidia-timeouts": nvidia.NvidiaTimeouts,
@@ -86,7 +82,6 @@ def _title(name: str) -> str:
         "ssh": "SSH",
         "vm": "VM",
         "new-vm": "new VM",
-        "cloud-init": "cloud-init",
         "iommu": "IOMMU",
     }.get(name, name.removeprefix("nvidia-").replace("-", " "))
 

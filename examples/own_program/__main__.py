@@ -25,7 +25,7 @@ def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
 
 
 probe = HostProbe.of("pve-probe", "pve", host)
-agent = HostAgent("pve", HostAgentArgs(host_name="pve", host=host), after(probe))
+agent = HostAgent("pve", HostAgentArgs(host_name="pve", host=host, probe=probe), after(probe))
 iommu = IommuHost("pve", IommuHostArgs(host=host, probe=probe), after(agent))
 vfio = VfioBinding("pve", VfioBindingArgs(host=host, probe=probe), after(iommu))
 boot = HostReboot("pve", HostRebootArgs(host_name="pve", host=host, probe=probe), after(iommu, vfio))

@@ -41,7 +41,7 @@ def parse_address(text: str) -> tuple[str, str, int]:
     """
     match = re.fullmatch(r"(?:([\w.-]+)@)?(?:\[([\da-fA-F:]+)\]|([^:@\s]+)|([\da-fA-F:]{3,}))(?::(\d{1,5}))?", text)
     if match is None or not 0 < int(match[5] or 22) < 65536:
-        raise Mistake(f"{text} isn't [USER@]HOST[:PORT], such as 192.168.0.202")
+        raise Mistake(f"{text or 'nothing'} isn't [USER@]HOST[:PORT], such as 192.168.0.202")
     return match[1] or "root", match[2] or match[3] or match[4], int(match[5] or 22)
 
 
@@ -66,20 +66,53 @@ def access_to(address: str, host_key: str | None, identity: str | None, before: 
             raise Mistake(
                 f"This is {name}, which the settings have at {at}: homelab init {name}, or correct them first."
             )
-    ssh = {"user": user, **({"port": port} if port != 22 else {}), "hostKey": key.line}
-    usual = first_contact.usual_keys(Path.home() / ".ssh")
-    chosen = [Path(identity).expanduser().absolute()] if identity else usual
-    for number, way in enumerate(ways(chosen, identity)):
-        host = host_at(where, {**ssh, **way})
-        if first_contact.refusal(host, is_first=number == 0) is None:
-            say(f"Logged in as {user} with {way.get('privateKeyFile') or 'the SSH agent'}.")
-            return Access(host, {"address": where, "ssh": {**ssh, **way}})
+    ssh, chosen = _ssh(user, port, key), _chosen(identity)
+    if entry := _by_key(where, ssh, identity):
+        return entry
     path = chosen[0] if chosen else Path.home() / ".ssh" / "homelab_ed25519"
     say(f"{where} doesn't accept {'this key' if identity else 'any of your SSH keys'} yet.")
     for locked in [] if identity else first_contact.usual_keys(Path.home() / ".ssh", locked=True):
         say(f"{settings_path(locked)} has a passphrase: to log in with it, give it to an agent first (`ssh-add`).")
     host = _by_password(where, ssh, ask)
     return Access(host, {"address": where, "ssh": {**ssh, "privateKeyFile": settings_path(path)}}, install=path)
+
+
+def of_guest(address: str, identity: str | None) -> dict[str, object]:
+    """`address` and `ssh` of a VM's guest, for the settings. The host key that it shows first is taken for its own,
+    which is said. No password is sent there.
+
+    :raises Mistake: it can't be reached, your known_hosts has another key of it, or none of your keys logs in.
+    """
+    user, where, port = parse_address(address)
+    try:
+        key = first_contact.host_key(where, port)
+    except HomelabError as error:
+        raise Mistake(str(error)) from None
+    standing = first_contact.standing(where, port, key, Path.home() / ".ssh" / "known_hosts")
+    say(f"{where} shows the host key {key.fingerprint}, which counts as this guest's from now on.")
+    if standing in ("another", "revoked"):
+        raise Mistake(f"Your known_hosts has another key of {where}, or has this one as revoked: correct it first.")
+    if entry := _by_key(where, _ssh(user, port, key), identity):
+        return entry.login
+    raise Mistake(f"{user} there takes none of your keys: `ssh-copy-id {user}@{where}`, or give another USER@.")
+
+
+def _ssh(user: str, port: int, key: HostKey) -> dict[str, object]:
+    return {"user": user, **({"port": port} if port != 22 else {}), "hostKey": key.line}
+
+
+def _chosen(identity: str | None) -> list[Path]:
+    return [Path(identity).expanduser().absolute()] if identity else first_contact.usual_keys(Path.home() / ".ssh")
+
+
+def _by_key(where: str, ssh: dict[str, object], identity: str | None) -> Access | None:
+    """A login by one of the person's keys, or by the agent; None: all are refused."""
+    for number, way in enumerate(ways(_chosen(identity), identity)):
+        host = host_at(where, {**ssh, **way})
+        if first_contact.refusal(host, is_first=number == 0) is None:
+            say(f"Logged in as {ssh['user']} with {way.get('privateKeyFile') or 'the SSH agent'}.")
+            return Access(host, {"address": where, "ssh": {**ssh, **way}})
+    return None
 
 
 def of_address(address: str, identity: str | None) -> Access:

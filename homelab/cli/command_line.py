@@ -25,9 +25,12 @@ _COMMANDS = {
     "init": ("init", "main"),
     "doctor": ("doctor", "main"),
     "show": ("show", "main"),
-    "switch": ("switch", "main"),
     "report": ("report", "main"),
 }
+_NO_SWITCH = (
+    "switch is gone: on the host, qm start ID hands a shared card to a VM, and qm shutdown ID back to the containers; "
+    "homelab doctor vm ID says whether a VM would get it now"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +82,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0 if words else 2
+    if words[0] == "switch":
+        parser.error(_NO_SWITCH)
     module, function = _COMMANDS[parser.parse_args(words[:1]).command]
     command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
     try:
@@ -95,8 +100,6 @@ HELP = """usage: homelab COMMAND ...
   show      shows who has which card, now and after the next `pulumi up`
   doctor    finds what is wrong with hosts, VMs and containers, and says what
             to do; doctor log: what apt, DKMS and their like printed there
-  switch    hands a shared card to a VM, or back to the containers;
-            --rehearse only checks
   report    writes a file about what works on your hardware, for others to
             read; no addresses, names or keys
 

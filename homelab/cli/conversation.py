@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 
@@ -15,7 +16,7 @@ from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
 from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.cli.whereabouts import guests_on
+from homelab.cli.whereabouts import guests_on, named
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import consoles, gates
 from homelab.host.facts import HostFacts
@@ -24,6 +25,8 @@ from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, Declined, Mistake, say, show
 from homelab.init.cards import Card, Use
 from homelab.remote import planning, ssh
+from homelab.remote.proxmox import guest_address
+from homelab.remote.proxmox.api import Api
 from homelab.settings import Container, Host, Settings, Vm, parse
 from homelab.settings import project as project_folder
 
@@ -69,8 +72,10 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
     stack = project.stack_of(folder, pulumi.stack)
 
+    inside = dict[int, dict[str, object]]()
+
     def written(given: Mapping[Card, Use]) -> str:
-        more = init_settings.addition(name, login, given, facts, values)
+        more = init_settings.addition(name, login, given, facts, values, inside)
         return init_settings.merged(own_text, more, arguments.set, name)
 
     @cache
@@ -78,11 +83,11 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         settings = _parsed(init_settings.values_in(text), file.name)
         host = settings.hosts[name]
         by_login = host.model_copy(update={"ssh": entry.host.ssh})
-        guests = guests_on(settings, name, host, facts)
+        guests = guests_on(settings, name)
         return host, planning.planned(name, by_login, *guests, stack=stack, facts=facts)
 
     def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
-        use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}))
+        use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}), known)
         try:
             if use.use and others is not None:
                 planned_of(written({**others, card: use}))
@@ -97,18 +102,23 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     host, own = _as_set(entry, own_text, arguments.set, file.name, name)
     # What is refused whatever the answers are.
     raise_all(gates.check(facts, host.model_copy(update={"gpus": {}}))[1])
-    has = _having(before, name, facts) if before and entry.name else {}
+    vms, containers = guests_on(before, name) if before and entry.name else ({}, {})
+    guests: list[Vm | Container] = [*vms.values(), *containers.values()]
+    own_gpus, known = hosts[name].gpus if entry.name else (), named(vms, containers)
+    has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in own_gpus}
     given = _given(arguments, host, facts, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
+    inside |= _inside(arguments.identity, host, facts, ask, given, vms.values()) if arguments.nvidia else {}
     text = written(given)
     host, planned = planned_of(text)
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
     if host.nvidia and not (name in hosts and hosts[name].nvidia):
         say(f"  NVIDIA's driver {host.nvidia.driver} is installed on {node}")
+    say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
     say(f"  reboot: {planned.reboot.in_short(planned.want.gpus)}")
     say(*(f"  note: {remark}" for remark in planned.remarks))
 
@@ -121,7 +131,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
-        show(planned.text(name, host))
+        say(planned.text(name, host))
         if arguments.dry_run:
             say("Nothing was done: --dry-run.")
             return
@@ -186,11 +196,24 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
         raise Mistake(str(error.retold(next=f"correct --set, or {file}"))) from None
 
 
-def _having(settings: Settings, name: str, facts: HostFacts) -> dict[str, tuple[int, ...]]:
-    """The guests that have the host's cards by the settings."""
-    vms, containers = guests_on(settings, name, settings.hosts[name], facts)
-    guests: list[Vm | Container] = [*vms.values(), *containers.values()]
-    return {key: tuple(one.guest_id for one in guests if key in one.cards) for key in settings.hosts[name].gpus}
+def _inside(
+    identity: str | None, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], vms: Collection[Vm]
+) -> dict[int, dict[str, object]]:
+    """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`).
+
+    :param vms: those of the settings: one that has NVIDIA's software there is left out.
+    """
+    having = {vm.vmid for vm in vms if vm.nvidia}
+    vmids = {vmid for card, use in given.items() if card.is_nvidia for vmid in use.vms} - having
+    logins = dict[int, dict[str, object]]()
+    for config in init_cards.takers(facts):
+        if config.id in vmids and not config.is_windows:
+            known = ""
+            with suppress(HomelabError):  # no agent, or it doesn't run
+                known = guest_address.asked(Api(host, facts.cluster.node), config.id)
+            question = f"Where does VM {config.id}'s guest accept SSH? [USER@]ADDRESS{known and f' [{known}]'}:"
+            logins[config.id] = ask.line(question, known, partial(access.of_guest, identity=identity))
+    return logins
 
 
 def _given(

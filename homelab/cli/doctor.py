@@ -15,18 +15,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from homelab.cli import access, log, stack_options
-from homelab.cli.whereabouts import guests_on
+from homelab.cli.whereabouts import guests_on, named
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
-from homelab.doctor.reading import Reading
+from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
+from homelab.host.named import meant
 from homelab.nvidia import compatibility, judge
-from homelab.remote import diagnosis, planning
-from homelab.settings import Container, Host, Vm
+from homelab.remote import diagnosis, planning, ssh
+from homelab.settings import Container, Host, Settings, Vm
 from homelab.settings import project as project_folder
 from homelab.show import terminal
+from remote_scripts.shared.guest_kinds import CONTAINER, VM
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
 # What is looked at where nothing is named.
@@ -55,11 +57,11 @@ def parser() -> argparse.ArgumentParser:
     of_container = kinds.add_parser(
         "container", parents=[common], help="checks each device, from the host into the container"
     )
-    of_container.add_argument("id", type=int)
-    of_container.add_argument("--like", type=int, metavar="ID", help="compare with this container, which works")
+    of_container.add_argument("guest", help="its id or name")
+    of_container.add_argument("--like", metavar="GUEST", help="compare with this container, which works")
     of_container.add_argument("--gpus", metavar="0,1", help="cards it should have: N of /dev/nvidiaN, all, none")
-    of_vm = kinds.add_parser("vm", parents=[common], help="checks its hostpci options and the cards behind them")
-    of_vm.add_argument("id", type=int)
+    of_vm = kinds.add_parser("vm", parents=[common], help="checks its cards, and whether it would get them now")
+    of_vm.add_argument("guest", help="its id or name")
     kinds.add_parser("host", parents=[common], help="checks IOMMU, cards, drivers, groups, mappings, homelab's files")
     of_log = kinds.add_parser(
         LOG, parents=[read], help="shows what update-initramfs, update-grub, apt, DKMS and NVIDIA's installer printed"
@@ -86,21 +88,42 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     """
     file = _settings(arguments)
     name, host = file.host(arguments.host, arguments.identity)
-    ids = [arguments.id, arguments.like] if arguments.kind == "container" else []
+    ids = _ids(arguments, file.guests(), name, host)
+    containers = ids if arguments.kind == "container" else []
     installing = {"host", *judge.installing(host, file.guests().containers.values())}
-    inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, ids[:1])})
-    reading = diagnosis.read(host, [ctid for ctid in dict.fromkeys(ids) if ctid is not None], inside)
+    inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, containers[:1])})
+    reading = diagnosis.read(host, [*dict.fromkeys(containers)], inside, ids[0] if arguments.kind == "vm" else 0)
     noted = stack_options.noted(arguments, file)
     vms, _, refusals = _judged(file, name, host, reading, noted)
     if arguments.kind == "container":
         if arguments.gpus is not None:
             cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
-            cards = file.cards(name, host, arguments.id, reading, noted)
-        return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards, refusals=refusals)
+            cards = file.cards(name, host, ids[0], reading, noted)
+        like = ids[1] if arguments.like else None
+        return container.diagnose(reading, ids[0], like=like, cards=cards, refusals=refusals)
     if arguments.kind == "vm":
-        return vm.diagnose(reading, arguments.id, host, vms, noted, refusals)
+        return vm.diagnose(reading, ids[0], host, vms, noted, refusals)
     return host_judge.diagnose(reading, host, vms.values(), refusals)
+
+
+def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Host) -> list[int]:
+    """The guests to look into, by id. Names are looked up on the host, which alone knows Proxmox VE's.
+
+    :raises HomelabError: one isn't known.
+    """
+    texts = [text for text in (getattr(arguments, "guest", None), getattr(arguments, "like", None)) if text]
+    if all(text.isdecimal() for text in texts):
+        return [*map(int, texts)]
+    facts = ssh.read(host, guests=True)
+    kind = VM if arguments.kind == "vm" else CONTAINER
+    known = named(*guests_on(settings, name)), facts.guests.configs
+    of_kind = [[one for one in guests if (one.kind == "vm") is (kind is VM)] for guests in known]
+    found = [(text, meant(text, *of_kind)) for text in texts]
+    for text, ones in found:
+        if len(ones) != 1:
+            raise not_here(facts, kind, text)
+    return [ones[0].id for _, ones in found]
 
 
 def _judged(
@@ -110,7 +133,7 @@ def _judged(
 
     :param noted: PROJECT/STACK.
     """
-    vms, containers = guests_on(file.guests(), name, host, reading.facts)
+    vms, containers = guests_on(file.guests(), name)
     return vms, containers, planning.judged(name, host, vms, containers, noted, reading.facts)[1]
 
 
@@ -125,7 +148,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
-            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
+            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host == name]
             reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
             vms, containers, refusals = _judged(file, name, host, reading, noted)
         except HomelabError as error:

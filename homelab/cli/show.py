@@ -48,7 +48,7 @@ def of_host(name: str, host: Host, settings: Settings, stack: str) -> tree.TreeN
     :raises HomelabError: the host can't be read.
     """
     later = facts = ssh.read(host, guests=True, kernel_log=True)
-    vms, containers = guests_on(settings, name, host, facts)
+    vms, containers = guests_on(settings, name)
     current = planned = reading.of_reading(facts, host, host.node or name)
     found, refused = planning.judged(name, host, vms, containers, stack, facts)
     if found:

@@ -21,7 +21,7 @@ from homelab.host.classes import AMD, INTEL
 from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.shapes import CardPlan, CardUse
-from remote_scripts.layers.card_libraries import Choice
+from remote_scripts.both.card_libraries import Choice
 
 _MAKERS = {INTEL: "intel", AMD: "amd"}
 _Maker = Literal["intel", "amd"]

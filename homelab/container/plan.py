@@ -19,7 +19,7 @@ from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import SharedCard
 from homelab.vm.cards import is_to_run
-from homelab.vm.plan import UNFINISHED, changes, others_waiting, power_steps, restart_carries_out
+from homelab.vm.plan import UNFINISHED, carries_out, changes, others_waiting, power_steps
 from homelab.vm.preview import POWER, copy_first, of_leaving
 from remote_scripts.shared.card_nodes import missing, nodes_of, renumbered
 from remote_scripts.shared.container_conf import conf_text
@@ -272,7 +272,7 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
             refused.append(HomelabError(**vars(others)))
         refused += ha.refused_to_change(facts, CONTAINER, wish.ctid) if steps else []
         if change and runs and (waiting := others_waiting(config, note)):
-            remarks = [restart_carries_out(waiting)]
+            remarks = [carries_out(waiting)]
     findings = Finding.of(*refused, stage=Stage.CONFIGURATION, turn=Turn.REFUSED)
     title = _title(config) if config else str(wish.ctid)
     findings += Finding.of_guest(f"container {title}", f"containers.{wish.name}", steps)

@@ -63,6 +63,7 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
     functions = reading.facts.functions(slot)
     return {
         "slot": slot,
+        "model": reading.facts.model(functions[0]) if functions else "",
         "functions": [
             {
                 "address": function.address,

@@ -12,7 +12,7 @@ from homelab.doctor.comparison import Difference, compared
 from homelab.doctor.configuration import unused_rules
 from homelab.doctor.container_findings import findings, restart_step
 from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, is_gpu, rows_of
-from homelab.doctor.reading import ContainerReading, Reading
+from homelab.doctor.reading import ContainerReading, Reading, not_here
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage, Turn, cured
@@ -81,7 +81,7 @@ def _looked_into(reading: Reading, ctid: int, cards: WantedCards | None = None) 
         return container
     if cards is not None and cards.judged.findings:
         raise HomelabError(**cards.judged.findings[0].parts())
-    raise reading.not_here(CONTAINER, ctid)
+    raise not_here(reading.facts, CONTAINER, ctid)
 
 
 def _head(case: Case) -> list[str]:

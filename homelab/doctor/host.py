@@ -142,6 +142,9 @@ def _data(reading: Reading, host: Host, slots: dict[str, str], shown_slots: list
     facts = reading.facts
     return {
         "node": reading.node,
+        "machine": reading.extra.machine,
+        "processor": reading.extra.processor,
+        "loader": facts.loader,
         "kernel": facts.kernel,
         "pve": facts.pve or None,
         "iommu": {"groups": facts.iommu.groups, "tables": facts.iommu.tables},

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
-from remote_scripts.layers import diagnose
+from remote_scripts.both import diagnose
 from remote_scripts.shared.container_conf import ContainerConf
 from remote_scripts.shared.container_conf import parse as parse_conf
 from remote_scripts.shared.guest_kinds import CONTAINER, Kind
@@ -113,20 +113,24 @@ class Reading:
         """N of /dev/nvidiaN -> PCI address, of the cards that NVIDIA's driver has."""
         return {minor: address for address, minor in sorted(self.facts.nvidia_minors.items(), key=lambda pair: pair[1])}
 
-    def not_here(self, kind: Kind, guest: int) -> HomelabError:
-        """The error for a guest that isn't on this host, or isn't of this kind."""
-        configs = sorted(self.facts.guests.configs, key=lambda config: config.id)
-        here = ", ".join(f"{config.id} ({config.name})" for config in configs if config.guest_kind is kind) or "none"
-        others, node = self.facts.cluster.guests.get(guest, ("", ""))
-        found, step = "no guest of the cluster has this id", f"give the id of a {kind.label}; there are: {here}"
-        if others and (others == "lxc") is (kind is CONTAINER):
-            found, step = f"it is on the node {node}", f"give that host with --host ({kind.label}s here: {here})"
-        elif others:
-            other, word = ("virtual machine", "vm") if others == "vm" else ("container", "container")
-            found, step = f"it is a {other}", f"`homelab doctor {word} {guest}`, or {step}"
-        wanted = f"{kind.label} {guest} on {self.node}"
-        return HomelabError(wanted=wanted, found=found, why="there is nothing to look into", next=step)
-
     def container(self, ctid: int) -> ContainerReading | None:
         """The container, if it was looked into."""
         return next((container for container in self.extra.containers if container.id == ctid), None)
+
+
+def not_here(facts: HostFacts, kind: Kind, guest: int | str) -> HomelabError:
+    """The error for a guest that isn't on this host, or isn't of this kind.
+
+    :param guest: its id; a text: no guest has that name.
+    """
+    configs = sorted(facts.guests.configs, key=lambda config: config.id)
+    here = ", ".join(f"{config.id} ({config.name})" for config in configs if config.guest_kind is kind) or "none"
+    others, node = facts.cluster.guests.get(guest, ("", "")) if isinstance(guest, int) else ("", "")
+    found, step = "no guest of the cluster has this id or name", f"name a {kind.label}; there are: {here}"
+    if others and (others == "lxc") is (kind is CONTAINER):
+        found, step = f"it is on the node {node}", f"give that host with --host ({kind.label}s here: {here})"
+    elif others:
+        other, word = ("virtual machine", "vm") if others == "vm" else ("container", "container")
+        found, step = f"it is a {other}", f"`homelab doctor {word} {guest}`, or {step}"
+    wanted = f"{kind.label} {guest} on {facts.cluster.node}"
+    return HomelabError(wanted=wanted, found=found, why="there is nothing to look into", next=step)

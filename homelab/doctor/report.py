@@ -72,7 +72,7 @@ class Report:
         return clean(self._text(width))
 
     def _text(self, width: int) -> str:
-        parts = ["\n".join([self.subject, *(f"  {line}" for line in self.head)])]
+        parts = ["\n".join([self.subject, *(_wrapped(line, "  ", "    ", width) for line in self.head)])]
         parts += verdict(self.findings, self.next, width) or ["nothing is wrong"]
         parts += [table.text(width) for table in self.tables if table.rows]
         if self.notes:

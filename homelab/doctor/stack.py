@@ -79,7 +79,7 @@ class StackFile:
         :raises HomelabError: they are mistaken.
         """
         settings, facts = self.guests(), reading.facts
-        at = [(name, one) for name, one in settings.containers.items() if one.host in (host_name, host.cluster)]
+        at = [(name, one) for name, one in settings.containers.items() if one.host == host_name]
         name, container = next(((name, one) for name, one in at if one.ctid == ctid), ("", None))
         if container is None:
             return None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from homelab.doctor import cards, starts
-from homelab.doctor.reading import Reading
+from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.findings import UP, Finding, JudgedGuest, Stage, Turn, cured
@@ -60,6 +60,7 @@ def diagnose(
         of_log, remarks = cards.log_findings(reading, {slot: slot for slot in slots}, of_host=True)
         findings += of_log
         notes += remarks
+    notes += _starts(reading)
     if pending := _pending(reading, vmid):
         notes.append(f"pending until it is off and starts again: {'; '.join(pending)}")
     if reading.facts.guests.unlisted:
@@ -80,7 +81,7 @@ def diagnose(
 def _config(reading: Reading, vmid: int) -> dict[str, str]:
     config = reading.facts.guests.config(vmid)
     if config is None or config.guest_kind is not VM:
-        raise reading.not_here(VM, vmid)
+        raise not_here(reading.facts, VM, vmid)
     return config.values
 
 
@@ -169,6 +170,17 @@ def _hook(reading: Reading, vmid: int) -> list[Finding]:
             turn=Turn.UP,
         )
     ]
+
+
+def _starts(reading: Reading) -> list[str]:
+    """What its start would find now of the cards that it has in turn with containers."""
+    lines = []
+    for start in reading.extra.starts:
+        shut_down = ", ".join(start.containers)
+        gets = f"it would get gpus.{start.card}" + (f"; shut down for it: container {shut_down}" if shut_down else "")
+        refused = f"it would not get gpus.{start.card}: {start.refused}"
+        lines.append(f"if it started now: {refused if start.refused else gets}")
+    return lines
 
 
 def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> JudgedGuest:

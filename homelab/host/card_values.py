@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from homelab.settings import Gpu
 from homelab.shapes import CardPlan
-from remote_scripts.layers.card_values import Attribute, Value, Wanted
+from remote_scripts.both.card_values import Attribute, Value, Wanted
 
 
 def wanted(cards: Mapping[str, CardPlan], gpus: Mapping[str, Gpu]) -> Wanted:

@@ -18,7 +18,7 @@ from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Gpu
 
-# Where every Intel processor has its graphics; legacy mode knows no other place (PVE::QemuServer::PCI).
+# Where every Intel processor has its graphics.
 INTEGRATED = "0000:00:02.0"
 
 
@@ -52,7 +52,6 @@ class Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rebinding: tuple[RebindingRow, ...]
-    legacy_igd: tuple[card_ids.CardRow, ...]
     roms: tuple[RomRow, ...]
     unstarted: tuple[UnstartedRow, ...]
 
@@ -117,60 +116,14 @@ def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
     return since_start and remapping.runs_in_vm(facts, slot)
 
 
-def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
-    """The gate of `legacyIgd`: only Intel's processor graphics, in their own place and as one function, have this mode
-    (PVE::QemuServer::PCI)."""
-    functions = facts.functions(slot)
-    if [device.address for device in functions] == [INTEGRATED] and functions[0].vendor == INTEL:
-        return []
-    return [
-        HomelabError(
-            wanted=f"{name} in legacy mode (legacyIgd)",
-            found=f"it is {facts.card(slot)}" + (f", {len(functions)} functions" if len(functions) > 1 else ""),
-            why=f"only Intel's processor graphics at {INTEGRATED}, alone in their slot, have that mode: Proxmox VE "
-            "refuses to start such a VM",
-            next="take legacyIgd out",
-        )
-    ]
-
-
-def _has_legacy_mode(device: Device) -> bool:
-    """Whether QEMU switches legacy mode on for the card. It has to be a VGA controller on the host, which the firmware
-    makes of the first screen alone."""
-    return device.class_code.startswith("0300") and any(row.has(device) for row in data().legacy_igd)
-
-
-def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
-    """The remark on newer graphics, on which `legacyIgd` shows nothing before the system's driver: one sentence or
-    none.
-
-    :param name: of the settings.
-    """
-    integrated = integrated_of(facts.functions(slot))
-    if integrated is None or _has_legacy_mode(integrated):
-        return []
-    reason = (
-        "Intel's graphics after Comet Lake have no BIOS for legacy mode, and from version 10.1 on QEMU doesn't "
-        "switch it on for them"
-        if integrated.class_code.startswith("0300")
-        else "the host's firmware doesn't use these graphics for its screen, and QEMU has no legacy mode for such "
-        "ones (make them the first display in its set-up)"
-    )
-    return [
-        f"gpus.{name}: {reason}: the VM shows nothing on them before its system's driver starts. Without legacyIgd the "
-        "VM can have q35 and UEFI, and computes and encodes as well; a screen from the start takes a romfile for UEFI "
-        "and x-igd-lpc=on in the VM's `args`"
-    ]
-
-
-def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool, legacy_igd: bool) -> list[str]:
+def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> list[str]:
     """Remarks on a card's ROM, which a VM without a ROM file may lack or find changed: a sentence each.
 
     :param name: of the settings.
     """
     functions = facts.functions(slot)
     display = next((device for device in functions if device.is_display and not device.physfn), None)
-    if display is None or has_file or legacy_igd:
+    if display is None or has_file:
         return []
     for row in data().roms:
         if row.has(display):
@@ -178,13 +131,11 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool, legac
                 f"gpus.{name}: {row.why}: docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make it from "
                 f"{row.place}, then set romfile"
             ]
-    if (integrated := integrated_of(functions)) is not None:
-        instead = (
-            " (a VM with SeaBIOS and machine pc can have legacyIgd instead)" if _has_legacy_mode(integrated) else ""
-        )
+    if integrated_of(functions) is not None:
         return [
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
-            f"its system's driver starts{instead}"
+            "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
+            "takeOver keeps it)"
         ]
     if display.boot_vga:
         return [

@@ -74,61 +74,6 @@ def has_sunk(facts: HostFacts, name: str) -> bool:
     return record_of(facts, name).state in _SINKS
 
 
-def switch_refused(facts: HostFacts, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
-    """Checks that a card can be switched by hand.
-
-    :param name: of the card in the settings, which is shared.
-    :param vm: the one that is to take it; None: the containers are to have it again.
-    :param rehearsed: nothing is done, so that a VM that has to be shut down first is no reason.
-    :raises HomelabError: it can't be.
-    """
-    record = record_of(facts, name)
-    if not facts.handover.enabled:
-        raise HomelabError(
-            wanted=f"gpus.{name} switched between this host's containers and a VM",
-            found="the programs that do this are not installed on the host, or not switched on",
-            why="a start of the VM alone would take the card from its driver without any check",
-            next="run `pulumi up` (`pulumi up --refresh`, if it was there once)",
-        )
-    if record.state in ("STUCK", "DEAD"):
-        raise HomelabError(
-            wanted=f"gpus.{name} switched",
-            found=state_text(facts, name),
-            why="nothing is tried with such a card",
-            next="`homelab doctor host` says what helps",
-        )
-    if vm is None:
-        return
-    if facts.guests.config(vm.vmid) is None:
-        raise HomelabError(
-            wanted=f"VM {vm.vmid}, which is to take gpus.{name}",
-            found="there is no such VM on the host",
-            why="only a VM that exists can take the card",
-            next="run `pulumi up`, if the settings create it; else correct its vmid",
-        )
-    if str(vm.vmid) in facts.handover.lost_hooks:
-        raise HomelabError(
-            wanted=f"gpus.{name} for VM {vm.vmid}, by its hookscript",
-            found="the VM has lost the hookscript",
-            why="its start would take the card from its driver without any check",
-            next="run `pulumi up --refresh`, which sets it again",
-        )
-    if record.state == "VM" and record.vm != str(vm.vmid) and not rehearsed:
-        raise HomelabError(
-            wanted=f"gpus.{name} for VM {vm.vmid}",
-            found=f"it is {state_text(facts, name)}",
-            why="one VM at a time can have it, and nothing is shut down for another one",
-            next=f"first `homelab switch {name} --to containers`, which shuts that VM down",
-        )
-    if vm.vmid in facts.guests.running and (record.state, record.vm) != ("VM", str(vm.vmid)) and not rehearsed:
-        raise HomelabError(
-            wanted=f"gpus.{name} for VM {vm.vmid}",
-            found="the VM runs already, without it",
-            why="a VM takes its card when it starts",
-            next="shut it down, then run the same again",
-        )
-
-
 def state_text(facts: HostFacts, name: str) -> str:
     """The state of a card that is handed over, in words; empty: it is with the host."""
     path = f"/var/lib/homelab/handover/{name}.state"

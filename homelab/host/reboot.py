@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from homelab.host import names
 from homelab.settings import Host
 from homelab.shapes import CardPlan
-from remote_scripts.layers.reboot import Boot, Wanted
+from remote_scripts.both.reboot import Wanted
+from remote_scripts.shared.wanted_boot import Boot
 
 _MISSING = re.compile(r"(?P<words>.+) is not on the running kernel's command line")
 _UNWANTED = re.compile(r"(?P<word>\S+) is no longer wanted")

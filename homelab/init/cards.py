@@ -13,6 +13,7 @@ from homelab.findings import JudgedGuest
 from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.named import Named, meant
 from homelab.init.ask import Mistake, to_type
 from homelab.properties import same
 from homelab.settings import Gpu, Host
@@ -139,8 +140,8 @@ def suggested(facts: HostFacts, card: Card, node: str, taken: Collection[int] = 
     if not card.is_nvidia or "." in card.place or consoles.screens(facts, functions):
         return "nobody"
     kind = "lxc" if {device.address for device in functions} & set(facts.nvidia_minors) else "vm"
-    meant = [config.id for config in takers(facts) if config.kind == kind]
-    return str(meant[0]) if len(meant) == 1 and meant[0] not in taken else "nobody"
+    able = [config.id for config in takers(facts) if config.kind == kind]
+    return str(able[0]) if len(able) == 1 and able[0] not in taken else "nobody"
 
 
 _WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
@@ -152,21 +153,13 @@ _HELP = """Numbers or names of guests, or a word; such as
     nobody: the card stays as it is"""
 
 
-def _meant(text: str, facts: HostFacts) -> list[GuestConfig]:
-    """The guests that an answer names by number, `vm 103`, `ct:901` or name; empty: one of them isn't known."""
-    kinds = r"\b(?:vm|(ct|lxc|containers?))[\s:]+(?=\d)"
-    words = re.sub(kinds, lambda kind: "lxc:" if kind[1] else "vm:", text.lower().replace(",", " ")).split()
-    found = [
-        [one for one in takers(facts) if word in (f"{one.id}", f"{one.kind}:{one.id}", one.name.lower())]
-        for word in words
-    ]
-    return [*{one.id: one for [one] in found}.values()] if all(len(ones) == 1 for ones in found) else []
-
-
-def parse_use(text: str, card: Card, facts: HostFacts, host: Host, own: Mapping[str, object]) -> Use:
+def parse_use(
+    text: str, card: Card, facts: HostFacts, host: Host, own: Mapping[str, object], known: Iterable[Named] = ()
+) -> Use:
     """The use that an answer means: guests by number or name, `host`, `nobody`.
 
     :param own: what the settings have of the card already.
+    :param known: the host's guests by their names there.
     :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts; or a `?` asks for
         help.
     """
@@ -175,12 +168,13 @@ def parse_use(text: str, card: Card, facts: HostFacts, host: Host, own: Mapping[
         return Use()
     if words == ["?"]:
         raise Mistake(_HELP)
-    meant = _meant(text, facts)
-    if not meant and words != ["host"]:
-        known = "; ".join([*(guest(config, facts) for config in takers(facts)), "host", "nobody"])
-        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {known}")
-    vms = tuple(config.id for config in meant if config.kind == "vm")
-    containers = tuple(config.id for config in meant if config.kind == "lxc")
+    able = takers(facts)
+    guests = meant(text, [one for one in known if one.id in {config.id for config in able}], able)
+    if not guests and words != ["host"]:
+        there = "; ".join([*(guest(config, facts) for config in able), "host", "nobody"])
+        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {there}")
+    vms = tuple(one.id for one in guests if one.kind == "vm")
+    containers = tuple(one.id for one in guests if one.kind == "lxc")
     if len(vms) > 1 and not containers:
         raise Mistake("One VM at a time can have a card: give one number, or a VM's with containers', in turn.")
     use = "shared" if vms and containers else "vm" if vms else "lxc" if containers else "host"

@@ -72,12 +72,20 @@ def place(facts: HostFacts, node: str, name: str) -> dict[str, str]:
     return {**({"node": node} if node != name else {}), **({"cluster": cluster} if cluster else {})}
 
 
-def addition(name: str, login: Mapping[str, Any], given: Mapping[Card, Use], facts: HostFacts, before: Any) -> str:
+def addition(
+    name: str,
+    login: Mapping[str, Any],
+    given: Mapping[Card, Use],
+    facts: HostFacts,
+    before: Any,
+    inside: Mapping[int, Mapping[str, object]] = {},
+) -> str:
     """The settings that give cards to their guests, as a file's text.
 
     :param name: the host's in the settings.
     :param login: `address`, `ssh` and `node` of a host that isn't in the settings yet.
     :param before: the file's values under `homelab:`, by key without that.
+    :param inside: `address` and `ssh` of the guests that get NVIDIA's driver, by their VMs' ids.
     """
     if not given and not login:
         return "config: {}\n"
@@ -116,7 +124,9 @@ def addition(name: str, login: Mapping[str, Any], given: Mapping[Card, Use], fac
             new = [{"gpu": card.key, "takeOver": True} if card in taken_over else card.key for card in cards]
             lines.append(f"    {key}:")
             if key not in entries:
-                lines += [f"      host: {name}", f"      {id_key}: {number}", *_software(section, number, cards, facts)]
+                lines += [f"      host: {name}", f"      {id_key}: {number}"]
+            if key not in entries or number in inside:
+                lines += _software(section, number, cards, facts, inside.get(number, {}))
             lines.append(f"      gpus: {flow([*kept, *new])}")
     return "\n".join(lines) + "\n"
 
@@ -145,8 +155,11 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
     return lines
 
 
-def _software(section: str, number: int, cards: Iterable[Card], facts: HostFacts) -> list[str]:
-    """NVIDIA's software inside a guest: in a running container the driver's libraries; all else behind `#`."""
+def _software(
+    section: str, number: int, cards: Iterable[Card], facts: HostFacts, inside: Mapping[str, object]
+) -> list[str]:
+    """NVIDIA's software inside a guest: in a running container the driver's libraries; in a VM's guest that can be
+    logged in to the driver; all else behind `#`."""
     ids = tuple(card.id for card in cards if card.is_nvidia)
     config = facts.guests.config(number)
     if not ids or (config and config.is_windows):
@@ -157,6 +170,9 @@ def _software(section: str, number: int, cards: Iterable[Card], facts: HostFacts
     if section == "containers":
         off = "" if number in facts.guests.running else "# "
         return [f"      {off}nvidia: {{}} # the driver's libraries; to compile, and for Docker in it: {flow(more)}"]
+    if inside:
+        software = {**inside, "nvidia": {"driver": driver}}
+        return [f"      {key}: {flow(value)}" for key, value in software.items()]
     login = '{user: root, hostKey: "ssh-ed25519 AAAA…", privateKeyFile: ~/.ssh/id_ed25519}'
     return [
         "      # NVIDIA's software in this VM, over SSH (cuda and containerToolkit only if you want them):",

@@ -16,7 +16,7 @@ from homelab.nvidia.driver_source import kernel_headers, source_of
 from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
 from homelab.nvidia.request import Driver, Request, ranked_branches
 from homelab.nvidia.versions import fits, parse
-from remote_scripts.layers.nvidia_driver import lacking_headers
+from remote_scripts.both.nvidia_driver import lacking_headers
 
 Check = Callable[[Request], list[HomelabError]]
 

@@ -20,7 +20,7 @@ from homelab.nvidia.flavour import choose
 from homelab.nvidia.request import Driver, Request
 from homelab.nvidia.versions import Version, of_package, parse
 from homelab.shapes import Capability, Runtime
-from remote_scripts.layers.nvidia_repository import AptFile, Repository
+from remote_scripts.both.nvidia_repository import AptFile, Repository
 
 # Above 1000 apt also goes back to an older version.
 _PRIORITY = 1001

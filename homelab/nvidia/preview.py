@@ -18,7 +18,6 @@ from homelab.nvidia.judge import steps
 from homelab.nvidia.plan import all_refusals, branch_notes
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.versions import fits, parse
-from homelab.settings.download import images
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
@@ -44,14 +43,14 @@ def from_settings(settings: Settings) -> list[HomelabError]:
             )
     for name, vm in settings.vms.items():
         if vm.nvidia:
-            ids = [settings.hosts[settings.candidates(vm)[0]].gpus[use.gpu].match for use in vm.gpus]
+            ids = [settings.hosts[vm.host].gpus[use.gpu].match for use in vm.gpus]
             cards = tuple(card for card in ids if card)
             # A card that is set by its address alone has no id yet, so that the VM's cards aren't known.
             system = SystemFacts(cards=cards if len(cards) == len(ids) else None)
             errors += refusals(Request("vm", vm.nvidia, system, f"vms.{name}"))
     for name, container in settings.containers.items():
         if container.nvidia:
-            host = settings.hosts[settings.candidates(container)[0]]
+            host = settings.hosts[container.host]
             card_ids = [host.gpus[gpu].match for gpu in container.cards]
             system = SystemFacts(
                 host_driver=_driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None),
@@ -162,8 +161,8 @@ def facts_for_plan(reading: SystemReading) -> SystemFacts:
     )
 
 
-# Names of Proxmox VE's container templates, such as debian-13-standard_13.1-2_amd64.tar.zst.
-_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.tar\.\w+")
+# Names of Proxmox VE's container templates, and of cloud images: debian-13-standard_13.1-2_amd64.tar.zst.
+_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
 
 
 def _system_of_template(volumes: list[str]) -> SystemFacts:
@@ -172,11 +171,6 @@ def _system_of_template(volumes: list[str]) -> SystemFacts:
     :param volumes: those that the guest is made from.
     """
     for volume in volumes:
-        file = volume.rpartition("/")[2]
-        image_name = next((name for name, image in images().items() if image.file == file and image.user), "")
-        if image_name:
-            id_, _, version = image_name.partition("-")
-            return SystemFacts(distribution=id_, version=version)
         if match := _TEMPLATE.fullmatch(volume):
             return SystemFacts(distribution=match[1], version=match[2])
     return SystemFacts()

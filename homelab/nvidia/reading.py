@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from homelab.errors import HomelabError
 from homelab.nvidia.request import SystemFacts
-from remote_scripts.layers.read_system import Answer
+from remote_scripts.both.read_system import Answer
 from remote_scripts.tools.plain import of_plain
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from homelab.provider.base import OutputsT, Work
+from homelab.remote import host_session
 from homelab.remote.proxmox.api import Api
 from homelab.resources.base import NodeInputs
-
-# What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read`
-# uses it; a change always reads anew.
-_READINGS: dict[tuple[str, str], Any] = {}
-
 
 NodeT = TypeVar("NodeT", bound=NodeInputs)
 
@@ -24,11 +20,12 @@ class ApiWork(Work[NodeT, OutputsT]):
 
         :raises HomelabError: the host is no longer configured.
         """
-        return Api(self.stack.host_at(inputs.host, inputs.node) or self.host(inputs), inputs.node)
+        return Api(self.host(inputs), inputs.node)
 
     def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
-        """A GET for a refresh: at most one of a path in a run."""
-        key = (inputs.host, path)
-        if key not in _READINGS:
-            _READINGS[key] = self.api(inputs).get(path, wanted)
-        return _READINGS[key]
+        """A GET for a refresh: at most one of a path in a run, as several resources look at the same VM. A change
+        always reads anew."""
+        answers = host_session.of(inputs.host).answers
+        if path not in answers:
+            answers[path] = self.api(inputs).get(path, wanted)
+        return answers[path]

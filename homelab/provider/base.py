@@ -4,7 +4,6 @@ to it."""
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -17,8 +16,8 @@ from homelab.nvidia import judge
 from homelab.provider import silent_host
 from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as
-from homelab.remote import guard, ssh
-from homelab.remote.guard import RefusedError
+from homelab.remote import host_session, ssh
+from homelab.remote.host_session import RefusedError
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
@@ -30,32 +29,19 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from homelab.remote import systems
-    from homelab.remote.proxmox import places
 else:
-    places, systems = later("homelab.remote.proxmox.places"), later("homelab.remote.systems")
+    systems = later("homelab.remote.systems")
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
 OutputsT = TypeVar("OutputsT", bound="DataclassInstance")
 T = TypeVar("T")
 
 # By what a message calls a resource.
-_NAMED_BY = ("system_name", "vm", "container", "mapping", "download", "host")
-
-# What a refresh has read already in this process, by host: its probe and its containers look at the same reading.
-# Resources are refreshed at the same time, in threads.
-_READINGS: dict[str, HostFacts | HomelabError] = {}
-_READING = threading.Lock()
-
-# Hosts of which a refresh has said that they don't answer: said once, not for each resource.
-_SILENT: set[str] = set()
-_SAYING = threading.Lock()
+_NAMED_BY = ("system_name", "vm", "container", "guest", "mapping", "download", "host")
 
 # How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a
 # person wants it so.
 REBOOT_SECONDS = 3600
-
-# Hosts that could not be reached to be held: they aren't tried again for each resource.
-_OUT_OF_REACH: set[str] = set()
 
 
 def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
@@ -89,42 +75,11 @@ class StackTexts:
         """
         return load_host(self.texts.get("hosts"), name)
 
-    def roams(self, guest: str) -> bool:
-        """Do the settings of a VM or a container name a cluster, so that it counts where it is now?"""
-        return guest in self._settings("vms", "containers").roaming
-
     def peers(self, name: str) -> list[str]:
         """The other hosts of the settings that are nodes of a host's cluster."""
-        cluster = self.cluster_of(name)
-        return [
-            peer
-            for peer, host in self._settings("").hosts.items()
-            if cluster and host.cluster == cluster and peer != name
-        ]
-
-    def host_at(self, name: str, node: str) -> Host | None:
-        """The settings of the host that is a node of that name of a host's cluster, or that host itself; None: there is
-        none."""
-        host_name = self.name_at(name, node)
-        return None if host_name is None else self._settings("").hosts[host_name]
-
-    def name_at(self, name: str, node: str) -> str | None:
-        """The name in the settings of the host that is a node of that name of a host's cluster; None: there is none."""
         hosts = self._settings("").hosts
-        candidates = [name, *self.peers(name)]
-        return next(
-            (
-                candidate
-                for candidate in candidates
-                if candidate in hosts and (hosts[candidate].node or candidate) == node
-            ),
-            None,
-        )
-
-    def cluster_of(self, name: str) -> str | None:
-        """The cluster of which a host of the settings is a node; None: of none, or there is no such host."""
-        hosts = self._settings("").hosts
-        return hosts[name].cluster if name in hosts else None
+        cluster = hosts[name].cluster if name in hosts else None
+        return [peer for peer, host in hosts.items() if cluster and host.cluster == cluster and peer != name]
 
     def host_names(self) -> list[str]:
         """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
@@ -146,47 +101,34 @@ class StackTexts:
 
         :raises HomelabError: they are mistaken.
         """
-        settings = self._settings("vms")
-        if settings.roaming:
-            settings = places.located(settings)
-        return {name: vm for name, vm in settings.vms.items() if vm.host == host}
+        return {name: vm for name, vm in self._settings("vms").vms.items() if vm.host == host}
 
-    def entries_of(self, section: str, guest_id: int, host: str, *, moved: bool = False) -> dict[str, Vm | Container]:
-        """The entries that may have a guest, by name: of its host, and of the host's cluster. No node is asked where it
-        is now.
+    def entries_of(self, section: str, guest_id: int, host: str) -> dict[str, Vm | Container]:
+        """The entries that have a guest of this id, by name: of a host, and of its cluster's other hosts.
 
         :param section: vms or containers.
-        :param moved: it is on another node now, which may be that of any host whose cluster the settings don't name.
         :raises HomelabError: the settings are mistaken.
         """
-        settings, cluster = self._settings(section), self.cluster_of(host)
+        settings, hosts = self._settings(section), {host, *self.peers(host)}
         # Those of the section alone were parsed.
         entries: dict[str, Vm | Container] = {**settings.vms, **settings.containers}
+        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and guest.host in hosts}
 
-        def may_have(guest: Vm | Container) -> bool:
-            named = settings.hosts.get(guest.host)  # None: the entry names a cluster
-            home = named.cluster if named else guest.host
-            return guest.host == host or (home == cluster if home and cluster else moved)
-
-        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and may_have(guest)}
+    def is_on(self, node: str, section: str, guest_id: int) -> bool:
+        """Do the settings have a guest of this id on the host that is the node of this name? Otherwise as of
+        `entries_of`."""
+        settings = self._settings(section)
+        guests: list[Vm | Container] = [*settings.vms.values(), *settings.containers.values()]
+        names = {name for name, host in settings.hosts.items() if (host.node or name) == node}
+        return any(guest.guest_id == guest_id and guest.host in names for guest in guests)
 
     def containers(self, host: str) -> dict[str, Container]:
-        """The settings of a host's containers, by name; one that names a cluster is on the host that it is on now.
+        """The settings of a host's containers, by name.
 
-        :raises HomelabError: they are mistaken, or the cluster can't be asked.
+        :raises HomelabError: they are mistaken.
         """
-        settings = self._settings("containers")
-        current_hosts = places.seen(settings) if settings.roaming else {}
-        return {
-            name: container
-            for name, container in settings.containers.items()
-            if current_hosts.get(name, container.host) == host
-        }
-
-    def may_host_roaming(self, host: Host) -> bool:
-        """May a container that names the host's cluster have been on it?"""
-        guests = self._settings("containers").roaming
-        return host.cluster is not None and any(container.host == host.cluster for container in guests.values())
+        containers = self._settings("containers").containers
+        return {name: container for name, container in containers.items() if container.host == host}
 
     def container(self, name: str) -> Container | None:
         """The settings of a container, wherever it is; None: they don't have it."""
@@ -222,8 +164,6 @@ class Work(Generic[InputsT, OutputsT]):
     """
 
     resource: ClassVar[type[Resource]]
-    #: Hosts of which this run has said why they are rebooted: it isn't said twice.
-    announced_reboots: ClassVar[set[str]] = set()
 
     def __init__(self, texts: Mapping[str, str], urn: str = "") -> None:
         """:param texts: the stack's configuration.
@@ -307,9 +247,9 @@ class Work(Generic[InputsT, OutputsT]):
                 self.facts_of_refresh(inputs)
             except UnreachableError as host_error:
                 error = host_error
-        with _SAYING:
-            first = inputs.host not in _SILENT
-            _SILENT.add(inputs.host)
+        session = host_session.of(inputs.host)
+        with session.lock:
+            first, session.is_silence_told = not session.is_silence_told, True
         if not first:
             tell(f"{self.id(inputs)}: not compared, since {inputs.host} doesn't answer")
             return
@@ -335,7 +275,7 @@ class Work(Generic[InputsT, OutputsT]):
         def work() -> None:
             nonlocal out_of_reach
             self.hold(inputs)
-            out_of_reach = inputs.host in _OUT_OF_REACH
+            out_of_reach = host_session.of(inputs.host).is_out_of_reach
             self.delete(inputs, outputs)
 
         try:
@@ -371,25 +311,26 @@ class Work(Generic[InputsT, OutputsT]):
 
     # -- one run at a time -----------------------------------------------------------------------------------------
     def hold(self, inputs: InputsT) -> None:
-        """Lets no other run at the resource's host while this one is at work there (homelab/remote/guard.py).
+        """Lets no other run at the resource's host while this one is at work there (homelab/remote/host_session.py).
 
         :raises RefusedError: another one is.
         """
-        if inputs.host not in _OUT_OF_REACH and not self._hold(inputs, guard.hold):
-            _OUT_OF_REACH.add(inputs.host)
+        session = host_session.of(inputs.host)
+        if not session.is_out_of_reach:  # else it isn't tried again for each resource
+            session.is_out_of_reach = not self._hold(inputs, session.hold)
 
     def hold_on(self, inputs: InputsT) -> None:
         """Holds the resource's host again where this run has held it, and lost it since."""
-        self._hold(inputs, guard.hold_on)
+        self._hold(inputs, host_session.of(inputs.host).hold_on)
 
-    def _hold(self, inputs: InputsT, take: Callable[[str, Host], None]) -> bool:
+    def _hold(self, inputs: InputsT, take: Callable[[Host], None]) -> bool:
         """Takes the guard of the resource's host.
 
         :returns: whether the host could be asked.
         :raises RefusedError: another run is at work there.
         """
         try:
-            take(inputs.host, self.stack.host(inputs.host))
+            take(self.stack.host(inputs.host))
         except RefusedError:
             raise
         except HomelabError:
@@ -411,14 +352,13 @@ class Work(Generic[InputsT, OutputsT]):
 
         :raises HomelabError: it can't be read.
         """
-        name = inputs.host
-        with _READING:
-            if name not in _READINGS:
-                _READINGS[name] = self._read_once(name)
-            outcome = _READINGS[name]
-        if isinstance(outcome, HomelabError):
-            raise outcome
-        return outcome
+        session = host_session.of(inputs.host)
+        with session.lock:
+            if session.facts is None:
+                session.facts = self._read_once(inputs.host)
+        if isinstance(session.facts, HomelabError):
+            raise session.facts
+        return session.facts
 
     def _read_once(self, name: str) -> HostFacts | HomelabError:
         """The host's facts, or why it can't be read: a host that doesn't answer is waited for once, not for each of its
@@ -426,7 +366,7 @@ class Work(Generic[InputsT, OutputsT]):
         host, containers = self.stack.host(name), self.stack.containers(name)
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
-            with_running = bool(containers) or self.stack.may_host_roaming(host)
+            with_running = bool(containers)
             facts, inside = ssh.read(host, guests=with_running), judge.installing(host, containers.values())
             return systems.read(ssh.Session(host), facts, inside) if inside else facts
         except HomelabError as error:

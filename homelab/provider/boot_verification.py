@@ -14,12 +14,12 @@ from homelab.host.facts import HostFacts
 from homelab.host.judge import verified
 from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
-from homelab.remote import guard, scripts, ssh
+from homelab.remote import host_session, scripts, ssh
 from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
 from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
-from remote_scripts.layers import cluster_turn, start_guests
+from remote_scripts.both import cluster_turn, nothing, start_guests
 
 # For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
 STARTS_SECONDS = 900.0
@@ -47,9 +47,8 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         """:param reboot: what the layer reboot answered."""
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
-            why = (
-                "" if inputs.host in self.announced_reboots else f", because {in_short(reboot['reasons'], inputs.gpus)}"
-            )
+            is_told = host_session.of(inputs.host).is_reboot_told
+            why = "" if is_told else f", because {in_short(reboot['reasons'], inputs.gpus)}"
             tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
         facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
@@ -99,7 +98,7 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
     facts = ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
     if not facts.rolled_back:
         try:  # before anything else: the host itself starts its guests only while no run holds it
-            guard.hold(name, host)  # the reboot has ended what held it
+            host_session.of(name).hold(host)  # the reboot has ended what held it
         except HomelabError as error:
             # The boot is confirmed all the same; what would change something is refused.
             tell(f"{name}: note: {error.found}")
@@ -130,14 +129,14 @@ def _end_turn(host: Host, name: str) -> None:
     reason to fail."""
     try:
         seconds = cluster_turn.LOCK_SECONDS + cluster_turn.CLUSTER_SECONDS + host.timeouts.api
-        over = ssh.Session(host).ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds)["over"]
+        over = ssh.Session(host).ask("apply", "cluster_turn", nothing.Wanted(), seconds)["over"]
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")
         over = False
     if not over:
         tell(
             f"{name}: note: it couldn't tell its cluster that it is back: no other node restarts until the time of its "
-            "turn has passed, or until `rm /etc/pve/priv/homelab-reboot`"
+            "turn has passed, or until `rm /etc/pve/homelab/turn`"
         )
 
 

@@ -15,7 +15,6 @@ from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts, note_in, noted_in
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
-from homelab.provider.peers import forget_notes
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import (
@@ -28,7 +27,7 @@ from homelab.resources import limits
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.free_card import Wanted as FreeCard
+from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.shared.guest_kinds import VM
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.properties import overlap, parse
@@ -62,7 +61,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             raise  # it may have been written: it stays noted
         except HomelabError:
             if about.items() <= noted.items():  # else an earlier run has written something
-                forget_notes(host, [ledger.of_mapping(inputs.node, name)])
+                ledger.forget(ssh.Session(host), ledger.of_mapping(inputs.node, name))
             raise
         return CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
 
@@ -166,7 +165,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
         paths = [noted["path"]] if "path" in noted else []
         _remove(self.api(inputs), inputs, outputs, self._needing_flag(inputs), paths)
-        forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)])
+        ledger.forget(ssh.Session(self.host(inputs)), ledger.of_mapping(inputs.node, inputs.mapping))
 
     def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
         """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:

@@ -6,24 +6,23 @@ import dataclasses
 
 from homelab.container import plan as container_plan
 from homelab.container.plan import ContainerWish
-from homelab.errors import HomelabError, raise_all
+from homelab.errors import HomelabError, elsewhere, raise_all
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts, note_in
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import Work, stopped_by_reboot
-from homelab.remote import guard, ssh
+from homelab.remote import host_session, ssh
 from homelab.remote.ledger import stack_of
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
 from homelab.text import tell
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Left
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Left
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.shared.container_note import ContainerNote
 from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guest_note import is_another
 from remote_scripts.tools.plain import of_plain
 
 
@@ -41,18 +40,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def update(
         self, inputs: ContainerProbe.Inputs, before: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> ContainerProbe.Outputs:
-        has_moved = before.host != inputs.host
-        planned = self._plan(inputs, before.boot, outputs.generation + has_moved, outputs.again, has_moved=has_moved)
-        if has_moved:
-            tell(f"{inputs.container}: container {inputs.ctid} has moved from {before.node} to {inputs.node}")
-        return planned
+        return self._plan(inputs, before.boot, outputs.generation, outputs.again)
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
-        if self.stack.roams(inputs.container) and (node := facts.cluster.node_of(inputs.ctid)):
-            # That it has moved is no drift of its own.
-            tell(f"{inputs.container}: container {inputs.ctid} is on {node} now")
-            return outputs
         if facts.handover.away and facts.guests.config(inputs.ctid) is not None:
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
@@ -105,8 +96,6 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         boot: BootSeen | None,
         generation: int = 0,
         again: int = 0,
-        *,
-        has_moved: bool = False,
     ) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
         container = self.stack.container(inputs.container)
@@ -117,10 +106,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 why="it says which cards the container is to have",
                 next="put it back, or run `pulumi up` to give the container up",
             )
-        guard.hold(inputs.host, self.host(inputs))
+        host_session.of(inputs.host).hold(self.host(inputs))
         facts = ssh.read(self.host(inputs), guests=True)
-        if has_moved:
-            _require_same(inputs, facts)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
         raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])
         config = facts.guests.config(inputs.ctid)
@@ -136,8 +123,9 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         )
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
-        """It owns nothing. What a container was given is still to be given back where it has moved since, where it is
-        now; and where a run was killed while it gave that, so that no state has it. One that is removed next keeps it.
+        """It owns nothing. What a container was given is still to be given back where a run was killed while it gave
+        that, so that no state has it. One that is removed next keeps it, and one that has moved to another host of the
+        settings.
         """
         if inputs.goes_away:
             return
@@ -149,24 +137,14 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             )
             return
         owner = f"{stack_of(self.urn)}/{inputs.container}"
-        left = self._given_back(inputs, inputs.host, owner)
-        if left.is_here or left.owner != owner:
+        left = self._given_back(inputs, owner)
+        if left.is_here or left.owner != owner or self.stack.is_on(left.node, "containers", inputs.ctid):
             return
-        there = self.stack.name_at(inputs.host, left.node)
-        if there is None:
-            raise HomelabError(
-                wanted=f"what container {inputs.ctid} was given for its cards taken out of it",
-                found=f"it is on {left.node} now, which is no host of these settings",
-                why="its configuration is changed on the node that it is on; nothing was changed",
-                next=f"migrate it back (on {left.node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
-                "then run the same command again",
-            )
-        tell(f"{inputs.container}: container {inputs.ctid} is on {left.node} now: what it was given is taken out there")
-        self._given_back(inputs, there, owner)
+        wanted = f"what container {inputs.ctid} was given for its cards taken out of it"
+        raise elsewhere(wanted, "lxc", inputs.ctid, inputs.node, left.node)
 
-    def _given_back(self, inputs: ContainerProbe.Inputs, name: str, owner: str) -> Left:
-        """:param name: of the host that is asked."""
-        shutdown, host = inputs.shutdown, self.stack.host(name)
+    def _given_back(self, inputs: ContainerProbe.Inputs, owner: str) -> Left:
+        shutdown, host = inputs.shutdown, self.host(inputs)
         terms = Terms(owner=owner, shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
         seconds = host.timeouts.step + 2 * shutdown.timeout
         wanted = ContainerCards(ctid=inputs.ctid, terms=terms)
@@ -177,20 +155,6 @@ def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts,
     want = plan.Wanted("", "", {}, [], inputs.gpus)
     cards = container_plan.cards(facts, want, vms, inputs.node)
     return container_plan.wish_of(inputs.container, container, facts, want, cards, inputs.node)
-
-
-def _require_same(inputs: ContainerProbe.Inputs, facts: HostFacts) -> None:
-    """By what is noted of it, which each node of its cluster has."""
-    config, note = facts.guests.config(inputs.ctid), note_in(facts.ledger, CONTAINER, inputs.ctid, ContainerNote)
-    if note and config and is_another(note, config.options):
-        raise HomelabError(
-            wanted=f"container {inputs.ctid} ({inputs.container}) given its cards on {inputs.node}, where it is now",
-            found=f"container {inputs.ctid} on {inputs.node} is another one: the one that had the cards had other "
-            f"network cards, or another disk ({note.identity})",
-            why="the one that had the cards is gone, and its id is used again; nothing was changed",
-            next=f"correct ctid of containers.{inputs.container}; if this one is to have the cards, take the entry "
-            "out, run `pulumi up`, and put it back",
-        )
 
 
 def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:

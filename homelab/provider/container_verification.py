@@ -7,7 +7,7 @@ from homelab.provider.base import Work
 from homelab.remote import ssh
 from homelab.resources.container_verification import ContainerVerification
 from homelab.text import tell
-from remote_scripts.layers.container_verification import Wanted
+from remote_scripts.both.container_verification import Wanted
 
 
 class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):

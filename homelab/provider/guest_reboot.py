@@ -8,7 +8,7 @@ from homelab.nvidia.reading import SystemReading
 from homelab.provider.systems import Reached, SystemWork
 from homelab.resources.nvidia import GuestReboot
 from homelab.text import tell
-from remote_scripts.layers import reboot_guest
+from remote_scripts.both.nothing import Wanted
 
 
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
@@ -30,7 +30,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             if not old:
                 tell(f"{name}: rebooting it, because {reason}")
             old = current.boot_id
-            reached.ask("apply", "reboot_guest", reboot_guest.Wanted())
+            reached.ask("apply", "reboot_guest", Wanted())
 
         # Over the same connection: a guest that is on its way down takes no new one.
         reading = self.read_system_in_time(inputs, patience, then=restart)

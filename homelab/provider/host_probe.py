@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host import plan
+from homelab.host.facts import HostFacts
 from homelab.host.judge import judge_host
 from homelab.later import later
 from homelab.properties import mark_of, strings
 from homelab.provider.base import Work, raised
 from homelab.provider.plain import Properties
-from homelab.remote import guard, ledger, scripts, ssh, stack_folder
+from homelab.remote import agent, host_session, ledger, scripts, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh
     from homelab.provider import card_mapping, storage_file
@@ -38,13 +39,16 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def update(
         self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
     ) -> HostProbe.Outputs:
+        if not outputs.stale and inputs.settings == before.settings:  # another agent, which the other steps bring
+            host_session.of(inputs.host).hold(self.host(inputs))
+            return outputs
         return self._plan(inputs, outputs.generation)
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
         want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})
         judged = judge_host(facts, self.host(inputs), planned=want)
-        drift = judged.drift
+        drift = {**judged.drift, "agent": self._drift_of_agent(inputs, facts)}
         for layer, differences in drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
@@ -54,16 +58,22 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = raised(outputs.generation, drifted, drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
+    def _drift_of_agent(self, inputs: HostProbe.Inputs, facts: HostFacts) -> list[str]:
+        """Another version's is none: that of this one comes with the next `up`."""
+        kept = facts.agents.get(stack_folder.owner_of(self.urn, inputs.host))
+        is_there = inputs.agent != agent.version() or kept == inputs.agent
+        return [] if is_there else ["this program's agent is missing on the host, or changed"]
+
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
-        guard.hold(inputs.host, self.host(inputs))
+        host_session.of(inputs.host).hold(self.host(inputs))
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
         planned = planning.planned(inputs.host, host, vms, containers, stack=ledger.stack_of(self.urn))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
-        self.announced_reboots.add(inputs.host)
+        host_session.of(inputs.host).is_reboot_told = True
         for remark in planned.remarks:
             tell(f"{inputs.host}: note: {remark}")
-        generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
+        generation = raised(generation, set(), [*plan.drift(planned.facts, planned.want), "agent"])
         return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
 
     def show_plan(self, name: str) -> Properties:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
 
 import grpc
 from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
 
-_URN: contextvars.ContextVar[str] = contextvars.ContextVar("urn", default="")
+#: The resource whose messages are told in this context.
+URN: contextvars.ContextVar[str] = contextvars.ContextVar("urn", default="")
 
 
 class Engine:
@@ -27,20 +27,10 @@ class Engine:
 
         :param meanwhile: in the line of the resource that is worked on, and not among the messages at the end.
         """
-        urn = _URN.get() if meanwhile else ""
+        urn = URN.get() if meanwhile else ""
         request = engine_pb2.LogRequest(
             severity=engine_pb2.LogSeverity.Value("INFO"), message=text, urn=urn, streamId=0, ephemeral=meanwhile
         )
         # The engine may be gone, and with it whoever would read.
         with contextlib.suppress(grpc.RpcError):
             self._stub.Log(request, timeout=5)
-
-
-@contextlib.contextmanager
-def messages_of(urn: str) -> Iterator[None]:
-    """Messages within are the resource's."""
-    token = _URN.set(urn)
-    try:
-        yield
-    finally:
-        _URN.reset(token)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
+from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.nvidia import judge
 from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
 from homelab.provider.base import raised
 from homelab.provider.systems import SystemWork
-from homelab.remote import followers, guard, ssh
+from homelab.remote import followers, host_session, ssh
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
 from homelab.settings import Nvidia
 from homelab.text import tell
@@ -44,13 +44,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             tell(f"{name}: NVIDIA's stack was not compared: {away}")
             return outputs
         # What leaves the stack isn't looked at.
-        try:
-            system = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
-        except NoPythonError:
-            if inputs.target != "vm":
-                raise
-            tell(f"{name}: it has no Python, and wasn't compared: `pulumi up` installs python3 there")
-            return dataclasses.replace(outputs, stale=True)
+        system = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
         if system is None:
             return outputs
         reading, has_agent = system
@@ -92,7 +86,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
 
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
-            guard.hold(inputs.host, self.host(inputs))
+            host_session.of(inputs.host).hold(self.host(inputs))
         stack = self.wanted_stack(inputs)
         if stack is None:
             raise HomelabError(

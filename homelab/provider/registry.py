@@ -13,12 +13,10 @@ from homelab.resources import (  # noqa: F401
     card_mapping,
     container_probe,
     container_verification,
+    guest,
     host_probe,
-    kept_agent,
-    new_container,
     nvidia,
     storage_file,
-    virtual_machine,
     vm_cards,
 )
 from homelab.resources.base import Resource

@@ -1,8 +1,7 @@
 """Answers the engine: between its calls and the work on resources.
 
-The SDK's provider interface (pulumi.provider.experimental) is used with a servicer that says errors as they are. The
-provider also ends by itself: when the engine is killed, the provider ends with it, and with that every connection to a
-host.
+The provider also ends by itself: when the engine is killed, the provider ends with it, and with that every connection
+to a host.
 """
 
 from __future__ import annotations
@@ -14,39 +13,32 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import stat
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from pulumi.provider.experimental import provider as sdk
-from pulumi.provider.experimental.property_value import PropertyValue
-from pulumi.provider.experimental.server import ProviderServicer
+from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
 from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
-from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
+from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc, status_pb2
 
 from homelab import __version__, earlier, text
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.provider import log
-from homelab.provider.caller import OfThisUser
 from homelab.provider.difference import differences, top
-from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
+from homelab.provider.plain import UNKNOWN, Properties, plain, valued
 from homelab.provider.registry import work_of
 from homelab.resources.base import DECLARED, Resource
 from homelab.resources.host_probe import HostProbe
 
 T = TypeVar("T")
-_KINDS = {
-    "add": (sdk.PropertyDiffKind.ADD, sdk.PropertyDiffKind.ADD_REPLACE),
-    "delete": (sdk.PropertyDiffKind.DELETE, sdk.PropertyDiffKind.DELETE_REPLACE),
-    "update": (sdk.PropertyDiffKind.UPDATE, sdk.PropertyDiffKind.UPDATE_REPLACE),
-}
 # As the engine reads a version, which isn't as Python does.
 VERSION = __version__.replace(".dev", "-dev")
 # How the engine is told why a resource isn't finished: it puts words of its own before it.
@@ -55,8 +47,9 @@ UNFINISHED = "not finished; what is known of it is kept in the state:"
 THREADS = 64
 
 
-class Homelab(sdk.Provider):
-    """The provider: each call by the resource's declaration (homelab/resources) and its work (registry.py)."""
+class Homelab:
+    """The provider: each call by the resource's declaration (homelab/resources) and its work (registry.py). Methods are
+    the protocol's, by their names in Python."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
@@ -65,41 +58,42 @@ class Homelab(sdk.Provider):
         self._plans: dict[str, Properties] = {}
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="work")
 
-    async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
+    async def get_plugin_info(self, _: Empty) -> plugin_pb2.PluginInfo:
+        return plugin_pb2.PluginInfo(version=VERSION)
+
+    async def get_schema(self, _: provider_pb2.GetSchemaRequest) -> provider_pb2.GetSchemaResponse:
         resources: Properties = {resource.token(): {} for resource in DECLARED.values()}
-        return sdk.GetSchemaResponse(json.dumps({"name": "homelab", "version": VERSION, "resources": resources}))
+        schema = json.dumps({"name": "homelab", "version": VERSION, "resources": resources})
+        return provider_pb2.GetSchemaResponse(schema=schema)
 
-    async def check_config(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
+    async def check_config(self, request: provider_pb2.CheckRequest) -> provider_pb2.CheckResponse:
         # All of it stays: a refresh or a destroy that runs without the program gets it from here.
-        return sdk.CheckResponse(inputs={**request.new_inputs, **valued_map(earlier.STATES)})
+        request.news.update(earlier.STATES)
+        return provider_pb2.CheckResponse(inputs=request.news)
 
-    async def diff_config(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
-        _need_states(request.old_state)
+    async def diff_config(self, request: provider_pb2.DiffRequest) -> provider_pb2.DiffResponse:
+        _need_states(request.olds)
         # How a host is reached may change; that is no reason to replace anything.
-        return sdk.DiffResponse()
+        return provider_pb2.DiffResponse(hasDetailedDiff=True)
 
-    async def configure(self, request: sdk.ConfigureRequest) -> sdk.ConfigureResponse:
+    async def configure(self, request: provider_pb2.ConfigureRequest) -> provider_pb2.ConfigureResponse:
         _need_states(request.args)
-        self._texts = {key: str(value) for key, value in plain_map(request.args).items() if value is not None}
+        self._texts = {key: str(value) for key, value in plain(request.args).items() if value is not None}
         # Secrets stay secret all the same: the engine marks what comes back under the key of a secret input.
-        return sdk.ConfigureResponse(
-            accept_secrets=False, supports_preview=True, accept_outputs=False, accept_resources=False
-        )
+        return provider_pb2.ConfigureResponse(supportsPreview=True)
 
-    async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
-        if request.type != HostProbe.token():
-            return sdk.CheckResponse(request.new_inputs)
-        inputs = plain_map(request.new_inputs)
+    async def check(self, request: provider_pb2.CheckRequest) -> provider_pb2.CheckResponse:
+        if _type_of(request.urn) != HostProbe.token():
+            return provider_pb2.CheckResponse(inputs=request.news)
+        inputs = plain(request.news)
         self._not_shown[str(inputs["host"])] = request.urn
         # That this is a preview, the engine says of a change alone.
         if inputs.pop("preview", False) and self._texts.get("plan") == "always":
             await self._show_plan(inputs.get("host"))
-        return sdk.CheckResponse(valued_map(inputs))
+        return provider_pb2.CheckResponse(inputs=valued(inputs))
 
-    async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
-        resource = _declared(request.type)
-        state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
-        state |= self._cluster_of(state, inputs)
+    async def diff(self, request: provider_pb2.DiffRequest) -> provider_pb2.DiffResponse:
+        resource, state, inputs = _declared(request.urn), plain(request.olds), plain(request.news)
         # The state has the outputs, too.
         declared = {field.name for field in dataclasses.fields(resource.Inputs)}
         before = {key: value for key, value in state.items() if key in declared}
@@ -109,79 +103,73 @@ class Homelab(sdk.Provider):
             if top(path) not in resource.ignored and not resource.says_nothing(top(path), inputs.get(top(path)))
         }
         replacing = resource.replacing(state, {key: inputs.get(key) for key in map(top, kinds)})
-        detailed = {
-            path: sdk.PropertyDiff(_KINDS[kind][top(path) in replacing], input_diff=False)
-            for path, kind in kinds.items()
-        }
-        if not detailed:
-            update = sdk.PropertyDiff(sdk.PropertyDiffKind.UPDATE, input_diff=False)
-            detailed = {key: update for key in resource.asks_for_update if state.get(key)}
-        return sdk.DiffResponse(
-            changes=bool(detailed),
+        if not kinds:
+            kinds = {key: "update" for key in resource.asks_for_update if state.get(key)}
+        named = {path: f"{kind}{'_replace' * (top(path) in replacing)}".upper() for path, kind in kinds.items()}
+        changed = "DIFF_SOME" if named else "DIFF_NONE"
+        return provider_pb2.DiffResponse(
+            changes=provider_pb2.DiffResponse.DiffChanges.Value(changed),
             replaces=sorted(replacing),
-            detailed_diff=detailed,
-            diffs=sorted({top(path) for path in detailed}),
-            delete_before_replace=bool(replacing) and resource.delete_before_replace,
+            detailedDiff={
+                path: provider_pb2.PropertyDiff(kind=provider_pb2.PropertyDiff.Kind.Value(kind))
+                for path, kind in named.items()
+            },
+            hasDetailedDiff=True,
+            diffs=sorted({top(path) for path in named}),
+            deleteBeforeReplace=bool(replacing) and resource.delete_before_replace,
         )
 
-    def _cluster_of(self, state: Properties, inputs: Properties) -> Properties:
-        """The cluster of a resource whose state doesn't say it, since its cluster had no name then: what the settings
-        say of its host."""
-        cluster, host = inputs.get("cluster"), state.get("host")
-        if state.get("cluster") or not isinstance(cluster, str) or not cluster:
-            return {}
-        # Not before it is needed, and not by `later` (homelab/later.py).
-        from homelab.provider.base import StackTexts  # noqa: PLC0415
-
-        return {"cluster": cluster} if StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
-
-    async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
-        resource, inputs = _declared(request.type), plain_map(request.properties)
+    async def create(self, request: provider_pb2.CreateRequest) -> provider_pb2.CreateResponse:
+        resource, inputs = _declared(request.urn), plain(request.properties)
         if request.preview:
             await self._show_plan(inputs.get("host"))
-            return sdk.CreateResponse("", valued_map(_previewed(resource, inputs)))
+            return provider_pb2.CreateResponse(properties=valued(_previewed(resource, inputs)))
         id_, state = await self._in_thread(resource, request.urn, lambda work: work.created(inputs))
-        return sdk.CreateResponse(id_, valued_map(state))
+        return provider_pb2.CreateResponse(id=id_, properties=valued(state))
 
-    async def read(self, request: sdk.ReadRequest) -> sdk.ReadResponse:
-        state = plain_map(request.properties)
+    async def read(self, request: provider_pb2.ReadRequest) -> provider_pb2.ReadResponse:
+        state = plain(request.properties)
         if not state:
             raise HomelabError(
-                wanted=f"{request.resource_id} imported as {request.type}",
+                wanted=f"{request.id} imported as {_type_of(request.urn)}",
                 found="this program's resources are made by `pulumi up` alone",
                 why="`pulumi up` takes over what is on a host, and notes what was there before; an import would "
                 "note nothing",
                 next="describe it in the stack's configuration and run `pulumi up` (docs/settings.md)",
             )
-        refreshed = await self._in_thread(_declared(request.type), request.urn, lambda work: work.refreshed(state))
+        refreshed = await self._in_thread(_declared(request.urn), request.urn, lambda work: work.refreshed(state))
         if refreshed is None:
-            return sdk.ReadResponse(resource_id="")
-        return sdk.ReadResponse(request.resource_id, valued_map(refreshed), request.inputs)
+            return provider_pb2.ReadResponse()
+        return provider_pb2.ReadResponse(id=request.id, properties=valued(refreshed), inputs=request.inputs)
 
-    async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
-        resource, state, inputs = _declared(request.type), plain_map(request.olds), plain_map(request.news)
+    async def update(self, request: provider_pb2.UpdateRequest) -> provider_pb2.UpdateResponse:
+        resource, state, inputs = _declared(request.urn), plain(request.olds), plain(request.news)
         if request.preview:
             plan = await self._show_plan(inputs.get("host"))
             previewed = _previewed(resource, inputs)
-            if resource is HostProbe and plan:  # so only what the new plan changes looks changed
+            if resource is HostProbe and not state["stale"] and state["settings"] == inputs["settings"]:
+                previewed = {**state, **inputs}  # another agent, for which nothing is planned anew
+            elif resource is HostProbe and plan:  # so only what the new plan changes looks changed
                 previewed |= {**plan, "generation": state["generation"]}
-            return sdk.UpdateResponse(valued_map(previewed))
+            return provider_pb2.UpdateResponse(properties=valued(previewed))
         updated = await self._in_thread(resource, request.urn, lambda work: work.updated(state, inputs))
-        return sdk.UpdateResponse(valued_map(updated))
+        return provider_pb2.UpdateResponse(properties=valued(updated))
 
-    async def delete(self, request: sdk.DeleteRequest) -> None:
-        state = plain_map(request.properties)
-        await self._in_thread(_declared(request.type), request.urn, lambda work: work.deleted(state))
+    async def delete(self, request: provider_pb2.DeleteRequest) -> Empty:
+        state = plain(request.properties)
+        await self._in_thread(_declared(request.urn), request.urn, lambda work: work.deleted(state))
+        return Empty()
 
-    async def cancel(self) -> None:
+    async def cancel(self, _: Empty) -> Empty:
         """Ctrl-C: the engine begins nothing more, and waits for what is at work."""
         # The engine also says it at the end of each run, gives all its plugins five seconds together, and reports an
         # error of those that don't answer by then. A run that holds no host doesn't have this module, and on a slow
         # machine its import takes longer than that.
-        if "homelab.remote.guard" in sys.modules:
-            from homelab.remote import guard  # noqa: PLC0415
+        if "homelab.remote.host_session" in sys.modules:
+            from homelab.remote import host_session  # noqa: PLC0415
 
-            guard.cancel()
+            host_session.cancel()
+        return Empty()
 
     async def _show_plan(self, host: object) -> Properties:
         """Shows a host's plan in a preview, once, and refuses what an `up` would; nothing of a host without a probe in
@@ -200,21 +188,25 @@ class Homelab(sdk.Provider):
         """
 
         def work() -> T:
+            log.URN.set(urn)
             return do(work_of(resource)(self._texts, urn))
 
-        with log.messages_of(urn):
-            context = contextvars.copy_context()
-        outcome: T = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+        in_context = contextvars.copy_context().run
+        outcome: T = await asyncio.get_running_loop().run_in_executor(self._threads, in_context, work)
         return outcome
 
 
-def _declared(kind: str) -> type[Resource]:
+def _type_of(urn: str) -> str:
+    """A resource's type; its URN has those of its parents before it: `a$b`."""
+    return urn.split("::")[2].rpartition("$")[2]
+
+
+def _declared(urn: str) -> type[Resource]:
     """A resource's declaration.
 
-    :param kind: the type, or, as some requests have it, those of the parents and then the type: `a$b`.
     :raises HomelabError: there is none: the state is another version's.
     """
-    name = kind.rpartition("$")[2]
+    name = _type_of(urn)
     if name not in DECLARED:
         raise HomelabError(
             wanted=f"the work on a resource of the type {name}",
@@ -225,13 +217,13 @@ def _declared(kind: str) -> type[Resource]:
     return DECLARED[name]
 
 
-def _need_states(inputs: Mapping[str, PropertyValue]) -> None:
+def _need_states(inputs: Any) -> None:
     """Refuses a state of an earlier version.
 
     :param inputs: the provider's own, as the state has them.
     :raises HomelabError: it is one.
     """
-    own = plain_map(inputs)
+    own = plain(inputs)
     if not own.keys() >= earlier.STATES.keys():
         raise earlier.refusal("this stack's state is of homelab 1.0.0")
     if not own.items() >= earlier.STATES.items():
@@ -243,17 +235,13 @@ def _previewed(resource: type[Resource], inputs: Properties) -> Properties:
     return {**dict.fromkeys(resource.output_names(), UNKNOWN), **inputs}
 
 
-class Servicer(ProviderServicer):
-    """The SDK's, but for errors: it shows one that isn't caught as `Unexpected <class '…'>: …`."""
+def answered(call: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """A method of the provider as gRPC calls it, which says errors as they are."""
 
-
-def _with_plain_errors(name: str) -> Callable[..., Awaitable[Any]]:
-    inherited = getattr(ProviderServicer, name)
-
-    @functools.wraps(inherited)
-    async def method(self: Servicer, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    @functools.wraps(call)
+    async def method(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await inherited(self, request, context)
+            return await call(request)
         except UnfinishedError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error), with_its_state(error, request))
         except HomelabError as error:
@@ -267,30 +255,28 @@ def _with_plain_errors(name: str) -> Callable[..., Awaitable[Any]]:
 
 def with_its_state(error: UnfinishedError, request: Any) -> tuple[tuple[str, bytes], ...]:
     """What tells the engine to keep a resource of which the work has failed."""
-    state = PropertyValue.marshal_map(valued_map(error.state))
     inputs = request.news if isinstance(request, provider_pb2.UpdateRequest) else request.properties
     details = provider_pb2.ErrorResourceInitFailed(
-        id=error.id, properties=state, reasons=[f"{UNFINISHED}\n{error}"], inputs=inputs
+        id=error.id, properties=valued(error.state), reasons=[f"{UNFINISHED}\n{error}"], inputs=inputs
     )
     status = status_pb2.Status(code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message=str(error))
     status.details.add().Pack(details)
     return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
-for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create", "Read", "Update", "Delete"):
-    setattr(Servicer, _name, _with_plain_errors(_name))
+def servicer() -> provider_pb2_grpc.ResourceProviderServicer:
+    """The provider as gRPC has it; a call that it doesn't have isn't implemented."""
+    provider, methods = Homelab(), provider_pb2_grpc.ResourceProviderServicer()
+    for name in provider_pb2.DESCRIPTOR.services_by_name["ResourceProvider"].methods_by_name:
+        if call := getattr(provider, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(), None):
+            setattr(methods, name, answered(call))
+    return methods
 
 
-async def _serve(address: str) -> None:
-    callers: list[OfThisUser] = []
-    if sys.platform == "linux":  # elsewhere nothing says whose process is at the other end (docs/tiers.md)
-        callers.append(OfThisUser(os.geteuid()))
-    server = grpc.aio.server(interceptors=callers, options=_GRPC_CHANNEL_OPTIONS)
-    servicer = Servicer([], VERSION, Homelab(), engine_address=address)
-    provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
+async def _serve() -> None:
+    server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
+    provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
-    for interceptor in callers:
-        interceptor.port = port
     await server.start()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -323,6 +309,6 @@ def main() -> None:
     """
     address = next(argument for argument in sys.argv[1:] if not argument.startswith("-"))
     text.shown_by(log.Engine(address).tell)
-    asyncio.run(_serve(address))
+    asyncio.run(_serve())
     sys.stdout.flush()
     os._exit(0)  # threads that still wait for a host don't hold up the end

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.remote import guard, loop, ssh
+from homelab.remote import host_session, loop, ssh
 from homelab.resources import limits
 from homelab.settings import Host
 from homelab.text import tell
@@ -56,7 +56,7 @@ def _watch(name: str, host: Host) -> None:
     began, limit = time.monotonic(), limits.of_step(host)
     while True:
         time.sleep(TRY_SECONDS)
-        if guard.holds(name):
+        if host_session.of(name).is_held:
             return
         try:
             loop.run(ssh.reach(host))
@@ -93,4 +93,4 @@ def _interrupt() -> None:
         os.kill(_ENGINE, signal.SIGINT)
 
 
-guard.on_loss(watch)
+host_session.ON_LOSS.append(watch)

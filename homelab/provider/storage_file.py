@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from homelab.errors import HomelabError
 from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork
-from homelab.provider.peers import forget_notes
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
@@ -17,10 +16,7 @@ from homelab.resources.storage_file import StorageFile
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm import files as decided
-from remote_scripts.layers import checksums, volume_users
-
-# How long a maker's list of checksums may take: three tries of wget's of half a minute each.
-SUMS_SECONDS = 120
+from remote_scripts.both import volume_users
 
 
 class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
@@ -39,7 +35,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 tell(
                     f"{inputs.download}: {inputs.volume} was downloaded by this program before: it is this stack's now"
                 )
-                return StorageFile.Outputs(made=True, compared=str(noted.get("compared") or ""))
+                return StorageFile.Outputs(made=True)
             if noted is None:
                 return self._adopted(inputs, files, source)
             # Downloaded by this program, and from another place than it is to be.
@@ -51,37 +47,31 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
 
     def _adopted(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
         """A file that was there before: used, not removed. With a checksum of the settings, Proxmox VE compares it."""
-        if source.checksum and source.url:
+        if source.checksum:
             files.fetch(inputs.volume, source)
         tell(
             f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack "
             "is destroyed"
         )
-        return StorageFile.Outputs(made=False, compared=inputs.checksum or "")
+        return StorageFile.Outputs(made=False)
 
     def _download(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
         host = self.host(inputs)
-        if inputs.sums is not None:
-            text = _sums(host, inputs.sums)
-            checksum = decided.sum_in(text, inputs.named)
-            if checksum is None:
-                raise decided.unpublished(source.name, inputs.named, inputs.sums)
-            source = dataclasses.replace(source, checksum=checksum)
-        _note(host, inputs, source.checksum)
+        ledger.note(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume), _identity(inputs))
         try:
             files.fetch(inputs.volume, source)
         except UnansweredError:
             raise  # it may come yet: it stays noted as this program's
         except HomelabError:
             if not files.exists(inputs.volume):
-                forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
+                ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
             raise
-        if not source.checksum and source.url:
+        if not source.checksum:
             tell(
                 f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what "
                 f"{source.url} sent"
             )
-        return StorageFile.Outputs(made=True, compared=source.checksum or "")
+        return StorageFile.Outputs(made=True)
 
     def read(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> StorageFile.Outputs:
         storage, content, _ = decided.parts(inputs.volume)
@@ -116,23 +106,21 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 next="take it out of there, or give the download another file name",
             )
         files.remove(inputs.volume)
-        forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
+        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
 
     def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
         host = self.host(inputs)
         if not outputs.made:
             tell(f"{inputs.download}: {inputs.volume} stays: it was there before")
             return
-        why = "keep is set" if inputs.keep else ""
-        if not why and (users := _users(host, inputs.volume)):
+        if users := _users(host, inputs.volume):
             why = f"{', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` on the host"
-        if why:
             tell(f"{inputs.download}: {inputs.volume} stays: {why}")
         else:
             files = self._files(inputs)
             files.end(inputs.volume)
             files.remove(inputs.volume)
-        forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)])
+        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
 
     def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
         """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be
@@ -146,7 +134,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             noted = noted_in(ledger_of_host, ledger.of_file(node, inputs.volume))
             if noted is not None and _identity(inputs).items() <= noted.items():
                 tell(f"{name}: {inputs.volume} was begun by a run that was interrupted")
-                self.delete(inputs, StorageFile.Outputs(made=True, compared=""))
+                self.delete(inputs, StorageFile.Outputs(made=True))
 
     def _files(self, inputs: StorageFile.Inputs) -> Files:
         return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))
@@ -166,16 +154,6 @@ def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | None:
     return noted_in(facts.ledger, ledger.of_file(inputs.node, inputs.volume))
 
 
-def _note(host: Host, inputs: StorageFile.Inputs, checksum: str | None) -> None:
-    note = {**_identity(inputs), "compared": checksum}
-    ledger.note(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume), note)
-
-
 def _users(host: Host, volume: str) -> list[str]:
     answer = ssh.Session(host).ask("read", "volume_users", volume_users.Wanted(volume=volume))
     return decided.users(volume, str(answer["users"]))
-
-
-def _sums(host: Host, url: str) -> str:
-    answer = ssh.Session(host).ask("read", "checksums", checksums.Wanted(url=url), SUMS_SECONDS)
-    return str(answer["sums"])

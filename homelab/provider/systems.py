@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.nvidia import reading
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import OutputsT, Work
-from homelab.remote import guest_python, ssh
+from homelab.remote import ssh
 from homelab.resources.nvidia import SystemInputs
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
-from remote_scripts.layers import read_system
+from remote_scripts.both import read_system
 
 SystemT = TypeVar("SystemT", bound=SystemInputs)
 
@@ -102,7 +102,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         """The first reading, of another boot than `old_boot`.
 
         A VM on its way up or down may not answer, break a connection, refuse the login, or end the agent: it is tried
-        again. One that has no Python gets it.
+        again.
 
         :param then: done with what was read; where the connection is lost meanwhile, both are done again.
         :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or
@@ -116,7 +116,7 @@ class SystemWork(Work[SystemT, OutputsT]):
             system = None
             try:
                 reached = self.session(inputs)
-                system, was_read = self._read_by_python(inputs, reached), True
+                system, was_read = reached.read(_reading_of(inputs)), True
                 if system.boot_id != old_boot:
                     if then is not None:
                         then(reached, system)
@@ -146,17 +146,6 @@ class SystemWork(Work[SystemT, OutputsT]):
                     f"at most: {last}"
                 )
             time.sleep(ssh.REFUSED_SECONDS if refusal else RETRY_SECONDS)
-
-    def _read_by_python(self, inputs: SystemT, reached: Reached) -> SystemReading:
-        try:
-            return reached.read(_reading_of(inputs))
-        except NoPythonError:
-            stack = self.wanted_stack(inputs)
-            if inputs.target != "vm" or stack is None:
-                raise
-        tell(f"{inputs.system_name}: it has no Python, which this program's part in it needs: installing python3")
-        guest_python.install(reached.session, inputs.system_name, stack)
-        return reached.read(_reading_of(inputs))
 
 
 def _reading_of(inputs: SystemInputs) -> read_system.Wanted:

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from homelab.errors import HomelabError, UnreachableError, elsewhere, raise_all
+from homelab.errors import HomelabError, elsewhere, raise_all
 from homelab.host import gates, ha
-from homelab.provider import guest_address, started
+from homelab.provider import started
 from homelab.provider.api import ApiWork
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.ledger import stack_of
+from homelab.remote.proxmox import guest_address
 from homelab.resources.vm_cards import VmCards
 from homelab.text import tell
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.plan import UNFINISHED, SeenVm, judge_vm
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.guest_cards import Answer, Wanted
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
 
 
 class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
@@ -57,7 +58,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         wanted = self._wanted(inputs)
         wanted = replace(wanted, terms=replace(wanted.terms, power=inputs.power))
         try:
-            done = self._transaction(inputs, inputs.host).apply(wanted, decided)
+            done = self._transaction(inputs).apply(wanted, decided)
             if done.started:
                 started.require_cards(host, inputs.vm, vmid, inputs.node, facts, done.log)
             address = inputs.address or ""
@@ -84,49 +85,41 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
     def _drift(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> list[str]:
         vmid = inputs.vmid
         facts = self.facts_of_refresh(inputs)
-        seen = self._transaction(inputs, inputs.host).read(self._wanted(inputs))
+        seen = self._transaction(inputs).read(self._wanted(inputs))
         if not seen.node:
             return [f"VM {vmid} is gone"]
-        if not seen.is_here or (seen.node != inputs.node and not self.stack.roams(inputs.vm)):
+        if not seen.is_here or seen.node != inputs.node:
             return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
         return judge_vm(_seen(seen, outputs.state), _wish(inputs, {}), facts).steps
 
     def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
-        """By its host; or by any other node, if that one doesn't answer: the VM may be there by now."""
-        wanted = replace(self._wanted(inputs), goes_away=inputs.goes_away)
-        silent: UnreachableError | None = None
-        for host in (inputs.host, *self.stack.peers(inputs.host)):
-            try:
-                self._transaction(inputs, host).revert(wanted)
-            except UnreachableError as error:
-                silent = silent or error
-            else:
-                return
-        assert silent is not None
-        raise silent
+        left = self._transaction(inputs).revert(replace(self._wanted(inputs), goes_away=inputs.goes_away))
+        # One that has moved to another host of the settings keeps what it has: its entry there takes it over.
+        if left.node and not left.is_here and not self.stack.is_on(left.node, "vms", inputs.vmid):
+            wanted = f"what VM {inputs.vmid} was given for its cards taken out of it"
+            raise elsewhere(wanted, "qemu", inputs.vmid, inputs.node, left.node)
 
-    def _transaction(self, inputs: VmCards.Inputs, host: str) -> VmTransaction:
-        return VmTransaction(self.stack, host, inputs.vm)
+    def _transaction(self, inputs: VmCards.Inputs) -> VmTransaction:
+        return VmTransaction(self.host(inputs), inputs.vm)
 
     def _wanted(self, inputs: VmCards.Inputs) -> Wanted:
         """But for the options, and for whether the VM is to run."""
-        host = self.host(inputs)
         terms = Terms(
             owner=f"{stack_of(self.urn)}/{inputs.vm}",
             shutdown=inputs.shutdown.timeout,
             otherwise=inputs.shutdown.otherwise,
         )
-        return Wanted(vmid=inputs.vmid, terms=terms, takes=_wish(inputs, {}).takes(host.hands_over))
+        return Wanted(vmid=inputs.vmid, terms=terms)
 
 
 def _wish(inputs: VmCards.Inputs, names: dict[str, str]) -> Wish:
     """:param names: of cards, by their slots, for messages."""
     cards = [VmCard(**card, name=names.get(str(card["slot"]), "")) for card in inputs.cards]
-    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.shared_onboot, inputs.power)
+    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.power)
 
 
 def _seen(answer: Answer, state: str = "running") -> SeenVm:
     """:param state: of `Outputs`."""
     is_under_way = answer.is_under_way or not state
-    now = (answer.config, answer.base, answer.originals, answer.losers, answer.runs)
-    return SeenVm(*now, is_under_way, answer.is_another)
+    now = (answer.config, answer.base, answer.originals)
+    return SeenVm(*now, runs=answer.runs, is_under_way=is_under_way, is_another=answer.is_another)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from homelab.errors import HomelabError
-from homelab.provider.base import StackTexts
 from homelab.remote import ssh
+from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.guest_cards import Answer, Wanted
+from remote_scripts.both.guest_cards import Answer, Wanted
 from remote_scripts.tools.plain import of_plain
 
 # How often is decided anew where the VM was changed meanwhile.
@@ -23,15 +23,15 @@ _HOST_SECONDS = 2400
 class VmTransaction:
     """Of one VM.
 
-    :param host: of the settings, on which it counts.
+    :param host: the settings of its host.
     :param label: for messages, such as `sandbox`.
     """
 
-    def __init__(self, stack: StackTexts, host: str, label: str) -> None:
-        self._stack, self._host, self._label = stack, host, label
+    def __init__(self, host: Host, label: str) -> None:
+        self._host, self._label = host, label
 
     def read(self, wanted: Wanted) -> Answer:
-        """The VM, by the node that it is on now; of one on a node that the settings don't have, that node's name alone.
+        """The VM; of one on another node, that node's name alone.
 
         :raises HomelabError: it can't be read.
         """
@@ -62,34 +62,17 @@ class VmTransaction:
         )
 
     def revert(self, wanted: Wanted) -> Answer:
-        """Gives it back what it had, on the node that it is on now; of one that is gone the note is removed."""
+        """Gives it back what it had; of one that is gone the note is removed, and one on another node keeps it."""
         return self._asked("revert", wanted)
 
     def _asked(self, verb: str, wanted: Wanted) -> Answer:
         """What the layer answers; what it has begun it ends, also without this connection."""
-        answer = self._of_host(self._host, verb, wanted)
-        if not answer.node or answer.is_here:
-            return answer
-        there = self._stack.name_at(self._host, answer.node)
-        if there is None and verb == "read":
-            return answer
-        if there is None:
-            raise HomelabError(
-                wanted=f"VM {wanted.vmid} on a host of the settings",
-                found=f"it is on the node {answer.node}",
-                why="only that node can change it; nothing was done",
-                next=f"add {answer.node} to homelab:hosts, or move the VM back, then run the same again",
-            )
-        tell(f"{self._label}: VM {wanted.vmid} is on {answer.node} now")
-        return self._of_host(there, verb, wanted)
-
-    def _of_host(self, host: str, verb: str, wanted: Wanted) -> Answer:
         seconds = _HOST_SECONDS + wanted.terms.shutdown
-        session = ssh.Session(self._stack.host(host))
 
         def say(line: str) -> None:
             tell(f"{self._label}: {line}")
 
+        session = ssh.Session(self._host)
         return of_plain(Answer, session.ask(verb, "guest_cards", wanted, seconds, say, goes_on=True))
 
 

@@ -21,10 +21,9 @@ from homelab.later import later
 from homelab.remote import scripts
 from homelab.remote.scripts import FOLDER
 from remote_scripts import installed
-from remote_scripts.shared import boot_service
 from remote_scripts.tools import modules
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.modules import AGENT, PACKAGE
+from remote_scripts.tools.places import HOME, PYTHON
 from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def place(owner: str) -> str:
 
 _INSTALLED_FILES = (
     "cluster_write.pl", "container_text.pl", "grub_entry.sh", "init_top.sh", "initramfs_hook.sh", "inspect_inside.sh",
-    "passthrough_init.sh", "rollback.sh", "systemd_boot_entry.sh",
+    "judge_guests.pl", "passthrough_init.sh", "rollback.sh", "systemd_boot_entry.sh",
 )  # fmt: skip
 installed.TEXTS = {name.partition(".")[0]: scripts.file(name) for name in _INSTALLED_FILES}
 
@@ -137,7 +136,7 @@ TO_TRY = '[ -n "$ROOT" ] || { :; }'
 
 def command_to_put(user: str) -> str:
     """The command line that takes the program of `put` from standard input."""
-    return _as_root(f"{boot_service.PYTHON} -", user)
+    return _as_root(f"{PYTHON} -", user)
 
 
 def request(
@@ -190,11 +189,11 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
     if is_last:
         parents = f'"$ROOT"{_AGENTS} "$ROOT"{HOME}'
         gone = f'rm -rf -- "${{agent%/*}}" && {{ rmdir -- {parents} 2>/dev/null; :; }}'
-        lines.append(f'[ -s "$agent" ] && [ -x {boot_service.PYTHON.split()[0]} ] || {{ {gone}; exit; }}')
+        lines.append(f'[ -s "$agent" ] && [ -x {PYTHON.split()[0]} ] || {{ {gone}; exit; }}')
     else:  # Python does nothing for an empty file, and calls that a success
         missing = "$agent is missing or empty: run pulumi up --refresh, then the same again"
         lines.append(f'[ -s "$agent" ] || {{ echo "{missing}"; exit 1; }}')
-    return _as_root("\n".join([*lines, f'{boot_service.PYTHON} "$agent" {verb}']), user)
+    return _as_root("\n".join([*lines, f'{PYTHON} "$agent" {verb}']), user)
 
 
 def _as_root(command_line: str, user: str) -> str:
@@ -248,7 +247,7 @@ for request in asked["requests"]:
 
 def command_in_memory(user: str) -> str:
     """The command line that takes requests from standard input, and writes nothing."""
-    return _as_root(f"{boot_service.PYTHON} -c {shlex.quote(_IN_MEMORY)}", user)
+    return _as_root(f"{PYTHON} -c {shlex.quote(_IN_MEMORY)}", user)
 
 
 def asked(verb: str, *texts: str) -> str:

@@ -8,7 +8,7 @@ from homelab.container import libraries
 from homelab.remote import nvidia_steps
 from homelab.settings import Container, Nvidia
 from homelab.shapes import CardPlan
-from remote_scripts.layers.card_libraries import Wanted
+from remote_scripts.both.card_libraries import Wanted
 from remote_scripts.shared.symptoms import Context
 
 

@@ -60,7 +60,7 @@ def host_key(address: str, port: int) -> HostKey:
             return None
 
     try:
-        key = loop.run(ask_for_key())
+        key = loop.run(ask_for_key(), awaited=address)
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise UnreachableError(
             wanted=f"an SSH server at {address}:{port}",
@@ -131,7 +131,8 @@ def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:
 
     patient = host.timeouts.model_copy(update={"connect": LOCKED_OUT_SECONDS})
     try:
-        loop.run(ssh.log_in(host) if is_first else ssh.reach(host.model_copy(update={"timeouts": patient})))
+        work = ssh.log_in(host) if is_first else ssh.reach(host.model_copy(update={"timeouts": patient}))
+        loop.run(work, awaited=host.address)
     except LoginRefusedError as error:
         return error
     return None

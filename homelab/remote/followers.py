@@ -20,7 +20,7 @@ from homelab.remote import nvidia_steps as steps
 from homelab.remote import ssh
 from homelab.settings import Container
 from homelab.text import tell
-from remote_scripts.layers import read_system
+from remote_scripts.both import read_system
 
 # Lists are fetched over the owner's line.
 _SECONDS = 900.0

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from homelab.host.facts import noted_in
-from remote_scripts.layers.ledger import Wanted
+from remote_scripts.both.ledger import Wanted
 
 if TYPE_CHECKING:
     from homelab.remote.ssh import Session

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
+
+from homelab.text import clean
 
 T = TypeVar("T")
 
 # Between two looks at what is waited for, in seconds: on Windows, Ctrl-C doesn't end a wait.
 LOOK_SECONDS = 1.0
+# After so long a person at a terminal is told what is waited for.
+QUIET_SECONDS = 5.0
 
 # By the process's id: a fork has no thread of the process that it comes from.
 _LOOPS: dict[int, asyncio.AbstractEventLoop] = {}
@@ -34,16 +40,17 @@ def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(work, of_process())
 
 
-def run(work: Coroutine[Any, Any, T], meanwhile: Callable[[], object] | None = None) -> T:
+def run(work: Coroutine[Any, Any, T], awaited: str = "") -> T:
     """What the work returns or raises. It ends where this thread stops waiting, as by Ctrl-C.
 
-    :param meanwhile: called every LOOK_SECONDS until then, in this thread.
+    :param awaited: who is to answer, as said to a person at a terminal after QUIET_SECONDS; empty: nothing is said.
     """
-    future = submit(work)
+    future, until = submit(work), time.monotonic() + QUIET_SECONDS
     try:
-        while not wait((future,), LOOK_SECONDS).done:
-            if meanwhile is not None:
-                meanwhile()
+        while not wait((future,), LOOK_SECONDS).done:  # on Windows, Ctrl-C ends no wait that has no limit
+            if awaited and time.monotonic() > until and sys.stderr.isatty():
+                sys.stderr.write(f"Waiting for {clean(awaited)} ...\n")
+                awaited = ""
         return future.result()
     finally:
         future.cancel()

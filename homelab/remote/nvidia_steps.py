@@ -16,10 +16,9 @@ from homelab.nvidia.versions import parse
 from homelab.remote.scripts import file
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Tried
-from remote_scripts.layers import container_toolkit, cuda_toolkit, nvidia_driver, nvidia_repository, nvidia_verification
-from remote_scripts.layers import driver_update as driver_update_layer
-from remote_scripts.shared.driver_installer import Installer
-from remote_scripts.shared.packages import Software
+from remote_scripts.both import container_toolkit, cuda_toolkit, nvidia_driver, nvidia_repository, nvidia_verification
+from remote_scripts.both import driver_update as driver_update_layer
+from remote_scripts.shared.software import Installer, Software
 from remote_scripts.shared.symptoms import Context
 
 

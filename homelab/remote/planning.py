@@ -25,14 +25,12 @@ from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import preview as vm_preview
-from remote_scripts.layers import read_system
-from remote_scripts.layers.card_nodes import Wanted as CardNodes
-from remote_scripts.layers.card_values import Wanted as CardValues
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.handover import Wanted as Handover
-from remote_scripts.layers.initramfs import Wanted as Initramfs
-from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
-from remote_scripts.layers.reboot import Boot
+from remote_scripts.both import judge_guests, read_system
+from remote_scripts.both.card_values import Wanted as CardValues
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.handover import Wanted as Handover
+from remote_scripts.both.needed import Wanted as Needed
+from remote_scripts.shared.wanted_boot import Boot
 
 # How long a host may be out of reach, or its API, while nothing is changed, in seconds.
 PATIENCE_SECONDS = 2.0
@@ -94,13 +92,13 @@ def planned(
     if ids := [*(["host"] if host.nvidia else []), *inside]:
         facts = systems.read(session, facts, ids, load().cuda_packages)
     readings = {system: one for system, one in facts.systems.items() if isinstance(one, SystemReading)}
-    vm_systems, vm_remarks = _read_vms(host, facts, vms, timeout)
+    vm_systems, vm_remarks, refused = _read_vms(host, facts, vms, timeout)
     stack_lines, stack_errors = "", [one for one in facts.systems.values() if isinstance(one, HomelabError)]
     # Without a stack, the data about NVIDIA isn't read.
     guest_stacks = [*(vm.nvidia for vm in vms.values()), *(container.nvidia for container in containers.values())]
     if any([host.nvidia, *guest_stacks]):
         stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, readings | vm_systems)
-        stack_errors = [*errors, *stack_errors]
+        stack_errors = [*errors, *refused, *stack_errors]
     if host.nvidia and "host" in readings and not stack_errors:
         request = preview.of_host(name, host.nvidia, facts, want, readings["host"])
         stack_errors = followers.refused(session, request, readings["host"], containers, readings)
@@ -111,7 +109,8 @@ def planned(
     vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     handover_errors = gates.without_hook(facts, host, slots, vms_with_hook)
-    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
+    made_errors = _of_new_guests(session, facts, {**vms, **containers})
+    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors, *made_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
@@ -128,6 +127,32 @@ def planned(
     )
     guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
     return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
+
+
+def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, Vm | Container]) -> list[HomelabError]:
+    """What Proxmox VE's own code says against guests that are to be made: one refusal for each, with all mistakes.
+
+    :param guests: of this host, by their names in the settings.
+    """
+    new: dict[str, dict[str, dict[str, str]]] = {"qemu": {}, "lxc": {}}
+    for name, guest in guests.items():
+        if guest.create and facts.guests.config(guest.guest_id) is None:
+            options = {**guest.create.configuration(name), "vmid": str(guest.guest_id)}
+            new[guest.create.kind][name] = options
+    if not any(new.values()):
+        return []
+    wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"])
+    mistakes = session.ask("read", "judge_guests", wanted)["mistakes"]
+    return [
+        HomelabError(
+            wanted=f"{name}, made as its settings say (create)",
+            found="\n        ".join(f"{key}: {' '.join(text.split())}" for key, text in sorted(of_guest.items())),
+            why="Proxmox VE's own code on this host doesn't take it; nothing was made",
+            next="correct these keys",
+        )
+        for name, of_guest in mistakes.items()
+        if of_guest
+    ]
 
 
 def judged(
@@ -164,13 +189,13 @@ def _writing(
     after = host.timeouts.rollback
     layers: list[tuple[str, Any]] = [
         ("cmdline", Cmdline(name="iommu", words=want.iommu_words, rollback_after=after)),
-        ("initramfs", Initramfs(needed=bool(want.vfio_words))),
+        ("initramfs", Needed(needed=bool(want.vfio_words))),
         ("cmdline", Cmdline(name="vfio", words=want.vfio_words, rollback_after=after)),
     ]
     if any(container.may_have_nvidia(host.gpus) for container in containers):
-        layers.append(("nvidia_nodes", NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))))
+        layers.append(("nvidia_nodes", Needed(needed=makers.any_nvidia(containers, want.gpus))))
     if containers:
-        layers.append(("card_nodes", CardNodes(needed=any(container.has_cards for container in containers))))
+        layers.append(("card_nodes", Needed(needed=any(container.has_cards for container in containers))))
     if values is not None:
         layers.append(("card_values", values))
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):
@@ -180,12 +205,13 @@ def _writing(
 
 def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
-) -> tuple[dict[str, SystemReading], list[str]]:
-    """Reads the VMs that run and accept a login: readings by id; and a remark about each that doesn't accept it. A VM
-    that is off, or whose address its guest agent names, is read once it has its card.
+) -> tuple[dict[str, SystemReading], list[str], list[HomelabError]]:
+    """Reads the VMs that run and accept a login: readings by id; a remark about each that doesn't accept it; the
+    refusal of one without Python. A VM that is off, or whose address its guest agent names, is read once it has its
+    card.
     """
     systems: dict[str, SystemReading] = {}
-    remarks: list[str] = []
+    remarks, refused = list[str](), list[HomelabError]()
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
         runs = config is not None and not config.is_windows and vm.vmid in facts.guests.running
@@ -196,14 +222,11 @@ def _read_vms(
             session = ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS))
             wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
             systems[str(vm.vmid)] = reading.parse(session.ask("read", "read_system", wanted))
-        except NoPythonError:
-            remarks.append(
-                f"vms.{name} has no Python: `pulumi up` installs python3 there with NVIDIA's stack, and looks then "
-                "whether that fits what is in it"
-            )
+        except NoPythonError as error:
+            refused.append(error.retold(wanted=f"Python in vms.{name}"))
         except HomelabError as error:
             remarks.append(
                 f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "
                 "once it has its card"
             )
-    return systems, remarks
+    return systems, remarks, refused

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +88,6 @@ def command(verb: str, user: str) -> str:
     :param verb: what it is about, for whoever looks at the host's processes.
     """
     return f"bash -s {verb}" if user == "root" else f"sudo -n bash -s {verb}"
-
-
-def host_command(command: Sequence[str], seconds: int) -> str:
-    """Standard input that runs one command on the host: its output is the command's, and a last line with the
-    command's exit status.
-
-    :param seconds: the command's time limit.
-    """
-    # In English, and with all letters: Proxmox VE's commands decode their arguments by the locale (PVE::JSONSchema,
-    # get_options).
-    line = f"LC_ALL=C.UTF-8 timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
-    return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
 
 
 def tidy_up(key: str) -> str:

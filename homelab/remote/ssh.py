@@ -15,6 +15,7 @@ import functools
 import os
 import re
 import shlex
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext, suppress
@@ -27,17 +28,16 @@ from homelab.later import later
 from homelab.remote import agent, loop, scripts
 from homelab.settings import Host, Ssh
 from homelab.settings.paths import resolved
-from remote_scripts.shared import boot_service
+from remote_scripts.both import confirm_boot, read_host
+from remote_scripts.tools.places import PYTHON
 from remote_scripts.tools.state import limit_of
 
 if TYPE_CHECKING:  # of no use to a login
     from homelab.host import facts, gates
     from homelab.host import kernel_log as kernel_lines
-    from remote_scripts.layers import confirm_boot, read_host
 else:
     facts, gates = later("homelab.host.facts"), later("homelab.host.gates")
-    kernel_lines, confirm_boot = later("homelab.host.kernel_log"), later("remote_scripts.layers.confirm_boot")
-    read_host = later("remote_scripts.layers.read_host")
+    kernel_lines = later("homelab.host.kernel_log")
 
 T = TypeVar("T")
 
@@ -115,7 +115,6 @@ class Session:
         ctid: int = 0,
         proxy: str = "",
         goes_on: bool = False,
-        meanwhile: Callable[[], object] | None = None,
     ) -> dict[str, Any]:
         """Asks this program's agent: the one that is kept there, or one that is sent along and leaves nothing behind.
 
@@ -127,7 +126,6 @@ class Session:
         :param proxy: as of `agent.request`.
         :param on_line: called with each line of its log when it comes.
         :param goes_on: the host goes on to the work's end though nobody waits for it any more.
-        :param meanwhile: called every second until there is an answer.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
@@ -135,7 +133,7 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
         request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
-        return scripts.answer(self._ask(verb, layer, [request], limit or seconds, on_line, meanwhile))
+        return scripts.answer(self._ask(verb, layer, [request], limit or seconds, on_line))
 
     def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
@@ -156,14 +154,13 @@ class Session:
         requests: Sequence[str],
         seconds: float,
         on_line: Callable[[str], None] | None = None,
-        meanwhile: Callable[[], object] | None = None,
     ) -> str:
         """The lines of the agent's answers; other arguments and errors as of `ask`.
 
         :param layers: their names, for an error.
         """
         command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
-        return self._run(command, f"{verb} {layers}", text, seconds, on_line, meanwhile, is_for_agent=True)
+        return self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
 
     def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.
@@ -196,7 +193,6 @@ class Session:
         script: str,
         seconds: float,
         on_line: Callable[[str], None] | None = None,
-        meanwhile: Callable[[], object] | None = None,
         *,
         is_for_agent: bool = False,
     ) -> str:
@@ -207,7 +203,7 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         try:
             work = self._exchange(command, script, seconds, on_line, is_for_agent)
-            status, output, log = loop.run(work, meanwhile)
+            status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
         if len(output) > OUTPUT_BYTES:
@@ -249,7 +245,7 @@ class Session:
                 await process.wait_closed()
                 return process.exit_status, bytes(output), log_end
         except TimeoutError:
-            _leave(self._host)
+            login_of(self._host).leave()
             raise
         finally:
             if log is not None:
@@ -267,7 +263,7 @@ class Session:
         """
         for tries_left in reversed(range(COMMANDS + 2)):
             limit.reschedule(None)
-            connection = await _opened(self._host, self._timeout)
+            connection = await login_of(self._host).opened(self._host, self._timeout)
             has_waited = waits and connection.turns.locked()
             connection.commands += 1
             process = None
@@ -285,7 +281,7 @@ class Session:
                 if process is not None or not tries_left or not (is_full or has_ended):
                     raise
                 if is_full:
-                    _leave(self._host, connection)
+                    login_of(self._host).leave(connection)
             finally:
                 if process is not None:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
@@ -312,7 +308,7 @@ class Session:
         return answer
 
     async def _answer(self, port: int, request: str, seconds: float, *, changes: bool) -> bytes | None:
-        connection = await _opened(self._host, self._timeout)
+        connection = await login_of(self._host).opened(self._host, self._timeout)
         async with connection.changes if changes else nullcontext():
             connection.commands += 1
             try:
@@ -335,7 +331,7 @@ class Session:
                 if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
                     raise
             except TimeoutError:
-                _leave(self._host)
+                login_of(self._host).leave()
                 raise
             finally:
                 connection.commands -= 1
@@ -358,10 +354,10 @@ class Session:
         """Waits until the connection has ended, at most so many seconds."""
 
         async def until_closed() -> None:
-            connection = _CONNECTIONS.get(_login(self._host))
+            connection = login_of(self._host).connection
             if connection is not None:
-                with suppress(TimeoutError, HomelabError):
-                    await asyncio.wait_for((await asyncio.shield(connection)).ssh.wait_closed(), seconds)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(connection.ssh.wait_closed(), seconds)
 
         loop.run(until_closed())
 
@@ -377,8 +373,8 @@ class Session:
     async def connected(self, *, anew: bool = False) -> None:
         """`connect`, for what runs on this process's loop."""
         if anew:
-            _leave(self._host)
-        await _opened(self._host, self._timeout)
+            login_of(self._host).leave()
+        await login_of(self._host).opened(self._host, self._timeout)
 
     async def keep(
         self,
@@ -517,7 +513,7 @@ def _is_answer(line: bytes) -> bool:
 
 # A shell's exit status for a program that isn't there, which it names.
 _NOT_FOUND = 127
-_PYTHON = boot_service.PYTHON.split()[0]
+_PYTHON = PYTHON.split()[0]
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
@@ -529,7 +525,7 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
             wanted="Python on that system",
             found=f"{_PYTHON} isn't there",
             why="this program's part on a host and in a VM is written in it; nothing was changed",
-            next="install it there: `apt-get install python3` (a VM that gets NVIDIA's stack gets it by `pulumi up`)",
+            next="install it there: `apt-get install python3`; then run the same again",
         )
     return HomelabError(
         wanted=f"the command to {verb.replace('_', ' ')} to succeed",
@@ -619,47 +615,58 @@ class _Connection:
             self.ssh.abort()  # not `close`, which waits for an answer that a host on its way down never gives
 
 
-# By what opens it.
-_CONNECTIONS: dict[tuple[object, ...], asyncio.Task[_Connection]] = {}
+class Login:
+    """What this process has of a login to a host; made by `login_of`. `opening`: its connection, or the one that is
+    being opened; `minting`, `ticket`: of the host's API (homelab/remote/proxmox/connection.py).
+    """
+
+    def __init__(self) -> None:
+        self.opening: asyncio.Task[_Connection] | None = None
+        self.minting, self.ticket = threading.Lock(), ""
+
+    @property
+    def connection(self) -> _Connection | None:
+        """Its connection, whether it still is one; None: none was opened."""
+        task = self.opening
+        return task.result() if task is not None and task.done() and not task.exception() else None
+
+    async def opened(self, host: Host, timeout: float) -> _Connection:
+        """The connection; who asks while it is being opened, waits for the same one.
+
+        :raises UnreachableError: the host doesn't answer in time.
+        :raises HomelabError: it shows another host key, or refuses the login.
+        """
+        if self.opening is None or (self.opening.done() and (not self.connection or self.connection.ssh.is_closed())):
+            self.opening = asyncio.create_task(_connected(host, timeout))
+        try:
+            return await asyncio.shield(self.opening)
+        except HomelabError as error:
+            raise error.retold() from error  # each gets one of its own
+
+    def leave(self, full: _Connection | None = None) -> None:
+        """Whoever asks next gets a new connection; this one ends with the last command on it.
+
+        :param full: nothing happens where there is another one by now.
+        """
+        connection = self.connection
+        if full in (None, connection):
+            self.opening = None
+            if connection is not None:
+                connection.is_left = True
+                connection.end_if_left()
 
 
-def _login(host: Host) -> tuple[object, ...]:
-    """What tells one connection from another; those of the process that this one is a fork of are not this one's.
+_LOGINS: dict[tuple[object, ...], Login] = {}
+
+
+def login_of(host: Host) -> Login:
+    """What this process has of the login to a host; what the process has that this one is a fork of isn't this one's.
 
     :raises HomelabError: a key can't be read.
     """
     ssh = host.ssh
-    return os.getpid(), host.address, ssh.port, ssh.user, ssh.pinned_host_key, ssh.key, ssh.agent, ssh.password
-
-
-async def _opened(host: Host, timeout: float) -> _Connection:
-    """This process's connection to a host; who asks while it is being opened, waits for the same one.
-
-    :raises UnreachableError: the host doesn't answer in time.
-    :raises HomelabError: it shows another host key, or refuses the login.
-    """
-    login = _login(host)
-    connection = _CONNECTIONS.get(login)
-    if connection is None or (connection.done() and (connection.exception() or connection.result().ssh.is_closed())):
-        connection = _CONNECTIONS[login] = asyncio.create_task(_connected(host, timeout))
-    try:
-        return await asyncio.shield(connection)
-    except HomelabError as error:
-        raise error.retold() from error  # each gets one of its own
-
-
-def _leave(host: Host, full: _Connection | None = None) -> None:
-    """Whoever asks next gets a new connection; this one ends with the last command on it.
-
-    :param full: nothing happens where the host has another one by now.
-    """
-    task = _CONNECTIONS.get(_login(host))
-    connection = task.result() if task is not None and task.done() and not task.exception() else None
-    if full in (None, connection):
-        _CONNECTIONS.pop(_login(host), None)
-        if connection is not None:
-            connection.is_left = True
-            connection.end_if_left()
+    parts = os.getpid(), host.address, ssh.port, ssh.user, ssh.pinned_host_key, ssh.key, ssh.agent, ssh.password
+    return _LOGINS.setdefault(parts, Login())
 
 
 async def log_in(host: Host, timeout: float | None = None) -> None:

@@ -10,7 +10,7 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.nvidia import reading
 from homelab.remote import ssh
-from remote_scripts.layers import read_system
+from remote_scripts.both import read_system
 
 
 def read(session: ssh.Session, facts: HostFacts, systems: Iterable[str], ask: Iterable[str] = ()) -> HostFacts:

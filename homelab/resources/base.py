@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pulumi
@@ -44,25 +44,11 @@ class NodeInputs(HostInputs):
 
 @dataclass(frozen=True, kw_only=True)
 class VmInputs(NodeInputs):
-    """A VM: its name in the settings, its id. `cluster`: of its host; empty: none."""
+    """A VM: its name in the settings, its id."""
 
     vm: str
     vmid: int
     shutdown: ShutdownInputs
-    cluster: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewGuestInputs(NodeInputs):
-    """A guest that this program makes. `config`: option -> value, as the API takes them; `secret_config`: the same,
-    secret; `mark`: in its description; `cluster`: of its host; empty: none."""
-
-    config: dict[str, str]
-    secret_config: dict[str, str] = field(default_factory=dict)
-    protect: bool
-    mark: str
-    shutdown: ShutdownInputs
-    cluster: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +106,12 @@ class Resource(pulumi.CustomResource):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """Of the inputs that `changed`, those for which another resource is made: not that a guest is on another node
-        of its cluster.
+        """Of the inputs that `changed`, those for which another resource is made.
 
         :param state: the resource's inputs and outputs until now.
         :param changed: each with its new value.
         """
-        moved = state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed.keys()
-        return (changed.keys() & cls.replaced_by) - ({"host", "node"} if moved else set())
+        return changed.keys() & cls.replaced_by
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:
@@ -185,21 +169,3 @@ class Owned(Resource):
     update."""
 
     asks_for_update = ("drift",)
-
-
-class NewGuest(Owned):
-    """A guest that this program makes, and removes with the stack unless it is protected.
-
-    Its description carries a mark, by which an interrupted run finds its own guest again, and without which none is
-    ever removed. What can be changed in place is; a change that would need another disk is refused, as making the guest
-    anew would lose what is on it.
-    """
-
-    @dataclass(frozen=True, kw_only=True)
-    class Outputs:
-        """`instance`: what tells this guest from a later one of the same id; `drift`: options that differ."""
-
-        instance: str
-        drift: list[str] = field(default_factory=list)
-
-    instance: pulumi.Output[str]

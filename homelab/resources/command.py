@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import socket
@@ -20,7 +21,7 @@ from homelab.later import later
 from homelab.remote import agent
 from homelab.resources import limits
 from homelab.resources.described import value_of
-from homelab.resources.kept_agent import KeptFolder, kept_at
+from homelab.resources.kept_agent import KeptFolder, of_program
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
@@ -76,9 +77,6 @@ def _refusal(**parts: str) -> Refusal:
 
 # For so long a host that has answered needn't be asked again, in seconds: steps of a run follow each other.
 ANSWERED_SECONDS = 5.0
-_ANSWERED: dict[tuple[str, int], float] = {}
-_HOOKS: dict[str, pulumi.ResourceHook] = {}
-_ERROR_HOOKS: list[pulumi.ErrorHook] = []
 # Of pulumi-command's error where a connection has ended before its step (golang.org/x/crypto/ssh, ExitMissingError).
 _CUT_OFF = "exited without exit status or exit signal"
 
@@ -100,35 +98,62 @@ def _tell_if_cut_off(failed: pulumi.ErrorHookArgs) -> bool:
     return False
 
 
+async def _target(host: Host, step: pulumi.ResourceHookArgs) -> Host:
+    """Where a step runs, and how it is reached."""
+    connected: Any = await pulumi.Output.from_input((step.new_inputs or {})["connection"]).future()
+    # As they are by now: the settings may have an output in a secret's place.
+    login = {"private_key": connected.get("privateKey"), "password": connected.get("password")}
+    known = {key: SecretStr(value) for key, value in login.items() if value and getattr(host.ssh, key) is not None}
+    ssh = host.ssh.model_copy(update=known)
+    return host.model_copy(update={"address": str(connected["host"]), "ssh": ssh})
+
+
+def _has_hooks() -> bool:
+    """Not in a preview, which does no step, and where no engine listens (a test's mocks)."""
+    return not pulumi.runtime.is_dry_run() and isinstance(get_monitor(), ResourceMonitorStub)
+
+
+def putting_the_agent(host: Host, owner: str) -> pulumi.ResourceHookBinding | None:
+    """Puts this program's agent on a host before a step: it is too large for the step's inputs, which the state keeps.
+
+    :param owner: the stack's folder there.
+    """
+
+    async def put(step: pulumi.ResourceHookArgs) -> None:
+        session = _ssh.Session(await _target(host, step))
+        await asyncio.to_thread(session.put_agent, owner, float(host.timeouts.step))
+
+    if not _has_hooks():
+        return None
+    hooks: list[Any] = [pulumi.ResourceHook(f"put the agent on {of_program(host).way}", put)]
+    return pulumi.ResourceHookBinding(before_create=hooks, before_update=hooks)
+
+
 def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     """The program's own connection before a step: pulumi-command would wait without end for a host that accepts one and
     says nothing, and for an SSH agent that hangs. (Before an undo there can be none: a `destroy` runs no program.) And
     its own words after one that was cut off.
 
-    :returns: None in a preview, which does no step, and where no engine listens (a test's mocks).
+    :returns: None where there are none (`_has_hooks`).
     """
-    if pulumi.runtime.is_dry_run() or not isinstance(get_monitor(), ResourceMonitorStub):
+    if not _has_hooks():
         return None
+    if (commands := of_program(host)).hooks is not None:
+        return commands.hooks
+    answered: dict[tuple[str, int], float] = {}
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
-        connected: Any = await pulumi.Output.from_input((step.new_inputs or {})["connection"]).future()
-        # As they are by now: the settings may have an output in a secret's place.
-        login = {"private_key": connected.get("privateKey"), "password": connected.get("password")}
-        known = {key: SecretStr(value) for key, value in login.items() if value and getattr(host.ssh, key) is not None}
-        ssh = host.ssh.model_copy(update=known)
-        target = host.model_copy(update={"address": str(connected["host"]), "ssh": ssh})
+        target = await _target(host, step)
         place = (target.address, target.ssh.port)
-        if time.monotonic() - _ANSWERED.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
+        if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
             return
         await _ssh.reach(target)
-        _ANSWERED[place] = time.monotonic()
+        answered[place] = time.monotonic()
 
-    name = f"reach {host.ssh.user}@{host.address}:{host.ssh.port}"
-    if name not in _HOOKS:
-        _HOOKS[name] = pulumi.ResourceHook(name, reach)
-    if not _ERROR_HOOKS:
-        _ERROR_HOOKS.append(pulumi.ErrorHook("tell if cut off", _tell_if_cut_off))
-    return pulumi.ResourceHookBinding(before_create=[_HOOKS[name]], before_update=[_HOOKS[name]], on_error=_ERROR_HOOKS)
+    before: list[Any] = [pulumi.ResourceHook(f"reach {commands.way}", reach)]
+    after = [pulumi.ErrorHook(f"tell if cut off {commands.way}", _tell_if_cut_off)]
+    commands.hooks = pulumi.ResourceHookBinding(before_create=before, before_update=before, on_error=after)
+    return commands.hooks
 
 
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
@@ -209,6 +234,7 @@ def layer(
     is_act: bool = False,
     ctid: int = 0,
     is_last: bool = False,
+    hooks: pulumi.ResourceHookBinding | None = None,
     address: pulumi.Input[str] | None = None,
     folder: KeptFolder | None = None,
     proxy: str = "",
@@ -230,11 +256,12 @@ def layer(
     :param is_act: as of `agent.request`, such as a test, or a restart.
     :param ctid: as of `agent.request`.
     :param is_last: as of `agent.command`; there is nothing to apply.
+    :param hooks: around what is last; of another one, those of its host.
     :param folder: where the agent is kept; by default where the host keeps it.
     :param proxy: for downloads; with one the input is a secret.
     :raises ValueError: the host's agent isn't declared (components/host_agent.py).
     """
-    kept = folder or kept_at(host)
+    kept = folder or of_program(host).kept
     if kept is None:
         raise ValueError(f"{name}: no agent was put on {host.address}")
     limit = seconds or limits.of_step(host)
@@ -271,7 +298,7 @@ def layer(
                 depends_on=[kept.after],
                 # A state may have steps without a log: no reason to run them again.
                 ignore_changes=[*ignored, "logging"],
-                hooks=None if is_last else _around_each(host),
+                hooks=hooks if is_last else _around_each(host),
                 delete_before_replace=bool(identity) or None,
                 custom_timeouts=limits.timeouts(limit),
             ),

@@ -33,8 +33,8 @@ class ContainerProbe(Probe):
     class Inputs(NodeInputs):
         """`container`: its name in the settings; `settings`: digest of those that decide (Probe); `power`: is it to
         run?; `gpus`: as HostProbe has them; `instance`:
-        of a container that was made here; `goes_away`: is the container itself deleted next?; `cluster`: of its host,
-        and `shutdown`, how it is shut down where it is given back on another node than this one."""
+        of a container that was made here; `goes_away`: is the container itself deleted next?; `shutdown`: how it
+        is shut down where it is given back."""
 
         container: str
         ctid: int
@@ -44,7 +44,6 @@ class ContainerProbe(Probe):
         boot: BootSeen
         instance: str
         goes_away: bool = False
-        cluster: str = ""
         shutdown: ShutdownInputs
 
     @dataclass(frozen=True, kw_only=True)

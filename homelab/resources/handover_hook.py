@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pulumi
 
 from homelab.resources import command
-from remote_scripts.layers.hookscript import Wanted
+from remote_scripts.both.hookscript import Wanted
 
 if TYPE_CHECKING:
     from homelab.settings import Host, Vm

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
+from homelab.later import later
 from homelab.resources.base import HostInputs, Probe, digest
 from homelab.shapes import BOOT_LAYERS, CardPlan
 
 if TYPE_CHECKING:
+    from homelab.remote import agent
     from homelab.resources.described import HostInput, VmInput
     from homelab.settings import Host, Vm
+else:
+    agent = later("homelab.remote.agent")
 
 # What isn't planned here: how the host is reached, and what other resources are told.
 _ELSEWHERE: dict[str, object] = {
@@ -39,10 +43,11 @@ class HostProbe(Probe):
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
         """`settings`: digest of those that decide what is wanted (Probe), and the cards that VMs get by address;
-        `preview`: whether the program runs in one, which no state keeps.
+        `agent`: the version of this program's agent; `preview`: whether the program runs in one, which no state keeps.
         """
 
         settings: str
+        agent: str = ""
         preview: bool = False
 
     @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,8 @@ class HostProbe(Probe):
         # Not in the provider, which imports this declaration, and not by `later` (homelab/later.py).
         from homelab.resources.described import host_of, vm_of  # noqa: PLC0415
 
-        inputs = {"host": host_name, "settings": cls.settings_of(host_of(host), map(vm_of, vms))}
+        settings = cls.settings_of(host_of(host), map(vm_of, vms))
+        inputs = {"host": host_name, "settings": settings, "agent": agent.version()}
         return cls(name, {**inputs, "preview": pulumi.runtime.is_dry_run()}, opts)
 
     def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pulumi
 
 from homelab.errors import HomelabError
-from remote_scripts.guests.power import HANDOVER_SECONDS
-from remote_scripts.layers import reboot
+from remote_scripts.both import reboot
+from remote_scripts.both.terms import HANDOVER_SECONDS
 
 if TYPE_CHECKING:
     from homelab.settings import Host, Settings

@@ -1,7 +1,7 @@
 """StorageFile: a file that Proxmox VE downloads onto a storage of a node, for guests to be made of.
 
 One that is there already is used as it is, and never removed. One that was downloaded here is removed with the
-resource, unless a guest names it or the settings say keep. That it is this program's is noted on the host before the
+resource, unless a guest names it. That it is this program's is noted on the host before the
 download begins (homelab/remote/ledger.py): a run that is killed in between, or a state that is lost, leaves nothing
 behind that the next run doesn't know.
 """
@@ -28,25 +28,18 @@ class StorageFile(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """`download`: its name in the settings; `url`: None: a template of Proxmox VE's list; `checksum`: as
-        `Download.checksum`; `sums`:
-        the address of a list that has it, `named` there."""
+        """`download`: its name in the settings; `checksum`: as `Download.checksum`."""
 
         download: str
         volume: str
-        url: str | None = None
+        url: str
         checksum: str | None = None
-        sums: str | None = None
-        named: str
-        keep: bool
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`made`: was it downloaded here?; `compared`: the checksum that it was compared with, empty: none; `drift`: is
-        it gone?"""
+        """`made`: was it downloaded here?; `drift`: is it gone?"""
 
         made: bool
-        compared: str
         drift: list[str] = field(default_factory=list)
 
     made: pulumi.Output[bool]
@@ -63,10 +56,7 @@ class StorageFile(Owned):
             host=host_name,
             node=node,
             download=name,
-            volume=download.volume,
-            keep=download.keep,
-            url=download.address,
+            volume=download.volume(name),
+            url=download.url,
             checksum=download.checksum,
-            sums=download.sums,
-            named=(download.address or "").rpartition("/")[2] if download.sums else "",
         )

@@ -16,7 +16,7 @@ from homelab.resources.kept_agent import KeptFolder, owner
 from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
 from homelab.stack import Refusal
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:
     from homelab.nvidia.compatibility import Target
@@ -34,8 +34,7 @@ class System:
     there after a `destroy`?; `after`: with its change all steps look again: another VM, a restart with other cards, the
     host's driver; `passed`: of a host: slots of cards that VMs get; `staying`: where it hands cards over, slots of
     those that its driver has after its start; `started`: with its change what is installed is verified again: the
-    system, or the host below it, was started anew by this program; `at`: what a guest names as its host, where that
-    is a cluster.
+    system, or the host below it, was started anew by this program.
     """
 
     target: Target
@@ -51,7 +50,6 @@ class System:
     passed: pulumi.Input[list[str]] = field(default_factory=list)
     staying: pulumi.Input[list[str]] | None = None
     started: pulumi.Input[str] = ""
-    at: str = ""
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -94,7 +92,7 @@ class System:
             opts,
             generation=generation,
             undone=self.purged,
-            identity=[self.at or self.host, self.name, str(self.ctid or "")] if self.purged else (),
+            identity=[self.host, self.name, str(self.ctid or "")] if self.purged else (),
             seconds=limits.of_step(self.reached, self.nvidia),
             address=self.address,
             folder=kept,
@@ -121,7 +119,7 @@ class System:
             StackFolder(owner=self.agent_owner),
             opts,
             undone=self.purged,
-            identity=[self.at or self.host, self.name] if self.purged else (),
+            identity=[self.host, self.name] if self.purged else (),
             is_last=True,
             address=self.address,
             folder=KeptFolder(self.agent_owner, system),

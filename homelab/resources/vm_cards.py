@@ -34,7 +34,6 @@ class VmCards(Owned):
         cards: list[dict[str, Any]]
         machine: str | None = None
         display: str
-        shared_onboot: bool
         power: Literal["keep", "running", "stopped"]
         instance: str
         goes_away: bool

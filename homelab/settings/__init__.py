@@ -4,25 +4,24 @@ Pulumi hands over what `Pulumi.<stack>.yaml` holds under `homelab:`; `parse` tur
 """
 
 from homelab.settings.access import Ssh
-from homelab.settings.container import Container, Features, NewContainerSettings, assigned_numbers
+from homelab.settings.container import Container, assigned_numbers
 from homelab.settings.download import Download
 from homelab.settings.host import Gpu, Host, IommuSettings, Timeouts
+from homelab.settings.new_guest import NewContainer, NewGuest, NewVm
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.parsing import load_host, model_of, parse
 from homelab.settings.paths import project
-from homelab.settings.vm import CloudInit, Disk, NewVm, Shutdown, Vm, VmGpu
+from homelab.settings.vm import Shutdown, Vm, VmGpu
 from homelab.settings.whole import Settings
 
 __all__ = [
-    "CloudInit",
     "Container",
-    "Disk",
     "Download",
-    "Features",
     "Gpu",
     "Host",
     "IommuSettings",
-    "NewContainerSettings",
+    "NewContainer",
+    "NewGuest",
     "NewVm",
     "Nvidia",
     "Settings",

@@ -6,138 +6,22 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from homelab.model import Model
-from homelab.settings.keys import PublicKey
+from homelab.settings.new_guest import NewContainer
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
-    Bridge,
-    ContainerNameServers,
-    Cores,
-    Folder,
     GuestId,
-    HostName,
     InWords,
-    Ipv4,
-    Ipv4Interface,
-    MemoryMiB,
     Name,
     Plain,
-    Secret,
-    TemplateOrDownload,
 )
-from homelab.settings.vm import Disk, Shutdown
+from homelab.settings.vm import Shutdown
 from homelab.shapes import CardUse
 
 if TYPE_CHECKING:
     from homelab.settings.host import Gpu
-
-
-# Folders of the host's system: Proxmox VE's own documentation warns of giving any of them to a container.
-_SYSTEM_FOLDER = re.compile(r"/(?:(?:bin|boot|dev|etc|lib|lib64|proc|root|run|sbin|sys|usr|var)(?:/.*)?)?")
-# Folders below /var that hold users' data.
-_DATA_BELOW_VAR = re.compile(r"/var/lib/vz/(?!images|dump|template|private).+|/var/(?:srv|media|data|www)(?:/.*)?")
-
-
-class Mount(Model):
-    """A folder of the host, mounted in a new container (a bind mount). In an unprivileged container its files belong
-    to `nobody`, unless their owner on the host is 100000 and more. Neither a snapshot nor a backup has it."""
-
-    source: Folder
-    """The folder on the host, which must be there: `/tank/films`. Not one of the host's system, such as `/etc`."""
-    target: Folder
-    """Where it is in the container: `/films`."""
-    read_only: bool = False
-    """Nothing in the container may change it."""
-
-    @field_validator("source")
-    @classmethod
-    def _not_a_system_folder(cls, value: str) -> str:
-        if _SYSTEM_FOLDER.fullmatch(value) and not _DATA_BELOW_VAR.fullmatch(value):
-            raise ValueError(
-                f"{value} is of the host's own system: a container that changes it breaks the host. Expected a folder "
-                "with your data, such as /tank/films"
-            )
-        return value
-
-    @property
-    def option(self) -> str:
-        """The value of the container's `mp` option."""
-        return f"{self.source},mp={self.target}" + (",ro=1" if self.read_only else "")
-
-
-class Features(Model):
-    """What a new container may do beyond the usual."""
-
-    nesting: bool = True
-    """Containers, or a newer systemd, may run inside it."""
-    keyctl: bool = False
-    """It may use the kernel's keyring, which Docker in an unprivileged container needs."""
-    fuse: bool = False
-    """It may mount FUSE file systems."""
-    mount: list[Literal["nfs", "cifs"]] = []
-    """It may mount network file systems of these kinds. Only a privileged one can (`unprivileged: false`)."""
-
-    @property
-    def option(self) -> str:
-        """The value of the container's `features` option; empty without features."""
-        flags = [name for name in ("fuse", "keyctl", "nesting") if getattr(self, name)]
-        parts = [f"{name}=1" for name in flags]
-        parts += [f"mount={';'.join(self.mount)}"] if self.mount else []
-        return ",".join(sorted(parts))
-
-
-class NewContainerSettings(Model):
-    """A container that the program creates. It is deleted again by `pulumi destroy`."""
-
-    template: TemplateOrDownload
-    """The volume of a template, such as `local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst`; `pveam list local`
-    lists them. Or the name of one of the host's `downloads`."""
-    hostname: HostName | None = None
-    """Its host name. By default the name that it has in these settings."""
-    disk: Disk
-    """Its disk."""
-    cores: Cores = 4
-    """How many processor cores it has."""
-    memory: MemoryMiB = 4096
-    """Its memory."""
-    swap: Annotated[int, InWords("MiB"), Field(ge=0, le=16 * 1024 * 1024)] = 512
-    """Its swap space."""
-    bridge: Bridge = "vmbr0"
-    """The network bridge of the host that it is connected to."""
-    ip: Ipv4Interface = "dhcp"
-    """Its IPv4 address with the prefix, such as `192.168.0.50/24`, or `dhcp`."""
-    gateway: Ipv4 | None = None
-    """Its default gateway."""
-    nameserver: ContainerNameServers | None = None
-    """Its name servers. By default those of the host."""
-    unprivileged: bool = True
-    """Root in the container is an ordinary user on the host."""
-    features: Features = Features()
-    """What it may do beyond the usual."""
-    mounts: Annotated[list[Mount], Field(max_length=256)] = []
-    """Folders of the host that it has. A change comes into force with its next start."""
-    onboot: bool = True
-    """It starts with the host."""
-    ssh_keys: list[PublicKey] = []
-    """Public keys that may log in as root."""
-    password: Secret | None = None
-    """Root's password, as an encrypted value."""
-    protect: bool = False
-    """`true`: the program never deletes it."""
-
-    @model_validator(mode="after")
-    def _mounts_fit(self) -> Self:
-        if self.features.mount and self.unprivileged:
-            raise ValueError(
-                "features.mount: an unprivileged container mounts no network file system; mount it on the host, and "
-                "give it by mounts"
-            )
-        targets = [mount.target for mount in self.mounts]
-        if repeated := next((target for target in targets if targets.count(target) > 1), None):
-            raise ValueError(f"mounts: {repeated} is a target twice")
-        return self
 
 
 class Container(Model):
@@ -145,8 +29,7 @@ class Container(Model):
     `gpuAssignment` and `gpus` says which cards it gets."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or the Proxmox VE cluster that it is in: the program then finds
-    it on whichever node it is ([a guest that moves](moving-guests.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`."""
     ctid: GuestId
     """Its id in Proxmox VE. Without `create` a container with this id exists, and is adopted as it is."""
     gpu_assignment: Annotated[Plain | None, InWords('all, none, or numbers in quotes, such as "0,1"')] = None
@@ -174,7 +57,7 @@ class Container(Model):
     """How it is shut down when a change needs a restart."""
     nvidia: Nvidia | None = None
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
-    create: NewContainerSettings | None = None
+    create: NewContainer | None = None
     """Create the container with these properties, instead of adopting an existing one."""
 
     @field_validator("gpu_assignment", mode="before")
@@ -222,7 +105,7 @@ class Container(Model):
     @property
     def volumes(self) -> list[str]:
         """Volumes or downloads that it is created from; empty for an adopted container."""
-        return [self.create.template] if self.create is not None else []
+        return self.create.volumes if self.create else []
 
     @model_validator(mode="after")
     def _cards_fit(self) -> Self:

@@ -15,6 +15,7 @@ from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
     CONFIG_ID,
     AcsOverride,
+    FileName,
     FunctionAddress,
     GuestId,
     InWords,
@@ -214,8 +215,10 @@ class Host(Model):
     """Options of the kernel command line for the IOMMU."""
     gpus: dict[Name, Gpu] = {}
     """The host's cards, each under a name of your choice."""
-    downloads: dict[Name, Download] = {}
-    """Files that Proxmox VE downloads for new guests, each under a name of your choice."""
+    downloads: dict[FileName, Download] = {}
+    """Files that Proxmox VE downloads for new guests, each under the name that it gets there: `noble.qcow2`. By its end
+    Proxmox VE knows what it is: `.iso`; a disk image in `.qcow2`, `.raw` or `.vmdk`; a template of containers in
+    `.tar.zst`, `.tar.gz`, `.tar.xz` or `.tar.bz2`. A cloud image whose address ends in `.img` is mostly qcow2."""
     take_over: bool = False
     """`true`: homelab takes over what `vfio-pci.ids=` or a file in modprobe.d binds already. It binds such a card
     itself, except one on an external port (Thunderbolt), which may appear late: only its id catches that one. A card
@@ -279,29 +282,6 @@ class Host(Model):
         :param gpu: the card's name in the settings.
         """
         return self.gpus[gpu].mapping or gpu
-
-    def volume_of(self, text: str) -> str:
-        """The volume that a guest's setting means.
-
-        :param text: a volume, or the name of a download.
-        :raises ValueError: there is no such download.
-        """
-        if ":" in text:
-            return text
-        if text not in self.downloads:
-            raise ValueError(
-                f"{text} is neither a volume (such as local:iso/NAME.iso) nor one of the host's downloads; it has "
-                f"{', '.join(self.downloads) or 'none'}"
-            )
-        return self.downloads[text].volume
-
-    @model_validator(mode="after")
-    def _distinct_files(self) -> Self:
-        volumes = [download.volume for download in self.downloads.values()]
-        for name, download in self.downloads.items():
-            if volumes.count(download.volume) > 1:
-                raise ValueError(f"downloads.{name}: another download is {download.volume}, too")
-        return self
 
     @model_validator(mode="after")
     def _distinct_mappings(self) -> Self:

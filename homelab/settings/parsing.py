@@ -27,10 +27,9 @@ def parse(values: Mapping[str, Any]) -> Settings:
     :raises HomelabError: one error that names every mistake.
     """
     try:
-        settings = Settings.model_validate({key: _decode(value) for key, value in values.items()})
+        return Settings.model_validate({key: _decode(value) for key, value in values.items()})
     except ValidationError as error:
         raise _explain(error) from None
-    return settings.with_volumes()
 
 
 def model_of(model: type[ModelT], section: str, values: Mapping[str, Any]) -> ModelT:
@@ -75,7 +74,7 @@ def _decode(value: Any) -> Any:
 
 
 # Keys below which there are secrets, or may be by mistake; and pydantic's errors of a text in a whole section's place.
-_SECRET_PLACES = {"ssh", "cloudInit", "proxy", "password", "mirror", "options"}
+_SECRET_PLACES = {"ssh", "proxy", "password", "cipassword", "mirror", "create"}
 _SECTION_ERRORS = {"dict_type", "list_type", "model_type"}
 
 

@@ -52,6 +52,7 @@ def texts(value: Any, place: Place = ()) -> Iterator[tuple[Place, str | SecretSt
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from texts(getattr(value, name), (*place, field.alias or name))
+        yield from texts(value.model_extra, place)
     elif isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from texts(item, (*place, key))

@@ -152,65 +152,8 @@ def network_address(value: str) -> str:
     return value
 
 
-def _ipv4(value: str) -> str:
-    plain(value)
-    try:
-        return str(ipaddress.IPv4Address(value))
-    except ValueError:
-        raise ValueError("expected an IPv4 address, such as 192.168.0.1") from None
-
-
-def _ipv4_interface(value: str) -> str:
-    plain(value)
-    if value != "dhcp":
-        try:
-            ipaddress.IPv4Interface(value)
-        except ValueError:
-            raise ValueError("expected `dhcp` or an address with its prefix, such as 192.168.0.50/24") from None
-        if not re.fullmatch(r"[0-9.]+/[0-9]{1,2}", value):
-            raise ValueError("expected the prefix as well, such as 192.168.0.50/24")
-    return value
-
-
-# Behind a `%`, `ipaddress` takes any text for the zone of an IPv6 address: it is asked for the address alone.
-def _name_server(value: str) -> str:
-    if not re.fullmatch(r"[0-9A-Fa-f:.]+", value):
-        raise ValueError(value)
-    return str(ipaddress.ip_address(value))
-
-
-def _name_servers(value: str) -> str:
-    """A VM's name servers: Proxmox VE's format `address-list`, which knows no zones (PVE::JSONSchema)."""
-    plain(value)
-    try:
-        return " ".join(map(_name_server, value.split(" ")))
-    except ValueError:
-        raise ValueError(
-            "expected addresses of name servers, with a space between, such as 192.168.0.1 1.1.1.1"
-        ) from None
-
-
-def _container_name_servers(value: str) -> str:
-    """A container's name servers: a link-local address may have the interface behind it (PVE::LXC::Config,
-    verify_ip_with_ll_iface; PVE::JSONSchema, pve_verify_iface)."""
-    plain(value)
-    addresses = []
-    for word in value.split(" "):
-        address, percent, interface = word.partition("%")
-        if percent and not (
-            address.lower().startswith("fe80:")
-            and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{1,20}([:.][0-9]{1,5})?", interface)
-        ):
-            raise ValueError("expected an interface behind % for a link-local address alone, such as fe80::1%eth0")
-        addresses.append(f"{_name_servers(address)}{percent}{interface}")
-    return " ".join(addresses)
-
-
 CONFIG_ID = r"[A-Za-z][A-Za-z0-9_-]+"
 _STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
-# A volume's part after its storage; no comma and no space, which would end it in a property string.
-_IN_STORAGE = r"[A-Za-z0-9._+@=~()%/-]+"
-
 Plain = Annotated[str, AfterValidator(plain)]
 Secret = Annotated[SecretStr, InWords("secret"), AfterValidator(_secret)]
 PrivateKey = Annotated[SecretStr, InWords("secret"), AfterValidator(_private_key)]
@@ -220,42 +163,16 @@ LocalPath = Annotated[str, InWords("path on this machine"), AfterValidator(plain
 WebAddress = Annotated[str, InWords("https address"), AfterValidator(_web_address)]
 Proxy = Annotated[SecretStr, InWords("http or https address"), AfterValidator(_proxy)]
 NetworkAddress = Annotated[str, InWords("IP address or host name"), AfterValidator(network_address)]
-HostName = Annotated[str, Text("DNS name", _HOSTNAME, "a name as DNS has it: letters, digits, hyphens, dots")]
-Ipv4 = Annotated[str, InWords("IPv4 address"), AfterValidator(_ipv4)]
-Ipv4Interface = Annotated[str, InWords("`dhcp` or IPv4 address with prefix"), AfterValidator(_ipv4_interface)]
-NameServers = Annotated[str, InWords("IP addresses, separated by spaces"), AfterValidator(_name_servers)]
-ContainerNameServers = Annotated[
-    str, InWords("IP addresses, separated by spaces"), AfterValidator(_container_name_servers)
-]
 #: pve-storage-id (Proxmox VE, PVE::JSONSchema).
 Storage = Annotated[str, Text("storage", _STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)")]
-_DOWNLOAD = r"[A-Za-z][A-Za-z0-9-]{0,39}"
-
-#: A volume, or a name under `hosts.NAME.downloads`: it has no colon.
-VolumeOrDownload = Annotated[
-    str,
-    Text(
-        "volume, or name of a download",
-        rf"{_STORAGE}:(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
-        "a volume, such as local:iso/NAME.iso (see `pvesm list STORAGE`), or a name under the host's downloads",
-    ),
-]
-TemplateOrDownload = Annotated[
-    str,
-    Text(
-        "volume of a template, or name of a download",
-        rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
-        "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`), or a name under the "
-        "host's downloads",
-    ),
-]
-#: A file's name that Proxmox VE leaves as it is (PVE::Storage::normalize_content_filename).
+#: A file's name that Proxmox VE leaves as it is (PVE::Storage::normalize_content_filename), and knows the content by.
 FileName = Annotated[
     str,
     Text(
         "name of a file",
-        r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,200}",
-        "a file's name: letters, digits, dots, hyphens, underscores",
+        r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.(iso|qcow2|raw|vmdk|tar\.(gz|xz|zst|bz2))",
+        "a file's name that ends in .iso, .qcow2, .raw, .vmdk or .tar.zst (.gz, .xz, .bz2), by which Proxmox VE knows "
+        "what it is",
     ),
 ]
 RomFile = Annotated[
@@ -271,16 +188,6 @@ MappingId = Annotated[
         "a mapping's id: a letter, then letters, digits, hyphens, underscores",
     ),
 ]
-#: A folder, which stands in a property string.
-Folder = Annotated[
-    str,
-    Text(
-        "folder",
-        r"(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)+",
-        "a folder's whole path, such as /tank/films, without blanks, .. and a slash at its end",
-    ),
-]
-ImageName = Annotated[str, Text("name of an image", r"[a-z][a-z0-9.-]{0,39}", "the name of a known image")]
 Checksum = Annotated[
     str,
     Text(
@@ -289,26 +196,8 @@ Checksum = Annotated[
         "sha256: and 64 hexadecimal digits in lower case, or sha512: and 128",
     ),
 ]
-#: A network interface's name has 15 characters at most.
-Bridge = Annotated[str, Text("name of a bridge", r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "a bridge's name, such as vmbr0")]
-CpuModel = Annotated[
-    str,
-    Text(
-        "processor model",
-        r"[A-Za-z0-9][A-Za-z0-9._-]*(,[a-z-]+=[A-Za-z0-9+._;-]+)*",
-        "a CPU's model, such as host or x86-64-v3, and its options, as in host,flags=+aes",
-    ),
-]
 #: A user of a Unix system.
 UnixUser = Annotated[str, Text("user name", r"[a-z_][a-z0-9_.-]{0,31}", "a Unix user's name")]
-#: A user that cloud-init creates; on Windows, names have capitals.
-GuestUser = Annotated[str, Text("user name", r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", "a user's name, such as ubuntu")]
-#: One option of a VM's configuration.
-OptionName = Annotated[
-    str, Text("key", r"[a-z][a-z0-9_-]{0,39}", "a key of a VM's configuration, as `qm set` takes it")
-]
-#: `args` begins with a hyphen.
-OptionValue = Annotated[str, InWords("text"), AfterValidator(visible)]
 Sha256 = Annotated[
     str, Text("64 hexadecimal digits", r"[0-9a-f]{64}", "a SHA-256 checksum, 64 hexadecimal digits in lower case")
 ]
@@ -318,9 +207,6 @@ GuestId = Annotated[int, InWords("integer"), Field(ge=100, le=999_999_999)]
 Port = Annotated[int, InWords("integer"), Field(ge=1, le=65535)]
 #: A day: what takes longer never ends.
 Seconds = Annotated[int, InWords("seconds"), Field(ge=1, le=86_400)]
-#: No host has more.
-Cores = Annotated[int, InWords("integer"), Field(ge=1, le=1024)]
-MemoryMiB = Annotated[int, InWords("MiB"), Field(ge=16, le=16 * 1024 * 1024)]
 DiskGiB = Annotated[int, InWords("GiB"), Field(ge=1, le=64 * 1024)]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")

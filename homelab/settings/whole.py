@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import PrivateAttr, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from homelab.model import Model
 from homelab.settings.container import Container
@@ -30,16 +29,6 @@ class Settings(Model):
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
     """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
-    # Guests that were located by `with_hosts`: name -> the cluster that their settings name.
-    _cluster_of: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    def candidates(self, guest: Vm | Container) -> list[str]:
-        """The names of the hosts on which a guest may be: the host that it names; of a cluster those that have all of
-        its cards, in the settings' order."""
-        if guest.host in self.hosts:
-            return [guest.host]
-        nodes = self.of_cluster(guest.host)
-        return [name for name, host in nodes.items() if host.gpus.keys() >= set(guest.cards)]
 
     def of_cluster(self, cluster: str) -> dict[str, Host]:
         """The hosts that are nodes of a cluster, by name."""
@@ -51,16 +40,6 @@ class Settings(Model):
         cluster = self.hosts[host].cluster
         nodes = list(self.of_cluster(cluster)) if cluster else [host]
         return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
-
-    @property
-    def roaming(self) -> dict[str, Vm | Container]:
-        """The guests that name a cluster instead of a host, by name."""
-        guests: dict[str, Vm | Container] = {**self.vms, **self.containers}
-        return {name: guest for name, guest in guests.items() if guest.host not in self.hosts}
-
-    def named_by(self, guest: str, host: str) -> str:
-        """The cluster that a guest names, if `with_hosts` has located it on this host; else the host itself."""
-        return self._cluster_of.get(guest, host)
 
     @property
     def stacks(self) -> dict[str, Nvidia]:
@@ -83,56 +62,30 @@ class Settings(Model):
             if other_vm := ids.get((vm.host, vm.vmid)):
                 raise ValueError(f"vms.{name} and vms.{other_vm} have the same vmid {vm.vmid}")
             ids[vm.host, vm.vmid] = name
-            self._check_roaming(f"vms.{name}", vm)
             for use in vm.gpus:
                 _check_vm_card(name, vm, use, host)
                 if host.gpus[use.gpu].use == "shared":
                     continue  # the VM that starts first has it
-                if vm.host not in self.hosts:
-                    continue  # the host is known only once the guest was located
                 if holder := holders.get((vm.host, use.gpu)):
                     raise ValueError(
                         f"gpus: {use.gpu} is given to vms.{holder} and vms.{name}; one VM at a time can have it: "
                         "give it to one, or set use: shared"
                     )
                 holders[vm.host, use.gpu] = name
-            for text in vm.volumes:
-                kind = "import" if vm.create and text == vm.create.image else "iso"
-                _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
-
-    def _check_roaming(self, place: str, guest: Vm | Container) -> None:
-        """Refuses a guest that names a cluster and has a card that is handed over: that is done by a hookscript, and a
-        list of the card's guests, on the card's own node.
-
-        :param place: in the settings, such as `vms.sandbox`.
-        """
-        if guest.host in self.hosts:
-            return
-        for host in self.candidates(guest):
-            shared = [gpu for gpu in guest.cards if gpu in self.hosts[host].hands_over]
-            if shared:
-                raise ValueError(
-                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers "
-                    f"of {host}, which hands it over: name the host ({', '.join(self.candidates(guest))}), or give the "
-                    f"card use: {'vm' if isinstance(guest, Vm) else 'lxc'}"
-                )
 
     def _host_of(self, place: str, guest: Vm | Container) -> Host:
-        """The host that a guest names; of a cluster, the first host that has its cards.
+        """The host that a guest names.
 
         :param place: in the settings, such as `vms.sandbox`.
-        :raises ValueError: there is no such host or cluster, or none of its hosts has the cards.
+        :raises ValueError: there is no such host.
         """
-        nodes = self.of_cluster(guest.host)
-        if guest.host not in self.hosts and not nodes:
-            clusters = sorted({host.cluster for host in self.hosts.values() if host.cluster})
-            others = f", and the cluster{'s' if len(clusters) > 1 else ''} {', '.join(clusters)}" if clusters else ""
-            raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}{others}")
-        candidates = self.candidates(guest)
-        if not candidates:
-            cards = f"the card{'s' if len(guest.cards) > 1 else ''} {', '.join(guest.cards)}"
-            raise ValueError(f"{place}.host: no host of the cluster {guest.host} has {cards}")
-        return self.hosts[candidates[0]]
+        if guest.host in self.hosts:
+            return self.hosts[guest.host]
+        if nodes := self.of_cluster(guest.host):
+            raise ValueError(
+                f"{place}.host: {guest.host} is a cluster; name the host that the guest is on: {', '.join(nodes)}"
+            )
+        raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}")
 
     @model_validator(mode="after")
     def _containers_fit(self) -> Self:
@@ -143,7 +96,6 @@ class Settings(Model):
         ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}
         for name, container in self.containers.items():
             host = self._host_of(f"containers.{name}", container)
-            self._check_roaming(f"containers.{name}", container)
             if name in self.vms:
                 raise ValueError(f"containers.{name} and vms.{name}: a name is one guest's")
             if other_guest := ids.get((container.host, container.ctid)):
@@ -151,8 +103,6 @@ class Settings(Model):
             ids[container.host, container.ctid] = f"containers.{name}"
             for gpu in container.cards:
                 _check_container_card(name, container, gpu, host)
-            if container.create is not None:
-                _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
 
     @model_validator(mode="after")
     def _names_of_resources_differ(self) -> Self:
@@ -178,41 +128,6 @@ class Settings(Model):
                     )
         return self
 
-    def with_hosts(self, hosts: Mapping[str, str]) -> Settings:
-        """The settings with the host on which each guest currently is.
-
-        :param hosts: a guest's name -> the host's.
-        :raises ValueError: guests and hosts don't fit each other there.
-        """
-        placed = self.model_copy(
-            update={
-                kind: {
-                    name: guest.model_copy(update={"host": hosts.get(name, guest.host)})
-                    for name, guest in guests.items()
-                }
-                for kind, guests in (("vms", self.vms), ("containers", self.containers))
-            }
-        )
-        placed._cluster_of = {name: self.roaming[name].host for name in hosts}
-        placed._check_vms()
-        placed._check_containers()
-        return placed.with_volumes()
-
-    def with_volumes(self) -> Settings:
-        """The settings with the downloads' volumes in place of their names, in each guest that is created."""
-        vms, containers = {}, {}
-        for name, vm in self.vms.items():
-            volume_of, new = self._host_of(f"vms.{name}", vm).volume_of, vm.create
-            image = volume_of(new.image) if new and new.image else None
-            volumes = {"image": image, "isos": [volume_of(iso) for iso in new.isos] if new else []}
-            vms[name] = vm.model_copy(update={"create": new and new.model_copy(update=volumes)})
-        for name, container in self.containers.items():
-            created = container.create and container.create.model_copy(
-                update={"template": self._host_of(f"containers.{name}", container).volume_of(container.create.template)}
-            )
-            containers[name] = container.model_copy(update={"create": created})
-        return self.model_copy(update={"vms": vms, "containers": containers})
-
     @field_validator("hosts")
     @classmethod
     def _distinct_hosts(cls, value: dict[str, Host]) -> dict[str, Host]:
@@ -223,26 +138,6 @@ class Settings(Model):
             if addresses.count(address) > 1:
                 raise ValueError(f"two hosts with the address {address}")
         return value
-
-
-def _check_file(place: str, text: str, kind: str, host: Host) -> None:
-    """Refuses a download of another content than the setting takes; a volume's content only the storage knows.
-
-    :param place: the setting, such as `vms.sandbox.create.image`.
-    :param text: a volume, or the name of a download.
-    :param kind: the content that the setting takes: import, iso or vztmpl.
-    """
-    try:
-        volume = host.volume_of(text)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    if text in host.downloads and f":{kind}/" not in volume:
-        contents = {
-            "import": "a disk image (.qcow2, .raw, .vmdk)",
-            "iso": "an ISO image",
-            "vztmpl": "a template of containers",
-        }
-        raise ValueError(f"{place}: expected {contents[kind]}, and the download {text} is {volume}")
 
 
 def _check_vm_card(name: str, vm: Vm, use: VmGpu, host: Host) -> None:

@@ -10,7 +10,7 @@ from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
 from homelab.show.cards import Traits
-from remote_scripts.layers.card_values import Wanted
+from remote_scripts.both.card_values import Wanted
 from remote_scripts.shared import vm_conf
 from remote_scripts.shared.reading.answer import CardState
 

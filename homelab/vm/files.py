@@ -23,13 +23,6 @@ def parts(volume: str) -> tuple[str, str, str]:
     return storage, content, name
 
 
-def sum_in(text: str, name: str) -> str | None:
-    """A file's checksum in a list of sha256sum or sha512sum (`digits *name`), in the form of the setting `checksum`;
-    None: the list hasn't the file."""
-    match = re.search(rf"^([0-9a-f]{{64}}|[0-9a-f]{{128}}) [ *](?:\./)?{re.escape(name)}\r?$", text, re.MULTILINE)
-    return None if match is None else f"{'sha256' if len(match[1]) == 64 else 'sha512'}:{match[1]}"
-
-
 def users(volume: str, lines: str) -> list[str]:
     """The guests whose configuration has a file, such as `VM 103 on pve`, each once.
 
@@ -58,17 +51,12 @@ def describe(host: Host) -> str:
     """The plan's lines for a host's downloads."""
     lines = []
     for name, download in host.downloads.items():
-        source = f"from {download.address}" if download.address else "as Proxmox VE's list of templates has it"
-        if download.template:
-            checked = "with the list's checksum"
-        elif download.checksum or download.sums:
-            checked = f"with the {'checksum of the settings' if download.checksum else f'checksum of {download.sums}'}"
-        else:
-            checked = "not compared with a checksum: there is none"
-        after = "kept on destroy" if download.keep else "removed on destroy, unless a guest uses it"
+        checked = (
+            "and compared with the checksum" if download.checksum else "not compared with a checksum: there is none"
+        )
         lines.append(
-            f"  {download.volume} ({name}): downloaded {source}, {checked}; {after}. "
-            "One that is there already is used, and stays"
+            f"  {download.volume(name)}: downloaded from {download.url}, {checked}; removed on destroy, unless a guest "
+            "uses it. One that is there already is used, and stays"
         )
     return "\n".join(lines)
 
@@ -77,7 +65,7 @@ def describe(host: Host) -> str:
 def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, object]]) -> HomelabError | None:
     """The refusal of a download that its storage can't take; None: it can, as far as that is known.
 
-    :param name: the download's place in the settings, such as `hosts.pve.downloads.noble`.
+    :param name: the download's place in the settings, such as `hosts.pve.downloads.noble.qcow2`.
     :param volume: the file's.
     :param storages: as GET /nodes/NODE/storage lists them.
     """
@@ -127,21 +115,6 @@ def missing(place: str, volume: str, volumes: Iterable[str]) -> HomelabError:
         why=f"the guest is to be made of this {kind}",
         next=f"upload it (web interface: {storage} -> {tab} -> Upload; Windows' ISO image comes from Microsoft by hand "
         "alone: https://www.microsoft.com/software-download/windows11); or let Proxmox VE download it, with "
-        "hosts.NAME.downloads (docs/settings-host.md), and name that here; or name one that is there",
-    )
-
-
-def unpublished(name: str, file: str, sums: str) -> HomelabError:
-    """The refusal of an image that its maker's list of checksums hasn't.
-
-    :param name: the download's place in the settings.
-    :param file: the image's name.
-    :param sums: the list's address.
-    """
-    return HomelabError(
-        wanted=f"the checksum of {file}, for {name}",
-        found=f"{sums} doesn't name that file",
-        why="an image without a checksum to compare it with is not downloaded; nothing was changed",
-        next=f"look at that list: the image may be called otherwise by now; set {name}.url and checksum instead of "
-        "image",
+        "hosts.NAME.downloads (docs/settings-host.md), a template of containers also by hand: `pveam available`, then "
+        f"`pveam download {storage} NAME`; or name one that is there",
     )

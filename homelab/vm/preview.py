@@ -32,7 +32,7 @@ def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wis
         for use in vm.gpus
         if use.gpu in cards
     ]
-    return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.allow_shared_onboot, vm.wanted_power)
+    return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.wanted_power)
 
 
 def describe(
@@ -71,11 +71,8 @@ def describe(
                 slot = want.gpus[use.gpu]["slot"]
                 # Its owner's option may name one, which it keeps.
                 its_options = facts.options_of(slot, vm.vmid, facts.cluster.node).values()
-                has_file = bool(use.romfile) or any("romfile" in option for option in its_options)
-                remarks = graphics.rom_remarks(facts, use.gpu, slot, has_file=has_file, legacy_igd=use.legacy_igd)
-                if use.legacy_igd:
-                    errors += graphics.legacy(facts, f"gpus.{use.gpu}", slot)
-                    remarks = [*remarks, *graphics.legacy_remarks(facts, use.gpu, slot)]
+                has_file = bool(use.romfile) or any({"romfile", "legacy-igd"} & option.keys() for option in its_options)
+                remarks = graphics.rom_remarks(facts, use.gpu, slot, has_file=has_file)
                 lines += [f"    {remark}" for remark in remarks]
     leaving_lines, leaving_errors = of_leaving(facts, VM, [vm.vmid for vm in vms.values()], stack)
     return "\n".join([*lines, *leaving_lines]), [*errors, *leaving_errors]

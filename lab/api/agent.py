@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from homelab.guest_options import parse_properties
 from lab.host.distributions import DISTRIBUTIONS
 from lab.ports import guest_address
 
 from .call import Call
 from .direct_boot import boots_directly
 from .errors import Died
-from .formats import parse_properties
 from .guest_system import is_linux, system_of
 from .guests import Guest
 from .qemu import agent_enabled

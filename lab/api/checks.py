@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from homelab.guest_options import Parameter, check_all, check_value
+
 from .errors import bad_parameters
-from .formats import check_all, check_value
-from .reference import Operation, Parameter
+from .reference import Operation
 
 _KEPT = ("text", "one of")
 

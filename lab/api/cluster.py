@@ -10,6 +10,7 @@ import hashlib
 import re
 from typing import Any
 
+from homelab.guest_options import split_list
 from lab.host.cluster import Peer
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
@@ -17,7 +18,6 @@ from lab.host.state import HostState
 from . import lxc, node, qemu
 from .call import Call
 from .errors import ApiError, Died, bad_parameters
-from .formats import split_list
 from .guests import all_ids, guests_of
 from .mapping import Mapping, Mappings
 from .quorum import Members, require_cluster_lock

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from homelab.guest_options import parse_properties
 from lab.host import container, launchers
 from lab.host import run as host_run
 from lab.host.contents import install_libraries, install_program
@@ -24,7 +25,6 @@ from lab.host.nodes import Node, parse_rule, read_node
 from lab.host.state import HostState, version_key
 
 from .errors import Died
-from .formats import parse_properties
 from .guest_config import GuestConfig
 from .guests import Guest
 

@@ -87,34 +87,6 @@ def upload(call: Call) -> str:
     return call.start("imgcopy", "", work)
 
 
-def templates(call: Call) -> list[dict[str, Any]]:
-    """GET /nodes/{node}/aplinfo."""
-    found = []
-    for entry in network.data(call.host)["templates"]:
-        content = network.file_at(call.host, entry["location"]) or b""
-        found.append({**entry, "type": "lxc", "sha512sum": hashlib.sha512(content).hexdigest()})
-    return found
-
-
-def download_template(call: Call) -> str:
-    """POST /nodes/{node}/aplinfo.
-
-    Raises:
-        ApiError: the list has no such template; the storage takes none.
-    """
-    asked = call.parameters
-    found = next((one for one in templates(call) if one["template"] == asked["template"]), None)
-    if found is None:
-        raise bad_parameters({"template": "no such template"})
-    storage = Storages(call.host).get(asked["storage"])
-    if "vztmpl" not in storage.content or "path" not in storage.settings:
-        raise Died(f"storage '{storage.name}' does not support templates")
-    target = f"{storage.settings['path']}/{FOLDERS['vztmpl']}/{found['template']}"
-    checksum = ("sha512", str(found["sha512sum"]))
-    location = str(found["location"])
-    return call.start("download", asked["template"], lambda log: _fetched(call.host, location, target, checksum, log))
-
-
 def remove(call: Call) -> str:
     """DELETE /nodes/{node}/storage/{storage}/content/{volume}.
 

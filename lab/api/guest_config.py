@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
+from homelab.guest_options import FormatError, as_boolean, check_format, split_list
+
 from .checks import typed
-from .formats import FormatError, as_boolean, check_format, split_list
 from .reference import reference
 
 Kind = Literal["qemu", "lxc"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from homelab.guest_options import parse_properties
 from lab.host import boot, dkms, launchers, nvidia, sysfs, units
 from lab.host import run as host_run
 from lab.host.account_programs import Account, accounts
@@ -32,7 +33,6 @@ from lab.ports import guest_address
 from lab.state import StatePaths
 
 from .direct_boot import boots_directly
-from .formats import parse_properties
 from .guest_config import GuestConfig
 from .guests import Guest
 from .passthrough import hostpci_options, reservations

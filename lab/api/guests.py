@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from homelab.guest_options import split_list
 from lab.host import program
 from lab.host.boot import mark_running
 from lab.host.cluster import Cluster
@@ -20,7 +21,6 @@ from lab.host.distributions import system as default_system
 from lab.host.state import HostState
 
 from .errors import ApiError, Died, bad_parameters
-from .formats import split_list
 from .guest_config import GuestConfig, Kind
 from .quorum import require_writable
 from .reference import reference

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from homelab.guest_options import UNKNOWN, parse_properties
 from lab.host.pve_packages import is_pve9
 
 from . import container_system, ha, hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters
-from .formats import format_properties, format_size, parse_properties, size_of
+from .formats import format_properties, format_size, size_of
 from .guest_config import GuestConfig
 from .guests import (
     Change,
@@ -40,7 +41,6 @@ _SIZE = re.compile(r"(?:^|,)size=([^,]+)")
 _VOLUME = re.compile(r"rootfs|mp\d+|unused\d+")
 _DIGEST_MISMATCH = "detected modified configuration - file changed by other user? Try again."
 _ONLY_IN_9 = frozenset({"entrypoint", "env"})
-_UNKNOWN = "property is not defined in schema and the schema does not allow additional properties"
 # What a running container doesn't take before its next start.
 _WAITS = frozenset({"arch", "cmode", "console", "entrypoint", "env", "features", "ostype", "tty", "unprivileged"})
 
@@ -109,7 +109,7 @@ def _interface(name: str, mac: str, addresses: list[dict[str, str]]) -> dict[str
 def _require_known(call: Call, values: dict[str, str]) -> None:
     """Refuse what Proxmox VE 8 doesn't know."""
     if not is_pve9(call.host) and (named := [key for key in values if key in _ONLY_IN_9]):
-        raise bad_parameters(dict.fromkeys(named, _UNKNOWN))
+        raise bad_parameters(dict.fromkeys(named, UNKNOWN))
 
 
 def _require_devices(call: Call, values: dict[str, str]) -> None:

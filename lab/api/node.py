@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from homelab.guest_options import split_list
 from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel
@@ -13,7 +14,6 @@ from lab.host.state import HostState
 
 from .call import Answer, Call
 from .errors import Died, bad_parameters
-from .formats import split_list
 from .quorum import require_cluster_lock
 from .storage import Storages
 from .tasks import Tasks, Upid

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 
+from homelab.guest_options import FormatError, parse_properties
 from lab.host import nvidia
 from lab.host.devices import load_devices
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
@@ -17,7 +18,6 @@ from lab.host.modprobe import root_modprobe_config
 from lab.host.state import HostState, kernel_release
 
 from .errors import ApiError, Died
-from .formats import FormatError, parse_properties
 from .mapping import Mappings, full_address
 
 _RESERVATIONS = "/run/qemu-server/pci-id-reservations"

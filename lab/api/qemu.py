@@ -9,13 +9,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from homelab.guest_options import parse_properties
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
 from . import ha, hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters
-from .formats import format_properties, format_size, parse_properties, size_of
+from .formats import format_properties, format_size, size_of
 from .guest_config import GuestConfig
 from .guests import (
     Change,

@@ -202,8 +202,6 @@ def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handle
         ("GET", "/nodes/{node}/tasks/{upid}/status"): node.task_status,
         ("GET", "/nodes/{node}/tasks/{upid}/log"): node.task_log,
         ("DELETE", "/nodes/{node}/tasks/{upid}"): node.stop_task,
-        ("GET", "/nodes/{node}/aplinfo"): files.templates,
-        ("POST", "/nodes/{node}/aplinfo"): files.download_template,
         ("POST", "/nodes/{node}/storage/{storage}/download-url"): files.download,
         ("POST", "/nodes/{node}/storage/{storage}/upload"): files.upload,
         ("GET", "/nodes/{node}/storage/{storage}/content/{volume}"): files.one,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -109,7 +111,7 @@ def make_ticket(host: HostState, arguments: list[str]) -> int:
     """
     if tuple(arguments) != TICKET:
         raise UsageError(
-            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam, and cfs_lock_domain, not {arguments!r}"
+            f"of Proxmox VE's modules the lab has what makes a ticket of root@pam, and cfs_lock_file, not {arguments!r}"
         )
     preload()
     from lab.api.auth import ROOT, is_enabled, ticket
@@ -143,6 +145,49 @@ def by_perl(host: HostState, arguments: list[str]) -> int:
 
     os.environ.update(modules(host.rooted("/etc/pve"), quorate=Members(host).quorate))
     return logged(host, "perl", arguments, lambda: real("perl", arguments))
+
+
+def judge_guests(host: HostState) -> int:
+    """Perl with nearly all of Proxmox VE: what the API's schema, the storages and the bridges say against new guests."""
+    preload()
+    from homelab.guest_options import check_all
+    from lab.api.errors import Died
+    from lab.api.reference import reference
+    from lab.api.storage import Storages
+
+    def of_volume(volume: str, content: str) -> str:
+        name, colon, rest = volume.partition(":")
+        if not colon:
+            return "" if volume in ("none", "cdrom") or volume.startswith("/") else f"no storage in '{volume}'"
+        try:
+            takes = Storages(host).get(name).content
+        except Died as error:
+            return error.text
+        made = re.fullmatch(r"\d+(?:\.\d+)?|cloudinit", rest)
+        return f"storage '{name}' has no content '{content}'" if made and content not in takes else ""
+
+    def of_option(kind: str, key: str, value: str) -> str:
+        stem, properties = re.sub(r"\d+$", "", key), dict(part.partition("=")[::2] for part in value.split(","))
+        if stem == "net" and (bridge := properties.get("bridge")):
+            there = host.rooted(f"/sys/class/net/{bridge}").exists()
+            return "" if there else f"bridge '{bridge}' does not exist"
+        volume = properties.get("file") or properties.get("volume") or value.partition(",")[0]
+        if kind == "qemu" and stem in ("ide", "sata", "scsi", "virtio", "efidisk", "tpmstate"):
+            return of_volume(volume, "images")
+        return of_volume(volume, "rootdir") if kind == "lxc" and stem in ("rootfs", "mp") else ""
+
+    found = {}
+    for section, guests in json.load(sys.stdin).items():
+        kind = "qemu" if section == "vms" else "lxc"
+        for name, options in guests.items():
+            operation = reference().operations["POST", f"/nodes/{{node}}/{kind}"]
+            errors = check_all(operation.parameters, {**options, "node": "localhost"})
+            for key, value in options.items():
+                if key not in errors and (mistake := of_option(kind, key, value)):
+                    errors[key] = mistake
+            found[name] = errors
+    print(json.dumps(found, sort_keys=True))
+    return 0
 
 
 def _power(host: HostState, command: str) -> None:

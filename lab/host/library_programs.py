@@ -27,8 +27,10 @@ _NVENC = (("570.0", 13, 0), ("550.54.14", 12, 2), ("530.41.03", 12, 1), ("520.56
 def main(system: HostState, name: str, arguments: list[str]) -> int:
     """A program that loads libraries; what does something else is this machine's own program's."""
     if name == "perl" and guest_programs.is_of_proxmox(system, arguments):
+        if any("create_vm" in word for word in arguments):
+            return guest_programs.judge_guests(system)
         is_real = any(
-            call in word for word in arguments for call in ("PVE::Cluster::cfs_lock_domain", "PVE::LXC::Config")
+            call in word for word in arguments for call in ("PVE::Cluster::cfs_lock_file", "PVE::LXC::Config")
         )
         return (guest_programs.by_perl if is_real else guest_programs.make_ticket)(system, arguments)
     if not any("load_libraries.py" in word or "dl_load_file" in word for word in arguments):

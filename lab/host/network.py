@@ -184,8 +184,6 @@ def file_at(system: HostState, url: str) -> bytes | None:
     """What a URL leads to, None when there is nothing."""
     known = data(system)
     for entry in known["files"]:
-        if entry["url"] == url and "sums" in entry:
-            return _sums(system, entry).encode()
         if entry["url"] == url:
             return entry["text"].encode() if "text" in entry else _published_key(system, entry["key"])
     if match := re.fullmatch(r"(.+)/([\d.]+)/NVIDIA-Linux-x86_64-([\d.]+)\.run(\.sha256sum)?", url):
@@ -198,16 +196,6 @@ def file_at(system: HostState, url: str) -> bytes | None:
             return content
         return None
     return _package_at(known, url)
-
-
-def _sums(system: HostState, entry: dict[str, Any]) -> str:
-    """A file of checksums, as sha256sum and its like print them."""
-    import hashlib
-
-    lines = ""
-    for name, address in entry["of"].items():
-        lines += f"{hashlib.new(entry['sums'], file_at(system, address) or b'').hexdigest()} *{name}\n"
-    return lines
 
 
 def _published_key(system: HostState, name: str) -> bytes:

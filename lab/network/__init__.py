@@ -43,7 +43,6 @@ def network() -> dict[str, Any]:
         "installed": found["installed"],
         "files": [file for entry in found["files"] for file in _files(entry)],
         "installers": found["installers"],
-        "templates": found["templates"],
         "groups": {name: _group(group) for name, group in groups.items()},
         "driver": _load("driver.yaml"),
     }

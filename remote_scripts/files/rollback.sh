@@ -3,7 +3,6 @@
 #
 # The default never changed, so a restart leads back, and nothing is written for it. `rollback SECONDS` is run so long after each boot's start
 # (shared/trial.py): whether the boot is in order this program's agent says (layers/boot_verdict.py); without an answer it isn't.
-# `rollback early SECONDS` says at login that this boot is on trial. Both take back a choice that the loader can't: the one beside GRUB's menu.
 # Each act that may hang is killed in time. A boot that isn't the trial is never restarted.
 ROOT=${ROOT:-}
 export LC_ALL=C
@@ -17,13 +16,6 @@ ask() { # of any agent on this host that is whole: its answer is the last line
       timeout -s KILL "${STEP_SECONDS:-$((after / 10 + 600))}" /usr/bin/python3 -I -S -B -X utf8 "$agent" apply && return
     [ "$?" != 137 ] || return # it hung, and the next one would, too
   done
-}
-
-take_back() { # in place, of the same length: one sector
-  block=$ROOT/boot/grub/homelab.env
-  if [ -e "$block" ] && limited grep -qsx homelab_trial=once "$block"; then
-    printf '# GRUB Environment Block\nhomelab_trial=none\n' | limited dd of="$block" conv=notrunc,fsync 2>/dev/null || is_left=yes
-  fi
 }
 
 # shellcheck disable=SC2016 # the inner shell expands it
@@ -55,10 +47,6 @@ end_trial() {
       *) reason="was not confirmed within $after s of its start, and this program's agent doesn't say whether it is in order" ;;
     esac
     [ -e "$home/trial" ] || return # confirmed meanwhile
-    if [ -n "$is_left" ]; then
-      say_to_all "boot $here $reason, and the choice of it can't be taken back: this host isn't restarted. Choose another entry in its boot menu."
-      return
-    fi
     mkdir -m 700 "$run" 2>/dev/null
     printf 'boot %s %s' "$here" "$reason" >"$run/restarting"
   fi
@@ -70,23 +58,18 @@ end_trial() {
   restart_host
 }
 
-is_left='' after=$1
+after=$1
 read -r here <"$ROOT/proc/sys/kernel/random/boot_id"
 if [ -e "$home/trial" ]; then
   while read -r key value; do # this program lies beside it
     # Armed in this boot it is for the next one: somebody is in reach of this.
     [ "$key $value" != "boot $here" ] || exit 0
   done <"$home/trial"
-  take_back
 fi
 read -r words <"$ROOT/proc/cmdline"
 # A status that isn't 0 would make systemd start it every 10 s.
 if [ "${words#*homelab.trial}" = "$words" ]; then # no trial is running: what is left of it the agent takes away
-  [ "$1" = early ] || ask || true
-elif [ "$1" != early ]; then
+  ask || true
+else
   end_trial </dev/null || true
-elif [ -e "$home/trial" ]; then
-  read -r up _ <"$ROOT/proc/uptime"
-  told='+This boot is on trial; it is taken back at %H:%M unless it is confirmed or found healthy.'
-  mkdir -p "$ROOT/run/motd.d" && date -d "$(($2 - ${up%.*})) seconds" "$told" >"$ROOT/run/motd.d/homelab"
 fi

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
+from remote_scripts.both.terms import Terms
 from remote_scripts.guests import power
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.power import SwitchedElsewhere
@@ -36,22 +37,6 @@ _TRIES = 3
 _STARTS = 3
 G = TypeVar("G", bound=Guest)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """How a guest is changed."""
-
-    owner: str = ""
-    """The resource that keeps the guest's note: PROJECT/STACK/NAME."""
-    power: Literal["keep", "running", "stopped"] = "keep"
-    """What the guest is to be afterwards; `keep`: on if it was."""
-    rebooted_at: int = 0
-    """When this run has restarted the host, in seconds since 1970: what was asked before is asked anew by it."""
-    shutdown: int = 180
-    """For how many seconds the guest may take its time to go off."""
-    otherwise: Literal["fail", "stop"] = "fail"
-    """What happens to one that is still on then."""
 
 
 @contextmanager
@@ -104,8 +89,6 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
     if change or note.before or runs is not is_to_run:
         ha.need_own_power(guest.system, guest.kind, guest.vmid)
-    if change and not ran:
-        guest.need_nothing_waiting(change)
     if is_to_run and (change or note.before):
         guest.need_startable(change)
     return change, ran, is_to_run

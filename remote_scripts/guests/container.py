@@ -7,7 +7,7 @@ container is off, so that its original form is given back at the end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 
 from remote_scripts import installed
@@ -73,9 +73,6 @@ class Container(Guest):
         """Whether its text was changed and isn't in force: Proxmox VE knows of no such change; or somebody else's
         change of one of these keys waits."""
         return bool(self.note.before) or super().needs_restart(keys)
-
-    def need_nothing_waiting(self, _changed: Iterable[str]) -> None:
-        """A change of the text carries nothing out."""
 
     def need_startable(self, change: Options) -> None:
         """:raises Failure: something that its configuration gives it isn't on the host."""

@@ -4,14 +4,14 @@ of a container the rest is in guests/container.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from remote_scripts.guests.requests import GuestApi
 from remote_scripts.shared import guest_notes
 from remote_scripts.shared.api import NodeApi, Refused, Unanswered
 from remote_scripts.shared.guest_kinds import VM, Kind
-from remote_scripts.shared.guest_note import Note, Options, is_another, refused_for_others
+from remote_scripts.shared.guest_note import Note, Options, is_another
 from remote_scripts.shared.guests import place_of
 from remote_scripts.shared.properties import same
 from remote_scripts.tools.errors import Failure
@@ -169,8 +169,3 @@ class Guest:
         pending = self.api.get("/pending", f"to see what waits for the next start of {self.label}")
         waiting = {one["key"]: one.get("pending") for one in pending if "pending" in one or one.get("delete")}
         return [key for key, value in waiting.items() if concerns(key, None if value is None else str(value))]
-
-    def need_nothing_waiting(self, changed: Iterable[str]) -> None:
-        """:raises Failure: somebody else's change waits, which the next one of a VM that is off would carry out."""
-        if keys := self.waits(lambda key, value: key not in changed and self.note.is_others(key, value)):
-            raise refused_for_others(self.vmid, keys)

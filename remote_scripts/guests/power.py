@@ -13,6 +13,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
 
+from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import TaskFailed
 from remote_scripts.shared import guest_tasks, guests_to_start, passes
@@ -37,9 +38,6 @@ _LOST_SECONDS = 1
 _PATIENCE_SECONDS = 1200.0
 # How long a start may take.
 _START_SECONDS = 300.0
-#: How much longer where its hookscript waits for a shared card: for another handover (layers/handover.py,
-#: START_SECONDS), then for the containers that are shut down for it.
-HANDOVER_SECONDS = 1200 + 600
 
 
 class SwitchedElsewhere(Failure):

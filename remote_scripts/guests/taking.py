@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from remote_scripts.guests.change import Terms, bring, in_turn
+from remote_scripts.both.terms import Terms
+from remote_scripts.guests.change import bring, in_turn
 from remote_scripts.guests.guest import Guest
 from remote_scripts.shared import guest_notes, pmxcfs
 from remote_scripts.shared.api import NodeApi

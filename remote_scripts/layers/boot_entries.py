@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.nothing import Wanted
 from remote_scripts.shared.boot_menu import make_menus
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Nothing more is said."""
 
 
 def apply(system: System, _wanted: Wanted) -> Changed:

@@ -7,44 +7,15 @@ ours go first. `revert` removes exactly what was added; what others need by now 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.card_libraries import Answer, Wanted
 from remote_scripts.shared import os_release
-from remote_scripts.shared.packages import Packages, Reverted, Software
+from remote_scripts.shared.packages import Packages, Reverted
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System, changes
 
 _LAYER = "libraries"
 _ASKED = f"{HOME}/libraries"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A distribution. `packages`: of `a|b` the one that is installed, else the first that the repositories have;
-    `lacking`: what it hasn't got, in the words of a message.
-    """
-
-    id: str
-    version: str
-    packages: tuple[str, ...] = ()
-    lacking: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`choices`: the distributions of which the packages are known."""
-
-    software: Software
-    choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`packages`: those that were asked for."""
-
-    packages: tuple[str, ...]
-    changed: bool
 
 
 @changes

@@ -8,8 +8,8 @@ program, below, the configurations of containers: homelab's lines alone. Whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from remote_scripts.both.needed import Wanted
 from remote_scripts.guests.container_follow import follow_at_boot, follow_containers
 from remote_scripts.shared import boot_service
 from remote_scripts.tools.files import Changed
@@ -38,13 +38,6 @@ ExecStart=-{boot_service.PYTHON} /usr/local/sbin/homelab-card-nodes
 WantedBy=multi-user.target
 """,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`needed`: whether a container has a card."""
-
-    needed: bool
 
 
 @plans

@@ -9,9 +9,8 @@ before is in /var/lib/homelab/card-values/ADDRESS=ATTRIBUTE (a slash in it is a 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal
 
+from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.shared import card_records
 from remote_scripts.shared.pci import DEVICES, ids_of
 from remote_scripts.tools.errors import Failure
@@ -23,37 +22,6 @@ _LAYER = "values"
 # Classes of what makes a card: displays and processing accelerators. Its other functions may lack a reset.
 _CARDS = ("0x03", "0x12")
 
-Attribute = Literal["reset_method", "d3cold_allowed", "power/control"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """A value for an attribute of a function. `id`: its vendor:device in four hexadecimal digits each: what is at the
-    address now and has another is left alone.
-    """
-
-    address: str
-    id: str
-    attribute: Attribute
-    value: str
-
-    @property
-    def path(self) -> str:
-        """The attribute's file."""
-        return f"{DEVICES}/{self.address}/{self.attribute}"
-
-    @property
-    def record(self) -> str:
-        """Where its original value is noted."""
-        return f"{card_records.FOLDER}/{card_records.name_of(self.address, self.attribute)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`values`: in the order in which they are set."""
-
-    values: tuple[Value, ...] = ()
-
 
 @plans
 def plan(system: System, wanted: Wanted) -> None:
@@ -64,8 +32,8 @@ def plan(system: System, wanted: Wanted) -> None:
     values = _choose(system, wanted)
     _write_rules(system, values)
     for value in values:
-        if _is_there(system, value) and system.files.text(value.path) != value.value:
-            system.files.plan_file("changed", value.path)
+        if _is_there(system, value) and system.files.text(_path(value)) != value.value:
+            system.files.plan_file("changed", _path(value))
 
 
 @changes
@@ -113,10 +81,19 @@ def _choose(system: System, wanted: Wanted) -> tuple[Value, ...]:
                         "what the kernel can't do with this function has no effect",
                         "choose one of these for the card's reset, or take the setting out",
                     )
-            if not system.files.exists(value.path):
+            if not system.files.exists(_path(value)):
                 continue
         chosen.append(value)
     return tuple(chosen)
+
+
+def _path(value: Value) -> str:
+    return f"{DEVICES}/{value.address}/{value.attribute}"
+
+
+def _record(value: Value) -> str:
+    """Where its original value is noted."""
+    return f"{card_records.FOLDER}/{card_records.name_of(value.address, value.attribute)}"
 
 
 def _is_there(system: System, value: Value) -> bool:
@@ -125,7 +102,7 @@ def _is_there(system: System, value: Value) -> bool:
 
 def _offered(system: System, value: Value) -> list[str]:
     """The resets that the kernel has for it, and had before us: one that was chosen hides the others."""
-    return f"{system.files.text(value.path)} {system.files.line(value.record)}".split()
+    return f"{system.files.text(_path(value))} {system.files.line(_record(value))}".split()
 
 
 def _write_rules(system: System, values: tuple[Value, ...]) -> None:
@@ -146,22 +123,22 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
 def _note(system: System, value: Value) -> None:
     """Notes what it has, once, and what homelab writes."""
     files = system.files
-    noted = files.need_text(value.record)
-    before = (noted if files.exists(value.record) else files.need_text(value.path)).partition("\n")[0]
+    noted = files.need_text(_record(value))
+    before = (noted if files.exists(_record(value)) else files.need_text(_path(value))).partition("\n")[0]
     text = f"{before}\n{value.value}\n"
     if text != noted:
-        files.remember(value.record)
-        files.note(value.record, text.encode())
+        files.remember(_record(value))
+        files.note(_record(value), text.encode())
 
 
 def _set(system: System, value: Value) -> None:
     files = system.files
-    if files.text(value.path) == value.value:
+    if files.text(_path(value)) == value.value:
         return
-    _put_back_on_failure(system, value.path)
+    _put_back_on_failure(system, _path(value))
     with suppress(OSError):
-        files.set_attribute(value.path, value.value)
-    current = files.text(value.path)
+        files.set_attribute(_path(value), value.value)
+    current = files.text(_path(value))
     if current != value.value:
         raise Failure(
             f"{value.address}: {value.attribute} to be {value.value}",
@@ -189,7 +166,7 @@ def _put_back_on_failure(system: System, path: str) -> None:
 def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
     """Of what homelab set and isn't wanted any more: the original value."""
     files = system.files
-    kept = {value.record for value in wanted}
+    kept = {_record(value) for value in wanted}
     for name in files.need_names(card_records.FOLDER):
         record = f"{card_records.FOLDER}/{name}"
         if record in kept or "=" not in name or not files.at(record).is_file() or name.startswith("."):

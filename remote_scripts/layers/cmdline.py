@@ -7,9 +7,7 @@ are left to them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
+from remote_scripts.both.cmdline import Applied, Wanted
 from remote_scripts.shared import boot, trial, turn
 from remote_scripts.shared.boot_menu import make_menus, plan_menus
 from remote_scripts.shared.cmdline import configured, generated, own, write
@@ -19,26 +17,6 @@ from remote_scripts.tools.files import HOME, Changed
 from remote_scripts.tools.system import System, changes, plans
 
 _STEP = "boot"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`name`: whose words they are; `words`: separated by spaces, may be empty; `rollback_after`: seconds from a boot's
-    start until an unconfirmed trial is ended.
-    """
-
-    name: Literal["iommu", "vfio"]
-    words: str
-    rollback_after: int
-
-
-@dataclass(frozen=True)
-class Applied:
-    """`loader`: grub or systemd-boot; `added`: the words that no other file has there."""
-
-    loader: str
-    added: tuple[str, ...]
-    changed: bool
 
 
 @plans

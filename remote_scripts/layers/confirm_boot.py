@@ -2,35 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.confirm_boot import Answer, Wanted
 from remote_scripts.shared import trial
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.tools.system import System
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`unless`: a boot's id: nothing is done while that one runs; may be empty. `judged_told`: what this host has
-    judged itself was told to somebody. `lock_seconds`: for so long another run is waited for.
-    """
-
-    unless: str = ""
-    judged_told: bool = False
-    lock_seconds: int = 45
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`boot`: the running one's id; `confirmed`: the same, empty: it is not; `rolled_back`: which trial has ended, and
-    why; `rolling_back`: and has still to restart; `judged`: for people: this host has judged its boot itself meanwhile.
-    """
-
-    boot: str
-    confirmed: str
-    rolled_back: str
-    rolling_back: bool
-    judged: str
 
 
 def apply(system: System, wanted: Wanted) -> Answer:

@@ -8,9 +8,9 @@ others have given the container stays. `revert` gives it back what it had.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 
-from remote_scripts.guests.change import Terms, bring, give_back, in_turns
+from remote_scripts.both.container_cards import Answer, Left, Wanted
+from remote_scripts.guests.change import bring, give_back, in_turns
 from remote_scripts.guests.container import Container
 from remote_scripts.shared import container_groups, handover, host_nodes
 from remote_scripts.shared.card_nodes import nodes_of
@@ -20,41 +20,6 @@ from remote_scripts.shared.container_needs import need_container
 from remote_scripts.shared.container_note import Cards, Given, refused_to_stack
 from remote_scripts.shared.container_text import decided
 from remote_scripts.tools.system import System, changes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked for. `revert` needs no cards. `goes_away`: the container itself is removed next, and then what is
-    noted of it.
-    """
-
-    ctid: int
-    cards: Cards = field(default_factory=Cards)
-    terms: Terms = field(default_factory=Terms)
-    goes_away: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """`digest`: of what gives the container its devices; `revision`: how often it was changed; `devices`: a node's path
-    -> how it is given, dev or mount; `state`: running or stopped.
-    """
-
-    digest: str
-    revision: int
-    devices: dict[str, str]
-    state: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Left:
-    """`node`: that the container is on, empty: there is none; `is_here`: another node's keeps what it has, until that
-    node is asked; `owner`: the resource that keeps its note by then.
-    """
-
-    node: str
-    is_here: bool
-    owner: str = ""
 
 
 @changes
@@ -112,7 +77,7 @@ def _brought(guest: Container, wanted: Wanted) -> Lines:
 def _groups(guest: Container, cards: Cards) -> dict[str, int]:
     """The groups inside, where they count. One that is off says nothing: until it runs, its nodes are for everybody."""
     if cards.cards and cards.method == "device" and guest.runs():
-        return container_groups.groups_of(guest.system, guest.vmid, conf_text(guest.text))
+        return container_groups.groups_of(guest.system, guest.vmid)
     return guest.note.given.groups
 
 

@@ -8,12 +8,11 @@ since, it loses our runtime. Whether containers get the cards the verification t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
 
+from remote_scripts.both.container_toolkit import Answer, Wanted
 from remote_scripts.shared import engine_conf
 from remote_scripts.shared.engines import Engines
-from remote_scripts.shared.packages import Packages, Reverted, Software
+from remote_scripts.shared.packages import Packages, Reverted
 from remote_scripts.tools.system import System, changes
 
 _LAYER = engine_conf.LAYER
@@ -21,36 +20,6 @@ _REFRESH = "nvidia-cdi-refresh.service"
 _SERVICES_CDI = "/run/cdi/nvidia.yaml"
 _GENERATED = "/run/homelab/cdi.yaml"
 _CDI_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`target`: what the system is; `install`: the engine's package if it may be installed, else empty; `cdi`: the path
-    of a CDI specification, or empty; `cdi_options`: of nvidia-ctk, so that an older podman reads it; `driver`: the
-    version that the specification is made for; `capabilities`: no part in what happens, another one makes the
-    specification anew.
-    """
-
-    target: Literal["vm", "host", "lxc"]
-    runtime: Literal["docker", "podman", "k3s"]
-    software: Software
-    packages: tuple[str, ...]
-    driver: str
-    install: str = ""
-    cdi: str = ""
-    cdi_options: tuple[str, ...] = ()
-    capabilities: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`version`: the toolkit's; `cdi`: the path of the specification that counts, or empty."""
-
-    runtime: str
-    version: str
-    cdi: str
-    changed: bool
-    restarted: bool
 
 
 @changes

@@ -5,13 +5,12 @@ and, where a node is for a group, by a member of it. Changes nothing. In a conta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
+from remote_scripts.both.container_verification import Answer, Wanted
 from remote_scripts.shared import guest_notes, handover, host_nodes, pmxcfs
 from remote_scripts.shared.card_nodes import Node, nodes_of
 from remote_scripts.shared.container_conf import conf_text
 from remote_scripts.shared.container_needs import need_container
-from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.container_system import need_running
 from remote_scripts.shared.container_text import decided
 from remote_scripts.shared.guests import power_of
@@ -30,27 +29,6 @@ _MEANINGS = {
     "not permitted": "no rule of the control group allows it, or a later one denies it",
     "No such device": "no driver is behind it",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`cards`: as of container_cards.py; `uses`: what packages were installed for: with `video` vainfo has to work."""
-
-    ctid: int
-    cards: Cards = field(default_factory=Cards)
-    uses: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`state`: running, stopped or unknown; `nodes`: paths that were opened; `tried`: in words, what vainfo says, and
-    what couldn't be tried; `by`: who opened them, in words.
-    """
-
-    state: str
-    nodes: list[str]
-    tried: list[str]
-    by: str = "root and by an ordinary user"
 
 
 @changes

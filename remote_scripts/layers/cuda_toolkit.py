@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from remote_scripts.both.cuda_toolkit import Answer, Wanted
 from remote_scripts.shared import driver
-from remote_scripts.shared.packages import Packages, Reverted, Software
+from remote_scripts.shared.packages import Packages, Reverted
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 from remote_scripts.tools.text import as_text
@@ -21,34 +21,6 @@ _LAYER = "cuda"
 _PROFILE = "/etc/profile.d/homelab-cuda.sh"
 # The driver, kernels, and what else of NVIDIA is a module.
 _NEVER = re.compile(rf"{driver.FAMILY.pattern}|^(linux-(image|modules)-|(proxmox|pve)-kernel-|nvidia-fs)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`packages`, `beside`: NAME or NAME=PATTERN, the latter of the libraries; `release`: 12.8 or 12.8.1; `nvcc`: the
-    path of its compiler.
-    """
-
-    software: Software
-    packages: tuple[str, ...]
-    release: str
-    nvcc: str
-    beside: tuple[str, ...] = ()
-
-    @property
-    def short(self) -> str:
-        """Without the number of its update: 12.8."""
-        return ".".join(self.release.split(".")[:2])
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`packages`: those that were added and are there."""
-
-    release: str
-    nvcc: str
-    packages: tuple[str, ...]
-    changed: bool
 
 
 @changes

@@ -1,16 +1,17 @@
-"""What a diagnosis needs besides the host's reading: drivers' majors, containers' configurations and insides. Changes
-nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
+"""What a diagnosis needs besides the host's reading: drivers' majors, containers' configurations and insides, and what
+a VM's start would find. Changes nothing, and so runs no nvidia-smi, which as root loads modules and makes nodes; but
+for a start, of a card that the driver has.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from remote_scripts import installed
-from remote_scripts.shared import api, guest_tasks, guests
+from remote_scripts.both.diagnose import Answer, Container, Wanted
+from remote_scripts.shared import api, card_start, guest_tasks, guests
 from remote_scripts.shared.container_conf import passed_on
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
@@ -31,40 +32,6 @@ _STARTS = ("vzstart", "qmstart")
 _BEGINS = tuple(f"{kind}{work}" for kind in ("vz", "qm") for work in ("create", "restore", "destroy"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`containers`: ids of those to look into; those that aren't here are left out."""
-
-    containers: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Container:
-    """`conf`: the lines of its configuration that are passed on; `running`: None where `pct status` doesn't say it;
-    `inside`: what inspect_inside.sh printed, empty unless it runs; `problem`: why that failed, if it did.
-    """
-
-    id: int
-    conf: str
-    running: bool | None
-    inside: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`machine`: its maker's name and model, its board's too; `processor`: its model; both empty where the firmware or
-    the kernel doesn't say it. `failed_starts`: id of a guest -> the end of the log of its last start here, if that
-    failed; `char_devices`: /proc/devices.
-    """
-
-    machine: str
-    processor: str
-    failed_starts: dict[str, str]
-    char_devices: str
-    containers: tuple[Container, ...]
-
-
 def read(system: System, wanted: Wanted) -> Answer:
     """Looks at all of it.
 
@@ -76,6 +43,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         failed_starts=_failed_starts(system),
         char_devices=system.files.text("/proc/devices"),
         containers=tuple(_containers(system, wanted.containers)),
+        starts=card_start.of_vm(system, str(wanted.vm)) if wanted.vm else (),
     )
 
 

@@ -4,32 +4,14 @@ was kept of the driver before goes; or the old one comes back (`revert`). Where 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.driver_update import Ended, Wanted
 from remote_scripts.shared import driver
 from remote_scripts.shared.driver import FAMILY
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
 from remote_scripts.shared.handover import need_rest
-from remote_scripts.shared.packages import Packages, Software
-from remote_scripts.shared.symptoms import Target
+from remote_scripts.shared.packages import Packages
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The system, and how it installs."""
-
-    target: Target
-    software: Software
-
-
-@dataclass(frozen=True)
-class Ended:
-    """`old`: the version that is back, empty: nothing was done; `now`: what is so now, in words."""
-
-    old: str = ""
-    now: str = ""
 
 
 @changes

@@ -4,24 +4,11 @@ run, so that each is restarted once (guests/taking.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.free_card import Wanted
 from remote_scripts.guests import taking
 from remote_scripts.shared.api import NodeApi
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked for."""
-
-    stack: str
-    """PROJECT/STACK."""
-    card: tuple[str, ...]
-    """Its mapping and its address."""
-    keeps: dict[str, tuple[str, ...]]
-    """The mappings that each VM of the settings is to have, by its id."""
 
 
 def apply(system: System, wanted: Wanted) -> Changed:

@@ -5,10 +5,8 @@ Who asks has decided what the VM is to have, by what `read` answers. `revert` gi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from remote_scripts.guests import taking
-from remote_scripts.guests.change import Terms, bring, foreseen, give_back, in_turn, in_turns
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.guests.change import bring, give_back, in_turn, in_turns
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared.api import NodeApi
@@ -16,78 +14,22 @@ from remote_scripts.shared.guest_note import Options
 from remote_scripts.tools.system import System
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked for. `revert` needs no options."""
-
-    vmid: int
-    terms: Terms = field(default_factory=Terms)
-    takes: tuple[str, ...] = ()
-    """Mappings and addresses of cards that no other VM of this stack is to have any more."""
-    options: dict[str, str | None] | None = None
-    """All that the VM is to have from homelab; None: what it has. A key of None: it isn't to have it."""
-    settings: dict[str, str | None] = field(default_factory=dict)
-    """Of a VM that homelab has made: what becomes its own."""
-    digest: str = ""
-    """Of the configuration by which that was decided."""
-    goes_away: bool = False
-    """The VM itself is removed next, and then what is noted of it: until then its cards can be taken out again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The VM as it is now."""
-
-    node: str
-    """The node that it is on; empty: there is no such VM."""
-    is_here: bool
-    """Of another node's VM that node alone can say the rest, and change it."""
-    config: dict[str, str]
-    """As its next start takes it."""
-    base: dict[str, str]
-    """As it would be without homelab."""
-    originals: dict[str, str | None]
-    """What is noted of before."""
-    digest: str
-    runs: bool
-    losers: tuple[int, ...] = ()
-    """Other VMs of this stack that would lose a card to it."""
-    is_another: bool = False
-    """What is noted is of a VM that had its id before."""
-    is_under_way: bool = False
-    """A change was begun, and hasn't ended: it may be off, though it ran."""
-    done: bool = True
-    """False: its configuration isn't the one by which was decided; nothing was changed."""
-    started: bool = False
-    log: tuple[str, ...] = ()
-    """Of its start."""
-
-
 def read(system: System, wanted: Wanted) -> Answer:
     """The VM, and what of it is homelab's.
 
     :raises Failure: it can't be read.
     """
-    api = NodeApi(system)
-    return _answer(Guest(system, api, wanted.vmid), losers=tuple(_losers(system, api, wanted)))
+    return _answer(Guest(system, NodeApi(system), wanted.vmid))
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
-    """Brings the options into force. Other VMs of the stack lose the cards first, unless something stands against it.
+    """Brings the options into force.
 
     :raises Failure: as of `bring`.
     """
-    api = NodeApi(system)
-    guest = Guest(system, api, wanted.vmid)
-    if not guest.is_here or guest.digest != wanted.digest:
-        return _answer(guest, done=False)
-    if losers := _losers(system, api, wanted):
-        foreseen(guest, {**_options(guest, wanted), **wanted.settings}, wanted.terms)
-    for loser in losers:
-        taking.take(system, api, loser, wanted.takes)
-    with in_turn(Guest, system, api, wanted.vmid) as guest:
+    with in_turn(Guest, system, NodeApi(system), wanted.vmid) as guest:
         try:
-            if guest.digest == wanted.digest:
+            if guest.is_here and guest.digest == wanted.digest:
                 return _answer(guest, log=bring(guest, _options(guest, wanted), wanted.terms, wanted.settings))
         except ChangedMeanwhile:
             guest.read()
@@ -112,21 +54,7 @@ def revert(system: System, wanted: Wanted) -> Answer:
     return in_turns(Guest, system, wanted.vmid, back)
 
 
-def _losers(system: System, api: NodeApi, wanted: Wanted) -> list[int]:
-    stack = wanted.terms.owner.rpartition("/")[0]
-    have_one = [Guest(system, api, vmid) for vmid in taking.losers(system, stack, wanted.takes, (wanted.vmid,))]
-    return [
-        guest.vmid for guest in have_one if guest.note.loses_one_of(wanted.takes, stack, guest.config, guest.devices)
-    ]
-
-
-def _answer(
-    guest: Guest,
-    *,
-    losers: tuple[int, ...] = (),
-    done: bool = True,
-    log: list[str] | None = None,
-) -> Answer:
+def _answer(guest: Guest, *, done: bool = True, log: list[str] | None = None) -> Answer:
     return Answer(
         node=guest.node,
         is_here=guest.is_here,
@@ -135,7 +63,6 @@ def _answer(
         originals=guest.note.originals,
         digest=guest.digest,
         runs=guest.is_here and guest.runs(),
-        losers=losers,
         is_another=guest.is_another,
         is_under_way=guest.note.is_under_way,
         done=done,

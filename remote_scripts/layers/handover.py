@@ -2,8 +2,9 @@
 what was left half-way, and the hookscript that VMs name.
 
 Changes /usr/local/sbin/homelab-handover and /etc/homelab-handover.json (the cards); homelab-handover.service and
-.timer, which are enabled; snippets/homelab-handover.sh of a storage of this host. `revert` takes these away, with
-/var/lib/homelab/handover, and the option hookscript of VMs that still name it. Refused while a VM has a card.
+.timer, which are enabled; snippets/homelab-handover.sh of a storage of this host, and where none takes snippets, what
+the storage local takes (/etc/pve/storage.cfg). `revert` takes these away, with /var/lib/homelab/handover, and the
+option hookscript of VMs that still name it. Refused while a VM has a card.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from remote_scripts.both.handover import Wanted
 from remote_scripts.shared import boot_service, card_users, guest_conf, handover, handover_steps, hookscripts
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
@@ -79,13 +80,6 @@ _HOOK_TEXT = f"""\
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`cards`: those that are handed over here; none: nothing of this is needed."""
-
-    cards: tuple[Card, ...] = ()
-
-
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
@@ -127,6 +121,7 @@ def _write(system: System, cards: Sequence[Card]) -> None:
     files.put(_LAYER, handover.CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
     boot_service.install(system, SERVICE)
     files.put(_LAYER, storage.script, 0o755, _HOOK_TEXT.encode())
+    hookscripts.switch_on(system)
 
 
 def _install(system: System, cards: Sequence[Card]) -> Changed:
@@ -158,6 +153,7 @@ def _drop_files(system: System) -> None:
     others = (path for path in system.files.of_layer(_LAYER) if path not in done)
     for path in sorted(others, key=lambda path: path.endswith(f"/{hookscripts.FILE}")):
         system.files.drop(_LAYER, path)
+    hookscripts.switch_off(system)
 
 
 def _forget(system: System, names: set[str]) -> None:

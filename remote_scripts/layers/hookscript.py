@@ -5,21 +5,12 @@ Changes the VM's option hookscript, where it has none, or ours by a storage that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.hookscript import Wanted
 from remote_scripts.shared import hookscripts
 from remote_scripts.shared.hookscripts import HOOKED
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`holder`: which entry of the settings wants it; the last that applied is the only one that takes it away."""
-
-    vmid: int
-    holder: str = ""
 
 
 @plans
@@ -49,6 +40,7 @@ def apply(system: System, wanted: Wanted) -> Changed:
     files.remember(f"{HOOKED}/{vmid}")
     files.note(f"{HOOKED}/{vmid}", f"{holder}\n".encode())
     if storage is not None:
+        hookscripts.switch_on(system)
         if error := hookscripts.set_hook(system, vmid, storage):
             raise Failure(
                 f"VM {vmid} with the hookscript {storage.volume}",

@@ -8,9 +8,8 @@ command line they do nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from remote_scripts import installed
+from remote_scripts.both.needed import Wanted
 from remote_scripts.shared import boot, trial
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed, Files
@@ -23,13 +22,6 @@ vfio
 vfio_iommu_type1
 vfio_pci
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`needed`: False where homelab binds nothing."""
-
-    needed: bool
 
 
 @plans

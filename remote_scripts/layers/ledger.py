@@ -6,25 +6,9 @@ A note is /var/lib/homelab/ledger/NAME, one line of JSON.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.ledger import Answer, Wanted
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System, changes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`name`: such as mapping/pve/gpu; `note`: for `apply`, one line of JSON, empty: forget what is noted."""
-
-    name: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is noted now; empty: nothing."""
-
-    note: str
 
 
 def read(system: System, wanted: Wanted) -> Answer:

@@ -7,8 +7,9 @@ the nodes. Undone are the files and the service; nodes stay until the next boot,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from remote_scripts.both.needed import Wanted
+from remote_scripts.both.nvidia_nodes import Answer
 from remote_scripts.shared import boot_service, nvidia
 from remote_scripts.shared.card_nodes import UVM
 from remote_scripts.tools.errors import Failure
@@ -37,21 +38,6 @@ ExecStart={boot_service.PYTHON} /usr/local/sbin/homelab-nvidia-nodes
 WantedBy=multi-user.target
 """,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`needed`: whether a container has a card of NVIDIA's."""
-
-    needed: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`driver`: the version that is loaded, empty for none; `changed`: whether a file was."""
-
-    driver: str
-    changed: bool
 
 
 @plans

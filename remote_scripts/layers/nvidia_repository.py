@@ -10,64 +10,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
+from remote_scripts.both.nvidia_repository import Answer, Repository, Wanted
 from remote_scripts.shared import driver, nvidia
 from remote_scripts.shared.apt import THE_SYSTEMS, aside
-from remote_scripts.shared.packages import Packages, Reverted, Software
+from remote_scripts.shared.packages import Packages, Reverted
 from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-repository"
 _KEYS = "/run/homelab/keys"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """`line`: the content of `list_file`; it names `keyring`, which is what is at `key_url`, and the fingerprint of the
-    one key in there that apt takes."""
-
-    list_file: str
-    line: str
-    key_url: str
-    keyring: str
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return self.line.split()[-2].rstrip("/")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AptFile:
-    """A file of apt's configuration."""
-
-    path: str
-    content: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`prerequisites`: packages; `ask`: packages whose versions the answer has. `found`, `flavour`: a driver with which
-    none of all that is needed where the system has it from elsewhere; empty: all of it is."""
-
-    software: Software
-    prerequisites: tuple[str, ...] = ()
-    repositories: tuple[Repository, ...] = ()
-    files: tuple[AptFile, ...] = ()
-    ask: tuple[str, ...] = ()
-    found: str = ""
-    flavour: Literal["open", "proprietary", ""] = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`offered`: package -> versions that the repositories have, the newest first; empty where none is needed;
-    `packages`: what was added."""
-
-    offered: dict[str, tuple[str, ...]]
-    packages: tuple[str, ...]
-    changed: bool
 
 
 @changes
@@ -154,8 +105,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
 
 
 def _offered(packages: Packages, wanted: Wanted) -> dict[str, tuple[str, ...]]:
-    offered = packages.offered(*wanted.ask)
-    return {name: tuple(offered[name]) for name in wanted.ask}
+    return {name: tuple(versions) for name, versions in packages.offered(*wanted.ask).items()}
 
 
 def _is_there(system: System, wanted: Wanted) -> bool:

@@ -8,11 +8,11 @@ next.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from remote_scripts import installed
+from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Built, Wanted
 from remote_scripts.shared import kernel, small_initramfs
 from remote_scripts.shared.guest_conf import VMS, option_of_vm
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
@@ -22,8 +22,6 @@ from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
-NAME = "homelab-passthrough-test"
-FOLDER = "/run/homelab-passthrough-test"
 _MARK = "homelab-passthrough"  # what the lines of /init begin with
 _END = re.compile(rf"^{_MARK} END \d+\r?\n".encode(), re.MULTILINE)
 _CONSOLE_BYTES = 1 << 22
@@ -34,46 +32,12 @@ _MEMORY = 0x200  # IORESOURCE_MEM
 _DOING = "test VM"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`functions`: address -> vendor:device of the functions that the VM gets, whole cards; `vmid`: None for the next
-    free one; `timeout`: seconds from the VM's start until it has said all. `half`, for any QEMU, without Proxmox VE:
-    `build` makes FOLDER/initrd.img; after a boot of it with `-serial file:FOLDER/console -no-reboot`, `report` answers
-    from that file.
-    """
-
-    functions: dict[str, str]
-    vmid: int | None = None
-    timeout: int = 180
-    half: Literal["", "build", "report"] = ""
-
-
 @dataclass(frozen=True)
 class Bar:
     """`size`: in bytes."""
 
     index: int
     size: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`kernel`: its release; `functions`: of each as the VM sees it `guest` (its address there), `address` (on the
-    host), `id`, `class` and `bars`.
-    """
-
-    kernel: str
-    vmid: int | None
-    functions: tuple[Mapping[str, object], ...]
-
-
-@dataclass(frozen=True)
-class Built:
-    """What any QEMU is to boot."""
-
-    kernel: str
-    initrd: str
-    append: str
 
 
 @dataclass(frozen=True)

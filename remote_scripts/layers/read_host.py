@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
 
+from remote_scripts.both.read_host import Wanted
 from remote_scripts.shared import boot as boot_files
 from remote_scripts.shared import host_nodes, reboot_required
 from remote_scripts.shared.reading import (
@@ -35,20 +35,6 @@ _SIGNS = 1000
 # Lines of lspci about what makes a card, with the names that this host's pci.ids has.
 _CARD = re.compile(r"[^\[]*\[(03|12)[0-9a-f]{2}\]: ")
 _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes.service"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is read besides. `guests`: also which guests run, and the cluster;
-    `lspci`: also what lspci says; `acs`: also which devices isolate what is behind them, where the host has IOMMU
-    groups already; `signs`: a regular expression, lines of the kernel's log that are passed on; empty: the log isn't
-    read.
-    """
-
-    guests: bool = False
-    lspci: bool = False
-    acs: bool = False
-    signs: str = ""
 
 
 def read(system: System, wanted: Wanted) -> Answer:

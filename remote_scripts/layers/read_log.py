@@ -5,28 +5,13 @@ installer); of a container it is on its host.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from remote_scripts.both.read_log import Answer, Wanted
 from remote_scripts.tools.log import STEPS, STEPS_BYTES
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
 _HEADING = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8} ")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`lines`: how many, of the end; `of`: such as `container 901`, whose part of the log is wanted; empty: all."""
-
-    lines: int
-    of: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`log`: empty where nothing was installed."""
-
-    log: str
 
 
 def read(system: System, wanted: Wanted) -> Answer:

@@ -5,14 +5,12 @@ so. Changes nothing, and asks no repository.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
 
+from remote_scripts.both.read_system import Answer, Runtime, Wanted
 from remote_scripts.shared import boot, driver, driver_update, kept_agents, kernel, nvidia
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -21,57 +19,11 @@ _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e
 _LISTS = "/var/lib/apt/lists"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
 _KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
-#: Container runtime -> the packages that it comes with.
-Runtime = Literal["docker", "podman", "k3s"]
 _RUNTIMES: dict[Runtime, tuple[str, ...]] = {
     "docker": ("docker.io", "docker-ce"),
     "podman": ("podman",),
 }
 _K3S = "/usr/local/bin/k3s"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`ask`: packages whose offered versions are told; `passed`: slots of the host's cards that VMs get; `staying`: the
-    same of cards that are with the host's driver from its next start on, also where vfio-pci has them now; `released`:
-    so is a card, `passed` left out, that homelab.vfio= has bound for this boot; else it doesn't count.
-    """
-
-    ask: tuple[str, ...] = ()
-    passed: tuple[str, ...] = ()
-    staying: tuple[str, ...] = ()
-    released: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """As of homelab.nvidia.request.SystemFacts. `drift`: a line for each thing that isn't as the steps left it, which
-    begins with the step: repository, driver, boot, cuda, toolkit, libraries. `libraries`: the version of NVIDIA's
-    libraries there, whoever installed them, empty: none. `agents`: those that stacks keep on a host or a VM, their
-    versions by owner, empty: none is whole.
-    """
-
-    boot_id: str
-    distribution: str | None
-    version: str | None
-    architecture: str
-    kernels: tuple[str, ...]
-    running: str
-    secure_boot: bool | None
-    mok_enrolled: bool | None
-    cards: tuple[str, ...]
-    nouveau: bool
-    loaded: str
-    loaded_flavour: Flavour | None
-    host_driver: str | None
-    runtimes: tuple[Runtime, ...]
-    room: int | None
-    offered: dict[str, tuple[str, ...]] | None
-    steps: tuple[str, ...]
-    drift: tuple[str, ...]
-    libraries: str = ""
-    without_headers: tuple[str, ...] = ()
-    agents: dict[str, str] = field(default_factory=dict)
 
 
 def read(system: System, wanted: Wanted) -> Answer:

@@ -11,9 +11,9 @@ command line takes away; then the host restarts. Undone once the host is back, b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
+from remote_scripts.both.reboot import TURN_SECONDS, Answer, Planned, Wanted
 from remote_scripts.shared import (
     boot,
     cluster,
@@ -26,52 +26,9 @@ from remote_scripts.shared import (
     turn,
 )
 from remote_scripts.shared.kernel import need_boot_id
-from remote_scripts.shared.reboot_required import Boot as Boot
+from remote_scripts.shared.wanted_boot import Boot as Boot
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
-
-#: For so long the cluster is waited for, each time, in seconds: a node that was verified a moment ago has its vote back
-#: within a minute.
-TURN_SECONDS = 180
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`policy`: whether the host is restarted by us; `boot`: what its next boot is to have; `rollback_after`: seconds
-    from a boot's start until an unconfirmed trial is ended; `awaited`: for so many seconds an `up` waits for the
-    boot; `keep_quorum`: in a cluster, restart only if the other nodes have a quorum without this one.
-    """
-
-    policy: Literal["auto", "manual"]
-    boot: Boot
-    rollback_after: int
-    awaited: int
-    keep_quorum: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """`reasons`: why; `perhaps`: what would be a reason; `guests`: what a reboot stops; `cluster`: why it waits: what
-    runs here, or why the cluster can't do without this node now; `kernel`: that it starts, where another one runs now.
-    """
-
-    reboot: Literal["yes", "no", "manual"]
-    boot_id: str
-    reasons: list[str]
-    perhaps: list[str]
-    guests: str
-    cluster: str = ""
-    kernel: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer(Planned):
-    """`turn`: whether it has a turn in the cluster, which is to end; `armed`: since when a trial is, in seconds
-    since 1970, empty: none is. An `up` that has armed it anew confirms this boot anew.
-    """
-
-    turn: bool
-    armed: str
 
 
 def plan(system: System, wanted: Wanted) -> Planned:

@@ -10,8 +10,8 @@ than the run that has started it (tools/state.py).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
+from remote_scripts.both.run_guard import Wanted
 from remote_scripts.shared import handover, passes
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
@@ -21,23 +21,6 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
 _NOTES_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`who`: is at work, for the message that another one gets; no other run has that name.
-
-    In seconds: `silence`: after so many without a word the client is gone: one that was switched off says no goodbye,
-    and this program's says something every ten; `patience`: that the run before may take to notice that its client has
-    gone; `handing`: for which a handover that has begun is waited for, and `ending`: a step of an earlier run. The last
-    three together: less than a client waits for the answer.
-    """
-
-    who: str
-    silence: float = 60.0
-    patience: float = 5.0
-    handing: float = 45.0
-    ending: float = 20.0
 
 
 def hold(system: System, wanted: Wanted, client: Client) -> None:

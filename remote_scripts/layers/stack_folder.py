@@ -6,44 +6,25 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from remote_scripts.both.stack_folder import Wanted
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
+from remote_scripts.tools.files import HOME, Changed
 from remote_scripts.tools.system import System, changes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`owner`: the folder's name, of a project and a stack."""
+@changes
+def revert(system: System, wanted: Wanted) -> Changed:
+    """Takes the folder away.
 
-    owner: str
-
-    @property
-    def folder(self) -> str:
-        """The folder's path.
-
-        :raises Failure: the name would lead elsewhere.
-        """
-        if re.fullmatch(r"[A-Za-z0-9_-]+", self.owner):
-            return f"{HOME}/agents/{self.owner}"
+    :raises Failure: its name would lead elsewhere.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", wanted.owner):
         raise Failure(
             "the name of a stack's folder",
-            f"{self.owner!r}",
+            f"{wanted.owner!r}",
             "what is in the folder of that name is removed with the stack",
             "run `pulumi up --refresh`, which names it",
         )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`folder`: its path."""
-
-    folder: str
-
-
-@changes
-def revert(system: System, wanted: Wanted) -> Answer:
-    """Takes the folder away."""
-    system.files.remove_tree(wanted.folder)
-    return Answer(wanted.folder)
+    system.files.remove_tree(f"{HOME}/agents/{wanted.owner}")
+    return Changed(True)

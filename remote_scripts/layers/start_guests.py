@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
+from remote_scripts.both.start_guests import Answer, Wanted
 from remote_scripts.guests import power
 from remote_scripts.guests.container import Container
 from remote_scripts.guests.guest import Guest
@@ -39,22 +40,6 @@ _GRACE_SECONDS = 60.0
 _IS_UP = frozenset(("running", "degraded", "maintenance"))
 _LAST_ORDER = 9999999999
 _CLASSES: dict[str, type[Guest]] = {"qm": Guest, "pct": Container}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Ids of guests: `later`: the run that asks starts them itself; `unwanted`: it wants them off."""
-
-    later: tuple[int, ...] = ()
-    unwanted: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """In words: who runs again; who stays off, or isn't started yet, and why."""
-
-    started: list[str] = field(default_factory=list)
-    off: list[str] = field(default_factory=list)
 
 
 def apply(system: System, wanted: Wanted) -> Answer:

@@ -4,8 +4,7 @@ can't be read may name it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from remote_scripts.both.volume_users import Answer, Wanted
 from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.pmxcfs import NODES
 from remote_scripts.tools.errors import Failure
@@ -14,20 +13,6 @@ from remote_scripts.tools.text import as_text
 
 # Proxmox VE takes no longer file.
 _BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """`volume`: such as local:iso/virtio-win.iso."""
-
-    volume: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`users`: the lines that name it, each after its file's path below /etc/pve/nodes and a colon."""
-
-    users: str
 
 
 def read(system: System, wanted: Wanted) -> Answer:

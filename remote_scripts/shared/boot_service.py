@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from remote_scripts import installed
 from remote_scripts.tools import modules
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.places import PYTHON as PYTHON
 from remote_scripts.tools.system import System
 
-#: Before the path of the agent, or of a program: without what a login has in the environment or in
-#: site-packages, and without writing bytecode.
-PYTHON = "/usr/bin/python3 -I -S -B -X utf8"
 UNITS = "/etc/systemd/system"
 _WANTED_BY = {"service": "multi-user.target", "timer": "timers.target"}
 _SECONDS = 60.0

@@ -19,3 +19,12 @@ class Card:
     def gpu(self) -> str:
         """The address of its graphics function."""
         return next(iter(self.functions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardStart:
+    """`refused`: why the start would not get the card; `containers`: that would be shut down for it, in this order."""
+
+    card: str
+    refused: str = ""
+    containers: tuple[str, ...] = ()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 
-from remote_scripts.shared.container_conf import ConfText
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -14,11 +13,9 @@ from remote_scripts.tools.system import System
 _GROUP_BYTES = 65536
 _GROUPS = 'getent group render video || { cd /etc && cat group; }; echo "#"'
 _GROUP_ID = re.compile(r"0*[0-9]{1,5}")
-# Kind (g: groups, b: both), first number inside, first number of the host, how many.
-_ID_MAP = re.compile(r"[gb]\s+([0-9]{1,10})\s+\S+\s+([0-9]{1,10})(?:\s|$)")
 
 
-def groups_of(system: System, ctid: int, conf: ConfText) -> dict[str, int]:
+def groups_of(system: System, ctid: int) -> dict[str, int]:
     """The groups' numbers by their names, of a container that runs; one that isn't there has none.
 
     :raises Failure: it doesn't tell them.
@@ -31,10 +28,10 @@ def groups_of(system: System, ctid: int, conf: ConfText) -> dict[str, int]:
             "a card's nodes are for the members of these groups; its configuration is unchanged",
             f"try `pct enter {ctid}`, then run `pulumi up` again",
         )
-    return groups_in(done.output, conf)
+    return groups_in(done.output)
 
 
-def groups_in(content: bytes, conf: ConfText) -> dict[str, int]:
+def groups_in(content: bytes) -> dict[str, int]:
     """The numbers of the groups render and video; one that isn't there has none.
 
     :param content: lines of a group file; it is the container's own, and may say anything.
@@ -44,15 +41,6 @@ def groups_in(content: bytes, conf: ConfText) -> dict[str, int]:
         name, _, number = [*line.split(":"), "", ""][:3]
         if name not in ("render", "video") or name in gids or not _GROUP_ID.fullmatch(number):
             continue
-        if 0 < int(number) < 65535 and _is_mapped(int(number), conf):
+        if 0 < int(number) < 65535:
             gids[name] = int(number)
     return gids
-
-
-def _is_mapped(group: int, conf: ConfText) -> bool:
-    """Whether that group of the container has a number on the host. Proxmox VE doesn't start a container with one that
-    hasn't.
-    """
-    maps = [_ID_MAP.match(value) for key, value in conf.raw if key == "lxc.idmap"]
-    ranges = [(int(match[1]), int(match[2])) for match in maps if match]
-    return not ranges or any(first <= group < first + count for first, count in ranges)

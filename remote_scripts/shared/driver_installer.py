@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from remote_scripts.shared import driver, driver_modules, nvidia
 from remote_scripts.shared.notes import Note
 from remote_scripts.shared.packages import Packages, end_of
+from remote_scripts.shared.software import Installer
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -19,22 +19,6 @@ _BEGUN = f"{HOME}/nvidia-run-begun"
 DOWNLOADS = f"{HOME}/downloads"
 _SUM_SECONDS = 600.0
 _OWN_LOG = "/var/log/nvidia-installer.log"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Installer:
-    """NVIDIA's installer. `sha256`: the one that was known before: what can replace the file can replace what is
-    published beside it; `arguments`: of the installer.
-    """
-
-    version: str
-    url: str
-    sha256: str
-    arguments: tuple[str, ...] = ()
-
-    def file(self, folder: str) -> str:
-        """Its path in a folder."""
-        return f"{folder}/NVIDIA-Linux-x86_64-{self.version}.run"
 
 
 #: What the installer has installed for us.

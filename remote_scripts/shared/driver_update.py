@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 from remote_scripts.shared import driver, driver_installer, driver_modules, kernel, nvidia
 from remote_scripts.shared.driver import FAMILY, UPDATE, Left
-from remote_scripts.shared.driver_installer import Installer
 from remote_scripts.shared.notes import Note
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.packages import Packages
+from remote_scripts.shared.software import Installer
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from remote_scripts.shared.properties import functions_of, overlap, parse, same, slot_of
-from remote_scripts.tools.errors import Failure
 
 #: A guest's options by their keys; None: it hasn't, or isn't to have, that key. A container's lxc.* line, `KEY: VALUE`,
 #: is a key of its own, whose value is nothing.
@@ -186,18 +185,6 @@ def is_another(note: Note, config: Mapping[str, str]) -> bool:
     shared = {*note.identity.split()} & {*now.split()}
     has_own = any(note.has_set(key, value) for key, value in config.items())
     return note.identity != now and not (shared if has_own else shared - {disk})
-
-
-def refused_for_others(vmid: int, keys: Iterable[str]) -> Failure:
-    """The refusal of a VM that is off while somebody else's changes wait for its next start: the next change would
-    carry them out.
-    """
-    return Failure(
-        f"VM {vmid} changed",
-        f"it is off, and a change of {', '.join(keys)} waits for its next start, which isn't this program's",
-        "Proxmox VE would carry that out together with this program's; nothing was changed",
-        f"start the VM, or take it back (`qm set {vmid} --revert {','.join(keys)}`), then run this again",
-    )
 
 
 def _path(key: str, value: str | None) -> str:

@@ -1,6 +1,7 @@
 """The hookscript by which VMs get a card of containers: where it lies, and which VMs name it.
 
-/var/lib/homelab/handover-hooks/VMID says that a VM is to have it, and which entry of the settings wants it.
+/var/lib/homelab/handover-hooks/VMID says that a VM is to have it, and which entry of the settings wants it;
+/var/lib/homelab/handover-snippets what the storage local took before it was to take snippets, too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ LAYER = "handover"
 FILE = "homelab-handover.sh"
 HOOKED = f"{HOME}/handover-hooks"
 STORAGES = "/etc/pve/storage.cfg"
+_SWITCHED = f"{HOME}/handover-snippets"
 _SET_SECONDS = 60.0
+# The kinds of content that the storage local takes.
+_CONTENT = re.compile(r"^dir:\s*local\s*\n(?:[ \t]+.*\n)*?[ \t]+content[ \t]+(\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ def _folders(system: System) -> Iterator[tuple[Storage, str]]:
 
 
 def need_storage(system: System) -> Storage:
-    """The first of these.
+    """The first of these; where there is none, local, which takes them after `switch_on`.
 
-    :raises Failure: there is none.
+    :raises Failure: local can't, either: it isn't there, is for other nodes, or has none of its kinds of content named.
     """
-    for storage in storages(system):
+    locals_ = [storage for storage, content in _folders(system) if storage.name == "local" and content]
+    for storage in [*storages(system), *locals_]:
         return storage
     # Without the option, its kinds are Proxmox VE's default.
     kinds = {folder.name: f"{content},snippets" for folder, content in _folders(system) if content}
@@ -80,6 +85,59 @@ def need_storage(system: System) -> Storage:
         f"add snippets to the content of one{''.join(ways[:1])}, or in the web "
         "interface: Datacenter -> Storage -> local -> Edit -> Content; then run `pulumi up` again",
     )
+
+
+def switch_on(system: System) -> None:
+    """Has local take snippets where no storage does; what it took is noted before.
+
+    :raises Failure: it can't be changed.
+    """
+    if storages(system):
+        return
+    if system.files.planning:
+        system.files.plan_file("changed", f"{STORAGES}: the storage local takes snippets")
+        return
+    found = _CONTENT.search(pmxcfs.text_of(system, STORAGES))
+    before = found[1] if found else ""
+    system.files.remember(_SWITCHED)
+    system.files.note(_SWITCHED, before.encode())
+    _set_content(system, before, f"{before},snippets")
+
+
+def switch_off(system: System) -> None:
+    """Has local take what it took before `switch_on`, unless somebody has changed that since, or a guest of the cluster
+    names a script there.
+
+    :raises Failure: it can't be changed, or a guest's configuration can't be read.
+    """
+    if not (before := system.files.line(_SWITCHED)):
+        return
+    if system.files.planning:
+        system.files.plan_file("given back", f"{STORAGES}: the storage local takes snippets no more")
+        return
+    paths = [f"{pmxcfs.NODES}/{node}/{kind}/{guest}.conf" for node, kind, guest in pmxcfs.guests(system)]
+    if using := [path for path in paths if "local:snippets/" in pmxcfs.text_of(system, path)]:
+        system.log.say(f"note: the storage local goes on to take snippets: {using[0]} names one there")
+    else:
+        _set_content(system, f"{before},snippets", before)
+    system.files.remove(_SWITCHED)
+
+
+def _set_content(system: System, expected: str, wanted: str) -> None:
+    """Changes what local takes, where that is still as expected. Proxmox VE writes the kinds in any order."""
+    content = pmxcfs.content_of(system, STORAGES) or b""
+    text = content.decode("utf-8", "surrogateescape")
+    found = _CONTENT.search(text)
+    if found is None or {*found[1].split(",")} != {*expected.split(",")}:
+        return
+    if error := pmxcfs.write(system, STORAGES, content, text[: found.start(1)] + wanted + text[found.end(1) :]):
+        raise Failure(
+            f"the storage local with the content {wanted}",
+            error,
+            "a VM names the script that hands it its card by a storage that takes snippets",
+            f"`pvesm set local --content {wanted}` on the host, then run the same again",
+        )
+    system.files.changed = True
 
 
 def named(system: System, vmid: str) -> str:

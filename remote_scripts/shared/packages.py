@@ -20,7 +20,8 @@ from typing import NoReturn
 from remote_scripts.shared import installed
 from remote_scripts.shared.apt import THE_SYSTEMS
 from remote_scripts.shared.installed import RECORDS, Installed, Record
-from remote_scripts.shared.symptoms import Context, recognise
+from remote_scripts.shared.software import Software
+from remote_scripts.shared.symptoms import recognise
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
@@ -52,17 +53,6 @@ _BUILD_LOGS = re.compile(r"/var/lib/dkms/[^ \n]+/make\.log|/var/log/nvidia-insta
 # curl's exit statuses where the server doesn't go on from there: an old part is longer than the file, or the file has
 # changed.
 _FROM_THE_BEGINNING = (22, 33, 36)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Software:
-    """What every layer that installs something is told. `context`: for messages; the name in it is the system's place
-    in the settings. `lock_seconds`: how long apt's locks are waited for."""
-
-    context: Context
-    lock_seconds: int = 600
-    download_seconds: int = 1800
-    install_seconds: int = 3600
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,30 @@ place. Without a quorum it can only be read.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from remote_scripts import installed
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 PVE_LXC, NODES = "/etc/pve/lxc", "/etc/pve/nodes"
+#: What this program notes on all nodes.
+HOMELAB = "/etc/pve/homelab"
 #: Proxmox VE takes no longer file.
 _BYTES = 1 << 20
 _LOCAL = "/etc/pve/local"
+# For the lock 10 s, and 60 s that Proxmox VE gives to who has it.
+_WRITE_SECONDS = 90.0
 # How often a file is looked for that its folder lists; which isn't there by so many looks; seconds between two of them.
 _LOOKS, _ABSENT_LOOKS, _LOOK_SECONDS = 40, 4, 0.005
 T = TypeVar("T")
@@ -169,6 +176,33 @@ def guests(system: System) -> list[tuple[str, str, str]]:
     return [(node, kind, guest) for node, kind in folders for guest in guest_ids(system, f"{NODES}/{node}/{kind}")]
 
 
+def note(system: System, path: str, content: bytes) -> None:
+    """Writes a file in HOMELAB, on the disk when this returns; nothing: it goes, and with the last one the folder.
+
+    :raises OSError: it can't be written.
+    """
+    if not this_node(system).name:  # else it would lie below /etc/pve, where nobody looks
+        raise FileNotFoundError(errno.ENOENT, "/etc/pve isn't there")
+    if content:
+        within_limit(lambda: system.files.need_folder(HOMELAB))
+        replace(system, path, content)
+    else:
+        within_limit(lambda: disk.remove(system.files.at(path)))
+        tidy(system, path)
+    system.files.flush_all()  # pmxcfs answers before its database is on the disk
+
+
+def write(system: System, path: str, read: bytes, text: str) -> str:
+    """Puts a text in the place of storage.cfg, if it is still what was read (files/cluster_write.pl).
+
+    :returns: why it can't be; else empty.
+    """
+    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(path)))
+    done = system.run.ask("perl", *words, hashlib.sha256(read).hexdigest(), text, seconds=_WRITE_SECONDS)
+    said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
+    return "" if done.status == 0 else f"{path} can't be written: {said or 'no answer'}"
+
+
 def replace(system: System, path: str, content: bytes) -> None:
     """Writes a file whole, by a name beside it that Proxmox VE's own writers use. Its caller has the lock: what
     writers that were killed have left is taken away.
@@ -201,9 +235,18 @@ def replace(system: System, path: str, content: bytes) -> None:
     within_limit(put)
 
 
-def remove_left(system: System, path: str) -> None:
-    """Takes away what writers that were killed have left beside a file; its caller has the file's lock."""
-    within_limit(lambda: _remove_left(system.files.at(path)))
+def tidy(system: System, path: str) -> None:
+    """Takes away what writers that were killed have left beside a file in HOMELAB, and the folder where it is empty.
+    Its caller has the file's lock.
+    """
+
+    def remove() -> None:
+        with suppress(OSError):
+            _remove_left(system.files.at(path))
+        with suppress(OSError):  # other files are there
+            disk.remove_folder(system.files.at(HOMELAB))
+
+    within_limit(remove)
 
 
 def _remove_left(where: Path) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from remote_scripts.shared import boot, cmdline, driver, installed, nvidia
 from remote_scripts.shared.pci import DEVICES, driver_of
+from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -25,21 +25,6 @@ _OURS = re.compile(r"(amd_iommu|intel_iommu|iommu|homelab\.vfio|modprobe\.blackl
 OVERRIDE = re.compile(
     r"(pcie_acs_override=.*|vfio_iommu_type1\.allow_unsafe_interrupts=.*|initcall_blacklist=sysfb_init)"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Boot:
-    """What a boot is to have. `words`: on the command line; `functions`: PCI addresses that must be on vfio-pci;
-    `driver`: NVIDIA's that is to have the other cards: the installed version, or the version or branch that is going to
-    be installed, empty: it doesn't matter; `flavour`: open or proprietary, of its modules; `source`: where the driver
-    comes from: packages, run or either.
-    """
-
-    words: tuple[str, ...] = ()
-    functions: tuple[str, ...] = ()
-    driver: str = ""
-    flavour: str = ""
-    source: Literal["packages", "run", "either"] = "either"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ In /var/lib/homelab:
 - trial: KEY VALUE lines: in which boot it was armed, which words are to come, where the choice lies, until when an
   `up` waits for the boot, how this host was reached then;
 - confirmed, taken-back: `trial`, renamed: who renames it first decides. It goes when all that follows is done;
-- rollback: the program of a timer (files/rollback.sh), which restarts a boot on trial that nobody confirmed, and of a
-  unit early in each boot, which takes back a choice that the loader can't, and says at login what this boot is;
+- rollback: the program of a timer (files/rollback.sh), which restarts a boot on trial that nobody confirmed;
 - rolled-back, judged: for people: which trial has ended and why, or that this host confirmed its boot itself.
 
 /run/homelab/restarting, which no boot keeps: which boot is being ended, and why.
@@ -44,13 +43,9 @@ NOTE, CONFIRMED, TAKEN_BACK, ROLLED_BACK, JUDGED, PROGRAM = (
     f"{HOME}/{name}" for name in ("trial", "confirmed", "taken-back", "rolled-back", "judged", "rollback")
 )
 _RESTARTING = "/run/homelab/restarting"
-_MOTD = "/run/motd.d/homelab"
-_NAME, _EARLY = "homelab-rollback", "homelab-early"
-_UNIT_FILES = {name: f"{UNITS}/{name}" for name in (f"{_NAME}.service", f"{_NAME}.timer", f"{_EARLY}.service")}
-_LINKS = {
-    f"{UNITS}/timers.target.wants/{_NAME}.timer": _UNIT_FILES[f"{_NAME}.timer"],
-    f"{UNITS}/multi-user.target.wants/{_EARLY}.service": _UNIT_FILES[f"{_EARLY}.service"],
-}
+_NAME = "homelab-rollback"
+_UNIT_FILES = {name: f"{UNITS}/{name}" for name in (f"{_NAME}.service", f"{_NAME}.timer")}
+_LINKS = {f"{UNITS}/timers.target.wants/{_NAME}.timer": _UNIT_FILES[f"{_NAME}.timer"]}
 _ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _ENTRY = f"{trial_entry.ID}.conf"
 # Where no variable can be written: systemd-boot's default pattern takes it, and counts it down (Boot Loader
@@ -88,20 +83,6 @@ Before=shutdown.target
 # From systemd's start on: an initramfs may wait for the passphrase of a disk for as long as it likes.
 OnStartupSec={after}s
 AccuracySec=1s""",
-    f"{_EARLY}.service": """\
-# Written by homelab: takes back the choice of a boot on trial, where the boot loader can't.
-[Unit]
-Description=homelab: take back the choice of the boot on trial
-ConditionPathExists=/var/lib/homelab/rollback
-RequiresMountsFor=/var/lib/homelab
-DefaultDependencies=no
-After=local-fs.target
-Conflicts=shutdown.target
-Before=shutdown.target
-
-[Service]
-Type=oneshot
-ExecStart=/bin/sh /var/lib/homelab/rollback early {after}""",
 }
 State = Literal["", "armed", "running", "confirmed", "over", "ending"]
 
@@ -266,8 +247,10 @@ def _new_note(system: System, here: str) -> dict[str, str]:
 
 
 def _places(system: System) -> list[str]:
-    """Where GRUB's choice lies: the ESPs, where GRUB can take it back; else beside its menu, where it may not be able
-    to write (00_header of Debian's grub-common, `check_writable` in its words).
+    """Where GRUB's choice lies: the ESPs; else beside its menu, if GRUB can write there (00_header of Debian's
+    grub-common, `check_writable` in its words).
+
+    :raises Failure: GRUB could take it back nowhere, or that can't be told.
     """
     listed = boot.uuids(system)
     if listed:
@@ -281,27 +264,34 @@ def _places(system: System) -> list[str]:
         system.run.ask_once("grub-probe", f"--target={target}", system.files.name("/boot/grub"))
         for target in ("abstraction", "fs")
     )
-    is_writable = abstraction.status == 0 and not abstraction.text.strip() and kind.text.strip() in _WRITTEN_BY_GRUB
-    return [trial_entry.WRITABLE_MENU if is_writable else trial_entry.MENU]
+    if abstraction.status == 0 and not abstraction.text.strip() and kind.text.strip() in _WRITTEN_BY_GRUB:
+        return [trial_entry.WRITABLE_MENU]
+    layers = ", ".join(one.in_a_line for one in (abstraction, kind) if one.all_text)
+    raise _not_chosen(
+        f"the disk of /boot has no EFI system partition, and GRUB can't write beside its menu, in /boot/grub ({layers})"
+    ).but(
+        why="GRUB couldn't take the choice back: a kernel that hangs would be started again and again; nothing was "
+        "changed",
+        next="make an EFI system partition on that disk, of some 64 MB, with the file system FAT (a host that starts "
+        "by its BIOS has no other use for it), then run `pulumi up` again",
+    )
 
 
 def plan(system: System, loader: str) -> None:
-    """Where the boot loader can't take the choice back by itself, a kernel that stops before systemd runs isn't
-    followed by the old boot.
+    """Nothing beside what a layer plans.
 
-    :raises Failure: as of `boot.uuids` and `next_boot.need_default`.
+    :raises Failure: no boot could be tried; also as of `boot.uuids` and `next_boot.need_default`.
     """
     next_boot.need_default(system)
-    if loader == "grub" and _places(system) == [trial_entry.MENU]:
-        text = "a boot entry for one trial, which GRUB can't take back here: a kernel that hangs waits for a person"
-        system.files.plan_file("new", text)
+    if loader == "grub":
+        _places(system)
 
 
 @contextmanager
 def _loaders_folders(system: System, lines: Mapping[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
     """The ESPs with a choice or entries, by their UUIDs; and the folders of GRUB's menus."""
     listed = boot.uuids(system)
-    chosen = [place for place in lines.get("places", "").split() if place not in trial_entry.MENUS]
+    chosen = [place for place in lines.get("places", "").split() if place != trial_entry.WRITABLE_MENU]
     with esp.mounted(system, [*listed, *chosen]) as folders:
         menus = [f"{folders[uuid]}/grub" for uuid in listed if uuid in folders]
         yield folders, [menu for menu in menus if system.files.is_folder(menu)] if listed else ["/boot/grub"]
@@ -328,18 +318,16 @@ def _section(system: System, lines: Mapping[str, str], menu: str) -> str:
         raise _not_chosen(f"GRUB's menu {lacks}")
     if not is_default:
         system.log.say("note: which entry GRUB starts by default can't be told: the trial is its first one")
-    places = lines["places"].split()
-    words = _with_trial(system, lines, restarts=places != [trial_entry.MENU])
-    return trial_entry.section(trial_entry.trial_entry(entry, _own_words(system), words), places)
+    text = trial_entry.trial_entry(entry, _own_words(system), _with_trial(system, lines))
+    return trial_entry.section(text, lines["places"].split())
 
 
 def _own_words(system: System) -> list[str]:
     return " ".join(cmdline.own(system).values()).split()
 
 
-def _with_trial(system: System, lines: Mapping[str, str], *, restarts: bool) -> str:
-    words = [*_words(system, lines).values(), trial_entry.WORD, trial_entry.RESTARTS if restarts else ""]
-    return " ".join(filter(None, words))
+def _with_trial(system: System, lines: Mapping[str, str]) -> str:
+    return " ".join(filter(None, [*_words(system, lines).values(), trial_entry.WORD, trial_entry.RESTARTS]))
 
 
 def _write_custom(system: System, menu: str, section: str) -> None:
@@ -359,7 +347,7 @@ def _choose(system: System, lines: Mapping[str, str], folders: Mapping[str, str]
     files, block, is_chosen = system.files, trial_entry.environment(value), False
     for place in lines.get("places", "").split():
         path = f"/boot/grub/{trial_entry.BESIDE_MENU}"
-        if place not in trial_entry.MENUS:
+        if place != trial_entry.WRITABLE_MENU:
             if place not in folders:
                 continue
             path = f"{folders[place]}/{trial_entry.ON_ESP}"
@@ -384,7 +372,7 @@ def _not_chosen(found: str) -> Failure:
 
 def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list[str]) -> None:
     """The loader's variable, read back after it is set; else an entry that the loader counts down."""
-    refusal, words, written = _set_one_shot(system), _with_trial(system, lines, restarts=True), []
+    refusal, words, written = _set_one_shot(system), _with_trial(system, lines), []
     is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
     for folder in folders:
         place, loader_conf = f"{folder}/{ENTRIES}", boot.need_text(system, f"{folder}/loader/loader.conf")
@@ -433,7 +421,6 @@ def _take_down(system: System, lines: Mapping[str, str]) -> None:
             _write_custom(system, menu, "")
         for place in (f"{folder}/{ENTRIES}" for folder in folders.values()):
             files.remove(*(f"{place}/{name}" for name in files.names(place) if trial_entry.ID in name))
-    files.remove(_MOTD)
     # This boot goes on as an ordinary one.
     for path, value in zip(_SYSCTLS, lines.get("sysctls", "").split(), strict=False):
         if trial_entry.WORD in files.line("/proc/cmdline").split() and files.exists(path):

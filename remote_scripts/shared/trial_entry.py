@@ -23,8 +23,8 @@ WORD = "homelab.trial"
 RESTARTS = "panic=30 softlockup_panic=1"
 #: On an ESP, and beside GRUB's menu where there is no ESP.
 ON_ESP, BESIDE_MENU = "homelab/grubenv", "homelab.env"
-#: The place beside the menu, among the UUIDs of ESPs: where GRUB can't write, and where it can.
-MENU, WRITABLE_MENU = MENUS = ("menu", "writable-menu")
+#: The place beside the menu, where GRUB can write, among the UUIDs of ESPs.
+WRITABLE_MENU = "writable-menu"
 _BEGIN, _END = "# homelab: a boot on trial, until it is confirmed\n", "# homelab: end\n"
 _SECTION = re.compile(re.escape(_BEGIN) + r"(?s:.*?)" + re.escape(_END))
 _SECTIONS = re.compile(rf"\n?{_SECTION.pattern}")
@@ -39,15 +39,6 @@ _OPTIONS = re.compile(r"^options[ \t]+(.*?)[ \t]*$", re.MULTILINE)
 _ID_OPTIONS = ("$menuentry_id_option", "--id")
 _BLOCK_BYTES = 1024
 _ESP_TYPES = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "0xef")
-_TAKEN = """\
-      set homelab_trial=taken
-      save_env --file "$homelab_file" homelab_trial
-      set homelab_trial=
-      load_env --file "$homelab_file" homelab_trial
-      if [ "$homelab_trial" = taken ]; then
-        set homelab_starts=yes
-      fi
-"""
 _LOOK = """\
   if [ -n "$homelab_place" -a -s "$homelab_file" ]; then
     set homelab_trial=
@@ -55,7 +46,14 @@ _LOOK = """\
     if [ "$homelab_trial" = keep ]; then
       set homelab_starts=yes
     elif [ "$homelab_trial" = once ]; then
-{taken}    fi
+      set homelab_trial=taken
+      save_env --file "$homelab_file" homelab_trial
+      set homelab_trial=
+      load_env --file "$homelab_file" homelab_trial
+      if [ "$homelab_trial" = taken ]; then
+        set homelab_starts=yes
+      fi
+    fi
   fi
 """
 _CHOICE = """\
@@ -166,17 +164,16 @@ def trial_entry(entry: str, without: Iterable[str], words: str) -> str:
 def section(entry: str, places: Iterable[str]) -> str:
     """What custom.cfg gets: whole lines.
 
-    :param places: of the choice: UUIDs of ESPs; MENU: beside the menu, where the host must take it back; WRITABLE_MENU:
-        there, too, where GRUB does.
+    :param places: of the choice: UUIDs of ESPs, and WRITABLE_MENU.
     """
     looks = ""
     for place in places:
-        if place in MENUS:
+        if place == WRITABLE_MENU:
             looks += f'set homelab_place=menu\nset homelab_file="$prefix/{BESIDE_MENU}"\n'
         else:
             looks += f"set homelab_place=\nsearch --no-floppy --fs-uuid --set=homelab_place {place}\n"
             looks += f'set homelab_file="($homelab_place)/{ON_ESP}"\n'
-        looks += _LOOK.format(taken="      set homelab_starts=yes\n" if place == MENU else _TAKEN)
+        looks += _LOOK
     return f"{_BEGIN}{entry}{_CHOICE.format(looks=looks, id=ID)}{_END}"
 
 

@@ -1,7 +1,7 @@
 """A node's turn to restart while the other nodes of its cluster wait.
 
-TURN is in /etc/pve, which every node has; lines `KEY VALUE`: node, since (for people), until (seconds since 1970). It
-is changed under a lock of the whole cluster, if nobody has changed it since it was read (files/cluster_write.pl).
+TURN is in /etc/pve, which every node has; lines `KEY VALUE`: node, since (for people), until (seconds since 1970). Two
+nodes that take it in the same moment both write it; the one whose note is gone is told so before its restart (`lost`).
 
 The turn of another node is over once that node is back and the time has passed. Its `lrm_status` says both: HA's agent
 on each node writes it every few seconds while the node has its quorum, also where HA has no guests (PVE::HA::LRM). When
@@ -13,49 +13,39 @@ its writer's.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from dataclasses import dataclass
 
-from remote_scripts import installed
 from remote_scripts.shared import notes, pmxcfs
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-TURN = "/etc/pve/priv/homelab-reboot"
+TURN = f"{pmxcfs.HOMELAB}/turn"
 _ORDERED = "/run/homelab/ordered"
 # An order that hasn't ended the boot by then isn't carried out any more.
 _ORDERED_SECONDS = 900
-# For the lock 10 s, and 60 s that Proxmox VE gives to who has it.
-_WRITE_SECONDS = 90.0
 _GIVE_BACK_SECONDS = 10.0
 _TELLS_CLUSTER = "waiting for the cluster: its other nodes are to know that this one is back"
 _SECONDS = re.compile(r"[1-9][0-9]{0,11}")
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What is noted. `content`: the file's bytes; `node`: empty: no node restarts."""
-
-    content: bytes
-    node: str
-    since: str
-    until: str
-
-
-def _read(system: System) -> Turn:
+def _noted(system: System) -> dict[str, str]:
     """:raises Failure: it can't be read."""
-    content = pmxcfs.content_of(system, TURN) or b""
-    lines = notes.pairs(content.decode("utf-8", "replace"))
-    return Turn(content, *(lines.get(key, "") for key in ("node", "since", "until")))
+    return notes.pairs((pmxcfs.content_of(system, TURN) or b"").decode("utf-8", "replace"))
 
 
 def why_not(system: System, node: Node) -> str:
     """Why it isn't this node's turn; empty: no other node has it."""
-    return _of_another(system, node)[1]
+    try:
+        noted = _noted(system)
+    except Failure as failure:
+        return f"it isn't known which node restarts: {TURN}: {failure.found}"
+    other = noted.get("node", "")
+    if other in ("", node.name) or _is_over(system, other, noted.get("until", "")):
+        return ""
+    return f"{other} restarts, since {noted.get('since', '')} ({TURN})"
 
 
 def take(system: System, node: Node, seconds: int) -> str:
@@ -63,38 +53,27 @@ def take(system: System, node: Node, seconds: int) -> str:
 
     :returns: why not; empty: it has it.
     """
-    turn, why = _of_another(system, node)
     now = int(time.time())
     since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now))
-    return why or _write(system, turn, f"node {node.name}\nsince {since}\nuntil {now + seconds}\n")
+    text = f"node {node.name}\nsince {since}\nuntil {now + seconds}\n"
+    return why_not(system, node) or _write(system, text)
 
 
-def _of_another(system: System, node: Node) -> tuple[Turn, str]:
-    """What is noted, and why it isn't this node's turn."""
+def _is_over(system: System, node: str, until: str) -> bool:
     try:
-        turn = _read(system)
-        if turn.node in ("", node.name) or _is_over(system, turn):
-            return turn, ""
-        return turn, f"{turn.node} restarts, since {turn.since} ({TURN})"
-    except Failure as failure:
-        return Turn(b"", "", "", ""), f"it isn't known which node restarts: {TURN}: {failure.found}"
-
-
-def _is_over(system: System, turn: Turn) -> bool:
-    try:
-        seen = pmxcfs.time_of(system, f"{pmxcfs.NODES}/{turn.node}/lrm_status")
+        seen = pmxcfs.time_of(system, f"{pmxcfs.NODES}/{node}/lrm_status")
     except OSError:
         return False
-    return seen is not None and bool(_SECONDS.fullmatch(turn.until)) and seen > int(turn.until)
+    return seen is not None and bool(_SECONDS.fullmatch(until)) and seen > int(until)
 
 
-def _write(system: System, turn: Turn, text: str) -> str:
-    """Puts a text in its place, nothing where it is empty; why it can't be."""
-    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(TURN)))
-    digest = hashlib.sha256(turn.content).hexdigest()
-    done = system.run.ask("perl", *words, digest, text, seconds=_WRITE_SECONDS)
-    said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
-    return "" if done.status == 0 else f"{TURN} can't be written: {said or 'no answer'}"
+def _write(system: System, text: str) -> str:
+    """Notes a text, nothing where it is empty; why it can't be."""
+    try:
+        pmxcfs.note(system, TURN, text.encode())
+    except OSError as error:
+        return f"{TURN} can't be written: {error.strerror or error}"
+    return ""
 
 
 def lost(system: System) -> str:
@@ -107,19 +86,19 @@ def lost(system: System) -> str:
     if not node.clustered:
         return ""
     try:
-        turn = _read(system)
+        now = _noted(system).get("node")
     except Failure as failure:
         return f"it isn't known whether it is still this node's turn: {TURN}: {failure.found}"
-    if turn.node == node.name:
+    if now == node.name:
         return ""
-    return f"it isn't this node's turn any more: {TURN} {f'names {turn.node}' if turn.node else 'is gone'}"
+    return f"it isn't this node's turn any more: {TURN} {f'names {now}' if now else 'is gone'}"
 
 
 def is_ours(system: System) -> bool:
     """Whether this node has it, or that can't be told."""
     node = pmxcfs.this_node(system)
     try:
-        return node.clustered and (not node.name or _read(system).node == node.name)
+        return node.clustered and (not node.name or _noted(system).get("node") == node.name)
     except Failure:
         return True
 
@@ -132,16 +111,21 @@ def end(system: System, seconds: float) -> bool:
     """
     if is_restart_ordered(system):
         return not is_ours(system)
-    return any(not is_ours(system) or _take_away(system) for _ in system.work.tries(seconds, _TELLS_CLUSTER))
+    return any(_ended(system) for _ in system.work.tries(seconds, _TELLS_CLUSTER))
 
 
-def _take_away(system: System) -> bool:
-    """False: it isn't this node's, or can't be."""
+def _ended(system: System) -> bool:
+    """Takes it away where it is this node's, and what a run that was killed has left; False: it can't be, now."""
+    node = pmxcfs.this_node(system)
+    if not node.clustered or not node.name:
+        return not node.clustered
     try:
-        turn = _read(system)
-    except Failure:
+        if _noted(system).get("node") == node.name:
+            return not _write(system, "")
+        pmxcfs.tidy(system, TURN)
+    except (Failure, OSError):
         return False
-    return bool(turn.node) and turn.node == pmxcfs.this_node(system).name and not _write(system, turn, "")
+    return True
 
 
 def give_back(system: System) -> None:

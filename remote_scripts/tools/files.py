@@ -30,10 +30,10 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.device import Device
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import Log
+from remote_scripts.tools.places import HOME as HOME
 from remote_scripts.tools.run import Run
 from remote_scripts.tools.text import ANSWER_BYTES, as_text
 
-HOME = "/var/lib/homelab"
 #: Where copies lie of homelab's files as others had edited them.
 EDITS = "/var/backups/homelab"
 #: Where there are homelab's files, and the folders for what they were.

@@ -16,9 +16,9 @@ import pytest
 from lab.api.guest_config import GuestConfig
 from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
+from remote_scripts.both import container_cards
+from remote_scripts.both.terms import Terms
 from remote_scripts.guests import change, container, container_follow, guest, requests
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers import container_cards
 from remote_scripts.shared import api, guest_notes
 from remote_scripts.shared.container_conf import Method, options_of
 from remote_scripts.shared.container_note import Cards

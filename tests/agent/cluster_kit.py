@@ -1,9 +1,10 @@
 """pve1, the first of three nodes of a cluster, in a folder. `pvecm`, `ceph` and `ha-manager` answer as recorded of a real cluster (../shared/pve_api);
-what HA has lies in a file of /etc/pve, which every node has. Perl is this machine's own, with the lab's calls of Proxmox VE's modules.
+what HA has lies in a file of /etc/pve, which every node has.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,12 +17,12 @@ import pytest
 
 from lab.host.guest_programs import modules
 from remote_scripts.shared import cluster, turn
+from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host
 
 TURN = turn.TURN
-LOCK = "/etc/pve/priv/lock/domain-homelab"
 HOME = "/var/lib/homelab"
 BOOT = "/proc/sys/kernel/random/boot_id"
 STATE = "/etc/pve/state"
@@ -115,7 +116,7 @@ VOTES = pytest.mark.parametrize(
 def node_of_three(host: Host) -> Host:
     """All nodes are well."""
     host.write("/etc/pve/corosync.conf", "totem {}\n")
-    for folder in ("nodes/pve1", "nodes/pve2", "nodes/pve3", "priv/lock"):
+    for folder in ("nodes/pve1", "nodes/pve2", "nodes/pve3"):
         (host.root / "etc/pve" / folder).mkdir(parents=True, exist_ok=True)
     (host.root / "etc/pve/local").symlink_to("nodes/pve1")
     host.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000001\n")
@@ -131,14 +132,26 @@ def run(host: Host) -> None:
         "systemd-run": lambda _arguments, _stdin: 0,
         "ceph": lambda arguments, _stdin: Done(0 if arguments[1] == "ok-to-stop" else 22, b""),
         "ha-manager": lambda arguments, _stdin: _ha_manager(host, arguments),
-        "perl": lambda arguments, _stdin: _perl(host, arguments),
     }
 
 
-def _perl(host: Host, arguments: Sequence[str]) -> Done:
-    environment = os.environ | modules(host.root / "etc/pve", quorate=not host.exists(f"{STATE}/no-quorum"))
+def perl(host: Host, arguments: Sequence[str]) -> Done:
+    """Perl with the lab's calls of Proxmox VE's modules."""
+    environment = os.environ | modules(host.root / "etc/pve", quorate=True)
     done = subprocess.run(["perl", *arguments], env=environment, capture_output=True)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def without_quorum(host: Host, patch: pytest.MonkeyPatch) -> None:
+    """/etc/pve can only be read from now on."""
+    others = disk.WATCH[-1]
+
+    def watch(call: str, path: str) -> None:
+        if path.startswith(f"{host.root}/etc/pve/"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        others(call, path)
+
+    patch.setattr(disk, "WATCH", [watch])
 
 
 def noted(host: Host, program: str, arguments: Sequence[str]) -> Done:
@@ -166,8 +179,8 @@ def members(host: Host, text: str, names: str = NODES) -> None:
 
 def with_disks(host: Host) -> Host:
     """Disks 0 and 3 of Ceph are the node's."""
-    for disk in (0, 3):
-        host.write(f"/var/lib/ceph/osd/ceph-{disk}/whoami", f"{disk}\n")
+    for number in (0, 3):
+        host.write(f"/var/lib/ceph/osd/ceph-{number}/whoami", f"{number}\n")
     return host
 
 

@@ -198,8 +198,6 @@ class Node(Machine):
         cluster_kit.run(self.host)
         if is_booted:
             self.host.write(cluster_kit.BOOT, "the next one\n")
-        # As the cluster does it, two minutes after its maker's death.
-        shutil.rmtree(self.host.root / cluster_kit.LOCK[1:], ignore_errors=True)
 
 
 class Returned(Node):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from homelab.host.facts import HostFacts, parse
-from remote_scripts.layers.read_host import Wanted
+from remote_scripts.both.read_host import Wanted
 from remote_scripts.tools.run import Done, Stand
 from tests.agent.kit import Host
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from homelab.remote import agent
-from remote_scripts.layers.run_guard import Wanted
+from remote_scripts.both.run_guard import Wanted
 from remote_scripts.shared import passes
 from tests import sent_along
 from tests.agent.kit import Host

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from remote_scripts.shared.apt import THE_SYSTEMS, aside
-from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.packages import Packages
+from remote_scripts.shared.software import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System

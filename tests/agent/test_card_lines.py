@@ -501,11 +501,20 @@ def test_a_group_file_may_say_anything(box: Cards300, groups: str, options: str)
     assert f"dev0: /dev/dri/renderD128,{options}\n" in box.apply("device", ONE)
 
 
-@pytest.mark.parametrize(("group", "options"), [(104, "mode=0666"), (204, "gid=204,mode=0660")])
-def test_a_group_that_has_no_number_on_the_host_is_not_used(box: Cards300, group: int, options: str) -> None:
-    box.conf = f"{BASE}lxc.idmap: u 0 100000 65536\nlxc.idmap: g 0 100000 100\nlxc.idmap: g 200 100200 65336\n"
-    box.state, box.inside = "running", f"render:x:{group}:\n"
-    assert f"dev0: /dev/dri/renderD128,{options}\n" in box.apply("device", ONE)
+def test_a_group_that_has_no_number_on_the_host_costs_no_container_what_it_had(box: Cards300) -> None:
+    """Proxmox VE doesn't start it."""
+    box.conf = before = f"{BASE}lxc.idmap: u 0 100000 65536\nlxc.idmap: g 0 100000 100\nlxc.idmap: g 200 100200 65336\n"
+    box.state, box.inside = "running", "render:x:104:\n"
+    seen, box.refusals = list[str](), {"start": "startup for container '300' failed"}
+
+    def started() -> None:
+        seen.append(box.conf)
+        box.refusals.clear()
+
+    box.after["start"] = started
+    with pytest.raises(Refused, match="startup for container '300' failed"):
+        box.apply("device", ONE)
+    assert "dev0: /dev/dri/renderD128,gid=104,mode=0660\n" in seen[0] and (box.conf, box.state) == (before, "running")
 
 
 def test_one_that_stays_off_gives_its_nodes_to_everybody_until_it_runs(box: Cards300) -> None:

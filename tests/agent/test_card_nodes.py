@@ -16,7 +16,7 @@ import pytest
 
 from lab.host.guest_programs import modules as of_perl
 from remote_scripts.guests import container_follow
-from remote_scripts.layers.card_nodes import SERVICE, Wanted
+from remote_scripts.layers.card_nodes import SERVICE
 from remote_scripts.shared import boot_service, guest_notes, guests, pmxcfs
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.shared.container_note import Cards, ContainerNote, Given
@@ -262,7 +262,7 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
     assert box.drift() == {} and box.revert() == given
 
 
-def test_a_folder_of_notes_that_another_guests_turn_takes_away_is_made_anew(
+def test_a_note_whose_folder_another_guests_turn_takes_away_is_refused_and_written_the_next_time(
     box: Cards300, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (box.root / NOTE[1:]).unlink()
@@ -275,7 +275,10 @@ def test_a_folder_of_notes_that_another_guests_turn_takes_away_is_made_anew(
         replace(system, path, content)
 
     monkeypatch.setattr(pmxcfs, "replace", rival)
-    guest_notes.write(box.host.system(), CONTAINER, 300, ContainerNote(shut_down_after="UPID:x"))
+    note = ContainerNote(shut_down_after="UPID:x")
+    with pytest.raises(Failure, match="No such file or directory(.|\n)*then run `pulumi up` again"):
+        guest_notes.write(box.host.system(), CONTAINER, 300, note)
+    guest_notes.write(box.host.system(), CONTAINER, 300, note)
     assert len(calls) == 2 and guest_notes.of(box.host.system(), CONTAINER, 300, ContainerNote).shut_down_after
 
 
@@ -455,7 +458,7 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Cards300) -> No
     before = host.lasting()
 
     def ask(verb: str, *, needed: bool = True) -> Any:
-        return host.ask(verb, "card_nodes", Wanted(needed=needed))
+        return host.ask(verb, "card_nodes", {"needed": needed})
 
     assert [one["what"] for one in ask("plan")["files"]] == [SERVICE.program, UNIT, LINK]
     assert host.lasting() == before
@@ -470,7 +473,7 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Cards300) -> No
 
 def test_its_program_needs_nothing_but_itself(host: Host, box: Cards300, tmp_path: Path) -> None:
     """As the service runs it, on a folder: nothing of the folder where a stack keeps the agent."""
-    host.ask("apply", "card_nodes", Wanted(needed=True))
+    host.ask("apply", "card_nodes", {"needed": True})
     box.drm(AMD, 129)
     box.conf += "lock: backup\n"
     folder = tmp_path / "commands"

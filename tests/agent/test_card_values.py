@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers.card_values import Attribute, Value, Wanted
+from remote_scripts.both.card_values import Attribute, Value, Wanted
 from remote_scripts.tools.disk import Disk
 from tests.agent.kit import Host, Refused, watched
 

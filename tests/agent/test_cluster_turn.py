@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 
-from lab.host.guest_programs import modules
-from remote_scripts import installed
 from remote_scripts.layers import cluster_turn
-from remote_scripts.layers.cluster_turn import Wanted
-from remote_scripts.shared import cluster, turn
+from remote_scripts.shared import cluster, pmxcfs, turn
 from tests.agent.cluster_kit import (
-    LOCK,
-    STATE,
     TURN,
     VOTES,
     Clock,
@@ -35,9 +26,9 @@ from tests.agent.cluster_kit import (
     system_of,
     turn_of,
     with_disks,
+    without_quorum,
 )
 from tests.agent.kit import Host
-from tests.waiting import wait_until
 
 __all__ = ["clock"]
 
@@ -70,19 +61,7 @@ def take(host: Host, seconds: float = 0) -> str:
 def end(host: Host, seconds: int = 0) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster_turn, "CLUSTER_SECONDS", seconds)
-        return bool(host.ask("apply", "cluster_turn", Wanted())["over"])
-
-
-def on_perl(host: Host, act: Callable[[], object]) -> None:
-    """It happens once, before the program that takes the cluster's lock is started."""
-    real, acts = host.programs["perl"], [act]
-
-    def perl(arguments: Sequence[str], stdin: bytes) -> Any:
-        if acts:
-            acts.pop()()
-        return real(arguments, stdin)
-
-    host.programs["perl"] = perl
+        return bool(host.ask("apply", "cluster_turn", {})["over"])
 
 
 @VOTES
@@ -112,7 +91,7 @@ def test_a_node_without_its_pve_folder_is_still_one_of_a_cluster(node: Host) -> 
     assert says(node) == ""  # it has left its cluster
     (node.root / "etc/pve/local").unlink()
     assert says(node).startswith("/etc/pve isn't there") and take(node)
-    assert not node.exists(LOCK) and not node.exists(TURN)
+    assert not node.exists(TURN)
 
 
 def test_a_turn_is_taken_and_ended_without_a_trace(node: Host) -> None:
@@ -121,7 +100,7 @@ def test_a_turn_is_taken_and_ended_without_a_trace(node: Host) -> None:
     assert take(node) == ""
     noted = dict(line.split(" ", 1) for line in node.read(TURN).splitlines())
     assert noted["node"] == "pve1" and began + 600 <= int(noted["until"]) <= time.time() + 600
-    assert not node.exists(LOCK) and {*node.lasting()} - {*before} == {TURN[1:]}
+    assert {*node.lasting()} - {*before} == {TURN[1:], pmxcfs.HOMELAB[1:]}
     assert end(node) and node.lasting() == before
 
 
@@ -163,7 +142,7 @@ def test_a_turn_whose_end_is_no_number_has_none(node: Host) -> None:
 
 
 def test_a_turn_that_cant_be_read_is_nobodys_to_take(node: Host) -> None:
-    (node.root / TURN[1:]).mkdir()
+    (node.root / TURN[1:]).mkdir(parents=True)
     assert take(node).startswith(f"it isn't known which node restarts: {TURN}: ")
     (node.root / TURN[1:]).rmdir()
     node.write(TURN, "node pve1\n" + " " * (1 << 20))
@@ -182,70 +161,35 @@ def test_it_waits_until_the_others_can_do_without_it(node: Host, clock: Clock) -
     assert take(node, 60) == ""
 
 
-def test_two_nodes_that_ask_at_once_take_turns(node: Host) -> None:
-    """Both see that nobody restarts; one is told so under the lock."""
-    on_perl(node, lambda: turn_of(node, "pve2"))
-    assert "another node has changed" in take(node)
-    assert not node.exists(LOCK) and node.read(TURN).startswith("node pve2")
+def test_of_two_nodes_that_take_the_turn_at_once_one_doesnt_restart(node: Host) -> None:
+    """Both have seen that nobody restarts; the other node has written later."""
+    assert take(node) == "" and turn.lost(system_of(node)) == ""
+    turn_of(node, "pve2")
+    assert turn.lost(system_of(node)) == f"it isn't this node's turn any more: {TURN} names pve2"
+    assert end(node) and node.read(TURN).startswith("node pve2\n")
 
 
-def test_the_end_of_a_turn_leaves_another_nodes_alone(node: Host) -> None:
-    """Also one that is written between the first look and the lock."""
-    assert take(node) == ""
-    on_perl(node, lambda: turn_of(node, "pve3"))
-    assert not end(node) and end(node) and node.read(TURN).startswith("node pve3\n")
-
-
-@pytest.mark.parametrize("what", ["no quorum", "another node holds the lock"])
-def test_a_turn_that_cant_be_written_is_none_and_leaves_nothing(node: Host, what: str) -> None:
-    """As Proxmox VE says it, whose call doesn't die."""
-    if what == "no quorum":
-        node.write(f"{STATE}/no-quorum", "")
-    else:
-        refuse(node, "perl", said=TIMED_OUT)
+def test_a_turn_that_cant_be_written_is_none_and_leaves_nothing(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     before = node.lasting()
-    why = "no quorum!" if what == "no quorum" else "got lock request timeout"
-    assert take(node) == f"{TURN} can't be written: cfs-lock 'domain-homelab' error: {why}"
+    without_quorum(node, monkeypatch)
+    assert take(node) == f"{TURN} can't be written: Permission denied"
     assert node.lasting() == before
 
 
-TIMED_OUT = (
-    "trying to acquire cfs lock 'domain-homelab' ...\n" * 9
-    + "cfs-lock 'domain-homelab' error: got lock request timeout\n"
-)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_who_is_ended_under_the_clusters_lock_frees_it_and_writes_nothing(node: Host, number: int) -> None:
-    """The next one would wait for two minutes."""
-    fifo = node.root / TURN[1:]
-    os.mkfifo(fifo)
-    words = ["perl", "-e", installed.TEXTS["cluster_write"], str(fifo), "read", "new\n"]
-    environment = os.environ | modules(node.root / "etc/pve", quorate=True)
-    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as run:
-        wait_until(lambda: node.exists(LOCK))
-        run.send_signal(number)
-        assert "ended by SIG" in run.communicate()[1] and run.returncode != 0
-    assert not node.exists(LOCK) and fifo.is_fifo()
-
-
-@pytest.mark.parametrize("what", ["no /etc/pve yet", "no quorum yet", "another node holds the lock"])
+@pytest.mark.parametrize("what", ["no /etc/pve yet", "no quorum yet"])
 def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what: str) -> None:
     assert take(node) == ""
-    later: Callable[[], object]
-    if what == "no /etc/pve yet":
-        node.write("/etc/corosync/corosync.conf", "totem {}\n")
-        away = (node.root / "etc/pve").rename(node.root / "etc/later")
-        later = partial(away.rename, node.root / "etc/pve")
-    elif what == "no quorum yet":
-        later = node.write(f"{STATE}/no-quorum", "").unlink
-    else:
-        real = node.programs["perl"]
-        refuse(node, "perl", said=TIMED_OUT)
-        later = partial(node.programs.update, perl=real)
-    assert not end(node)
-    clock.meanwhile = once(later)
-    assert end(node, 60) and not node.exists(TURN)
+    with pytest.MonkeyPatch.context() as patch:
+        later: Callable[[], object] = patch.undo
+        if what == "no /etc/pve yet":
+            node.write("/etc/corosync/corosync.conf", "totem {}\n")
+            away = (node.root / "etc/pve").rename(node.root / "etc/later")
+            later = partial(away.rename, node.root / "etc/pve")
+        else:
+            without_quorum(node, patch)
+        assert not end(node)
+        clock.meanwhile = once(later)
+        assert end(node, 60) and not node.exists(TURN)
 
 
 def once(act: Callable[[], object]) -> Callable[[], object]:
@@ -305,11 +249,11 @@ def test_a_disk_that_cant_be_told_is_said(disks: Host) -> None:
 
 @pytest.mark.parametrize("quorate", [True, False])
 def test_destroy_ends_a_turn_or_says_that_it_cant(
-    node: Host, quorate: bool, capsys: pytest.CaptureFixture[str]
+    node: Host, quorate: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert take(node) == ""
     if not quorate:
-        node.write(f"{STATE}/no-quorum", "")
+        without_quorum(node, monkeypatch)
     system = system_of(node)
     system.changing(lambda: turn.give_back(system))
     said = f"could not be told that this node doesn't restart: rm {TURN}" in capsys.readouterr().err

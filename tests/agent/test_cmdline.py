@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from homelab.remote import scripts
-from remote_scripts.layers.cmdline import Wanted
+from remote_scripts.both.cmdline import Wanted
 from remote_scripts.shared import turn
 from remote_scripts.tools.run import Done
 from tests.agent import boot_kit

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.both.container_toolkit import Wanted
 from remote_scripts.layers import container_toolkit
-from remote_scripts.layers.container_toolkit import Wanted
 from remote_scripts.shared import engine_conf
 from remote_scripts.shared.engines import Engines
-from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.packages import Packages
+from remote_scripts.shared.software import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done

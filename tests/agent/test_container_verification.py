@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.both.container_verification import Wanted
 from remote_scripts.layers import container_verification
-from remote_scripts.layers.container_verification import Wanted
 from remote_scripts.shared import guests
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.tools.errors import Failure

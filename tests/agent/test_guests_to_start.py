@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.both.start_guests import Wanted
 from remote_scripts.layers import start_guests
-from remote_scripts.layers.start_guests import Wanted
 from remote_scripts.shared import guests, guests_to_start, time_limit, turn
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done

@@ -14,21 +14,22 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from remote_scripts.layers import (
+from remote_scripts.both import (
     container_cards,
     container_verification,
     driver_update,
     nvidia_driver,
     nvidia_verification,
 )
+from remote_scripts.both.handover import Wanted
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover, card_users, handover, pmxcfs, time_limit
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.handover import away, read_record
-from remote_scripts.shared.packages import Software
 from remote_scripts.shared.processes import ScanError, processes_using
 from remote_scripts.shared.shared_card import SharedCard
+from remote_scripts.shared.software import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
@@ -483,8 +484,8 @@ SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
         ("apply", "nvidia_driver", nvidia_driver.Wanted(target="host", software=SOFTWARE, driver="580")),
         ("revert", "driver_update", driver_update.Wanted(target="host", software=SOFTWARE)),
         ("apply", "nvidia_verification", nvidia_verification.Wanted(seconds=60)),
-        ("apply", "handover", layer.Wanted(cards=(BIG,))),
-        ("revert", "handover", layer.Wanted()),
+        ("apply", "handover", Wanted(cards=(BIG,))),
+        ("revert", "handover", Wanted()),
     ],
 )
 def test_what_needs_the_card_is_refused_while_it_is_away(lent: Host, verb: str, name: str, wanted: object) -> None:

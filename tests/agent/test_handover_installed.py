@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.both.handover import Wanted
+from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.layers import handover as layer
-from remote_scripts.layers.handover import Wanted
-from remote_scripts.layers.hookscript import Wanted as Hook
 from remote_scripts.shared import handover, hookscripts
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.handover import handed_over
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.run import Done
-from tests.agent import handover_kit
+from tests.agent import cluster_kit, handover_kit
 from tests.agent.handover_kit import BIG, START, STATE, VM, asked, fails, run, state, story
 from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Host, Refused
@@ -150,8 +150,65 @@ def test_a_storage_of_other_nodes_is_none_of_this_host(host: Host, line: str, fo
     assert hookscripts.names_hook(host.system(), "103") is (found == "local")
 
 
+AS_INSTALLED = """\
+dir: local
+\tpath /var/lib/vz
+\tcontent iso,vztmpl,backup
+
+lvmthin: local-lvm
+\tthinpool data
+\tcontent images,rootdir
+"""
+SWITCHED = AS_INSTALLED.replace("backup", "backup,snippets")
+
+
+def as_installed(host: Host) -> None:
+    host.write("/etc/pve/storage.cfg", AS_INSTALLED, 0o640)
+    (host.root / "etc/pve/priv/lock").mkdir(parents=True, exist_ok=True)
+    host.programs["perl"] = lambda arguments, _stdin: cluster_kit.perl(host, arguments)
+
+
+def test_a_host_as_installed_gets_a_storage_for_it_and_has_its_own_back(host: Host) -> None:
+    as_installed(host)
+    before = host.lasting()
+    planned = host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"]
+    assert {"how": "changed", "what": "/etc/pve/storage.cfg: the storage local takes snippets", "diff": ""} in planned
+    assert host.lasting() == before
+    apply(host)
+    hook(host, "apply")
+    assert host.read("/etc/pve/storage.cfg") == SWITCHED and seen(host).lost_hooks == []
+    assert apply(host) == {"changed": False}
+    hook(host, "revert")
+    planned = host.ask("plan", "handover", Wanted())["files"]
+    assert "/etc/pve/storage.cfg: the storage local takes snippets no more" in {file["what"] for file in planned}
+    revert(host)
+    assert host.lasting() == before
+
+
+@pytest.mark.parametrize(
+    ("now", "path", "then"),
+    [
+        (SWITCHED.replace("backup,snippets", "snippets,rootdir"), "", None),  # somebody has changed what it takes
+        (SWITCHED, "/etc/pve/nodes/pve2/qemu-server/105.conf", None),  # another node's VM names a script there
+        (SWITCHED.replace("iso,vztmpl,backup,snippets", "backup,snippets,iso,vztmpl"), "", AS_INSTALLED),
+    ],
+)
+def test_a_storage_that_others_use_for_snippets_goes_on_to_take_them(
+    host: Host, now: str, path: str, then: str | None
+) -> None:
+    as_installed(host)
+    before = set(host.lasting())
+    apply(host)
+    host.write("/etc/pve/storage.cfg", now)
+    if path:
+        host.write(path, "hookscript: local:snippets/homelab-handover.sh\n")
+    revert(host)
+    assert host.read("/etc/pve/storage.cfg") == (then or now)
+    assert {one for one in host.lasting() if not one.startswith("etc/pve/nodes")} == before
+
+
 def test_without_a_storage_for_it_nothing_is_put_there(host: Host) -> None:
-    host.write("/etc/pve/storage.cfg", "dir: local\n\tpath /var/lib/vz\n\tcontent iso\n")
+    host.write("/etc/pve/storage.cfg", "dir: local\n\tpath /var/lib/vz\n\tcontent iso\n\tshared 1\n")
     before = host.lasting()
     for verb in ("plan", "apply"):
         with pytest.raises(Refused, match="add snippets to the content of one"):

@@ -10,7 +10,6 @@ import pytest
 
 from homelab.remote import agent, scripts
 from remote_scripts import installed
-from remote_scripts.layers.initramfs import Wanted
 from remote_scripts.tools.run import Done
 from tests.agent import boot_kit
 from tests.agent.boot_kit import EACH_LOADER, INIT_TOP, KERNELS, lasting
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("stocked_boot")
 
 
 def ask(host: Host, verb: str, *, needed: bool = True) -> Any:
-    return host.ask(verb, "initramfs", Wanted(needed=needed))
+    return host.ask(verb, "initramfs", {"needed": needed})
 
 
 def images(host: Host) -> list[str]:

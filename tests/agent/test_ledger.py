@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.layers.ledger import Wanted
+from remote_scripts.both.ledger import Wanted
 from tests.agent.kit import Host, Refused, cuts, left_by
 
 NOTE = '{"record": {"hostpci0": "mapping=x"}}'

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import pytest
 
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.initramfs import Wanted as Initramfs
-from remote_scripts.layers.reboot import Wanted as Reboot
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.reboot import Wanted as Reboot
 from remote_scripts.shared import next_boot
-from remote_scripts.shared.reboot_required import Boot
+from remote_scripts.shared.wanted_boot import Boot
 from tests.agent import api_kit, boot_kit
 from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, lasting
 from tests.agent.kit import Host, Refused
@@ -87,7 +86,7 @@ def test_an_early_initramfs_that_all_entries_have_is_none_of_its_own(host: Host)
 def test_no_initramfs_is_made_for_a_kernel_that_has_none(host: Host, loader: str) -> None:
     """It would become what starts next, and the way back from a boot on trial."""
     (host.root / f"boot/{INITRAMFS}").unlink()
-    host.ask("apply", "initramfs", Initramfs(needed=True))
+    host.ask("apply", "initramfs", {"needed": True})
     assert not host.exists(f"/boot/{INITRAMFS}") and host.exists(f"/boot/initrd.img-{OLDER}")
 
 

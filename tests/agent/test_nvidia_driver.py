@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import pytest
 
-from remote_scripts.layers import driver_update, nvidia_driver
-from remote_scripts.shared.driver_installer import Installer
+from remote_scripts.both import driver_update, nvidia_driver
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, noted
-from remote_scripts.shared.packages import Software
+from remote_scripts.shared.software import Installer, Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.run import TIMED_OUT, Done
 from tests.agent.driver_kit import (

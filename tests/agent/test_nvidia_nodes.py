@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab.host.host_python import nodes_below
-from remote_scripts.layers.nvidia_nodes import SERVICE, Wanted
+from remote_scripts.layers.nvidia_nodes import SERVICE
 from remote_scripts.shared import boot_service, nvidia
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host, Refused
@@ -70,7 +70,7 @@ def stocked(host: Host, reloads: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def ask(host: Host, verb: str = "apply", *, needed: bool = True) -> Any:
-    return host.ask(verb, "nvidia_nodes", Wanted(needed=needed))
+    return host.ask(verb, "nvidia_nodes", {"needed": needed})
 
 
 def nodes(host: Host) -> dict[str, tuple[int, int, int]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.both.nvidia_verification import Wanted
 from remote_scripts.layers import nvidia_verification
-from remote_scripts.layers.nvidia_verification import Wanted
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System

@@ -20,8 +20,8 @@ import pytest
 
 from homelab.remote import agent
 from homelab.remote.scripts import FOLDER
-from remote_scripts.layers.card_values import Value, Wanted
-from remote_scripts.layers.read_system import Wanted as Reading
+from remote_scripts.both.card_values import Value, Wanted
+from remote_scripts.both.read_system import Wanted as Reading
 from tests import sent_along
 from tests.agent.kit import Host
 from tests.waiting import PATIENCE

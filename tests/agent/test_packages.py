@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from remote_scripts.shared.installed import installed, offered
-from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.packages import Packages
+from remote_scripts.shared.software import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done

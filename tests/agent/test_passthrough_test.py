@@ -14,7 +14,7 @@ import pytest
 
 from homelab.remote import scripts
 from lab.host import archive
-from remote_scripts.layers.passthrough_test import FOLDER, NAME, Wanted
+from remote_scripts.both.passthrough_test import FOLDER, NAME, Wanted
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host, Refused
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, add_function, stock

@@ -5,17 +5,23 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.host.guest_programs import modules
+from remote_scripts import installed
 from remote_scripts.shared import guest_notes, guests, pmxcfs
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.errors import Failure
 from tests.agent.kit import Host
+from tests.waiting import wait_until
 
 CONF = "/etc/pve/lxc/901.conf"
 
@@ -68,3 +74,18 @@ def test_where_the_file_system_isnt_there_nothing_is_noted_below_it(host: Host) 
     ):
         with pytest.raises(Failure, match="/etc/pve isn't there"):
             act()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_ended_under_the_clusters_lock_frees_it_and_writes_nothing(host: Host, number: int) -> None:
+    """The next one would wait for two minutes."""
+    fifo, lock = host.root / "etc/pve/storage.cfg", "/etc/pve/priv/lock/file-storage_cfg"
+    (host.root / "etc/pve/priv/lock").mkdir(parents=True)
+    os.mkfifo(fifo)
+    words = ["perl", "-e", installed.TEXTS["cluster_write"], str(fifo), "read", "new\n"]
+    environment = os.environ | modules(host.root / "etc/pve", quorate=True)
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        wait_until(lambda: host.exists(lock))
+        run.send_signal(number)
+        assert "ended by SIG" in run.communicate()[1] and run.returncode != 0
+    assert not host.exists(lock) and fifo.is_fifo()

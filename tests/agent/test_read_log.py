@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remote_scripts.layers.read_log import Wanted
+from remote_scripts.both.read_log import Wanted
 from tests.agent.kit import Host, Refused
 
 STEPS = "/run/homelab/steps"

@@ -10,7 +10,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import parse
-from remote_scripts.layers.read_system import Wanted
+from remote_scripts.both.read_system import Wanted
 from remote_scripts.shared import driver
 from tests.agent.kit import Host, Refused
 

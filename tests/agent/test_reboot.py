@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers import cluster_turn
-from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, trial
+from remote_scripts.both.reboot import Wanted
+from remote_scripts.shared import guests_to_start, pmxcfs, trial, turn
+from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -22,7 +22,6 @@ from tests.agent.cluster_kit import (
     BOOT,
     HA_STOCK,
     HOME,
-    LOCK,
     STATE,
     TURN,
     Clock,
@@ -34,6 +33,7 @@ from tests.agent.cluster_kit import (
     turn_of,
     with_disks,
     with_ha,
+    without_quorum,
 )
 from tests.agent.kit import Cut, Host, Refused, cuts, left_by
 
@@ -66,7 +66,7 @@ def booted(host: Host) -> None:
 def wanted(*, keep_quorum: bool = True) -> Wanted:
     return Wanted(
         policy="auto",
-        boot=reboot_required.Boot(words=("amd_iommu=on",)),
+        boot=Boot(words=("amd_iommu=on",)),
         rollback_after=600,
         awaited=1800,
         keep_quorum=keep_quorum,
@@ -89,7 +89,7 @@ def restarts(host: Host) -> bool:
 
 
 def is_as_before(host: Host) -> None:
-    assert not host.exists(TURN) and not host.exists(LOCK)
+    assert not host.exists(TURN)
 
 
 def at(host: Host, program: str, asked: Callable[[Sequence[str], bytes], bool], act: Callable[[], object]) -> None:
@@ -104,9 +104,10 @@ def at(host: Host, program: str, asked: Callable[[Sequence[str], bytes], bool], 
     host.programs[program] = run
 
 
-def at_turn(host: Host, act: Callable[[], object]) -> None:
+def at_turn(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """It happens as the node takes its turn."""
-    at(host, "perl", lambda words, _: api_kit.MINTS not in words, act)
+    real = turn.take
+    patch.setattr(turn, "take", lambda *words: (act(), real(*words))[1])
 
 
 def at_list(host: Host, path: str, act: Callable[[], object]) -> None:
@@ -124,7 +125,7 @@ def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> 
     assert (answer["turn"], answer["guests"], answer["armed"]) == (True, planned["guests"], "") and restarts(host)
     assert [who[:2] for who in cluster_kit.who_ran(host)] == [("qm", 103), ("qm", 200), ("pct", 901), ("pct", 902)]
     (host.root / ORDERED[1:]).unlink()
-    assert host.ask("apply", "cluster_turn", cluster_turn.Wanted()) == {"over": True}
+    assert host.ask("apply", "cluster_turn", {}) == {"over": True}
     is_as_before(host)
 
 
@@ -231,7 +232,7 @@ def test_what_ha_does_elsewhere_is_no_guest_that_stays(host: Host) -> None:
 def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
     host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    at_turn(host, lambda: host.write(f"{STATE}/no-quorum", ""))
+    at_turn(monkeypatch, lambda: without_quorum(host, monkeypatch))
     host.write(f"{HOME}/trial", ARMED)
     system = cluster_kit.system_of(host)
     host.write("/run/homelab/up", "anna\n")
@@ -252,10 +253,12 @@ def test_the_switch_counts_from_the_restart_on(host: Host) -> None:
     assert began + 1800 <= until <= time.time() + 1800
 
 
-def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(host: Host) -> None:
+def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As another stack's confirmation may do it."""
     host.write(f"{HOME}/trial", ARMED)
-    at_turn(host, lambda: (host.root / f"{HOME}/trial"[1:]).unlink(missing_ok=True))
+    at_turn(monkeypatch, lambda: (host.root / f"{HOME}/trial"[1:]).unlink(missing_ok=True))
     assert "the trial of this restart was taken away meanwhile" in refusal(host)
     is_as_before(host)
 
@@ -415,8 +418,6 @@ def later(cut: Cut, host: Host, place: Path) -> Host:
     left = left_by(cut, host, place)
     booted(left)
     left.write("/proc/stat", "btime 1\n")
-    # As the cluster does it, two minutes after its maker's death.
-    shutil.rmtree(left.root / LOCK[1:], ignore_errors=True)
     return left
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.layers.reboot_guest import Wanted
 from remote_scripts.shared import restart
 from tests.agent.kit import Host, Refused
 from tests.waiting import PATIENCE
@@ -26,7 +25,7 @@ def command(host: Host) -> list[str]:
         return 0
 
     host.programs["systemd-run"] = run
-    assert host.ask("apply", "reboot_guest", Wanted()) == {"reboot": "yes"}
+    assert host.ask("apply", "reboot_guest", {}) == {"changed": True}
     return given[given.index("sh") :]
 
 
@@ -76,7 +75,7 @@ def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> 
     """It takes no new unit. Asked for by a run that was killed, or by whoever restarts it."""
     host.programs["systemd-run"] = lambda *_: 1
     host.programs["systemctl"] = lambda *_: "stopping\n"
-    assert host.ask("apply", "reboot_guest", Wanted()) == {"reboot": "yes"}
+    assert host.ask("apply", "reboot_guest", {}) == {"changed": True}
     host.programs["systemctl"] = lambda *_: "running\n"
     with pytest.raises(Refused, match="wanted: a reboot of this system"):
-        host.ask("apply", "reboot_guest", Wanted())
+        host.ask("apply", "reboot_guest", {})

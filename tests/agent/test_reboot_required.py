@@ -9,9 +9,10 @@ from typing import Any, Literal
 import pytest
 
 from homelab.host.reboot import in_short
-from remote_scripts.layers import cmdline
-from remote_scripts.layers.reboot import Wanted
+from remote_scripts.both import cmdline
+from remote_scripts.both.reboot import Wanted
 from remote_scripts.shared import reboot_required
+from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit, reading_kit
 from tests.agent.cluster_kit import Clock, clock
@@ -201,10 +202,8 @@ def configure(host: Host) -> None:
     host.write("/var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")
 
 
-def wanted_boot(case: Case) -> reboot_required.Boot:
-    return reboot_required.Boot(
-        words=tuple(case.words.split()), functions=case.functions, driver=case.driver, flavour=case.flavour
-    )
+def wanted_boot(case: Case) -> Boot:
+    return Boot(words=tuple(case.words.split()), functions=case.functions, driver=case.driver, flavour=case.flavour)
 
 
 def ask(host: Host, case: Case, verb: str, policy: Literal["auto", "manual"] = "auto") -> dict[str, Any]:
@@ -272,16 +271,14 @@ def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host:
     words, functions, driver, flavour, still = host.read("/var/lib/homelab/wanted-boot").split("\n")[:5]
     assert (words, functions, driver, flavour, still) == (case.words, " ".join(CARD), "", "", OPTED)
     found = reboot_required.noted(host.system())
-    assert found == reboot_required.Boot(words=tuple(case.words.split()), functions=CARD)
+    assert found == Boot(words=tuple(case.words.split()), functions=CARD)
     assert reboot_required.noted_words(host.system()) == [*words.split(), *still.split()]
     assert reboot_required.check(host.system(), found, "grub").reasons == list(case.reasons)
 
 
 def test_what_was_noted_is_read_back(host: Host) -> None:
     assert reboot_required.noted(host.system()) is None
-    noted = reboot_required.Boot(
-        words=("iommu=pt", "a=b"), functions=("0000:01:00.0",), driver="580.95.05", flavour="open"
-    )
+    noted = Boot(words=("iommu=pt", "a=b"), functions=("0000:01:00.0",), driver="580.95.05", flavour="open")
     reboot_required.note(host.system(), noted)
     assert host.read(reboot_required.WANTED) == "iommu=pt a=b\n0000:01:00.0\n580.95.05\nopen\n\n"
     assert reboot_required.noted(host.system()) == noted

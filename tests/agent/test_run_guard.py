@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from remote_scripts.both.run_guard import Wanted
 from remote_scripts.layers import run_guard
 from remote_scripts.shared import passes
 from remote_scripts.tools.client import Client
@@ -90,7 +91,7 @@ def test_a_full_run_keeps_nobody_from_holding_the_host(host: Host, monkeypatch: 
 
     monkeypatch.setattr(Work, "write", full)
     client = Deaf()
-    run_guard.hold(host.system(), run_guard.Wanted(who="anna"), client)
+    run_guard.hold(host.system(), Wanted(who="anna"), client)
     assert client.told == [HELD.rstrip("\n")]
 
 
@@ -99,7 +100,7 @@ def test_passes_are_the_runs_own(host: Host) -> None:
     let_start(host, "anna", 104)
     let_start(host, "ben", 105)
     for who, its_own in (("anna", ["103", "104"]), ("ben", ["105"])):
-        run_guard.hold(host.system(), run_guard.Wanted(who=who), Deaf())
+        run_guard.hold(host.system(), Wanted(who=who), Deaf())
         assert passes.of(host.system(), who) == its_own
         assert [vmid for vmid in ("103", "104", "105") if passes.has(host.system(), vmid, who)] == its_own
 

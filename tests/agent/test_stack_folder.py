@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers.stack_folder import Wanted
+from remote_scripts.both.stack_folder import Wanted
 from tests.agent.kit import Host, Refused
 
 OWNER = "homelab-lab"
@@ -29,7 +29,7 @@ def test_the_folder_goes_with_the_stack_and_with_all_that_is_in_it(host: Host) -
     host.write(f"{PLACE}/agent.pyz", "the agent")
     host.write(f"{PLACE}/.agent.pyz.new", "what a run that was killed left")
     for _ in "once", "more":  # the first one's answer never came
-        assert ask(host) == {"folder": PLACE} and host.lasting() == before
+        assert ask(host) == {"changed": True} and host.lasting() == before
 
 
 def test_another_stacks_folder_stays(kept: Host) -> None:

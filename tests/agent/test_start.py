@@ -21,8 +21,8 @@ from homelab.remote import agent
 from homelab.remote.scripts import FOLDER
 from remote_scripts import agent as remote_agent
 from remote_scripts import put_agent
-from remote_scripts.layers.card_values import Value, Wanted
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.card_values import Value, Wanted
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 from remote_scripts.shared import boot_service, kept_agents
 from remote_scripts.tools import modules
 from remote_scripts.tools.system import System
@@ -373,10 +373,10 @@ def test_a_full_disk_leaves_the_agent_that_was_there(host: Host) -> None:
     assert file.read_bytes() == content and [one.name for one in file.parent.iterdir()] == ["agent.pyz"]
 
 
-def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other() -> None:
     modules = agent.modules_of("remote_scripts.layers.card_values")
-    assert {"remote_scripts.tools.files", "remote_scripts.tools.disk"} <= modules
-    assert "remote_scripts.put_agent" not in modules
+    assert {"remote_scripts.tools.files", "remote_scripts.tools.disk", "remote_scripts.both.card_values"} <= modules
+    assert not {"remote_scripts.put_agent", "remote_scripts.both.cmdline"} & modules
 
 
 @pytest.mark.parametrize("changed", [0, 1])

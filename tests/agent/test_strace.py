@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import agent
-from remote_scripts.layers.card_values import Value, Wanted
+from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.shared import boot_service
 from tests.agent.kit import Host, bash
 from tests.sampling import sample

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import pytest
 
+from bench import job as jobs
 from homelab.remote import scripts
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.confirm_boot import Wanted as Confirm
+from remote_scripts.both.read_host import Wanted as ReadHost
 from remote_scripts.layers import boot_verdict
-from remote_scripts.layers.boot_verdict import Wanted
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.confirm_boot import Wanted as Confirm
-from remote_scripts.layers.read_host import Wanted as ReadHost
-from remote_scripts.shared import esp, trial
+from remote_scripts.shared import esp, trial, trial_entry
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
@@ -55,7 +55,7 @@ def revert(host: Host, name: Name = "vfio") -> Any:
 
 
 def verdict(host: Host) -> str:
-    return str(host.ask("apply", "boot_verdict", Wanted(seconds=2, lock_seconds=0)))
+    return str(host.ask("apply", "boot_verdict", boot_verdict.Wanted(seconds=2, lock_seconds=0)))
 
 
 def confirm(host: Host, **wanted: Any) -> Any:
@@ -93,6 +93,11 @@ def test_the_default_stays_what_boots_today_and_the_trial_is_chosen_for_one_boot
     assert not [key for key in lasting(host) if "zz-homelab" in key or "cmdline/" in key]
     assert boot_kit.starts(host) and state(host) == "running"
     assert not boot_kit.starts(host, "third") and boot_kit.configured_words(host) == before and state(host) == "over"
+
+
+def test_peers_of_the_benchmark_are_not_asked_for_the_words_of_the_trial(tried: Host) -> None:
+    assert confirm(tried)["confirmed"] and "homelab.trial" in tried.read("/proc/cmdline")
+    assert jobs.words(tried.root) == [WORDS]
 
 
 @EACH_LOADER
@@ -143,8 +148,6 @@ def test_the_units_are_there_with_their_seconds(host: Host) -> None:
         "/etc/systemd/system/homelab-rollback.service"
     )
     assert "\nOnStartupSec=90s\n" in host.read("/etc/systemd/system/homelab-rollback.timer")
-    early = host.read("/etc/systemd/system/homelab-early.service")
-    assert "rollback early 90\n" in early and "\nDefaultDependencies=no\nAfter=local-fs.target\n" in early
     timer = host.read("/etc/systemd/system/homelab-rollback.timer")
     assert "\nDefaultDependencies=no\nConflicts=shutdown.target\n" in timer, "emergency mode has none of sysinit.target"
     about = {path: (host.root / path[1:]).stat().st_mode & 0o777 for path in (f"{HOME}/rollback", TRIAL)}
@@ -248,17 +251,30 @@ def test_what_only_goes_and_what_runs_already_is_written_at_once(tried: Host) ->
 
 def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host: Host) -> None:
     host.programs["lsblk"] = lambda *_: ""
-    for abstraction, kind, reads_back in (("", "ext2", True), ("lvm", "ext2", False), ("", "zfs", False)):
-        says = {"--target=abstraction": abstraction, "--target=fs": kind}
-        host.programs["grub-probe"] = functools.partial(_says, says)
-        planned = [one["what"] for one in arm(host, verb="plan")["files"]]
-        assert any("a kernel that hangs waits for a person" in what for what in planned) is not reads_back
-        arm(host)
-        assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
-        assert ("save_env --file" in host.read(CUSTOM)) is reads_back and not host.exists(CHOICE)
-        assert ("panic=30" in trial_line(host)) is reads_back, "it would restart into it for ever"
-        revert(host)
-        assert not host.exists("/boot/grub/homelab.env")
+    host.programs["grub-probe"] = functools.partial(_says, {"--target=abstraction": "", "--target=fs": "ext2"})
+    arm(host, verb="plan")
+    arm(host)
+    assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
+    assert (
+        "save_env --file" in host.read(CUSTOM) and not host.exists(CHOICE) and trial_entry.RESTARTS in trial_line(host)
+    )
+    revert(host)
+    assert not host.exists("/boot/grub/homelab.env")
+
+
+@pytest.mark.parametrize("verb", ["plan", "apply"])
+@pytest.mark.parametrize(("abstraction", "kind"), [("lvm", "ext2"), ("", "zfs"), ("diskfilter", "xfs")])
+def test_where_grub_can_take_the_choice_back_nowhere_an_esp_is_asked_for_before_anything_is_changed(
+    host: Host, abstraction: str, kind: str, verb: str
+) -> None:
+    host.programs["lsblk"] = lambda *_: ""
+    host.programs["grub-probe"] = functools.partial(_says, {"--target=abstraction": abstraction, "--target=fs": kind})
+    before = lasting(host)
+    with pytest.raises(Refused) as refused:
+        arm(host, verb=verb)
+    said = str(refused.value)
+    assert f"GRUB can't write beside its menu, in /boot/grub ({', '.join(filter(None, (abstraction, kind)))})" in said
+    assert "make an EFI system partition on that disk" in said and lasting(host) == before
 
 
 def _says(says: dict[str, str], arguments: Sequence[str], _stdin: bytes) -> str:
@@ -672,7 +688,6 @@ def test_nobody_is_noted_where_nothing_is_owed_from_before(tried: Host) -> None:
 @EACH_LOADER
 def test_a_confirmed_boot_is_the_default_and_goes_on_as_an_ordinary_one(tried: Host, loader: str) -> None:
     tried.write(JUDGED, "boot later is well")
-    tried.write("/run/motd.d/homelab", "This boot is on trial\n")
     for name in ("panic", "softlockup_panic"):
         tried.write(f"/proc/sys/kernel/{name}", "30\n")
     assert confirm(tried) == {
@@ -680,7 +695,7 @@ def test_a_confirmed_boot_is_the_default_and_goes_on_as_an_ordinary_one(tried: H
     }  # fmt: skip
     assert state(tried) == "" and tried.exists(JUDGED) and not tried.exists(f"{HOME}/rollback")
     assert not boot_kit.starts(tried, "third") and WORDS in tried.read("/proc/cmdline")
-    assert not trial_line(tried) and not boot_kit.choice(tried) and not tried.exists("/run/motd.d/homelab")
+    assert not trial_line(tried) and not boot_kit.choice(tried)
     assert tried.read("/proc/sys/kernel/panic") == tried.read("/proc/sys/kernel/softlockup_panic") == "0"
     second = f"/esp/{boot_kit.ESPS[0]}/loader/entries/homelab-without-gpu-{boot_kit.KERNELS[0]}.conf"
     assert tried.exists("/etc/grub.d/12_homelab" if loader == "grub" else second)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from homelab.host import gates
-from homelab.remote import guard
+from homelab.remote import host_session
+from tests import connections
 from tests.e2e import terminal
 from tests.e2e.conftest import Stack
 from tests.e2e.person import ENTER, Conversation
@@ -79,7 +80,7 @@ SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
             *("--set", 'hosts.pve.gpus.rtx4090-2={match: "10de:2684", address: "0000:41:00", use: vm}'),
             *(
                 "--set",
-                "vms.gpu={host: pve, vmid: 100, gpus: [rtx4090-2], create: {disk: {storage: local-lvm, size: 64}}}",
+                "vms.gpu={host: pve, vmid: 100, gpus: [rtx4090-2], create: {scsi0: local-lvm:64}}",
             ),
         ],
     ),
@@ -199,13 +200,13 @@ def test_the_steps_happen_in_the_order_of_their_dependencies(converged: Callable
     assert said < changed
     # Taken back in the other order; not at all while another run has the host.
     configured = stack.lab.snapshot()
-    guard.hold("another", settings_of(stack.lab))
+    host_session.of("another").hold(settings_of(stack.lab))
     try:
         refused = stack.destroy(ok=False)
         assert refused.message.count("wanted:") == 1, refused.message
         assert "to be the only run at work on this host" in refused.message
         assert stack.lab.snapshot() == configured
     finally:
-        guard.release("another")
+        connections.end_all()
     taken = [name for operation, name in stack.destroy().steps if operation == "delete" and name in chain]
     assert taken == chain[::-1]

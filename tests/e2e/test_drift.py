@@ -54,11 +54,11 @@ def files_of_each_layer_also_in_a_preview(stack: Stack) -> None:
         "init-top/homelab-vfio is gone",
         "this program's agent is missing on the host, or changed",
     ]
-    layers = {"pve-put", "pve-cmdline", "pve-initrd", "pve-bind"}
+    layers = {"pve-agent", "pve-cmdline", "pve-initrd", "pve-bind"}
     # A preview reads and compares as an `up` does.
     preview = stack.preview("--refresh")
     assert [one for one in named if one not in preview.output] == []
-    assert preview.found_changed == {"pve-probe", "pve-put"}
+    assert preview.found_changed == {"pve-probe"}
     # What a card's mapping has follows from the boot.
     updated = {("update", name) for name in (*layers, *REBOOT, "pve-rtx5090")}
     assert {step for step in preview.planned if step[0] in ("update", "replace")} == updated, "no reboot is shown"

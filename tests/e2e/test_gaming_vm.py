@@ -53,7 +53,8 @@ def gaming_beside(homelab: Stack) -> Stack:
     shutil.copytree(GAMING, project, ignore=shutil.ignore_patterns(".venv", "__pycache__"))
     (project / ".venv").symlink_to(environment_with_homelab())
     stack = Stack(folder, homelab.engine, config, project=project, backend=homelab.folder, lab=homelab.lab)
-    isos = [volume.rpartition("/")[2] for volume in config["homelab:vms"]["gaming"]["create"]["isos"]]
+    create = config["homelab:vms"]["gaming"]["create"]
+    isos = [create[key].partition(",")[0].rpartition("/")[2] for key in ("sata0", "sata1")]
     homelab.lab.run(f'cd "$ROOT/var/lib/vz" && mkdir -p template/iso && cd template/iso && touch {" ".join(isos)}')
     stack.create()
     return stack

@@ -47,16 +47,15 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     stack.config["homelab:containers"] = {"phoenix": {"host": "pve", **CONTAINERS["phoenix"]}}
 
     # What stands against it. (A container under HA: tests/unit/test_ha.py.)
-    assert "a storage of this host (a folder) that takes snippets" in refusal(stack)
-    stack.lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     stack.lab.run("mkdir -p $ROOT/etc/pve/ha; echo 'vm: 103' >$ROOT/etc/pve/ha/resources.cfg")
     assert "HA manages it (started)" in refusal(stack)
     stack.lab.run("rm -r $ROOT/etc/pve/ha")
-    # Of the host before any `up`, but for what has just been set by hand.
+    # Of the host before any `up`, but for what has just been set by hand. No storage of it takes snippets.
     changed, vm = stack.lab.snapshot(), stack.lab.run("qm config 103").stdout
     stock = stack.stock | {path: now for path, now in changed.items() if stock.get(path) != now}
     planned = stack.preview().output
     assert "/usr/local/sbin/homelab-handover" in planned and "driver=keep" in planned
+    assert "storage.cfg: the storage local takes snippets" in planned
     up = stack.up()
     order = [name for _, name in up.steps]
     # What looks whether the card is free is there before the boot, after which a VM may start with the host.

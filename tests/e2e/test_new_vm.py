@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
 
+import yaml
+
+from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, refusal
 from tests.e2e.nvidia import reached
 from tests.e2e.person import ENTER
@@ -18,7 +22,7 @@ def new_vm(**more: Any) -> dict[str, Any]:
     return {
         "vmid": 200,
         "gpus": ["rtx5090"],
-        "create": {"cores": 8, "memory": 16384, "disk": {"storage": "local-lvm", "size": 64}, **more},
+        "create": {"cores": 8, "memory": 16384, "net0": "virtio,bridge=vmbr0", **more},
     }
 
 
@@ -26,8 +30,15 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
     create = {
         "cores": 8,
         "memory": 16384,
-        "disk": {"storage": "local-lvm", "size": 64},
-        "cloudInit": {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"},
+        "scsi0": "local-lvm:64,iothread=1",
+        "net0": "virtio,bridge=vmbr0,firewall=1",
+        "agent": True,
+        **{
+            "ide2": "local-lvm:cloudinit",
+            "ciuser": "dev",
+            "sshkeys": KEY,
+            "ipconfig0": "ip=192.168.0.50/24,gw=192.168.0.1",
+        },
     }
     stack = by_init(
         "laptop-egpu",
@@ -52,7 +63,7 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
 
     # Changed by hand, and in the settings, too; a disk that grows: in place, with one shutdown.
     stack.lab.run("qm set 100 --cores 2")
-    vms(stack)["dev"]["create"] |= {"cores": 4, "disk": {"storage": "local-lvm", "size": 80}}
+    vms(stack)["dev"]["create"] |= {"cores": 4, "size": 80}
     mark = stack.lab.mark()
     changed = stack.up("--refresh")
     assert "drift: cores is 2 instead of 8" in changed.output
@@ -74,24 +85,35 @@ def test_a_taken_id_and_a_missing_image_are_refused_a_protected_clone_of_a_templ
     stack_on: Callable[..., Stack],
 ) -> None:
     """Windows with the card: tests/e2e/test_gaming_vm.py."""
-    cloned = new_vm(template=900, cloudInit={"user": "dev", "sshKeys": [KEY]}, protect=True)
-    windows = {
-        "isos": ["local:iso/Win11.iso", "virtio"],
-        "osType": "win11",
-        "tpm": True,
-        "secureBoot": True,
-        "agent": False,
-    }
+    cloned = new_vm(clone=900, size=64, ide2="local-lvm:cloudinit", ciuser="dev", sshkeys=KEY, protect=True)
+    example = yaml.safe_load((PROJECT / "examples/settings/windows-vm.yaml").read_text())["config"]
+    windows = example["homelab:vms"]["gaming"]["create"] | {"sata0": "local:iso/Win11.iso,media=cdrom"}
     stack = stack_on(
         "bound-by-hand",
         vms={"dev": {**cloned, "vmid": 103}, "gaming": {**new_vm(**windows), "vmid": 201, "gpus": []}},
-        downloads={"virtio": {"image": "virtio-win"}},
+        downloads=example["homelab:hosts"]["pve"]["downloads"],
     )
     stack.lab.run(
         "qm create 900 --name noble --machine q35 --bios ovmf --memory 2048 --net0 virtio,bridge=vmbr0 --scsihw virtio-scsi-single "
         "--efidisk0 local-lvm:1,efitype=4m --scsi0 local-lvm:3; qm set 900 --template 1"
     )
     before, template = conf(stack, 103), conf(stack, 900)
+    typed = {
+        "coers": 8,
+        "memory": "16G",
+        "net0": "virtio,brige=vmbr0",
+        "bios": "uefi",
+        "tpmstate0": "local-lvm:1,version=2",
+    }
+    right, mark = vms(stack)["gaming"]["create"], stack.lab.mark()
+    vms(stack)["gaming"]["create"] = {**right, **typed}
+    message = stack.preview(ok=False).message
+    assert all(f"homelab:vms.gaming.create.{key}: " in message for key in typed), message
+    assert stack.lab.api_calls(mark) == []
+    vms(stack)["gaming"]["create"] = {**right, "net0": "virtio,bridge=vmbr9", "scsi0": "fast:32"}
+    message = refusal(stack)
+    assert "net0: bridge 'vmbr9' does not exist" in message and "scsi0: storage 'fast' does not exist" in message
+    vms(stack)["gaming"]["create"] = right
     message = refusal(stack)
     assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
     assert "upload it (web interface: local -> ISO Images -> Upload" in message
@@ -121,8 +143,13 @@ def test_a_taken_id_and_a_missing_image_are_refused_a_protected_clone_of_a_templ
 
 
 def test_from_nothing_to_cuda_with_an_image_that_is_downloaded_and_given_back(stack_on: Callable[..., Stack]) -> None:
-    vm = new_vm(image="noble", cloudInit={"user": "ubuntu", "sshKeys": [KEY]})
-    stack = stack_on("bound-by-hand", vms={"dev": vm}, downloads={"noble": {"image": "ubuntu-24.04"}})
+    example = yaml.safe_load((PROJECT / "examples/settings/new-vm.yaml").read_text())["config"]
+    vm = new_vm(**{**example["homelab:vms"]["sandbox"]["create"], "sshkeys": KEY})
+    downloads = example["homelab:hosts"]["pve"]["downloads"]
+    [image] = downloads
+    digest = hashlib.sha256(b"the lab's stand-in of Ubuntu 24.04's cloud image\n").hexdigest()
+    downloads[image]["checksum"] = f"sha256:{digest}"
+    stack = stack_on("bound-by-hand", vms={"dev": vm}, downloads=downloads)
     vms(stack)["dev"] |= {**reached(stack.lab, 200), "nvidia": {"driver": "580", "cuda": "12.8"}}
     # A stock storage takes no disk images: said before anything is changed, with the command that allows it.
     refused = refusal(stack)

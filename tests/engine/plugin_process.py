@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import grpc
 from google.protobuf import empty_pb2, json_format  # type: ignore[import-untyped]
-from google.protobuf.message import Message  # type: ignore[import-untyped]
 from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc, provider_pb2, provider_pb2_grpc
 
 from tests.waiting import PATIENCE
@@ -26,7 +25,7 @@ SECRET = "1b47061264138c4ac30d75fd1eb44270"
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 """A string that isn't known yet, on Pulumi's wire."""
 
-REQUESTS: dict[str, type[Message]] = {
+REQUESTS: dict[str, Any] = {
     "Handshake": provider_pb2.ProviderHandshakeRequest,
     "GetPluginInfo": empty_pb2.Empty,
     "GetSchema": provider_pb2.GetSchemaRequest,
@@ -161,7 +160,7 @@ class Plugin:
     def call(self, method: str, request: Json) -> Answer:
         """One exchange, in the JSON form of the messages."""
         message = json_format.ParseDict(request, REQUESTS[method]())
-        rpc = cast(Callable[..., Message], getattr(self._stub, method))
+        rpc = cast(Callable[..., Any], getattr(self._stub, method))
         try:
             return Answer(json_format.MessageToDict(rpc(message, timeout=PATIENCE)), None)
         except grpc.RpcError as failure:

@@ -7,10 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from homelab.provider import api as provider_api
-from homelab.provider import base
 from homelab.remote import agent
-from homelab.remote.proxmox import places
 from lab import Lab
 from tests import put_agent
 from tests.kept_systems import KeptSystems
@@ -37,14 +34,6 @@ def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put on a host needs no bytecode there."""
     if not PLAIN:
         monkeypatch.setattr(agent, "put", put_agent.put)
-
-
-@pytest.fixture(autouse=True)
-def of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the provider remembers until its end, no test has of another one: which come before it in its process is chance."""
-    monkeypatch.setattr(base, "_READINGS", {})
-    monkeypatch.setattr(provider_api, "_READINGS", {})
-    monkeypatch.setattr(places, "_NODES_OF_GUESTS", {})
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ from homelab.remote import ssh
 from homelab.vm import plan as vm_plan
 from homelab.vm import preview as vm_preview
 from lab import Lab
-from remote_scripts.layers.container_verification import Wanted as ContainerVerification
-from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
-from remote_scripts.layers.read_system import Wanted as ReadSystem
+from remote_scripts.both.container_verification import Wanted as ContainerVerification
+from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
+from remote_scripts.both.read_system import Wanted as ReadSystem
 from remote_scripts.shared.container_note import Cards
 from tests import advice
 from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio
@@ -219,14 +219,8 @@ ROWS: dict[str, Row] = {
         on_host("qm stop 103; qm set 103 --hostpci0 '0000:01:00;0000:06:00,pcie=1,x-vga=1'"),
         of_vms(gpus=[{"gpu": "rtx5090", "takeOver": True}]),
     ),
-    "two VMs that start with the host": Row("bound-by-hand", on_host(f"qm stop 103; {SECOND_VM}"), of_vms()),
     "a card that runs in another VM": Row(
         "bound-by-hand", on_host(f"qm stop 103; {SECOND_VM}; qm set 104 --onboot 0; qm start 103"), held_card
-    ),
-    "a VM that is off, and has a change waiting": Row(
-        "bound-by-hand",
-        on_host("qm set 103 --memory 4096; qm stop 103"),
-        of_vms(gpus=[{"gpu": "rtx5090", "takeOver": True}]),
     ),
     "a VM that runs without its card": Row(
         "phoenix",

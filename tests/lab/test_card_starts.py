@@ -31,7 +31,7 @@ FLR: Resets = (["flr"], ["flr"])
 SINGLE: Resets = ([],)
 INPUTS = VmCards.Inputs(
     host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}], display="keep",
-    shared_onboot=False, power="running", instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
+    power="running", instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
 )  # fmt: skip
 
 

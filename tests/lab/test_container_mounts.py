@@ -5,37 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from homelab.container.creation import configuration
-from homelab.provider.new_container import NewContainerWork
+from homelab.provider.guest import GuestWork
+from homelab.remote import host_session
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.new_container import NewContainer
-from homelab.settings import NewContainerSettings
+from homelab.resources.guest import Guest
+from homelab.settings import NewContainer
 from homelab.shapes import ShutdownInputs
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 
 NODE, ID = "pve", 300
-FILMS, SONGS = {"source": "/tank/films", "target": "/films"}, {"source": "/tank/songs", "target": "/songs"}
+TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
+FILMS, SONGS = "/tank/films,mp=/films", "/tank/songs,mp=/songs"
 
 
-def inputs(*mounts: dict[str, Any], **about: Any) -> NewContainer.Inputs:
-    new = {
-        "template": "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
-        "disk": {"storage": "local-lvm", "size": 8},
-    }
-    made = NewContainerSettings.model_validate({**new, "mounts": list(mounts), **about})
-    return NewContainer.Inputs(
-        host=NODE, node=NODE, container="media", ctid=ID, config=configuration("media", made), protect=False, mark="Created by Pulumi: a/b/c",
-        shutdown=ShutdownInputs(timeout=5, otherwise="stop"),
+def inputs(*mounts: str) -> Guest.Inputs:
+    new = {"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "local-lvm:8", "features": "keyctl=1"}
+    made = NewContainer.model_validate({**new, **{f"mp{number}": mount for number, mount in enumerate(mounts)}})
+    return Guest.Inputs(
+        host=NODE, node=NODE, guest="media", guest_kind="lxc", vmid=ID, config=made.configuration("media"), protect=False,
+        mark="Created by Pulumi: a/b/c", shutdown=ShutdownInputs(timeout=5, otherwise="stop"),
     )  # fmt: skip
 
 
-def work(lab: Lab) -> NewContainerWork:
-    return NewContainerWork({"hosts": json.dumps({NODE: host_of(lab).model_dump(mode="json", by_alias=True)})})
+def work(lab: Lab) -> GuestWork:
+    return GuestWork({"hosts": json.dumps({NODE: host_of(lab).model_dump(mode="json", by_alias=True)})})
 
 
 def mounted(lab: Lab) -> list[str]:
@@ -53,20 +50,20 @@ def test_folders_are_given_mended_changed_and_taken_away_and_stay_as_they_are(
             "touch $ROOT/var/lib/vz/template/cache/debian-12-standard_12.7-1_amd64.tar.zst"
         )
         root = work(lab)
-        first = inputs(FILMS, SONGS, features={"keyctl": True})
+        first = inputs(FILMS, SONGS)
         outputs = root.create(first)
         assert mounted(lab) == ["mp0: /tank/films,mp=/films", "mp1: /tank/songs,mp=/songs"]
         assert root.read(first, outputs).drift == []
         lab.run(f"pct start {ID}")
 
         lab.run(f"pct stop {ID}; pct set {ID} --delete mp1; pct set {ID} --mp0 mp=/films,volume=/tank/films")
-        monkeypatch.setattr("homelab.provider.api._READINGS", {})
+        host_session.of(NODE).answers.clear()
         found = root.read(first, outputs)
         assert found.drift == ["mp1"]
         root.update(first, first, found)
         assert mounted(lab)[1] == "mp1: /tank/songs,mp=/songs"
 
-        second = inputs({**FILMS, "readOnly": True}, features={"keyctl": True})
+        second = inputs(f"{FILMS},ro=1")
         changed = root.update(second, first, dataclasses.replace(found, drift=[]))
         assert mounted(lab) == ["mp0: /tank/films,mp=/films,ro=1"]
         root.delete(second, changed)

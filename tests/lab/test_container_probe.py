@@ -12,8 +12,8 @@ from homelab.provider.container_probe import ContainerProbeWork
 from homelab.remote import ssh
 from homelab.shapes import ShutdownInputs
 from lab import Lab
-from remote_scripts.guests.change import Terms
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.terms import Terms
 from remote_scripts.shared.container_note import Cards
 from tests.lab.test_proxmox_api import host_of
 from tests.unit.test_moved_containers import outputs, probe
@@ -36,7 +36,7 @@ def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(
         assert with_cards != before
         settings = host.model_dump(mode="json", by_alias=True)
         shutdown = ShutdownInputs(timeout=10, otherwise="stop")
-        inputs = replace(probe(NODE), goes_away=goes_away, shutdown=shutdown, cluster="")
+        inputs = replace(probe(NODE), goes_away=goes_away, shutdown=shutdown)
         stack = {"hosts": json.dumps({NODE: settings})}
         ContainerProbeWork(stack, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs())
         stays = guest != "ai" or goes_away

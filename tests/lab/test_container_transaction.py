@@ -20,8 +20,9 @@ from homelab.remote import ssh
 from lab import Lab
 from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
+from remote_scripts.both.container_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
 from remote_scripts.guests import power
-from remote_scripts.guests.change import Terms
 from remote_scripts.layers import container_cards
 from remote_scripts.shared import api, pmxcfs
 from remote_scripts.shared.container_note import Cards
@@ -71,12 +72,12 @@ class Containers(World):
         done = self.lab.run(f"pct {' '.join(arguments[:2])}", check=False)
         return Done(done.returncode, done.stdout.encode(), done.stderr.encode())
 
-    def ct(self, cards: Cards = DEVICES, owner: str = OWNER, **more: Any) -> container_cards.Answer:
+    def ct(self, cards: Cards = DEVICES, owner: str = OWNER, **more: Any) -> Answer:
         terms = Terms(owner=owner, **{"shutdown": 1, **more})
-        return container_cards.apply(self.system(), container_cards.Wanted(ctid=CT, cards=cards, terms=terms))
+        return container_cards.apply(self.system(), Wanted(ctid=CT, cards=cards, terms=terms))
 
     def destroy(self, vmid: int = CT, owner: str = OWNER, **more: Any) -> None:
-        wanted = container_cards.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1, **more))
+        wanted = Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1, **more))
         container_cards.revert(self.system(), wanted)
 
     def judged(self, cards: Cards | None = None) -> JudgedGuest:
@@ -263,7 +264,7 @@ def test_what_is_given_has_a_number_that_stands_nowhere(world: Containers) -> No
 def test_what_its_next_start_carries_out_is_named(world: Containers) -> None:
     world.lab.run(f"pct set {CT} --tty 1")
     (waits,) = world.judged(DEVICES).remarks
-    assert waits.endswith("what others have left waiting for one: tty")
+    assert waits.endswith("what others have left waiting for its next start: tty")
     world.ct()
     assert "\ntty: 1\n" in world.conf() and world.judged(MOUNTS).remarks == []
     world.destroy()
@@ -681,7 +682,7 @@ def test_a_container_of_another_node_is_that_nodes(world: Containers) -> None:
     (nodes / f"phoenix/lxc/{CT}.conf").rename(nodes / f"pve2/lxc/{CT}.conf")
     with pytest.raises(Failure, match="on the node pve2"):
         world.ct()
-    wanted = container_cards.Wanted(ctid=CT, terms=Terms(owner=OWNER))
+    wanted = Wanted(ctid=CT, terms=Terms(owner=OWNER))
     left = container_cards.revert(world.system(), wanted)
     assert (left.node, left.is_here, left.owner) == ("pve2", False, OWNER)
     assert world.notes() == [f"lxc-{CT}"]

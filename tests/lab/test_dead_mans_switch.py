@@ -13,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.remote import agent, ssh
 from lab import Lab
-from remote_scripts.layers import start_guests
+from remote_scripts.both import start_guests
 from tests.boot_layers import Asked, archive_with, iommu, reboot, vfio
 from tests.lab.host_kit import settings_of
 from tests.waiting import wait_until

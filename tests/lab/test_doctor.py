@@ -12,8 +12,12 @@ import yaml
 
 from homelab.cli import show
 from homelab.cli.command_line import main
+from homelab.remote import agent
 from lab import Lab
-from tests import forked_agent
+from remote_scripts.both.handover import Wanted as Handover
+from remote_scripts.both.hookscript import Wanted as Hook
+from tests import forked_agent, sent_along
+from tests.lab.test_handover import BIG, OLLAMA
 
 SECRET = "not-to-be-shown"
 BINDS = ["nvidia0", "nvidiactl", "nvidia-uvm"]
@@ -147,6 +151,16 @@ def test_the_working_container_is_well(doctor: Callable[[str], Doctor]) -> None:
     uvm = devices(report)["/dev/nvidia-uvm"]
     assert uvm["conf"]["method"] == "mount-entry" and uvm["rule"] == "c 480:* rwm" and uvm["allowed"] is True
     assert uvm["inside"] == {"major": 480, "minor": 0, "mode": "0666", "root": "ok", "user": "ok"}
+
+
+def test_a_guest_is_named_as_its_owner_calls_it(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.more = {"homelab:containers": {"models": {"host": "pve", "ctid": 901, "gpuAssignment": "0"}}}
+    by_id = phoenix.json("container", "901", "--like", "950")
+    assert phoenix.json("container", "models", "--like", "ct:media") == by_id
+    assert phoenix.json("vm", "sandbox") == phoenix.json("vm", "vm:103")
+    for system in ("901", "ct:models", "containers.models"):
+        assert "this program has run no long command there" in phoenix.run("log", system)[1]
 
 
 def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[str], Doctor]) -> None:
@@ -301,6 +315,7 @@ def test_secrets_of_a_configuration_stay_on_the_host(doctor: Callable[[str], Doc
         (["container", "901", "--gpus", "0,x"], "'0,x'"),
         (["vm", "901"], "it is a container"),
         (["vm", "104"], "no guest of the cluster has this id"),
+        (["vm", "ollama"], "no guest of the cluster has this id or name"),
     ],
 )
 def test_an_id_of_something_else_is_said(doctor: Callable[[str], Doctor], words: list[str], found: str) -> None:
@@ -383,6 +398,19 @@ def test_a_card_of_a_vm_that_containers_use(doctor: Callable[[str], Doctor]) -> 
     finding = phoenix.json("vm", "103")["findings"][0]
     assert finding["wanted"] == "gpus.<name> (RTX 4090 [10de:2684] at 0000:02:00) free to be taken from the host"
     assert finding["found"] == "containers that use it: 950"
+
+
+def test_a_vm_is_told_whether_it_would_get_its_shared_card_now(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.lab.fault("card-users", [OLLAMA])
+    phoenix.change("qm stop 103; pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
+    for layer, wanted in (("handover", Handover(cards=(BIG,))), ("hookscript", Hook(vmid=103))):
+        phoenix.lab.run(agent.command_in_memory("root"), stdin=sent_along.text("apply", agent.request(layer, wanted)))
+    phoenix.change("qm set 103 --onboot 0 --hostpci0 0000:01:00,driver=keep,pcie=1")
+    assert "if it started now: it would get gpus.big; shut down for it: container 950" in phoenix.run("vm", "103")[1]
+    phoenix.lab.fault("card-users", [{"pid": 4712, "comm": "Xorg", "card": "0000:01:00.0", "opens": ["modeset"]}])
+    notes = phoenix.json("vm", "103")["notes"]
+    assert any("would not get gpus.big: in use by Xorg (PID 4712" in note for note in notes), notes
 
 
 def test_a_vm_without_a_card(doctor: Callable[[str], Doctor]) -> None:

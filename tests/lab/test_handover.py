@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from lab.machine import load_scenario, scenario_from
-from remote_scripts.layers.card_nodes import Wanted as CardNodes
-from remote_scripts.layers.handover import Wanted
-from remote_scripts.layers.hookscript import Wanted as Hook
+from remote_scripts.both.handover import Wanted
+from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import Record, State
@@ -394,7 +393,7 @@ def with_two_shared(host: Host) -> None:
     host.output(
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
-    done = run_layer(host.machine, "apply", "card_nodes", CardNodes(needed=True))
+    done = run_layer(host.machine, "apply", "card_nodes", {"needed": True})
     assert done.returncode == 0, done.stdout + done.stderr
     give(host, 901)
     install(host, (BIG, SMALL), 104)
@@ -456,8 +455,16 @@ def test_a_hookscript_of_somebody_else_is_left_alone(host_as_made: Callable[...,
     assert run_layer(host.machine, "apply", "hookscript", Hook(vmid=103)).returncode == 0
 
 
-def test_a_host_without_room_for_snippets_is_told_so(tmp_path: Path) -> None:
+def test_a_host_as_installed_gets_room_for_snippets_and_has_its_storages_back(tmp_path: Path) -> None:
     host = Host(tmp_path, "phoenix", running=True)
-    done = run_layer(host.machine, "apply", "handover", Wanted(cards=(BIG,)))
-    assert done.returncode == 1 and "add snippets to the content of one" in done.stdout
-    assert not list(host.root.rglob("*homelab-handover*"))
+    storages = host.root / "etc/pve/storage.cfg"
+    before = storages.read_bytes()
+    layers = [("handover", Wanted(cards=(BIG,))), ("hookscript", Hook(vmid=103))]
+    for layer, wanted in layers:
+        done = run_layer(host.machine, "apply", layer, wanted)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert b"snippets" in storages.read_bytes()
+    assert "hookscript: local:snippets/homelab-handover.sh" in host.output("qm config 103")
+    for layer, wanted in reversed(layers):
+        assert run_layer(host.machine, "revert", layer, wanted).returncode == 0
+    assert storages.read_bytes() == before

@@ -248,6 +248,28 @@ def test_nvidias_software_inside_a_vm(desk: Desk, capsys: pytest.CaptureFixture[
     assert vm["nvidia"] == {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}
 
 
+@pytest.mark.parametrize("desk", ["bound-by-hand"], indirect=True)
+def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = desk.lab.guest(103)
+    where = f"{guest['host']}:{guest['port']}"
+    asked = [*desk.where, *desk.key, "--card", "rtx5090=103", "--nvidia"]
+    answering(monkeypatch, "127.0.0.1:1", where, *["no"] * 9)
+    assert run(desk, capsys, *asked) == 2
+    assert "an SSH server at 127.0.0.1:1" in desk.out and "takes none of your keys: `ssh-copy-id root@" in desk.out
+    key = desk.folder / "home" / ".ssh" / "id_ed25519"
+    key.parent.mkdir(mode=0o700)
+    key.write_bytes(Path(guest["privateKeyFile"]).read_bytes())
+    answering(monkeypatch, where, "y")
+    assert run(desk, capsys, *asked) == 0, desk.out
+    assert "NVIDIA's driver is installed in VM 103" in desk.out
+    assert f"[{guest['host']}]" in desk.out and "which counts as this guest's from now on" in desk.out
+    vm = desk.config["homelab:vms"]["sandbox"]
+    ssh = {"user": "root", "port": guest["port"], "hostKey": guest["hostKey"], "privateKeyFile": "~/.ssh/id_ed25519"}
+    assert (vm["address"], vm["ssh"], vm["nvidia"]) == (guest["host"], ssh, {"driver": "580"})
+
+
 def test_what_up_refuses_for_a_vm_isnt_preselected_and_what_it_meets_is_said(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -494,17 +516,12 @@ def test_a_host_as_installed_is_told_before_anything_is_written_that_it_has_no_h
 
 
 @pytest.mark.parametrize("desk", ["mixed"], indirect=True)
-def test_a_shared_card_needs_a_storage_for_snippets_before_anything_is_written(
-    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_host_as_installed_gets_a_storage_for_snippets_with_a_shared_card(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answering(monkeypatch, "103,201,202", "nobody", "nobody")
-    assert run(desk, capsys, *desk.where, *desk.key) == 1
-    assert "can't go to a VM and containers in turn: none takes snippets, by /etc/pve/storage.cfg" in desk.out
-    assert "`pvesm set local --content iso,vztmpl,backup,snippets`" in desk.out
     asked = [*desk.where, *desk.key, "--card", "rtx3090=103,201,202", "--yes"]
-    assert run(desk, capsys, *asked) == 2
-    assert "snippets" in desk.out and not desk.file.exists()
-    desk.lab.run("pvesh set /storage/local --content iso,vztmpl,backup,snippets")
+    assert run(desk, capsys, *asked, "--dry-run") == 0, desk.out
+    assert "changes /etc/pve/storage.cfg: the storage local takes snippets" in desk.out
     assert run(desk, capsys, *asked) == 0, desk.out
     (host,) = desk.config["homelab:hosts"].values()
     assert host["gpus"]["rtx3090"]["use"] == "shared" and host["nvidia"] == {"driver": "580"}

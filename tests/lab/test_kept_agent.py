@@ -7,12 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from homelab.provider import base
 from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.kept_agent import KeptAgentWork
-from homelab.remote import agent, ssh, stack_folder
+from homelab.remote import agent, host_session, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
-from homelab.resources.kept_agent import KeptAgent
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 
@@ -34,36 +31,27 @@ def texts(lab: Lab) -> dict[str, str]:
     return {"hosts": json.dumps({NODE: host})}
 
 
-def test_the_agent_is_put_found_missing_and_put_again(
-    lab: Lab, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = lab.root / "var/lib/homelab"
-    assert not home.exists()
-    work = KeptAgentWork(texts)
-    inputs = KeptAgent.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached="")
-    outputs = work.create(inputs)
-    assert home.exists()
+def test_the_agent_is_put_found_missing_and_put_again(lab: Lab, texts: dict[str, str]) -> None:
+    session, seconds = ssh.Session(host_of(lab)), 60.0
 
-    def refreshed(inputs: KeptAgent.Inputs) -> list[str]:
-        monkeypatch.setattr(base, "_READINGS", {})
-        return work.read(inputs, outputs).drift
+    def refreshed(version: str = agent.version()) -> int:
+        host_session.of(NODE).facts = None
+        inputs = HostProbe.Inputs(host=NODE, settings="", agent=version)
+        return HostProbeWork(texts, URN).read(inputs, PROBED).generation["agent"]
 
-    assert refreshed(inputs) == []
-    agents = home / "agents" / OWNER / "agent.pyz"
-    agents.write_bytes(agents.read_bytes()[:-1])
-    assert refreshed(inputs) == ["this program's agent is missing on the host, or changed"]
+    session.put_agent(OWNER, seconds)
+    assert refreshed() == 0
+    kept = lab.root / "var/lib/homelab/agents" / OWNER / "agent.pyz"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert refreshed() == 1
     # What another version of this program has put there is no drift: its own comes with the next `up`.
-    older = KeptAgent.Inputs(host=NODE, owner=OWNER, version="0" * 16, reached="")
-    assert refreshed(older) == []
-    outputs = work.update(inputs, inputs, outputs)
-    assert refreshed(inputs) == []
-
-    work.delete(inputs, outputs)  # the component's command takes them away
-    assert refreshed(inputs) == []
+    assert refreshed("0" * 16) == 0
+    session.put_agent(OWNER, seconds)
+    assert refreshed() == 0
 
 
 def test_a_session_sends_the_agent_to_a_host_without_it_and_asks_the_kept_one_else(
-    lab: Lab, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
     itself = agent.itself
@@ -79,17 +67,14 @@ def test_a_session_sends_the_agent_to_a_host_without_it_and_asks_the_kept_one_el
 
     before = boot()
     assert len(sent) == 1
-    KeptAgentWork(texts).create(KeptAgent.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached=""))
-    sent.clear()  # it may have held the host first
-    assert boot() == before and not sent
+    ssh.Session(host_of(lab)).put_agent(OWNER, 60.0)
+    assert boot() == before and len(sent) == 1
 
 
 def test_what_a_killed_run_left_of_them_goes_with_the_host(lab: Lab, texts: dict[str, str]) -> None:
     home = lab.root / "var/lib/homelab"
     assert not home.exists()
-    inputs = KeptAgent.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached="")
-    KeptAgentWork(texts).create(inputs)  # killed before the state knows of it
-    theirs = KeptAgent.Inputs(host=NODE, owner="homelab-other", version=agent.version(), reached="")
-    KeptAgentWork(texts).create(theirs)
+    for owner in (OWNER, "homelab-other"):  # killed before the state knows of it; another stack's
+        ssh.Session(host_of(lab)).put_agent(owner, 60.0)
     HostProbeWork(texts, URN).delete(HostProbe.Inputs(host=NODE, settings=""), PROBED)
     assert [path.name for path in (home / "agents").iterdir()] == ["homelab-other"]

@@ -10,12 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from homelab.provider.new_container import NewContainerWork
-from homelab.provider.new_guest import created_vm, id_in_use
-from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.provider.guest import CreatedGuest, GuestWork, id_in_use
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.new_container import NewContainer
-from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.guest import Guest
 from homelab.shapes import ShutdownInputs
 from lab import Lab
 from tests.lab.killed_kit import until_done
@@ -24,19 +21,25 @@ from tests.waiting import wait_until
 
 T = TypeVar("T")
 NODE, ID = "pve", 300
-WHERE: dict[str, Any] = {"host": NODE, "node": NODE, "protect": False, "mark": "Created by Pulumi: a/b/c"}
+WHERE: dict[str, Any] = {
+    "host": NODE,
+    "node": NODE,
+    "guest": "c",
+    "vmid": ID,
+    "protect": False,
+    "mark": "Created by Pulumi: a/b/c",
+}
 WHERE |= {"shutdown": ShutdownInputs(timeout=5, otherwise="stop")}
-DISK = DiskInputs(storage="local-lvm", size=8)
-VM = VirtualMachine.Inputs(vm="c", vmid=ID, config={"name": "c", "memory": "512"}, disk=DISK, **WHERE)
+VM = Guest.Inputs(guest_kind="qemu", config={"name": "c", "memory": "512", "net0": "virtio,bridge=vmbr0"}, **WHERE)
 TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
 CONTAINER_CONFIG = {"hostname": "c", "memory": "512", "rootfs": "local-lvm:8", "ostemplate": f"local:vztmpl/{TEMPLATE}"}
-CONTAINER = NewContainer.Inputs(container="c", ctid=ID, config=CONTAINER_CONFIG, **WHERE)
+CONTAINER = Guest.Inputs(guest_kind="lxc", config=CONTAINER_CONFIG, **WHERE)
 
 
 @pytest.mark.parametrize(("lock", "waits"), [({"lock": "create"}, True), ({"lock": "backup"}, False), ({}, False)])
 def test_one_that_a_task_still_makes_is_waited_for(lock: dict[str, str], waits: bool) -> None:
     """Its description, by which it is known, comes with the task's end."""
-    error = id_in_use(WHERE["mark"], created_vm(ID, "c"), lock)
+    error = id_in_use(WHERE["mark"], CreatedGuest.of(VM), lock)
     assert ("wait until the task on the node has ended" in error.next) is waits and "choose another vmid" in error.next
 
 
@@ -49,7 +52,7 @@ def test_a_run_that_is_killed_after_any_change_goes_on(
         lab.run(f"mkdir -p $ROOT/var/lib/vz/template/cache; touch $ROOT/var/lib/vz/template/cache/{TEMPLATE}")
         host = host_of(lab).model_dump(mode="json", by_alias=True)
         stack = {"hosts": json.dumps({NODE: host})}
-        work: Any = VirtualMachineWork(stack) if kind == "VM" else NewContainerWork(stack)
+        work: Any = GuestWork(stack)
         inputs: Any = VM if kind == "VM" else CONTAINER
         program, folder = ("qm", "qemu-server") if kind == "VM" else ("pct", "lxc")
         conf, tasks = lab.root / f"etc/pve/nodes/{NODE}/{folder}/{ID}.conf", lab.root / "var/log/pve/tasks/active"

@@ -13,16 +13,13 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import CardMappingWork
-from homelab.provider.new_container import NewContainerWork
-from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.provider.guest import GuestWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.card_mapping import CardMapping
-from homelab.resources.new_container import NewContainer
-from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.guest import Guest
 from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
 from lab.cluster import LabCluster
@@ -74,12 +71,11 @@ def cards_of(node: str, **more: Any) -> VmCards.Inputs:
     about: dict[str, Any] = {
         "cards": [CARD],
         "display": "keep",
-        "shared_onboot": False,
         "power": "keep",
         "instance": "",
         "goes_away": False,
     }
-    about |= {"boot": BootSeen(id="b", stopped=[], at=0), "machine": "q35", "cluster": "home", **more}
+    about |= {"boot": BootSeen(id="b", stopped=[], at=0), "machine": "q35", **more}
     return VmCards.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, **about)  # fmt: skip
 
 
@@ -110,67 +106,43 @@ def is_noted(cluster: LabCluster) -> bool:
     return (cluster.folder / f"pve/homelab/qemu-{VM}").exists()
 
 
-def test_a_vm_that_has_moved_is_refused_where_the_settings_have_it_and_is_its_own_where_it_is(
-    cluster: LabCluster,
-) -> None:
-    made, vms = given_and_moved(cluster), {"sandbox": {"host": "pve1", "vmid": VM, "gpus": ["gpu"]}}
-    before = conf(cluster, "pve2")
-    assert works(cluster, vms=vms).read(cards_of("pve1"), made).drift == ["VM 103 is on the node pve2, not on pve1"]
-    with pytest.raises(HomelabError, match="VM 103 is on the node pve2, not on pve1"):
-        works(cluster, vms=vms).update(cards_of("pve1", display="none"), cards_of("pve1"), made)
+def at(node: str, name: str = "sandbox") -> dict[str, Any]:
+    """The VM's entry in the settings."""
+    return {name: {"host": node, "vmid": VM, "gpus": ["gpu"]}}
+
+
+def test_a_vm_that_has_moved_is_refused_until_the_settings_name_its_host(cluster: LabCluster) -> None:
+    made = given_and_moved(cluster)
+    before, work = conf(cluster, "pve2"), works(cluster, vms=at("pve1"))
+    assert work.read(cards_of("pve1"), made).drift == ["VM 103 is on the node pve2, not on pve1"]
+    for refused in (
+        lambda: work.update(cards_of("pve1", display="none"), cards_of("pve1"), made),
+        lambda: work.delete(cards_of("pve1"), made),
+    ):
+        with pytest.raises(HomelabError, match="VM 103 is on the node pve2, not on pve1"):
+            refused()
+    assert conf(cluster, "pve2") == before and is_noted(cluster)
+    # The resource is made anew for the other host, after this one is gone.
+    work = works(cluster, vms=at("pve2"))
+    work.delete(cards_of("pve1"), made)
+    made = work.create(cards_of("pve2"))
     assert conf(cluster, "pve2") == before
-    vms["sandbox"]["host"] = "home"
-    assert works(cluster, vms=vms).read(cards_of("pve1"), made).drift == []
-    works(cluster).update(cards_of("pve2", cards=[]), cards_of("pve1"), made)
+    work.update(cards_of("pve2", cards=[]), cards_of("pve2"), made)
     assert "hostpci" not in conf(cluster, "pve2") and "machine: q35" in conf(cluster, "pve2")
 
 
-def test_of_one_that_is_on_a_node_outside_the_settings_only_that_is_said(cluster: LabCluster) -> None:
-    made, work = given_and_moved(cluster, "pve3"), works(cluster, vms={"sandbox": {"host": "home", "vmid": VM}})
-    hosts = json.loads(work.stack.texts["hosts"])
-    del hosts["pve3"]
-    work = VmCardsWork({**work.stack.texts, "hosts": json.dumps(hosts)}, URN)
-    assert work.read(cards_of("pve1"), made).drift == ["VM 103 is on the node pve3, not on pve1"]
-
-
-@pytest.mark.parametrize("off", ["", "pve1"])
-def test_a_destroy_gives_a_vm_back_what_it_had_where_it_is_also_if_the_node_that_it_left_is_dead(
-    cluster: LabCluster, off: str
-) -> None:
-    before = conf(cluster, "pve1")
+def test_a_destroy_that_cant_reach_its_host_leaves_all_of_it_noted(cluster: LabCluster) -> None:
     made = given_and_moved(cluster)
-    works(cluster, off=off).delete(cards_of("pve1"), made)
-    assert conf(cluster, "pve2") == before and not is_noted(cluster)
+    with pytest.raises(UnreachableError):
+        works(cluster, off="pve1", vms=at("pve1")).delete(cards_of("pve1"), made)
+    assert GIVEN in conf(cluster, "pve2") and is_noted(cluster)
 
 
-@pytest.mark.parametrize("there", ["on the dead one", "on another dead one", "on one that the settings don't have"])
-def test_a_destroy_that_cant_reach_it_leaves_all_of_it_noted(cluster: LabCluster, there: str) -> None:
-    made = given_and_moved(cluster, "pve3")
-    if there == "on the dead one":
-        move(cluster, "pve3", "pve1")
-    where = "pve1" if there == "on the dead one" else "pve3"
-    before, work = conf(cluster, where), works(cluster, off="pve1 pve3" if "another" in there else "pve1")
-    if "settings" in there:
-        hosts = json.loads(work.stack.texts["hosts"])
-        del hosts["pve3"]
-        work = VmCardsWork({**work.stack.texts, "hosts": json.dumps(hosts)}, URN)
-        with pytest.raises(HomelabError, match="it is on the node pve3"):
-            work.delete(cards_of("pve1"), made)
-    else:
-        with pytest.raises(UnreachableError):
-            work.delete(cards_of("pve1"), made)
-    assert conf(cluster, where) == before and GIVEN in before and is_noted(cluster)
-
-
-@pytest.mark.parametrize("off", ["", "pve1"])
-def test_a_destroy_leaves_a_vm_that_moved_to_the_entry_that_keeps_it_there(
-    cluster: LabCluster, off: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = given_and_moved(cluster)
+def test_a_vm_that_moved_is_left_to_the_entry_that_keeps_it_there(cluster: LabCluster) -> None:
+    made, vms = given_and_moved(cluster), at("pve2", "renamed")
     works(cluster).create(dataclasses.replace(cards_of("pve2"), vm="renamed"))
     before = conf(cluster, "pve2")
-    works(cluster, off=off).delete(cards_of("pve1"), made)
-    assert "VM 103 is p/s/renamed's now, and keeps what it was given" in capsys.readouterr().out
+    works(cluster, vms=vms).delete(cards_of("pve1"), made)
     assert conf(cluster, "pve2") == before and GIVEN in before and is_noted(cluster)
 
 
@@ -201,35 +173,26 @@ def test_one_that_a_killed_run_has_left_off_stays_off_where_it_has_moved(
     """That node doesn't tell who has switched it on the other one."""
     cards: dict[str, Any] = {"cards": [], "display": "none"}
     cluster["pve1"].run(f"qm start {VM}")
-    made, note = works(cluster).create(cards_of("pve1", **cards)), cluster.folder / f"pve/homelab/qemu-{VM}"
+    works(cluster).create(cards_of("pve1", **cards))
+    note = cluster.folder / f"pve/homelab/qemu-{VM}"
     (last, *_) = cluster["pve1"].ask_api("GET", "/nodes/pve1/tasks", vmid=VM, limit=1)
     at = {"shut_down_after": last["upid"], "shut_down_at": int(time.time())}
     note.write_text(json.dumps({**json.loads(note.read_text()), **at}))
     cluster["pve1"].run(f"qm shutdown {VM}")
     if node != "pve1":
         move(cluster, "pve1", node)
-    made = works(cluster).update(cards_of(node, **cards), cards_of("pve1", **cards), made)
+    made = works(cluster).create(cards_of(node, **cards))
     assert made.state == state and works(cluster).read(cards_of(node, **cards), made).drift == []
 
 
-@pytest.mark.parametrize("act", ["delete", "update"])
-def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_node(
-    cluster: LabCluster, act: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_node(cluster: LabCluster) -> None:
     """The address on pve1 is another device's on pve2."""
-    by_hand = "0000:01:00,pcie=1,romfile=a.rom"
-    cluster["pve1"].run(f"qm set {VM} --hostpci0 {by_hand} --machine q35")
-    inputs = cards_of("pve1", cards=[{**CARD, "take_over": True}])
-    made = works(cluster).create(inputs)
+    cluster["pve1"].run(f"qm set {VM} --hostpci0 0000:01:00,pcie=1,romfile=a.rom --machine q35")
+    works(cluster).create(cards_of("pve1", cards=[{**CARD, "take_over": True}]))
     assert f"{GIVEN},romfile=a.rom" in conf(cluster, "pve1")
     move(cluster, "pve1", "pve2")
     cluster["pve2"].machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
-    if act == "delete":
-        works(cluster).delete(inputs, made)
-        said = capsys.readouterr().out
-        assert f"note: hostpci0 is not there, and stays so (before this program it was {by_hand})" in said
-    else:
-        works(cluster).update(cards_of("pve2", cards=[]), inputs, made)
+    works(cluster).create(cards_of("pve2", cards=[]))
     assert "hostpci0" not in conf(cluster, "pve2")
 
 
@@ -237,10 +200,10 @@ def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_
 ID, MARK = 300, "Created by Pulumi: project/stack/mine"
 
 
-def made_of(node: str, **more: Any) -> VirtualMachine.Inputs:
-    about: dict[str, Any] = {"vm": "mine", "vmid": ID, "config": {"name": "mine", "memory": "512"}, "protect": False}
-    about |= {"disk": DiskInputs(storage="local-lvm", size=8), "mark": MARK, "cluster": "home", **more}
-    return VirtualMachine.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+def made_of(node: str, **more: Any) -> Guest.Inputs:
+    about: dict[str, Any] = {"guest": "mine", "guest_kind": "qemu", "vmid": ID, "protect": False}
+    about |= {"config": {"name": "mine", "memory": "512"}, "mark": MARK, **more}
+    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
 
 
 @pytest.mark.parametrize("who", ["a stranger's", "made anew", "a container"])
@@ -248,10 +211,8 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
     cluster: LabCluster, who: str
 ) -> None:
     """The VM is gone, and its id was used again: wherever the settings send this program, that guest isn't the one that was made."""
-    vms = {
-        "mine": {"host": "home", "vmid": ID, "create": {"disk": {"storage": "local-lvm", "size": 8}}, "gpus": ["gpu"]}
-    }
-    work = VirtualMachineWork(texts(cluster, vms=vms))
+    vms = {"mine": {"host": "pve2", "vmid": ID, "create": {"scsi0": "local-lvm:8"}, "gpus": ["gpu"]}}
+    work = GuestWork(texts(cluster, vms=vms))
     made = work.create(made_of("pve1"))
     cluster["pve1"].run(f"qm destroy {ID}")
     what = {"a stranger's": f"{MARK}2 {'a' * 16}", "made anew": f"{MARK} {'a' * 16}"}.get(who)
@@ -261,11 +222,7 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
     theirs.write_text(f"#{what}\nname: precious\nmemory: 512\n" if what else "arch: amd64\nhostname: precious\n")
     text = theirs.read_text()
     try:
-        with pytest.raises(GoneError):
-            work.read(made_of("pve1"), made)
-        with pytest.raises(HomelabError) as raised:
-            work.update(made_of("pve2", config={"name": "mine", "memory": "1024"}), made_of("pve1"), made)
-        assert what is None or "VM 300 on pve2 is another one: precious" in raised.value.found
+        assert work.read(made_of("pve1"), made).drift == ["node"]
         if who != "made anew":  # which is this stack's own
             with pytest.raises(HomelabError):
                 work.create(made_of("pve2"))
@@ -276,12 +233,29 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
         theirs.unlink()
 
 
-def test_a_made_vm_that_has_moved_is_removed_where_it_is(cluster: LabCluster) -> None:
-    work = VirtualMachineWork(texts(cluster, vms={}))
+def made_at(node: str) -> dict[str, Any]:
+    """Its entry in the settings."""
+    return {"mine": {"host": node, "vmid": ID, "create": {"scsi0": "local-lvm:8"}, "gpus": ["gpu"]}}
+
+
+def test_a_made_vm_that_moved_is_refused_until_the_settings_name_its_host(cluster: LabCluster) -> None:
+    work = GuestWork(texts(cluster, vms=made_at("pve1")))
     made = work.create(made_of("pve1"))
     move(cluster, "pve1", "pve2", ID)
-    assert work.update(made_of("pve2"), made_of("pve1"), made) == made
+    moved = work.read(made_of("pve1"), made)
+    assert moved.drift == ["node"]
+    for refused in (
+        lambda: work.update(made_of("pve1"), made_of("pve1"), moved),
+        lambda: work.delete(made_of("pve1"), made),
+    ):
+        with pytest.raises(HomelabError, match="VM 300 is on the node pve2, not on pve1"):
+            refused()
+    # It is found there by the resource that replaces its own.
+    work = GuestWork(texts(cluster, vms=made_at("pve2")))
+    again = work.create(made_of("pve2"))
     work.delete(made_of("pve1"), made)
+    assert list(cluster.folder.glob(f"pve/nodes/pve2/qemu-server/{ID}.conf"))
+    work.delete(made_of("pve2"), again)
     assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))
 
 
@@ -294,7 +268,7 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     vm = dataclasses.replace(made_of("pve1", config=config), shutdown=shutdown)
     cards = dataclasses.replace(cards_of("pve1", goes_away=True, power="running"), vm="mine", vmid=ID)
     cards = dataclasses.replace(cards, shutdown=shutdown, cards=[{**CARD, "by_address": True}])
-    machine, work = VirtualMachineWork(texts(cluster, vms={}), URN), works(cluster)
+    machine, work = GuestWork(texts(cluster, vms={}), URN), works(cluster)
     made, given = machine.create(vm), work.create(cards)
     cluster["pve1"].fault("guest-ignores-shutdown", ID)
     work.delete(cards, given)
@@ -315,10 +289,11 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     assert not note.exists()
 
 
-def container_of(node: str, **more: Any) -> NewContainer.Inputs:
-    about: dict[str, Any] = {"container": "mine", "ctid": ID, "config": {"hostname": "mine", "memory": "512"}}
-    about |= {"protect": False, "mark": MARK, "cluster": "home", **more}
-    return NewContainer.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+def container_of(node: str, **more: Any) -> Guest.Inputs:
+    about: dict[str, Any] = {"guest": "mine", "guest_kind": "lxc", "vmid": ID}
+    about |= {"config": {"hostname": "mine", "memory": "512"}}
+    about |= {"protect": False, "mark": MARK, **more}
+    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
 
 
 @pytest.fixture
@@ -332,86 +307,17 @@ def guest(cluster: LabCluster) -> Iterator[tuple[Path, str]]:
     path.unlink(missing_ok=True)
 
 
-def test_a_made_container_that_moved_is_kept_by_the_resource_that_replaces_its_own(
+def test_a_made_container_that_moved_is_found_where_the_settings_have_it_now(
     cluster: LabCluster, guest: tuple[Path, str]
 ) -> None:
-    """The state names no cluster: the resource is made anew, which finds the container, and the former one is deleted after that."""
     path, instance = guest
-    before = {"host": "pve1", "node": "pve1", "ctid": ID, "cluster": ""}
-    assert (
-        NewContainer.replacing(before, dict.fromkeys(("host", "node", "cluster")))
-        and not NewContainer.delete_before_replace
-    )
-    work = NewContainerWork(texts(cluster))
+    create = {"ostemplate": "local:vztmpl/x.tar.zst"}
+    containers = {"mine": {"host": "pve2", "ctid": ID, "gpus": [], "create": create}}
+    work = GuestWork(texts(cluster, containers=containers))
     made = work.create(container_of("pve2"))
     text = path.read_text()
     assert made.instance in text and instance not in text and text.startswith("#Mine.\n")
-    work.delete(container_of("pve1", cluster=""), NewContainer.Outputs(instance=instance))
+    work.delete(container_of("pve1"), Guest.Outputs(instance=instance))
     assert path.read_text() == text
-    work.delete(container_of("pve1"), made)  # it is this one's, wherever it is
+    work.delete(container_of("pve2"), made)
     assert not path.exists()
-
-
-@pytest.mark.parametrize("description", ["", f" {'b' * 16}"], ids=["names none", "names another"])
-def test_a_container_of_that_id_on_another_node_is_removed_only_if_it_is_the_one_that_was_made(
-    cluster: LabCluster, guest: tuple[Path, str], description: str
-) -> None:
-    path, instance = guest
-    path.write_text(path.read_text().replace(f" {instance}", description))
-    text = path.read_text()
-    NewContainerWork(texts(cluster)).delete(container_of("pve1"), NewContainer.Outputs(instance=instance))
-    assert path.read_text() == text
-
-
-def test_a_made_vm_that_moved_is_kept_by_the_resource_that_replaces_its_own(cluster: LabCluster) -> None:
-    work = VirtualMachineWork(texts(cluster, vms={}))
-    made = work.create(made_of("pve1", cluster=""))
-    move(cluster, "pve1", "pve2", ID)
-    again = work.create(made_of("pve2"))
-    work.delete(made_of("pve1", cluster=""), made)
-    assert list(cluster.folder.glob(f"pve/nodes/pve2/qemu-server/{ID}.conf"))
-    work.delete(made_of("pve2"), again)
-    assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))
-
-
-@pytest.mark.parametrize("who", ["a stranger's", "made anew", "a VM"])
-def test_another_guest_of_a_made_containers_id_on_another_node_is_never_changed(
-    cluster: LabCluster, guest: tuple[Path, str], who: str
-) -> None:
-    path, instance = guest
-    if who == "a stranger's":
-        path.write_text("arch: amd64\nhostname: precious\nmemory: 512\n")
-    elif who == "made anew":
-        path.write_text(path.read_text().replace(instance, "b" * 16).replace("hostname: mine", "hostname: precious"))
-    else:
-        path.unlink()
-        path = cluster.folder / f"pve/nodes/pve2/qemu-server/{ID}.conf"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("name: precious\nmemory: 512\n")
-    text, made = path.read_text(), NewContainer.Outputs(instance=instance)
-    containers = {
-        "mine": {
-            "host": "home",
-            "ctid": ID,
-            "gpus": ["gpu"],
-            "create": {"template": "local:vztmpl/x.tar.zst", "disk": {"storage": "local-lvm", "size": 4}},
-        }
-    }
-    work = NewContainerWork(texts(cluster, containers=containers))
-    try:
-        with pytest.raises(GoneError):
-            work.read(container_of("pve1"), made)
-        more = container_of("pve2", config={"hostname": "mine", "memory": "1024"})
-        with pytest.raises(HomelabError) as raised:
-            work.update(more, container_of("pve1"), made)
-        assert who == "a VM" or "container 300 on pve2 is another one: precious" in raised.value.found
-        assert path.read_text() == text
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def test_a_made_container_that_has_moved_is_changed_where_it_is(cluster: LabCluster, guest: tuple[Path, str]) -> None:
-    path, instance = guest
-    more = container_of("pve2", config={"hostname": "mine", "memory": "1024"})
-    NewContainerWork(texts(cluster)).update(more, container_of("pve1"), NewContainer.Outputs(instance=instance))
-    assert "memory: 1024\n" in path.read_text()

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.errors import HomelabError, NoPythonError
+from homelab.errors import HomelabError
 from homelab.nvidia import reading
 from homelab.remote import planning
+from homelab.remote.ssh import _failed
 from homelab.settings import Container, Host, Vm
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
@@ -118,16 +119,16 @@ def test_a_vm_that_does_not_answer_is_no_reason_to_refuse_and_is_said(lab: Lab) 
     assert "vms.box was not looked into" in found.guests
 
 
-def test_what_comes_into_a_vm_without_python_is_in_the_plan(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vm_without_python_is_refused_with_what_installs_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(answer: dict[str, object]) -> reading.SystemReading:
         if str(answer["running"]).endswith("-pve"):
             return of_host(answer)
-        raise NoPythonError(wanted="Python", found="it isn't there", why="", next="")
+        raise _failed("read read_system", "", "sh: 1: /usr/bin/python3: not found\n", 127)
 
     of_host = reading.parse
     monkeypatch.setattr(reading, "parse", parse)
-    found = planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {})
-    assert "vms.box has no Python: `pulumi up` installs python3 there" in found.guests
+    (error,) = against(lab, vm(lab, 110, driver="580"))
+    assert error.wanted == "Python in vms.box" and "apt-get install python3" in error.next
 
 
 def test_a_preview_says_where_each_driver_comes_from(lab: Lab) -> None:

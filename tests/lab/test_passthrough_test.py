@@ -15,7 +15,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.remote import agent, ssh
 from lab import Lab, LogMark
-from remote_scripts.layers.passthrough_test import NAME, Wanted
+from remote_scripts.both.passthrough_test import NAME, Wanted
 from tests.lab.host_kit import settings_of
 
 FUNCTIONS = {"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}

@@ -19,7 +19,7 @@ from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
 from lab.listing import scenario_from_listing
 from lab.machine import Machine, load_scenario
-from remote_scripts.layers.read_host import Wanted
+from remote_scripts.both.read_host import Wanted
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
 from tests.unit.hosts import settings

@@ -9,25 +9,20 @@ from typing import Any
 
 import pytest
 
-from homelab.container.creation import configuration as of_container
 from homelab.errors import HomelabError
-from homelab.provider.new_container import NewContainerWork
-from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.provider.guest import GuestWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.new_container import NewContainer
-from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.guest import Guest
 from homelab.resources.vm_cards import VmCards
-from homelab.settings import NewContainerSettings, NewVm
+from homelab.settings import NewContainer, NewVm
 from homelab.shapes import BootSeen, ShutdownInputs
-from homelab.vm.creation import configuration as of_vm
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 
 NODE, ID = "pve", 300
 SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
 TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
-DISK = {"storage": "local-lvm", "size": 8}
 # The old name begins as the new one does.
 OLD, NEW = "media2", "media"
 
@@ -57,17 +52,18 @@ def mark(name: str) -> str:
     return f"Created by Pulumi: project/stack/{name}"
 
 
-def container(name: str, **about: Any) -> NewContainer.Inputs:
-    new = NewContainerSettings.model_validate({"template": f"local:vztmpl/{TEMPLATE}", "disk": DISK} | about)
-    return NewContainer.Inputs(
-        host=NODE, node=NODE, container=name, ctid=ID, config=of_container(name, new), protect=False, mark=mark(name), shutdown=SHUTDOWN,
+def container(name: str, **options: Any) -> Guest.Inputs:
+    new = NewContainer.model_validate({"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "local-lvm:8"} | options)
+    return Guest.Inputs(
+        host=NODE, node=NODE, guest=name, guest_kind="lxc", vmid=ID, config=new.configuration(name), protect=False, mark=mark(name), shutdown=SHUTDOWN,
     )  # fmt: skip
 
 
-def machine(name: str) -> VirtualMachine.Inputs:
-    new = NewVm.model_validate({"disk": DISK})
-    return VirtualMachine.Inputs(
-        host=NODE, node=NODE, vm=name, vmid=ID, config=of_vm(name, new), disk=DiskInputs(storage="local-lvm", size=8), protect=False, mark=mark(name), shutdown=SHUTDOWN,
+def machine(name: str, **options: Any) -> Guest.Inputs:
+    new = NewVm.model_validate({"scsi0": "local-lvm:8", "net0": "virtio,bridge=vmbr0"} | options)
+    return Guest.Inputs(
+        host=NODE, node=NODE, guest=name, guest_kind="qemu", vmid=ID, config=new.configuration(name), clone=new.clone, size=new.size, protect=False,
+        mark=mark(name), shutdown=SHUTDOWN,
     )  # fmt: skip
 
 
@@ -76,7 +72,7 @@ def conf(lab: Lab, kind: str) -> str:
 
 
 def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -> None:
-    work = NewContainerWork(texts(lab, containers={NEW: {"host": NODE, "ctid": ID, "gpus": []}}))
+    work = GuestWork(texts(lab, containers={NEW: {"host": NODE, "ctid": ID, "gpus": []}}))
     made = work.create(container(OLD))
     before = conf(lab, "lxc")
     with pytest.raises(HomelabError) as error:
@@ -90,14 +86,14 @@ def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -
     assert conf(lab, "lxc") == before
     # A run that was interrupted finds its own; what had it before no longer removes it.
     again = work.create(container(OLD))
-    NewContainerWork(texts(lab)).delete(container(OLD), made)
+    GuestWork(texts(lab)).delete(container(OLD), made)
     assert conf(lab, "lxc") == before.replace(made.instance, again.instance)
-    NewContainerWork(texts(lab)).delete(container(OLD), again)
+    GuestWork(texts(lab)).delete(container(OLD), again)
     assert not (lab.root / f"etc/pve/nodes/{NODE}/lxc/{ID}.conf").exists()
 
 
 def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) -> None:
-    work = NewContainerWork(texts(lab), "urn:pulumi:s::p::homelab:lxc:Container::old")
+    work = GuestWork(texts(lab), "urn:pulumi:s::p::homelab:guest:Guest::old")
     made = work.create(container(OLD))
     note = lab.root / f"etc/pve/homelab/lxc-{ID}"
     note.parent.mkdir(exist_ok=True)
@@ -112,7 +108,7 @@ def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) 
 
 
 def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
-    work = VirtualMachineWork(texts(lab, vms={NEW: {"host": NODE, "vmid": ID, "gpus": []}}))
+    work = GuestWork(texts(lab, vms={NEW: {"host": NODE, "vmid": ID, "gpus": []}}))
     made = work.create(machine(OLD))
     before = conf(lab, "qemu-server")
     with pytest.raises(HomelabError) as error:
@@ -121,15 +117,15 @@ def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
     assert f"put the name {OLD} back" in error.value.next
     work.delete(machine(OLD), made)
     assert conf(lab, "qemu-server") == before
-    VirtualMachineWork(texts(lab)).delete(machine(OLD), made)
+    GuestWork(texts(lab)).delete(machine(OLD), made)
     assert not (lab.root / f"etc/pve/nodes/{NODE}/qemu-server/{ID}.conf").exists()
 
 
 def test_a_created_vm_keeps_its_hardware_address_on_another_bridge(lab: Lab) -> None:
-    work = VirtualMachineWork(texts(lab))
+    work = GuestWork(texts(lab))
     made = work.create(machine(OLD))
     before = conf(lab, "qemu-server")
-    moved = dataclasses.replace(machine(OLD), config={**machine(OLD).config, "net0": "virtio,bridge=vmbr1"})
+    moved = machine(OLD, net0="virtio,bridge=vmbr1")
     made = work.update(moved, machine(OLD), made)
     assert conf(lab, "qemu-server") == before.replace("bridge=vmbr0", "bridge=vmbr1")
     work.delete(moved, made)
@@ -139,7 +135,7 @@ def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(l
     lab.run(f"qm create {ID} --name old --memory 2048 --machine pc")
     work = VmCardsWork(texts(lab), "urn:pulumi:s::p::homelab:vm:Cards::sandbox")
     inputs = VmCards.Inputs(
-        host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", shared_onboot=False, power="keep",
+        host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", power="keep",
         instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0),
     )  # fmt: skip
     first = work.create(inputs)
@@ -162,25 +158,25 @@ def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(l
 @pytest.mark.parametrize(
     "changed",
     [
-        {"disk": DiskInputs(storage="local", size=8)},
-        {"disk": DiskInputs(storage="local-lvm", size=4)},
-        {"image": "local:import/other.qcow2"},
-        {"template": 900},
+        {"scsi0": "local:8"},
+        {"scsi0": "local-lvm:4"},
+        {"scsi0": "local-lvm:0,import-from=local:import/other.qcow2"},
+        {"clone": 900},
     ],
     ids=["another storage", "smaller", "another image", "another template"],
 )
 def test_what_would_lose_a_created_vms_disk_is_refused_before_anything_is_asked(
     lab: Lab, changed: dict[str, Any]
 ) -> None:
-    mark_of_log, made = lab.mark(), VirtualMachine.Outputs(instance="")
+    mark_of_log, made = lab.mark(), Guest.Outputs(instance="")
     with pytest.raises(HomelabError) as error:
-        VirtualMachineWork(texts(lab)).update(dataclasses.replace(machine(OLD), **changed), machine(OLD), made)
+        GuestWork(texts(lab)).update(machine(OLD, **changed), machine(OLD), made)
     assert "what is on the disk would be lost" in error.value.why
     assert lab.api_calls(mark_of_log) == []
 
 
 def test_what_would_lose_a_created_containers_disk_is_refused_and_it_stays_as_it_was(lab: Lab) -> None:
-    work = NewContainerWork(texts(lab))
+    work = GuestWork(texts(lab))
     made = work.create(container(OLD))
     before = conf(lab, "lxc")
     with pytest.raises(HomelabError) as error:

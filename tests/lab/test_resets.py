@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab.scenario import Scenario, load_scenario
-from remote_scripts.layers.card_values import Value, Wanted
+from remote_scripts.both.card_values import Value, Wanted
 from tests.lab.host_kit import Host, run_layer
 
 CARD = ("0000:01:00.0", "0000:01:00.1")

@@ -22,14 +22,15 @@ def test_two_vms_exchange_their_cards(tmp_path: Any, monkeypatch: pytest.MonkeyP
         world = World(lab, monkeypatch)
         first, second = (VmCard(f"c{n}", f"c{n}", slot, by_address=True) for n, slot in enumerate(slots))
         before = [world.conf(103), world.conf(104)]
-        world.up(first, vmid=103, owner="p/s/a", takes=(first.slot,), shutdown=10)
-        world.up(second, vmid=104, owner="p/s/b", takes=(second.slot,), shutdown=10)
+        world.up(first, vmid=103, owner="p/s/a", shutdown=10)
+        world.up(second, vmid=104, owner="p/s/b", shutdown=10)
         errors: list[Exception] = []
 
         def up(card: VmCard, vmid: int, owner: str) -> None:
             try:
+                world.free(card.mapping, card.slot, vm103=(second.mapping,), vm104=(first.mapping,))
                 for _ in range(3):
-                    if world.up(card, vmid=vmid, owner=owner, takes=(card.slot,), shutdown=10).done:
+                    if world.up(card, vmid=vmid, owner=owner, shutdown=10).done:
                         return
                 errors.append(AssertionError("changed three times"))
             except Exception as error:

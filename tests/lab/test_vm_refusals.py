@@ -53,7 +53,7 @@ def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: Literal["fail
     about["shutdown"] = ShutdownInputs(timeout=timeout, otherwise=otherwise)
     VmCardsWork(stack, "urn:pulumi:s::p::homelab:vm:Cards::sandbox").create(
         VmCards.Inputs(
-            **about, cards=[CARD], display="keep", shared_onboot=False, instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0)
+            **about, cards=[CARD], display="keep", instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0)
         )
     )  # fmt: skip
 

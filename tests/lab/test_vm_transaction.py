@@ -27,15 +27,18 @@ from lab import Lab
 from lab.api.tasks import Tasks
 from lab.control import request
 from lab.host.state import HostState
+from remote_scripts.both.free_card import Wanted as FreeCard
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
 from remote_scripts.guests import guest as guest_module
 from remote_scripts.guests import power, requests
-from remote_scripts.guests.change import Terms
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import GuestApi
 from remote_scripts.layers import free_card, guest_cards
 from remote_scripts.shared import api, guest_kinds, guest_notes, guest_tasks, guests_to_start, passes, pmxcfs
 from remote_scripts.shared.guest_kinds import VM as VM_KIND
 from remote_scripts.shared.guest_kinds import Kind
+from remote_scripts.shared.guest_note import Note
 from remote_scripts.shared.guests_to_start import Ran
 from remote_scripts.tools import state
 from remote_scripts.tools.errors import Failure
@@ -115,35 +118,32 @@ class World:
             tasks.end(*tasks.begin("stopall", ""))
         self.lab.run(f"{kind.program} shutdown {vmid}")
 
-    def read(self, vmid: int = VM) -> guest_cards.Answer:
-        return guest_cards.read(self.system(), guest_cards.Wanted(vmid=vmid))
+    def read(self, vmid: int = VM) -> Answer:
+        return guest_cards.read(self.system(), Wanted(vmid=vmid))
 
-    def up(self, *cards: VmCard, vmid: int = VM, owner: str = "p/s/sandbox", **more: Any) -> guest_cards.Answer:
+    def up(self, *cards: VmCard, vmid: int = VM, owner: str = "p/s/sandbox", **more: Any) -> Answer:
         about = {key: more.pop(key) for key in ("display", "machine") if key in more}
         seen = self.read(vmid)
         wish = Wish("sandbox", vmid, list(cards), **about)
         decided = plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals), wish, desktop())
         raise_all(decided.refusals)
-        takes = more.pop("takes", ())
         terms = Terms(owner=owner, **{"shutdown": 1, **more})
-        wanted = guest_cards.Wanted(vmid=vmid, terms=terms, takes=takes, options=decided.options, digest=seen.digest)
+        wanted = Wanted(vmid=vmid, terms=terms, options=decided.options, digest=seen.digest)
         return guest_cards.apply(self.system(), wanted)
 
-    def set(self, vmid: int = VM, **settings: str | None) -> guest_cards.Answer:
+    def set(self, vmid: int = VM, **settings: str | None) -> Answer:
         """As a VM that this program has made is changed."""
         terms, digest = Terms(owner="p/s/sandbox", shutdown=1), self.read(vmid).digest
-        return guest_cards.apply(
-            self.system(), guest_cards.Wanted(vmid=vmid, terms=terms, settings=settings, digest=digest)
-        )
+        return guest_cards.apply(self.system(), Wanted(vmid=vmid, terms=terms, settings=settings, digest=digest))
 
     def free(self, mapping: str, slot: str, **keeps: tuple[str, ...]) -> bool:
         """As a mapping that has other keepers takes its card out of the other VMs; ``keeps``: `vm103` and so on."""
         kept = {name.removeprefix("vm"): mappings for name, mappings in keeps.items()}
-        wanted = free_card.Wanted(stack="p/s", card=(mapping, slot), keeps=kept)
+        wanted = FreeCard(stack="p/s", card=(mapping, slot), keeps=kept)
         return free_card.apply(self.system(), wanted).changed
 
     def destroy(self, vmid: int = VM, owner: str = "p/s/sandbox") -> None:
-        guest_cards.revert(self.system(), guest_cards.Wanted(vmid=vmid, terms=Terms(owner=owner, shutdown=1)))
+        guest_cards.revert(self.system(), Wanted(vmid=vmid, terms=Terms(owner=owner, shutdown=1)))
 
     def killed_after(self, number: int, act: Callable[[], object]) -> None:
         self.left = number
@@ -362,7 +362,7 @@ def test_what_ends_with_an_error_is_read_back(world: World, is_done: bool, monke
 
 def test_what_is_asked_for_by_another_configuration_changes_nothing(world: World) -> None:
     before = world.conf()
-    wanted = guest_cards.Wanted(vmid=VM, options={"hostpci0": None}, digest="of another one")
+    wanted = Wanted(vmid=VM, options={"hostpci0": None}, digest="of another one")
     assert not guest_cards.apply(world.system(), wanted).done
     assert (world.conf(), world.notes()) == (before, [])
 
@@ -470,7 +470,8 @@ def test_a_card_that_moves_is_taken_out_of_its_vm_first(world: World) -> None:
     plain, before, other = VmCard(**{**CARD, "take_over": False}), world.conf(), world.conf(104)
     world.up(plain, display="none")
     mark = world.lab.mark()
-    world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",))
+    assert world.free("rtx5090", SLOT, vm104=("rtx5090",))
+    world.up(plain, vmid=104, owner="p/s/gaming")
     assert world.conf() == before and world.runs() and "hostpci0: mapping=rtx5090,pcie=1" in world.conf(104)
     assert world.power(mark) == ["shutdown", "start"] * 2 and world.notes() == ["qemu-104"]
     world.destroy()
@@ -480,13 +481,13 @@ def test_a_card_that_moves_is_taken_out_of_its_vm_first(world: World) -> None:
 
 def test_a_card_that_its_owner_gave_by_hand_is_taken_from_nobody(world: World) -> None:
     """Without this program the VM has it again: whoever is to have it is refused, and no VM is restarted for nothing."""
-    wanted = guest_cards.Wanted(vmid=104, terms=Terms(owner="p/s/gaming"), takes=("rtx5090", SLOT))
     for by_hand in (True, False):
         if not by_hand:
             world.destroy()
             world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
         world.up(OWN)
-        assert guest_cards.read(world.system(), wanted).losers == (() if by_hand else (VM,))
+        facts = ssh.read(host_of(world.lab), guests=True)
+        assert plan.seen_of(facts, 104, ("rtx5090", SLOT), "p/s").losers == ([] if by_hand else [VM])
 
 
 @pytest.mark.parametrize("switch", ["shutdown", "start"])
@@ -505,7 +506,7 @@ def test_while_a_vm_that_loses_a_card_is_switched_the_host_is_held_by_none_and_t
                 seen.append(is_free)
 
     world.then = ("POST", f"{VM}/status/{switch}", look)
-    world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",))
+    world.free("rtx5090", SLOT, vm104=("rtx5090",))
     assert seen == [True, True, False]
 
 
@@ -513,8 +514,9 @@ def test_killed_after_any_change_a_card_leaves_its_vm_for_another_or_for_none(wo
     world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}; qm set 104 --delete hostpci0")
     plain, before, other = VmCard(**{**CARD, "take_over": False}), world.conf(), world.conf(104)
     world.up(plain, display="none")
-    moved = world.until_done(lambda: world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",)))
-    assert moved > SHUT_DOWN and world.conf() == before and world.runs()
+    assert world.until_done(lambda: world.free("rtx5090", SLOT, vm104=("rtx5090",))) >= SHUT_DOWN
+    assert world.conf() == before and world.runs() and world.notes() == []
+    world.until_done(lambda: world.up(plain, vmid=104, owner="p/s/gaming"))
     assert "hostpci0: mapping=rtx5090,pcie=1" in world.conf(104) and world.notes() == ["qemu-104"]
     assert world.until_done(lambda: world.free(plain.mapping, plain.slot))
     assert (world.conf(), world.conf(104), world.notes()) == (before, other, [])
@@ -524,15 +526,14 @@ def test_of_two_cards_one_moves(world: World) -> None:
     world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm stop 104; qm set 104 --delete hostpci0")
     plain, second = VmCard(**{**CARD, "take_over": False}), VmCard(**SECOND, by_address=True)
     world.up(plain, second)
-    world.up(plain, vmid=104, owner="p/s/gaming", takes=("rtx5090",))
+    world.free("rtx5090", SLOT, vm103=("second",), vm104=("rtx5090",))
     assert world.in_force() == ["hostpci1: host=0000:41:00,pcie=1"]
 
 
 def test_what_another_stack_has_given_is_left_alone(world: World) -> None:
     world.up(OWN)
     given = world.conf()
-    world.lab.run("qm set 104 --delete hostpci0")
-    world.up(VmCard(**{**CARD, "take_over": False}), vmid=104, owner="p/other/gaming", takes=("rtx5090",))
+    assert not free_card.apply(world.system(), FreeCard(stack="p/other", card=("rtx5090", SLOT), keeps={})).changed
     assert world.conf() == given
 
 
@@ -542,15 +543,6 @@ def test_a_vm_under_ha_is_refused(world: World) -> None:
     with pytest.raises(Failure, match="--state ignored"):
         world.up(OWN)
     assert (world.conf(), world.notes()) == (before, [])
-
-
-def test_a_card_stays_where_it_is_if_the_vm_that_is_to_have_it_is_refused(world: World) -> None:
-    world.lab.run("qm set 104 --delete hostpci0; ha-manager add vm:104 --state disabled")
-    world.up(OWN)
-    before, mark = world.conf(), world.lab.mark()
-    with pytest.raises(Failure, match="HA manages it"):
-        world.up(VmCard(**{**CARD, "take_over": False}), vmid=104, owner="p/s/gaming", takes=("rtx5090", SLOT))
-    assert (world.conf(), world.power(mark)) == (before, [])
 
 
 def test_one_that_is_paused_keeps_what_it_had(world: World) -> None:
@@ -715,7 +707,13 @@ def test_one_that_its_owner_starts_while_its_options_are_set_runs_with_them(
 
     world.lab.run(f"qm stop {VM}")
     if when == "before":
-        monkeypatch.setattr(Guest, "need_nothing_waiting", start)
+        note_of = Guest.note_of
+
+        def noted(guest: Guest, *words: Any) -> Note:
+            start()
+            return note_of(guest, *words)
+
+        monkeypatch.setattr(Guest, "note_of", noted)
     else:
         world.then = ("PUT", "/config", start)
     assert world.up(OWN).runs and world.runs()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from engine import install, stacks
 from homelab.remote import agent
-from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
+from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 from tests import sent_along
 from tests.engine_stack import EngineStack
 from tests.metal.image import Image

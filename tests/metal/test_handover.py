@@ -12,7 +12,7 @@ import re
 import pytest
 
 from homelab.remote import agent
-from remote_scripts.layers import handover, hookscript, read_host
+from remote_scripts.both import handover, hookscript, read_host
 from remote_scripts.shared.card import Card
 from tests import sent_along
 from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, half_of_test, own_drivers

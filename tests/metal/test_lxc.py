@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from homelab.remote import agent
-from remote_scripts.layers.container_verification import Wanted as ContainerVerification
+from remote_scripts.both.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.container_note import Cards, mount_lines
 from tests import sent_along
 from tests.boot_layers import Asked

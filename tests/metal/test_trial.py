@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from homelab.remote import agent
-from remote_scripts.layers.cmdline import Wanted as Cmdline
-from remote_scripts.layers.confirm_boot import Wanted as Confirm
+from remote_scripts.both.cmdline import Wanted as Cmdline
+from remote_scripts.both.confirm_boot import Wanted as Confirm
 from tests import sent_along
 from tests.metal.host import Hosts
 from tests.metal.machine import BOOT_SECONDS, INTEL, SCREEN, Machine, second_disk
@@ -139,22 +139,6 @@ def test_a_trial_without_network_takes_itself_back(hosts: Hosts) -> None:
     machine.wait_for_boot(boot)
     assert words_of(machine) == before and was_taken(machine)
     assert "no interface that is up has" in confirm(machine)["rolled_back"]
-
-
-def test_without_an_esp_the_trial_itself_takes_back_what_grub_cannot_on_lvm(hosts: Hosts) -> None:
-    machine = hosts.lvm()
-    # Linux's type, not an ESP's, for the first of its partitions.
-    machine.run("printf '\\203' | dd of=/dev/vda bs=1 seek=450 conv=notrunc,fsync; udevadm trigger --settle /dev/vda1")
-    before = words_of(machine)
-    arm(machine, WELL)
-    assert "homelab_trial=once" in machine.run("cat /boot/grub/homelab.env")
-    machine.reboot()
-    words = words_of(machine)
-    assert WELL in words and "homelab.trial" in words and "panic=30" not in words
-    machine.run("systemctl start homelab-early")
-    assert "homelab_trial=none" in machine.run("cat /boot/grub/homelab.env")
-    machine.reboot()
-    assert words_of(machine) == before
 
 
 def test_without_variables_systemd_boot_counts_the_trial_down_and_starts_it_once(hosts: Hosts) -> None:

@@ -29,12 +29,9 @@ IMPORTED = (
     "homelab.remote.diagnosis",
     "homelab.remote.nvidia_steps",
     "homelab.remote.planning",
-    "homelab.remote.proxmox.places",
     "homelab.show.cards",
     "homelab.show.result",
     "grpc.aio",
-    "pulumi.provider.experimental",
-    "pulumi.provider.experimental.server",
     "pulumi.runtime",
     "pulumi_command.remote",
     "homelab.stack",
@@ -61,7 +58,7 @@ def warm() -> None:
     from homelab.provider.typed import adapter_of
     from homelab.remote import agent
     from homelab.resources.base import DECLARED
-    from remote_scripts.layers.read_host import Wanted
+    from remote_scripts.both.read_host import Wanted
     from tests import put_agent
     from tests.quick_python.quick_wait import QuickWait
 

@@ -30,7 +30,7 @@ from lab.machine import Scenario
 from lab.state import process_start_time
 from lab.stock import without_subscription
 from remote_scripts import put_agent
-from remote_scripts.layers import nvidia_verification, read_system
+from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.shared import boot_service
 from remote_scripts.shared.symptoms import Context
 from tests import forked_agent

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.layers.nvidia_nodes import Wanted
 from tests.boot_layers import Asked
 from tests.scripts.test_on_a_host import Host
 
-NODES = Asked("nvidia_nodes", Wanted(needed=True))
+NODES = Asked("nvidia_nodes", {"needed": True})
 CAPABILITIES = {"/dev/nvidia-caps/nvidia-cap1": "400", "/dev/nvidia-caps/nvidia-cap2": "444"}
 
 

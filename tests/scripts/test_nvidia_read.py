@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers.read_system import Wanted
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both.read_system import Wanted
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
 
 MOK = "/var/lib/dkms/mok.pub"

@@ -14,7 +14,7 @@ from homelab.nvidia.compatibility import load
 from homelab.nvidia.request import Request
 from homelab.nvidia.verification import Expected, judge
 from homelab.remote import nvidia_steps as steps
-from remote_scripts.layers.nvidia_verification import Wanted
+from remote_scripts.both.nvidia_verification import Wanted
 from tests import sampling
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 from tests.scripts.test_container_toolkit import CDI, DRIVER, with_k3s, without_k3s

@@ -17,7 +17,7 @@ from homelab.settings import Container
 from homelab.settings import Host as HostSettings
 from lab.host.proxmox_boot import on_vfat
 from lab.machine import Machine, load_scenario
-from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
+from remote_scripts.both.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, reboot, vfio
 from tests.conftest import PROJECT
@@ -265,7 +265,7 @@ def test_an_id_that_two_cards_have_asks_for_an_address(host: Callable[[str], Hos
 def test_a_boot_partition_without_room_is_refused(host: Callable[[str], Host]) -> None:
     machine = host("rtx5090")
     machine.machine.set_fault("boot-free-mb", 0)
-    done = machine.run("plan", initramfs(needed=True))
+    done = machine.run("plan", initramfs(is_needed=True))
     assert done.returncode != 0 and "room on /boot for a new initramfs" in done.stdout + done.stderr
 
 

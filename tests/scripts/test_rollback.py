@@ -11,9 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import pytest
 from homelab.remote import agent, scripts
 from lab.machine import Machine
 from lab.processes import end_left_behind
-from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
+from remote_scripts.both.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
 from tests.lab.test_real_hosts import be_no_proxmox
@@ -416,20 +414,6 @@ def test_an_owners_check_that_fails_undoes_the_boot(tried: Callable[..., Tried])
     finished_by_the_next_boot(host)
 
 
-def test_a_login_says_that_the_boot_is_on_trial_and_until_when(tried: Callable[..., Tried]) -> None:
-    host = tried()
-    (host.root / "proc/uptime").write_text("3600.25 1.00\n")
-    before = time.time()
-    host.elapse("early", "7200")
-    motd = host.root / "run/motd.d/homelab"
-    assert motd.read_text() in {
-        f"This boot is on trial; it is taken back at {then:%H:%M} unless it is confirmed or found healthy.\n"
-        for then in (datetime.fromtimestamp(at + 3600) for at in (before, time.time()))
-    }
-    host.confirm()
-    assert not motd.exists()
-
-
 @pytest.mark.parametrize("what", ["none", "a broken one", "no Python", "one that hangs"])
 def test_without_an_answer_of_the_agent_a_boot_is_given_back(tried: Callable[..., Tried], what: str) -> None:
     """A restart needs nothing else; what is left is taken away once there is an agent."""
@@ -482,7 +466,7 @@ def test_the_boot_in_which_it_was_armed_is_left_alone(tmp_path: Path) -> None:
     host = Tried(tmp_path / "lab", "rtx5090", configured=False)
     host.run("apply", LAYERS["iommu"])
     before = host.files()
-    assert host.elapse().returncode == 0 and host.elapse("early", str(AFTER)).returncode == 0
+    assert host.elapse().returncode == 0
     assert host.files() == before
 
 
@@ -548,32 +532,6 @@ def test_a_command_that_fails_does_not_stop_it(tried: Callable[..., Tried], comm
     assert host.differs() == set() and (host.state / "rolled-back").exists()
 
 
-def without_read_back(tmp_path: Path, *spoilt: str) -> Tried:
-    """No ESP, and /boot where GRUB can't write: the host itself has to take the choice back."""
-    host = Tried(tmp_path / "lab", "rtx5090", configured=False)
-    host.spoil("lsblk", "exit 0")
-    for script in LAYERS.values():
-        assert host.run("apply", script).returncode == 0
-    for command in spoilt:
-        host.spoil(command, "exit 1")
-    host.boot()
-    return host
-
-
-def test_where_grub_cannot_take_the_choice_back_the_host_does_early(tmp_path: Path) -> None:
-    host = without_read_back(tmp_path)
-    assert "panic=" not in (host.root / "proc/cmdline").read_text() and set(WORDS) < {*host.running()}
-    assert host.choices() == ["none"] and len((host.root / "boot/grub/homelab.env").read_bytes()) == 1024
-    assert not set(WORDS) & set(host.boot().split())
-
-
-def test_a_choice_that_can_not_be_taken_back_is_no_reason_to_restart_again_and_again(tmp_path: Path) -> None:
-    host = without_read_back(tmp_path, "dd", "ip", "ping")
-    assert host.choices() == ["once"]
-    host.elapse()
-    assert host.reboots() == [] and "Choose another entry in its boot menu" in (host.root / "dev/kmsg").read_text()
-
-
 def elapse_read_only(host: Tried, *places: str) -> str:
     """What the timer runs, with these folders on a file system that has become read-only; what it said."""
     namespace = [shutil.which("unshare") or "unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
@@ -633,8 +591,6 @@ def test_an_old_boot_whose_agent_says_nothing_is_left_alone(tried: Callable[...,
     assert host.elapse().returncode == 0
     elapse_read_only(host, "etc", "var", "boot")
     assert host.reboots() == []
-    host.elapse("early", str(AFTER))
-    assert not (host.root / "run/motd.d/homelab").exists()
 
 
 @pytest.mark.parametrize("moment", ["restarting", "taken-back"])
@@ -677,13 +633,6 @@ def test_a_command_that_hangs_does_not_stop_it(tried: Callable[..., Tried], comm
     host.spoil(command, f"exec sleep {PATIENCE}")
     host.elapse(STEP_SECONDS="1")
     host.mend(command)
-    assert host.reboots(), "the trial never ends"
-
-
-def test_a_choice_that_can_not_be_read_does_not_stop_it(tried: Callable[..., Tried]) -> None:
-    host = tried(awaited=True)
-    os.mkfifo(host.root / "boot/grub/homelab.env")
-    host.elapse(STEP_SECONDS="1")
     assert host.reboots(), "the trial never ends"
 
 

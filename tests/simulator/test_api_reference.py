@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lab.api.formats import FormatError, check_format, format_properties, parse_properties
-from lab.api.reference import Operation, Parameter, reference
+from homelab.guest_options import FormatError, Parameter, check_format, parse_properties
+from lab.api.formats import format_properties
+from lab.api.reference import Operation, reference
 from lab.api.responses import handlers
 from tests.conftest import shared
 from tests.rows import check_rows

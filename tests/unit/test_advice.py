@@ -15,7 +15,6 @@ KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
 OWN = (
     "pulumi ",
     "homelab doctor ",
-    "homelab switch ",
     "homelab init",
 )
 ANYWHERE = {*KNOWN["words"], *KNOWN["looks"], *KNOWN["unrun"]}

@@ -10,7 +10,8 @@ from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.provider import boot_verification
-from homelab.remote import guard, ssh
+from homelab.remote import ssh
+from homelab.remote.host_session import HostSession
 from tests.unit.hosts import desktop, settings
 
 REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": False, "armed": "1.0"}
@@ -19,7 +20,7 @@ REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": F
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
-    monkeypatch.setattr(guard, "hold", lambda name, host: said.append(name))
+    monkeypatch.setattr(HostSession, "hold", lambda session, host: said.append(session.name))
     return said
 
 

@@ -17,7 +17,7 @@ from homelab.provider.card_mapping import FLAG, CardMappingWork
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
-from remote_scripts.layers.free_card import Wanted as FreeCard
+from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.shared.guest_note import Note
 from remote_scripts.tools.plain import to_plain
 from tests.unit.test_created_vms import texts
@@ -326,8 +326,8 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
     work, calls = CardMappingWork(stack, "urn:pulumi:s::p::homelab:card:Mapping::a"), list[Any]()
     api = Api(of(OTHER, OURS.replace("01:00", "05:00")))
 
-    def forget(_host: Any, names: list[str]) -> None:
-        assert (names, api.mapping) == (["mapping/pve1/card"], of(OTHER))
+    def forget(_session: Any, name: str) -> None:
+        assert (name, api.mapping) == ("mapping/pve1/card", of(OTHER))
 
     class Session:
         def __init__(self, _host: Any) -> None:
@@ -338,7 +338,7 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
             calls.append((verb, layer, wanted.stack, wanted.card, wanted.keeps))
 
     monkeypatch.setattr(work, "api", lambda _: api)
-    monkeypatch.setattr(card_mapping, "forget_notes", forget)
+    monkeypatch.setattr(ledger, "forget", forget)
     monkeypatch.setattr(ssh, "Session", Session)
     notes = {**NOTES, "qemu-103": noted_of("p/s/a", mapping), "mapping/pve1/card": json.dumps(NOTED)}
     work._delete(INPUTS, ADDED, notes)

@@ -12,7 +12,7 @@ import pytest
 
 from homelab import __version__
 from homelab.cli.command_line import _is_unread, main
-from homelab.hardware import HardwareReport
+from homelab.doctor.whole import Whole
 from tests.conftest import PROJECT
 
 
@@ -45,10 +45,7 @@ def test_ctrl_c_is_told_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_file_that_cant_be_written_is_told_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def report(*_: object) -> HardwareReport:
-        return HardwareReport(homelab="", date="", undo="not tried", hosts=[])
-
-    monkeypatch.setattr("homelab.cli.report.report", report)
+    monkeypatch.setattr("homelab.cli.doctor.everything", lambda _: Whole("homelab", []))
     file = tmp_path / "none" / "report.json"
     assert main(["report", "--output", str(file)]) == 2
     assert f"wanted: to read or write {file}" in capsys.readouterr().err
@@ -63,3 +60,10 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_its_help_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_switch_is_told_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["switch", "rtx5090", "--to", "vm:gaming"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and all(way in said for way in ("qm start ID", "qm shutdown ID", "homelab doctor vm ID"))

@@ -9,25 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from homelab.container import plan as container_plan
-from homelab.container.creation import configuration
 from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
-from homelab.properties import same
 from homelab.provider.container_probe import _drift
-from homelab.provider.new_container import NewContainerWork
-from homelab.resources.new_container import NewContainer
-from homelab.settings import Container, NewContainerSettings, parse
-from homelab.shapes import ShutdownInputs
+from homelab.settings import Container, parse
 from homelab.vm.plan import UNFINISHED
 from remote_scripts.shared.container_note import Cards
 from tests.unit import test_doctor_stack as of_file
-from tests.unit.hosts import KEY, NODES, container_note, desktop, device, device_nodes, settings
+from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings
 from tests.unit.test_doctor import inside, reading
 from tests.unit.test_moved_containers import probe
 
@@ -294,7 +288,7 @@ def test_the_plan_says_what_becomes_of_a_container(
 )
 def test_what_others_left_waiting_is_carried_out_by_a_containers_restart(waits: str, others: str) -> None:
     lines = f"{GIVEN}\n[pve:pending]\n{waits}\n[before]\ncores: *"
-    said = f"its restart also carries out what others have left waiting for one: {others}"
+    said = f"this also carries out what others have left waiting for its next start: {others}"
     assert (said in preview(seen(lines), phoenix=container(gpuAssignment="0"))[0]) is bool(others)
     assert "carries out" not in str(preview(seen(lines), phoenix=container())[0])
     assert "carries out" not in str(preview(seen(lines, runs=False), phoenix=container(gpuAssignment="0"))[0])
@@ -439,7 +433,7 @@ TEMPLATE = "local:vztmpl/debian.tar.zst"
         ({"ctid": 99}, "containers.phoenix.ctid"),
         ({"method": "bind"}, "found 'bind'"),
         ({"start": True, "power": "stopped"}, "contradict each other"),
-        ({"create": {"template": "debian/12", "disk": DISK}}, "expected a template's volume"),
+        ({"create": {}}, "create.ostemplate: property is missing and it is not optional"),
         ({"gpuAssignement": "0"}, "did you mean `gpuAssignment`?"),
     ],
 )
@@ -455,108 +449,3 @@ def test_two_containers_may_share_a_card_but_not_an_id() -> None:
     loaded(one=one, two=one | {"ctid": 902})
     with pytest.raises(HomelabError, match="have the same id 901"):
         loaded(one=one, two=one)
-
-
-def test_a_new_containers_parameters() -> None:
-    new = {
-        "template": TEMPLATE, "disk": DISK, "cores": 4, "memory": 4096, "swap": 0, "bridge": "vmbr0",
-        "ip": "192.168.0.50/24", "gateway": "192.168.0.1", "features": {"nesting": True, "keyctl": True}, "sshKeys": [KEY],
-    }  # fmt: skip
-    found = configuration("ai", NewContainerSettings.model_validate(new))
-    assert found["net0"] == "name=eth0,bridge=vmbr0,ip=192.168.0.50/24,gw=192.168.0.1"
-    assert found["features"] == "keyctl=1,nesting=1"
-    assert (found["rootfs"], found["hostname"], found["unprivileged"]) == ("local-lvm:8", "ai", "1")
-    assert found["ssh-public-keys"] == KEY
-
-
-def test_another_address_of_a_made_container_leaves_the_rest_of_its_network_card(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What Proxmox VE and people have added: of an OCI image's container, that the host sets the network up."""
-    net = "name=eth0,bridge=vmbr0,gw=192.168.0.1,hwaddr=BC:24:11:AA:BB:CC,ip=192.168.0.50/24,host-managed=1,type=veth"
-    changed: dict[str, Any] = {}
-
-    class Node:
-        get = staticmethod(lambda *_: {"digest": "1", "net0": net})
-        put = staticmethod(lambda *_, **change: changed.update(change))
-
-    def inputs(**about: Any) -> NewContainer.Inputs:
-        new = NewContainerSettings.model_validate({"template": TEMPLATE, "disk": DISK, **about})
-        return NewContainer.Inputs(
-            host="pve", node="pve", container="ai", ctid=300, config=configuration("ai", new), protect=False, mark="m",
-            shutdown=ShutdownInputs(timeout=5, otherwise="fail"),
-        )  # fmt: skip
-
-    work = NewContainerWork({})
-    monkeypatch.setattr(work, "api", lambda _: Node)
-    work.change(inputs(bridge="vmbr1"), inputs(ip="192.168.0.50/24", gateway="192.168.0.1"), [])
-    assert same(
-        "net0", changed["net0"], "name=eth0,bridge=vmbr1,ip=dhcp,hwaddr=BC:24:11:AA:BB:CC,host-managed=1,type=veth"
-    )
-
-
-FILMS = {"source": "/tank/films", "target": "/films"}
-
-
-def test_folders_of_the_host_and_network_file_systems_of_a_new_container() -> None:
-    new = {"template": TEMPLATE, "disk": DISK, "unprivileged": False, "features": {"mount": ["nfs", "cifs"]}}
-    new |= {"mounts": [FILMS, {"source": "/mnt/a-b", "target": "/srv/b", "readOnly": True}]}
-    found = configuration("ai", NewContainerSettings.model_validate(new))
-    assert found["features"] == "mount=nfs;cifs,nesting=1"
-    assert (found["mp0"], found["mp1"]) == ("/tank/films,mp=/films", "/mnt/a-b,mp=/srv/b,ro=1")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        # Of the system.
-        "/",
-        "/etc",
-        "/etc/pve",
-        "/boot",
-        "/dev/dri",
-        "/proc",
-        "/sys",
-        "/root/.ssh",
-        "/usr/bin",
-        "/var",
-        "/var/lib/vz/images",
-        "/run/x",
-        "/lib64",
-        # No folders.
-        "films",
-        "/tank/",
-        "/tank//a",
-        "/tank/../etc",
-        "/tank/a,ro=0",
-        "/./etc",
-        "/tank/a\nmp1: /etc",
-        "-v /etc",
-        "/ etc",
-    ],
-)
-def test_folders_of_the_hosts_system_and_what_is_no_folder_are_refused(source: str) -> None:
-    with pytest.raises(ValidationError):
-        NewContainerSettings.model_validate(
-            {"template": TEMPLATE, "disk": DISK, "mounts": [{"source": source, "target": "/a"}]}
-        )
-
-
-@pytest.mark.parametrize(
-    "source", ["/tank/films", "/srv", "/home/a", "/mnt/pve/nas/x", "/var/lib/vz/films", "/var/www/html"]
-)
-def test_folders_with_peoples_own_data_are_taken(source: str) -> None:
-    made = {"template": TEMPLATE, "disk": DISK, "mounts": [{"source": source, "target": "/a"}]}
-    assert NewContainerSettings.model_validate(made).mounts[0].source == source
-
-
-@pytest.mark.parametrize(
-    ("new", "said"),
-    [
-        ({"mounts": [FILMS, {**FILMS, "source": "/tank/b"}]}, "/films is a target twice"),
-        ({"features": {"mount": ["nfs"]}}, "an unprivileged container mounts no network file system"),
-    ],
-)
-def test_what_does_not_fit_in_a_new_container_is_named(new: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        NewContainerSettings.model_validate({"template": TEMPLATE, "disk": DISK, **new})

@@ -8,21 +8,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from docs.tables.meanings import meanings
 from homelab.errors import HomelabError
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
-from homelab.settings import Download, parse
-from homelab.settings.download import images
+from homelab.settings import parse
 from homelab.vm import files
 from tests.unit.hosts import KEY
 
-DISK = {"storage": "fast", "size": 32}
+URL = "https://example.org/a"
 ROW = {"storage": "local", "enabled": 1, "active": 1, "content": "iso,import,vztmpl", "avail": 10 << 30}
-
-
-def download(**about: Any) -> Download:
-    return Download.model_validate(about)
 
 
 def settings(
@@ -32,107 +26,55 @@ def settings(
     host["gpus"] = {"big": {"match": "10de:2684", "use": "lxc"}}
     whole: dict[str, Any] = {"hosts": {"pve": host}, "allowPlainSecrets": True}
     if vm is not None:
-        whole["vms"] = {"dev": {"host": "pve", "vmid": 200, "create": {"disk": DISK, **vm}}}
+        whole["vms"] = {"dev": {"host": "pve", "vmid": 200, "create": vm}}
     if container is not None:
-        whole["containers"] = {
-            "ai": {"host": "pve", "ctid": 300, "gpus": ["big"], "create": {"disk": DISK, **container}}
-        }
+        whole["containers"] = {"ai": {"host": "pve", "ctid": 300, "gpus": ["big"], "create": container}}
     return parse(whole)
 
 
 # -- settings ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("about", "volume"),
+    ("name", "about", "volume"),
     [
-        ({"image": "ubuntu-24.04"}, "local:import/noble-server-cloudimg-amd64.qcow2"),
-        ({"image": "debian-13", "storage": "nas"}, "nas:import/debian-13-generic-amd64.qcow2"),
-        ({"image": "virtio-win"}, "local:iso/virtio-win.iso"),
-        ({"url": "https://example.org/a/b.iso"}, "local:iso/b.iso"),
-        ({"url": "https://example.org/cloud.img", "file": "cloud.qcow2"}, "local:import/cloud.qcow2"),
-        (
-            {"template": "debian-12-standard_12.7-1_amd64.tar.zst"},
-            "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
-        ),
+        ("noble.qcow2", {}, "local:import/noble.qcow2"),
+        ("debian-13.raw", {"storage": "nas"}, "nas:import/debian-13.raw"),
+        ("virtio-win.iso", {}, "local:iso/virtio-win.iso"),
+        ("debian-12-standard_12.7-1_amd64.tar.zst", {}, "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"),
     ],
 )
-def test_a_download_comes_to_the_volume_that_its_file_name_says(about: dict[str, Any], volume: str) -> None:
-    assert download(**about).volume == volume
+def test_a_download_comes_to_the_volume_that_its_file_name_says(name: str, about: dict[str, Any], volume: str) -> None:
+    assert settings({name: {"url": URL, **about}}).hosts["pve"].downloads[name].volume(name) == volume
 
 
 @pytest.mark.parametrize(
-    ("about", "said"),
+    ("name", "about", "said"),
     [
-        ({}, "exactly one of image, url and template"),
-        ({"image": "virtio-win", "url": "https://example.org/a.iso"}, "exactly one of"),
-        ({"image": "windows-11"}, "expected one of ubuntu-24.04"),
-        ({"url": "http://example.org/a.iso"}, "expected https"),
-        ({"url": "https://example.org/cloud.img"}, "mostly qcow2"),
-        ({"url": "https://example.org/whole.ova"}, "expected a name that ends in"),
-        ({"url": "https://example.org/a.iso", "file": "../a.iso"}, "a file's name"),
-        ({"url": "https://example.org/a.iso", "checksum": "md5:" + "0" * 32}, "sha256:"),
-        ({"template": "debian.iso"}, "pveam available"),
-        ({"template": "a.tar.zst", "checksum": "sha256:" + "0" * 64}, "has a template's own"),
-        ({"image": "virtio-win", "file": "drivers.iso"}, "only a file from url"),
+        ("a.iso", {"url": "http://example.org/a.iso"}, "expected https"),
+        ("cloud.img", {}, "a file's name that ends in .iso"),
+        ("whole.ova", {}, "a file's name that ends in .iso"),
+        ("../a.iso", {}, "a file's name"),
+        ("a.iso", {"checksum": "md5:" + "0" * 32}, "sha256:"),
+        ("a.iso", {"image": "ubuntu-24.04"}, "unknown key"),
     ],
 )
-def test_a_mistaken_download_is_refused_with_its_reason(about: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
-        download(**about)
-
-
-def test_guests_name_downloads_and_volumes_alike() -> None:
-    downloads = {"noble": {"image": "ubuntu-24.04"}, "virtio": {"image": "virtio-win"}, "ct": {"template": "a.tar.zst"}}
-    made = settings(downloads, vm={"image": "noble"}, container={"template": "ct"})
-    assert made.vms["dev"].create.image == "local:import/noble-server-cloudimg-amd64.qcow2"
-    assert made.containers["ai"].create.template == "local:vztmpl/a.tar.zst"
-    made = settings(downloads, vm={"isos": ["local:iso/Win11.iso", "virtio"]})
-    assert made.vms["dev"].create.isos == ["local:iso/Win11.iso", "local:iso/virtio-win.iso"]
-
-
-@pytest.mark.parametrize(
-    ("vm", "container", "said"),
-    [
-        ({"image": "focal"}, None, "vms.dev.create.image: focal is neither a volume (such as local:iso/NAME.iso) nor one of the host's downloads; it has virtio"),
-        ({"image": "virtio"}, None, "expected a disk image (.qcow2, .raw, .vmdk), and the download virtio is local:iso/virtio-win.iso"),
-        (None, {"template": "virtio"}, "containers.ai.create.template: expected a template of containers"),
-    ],
-)  # fmt: skip
-def test_a_guest_that_names_no_fitting_download_is_refused(vm: Any, container: Any, said: str) -> None:
+def test_a_mistaken_download_is_refused_with_its_reason(name: str, about: dict[str, Any], said: str) -> None:
     with pytest.raises(HomelabError) as raised:
-        settings({"virtio": {"image": "virtio-win"}}, vm=vm, container=container)
+        settings({name: {"url": URL, **about}})
     assert said in raised.value.found
 
 
-def test_two_downloads_of_one_file_are_refused() -> None:
-    with pytest.raises(HomelabError, match="another download is local:iso/virtio-win.iso"):
-        settings({"a": {"image": "virtio-win"}, "b": {"url": "https://example.org/virtio-win.iso"}})
-
-
-def test_the_settings_page_names_every_known_image() -> None:
-    about = meanings(Download)["image"]
-    assert all(f"`{name}`" in about for name in images())
-    assert all(
-        one.url.startswith("https://") and (one.sums or "https://").startswith("https://") for one in images().values()
-    )
-    # One without a checksum is named as such.
-    assert [name for name, one in images().items() if one.sums is None] == ["virtio-win"]
+def test_the_files_that_a_guest_is_made_of_are_found_in_its_options() -> None:
+    vm = {
+        "scsi0": "fast:0,import-from=local:import/a.qcow2",
+        "sata0": "local:iso/win.iso,media=cdrom",
+        "ide2": "fast:cloudinit",
+    }
+    made = settings({}, vm=vm, container={"ostemplate": "local:vztmpl/a.tar.zst", "mp0": "fast:8,mp=/iso/a"})
+    assert sorted(made.vms["dev"].volumes) == ["local:import/a.qcow2", "local:iso/win.iso"]
+    assert made.containers["ai"].volumes == ["local:vztmpl/a.tar.zst"]
 
 
 # -- decisions -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("form", ["{0} *a.img\n", "{0}  a.img\n", "{0}  ./a.img\n", "{1} *other.img\n{0} *a.img\r\n"])
-@pytest.mark.parametrize(("algorithm", "digits"), [("sha256", 64), ("sha512", 128)])
-def test_a_checksum_is_found_in_its_makers_list(form: str, algorithm: str, digits: int) -> None:
-    text = "# a comment\n" + form.format("a" * digits, "b" * digits)
-    assert files.sum_in(text, "a.img") == f"{algorithm}:{'a' * digits}"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a" * 64 + " *a.img.zst\n", "a" * 63 + " *a.img\n", "<html>404</html>", "x" + "a" * 64 + " *a.img\n"]
-)
-def test_what_is_no_checksum_of_the_file_is_none(text: str) -> None:
-    assert files.sum_in(text, "a.img") is None
-
-
 def test_a_file_is_in_use_where_a_guests_drive_names_it() -> None:
     lines = """pve/qemu-server/103.conf:sata1: local:iso/virtio-win.iso,media=cdrom,size=1M
 pve2/qemu-server/104.conf:ide2: media=cdrom,file=local:iso/virtio-win.iso
@@ -167,6 +109,7 @@ def test_a_storage_that_cannot_take_it_is_refused(row: dict[str, Any], found: st
         ("local:iso/debian.iso", "hosts.NAME.downloads"),
         ("local:import/a.qcow2", "local -> Import -> Upload"),
         ("local:vztmpl/a.tar.zst", "local -> CT Templates -> Upload"),
+        ("local:vztmpl/a.tar.zst", "`pveam download local NAME`"),
     ],
 )
 def test_a_missing_file_is_named_with_what_to_upload(volume: str, said: str) -> None:
@@ -175,17 +118,10 @@ def test_a_missing_file_is_named_with_what_to_upload(volume: str, said: str) -> 
 
 
 def test_the_plan_says_whence_each_file_comes_and_what_becomes_of_it() -> None:
-    downloads = {
-        "noble": {"image": "ubuntu-24.04", "keep": True},
-        "virtio": {"image": "virtio-win"},
-        "ct": {"template": "a.tar.zst"},
-    }
-    first, second, third = files.describe(settings(downloads).hosts["pve"]).splitlines()
-    assert (
-        "(noble): downloaded from https://cloud-images.ubuntu.com/" in first and "SHA256SUMS; kept on destroy" in first
-    )
+    downloads = {"a.qcow2": {"url": URL, "checksum": "sha256:" + "a" * 64}, "b.iso": {"url": URL}}
+    first, second = files.describe(settings(downloads).hosts["pve"]).splitlines()
+    assert f"local:import/a.qcow2: downloaded from {URL}, and compared with the checksum" in first
     assert "not compared with a checksum: there is none; removed on destroy, unless a guest uses it" in second
-    assert "as Proxmox VE's list of templates has it, with the list's checksum" in third
 
 
 # -- downloads on a node -------------------------------------------------------------------------------------------------
@@ -209,8 +145,8 @@ class Node:
         self.asked.append(("wait", upid))
         return []
 
-    def carry_out(self, verb: str, path: str, *_: object, kinds: tuple[str, ...], **parameters: str) -> list[str]:
-        assert (verb, path, kinds) == ("post", "nodes/pve/storage/local/download-url", ("download",))
+    def carry_out(self, verb: str, path: str, *_: object, **parameters: str) -> list[str]:
+        assert (verb, path) == ("post", "nodes/pve/storage/local/download-url")
         self.asked.append(("download", parameters))
         return []
 

@@ -1,4 +1,4 @@
-"""AMD's and Intel's graphics as cards of VMs (homelab/host/graphics.py): drivers that are left alone, kernels that crash, legacy mode."""
+"""AMD's and Intel's graphics as cards of VMs (homelab/host/graphics.py): drivers that are left alone, kernels that crash, ROMs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview
-from homelab.vm.cards import VmCard, Wish
-from homelab.vm.plan import SeenVm, judge_vm
+from homelab.vm.cards import VmCard
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -110,59 +109,16 @@ def integrated(ids: str, words: str = "", **changes: Any) -> HostFacts:
 IGPU = settings({"igpu": {"address": "00:02.0", "allowConsole": True}})
 
 
-# -- legacy mode ------------------------------------------------------------------------------------------------------------
-LEGACY = {"gpu": "igpu", "legacyIgd": True, "pcie": False}
-
-
+# -- what a VM's firmware shows on them ----------------------------------------------------------------------------------
 def vm(**changes: Any) -> Vm:
-    return Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [LEGACY], "display": "none", **changes})
+    return Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["igpu"], "display": "none", **changes})
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"gpus": [LEGACY | {"pcie": True}]},
-        {"gpus": [LEGACY | {"xVga": True}]},
-        {"gpus": [LEGACY | {"rombar": False}]},
-        {"display": "keep"},
-        {"machine": "q35"},
-        {"create": {"disk": {"storage": "local", "size": 8}}},
-    ],
-)
-def test_what_legacy_mode_doesnt_go_with_is_refused_in_the_settings(wrong: dict[str, Any]) -> None:
-    vm()
+def test_legacy_mode_is_no_setting_but_stays_in_a_line_of_the_owners() -> None:
     with pytest.raises(ValidationError, match="legacyIgd"):
-        vm(**wrong)
-
-
-def card(**changes: Any) -> VmCard:
-    return VmCard("igpu", "igpu", "0000:00:02", pcie=False, legacy_igd=True, **changes)
-
-
-def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
-    wish = Wish("sandbox", 103, [card()], display="none")
-
-    def decided(machine: str) -> Any:
-        return judge_vm(SeenVm({"machine": machine}, {"machine": machine}, {}), wish, desktop())
-
-    of_old = decided("pc-i440fx-9.2")
-    assert of_old.options == {"hostpci0": "mapping=igpu,legacy-igd=1", "vga": "none"} and of_old.refusals == []
-
-
-@pytest.mark.parametrize(
-    ("facts", "host", "refused"),
-    [
-        (integrated("8086:5912"), IGPU, False),
-        (desktop(devices=[*HOST, ARC]), settings({"igpu": {"address": "03:00"}}), True),
-        (desktop(), settings({"igpu": {"match": "10de:2b85"}}), True),
-    ],
-)
-def test_legacy_mode_is_for_intels_processor_graphics_alone(facts: HostFacts, host: Host, refused: bool) -> None:
-    config = GuestConfig(kind="vm", id=103, lines="machine: pc")
-    facts = replace(facts, guests=replace(facts.guests, running=frozenset(), configs=[config]))
-    errors = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": vm()})[1]
-    assert bool(errors) is refused
-    assert all("legacyIgd" in error.wanted for error in errors)
+        vm(gpus=[{"gpu": "igpu", "legacyIgd": True}])
+    card = VmCard("igpu", "igpu", "0000:00:02", take_over=True)
+    assert card.in_place_of("00:02.0,legacy-igd=1") == "mapping=igpu,legacy-igd=1"
 
 
 @pytest.mark.parametrize(
@@ -177,21 +133,19 @@ def test_legacy_mode_is_for_intels_processor_graphics_alone(facts: HostFacts, ho
         (desktop(devices=[device("0000:c6:00.0", "8086:56a6", "030000", 17)]), {}, ""),
         (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {"romfile": "a.rom"}, ""),
         (integrated("8086:4680"), {}, "no ROM for UEFI of their own"),
-        (integrated("8086:5912"), {"legacyIgd": True, "pcie": False}, ""),
     ],
 )
 def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[str, Any], said: str) -> None:
     host = settings({"gpu": {"address": facts.devices[0].slot, "allowConsole": True}})
-    given = vm(
-        gpus=[{"gpu": "gpu", **use}],
-        create={"disk": {"storage": "local", "size": 8}, "machine": "pc"} if use.get("legacyIgd") else None,
-    )
+    given = vm(gpus=[{"gpu": "gpu", **use}])
     text = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
     assert said in text
     assert ("ROM" in text) is bool(said)
 
 
-@pytest.mark.parametrize(("line", "said"), [("c6:00.0,romfile=a.rom", False), ("c6:00.0", True)])
+@pytest.mark.parametrize(
+    ("line", "said"), [("c6:00.0,romfile=a.rom", False), ("c6:00.0,legacy-igd=1", False), ("c6:00.0", True)]
+)
 def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
     config = GuestConfig(kind="vm", id=103, lines=f"machine: q35\nhostpci0: {line}")
     facts = desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17, boot_vga=1)])
@@ -210,34 +164,11 @@ def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
     assert ("set romfile" in text) is said and ("VFCT" in text) is said
 
 
-@pytest.mark.parametrize(
-    ("card", "display_class", "said"),
-    [
-        ("8086:5912", "030000", ""),
-        ("8086:9bc5", "030000", ""),
-        ("8086:a780", "030000", "have no BIOS for legacy mode"),
-        ("8086:4680", "030000", "x-igd-lpc=on in the VM's `args`"),
-        ("8086:5912", "038000", "make them the first display"),
-    ],
-)
-def test_legacy_mode_on_graphics_that_qemu_has_none_for_is_said(card: str, display_class: str, said: str) -> None:
-    facts = desktop(devices=[device("0000:00:02.0", card, display_class, 0, driver="i915")])
-    host = settings({"gpu": {"address": "0000:00:02", "allowConsole": True}})
-    text = {}
-    for legacy in (True, False):
-        use = {"gpu": "gpu", "pcie": False, **({"legacyIgd": True} if legacy else {})}
-        given = vm(gpus=[use], create={"disk": {"storage": "local", "size": 8}, "machine": "pc"})
-        text[legacy] = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
-    assert said in text[True] and ("legacy mode" in text[True]) is bool(said)
-    assert ("can have legacyIgd instead" in text[False]) is not bool(said)
-
-
 def test_the_data_say_where_they_are_from() -> None:
     assert all(
         row.source
         for row in (
             *graphics.data().rebinding,
-            *graphics.data().legacy_igd,
             *graphics.data().roms,
         )
     )

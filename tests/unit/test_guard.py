@@ -1,4 +1,4 @@
-"""homelab/remote/guard.py: who is at work on a host, in words; and what of a run is held by it."""
+"""homelab/remote/host_session.py: who is at work on a host, in words; and what of a run is held by it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from homelab.errors import UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
 from homelab.provider.serve import Homelab
-from homelab.remote import guard
+from homelab.remote import host_session
+from homelab.remote.host_session import HostSession, RefusedError
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
-from remote_scripts.guests.power import HANDOVER_SECONDS
+from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.layers import handover as layer
 from tests.waiting import PATIENCE, wait_until
 
@@ -35,12 +36,12 @@ def test_a_user_without_a_name_is_an_unknown_one(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(getpass, "getuser", nobody)
     monkeypatch.setattr(platform, "node", lambda: "desk\ntop")
-    assert guard._who().startswith("an unknown user on desk top, since 2")
+    assert host_session._who().startswith("an unknown user on desk top, since 2")
 
 
 def test_a_name_that_is_no_text_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "f\udcfcr")
-    guard._who().encode()
+    host_session._who().encode()
 
 
 class Acts(Work[HostInputs, NoOutputs]):
@@ -76,9 +77,7 @@ class ActsAlone(Acts):
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done, in its order; a host can be held."""
     said: list[str] = []
-    monkeypatch.setattr(guard, "hold", lambda name, host: said.append(f"held {name}"))
-    monkeypatch.setattr(guard, "_GUARDS", {})
-    monkeypatch.setattr(base, "_OUT_OF_REACH", set())
+    monkeypatch.setattr(HostSession, "hold", lambda session, host: said.append(f"held {session.name}"))
     monkeypatch.setattr(
         base, "load_host", lambda hosts, name: Host.model_construct(address="192.0.2.1", timeouts=Timeouts())
     )
@@ -95,10 +94,10 @@ def test_a_host_is_held_before_anything_of_it_is_deleted(done: list[str]) -> Non
 
 def test_what_another_run_holds_is_not_deleted(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> NoReturn:
-        raise guard.RefusedError(wanted="to be the only run", found="another one is", why="c", next="d")
+        raise RefusedError(wanted="to be the only run", found="another one is", why="c", next="d")
 
-    monkeypatch.setattr(guard, "hold", refused)
-    with pytest.raises(guard.RefusedError):
+    monkeypatch.setattr(HostSession, "hold", refused)
+    with pytest.raises(RefusedError):
         Acts(done).deleted({"host": "pve"})
     assert done == []
 
@@ -108,11 +107,11 @@ def test_an_unreachable_host_is_asked_once_and_its_resources_are_deleted(
 ) -> None:
     asked = []
 
-    def gone(name: str, host: Host) -> NoReturn:
-        asked.append(name)
+    def gone(session: HostSession, host: Host) -> NoReturn:
+        asked.append(session.name)
         raise UnreachableError(wanted="a", found="b", why="c", next="d")
 
-    monkeypatch.setattr(guard, "hold", gone)
+    monkeypatch.setattr(HostSession, "hold", gone)
     for _ in range(2):
         Acts(done).deleted({"host": "pve"})
     assert (asked, done) == (["pve"], ["deleted", "deleted"])
@@ -123,25 +122,26 @@ def test_a_run_that_lost_its_host_notices_before_its_next_change(
 ) -> None:
     Acts(done).created({"host": "pve"})
     assert done == ["created"], "it had never held it: what holds a host says so itself"
-    ended = guard._Guard("pve", Host.model_construct(address="192.0.2.1"))
+    ended = host_session.Guard("pve", Host.model_construct(address="192.0.2.1"))
     ended.ended.set()
-    monkeypatch.setitem(guard._GUARDS, "pve", ended)
+    host_session.of("pve").guard = ended
     Acts(done).created({"host": "pve"})
     assert done[1:] == ["held pve", "created"]
 
 
 def test_a_cancelled_run_tells_each_host_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(guard, "_GUARDS", {name: SimpleNamespace(say=told.append) for name in ("pve1", "pve2")})
-    asyncio.run(Homelab().cancel())
+    for name in ("pve1", "pve2"):
+        monkeypatch.setattr(host_session.of(name), "guard", SimpleNamespace(say=told.append))
+    asyncio.run(Homelab().cancel(None))
     assert told == ["cancelled"] * 2
 
 
 def test_the_end_of_a_run_that_holds_nothing_is_answered_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine says it at each run's end, and gives all its plugins five seconds together."""
-    monkeypatch.delitem(sys.modules, "homelab.remote.guard")
-    asyncio.run(Homelab().cancel())
-    assert "homelab.remote.guard" not in sys.modules
+    monkeypatch.delitem(sys.modules, "homelab.remote.host_session")
+    asyncio.run(Homelab().cancel(None))
+    assert "homelab.remote.host_session" not in sys.modules
 
 
 class Answers:
@@ -151,9 +151,7 @@ class Answers:
 
     def __init__(self, name: str, host: Host) -> None:
         self.answered, self.ended = threading.Event(), threading.Event()
-        self.error = (
-            guard.RefusedError(wanted="w", found=self.refusals.pop(0), why="w", next="n") if self.refusals else None
-        )
+        self.error = RefusedError(wanted="w", found=self.refusals.pop(0), why="w", next="n") if self.refusals else None
 
     def begin(self) -> None:
         self.answered.set()
@@ -161,17 +159,16 @@ class Answers:
 
 
 def test_a_run_that_was_cut_off_waits_for_the_host_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_Guard", Answers)
-    monkeypatch.setattr(guard, "_GUARDS", {})
+    monkeypatch.setattr(host_session, "Guard", Answers)
     host = Host.model_construct(address="192.0.2.1")
     Answers.refusals = []
-    guard.hold("pve", host)
-    Answers.refusals = [f"another one is: {guard._this_run()}"] * 3
-    guard.hold_on("pve", host)
+    host_session.of("pve").hold(host)
+    Answers.refusals = [f"another one is: {host_session._this_run()}"] * 3
+    host_session.of("pve").hold_on(host)
     assert Answers.refusals == []
-    Answers.refusals = [f"another one is: {guard._this_run()}", "another one is: ben on desk"]
-    with pytest.raises(guard.RefusedError, match="ben on desk"):
-        guard.hold_on("pve", host)
+    Answers.refusals = [f"another one is: {host_session._this_run()}", "another one is: ben on desk"]
+    with pytest.raises(RefusedError, match="ben on desk"):
+        host_session.of("pve").hold_on(host)
 
 
 class Sshd:
@@ -233,35 +230,38 @@ class Sshd:
 
 @pytest.fixture
 def sshd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    monkeypatch.setattr(guard, "_GUARDS", {})
-    monkeypatch.setattr(guard, "_ON_LOSS", [])
+    monkeypatch.setattr(host_session, "ON_LOSS", [])
     server = Sshd()
     yield server
     server.stop()
+    held = host_session.of("pve").guard
+    assert held is not None
+    held._work.result(PATIENCE)
 
 
 def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd) -> None:
     """The host restarted, or a firewall on the way forgot it: nobody said goodbye."""
     with ThreadPoolExecutor(2) as resources:  # the engine works on several at once
-        [*resources.map(lambda host: guard.hold("pve", host), [sshd.host()] * 2)]
-    assert len(sshd.connections) == 1 and guard.holds("pve")
-    first = guard._GUARDS["pve"]
+        [*resources.map(lambda host: host_session.of("pve").hold(host), [sshd.host()] * 2)]
+    assert len(sshd.connections) == 1 and host_session.of("pve").is_held
+    first = host_session.of("pve").guard
     sshd.loop.call_soon_threadsafe(sshd.connections[0].abort)
-    assert first.ended.wait(PATIENCE)
-    guard.hold_on("pve", sshd.host())
+    assert first is not None and first.ended.wait(PATIENCE)
+    host_session.of("pve").hold_on(sshd.host())
     assert len(sshd.connections) == 2
-    guard.release("pve")
 
 
 def test_a_host_that_another_run_holds_is_refused_with_the_hosts_own_words(sshd: Sshd) -> None:
     sshd.refusal = "wanted: to be alone\nfound:  another one is: ben on desk\nwhy:    w\nnext:   wait\n"
-    for hold in (guard.hold, guard.hold_on):  # asked again before each change, as long as it is refused
-        with pytest.raises(guard.RefusedError) as error:
-            hold("pve", sshd.host())
+    for hold in (
+        host_session.of("pve").hold,
+        host_session.of("pve").hold_on,
+    ):  # asked again before each change, as long as it is refused
+        with pytest.raises(RefusedError) as error:
+            hold(sshd.host())
         assert (error.value.found, error.value.next) == ("another one is: ben on desk", "wait")
     sshd.refusal = ""
-    guard.hold_on("pve", sshd.host())
-    guard.release("pve")
+    host_session.of("pve").hold_on(sshd.host())
 
 
 def test_what_a_step_notes_on_the_host_is_told_by_the_provider(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,9 +269,8 @@ def test_what_a_step_notes_on_the_host_is_told_by_the_provider(sshd: Sshd, monke
     told: list[tuple[str, bool]] = []
     monkeypatch.setattr(text, "_SHOWN_BY", [lambda said, *, meanwhile: told.append((said, meanwhile))])
     sshd.note = "note: it was edited by hand\n\nnote: \x1b[31mred\n"
-    guard.hold("pve", sshd.host())
+    host_session.of("pve").hold(sshd.host())
     wait_until(lambda: len(told) == 2)
-    guard.release("pve")
     assert told == [("pve: note: it was edited by hand", False), ("pve: note: red", False)]
 
 
@@ -282,12 +281,11 @@ def test_a_run_that_came_too_late_after_its_reboot_changes_nothing_more(
     monkeypatch.undo()
     host = Host.model_construct(address="192.0.2.1", timeouts=Timeouts())
     monkeypatch.setattr(base, "load_host", lambda hosts, name: host)
-    monkeypatch.setattr(guard, "_Guard", Answers)
-    monkeypatch.setattr(guard, "_GUARDS", {})
+    monkeypatch.setattr(host_session, "Guard", Answers)
     Answers.refusals = ["another one is: ben on desk"] * 2
-    with pytest.raises(guard.RefusedError):
-        guard.hold("pve", host)
-    with pytest.raises(guard.RefusedError, match="ben on desk"):
+    with pytest.raises(RefusedError):
+        host_session.of("pve").hold(host)
+    with pytest.raises(RefusedError, match="ben on desk"):
         Acts(done).created({"host": "pve"})
     assert done == []
     Acts(done).created({"host": "pve"})

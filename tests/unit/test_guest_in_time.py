@@ -7,12 +7,13 @@ import json
 
 import pytest
 
-from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
-from homelab.provider import guest_address, systems
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.provider import systems
 from homelab.provider.guest_reboot import GuestRebootWork
 from homelab.provider.nvidia_system import NvidiaSystemWork
-from homelab.remote import guest_python, ssh
-from homelab.resources.nvidia import LAYERS, GuestReboot, NvidiaSystem
+from homelab.remote import ssh
+from homelab.remote.proxmox import guest_address
+from homelab.resources.nvidia import GuestReboot, NvidiaSystem
 from homelab.shapes import SystemState
 from tests.unit.hosts import KEY, settings
 
@@ -71,7 +72,6 @@ class Guest:
     def __init__(self, *meets: Met) -> None:
         self.left = list(meets)
         self.orders: list[str] = []
-        self.brought: list[str] = []
         self.agent = ""
 
     def connect(self, _host: object) -> Connection:
@@ -94,8 +94,6 @@ class Connection:
             return {"reboot": "yes"}
         if self.loaded == "cut":
             raise CUT
-        if self.loaded == "no Python" and not self.guest.brought:
-            raise NoPythonError(wanted="Python", found="it isn't there", why="", next="")
         return READING | {"boot_id": self.boot, "loaded": self.loaded, "agents": {"homelab-lab": self.guest.agent}}
 
 
@@ -175,31 +173,6 @@ def test_what_no_waiting_mends_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> 
     for meets, said in cases:
         with pytest.raises(HomelabError, match=said):
             restarted(monkeypatch, *meets, timeout=30 if meets[0] is NO_LOGIN or "cut" in str(meets) else 0.05)
-
-
-def test_a_vm_without_python_gets_it_once_and_is_read_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    guest = Guest(OFF, ("1", "no Python"))
-
-    def bring(_session: object, system: str, stack: object) -> None:
-        assert stack is not None
-        guest.brought.append(system)
-
-    monkeypatch.setattr(ssh, "Session", guest.connect)
-    monkeypatch.setattr(guest_python, "install", bring)
-    work = NvidiaSystemWork(TEXTS)
-    found = work.read_system_in_time(VM_INPUTS, 30)
-    assert guest.brought == ["vms.sandbox"] and found.system.distribution == "ubuntu"
-
-
-def test_a_refresh_installs_nothing_in_a_vm_without_python_and_leaves_that_to_the_next_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ssh, "Session", Guest(("1", "no Python")).connect)
-    monkeypatch.setattr(guest_python, "install", None)
-    facts: SystemState = {"cards": [], "kernels": [], "runtimes": []}
-    before = NvidiaSystem.Outputs(facts=facts, generation=dict.fromkeys(LAYERS, 0), stale=False)
-    after = NvidiaSystemWork(TEXTS).read(VM_INPUTS, before)
-    assert after == dataclasses.replace(before, stale=True) and "it has no Python" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("there", ["1", "2", ""])

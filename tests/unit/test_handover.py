@@ -14,12 +14,10 @@ from homelab.doctor import host as doctor
 from homelab.errors import HomelabError
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HostFacts
-from homelab.provider.vm_cards import VmCardsWork
-from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host, Vm, parse
-from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.show import reading as show
 from homelab.show import tree
+from homelab.vm.cards import VmCard, Wish
 from homelab.vm.preview import describe, wish_of
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover
@@ -82,37 +80,12 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
         parse({"hosts": json.dumps({"pve": alone}), "vms": json.dumps(twice)})
 
 
-@pytest.mark.parametrize(("use", "fits"), [("shared", False), ("vm", True)])
-def test_a_vm_that_takes_a_shared_card_names_its_host_and_no_cluster(use: str, fits: bool) -> None:
-    """Also where only one of the nodes shares it: the VM's hookscript is on one of them."""
-    about = {"ssh": {"hostKey": KEY, "password": "a"}, "cluster": "home", "nvidia": {"driver": "580"}}
-    card = {"match": "10de:2b85", "use": "vm"}
-    hosts = {
-        "pve1": {**about, "address": "192.0.2.1", "gpus": {"gpu": card}},
-        "pve2": {**about, "address": "192.0.2.2", "gpus": {"gpu": {**card, "use": use}}},
-    }
-    vms = {"gaming": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
-    texts = {"hosts": json.dumps(hosts), "vms": json.dumps(vms)}
-    if fits:
-        assert parse(texts).candidates(parse(texts).vms["gaming"]) == ["pve1", "pve2"]
-        return
-    with pytest.raises(HomelabError, match=r"home is a cluster, and gpu is shared .* name the host \(pve1, pve2\)"):
-        parse(texts)
-    vms["gaming"]["host"] = "pve2"
-    assert parse({**texts, "vms": json.dumps(vms)}).hosts["pve2"].hands_over == ["gpu"]
-
-
 @pytest.mark.parametrize(("use", "taken"), [("vm", ("rtx5090", "0000:01:00")), ("shared", ())])
 def test_a_card_that_several_vms_may_name_is_taken_from_none_of_them(use: str, taken: tuple[str, ...]) -> None:
     one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "nvidia": {"driver": "580"}}
     card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
-    work = VmCardsWork({"hosts": json.dumps({"pve": {**one, "gpus": card}})})
-    inputs = VmCards.Inputs(
-        host="pve", node="pve", vm="gaming", vmid=103, shutdown=ShutdownInputs(timeout=1, otherwise="fail"), display="keep", shared_onboot=False,
-        cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}], power="keep", instance="", goes_away=False,
-        boot=BootSeen(id="b", stopped=[], at=0),
-    )  # fmt: skip
-    assert work._wanted(inputs).takes == taken
+    shared = parse({"hosts": json.dumps({"pve": {**one, "gpus": card}})}).hosts["pve"].hands_over
+    assert Wish("gaming", 103, [VmCard("rtx5090", "rtx5090", "0000:01:00")]).takes(shared) == taken
 
 
 # -- gates and plan --------------------------------------------------------------------------------------------------
@@ -223,41 +196,6 @@ def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
         seen = facts(guests=guests, ledger=vm_note(104, lines, "hostpci0"))
         errors = describe(seen, one, plan.wanted(seen, one), {"gaming": VM}, "p/s")[1]
         assert [error.found for error in errors] == found
-
-
-# -- switched by hand ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("noted", "changes", "said"),
-    [
-        ({"state": "STUCK", "why": "unbinding it waits"}, {}, "STUCK since"),
-        ({"state": "DEAD", "why": "gone"}, {}, "DEAD since"),
-        ({"state": "VM", "vm": "104"}, {}, "it is with VM 104 since"),
-        ({}, {"running": [103]}, "the VM runs already, without it"),
-        ({"state": "HELD", "vm": "103", "why": "in use"}, {"running": [103]}, "the VM runs already, without it"),
-        ({}, {"configs": []}, "there is no such VM"),
-        ({}, {"enabled": False}, "not installed on the host"),
-        ({}, {"lost_hooks": ["103"]}, "the VM has lost the hookscript"),
-        ({}, {"lost_hooks": ["1030"]}, ""),
-        ({"state": "HELD", "why": "in use"}, {}, ""),
-        ({"state": "VM", "vm": "103"}, {"running": [103]}, ""),
-    ],
-)
-def test_what_stands_against_a_switch_by_hand(noted: dict[str, str], changes: dict[str, Any], said: str) -> None:
-    cards = {"rtx5090": {"boot": "1", "since": 1700000000, **noted}} if noted else {}
-    away = {"enabled": True, "lost_hooks": [], "cards": cards}
-    away |= {key: changes[key] for key in away.keys() & changes.keys()}
-    configs = changes.get("configs", [{"kind": "vm", "id": 103, "lines": "name: gaming"}])
-    guests = {"running": changes.get("running", []), "configs": configs, "mappings": "", "reservations": ""}
-    found = facts(handover=away, guests=guests)
-    if not said:
-        handover.switch_refused(found, "rtx5090", VM)
-        return
-    with pytest.raises(HomelabError) as error:
-        handover.switch_refused(found, "rtx5090", VM)
-    assert said in error.value.found
-    # A rehearsal shuts no VM down, so one that has to be off by then is no reason.
-    if noted.get("state") == "VM" or "running" in changes:
-        handover.switch_refused(found, "rtx5090", VM, rehearsed=True)
 
 
 # -- drift, and what is away -----------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
 
 
 def test_a_refresh_of_a_host_imports_what_it_reads_and_nothing_that_plans_or_asks_the_api() -> None:
-    works = "host_probe kept_agent boot_verification"
+    works = "host_probe boot_verification"
     found = imported(
         "import homelab.provider.serve\n" + "".join(f"import homelab.provider.{work}\n" for work in works.split())
     )

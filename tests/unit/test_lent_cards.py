@@ -100,9 +100,10 @@ def test_the_example_is_a_configuration_for_windows() -> None:
     )
     host, gaming = settings.hosts["pve"], settings.vms["gaming"]
     assert isinstance(host, Host) and isinstance(gaming.create, NewVm)
-    new = gaming.create
-    assert (new.machine, new.bios, new.tpm, new.cpu, new.os_type) == ("q35", "ovmf", True, "host", "win11")
-    assert [iso.startswith("local:iso/") for iso in new.isos] == [True, True]
+    new = gaming.create.configuration("gaming")
+    assert [new[key] for key in ("machine", "bios", "cpu", "ostype")] == ["q35", "ovmf", "host", "win11"]
+    assert "version=v2.0" in new["tpmstate0"] and "pre-enrolled-keys=1" in new["efidisk0"]
+    assert [volume.startswith("local:iso/") for volume in gaming.volumes] == [True, True]
     assert [use.gpu for use in gaming.gpus] == ["rtx5090"]
 
 

@@ -11,7 +11,7 @@ from homelab.container import libraries
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.settings import Container
-from remote_scripts.layers.card_libraries import Choice
+from remote_scripts.both.card_libraries import Choice
 from tests.conftest import PROJECT
 from tests.unit.hosts import settings
 from tests.unit.test_other_cards import GPUS, GUESTS, container, host

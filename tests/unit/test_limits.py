@@ -15,7 +15,7 @@ from homelab.resources import limits
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings.nvidia import Nvidia
-from remote_scripts.guests.power import HANDOVER_SECONDS
+from remote_scripts.both.terms import HANDOVER_SECONDS
 from tests.unit.hosts import settings
 
 

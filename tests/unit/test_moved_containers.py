@@ -15,11 +15,10 @@ from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift
-from homelab.remote import guard, ssh
+from homelab.remote import ssh
 from homelab.resources.container_probe import ContainerProbe
-from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
-from remote_scripts.layers.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_note import Note, identity, is_another
 from tests.unit.hosts import container_note, desktop
@@ -40,7 +39,6 @@ def probe(host: str) -> ContainerProbe.Inputs:
         gpus={},
         boot=BootSeen(id="b", stopped=[], at=0),
         instance="",
-        cluster="home",
         shutdown=ShutdownInputs(timeout=60, otherwise="fail"),
     )
 
@@ -79,40 +77,6 @@ def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: d
 
 
 @pytest.mark.parametrize(
-    ("host", "now", "generation"),
-    [("pve1", A, 4), ("pve1", B, 4), ("pve2", A, 5), ("pve2", B, None), ("pve2", "", 5)],
-    ids=[
-        "it is where it was",
-        "it has another network card",
-        "it has moved",
-        "another one has its id there",
-        "it is gone",
-    ],
-)
-def test_the_same_container_alone_has_its_cards_where_it_has_moved(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], host: str, now: str, generation: int | None
-) -> None:
-    rootfs = "rootfs: local-lvm:vm-901-disk-0\n"
-    configs = [GuestConfig(kind="lxc", id=901, lines=NOW.format(now) + rootfs)] if now else []
-    ledger = container_note(901, Cards(), identity=f"{A} local-lvm:vm-901-disk-0")
-    facts = replace(desktop(ledger=ledger), guests=replace(desktop().guests, configs=configs))
-    monkeypatch.setattr(ssh, "read", lambda _, **__: facts)
-    monkeypatch.setattr(guard, "hold", lambda *_: None)
-    monkeypatch.setattr(container_plan, "untouchable", lambda *_: [])
-    entries = {"ai": {"host": host, "ctid": 901, "gpus": []}}
-    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
-    work, before = ContainerProbeWork(texts), outputs(generation=4, again=2)
-    if generation is None:
-        with pytest.raises(HomelabError) as raised:
-            work.update(probe(host), probe("pve1"), before)
-        assert "is another one" in raised.value.found and "nothing was changed" in raised.value.why
-    else:
-        found = work.update(probe(host), probe("pve1"), before)
-        assert (found.generation, found.again) == (generation, 2)
-        assert len(said) == (host == "pve2")
-
-
-@pytest.mark.parametrize(
     ("drift", "found"),
     [
         ({}, (4, 2, False)),
@@ -123,8 +87,6 @@ def test_the_same_container_alone_has_its_cards_where_it_has_moved(
         ({"away": "its card is away", "_drift": ["x"]}, (4, 2, False)),
         ({"away": "its card is away", "gone": True, "_drift": ["x"]}, (5, 2, True)),
         ({"node": "pve3", "_drift": ["x"]}, (5, 2, False)),
-        ({"node": "pve3", "roams": True, "_drift": ["x"], "gone": True}, (4, 2, False)),
-        ({"roams": True, "_drift": ["x"]}, (5, 2, False)),
     ],
 )
 def test_a_refresh_tells_kinds_of_drift_apart(
@@ -137,7 +99,7 @@ def test_a_refresh_tells_kinds_of_drift_apart(
     places = replace(facts.cluster, node="pve1", places=f"{drift['node']}/lxc/901.conf" if "node" in drift else "")
     facts = replace(facts, handover=away, guests=replace(facts.guests, configs=configs), cluster=places)
     monkeypatch.setattr(work, "facts_of_refresh", lambda _: facts)
-    entry: dict[str, Any] = {"host": "home" if drift.get("roams") else "pve1", "ctid": 901, "gpus": []}
+    entry: dict[str, Any] = {"host": "pve1", "ctid": 901, "gpus": []}
     work.stack = replace(work.stack, texts={**work.stack.texts, "containers": json.dumps({"ai": entry})})
     monkeypatch.setattr(container_probe, "_drift", lambda *_: drift.get("_drift", []))
     for name in ("_library_drift", "_device_drift"):
@@ -177,54 +139,42 @@ OURS = "p/s/ai"
 
 
 @pytest.mark.parametrize(
-    ("node", "owner", "asked"),
+    ("node", "owner", "entry", "refused"),
     [
-        ("pve2", OURS, ["pve2"]),
-        ("pve3", OURS, ["pve2", "pve3"]),
-        ("pve3", "p/s/another", ["pve2"]),
-        ("pve9", "", ["pve2"]),
-        ("", "", ["pve2"]),
-        ("pve9", OURS, None),
+        ("pve2", OURS, "", False),
+        ("pve3", OURS, "", True),
+        ("pve3", OURS, "pve2", True),
+        ("pve3", OURS, "pve3", False),
+        ("pve3", "p/s/another", "", False),
+        ("pve9", "", "", False),
+        ("", "", "", False),
     ],
     ids=[
         "it is here",
         "it has moved",
+        "it has moved, and its entry hasn't",
+        "its entry has moved as well",
         "another entry has it",
         "nothing is noted",
         "it is gone",
-        "to a node that isn't ours",
     ],
 )
-def test_what_leaves_the_settings_is_given_back_where_it_is_now(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], node: str, owner: str, asked: list[str] | None
+def test_what_leaves_the_settings_is_given_back_where_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, node: str, owner: str, entry: str, *, refused: bool
 ) -> None:
-    done: list[str] = []
+    def ask(verb: str, layer: str, wanted: ContainerCards, _seconds: float, *, goes_on: bool) -> dict[str, Any]:
+        assert (verb, layer, wanted.ctid, wanted.terms.owner, goes_on) == ("revert", "container_cards", 901, OURS, True)
+        return {"node": node, "is_here": node == "pve2", "owner": owner}
 
-    def connect(host: Host) -> Any:
-        name = f"pve{host.address[-1]}"
-
-        def ask(verb: str, layer: str, wanted: ContainerCards, _seconds: float, *, goes_on: bool) -> dict[str, Any]:
-            assert (verb, layer, wanted.ctid, wanted.terms.owner, goes_on) == (
-                "revert",
-                "container_cards",
-                901,
-                OURS,
-                True,
-            )
-            done.append(name)
-            return {"node": node, "is_here": node == name, "owner": owner}
-
-        return SimpleNamespace(ask=ask)
-
-    monkeypatch.setattr(ssh, "Session", connect)
-    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"}
+    monkeypatch.setattr(ssh, "Session", lambda _: SimpleNamespace(ask=ask))
+    containers = {"ai": {"host": entry, "ctid": 901, "gpus": []}} if entry else {}
+    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(containers)}
     work = ContainerProbeWork(texts, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe")
-    if asked is None:
-        with pytest.raises(HomelabError, match="no host of these settings"):
+    if refused:
+        with pytest.raises(HomelabError, match="container 901 is on the node pve3, not on pve2"):
             work.delete(probe("pve2"), outputs())
     else:
         work.delete(probe("pve2"), outputs())
-        assert done == asked and len(said) == len(asked) - 1
 
 
 NOW = "hostname: ai\nnet0: name=eth0,hwaddr={}\n"

@@ -193,10 +193,7 @@ def test_an_error_names_a_cuda_that_card_and_distribution_have() -> None:
 def test_the_template_of_a_new_container_tells_its_distribution() -> None:
     found = settings(container={"cuda": "12.9"}, host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
     facts = desktop(devices=[device("0000:01:00.0", P4, "030200", 16)])
-    made = {
-        "template": "local:vztmpl/debian-13-standard_13.1-2_amd64.tar.zst",
-        "disk": {"storage": "local-lvm", "size": 8},
-    }
+    made = {"ostemplate": "local:vztmpl/debian-13-standard_13.1-2_amd64.tar.zst"}
     about = {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {"cuda": "12.9"}, "create": made}
     containers = {"c": Container.model_validate(about)}
     host = found.hosts["pve"]

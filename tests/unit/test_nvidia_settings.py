@@ -88,7 +88,7 @@ def test_a_mirrors_last_slash_does_not_matter() -> None:
 
 @pytest.mark.parametrize("kind", ["win10", "win11"])
 def test_a_windows_that_is_going_to_be_made_gets_no_stack(kind: str) -> None:
-    made = {"osType": kind, "disk": {"storage": "local-lvm", "size": 64}}
+    made = {"ostype": kind}
     about = {"host": "pve", "vmid": 110, "gpus": ["rtx"], "address": "agent", "ssh": {"hostKey": KEY, "agent": True}}
     assert Vm.model_validate({**about, "create": made}).nvidia is None
     with pytest.raises(ValidationError, match="Windows Update or NVIDIA's own installer brings the driver"):

@@ -50,7 +50,7 @@ def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -
             "host": "pve",
             "vmid": 103,
             "gpus": [{"gpu": "vf", "driver": "keep"}],
-            "create": {"disk": {"storage": "local", "size": 8}},
+            "create": {"scsi0": "local:8"},
         }
     )
     errors = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]

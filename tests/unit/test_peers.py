@@ -1,4 +1,4 @@
-"""Which hosts of the settings are nodes of one cluster, whose guests are whose, and what is forgotten on a host."""
+"""Which hosts of the settings are nodes of one cluster, and whose guests are whose."""
 
 from __future__ import annotations
 
@@ -6,53 +6,34 @@ import json
 
 import pytest
 
-from homelab.provider import peers
+from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
-from homelab.remote import ledger, ssh
-from homelab.remote.proxmox import places
+from homelab.settings import parse
 from tests.unit.test_moved_containers import CLUSTER
 
 ALONE = {**CLUSTER["pve1"], "address": "192.0.2.9", "cluster": None}
-STACK = StackTexts(
-    {
-        "hosts": json.dumps({**CLUSTER, "pve8": {**ALONE, "address": "192.0.2.8", "node": "pve"}, "pve9": ALONE}),
-        "allowPlainSecrets": "true",
-    }
-)
+STACK = StackTexts({"hosts": json.dumps({**CLUSTER, "pve9": ALONE}), "allowPlainSecrets": "true"})
 
 
-@pytest.mark.parametrize(
-    ("host", "node", "found"),
-    [
-        ("pve1", "pve1", "pve1"),
-        ("pve1", "pve3", "pve3"),
-        ("pve1", "pve9", None),  # of no cluster
-        ("pve8", "pve", "pve8"),
-        ("pve8", "pve8", None),  # its node has another name
-        ("gone", "pve1", None),
-        ("gone", "gone", None),
-    ],
-)
-def test_a_node_is_the_host_of_the_same_cluster_that_has_its_name(host: str, node: str, found: str | None) -> None:
-    assert STACK.name_at(host, node) == found
+def test_a_guest_is_its_hosts_and_may_be_on_another_of_its_cluster() -> None:
+    vms = {name: {"host": host, "vmid": 103} for name, host in (("a", "pve1"), ("b", "pve9"))}
+    stack = StackTexts({**STACK.texts, "vms": json.dumps(vms)})
+    assert [[*stack.vms(host)] for host in ("pve1", "pve2", "pve9")] == [["a"], [], ["b"]]
+    assert [[*stack.entries_of("vms", 103, host)] for host in ("pve1", "pve2", "pve9", "gone")] == [
+        ["a"],
+        ["a"],
+        ["b"],
+        [],
+    ]
+    assert [stack.is_on(node, "vms", 103) for node in ("pve1", "pve2", "pve9", "gone")] == [True, False, True, False]
+    assert not stack.is_on("pve1", "vms", 104) and not stack.is_on("pve1", "containers", 103)
 
 
-def test_a_guest_that_names_the_cluster_is_its_hosts_where_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "seen", lambda _: {"b": "pve2"})
-    monkeypatch.setattr(places, "located", lambda settings: settings.with_hosts({"d": "pve2"}))
-    containers = {"a": {"host": "pve1", "ctid": 901, "gpus": []}, "b": {"host": "home", "ctid": 902, "gpus": []}}
-    vms = {"c": {"host": "pve1", "vmid": 103}, "d": {"host": "home", "vmid": 104}}
-    stack = StackTexts({**STACK.texts, "containers": json.dumps(containers), "vms": json.dumps(vms)})
-    hosts = ("pve1", "pve2", "pve3")
-    assert [[*stack.containers(host)] for host in hosts] == [["a"], ["b"], []]
-    assert [[*stack.vms(host)] for host in hosts] == [["c"], ["d"], []]
-    assert [stack.may_host_roaming(stack.host(host)) for host in ("pve1", "pve9")] == [True, False]
-    assert not StackTexts({**STACK.texts, "vms": json.dumps(vms)}).may_host_roaming(stack.host("pve1"))
-
-
-def test_what_has_been_given_back_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    forgotten: list[tuple[str, str]] = []
-    monkeypatch.setattr(ssh, "Session", lambda host: host.address)
-    monkeypatch.setattr(ledger, "forget", lambda session, name: forgotten.append((session, name)))
-    peers.forget_notes(STACK.host("pve1"), ["mapping/pve1/card"])
-    assert forgotten == [("192.0.2.1", "mapping/pve1/card")] and STACK.peers("gone") == []
+@pytest.mark.parametrize(("section", "guest"), [("vms", {"vmid": 103}), ("containers", {"ctid": 901, "gpus": []})])
+def test_a_guest_that_names_a_cluster_is_told_to_name_its_host(section: str, guest: dict[str, object]) -> None:
+    with pytest.raises(
+        HomelabError, match=rf"{section}\.a\.host: home is a cluster; name the host .*: pve1, pve2, pve3"
+    ):
+        parse({**STACK.texts, section: json.dumps({"a": {"host": "home", **guest}})})
+    with pytest.raises(HomelabError, match=rf"{section}\.a\.host: no such host; there are pve1"):
+        parse({**STACK.texts, section: json.dumps({"a": {"host": "away", **guest}})})

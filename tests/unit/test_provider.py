@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import re
 import time
 from types import SimpleNamespace
@@ -13,8 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from pulumi.provider.experimental import provider as sdk
-from pulumi.provider.experimental.property_value import PropertyValue
+from pulumi.runtime import rpc
 from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
@@ -25,45 +23,55 @@ from homelab.provider import registry, serve
 from homelab.provider.base import Work, raised, stopped_by_reboot
 from homelab.provider.difference import differences
 from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
+from homelab.provider.plain import UNKNOWN, plain, valued
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
 from homelab.provider.typed import read_as
+from homelab.remote.host_session import HostSession
 from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
-from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
 from tests.conftest import PROJECT
-from tests.unit.hosts import KEY, desktop, settings
+from tests.unit.hosts import desktop, settings
+
+
+def sent(properties: Any) -> Any:
+    """Properties as they come out of a message of the protocol."""
+    return plain(provider_pb2.CreateRequest(properties=valued(properties)).properties)
 
 
 # -- values -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("value", [None, True, "text", 1.5, 7, [1, [2]], {"a": {"b": [None, False]}}, {}])
 def test_what_goes_to_the_engine_comes_back_the_same(value: Any) -> None:
-    assert plain(valued(value)) == value
+    assert sent({"value": value}) == {"value": value}
 
 
 def test_whole_numbers_are_integers() -> None:
-    assert isinstance(plain(PropertyValue(103.0)), int)
+    assert isinstance(sent({"vmid": 103})["vmid"], int)
+
+
+def test_a_secret_of_the_providers_own_inputs_is_its_value() -> None:
+    secret = {rpc._special_sig_key: rpc._special_secret_sig, "value": "hosts"}
+    assert sent({"hosts": secret, "plan": "auto"}) == {"hosts": "hosts", "plan": "auto"}
 
 
 def test_what_a_preview_does_not_know_is_equal_to_nothing() -> None:
-    found = plain_map({"a": PropertyValue(SENTINEL), "b": PropertyValue([PropertyValue(SENTINEL)])})
+    found = sent({"a": UNKNOWN, "b": [UNKNOWN]})
     assert found["a"] is UNKNOWN and found["a"] != found["b"][0]
-    assert valued(UNKNOWN).value == SENTINEL
+    assert valued(UNKNOWN) == SENTINEL
 
 
 def test_properties_become_the_declared_types_and_back() -> None:
     boot = {"id": "b", "stopped": [103], "at": 7}
     properties = {
         "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [],
-        "display": "keep", "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": boot, "record": {"of": "outputs"},
+        "display": "keep", "power": "keep", "instance": "", "goes_away": False, "boot": boot, "record": {"of": "outputs"},
     }  # fmt: skip
     inputs = read_as(VmCards.Inputs, properties)
     assert (
@@ -73,7 +81,6 @@ def test_properties_become_the_declared_types_and_back() -> None:
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
         "address": None,
-        "cluster": "",
     }
 
 
@@ -125,7 +132,7 @@ def test_a_difference_is_named_by_its_place(old: Any, new: Any, found: dict[str,
 )
 def test_a_state_that_this_version_cant_give_back_is_refused(state: dict[str, str], said: str) -> None:
     async def asked() -> None:
-        await Homelab().diff_config(sdk.DiffRequest("urn", "id", valued_map(state), valued_map(earlier.STATES), []))
+        await Homelab().diff_config(provider_pb2.DiffRequest(olds=state, news=earlier.STATES))
 
     with pytest.raises(HomelabError, match=said) if said else contextlib.nullcontext():
         asyncio.run(asked())
@@ -133,18 +140,14 @@ def test_a_state_that_this_version_cant_give_back_is_refused(state: dict[str, st
 
 def diffed(
     resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any], texts: dict[str, str] | None = None
-) -> sdk.DiffResponse:
+) -> provider_pb2.DiffResponse:
     """What the engine is told. ``texts``: the stack's configuration."""
 
-    async def asked() -> sdk.DiffResponse:
+    async def asked() -> provider_pb2.DiffResponse:
         provider = Homelab()
-        await provider.configure(
-            sdk.ConfigureRequest(
-                {}, valued_map({**(texts or {}), **earlier.STATES}), accept_secrets=True, accept_resources=True
-            )
-        )
+        await provider.configure(provider_pb2.ConfigureRequest(args={**(texts or {}), **earlier.STATES}))
         urn = f"urn:pulumi:stack::homelab::homelab:gpu:GpuVm${resource.token()}::name"
-        return await provider.diff(sdk.DiffRequest(urn, "id", valued_map(state), valued_map(inputs), []))
+        return await provider.diff(provider_pb2.DiffRequest(urn=urn, olds=valued(state), news=valued(inputs)))
 
     return asyncio.run(asked())
 
@@ -152,7 +155,7 @@ def diffed(
 def replaced(resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any]) -> list[str] | None:
     """The properties by which it is replaced; None: nothing is to be done."""
     response = diffed(resource, state, inputs)
-    return list(response.replaces or ()) if response.changes else None
+    return list(response.replaces) if response.changes == provider_pb2.DiffResponse.DIFF_SOME else None
 
 
 def test_what_a_refresh_found_asks_for_an_update() -> None:
@@ -188,34 +191,17 @@ def test_a_boot_is_verified_again_unless_no_reboot_was_needed() -> None:
 
 def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:
     response = diffed(VmCards, {"vmid": 103, "power": "keep", "record": {}}, {"vmid": 104, "power": "running"})
-    assert response.replaces == ["vmid"] and response.delete_before_replace
-    assert {path: diff.kind for path, diff in (response.detailed_diff or {}).items()} == {
-        "vmid": sdk.PropertyDiffKind.UPDATE_REPLACE,
-        "power": sdk.PropertyDiffKind.UPDATE,
+    assert response.replaces == ["vmid"] and response.deleteBeforeReplace
+    assert {path: diff.kind for path, diff in response.detailedDiff.items()} == {
+        "vmid": provider_pb2.PropertyDiff.UPDATE_REPLACE,
+        "power": provider_pb2.PropertyDiff.UPDATE,
     }
-
-
-def test_a_vm_whose_state_names_no_cluster_gets_its_hosts_cluster() -> None:
-    """That its cluster has a name by now is no change of the VM, and its move is no other VM: the settings say that its former host is a node of it."""
-    ssh = {"hostKey": KEY, "agent": True}
-    hosts = {f"pve{one}": {"address": f"192.0.2.{one}", "ssh": ssh, "cluster": "home"} for one in (1, 2)}
-    hosts["alone"] = {"address": "192.0.2.9", "ssh": ssh}
-    texts = {"hosts": json.dumps(hosts)}
-    before = {"host": "pve1", "node": "pve1", "vmid": 103}
-    same, moved = {**before, "cluster": "home"}, {"host": "pve2", "node": "pve2", "vmid": 103, "cluster": "home"}
-    for resource in (VmCards, VirtualMachine):
-        assert not diffed(resource, before, same, texts).changes
-        found = diffed(resource, before, moved, texts)
-        assert found.changes and not found.replaces
-        for other in ("alone", "gone"):  # another host's VM of that id is another one
-            assert diffed(resource, {**before, "host": other}, moved, texts).replaces == ["host", "node"]
-        assert diffed(resource, before, {**moved, "vmid": 104}, texts).replaces == ["host", "node", "vmid"]
 
 
 # -- declarations -----------------------------------------------------------------------------------------------
 def test_an_import_is_refused_with_what_to_do_instead() -> None:
     """`pulumi import` reads a resource of which there is nothing but an id."""
-    request = sdk.ReadRequest("urn:pulumi:stack::homelab::homelab:host:Probe::pve", "pve", {}, {})
+    request = provider_pb2.ReadRequest(urn="urn:pulumi:stack::homelab::homelab:host:Probe::pve", id="pve")
     with pytest.raises(HomelabError, match=r"imported as homelab:host:Probe[^§]*run `pulumi up`"):
         asyncio.run(Homelab().read(request))
 
@@ -252,7 +238,8 @@ def test_every_layer_that_a_component_names_can_drift() -> None:
         path.read_text(encoding="utf-8") for path in (PROJECT / "__main__.py", *(PROJECT / "components").glob("*.py"))
     ]
     named = {name for text in texts for name in re.findall(r'generation_of\("(\w+)"\)', text)}
-    assert {*shapes.BOOT_LAYERS, *named} == plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
+    layers = plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
+    assert {*shapes.BOOT_LAYERS, *named} == {*layers, "agent"}  # which isn't planned
 
 
 def test_a_layer_that_an_older_state_has_not_counts_from_nothing() -> None:
@@ -308,21 +295,32 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
 
     async def asked() -> None:
         provider = Homelab()
-        await provider.configure(
-            sdk.ConfigureRequest(
-                {}, valued_map({"plan": mode, **earlier.STATES}), accept_secrets=True, accept_resources=True
-            )
-        )
+        await provider.configure(provider_pb2.ConfigureRequest(args={"plan": mode, **earlier.STATES}))
         urn, inputs = "urn:pulumi:stack::homelab::homelab:{}::pve", {"host": "pve", "settings": ""}
         if probed:
-            properties = valued_map({**inputs, "preview": True})
-            answer = await provider.check(sdk.CheckRequest(urn.format("host:Probe"), {}, properties, b""))
-            assert plain_map(answer.inputs or {}) == inputs
+            properties = {**inputs, "preview": True}
+            answer = await provider.check(provider_pb2.CheckRequest(urn=urn.format("host:Probe"), news=properties))
+            assert plain(answer.inputs) == inputs
         for _ in range(changed):
-            await provider.create(sdk.CreateRequest(urn.format("vm:Cards"), valued_map(inputs), 1, preview=True))
+            await provider.create(
+                provider_pb2.CreateRequest(urn=urn.format("vm:Cards"), properties=inputs, preview=True)
+            )
 
     asyncio.run(asked())
     assert plans == shown
+
+
+def test_another_agent_alone_plans_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Host] = []
+    monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
+    monkeypatch.setattr("homelab.provider.base.load_host", lambda *_: settings())
+    inputs = {"host": "pve", "settings": "a", "agent": "2-b"}
+    planned = {"iommu_words": "iommu=pt", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
+    state = {**inputs, "agent": "2-a", **planned, "generation": {"vfio": 1}}
+    urn = "urn:pulumi:stack::homelab::homelab:host:Probe::pve-probe"
+    request = provider_pb2.UpdateRequest(urn=urn, olds=state, news=inputs, preview=True)
+    assert plain(asyncio.run(Homelab().update(request)).properties) == {**state, **inputs}
+    assert HostProbeWork({}, urn).updated(state, inputs) == {**state, **inputs} and held == [settings()]
 
 
 def test_how_a_host_is_reached_is_nothing_to_plan_by() -> None:
@@ -341,7 +339,7 @@ def test_a_changed_setting_of_a_container_asks_the_gates_again_but_not_whether_i
 def test_a_type_of_another_version_is_refused_in_words() -> None:
     urn = "urn:pulumi:lab::homelab::homelab:gpu:GpuVm$homelab:vm:Gone::sandbox"
     with pytest.raises(HomelabError, match=r"homelab:vm:Gone.*\n.*no such type"):
-        asyncio.run(Homelab().diff(sdk.DiffRequest(urn, "103", {}, {}, [])))
+        asyncio.run(Homelab().diff(provider_pb2.DiffRequest(urn=urn, id="103")))
 
 
 # -- work that failed ---------------------------------------------------------------------------------------------
@@ -361,11 +359,11 @@ def test_what_is_known_when_the_work_fails_goes_into_the_state() -> None:
     """As the engine takes it, with the error in four parts as the reason."""
     inputs = {
         "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [], "display": "keep",
-        "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [], "at": 7},
+        "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [], "at": 7},
     }  # fmt: skip
     with pytest.raises(UnfinishedError) as raised:
         _Failing({}).created(inputs)
-    request = provider_pb2.CreateRequest(properties=PropertyValue.marshal_map(valued_map(inputs)))
+    request = provider_pb2.CreateRequest(properties=inputs)
     ((name, answer),) = with_its_state(raised.value, request)
     failed = provider_pb2.ErrorResourceInitFailed()
     assert name == "grpc-status-details-bin" and status_pb2.Status.FromString(answer).details[0].Unpack(failed)
@@ -417,23 +415,28 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def asked(name: str, vmid: int = 103, *, preview: bool = False) -> Any:
-    values = valued_map({"vmid": vmid})
-    about = {"properties": values, "olds": values, "news": values, "inputs": values, "resource_id": str(vmid)}
-    request: Any = SimpleNamespace(urn="urn:a", type=VmCards.token(), preview=preview, **about)
+    values = {"vmid": vmid}
+    about = {"properties": values, "olds": values, "news": values, "inputs": values, "id": str(vmid)}
+    request: Any = SimpleNamespace(urn=f"urn:pulumi:s::p::{VmCards.token()}::a", preview=preview, **about)
     return asyncio.run(getattr(Homelab(), name)(request))
 
 
 def test_a_preview_does_no_work_and_each_call_does_its_own(called: list[str]) -> None:
     for name in ("create", "update"):
-        assert plain_map(asked(name, preview=True).properties)["state"] is UNKNOWN and not called
+        assert plain(asked(name, preview=True).properties)["state"] is UNKNOWN and not called
     for name in ("create", "read", "update", "delete"):
         asked(name)
     assert called == ["created", "refreshed", "updated", "deleted"]
 
 
+def test_the_engine_finds_each_call_of_the_provider_under_the_protocols_name() -> None:
+    own = {name for name in vars(Homelab) if not name.startswith("_")}
+    assert len(vars(serve.servicer())) == len(own) and "GetPluginInfo" in vars(serve.servicer())
+
+
 @pytest.mark.parametrize(("vmid", "found"), [(103, "103"), (104, "")])
 def test_a_refresh_tells_what_is_gone_from_what_is_there(called: list[str], vmid: int, found: str) -> None:
-    assert asked("read", vmid).resource_id == found
+    assert asked("read", vmid).id == found
 
 
 FAILED = HomelabError(wanted="a", found="b", why="c", next="d")
@@ -462,9 +465,8 @@ def test_the_engine_is_told_of_each_failure(
 
     async def call() -> None:
         request, context = provider_pb2.CreateRequest(), SimpleNamespace(abort=abort)
-        await serve._with_plain_errors("Create")(None, request, context)
+        await serve.answered(fails)(request, context)
 
-    monkeypatch.setattr("homelab.provider.serve.ProviderServicer.Create", fails)
     asyncio.run(call())
     ((code, text, *details),) = told
     assert code == status and said in text and bool(details) is isinstance(error, UnfinishedError)

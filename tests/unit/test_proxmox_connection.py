@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from email.utils import format_datetime
-from types import SimpleNamespace
-
 import pytest
 
 from homelab.errors import UnreachableError
 from homelab.remote import ssh
-from homelab.remote.proxmox import connection
 from homelab.remote.proxmox.api import Api, _Log
 from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from tests.unit.hosts import settings
@@ -47,7 +42,6 @@ def answered(body: bytes, status: str = "200 OK", more: str = "") -> bytes:
 
 
 def api_of(monkeypatch: pytest.MonkeyPatch, session: Session) -> Api:
-    monkeypatch.setattr(connection, "_CONNECTIONS", {})
     monkeypatch.setattr(ssh, "Session", lambda _: session)
     return Api(HOST, "pve", patience=-1)
 
@@ -63,18 +57,6 @@ def test_a_request_has_its_ticket_and_its_parameters_where_pvedaemon_takes_them(
     assert change[0] == "PUT /api2/json/nodes/pve/qemu/103/config HTTP/1.1"
     assert change[-1] == "tags=a+b%3B%C3%BC&onboot=0" and f"Content-Length: {len(change[-1])}" in change
     assert "Cookie: PVEAuthCookie=PVE%3Aroot%40pam%3A6A7B8C9D%3A%3Aabc%2B%2F%3D" in read and session.minted == 1
-
-
-def test_the_nodes_clock_is_that_of_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By it a task whose answer was lost is told from earlier ones."""
-    monkeypatch.setattr(connection, "time", SimpleNamespace(time=lambda: NOW))
-    api = api_of(monkeypatch, session := Session(None))
-    times = []
-    for date in (format_datetime(datetime.fromtimestamp(NOW - 3600, UTC)), "garbage", None):
-        session.answer = answered(b'{"data": 1}', more=f"Date: {date}\r\n" if date else "")
-        api.get("version", "")
-        times.append(api._connection.node_time - NOW)
-    assert times == [-3600.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

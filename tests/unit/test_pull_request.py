@@ -83,19 +83,6 @@ def test_the_tree_has_what_the_settings_want_and_marks_it_against_what_the_stack
     assert pull_request.drawn(file, dict) == ""
 
 
-def test_a_guest_of_a_cluster_is_on_the_first_node_that_has_its_cards_since_none_is_asked() -> None:
-    key, gpus = (
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0",
-        {"rtx5090": {"match": "10de:2b85"}},
-    )
-    common = {"cluster": "home", "ssh": {"hostKey": key, "agent": True}}
-    hosts = {f"pve{number}": {"address": f"192.0.2.{number}", **common} for number in (1, 2)}
-    hosts["pve2"]["gpus"] = gpus
-    config = {"homelab:hosts": hosts, "homelab:vms": {"gaming": {"host": "home", "vmid": 104, "gpus": ["rtx5090"]}}}
-    placed = yaml.safe_load(pull_request.settings(yaml.safe_dump({"config": config}), with_secrets=False))["config"]
-    assert placed["homelab:vms"]["gaming"]["host"] == "pve2" and placed["homelab:plan"] == "never"
-
-
 def test_the_comment_is_found_again_by_its_mark() -> None:
     assert pull_request.MARK in (PROJECT / ".github" / "workflows" / "comment.yml").read_text(encoding="utf-8")
 

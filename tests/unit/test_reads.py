@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.provider import api, base
+from homelab.provider import api
 from homelab.provider.base import Work
 from homelab.provider.card_mapping import CardMappingWork
+from homelab.provider.guest import GuestWork
 from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.new_container import NewContainerWork
 from homelab.provider.typed import read_as
 from homelab.provider.vm_cards import VmCardsWork
-from homelab.remote import guard, ssh
+from homelab.remote import host_session, ssh
+from homelab.remote.host_session import HostSession
 from homelab.remote.proxmox.connection import NoAnswerError, no_answer
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.host_probe import HostProbe
@@ -28,7 +28,7 @@ HOST = {"address": "192.0.2.1", "ssh": SSH, "gpus": {"card": {"match": "10de:2b8
 TEXTS = {"hosts": json.dumps({"pve": HOST})}
 SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
 VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SHUTDOWN, "cards": [], "display": "keep"}
-RECORD = {"shared_onboot": False, "power": "keep", "instance": "", "goes_away": False}
+RECORD = {"power": "keep", "instance": "", "goes_away": False}
 BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "state": "running"}
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
 LINES = dict.fromkeys(("running", "configured", "others", "generated"), "quiet")
@@ -38,15 +38,6 @@ STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
     (CardMappingWork, {"host": "pve", "node": "pve", "gpu": "card", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
     (VmCardsWork, {**VM, **RECORD, **BOOT}),
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A provider's process that has read nothing yet."""
-    monkeypatch.setattr(base, "_READINGS", {})
-    monkeypatch.setattr(base, "_SILENT", set())
-    monkeypatch.setattr(api, "_READINGS", {})
-    yield
 
 
 class _Silent:
@@ -102,7 +93,7 @@ def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgott
 
     monkeypatch.setattr(ssh.Session, "ask", read)
     state = {**VM, **RECORD, **BOOT}
-    monkeypatch.setattr(base, "_OUT_OF_REACH", {"pve"})
+    host_session.of("pve").is_out_of_reach = True
     with pytest.raises(UnreachableError) as raised:
         VmCardsWork(TEXTS).deleted(state)
     assert raised.value.found == "Connect call failed" and "nothing was changed" in raised.value.why
@@ -115,11 +106,10 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
     monkeypatch: pytest.MonkeyPatch, found_by_another: bool
 ) -> None:
     """Another resource may have found by then that the host is out of reach."""
-    monkeypatch.setattr(guard, "hold", lambda *_: None)
-    monkeypatch.setattr(base, "_OUT_OF_REACH", set())
+    monkeypatch.setattr(HostSession, "hold", lambda *_: None)
 
     def read(*_: Any, **__: Any) -> Any:
-        base._OUT_OF_REACH.update({"pve"} if found_by_another else ())
+        host_session.of("pve").is_out_of_reach = found_by_another
         raise UnreachableError(
             wanted="an SSH connection", found="Connection lost", why="w", next="run `pulumi up` again"
         )
@@ -134,17 +124,17 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
     assert "state delete" not in error.next and "run the same command again" in error.next
 
 
-CREATED = {"host": "pve", "node": "pve", "container": "ai", "ctid": 300, "config": {"cores": "2"}, "protect": False}
-CREATED |= {"mark": "made by x", "shutdown": SHUTDOWN, "instance": "i", "drift": []}
+CREATED = {"host": "pve", "node": "pve", "guest": "ai", "guest_kind": "lxc", "vmid": 300, "config": {"cores": "2"}}
+CREATED |= {"protect": False, "mark": "made by x", "shutdown": SHUTDOWN, "instance": "i", "written": {"cores": "2"}}
 MAPPED = STATES[1][1]
 
 
 @pytest.mark.parametrize(
     ("work", "state", "answer", "drift"),
     [
-        (NewContainerWork, CREATED, None, None),
-        (NewContainerWork, CREATED, {"cores": 2}, []),
-        (NewContainerWork, CREATED, {"cores": 4}, ["cores"]),
+        (GuestWork, CREATED, None, None),
+        (GuestWork, CREATED, {"cores": 2}, []),
+        (GuestWork, CREATED, {"cores": 4}, ["cores"]),
         (CardMappingWork, MAPPED, None, None),
         (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:01:00"]}, None),
         (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:02:00"]}, None),

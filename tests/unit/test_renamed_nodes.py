@@ -16,8 +16,8 @@ from homelab.remote import ssh
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
-from remote_scripts.layers.container_cards import Left
-from remote_scripts.layers.guest_cards import Answer
+from remote_scripts.both.container_cards import Left
+from remote_scripts.both.guest_cards import Answer
 from remote_scripts.tools.plain import to_plain
 from tests.unit.test_moved_containers import PVE2, outputs, probe
 
@@ -29,7 +29,6 @@ OLD = VmCards.Inputs(
     vmid=103,
     cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}],
     display="keep",
-    shared_onboot=False,
     power="keep",
     instance="",
     goes_away=False,

@@ -23,7 +23,7 @@ SECURE = {"secure": "AAABAKq=="}
 PLACES = [
     "homelab:hosts.pve.ssh.privateKey",
     "homelab:hosts.pve.nvidia.proxy",
-    "homelab:vms.gaming.create.cloudInit.password",
+    "homelab:vms.gaming.create.cipassword",
     "homelab:containers.ai.create.password",
 ]
 

@@ -152,7 +152,7 @@ def test_two_hosts_with_one_address_are_a_mistake() -> None:
         "{pve: {ssh: {password: hunter2}}",
         {"pve": "root:hunter2"},
         hosts(address="root:hunter2@pve.lan"),
-        hosts(downloads={"image": {"url": "https://me:hunter2@mirror.lan/a.qcow2"}}),
+        hosts(downloads={"a.qcow2": {"url": "https://me:hunter2@mirror.lan/a.qcow2"}}),
         hosts(gpus={"big": {"match": "10de:2b85", "functions": "hunter2"}}),
     ],
 )
@@ -250,29 +250,18 @@ MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
     "one id twice": (with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same vmid 103"),
     "an id that can't be": (with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
     "a new VM's line taken over": (
-        with_vms(
-            {
-                "a": VM
-                | {"create": {"disk": {"storage": "xx", "size": 9}}, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}
-            }
-        ),
+        with_vms({"a": VM | {"create": {}, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}}),
         "takeOver is for a VM that was there before",
     ),
     "a ROM file elsewhere": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}), "/usr/share/kvm"),
     "a misspelt option": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}), "did you mean `xVga`?"),
-    "an address without prefix": (
-        with_vms({"a": VM | {"create": {"disk": {"storage": "xx", "size": 9}, "cloudInit": {"ip": "10.0.0.1"}}}}),
-        "expected the prefix as well",
+    "a new VM's balloon": (with_vms({"a": VM | {"create": {"balloon": 1024}}}), "a card pins all of a VM's memory"),
+    "a new VM's model": (with_vms({"a": VM | {"create": {}, "machine": "q35"}}), "for a new one it is create.machine"),
+    "a new VM's screen": (
+        with_vms({"a": VM | {"create": {}, "display": "none"}}),
+        "for a new one it is create.vga: none",
     ),
-    "two sources": (
-        with_vms(
-            {
-                "a": VM
-                | {"create": {"disk": {"storage": "xx", "size": 9}, "image": "local:import/a.qcow2", "template": 900}}
-            }
-        ),
-        "expected one of image, template and isos",
-    ),
+    "a new VM without PCI Express": (with_vms({"a": VM | {"create": {"machine": "pc"}}}), "a card with pcie needs q35"),
     "a one-letter mapping": (with_vms({}, x={"match": "10de:2b85"}), "set `mapping`"),
     "one mapping, two cards": (
         with_vms({}, aa={"address": "01:00"}, bb={"address": "41:00", "mapping": "aa"}),
@@ -290,9 +279,7 @@ def test_a_mistake_in_vms_is_named(case: str) -> None:
 
 
 def test_vms_are_read_with_their_defaults() -> None:
-    settings = parse(
-        with_vms({"a": VM, "b": {"host": "pve", "vmid": 104, "create": {"disk": {"storage": "xx", "size": 9}}}})
-    )
+    settings = parse(with_vms({"a": VM, "b": {"host": "pve", "vmid": 104, "create": {}}}))
     assert settings.vms["a"].gpus[0].gpu == "rtx5090"
     assert (settings.vms["a"].wanted_power, settings.vms["b"].wanted_power) == ("keep", "running")
     assert settings.hosts["pve"].mapping_of("rtx5090") == "rtx5090"

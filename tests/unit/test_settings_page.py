@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from docs.tables.meanings import meanings
 from docs.tables.settings import MODELS, pages, with_current_tables
+from homelab import guest_options
 from homelab.settings import Settings
 from tests.conftest import PROJECT
 
@@ -52,7 +53,7 @@ def test_the_settings_page_leads_to_all_others() -> None:
 def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
     page = "".join(pages().values())
     assert "| `port` | integer, 1 to 65535 | `22` |" in page
-    assert "| `memory` | MiB, 64 to 16777216 | `8192` |" in page
+    assert "| `size` | GiB, 1 to 65536 |  |" in page
     assert "| `use` | `vm`, `lxc`, `host` or `shared` | `vm` |" in page
 
 
@@ -62,6 +63,7 @@ OF_OTHERS = {"startup", "hostpciN", "runtimeClassName", "handler"}
 
 def test_a_setting_that_a_page_names_is_one() -> None:
     keys = {field.alias or name for model in MODELS.values() for name, field in model.model_fields.items()}
+    keys |= guest_options.of_new("qemu").keys() | guest_options.of_new("lxc").keys()
     pages_with_settings = [
         PROJECT / "README.md",
         *(PROJECT / "docs").glob("*.md"),

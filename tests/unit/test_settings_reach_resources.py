@@ -43,9 +43,9 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "generation": {}, "stale": False, "gpus": {"rtx5090": CARD, "rtx4090": CARD | {"use": "lxc"}},
     },
     "BootVerification": {"kernel": "k", "boot_id": "b", "iommu": {"groups": 1, "kernelLog": []}, "devices": {}, "boot": BOOT},
-    "CardMapping": {"before": ""}, "StorageFile": {"made": True, "compared": ""},
+    "CardMapping": {"before": ""}, "StorageFile": {"made": True},
     "VmCards": {"guest_name": "a", "state": "running", "guest_address": "192.0.2.3", "starts": 0},
-    "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},
+    "Guest": {"instance": "a"},
     "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "rebooted_at": 0, "generation": 0, "shared": {}, "again": 0},
     "ContainerVerification": {"state": "running", "nodes": []},
     "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(("repository", "driver", "boot", "cuda", "toolkit"), 0)},
@@ -121,7 +121,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         return loops[-1]
 
     monkeypatch.setattr(asyncio, "new_event_loop", noted)
-    monkeypatch.setattr(kept_agent, "_KEPT", {})  # or each program stays in memory
+    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})  # or each program stays in memory
     # A third of what a program takes here: from where in pytest's stack each resource was declared, which nobody reads, and the search for circles.
     monkeypatch.setattr(pulumi.runtime.resource, "_get_stack_trace", source_pb2.StackTrace)
     monkeypatch.setattr(resource_cycle_breaker, "_reachable", reachable)

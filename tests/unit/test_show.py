@@ -40,6 +40,7 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tree.TreeNode]:
         found = parse({"hosts": {"pve": settings(gpus, **host)}, "vms": vms or {}, "containers": containers or {}})
         reboot = {"reboot": "no", "boot_id": "1", "reasons": [], "perhaps": [], "guests": ""}
         session = SimpleNamespace(read=lambda **_: facts, plan=lambda of: [{"files": []}] * len(of[1:]) + [reboot])
+        session.ask = lambda *_: {"mistakes": {}}
         monkeypatch.setattr(ssh, "Session", lambda *_: session)
         monkeypatch.setattr("homelab.remote.proxmox.probe.check", lambda *_: [])
         monkeypatch.setattr(systems, "read", lambda _, facts, *__: facts)
@@ -164,8 +165,8 @@ def test_a_card_moves_from_one_vm_of_the_stack_to_another_or_from_one_that_left(
 
 
 def test_a_guest_that_is_made_comes(show: Any) -> None:
-    vm = {**VM, "create": {"disk": {"storage": "local", "size": 8}}}
-    container = {**PHOENIX, "create": {"template": "local:vztmpl/a.tar.zst", "disk": {"storage": "local", "size": 8}}}
+    vm = {**VM, "create": {"scsi0": "local:8"}}
+    container = {**PHOENIX, "create": {"ostemplate": "local:vztmpl/a.tar.zst"}}
     nothing = {**GUESTS, "configs": []}
     assert signs(show(desktop(guests=nothing), {"sandbox": vm})) == ["+ VM 103 (sandbox)"]
     assert signs(show(desktop(guests=nothing, **DRIVER), containers={"p": container}, gpus=LXC)) == [

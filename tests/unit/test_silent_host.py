@@ -12,7 +12,8 @@ import pytest
 from homelab import text
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.provider import silent_host
-from homelab.remote import guard, ssh
+from homelab.remote import host_session, ssh
+from homelab.remote.host_session import HostSession, RefusedError
 from homelab.settings import Host
 from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE, wait_until
@@ -94,35 +95,34 @@ def test_while_a_resource_of_the_provider_is_at_work_its_own_limit_counts(watche
 def test_a_host_that_is_held_again_isnt_watched(
     watched: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert watched(SILENT, before_each=lambda at: at == 5 and monkeypatch.setattr(guard, "holds", lambda _: True)) == []
+    assert watched(SILENT, before_each=lambda at: at == 5 and monkeypatch.setattr(HostSession, "is_held", True)) == []
 
 
-@pytest.mark.parametrize(("ending", "told"), [("lost", ["pve"]), ("released", []), ("refused", [])])
+@pytest.mark.parametrize(("ending", "told"), [("lost", ["pve"]), ("refused", [])])
 def test_only_a_host_that_was_held_and_then_lost_is_watched(
     monkeypatch: pytest.MonkeyPatch, host: Host, ending: str, told: list[str]
 ) -> None:
     lost: list[str] = []
-    let_go = threading.Event()
-    monkeypatch.setattr(guard, "_GUARDS", {})
-    monkeypatch.setattr(guard, "_ON_LOSS", [lambda name, _: lost.append(f"{name}{' held' * guard.holds(name)}")])
+    let_go, session = threading.Event(), host_session.of("pve")
+    monkeypatch.setattr(
+        host_session, "ON_LOSS", [lambda name, _: lost.append(f"{name}{' held' * host_session.of(name).is_held}")]
+    )
 
-    async def hold(holder: guard._Guard) -> None:
+    async def hold(holder: host_session.Guard) -> None:
         if ending == "refused":
-            raise guard.RefusedError(wanted="a", found="b", why="c", next="d")
+            raise RefusedError(wanted="a", found="b", why="c", next="d")
         holder.answered.set()
         await asyncio.to_thread(let_go.wait)
-        if ending == "released":
-            raise asyncio.CancelledError
         raise SILENT
 
-    monkeypatch.setattr(guard._Guard, "_hold", hold)
+    monkeypatch.setattr(host_session.Guard, "_hold", hold)
     if ending == "refused":
-        with pytest.raises(guard.RefusedError):
-            guard.hold("pve", host)
+        with pytest.raises(RefusedError):
+            session.hold(host)
     else:
-        guard.hold("pve", host)
-        assert guard.holds("pve")
+        session.hold(host)
+        assert session.is_held
     let_go.set()
-    assert guard._GUARDS["pve"].ended.wait(PATIENCE)
+    assert session.guard is not None and session.guard.ended.wait(PATIENCE)
     wait_until(lambda: lost == told)
-    assert lost == told and not guard.holds("pve")
+    assert lost == told and not session.is_held

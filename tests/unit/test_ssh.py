@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -34,12 +34,12 @@ from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import agent as asking
 from homelab.remote import loop, ssh, systems
-from homelab.resources import command
+from homelab.resources import command, kept_agent
 from homelab.settings import Host
 from homelab.stack import Refusal
-from remote_scripts.layers import cluster_turn, start_guests
-from remote_scripts.layers.run_guard import Wanted as Guard
-from remote_scripts.layers.stack_folder import Wanted as StackFolder
+from remote_scripts.both import nothing, start_guests
+from remote_scripts.both.run_guard import Wanted as Guard
+from remote_scripts.both.stack_folder import Wanted as StackFolder
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.state import Work
 from tests import agent_kit, connections
@@ -149,7 +149,7 @@ def test_the_agent_is_sent_to_a_host_that_asks_for_it_and_to_no_other(
         process.exit(0)
 
     def ask(session: ssh.Session) -> str:
-        return json.dumps(session.ask("read", "cluster_turn", cluster_turn.Wanted()))
+        return json.dumps(session.ask("read", "cluster_turn", nothing.Wanted()))
 
     assert (meet(tmp_path, serve, ask) if verb == "read" else keep(tmp_path, serve)) in ('{"held": "yes"}', ["held"])
     asked = json.loads(sent[0])
@@ -166,7 +166,7 @@ def test_what_a_logins_own_job_prints_behind_the_question_for_the_agent_hides_it
         process.exit(0)
 
     def ask(session: ssh.Session) -> str:
-        return json.dumps(session.ask("read", "cluster_turn", cluster_turn.Wanted(), seconds=5))
+        return json.dumps(session.ask("read", "cluster_turn", nothing.Wanted(), seconds=5))
 
     assert meet(tmp_path, serve, ask) == '{"turn": "yes"}'
 
@@ -537,7 +537,7 @@ def test_a_command_that_is_given_up_ends_no_other_one(tmp_path: Path, script: st
 def test_a_slow_host_has_the_time_for_its_answer_that_the_settings_give() -> None:
     session = _Sending()
     session._host = settings(timeouts={"api": 300})
-    session.ask("read", "cluster_turn", cluster_turn.Wanted())
+    session.ask("read", "cluster_turn", nothing.Wanted())
     assert session.waits == 300
 
 
@@ -884,9 +884,7 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
-    monkeypatch.setattr(command, "_HOOKS", {})
-    monkeypatch.setattr(command, "_ERROR_HOOKS", [])
-    monkeypatch.setattr(command, "_ANSWERED", {})
+    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})
     hooks = command._around_each(settings())
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
@@ -903,8 +901,27 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
         with pytest.raises(HomelabError):
             asyncio.run(step("192.0.2.8"))
     assert reached == ["192.0.2.7", "192.0.2.8", "192.0.2.8"]
+    # A VM of the same host, with the same user and port: it has a key of its own.
+    guest = command._around_each(settings(ssh={"hostKey": f"{KEY[:-4]}AAAA", "agent": True}))
+    assert guest is not None and guest.before_create != hooks.before_create
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
     assert command._around_each(settings()) is None
+
+
+def test_the_agent_is_put_where_the_step_runs_that_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[tuple[str, str]] = []
+    monkeypatch.setattr(ssh.Session, "put_agent", lambda session, owner, _: put.append((session._host.address, owner)))
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: not put)
+    monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
+    monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
+    assert command.putting_the_agent(settings(), "homelab-lab-pve") is None
+    put.append(("", "no preview any more"))
+    hooks = command.putting_the_agent(settings(), "homelab-lab-pve")
+    assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
+    (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
+    step = cast(pulumi.ResourceHookArgs, SimpleNamespace(new_inputs={"connection": {"host": "192.0.2.7"}}))
+    asyncio.run(cast(Coroutine[Any, Any, None], hook.callback(step)))
+    assert put[1:] == [("192.0.2.7", "homelab-lab-pve")]
 
 
 def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1092,7 +1109,7 @@ class _Sending(ssh.Session):
 @pytest.mark.parametrize("seconds", [1, 60, 825, 3600])
 def test_work_on_a_host_has_its_whole_time_and_more_for_its_error(tmp_path: Path, seconds: int) -> None:
     session, began = _Sending(), time.monotonic()
-    session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds)
+    session.ask("apply", "cluster_turn", nothing.Wanted(), seconds)
     limit = session.request["seconds"]
     assert Work(tmp_path, Log(tmp_path), limit).ends - began >= seconds
     assert seconds < limit <= session.waits < 1.2 * seconds + 10
@@ -1111,7 +1128,7 @@ def test_plans_are_asked_together_and_told_from_what_a_login_prints() -> None:
             return 'welcome\n{"files": []}\n{"reboot": "no"}\n'
 
     session = Planning()
-    questions = [("stack_folder", StackFolder(owner="x")), ("cluster_turn", cluster_turn.Wanted())]
+    questions = [("stack_folder", StackFolder(owner="x")), ("cluster_turn", nothing.Wanted())]
     assert session.plan(questions) == [{"files": []}, {"reboot": "no"}]
     assert session.waits == 2 * settings().timeouts.api and session.request["layer"] == "stack_folder"
 

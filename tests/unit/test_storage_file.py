@@ -11,17 +11,16 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.provider import storage_file
 from homelab.provider.storage_file import StorageFileWork
+from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from homelab.resources.storage_file import StorageFile
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
 
 VOLUME, URL, SUM = "local:iso/a.iso", "https://a.example/a.iso", "sha256:aa"
-INPUTS = StorageFile.Inputs(
-    host="pve1", node="pve1", download="a", volume=VOLUME, url=URL, checksum=None, sums=None, named="a.iso", keep=False
-)
-NOTED = {"url": URL, "checksum": None, "compared": SUM}
-MADE, FOUND = StorageFile.Outputs(made=True, compared=""), StorageFile.Outputs(made=False, compared="")
+INPUTS = StorageFile.Inputs(host="pve1", node="pve1", download="a.iso", volume=VOLUME, url=URL, checksum=None)
+NOTED = {"url": URL, "checksum": None}
+MADE, FOUND = StorageFile.Outputs(made=True), StorageFile.Outputs(made=False)
 
 
 class Storage:
@@ -37,23 +36,21 @@ class Storage:
         def noted(*_: Any) -> Any:
             return self.note
 
-        def take_note(_host: Any, _inputs: Any, checksum: str | None) -> None:
-            self.note = {"compared": checksum}
+        def take_note(_session: Any, _name: str, note: dict[str, Any]) -> None:
+            self.note = note
             self.done.append("noted")
 
         def users(*_: Any) -> list[str]:
             return self.users
 
-        def sums(*_: Any) -> str:
-            return f"{'a' * 64}  a.iso\n"
-
         def forget(*_: Any) -> None:
             self.note = None
             self.done.append("forgotten")
 
-        for name, function in (("_noted", noted), ("_note", take_note), ("_users", users), ("_sums", sums)):
+        for name, function in (("_noted", noted), ("_users", users)):
             monkeypatch.setattr(storage_file, name, function)
-        monkeypatch.setattr(storage_file, "forget_notes", forget)
+        monkeypatch.setattr(ledger, "note", take_note)
+        monkeypatch.setattr(ledger, "forget", forget)
         monkeypatch.setattr(self.work, "_files", lambda _: self)
 
     def exists(self, _volume: str) -> bool:
@@ -91,10 +88,9 @@ DOWNLOADED = ["noted", "fetched uncompared"]
         (False, NOTED, {}, True, DOWNLOADED),
         (True, None, {}, False, []),
         (True, None, {"checksum": SUM}, False, [f"fetched {SUM}"]),  # Proxmox VE compares it
-        (True, None, {"checksum": SUM, "url": None}, False, []),
         (True, NOTED, {}, True, []),
         (True, {**NOTED, "url": "https://b.example"}, {}, True, ["removed", "forgotten", *DOWNLOADED]),
-        (False, None, {"sums": "https://a.example/SUMS"}, True, ["noted", f"fetched sha256:{'a' * 64}"]),
+        (False, None, {"checksum": SUM}, True, ["noted", f"fetched {SUM}"]),
     ],
 )
 def test_a_file_is_used_taken_over_or_downloaded(
@@ -103,23 +99,6 @@ def test_a_file_is_used_taken_over_or_downloaded(
     storage.there, storage.note = there, note
     outputs = storage.work.create(dataclasses.replace(INPUTS, **changes))
     assert (outputs.made, storage.done) == (made, done)
-
-
-@pytest.mark.parametrize(
-    ("note", "checksum", "compared"),
-    [(NOTED, None, SUM), ({**NOTED, "compared": None}, None, ""), (None, SUM, SUM), (None, None, "")],
-)
-def test_what_a_file_that_is_there_was_compared_with_is_known(
-    storage: Storage, note: Any, checksum: str | None, compared: str
-) -> None:
-    storage.there, storage.note = True, note
-    assert storage.work.create(dataclasses.replace(INPUTS, checksum=checksum)).compared == compared
-
-
-def test_a_file_that_its_maker_doesnt_list_is_refused(storage: Storage) -> None:
-    with pytest.raises(HomelabError):
-        storage.work.create(dataclasses.replace(INPUTS, sums="https://a.example/SUMS", named="b.iso"))
-    assert storage.done == []
 
 
 @pytest.mark.parametrize(
@@ -136,19 +115,14 @@ def test_a_download_that_fails_is_noted_while_it_may_be_there(
 
 
 @pytest.mark.parametrize(
-    ("outputs", "keep", "users", "done"),
-    [
-        (MADE, False, [], ["ended", "removed", "forgotten"]),
-        (MADE, True, [], ["forgotten"]),
-        (MADE, False, ["VM 1"], ["forgotten"]),
-        (FOUND, False, [], []),
-    ],
+    ("outputs", "users", "done"),
+    [(MADE, [], ["ended", "removed", "forgotten"]), (MADE, ["VM 1"], ["forgotten"]), (FOUND, [], [])],
 )
 def test_a_file_is_removed_that_is_ours_and_that_nobody_uses(
-    storage: Storage, outputs: Any, keep: bool, users: list[str], done: list[str]
+    storage: Storage, outputs: Any, users: list[str], done: list[str]
 ) -> None:
     storage.users = users
-    storage.work.delete(dataclasses.replace(INPUTS, keep=keep), outputs)
+    storage.work.delete(INPUTS, outputs)
     assert storage.done == done
 
 
@@ -159,7 +133,6 @@ OTHER = dataclasses.replace(INPUTS, url="https://b.example/a.iso")
     ("inputs", "outputs", "done"),
     [
         (INPUTS, MADE, []),
-        (dataclasses.replace(INPUTS, keep=True), MADE, []),
         (INPUTS, dataclasses.replace(MADE, drift=["gone"]), DOWNLOADED),
         (OTHER, MADE, ["removed", "forgotten", *DOWNLOADED]),
         (OTHER, dataclasses.replace(MADE, drift=["gone"]), ["removed", "forgotten", *DOWNLOADED]),
@@ -204,7 +177,7 @@ def test_what_a_killed_run_has_begun_is_removed(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, note: Any, done: list[str]
 ) -> None:
     monkeypatch.setattr(StorageFile, "inputs_of", lambda *_: INPUTS)
-    about = {"pve1": {"downloads": {"a": {"image": "virtio-win"}}}}
+    about = {"pve1": {"downloads": {"a.iso": {"url": URL}}}}
     storage.work.stack = texts({}, about)
     storage.work.remove_unfinished("pve1", "pve1", {"file/pve1/local:iso+a.iso": json.dumps(note)} if note else {})
     assert storage.done == done

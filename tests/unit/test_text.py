@@ -89,9 +89,10 @@ def test_the_engine_is_told_in_whose_line_past_the_environments_proxy(monkeypatc
     engine_pb2_grpc.add_EngineServicer_to_server(Listening(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with log.messages_of("urn:a"):
-        for meanwhile in (True, False):
-            log.Engine(f"127.0.0.1:{port}").tell("drift", meanwhile=meanwhile)
+    token = log.URN.set("urn:a")
+    for meanwhile in (True, False):
+        log.Engine(f"127.0.0.1:{port}").tell("drift", meanwhile=meanwhile)
+    log.URN.reset(token)
     server.stop(None)
     assert told == [("drift", "urn:a"), ("drift", "")]
 

@@ -14,7 +14,7 @@ from homelab.provider import boot_verification
 from homelab.remote import ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
-from remote_scripts.layers import cluster_turn, reboot, start_guests
+from remote_scripts.both import cluster_turn, reboot, start_guests
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_handover import host
 
@@ -98,7 +98,7 @@ def test_a_cluster_that_cant_be_told_of_the_end_of_a_turn_is_a_note(
     boot_verification._end_turn(host(), "pve1")
     left = (
         "pve1: note: it couldn't tell its cluster that it is back: no other node restarts until the time of its turn "
-        "has passed, or until `rm /etc/pve/priv/homelab-reboot`"
+        "has passed, or until `rm /etc/pve/homelab/turn`"
     )
     assert told == said + [left] * (answer != {"over": True})
 

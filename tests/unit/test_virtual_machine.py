@@ -1,4 +1,4 @@
-"""What of a made VM is changed in place."""
+"""What of a made guest is changed in place."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.provider.virtual_machine import VirtualMachineWork
-from homelab.resources.virtual_machine import DiskInputs
+from homelab.provider.guest import GuestWork, written_of
 from tests.unit.test_new_guests import INPUTS
 
-BEFORE = dataclasses.replace(INPUTS, config={"memory": "512", "net0": "virtio,bridge=vmbr0"})
+BEFORE = dataclasses.replace(INPUTS, size=8, config={"memory": "512", "net0": "virtio,bridge=vmbr0"})
 MAC = "BC:24:11:00:00:01"
 CONFIG = {"memory": "512", "net0": f"virtio={MAC},bridge=vmbr0,firewall=1", "args": "-x"}
-LARGER: dict[str, Any] = {"disk": DiskInputs(storage="local", size=16)}
+LARGER: dict[str, Any] = {"size": 16}
 
 
-class Work(VirtualMachineWork):
+class Work(GuestWork):
     """`done`: what is set, and whether the disk grows."""
 
     def __init__(self, *, config: dict[str, str] = CONFIG) -> None:
@@ -39,8 +38,8 @@ class Work(VirtualMachineWork):
     def _set(self, inputs: Any, settings: Any) -> None:
         self.done.append(settings)
 
-    def _resize(self, inputs: Any) -> None:
-        self.done.append(inputs.disk.size)
+    def _grow(self, inputs: Any) -> None:
+        self.done.append(inputs.size)
 
 
 def net(value: str) -> dict[str, str]:
@@ -75,17 +74,91 @@ def test_what_is_gone_already_is_not_taken_away() -> None:
     assert work.done == [{"args": None}]
 
 
+WITH_DISKS = dataclasses.replace(
+    BEFORE,
+    config={
+        **BEFORE.config,
+        "scsi0": "local:0,import-from=local:import/a.qcow2",
+        "efidisk0": "local:1",
+        "storage": "a",
+    },
+)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"disk": DiskInputs(storage="local", size=4)}, {"disk": DiskInputs(storage="fast", size=8)}, {"image": "a"}, {"template": 9}],
-)  # fmt: skip
+    [
+        {"scsi0": "fast:0,import-from=local:import/a.qcow2"},
+        {"scsi0": "local:0,import-from=local:import/b.qcow2"},
+        {"scsi0": None},
+        {"efidisk0": "local:1,efitype=4m"},
+        {"storage": "b"},
+    ],
+)
 def test_what_only_a_new_disk_could_have_is_refused(changes: dict[str, Any]) -> None:
-    Work().require_same_disk(dataclasses.replace(BEFORE, **LARGER), BEFORE)
+    Work().require_same_disks(dataclasses.replace(WITH_DISKS, **LARGER), WITH_DISKS)
+    config = {key: value for key, value in {**WITH_DISKS.config, **changes}.items() if value is not None}
     with pytest.raises(HomelabError, match="what is on the disk would be lost"):
-        Work().require_same_disk(dataclasses.replace(BEFORE, **changes), BEFORE)
+        Work().require_same_disks(dataclasses.replace(WITH_DISKS, config=config), WITH_DISKS)
 
 
-MARKED = {**CONFIG, "description": f"{BEFORE.mark} {'0' * 16}"}
+@pytest.mark.parametrize("changes", [{"size": 4}, {"clone": 9}])
+def test_a_disk_that_shrinks_and_another_template_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(HomelabError, match="what is on the disk would be lost"):
+        Work().require_same_disks(dataclasses.replace(BEFORE, **changes), BEFORE)
+
+
+@pytest.mark.parametrize("changes", [{"scsi1": "local:8"}, {"sata0": "none,media=cdrom"}, {"sata0": None}])
+def test_a_further_disk_and_another_cd_are_no_other_disk(changes: dict[str, Any]) -> None:
+    before = dataclasses.replace(WITH_DISKS, config={**WITH_DISKS.config, "sata0": "local:iso/a.iso,media=cdrom"})
+    config = {key: value for key, value in {**before.config, **changes}.items() if value is not None}
+    Work().require_same_disks(dataclasses.replace(before, config=config), before)
+
+
+def test_a_run_that_finishes_a_guest_makes_no_disk_of_it_again() -> None:
+    disks = {
+        "scsi0": "local:vm-103-disk-0",
+        "efidisk0": "local:vm-103-disk-1,efitype=4m",
+        "net0": f"virtio={MAC},bridge=vmbr0",
+    }
+    work = Work(config={**disks, "memory": "512", "description": f"{BEFORE.mark} {'0' * 16}"})
+    inputs = dataclasses.replace(WITH_DISKS, size=None, config={**WITH_DISKS.config, "sata0": "none,media=cdrom"})
+    work.make(inputs, "f" * 16)
+    assert work.done == [("put", {"sata0": "none,media=cdrom", "description": f"{BEFORE.mark} {'f' * 16}"}), None]
+
+
+def test_a_disk_that_is_there_is_not_made_again() -> None:
+    work = Work(config={**CONFIG, "scsi1": "local:vm-103-disk-1,size=8G"})
+    work.change(dataclasses.replace(BEFORE, config={**BEFORE.config, "scsi1": "local:8"}), BEFORE, [])
+    assert work.done == []
+
+
+def test_what_is_compared_later_is_what_was_written_without_disks_cds_and_hookscripts() -> None:
+    config = {
+        **CONFIG,
+        "scsi0": "local:vm-103-disk-0",
+        "sata0": "none,media=cdrom",
+        "hookscript": "a",
+        "mp0": "/a,mp=/b",
+    }
+    inputs = dataclasses.replace(BEFORE, config={**config, "mp1": "local:8,mp=/c"})
+    assert written_of({**config, "name": "theirs"}, inputs, inputs.config) == {**CONFIG, "mp0": "/a,mp=/b"}
+
+
+def test_a_containers_change_goes_to_the_api_with_what_it_had_of_its_network_card() -> None:
+    """What Proxmox VE has added: its hardware address, and of an OCI image's container, that the host sets the network up."""
+    net = "name=eth0,bridge=vmbr0,gw=192.168.0.1,hwaddr=BC:24:11:AA:BB:CC,ip=192.168.0.50/24,host-managed=1,type=veth"
+    before = dataclasses.replace(
+        BEFORE, guest_kind="lxc", config={"net0": "name=eth0,bridge=vmbr0", "swap": "0", "cores": "1"}
+    )
+    after = dataclasses.replace(before, config={"net0": "name=eth0,bridge=vmbr1,ip=dhcp", "cores": "2"})
+    work = Work(config={"net0": net, "swap": "0", "cores": "1"})
+    assert work.change(after, before, []) == ["net0", "cores", "swap"]
+    net = "name=eth0,bridge=vmbr1,ip=dhcp,hwaddr=BC:24:11:AA:BB:CC,host-managed=1"
+    assert work.done == [("put", {"net0": net, "cores": "2", "delete": "swap"})]
+
+
+MARKED = {**CONFIG, "net0": f"virtio={MAC},bridge=vmbr0", "description": f"{BEFORE.mark} {'0' * 16}"}
 
 
 @pytest.mark.parametrize(
@@ -107,4 +180,4 @@ def test_one_of_its_id_is_finished_only_if_this_stack_began_it(config: dict[str,
         assert work.done == []
     else:
         work.make(BEFORE, "f" * 16)
-        assert work.done == [("put", done)]
+        assert work.done == [("put", done), 8]

@@ -74,7 +74,6 @@ class Vm:
         (FIRST, "mapping=first,pcie=1"),
         (VmCard("g", "g", "0000:01:00", x_vga=True, rombar=False), "mapping=g,pcie=1,rombar=0,x-vga=1"),
         (VmCard("g", "g", "0000:01:00", by_address=True, romfile="a.rom", pcie=False), "host=0000:01:00,romfile=a.rom"),
-        (VmCard("g", "g", "0000:01:00", legacy_igd=True, pcie=False), "mapping=g,legacy-igd=1"),
     ],
 )
 def test_a_card_becomes_a_hostpci_value(card: VmCard, value: str) -> None:
@@ -431,8 +430,8 @@ def test_what_stands_against_a_change_is_named_with_its_remedy(case: str) -> Non
     ("config", "users", "said"),
     [
         (Q35, [user(running=True)], "VM 104 (gaming) runs with it"),
-        (Q35 | {"onboot": "1"}, [user(onboot=True)], "allowSharedOnboot"),
-        (Q35 | {"onboot": "1"}, [user(103, running=True, onboot=True)], None),
+        (Q35 | {"onboot": "1"}, [user(onboot=True)], None),
+        (Q35, [user(103, running=True)], None),
         (Q35, [user()], None),
     ],
 )
@@ -444,16 +443,10 @@ def test_who_has_a_card_already(config: dict[str, str], users: list[CardUser], s
     assert any("which doesn't run with it now, has first as well" in remark for remark in told) is is_off
 
 
-def test_two_vms_with_a_card_may_start_with_the_host_where_that_is_accepted() -> None:
-    users = {"first": [user(onboot=True)]}
-    assert refusals.of_users(Q35 | {"onboot": "1"}, wish(FIRST, shared_onboot=True), users) == []
-
-
 def test_i440fx_is_refused_for_pci_express_alone() -> None:
     (error,) = Vm({"name": "old"}).planned(FIRST).refusals
     assert "vms.sandbox.machine: q35" in error.next
     assert Vm({}).planned(dataclasses.replace(FIRST, pcie=False)).refusals == []
-    assert Vm({}).planned(dataclasses.replace(FIRST, legacy_igd=True, pcie=False)).refusals == []
     assert Vm({}).planned(FIRST, machine="q35").refusals == []
     assert Vm({"hostpci0": "01:00"}).planned(OWN).refusals == []
     assert Vm({}).planned().refusals == []

@@ -351,11 +351,6 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
             "shut VM 104 (Other) down",
         ),
         ({"VM": "", "read": UNDER_HA}, "HA manages it (started)", "`ha-manager set vm:103 --state ignored`"),
-        (
-            {"VM": "[PENDING]\nmemory: 4096", "VM's note": None},
-            "a change of memory waits for its next start",
-            "start the VM, or take it back",
-        ),
     ],
 )
 def test_a_vm_is_told_with_what_cures_it(

@@ -1,30 +1,26 @@
 """The Proxmox VE API: requests that outlast a short outage, waiting for tasks, errors for users.
 
-Only this module repeats requests:
-
-- a read, and a request that certainly wasn't carried out, during a short outage of the API;
-- a change with a digest whose answer was lost, if by the digest nothing was changed;
-- a start of a task whose answer was lost, if the node has no such task;
-- a request that was refused because another process has the lock (`qm cleanup` may hold a VM's for half a minute after
-  its stop).
+A request is sent again only where that changes nothing twice: a read, or what certainly wasn't carried out. That is so
+while the API is away for a short time (an update restarts it), and where another process has the lock (`qm cleanup` may
+hold a VM's for half a minute after its stop).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from proxmoxer.core import ResourceException
 
 from homelab.errors import elsewhere, unlocking
-from homelab.remote.proxmox.connection import NoAnswerError, connected, no_answer
+from homelab.remote.proxmox.connection import Connection, NoAnswerError, no_answer
 from homelab.remote.proxmox.errors import (
     TAKEN_ELSEWHERE,
     ApiError,
-    ChangedMeanwhileError,
+    AwayError,
     ElsewhereError,
     LockHeldError,
     NoQuorumError,
@@ -36,15 +32,14 @@ from homelab.remote.proxmox.errors import (
     plain,
 )
 from homelab.settings import Host
-from remote_scripts.shared.api import USER
+
+T = TypeVar("T")
 
 # How long a request is repeated, in seconds: while the API doesn't answer; while a lock is held (Proxmox VE itself
 # waits ten seconds for it each time); while a cluster reports no quorum, as it does once more after it has one again.
 OUTAGE_SECONDS = 15.0
 LOCK_SECONDS = 90.0
 QUORUM_SECONDS = 5.0
-# How long to look for the task of a request whose answer was lost.
-LOOK_SECONDS = 5.0
 # Between two attempts: the shortest and the longest pause.
 RETRY_SECONDS = (0.2, 2.0)
 # Between two requests of a task's status, the shortest and the longest pause: the API doesn't signal a task's end.
@@ -62,8 +57,9 @@ SECRETS = ("password", "cipassword")
 _GUEST_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
 # In a name that is part of a path, these would make it another path, or add parameters.
 _UNSAFE_IN_PATH = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
-_GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
+_GUEST = re.compile(r"^nodes/[^/]+/(?P<kind>qemu|lxc)/(?P<id>\d+)(?:/|$)")
 _NO_LOG_YET = "no content"  # the line of a log that is still empty
+_STATUS = "TASK "  # its last line, which repeats the status
 _WAITS_FOR_LOCK = ("trying to acquire lock", "trying to acquire cfs lock")
 
 
@@ -85,20 +81,16 @@ class Api:
     `host`: the settings; `node`: the node's name in its cluster; `patience`: seconds that an outage may last.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        node: str,
-        *,
-        clock: Clock | None = None,
-        patience: float = OUTAGE_SECONDS,
-    ) -> None:
-        self.node = node
-        self.host = host
-        self.clock = clock or Clock()
-        self._patience = patience
-        self._followed_upids: set[str] = set()
-        self._connection = connected(host)
+    def __init__(self, host: Host, node: str, *, clock: Clock | None = None, patience: float = OUTAGE_SECONDS) -> None:
+        self.node, self.host, self.clock = node, host, clock or Clock()
+        self._connection = Connection(host)
+        # An error that goes away by itself -> for how long.
+        self._passing: dict[type[ApiError], float] = {
+            UnansweredError: patience,
+            AwayError: patience,
+            LockHeldError: LOCK_SECONDS,
+            NoQuorumError: QUORUM_SECONDS,
+        }
 
     # -- requests ------------------------------------------------------------------------------------------------
     def get(self, path: str, wanted: str, /, **parameters: Any) -> Any:
@@ -107,54 +99,28 @@ class Api:
         :param wanted: the request's purpose, for errors.
         :raises ApiError: it was refused, or not answered.
         """
-        return self._ask("get", path, wanted, parameters, repeatable=True)
+        return self._repeated(path, lambda: self._request("get", path, wanted, parameters), reads=True)
 
     def post(self, path: str, wanted: str, /, **parameters: Any) -> Any:
         """POST; arguments as of `get`.
 
         :raises ApiError: it was refused, or not answered.
         """
-        return self._ask("post", path, wanted, parameters)
+        return self._repeated(path, lambda: self._request("post", path, wanted, parameters))
 
     def put(self, path: str, wanted: str, /, **parameters: Any) -> Any:
-        """PUT; other arguments as of `get`. One with a `digest` is sent once more when its answer was lost and nothing
-        has been changed.
+        """PUT; arguments as of `get`.
 
         :raises ApiError: it was refused; UnansweredError: it may have been carried out.
         """
-        try:
-            return self._ask("put", path, wanted, parameters)
-        except UnansweredError as lost:
-            if "digest" not in parameters:
-                raise
-            self.clock.sleep(RETRY_SECONDS[1])
-            try:
-                if self.get(path, wanted).get("digest") != parameters["digest"]:
-                    raise
-                return self._ask("put", path, wanted, parameters)
-            except (UnansweredError, ChangedMeanwhileError):  # the first may have waited for a lock until now
-                raise lost from None
+        return self._repeated(path, lambda: self._request("put", path, wanted, parameters))
 
     def delete(self, path: str, wanted: str, /, **parameters: Any) -> Any:
         """DELETE; arguments as of `get`.
 
         :raises ApiError: it was refused, or not answered.
         """
-        return self._ask("delete", path, wanted, parameters)
-
-    def _ask(
-        self,
-        verb: str,
-        path: str,
-        wanted: str,
-        parameters: Mapping[str, object],
-        *,
-        repeatable: bool = False,
-    ) -> Any:
-        try:
-            return self._with_retries(lambda: self._request(verb, path, wanted, parameters), repeatable=repeatable)
-        except ApiError as error:
-            raise self._with_details(error, path) from error
+        return self._repeated(path, lambda: self._request("delete", path, wanted, parameters))
 
     def _request(self, verb: str, path: str, wanted: str, parameters: Mapping[str, object]) -> Any:
         """One attempt of a request through the connection."""
@@ -165,118 +131,44 @@ class Api:
         try:
             return getattr(self._connection.resource(path), verb)(**api_parameters)
         except ResourceException as error:
-            raise self._error_of_refusal(verb, path, wanted, parameters, error) from error
+            raise self._error_of_refusal(wanted, parameters, error) from error
         except NoAnswerError as error:
             raise no_answer(self.host, wanted, error, reads=verb == "get") from error
 
-    def _with_retries(self, ask: Callable[[], Any], *, repeatable: bool) -> Any:
+    def _repeated(self, path: str, ask: Callable[[], T], *, reads: bool = False) -> T:
         """The answer of `ask`, which is called again where that is safe.
 
-        :param repeatable: it may be carried out twice.
+        :param path: of the request.
+        :param reads: it may be carried out twice.
         """
-        start_time = self.clock.now()
-        pauses = _pauses(RETRY_SECONDS)
+        start_time, pauses = self.clock.now(), _pauses(RETRY_SECONDS)
         while True:
-            waited = self.clock.now() - start_time
             try:
                 return ask()
-            except UnansweredError as error:
-                # A time limit that has passed once is not waited for again and again.
-                waited = self.clock.now() - start_time
-                if waited > self._patience or not (repeatable or not error.sent):
-                    raise
-            except LockHeldError:
-                if waited > LOCK_SECONDS:
-                    raise
-            except NoQuorumError:
-                if waited > QUORUM_SECONDS:
-                    raise
+            except ApiError as error:
+                limit = self._passing.get(type(error), -1) if reads or not error.sent else -1
+                if self.clock.now() - start_time > limit:
+                    raise self._with_details(error, path) from error
             self.clock.sleep(next(pauses))
 
     # -- tasks ---------------------------------------------------------------------------------------------------
     def carry_out(
-        self,
-        verb: str,
-        path: str,
-        wanted: str,
-        seconds: float,
-        say: Callable[[str], None],
-        *,
-        kinds: tuple[str, ...],
-        **parameters: Any,
+        self, verb: str, path: str, wanted: str, seconds: float, say: Callable[[str], None], **parameters: Any
     ) -> list[str]:
         """Starts a task, waits for it, and returns its log's first and last lines. A task that failed because it waited
         for a lock in vain is started again.
 
-        :param kinds: the types of task that the request may start, by which the task is found if the answer was lost.
         :param seconds: how long the task may take.
         :param say: called with each new line of its log.
         :raises ApiError: it was refused, failed, or still runs.
         """
-        start_time = self.clock.now()
-        pauses = _pauses(RETRY_SECONDS)
-        while True:
-            waited = self.clock.now() - start_time
-            upid = self._start_task(verb, path, wanted, kinds, parameters, say)
-            if not upid:
-                return []  # it was done at once, as a resize before Proxmox VE 8
-            try:
-                return self.task(upid, wanted, seconds, say)
-            except LockHeldError as error:
-                if waited > LOCK_SECONDS:
-                    raise self._with_details(error, path) from error
-                say("another process holds its lock: trying again")
-            except ApiError as error:
-                raise self._with_details(error, path) from error
-            self.clock.sleep(next(pauses))
 
-    def _start_task(
-        self,
-        verb: str,
-        path: str,
-        wanted: str,
-        kinds: tuple[str, ...],
-        parameters: Mapping[str, object],
-        say: Callable[[str], None],
-    ) -> str | None:
-        """The UPID of the task that a request has started; None: it was done without a task. A request that wasn't
-        answered is sent again only if there is no such task.
-        """
-        request_time = self._connection.node_time - 2  # the clock of an answer's header goes by the second
-        repeatable = verb == "put"  # a resize to a size: the same twice
-        try:
-            upid: str | None = self._ask(verb, path, wanted, parameters, repeatable=repeatable)
-        except UnansweredError as error:
-            if not error.sent:
-                raise
-            try:
-                upid = self._lost_task(path, kinds, parameters, request_time)
-            except UnansweredError:
-                raise error from None
-            if upid is not None:
-                say("the answer was lost on the way; its task was started")
-            else:
-                upid = self._ask(verb, path, wanted, parameters)
-        self._followed_upids.add(upid or "")
-        return upid
+        def carried_out() -> list[str]:
+            upid = self._request(verb, path, wanted, parameters)
+            # It may be done at once, as a resize before Proxmox VE 8.
+            return self.task(upid, wanted, seconds, say) if upid else []
 
-    def _lost_task(
-        self, path: str, kinds: tuple[str, ...], parameters: Mapping[str, object], request_time: float
-    ) -> str | None:
-        """The UPID of a task since `request_time` that isn't known yet, and may be this one; None: there is none."""
-        match = _GUEST.match(path)
-        vmid = (match and match["id"]) or parameters.get("vmid")
-        deadline = self.clock.now() + LOOK_SECONDS
-        while True:
-            for task in self.tasks(source="all", vmid=vmid):
-                matches = (
-                    task.get("user") == USER and task["type"] in kinds and task["upid"] not in self._followed_upids
-                )
-                if matches and task["starttime"] >= request_time:
-                    return str(task["upid"])
-            if self.clock.now() > deadline:
-                return None
-            self.clock.sleep(POLL_SECONDS[1])
+        return self._repeated(path, carried_out)
 
     def tasks(self, **filters: Any) -> list[dict[str, Any]]:
         """The node's tasks, the latest first.
@@ -339,9 +231,9 @@ class Api:
     def _error_of_task(self, wanted: str, upid: str, status: str, log: _Log) -> ApiError:
         found = f"the task ended with: {status}{log.quoted}"
         error = explained(wanted, found, 500, status)
+        error.sent = not isinstance(error, LockHeldError)
         # A task that had begun its work before it lacked a lock may have changed something.
-        had_begun = isinstance(error, LockHeldError) and not log.only_waited
-        if had_begun or type(error) is ApiError:
+        if type(error) is ApiError or not (error.sent or log.only_waited):
             return TaskFailedError(
                 wanted=wanted,
                 found=found,
@@ -353,9 +245,7 @@ class Api:
         return error
 
     # -- errors --------------------------------------------------------------------------------------------------
-    def _error_of_refusal(
-        self, verb: str, path: str, wanted: str, parameters: Mapping[str, object], error: ResourceException
-    ) -> ApiError:
+    def _error_of_refusal(self, wanted: str, parameters: Mapping[str, object], error: ResourceException) -> ApiError:
         secrets = [str(value) for name, value in parameters.items() if name in SECRETS]
         status, reason = int(error.status_code), plain(str(error.content or "").strip(), secrets)
         errors = error.errors if isinstance(error.errors, dict) else {}
@@ -367,62 +257,48 @@ class Api:
         """The error with details for which the node is asked again: the lock's holder, the guest's node, the missing
         nodes.
         """
-        guest = _GUEST.match(path)
-        if isinstance(error, LockHeldError) and guest and guest["id"]:
+        guest, taken = _GUEST.match(path), TAKEN_ELSEWHERE.search(error.reason)
+        if isinstance(error, LockHeldError) and guest:
             return error.retold(found=f"{error.found}; {self._lock_holder(guest['id'])}")
         if isinstance(error, NoQuorumError):
             return error.retold(found=f"{error.found}: no quorum{self._missing_nodes()}")
-        if (
-            isinstance(error, ElsewhereError)
-            and (taken_id := TAKEN_ELSEWHERE.search(error.reason))
-            and taken_id["node"] != self.node
-        ):
-            kind = "qemu" if taken_id["kind"] == "VM" else "lxc"
-            return _moved(error, kind, int(taken_id["id"]), self.node, taken_id["node"])
-        if guest and guest["id"] and (lock := _GUEST_LOCKED.search(error.reason)):
+        if taken and taken["node"] != self.node:
+            kind = "qemu" if taken["kind"] == "VM" else "lxc"
+            return _moved(error, kind, int(taken["id"]), self.node, taken["node"])
+        if guest and (lock := _GUEST_LOCKED.search(error.reason)):
             step = f"{unlocking(guest['kind'], guest['id'], lock['lock'])}; then run `pulumi up` again"
             return error.retold(next=step)
-        if isinstance(error, NotThereError) and guest and guest["id"]:
-            node = self._node_of(int(guest["id"]))
-            if node is not None:
-                return _moved(error, guest["kind"], int(guest["id"]), self.node, node)
+        if isinstance(error, NotThereError) and guest and (node := self._node_of(int(guest["id"]))):
+            return _moved(error, guest["kind"], int(guest["id"]), self.node, node)
         return error
 
     def _lock_holder(self, vmid: str) -> str:
         """A text that names the tasks which hold a guest's lock."""
-        try:
-            active_tasks = self.tasks(source="active", vmid=vmid)
-        except ApiError:
-            active_tasks = []
-        if active_tasks:
-            descriptions = ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in active_tasks)
-            return f"the running task {descriptions} works on it"
+        with suppress(ApiError):
+            active = self.tasks(source="active", vmid=vmid)
+            if tasks := ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in active):
+                return f"the running task {tasks} works on it"
         return "no task works on it: perhaps `qm cleanup` after a stop, which takes half a minute at most"
 
     def _missing_nodes(self) -> str:
-        try:
+        with suppress(ApiError):
             nodes = self.get("nodes", "to see which nodes are missing")
-        except ApiError:
-            return ""
-        missing = sorted(node["node"] for node in nodes if node.get("status") != "online")
-        return f"; {', '.join(missing)} of the cluster's {len(nodes)} nodes don't answer" if missing else ""
+            if missing := sorted(node["node"] for node in nodes if node.get("status") != "online"):
+                return f"; {', '.join(missing)} of the cluster's {len(nodes)} nodes don't answer"
+        return ""
 
-    def _node_of(self, vmid: int) -> str | None:
-        """The node of a guest, if it isn't on this one."""
-        try:
-            guests = self.get("cluster/resources", "to see on which node a guest is", type="vm")
-        except ApiError:
-            return None
-        return next(
-            (str(guest["node"]) for guest in guests if guest.get("vmid") == vmid and guest["node"] != self.node), None
-        )
+    def _node_of(self, vmid: int) -> str:
+        """The node of a guest, if it isn't on this one; empty: it isn't known."""
+        with suppress(ApiError):
+            for guest in self.get("cluster/resources", "to see on which node a guest is", type="vm"):
+                if guest.get("vmid") == vmid and guest["node"] != self.node:
+                    return str(guest["node"])
+        return ""
 
 
 def _moved(error: ApiError, kind: str, vmid: int, node: str, new_node: str) -> ElsewhereError:
-    text = elsewhere(error.wanted, kind, vmid, node, new_node)
-    moved = ElsewhereError(
-        wanted=text.wanted, found=text.found, why=text.why, next=text.next, status=error.status, reason=error.reason
-    )
+    parts = elsewhere(error.wanted, kind, vmid, node, new_node).parts()
+    moved = ElsewhereError(**parts, status=error.status, reason=error.reason)
     moved.node = new_node
     return moved
 
@@ -440,49 +316,34 @@ def _pauses(seconds: tuple[float, float]) -> Iterator[float]:
 
 
 class _Log:
-    """A task's log while it is read: shows its lines, and keeps the first and the last ones. `count`: of lines so far;
-    `tail`: the last lines.
-    """
+    """A task's log while it is read: shows its lines. `count`: of lines so far; `lines`: the first and the last."""
 
     def __init__(self, say: Callable[[str], None], upid: str) -> None:
         self._say, self._upid = say, upid
         self.count = 0
-        self._has_waited, self._has_worked = False, False
-        self._head: list[str] = []
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.lines: list[str] = []
 
     def add(self, lines: list[str]) -> None:
         """Adds the next lines."""
         for line in lines:
             self.count += 1
-            text = plain(line[:LINE_CHARACTERS])
-            self.tail.append(text)
-            if self.count <= SHOWN_LINES:
-                self._head.append(text)
-            if line.startswith("TASK "):
-                continue  # it only repeats the status
-            self._has_waited |= line.startswith(_WAITS_FOR_LOCK)
-            self._has_worked |= not line.startswith(_WAITS_FOR_LOCK)
-            if self.count <= SHOWN_LINES:
-                self._say(text)
+            self.lines.append(plain(line[:LINE_CHARACTERS]))
+            del self.lines[SHOWN_LINES:-TAIL_LINES]
+            if self.count <= SHOWN_LINES and not line.startswith(_STATUS):
+                self._say(self.lines[-1])
             elif self.count == SHOWN_LINES + 1:
                 self._say(f"… and so on: `pvenode task log {self._upid}` on the host shows all of it")
 
     @property
     def only_waited(self) -> bool:
         """Whether the task has only waited for a lock."""
-        return self._has_waited and not self._has_worked
-
-    @property
-    def lines(self) -> list[str]:
-        """The first and the last lines."""
-        return [*self._head, *(list(self.tail)[SHOWN_LINES - self.count :] if self.count > SHOWN_LINES else [])]
+        return {line.startswith(_WAITS_FOR_LOCK) for line in self.lines if not line.startswith(_STATUS)} == {True}
 
     @property
     def quoted(self) -> str:
         """The last lines for an error; empty without lines."""
         of_locks = (*_WAITS_FOR_LOCK, " OK")  # of one that it got
-        lines = "\n        ".join(line for line in self.tail if line and not line.startswith(of_locks))
+        lines = "\n        ".join(line for line in self.lines[-TAIL_LINES:] if line and not line.startswith(of_locks))
         return f"\n        its log: {lines}" if lines else ""
 
 

@@ -12,9 +12,6 @@ import io
 import json
 import re
 import shlex
-import threading
-import time
-from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -51,7 +48,7 @@ class Answer:
 
         answer = http.client.HTTPResponse(cast(Any, Socket()))
         answer.begin()
-        self.status_code, self.reason, self.headers = answer.status, answer.reason, answer.headers
+        self.status_code, self.reason = answer.status, answer.reason
         self.content = answer.read()
         self.text = self.content.decode(errors="replace")
 
@@ -78,18 +75,11 @@ class Serializer:
 
 
 class Connection:
-    """A host's API. `resource`: proxmoxer's; `node_time`: by the node's clock, known from the last answer."""
+    """A host's API. `resource`: proxmoxer's."""
 
     def __init__(self, host: Host) -> None:
         self._host, self._session = host, ssh.Session(host)
-        self._minting, self._ticket = threading.Lock(), ""
-        self._clock_offset = 0.0
         self.resource = ProxmoxResource(base_url="/api2/json", session=self, serializer=Serializer())
-
-    @property
-    def node_time(self) -> float:
-        """The time by the node's clock, in seconds since 1970, to about a second."""
-        return time.time() + self._clock_offset
 
     def request(
         self, method: str, url: str, data: dict[str, Any] | None = None, params: dict[str, Any] | None = None
@@ -104,10 +94,6 @@ class Connection:
         if answer.status_code == http.HTTPStatus.UNAUTHORIZED:
             # A ticket is good for two hours, and for none where the host's clock has jumped.
             answer = self._asked(method, url, form, self._minted(ticket))
-        try:
-            self._clock_offset = parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()
-        except (TypeError, ValueError):
-            self._clock_offset = 0.0
         return answer
 
     def _asked(self, method: str, url: str, form: str, ticket: str) -> Answer:
@@ -131,27 +117,17 @@ class Connection:
         """
         try:
             self._session.connect()
-            with self._minting:
-                if self._ticket == spent:
+            login = ssh.login_of(self._host)
+            with login.minting:
+                if login.ticket == spent:
                     output = self._session.run("make_ticket", _MINT)
                     match = TICKET.search(output)
                     if match is None:
                         raise _no_ticket(self._host, plain(re.sub(r"PVE:\S+", "PVE:…", output)))
-                    self._ticket = match[0]
-                return self._ticket
+                    login.ticket = match[0]
+                return login.ticket
         except UnreachableError as away:
-            texts = {"wanted": away.wanted, "found": away.found, "why": away.why, "next": away.next}
-            raise AwayError(**texts, status=0, reason=away.found) from away
-
-
-_LOCK = threading.Lock()
-_CONNECTIONS: dict[str, Connection] = {}
-
-
-def connected(host: Host) -> Connection:
-    """The connection to a host's API, one in this process, in which all resources of a program run."""
-    with _LOCK:
-        return _CONNECTIONS.setdefault(host.model_dump_json(include={"address", "ssh", "timeouts"}), Connection(host))
+            raise AwayError(**away.parts(), status=0, reason=away.found) from away
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,10 @@ _NO_QUORUM = re.compile(r"no quorum|'/etc/pve/[^']*' - (?:Permission denied|Read
 
 
 class ApiError(HomelabError):
-    """The API refused a request, or a task failed. `status` is HTTP's (0: no answer), `reason` the node's own words."""
+    """The API refused a request, or a task failed. `status` is HTTP's (0: no answer), `reason` the node's own words,
+    `sent`: False: the request certainly wasn't carried out, and may be sent again."""
+
+    sent = True
 
     def __init__(self, *, wanted: str, found: str, why: str, next: str, status: int, reason: str) -> None:
         super().__init__(wanted=wanted, found=found, why=why, next=next)
@@ -50,9 +53,7 @@ class ChangedMeanwhileError(ApiError):
 
 
 class UnansweredError(ApiError):
-    """No answer, or none from the node. `sent`: False: the request certainly wasn't carried out."""
-
-    sent = True
+    """No answer, or none from the node."""
 
 
 class AwayError(UnansweredError, UnreachableError):
@@ -64,9 +65,13 @@ class AwayError(UnansweredError, UnreachableError):
 class LockHeldError(ApiError):
     """Another process holds the lock of a guest or file that was to be changed; nothing was done."""
 
+    sent = False
+
 
 class NoQuorumError(ApiError):
     """The cluster has no quorum, so that /etc/pve is read-only; nothing was done."""
+
+    sent = False
 
 
 class TaskFailedError(ApiError):

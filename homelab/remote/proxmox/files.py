@@ -20,12 +20,12 @@ END_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a file. `name`: the download's in the settings, such as `hosts.pve.downloads.noble`; `url`: None
-    for a template of Proxmox VE's list; `checksum`: as `Download.checksum`.
+    """The source of a file. `name`: the download's in the settings, such as `hosts.pve.downloads.noble.qcow2`;
+    `checksum`: as `Download.checksum`.
     """
 
     name: str
-    url: str | None
+    url: str
     checksum: str | None
 
 
@@ -77,25 +77,20 @@ class Files:
                 self._say("the node is downloading it already: waiting for that")
                 api.task(upid, wanted, seconds, self._say)
                 return
-            parameters: dict[str, Any]
-            if source.url is None:
-                path, parameters = f"nodes/{api.node}/aplinfo", {"storage": storage, "template": name}
-            else:
-                path = f"nodes/{api.node}/storage/{storage}/download-url"
-                parameters = {"url": source.url, "content": content, "filename": name}
-                if source.checksum:
-                    algorithm, _, digits = source.checksum.partition(":")
-                    parameters |= {"checksum": digits, "checksum-algorithm": algorithm}
-            api.carry_out("post", path, wanted, seconds, self._say, kinds=("download",), **parameters)
+            path = f"nodes/{api.node}/storage/{storage}/download-url"
+            parameters = {"url": source.url, "content": content, "filename": name}
+            if source.checksum:
+                algorithm, _, digits = source.checksum.partition(":")
+                parameters |= {"checksum": digits, "checksum-algorithm": algorithm}
+            api.carry_out("post", path, wanted, seconds, self._say, **parameters)
         except StillRunsError as error:
             raise self._ended(error, source, seconds) from error
         except UnansweredError:
             raise
         except ApiError as error:
-            place = source.url or "download.proxmox.com, and has the template in its list (`pveam update`)"
             raise error.retold(
                 why="nothing is kept of a download that fails, and a file that was there is not touched",
-                next=f"correct what it names, or {source.name}; see whether the host reaches {place} (a proxy: "
+                next=f"correct what it names, or {source.name}; see whether the host reaches {source.url} (a proxy: "
                 "Datacenter -> Options -> HTTP proxy); then run `pulumi up` again",
             ) from error
 
@@ -110,7 +105,7 @@ class Files:
             why="it was stopped, and the part that had arrived was deleted"
             if has_ended
             else "it was asked to stop, and hasn't: it may still finish",
-            next=f"see whether the host reaches {source.url or 'download.proxmox.com'}, and how fast. One that takes "
+            next=f"see whether the host reaches {source.url}, and how fast. One that takes "
             f"longer than {seconds:.0f} seconds gets more time with hosts.<name>.timeouts.create; then run `pulumi up` "
             "again",
             status=error.status,
@@ -146,7 +141,7 @@ class Files:
         storage, _, _ = vm_files.parts(volume)
         path = f"nodes/{self._api.node}/storage/{storage}/content/{volume}"
         seconds = self._api.host.timeouts.api_task
-        self._api.carry_out("delete", path, f"{volume} removed", seconds, self._say, kinds=("imgdel",))
+        self._api.carry_out("delete", path, f"{volume} removed", seconds, self._say)
 
 
 def check(
@@ -161,7 +156,7 @@ def check(
     :raises ApiError: it was refused, or not answered.
     """
     files = Files(api, lambda _: None)
-    downloads = {download.volume: key for key, download in host.downloads.items()}
+    downloads = {download.volume(key): key for key, download in host.downloads.items()}
     wanted = vm_files.wanted_volumes(vms, containers)
     if not downloads and not wanted:
         return []

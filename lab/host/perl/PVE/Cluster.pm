@@ -8,9 +8,10 @@ use warnings;
 my $lock_seconds = 120;
 
 # Never dies: returns undef and sets $@, and is free of the lock by then. The code has a minute.
-sub cfs_lock_domain {
-    my ($name, $seconds, $code) = @_;
-    my $lock = "$ENV{LAB_PVE}/priv/lock/domain-$name";
+sub cfs_lock_file {
+    my ($file, $seconds, $code) = @_;
+    my $name = "file-" . $file =~ s![./]!_!gr;
+    my $lock = "$ENV{LAB_PVE}/priv/lock/$name";
     my ($locked, $result) = (0);
     eval {
         die "no quorum!\n" if !$ENV{LAB_QUORATE};
@@ -19,13 +20,13 @@ sub cfs_lock_domain {
             die "got lock request timeout\n" if $tries >= 10 * $seconds;
             my @status = stat $lock;
             rmdir $lock if @status && time - $status[9] > $lock_seconds;
-            print STDERR "trying to acquire cfs lock 'domain-$name' ...\n" if $tries % 10 == 9;
+            print STDERR "trying to acquire cfs lock '$name' ...\n" if $tries % 10 == 9;
             select undef, undef, undef, 0.1;
         }
         1;
-    } or $@ = "cfs-lock 'domain-$name' error: $@";
+    } or $@ = "cfs-lock '$name' error: $@";
     if ($locked) {
-        local $SIG{ALRM} = sub { die "'domain-$name'-locked command timed out - aborting\n" };
+        local $SIG{ALRM} = sub { die "'$name'-locked command timed out - aborting\n" };
         $@ = "";
         eval { alarm 60; $result = $code->(); alarm 0; };
         my $error = $@;

@@ -1,0 +1,34 @@
+"""The guests that a person names: by id, by `vm 103` or `ct:901`, by Proxmox VE's name or the settings'. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from homelab.host.facts import GuestConfig
+
+_KINDS = r"(?<!\S)(?:vm|(ct|lxc|containers?))[\s:]+(?=\S)"
+
+
+class Named(NamedTuple):
+    """A guest by its name in the settings. `kind`: vm or lxc."""
+
+    kind: str
+    id: int
+    name: str
+
+
+def meant(text: str, *known: Iterable[Named | GuestConfig]) -> list[Named | GuestConfig]:
+    """The guests that a text names; empty: one of them isn't known, or two have that name.
+
+    :param known: where several have a name, the first of these that know it count.
+    """
+    words = re.sub(_KINDS, lambda kind: "lxc:" if kind[1] else "vm:", text.lower().replace(",", " ")).split()
+    found = [next(filter(None, (_of(word, guests) for guests in known)), []) for word in words]
+    return [*{one.id: one for [one] in found}.values()] if all(len(ones) == 1 for ones in found) else []
+
+
+def _of(word: str, guests: Iterable[Named | GuestConfig]) -> list[Named | GuestConfig]:
+    kind, _, name = word.rpartition(":")
+    return [one for one in guests if kind in ("", one.kind) and name in (str(one.id), one.name.lower())]

@@ -1,0 +1,26 @@
+"""What the layer container_verification is asked, and what it answers."""
+
+from dataclasses import dataclass, field
+
+from remote_scripts.shared.container_note import Cards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`cards`: as of container_cards.py; `uses`: what packages were installed for: with `video` vainfo has to work."""
+
+    ctid: int
+    cards: Cards = field(default_factory=Cards)
+    uses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`state`: running, stopped or unknown; `nodes`: paths that were opened; `tried`: in words, what vainfo says, and
+    what couldn't be tried; `by`: who opened them, in words.
+    """
+
+    state: str
+    nodes: list[str]
+    tried: list[str]
+    by: str = "root and by an ordinary user"

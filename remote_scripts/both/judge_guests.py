@@ -1,0 +1,20 @@
+"""What the layer judge_guests is asked, and what it answers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`vms`, `containers`: those that are to be made: name in the settings -> options as the API takes them, also the
+    id (`vmid`)."""
+
+    vms: dict[str, dict[str, str]]
+    containers: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`mistakes`: a guest's name -> an option -> what is wrong with it; empty where Proxmox VE's modules can't be
+    loaded: then the making of the guest judges."""
+
+    mistakes: dict[str, dict[str, str]]

@@ -1,0 +1,24 @@
+"""How a guest is changed, for all layers that change one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: How much longer a start takes whose hookscript waits for a shared card: for another handover (layers/handover.py,
+#: START_SECONDS), then for the containers that are shut down for it.
+HANDOVER_SECONDS = 1200 + 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a guest is changed."""
+
+    owner: str = ""
+    """The resource that keeps the guest's note: PROJECT/STACK/NAME."""
+    power: Literal["keep", "running", "stopped"] = "keep"
+    """What the guest is to be afterwards; `keep`: on if it was."""
+    rebooted_at: int = 0
+    """When this run has restarted the host, in seconds since 1970: what was asked before is asked anew by it."""
+    shutdown: int = 180
+    """For how many seconds the guest may take its time to go off."""
+    otherwise: Literal["fail", "stop"] = "fail"
+    """What happens to one that is still on then."""

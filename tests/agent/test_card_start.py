@@ -1,0 +1,116 @@
+"""What a start of a VM would find of its shared cards, as the layer diagnose says it; nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from remote_scripts.both.diagnose import Answer, Wanted
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.handover import CARDS
+from remote_scripts.tools.plain import of_plain
+from tests.agent.handover_kit import (
+    AUDIO,
+    BIG,
+    DEVICES,
+    GPU,
+    OTHER,
+    SERVICE,
+    START,
+    STATE,
+    STOP,
+    VM,
+    bind,
+    cards,
+    everything,
+    run,
+    up_at_work,
+)
+from tests.agent.handover_kit import host as host  # a fixture
+from tests.agent.kit import Host
+
+SMALL = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,))
+
+
+def starts(host: Host, vmid: int = 103) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Of each card that the VM names: why its start wouldn't get it, and the containers that would be shut down."""
+    before = everything(host)
+    answer = of_plain(Answer, host.ask("read", "diagnose", Wanted(vm=vmid)))
+    assert everything(host) == before
+    return {start.card: (start.refused, start.containers) for start in answer.starts}
+
+
+def refused(host: Host, vmid: int = 103) -> str:
+    why, containers = starts(host, vmid)["big"]
+    assert not containers
+    return why
+
+
+def test_a_vm_that_is_off_is_told_who_would_be_shut_down_for_it(host: Host) -> None:
+    cards(host, SMALL, BIG)
+    assert starts(host) == {"big": ("", ("950",))}
+    host.write("/vm103", "unknown\n")
+    assert "it isn't known whether VM 103 runs" in refused(host)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"/vm103": "running\n"},
+        {VM: "name: gaming\n"},
+        {CARDS: ""},
+    ],
+    ids=["it runs", "it names no card", "nothing is known of its cards"],
+)
+def test_of_a_vm_that_takes_nothing_now_nothing_is_said(host: Host, change: dict[str, str]) -> None:
+    for path, text in change.items():
+        host.write(path, text)
+    assert starts(host) == {}
+
+
+def test_a_card_that_is_on_vfio_pci_goes_to_it_without_a_handover(host: Host) -> None:
+    for address in (GPU, AUDIO):
+        bind(host, address, "vfio-pci")
+    assert starts(host) == {"big": ("", ())}
+
+
+def test_it_waits_for_a_run_as_a_start_would(host: Host) -> None:
+    with up_at_work(host, "anna"):
+        assert "an up or a destroy of this host is at work" in refused(host)
+
+
+def test_who_has_it_is_named_but_for_who_ends_with_a_container(host: Host) -> None:
+    for pid, group in ((41, "/lxc/950/ns"), (42, "/system.slice/ollama.service")):
+        host.write(f"/proc/{pid}/comm", "ollama\n")
+        host.write(f"/proc/{pid}/cgroup", f"0::{group}\n")
+        host.write(f"/proc/{pid}/task/{pid}/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
+        (host.root / f"proc/{pid}/task/{pid}/fd").mkdir()
+    assert refused(host) == "in use by ollama (PID 42 of ollama.service)"
+    shutil.rmtree(host.root / "proc/42")
+    assert starts(host) == {"big": ("", ("950",))}
+
+
+def test_what_stands_against_it_is_said_as_a_start_would(host: Host) -> None:
+    host.write(f"{DEVICES}/{GPU}/boot_vga", "1\n")
+    assert "has this host's screen" in refused(host)
+    host.write(VM.replace("103", "104"), host.read(VM))
+    host.write("/vm104", "stopped\n")
+    assert "the settings don't give it to this VM" in refused(host, 104)
+    host.write(STATE, json.dumps({"state": "DEAD", "vm": "103", "boot": "boot", "why": "it doesn't answer"}))
+    assert refused(host) == "DEAD: it doesn't answer"
+    host.write(STATE, "{")
+    assert "to know where the card is" in refused(host)
+
+
+def test_a_card_that_another_vm_has_is_there_again_once_that_one_is_off(host: Host) -> None:
+    cards(host, Card(name="big", functions=BIG.functions, vms=(103, 104)))
+    host.write(VM.replace("103", "104"), host.read(VM))
+    host.write("/vm104", "stopped\n")
+    run(host, *START)
+    assert starts(host) == {"big": ("", ())}  # which is its own
+    assert "`qm shutdown 103` gives it back" in refused(host, 104)
+    run(host, *STOP)
+    run(host, *SERVICE)
+    assert starts(host, 104) == {"big": ("", ("950",))}

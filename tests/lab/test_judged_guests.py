@@ -1,0 +1,38 @@
+"""Guests that are to be made, judged before: every mistake is named in one preview, and nothing is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.remote import planning
+from homelab.settings import Container, Vm
+from lab import Lab
+from tests.lab.test_proxmox_api import host_of
+
+TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
+
+
+def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_path: Path) -> None:
+    with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
+        lab.run(f"mkdir -p $ROOT/var/lib/vz/template/cache; touch $ROOT/var/lib/vz/template/cache/{TEMPLATE}")
+        host, stock, mark = host_of(lab), lab.snapshot(), lab.mark()
+        options = {"scsi0": "fast:32", "net0": "virtio,bridge=vmbr9", "scsi1": "local:8", "efidisk0": "nowhere:1"}
+        vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": options})
+        new = {"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "fast:8", "net0": "name=eth0,bridge=vmbr9"}
+        container = Container.model_validate({"host": "pve", "ctid": 301, "gpuAssignment": "none", "create": new})
+        with pytest.raises(HomelabError) as raised:
+            planning.planned("pve", host, {"dev": vm}, {"ai": container})
+        message = str(raised.value)
+        for mistake in (
+            "dev, made as its settings say", "efidisk0: storage 'nowhere' does not exist", "net0: bridge 'vmbr9' does not exist",
+            "scsi0: storage 'fast' does not exist", "ai, made as its settings say", "rootfs: storage 'fast' does not exist",
+        ):  # fmt: skip
+            assert mistake in message, message
+        assert lab.snapshot() == stock and not [call for call in lab.api_calls(mark) if call["method"] != "GET"]
+
+        good = {"scsi0": "local-lvm:32", "net0": "virtio,bridge=vmbr0", "sata0": "none,media=cdrom"}
+        vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": good})
+        planning.planned("pve", host, {"dev": vm}, {})
