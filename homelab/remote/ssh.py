@@ -1050,6 +1050,6 @@ def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableErro
         wanted=f"{host.address} back after its reboot",
         found=f"after {waited:.0f} s: {last_problem}",
         why="its kernel may hang. If its boot was on trial, the host's default is what it had before",
-        next="look at its screen or its remote console, then switch it off and on: it starts with its default (should "
-        "it hang again, choose the first entry in its boot menu); when it is back, run `pulumi up --refresh`",
+        next="look at its screen or its remote console, then switch it off and on: it starts with its default; "
+        "when it is back, run `pulumi up --refresh`",
     )
