@@ -69,6 +69,7 @@ for name, host in settings.hosts.items():
     reboot = HostRebootArgs(host_name=name, host=host, probe=probe, previous_node=turns.get(host.cluster))
     host_stack = NvidiaGuestStack.on_host(name, host, reboot, layers)
     boot = host_stack.boot if host_stack else HostReboot(name, reboot, after(*layers))
+    of_host = [host_stack] if host_stack else []
     if host_stack:
         stacks[host_stack.place] = host_stack.result
     if host.cluster:  # its next node restarts once this one is back
@@ -88,10 +89,9 @@ for name, host in settings.hosts.items():
         downloads = [files[volume] for volume in container.volumes if volume in files]
         lxcs[guest] = GpuLxc(guest, lxc_args, after(*nodes, *downloads))
         containers[guest] = lxcs[guest].container
-    trials = host_stack.driver_trials(sharers, list(lxcs.values())) if host_stack else []
     container_stacks: list[NvidiaGuestStack] = []
     for guest, container in sharers.items():
-        if stack := NvidiaGuestStack.in_container(guest, container, host, lxcs[guest], boot, trials):
+        if stack := NvidiaGuestStack.in_container(guest, container, host, lxcs[guest], boot, of_host):
             container_stacks.append(stack)
             stacks[stack.place] = stack.result
 
@@ -103,7 +103,7 @@ for name, host in settings.hosts.items():
     for guest, vm in host_vms.items():
         shares = host.shares(vm.cards)
         downloads = [files[volume] for volume in vm.volumes if volume in files]
-        before = [*layers, *lxcs.values(), *container_stacks, *([host_stack] if host_stack else [])] if shares else []
+        before = [*layers, *lxcs.values(), *container_stacks, *of_host] if shares else []
         vm_args = GpuVmArgs(vm=vm, host=host, node=node, cards=cards.cards, boot=boot.boot, handover=handover)
         gpu_vm = GpuVm(guest, vm_args, after(cards, *downloads, *before))
         vms[guest] = gpu_vm.vm

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ import pulumi
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import agent, scripts
-from homelab.resources import limits
 from homelab.resources.described import (
     ContainerInput,
     HostInput,
@@ -31,9 +30,8 @@ from homelab.resources.described import (
     host_of,
     vm_of,
 )
-from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
+from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System, address_of
-from homelab.settings import Container
 from homelab.shapes import CardPlan, StackInUse
 from homelab.stack import Refusal
 
@@ -164,13 +162,12 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             "done": pulumi.Output.all(*step_outputs),
             "started": system.started,
         }
-        self._step_outputs = step_outputs
-        self._verification = NvidiaVerification(
+        verified = NvidiaVerification(
             f"{name}-verified",
             {**system.inputs, **inputs},
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
-        self.result = self._verification.result
+        self.result = verified.result
         self.register_outputs({"result": self.result})
 
     @classmethod
@@ -232,12 +229,12 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         host: HostInput,
         gpu_lxc: GpuLxc,
         boot: HostReboot,
-        trials: Sequence[pulumi.Resource],
+        after: Sequence[pulumi.Resource] = (),
     ) -> NvidiaGuestStack | None:
         """A container's stack; None: the settings have none for it.
 
         :param boot: of the host, whose driver the container follows where this program installs it.
-        :param trials: from the host's `driver_trials`.
+        :param after: resources that come before it: of the host, its NvidiaGuestStack, if it has one.
         """
         container, host = container_of(container), host_of(host)
         if container.nvidia is None:
@@ -249,35 +246,13 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             host,
             host.address,
             container.nvidia,
-            (gpu_lxc, *trials),
+            (gpu_lxc, *after),
             pulumi.Output.all(gpu_lxc.in_force, boot.driver).apply(" ".join),
             container.ctid,
             started=gpu_lxc.started,
             stays=container.create is None or container.create.protect,
         )
         return cls(name, NvidiaGuestStackArgs(system=system))
-
-    def driver_trials(
-        self, containers: Mapping[str, Container], ready: Sequence[pulumi.Resource]
-    ) -> list[pulumi.Resource]:
-        """The trial of an update of this host's driver in the containers, which their stacks depend on; empty: none of
-        them has a stack.
-
-        :param ready: the containers with their devices.
-        """
-        stacks = {name: container.nvidia for name, container in containers.items() if container.nvidia is not None}
-        if not stacks:
-            return []
-        names = [f"containers.{name}" for name in stacks]
-        inputs = {
-            # For a host that gives up, also the time for the way back.
-            "timeout": sum(
-                limits.of_step(self._system.reached, stack) for stack in (self._system.nvidia, *stacks.values())
-            ),
-            "done": pulumi.Output.all(names, *self._step_outputs),
-        }
-        options = pulumi.ResourceOptions(parent=self, depends_on=[self._verification, *ready])
-        return [DriverTrial(f"{self.pulumi_resource_name}-tried", {**self._system.inputs, **inputs}, options)]
 
     def _layer(
         self, step: str, layer: str, wanted: Callable[[_Planned], Any], after: pulumi.Resource
@@ -305,7 +280,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
         def plan_of(values: list[Any]) -> _Planned:
             system = self._system
-            request = state.request_of(system.target, system.name, values[0], system.nvidia, values[1])
+            request = state.request_of(system.target, system.name, values[0], system.nvidia, values[1] or None)
             try:
                 plan = planner.plan_stack(request)
             except HomelabError as error:

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 #: The layers of a host that a reboot is about; homelab/host/plan.py (`drift`) has all of them.
 BOOT_LAYERS = ("iommu", "vfio", "boot")
 #: The program that runs containers on a system.
-Runtime = Literal["docker", "containerd", "podman", "k3s"]
+Runtime = Literal["docker", "podman", "k3s"]
 #: A use of the driver's libraries, by the container toolkit's names.
 Capability = Literal["compute", "video", "graphics"]
 CardUse = Literal["video", "compute"]

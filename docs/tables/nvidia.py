@@ -32,10 +32,8 @@ def all_tables(data: Compatibility) -> dict[str, str]:
     """The tables: name -> Markdown."""
     return {
         "cards": _cards(data),
-        "late-cards": _late_cards(data),
         "branches": _branches(data),
         "cuda": _cuda(data),
-        "kernels": _kernels(data),
         "distributions": _distributions(data),
         "installers": _installers(data),
         "symptoms-of-the-driver": _symptoms(of_the_driver=True),
@@ -59,19 +57,6 @@ def _cards(data: Compatibility) -> str:
     return table(("cards", "device ids (10de:…)", "driver from", "last branch", "modules", "CUDA", "evidence"), rows)
 
 
-def _late_cards(data: Compatibility) -> str:
-    rows = [
-        (
-            ", ".join(f"{name} ({device})" for device, name in row.cards.items()),
-            str(row.absent),
-            str(row.listed),
-            row.evidence,
-        )
-        for row in data.gpus.devices
-    ]
-    return table(("cards", "not in", "in", "evidence"), rows)
-
-
 def _branches(data: Compatibility) -> str:
     rows = [
         (
@@ -91,16 +76,8 @@ def _cuda(data: Compatibility) -> str:
     rows = []
     for row in reversed(data.cuda.releases):
         floor = data.cuda_major(row.release.major)
-        updates = ", ".join(
-            f"{row.release}{f'.{digit}' if digit != '0' else ''}: {least}" for digit, least in row.least.items()
-        )
-        rows.append((str(row.release), updates, str(floor.least if floor else ""), row.evidence))
+        rows.append((str(row.release), str(row.least), str(floor.least if floor else ""), row.evidence))
     return table(("CUDA", "came with", "runs, with limits, from", "evidence"), rows)
-
-
-def _kernels(data: Compatibility) -> str:
-    rows = [(str(row.kernel), str(row.driver), row.verdict, row.source, row.evidence) for row in data.kernels]
-    return table(("kernel", "driver", "modules", "source", "evidence"), rows)
 
 
 def _distributions(data: Compatibility) -> str:

@@ -14,7 +14,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import VENDOR, Generation
 from homelab.nvidia.driver_source import kernel_headers, source_of
 from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
-from homelab.nvidia.request import Driver, Request, driver_of, ranked_branches
+from homelab.nvidia.request import Driver, Request, ranked_branches
 from homelab.nvidia.versions import fits, parse
 from remote_scripts.both.nvidia_driver import lacking_headers
 
@@ -27,14 +27,12 @@ def refusals(request: Request) -> list[HomelabError]:
 
 
 def card_text(request: Request, device: str) -> str:
-    """A card for a message: its id, model and generation.
+    """A card for a message: its id and generation.
 
     :param device: its device id, four hexadecimal digits.
     """
-    row, generation = request.data.device(device), request.generations.get(device)
-    if generation is None:
-        return f"{VENDOR}:{device} (unknown)"
-    return f"{VENDOR}:{device} ({f'{row.cards[device]}, ' if row else ''}{generation.name})"
+    generation = request.generations.get(device)
+    return f"{VENDOR}:{device} ({generation.name if generation else 'unknown'})"
 
 
 # -- the system ------------------------------------------------------------------------------------------------
@@ -144,22 +142,18 @@ def _card_dropped(request: Request, device: str, generation: Generation, driver:
 
 
 def _driver_too_old(request: Request, device: str, driver: Driver) -> HomelabError | None:
-    row, generation = request.data.device(device), request.generations[device]
-    if row and driver.version <= row.absent:
-        minimum, source = f"{row.listed}", f"{row.absent} doesn't list it, {row.listed} does"
-    elif generation and driver.version < generation.least:
-        minimum, source = f"{generation.least}", f"{generation.name} cards are known from {generation.least} on"
-    else:
+    generation = request.generations[device]
+    if generation is None or driver.version >= generation.least:
         return None
     open_alone = allowed_by_card(request, device) == ("open",)
-    requirement = f"branch {parse(minimum).major} or later" + (", with the open kernel modules" if open_alone else "")
+    requirement = f"branch {generation.least.major} or later" + (", with the open kernel modules" if open_alone else "")
     # 565 is what many guides say of the RTX 50 series.
-    correction = '; the often quoted "565+" is wrong' if generation and generation.name == "Blackwell" else ""
+    correction = '; the often quoted "565+" is wrong' if generation.name == "Blackwell" else ""
     return HomelabError(
         wanted=f"{request.name}: a driver that knows {card_text(request, device)}: {requirement}",
         found=driver.text,
-        why=f"{source}{correction}; an older driver finds no device",
-        next=f'set nvidia.driver: "{first_driver_that_fits(request) or parse(minimum).major}"',
+        why=f"{generation.name} cards are known from {generation.least} on{correction}; an older one finds no device",
+        next=f'set nvidia.driver: "{first_driver_that_fits(request) or generation.least.major}"',
     )
 
 
@@ -224,38 +218,6 @@ def driver_to_be_had(request: Request) -> list[HomelabError]:
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------
-def modules_build(request: Request) -> list[HomelabError]:
-    """The driver's modules aren't known to fail to build for any installed kernel."""
-    if request.driver is None or request.target == "lxc":
-        return []
-    errors = []
-    for kernel in request.system.kernels or ():
-        row = request.data.kernel_verdict(kernel, request.driver.version)
-        if row and row.verdict == "fails":
-            driver = first_driver_that_fits(request, known_to_build=True) or first_driver_that_fits(request)
-            errors.append(
-                HomelabError(
-                    wanted=f"{request.name}: a driver whose modules build for every installed kernel, {kernel} "
-                    "among them",
-                    found=f"{request.driver.text}"
-                    + ("" if request.driver.exact else f", of which {request.driver.version} is the newest"),
-                    why=f"it is known not to build there ({row.source}); after a boot of that kernel there would be "
-                    "no GPU",
-                    next=f'set nvidia.driver: "{driver}", {_how_it_builds(request, driver, kernel)}'
-                    if driver
-                    else "remove that kernel, or pin an older one (`proxmox-boot-tool kernel pin`): no driver is "
-                    "known that builds for all",
-                )
-            )
-    return errors
-
-
-def _how_it_builds(request: Request, branch: str, kernel: str) -> str:
-    version = driver_of(request, branch).version
-    row = request.data.kernel_verdict(kernel, version)
-    return f"of which {version} builds for {kernel}" if row else f"of which no failure is known for {kernel}"
-
-
 def headers_to_be_had(request: Request) -> list[HomelabError]:
     """The headers that the driver's modules are built with are there, or in a repository: on a host for each installed
     kernel, in a guest for the running one. A driver that is there already is built."""
@@ -333,7 +295,7 @@ def cuda_fits(request: Request) -> list[HomelabError]:
                 next=f"write it as `major.minor`: {cuda_advice(request)}",
             )
         ]
-    least = least_driver_of_cuda(request)
+    least = request.least_of_cuda
     errors = [error for error in (_cuda_driver(request, least),) if error] if least else []
     return errors + [error for device in request.generations if (error := _cuda_card(request, device))]
 
@@ -449,23 +411,10 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
     return errors
 
 
-def least_driver_of_cuda(request: Request) -> Driver | None:
-    """The driver that the wanted CUDA came with; for a release newer than the data, that of the newest known one."""
-    if request.settings.cuda is None:
-        return None
-    release = parse(request.settings.cuda)
-    row = request.data.cuda_release(release) or max(request.data.cuda.releases, key=lambda cuda: cuda.release)
-    version = row.came_with(release)
-    return Driver(version.major, True, version)
-
-
 def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
-    if request.driver is None or request.driver.version >= least.version:
+    if request.driver is None or request.runs_cuda(request.driver):
         return None
-    floor = request.data.cuda_major(parse(request.settings.cuda or "0").major)
-    within_major = floor is not None and request.driver.version >= floor.least
-    if within_major and request.settings.allow_minor_version_compatibility:
-        return None
+    within_major = request.runs_cuda(request.driver, within_major=True)
     fitting_driver = first_driver_that_fits(request)
     step = cuda_advice(request)
     if fitting_driver and request.target == "lxc":
@@ -546,37 +495,21 @@ def enough_room(request: Request) -> list[HomelabError]:
     ]
 
 
-def first_driver_that_fits(request: Request, known_to_build: bool = False) -> str | None:
-    """The first branch that passes the checks of cards, flavour, kernels and CUDA, in the order of `ranked_branches`;
-    None where no branch does, and in a trial.
-
-    :param known_to_build: only one that is known to build for every installed kernel.
-    """
-    if request.is_trial:
-        return None
-    return next(iter(drivers_that_fit(request, known_to_build=known_to_build)), None)
+def first_driver_that_fits(request: Request) -> str | None:
+    """The first of `drivers_that_fit`; None where there is none, and in a trial."""
+    return None if request.is_trial else next(iter(drivers_that_fit(request)), None)
 
 
-def drivers_that_fit(request: Request, known_to_build: bool = False) -> list[str]:
-    """The branches that pass the checks of cards, flavour, kernels and CUDA, in the order of `ranked_branches`.
-
-    :param known_to_build: only those that are known to build for every installed kernel.
-    """
+def drivers_that_fit(request: Request) -> list[str]:
+    """The branches that pass the checks of cards, flavour and CUDA, in the order of `ranked_branches`."""
     drivers = []
     for row in ranked_branches(request):
         # In a container, the trial is of another driver on the host.
         trial = request.with_settings(driver=str(row.branch), allow_minor_version_compatibility=False)
         trial = dataclasses.replace(trial, system=dataclasses.replace(trial.system, host_driver=None))
-        if not any(check(trial) for check in _DRIVER_CHECKS) and (not known_to_build or _builds_for_each_kernel(trial)):
+        if not any(check(trial) for check in _DRIVER_CHECKS):
             drivers.append(str(row.branch))
     return drivers
-
-
-def _builds_for_each_kernel(request: Request) -> bool:
-    """Whether the driver is known to build for every installed kernel."""
-    driver = driver_of(request, request.settings.driver or "")
-    rows = [request.data.kernel_verdict(kernel, driver.version) for kernel in request.system.kernels or ()]
-    return all(row is not None and row.verdict == "builds" for row in rows)
 
 
 # The checks that depend on the driver.
@@ -585,7 +518,6 @@ _DRIVER_CHECKS: tuple[Check, ...] = (
     cards_known_to_driver,
     flavour_possible,
     driver_to_be_had,
-    modules_build,
     cuda_fits,
     cuda_to_be_had,
 )
@@ -597,7 +529,6 @@ CHECKS: tuple[Check, ...] = (
     cards_known_to_driver,
     flavour_possible,
     driver_to_be_had,
-    modules_build,
     headers_to_be_had,
     secure_boot,
     host_version,

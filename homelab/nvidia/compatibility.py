@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from homelab import tables
-from homelab.nvidia.versions import Range, Version, of_kernel, parse
+from homelab.nvidia.versions import Range, Version, parse
 from homelab.shapes import Capability, Runtime
 
 # NVIDIA begins a branch, or a release of CUDA, some four times a year.
@@ -88,15 +88,6 @@ class Generation(_SourcedRow):
         return self.last_branch is not None and branch > self.last_branch
 
 
-class DeviceRow(_SourcedRow):
-    """Cards that came after their generation's first driver. `cards`: device id -> model; `absent`: the last driver
-    that is known to lack them; `listed`: the first that is known to have them."""
-
-    cards: dict[DeviceId, str]
-    absent: DataVersion
-    listed: DataVersion
-
-
 class Branch(_SourcedRow):
     """A branch of the driver. `ends`: the month (YYYY-MM) after which there are no fixes."""
 
@@ -111,27 +102,11 @@ class Branch(_SourcedRow):
         return self.ends is not None and today.isoformat()[:7] > self.ends
 
 
-ThirdDigit = Annotated[str, Field(pattern=r"^\d$")]
-
-
 class Cuda(_SourcedRow):
-    """A release of CUDA. `least`: third digit of its version -> the driver that it came with; its lowest digit is the
-    first release, as the digit counts updates only up to 13.3. `faults`: third digit -> what is known to be wrong."""
+    """A release of CUDA. `least`: the driver that it came with."""
 
     release: DataVersion
-    least: dict[ThirdDigit, DataVersion]
-    faults: dict[ThirdDigit, str] = {}
-
-    @property
-    def first(self) -> str:
-        """The third digit of its first release."""
-        return min(self.least)
-
-    def came_with(self, version: Version) -> Version:
-        """The driver that a version came with: for the release alone (13.4) that of its first digit, for a digit that
-        isn't known the newest driver of the row."""
-        digit = str(version.numbers[2]) if len(version.numbers) > 2 else self.first
-        return self.least.get(digit) or max(self.least.values())
+    least: DataVersion
 
 
 class CudaMajor(_SourcedRow):
@@ -156,14 +131,6 @@ class CudaLibrary(_SourcedRow):
         """NAME or NAME=PATTERN of its packages for a major release of CUDA."""
         suffix = f"={self.at.format(major=major)}" if self.at else ""
         return tuple(f"{name.format(major=major)}{suffix}" for name in self.packages)
-
-
-class KernelRow(_SourcedRow):
-    """Whether a driver's modules build for a kernel."""
-
-    kernel: DataRange
-    driver: DataRange
-    verdict: Literal["builds", "fails"]
 
 
 class Key(_CompatibilityRow):
@@ -196,7 +163,6 @@ class Distribution(_SourcedRow):
     headers: str
     headers_follow: str
     newer_kernels: NewerKernels | None = None
-    runtimes: dict[Runtime, str] = {}
     drivers: tuple[DataRange, ...] | None = None
     first_cuda: DataVersion | None = None
     libraries: dict[Literal["cudnn", "nccl"], tuple[int, ...]] = {}
@@ -283,7 +249,6 @@ class Runfile(_SourcedRow):
 
 class _Gpus(_DataFile):
     generations: tuple[Generation, ...]
-    devices: tuple[DeviceRow, ...]
 
     @model_validator(mode="after")
     def _each_id_once(self) -> Self:
@@ -291,14 +256,11 @@ class _Gpus(_DataFile):
         for (block, name), (next_block, next_name) in zip(blocks, blocks[1:], strict=False):
             if block[1] >= next_block[0]:
                 raise ValueError(f"{name} and {next_name} share the ids {next_block[0]:04x} to {block[1]:04x}")
-        cards = [id_ for row in self.devices for id_ in row.cards]
-        if duplicates := {id_ for id_ in cards if cards.count(id_) > 1}:
-            raise ValueError(f"{', '.join(sorted(duplicates))}: twice")
         return self
 
 
 class _Branches(_DataFile):
-    recommended: int
+    recommended: tuple[int, ...]
     branches: tuple[Branch, ...]
 
 
@@ -314,10 +276,6 @@ class _CudaData(_DataFile):
     def nvcc(self, release: Version) -> str:
         """The path of a release's compiler."""
         return f"{self.prefix.format(major=release.numbers[0], minor=release.numbers[1])}/bin/nvcc"
-
-
-class _Kernels(_DataFile):
-    rows: tuple[KernelRow, ...]
 
 
 class Bases(_CompatibilityRow):
@@ -349,25 +307,21 @@ class Compatibility:
     def __init__(self, folder: Path = FOLDER) -> None:
         self.gpus = _Gpus.model_validate(tables.read(folder / "gpus.yaml"))
         self.cuda = _CudaData.model_validate(tables.read(folder / "cuda.yaml"))
-        kernels = _Kernels.model_validate(tables.read(folder / "kernels.yaml"))
-        self.kernels = kernels.rows
         self.packaging = _Distributions.model_validate(tables.read(folder / "distributions.yaml"))
         branches = _Branches.model_validate(tables.read(folder / "branches.yaml"))
         self.branches = {row.branch: row for row in branches.branches}
-        self.recommended = branches.recommended
+        #: In the order in which one is chosen, and the first of them.
+        self.in_order = branches.recommended
+        self.recommended = branches.recommended[0]
         installers = _Installers.model_validate(tables.read(folder / "installers.yaml"))
         self.installers = {str(row.version): row for row in installers.installers}
-        files: tuple[_DataFile, ...] = (self.gpus, self.cuda, kernels, self.packaging, branches, installers)
+        files: tuple[_DataFile, ...] = (self.gpus, self.cuda, self.packaging, branches, installers)
         #: The day on which the data was last compared with its sources: the earliest of its files'.
         self.as_of = min((file.as_of for file in files if file.as_of), default=None)
 
     def generation(self, device: str) -> Generation | None:
         """The generation of a device id (four hexadecimal digits); None for one that no block has."""
         return next((generation for generation in self.gpus.generations if generation.has(device)), None)
-
-    def device(self, device: str) -> DeviceRow | None:
-        """The row that names this very device id; None where its generation says all."""
-        return next((row for row in self.gpus.devices if device in row.cards), None)
 
     @property
     def newest_branch(self) -> int:
@@ -383,25 +337,9 @@ class Compatibility:
         )
         return text if days <= _DAYS_UNTIL_OLD else f"{text}: there may be newer ones; update this program"
 
-    def is_proved(self, branch: int) -> bool:
-        """Whether the data has a kernel for which a release of the branch builds."""
-        builds = (row.driver.start for row in self.kernels if row.verdict == "builds")
-        return any(start is not None and start.major == branch for start in builds)
-
-    def kernel_verdict(self, kernel: str, driver: Version) -> KernelRow | None:
-        """The row of a kernel and a driver; one with `fails` before one with `builds`; None where there is none.
-
-        :param kernel: a release as `uname -r` prints it.
-        """
-        version = of_kernel(kernel)
-        rows = [row for row in self.kernels if version and version in row.kernel and driver in row.driver]
-        return min(rows, key=lambda row: row.verdict != "fails", default=None)
-
     def cuda_release(self, release: Version) -> Cuda | None:
-        """The row of a CUDA release; 12.8.1 is of 12.8. None for what came before its first release, such as the
-        preview 13.4.0."""
-        row = next((row for row in self.cuda.releases if row.release.numbers == release.numbers[:2]), None)
-        return None if row and release.numbers[2:] and str(release.numbers[2]) < row.first else row
+        """The row of a CUDA release; 12.8.1 is of 12.8."""
+        return next((row for row in self.cuda.releases if row.release.numbers == release.numbers[:2]), None)
 
     def cuda_package(self, release: Version) -> str:
         """The package of a release's toolkit; 12.8.1 is of cuda-toolkit-12-8."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError, raise_all
-from homelab.nvidia.checks import card_text, cuda_to_be_had, least_driver_of_cuda, refusals
+from homelab.nvidia.checks import card_text, cuda_to_be_had, refusals
 from homelab.nvidia.compatibility import Flavour, Key, Target
 from homelab.nvidia.driver_source import RunfilePlan, SourceKind, driver_source, header_packages, version_pattern
 from homelab.nvidia.flavour import choose
@@ -40,16 +40,13 @@ class CudaPlan:
 
 @dataclass(frozen=True)
 class ToolkitPlan:
-    """The container toolkit. `package`: the runtime's, empty where it has its own installer; `configure`: a command;
-    `restart`: a service. `cdi`: the path of the CDI specification, which is written anew after each change of the
-    driver, empty where the toolkit's service writes it; `cdi_options`: its generator's.
-    """
+    """The container toolkit. `package`: the runtime's, empty where it has its own installer; `cdi`: the path of the CDI
+    specification, which is written anew after each change of the driver, empty where the toolkit's service writes it;
+    `cdi_options`: its generator's."""
 
     runtime: Runtime
     packages: tuple[str, ...]
     package: str
-    configure: tuple[str, ...]
-    restart: str
     cdi: str
     cdi_options: tuple[str, ...]
 
@@ -248,12 +245,12 @@ def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
 
 
 def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
-    keyring = f"/usr/share/keyrings/{name}.gpg"
+    # Armoured, as it is published: apt tells the forms by the name.
+    keyring = f"/usr/share/keyrings/{name}.asc"
     return Repository(
         list_file=f"/etc/apt/sources.list.d/{name}.list",
-        line=f"deb [signed-by={keyring}] {url} /\n",
+        line=f"deb [signed-by={keyring},{key.fingerprint}] {url} /\n",
         key_url=f"{key_base}/{key.file}",
-        fingerprint=key.fingerprint,
         keyring=keyring,
     )
 
@@ -308,17 +305,12 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     runtime = request.settings.container_toolkit
     if runtime is None:
         return None
-    data, row, version = request.data.packaging.toolkit, request.distribution, _toolkit_version(request)
+    data, version = request.data.packaging.toolkit, _toolkit_version(request)
     in_container = request.target == "lxc"
-    package = (row.runtimes if row else {}).get(runtime, data.runtimes[runtime])
-    configures_itself = runtime in ("podman", "k3s")
     return ToolkitPlan(
         runtime=runtime,
         packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
-        package=package,
-        # podman reads CDI specifications itself; k3s looks for the runtime's program.
-        configure=() if configures_itself else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
-        restart="" if configures_itself else runtime,
+        package=data.runtimes[runtime],
         # The toolkit's service skips systems without nvidia.ko in modules.dep, such as containers.
         cdi="/etc/cdi/nvidia.yaml" if in_container or runtime == "podman" else "",
         cdi_options=data.without_groups if _takes_no_groups(request) else (),
@@ -342,7 +334,6 @@ def _notes(request: Request, driver: Driver) -> list[str]:
     return [
         *_card_notes(request, driver),
         *branch_notes(request),
-        *_kernel_notes(request, driver),
         *_cuda_notes(request),
         *_podman_notes(request),
     ]
@@ -351,16 +342,10 @@ def _notes(request: Request, driver: Driver) -> list[str]:
 def _card_notes(request: Request, driver: Driver) -> list[str]:
     notes = []
     for device, generation in request.generations.items():
-        row = request.data.device(device)
         if generation is None:
             notes.append(
                 f"{card_text(request, device)}: taken for a card that is newer than this program's data, which needs "
                 f"the open modules and a recent driver; whether {driver.text} knows it shows when the module is loaded"
-            )
-        elif row and row.absent < driver.version < row.listed:
-            notes.append(
-                f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether "
-                f"{driver.version} does isn't known here"
             )
     if request.devices is None and request.target != "lxc":
         notes.append("the cards aren't known yet: whether driver and cards fit is checked before anything is installed")
@@ -397,20 +382,6 @@ def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) ->
     return notes
 
 
-def _kernel_notes(request: Request, driver: Driver) -> list[str]:
-    if request.target == "lxc":
-        return []
-    unknown = [
-        kernel for kernel in request.system.kernels or () if request.data.kernel_verdict(kernel, driver.version) is None
-    ]
-    if not unknown:
-        return []
-    return [
-        f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is "
-        "checked before any reboot"
-    ]
-
-
 def _podman_notes(request: Request) -> list[str]:
     if not _takes_no_groups(request):
         return []
@@ -424,15 +395,12 @@ def _podman_notes(request: Request) -> list[str]:
 
 
 def _cuda_notes(request: Request) -> list[str]:
-    least = least_driver_of_cuda(request)
+    least = request.least_of_cuda
     if least is None or request.settings.cuda is None:
         return []
     notes = []
     release = parse(request.settings.cuda)
-    row = request.data.cuda_release(release)
-    if row and (fault := row.faults.get("".join(map(str, release.numbers[2:])))):
-        notes.append(f"CUDA {release}: {fault}")
-    if row is None:
+    if request.data.cuda_release(release) is None:
         notes.append(
             f"CUDA {request.settings.cuda} is newer than this program's data: that it takes {least.version} or "
             "later is assumed"

@@ -23,8 +23,6 @@ from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability, Runtime
 
 _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
-# In the order in which a branch is chosen.
-_KINDS_IN_ORDER = ("LTSB", "PB", "NFB", "legacy")
 # Stands for "the newest of its branch" where no release of the branch is known.
 _NEWEST = 999
 
@@ -137,20 +135,40 @@ class Request:
         return driver_of(self, text) if text else self._recommended()
 
     def _recommended(self) -> Driver:
-        """The first of the ranked branches that knows all the cards; the recommended one where none does."""
+        """The first of the ranked branches that knows all the cards, and runs CUDA; if none runs it, that knows them;
+        the recommended one where none does."""
         drivers = (driver_of(self, str(row.branch)) for row in ranked_branches(self))
-        fitting = (driver for driver in drivers if all(self.knows(driver, device) for device in self.generations))
-        return next(fitting, driver_of(self, str(self.data.recommended)))
+        fitting = [driver for driver in drivers if all(self.knows(driver, device) for device in self.generations)]
+        return next(filter(self.runs_cuda, fitting), next(iter(fitting), driver_of(self, str(self.data.recommended))))
+
+    @property
+    def least_of_cuda(self) -> Driver | None:
+        """The driver that the wanted CUDA came with; for a release newer than the data, that of the newest known
+        one."""
+        if self.settings.cuda is None:
+            return None
+        release = parse(self.settings.cuda)
+        row = self.data.cuda_release(release) or max(self.data.cuda.releases, key=lambda cuda: cuda.release)
+        return Driver(row.least.major, True, row.least)
+
+    def runs_cuda(self, driver: Driver, *, within_major: bool = False) -> bool:
+        """Whether a driver runs what the wanted CUDA compiles.
+
+        :param within_major: also with limits; the settings may say that, too.
+        """
+        if self.least_of_cuda is None or driver.version >= self.least_of_cuda.version:
+            return True
+        floor = self.data.cuda_major(parse(self.settings.cuda or "0").major)
+        may_be_limited = within_major or self.settings.allow_minor_version_compatibility
+        return may_be_limited and floor is not None and driver.version >= floor.least
 
     def knows(self, driver: Driver, device: str) -> bool:
         """Whether a driver may know a card: the card isn't known to be too new for it, or dropped.
 
         :param device: the card's device id.
         """
-        row, generation = self.data.device(device), self.generations[device]
-        if generation and (generation.outlived_by(driver.branch) or driver.version < generation.least):
-            return False
-        return row is None or driver.version > row.absent
+        generation = self.generations[device]
+        return generation is None or not (generation.outlived_by(driver.branch) or driver.version < generation.least)
 
     def run_sha256(self, version: str) -> str:
         """The SHA-256 of NVIDIA's installer of a version: the settings' or the data's; empty where neither has it."""
@@ -188,19 +206,12 @@ class Request:
 
 
 def ranked_branches(request: Request) -> list[Branch]:
-    """All branches in the order in which one is chosen: the recommended one; then maintained ones, those that are known
-    to build for some kernel first, of these those with long support; at the end those without fixes."""
-    data = request.data
+    """All branches in the order in which one is chosen: the recommended ones, then the others that are maintained, the
+    newest first; at the end those without fixes."""
+    order = dict(zip(request.data.in_order, range(len(request.data.in_order)), strict=True))
     return sorted(
-        data.branches.values(),
-        key=lambda row: (
-            row.branch != data.recommended,
-            row.ended(request.today),
-            row.newest is None,
-            not data.is_proved(row.branch),
-            _KINDS_IN_ORDER.index(row.kind),
-            -row.branch,
-        ),
+        request.data.branches.values(),
+        key=lambda row: (order.get(row.branch, len(order)), row.ended(request.today), -row.branch),
     )
 
 

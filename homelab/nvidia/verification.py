@@ -453,14 +453,12 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
 
 
 def _card_text(card: str) -> str:
-    """A card for a message: its model, where the data has it, and its id.
+    """A card for a message: its generation and its id.
 
     :param card: vendor:device.
     """
-    device, data = card.partition(":")[2].lower(), load()
-    row, generation = data.device(device), data.generation(device)
-    name = row.cards[device] if row else generation.name if generation else "a card"
-    return f"{name} ({card})"
+    generation = load().generation(card.partition(":")[2].lower())
+    return f"{generation.name if generation else 'a card'} ({card})"
 
 
 def _compiler(wanted: Expected, nvcc: _ProgramResult, release: str | None, context: Context) -> Iterator[HomelabError]:

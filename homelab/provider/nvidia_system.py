@@ -11,7 +11,7 @@ from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
 from homelab.provider.base import raised
 from homelab.provider.systems import SystemWork
-from homelab.remote import host_session, ssh
+from homelab.remote import followers, host_session, ssh
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
 from homelab.settings import Nvidia
 from homelab.text import tell
@@ -95,9 +95,13 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
                 why="it says what is to be installed there",
                 next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
             )
-        facts = facts_of(self.read_system_in_time(inputs, stack.timeouts.reboot), inputs.target)
+        system = self.read_system_in_time(inputs, stack.timeouts.reboot)
+        facts = facts_of(system, inputs.target)
         request = request_of(inputs.target, inputs.system_name, facts, stack)
         raise_all(all_refusals(request))
+        if inputs.target == "host":
+            session = ssh.Session(self.reached(inputs))
+            raise_all(followers.refused(session, request, system, self.stack.containers(inputs.host)))
         for note in plan_stack(request).notes:
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:

@@ -47,10 +47,6 @@ class Reached:
         """A reading of it."""
         return reading.parse(self.ask("read", "read_system", wanted or read_system.Wanted()))
 
-    def inside(self, ctid: int) -> Reached:
-        """A container of it."""
-        return Reached(self.session, self.seconds, ctid)
-
 
 class SystemWork(Work[SystemT, OutputsT]):
     """What is done with a resource of a system that NVIDIA's stack is installed on."""

@@ -5,6 +5,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia.compatibility import Target, load
@@ -35,6 +36,8 @@ def repository(
         repositories=plan.repositories,
         files=tuple(file for file in (plan.preferences, plan.unattended) if file),
         ask=tuple(packages),
+        found="" if plan.cuda or plan.toolkit or plan.demanded else plan.driver,
+        flavour=plan.flavour or "",
     )
 
 
@@ -72,8 +75,6 @@ def toolkit(plan: Plan, settings: Nvidia, context: Context, driver_version: str)
         packages=tuple(toolkit_plan.packages),
         # What the settings say, not what the plan has to install now: it stays the same once the runtime is there.
         install=toolkit_plan.package if settings.docker == "install" else "",
-        configure=tuple(toolkit_plan.configure),
-        restart=toolkit_plan.restart,
         cdi=toolkit_plan.cdi,
         cdi_options=tuple(toolkit_plan.cdi_options),
         driver=driver_version,
@@ -111,11 +112,8 @@ def verification(target: Target, settings: Nvidia, of_plan: Tried) -> nvidia_ver
     )
 
 
-def driver(plan: Plan, settings: Nvidia, context: Context, *, awaited: bool = False) -> nvidia_driver.Wanted:
-    """What the layer nvidia_driver is to do; other arguments as of `repository`.
-
-    :param awaited: keep the earlier driver until `driver_update` ends the update.
-    """
+def driver(plan: Plan, settings: Nvidia, context: Context) -> nvidia_driver.Wanted:
+    """What the layer nvidia_driver is to do; arguments as of `repository`."""
     first_packages, run = load().packaging.prerequisites, plan.run
     unpinned = unknown_sha256(run, context.name) if run and not run.sha256 else None
     return nvidia_driver.Wanted(
@@ -132,21 +130,20 @@ def driver(plan: Plan, settings: Nvidia, context: Context, *, awaited: bool = Fa
         run=Installer(version=run.version, url=run.url, sha256=run.sha256, arguments=run.arguments) if run else None,
         run_prerequisites=run.prerequisites if run else (),
         unpinned=tuple(unpinned.parts().values()) if unpinned else (),
-        awaited=awaited,
     )
 
 
-def driver_update(
-    target: Target, settings: Nvidia, name: str, containers: Sequence[int] = ()
-) -> driver_update_layer.Wanted:
+def asked(plan: Plan, settings: Nvidia, context: Context) -> nvidia_driver.Wanted:
+    """What the layer nvidia_driver is asked, which then changes nothing; arguments as of `driver`."""
+    return replace(driver(plan, settings, context), repositories=repository(plan, settings, context))
+
+
+def driver_update(target: Target, settings: Nvidia, name: str) -> driver_update_layer.Wanted:
     """What the layer driver_update is asked.
 
     :param name: the system's, for messages.
-    :param containers: of a host: the ids of the containers that get its new driver, too.
     """
-    return driver_update_layer.Wanted(
-        target=target, software=software(settings, Context(name, target)), containers=tuple(containers)
-    )
+    return driver_update_layer.Wanted(target=target, software=software(settings, Context(name, target)))
 
 
 def software(settings: Nvidia, context: Context) -> Software:

@@ -20,7 +20,7 @@ from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.reading import SystemReading
-from homelab.remote import ssh, systems
+from homelab.remote import followers, ssh, systems
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
@@ -99,6 +99,9 @@ def planned(
     if any([host.nvidia, *guest_stacks]):
         stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, readings | vm_systems)
         stack_errors = [*errors, *refused, *stack_errors]
+    if host.nvidia and "host" in readings and not stack_errors:
+        request = preview.of_host(name, host.nvidia, facts, want, readings["host"])
+        stack_errors = followers.refused(session, request, readings["host"], containers, readings)
     patience = OUTAGE_SECONDS if timeout is None else timeout
     api_errors = probe.check(name, host, facts, vms, containers, patience)
     ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())

@@ -7,10 +7,6 @@ runs again, and what follows it.
 GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia
 module is loaded than the installed one, or nouveau has the card. Both let go of it at a boot alone.
 
-DriverTrial ends an update of a host's driver that works on the host itself: the libraries of that version are brought
-into each of its containers that has this program's. If one can't have them, the host and all of its containers get the
-old version back.
-
 NvidiaVerification uses the stack from inside: nvidia-smi, nvcc, a CUDA program, a container, UVM as an ordinary user.
 What doesn't work is recognised by its text and answered with the cause and the remedy.
 """
@@ -141,18 +137,3 @@ class NvidiaVerification(Act):
 
     if TYPE_CHECKING:
         result: pulumi.Output[StackInUse]
-
-
-class DriverTrial(Act):
-    """A host's new driver tried in the host's containers."""
-
-    kind = "nvidia:Trial"
-    ignored = frozenset(("timeout",))
-    answers = frozenset(("done",))
-
-    @dataclass(frozen=True, kw_only=True)
-    class Inputs(SystemInputs):
-        """`timeout` in seconds; `done`: what it is done again after."""
-
-        timeout: int
-        done: Any

@@ -97,7 +97,7 @@ class System:
             address=self.address,
             folder=kept,
             ctid=self.ctid or 0,
-            proxy=self.nvidia.proxy.get_secret_value() if self.nvidia.proxy else "",
+            proxy=self.nvidia.proxy_address,
         )
 
     @property

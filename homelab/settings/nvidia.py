@@ -89,7 +89,8 @@ class Nvidia(Model):
     nccl: bool = False
     """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""
     container_toolkit: Runtime | None = None
-    """NVIDIA's container toolkit, set up for this runtime. `k3s`: the system is a node of a k3s cluster ([how to
+    """NVIDIA's container toolkit, set up for this runtime (containerd alone you configure yourself, by
+    `nvidia-ctk runtime configure --runtime=containerd`). `k3s`: the system is a node of a k3s cluster ([how to
     configure the cluster](nvidia-software.md#a-node-of-a-kubernetes-cluster)). It is verified by nvidia-smi and the
     driver's libraries in a container of a small Ubuntu image, known by its digest: what the toolkit brings is the same
     in NVIDIA's larger ones. An image that had to be fetched goes again; where it can't be fetched, `up` says that this
@@ -120,6 +121,21 @@ class Nvidia(Model):
     """How long the steps may take."""
     on_destroy: Literal["keep", "purge"] = "keep"
     """`purge`: `pulumi destroy` removes exactly what was added. `keep`: it stays."""
+
+    @property
+    def proxy_address(self) -> str:
+        """The proxy, which may have a password; empty: none."""
+        return self.proxy.get_secret_value() if self.proxy else ""
+
+    @field_validator("container_toolkit", mode="before")
+    @classmethod
+    def _no_containerd(cls, value: Any) -> Any:
+        if value == "containerd":
+            raise ValueError(
+                "expected docker, podman or k3s; a containerd by itself you configure with `nvidia-ctk runtime "
+                "configure --runtime=containerd && systemctl restart containerd`"
+            )
+        return value
 
     @field_validator("driver")
     @classmethod

@@ -18,7 +18,14 @@ from .program import Failure
 from .state import HostState
 from .versions import Relation, compare, key, relations
 
-LISTS = "/var/lib/apt/lists"
+_PLACES = {
+    "State::lists": "/var/lib/apt/lists",
+    "Etc::sourcelist": "/etc/apt/sources.list",
+    "Etc::sourceparts": "/etc/apt/sources.list.d",
+    "Etc::preferencesparts": "/etc/apt/preferences.d",
+}
+#: Where this call of a program looks, by the settings Dir::….
+PLACES = dict(_PLACES)
 _TRUSTED = "/etc/apt/trusted.gpg.d"
 # apt's booleans (apt-pkg/contrib/strutl.cc, StringToBool).
 _ON, _OFF = ("yes", "true", "with", "on", "enable", "1"), ("no", "false", "without", "off", "disable", "0")
@@ -53,7 +60,13 @@ class Source(NamedTuple):
             .replace("_", "%5f")
             .replace("/", "_")
         )
-        return f"{LISTS}/{name}_Packages"
+        return f"{PLACES['State::lists']}/{name}_Packages"
+
+
+def look_at(settings: Iterable[str]) -> None:
+    """Take the places of a call from its settings, the others as they are by default."""
+    given = dict(text.removeprefix("Dir::").partition("=")[::2] for text in settings)
+    PLACES.update({name: given.get(name, place) for name, place in _PLACES.items()})
 
 
 def sources(host: HostState) -> list[Source]:
@@ -72,8 +85,8 @@ def entries(host: HostState) -> list[tuple[str, Source]]:
         Failure: a line that apt doesn't understand, or two that disagree about a repository's key.
     """
     found: list[tuple[str, Source]] = []
-    folder = host.rooted("/etc/apt/sources.list.d")
-    files = [host.rooted("/etc/apt/sources.list"), *(sorted(folder.iterdir()) if folder.is_dir() else [])]
+    folder = host.rooted(PLACES["Etc::sourceparts"])
+    files = [host.rooted(PLACES["Etc::sourcelist"]), *(sorted(folder.iterdir()) if folder.is_dir() else [])]
     for path in files:
         if not path.is_file():
             continue
@@ -150,9 +163,11 @@ def missing_key(host: HostState, source: Source, repository: dict[str, Any]) -> 
         return None
     wanted = network.key_named(host, repository["key"]).fingerprint
     trusted = host.rooted(_TRUSTED)
-    paths = [host.rooted(path) for path in source.signed_by] or (sorted(trusted.iterdir()) if trusted.is_dir() else [])
+    named = [host.rooted(word) for word in source.signed_by if word.startswith("/")]
+    paths = named or (sorted(trusted.iterdir()) if trusted.is_dir() else [])
     have = {key.fingerprint for path in paths if path.is_file() for key in network.keys_in(path.read_bytes())}
-    return None if wanted in have else wanted[-16:]
+    signers = have.intersection(source.signed_by) if len(named) < len(source.signed_by) else have
+    return None if wanted in signers else wanted[-16:]
 
 
 # -- what can be installed -------------------------------------------------------------------------------------
@@ -194,7 +209,7 @@ class _Pin(NamedTuple):
 
 
 def _pins(host: HostState) -> list[_Pin]:
-    folder = host.rooted("/etc/apt/preferences.d")
+    folder = host.rooted(PLACES["Etc::preferencesparts"])
     files = [host.rooted("/etc/apt/preferences"), *(sorted(folder.iterdir()) if folder.is_dir() else [])]
     found = []
     for path in files:

@@ -30,7 +30,7 @@ ARCHIVES = "/var/cache/apt/archives"
 _OPTIONS = re.compile(
     r"(?i)(DPkg::Lock::Timeout|Acquire::Retries|Acquire::\w+::Timeout|Acquire::https?::Proxy|Dpkg::Options::|"
     r"Dpkg::Use-Pty|APT::Install-Recommends|APT::Get::\S+|APT::Update::Error-Mode|Acquire::ForceIPv4|"
-    r"APT::Color|Dpkg::Progress-Fancy|Acquire::Languages|Acquire::Check-Valid-Until|DPkg::options)(?:=(.*)|$)"
+    r"Dir::[\w:]+|APT::Color|Dpkg::Progress-Fancy|Acquire::Languages|Acquire::Check-Valid-Until|DPkg::options)(?:=(.*)|$)"
 )
 
 
@@ -43,7 +43,9 @@ class _Asked:
             raise UsageError("no operation was given")
         self.verb, self.names = options.rest[0], options.rest[1:]
         self.settings: dict[str, str] = {}
-        for text in [value for name, value in options.given if name in ("o", "option")]:
+        given = [value for name, value in options.given if name in ("o", "option")]
+        apt.look_at(given)
+        for text in given:
             match = _OPTIONS.match(text)
             if match is None:
                 raise UsageError(f"the lab's apt-get doesn't know the setting {text!r}")
@@ -517,6 +519,7 @@ def _apt_cache(host: HostState, arguments: list[str]) -> int:
     if not options.rest:
         raise UsageError("no operation was given")
     verb, names = options.rest[0], options.rest[1:]
+    apt.look_at(value for name, value in options.given if name in ("o", "option"))
     cache = Cache(host)
     if verb == "policy":
         return _policy(cache, names)

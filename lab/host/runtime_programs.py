@@ -23,11 +23,7 @@ from .program import Failure, Options, UsageError, logged
 from .pve_packages import is_pve9
 from .state import HostState, version_key
 
-_DAEMON, _CONTAINERD, _CONTAINERD_DROP_IN = (
-    "/etc/docker/daemon.json",
-    "/etc/containerd/config.toml",
-    "/etc/containerd/conf.d/99-nvidia.toml",
-)
+_DAEMON = "/etc/docker/daemon.json"
 _WITHOUT_GROUPS = "no-additional-gids-for-device-nodes"
 _CDI_FOLDERS = ("/etc/cdi", "/run/cdi")
 _IMAGES = re.compile(
@@ -86,50 +82,23 @@ def _ctk(host: HostState, arguments: list[str]) -> int:
 
 
 def _ctk_configure(host: HostState, arguments: list[str]) -> int:
-    options = Options(
-        arguments,
-        "",
-        ("runtime=", "config=", "set-as-default", "nvidia-set-as-default", "cdi.enabled", "dry-run", "drop-in-config="),
-    )
-    runtime = options.value("runtime") or "docker"
-    if runtime == "docker":
-        path = options.value("config") or _DAEMON
-        text = host.read(path, "{}")
-        try:
-            data: dict[str, Any] = json.loads(text or "{}")
-        except ValueError as error:
-            raise Failure(f'level=error msg="unable to load config for runtime docker: {error}"') from error
-        data.setdefault("runtimes", {})["nvidia"] = {"args": [], "path": "nvidia-container-runtime"}
-        if options.has("set-as-default", "nvidia-set-as-default"):
-            data["default-runtime"] = "nvidia"
-        if options.has("cdi.enabled"):
-            data.setdefault("features", {})["cdi"] = True
-        written = json.dumps(data, indent=4) + "\n"
-    elif runtime == "containerd":
-        path = options.value("drop-in-config") or _CONTAINERD_DROP_IN
-        written = (
-            'version = 2\n\n[plugins]\n  [plugins."io.containerd.grpc.v1.cri"]\n    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]\n'
-            '      runtime_type = "io.containerd.runc.v2"\n      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia.options]\n'
-            '        BinaryName = "/usr/bin/nvidia-container-runtime"\n'
-        )
-        _import_drop_ins(host, options.value("config") or _CONTAINERD, path.rpartition("/")[0])
-    else:
-        raise Failure(f"level=error msg=\"unrecognized runtime '{runtime}'\"")
-    if options.has("dry-run"):
-        print(written, end="")
-        return 0
-    host.write(path, written)
-    print(
-        f'level=info msg="Wrote updated config to {path}"\nlevel=info msg="It is recommended that {runtime} daemon be restarted."',
-        file=sys.stderr,
-    )
+    options = Options(arguments, "", ("runtime=", "config=", "set-as-default", "nvidia-set-as-default", "cdi.enabled"))
+    if (options.value("runtime") or "docker") != "docker":
+        raise UsageError("the lab's nvidia-ctk configures docker alone")
+    path = options.value("config") or _DAEMON
+    try:
+        data: dict[str, Any] = json.loads(host.read(path, "{}") or "{}")
+    except ValueError as error:
+        raise Failure(f'level=error msg="unable to load config for runtime docker: {error}"') from error
+    data.setdefault("runtimes", {})["nvidia"] = {"args": [], "path": "nvidia-container-runtime"}
+    if options.has("set-as-default", "nvidia-set-as-default"):
+        data["default-runtime"] = "nvidia"
+    if options.has("cdi.enabled"):
+        data.setdefault("features", {})["cdi"] = True
+    host.write(path, json.dumps(data, indent=4) + "\n")
+    words = "It is recommended that docker daemon be restarted."
+    print(f'level=info msg="Wrote updated config to {path}"\nlevel=info msg="{words}"', file=sys.stderr)
     return 0
-
-
-def _import_drop_ins(host: HostState, path: str, folder: str) -> None:
-    text = host.read(path, "version = 2\n")
-    if f"{folder}/*.toml" not in text:
-        host.write(path, f'imports = ["{folder}/*.toml"]\n{text}')
 
 
 def _ctk_generate(host: HostState, arguments: list[str]) -> int:

@@ -8,20 +8,18 @@ from remote_scripts.shared.software import Software
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`target`: what the system is; `install`: the engine's package if it may be installed, else empty; `configure`:
-    the command that does it; `restart`: a unit, or empty; `cdi`: the path of a CDI specification, or empty;
-    `cdi_options`: of nvidia-ctk, so that an older podman reads it; `driver`: the version that the specification is made
-    for; `capabilities`: no part in what happens, another one makes the specification anew.
+    """`target`: what the system is; `install`: the engine's package if it may be installed, else empty; `cdi`: the path
+    of a CDI specification, or empty; `cdi_options`: of nvidia-ctk, so that an older podman reads it; `driver`: the
+    version that the specification is made for; `capabilities`: no part in what happens, another one makes the
+    specification anew.
     """
 
     target: Literal["vm", "host", "lxc"]
-    runtime: Literal["docker", "containerd", "podman", "k3s"]
+    runtime: Literal["docker", "podman", "k3s"]
     software: Software
     packages: tuple[str, ...]
     driver: str
     install: str = ""
-    configure: tuple[str, ...] = ()
-    restart: str = ""
     cdi: str = ""
     cdi_options: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()

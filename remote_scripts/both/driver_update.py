@@ -8,24 +8,10 @@ from remote_scripts.shared.symptoms import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`containers`: of a host, for `read`: the ids of those that get its new driver, too."""
+    """The system, and how it installs."""
 
     target: Target
     software: Software
-    containers: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The update. `phase`: how far it is, empty: there is none; `old`, `new`: the version that was kept, and the one
-    that is installed; `given_up`: the version of one that was taken back; `running`: of the containers.
-    """
-
-    phase: str
-    old: str
-    new: str
-    given_up: str
-    running: tuple[int, ...]
 
 
 @dataclass(frozen=True)

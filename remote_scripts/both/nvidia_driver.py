@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.both.nvidia_repository import Wanted as Repositories
 from remote_scripts.shared.software import Installer, Software
 from remote_scripts.shared.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
@@ -14,7 +15,7 @@ class Wanted:
     repositories have them. `packages`: NAME=PATTERN; `recommends`: whether with what they recommend. `libraries`:
     sonames that a driver which is there must have, too; `unwanted`: packages that go again where we added them. `run`:
     NVIDIA's installer, where it may be used; `unpinned`: the four parts of the message where its checksum isn't known.
-    `awaited`: what was kept stays until layers/driver_update.py is told how it went elsewhere.
+    `repositories`: for `read`, those that it may come from.
     """
 
     target: Target
@@ -30,7 +31,7 @@ class Wanted:
     run: Installer | None = None
     run_prerequisites: tuple[str, ...] = ()
     unpinned: tuple[str, ...] = ()
-    awaited: bool = False
+    repositories: Repositories | None = None
 
 
 @dataclass(frozen=True)

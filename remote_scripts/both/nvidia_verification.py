@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Engine = Literal["", "docker", "containerd", "podman", "k3s"]
+Engine = Literal["", "docker", "podman", "k3s"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Literal
 from remote_scripts.shared.symptoms import Flavour
 
 #: Container runtime -> the packages that it comes with.
-Runtime = Literal["docker", "containerd", "podman", "k3s"]
+Runtime = Literal["docker", "podman", "k3s"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,8 @@
 """NVIDIA's container toolkit, for one container engine that is there.
 
 Changes packages, the engine's configuration (it is restarted if that changed), and a CDI specification. `revert` undoes
-the packages and the specification; a configuration is given back byte for byte. Where a user has changed it since,
-docker's loses our runtime, and containerd's own file stays as it is: our drop-in goes. Whether containers get the cards
-the verification tries (layers/nvidia_verification.py).
+the packages and the specification; docker's configuration is given back byte for byte. Where a user has changed it
+since, it loses our runtime. Whether containers get the cards the verification tries (layers/nvidia_verification.py).
 """
 
 from __future__ import annotations
@@ -33,16 +32,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
     packages, engines = _parts(system, wanted)
     engines.need(wanted.runtime, wanted.install)
     packages.install(wanted.packages)
-    for other in engine_conf.FILES:
-        if other != wanted.runtime:
-            engine_conf.give_back(system, other)
-    engines.restart_others(wanted.runtime)
-    if wanted.configure:
-        # Containers ask the engine itself for CDI's names, which docker 25 to 28.2 must be told to know.
-        command = (*wanted.configure, *(("--cdi.enabled",) if wanted.cdi else ()))
-        engine_conf.configure(packages, wanted.runtime, command)
+    if wanted.runtime == "docker":
+        engine_conf.configure(system, wanted.software.context.name, cdi=bool(wanted.cdi))
+    else:
+        engine_conf.give_back(system)
     cdi = _make_specification(packages, wanted)
-    engines.restart(wanted.restart)
+    engines.restart_docker()
     if wanted.runtime == "k3s":
         engines.restart_k3s()
     packages.note_step()
@@ -61,15 +56,14 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     if packages.is_anothers():
         return Reverted((), False)
     for path in files.of_layer(_LAYER):
-        if not any(path in paths for paths in engine_conf.FILES.values()):
+        if path != engine_conf.DOCKER:
             files.drop(_LAYER, path)
-    for engine in engine_conf.FILES:
-        engine_conf.give_back(system, engine)
+    engine_conf.give_back(system)
     packages.remove()
     # What its service has made means nothing without it.
     if not files.exists("/usr/bin/nvidia-ctk"):
         files.remove(_SERVICES_CDI)
-    engines.restart_others()
+    engines.restart_docker()
     return packages.reverted()
 
 

@@ -83,8 +83,7 @@ def _nvcc_says(system: System, wanted: Wanted) -> str:
 
 
 def _release_in(output: str) -> str:
-    match = re.search(r"release ([0-9]+\.[0-9]+)", output)
-    return match[1] if match else ""
+    return (re.search(r"release ([0-9]+\.[0-9]+)", output) or ["", ""])[1]
 
 
 def _is_somebodys(packages: Packages, wanted: Wanted) -> bool:

@@ -17,6 +17,8 @@ import re
 from typing import Literal, NoReturn
 
 from remote_scripts.both.nvidia_driver import Answer, Installation, Wanted, lacking_headers
+from remote_scripts.both.nvidia_repository import Wanted as Repositories
+from remote_scripts.layers.nvidia_repository import looking
 from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, nvidia
 from remote_scripts.shared.driver import FAMILY, LAYER, Source
 from remote_scripts.shared.driver_installer import DOWNLOADS
@@ -30,6 +32,9 @@ from remote_scripts.tools.system import System, changes
 _HEADERS = re.compile(rf"(?:{'|'.join(driver.HEADERS)})([0-9].*)")
 _OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
 _VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
+# What has the driver's version wherever it comes from.
+_OF_ONE_VERSION = re.compile(r"(libnvidia-compute|libnvidia-ml1|libcuda1|nvidia-utils|nvidia(-kernel)?(-open)?-dkms)\b")
+_NUMBER = re.compile(r"(?:\d+:)?(\d{3}\.[\d.]*\d)")
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
 #: seconds. NVIDIA's own daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the
 #: host's business.
@@ -56,6 +61,17 @@ WantedBy=multi-user.target
 
 
 @changes
+def read(system: System, wanted: Wanted) -> Installation:
+    """How it would come, as far as apt can say that; nothing is changed.
+
+    :raises Failure: the driver can't be had.
+    """
+    work = _Work(system, wanted, FAMILY)
+    with looking(work.packages, wanted.repositories or Repositories(software=wanted.software)):
+        return Installation("", work.choose_source(), "no", "")
+
+
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the driver in.
 
@@ -78,10 +94,11 @@ class _Work:
         self._system = system
         self._files = system.files
         self._wanted = wanted
-        self._packages = Packages(system, wanted.software, LAYER, f"NVIDIA driver {wanted.driver}", may_remove)
-        self._update = Update(self._packages, wanted.target)
+        self.packages = Packages(system, wanted.software, LAYER, f"NVIDIA driver {wanted.driver}", may_remove)
+        self._update = Update(self.packages, wanted.target)
         #: Of the very version that is there, where that can be had so.
         self._names = wanted.packages
+        self._source: Literal["packages", "run"] = "packages"
         self._left = driver.Left()
 
     def apply(self) -> Answer:
@@ -91,19 +108,20 @@ class _Work:
         self._left = driver.left(self._system)
         phase = update.kept.phase
         # What is half configured is repaired first; then it is judged what is there.
-        is_there = phase != "trying" and (self._is_installed() or (self._packages.repair() and self._is_installed()))
+        is_there = phase != "trying" and (self._is_installed() or (self.packages.repair() and self._is_installed()))
         if not is_there:
             self._stay_at_version()
+            self._source = self.choose_source()
             if not phase and self._is_worth_keeping():
                 self._begin_update()
-        brought = self._try(is_there) if update.kept.phase else self._install(is_there)
+        brought = self._try(is_there) if update.kept.phase else self._install_first(is_there)
         self._files.remove(VERSION_GIVEN_UP)
-        self._packages.note_step()
+        self.packages.note_step()
         self._files.finish()
-        return Answer(**vars(brought), packages=tuple(self._packages.of_layer()), changed=self._files.changed)
+        return Answer(**vars(brought), packages=tuple(self.packages.of_layer()), changed=self._files.changed)
 
     def revert(self) -> Reverted:
-        system, files, packages = self._system, self._files, self._packages
+        system, files, packages = self._system, self._files, self.packages
         if packages.is_anothers():
             return Reverted((), False)
         left = driver.left(system)
@@ -149,28 +167,25 @@ class _Work:
 
     def _half_configured(self) -> list[str]:
         """Packages of the driver's that are there and not wholly installed."""
-        installed = self._packages.installed()
+        installed = self.packages.installed()
         return sorted(name for name in installed.present if name not in installed.whole and FAMILY.search(name))
 
     def _stay_at_version(self) -> None:
         """Packages of the very version that is there, where that fits and all of them can be had so: the repositories
         may have a newer one of its branch by now, and who asks for libraries asks for no update.
         """
-        there = driver.library_version(self._system)
-        if not driver.fits(there, self._wanted.driver):
-            return
-        whole = self._packages.installed().whole
+        there, whole = driver.library_version(self._system), self.packages.installed().whole
         bare = [name.partition("=")[0] for name in self._wanted.packages]
         # A run that was cut short may have left some of another version.
-        version = next((whole[name] for name in bare if there in whole.get(name, "")), "")
-        if version:
-            names = tuple(f"{name}={version}" for name in bare)
-            if all(self._packages.is_whole(name) or self._is_offered(name) for name in names):
-                self._names = names
+        version = next((whole[name] for name in bare if there and there in whole.get(name, "")), "")
+        names = tuple(f"{name}={version}" for name in bare)
+        can_be_had = all(self.packages.is_whole(name) or self._is_offered(name) for name in names)
+        if version and can_be_had and driver.fits(there, self._wanted.driver):
+            self._names = names
 
     def _is_offered(self, package: str) -> bool:
         name, _, pattern = package.partition("=")
-        return any(fnmatch.fnmatchcase(version, pattern) for version in self._packages.offered(name)[name])
+        return any(fnmatch.fnmatchcase(version, pattern) for version in self.packages.offered(name)[name])
 
     def _is_worth_keeping(self) -> bool:
         """Whether a driver is there, whole, that is to be replaced by another, or by itself with more libraries. That a
@@ -189,8 +204,21 @@ class _Work:
 
     # Bringing it in.
 
+    def _install_first(self, is_there: bool) -> Installation:
+        """With nothing to go back to: what came and can't be configured, as its modules don't build, goes again, or apt
+        would do nothing else.
+        """
+        try:
+            return self._install(is_there)
+        except Failure as error:
+            if not self._half_configured():
+                raise
+            self.packages.purge(self._came(), "what can't be configured: ", "apt does nothing else while it is there")
+            self.packages.settle()
+            raise error.but(next=f"{error.next} (What had come of the driver is gone again.)") from error
+
     def _install(self, is_there: bool) -> Installation:
-        wanted, packages = self._wanted, self._packages
+        wanted, packages = self._wanted, self.packages
         self._update.let_go()
         source: Source
         if is_there:
@@ -200,22 +228,13 @@ class _Work:
             packages.settle()
         else:
             self._install_prerequisites(self._wanted.prerequisites)
-            source = self._choose_source()
+            source = self._source
             self._files.finish()  # What is in place by now is of use to the next run, should this one fail.
             if source == "packages":
                 self._install_packages()
             else:
                 self._install_from_installer()
             version = driver.library_version(self._system)
-            if not driver.fits(version, wanted.driver):
-                by = " ".join(self._names) or f"the installer of {wanted.run.version if wanted.run else ''}"
-                raise Failure(
-                    f"NVIDIA's driver {wanted.driver}",
-                    f"{version or 'no driver'} is installed by: {by}",
-                    "in a distribution's own archive, the packages of a branch that has ended lead to those of the "
-                    "next one",
-                    "set nvidia.driver to a branch that is maintained, or nvidia.source: run",
-                )
         if source == "packages":
             self._drop_replaced()
         self._drop_unwanted()
@@ -235,13 +254,10 @@ class _Work:
 
     def _installed_source(self) -> Source:
         """As noted; a run that was cut short may have noted nothing of what it had installed."""
-        records = self._packages.records()
         noted = self._left.source
-        if not noted and self._files.exists(driver_installer.INSTALLED.path):
-            noted = "run"
-        if not noted and any(FAMILY.search(name) and record.before == "-" for name, record in records.items()):
-            noted = "packages"
-        return "packages" if noted == "packages" else "run" if noted == "run" else "found"
+        if noted == "run" or (not noted and self._files.exists(driver_installer.INSTALLED.path)):
+            return "run"
+        return "packages" if noted == "packages" or (not noted and self._came()) else "found"
 
     def _note_driver(self, version: str, source: str) -> None:
         left = driver.Left(version, source, self._wanted.target, self._wanted.flavour or "")
@@ -266,38 +282,57 @@ class _Work:
         missing = [
             name
             for name in names
-            if not self._packages.is_whole(name)
+            if not self.packages.is_whole(name)
             and not (name in headers and driver.has_headers(self._system, headers[name]))
         ]
-        offered = self._packages.offered(*headers)
+        offered = self.packages.offered(*headers)
         if lacking := [name for name in missing if name in headers and not offered[name]]:
             raise lacking_headers(self._wanted.software.context.name, lacking, self._wanted.target)
-        self._packages.install(missing)
+        self.packages.install(missing)
 
-    def _choose_source(self) -> Literal["packages", "run"]:
+    def choose_source(self) -> Literal["packages", "run"]:
+        """Where it comes from, by what apt would do.
+
+        :raises Failure: its packages lead to another driver, and the installer isn't to be taken.
+        """
         wanted = self._wanted
-        if wanted.source != "either":
-            return wanted.source
-        for name in self._names:
-            if not self._is_offered(name):
-                self._system.log.say(f"note: {name} isn't offered: NVIDIA's installer is used")
-                return "run"
-        if wanted.target == "lxc" and self._brings_modules():
-            self._system.log.say(
-                "note: the packages would bring kernel modules, which have no place in a container: NVIDIA's installer "
-                "is used"
+        if wanted.source == "run":
+            return self._need_installer()
+        missing = [name for name in self._names if not self._is_offered(name)]
+        against = f"{missing[0]} isn't offered" if missing and wanted.source == "either" else self._leads_elsewhere()
+        if not against:
+            return "packages"
+        if wanted.source == "packages":
+            raise Failure(
+                f"NVIDIA's driver {wanted.driver}, from {' '.join(self._names)}",
+                against,
+                "in a distribution's own archive, the packages of a branch that has ended lead to those of the next "
+                "one; nothing was changed",
+                "set nvidia.driver to a branch that is maintained, or nvidia.source: run",
             )
-            return "run"
-        return "packages"
+        self._system.log.say(f"note: {against}: NVIDIA's installer is used")
+        return self._need_installer()
 
-    def _brings_modules(self) -> bool:
-        """Whether apt would install something of the kernel's with the packages."""
-        plan = self._packages.simulated("install", "--no-install-recommends", "--allow-downgrades", *self._names)
-        changes = announced(plan) if plan.status == 0 else []
-        return any(change.new != "-" and _OF_THE_KERNEL.search(change.name) for change in changes)
+    def _need_installer(self) -> Literal["run"]:
+        """:raises Failure: none is known."""
+        if not (self._wanted.run and self._wanted.run.sha256):
+            raise Failure(*(self._wanted.unpinned or ("NVIDIA's installer", "none is named", "it is the only way", "")))
+        return "run"
+
+    def _leads_elsewhere(self) -> str:
+        """What speaks against the packages, as apt would install them; empty: nothing."""
+        plan = self.packages.simulated("install", "--no-install-recommends", "--allow-downgrades", *self._names)
+        coming = [change for change in announced(plan) if change.new != "-"] if plan.status == 0 else []
+        numbers = {_OF_ONE_VERSION.match(change.name) and _NUMBER.match(change.new) for change in coming}
+        wanted = self._wanted
+        if others := sorted({number[1] for number in numbers if number and not driver.fits(number[1], wanted.driver)}):
+            return f"apt would bring {' and '.join(others)} with them"
+        modules = [change.name for change in coming if _OF_THE_KERNEL.search(change.name)]
+        is_against = modules and wanted.target == "lxc" and wanted.source == "either"
+        return f"they would bring modules, which have no place in a container ({modules[0]})" if is_against else ""
 
     def _install_packages(self) -> None:
-        packages = self._packages
+        packages = self.packages
         driver_installer.remove(packages)
         # The packages renew the newest kernel's at most.
         if self._wanted.target == "host" or driver.cards(self._system).holder:
@@ -305,10 +340,9 @@ class _Work:
         packages.install(self._names, recommends=self._wanted.recommends)
 
     def _install_from_installer(self) -> None:
-        wanted, packages = self._wanted, self._packages
+        wanted, packages = self._wanted, self.packages
         run = wanted.run
-        if run is None or not run.sha256:
-            raise Failure(*(wanted.unpinned or ("NVIDIA's installer", "none is named", "there is no other way", "")))
+        assert run is not None  # as of `choose_source`
         self._install_prerequisites(wanted.run_prerequisites)
         path = run.file(DOWNLOADS)
         driver_installer.fetch(packages, run, path)
@@ -325,30 +359,24 @@ class _Work:
         """Packages of the driver that we added for another version, and that nothing needs any more; and what was left
         of those that made way. A run that was cut short may have left them, too.
         """
-        packages = self._packages
+        packages = self.packages
         version, installed = driver.library_version(self._system), packages.installed()
-        old = []
-        for name, record in packages.records().items():
-            there = installed.present.get(name, "")
-            of_another = bool(_VERSIONED.search(there)) and version not in there
-            if record.before == "-" and FAMILY.search(name) and (name in installed.left or of_another):
-                old.append(name)
+        other = {name for name, there in installed.present.items() if _VERSIONED.search(there) and version not in there}
+        old = [name for name in self._came() if name in installed.left or name in other]
         if packages.purge(old, "what was of another version: ", "they belong to a driver that was replaced"):
             packages.settle()
 
     def _drop_unwanted(self) -> None:
         """Packages of what the driver was for, and isn't any more, where we added them."""
-        if not self._wanted.unwanted:
-            return
-        present, records = self._packages.installed().present, self._packages.records()
-        old = [
-            name
-            for name in self._wanted.unwanted
-            if name in present and name in records and records[name].before == "-"
-        ]
-        what = "what the driver is no longer for: "
-        if self._packages.purge(old, what, "nvidia.capabilities leaves them out"):
-            self._packages.settle()
+        present = self.packages.installed().present
+        old = [name for name in self._came() if name in self._wanted.unwanted and name in present]
+        if self.packages.purge(old, "what the driver is no longer for: ", "nvidia.capabilities leaves them out"):
+            self.packages.settle()
+
+    def _came(self) -> list[str]:
+        """The driver's packages that we added."""
+        records = self.packages.records()
+        return [name for name, record in records.items() if record.before == "-" and FAMILY.search(name)]
 
     def _start_persistence(self, version: str) -> None:
         """Where the module that is loaded is of the version that is installed."""
@@ -410,9 +438,7 @@ class _Work:
             is_proven = self._verify(brought)
         except (Failure, OSError) as error:
             self._give_up(old, self._undone(error))
-        if self._wanted.awaited:
-            update.note(awaited=True)
-        if is_proven and not self._wanted.awaited:
+        if is_proven:
             update.close()
         else:
             update.note(phase="tried")
@@ -424,13 +450,11 @@ class _Work:
         """
         if nvidia.loaded(self._system).version != brought.version or brought.reboot == "yes":
             return False
-        # In a container the old ones don't answer any more: its host has the new driver.
-        if (self._update.kept.worked or self._wanted.awaited) and not self._update.serves_cards():
-            self._packages.explain(
+        if self._update.kept.worked and not self._update.serves_cards():
+            self.packages.explain(
                 self._update.answer,
                 f"NVIDIA's driver {brought.version}, answering nvidia-smi",
-                f"the one before it, {self._update.kept.driver.version}, did, and where this is a container, its "
-                "host's does",
+                f"the one before it, {self._update.kept.driver.version}, did",
             )
         return True
 

@@ -203,8 +203,7 @@ class _Verification:
         capabilities += ",graphics" if any(name.startswith("libEGL_nvidia.") for name in bare) else ""
         if engine in ("docker", "podman"):
             return self._in_engine(engine, capabilities, command)
-        client = ["ctr"] if engine == "containerd" else [self.path("/usr/local/bin/k3s"), "ctr"]
-        return self._in_containerd(client, capabilities, command)
+        return self._in_k3s(capabilities, command)
 
     def _options(self, engine: str) -> list[str] | Done:
         """How the engine is told to give the cards. docker takes CDI names from 25 on, and all by itself from 28.3 on;
@@ -239,10 +238,11 @@ class _Verification:
             self.system.run.ask(engine, "rmi", image)
         return done
 
-    def _in_containerd(self, client: list[str], capabilities: str, command: list[str]) -> Done:
-        """By containerd's own client, in a namespace of our own; Kubernetes reaches the same runtime by containerd's
-        configuration. k3s has a containerd of its own, with the client in its program.
+    def _in_k3s(self, capabilities: str, command: list[str]) -> Done:
+        """By the client of its containerd, in a namespace of our own; Kubernetes reaches the same runtime by
+        containerd's configuration.
         """
+        client = [self.path("/usr/local/bin/k3s"), "ctr"]
         image, ctr = self.wanted.image, [*client, "-n", _CONTAINER]
         pulled = self.run(*ctr, "images", "pull", image)
         if pulled.status:

@@ -21,7 +21,6 @@ _LISTS = "/var/lib/apt/lists"
 _KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 _RUNTIMES: dict[Runtime, tuple[str, ...]] = {
     "docker": ("docker.io", "docker-ce"),
-    "containerd": ("containerd", "containerd-stable", "containerd.io"),
     "podman": ("podman",),
 }
 _K3S = "/usr/local/bin/k3s"

@@ -6,8 +6,7 @@ installed, built, loaded or used. The way back needs no network.
 - keeping: nothing is changed yet, the next run begins anew;
 - trying: the next run goes on forwards, or back if what was there is wanted by then;
 - back: the next run first goes on with that, then tries anew;
-- tried: installed, and not loaded before a boot: kept until the new one was seen at work. Of a host, until its
-  containers have its libraries, too, and of such a container (`awaited`) until all of them have.
+- tried: installed, and not loaded before a boot: kept until the new one was seen at work.
 
 Beside it are the packages' files, or the installer.
 
@@ -65,7 +64,7 @@ class Kept:
     """What is noted of an update. `phase`: empty where there is none; `driver`: that is kept; `kernels`: that had its
     modules; `left`, `installer`: what was noted of it; `blacklist`: ours was there; `loaded`, `worked`: it was loaded,
     and answered; `lacking`: libraries that were demanded of it, and weren't there; `lost`: what could not be kept;
-    `awaited`: it waits for what comes of it elsewhere; `new`: the version that was taken back.
+    `new`: the version that was taken back.
     """
 
     phase: Phase = ""
@@ -79,7 +78,6 @@ class Kept:
     worked: bool = False
     lacking: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
-    awaited: bool = False
     new: str = ""
 
 
@@ -268,9 +266,8 @@ class Update:
                 "they must be of the modules' version",
                 "see what is installed (`dpkg -l '*nvidia*'`), then run `pulumi up` again",
             )
-        if self._target == "lxc":
-            return f"its libraries{self._restart_users_in_container(version)}"
-        return f"its libraries, and its modules for {' '.join(kernels)}{self._restart_users(version)}"
+        modules = f", and its modules for {' '.join(kernels)}" if kernels else ""
+        return f"its libraries{modules}{self._restart_users(version)}"
 
     def _kernels_to_build(self) -> list[str]:
         """Those that had its modules and are there still, and the running one, which may have come since."""
@@ -323,10 +320,12 @@ class Update:
         loaded = nvidia.loaded(system).version
         start_daemon = None
         if loaded and loaded != version:
+            if self._target == "lxc":
+                return f"; the host's driver is {loaded}, with which they don't work"
             start_daemon = driver_modules.unload(packages)
             if start_daemon is None:
                 return f"; {loaded} is still loaded and in use: {version} is loaded at the next boot"
-        if not nvidia.loaded(system).version and self.kept.loaded:
+        if self._target != "lxc" and not nvidia.loaded(system).version and (loaded or self.kept.loaded):
             driver_modules.load_module(packages, version)
         if start_daemon:
             start_daemon()
@@ -335,19 +334,5 @@ class Update:
         if not self.serves_cards():
             packages.explain(
                 self.answer, f"the driver {version}, put back, answering nvidia-smi", "it did before the update"
-            )
-        return "; nvidia-smi answers"
-
-    def _restart_users_in_container(self, version: str) -> str:
-        loaded = nvidia.loaded(self._system).version
-        if loaded and loaded != version:
-            return f"; the host's driver is {loaded}, with which they don't work"
-        if not self.kept.worked and not self.kept.awaited:
-            return ""
-        if not self.serves_cards():
-            self._packages.explain(
-                self.answer,
-                f"the libraries of {version}, put back, answering nvidia-smi",
-                "they did before the update",
             )
         return "; nvidia-smi answers"

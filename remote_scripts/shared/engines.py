@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from remote_scripts.shared.engine_conf import RESTART
 from remote_scripts.shared.packages import Packages
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -52,41 +53,27 @@ class Engines:
             )
         self._packages.install([install], recommends=True)
 
-    def restart(self, unit: str) -> None:
-        """Where its configuration has changed. Containers of docker stop with it, unless it has live-restore; those
-        that ran are started again.
+    def restart_docker(self) -> None:
+        """Where its configuration has changed, and it is still there. Its containers stop with it, unless it has
+        live-restore; those that ran are started again.
 
-        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that. Or docker
-            doesn't say which containers run.
+        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that. Or it doesn't
+            say which containers run.
         """
-        system = self._system
-        step = f"restart-{unit}"
-        if not unit or not system.files.is_pending(step):
+        files = self._system.files
+        if not self._is_there("docker"):
+            files.remove(_STOPPED)
+            files.done_with(RESTART)
+        if not files.is_pending(RESTART):
             return
-        if unit == "docker":
-            self._note_running()
-        else:
-            system.log.say(f"restarting {unit}: its containers run on")
-        done = self._packages.do("systemctl", "restart", unit)
-        if done.status != 0 or not self._is_active(unit):
-            self._give_up(unit, done)
-        self._start_stopped(unit)
+        self._note_running()
+        done = self._packages.do("systemctl", "restart", "docker")
+        if done.status != 0 or not self._is_active("docker"):
+            self._give_up("docker", done)
+        self._start_stopped()
         self.restarted = True
         # Not before: a run that fails puts the configuration back, which the next one has to have read.
-        system.files.at_finish.append(lambda: system.files.done_with(step))
-
-    def restart_others(self, but: str = "") -> None:
-        """Those whose configuration was given back, where they are still there.
-
-        :raises Failure: as of `restart`.
-        """
-        for engine in ("docker", "containerd"):
-            if engine != but and self._is_there(engine):
-                self.restart(engine)
-            elif engine != but:
-                if engine == "docker":
-                    self._system.files.remove(_STOPPED)
-                self._system.files.done_with(f"restart-{engine}")
+        files.at_finish.append(lambda: files.done_with(RESTART))
 
     def restart_k3s(self) -> None:
         """It looks for NVIDIA's runtime when it starts, and at no other time.
@@ -144,10 +131,8 @@ class Engines:
     def _stopped(self) -> list[str]:
         return self._system.files.need_text(_STOPPED).split()
 
-    def _start_stopped(self, unit: str) -> None:
+    def _start_stopped(self) -> None:
         """Those with a restart policy are up again already, and with live-restore all of them."""
-        if unit != "docker":
-            return
         for name in self._stopped():
             if self._system.run.do("docker", "start", name).status != 0:
                 self._system.log.say(f"note: container {name} isn't there any more (--rm), or doesn't start")
@@ -170,8 +155,8 @@ class Engines:
                 "nesting=1,keyctl=1`, with those that `pct config ID` shows already: others go); else " + next
             )
         system.files.undo()
-        if system.run.do("systemctl", "restart", unit).status == 0:
-            self._start_stopped(unit)
+        if system.run.do("systemctl", "restart", unit).status == 0 and unit == "docker":
+            self._start_stopped()
         output = "\n".join(done.said_text.rstrip("\n").split("\n")[-4:])
         raise Failure(
             f"{self._name}: {unit}, started with NVIDIA's runtime in its configuration",

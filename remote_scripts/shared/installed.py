@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from remote_scripts.shared.apt import THE_SYSTEMS, Aside
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, Done
@@ -61,15 +62,21 @@ def installed(system: System) -> Installed:
     return packages
 
 
-def offered(system: System, *names: str) -> dict[str, list[str]]:
+def offered(system: System, *names: str, aside: Aside = THE_SYSTEMS) -> dict[str, list[str]]:
     """The versions of each package that the repositories have, the newest first.
 
+    :param aside: the apt that is asked; by default the system's.
     :raises Failure: apt doesn't say.
     """
     versions: dict[str, list[str]] = {name: [] for name in names}
     if not names or not system.run.has("apt-cache"):
         return versions
-    done = system.run.ask("apt-cache", "madison", *names, seconds=_ASK_SECONDS, limit=_BYTES)
+    done = system.run.ask(
+        *("apt-cache", *aside.options, "madison", *names),
+        seconds=_ASK_SECONDS,
+        limit=_BYTES,
+        environment=aside.environment,
+    )
     if not re.search(rb"No packages found|Unable to locate package", done.error):
         need_answer(done, "which versions of packages the repositories have", "apt-cache")
     for line in done.text.split("\n"):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from remote_scripts.shared import installed
+from remote_scripts.shared.apt import THE_SYSTEMS
 from remote_scripts.shared.installed import RECORDS, Installed, Record
 from remote_scripts.shared.software import Software
 from remote_scripts.shared.symptoms import recognise
@@ -97,6 +98,8 @@ class Packages:
         self._never = never
         self._installed: Installed | None = None
         self._step = f"{_STEPS}/{layer.removeprefix('nvidia-')}"
+        #: The apt that is asked and simulates; by default the system's.
+        self.aside = THE_SYSTEMS
         #: What `remove` left, as others need it by now.
         self.kept: list[str] = []
 
@@ -214,12 +217,27 @@ class Packages:
 
     def simulated(self, *arguments: str) -> Done:
         """What apt-get would do."""
-        done = self.system.run.ask("apt-get", "-s", "-q", *arguments, seconds=_ASK_SECONDS, limit=_ANSWER_BYTES)
+        return self._ask_apt("-s", "-q", *arguments)
+
+    def _ask_apt(self, *arguments: str) -> Done:
+        command, environment = ("apt-get", *self.aside.options, *arguments), self.aside.environment
+        done = self.system.run.ask(*command, seconds=_ASK_SECONDS, limit=_ANSWER_BYTES, environment=environment)
         return Done(done.status, done.output, said=done.output + done.error)
+
+    def fetch_aside(self) -> None:
+        """The lists of the sources that the apt aside has besides the system's.
+
+        :raises Failure: one can't be had.
+        """
+        done = self._ask_apt("-q", "update", *self.aside.fetching)
+        if done.status != 0:
+            self.explain(
+                done, "the lists of packages, by apt-get update", "what they have decides what can be installed"
+            )
 
     def offered(self, *names: str) -> dict[str, list[str]]:
         """The versions of each package that the repositories have, the newest first."""
-        return installed.offered(self.system, *names)
+        return installed.offered(self.system, *names, aside=self.aside)
 
     # What is installed.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_scripts.shared import driver
-from remote_scripts.tools.run import Done, Stand
+from remote_scripts.tools.run import Stand
 from tests.agent import driver_kit, passthrough_kit
 from tests.agent.kit import Host, Tree
 from tests.agent.machines import Machine, first_lines
@@ -37,7 +37,6 @@ class Nvidia(Machine):
         host = self.host
         for path, answer in self.example.get("installed_programs", {}).items():
             host.programs[f"{host.root}{path}"] = _installed(host, path, answer)
-        host.programs |= {"gpg": _gpg}
 
     def lasting(self) -> Tree:
         """Without folders, which go as dpkg likes, and what it leaves when it is killed."""
@@ -49,11 +48,6 @@ class Nvidia(Machine):
 
 def _installed(host: Host, path: str, answer: str) -> Stand:
     return lambda _arguments, _stdin: answer if host.exists(path) else 127
-
-
-def _gpg(arguments: Sequence[str], stdin: bytes) -> Done:
-    """A key is the last part of its address, which is its fingerprint, too."""
-    return Done(0, stdin if "--dearmor" in arguments else b"pub:\nfpr" + b":" * 9 + stdin.strip() + b":\n")
 
 
 class Docker(Nvidia):
@@ -104,16 +98,11 @@ class Docker(Nvidia):
         return int(arguments[0] == "cat")
 
     def _nvidia_ctk(self, arguments: Sequence[str], _stdin: bytes) -> int:
-        """It writes into the file that is there, and flushes nothing."""
+        """It writes a specification, and flushes nothing."""
         if not self.host.exists("/usr/bin/nvidia-ctk"):
             return 127
-        if arguments[0] == "cdi":
-            (output,) = (word.partition("=")[2] for word in arguments if word.startswith("--output="))
-            Path(output).write_text('hostPath: /usr/lib/libcuda.so.580.159.03\n- name: "all"\n')
-            return 0
-        (conf,) = (Path(word.partition("=")[2]) for word in arguments if word.startswith("--config="))
-        content = json.loads(conf.read_text()) if conf.exists() else {}
-        conf.write_text(json.dumps(content | {"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}))
+        (output,) = (word.partition("=")[2] for word in arguments if word.startswith("--output="))
+        Path(output).write_text('hostPath: /usr/lib/libcuda.so.580.159.03\n- name: "all"\n')
         return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from tests.agent.kit import Host
 
 DAEMON, CDI, SERVICES = "/etc/docker/daemon.json", "/etc/cdi/nvidia.yaml", "/run/cdi/nvidia.yaml"
 SOFTWARE = Software(context=Context("it", "vm"), lock_seconds=1)
+RUNTIME = {"args": [], "path": "nvidia-container-runtime"}
 
 TAKEN_OUT = [
     ("{}", {}),
@@ -39,130 +39,115 @@ def test_our_keys_are_taken_out_of_json_and_all_else_stays(now: str, left: Any) 
     assert json.loads(engine_conf._without_runtime(now.encode())) == (json.loads(now) if left is None else left)
 
 
-class Ctk:
-    """nvidia-ctk, which writes the engine's files that it is told, docker's or containerd's."""
+class Conf:
+    """docker's configuration."""
 
     def __init__(self, host: Host) -> None:
-        host.programs["nvidia-ctk"] = self._run
-        for folder in ("docker", "containerd"):  # of the engines' packages
-            (host.root / "etc" / folder).mkdir(parents=True)
+        (host.root / "etc/docker").mkdir(parents=True)  # of the engine's package
         self.system = host.system()
 
-    def configure(self, engine: str = "docker") -> None:
-        packages = Packages(self.system, SOFTWARE, "toolkit")
-        self.system.changing(lambda: engine_conf.configure(packages, engine, ("nvidia-ctk",)))
+    def configure(self, *, cdi: bool = False) -> None:
+        self.system.changing(lambda: engine_conf.configure(self.system, "it", cdi=cdi))
 
-    def give_back(self, engine: str = "docker") -> None:
-        self.system.changing(lambda: engine_conf.give_back(self.system, engine))
-        self.system.files.done_with(f"restart-{engine}")
+    def give_back(self) -> None:
+        self.system.changing(lambda: engine_conf.give_back(self.system))
+        self.system.files.done_with("restart-docker")
         self.system.files.finish()
-
-    def _run(self, arguments: Sequence[str], _stdin: bytes) -> None:
-        paths = {option: Path(path) for option, _, path in (word.partition("=") for word in arguments)}
-        conf = paths["--config"]
-        text = conf.read_text(encoding="latin-1") if conf.exists() else ""
-        if drop_in := paths.get("--drop-in-config"):
-            drop_in.write_text("[plugins]\n")
-            if (imports := f'imports = ["{drop_in.parent}/*.toml"]\n') not in text:
-                conf.write_text(imports + text.partition("#")[0], encoding="latin-1")
-            return
-        conf.write_text(json.dumps({**json.loads(text or "{}"), "runtimes": {"nvidia": {}}}))
 
 
 @pytest.fixture
-def ctk(host: Host) -> Ctk:
-    return Ctk(host)
+def conf(host: Host) -> Conf:
+    return Conf(host)
 
 
-@pytest.mark.parametrize("text", ["{", '{"a" 1}', "[1 2]", '{"a": }'])
-def test_a_configuration_that_somebody_has_spoilt_is_left(host: Host, ctk: Ctk, text: str) -> None:
-    ctk.configure()
+def test_docker_gets_the_runtime_beside_what_is_there_and_once(host: Host, conf: Conf) -> None:
+    before = '{"runtimes": {"kata": {"path": "k"}},\n "dns": ["192.0.2.1"]}'
+    host.write(DAEMON, before)
+    conf.configure(cdi=True)
+    runtimes = {"kata": {"path": "k"}, "nvidia": RUNTIME}
+    assert json.loads(host.read(DAEMON)) == {"runtimes": runtimes, "dns": ["192.0.2.1"], "features": {"cdi": True}}
+    written = host.lasting()
+    conf.configure(cdi=True)
+    assert host.lasting() == written
+    conf.give_back()
+    assert host.read(DAEMON) == before and not host.exists("/var/lib/homelab")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"runtimes": 1}'])
+def test_a_file_that_docker_could_not_read_is_refused_and_left(host: Host, conf: Conf, text: str) -> None:
     host.write(DAEMON, text)
-    ctk.give_back()
+    with pytest.raises(Failure, match="daemon.json as a JSON object"):
+        conf.configure()
     assert host.read(DAEMON) == text and not host.exists("/var/lib/homelab")
 
 
-def test_an_engine_that_doesnt_start_gets_its_configuration_back_and_its_journal_is_told(host: Host, ctk: Ctk) -> None:
+@pytest.mark.parametrize("text", ["{", '{"a" 1}', "[1 2]", '{"a": }'])
+def test_a_configuration_that_somebody_has_spoilt_is_left(host: Host, conf: Conf, text: str) -> None:
+    conf.configure()
+    host.write(DAEMON, text)
+    conf.give_back()
+    assert host.read(DAEMON) == text and not host.exists("/var/lib/homelab")
+
+
+def test_an_engine_that_doesnt_start_gets_its_configuration_back_and_its_journal_is_told(
+    host: Host, conf: Conf
+) -> None:
     host.write(DAEMON, "{}\n")
+    host.write("/usr/bin/dockerd", "")
     host.programs |= {
         "systemctl": lambda _arguments, _stdin: Done(1, b"Job failed\n"),
         "journalctl": lambda _arguments, _stdin: "no such runtime\n",
         "docker": lambda _arguments, _stdin: "",
     }
-    packages = Packages(ctk.system, SOFTWARE, "toolkit")
+    packages = Packages(conf.system, SOFTWARE, "toolkit")
 
     def change() -> None:
-        engine_conf.configure(packages, "docker", ("nvidia-ctk",))
+        engine_conf.configure(conf.system, "it", cdi=False)
         assert "nvidia" in host.read(DAEMON)
-        Engines(packages, is_container=True).restart("docker")
+        Engines(packages, is_container=True).restart_docker()
 
     with pytest.raises(Failure) as failure:
-        ctk.system.changing(change)
+        conf.system.changing(change)
     assert failure.value.found == "Job failed\nno such runtime" and "keyctl=1" in failure.value.next
     assert host.read(DAEMON) == "{}\n"
 
 
 @pytest.mark.parametrize("is_edited", [False, True])
 def test_a_configuration_that_is_a_link_comes_back_as_one_with_its_mode(
-    host: Host, ctk: Ctk, *, is_edited: bool
+    host: Host, conf: Conf, *, is_edited: bool
 ) -> None:
     theirs = host.write("/srv/docker.json", '{"dns": []}', 0o640)
     link = host.root / DAEMON[1:]
     link.symlink_to("../../srv/docker.json")
-    ctk.configure()
-    assert json.loads(host.read(DAEMON)) == {"dns": [], "runtimes": {"nvidia": {}}}
+    conf.configure()
+    assert json.loads(host.read(DAEMON)) == {"dns": [], "runtimes": {"nvidia": RUNTIME}}
     assert (link.stat().st_mode & 0o777, theirs.read_text()) == (0o640, '{"dns": []}')
     if is_edited:
         link.write_text('{"debug": true, "runtimes": {"nvidia": {}}}')
-    ctk.give_back()
+    conf.give_back()
     assert link.is_symlink() != is_edited and not host.exists("/var/lib/homelab")
     assert json.loads(link.read_text()) == json.loads('{"debug": true}' if is_edited else '{"dns": []}')
     kept = list(host.root.glob("var/backups/homelab/etc/docker/daemon.json.*"))
     assert [path.read_text() for path in kept] == ['{"debug": true, "runtimes": {"nvidia": {}}}'] * is_edited
 
 
-def test_a_link_that_somebody_has_put_in_its_place_since_stays_with_the_files_mode(host: Host, ctk: Ctk) -> None:
-    ctk.configure()
+def test_a_link_that_somebody_has_put_in_its_place_since_stays_with_the_files_mode(host: Host, conf: Conf) -> None:
+    conf.configure()
     theirs = host.write("/srv/docker.json", '{"debug": true, "runtimes": {"nvidia": {}}}', 0o640)
     link = host.root / DAEMON[1:]
     link.unlink()
     link.symlink_to("../../srv/docker.json")
-    ctk.give_back()
+    conf.give_back()
     assert link.is_symlink() and json.loads(theirs.read_text()) == {"debug": True}
     assert theirs.stat().st_mode & 0o777 == 0o640 and not host.exists("/var/lib/homelab")
 
 
-def test_a_link_that_leads_nowhere_is_said_before_anything_is_changed(host: Host, ctk: Ctk) -> None:
+def test_a_link_that_leads_nowhere_is_said_before_anything_is_changed(host: Host, conf: Conf) -> None:
     link = host.root / DAEMON[1:]
     link.symlink_to("../../srv/docker.json")
     with pytest.raises(OSError, match="it can't be read"):
-        ctk.configure()
+        conf.configure()
     assert not host.exists("/var/lib/homelab")
-
-
-TOML, DROP_IN = "/etc/containerd/config.toml", "/etc/containerd/conf.d/99-nvidia.toml"
-
-
-@pytest.mark.parametrize("before", [None, "root = '/x' # für mich\n".encode("latin-1")])
-def test_containerds_file_imports_the_drop_in_and_is_written_once(host: Host, ctk: Ctk, before: bytes | None) -> None:
-    path = host.root / TOML[1:]
-    if before is not None:
-        host.write(TOML, "").write_bytes(before)
-    ctk.configure("containerd")
-    assert host.read(TOML).startswith('imports = ["/etc/containerd/conf.d/*.toml"]\n') and host.exists(DROP_IN)
-    written = host.lasting()
-    ctk.configure("containerd")
-    assert host.lasting() == written
-    ctk.give_back("containerd")
-    assert (path.read_bytes() if path.exists() else None) == before and not host.exists("/var/lib/homelab")
-
-
-def test_containerds_file_that_was_changed_since_stays_and_the_drop_in_goes(host: Host, ctk: Ctk) -> None:
-    ctk.configure("containerd")
-    host.write(TOML, f"{host.read(TOML)}oom_score = -999\n")
-    edited = host.read(TOML)
-    ctk.give_back("containerd")
-    assert host.read(TOML) == edited and not host.exists(DROP_IN) and not host.exists("/var/lib/homelab")
 
 
 class Docker:
@@ -170,6 +155,7 @@ class Docker:
 
     def __init__(self, host: Host) -> None:
         self.running, self.starts = {"web", "db"}, True
+        host.write("/usr/bin/dockerd", "")
         host.programs |= {"docker": self._docker, "systemctl": self._systemctl, "journalctl": lambda *_: ""}
 
     def _docker(self, arguments: Sequence[str], _stdin: bytes) -> Done | str:
@@ -190,7 +176,7 @@ class Docker:
 
 def restart(host: Host) -> None:
     system = host.system()
-    system.changing(lambda: Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False).restart("docker"))
+    system.changing(lambda: Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False).restart_docker())
 
 
 def test_containers_run_again_where_docker_didnt_start_with_what_was_configured(host: Host) -> None:
@@ -230,21 +216,21 @@ def test_containers_run_again_where_a_restart_was_cut_short(host: Host) -> None:
 
 
 def test_docker_is_restarted_once_more_where_the_run_failed_later_and_put_its_configuration_back(
-    host: Host, ctk: Ctk
+    host: Host, conf: Conf
 ) -> None:
     host.write(DAEMON, "{}\n")
     Docker(host)
-    packages = Packages(ctk.system, SOFTWARE, "toolkit")
+    packages = Packages(conf.system, SOFTWARE, "toolkit")
 
     def change() -> None:
-        engine_conf.configure(packages, "docker", ("nvidia-ctk",))
-        Engines(packages, is_container=False).restart("docker")
+        engine_conf.configure(conf.system, "it", cdi=False)
+        Engines(packages, is_container=False).restart_docker()
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        ctk.system.changing(change)
+        conf.system.changing(change)
     engines = Engines(packages, is_container=False)
-    ctk.system.changing(lambda: engines.restart("docker"))
+    conf.system.changing(engines.restart_docker)
     assert host.read(DAEMON) == "{}\n" and engines.restarted and not host.exists("/var/lib/homelab")
 
 

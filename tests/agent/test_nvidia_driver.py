@@ -4,6 +4,7 @@ are half configured. That the next run finishes or undoes it is in test_stops.py
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,16 +14,15 @@ from typing import Any, Literal
 import pytest
 
 from remote_scripts.both import driver_update, nvidia_driver
-from remote_scripts.shared import guests
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, noted
 from remote_scripts.shared.software import Installer, Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.run import TIMED_OUT, Done
-from tests.agent.cluster_kit import Clock
 from tests.agent.driver_kit import (
     FAMILY,
     HEADERS,
     KERNELS,
+    LIBRARY,
     MODULES,
     NEW,
     OLD,
@@ -105,17 +105,6 @@ def cut_short(machine: Machine, act: Callable[[Host], object], name: str, place:
         )
 
 
-def test_whether_a_container_runs_that_is_to_try_a_driver_is_not_guessed(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Clock(monkeypatch)
-    monkeypatch.setattr(guests, "_LOOK_SECONDS", 20.0)
-    machine.host.programs["pct"] = lambda _words, _stdin: Done(TIMED_OUT, b"")
-    asked = driver_update.Wanted(target="host", software=SOFTWARE, containers=(901,))
-    text = refusal(lambda: machine.host.ask("read", "driver_update", asked))
-    assert "found:  pct status gave no answer\n" in text and "timeouts.step" in text
-
-
 # -- there and back --------------------------------------------------------------------------------------------
 def test_the_driver_comes_and_goes(machine: Machine) -> None:
     stock = lasting(machine.host)
@@ -141,7 +130,7 @@ def test_wherever_an_update_is_cut_short_the_old_driver_works_or_it_is_noted_tha
 
 
 @pytest.mark.parametrize("source", ["packages", "run"])
-def test_wherever_a_way_back_is_cut_short_no_container_is_given_the_new_driver(
+def test_wherever_a_way_back_is_cut_short_it_is_not_taken_for_an_update_that_waits(
     machine: Machine, source: Source, tmp_path: Path
 ) -> None:
     with_old(machine, source)
@@ -151,7 +140,7 @@ def test_wherever_a_way_back_is_cut_short_no_container_is_given_the_new_driver(
     assert machine.loaded() == NEW
     for how, left in cut_short(machine, lambda one: end(one, "revert"), f"back {source}", tmp_path):
         assert left.works(NEW) or phase(left.host) != "tried", how
-    assert machine.works(OLD) and machine.loaded() == OLD and end(machine.host, "read")["given_up"] == NEW
+    assert machine.works(OLD) and machine.loaded() == OLD and machine.host.read(VERSION_GIVEN_UP) == f"{NEW}\n"
 
 
 def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine: Machine) -> None:
@@ -162,6 +151,15 @@ def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine
     machine.started.clear()
     apply(machine.host, OLD)
     assert "update-initramfs -u -k all" in machine.started
+
+
+def test_a_way_back_that_unloads_a_module_loads_the_one_that_is_back(machine: Machine) -> None:
+    """The one from before the last upgrade by hand was loaded, without which nothing has the cards."""
+    with_old(machine)
+    machine.load("580.105.08")
+    machine.faults.in_use, machine.faults.no_build = False, {NEW}
+    assert f"the driver {OLD} is back" in refusal(lambda: apply(machine.host, NEW))
+    assert machine.works(OLD) and machine.loaded() == OLD
 
 
 def test_of_modules_that_something_uses_none_is_unloaded(machine: Machine) -> None:
@@ -199,6 +197,46 @@ def test_what_was_kept_and_is_gone_is_said_and_the_wanted_driver_comes(machine: 
     machine.faults.no_build.clear()
     machine.faults.unconfigured.clear()
     assert apply(machine.host, NEW)["version"] == NEW and machine.works(NEW)
+
+
+# -- a name that leads elsewhere -------------------------------------------------------------------------------
+LEADS = {
+    "apt-get -s install --no-install-recommends --allow-downgrades": Done(
+        0, f"Inst {TOOLS} (1)\nInst {LIBRARY} [1] ({OLD}-1 x [amd64])\n".encode()
+    )
+}
+
+
+@pytest.mark.parametrize("is_update", [False, True])
+def test_packages_that_lead_to_another_branch_are_refused_before_anything_changes(
+    machine: Machine, is_update: bool
+) -> None:
+    if is_update:
+        with_old(machine)
+    before = lasting(machine.host)
+    machine.started.clear()
+    machine.faults.said |= LEADS
+    text = refusal(lambda: apply(machine.host, NEW))
+    assert f"found:  apt would bring {OLD} with them" in text and "nothing was changed" in text
+    assert (lasting(machine.host), machine.started) == (before, [])
+
+
+def test_where_it_may_be_the_installer_that_is_taken(machine: Machine) -> None:
+    machine.faults.said |= LEADS
+    asked = dataclasses.replace(wanted(NEW, "run"), source="either")
+    assert machine.host.ask("apply", "nvidia_driver", asked)["source"] == "run" and machine.works(NEW)
+
+
+# -- a first driver that doesn't build -------------------------------------------------------------------------
+def test_a_first_driver_whose_modules_do_not_build_goes_again(machine: Machine) -> None:
+    """dpkg would stay broken: a package whose configuration fails stops apt."""
+    machine.faults.no_build.add(OLD)
+    assert "What had come of the driver is gone again" in refusal(lambda: apply(machine.host, OLD))
+    assert machine.versions() == {HEADERS: "1", STRANGERS: "1.0"} and {*machine.packages()} == {*machine.versions()}
+    machine.faults.no_build.clear()
+    apply(machine.host, OLD)
+    machine.boot()
+    assert machine.works(OLD)
 
 
 # -- what fails ------------------------------------------------------------------------------------------------
@@ -270,16 +308,14 @@ def test_a_driver_of_which_a_package_cannot_be_configured_is_none_to_go_back_to(
     assert apply(machine.host, NEW)["version"] == NEW and machine.works(NEW)
 
 
-def test_an_install_that_failed_and_is_repaired_is_still_ours_and_leaves_nothing_of_another_version(
+def test_an_install_that_failed_is_still_ours_when_it_is_done_again(
     machine: Machine,
 ) -> None:
     machine.faults.unconfigured.add(TOOLS)
     refusal(lambda: apply(machine.host, OLD))
     machine.faults.unconfigured.clear()
-    machine.started.clear()
     answer = apply(machine.host, OLD)
     assert answer == answer | {"source": "packages", "packages": sorted((*FAMILY, HEADERS)), "changed": True}
-    assert not [one for one in machine.started if one.startswith("apt-get install")]
 
 
 def test_a_driver_that_was_being_installed_is_none_to_go_back_to(machine: Machine) -> None:

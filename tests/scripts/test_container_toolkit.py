@@ -19,11 +19,7 @@ from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMa
 from tests.scripts.test_cuda_toolkit import with_repository
 
 RUN = "docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi -L"
-DAEMON, CONTAINERD, DROP_IN = (
-    "etc/docker/daemon.json",
-    "etc/containerd/config.toml",
-    "etc/containerd/conf.d/99-nvidia.toml",
-)
+DAEMON = "etc/docker/daemon.json"
 CDI = "etc/cdi/nvidia.yaml"
 # As people write them: no indentation, or another one, and an order of their own.
 OTHERS = '{"log-driver": "local",\n  "live-restore": true, "dns": ["192.168.1.1"], "insecure-registries": []}\n'
@@ -32,7 +28,7 @@ DRIVER = "apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-ope
 
 @pytest.fixture(scope="module")
 def with_docker(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """Ubuntu 24.04 with a driver, docker, containerd and podman, which somebody has installed."""
+    """Ubuntu 24.04 with a driver, docker and podman, which somebody has installed."""
     vm = with_repository(VirtualMachine(tmp_path_factory.mktemp("vm")), GUESTS[0])
     vm.output(f"{DRIVER} && apt-get -qq install -y docker.io podman")
     return vm
@@ -44,10 +40,9 @@ def vm(with_docker: Machine) -> Iterator[Machine]:
     packages = with_docker.packages()
     yield with_docker
     with_docker.answer("revert", script(with_docker))
-    for path in (DAEMON, CONTAINERD):
-        (with_docker.root / path).unlink(missing_ok=True)
+    (with_docker.root / DAEMON).unlink(missing_ok=True)
     (with_docker.root / "var/lib/docker/images").unlink(missing_ok=True)
-    with_docker.output("systemctl restart docker containerd")
+    with_docker.output("systemctl restart docker")
     with_docker.answer("revert", script(with_docker))  # folders that it made and that weren't empty
     assert with_docker.packages() == packages
     assert not (with_docker.root / "var/lib/homelab").exists()
@@ -231,7 +226,7 @@ def test_a_configuration_that_isnt_json_is_told_and_left(vm: Machine) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"debug": true,}}')
     said = vm.refusal(script(vm))
-    assert "unable to load config for runtime docker" in said and "/etc/docker/daemon.json" in said
+    assert "/etc/docker/daemon.json as a JSON object" in said and "correct it" in said
     assert path.read_text() == '{"debug": true,}}'
     path.write_text('{"debug": true}')
     assert vm.answer("apply", script(vm))["restarted"]
@@ -276,40 +271,15 @@ def test_a_restart_that_fails_puts_the_configuration_back(vm: Machine, tmp_path:
 
 
 # -- other engines ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "before", [None, 'version = 2\n\n# a comment\n[plugins]\n  [plugins."io.containerd.grpc.v1.cri"]\n']
-)
-def test_containerd(vm: Machine, before: str | None) -> None:
-    if before is not None:
-        (vm.root / CONTAINERD).parent.mkdir(exist_ok=True)
-        (vm.root / CONTAINERD).write_text(before)
-    tree = vm.tree()
-    answer = vm.answer("apply", script(vm, "containerd"))
-    assert answer["restarted"] and "runtimes.nvidia" in (vm.root / DROP_IN).read_text()
-    assert "conf.d" in (vm.root / CONTAINERD).read_text()
-    assert not vm.answer("apply", script(vm, "containerd"))["changed"]
-    vm.answer("revert", script(vm, "containerd"))
-    assert vm.tree() == tree
-
-
-def test_containerd_whose_configuration_somebody_has_changed_since(vm: Machine) -> None:
-    vm.answer("apply", script(vm, "containerd"))
-    path = vm.root / CONTAINERD
-    path.write_text(f"{path.read_text()}oom_score = -999\n")
-    changed = path.read_text()
-    vm.answer("revert", script(vm, "containerd"))
-    assert path.read_text() == changed and not (vm.root / DROP_IN).exists()
-
-
 def test_another_engine_gives_the_first_one_back(vm: Machine) -> None:
     path = vm.root / DAEMON
     path.parent.mkdir(exist_ok=True)
     path.write_text(OTHERS)
     vm.answer("apply", script(vm))
-    vm.answer("apply", script(vm, "containerd"))
+    vm.answer("apply", script(vm, "podman"))
     assert path.read_text() == OTHERS
     assert "unknown or invalid runtime name: nvidia" in vm.bash(RUN).stderr, "docker was restarted"
-    vm.answer("revert", script(vm, "containerd"))
+    vm.answer("revert", script(vm, "podman"))
 
 
 def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: Machine) -> None:

@@ -72,25 +72,6 @@ def host_with_old(kept_systems: KeptSystems) -> ProxmoxHost:
     return kept_systems.take("host with old", make)
 
 
-#: A container with its host's libraries, the host, whose new driver is loaded and not tried yet, and which version the libraries are.
-Waiting = tuple[Container, ProxmoxHost, str]
-
-
-@pytest.fixture
-def update_waits(kept_systems: KeptSystems) -> Waiting:
-    """Containers are to get the new libraries next."""
-
-    def make(folder: Path) -> Waiting:
-        container = Container(folder)
-        old = container.install()["version"]
-        host = ProxmoxHost.of(container.host)
-        waiting(host)
-        host.output("rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia_uvm")
-        return container, host, old
-
-    return kept_systems.take("update waits", make)
-
-
 @pytest.fixture
 def computing(kept_systems: KeptSystems) -> Callable[..., Computing]:
     """`computing("run")`: what a VM had before, and the VM with the old driver for computing."""
@@ -230,7 +211,7 @@ def test_a_container_whose_libraries_do_not_fit_gets_its_old_ones_back(shared: S
     assert "GPU 0:" in container.output("nvidia-smi -L")
 
 
-def of_another_version(container: Container, version: str, *, awaited: bool = False) -> Step:
+def of_another_version(container: Container, version: str) -> Step:
     """The container's step as it would be if the host had that driver."""
     reading = container.read()
     system = dataclasses.replace(reading.system, host_driver=version)
@@ -241,49 +222,15 @@ def of_another_version(container: Container, version: str, *, awaited: bool = Fa
     offered = container.answer("apply", container.step("nvidia_repository", wanted))["offered"]
     system = dataclasses.replace(system, offered={name: tuple(found) for name, found in offered.items()})
     plan = planning.plan_stack(Request("lxc", container.settings, system, "it"))
-    return container.step(
-        "nvidia_driver", steps.driver(plan, container.settings, container.context(plan), awaited=awaited)
-    )
+    return container.step("nvidia_driver", steps.driver(plan, container.settings, container.context(plan)))
 
 
-def test_a_container_keeps_its_old_libraries_until_its_hosts_update_is_ended(update_waits: Waiting) -> None:
-    container, host, old = update_waits
-    script = of_another_version(container, NEW, awaited=True)
-    assert container.answer("apply", script)["version"] == NEW and phase(container) == "tried"
-    # A run that was killed begins again, and finds done what is done.
-    assert not container.answer("apply", script)["changed"] and phase(container) == "tried"
-    assert host.answer("read", ended(host, 901, 999)) == {
-        "phase": "tried",
-        "old": old,
-        "new": NEW,
-        "given_up": "",
-        "running": [901],
-    }
-    assert host.answer("revert", ended(host))["old"] == old
-    assert host.answer("read", ended(host))["given_up"] == NEW
-    found = container.answer("revert", ended(container))
-    assert found["old"] == old and "nvidia-smi answers" in found["now"] and phase(container) == ""
-    # It is the host's update that was given up: that is the host's drift.
-    assert not container.read().drift
-    assert f"its libraries are {old}; nvidia-smi answers" in container.answer("revert", ended(container))["now"]
-
-
-def test_a_container_whose_run_was_killed_in_the_middle_goes_back_with_its_host(update_waits: Waiting) -> None:
-    container, host, old = update_waits
-    container.answer("apply", of_another_version(container, NEW, awaited=True))
-    note(container, phase="trying", awaited=False)
-    assert host.answer("revert", ended(host))["old"] == old
-    assert container.answer("revert", ended(container))["old"] == old
-    # No version is given up here: that is the host's.
-    assert not (container.root / "var/lib/homelab/given-up").exists() and not container.read().drift
-    assert "GPU 0:" in container.output("nvidia-smi -L")
-
-
-def test_a_way_back_that_was_cut_short_still_names_the_version_that_is_given_up(update_waits: Waiting) -> None:
-    _, host, _ = update_waits
-    note(host, phase="back", new="590.48.99")
-    assert host.answer("revert", ended(host))["old"]
-    assert host.answer("read", ended(host))["given_up"] == "590.48.99"
+def test_a_way_back_that_was_cut_short_still_names_the_version_that_is_given_up(begun: Callable[..., Begun]) -> None:
+    _, vm, script = begun()
+    waiting(vm, script)
+    note(vm, phase="back", new="590.48.99")
+    assert vm.answer("revert", ended(vm))["old"] == OLD
+    assert vm.read().drift[0] == f"driver: the update to 590.48.99 was given up, {OLD} is back"
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------
@@ -372,8 +319,8 @@ def waiting(machine: Machine, script: Step | None = None) -> None:
     assert phase(machine) == "tried"
 
 
-def ended(machine: Machine, *containers: int) -> Step:
-    return machine.step("driver_update", steps.driver_update(machine.target, machine.settings, "it", containers))
+def ended(machine: Machine) -> Step:
+    return machine.step("driver_update", steps.driver_update(machine.target, machine.settings, "it"))
 
 
 @pytest.mark.parametrize("source", FROM_HERE)

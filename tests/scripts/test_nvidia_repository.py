@@ -71,7 +71,7 @@ def test_a_key_with_another_fingerprint_is_not_taken(vm: VirtualMachine) -> None
     vm.fault("key-wrong")
     before = vm.tree()
     text = vm.refusal(vm.repository())
-    assert "0123456789ABCDEF0123456789ABCDEF01234567" in text and "EB693B3035CD5710E231E123A4B469963BF863CC" in text
+    assert "a repository that is signed with the expected key" in text and "NO_PUBKEY A4B469963BF863CC" in text
     assert not list((vm.root / "usr/share/keyrings").glob("homelab*"))
     assert vm.tree() == before
     vm.fault("key-wrong", None)
@@ -80,10 +80,10 @@ def test_a_key_with_another_fingerprint_is_not_taken(vm: VirtualMachine) -> None
 
 def test_a_key_that_somebody_changed_is_fetched_again(vm: VirtualMachine) -> None:
     vm.answer("apply", vm.repository())
-    keyring = vm.root / "usr/share/keyrings/homelab-cuda.gpg"
+    keyring = vm.root / "usr/share/keyrings/homelab-cuda.asc"
     good = keyring.read_bytes()
     keyring.write_bytes(b"lab public key 0123456789ABCDEF0123456789ABCDEF01234567 Somebody Else\n")
-    assert vm.read().drift == ("repository: /usr/share/keyrings/homelab-cuda.gpg is changed",)
+    assert vm.read().drift == ("repository: /usr/share/keyrings/homelab-cuda.asc is changed",)
     vm.answer("apply", vm.repository())
     assert keyring.read_bytes() == good and not vm.read().drift
 
@@ -100,6 +100,22 @@ def test_somebodys_entry_for_the_same_repository_is_used(vm: VirtualMachine) -> 
     )
     vm.answer("revert", vm.repository())
     assert vm.tree() == before
+
+
+def test_with_the_very_driver_there_none_is_set_up_and_no_server_needed(vm: VirtualMachine) -> None:
+    vm.output(
+        "apt-get -qq update && apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open && modprobe nvidia"
+    )
+    before = vm.tree()
+    vm.fault("apt-offline")
+    answer = vm.answer("apply", vm.repository())
+    assert (answer["offered"], answer["packages"]) == ({}, []) and vm.read().steps == {"repository"}
+    vm.answer("revert", vm.repository())
+    assert vm.tree() == before
+    # Another one, or CUDA, comes from there.
+    for settings in ({"driver": "590"}, {"driver": "580", "cuda": "12.8"}):
+        vm.want(**settings)
+        assert "a way to NVIDIA's servers" in vm.refusal(vm.repository())
 
 
 def test_a_file_of_ours_that_was_somebodys_comes_back(vm: VirtualMachine) -> None:
@@ -173,6 +189,7 @@ def test_a_container_without_network_says_so_instead_of_package_not_found(tmp_pa
 
 def test_a_lock_is_waited_for_with_a_line_that_says_who_has_it(tmp_path: Path) -> None:
     machine = VirtualMachine(tmp_path, "debian-12")
+    machine.output("dpkg --purge --force-depends curl")
     machine.want(driver="580")
     machine.fault("apt-locked", 2)
     done = machine.run("apply", machine.repository())
@@ -182,6 +199,7 @@ def test_a_lock_is_waited_for_with_a_line_that_says_who_has_it(tmp_path: Path) -
 
 def test_a_lock_that_stays_is_named(tmp_path: Path) -> None:
     machine = VirtualMachine(tmp_path, "debian-12")
+    machine.output("dpkg --purge --force-depends curl")
     machine.want(driver="580", timeouts={"lock": 1})
     machine.fault("apt-locked", 600)
     text = machine.refusal(machine.repository())

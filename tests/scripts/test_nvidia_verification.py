@@ -76,7 +76,7 @@ def one(found: tuple[dict[str, Any], list[HomelabError]]) -> HomelabError:
 
 
 # -- what works ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("runtime", ["docker", "podman", "containerd"])
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
 def test_all_of_a_stack_is_used_from_inside(vm: Machine, runtime: str) -> None:
     output, errors = verified(vm, {**SETTINGS, "containerToolkit": runtime})
     assert errors == []
@@ -218,7 +218,7 @@ def test_an_engine_that_isnt_ready(vm: Machine, before: str, after: str, words: 
     assert words in one(found).why and found[0]["container"] is False and found[0]["program"] is True
 
 
-@pytest.mark.parametrize("runtime", ["docker", "podman", "containerd"])
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
 def test_an_image_that_cant_be_fetched(vm: Machine, runtime: str) -> None:
     vm.fault("apt-offline", "103")
     output, said = verified(vm, {**SETTINGS, "containerToolkit": runtime})

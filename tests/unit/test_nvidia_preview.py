@@ -144,12 +144,6 @@ def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:
     assert errors == []
 
 
-def test_a_kernel_for_which_the_hosts_driver_does_not_build_is_refused() -> None:
-    found = settings(host={"driver": "570.153.02"}, rtx={"match": "10de:2b85", "use": "lxc"})
-    _, errors = described(found, kernel="6.17.2-1-pve")
-    assert any("whose modules build for every installed kernel" in str(error) for error in errors)
-
-
 # -- for every machine of the plan, before the first change -------------------------------------------------------------
 P4 = "10de:1bb3"
 UBUNTU: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04"}
@@ -238,7 +232,6 @@ def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None
         ({"room": 3 * 10**9}, {"cuda": "12.8"}, "3000 MB are free"),
         ({"room": 10**8}, {}, "100 MB are free"),
         ({"architecture": "aarch64"}, {}, "aarch64"),
-        ({"kernels": ("7.0.0-14-generic",), "running": "7.0.0-14-generic"}, {"driver": "580.95.05"}, "580.95.05"),
     ],
 )  # fmt: skip
 def test_a_vms_stack_is_refused_before_the_hosts_reboot_for_its_card(
