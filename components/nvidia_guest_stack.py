@@ -280,7 +280,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
         def plan_of(values: list[Any]) -> _Planned:
             system = self._system
-            request = state.request_of(system.target, system.name, values[0], system.nvidia, values[1] or None)
+            request = state.request_of(system.target, system.name, values[0], system.nvidia, values[1])
             try:
                 plan = planner.plan_stack(request)
             except HomelabError as error:

@@ -108,7 +108,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         """The system disk as large as wanted, if it is smaller."""
         if inputs.size is None:
             return
-        if (disk := system_disk(self.config(inputs))) is None:
+        config = self.config(inputs)
+        if (disk := system_disk(config)) is None:
             guest = CreatedGuest.of(inputs)
             raise HomelabError(
                 wanted=f"vms.{inputs.guest}.create.size: {inputs.size}",
@@ -116,8 +117,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
                 why="this size is that of the system disk",
                 next="give it a disk, such as scsi0; or take size out",
             )
-        path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/resize"
-        self._task(inputs, "put", path, "resize", disk=disk, size=f"{inputs.size}G")
+        if _gib(config[disk]) < inputs.size:
+            path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/resize"
+            self._task(inputs, "put", path, "resize", disk=disk, size=f"{inputs.size}G")
 
     def update(self, inputs: Guest.Inputs, before: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
         self.require_same_disks(inputs, before)
@@ -260,9 +262,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             else:  # it is removed next: one that doesn't shut down is stopped
                 force = {"timeout": inputs.shutdown.timeout, "forceStop": 1}
                 self._task(inputs, "post", f"{path}/status/shutdown", "shutdown", **force)
-        options = {"purge": 1} | ({"destroy-unreferenced-disks": 1} if is_vm else {})
         with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
-            self._task(inputs, "delete", path, "destroy", **options)
+            self._task(inputs, "delete", path, "destroy", purge=1)
 
     def forget(self, inputs: Guest.Inputs) -> None:
         """Takes away what is noted of it, which is gone."""
@@ -286,6 +287,12 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
 def _say(inputs: Guest.Inputs, text: str) -> None:
     tell(f"{inputs.guest}: {text}")
+
+
+def _gib(disk: str) -> float:
+    """The size that a disk's option has, in GiB; 0: it has none."""
+    match = re.search(r",size=([0-9.]+)([KMGT]?)", disk)
+    return float(match[1]) * 1024.0 ** ("BKMGT".find(match[2] or "B") - 3) if match else 0.0
 
 
 def _is_option(inputs: Guest.Inputs, key: str) -> bool:

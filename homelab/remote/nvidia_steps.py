@@ -36,8 +36,6 @@ def repository(
         repositories=plan.repositories,
         files=tuple(file for file in (plan.preferences, plan.unattended) if file),
         ask=tuple(packages),
-        found="" if plan.cuda or plan.toolkit or plan.demanded else plan.driver,
-        flavour=plan.flavour or "",
     )
 
 

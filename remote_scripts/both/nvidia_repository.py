@@ -1,7 +1,6 @@
 """What the layer nvidia_repository is asked, and what it answers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from remote_scripts.shared.software import Software
 
@@ -32,22 +31,18 @@ class AptFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`prerequisites`: packages; `ask`: packages whose versions the answer has. `found`, `flavour`: a driver with which
-    none of all that is needed where the system has it from elsewhere; empty: all of it is."""
+    """`prerequisites`: packages; `ask`: packages whose versions the answer has."""
 
     software: Software
     prerequisites: tuple[str, ...] = ()
     repositories: tuple[Repository, ...] = ()
     files: tuple[AptFile, ...] = ()
     ask: tuple[str, ...] = ()
-    found: str = ""
-    flavour: Literal["open", "proprietary", ""] = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`offered`: package -> versions that the repositories have, the newest first; empty where none is needed;
-    `packages`: what was added."""
+    """`offered`: package -> versions that the repositories have, the newest first; `packages`: what was added."""
 
     offered: dict[str, tuple[str, ...]]
     packages: tuple[str, ...]

@@ -98,11 +98,13 @@ class _Work:
         self._update = Update(self.packages, wanted.target)
         #: Of the very version that is there, where that can be had so.
         self._names = wanted.packages
-        self._source: Literal["packages", "run"] = "packages"
+        #: Where it comes from, once that is chosen.
+        self._source: Literal["packages", "run"] | None = None
         self._left = driver.Left()
 
     def apply(self) -> Answer:
         update = self._update
+        is_first = not driver.library_version(self._system) and not self._half_configured()
         need_rest(self._system)
         self._resume()
         self._left = driver.left(self._system)
@@ -111,10 +113,12 @@ class _Work:
         is_there = phase != "trying" and (self._is_installed() or (self.packages.repair() and self._is_installed()))
         if not is_there:
             self._stay_at_version()
-            self._source = self.choose_source()
+            if phase != "trying":  # else what can't be had leads back to what was kept
+                self._source = self.choose_source()
             if not phase and self._is_worth_keeping():
                 self._begin_update()
-        brought = self._try(is_there) if update.kept.phase else self._install_first(is_there)
+        install = self._install_first if is_first else self._install
+        brought = self._try(is_there) if update.kept.phase else install(is_there)
         self._files.remove(VERSION_GIVEN_UP)
         self.packages.note_step()
         self._files.finish()
@@ -205,8 +209,8 @@ class _Work:
     # Bringing it in.
 
     def _install_first(self, is_there: bool) -> Installation:
-        """With nothing to go back to: what came and can't be configured, as its modules don't build, goes again, or apt
-        would do nothing else.
+        """Where nothing of a driver was: what came and can't be configured, as its modules don't build, goes again, or
+        apt would do nothing else.
         """
         try:
             return self._install(is_there)
@@ -227,8 +231,8 @@ class _Work:
             self._system.log.say(f"the driver {version} is there as it is wanted")
             packages.settle()
         else:
+            source = self._source or self.choose_source()
             self._install_prerequisites(self._wanted.prerequisites)
-            source = self._source
             self._files.finish()  # What is in place by now is of use to the next run, should this one fail.
             if source == "packages":
                 self._install_packages()
@@ -320,9 +324,20 @@ class _Work:
         return "run"
 
     def _leads_elsewhere(self) -> str:
-        """What speaks against the packages, as apt would install them; empty: nothing."""
-        plan = self.packages.simulated("install", "--no-install-recommends", "--allow-downgrades", *self._names)
-        coming = [change for change in announced(plan) if change.new != "-"] if plan.status == 0 else []
+        """What speaks against the packages, as apt would install them; empty: nothing.
+
+        :raises Failure: apt can't install them.
+        """
+        command = ("install", "--no-install-recommends", "--allow-downgrades", *self._names)
+        plan = self.packages.simulated(*command)
+        if plan.status != 0:
+            raise Failure(
+                f"NVIDIA's driver {self._wanted.driver}, from {' '.join(self._names)}",
+                f"apt can't install them: {plan.all_text}",
+                "what the driver needs can't be had, or somebody has it held or pinned; nothing was changed",
+                f"mend what `apt-get --simulate {' '.join(command)}` says there, then run `pulumi up` again",
+            )
+        coming = [change for change in announced(plan) if change.new != "-"]
         numbers = {_OF_ONE_VERSION.match(change.name) and _NUMBER.match(change.new) for change in coming}
         wanted = self._wanted
         if others := sorted({number[1] for number in numbers if number and not driver.fits(number[1], wanted.driver)}):

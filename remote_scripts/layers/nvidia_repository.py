@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Iterator
 
 from remote_scripts.both.nvidia_repository import Answer, Repository, Wanted
-from remote_scripts.shared import driver, nvidia
 from remote_scripts.shared.apt import THE_SYSTEMS, aside
 from remote_scripts.shared.packages import Packages, Reverted
 from remote_scripts.tools.system import System, changes
@@ -63,9 +62,6 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: a list can't be had, or another key has signed it.
     """
     files, packages = system.files, Packages(system, wanted.software, LAYER)
-    if not files.of_layer(LAYER) and _is_there(system, wanted):
-        packages.note_step()
-        return Answer({}, (), files.changed)
     own = [repository for repository in wanted.repositories if _is_wanted_here(system, repository)]
     # What an earlier run wrote, and isn't wanted any more, or another file has by now.
     kept = {path for repository in own for path in (repository.list_file, repository.keyring)} | {
@@ -106,13 +102,6 @@ def revert(system: System, wanted: Wanted) -> Reverted:
 
 def _offered(packages: Packages, wanted: Wanted) -> dict[str, tuple[str, ...]]:
     return {name: tuple(versions) for name, versions in packages.offered(*wanted.ask).items()}
-
-
-def _is_there(system: System, wanted: Wanted) -> bool:
-    """Whether a driver from elsewhere makes the repositories needless."""
-    version = driver.library_version(system)
-    is_loaded = not wanted.flavour or nvidia.loaded(system) == nvidia.Module(version, wanted.flavour)
-    return is_loaded and driver.fits(version, wanted.found)
 
 
 def _take_key(packages: Packages, repository: Repository) -> None:

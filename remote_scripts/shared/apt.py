@@ -18,6 +18,7 @@ _FOLDERS = {
     "preferences": ("Etc::preferencesparts", "/etc/apt/preferences.d"),
     "conf": ("Etc::parts", "/etc/apt/apt.conf.d"),
 }
+_MAIN = "/etc/apt/apt.conf"
 # An owner's hooks are for changes of the system's own lists. (-o doesn't clear a list.)
 _CLEARED = "".join(f"#clear APT::Update::{name};\n" for name in ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success"))
 
@@ -48,8 +49,10 @@ def aside(files: Files, sources: Mapping[str, str], pins: Mapping[str, str], the
     here, given = files.name(folder), os.environ.get("APT_CONFIG")
     texts = {f"only/{name}": text for name, text in sources.items()}
     texts |= {f"sources/{name}": text for name, text in sources.items() if name not in there}
-    texts |= {f"preferences/{name}": text for name, text in pins.items()} | {"conf/zz-homelab": _CLEARED}
-    texts["apt.conf"] = (f'#include "{given}";\n' if given else "") + f'Dir::Etc::parts "{here}/conf";\n'
+    texts |= {f"preferences/{name}": text for name, text in pins.items()}
+    texts["apt.conf"] = _include(given) + f'Dir::Etc::parts "{here}/conf";\nDir::Etc::main "{here}/main";\n'
+    # apt reads it last.
+    texts["main"] = _include(files.name(_MAIN) if files.is_file(_MAIN) else None) + _CLEARED
     files.remove_tree(folder)
     try:
         for name in (*_FOLDERS, "only", "log", "cache/archives/partial", "lists/partial"):
@@ -69,6 +72,10 @@ def aside(files: Files, sources: Mapping[str, str], pins: Mapping[str, str], the
         )
     finally:
         files.remove_tree(folder)
+
+
+def _include(path: str | None) -> str:
+    return f'#include "{path}";\n' if path else ""
 
 
 def _options(settings: Mapping[str, str]) -> tuple[str, ...]:

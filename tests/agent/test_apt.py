@@ -53,11 +53,12 @@ class Machine:
         own = repository(place / "distribution", {"dkms 1": "", "libnvidia-580 580.1-1": ""})
         (self.root / "etc/apt/sources.list.d/own.list").write_text(f"deb [trusted=yes] {own} ./\n")
         self.hook = place / "hook"
-        (self.root / "etc/apt/apt.conf.d/hooks").write_text(f'APT::Update::Post-Invoke {{ "touch {self.hook}"; }};\n')
+        for name in ("apt.conf.d/hooks", "apt.conf.d/zzz", "apt.conf"):
+            (self.root / "etc/apt" / name).write_text(f'APT::Update::Post-Invoke {{ "touch {self.hook}"; }};\n')
         config = place / "apt.conf"
         config.write_text(
             f'Dir "{self.root}";\nDir::State::status "{self.root}/var/lib/dpkg/status";\n'
-            'Dir::Bin::methods "/usr/lib/apt/methods";\nDir::Etc::main "x";\nAPT::Sandbox::User "root";\n'
+            'Dir::Bin::methods "/usr/lib/apt/methods";\n\nAPT::Sandbox::User "root";\n'
         )
         monkeypatch.setenv("APT_CONFIG", str(config))
         subprocess.run(["apt-get", "-q", "update"], check=True, capture_output=True)

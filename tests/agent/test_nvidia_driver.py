@@ -227,6 +227,29 @@ def test_where_it_may_be_the_installer_that_is_taken(machine: Machine) -> None:
     assert machine.host.ask("apply", "nvidia_driver", asked)["source"] == "run" and machine.works(NEW)
 
 
+def test_what_apt_cannot_install_is_refused_before_the_installers_driver_goes(machine: Machine) -> None:
+    """Somebody has a package held."""
+    with_old(machine, "run")
+    before = lasting(machine.host)
+    machine.faults.said["apt-get -s install"] = Done(100, b"E: Held packages were changed\n")
+    text = refusal(lambda: apply(machine.host, NEW))
+    assert "apt can't install them: E: Held packages were changed" in text and "nothing was changed" in text
+    assert lasting(machine.host) == before and machine.works(OLD)
+
+
+def test_an_update_that_was_cut_short_goes_back_where_its_driver_cant_be_had_any_more(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with_old(machine)
+    cut = cut_short(machine, lambda host: apply(host, NEW), "cut short", tmp_path)
+    left = next(left for _, left in cut if phase(left.host) == "trying")
+    left.faults.said |= LEADS
+    text = refusal(lambda: apply(left.host, NEW))
+    left.faults.said.clear()
+    left.boot()
+    assert f"the driver {OLD} is back" in text and left.works(OLD)
+
+
 # -- a first driver that doesn't build -------------------------------------------------------------------------
 def test_a_first_driver_whose_modules_do_not_build_goes_again(machine: Machine) -> None:
     """dpkg would stay broken: a package whose configuration fails stops apt."""
@@ -237,6 +260,12 @@ def test_a_first_driver_whose_modules_do_not_build_goes_again(machine: Machine) 
     apply(machine.host, OLD)
     machine.boot()
     assert machine.works(OLD)
+    # One that was there stays, whatever a repair of it ends with.
+    half_configured(machine, TOOLS)
+    machine.faults.unconfigured.add(TOOLS)
+    before = machine.versions()
+    refusal(lambda: apply(machine.host, OLD))
+    assert machine.versions() == before and machine.loaded() == OLD
 
 
 # -- what fails ------------------------------------------------------------------------------------------------

@@ -102,22 +102,6 @@ def test_somebodys_entry_for_the_same_repository_is_used(vm: VirtualMachine) -> 
     assert vm.tree() == before
 
 
-def test_with_the_very_driver_there_none_is_set_up_and_no_server_needed(vm: VirtualMachine) -> None:
-    vm.output(
-        "apt-get -qq update && apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open && modprobe nvidia"
-    )
-    before = vm.tree()
-    vm.fault("apt-offline")
-    answer = vm.answer("apply", vm.repository())
-    assert (answer["offered"], answer["packages"]) == ({}, []) and vm.read().steps == {"repository"}
-    vm.answer("revert", vm.repository())
-    assert vm.tree() == before
-    # Another one, or CUDA, comes from there.
-    for settings in ({"driver": "590"}, {"driver": "580", "cuda": "12.8"}):
-        vm.want(**settings)
-        assert "a way to NVIDIA's servers" in vm.refusal(vm.repository())
-
-
 def test_a_file_of_ours_that_was_somebodys_comes_back(vm: VirtualMachine) -> None:
     theirs = vm.root / "etc/apt/preferences.d/homelab-nvidia"
     theirs.parent.mkdir(parents=True, exist_ok=True)

@@ -117,6 +117,15 @@ def test_a_further_disk_and_another_cd_are_no_other_disk(changes: dict[str, Any]
     Work().require_same_disks(dataclasses.replace(before, config=config), before)
 
 
+@pytest.mark.parametrize(("size", "grows"), [("3584M", True), ("8G", False), ("1T", False)])
+def test_a_disk_that_is_large_enough_stays_as_it_is(size: str, grows: bool) -> None:
+    work = Work(config={**CONFIG, "scsi0": f"local:vm-103-disk-0,size={size}"})
+    tasks = list[Any]()
+    work._task = lambda *_, **options: tasks.append(options)  # type: ignore[method-assign]
+    GuestWork._grow(work, BEFORE)
+    assert tasks == [{"disk": "scsi0", "size": "8G"}] * grows
+
+
 def test_a_run_that_finishes_a_guest_makes_no_disk_of_it_again() -> None:
     disks = {
         "scsi0": "local:vm-103-disk-0",
