@@ -418,9 +418,9 @@ class _Layout:
         uefi, boot = self.scenario.firmware.mode == "uefi", self.scenario.boot
         esp = self._esps.pop(0) if self._esps else None
         mountpoint = None
-        if esp is None and uefi:
+        if esp is None:  # Proxmox VE's installer formats it by BIOS, too
             esp = _short_uuid(self.scenario.node, disk.name)
-            if first and not boot.esps:
+            if uefi and first and not boot.esps:
                 mountpoint = "/boot/efi"
         parts = [self._part(disk, 1, 1007 << 10, None), self._part(disk, 2, _GIB, "vfat", esp, mountpoint)]
         rest = disk.size - 2 * _GIB

@@ -499,6 +499,8 @@ def _change(call: Call, change: Change, log: Callable[[str], None]) -> None:
         chosen = {k: v for k, v in values.items() if (not running or _fits_running(k)) is at_once}
         gone = [k for k in change.delete if (not running or _fits_running(k)) is at_once]
         config.change(chosen, gone, at_once=at_once)
+    if not running:  # also what had waited
+        config.apply_pending()
     guest.save(config)
 
 

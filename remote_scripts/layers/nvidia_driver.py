@@ -328,15 +328,9 @@ class _Work:
 
         :raises Failure: apt can't install them.
         """
-        command = ("install", "--no-install-recommends", "--allow-downgrades", *self._names)
-        plan = self.packages.simulated(*command)
+        plan = self.packages.simulated("install", "--no-install-recommends", "--allow-downgrades", *self._names)
         if plan.status != 0:
-            raise Failure(
-                f"NVIDIA's driver {self._wanted.driver}, from {' '.join(self._names)}",
-                f"apt can't install them: {plan.all_text}",
-                "what the driver needs can't be had, or somebody has it held or pinned; nothing was changed",
-                f"mend what `apt-get --simulate {' '.join(command)}` says there, then run `pulumi up` again",
-            )
+            self.packages.explain_install(plan, f"to install {' '.join(self._names)}")
         coming = [change for change in announced(plan) if change.new != "-"]
         numbers = {_OF_ONE_VERSION.match(change.name) and _NUMBER.match(change.new) for change in coming}
         wanted = self._wanted

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from remote_scripts import installed
 from remote_scripts.shared import guest_conf, pmxcfs
 from remote_scripts.shared.sections import sections
 from remote_scripts.tools.errors import Failure
@@ -22,6 +24,8 @@ HOOKED = f"{HOME}/handover-hooks"
 STORAGES = "/etc/pve/storage.cfg"
 _SWITCHED = f"{HOME}/handover-snippets"
 _SET_SECONDS = 60.0
+# For the lock 10 s, and 60 s that Proxmox VE gives to who has it.
+_WRITE_SECONDS = 90.0
 # The kinds of content that the storage local takes.
 _CONTENT = re.compile(r"^dir:\s*local\s*\n(?:[ \t]+.*\n)*?[ \t]+content[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 
@@ -138,10 +142,14 @@ def _set_content(system: System, expected: str, wanted: str) -> None:
     found = _CONTENT.search(text)
     if found is None or {*_kinds(found[1])} != {*_kinds(expected)}:
         return
-    if error := pmxcfs.write(system, STORAGES, content, text[: found.start(1)] + wanted + text[found.end(1) :]):
+    new, read = text[: found.start(1)] + wanted + text[found.end(1) :], hashlib.sha256(content).hexdigest()
+    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(STORAGES)), read, new)
+    done = system.run.ask("perl", *words, seconds=_WRITE_SECONDS)
+    said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
+    if done.status != 0:
         raise Failure(
             f"the storage local with the content {wanted}",
-            error,
+            f"{STORAGES} can't be written: {said or 'no answer'}",
             "a VM names the script that hands it its card by a storage that takes snippets",
             f"`pvesm set local --content {wanted}` on the host, then run the same again",
         )

@@ -11,7 +11,6 @@ place. Without a quorum it can only be read.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import time
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from remote_scripts import installed
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -33,8 +31,6 @@ HOMELAB = "/etc/pve/homelab"
 #: Proxmox VE takes no longer file.
 _BYTES = 1 << 20
 _LOCAL = "/etc/pve/local"
-# For the lock 10 s, and 60 s that Proxmox VE gives to who has it.
-_WRITE_SECONDS = 90.0
 # How often a file is looked for that its folder lists; which isn't there by so many looks; seconds between two of them.
 _LOOKS, _ABSENT_LOOKS, _LOOK_SECONDS = 40, 4, 0.005
 T = TypeVar("T")
@@ -190,17 +186,6 @@ def note(system: System, path: str, content: bytes) -> None:
         within_limit(lambda: disk.remove(system.files.at(path)))
         tidy(system, path)
     system.files.flush_all()  # pmxcfs answers before its database is on the disk
-
-
-def write(system: System, path: str, read: bytes, text: str) -> str:
-    """Puts a text in the place of storage.cfg, if it is still what was read (files/cluster_write.pl).
-
-    :returns: why it can't be; else empty.
-    """
-    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(path)))
-    done = system.run.ask("perl", *words, hashlib.sha256(read).hexdigest(), text, seconds=_WRITE_SECONDS)
-    said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
-    return "" if done.status == 0 else f"{path} can't be written: {said or 'no answer'}"
 
 
 def replace(system: System, path: str, content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,11 +118,11 @@ def test_lists_that_the_system_has_are_fetched_anew(machine: Machine, tmp_path: 
 @pytest.mark.skipif(not shutil.which("gpg"), reason="this machine has no gpg")
 @pytest.mark.parametrize("signer", ["nvidia", "other"])
 def test_of_the_keys_in_a_file_the_one_with_the_fingerprint_counts_alone(
-    machine: Machine, tmp_path: Path, signer: str
+    machine: Machine, tmp_path: Path, signer: str, request: pytest.FixtureRequest
 ) -> None:
-    home = tmp_path / "gpg"
-    home.mkdir(mode=0o700)
-    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+    home = tempfile.mkdtemp(dir="/tmp")  # the path of its agent's socket is to be short
+    request.addfinalizer(lambda: shutil.rmtree(home))
+    gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
 
     def said(*words: str, text: str = "") -> str:
         return subprocess.run([*gpg, *words], input=text, check=True, capture_output=True, text=True).stdout
