@@ -22,7 +22,7 @@ from remote_scripts.layers.nvidia_repository import looking
 from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, nvidia
 from remote_scripts.shared.driver import FAMILY, LAYER, Source
 from remote_scripts.shared.driver_installer import DOWNLOADS
-from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
+from remote_scripts.shared.driver_update import GIVEN_UP, VERSION_GIVEN_UP, Update
 from remote_scripts.shared.handover import need_rest
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.packages import Packages, Reverted, announced
@@ -329,9 +329,10 @@ class _Work:
         :raises Failure: apt can't install them.
         """
         plan = self.packages.simulated("install", "--no-install-recommends", "--allow-downgrades", *self._names)
-        if plan.status != 0:
+        # The pin by which an update was given up goes before this one is installed.
+        if plan.status != 0 and not self._files.exists(GIVEN_UP):
             self.packages.explain_install(plan, f"to install {' '.join(self._names)}")
-        coming = [change for change in announced(plan) if change.new != "-"]
+        coming = [change for change in announced(plan) if change.new != "-"] if plan.status == 0 else []
         numbers = {_OF_ONE_VERSION.match(change.name) and _NUMBER.match(change.new) for change in coming}
         wanted = self._wanted
         if others := sorted({number[1] for number in numbers if number and not driver.fits(number[1], wanted.driver)}):
