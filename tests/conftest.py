@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import itertools
 import math
@@ -11,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -209,6 +210,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     worker = getattr(session.config, "workerinput", None)
     if worker is not None:
         compile_share(session.config, int(worker["workerid"].removeprefix("gw")), worker["workercount"])
+
+
+_parse_once = ast.parse
+
+
+def _parse(*arguments: Any, **options: Any) -> Any:
+    """Python 3.11 counts the depth of all threads as one (SystemError: AST constructor recursion depth mismatch)."""
+    try:
+        return _parse_once(*arguments, **options)
+    except SystemError:
+        return _parse_once(*arguments, **options)
+
+
+ast.parse = _parse
 
 
 def pytest_collection_finish() -> None:
