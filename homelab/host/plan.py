@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from homelab.errors import HomelabError, raise_all
 from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
@@ -15,6 +14,7 @@ from homelab.host.facts import HostFacts, bound_by_word
 from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
+from remote_scripts.both.reboot import Planned
 from remote_scripts.shared.words import missing_words
 
 # Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt
@@ -360,21 +360,8 @@ def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
 
 
 @dataclass(frozen=True)
-class PlannedReboot:
-    """Whether the host must be rebooted, as the layer reboot decides it (remote_scripts/shared/reboot_required.py).
-
-    `reasons`: for it; `perhaps`: reasons that only the installation of packages confirms; `guests`: running guests that
-    it stops; `cluster`: why the reboot waits for the cluster, empty: it doesn't; `kernel`: that it starts, and which
-    runs now, empty: it is the same, or isn't known.
-    """
-
-    reboot: Literal["yes", "no", "manual"]
-    boot_id: str
-    reasons: list[str]
-    perhaps: list[str]
-    guests: str
-    cluster: str = ""
-    kernel: str = ""
+class PlannedReboot(Planned):
+    """What the layer reboot answers, for people: whether the host must be rebooted."""
 
     def in_short(self, cards: Mapping[str, CardPlan]) -> str:
         """The reboot and its reasons in few words.

@@ -24,7 +24,7 @@ class Wanted:
     keep_quorum: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Planned:
     """`reasons`: why; `perhaps`: what would be a reason; `guests`: what a reboot stops; `cluster`: why it waits: what
     runs here, or why the cluster can't do without this node now; `kernel`: that it starts, where another one runs now.
