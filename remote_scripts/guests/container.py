@@ -56,7 +56,7 @@ class Container(Guest):
 
     def _read(self) -> str:
         """:raises Unanswered: it isn't there, which says nothing of the container: pmxcfs may have ended."""
-        if text := pmxcfs.text_of(self.system, self._path):
+        if text := self.system.files.need_text(self._path):
             return text
         raise (Failure if is_gone(self.system, "pct", str(self.vmid)) else Unanswered)(
             f"the configuration {self._path}",

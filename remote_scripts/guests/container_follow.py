@@ -68,7 +68,7 @@ def follow_at_boot(system: System) -> None:
 def _containers(system: System) -> list[int]:
     """Those that are here and of which something is noted."""
     try:
-        here = pmxcfs.names(system, pmxcfs.PVE_LXC)
+        here = system.files.need_names(pmxcfs.PVE_LXC)
     except Failure as failure:
         system.log.say(system.log.message(failure))
         return []
@@ -110,7 +110,7 @@ def _message(system: System, ctid: int, error: Exception) -> str:
 
 def _decided(system: System, ctid: int) -> tuple[ConfText, ContainerNote, Decided]:
     """By the cards that it was given."""
-    conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
+    conf = conf_text(system.files.need_text(f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     note = guest_notes.of_container(system, ctid)
     cards = note.given.cards or Cards()
     there = host_nodes.of(system, cards)

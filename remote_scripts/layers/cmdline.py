@@ -110,7 +110,7 @@ def _is_tried(system: System, added: tuple[str, ...], before: list[str]) -> bool
     """Unless nothing changes or all of it goes, or this boot shows what these words do: with them, and without those
     that go.
     """
-    running = boot.need_text(system, "/proc/cmdline")
+    running = system.files.need_text("/proc/cmdline")
     going = [word for word in before if word not in added]
     runs = not missing_words(" ".join(added), running) and all(missing_words(word, running) for word in going)
     return bool(added) and before != [*added] and not runs
@@ -120,7 +120,7 @@ def _is_made_anew(system: System, wanted: Wanted) -> bool:
     """What was written isn't in what the next boot reads; or where ESPs hold that, this boot came without it."""
     if system.files.changed or system.files.is_pending(_STEP):
         return True
-    running = boot.need_text(system, "/proc/cmdline") if boot.uuids(system) else generated(system)
+    running = system.files.need_text("/proc/cmdline") if boot.uuids(system) else generated(system)
     return bool(missing_words(wanted.words, running))
 
 

@@ -44,7 +44,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     there = host_nodes.of(system, cards)
     nodes = nodes_of(there, cards)
     host_nodes.need(system, ctid, there, nodes)
-    conf = conf_text(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
+    conf = conf_text(system.files.need_text(f"{pmxcfs.PVE_LXC}/{ctid}.conf"))
     note = guest_notes.of_container(system, ctid)
     provided = decided(there, conf, note, cards, note.given.groups).lines.provided
     power = power_of(system, "pct", str(ctid))

@@ -13,7 +13,7 @@ from remote_scripts import installed
 from remote_scripts.both.diagnose import Answer, Container, Wanted
 from remote_scripts.shared import api, card_start, guest_tasks, guests
 from remote_scripts.shared.container_conf import passed_on
-from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.shared.pmxcfs import PVE_LXC
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text, without_secrets
@@ -84,7 +84,7 @@ def _log_of(system: System, task: dict[str, Any]) -> str:
 
 def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
     for id in ids:
-        content = content_of(system, f"{PVE_LXC}/{id}.conf")
+        content = system.files.need(f"{PVE_LXC}/{id}.conf")
         if content is None:
             continue
         text = as_text(content)

@@ -16,7 +16,7 @@ from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Built, Wa
 from remote_scripts.shared import kernel, small_initramfs
 from remote_scripts.shared.guest_conf import VMS, option_of_vm
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.pmxcfs import content_of, guest_ids
+from remote_scripts.shared.pmxcfs import guest_ids
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -199,7 +199,7 @@ def _remove_leftovers(system: System) -> None:
         if _name_of(system, vm) != NAME:
             continue
         # The test's never has one. A user's VM of this name stays.
-        if _DISKS_AND_NETWORK.search(content_of(system, f"{VMS}/{vm}.conf") or b""):
+        if _DISKS_AND_NETWORK.search(system.files.need(f"{VMS}/{vm}.conf") or b""):
             raise Failure(
                 f"the name {NAME} for the test VM alone",
                 f"VM {vm} has it, with disks or a network",

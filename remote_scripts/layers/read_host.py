@@ -69,7 +69,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         card_states=cards.card_states(source, set_values),
         lost_values=cards.lost_values(source, set_values),
         # The program of NVIDIA's licensed vGPU driver that looks after its guests.
-        vgpu_manager=source.exists("/usr/bin/nvidia-vgpu-mgr"),
+        vgpu_manager=source.files.exists("/usr/bin/nvidia-vgpu-mgr"),
         framebuffers=cards.framebuffers(source),
         lspci=lspci if wanted.lspci else "",
         disks=source.ask("lsblk", "-nro", "NAME,PKNAME,FSTYPE,MOUNTPOINT").text,
@@ -89,7 +89,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         boot_lacks=_boot_lacks(source, loader.name),
         drm=drm_nodes,
         nodes=host_nodes.devices(system),
-        cards_enabled=source.is_link(_CARDS_ENABLED),
+        cards_enabled=source.files.is_link(_CARDS_ENABLED),
         nvidia_minors=minors,
         nvidia=nvidia.nvidia(source),
         ledger=own_files.ledger(source),

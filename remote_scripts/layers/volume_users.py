@@ -21,8 +21,8 @@ def read(system: System, wanted: Wanted) -> Answer:
     :raises Failure: one of them can't be read, or has gone meanwhile.
     """
     paths = ["/".join(place) for place in pmxcfs.guests(system)]
-    contents = {path: pmxcfs.content_of(system, f"{NODES}/{path}.conf") for path in paths}
-    if None in contents.values() or not pmxcfs.names(system, NODES):
+    contents = {path: system.files.need(f"{NODES}/{path}.conf") for path in paths}
+    if None in contents.values() or not system.files.need_names(NODES):
         raise Failure(
             f"to know which guests name {wanted.volume}",
             f"{NODES} isn't there, or a guest was moved or removed meanwhile",

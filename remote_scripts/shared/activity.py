@@ -13,7 +13,7 @@ import re
 import struct
 import time
 
-from remote_scripts.shared import api, guest_tasks, ha, pmxcfs
+from remote_scripts.shared import api, guest_tasks, ha
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -100,7 +100,7 @@ def _of_ha(system: System, node: Node) -> str:
         manager = ha.status(system)
     except ha.NoAnswerError as error:
         return f"`ha-manager status` doesn't say what HA is doing: {str(error)[:200]}".replace("\n", " ")
-    migrates = _MIGRATES.search(pmxcfs.text_of(system, "/etc/pve/datacenter.cfg"))
+    migrates = _MIGRATES.search(system.files.need_text("/etc/pve/datacenter.cfg"))
     for service in manager.services:
         if service.state in _ON_ITS_WAY or (service.node == node.name and service.state not in _AT_REST):
             return f"HA is at work on {service.id} of {service.node}: {service.state}"

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remote_scripts.shared import trial_entry
-from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -30,8 +29,6 @@ HOOK, REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d
 #: The ESPs that proxmox-boot-tool writes.
 UUIDS = "/etc/kernel/proxmox-boot-uuids"
 _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-# A menu or a list of ESPs is no longer than that, in bytes.
-_MENU_BYTES = 1 << 25
 _ESPS = re.compile(r"^[^ ]* is configured with: (.*)", re.MULTILINE)
 
 
@@ -56,31 +53,12 @@ def record(layer: str) -> str:
     return f"{HOME}/cmdline/{layer}"
 
 
-def need_text(system: System, path: str, limit: int = _MENU_BYTES) -> str:
-    """What a file has; empty where there is none.
-
-    :raises Failure: it is there and can't be read.
-    """
-    try:
-        with system.files.at(path).open("rb") as file:
-            return disk.read_up_to(file, limit).decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise Failure(
-            f"to read {path}, which decides how this host starts",
-            str(error.strerror),
-            "what isn't known of the boot configuration can't be changed safely",
-            "see why it can't be read (the kernel's log may tell) and mend it, then run `pulumi up` again",
-        ) from error
-
-
 def uuids(system: System) -> list[str]:
     """The ESPs that proxmox-boot-tool writes.
 
     :raises Failure: the list of them can't be read.
     """
-    return need_text(system, UUIDS).split()
+    return system.files.need_text(UUIDS).split()
 
 
 def find_loader(system: System) -> Loader:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import cmdline, esp, trial_entry
-from remote_scripts.shared.boot import GRUB_MENU, HOOK, KERNEL_CMDLINE, need_text, uuids
+from remote_scripts.shared.boot import GRUB_MENU, HOOK, KERNEL_CMDLINE, uuids
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -80,7 +80,7 @@ def _make_menu(system: System, esp_folder: str) -> str:
     done = system.run.do(*words, doing="boot menu", environment={"PVE_EFIBOOT_UNSHARED": "1"})
     if done.status != 0:
         raise _not_made(done.text or f"grub-mkconfig ended with {done.status}")
-    if not _STARTS_KERNEL.search(need_text(system, new)):
+    if not _STARTS_KERNEL.search(system.files.need_text(new)):
         raise _not_made("grub-mkconfig has made a menu without any kernel; the one from before is there still")
     return path
 
@@ -93,11 +93,11 @@ def _make_entries(system: System, esp_folder: str, stale: list[str]) -> list[str
     :returns: whose text is another.
     """
     files, place = system.files, f"{esp_folder}/{ENTRIES}"
-    line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
+    line = system.files.need_text(KERNEL_CMDLINE).partition("\n")[0]
     words = " ".join(cmdline.own(system).values()).split()
     texts = {}
     for name in entries(system, place):
-        text, found = _OPTIONS.subn(lambda _: f"options  {line}", need_text(system, f"{place}/{name}"), count=1)
+        text, found = _OPTIONS.subn(lambda _: f"options  {line}", system.files.need_text(f"{place}/{name}"), count=1)
         if not found:
             raise _not_made(f"{place}/{name} has no options: it isn't whole")
         texts[f"{place}/{name}"] = text
@@ -107,7 +107,7 @@ def _make_entries(system: System, esp_folder: str, stale: list[str]) -> list[str
     stale += [
         f"{place}/{name}" for name in files.names(place) if name.startswith(_SECOND) and f"{place}/{name}" not in texts
     ]
-    made = [path for path, text in texts.items() if need_text(system, path) != text]
+    made = [path for path, text in texts.items() if system.files.need_text(path) != text]
     for path in made:
         files.write(_beside(path), texts[path].encode("utf-8", "surrogateescape"), 0o644)
     return made

@@ -13,7 +13,7 @@ from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.shared.handover import RefusedError
 from remote_scripts.shared.pci import DEVICES
-from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.shared.pmxcfs import PVE_LXC
 from remote_scripts.shared.processes import ScanError, processes_using
 from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
@@ -59,7 +59,7 @@ def container(system: System, ctid: str) -> Container | None:
     :raises RefusedError: its configuration can't be read.
     """
     try:
-        content = content_of(system, f"{PVE_LXC}/{ctid}.conf")
+        content = system.files.need(f"{PVE_LXC}/{ctid}.conf")
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
     if content is None:
@@ -116,7 +116,7 @@ def names_card(card: SharedCard, vmid: str) -> bool:
     system, slot = card.system, card.gpu.rpartition(".")[0]
     try:
         lines = guest_conf.lines_of_vm(system, vmid)
-        entries = vm_conf.mapping_entries(pmxcfs.text_of(system, guest_conf.MAPPINGS))
+        entries = vm_conf.mapping_entries(system.files.need_text(guest_conf.MAPPINGS))
     except Failure:
         return True
     node = pmxcfs.this_node(system).name

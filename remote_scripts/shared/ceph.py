@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from remote_scripts.shared import notes
 from remote_scripts.tools.system import System
 
 _OSDS, _MONITORS = "/var/lib/ceph/osd", "/var/lib/ceph/mon"
-# For the message where one can't be read.
-_WANTED = "to know which disks and monitors of Ceph this node has"
-_WHY = "Ceph may not do without one that isn't known, while this node restarts"
 
 
 def _own_disks(system: System) -> list[str]:
@@ -17,10 +13,7 @@ def _own_disks(system: System) -> list[str]:
     :raises Failure: one can't be told.
     """
     paths = [f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS)]
-    try:
-        return [number for path in paths if (number := system.files.need_text(path).strip()).isdecimal()]
-    except OSError as error:
-        raise notes.unreadable(str(error.filename), _WANTED, _WHY) from error
+    return [number for path in paths if (number := system.files.need_text(path).strip()).isdecimal()]
 
 
 def _daemons(system: System, folder: str) -> list[str]:
@@ -28,10 +21,7 @@ def _daemons(system: System, folder: str) -> list[str]:
 
     :raises Failure: their folder can't be read.
     """
-    try:
-        return [name for name in system.files.need_names(folder) if name.startswith("ceph-")]
-    except OSError as error:
-        raise notes.unreadable(folder, _WANTED, _WHY) from error
+    return [name for name in system.files.need_names(folder) if name.startswith("ceph-")]
 
 
 def why_not(system: System) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from remote_scripts import installed
 from remote_scripts.shared import boot
-from remote_scripts.shared.boot import GRUB_MENU, KERNEL_CMDLINE, NAMES, need_text
+from remote_scripts.shared.boot import GRUB_MENU, KERNEL_CMDLINE, NAMES
 from remote_scripts.shared.words import missing_words, without_words
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -42,8 +42,8 @@ def own(system: System) -> dict[str, str]:
     """
     words = {}
     for name in NAMES:
-        exported = _EXPORTED.search(need_text(system, boot.drop_in(name)))
-        texts = f"{exported[1] if exported else ''} {need_text(system, boot.record(name))}"
+        exported = _EXPORTED.search(system.files.need_text(boot.drop_in(name)))
+        texts = f"{exported[1] if exported else ''} {system.files.need_text(boot.record(name))}"
         words[name] = " ".join(dict.fromkeys(texts.split()))
     return words
 
@@ -58,10 +58,10 @@ def configured(system: System, loader: str, words: Mapping[str, str] | None = No
     if loader == "grub":
         return _grub_words(system, words)
     # Only the first line counts (proxmox-boot-tool's get_first_line), with or without a newline at its end.
-    line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
+    line = system.files.need_text(KERNEL_CMDLINE).partition("\n")[0]
     if words is not None:
         for name in NAMES:
-            line = without_words(line, need_text(system, boot.record(name)).split())
+            line = without_words(line, system.files.need_text(boot.record(name)).split())
         line = " ".join([line, *filter(None, words.values())])
     return line
 
@@ -71,7 +71,7 @@ def generated(system: System) -> str:
 
     :raises Failure: there is one that can't be read.
     """
-    match = _KERNEL_LINE.search(need_text(system, GRUB_MENU))
+    match = _KERNEL_LINE.search(system.files.need_text(GRUB_MENU))
     return (match[1] or "") if match else ""
 
 
@@ -124,9 +124,9 @@ def _edit_line(system: System, name: str, words: str) -> None:
     Words are recorded before they are in it, and until they are out of it: taking them away leaves every other byte.
     """
     files, record = system.files, boot.record(name)
-    old, new = need_text(system, record).split(), words.split()
+    old, new = system.files.need_text(record).split(), words.split()
     path = f"/{os.path.relpath(files.at(KERNEL_CMDLINE).resolve(), system.root.resolve())}"
-    first, newline, rest = need_text(system, KERNEL_CMDLINE).partition("\n")
+    first, newline, rest = system.files.need_text(KERNEL_CMDLINE).partition("\n")
     if old == new and not missing_words(words, first):
         return
     line = " ".join([_without_last(first, old), *new])

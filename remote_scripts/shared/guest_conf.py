@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from remote_scripts.shared.container_conf import sections_of
 from remote_scripts.shared.guest_kinds import Kind
-from remote_scripts.shared.pmxcfs import NODES, text_of
+from remote_scripts.shared.pmxcfs import NODES
 from remote_scripts.shared.vm_conf import options
 from remote_scripts.tools.system import System
 
@@ -27,7 +27,7 @@ def lines_of_vm(system: System, vmid: str) -> list[str]:
 
     :raises Failure: it can't be read.
     """
-    return sections_of(text_of(system, f"{VMS}/{vmid}.conf"))[""]
+    return sections_of(system.files.need_text(f"{VMS}/{vmid}.conf"))[""]
 
 
 def options_of(system: System, kind: Kind, node: str, vmid: int) -> dict[str, str]:
@@ -35,7 +35,7 @@ def options_of(system: System, kind: Kind, node: str, vmid: int) -> dict[str, st
 
     :raises Failure: its configuration can't be read.
     """
-    return dict(options(sections_of(text_of(system, f"{NODES}/{node}/{kind.folder}/{vmid}.conf"))[""]))
+    return dict(options(sections_of(system.files.need_text(f"{NODES}/{node}/{kind.folder}/{vmid}.conf"))[""]))
 
 
 def option_of_vm(system: System, vmid: str, key: str) -> str:

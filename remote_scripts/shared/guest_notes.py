@@ -19,7 +19,7 @@ N = TypeVar("N", bound=Note)
 
 def noted(system: System, kind: Kind) -> list[int]:
     """The guests of a kind of which something is noted."""
-    matches = (re.fullmatch(rf"{kind.name}-([1-9][0-9]*)", name) for name in pmxcfs.names(system, pmxcfs.HOMELAB))
+    matches = (re.fullmatch(rf"{kind.name}-([1-9][0-9]*)", name) for name in system.files.need_names(pmxcfs.HOMELAB))
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -30,7 +30,7 @@ def of(system: System, kind: Kind, vmid: int, form: type[N]) -> N:
     :raises Failure: it can't be read: without it the guest's originals aren't known.
     """
     path = _path(kind, vmid)
-    content = pmxcfs.content_of(system, path)
+    content = system.files.need(path)
     if content is None:
         pmxcfs.need(system, f"what is noted of {kind.label} {vmid}")
     try:

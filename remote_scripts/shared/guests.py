@@ -8,9 +8,9 @@ from typing import Literal
 
 from remote_scripts.shared import api, pmxcfs
 from remote_scripts.shared.guest_kinds import KINDS, Kind
-from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.run import ASK_SECONDS
 from remote_scripts.tools.system import System
+from remote_scripts.tools.time_limit import within_limit
 
 Power = Literal["on", "off", "gone", "unknown"]
 _LAST_LINES: dict[str, Power] = {"status: stopped": "off", "status: unknown": "unknown"}
@@ -60,10 +60,10 @@ def place_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
 
     :raises Failure: /etc/pve isn't there: nothing is known then.
     """
-    this, nodes = pmxcfs.need(system, f"where {kind.label} {vmid} is"), pmxcfs.names(system, pmxcfs.NODES)
+    this, nodes = pmxcfs.need(system, f"where {kind.label} {vmid} is"), system.files.need_names(pmxcfs.NODES)
     for pause in (0.0, 0.02):  # one that moves meanwhile is in no folder when that is read
         time.sleep(pause)
-        folders = {node: pmxcfs.names(system, f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
+        folders = {node: system.files.need_names(f"{pmxcfs.NODES}/{node}/{kind.folder}") for node in nodes}
         if node := next((node for node in nodes if f"{vmid}.conf" in folders[node]), ""):
             return node, node == this
     return "", False

@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.guest_kinds import Kind
 from remote_scripts.shared.ha_files import options_of, refused_to_change
 from remote_scripts.shared.pmxcfs import Node
@@ -57,7 +56,7 @@ def has_services(system: System, node: Node) -> bool | None:
 
     :raises Failure: /etc/pve doesn't answer.
     """
-    content = pmxcfs.content_of(system, CONFIG)
+    content = system.files.need(CONFIG)
     if content is None and not node.name and node.clustered:
         return None
     return bool(_HAS_ONE.search(content or b""))
@@ -65,7 +64,7 @@ def has_services(system: System, node: Node) -> bool | None:
 
 def need_own_power(system: System, kind: Kind, vmid: int) -> None:
     """:raises Failure: HA switches the guest on and off; or /etc/pve doesn't answer, or its files can't be read."""
-    refused = refused_to_change(pmxcfs.text_of(system, CONFIG), pmxcfs.text_of(system, _MANAGER), kind, vmid)
+    refused = refused_to_change(system.files.need_text(CONFIG), system.files.need_text(_MANAGER), kind, vmid)
     if refused:
         raise refused
 
@@ -76,7 +75,7 @@ def is_managed(system: System, service: str) -> bool:
     :param service: its id, such as vm:200.
     :raises Failure: /etc/pve doesn't answer, or the files can't be read.
     """
-    return options_of(pmxcfs.text_of(system, CONFIG), pmxcfs.text_of(system, _MANAGER), service) is not None
+    return options_of(system.files.need_text(CONFIG), system.files.need_text(_MANAGER), service) is not None
 
 
 def may_manage(system: System, service: str) -> bool:

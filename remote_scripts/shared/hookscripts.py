@@ -63,7 +63,7 @@ def _folders(system: System) -> Iterator[tuple[Storage, str]]:
     """The storages that are folders of this node's alone, each with the kinds of its content, as its option has
     them."""
     node = pmxcfs.this_node(system).name
-    for section in sections(pmxcfs.text_of(system, STORAGES)):
+    for section in sections(system.files.need_text(STORAGES)):
         options = section.options
         nodes = re.split(r"[\s;,]+", options["nodes"]) if "nodes" in options else [node]
         is_off = any(options.get(key, "0") != "0" for key in ("shared", "disable"))
@@ -101,7 +101,7 @@ def switch_on(system: System) -> None:
     if system.files.planning:
         system.files.plan_file("changed", f"{STORAGES}: the storage local takes snippets")
         return
-    found = _CONTENT.search(pmxcfs.text_of(system, STORAGES))
+    found = _CONTENT.search(system.files.need_text(STORAGES))
     before = found[1] if found else ""
     system.files.remember(_SWITCHED)
     system.files.note(_SWITCHED, before.encode())
@@ -120,10 +120,10 @@ def switch_off(system: System) -> None:
         system.files.plan_file("given back", f"{STORAGES}: the storage local takes snippets no more")
         return
     paths = [f"{pmxcfs.NODES}/{node}/{kind}/{guest}.conf" for node, kind, guest in pmxcfs.guests(system)]
-    if using := [path for path in paths if "local:snippets/" in pmxcfs.text_of(system, path)]:
+    if using := [path for path in paths if "local:snippets/" in system.files.need_text(path)]:
         system.log.say(f"note: the storage local goes on to take snippets: {using[0]} names one there")
     else:
-        found = _CONTENT.search(pmxcfs.text_of(system, STORAGES))
+        found = _CONTENT.search(system.files.need_text(STORAGES))
         now = _kinds(found[1]) if found else []
         left = ",".join(kind for kind in now if kind != "snippets")
         if left and "snippets" in now:
@@ -137,7 +137,7 @@ def _kinds(content: str) -> list[str]:
 
 def _set_content(system: System, expected: str, wanted: str) -> None:
     """Changes what local takes, where that is still as expected. Proxmox VE writes the kinds in any order."""
-    content = pmxcfs.content_of(system, STORAGES) or b""
+    content = system.files.need(STORAGES) or b""
     text = content.decode("utf-8", "surrogateescape")
     found = _CONTENT.search(text)
     if found is None or {*_kinds(found[1])} != {*_kinds(expected)}:

@@ -22,7 +22,7 @@ def of_menu(system: System, menu: str) -> tuple[str, str, bool]:
 
     :raises Failure: it can't be read.
     """
-    text = boot.need_text(system, f"{menu}/grub.cfg")
+    text = system.files.need_text(f"{menu}/grub.cfg")
     return text, *trial_entry.default_entry(text, system.files.read(f"{menu}/grubenv") or b"")
 
 
@@ -31,9 +31,9 @@ def of_esp(system: System, folder: str) -> str:
 
     :raises Failure: it can't be read.
     """
-    loader_conf = boot.need_text(system, f"{folder}/loader/loader.conf")
+    loader_conf = system.files.need_text(f"{folder}/loader/loader.conf")
     name = trial_entry.default_conf(loader_conf, entries(system, f"{folder}/{ENTRIES}"))
-    return boot.need_text(system, f"{folder}/{ENTRIES}/{name}") if name else ""
+    return system.files.need_text(f"{folder}/{ENTRIES}/{name}") if name else ""
 
 
 def need_default(system: System) -> None:

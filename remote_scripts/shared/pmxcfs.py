@@ -13,27 +13,19 @@ from __future__ import annotations
 import errno
 import os
 import re
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
+from remote_scripts.tools.time_limit import within_limit
 
 PVE_LXC, NODES = "/etc/pve/lxc", "/etc/pve/nodes"
 #: What this program notes on all nodes.
 HOMELAB = "/etc/pve/homelab"
-#: Proxmox VE takes no longer file.
-_BYTES = 1 << 20
 _LOCAL = "/etc/pve/local"
-# How often a file is looked for that its folder lists; which isn't there by so many looks; seconds between two of them.
-_LOOKS, _ABSENT_LOOKS, _LOOK_SECONDS = 40, 4, 0.005
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,80 +70,13 @@ def need(system: System, wanted: str) -> str:
     )
 
 
-def steady(where: Path, ask: Callable[[], T | None]) -> T | None:
-    """What is asked of a file; None: it isn't there. It has no end where /etc/pve hangs.
-
-    :param ask: gives None, or raises FileNotFoundError, where it finds none.
-    :raises OSError: there is no answer, or others take the file's place all the time.
-    """
-    absent = 0
-    for _ in range(_LOOKS):
-        try:
-            if (found := ask()) is not None:
-                return found
-        except FileNotFoundError:
-            pass
-        absent = 0 if _is_listed(where) else absent + 1
-        if absent == _ABSENT_LOOKS:
-            return None
-        time.sleep(_LOOK_SECONDS)
-    raise OSError(errno.EAGAIN, "its folder lists it, and it can't be opened")
-
-
-def _is_listed(where: Path) -> bool:
-    try:
-        with os.scandir(where.parent) as listed:
-            return any(one.name == where.name and not one.is_symlink() and one.is_file() for one in listed)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def time_of(system: System, path: str) -> float | None:
     """When a file was written, in seconds since 1970, by the clock of the node that has written it; None: no such file.
 
     :raises OSError: there is no answer.
     """
     where = system.files.at(path)
-    return within_limit(lambda: steady(where, lambda: where.stat().st_mtime))
-
-
-def content_of(system: System, path: str) -> bytes | None:
-    """The bytes of a file; None: it isn't there.
-
-    :raises Failure: it can't be read.
-    """
-
-    where = system.files.at(path)
-
-    def read() -> bytes:
-        with where.open("rb") as file:
-            return file.read(_BYTES + 1)
-
-    try:
-        content = within_limit(lambda: steady(where, read))
-    except OSError as error:
-        raise _unread(path, error.strerror or str(error)) from error
-    if content is not None and len(content) > _BYTES:
-        raise _unread(path, f"it is longer than {_BYTES} bytes, which Proxmox VE doesn't allow")
-    return content
-
-
-def text_of(system: System, path: str) -> str:
-    """The same as text; empty: it isn't there. Bytes that aren't UTF-8 are escaped."""
-    return (content_of(system, path) or b"").decode("utf-8", "surrogateescape")
-
-
-def names(system: System, path: str) -> list[str]:
-    """What is in a folder, sorted; nothing where it isn't there.
-
-    :raises Failure: it can't be read.
-    """
-    try:
-        return sorted(within_limit(lambda: os.listdir(system.files.at(path))))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _unread(path, error.strerror or str(error)) from error
+    return within_limit(lambda: disk.steady(where, lambda: where.stat().st_mtime))
 
 
 def guest_ids(system: System, folder: str) -> list[str]:
@@ -159,7 +84,7 @@ def guest_ids(system: System, folder: str) -> list[str]:
 
     :raises Failure: it can't be read.
     """
-    matches = (re.fullmatch(r"([1-9][0-9]*)\.conf", name) for name in names(system, folder))
+    matches = (re.fullmatch(r"([1-9][0-9]*)\.conf", name) for name in system.files.need_names(folder))
     return sorted((match[1] for match in matches if match), key=int)
 
 
@@ -168,7 +93,7 @@ def guests(system: System) -> list[tuple[str, str, str]]:
 
     :raises Failure: a folder can't be read.
     """
-    folders = [(node, kind) for node in names(system, NODES) for kind in ("qemu-server", "lxc")]
+    folders = [(node, kind) for node in system.files.need_names(NODES) for kind in ("qemu-server", "lxc")]
     return [(node, kind, guest) for node, kind in folders for guest in guest_ids(system, f"{NODES}/{node}/{kind}")]
 
 
@@ -238,12 +163,3 @@ def _remove_left(where: Path) -> None:
     for name in os.listdir(where.parent):
         if re.fullmatch(re.escape(where.name) + r"\.tmp\.[0-9]+", name):
             disk.remove(where.with_name(name))
-
-
-def _unread(path: str, found: str) -> Failure:
-    return Failure(
-        f"to read {path}",
-        found,
-        "what can't be read isn't known, and nothing is decided by it; nothing more was changed",
-        "see on the host what keeps the service pve-cluster, whose file system it is, then run `pulumi up` again",
-    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote_scripts.shared import boot, cmdline, driver, installed, nvidia
+from remote_scripts.shared import cmdline, driver, installed, nvidia
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.shared.words import missing_words
@@ -55,7 +55,7 @@ def noted(system: System) -> Boot | None:
     """
     if not system.files.exists(WANTED):
         return None
-    words, functions, wanted_driver, flavour = [*boot.need_text(system, WANTED).split("\n"), *[""] * 4][:4]
+    words, functions, wanted_driver, flavour = [*system.files.need_text(WANTED).split("\n"), *[""] * 4][:4]
     return Boot(
         words=tuple(words.split()),
         functions=tuple(functions.split()),
@@ -70,7 +70,7 @@ def noted_words(system: System) -> list[str]:
 
     :raises Failure: it can't be read.
     """
-    lines = [*boot.need_text(system, WANTED).split("\n"), *[""] * 5]
+    lines = [*system.files.need_text(WANTED).split("\n"), *[""] * 5]
     return [*lines[0].split(), *lines[4].split()]
 
 
@@ -87,7 +87,7 @@ def note(system: System, wanted: Boot) -> None:
 
 
 def _words_lack(system: System, words: tuple[str, ...], loader: str) -> list[str]:
-    running = boot.need_text(system, "/proc/cmdline")
+    running = system.files.need_text("/proc/cmdline")
     missing = missing_words(" ".join(words), running)
     reasons = [f"{' '.join(missing)} is not on the running kernel's command line"] if missing else []
     # Words of homelab's that run, and are neither wanted nor another file's.

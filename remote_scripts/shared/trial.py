@@ -92,7 +92,7 @@ def note(system: System, path: str = NOTE) -> dict[str, str]:
 
     :raises Failure: it is there and can't be read.
     """
-    return notes.pairs(boot.need_text(system, path))
+    return notes.pairs(system.files.need_text(path))
 
 
 def state(system: System) -> State:
@@ -139,7 +139,7 @@ def _words(system: System, lines: Mapping[str, str]) -> dict[str, str]:
 
 def _runs(system: System, lines: Mapping[str, str]) -> bool:
     """Whether this boot is the trial. A person may have chosen another entry."""
-    running = boot.need_text(system, "/proc/cmdline")
+    running = system.files.need_text("/proc/cmdline")
     wanted = " ".join([trial_entry.WORD, *(lines.get(name, "") for name in boot.NAMES)])
     return not missing_words(wanted, running)
 
@@ -332,7 +332,7 @@ def _with_trial(system: System, lines: Mapping[str, str]) -> str:
 
 def _write_custom(system: System, menu: str, section: str) -> None:
     files, path = system.files, f"{menu}/custom.cfg"
-    before = boot.need_text(system, path) if files.exists(path) else None
+    before = system.files.need_text(path) if files.exists(path) else None
     text = trial_entry.custom_cfg(before, section)
     if text is None:
         files.remove(path)
@@ -375,7 +375,7 @@ def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list
     refusal, words, written = _set_one_shot(system), _with_trial(system, lines), []
     is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
     for folder in folders:
-        place, loader_conf = f"{folder}/{ENTRIES}", boot.need_text(system, f"{folder}/loader/loader.conf")
+        place, loader_conf = f"{folder}/{ENTRIES}", system.files.need_text(f"{folder}/loader/loader.conf")
         entry = next_boot.of_esp(system, folder)
         text = trial_entry.copied(entry, f"title    {trial_entry.TITLE}", _own_words(system), words)
         is_counted = not is_set and trial_entry.default_conf(loader_conf, [_COUNTED]) == _COUNTED
@@ -561,7 +561,7 @@ def _install(system: System, after: int) -> None:
     files = system.files
     texts = {_UNIT_FILES[name]: text.format(after=after) for name, text in _TEXTS.items()}
     for path, text in {PROGRAM: installed.TEXTS["rollback"], **texts}.items():
-        if boot.need_text(system, path) != f"{text}\n":
+        if system.files.need_text(path) != f"{text}\n":
             files.make_folder(path.rpartition("/")[0])
             files.remember(path)
             files.write(path, f"{text}\n".encode("utf-8", "surrogateescape"), 0o700 if path == PROGRAM else 0o644)

@@ -33,7 +33,7 @@ _SECONDS = re.compile(r"[1-9][0-9]{0,11}")
 
 def _noted(system: System) -> dict[str, str]:
     """:raises Failure: it can't be read."""
-    return notes.pairs((pmxcfs.content_of(system, TURN) or b"").decode("utf-8", "replace"))
+    return notes.pairs((system.files.need(TURN) or b"").decode("utf-8", "replace"))
 
 
 def why_not(system: System, node: Node) -> str:

@@ -142,10 +142,13 @@ class ContainerDisk(disk.Disk):
         return int(output, 8) if re.fullmatch(r"[0-7]{1,4}\n?", output) else -1
 
     def read(self, where: Path, limit: int) -> bytes | None:
-        if not self.is_file(where):
-            return None
-        done = self._asked("head", "-c", str(limit + 1), str(where), limit=limit + 1)
-        return done.output if done.status == 0 else None
+        if self.is_file(where):
+            done = self._asked("head", "-c", str(limit + 1), str(where), limit=limit + 1)
+            if done.status == 0:
+                return done.output
+        if self.exists(where):
+            raise OSError(errno.EIO, "it can't be read", str(where))
+        return None
 
     def names(self, where: Path) -> list[str]:
         return [Path(path).name for path in self._found(where, "-mindepth", "1", "-maxdepth", "1")]

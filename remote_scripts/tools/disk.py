@@ -12,15 +12,19 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 # Files are read in parts of so many bytes.
 _PART = 1 << 20
 # What the kernel says of a name that nothing has, or can have.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+# How often a file is looked for that its folder lists; which isn't there by so many looks; seconds between two of them.
+_LOOKS, _ABSENT_LOOKS, _LOOK_SECONDS = 40, 4, 0.005
+T = TypeVar("T")
 #: Called before each call, with its name and the path.
 Watch = Callable[[str, str], None]
 
@@ -141,6 +145,35 @@ def read_up_to(file: BinaryIO, limit: int) -> bytes:
     return content
 
 
+def steady(where: Path, ask: Callable[[], T | None]) -> T | None:
+    """What is asked of a file of pmxcfs, which replaces none at once (shared/pmxcfs.py); None: it isn't there. It has
+    no end where /etc/pve hangs.
+
+    :param ask: gives None, or raises FileNotFoundError, where it finds none.
+    :raises OSError: there is no answer, or others take the file's place all the time.
+    """
+    absent = 0
+    for _ in range(_LOOKS):
+        try:
+            if (found := ask()) is not None:
+                return found
+        except FileNotFoundError:
+            pass
+        absent = 0 if _is_listed(where) else absent + 1
+        if absent == _ABSENT_LOOKS:
+            return None
+        time.sleep(_LOOK_SECONDS)
+    raise OSError(errno.EAGAIN, "its folder lists it, and it can't be opened")
+
+
+def _is_listed(where: Path) -> bool:
+    try:
+        with os.scandir(where.parent) as listed:
+            return any(one.name == where.name and not one.is_symlink() and one.is_file() for one in listed)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def is_claimed(where: Path) -> bool:
     """Whether something has claimed a disk, or a partition of it: a file system, swap, LVM, md and the like. The kernel
     lets nobody else open it for one alone then (O_EXCL, open(2)).
@@ -232,12 +265,22 @@ class Disk:
         return where.lstat().st_mode & 0o7777
 
     def read(self, where: Path, limit: int) -> bytes | None:
-        """What a file has, at most `limit` bytes and one more; None: it can't be read, or is no file."""
+        """What a file has, at most `limit` bytes and one more; None: there is nothing.
+
+        :raises OSError: it is no file, or can't be read.
+        """
         try:
+            mode = os.stat(where).st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISDIR(mode):  # a pipe would be waited for
+                raise OSError(errno.EINVAL, "it is no file", os.fspath(where))
             with where.open("rb") as file:
                 return read_up_to(file, limit + 1)
-        except OSError:
-            return None
+        except FileNotFoundError:
+            if self.is_link(where):
+                raise OSError(errno.EINVAL, "it is no file", os.fspath(where)) from None
+        except NotADirectoryError:
+            pass
+        return None
 
     def names(self, where: Path) -> list[str]:
         """What is in a folder; nothing where it can't be read."""

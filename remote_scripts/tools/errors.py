@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 
@@ -33,6 +34,23 @@ class Failure(Exception):
         """
         parts = {"wanted: ": self.wanted, "found:  ": self.found, "why:    ": self.why, "next:   ": self.next}
         return "\n".join(name + _NAMES.sub("\n ", clean(part)) for name, part in parts.items())
+
+
+class UnreadableError(Failure, OSError):
+    """What decides something, and can't be read: that is never taken for "nothing there".
+
+    :param path: of the file or folder.
+    """
+
+    def __init__(self, path: str, found: str) -> None:
+        super().__init__(
+            f"to read {path}",
+            found,
+            "what can't be read isn't known, and nothing is decided by it; nothing more was changed",
+            "see on the host why it can't be read (the kernel's log may tell; of /etc/pve, `systemctl status "
+            "pve-cluster`), mend it, then run the same again",
+        )
+        self.errno, self.strerror, self.filename = errno.EIO, found, path
 
 
 def in_words(error: Failure | OSError) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import hashlib
 import os
 import stat
@@ -24,15 +25,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from remote_scripts.tools import disk
 from remote_scripts.tools.device import Device
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, UnreadableError
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.places import HOME as HOME
 from remote_scripts.tools.run import Run
 from remote_scripts.tools.text import ANSWER_BYTES, as_text
+from remote_scripts.tools.time_limit import within_limit
 
 #: Where copies lie of homelab's files as others had edited them.
 EDITS = "/var/backups/homelab"
@@ -43,6 +45,9 @@ _LEFT = ("/etc", "/usr/local/sbin", "/usr/share/keyrings", "/boot/grub", EDITS, 
 _TEMPORARY, _UNDO = ".homelab-tmp", ".homelab-undo"
 #: The file systems of all that we write, and of all that is made of it.
 _FLUSHED = ("/etc", "/var/lib", "/boot")
+#: No file that decides something is longer.
+GREATEST_BYTES = 1 << 26
+T = TypeVar("T")
 
 
 State = Literal["ok", "changed", "missing"]
@@ -98,6 +103,9 @@ class Files:
         self.not_put_back = ""
         #: Called by `finish`, once nothing is to be undone any more.
         self.at_finish: list[Callable[[], None]] = []
+        #: Whether /etc/pve, once it hasn't answered, isn't waited for again.
+        self.asks_pve_once = False
+        self._pve_hangs = ""
         self._undo: dict[str, Path | None] = {}
         self._temporaries: list[Path] = []
         self._step_noted = False
@@ -121,28 +129,44 @@ class Files:
 
     # Reading.
 
+    def _of(self, path: str, look: Callable[[Path], T]) -> T:
+        """What a look at a path shows. One at /etc/pve has an end: it hangs where its daemon does.
+
+        :raises TimeoutError: it has no answer.
+        """
+        where = self._at(path)
+        if not _is_pve(path):
+            return look(where)
+        if self._pve_hangs:
+            raise TimeoutError(self._pve_hangs)
+        try:
+            return within_limit(lambda: look(where))
+        except TimeoutError as error:
+            self._pve_hangs = str(error) if self.asks_pve_once else ""
+            raise
+
     def exists(self, path: str) -> bool:
         """A link counts, wherever it leads.
 
         :raises OSError: it can't be told.
         """
-        return self._disk.exists(self._at(path))
+        return self._of(path, self._disk.exists)
 
     def is_file(self, path: str) -> bool:
         """Whether it is a file, or a link that leads to one."""
-        return self._disk.is_file(self._at(path))
+        return self._of(path, self._disk.is_file)
 
     def is_folder(self, path: str) -> bool:
         """Whether it is a folder, or a link that leads to one."""
-        return self._disk.is_folder(self._at(path))
+        return self._of(path, self._disk.is_folder)
 
     def is_link(self, path: str) -> bool:
         """Whether it is a symbolic link."""
-        return self._disk.is_link(self._at(path))
+        return self._of(path, self._disk.is_link)
 
     def target(self, path: str) -> str:
         """Where a symbolic link leads, as it says; empty: it is none."""
-        return self._disk.target(self._at(path)) if self.is_link(path) else ""
+        return self._of(path, self._disk.target) if self.is_link(path) else ""
 
     def resolved(self, path: str) -> str:
         """The path that a path leads to, by all links; empty where there is nothing."""
@@ -155,17 +179,24 @@ class Files:
         root = os.path.realpath(self._root).rstrip("/")
         return os.path.realpath(self.at(path)).removeprefix(root) or "/"
 
-    def need(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
-        """What a file has, as of `read`; None: it isn't there.
+    def need(self, path: str, limit: int = GREATEST_BYTES) -> bytes | None:
+        """All that a file has; None: it isn't there.
 
-        :raises OSError: it is there, and can't be read.
+        :raises UnreadableError: it is there, and can't be read, or has more than `limit` bytes.
         """
-        content = self.read(path, limit)
-        if content is None and self.exists(path):
-            raise OSError(errno.EIO, "it can't be read", path)
+        try:
+            content = self._of(path, functools.partial(self._look, path, limit))
+        except OSError as error:
+            raise UnreadableError(path, error.strerror or str(error)) from error
+        if content is not None and len(content) > limit:
+            raise UnreadableError(path, f"it is longer than {limit} bytes")
         return content
 
-    def need_text(self, path: str, limit: int = ANSWER_BYTES) -> str:
+    def _look(self, path: str, limit: int, where: Path) -> bytes | None:
+        look = functools.partial(self._disk.read, where, limit)
+        return disk.steady(where, look) if _is_pve(path) else look()
+
+    def need_text(self, path: str, limit: int = GREATEST_BYTES) -> str:
         """The same as text, in which bytes that are no UTF-8 are surrogates; empty: it isn't there."""
         return (self.need(path, limit) or b"").decode("utf-8", "surrogateescape")
 
@@ -173,7 +204,10 @@ class Files:
         """What a file has, at most `limit` bytes and one more, by which much can be told from all; None: it can't be
         read, or is no file.
         """
-        return self._disk.read(self._at(path), limit)
+        try:
+            return self._of(path, lambda where: self._disk.read(where, limit))
+        except OSError:
+            return None
 
     def text(self, path: str) -> str:
         """What a file has, as text without the newlines at its end; empty where it can't be read."""
@@ -185,17 +219,22 @@ class Files:
 
     def names(self, path: str) -> list[str]:
         """What is in a folder, sorted; nothing where it can't be read."""
-        return sorted(self._disk.names(self._at(path)))
+        try:
+            return sorted(self._of(path, self._disk.names))
+        except TimeoutError:
+            return []
 
     def need_names(self, path: str) -> list[str]:
         """The same; nothing where there is no such folder.
 
-        :raises OSError: it is there, and can't be read.
+        :raises UnreadableError: it is there, and can't be read.
         """
         try:
-            return sorted(os.listdir(self.at(path)))
-        except FileNotFoundError:
+            return sorted(self._of(path, lambda _: os.listdir(self.at(path))))
+        except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise UnreadableError(path, error.strerror or str(error)) from error
 
     def device(self, path: str) -> Device | None:
         """The character device at a path, links followed; None: there is none, or something else.
@@ -701,6 +740,10 @@ class Files:
 
 def _record(layer: str, path: str) -> str:
     return f"{HOME}/files/{layer}{path}"
+
+
+def _is_pve(path: str) -> bool:
+    return f"{path}/".startswith("/etc/pve/")
 
 
 def _is_temporary(name: str) -> bool:

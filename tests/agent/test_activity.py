@@ -142,7 +142,8 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch
     def hangs(work: Any) -> Any:
         raise TimeoutError("no answer within 20 s")
 
-    monkeypatch.setattr(pmxcfs, "within_limit", hangs)
+    for module in ("shared.pmxcfs", "tools.files"):
+        monkeypatch.setattr(f"remote_scripts.{module}.within_limit", hangs)
     assert says(host).startswith(
         "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"
     )
@@ -151,10 +152,10 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch
 def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(host: Host) -> None:
     host.write("/etc/pve/ha/.keep", "")
     (host.root / "etc/pve/local").symlink_to("nodes/pve1")
-    for name in ("corosync.conf", "ha/resources.cfg"):
-        (host.root / "etc/pve" / name).symlink_to(host.root / "shared" / name)
     node = pmxcfs.this_node(host.system())
     assert node == pmxcfs.Node("pve1", clustered=False) and ha.has_services(host.system(), node) is False
+    for name in ("corosync.conf", "ha/resources.cfg"):
+        (host.root / "etc/pve" / name).symlink_to(host.root / "shared" / name)
     host.write("/shared/corosync.conf", "totem {}\n")
     host.write("/shared/ha/resources.cfg", "vm: 200\n")
     node = pmxcfs.this_node(host.system())

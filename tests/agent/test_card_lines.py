@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from remote_scripts.guests import requests
-from remote_scripts.shared import pmxcfs, time_limit
+from remote_scripts.shared import pmxcfs
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
@@ -149,7 +149,7 @@ def test_nothing_is_changed_while_a_card_is_away(box: Cards300) -> None:
         box.apply(minors=(0,))
     path.unlink()
     path.mkdir()
-    with pytest.raises(Refused, match="big.state\nfound:  it can't be read"):
+    with pytest.raises(Refused, match="big.state\nfound:  it is no file"):
         box.apply(minors=(0,))
     assert box.conf == BASE
 
@@ -247,7 +247,7 @@ def test_what_somebody_has_given_it_is_enough(box: Cards300, text: str, method: 
 
 def test_what_comes_too_late_takes_no_other_change_away(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
     """/etc/pve answers again when the lock of the file is somebody else's."""
-    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
+    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.2)
     before, answers, real = {*threading.enumerate()}, threading.Event(), disk.flush_open
 
     def late(descriptor: int, path: Path) -> None:
@@ -373,7 +373,7 @@ def test_bytes_of_a_configuration_that_are_no_text_are_kept(box: Cards300) -> No
 
 
 def test_a_hanging_cluster_file_system_ends_it(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
+    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.2)
     box.host.programs["pvedaemon"] = lambda _arguments, _stdin: ""  # it hangs as well
     (box.root / CONF[1:]).unlink()
     os.mkfifo(box.root / CONF[1:])

@@ -23,7 +23,7 @@ from remote_scripts.shared.container_note import Cards, ContainerNote, Given
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.guest_notes import of_container
 from remote_scripts.tools import disk
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, UnreadableError
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent.card_kit import NOTE, Cards300, box
@@ -501,7 +501,7 @@ def test_its_program_needs_nothing_but_itself(host: Host, box: Cards300, tmp_pat
 
 def test_a_program_without_its_host_says_what_is_missing(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
     def names(*_arguments: Sequence[str]) -> list[str]:
-        raise Failure("to read /etc/pve/lxc", "no answer within 20 s", "why", "next")
+        raise UnreadableError("/etc/pve/lxc", "no answer within 20 s")
 
-    monkeypatch.setattr(pmxcfs, "names", names)
+    monkeypatch.setattr("remote_scripts.tools.files.Files.need_names", names)
     assert "no answer within 20 s" in box.boot()

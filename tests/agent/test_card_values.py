@@ -167,11 +167,13 @@ def test_an_empty_note_gives_nothing_back_and_says_so(host: Host, capsys: pytest
 def test_a_note_that_a_disk_doesnt_read_is_no_empty_one(host: Host, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     ask(host, "apply", *AWAKE)
     before, read = host.lasting(), Disk.read
-    monkeypatch.setattr(
-        Disk,
-        "read",
-        lambda self, where, limit: None if where.name.endswith("=d3cold_allowed") else read(self, where, limit),
-    )
-    with pytest.raises(Refused, match="it can't be read: /var/lib/homelab/card-values"):
+
+    def fails(self: Disk, where: Any, limit: int) -> bytes | None:
+        if where.name.endswith("=d3cold_allowed"):
+            raise OSError(5, "Input/output error", str(where))
+        return read(self, where, limit)
+
+    monkeypatch.setattr(Disk, "read", fails)
+    with pytest.raises(Refused, match="to read /var/lib/homelab/card-values"):
         ask(host, verb, *AWAKE)
     assert host.lasting() == before and values_of(host) == ["flr bus", "0", "on"]

@@ -14,7 +14,7 @@ from homelab.doctor.reading import Extra
 from homelab.remote import scripts
 from lab.host.host_python import nodes_below
 from remote_scripts.both.diagnose import Wanted
-from remote_scripts.shared import host_nodes, time_limit
+from remote_scripts.shared import host_nodes
 from remote_scripts.tools.device import Device
 from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.run import Done
@@ -191,7 +191,7 @@ def test_a_cluster_file_system_that_hangs_is_said(host: Host, monkeypatch: pytes
             time.sleep(0.5)
         return opened(path, *arguments)
 
-    monkeypatch.setattr(time_limit, "SECONDS", 0.0)
+    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.0)
     monkeypatch.setattr(Path, "open", slow)
     with pytest.raises(Refused, match="no answer within 0 s"):
         read(host, 950)

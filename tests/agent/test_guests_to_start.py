@@ -22,7 +22,7 @@ import pytest
 
 from remote_scripts.both.start_guests import Wanted
 from remote_scripts.layers import start_guests
-from remote_scripts.shared import guests, guests_to_start, time_limit, turn
+from remote_scripts.shared import guests, guests_to_start, turn
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
@@ -449,7 +449,7 @@ def test_where_etc_pve_gives_no_answer_no_guest_is_gone(host: Host, monkeypatch:
             over.wait()
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
-    monkeypatch.setattr(time_limit, "SECONDS", 0.1)
+    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", answers)
         assert guests.power_of(system, "qm", "103", 0) == "unknown"

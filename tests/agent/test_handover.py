@@ -23,7 +23,7 @@ from remote_scripts.both import (
 )
 from remote_scripts.both.handover import Wanted
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import card_handover, card_users, handover, pmxcfs, time_limit
+from remote_scripts.shared import card_handover, card_users, handover, pmxcfs
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.handover import away, read_record
@@ -1031,7 +1031,7 @@ def test_a_file_system_of_proxmox_ve_that_hangs_keeps_the_card(
     host: Host, path: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start that waits for ever would have this host for ever."""
-    monkeypatch.setattr("remote_scripts.shared.time_limit.SECONDS", 0.2)
+    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.2)
     place = host.root / path[1:]
     place.parent.mkdir(exist_ok=True)
     place.unlink(missing_ok=True)
@@ -1041,14 +1041,14 @@ def test_a_file_system_of_proxmox_ve_that_hangs_keeps_the_card(
 
 
 def test_a_list_of_containers_that_hangs_keeps_the_card(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    within_limit = time_limit.within_limit
+    listed = os.listdir
 
-    def hangs(work: Callable[[], object]) -> object:
-        if work.__qualname__.startswith("names."):
+    def hangs(path: str) -> list[str]:
+        if str(path).endswith(pmxcfs.PVE_LXC):
             raise TimeoutError("no answer within 20 s")
-        return within_limit(work)
+        return listed(path)
 
-    monkeypatch.setattr(pmxcfs, "within_limit", hangs)
+    monkeypatch.setattr(os, "listdir", hangs)
     assert "the containers of this host can't be listed" in call(host, *START)
     assert at_home(host)
 

@@ -40,7 +40,7 @@ def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: 
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(io, "open", opened)
-    assert pmxcfs.content_of(system, CONF) == b"" and Source(system).needed(CONF) == ""
+    assert system.files.need(CONF) == b"" and Source(system).needed(CONF) == ""
     monkeypatch.setattr(Path, "stat", fails_but_each_eighth(Path.stat))
     assert pmxcfs.time_of(system, CONF) is not None and not guests.is_gone(system, "pct", "901")
 
@@ -58,7 +58,7 @@ def fails_but_each_eighth(real: Any) -> Any:
 
 def test_a_file_that_isnt_there_is_absent_and_a_folder_that_isnt_answers_nothing(host: Host) -> None:
     system = host.system()
-    assert pmxcfs.content_of(system, CONF) is None and not guests.is_gone(system, "pct", "901")
+    assert system.files.need(CONF) is None and not guests.is_gone(system, "pct", "901")
     host.write("/etc/pve/lxc/902.conf", "")
     assert pmxcfs.time_of(system, CONF) is None and guests.is_gone(system, "pct", "901")
 

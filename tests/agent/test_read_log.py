@@ -31,5 +31,5 @@ def test_the_end_of_it_and_what_a_container_has_of_it(host: Host) -> None:
 
 def test_one_that_cant_be_read_is_said(host: Host) -> None:
     (host.root / STEPS[1:]).mkdir(parents=True)
-    with pytest.raises(Refused, match="it can't be read: /run/homelab/steps"):
+    with pytest.raises(Refused, match="to read /run/homelab/steps"):
         host.ask("read", "read_log", Wanted(lines=10))

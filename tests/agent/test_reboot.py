@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from remote_scripts.both.reboot import Wanted
-from remote_scripts.shared import guests_to_start, pmxcfs, trial, turn
+from remote_scripts.shared import guests_to_start, trial, turn
 from remote_scripts.shared.wanted_boot import Boot
+from remote_scripts.tools.errors import UnreadableError
+from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -293,15 +295,15 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
         at_list(host, TURN, (host.root / TURN[1:]).unlink)
         assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
     else:
-        real = pmxcfs.content_of
+        real = Files.need
 
-        def read(system: System, path: str) -> bytes | None:
+        def read(files: Files, path: str, *limit: int) -> bytes | None:
             if path == TURN and host.exists(f"{HOME}/ran"):
-                raise pmxcfs._unread(path, "no answer within 20 s")
-            return real(system, path)
+                raise UnreadableError(path, "no answer within 20 s")
+            return real(files, path, *limit)
 
         with monkeypatch.context() as patch:
-            patch.setattr(pmxcfs, "content_of", read)
+            patch.setattr(Files, "need", read)
             assert "it isn't known whether it is still this node's turn" in refusal(host)
     is_as_before(host)
     assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/trial")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared import boot
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -466,7 +465,7 @@ def test_the_kernels_own_files_are_read_whatever_the_limit() -> None:
     path = "/proc/sys/kernel/osrelease"
     assert system.files.read(path, 1 << 26) == f"{release}\n".encode()
     assert Source(system).text(path) == Source(system).passed_on(path) == release
-    assert boot.need_text(system, path) == f"{release}\n"
+    assert system.files.need_text(path) == f"{release}\n"
 
 
 def test_a_disk_that_doesnt_take_what_was_made_ends_the_run_and_the_step_is_done_again(host: Host) -> None:

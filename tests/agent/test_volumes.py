@@ -8,7 +8,6 @@ import os
 import pytest
 
 from remote_scripts.both import volume_users
-from remote_scripts.shared import time_limit
 from tests.agent.kit import Host, Refused
 
 ISO = "local:iso/virtio.iso"
@@ -45,7 +44,7 @@ def test_what_cant_be_read_may_name_it(host: Host, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(os, "scandir", scandir)
         monkeypatch.setattr(os, "listdir", scandir)
     if trouble == "hangs":
-        monkeypatch.setattr(time_limit, "SECONDS", 0.2)
+        monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.2)
         os.mkfifo(host.root / "etc/pve/nodes/a/qemu-server/104.conf")
     with pytest.raises(Refused, match="what can't be read (may name it|isn't known)"):
         users(host)

@@ -24,10 +24,11 @@ from remote_scripts.both.container_cards import Answer, Wanted
 from remote_scripts.both.terms import Terms
 from remote_scripts.guests import power
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api, pmxcfs
+from remote_scripts.shared import api
 from remote_scripts.shared.container_note import Cards
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.lab.test_proxmox_api import host_of
@@ -163,22 +164,22 @@ def test_a_configuration_that_is_being_replaced_is_no_missing_one(
 ) -> None:
     """While it is read somebody writes it: for a moment there is none, as pmxcfs renames."""
     before, conf = world.conf(), world.lab.root / f"etc/pve/lxc/{CT}.conf"
-    real, reads, chosen = pmxcfs.content_of, 0, -1
+    real, reads, chosen = Files.need, 0, -1
 
-    def content_of(system: System, path: str) -> bytes | None:
+    def need(files: Files, path: str, *limit: int) -> bytes | None:
         nonlocal reads
         reads += path.endswith(conf.name)
         if not path.endswith(conf.name) or reads - 1 != chosen:
-            return real(system, path)
+            return real(files, path, *limit)
         away = conf.rename(conf.with_name("away"))
         threading.Timer(0.002, lambda: away.rename(conf)).start()
         try:
-            return real(system, path)
+            return real(files, path, *limit)
         finally:
             while away.exists():
                 pass
 
-    monkeypatch.setattr(pmxcfs, "content_of", content_of)
+    monkeypatch.setattr(Files, "need", need)
     for number in range(20):
         world.ct()
         reads, chosen = 0, number

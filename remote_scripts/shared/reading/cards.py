@@ -32,7 +32,7 @@ def records(source: Source) -> list[card_records.Record]:
     parsed = []
     for name in source.names(card_records.FOLDER):
         path = f"{card_records.FOLDER}/{name}"
-        if source.is_file(path) and (record := card_records.parse(name, source.needed(path) or "")):
+        if source.files.is_file(path) and (record := card_records.parse(name, source.needed(path) or "")):
             parsed.append(record)
     return parsed
 
@@ -47,7 +47,7 @@ def card_states(source: Source, set_values: list[card_records.Record]) -> dict[s
         if not source.class_of(address).startswith(_MAY_BE_PARTS):
             continue
         folder = f"{DEVICES}/{address}"
-        divided = "mdev" if source.is_folder(f"{folder}/mdev_supported_types") else ""
+        divided = "mdev" if source.files.is_folder(f"{folder}/mdev_supported_types") else ""
         values = {attribute: source.word(f"{folder}/{attribute}") for attribute in _ATTRIBUTES}
         had = {
             record.attribute.rpartition("/")[2]: record.before
@@ -55,7 +55,7 @@ def card_states(source: Source, set_values: list[card_records.Record]) -> dict[s
             if record.address == address and record.attribute in values and values[record.attribute] == record.ours
         }
         states[address] = CardState(
-            divided="vgpu" if source.is_folder(f"{folder}/nvidia") else divided,
+            divided="vgpu" if source.files.is_folder(f"{folder}/nvidia") else divided,
             reset_method=values["reset_method"],
             d3cold_allowed=values["d3cold_allowed"],
             control=values["power/control"],
@@ -108,7 +108,7 @@ def lost(source: Source) -> list[str]:
             source.class_of(address).startswith((*CARDS, "0x0403"))
             or source.linked(f"{DEVICES}/{address}/driver") == "vfio-pci"
         )
-        and source.exists(f"{DEVICES}/{address}/config")
+        and source.files.exists(f"{DEVICES}/{address}/config")
     ]
     # Of all at once; where that doesn't end, or not of every one so much is read, each for itself.
     content = _configs(source, asked) if len(asked) > 1 else b""

@@ -87,7 +87,7 @@ def modules(source: Source) -> list[str]:
     """Those that matter to cards; what is built into the kernel is loaded."""
     names = [line.partition(" ")[0] for line in source.lines("/proc/modules")]
     loaded = [name for name in names if name == "nouveau" or name.startswith(("vfio", "nvidia", "nova"))]
-    return loaded + [name for name in _BUILT_IN if name not in loaded and source.exists(f"/sys/module/{name}")]
+    return loaded + [name for name in _BUILT_IN if name not in loaded and source.files.exists(f"/sys/module/{name}")]
 
 
 def vfio_files(source: Source) -> dict[str, str]:
@@ -114,4 +114,4 @@ def module_lines(source: Source) -> list[str]:
 
 def _files_with_options(source: Source) -> list[str]:
     """The files that may give options to modules. A link to /dev/null, which is no file, masks one."""
-    return [path for path in (*source.modprobe_files(), vfio_ids.MODULES) if source.is_file(path)]
+    return [path for path in (*source.modprobe_files(), vfio_ids.MODULES) if source.files.is_file(path)]

@@ -19,10 +19,10 @@ def drm(source: Source) -> dict[str, DrmNodes]:
     by_address = {}
     for address in source.functions():
         folder, code = f"{DEVICES}/{address}", source.class_of(address)
-        if not code or not (code.startswith(CARDS) or source.is_folder(f"{folder}/drm")):
+        if not code or not (code.startswith(CARDS) or source.files.is_folder(f"{folder}/drm")):
             continue
         card, render = host_nodes.drm(source.system, address)
         if card or render:
-            has_kfd = bool(render) and source.exists("/dev/kfd") and render.removeprefix("renderD") in minors
+            has_kfd = bool(render) and source.files.exists("/dev/kfd") and render.removeprefix("renderD") in minors
             by_address[address] = DrmNodes(card, render, has_kfd)
     return by_address

@@ -103,7 +103,7 @@ def _is_quorate(source: Source) -> bool:
     """Whether /etc/pve can be written. A host that is alone always may; of a node whose pvecm doesn't answer it isn't
     known.
     """
-    if not source.exists(f"{_PVE}/corosync.conf"):
+    if source.needed(f"{_PVE}/corosync.conf") is None:
         return True
     match = _QUORATE.search(source.ask("pvecm", "status").text)  # it ends with 2 where there is none
     if not match:

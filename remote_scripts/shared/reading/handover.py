@@ -9,7 +9,7 @@ from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.card_record import Record
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.source import Source
-from remote_scripts.shared.time_limit import within_limit
+from remote_scripts.tools.time_limit import within_limit
 
 _ENABLED = (
     f"{UNITS}/multi-user.target.wants/homelab-handover.service",
@@ -22,7 +22,7 @@ def handed_over(source: Source) -> HandedOver:
     lost = []
     for vmid in (name for name in source.names(hookscripts.HOOKED) if name[:1] in "123456789"):
         look = functools.partial(hookscripts.names_hook, source.system, vmid)  # it may lie on a share that hangs
-        is_here = source.exists(f"{guest_conf.VMS}/{vmid}.conf")
+        is_here = source.needed(f"{guest_conf.VMS}/{vmid}.conf") is not None
         if is_here and not source.noting(f"{hookscripts.HOOKED}/{vmid}", functools.partial(within_limit, look), True):
             lost.append(vmid)
     cards: dict[str, Record] = {}
@@ -35,4 +35,4 @@ def handed_over(source: Source) -> HandedOver:
     away = ""
     if len(cards) == len(names):
         away = source.noting(handover.FOLDER, lambda: handover.away(source.system), "")
-    return HandedOver(all(map(source.is_link, _ENABLED)), away, lost, cards)
+    return HandedOver(all(map(source.files.is_link, _ENABLED)), away, lost, cards)

@@ -25,7 +25,7 @@ def holders(source: Source, minors: dict[str, int], drm: dict[str, DrmNodes]) ->
         nodes = (source.link(f"/proc/{pid}/fd/{number}") for number in source.files.names(f"/proc/{pid}/fd"))
         names = (node.rpartition("/")[2] for node in nodes if _NODE.fullmatch(node))
         opened = [*dict.fromkeys(cards[name] for name in names if name in cards)]
-        if opened and source.exists(f"/proc/{pid}/comm"):  # or it has ended meanwhile
+        if opened and source.files.exists(f"/proc/{pid}/comm"):  # or it has ended meanwhile
             processes.append(Holder(pid, source.text(f"/proc/{pid}/comm"), opened))
     return processes + _console(source)
 
@@ -37,5 +37,5 @@ def _console(source: Source) -> list[Holder]:
     return [
         Holder(0, f"the text console ({name})", [address])
         for name in source.names("/sys/class/graphics")
-        if re.match(r"fb[0-9]", name) and (address := deepest(source.real(f"/sys/class/graphics/{name}")))
+        if re.match(r"fb[0-9]", name) and (address := deepest(source.files.real(f"/sys/class/graphics/{name}")))
     ]

@@ -15,7 +15,7 @@ _SAID = re.compile(r"AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping")
 
 def iommu(source: Source) -> Iommu:
     """Reads all of it."""
-    tables = [table for table in ("DMAR", "IVRS") if source.exists(f"{_TABLES}/{table}")]
+    tables = [table for table in ("DMAR", "IVRS") if source.files.exists(f"{_TABLES}/{table}")]
     messages = [line for line in source.kernel_says if _SAID.search(line)]
     groups = source.groups()
     return Iommu(

@@ -10,8 +10,8 @@ from remote_scripts.shared import kept_agents, trial
 from remote_scripts.shared.guest_kinds import CONTAINER
 from remote_scripts.shared.reading.answer import Managed
 from remote_scripts.shared.reading.source import Source
-from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.files import EDITS, HOME
+from remote_scripts.tools.time_limit import within_limit
 
 _FILES = f"{HOME}/files"
 _LEDGER = f"{HOME}/ledger"
@@ -51,7 +51,9 @@ def ledger(source: Source) -> dict[str, str]:
     """What was noted of guests and mappings (layers/ledger.py, shared/guest_note.py): name -> its text. Of an earlier
     version's dead man's switch, too, by its path.
     """
-    texts = {path: source.needed(path) for place in (_LEDGER, _NOTES, *_SWITCH) for path in source.below(place)}
+    of_guests = [f"{_NOTES}/{name}" for name in source.names(_NOTES)]
+    paths = [*source.below(_LEDGER), *of_guests, *(path for path in _SWITCH if source.files.is_file(path))]
+    texts = {path: source.needed(path) for path in paths}
     names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
     notes = {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
     old = {f"containers/{name}": "" for name in source.names(_OLD_NOTES)}
@@ -79,4 +81,4 @@ def is_rolling_back(source: Source) -> bool:
 def pending(source: Source) -> list[str]:
     """Steps that must still follow what was written; a confirmed trial is not yet the default."""
     steps = source.names(f"{HOME}/pending")
-    return [*steps, "boot"] if source.exists(trial.CONFIRMED) and "boot" not in steps else steps
+    return [*steps, "boot"] if source.files.exists(trial.CONFIRMED) and "boot" not in steps else steps

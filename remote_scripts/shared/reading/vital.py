@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from remote_scripts.shared import boot
 from remote_scripts.shared.reading.answer import Vital
 from remote_scripts.shared.reading.source import ADDRESS, Source
-from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
+from remote_scripts.tools.time_limit import within_limit
 
 _FUNCTION = re.compile(ADDRESS)
 _BLOCKS, _NETS = "/sys/class/block", "/sys/class/net"
@@ -34,9 +34,9 @@ def _storage(source: Source) -> Iterator[Vital]:
         yield Vital("storage", "the root file system", [], "/proc/mounts doesn't say which disk it is on")
     esps = _esps(source)
     for name in source.names(_BLOCKS):
-        folder = source.real(f"{_BLOCKS}/{name}")
+        folder = source.files.real(f"{_BLOCKS}/{name}")
         # The second ways to an NVMe disk are hidden: its one name is asked.
-        if source.exists(f"{folder}/partition") or source.word(f"{folder}/hidden") == "1":
+        if source.files.exists(f"{folder}/partition") or source.word(f"{folder}/hidden") == "1":
             continue
         functions = _functions_behind(source, folder)
         if functions and (use := _use(source, name)):
@@ -58,8 +58,8 @@ def _use(source: Source, name: str) -> str:
 def _esps(source: Source) -> list[str]:
     """Those that proxmox-boot-tool manages, in sysfs: they aren't mounted."""
     uuids = (source.needed(boot.UUIDS) or "").split()
-    paths = (path for uuid in uuids if source.exists(path := f"/dev/disk/by-uuid/{uuid}"))
-    return [source.real(f"{_BLOCKS}/{source.real(path).rpartition('/')[2]}") for path in paths]
+    paths = (path for uuid in uuids if source.files.exists(path := f"/dev/disk/by-uuid/{uuid}"))
+    return [source.files.real(f"{_BLOCKS}/{source.files.real(path).rpartition('/')[2]}") for path in paths]
 
 
 def _functions_behind(source: Source, folder: str) -> list[str]:
@@ -67,21 +67,23 @@ def _functions_behind(source: Source, folder: str) -> list[str]:
     above = folder.rpartition("/")[0]
     ways = [folder]
     if "/nvme-subsystem/" in folder:
-        ways += [source.real(f"{above}/{child}") for child in source.names(above) if re.fullmatch(r"nvme[0-9]+", child)]
+        ways += [
+            source.files.real(f"{above}/{child}") for child in source.names(above) if re.fullmatch(r"nvme[0-9]+", child)
+        ]
     return sorted({function for way in ways for function in _functions_in(way)})
 
 
 def _network(source: Source) -> Iterator[Vital]:
     is_any = False
     for name in source.names(_NETS):
-        folder = source.real(f"{_NETS}/{name}")
+        folder = source.files.real(f"{_NETS}/{name}")
         functions = _functions_in(folder)
         flags = source.word(f"{folder}/flags")
         if not functions or (flags is not None and not int(flags, 16) & _UP):
             continue
         is_any = True
         # Without its physical function, a virtual one is gone as well.
-        physical = _functions_in(source.real(f"{folder}/device/physfn"))
+        physical = _functions_in(source.files.real(f"{folder}/device/physfn"))
         yield Vital("network", f"the network interface {name} (it is up)", sorted({*functions, *physical}))
     if not is_any:
         yield Vital("network", "the network over which this host is reached", [], "no network card is up")
