@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from lab import Lab
-from remote_scripts.shared import cmdline
+from remote_scripts.shared.loaders import found as loaders
 from remote_scripts.tools.system import System
 
 # What the program writes on a host that boots with GRUB (docs/on-the-host.md), beside its own records for `destroy`.
@@ -102,7 +102,7 @@ def collect(folder: Path, root: Path) -> Job:
 
 def words(root: Path) -> list[str]:
     """What the files at `root` put on the kernel command line. The running kernel has the words of a boot on trial, too."""
-    return " ".join(cmdline.own(System(root)).values()).split()
+    return " ".join(loaders.own(System(root)).values()).split()
 
 
 def on_vfio(root: Path) -> dict[str, str]:

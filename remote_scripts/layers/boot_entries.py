@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remote_scripts.both.nothing import Wanted
-from remote_scripts.shared.boot_menu import make_menus
+from remote_scripts.shared.loaders.found import SYSTEMD_BOOT, make_menus
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System
 
@@ -13,5 +13,5 @@ def apply(system: System, _wanted: Wanted) -> Changed:
 
     :raises Failure: they could not be made, and are as they were.
     """
-    make_menus(system, "systemd-boot", is_step=False)
+    make_menus(system, SYSTEMD_BOOT, is_step=False)
     return Changed(True)

@@ -47,7 +47,7 @@ def apply(system: System, wanted: Wanted) -> str:
             _note_running(system)
             return f"give back: {reason}".replace('"', "").replace("\\", "")
         with suppress(OSError):  # a disk that takes nothing makes no boot a bad one
-            trial.tell(system, trial.JUDGED, f"boot {need_boot_id(system)} {reason}")
+            system.files.write(trial.JUDGED, f"boot {need_boot_id(system)} {reason}".encode(), 0o600)
         if not trial.confirm(system):
             system.files.remove(trial.JUDGED)
     trial.settle_if_free(system, wanted.lock_seconds)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from remote_scripts.both.cmdline import Applied, Wanted
 from remote_scripts.shared import boot, trial, turn
-from remote_scripts.shared.boot_menu import make_menus, plan_menus
-from remote_scripts.shared.cmdline import configured, generated, own, write
+from remote_scripts.shared.loaders import found as loaders
+from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME, Changed
@@ -25,15 +25,15 @@ def plan(system: System, wanted: Wanted) -> None:
 
     :raises Failure: the boot loader isn't known, or what is configured can't be read.
     """
-    loader = boot.need_loader(system)
+    loader = loaders.need(system)
     added = _added(system, wanted, loader)
     if _is_to_come(system, wanted.name, added):
         return
-    if _is_tried(system, added, own(system)[wanted.name].split()):
+    if _is_tried(system, added, loaders.own(system)[wanted.name].split()):
         trial.plan(system, loader)
-    write(system, wanted.name, " ".join(added), loader)
+    loaders.write(system, wanted.name, " ".join(added), loader)
     if _is_made_anew(system, wanted):
-        plan_menus(system)
+        loaders.plan_menus(system)
 
 
 @changes
@@ -44,11 +44,11 @@ def apply(system: System, wanted: Wanted) -> Applied:
     :raises Failure: as of `plan`; the words have no effect; the trial can't be armed, or the configuration not be made:
         then all is as it was.
     """
-    loader = boot.need_loader(system)
+    loader = loaders.need(system)
     trial.settle(system)
     added = _added(system, wanted, loader)
-    words, own_words = " ".join(added), own(system)
-    comes = configured(system, loader, {**own_words, wanted.name: words})
+    words, own_words = " ".join(added), loaders.own(system)
+    comes = loader.configured(system, {**own_words, wanted.name: words})
     if missing_words(wanted.words, comes):
         raise Failure(
             f"'{wanted.words}' on the kernel command line",
@@ -58,16 +58,16 @@ def apply(system: System, wanted: Wanted) -> Applied:
             "and run `pulumi up` again",
         )
     if _is_to_come(system, wanted.name, added):
-        return Applied(loader, added, system.files.changed)
+        return Applied(loader.name, added, system.files.changed)
     if _is_tried(system, added, own_words[wanted.name].split()):
         trial.arm(system, wanted.rollback_after, {wanted.name: words})
-        return Applied(loader, added, True)
+        return Applied(loader.name, added, True)
     system.files.followed_by = _STEP
-    write(system, wanted.name, words, loader)
+    loaders.write(system, wanted.name, words, loader)
     if _is_made_anew(system, wanted):
-        make_menus(system, loader)
+        loaders.make_menus(system, loader)
     trial.drop(system, wanted.name, wanted.rollback_after)
-    return Applied(loader, added, system.files.changed)
+    return Applied(loader.name, added, system.files.changed)
 
 
 @changes
@@ -79,13 +79,13 @@ def revert(system: System, wanted: Wanted) -> Changed:
     """
     files = system.files
     files.followed_by = _STEP
-    loader = boot.need_loader(system)
+    loader = loaders.need(system)
     if trial.state(system) in ("ending", "over", ""):
         trial.settle(system)
-    write(system, wanted.name, "", loader)
+    loaders.write(system, wanted.name, "", loader)
     was_tried = trial.drop(system, wanted.name, wanted.rollback_after)  # first: it makes room on an ESP
     if files.changed or files.is_pending(_STEP):
-        make_menus(system, loader)
+        loaders.make_menus(system, loader)
         system.log.say("note: the running kernel keeps its command line until the next reboot")
     changed = files.changed or was_tried
     _finish_initramfs(system)
@@ -96,9 +96,9 @@ def revert(system: System, wanted: Wanted) -> Changed:
     return Changed(changed)
 
 
-def _added(system: System, wanted: Wanted, loader: str) -> tuple[str, ...]:
+def _added(system: System, wanted: Wanted, loader: Loader) -> tuple[str, ...]:
     """Of the words those that no other file has."""
-    return tuple(missing_words(wanted.words, configured(system, loader, {})))
+    return tuple(missing_words(wanted.words, loader.configured(system, {})))
 
 
 def _is_to_come(system: System, name: str, added: tuple[str, ...]) -> bool:
@@ -120,7 +120,7 @@ def _is_made_anew(system: System, wanted: Wanted) -> bool:
     """What was written isn't in what the next boot reads; or where ESPs hold that, this boot came without it."""
     if system.files.changed or system.files.is_pending(_STEP):
         return True
-    running = system.files.need_text("/proc/cmdline") if boot.uuids(system) else generated(system)
+    running = system.files.need_text("/proc/cmdline") if boot.uuids(system) else loaders.GRUB.generated(system)
     return bool(missing_words(wanted.words, running))
 
 

@@ -12,6 +12,7 @@ import re
 from remote_scripts.both.read_host import Wanted
 from remote_scripts.shared import boot as boot_files
 from remote_scripts.shared import host_nodes, reboot_required
+from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.reading import (
     boot,
     cards,
@@ -40,8 +41,8 @@ _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes
 def read(system: System, wanted: Wanted) -> Answer:
     """Reads the host."""
     source = Source(system)
-    loader = boot.loader(source)
-    cmdline = boot.command_lines(source, loader.name)
+    found = boot.loader(source)
+    cmdline = boot.command_lines(source, found.loader)
     # Where a user overrides what devices say of Access Control Services, the groups of the next boot depend on it.
     acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
     of_iommu = iommu.iommu(source)
@@ -56,8 +57,8 @@ def read(system: System, wanted: Wanted) -> Answer:
         pve=packages.get("pve-manager", "unknown") if source.run.has("pveversion") else "",
         packages=packages,
         cpu_vendor=source.first("/proc/cpuinfo", r"vendor_id.*: (.*)$"),
-        loader=loader.name,
-        loader_clues=loader.clues,
+        loader=found.loader.name if found.loader else "",
+        loader_clues=found.clues,
         cmdline=cmdline,
         iommu=of_iommu,
         vfio_files=files,
@@ -79,14 +80,14 @@ def read(system: System, wanted: Wanted) -> Answer:
         kernel_log=_signs(source, wanted.signs),
         lost=cards.lost(source),
         unsafe_interrupts=boot.allows_unsafe_interrupts(source),
-        boot_warnings=boot.warnings(loader.status),
+        boot_warnings=boot.warnings(found.status),
         managed=own_files.managed(source),
         stale_initramfs=boot_files.stale_kernels(system),
         rolled_back=own_files.rolled_back(source),
         rolling_back=own_files.is_rolling_back(source),
         judged=source.text(f"{HOME}/judged"),
         pending=own_files.pending(source),
-        boot_lacks=_boot_lacks(source, loader.name),
+        boot_lacks=_boot_lacks(source, found.loader),
         drm=drm_nodes,
         nodes=host_nodes.devices(system),
         cards_enabled=source.files.is_link(_CARDS_ENABLED),
@@ -111,9 +112,9 @@ def _signs(source: Source, pattern: str) -> str:
     return head_and_tail((line for line in source.kernel_says if sign.search(line)), _SIGNS)
 
 
-def _boot_lacks(source: Source, loader: str) -> list[str] | None:
+def _boot_lacks(source: Source, loader: Loader | None) -> list[str] | None:
     system = source.system
-    if not boot_files.is_configurable(system, loader):
+    if not loader or not loader.is_configurable(system):
         return None
 
     def reasons() -> list[str] | None:

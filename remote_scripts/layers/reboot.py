@@ -15,17 +15,17 @@ from dataclasses import replace
 
 from remote_scripts.both.reboot import TURN_SECONDS, Answer, Planned, Wanted
 from remote_scripts.shared import (
-    boot,
     cluster,
     guests,
     guests_to_start,
-    next_boot,
     reboot_required,
     restart,
     trial,
     turn,
 )
 from remote_scripts.shared.kernel import need_boot_id
+from remote_scripts.shared.loaders import found as loaders
+from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.wanted_boot import Boot as Boot
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -36,7 +36,7 @@ def plan(system: System, wanted: Wanted) -> Planned:
 
     :raises Failure: what decides it can't be read.
     """
-    decided = _decide(system, wanted, boot.need_loader(system))
+    decided = _decide(system, wanted, loaders.need(system))
     if decided.reboot != "yes":
         return decided
     return replace(decided, cluster=cluster.obstacle(system, _policy(wanted)))
@@ -54,7 +54,7 @@ def _policy(wanted: Wanted) -> cluster.Policy:
     return cluster.Policy(keep_quorum=wanted.keep_quorum, away_seconds=wanted.awaited + wanted.rollback_after)
 
 
-def _decide(system: System, wanted: Wanted, loader: str) -> Planned:
+def _decide(system: System, wanted: Wanted, loader: Loader) -> Planned:
     lacks = reboot_required.check(system, wanted.boot, loader)
     return Planned(
         reboot="no" if not lacks.reasons else "manual" if wanted.policy == "manual" else "yes",
@@ -62,7 +62,7 @@ def _decide(system: System, wanted: Wanted, loader: str) -> Planned:
         reasons=lacks.reasons,
         perhaps=lacks.perhaps,
         guests=_name_guests(system),
-        kernel=next_boot.other_kernel(system, loader),
+        kernel=loaders.other_kernel(system, loader),
     )
 
 
@@ -76,12 +76,13 @@ def _name_guests(system: System) -> str:
 
 
 def _apply(system: System, wanted: Wanted) -> Answer:
-    loader = boot.need_loader(system)
+    loader = loaders.need(system)
     decided = _decide(system, wanted, loader)
     reboot_required.note(system, wanted.boot)
     if decided.reboot == "no":
         system.log.say("no reboot is needed: the running kernel has what is wanted")
-        trial.forget_earlier_roll_back(system)
+        if not trial.is_ending(system):  # that an earlier one has ended is no news any more
+            system.files.remove(trial.ROLLED_BACK)
         turn.end(system, 0)  # of an earlier run; what verifies this boot waits for the cluster
         guests_to_start.drop(system)
     elif decided.reboot == "manual":
@@ -103,7 +104,7 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
             "it would start with what was configured before, and be restarted again and again",
             "run `pulumi up --refresh`, which makes it; then this host restarts",
         )
-    next_boot.need_default(system)
+    loaders.need_default(system)
     policy = _policy(wanted)
     if why := cluster.await_cluster(system, policy, TURN_SECONDS):
         raise cluster.refused(why)

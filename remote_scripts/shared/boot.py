@@ -6,13 +6,8 @@ listed in /etc/kernel/proxmox-boot-uuids are proxmox-boot-tool's, with either lo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from remote_scripts.shared import trial_entry
-from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 #: Whose words there are on the kernel command line.
@@ -28,29 +23,6 @@ GRUB_ENTRY = "/etc/grub.d/12_homelab"
 HOOK, REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d/zzz-homelab"
 #: The ESPs that proxmox-boot-tool writes.
 UUIDS = "/etc/kernel/proxmox-boot-uuids"
-_LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-_ESPS = re.compile(r"^[^ ]* is configured with: (.*)", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Loader:
-    """`name`: grub or systemd-boot; empty where that can't be told, and `clues` says what was found then. `status`:
-    what proxmox-boot-tool says of the ESPs.
-    """
-
-    name: str
-    clues: str = ""
-    status: str = ""
-
-
-def drop_in(layer: str) -> str:
-    """The file by which a layer gives GRUB its words."""
-    return f"/etc/default/grub.d/zz-homelab-{layer}.cfg"
-
-
-def record(layer: str) -> str:
-    """The file that has a layer's words on the first line of /etc/kernel/cmdline."""
-    return f"{HOME}/cmdline/{layer}"
 
 
 def uuids(system: System) -> list[str]:
@@ -59,60 +31,6 @@ def uuids(system: System) -> list[str]:
     :raises Failure: the list of them can't be read.
     """
     return system.files.need_text(UUIDS).split()
-
-
-def find_loader(system: System) -> Loader:
-    """By what it has; a wrong guess starts no trial, and so changes nothing.
-
-    :raises Failure: as `uuids`.
-    """
-    files = system.files
-    esps, status, kinds = uuids(system), "", []
-    if esps:
-        done = system.run.ask("proxmox-boot-tool", "status")
-        status = (done.output + done.error).decode("utf-8", "surrogateescape").rstrip("\n")
-        written = "\n".join(_ESPS.findall(status))
-        kinds = [kind for kind in ("grub", "uefi") if f"{kind} (" in written]
-    tool = f"proxmox-boot-tool '{''.join(kinds) or 'no ESP'}'"
-    is_efi = files.at("/sys/firmware/efi").is_dir()
-    # The boot loader says its own name in an EFI variable: systemd-boot always, GRUB from 2.12 on.
-    name = trial_entry.efi_text(files.read(_LOADER_INFO, 4096) or b"")
-    loader = "grub" if (not esps and (not is_efi or files.exists(GRUB_MENU))) or "grub" in kinds else ""
-    # Of menus for both the loader's name tells which.
-    if is_efi and "uefi" in kinds and (kinds == ["uefi"] or name.startswith("systemd-boot")):
-        loader = "systemd-boot"
-    clues = f"LoaderInfo '{name or 'not set'}', {tool}" if is_efi else f"legacy BIOS, {tool}"
-    return Loader(loader, clues, status)
-
-
-def is_configurable(system: System, loader: str) -> bool:
-    """Whether the kernel command line of the next boot can be told, and changed."""
-    return loader == "grub" or (loader == "systemd-boot" and system.files.at(KERNEL_CMDLINE).is_file())
-
-
-def need_loader(system: System) -> str:
-    """The loader's name.
-
-    :raises Failure: it isn't known, or has no file to be configured by.
-    """
-    loader = find_loader(system)
-    if not loader.name:
-        raise Failure(
-            "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool",
-            loader.clues,
-            "the wrong one would be configured without effect",
-            f"see `proxmox-boot-tool status`; remove from {UUIDS} the UUID of each ESP that the host no longer starts "
-            "from, and run `pulumi up` again",
-        )
-    if not is_configurable(system, loader.name):
-        raise Failure(
-            f"{KERNEL_CMDLINE}, from which systemd-boot's entries are made",
-            "no such file",
-            "without it proxmox-boot-tool copies the running command line",
-            f"write the command line you want into {KERNEL_CMDLINE} (one line, with root=), then "
-            "`proxmox-boot-tool refresh`",
-        )
-    return loader.name
 
 
 def kernels(system: System) -> list[str]:

@@ -7,15 +7,6 @@ from remote_scripts.tools.system import System
 _OSDS, _MONITORS = "/var/lib/ceph/osd", "/var/lib/ceph/mon"
 
 
-def _own_disks(system: System) -> list[str]:
-    """The ids of the OSDs that run here.
-
-    :raises Failure: one can't be told.
-    """
-    paths = [f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS)]
-    return [number for path in paths if (number := system.files.need_text(path).strip()).isdecimal()]
-
-
 def _daemons(system: System, folder: str) -> list[str]:
     """The names of Ceph's daemons here.
 
@@ -27,14 +18,15 @@ def _daemons(system: System, folder: str) -> list[str]:
 def why_not(system: System) -> str:
     """Why Ceph can't do without the monitors and disks that run here; empty: it can.
 
-    :raises Failure: as of `_own_disks`.
+    :raises Failure: which run here can't be read.
     """
     names = _daemons(system, _MONITORS)
     monitors = [name[5:] for name in names if system.files.at(f"{_MONITORS}/{name}").is_dir()]
     without = "Ceph can't do without this node's"
     if monitors and (why := _refusal(system, f"{without} monitor now", "mon", "ok-to-stop", *monitors)):
         return why
-    disks = _own_disks(system)
+    paths = [f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS)]
+    disks = [number for path in paths if (number := system.files.need_text(path).strip()).isdecimal()]
     return _refusal(system, f"{without} disks now", "osd", "ok-to-stop", *disks) if disks else ""
 
 

@@ -10,7 +10,6 @@ from remote_scripts.shared import api, pmxcfs
 from remote_scripts.shared.guest_kinds import KINDS, Kind
 from remote_scripts.tools.run import ASK_SECONDS
 from remote_scripts.tools.system import System
-from remote_scripts.tools.time_limit import within_limit
 
 Power = Literal["on", "off", "gone", "unknown"]
 _LAST_LINES: dict[str, Power] = {"status: stopped": "off", "status: unknown": "unknown"}
@@ -49,8 +48,7 @@ def is_gone(system: System, program: str, guest: str) -> bool:
     """
     folder = f"/etc/pve/{KINDS[program].folder}"
     try:
-        is_there = pmxcfs.time_of(system, f"{folder}/{guest}.conf") is not None
-        return not is_there and within_limit(lambda: system.files.at(folder).is_dir())
+        return pmxcfs.time_of(system, f"{folder}/{guest}.conf") is None and system.files.is_folder(folder)
     except OSError:
         return False
 

@@ -88,11 +88,7 @@ def noted(system: System) -> list[Ran]:
 
     :raises Failure: it can't be read.
     """
-    try:
-        found = _NOTE.read(system.files)
-    except OSError as error:
-        wanted = "to know which guests ran before a restart of this host"
-        raise notes.unreadable(RAN, wanted, "they would stay off, and nothing would say so") from error
+    found = _NOTE.read(system.files)
     return list(found.ran) if found else []
 
 

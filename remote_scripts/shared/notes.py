@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import UnreadableError
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.plain import of_plain, to_plain
 
@@ -26,13 +25,13 @@ class Note(Generic[T]):
     def read(self, files: Files) -> T | None:
         """What is noted; None: nothing.
 
-        :raises OSError: it can't be read, or is of another form.
+        :raises UnreadableError: it can't be read, or is of another form.
         """
         content = files.need(self.path, _BYTES)
         try:
             return None if content is None else of_plain(self.form, json.loads(content), "it")
         except ValueError as error:
-            raise OSError(errno.EINVAL, "it isn't as this version of homelab writes it", self.path) from error
+            raise UnreadableError(self.path, "it isn't as this version of homelab writes it") from error
 
     def write(self, files: Files, value: T) -> None:
         """Notes it, on the disk when this returns.
@@ -41,16 +40,6 @@ class Note(Generic[T]):
         """
         files.need_folder(self.path.rpartition("/")[0])
         files.write(self.path, json.dumps(to_plain(value)).encode(), 0o600)
-
-
-def unreadable(path: str, wanted: str, why: str) -> Failure:
-    """Something can't be read."""
-    return Failure(
-        wanted,
-        f"{path} can't be read",
-        why,
-        f"see on the host why {path} can't be read (the kernel's log may tell), mend it, then run the same again",
-    )
 
 
 def pairs(text: str) -> dict[str, str]:

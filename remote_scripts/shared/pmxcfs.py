@@ -40,18 +40,11 @@ class Node:
 
 def this_node(system: System) -> Node:
     """Asks /etc/pve."""
-
-    def ask() -> Node:
-        try:
-            name = os.readlink(system.files.at(_LOCAL)).rpartition("/")[2]
-        except FileNotFoundError:
-            return Node("", system.files.at("/etc/corosync/corosync.conf").exists())
-        return Node(name, system.files.at("/etc/pve/corosync.conf").exists())
-
-    try:
-        return within_limit(ask)
-    except OSError:
-        return Node("", system.files.at("/etc/corosync/corosync.conf").exists())
+    files = system.files
+    with suppress(OSError):
+        if name := files.target(_LOCAL).rpartition("/")[2]:
+            return Node(name, files.exists("/etc/pve/corosync.conf"))
+    return Node("", files.exists("/etc/corosync/corosync.conf"))
 
 
 def need(system: System, wanted: str) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote_scripts.shared import cmdline, driver, installed, nvidia
+from remote_scripts.shared import driver, installed, nvidia
+from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.shared.words import missing_words
@@ -37,10 +38,9 @@ class RebootRequired:
     perhaps: list[str]
 
 
-def check(system: System, wanted: Boot, loader: str) -> RebootRequired:
+def check(system: System, wanted: Boot, loader: Loader) -> RebootRequired:
     """What the running kernel lacks.
 
-    :param loader: as of `boot.find_loader`.
     :raises Failure: what is configured, or was noted, can't be read.
     """
     of_driver, perhaps = _driver_lacks(system, wanted) if wanted.driver else ([], [])
@@ -86,12 +86,12 @@ def note(system: System, wanted: Boot) -> None:
     system.files.write(WANTED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
 
 
-def _words_lack(system: System, words: tuple[str, ...], loader: str) -> list[str]:
+def _words_lack(system: System, words: tuple[str, ...], loader: Loader) -> list[str]:
     running = system.files.need_text("/proc/cmdline")
     missing = missing_words(" ".join(words), running)
     reasons = [f"{' '.join(missing)} is not on the running kernel's command line"] if missing else []
     # Words of homelab's that run, and are neither wanted nor another file's.
-    coming = f"{cmdline.configured(system, loader, {})} {' '.join(words)}"
+    coming = f"{loader.configured(system, {})} {' '.join(words)}"
     own = " ".join(noted_words(system))
     for word in running.split():
         is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, own))

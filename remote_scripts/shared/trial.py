@@ -15,25 +15,22 @@ In /var/lib/homelab:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import (
     boot,
     boot_service,
-    cmdline,
-    esp,
     guests_to_start,
-    next_boot,
     notes,
     route,
     trial_entry,
 )
-from remote_scripts.shared.boot_menu import ENTRIES, make_menus
 from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
+from remote_scripts.shared.loaders import found as loaders
+from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.files import HOME
@@ -46,13 +43,6 @@ _RESTARTING = "/run/homelab/restarting"
 _NAME = "homelab-rollback"
 _UNIT_FILES = {name: f"{UNITS}/{name}" for name in (f"{_NAME}.service", f"{_NAME}.timer")}
 _LINKS = {f"{UNITS}/timers.target.wants/{_NAME}.timer": _UNIT_FILES[f"{_NAME}.timer"]}
-_ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-_ENTRY = f"{trial_entry.ID}.conf"
-# Where no variable can be written: systemd-boot's default pattern takes it, and counts it down (Boot Loader
-# Specification, boot counting).
-_COUNTED = f"proxmox-999-{trial_entry.ID}+1.conf"
-# Proxmox VE's own file systems that GRUB writes, as grub-probe calls them; the others are ZFS and btrfs.
-_WRITTEN_BY_GRUB = ("ext2", "xfs")
 _SYSCTLS = ("/proc/sys/kernel/panic", "/proc/sys/kernel/softlockup_panic")
 
 _TEXTS = {
@@ -134,7 +124,7 @@ def is_chosen(system: System) -> bool:
 
 
 def _words(system: System, lines: Mapping[str, str]) -> dict[str, str]:
-    return {name: lines.get(name, words) for name, words in cmdline.own(system).items()}
+    return {name: lines.get(name, words) for name, words in loaders.own(system).items()}
 
 
 def _runs(system: System, lines: Mapping[str, str]) -> bool:
@@ -160,12 +150,6 @@ def rolled_back(system: System) -> str:
 def is_ending(system: System) -> bool:
     """Whether this host still has to restart for that; errors as of `note`."""
     return state(system) == "ending"
-
-
-def forget_earlier_roll_back(system: System) -> None:
-    """That an earlier trial has ended is no news to what is wanted now; errors as of `note`."""
-    if not is_ending(system):
-        system.files.remove(ROLLED_BACK)
 
 
 def armed_since(system: System) -> str:
@@ -236,191 +220,41 @@ def _put_back(system: System, before: Mapping[str, str]) -> None:
 
 
 def _new_note(system: System, here: str) -> dict[str, str]:
-    loader = boot.need_loader(system)
+    loader = loaders.need(system)
     return {
         "boot": here,
-        "loader": loader,
-        "places": " ".join(_places(system) if loader == "grub" else []),
+        "loader": loader.name,
+        "places": " ".join(loader.places(system)),
         "sysctls": " ".join(system.files.line(path) for path in _SYSCTLS).strip(),
         **route.find(system),
     }
 
 
-def _places(system: System) -> list[str]:
-    """Where GRUB's choice lies: the ESPs; else beside its menu, if GRUB can write there (00_header of Debian's
-    grub-common, `check_writable` in its words).
-
-    :raises Failure: GRUB could take it back nowhere, or that can't be told.
-    """
-    listed = boot.uuids(system)
-    if listed:
-        return listed
-    rows = system.run.ask_once("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
-    if rows.status != 0:
-        raise _not_chosen(f"lsblk says no partitions: {rows.in_a_line}")
-    if uuids := trial_entry.esps(rows.text):
-        return uuids
-    abstraction, kind = (
-        system.run.ask_once("grub-probe", f"--target={target}", system.files.name("/boot/grub"))
-        for target in ("abstraction", "fs")
-    )
-    if abstraction.status == 0 and not abstraction.text.strip() and kind.text.strip() in _WRITTEN_BY_GRUB:
-        return [trial_entry.WRITABLE_MENU]
-    layers = ", ".join(one.in_a_line for one in (abstraction, kind) if one.all_text)
-    raise _not_chosen(
-        f"the disk of /boot has no EFI system partition, and GRUB can't write beside its menu, in /boot/grub ({layers})"
-    ).but(
-        why="GRUB couldn't take the choice back: a kernel that hangs would be started again and again; nothing was "
-        "changed",
-        next="make an EFI system partition on that disk, of some 64 MB, with the file system FAT (a host that starts "
-        "by its BIOS has no other use for it), then run `pulumi up` again",
-    )
-
-
-def plan(system: System, loader: str) -> None:
+def plan(system: System, loader: Loader) -> None:
     """Nothing beside what a layer plans.
 
-    :raises Failure: no boot could be tried; also as of `boot.uuids` and `next_boot.need_default`.
+    :raises Failure: no boot could be tried; also as of `boot.uuids` and `loaders.need_default`.
     """
-    next_boot.need_default(system)
-    if loader == "grub":
-        _places(system)
-
-
-@contextmanager
-def _loaders_folders(system: System, lines: Mapping[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """The ESPs with a choice or entries, by their UUIDs; and the folders of GRUB's menus."""
-    listed = boot.uuids(system)
-    chosen = [place for place in lines.get("places", "").split() if place != trial_entry.WRITABLE_MENU]
-    with esp.mounted(system, [*listed, *chosen]) as folders:
-        menus = [f"{folders[uuid]}/grub" for uuid in listed if uuid in folders]
-        yield folders, [menu for menu in menus if system.files.is_folder(menu)] if listed else ["/boot/grub"]
+    loaders.need_default(system)
+    loader.places(system)
 
 
 def _set_up(system: System, lines: Mapping[str, str]) -> None:
-    with _loaders_folders(system, lines) as (folders, menus):
-        if lines["loader"] == "systemd-boot":
-            next_boot.need_files(system, [], folders.values())
-            _set_up_systemd_boot(system, lines, [*folders.values()])
-            return
-        next_boot.need_files(system, menus, [])
-        _choose(system, lines, folders, "none")  # until its entry is whole
-        for menu in menus:
-            _write_custom(system, menu, _section(system, lines, menu))
-        if not menus or not _choose(system, lines, folders, "once"):
-            raise _not_chosen("no EFI system partition that this host starts from is there")
-
-
-def _section(system: System, lines: Mapping[str, str], menu: str) -> str:
-    text, entry, is_default = next_boot.of_menu(system, menu)
-    if not entry or "custom.cfg" not in text:
-        lacks = "reads no custom.cfg (41_custom in /etc/grub.d)" if entry else "has no entry with a kernel"
-        raise _not_chosen(f"GRUB's menu {lacks}")
-    if not is_default:
-        system.log.say("note: which entry GRUB starts by default can't be told: the trial is its first one")
-    text = trial_entry.trial_entry(entry, _own_words(system), _with_trial(system, lines))
-    return trial_entry.section(text, lines["places"].split())
-
-
-def _own_words(system: System) -> list[str]:
-    return " ".join(cmdline.own(system).values()).split()
-
-
-def _with_trial(system: System, lines: Mapping[str, str]) -> str:
-    return " ".join(filter(None, [*_words(system, lines).values(), trial_entry.WORD, trial_entry.RESTARTS]))
-
-
-def _write_custom(system: System, menu: str, section: str) -> None:
-    files, path = system.files, f"{menu}/custom.cfg"
-    before = system.files.need_text(path) if files.exists(path) else None
-    text = trial_entry.custom_cfg(before, section)
-    if text is None:
-        files.remove(path)
-    elif before is None:
-        files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
-    elif text != before:
-        files.rewrite(path, text.encode("utf-8", "surrogateescape"))
-
-
-def _choose(system: System, lines: Mapping[str, str], folders: Mapping[str, str], value: str) -> bool:
-    """Writes the choice; whether it could be written anywhere."""
-    files, block, is_chosen = system.files, trial_entry.environment(value), False
-    for place in lines.get("places", "").split():
-        path = f"/boot/grub/{trial_entry.BESIDE_MENU}"
-        if place != trial_entry.WRITABLE_MENU:
-            if place not in folders:
-                continue
-            path = f"{folders[place]}/{trial_entry.ON_ESP}"
-        if len(files.read(path) or b"") == len(block):
-            files.overwrite(path, block)
-        else:
-            files.need_folder(path.rpartition("/")[0])
-            files.write(path, block, 0o644)
-        is_chosen = True
-    return is_chosen
-
-
-def _not_chosen(found: str) -> Failure:
-    return Failure(
-        "the next boot of this host tried once, by an entry of its own",
-        found,
-        "it would become the default without having been tried; nothing of it was changed",
-        "see `proxmox-boot-tool status`, /etc/grub.d and /etc/default/grub, mend what is said there, then run "
-        "`pulumi up` again",
-    )
-
-
-def _set_up_systemd_boot(system: System, lines: Mapping[str, str], folders: list[str]) -> None:
-    """The loader's variable, read back after it is set; else an entry that the loader counts down."""
-    refusal, words, written = _set_one_shot(system), _with_trial(system, lines), []
-    is_set = trial_entry.efi_text(system.files.read(_ONE_SHOT) or b"") == _ENTRY
-    for folder in folders:
-        place, loader_conf = f"{folder}/{ENTRIES}", system.files.need_text(f"{folder}/loader/loader.conf")
-        entry = next_boot.of_esp(system, folder)
-        text = trial_entry.copied(entry, f"title    {trial_entry.TITLE}", _own_words(system), words)
-        is_counted = not is_set and trial_entry.default_conf(loader_conf, [_COUNTED]) == _COUNTED
-        if text and (is_set or is_counted):
-            path = f"{place}/{_ENTRY if is_set else _COUNTED}"
-            system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o644)
-            written.append(path)
-    if not written:
-        raise _not_chosen("no ESP has a whole entry of Proxmox VE" if is_set else f"no EFI variable is kept{refusal}")
-
-
-def _set_one_shot(system: System) -> str:
-    """As `bootctl set-oneshot`, which not every host has. Why it was refused."""
-    files, value = system.files, b"\7\0\0\0" + f"{_ENTRY}\0".encode("utf-16-le")
-    _unlock_one_shot(system)
-    try:
-        files.set_attribute(_ONE_SHOT, value, makes=True)
-    except OSError as error:
-        return f": {error.strerror}"
-    return ""
-
-
-def _unlock_one_shot(system: System) -> None:
-    """The kernel keeps variables from being changed by mistake (Linux, Documentation/filesystems/efivarfs.rst)."""
-    if system.files.exists(_ONE_SHOT):
-        system.run.ask("chattr", "-i", system.files.name(_ONE_SHOT))
+    loader, without = loaders.LOADERS[lines["loader"]], " ".join(loaders.own(system).values()).split()
+    words = [*_words(system, lines).values(), trial_entry.WORD, trial_entry.RESTARTS]
+    with loaders.mounted(system, lines.get("places", "")) as places:
+        loader.need_default(system, places)
+        loader.choose(system, without, " ".join(filter(None, words)), places)
 
 
 def _take_down(system: System, lines: Mapping[str, str]) -> None:
     """No boot starts it any more: first the choice goes, of whichever loader, then the entry."""
     files = system.files
-    if trial_entry.ID in trial_entry.efi_text(files.read(_ONE_SHOT) or b""):
-        _unlock_one_shot(system)
-        files.remove(_ONE_SHOT)
-    with _loaders_folders(system, lines) as (folders, menus):
-        files.remove(f"/boot/grub/{trial_entry.BESIDE_MENU}")
-        for folder in folders.values():
-            files.remove(f"{folder}/{trial_entry.ON_ESP}")
-            below = f"{folder}/{trial_entry.ON_ESP.partition('/')[0]}"
-            if not files.need_names(below):  # else its owner has something there, too
-                files.remove_tree(below)
-        for menu in dict.fromkeys([*menus, "/boot/grub"]):  # which GRUB read before another loader came
-            _write_custom(system, menu, "")
-        for place in (f"{folder}/{ENTRIES}" for folder in folders.values()):
-            files.remove(*(f"{place}/{name}" for name in files.names(place) if trial_entry.ID in name))
+    for loader in loaders.LOADERS.values():
+        loader.unchoose(system)
+    with loaders.mounted(system, lines.get("places", "")) as places:
+        for loader in loaders.LOADERS.values():
+            loader.take_back(system, places)
     # This boot goes on as an ordinary one.
     for path, value in zip(_SYSCTLS, lines.get("sysctls", "").split(), strict=False):
         if trial_entry.WORD in files.line("/proc/cmdline").split() and files.exists(path):
@@ -449,8 +283,8 @@ def confirm(system: System) -> bool:
         ) from error
     lines = note(system, CONFIRMED)
     try:
-        with _loaders_folders(system, lines) as (folders, _):
-            _choose(system, lines, folders, "keep")
+        with loaders.mounted(system, lines.get("places", "")) as places:
+            loaders.GRUB.keep(system, places)
     except (OSError, Failure) as error:  # the menu is made next
         system.log.say(f"note: until the boot menu is made, the next boot is the old one: {in_words(error)}")
     return True
@@ -472,17 +306,17 @@ def settle(system: System) -> None:
                 "`pulumi up --refresh`",
             )
         case "confirmed":
-            lines, loader = note(system, CONFIRMED), boot.need_loader(system)
+            lines, loader = note(system, CONFIRMED), loaders.need(system)
             files.followed_by = "boot"
             for name in boot.NAMES:
                 if name in lines:
-                    cmdline.write(system, name, lines[name], loader)
-            make_menus(system, loader)
+                    loaders.write(system, name, lines[name], loader)
+            loaders.make_menus(system, loader)
             files.finish()  # nothing of that is undone any more
             _forget(system, lines)
         case "over":
             if not files.exists(ROLLED_BACK):
-                tell(system, ROLLED_BACK, rolled_back(system))
+                files.write(ROLLED_BACK, rolled_back(system).encode(), 0o600)
             _forget(system, note(system, TAKEN_BACK) or note(system))
         case "":
             if files.exists(PROGRAM):  # a power cut has left it
@@ -539,11 +373,6 @@ def _arm_without(system: System, before: Mapping[str, str], after: int) -> None:
         _take_down(system, before)
 
 
-def tell(system: System, path: str, sentence: str) -> None:
-    """For the next `up`."""
-    system.files.write(path, sentence.encode(), 0o600)
-
-
 def forget_when_given_back(system: System) -> None:
     """After something was given back: nothing of homelab's is told of a host that has none of it."""
     files = system.files
@@ -551,7 +380,7 @@ def forget_when_given_back(system: System) -> None:
     if not (files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records
-    is_something_left = any([*map(files.of_layer, boot.NAMES), *cmdline.own(system).values()])
+    is_something_left = any([*map(files.of_layer, boot.NAMES), *loaders.own(system).values()])
     if not (is_something_left or files.exists(NOTE) or files.is_pending("boot") or files.is_pending("initramfs")):
         files.remove(ROLLED_BACK, JUDGED)
 

@@ -275,12 +275,10 @@ class Disk:
                 raise OSError(errno.EINVAL, "it is no file", os.fspath(where))
             with where.open("rb") as file:
                 return read_up_to(file, limit + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if self.is_link(where):
                 raise OSError(errno.EINVAL, "it is no file", os.fspath(where)) from None
-        except NotADirectoryError:
-            pass
-        return None
+            return None
 
     def names(self, where: Path) -> list[str]:
         """What is in a folder; nothing where it can't be read."""

@@ -1,13 +1,13 @@
-"""remote_scripts/shared/boot.py: which boot loader makes the kernel command line of the next boot."""
+"""remote_scripts/shared/loaders/found.py: which boot loader makes the kernel command line of the next boot."""
 
 from __future__ import annotations
 
 import pytest
 
-from remote_scripts.shared import boot
+from remote_scripts.shared.loaders.found import GRUB, LOADERS, SYSTEMD_BOOT, find, need
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
-from tests.agent.boot_kit import LOADER_INFO
+from tests.agent.boot_kit import LOADER_INFO, MENU
 from tests.agent.kit import Host
 from tests.conftest import shared
 
@@ -23,12 +23,12 @@ def esps(host: Host, status: str) -> None:
     host.programs["proxmox-boot-tool"] = lambda _arguments, _stdin: Done(0, status.encode())
 
 
-def loader(host: Host) -> str:
-    return boot.find_loader(host.system()).name
+def loader(host: Host) -> object:
+    return find(host.system()).loader
 
 
 def test_legacy_bios_means_grub(host: Host) -> None:
-    assert loader(host) == "grub"
+    assert loader(host) is GRUB
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_legacy_bios_means_grub(host: Host) -> None:
 def test_real_hosts_boot_loaders_are_told_from_their_esps(host: Host, capture: tuple[str, str], expected: str) -> None:
     efi(host, None)
     esps(host, shared("real_hosts", *capture).read_text())
-    assert loader(host) == expected
+    assert loader(host) is LOADERS[expected]
 
 
 def test_the_loaders_own_word_decides_between_two_configured_ones(host: Host) -> None:
     both = "AAAA-0001 is configured with: uefi (versions: 6.8.12-1-pve), grub (versions: 6.8.12-1-pve)\n"
     esps(host, both)
     efi(host, "systemd-boot 257.5-2")
-    assert loader(host) == "systemd-boot"
+    assert loader(host) is SYSTEMD_BOOT
     efi(host, "GRUB 2.12")
-    assert loader(host) == "grub"
+    assert loader(host) is GRUB
 
 
 @pytest.mark.parametrize("info", [None, "", "GRUB 2.12", "systemd-boot 257"])
@@ -62,20 +62,20 @@ def test_a_host_that_starts_from_none_of_the_esps_that_would_be_written_stops_be
     """Its words would go nowhere, and it would be restarted for nothing."""
     uuid = "/dev/disk/by-uuid/AAAA-0001"
     esps(host, f"WARN: {uuid} does not exist - clean '/etc/kernel/proxmox-boot-uuids'! - skipping\n")
-    host.write(boot.GRUB_MENU, "linux /boot/vmlinuz-6.8.12-1-pve quiet\n")  # an earlier loader's
+    host.write(MENU, "linux /boot/vmlinuz-6.8.12-1-pve quiet\n")  # an earlier loader's
     if info is not None:  # else legacy BIOS
         efi(host, info or None)
     before = host.tree()
     with pytest.raises(Failure, match="to know which boot loader makes the kernel command line"):
-        boot.need_loader(host.system())
+        need(host.system())
     assert host.tree() == before
 
 
 @pytest.mark.parametrize("info", [None, "Linux EFI stub 7.2.0-1-pve"])
 def test_a_menu_of_grubs_counts_where_no_esp_is_listed(host: Host, info: str | None) -> None:
     efi(host, info)
-    host.write(boot.GRUB_MENU, "linux /boot/vmlinuz-6.8.12-1-pve\n")
-    assert loader(host) == "grub"
+    host.write(MENU, "linux /boot/vmlinuz-6.8.12-1-pve\n")
+    assert loader(host) is GRUB
 
 
 @pytest.mark.parametrize("info", [None, "systemd-boot 257"])
@@ -83,5 +83,5 @@ def test_a_loader_that_cannot_be_told_stops_before_anything_changes(host: Host, 
     efi(host, info)
     before = host.tree()
     with pytest.raises(Failure, match="to know which boot loader makes the kernel command line"):
-        boot.need_loader(host.system())
+        need(host.system())
     assert host.tree() == before

@@ -1,4 +1,4 @@
-"""Nothing is armed and no restart is ordered while what starts next by default isn't whole: shared/next_boot.py."""
+"""Nothing is armed and no restart is ordered while what starts next by default isn't whole: shared/loaders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.reboot import Wanted as Reboot
-from remote_scripts.shared import next_boot
+from remote_scripts.shared.loaders.found import GRUB, LOADERS, need_default, other_kernel
 from remote_scripts.shared.wanted_boot import Boot
 from tests.agent import api_kit, boot_kit
 from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, lasting
@@ -92,17 +92,17 @@ def test_no_initramfs_is_made_for_a_kernel_that_has_none(host: Host, loader: str
 
 @EACH_LOADER
 def test_the_kernel_that_comes_is_told_where_another_one_runs(host: Host, loader: str) -> None:
-    assert next_boot.other_kernel(host.system(), loader) == ""
+    assert other_kernel(host.system(), LOADERS[loader]) == ""
     host.write("/proc/sys/kernel/osrelease", f"{OLDER}\n")
-    assert next_boot.other_kernel(host.system(), loader) == f"{NEWEST} ({OLDER} runs now)"
+    assert other_kernel(host.system(), LOADERS[loader]) == f"{NEWEST} ({OLDER} runs now)"
     if loader == "systemd-boot":
-        assert next_boot.other_kernel(host.system(), "grub") == ""
+        assert other_kernel(host.system(), GRUB) == ""
         host.write("/etc/kernel/proxmox-boot-pin", f"{OLDER}\n")
-        assert next_boot.other_kernel(host.system(), loader) == ""
+        assert other_kernel(host.system(), LOADERS[loader]) == ""
 
 
 @pytest.mark.parametrize("path", ["/boot/x", "/x", "/ROOT/pve-1@/boot/x", "/@/boot/x", "/boot/own/x"])
 def test_a_file_is_found_from_whichever_root_grub_counts(host: Host, path: str) -> None:
     host.write("/boot/own/x" if "own" in path else "/boot/x", "kernel")
     host.write(MENU, host.read(MENU).replace(f"/boot/{IMAGE}", path))
-    next_boot.need_files(host.system(), ["/boot/grub"], [])
+    need_default(host.system())

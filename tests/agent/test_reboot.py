@@ -14,8 +14,6 @@ import pytest
 from remote_scripts.both.reboot import Wanted
 from remote_scripts.shared import guests_to_start, trial, turn
 from remote_scripts.shared.wanted_boot import Boot
-from remote_scripts.tools.errors import UnreadableError
-from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -295,15 +293,15 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
         at_list(host, TURN, (host.root / TURN[1:]).unlink)
         assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
     else:
-        real = Files.need
+        real = Path.open
 
-        def read(files: Files, path: str, *limit: int) -> bytes | None:
-            if path == TURN and host.exists(f"{HOME}/ran"):
-                raise UnreadableError(path, "no answer within 20 s")
-            return real(files, path, *limit)
+        def opened(path: Path, *arguments: Any, **options: Any) -> Any:
+            if str(path).endswith(TURN) and host.exists(f"{HOME}/ran"):
+                raise TimeoutError("no answer within 20 s")
+            return real(path, *arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Files, "need", read)
+            patch.setattr(Path, "open", opened)
             assert "it isn't known whether it is still this node's turn" in refusal(host)
     is_as_before(host)
     assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/trial")

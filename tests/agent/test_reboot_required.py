@@ -12,6 +12,7 @@ from homelab.host.reboot import in_short
 from remote_scripts.both import cmdline
 from remote_scripts.both.reboot import Wanted
 from remote_scripts.shared import reboot_required
+from remote_scripts.shared.loaders.found import GRUB
 from remote_scripts.shared.wanted_boot import Boot
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit, reading_kit
@@ -217,7 +218,7 @@ def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock,
     make(host, case)
     configure(host)
     before = host.tree()
-    found = reboot_required.check(host.system(), wanted_boot(case), "grub")
+    found = reboot_required.check(host.system(), wanted_boot(case), GRUB)
     assert tuple(found.reasons) == case.reasons
     said = ask(host, case, "plan")
     assert (tuple(said["reasons"]), tuple(said["perhaps"])) == (case.reasons, case.perhaps)
@@ -243,7 +244,7 @@ def test_a_package_that_is_half_configured_counts_where_it_is_the_drivers(
 ) -> None:
     make(host, CASES["the branch is loaded, and installed whole"])
     host.programs["dpkg-query"] = lambda _arguments, _stdin: f"{half}\thalf-configured\t1\tamd64\n"
-    found = reboot_required.check(host.system(), wanted_boot(CASES[name]), "grub")
+    found = reboot_required.check(host.system(), wanted_boot(CASES[name]), GRUB)
     assert tuple(found.perhaps) == CASES[name].perhaps and not found.reasons
 
 
@@ -273,7 +274,7 @@ def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host:
     found = reboot_required.noted(host.system())
     assert found == Boot(words=tuple(case.words.split()), functions=CARD)
     assert reboot_required.noted_words(host.system()) == [*words.split(), *still.split()]
-    assert reboot_required.check(host.system(), found, "grub").reasons == list(case.reasons)
+    assert reboot_required.check(host.system(), found, GRUB).reasons == list(case.reasons)
 
 
 def test_what_was_noted_is_read_back(host: Host) -> None:

@@ -1,4 +1,4 @@
-"""remote_scripts/shared/words.py and cmdline.py: the words of a kernel command line, and where they are configured."""
+"""remote_scripts/shared/words.py and loaders: the words of a kernel command line, and where they are configured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from remote_scripts.shared import cmdline
+from remote_scripts.shared.loaders.found import GRUB, SYSTEMD_BOOT, own
 from remote_scripts.shared.words import missing_words, without_words
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
@@ -28,7 +28,7 @@ def grub(host: Host) -> Host:
 
 def menu(host: Host, text: str) -> str:
     host.write("/boot/grub/grub.cfg", text)
-    return cmdline.generated(host.system())
+    return GRUB.generated(host.system())
 
 
 @pytest.mark.parametrize(
@@ -71,33 +71,33 @@ def test_grub_words_are_those_that_grub_mkconfig_would_see(grub: Host) -> None:
         "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
     )
     grub.write("/etc/default/grub.d/local.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT nosmt"\n')
-    assert cmdline.own(grub.system()) == {"iommu": "", "vfio": ""}
+    assert own(grub.system()) == {"iommu": "", "vfio": ""}
     ours = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n'
     ours += 'export HOMELAB_WORDS="${HOMELAB_WORDS:-} iommu=pt"\n'
     grub.write("/etc/default/grub.d/zz-homelab-iommu.cfg", ours)
     grub.write("/etc/default/grub.d/.zz-homelab-iommu.cfg.homelab-tmp", ours)
-    assert cmdline.own(grub.system()) == {"iommu": "iommu=pt", "vfio": ""}
-    assert cmdline.configured(grub.system(), "grub") == "root=ZFS=x quiet nosmt iommu=pt"
-    assert cmdline.configured(grub.system(), "grub", {}) == "root=ZFS=x quiet nosmt"
+    assert own(grub.system()) == {"iommu": "iommu=pt", "vfio": ""}
+    assert GRUB.configured(grub.system()) == "root=ZFS=x quiet nosmt iommu=pt"
+    assert GRUB.configured(grub.system(), {}) == "root=ZFS=x quiet nosmt"
 
 
 def test_words_to_come_are_where_their_file_will_be(grub: Host) -> None:
     grub.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
     grub.write("/etc/default/grub.d/zz-homelab-iommu.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="old"\n')
     words = {"iommu": "iommu=pt", "vfio": "homelab.vfio=1"}
-    assert cmdline.configured(grub.system(), "grub", words).split() == ["quiet", "iommu=pt", "homelab.vfio=1"]
+    assert GRUB.configured(grub.system(), words).split() == ["quiet", "iommu=pt", "homelab.vfio=1"]
     grub.write("/etc/default/grub.d/zzz.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="theirs"\n')
-    assert cmdline.configured(grub.system(), "grub", words).split() == ["theirs"]
+    assert GRUB.configured(grub.system(), words).split() == ["theirs"]
 
 
 def test_without_any_settings_grub_gives_no_words(grub: Host) -> None:
-    assert cmdline.configured(grub.system(), "grub").strip() == ""
+    assert GRUB.configured(grub.system()).strip() == ""
 
 
 def test_a_setting_that_ends_the_shell_is_not_taken_for_no_words(grub: Host) -> None:
     grub.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX="iommu=pt"\nexit 0\n')
     with pytest.raises(Failure) as refused:
-        cmdline.configured(grub.system(), "grub")
+        GRUB.configured(grub.system())
     assert "/etc/default/grub" in refused.value.wanted
 
 
@@ -106,17 +106,17 @@ def test_the_first_line_alone_counts_for_systemd_boot(host: Host) -> None:
     host.write("/var/lib/homelab/cmdline/iommu", " iommu=pt\n")
     host.write("/var/lib/homelab/cmdline/vfio", " homelab.vfio=0\n homelab.vfio=1\n")
     host.write("/var/lib/homelab/cmdline/.vfio.homelab-tmp", " quiet\n")
-    assert cmdline.configured(host.system(), "systemd-boot") == "root=x iommu=pt quiet homelab.vfio=1"
-    assert cmdline.configured(host.system(), "systemd-boot", {}) == "root=x quiet"
+    assert SYSTEMD_BOOT.configured(host.system()) == "root=x iommu=pt quiet homelab.vfio=1"
+    assert SYSTEMD_BOOT.configured(host.system(), {}) == "root=x quiet"
     words = {"iommu": "", "vfio": "homelab.vfio=2"}
-    assert cmdline.configured(host.system(), "systemd-boot", words) == "root=x quiet homelab.vfio=2"
+    assert SYSTEMD_BOOT.configured(host.system(), words) == "root=x quiet homelab.vfio=2"
 
 
 def test_what_cannot_be_read_is_said(host: Host) -> None:
     host.write("/etc/kernel/x", "").unlink()
     (host.root / "etc/kernel/cmdline").symlink_to("cmdline")  # it leads to itself: nobody can read that
     with pytest.raises(Failure) as refused:
-        cmdline.configured(host.system(), "systemd-boot")
+        SYSTEMD_BOOT.configured(host.system())
     assert "/etc/kernel/cmdline" in refused.value.wanted
 
 
@@ -139,9 +139,9 @@ def test_the_first_entry_of_the_menu_was_generated(host: Host, text: str, line: 
 
 
 def test_a_menu_that_cannot_be_read_is_not_taken_for_none(host: Host) -> None:
-    assert cmdline.generated(host.system()) == ""
+    assert GRUB.generated(host.system()) == ""
     host.write("/boot/grub/x", "").unlink()
     (host.root / "boot/grub/grub.cfg").symlink_to("grub.cfg")
     with pytest.raises(Failure) as refused:
-        cmdline.generated(host.system())
+        GRUB.generated(host.system())
     assert "/boot/grub/grub.cfg" in refused.value.wanted

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from remote_scripts.shared import boot, cmdline, trial
-from remote_scripts.shared.boot import Loader
+from remote_scripts.shared import boot, trial
+from remote_scripts.shared.loaders import found as loaders
+from remote_scripts.shared.loaders.found import Found
+from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.reading.answer import CommandLines
 from remote_scripts.shared.reading.source import Source, lines_of
 
@@ -11,35 +13,31 @@ from remote_scripts.shared.reading.source import Source, lines_of
 _PACKAGES = ("pve-manager", "qemu-server", "libpve-guest-common-perl", "lxc-pve")
 
 
-def loader(source: Source) -> Loader:
+def loader(source: Source) -> Found:
     """Who makes the kernel command line."""
-    return source.noting(boot.UUIDS, lambda: boot.find_loader(source.system), Loader(""))
+    return source.noting(boot.UUIDS, lambda: loaders.find(source.system), Found(None))
 
 
-def command_lines(source: Source, name: str) -> CommandLines:
-    """All of them; those of the next boot empty where it can't be told what makes them.
-
-    :param name: the loader's.
-    """
+def command_lines(source: Source, loader: Loader | None) -> CommandLines:
+    """All of them; those of the next boot empty where it can't be told what makes them."""
     system = source.system
     running = source.text("/proc/cmdline")
-    if not boot.is_configurable(system, name):
+    if not loader or not loader.is_configurable(system):
         return CommandLines(running, "", "", "")
-    place = "/etc/default/grub" if name == "grub" else boot.KERNEL_CMDLINE
     nothing: dict[str, str] | None = None
     # What a trial is to bring has not drifted before that is confirmed.
     to_come = source.noting(trial.NOTE, lambda: trial.to_come(system), nothing)
-    configured = source.noting(place, lambda: cmdline.configured(system, name, to_come), "")
+    configured = source.noting(loader.file, lambda: loader.configured(system, to_come), "")
 
     def without_ours() -> str:
         # The host's own files may ask programs: they are read once more only where that tells more.
-        is_same = to_come is None and not any(cmdline.own(system).values())
-        return configured if is_same else cmdline.configured(system, name, {})
+        is_same = to_come is None and not any(loaders.own(system).values())
+        return configured if is_same else loader.configured(system, {})
 
-    others = source.noting(place, without_ours, "")
+    others = source.noting(loader.file, without_ours, "")
     generated = ""
-    if name == "grub" and not _has_esps(source) and to_come is None:
-        generated = source.noting(boot.GRUB_MENU, lambda: cmdline.generated(system), "")
+    if to_come is None:
+        generated = source.noting(boot.GRUB_MENU, lambda: loaders.GRUB.generated(system), "")
     return CommandLines(running, configured, others, generated)
 
 
@@ -59,7 +57,3 @@ def packages(source: Source) -> dict[str, str]:
     lines = lines_of(source.ask("dpkg-query", "-W", f"-f={form}", *_PACKAGES).text)
     words = (line.split() for line in lines)
     return {fields[0]: fields[2] for fields in words if len(fields) == 3 and fields[1] == "installed"}
-
-
-def _has_esps(source: Source) -> bool:
-    return source.noting(boot.UUIDS, lambda: len(boot.uuids(source.system)), 0) > 0
