@@ -24,7 +24,7 @@ from remote_scripts.guests.power import SwitchedElsewhere
 from remote_scripts.guests.requests import ChangedMeanwhile
 from remote_scripts.shared import guest_notes, ha
 from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.guest_note import Note, Options
+from remote_scripts.shared.guest_note import Note, Options, identity, is_another
 from remote_scripts.shared.properties import differing, same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -159,8 +159,11 @@ def _write_again(guest: Guest, change: Options) -> None:
     gone, all of it, and written anew. What somebody else has set since stays.
     """
     guest.settle()
+    earlier = identity(guest.config)
     guest.read()
     config, before = guest.config, guest.note.before
+    if identity(config) != earlier and is_another(guest.note, config):
+        raise power.switched(guest, "its id was given to another guest")
     if all(same(key, config.get(key), before.get(key)) for key in change):
         guest.set(differing(change, config))
 

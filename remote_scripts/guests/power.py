@@ -147,7 +147,7 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     wanted, seconds, log = f"{guest.label} started", _START_SECONDS, list[str]()
     last = next((task["upid"] for task in guest.api.tasks()), "")
     if not is_to_run_again(guest) and not (by_settings and guest.note.shut_down_after is None):
-        raise _switched(wanted, "somebody else has switched it meanwhile")
+        raise switched(guest, "somebody else has switched it meanwhile")
     seconds += HANDOVER_SECONDS if "hookscript" in guest.config else 0
     guest.system.log.say(f"starting {guest.label}")
 
@@ -163,7 +163,7 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
         guest.settle()
         if guest.runs() and _is_stopped_since(guest, last):  # else his stop has ended it, or he has started it again
             shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
-            raise _switched(wanted, "somebody else has switched it in the moment of its start")
+            raise switched(guest, "somebody else has switched it in the moment of its start")
     has_card = any(key.startswith("hostpci") for key in guest.config)
     for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"waiting for: {wanted}, and steady"):
         status = guest.status()
@@ -176,7 +176,7 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
                 break
             continue
         if (now := guest.api.tasks()[0])["upid"] not in guest.begun:
-            raise _switched(wanted, f"{now['user']} has switched it off, or restarts it")
+            raise switched(guest, f"{now['user']} has switched it off, or restarts it")
         raise _gone_off(guest, wanted, "its task succeeded, and it went off again")
     return log
 
@@ -233,10 +233,11 @@ def _still_on(refused: Refused, seconds: int) -> Failure:
         found=f"it is still on: {refused.found}",
         why="the change needs a guest that is off",
         next=f"shut it down from inside, give it longer (shutdown.timeout, now {seconds}), or let it be switched off "
-        "then (shutdown.otherwise: stop)",
+        "then (shutdown.otherwise: stop); start it if it goes off later: no run does",
     )
 
 
-def _switched(wanted: str, found: str) -> SwitchedElsewhere:
+def switched(guest: Guest, found: str) -> SwitchedElsewhere:
+    """Why this run doesn't start a guest."""
     why = "whoever has switched a guest off wants it off: it keeps the change, and this run doesn't start it"
-    return SwitchedElsewhere(wanted, found, why, "start it when it is off and is to run")
+    return SwitchedElsewhere(f"{guest.label} started", found, why, "start it when it is off and is to run")

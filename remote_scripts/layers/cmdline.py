@@ -33,7 +33,8 @@ def plan(system: System, wanted: Wanted) -> None:
         trial.plan(system, loader)
     loaders.write(system, wanted.name, " ".join(added), loader)
     if _is_made_anew(system, wanted):
-        loaders.plan_menus(system)
+        esps = len(boot.uuids(system))
+        system.files.plan_file("made", f"the boot entries on {esps} ESP(s)" if esps else boot.GRUB_MENU)
 
 
 @changes

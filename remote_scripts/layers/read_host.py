@@ -35,6 +35,8 @@ from remote_scripts.tools.system import System
 _SIGNS = 1000
 # Lines of lspci about what makes a card, with the names that this host's pci.ids has.
 _CARD = re.compile(r"[^\[]*\[(03|12)[0-9a-f]{2}\]: ")
+# Whether VFIO gives cards away without interrupt remapping, as its module has it once it is loaded.
+_UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
 _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes.service"
 
 
@@ -79,8 +81,8 @@ def read(system: System, wanted: Wanted) -> Answer:
         holders=holders.holders(source, minors, drm_nodes),
         kernel_log=_signs(source, wanted.signs),
         lost=cards.lost(source),
-        unsafe_interrupts=boot.allows_unsafe_interrupts(source),
-        boot_warnings=boot.warnings(found.status),
+        unsafe_interrupts=source.word(_UNSAFE) == "Y",
+        boot_warnings="\n".join(line for line in lines_of(found.status) if line.startswith("WARN: ")),
         managed=own_files.managed(source),
         stale_initramfs=boot_files.stale_kernels(system),
         rolled_back=own_files.rolled_back(source),

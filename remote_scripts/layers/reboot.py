@@ -27,7 +27,7 @@ from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.loaders import found as loaders
 from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.wanted_boot import Boot as Boot
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.system import System
 
 
@@ -181,5 +181,6 @@ def _stay_up(system: System) -> None:
         try:
             act()
         except (OSError, Failure) as error:
-            reason = error.found if isinstance(error, Failure) else f"{error.filename}: {error.strerror}"
-            system.log.say(f"note: not all that was set for a restart of this host could be put back: {reason}")
+            system.log.say(
+                f"note: not all that was set for a restart of this host could be put back: {in_words(error)}"
+            )

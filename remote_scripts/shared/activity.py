@@ -15,7 +15,7 @@ import time
 
 from remote_scripts.shared import api, guest_tasks, ha
 from remote_scripts.shared.pmxcfs import Node
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.system import System
 
 with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
@@ -41,10 +41,8 @@ def at_work(system: System, node: Node) -> str:
     for ask in (_task, _backup, _installation):
         try:
             reason = ask(system)
-        except Failure as failure:
-            reason = f"it isn't known what is at work here: {failure.found}"
-        except OSError as error:
-            reason = f"it isn't known what is at work here: {error.filename} can't be read"
+        except (Failure, OSError) as error:
+            reason = f"it isn't known what is at work here: {in_words(error)}"
         if reason:
             return reason
     return _of_ha(system, node)

@@ -19,7 +19,7 @@ from remote_scripts.shared.card_record import Record, State
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.notes import Note
 from remote_scripts.shared.shared_card import SharedCard
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, UnreadableError
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.state import UP
@@ -61,12 +61,9 @@ def read_record(system: System, name: str) -> Record:
     note = note_of(name)
     try:
         return note.read(system.files) or Record()
-    except OSError as error:
-        raise Failure(
-            f"to know where the card is, by {note.path}",
-            str(error.strerror),
-            "a card may be on its way, or with a VM: nothing is decided without that",
-            _NEXT,
+    except UnreadableError as error:
+        raise error.but(
+            why="a card may be on its way, or with a VM: nothing is decided without that", next=_NEXT
         ) from error
 
 

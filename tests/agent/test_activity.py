@@ -175,4 +175,4 @@ def test_a_file_among_the_nodes_is_no_node_of_a_guest(host: Host) -> None:
 def test_what_cant_be_read_may_say_that_something_runs(host: Host, path: str) -> None:
     (host.root / path[1:]).mkdir(parents=True)
     said = says(host)
-    assert said.startswith("it isn't known what is at work here: ") and said.endswith(f"{path} can't be read")
+    assert said.startswith("it isn't known what is at work here: ") and path in said

@@ -341,7 +341,7 @@ def test_one_that_is_booting_still_is_asked_again(world: Containers, monkeypatch
 def test_one_that_wont_go_off_keeps_what_it_had(world: Containers) -> None:
     before = own_form(world)
     world.lab.fault("guest-ignores-shutdown", CT)
-    with pytest.raises(Failure, match=r"it is still on[\s\S]*has back what it had"):
+    with pytest.raises(Failure, match=r"it is still on[\s\S]*has back what it had[\s\S]*start it if it goes off later"):
         world.ct()
     assert (world.conf(), world.notes()) == (before, []) and world.runs()
     assert world.ct(otherwise="stop").state == "running" and world.lines()
@@ -507,6 +507,19 @@ def test_one_that_its_owner_shuts_down_meanwhile_stays_off(world: Containers) ->
     world.then = ("POST", "status/shutdown", shut_down)
     assert world.ct().state == "stopped"
     assert world.lines()
+
+
+def test_one_that_gets_its_id_between_shutdown_and_start_is_left_alone(world: Containers) -> None:
+    later = world.conf().replace("type=veth", "type=veth,hwaddr=AA:00:00:00:00:02")
+    world.written(world.conf().replace("type=veth", "type=veth,hwaddr=AA:00:00:00:00:01"))
+
+    def replaced() -> None:
+        world.wait_off()
+        world.written(later)
+
+    mark, world.then = world.lab.mark(), ("POST", "status/shutdown", replaced)
+    world.ct()
+    assert (world.conf(), world.power(mark)) == (later, ["shutdown"])
 
 
 def test_a_container_under_ha_is_refused(world: Containers) -> None:

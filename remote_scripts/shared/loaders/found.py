@@ -22,6 +22,8 @@ GRUB, SYSTEMD_BOOT = Grub(), SystemdBoot()
 LOADERS: dict[str, Loader] = {loader.name: loader for loader in (GRUB, SYSTEMD_BOOT)}
 _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _ESPS = re.compile(r"^[^ ]* is configured with: (.*)", re.MULTILINE)
+# It mounts each ESP, which another program may have at that moment: so long it is asked again.
+_STATUS_SECONDS = 2.0
 # Of proxmox-boot-tool, for one boot and for all.
 _PINS = ("/etc/kernel/next-boot-pin", "/etc/kernel/proxmox-boot-pin")
 
@@ -45,7 +47,10 @@ def find(system: System) -> Found:
     files = system.files
     esps, status, kinds = boot.uuids(system), "", []
     if esps:
-        done = system.run.ask("proxmox-boot-tool", "status")
+        for _ in system.work.tries(_STATUS_SECONDS, "waiting for: proxmox-boot-tool status"):
+            done = system.run.ask("proxmox-boot-tool", "status")
+            if done.status == 0:
+                break
         status = (done.output + done.error).decode("utf-8", "surrogateescape").rstrip("\n")
         written = "\n".join(_ESPS.findall(status))
         kinds = [loader.kind for loader in LOADERS.values() if f"{loader.kind} (" in written]
@@ -143,12 +148,6 @@ def make_menus(system: System, loader: Loader, *, is_step: bool = True) -> None:
         files.remove(*stale)
     if is_step:
         files.done_with("boot")
-
-
-def plan_menus(system: System) -> None:
-    """The same, only planned."""
-    esps = len(boot.uuids(system))
-    system.files.plan_file("made", f"the boot entries on {esps} ESP(s)" if esps else boot.GRUB_MENU)
 
 
 def other_kernel(system: System, loader: Loader) -> str:

@@ -41,16 +41,6 @@ def command_lines(source: Source, loader: Loader | None) -> CommandLines:
     return CommandLines(running, configured, others, generated)
 
 
-def warnings(status: str) -> str:
-    """What proxmox-boot-tool warns of."""
-    return "\n".join(line for line in lines_of(status) if line.startswith("WARN: "))
-
-
-def allows_unsafe_interrupts(source: Source) -> bool:
-    """Whether VFIO gives cards away without interrupt remapping, as its module has it once it is loaded."""
-    return source.word("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y"
-
-
 def packages(source: Source) -> dict[str, str]:
     """Versions of packages, by their names; of those that are installed whole."""
     form = "${Package} ${db:Status-Status} ${Version}\n"
