@@ -4,9 +4,8 @@ from __future__ import annotations
 
 # PCI classes (pci.ids): the first two digits are the base class. A 3D controller is 0302.
 DISPLAY = "03"
-ACCELERATOR = "12"
-# What makes a card.
-GRAPHICS = (DISPLAY, ACCELERATOR)
+# What makes a card: a display, or an accelerator.
+GRAPHICS = (DISPLAY, "12")
 AUDIO = "0403"
 BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing of these
 NVIDIA = "10de"

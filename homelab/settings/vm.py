@@ -18,6 +18,7 @@ from homelab.settings.types import (
     RomFile,
     Seconds,
 )
+from remote_scripts.shared.guest_note import SHUTDOWN_SECONDS
 
 
 class VmGpu(Model):
@@ -53,7 +54,7 @@ class VmGpu(Model):
 class Shutdown(Model):
     """How a guest is shut down when a change needs it off."""
 
-    timeout: Seconds = 180
+    timeout: Seconds = SHUTDOWN_SECONDS
     """How long the guest has for its shutdown."""
     otherwise: Literal["fail", "stop"] = "fail"
     """If it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its power

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.shared.guest_note import SHUTDOWN_SECONDS
+
 #: How much longer a start takes whose hookscript waits for a shared card: for another handover (layers/handover.py,
 #: START_SECONDS), then for the containers that are shut down for it.
 HANDOVER_SECONDS = 1200 + 600
@@ -18,7 +20,7 @@ class Terms:
     """What the guest is to be afterwards; `keep`: on if it was."""
     rebooted_at: int = 0
     """When this run has restarted the host, in seconds since 1970: what was asked before is asked anew by it."""
-    shutdown: int = 180
+    shutdown: int = SHUTDOWN_SECONDS
     """For how many seconds the guest may take its time to go off."""
     otherwise: Literal["fail", "stop"] = "fail"
     """What happens to one that is still on then."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.shared import card_records
 from remote_scripts.shared.pci import DEVICES, ids_of
+from remote_scripts.shared.reading.cards import CARDS
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
@@ -20,7 +21,6 @@ from remote_scripts.tools.system import System, changes, plans
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
 _LAYER = "values"
 # Classes of what makes a card: displays and processing accelerators. Its other functions may lack a reset.
-_CARDS = ("0x03", "0x12")
 
 
 @plans
@@ -73,7 +73,7 @@ def _choose(system: System, wanted: Wanted) -> tuple[Value, ...]:
             if value.attribute == "reset_method":
                 offered = _offered(system, value)
                 if value.value not in offered:
-                    if not system.files.text(f"{DEVICES}/{value.address}/class").startswith(_CARDS):
+                    if not system.files.text(f"{DEVICES}/{value.address}/class").startswith(CARDS):
                         continue
                     raise Failure(
                         f"{value.address} reset by {value.value}",

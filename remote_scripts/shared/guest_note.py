@@ -18,6 +18,8 @@ from remote_scripts.shared.properties import functions_of, overlap, parse, same,
 #: is a key of its own, whose value is nothing.
 Options = Mapping[str, str | None]
 N = TypeVar("N", bound="Note")
+#: For how many seconds a guest may take its time to go off, where the settings don't say.
+SHUTDOWN_SECONDS = 180
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Note:
     """When that was noted, in seconds since 1970."""
     stops: tuple[str, ...] = ()
     """The UPIDs of homelab's shutdowns since then."""
-    shutdown: int = 180
+    shutdown: int = SHUTDOWN_SECONDS
     """For how many seconds the guest may take its time to go off, where it loses a card to another VM."""
     otherwise: Literal["fail", "stop"] = "fail"
     """What happens to one that is still on then."""

@@ -238,6 +238,10 @@ def test_all_of_it_comes_back_byte_for_byte(world: World) -> None:
     assert (world.conf(), world.notes()) == (before, []) and world.runs()
 
 
+def test_a_note_without_a_time_for_its_shutdown_has_that_of_the_settings() -> None:
+    assert Note().shutdown == Terms().shutdown
+
+
 def test_a_reading_of_the_host_knows_what_is_homelabs(world: World) -> None:
     """So a preview decides by the same as a run."""
     world.up(OWN)

@@ -14,6 +14,7 @@ from homelab.errors import HomelabError
 from homelab.remote import loop, ssh
 from homelab.resources.command import connection
 from homelab.settings import Settings, load_host, parse
+from remote_scripts.both.terms import Terms
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 
@@ -283,6 +284,7 @@ def test_vms_are_read_with_their_defaults() -> None:
     assert settings.vms["a"].gpus[0].gpu == "rtx5090"
     assert (settings.vms["a"].wanted_power, settings.vms["b"].wanted_power) == ("keep", "running")
     assert settings.hosts["pve"].mapping_of("rtx5090") == "rtx5090"
+    assert settings.vms["a"].shutdown.timeout == Terms().shutdown == 180  # on the host, where nobody says it
 
 
 @pytest.mark.parametrize(
