@@ -18,10 +18,9 @@ from remote_scripts.shared import boot_service, card_users, guest_conf, handover
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_handover import CardHandover
-from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import program as command
 from remote_scripts.shared.restart import is_going_down
-from remote_scripts.shared.shared_card import SharedCard
+from remote_scripts.shared.shared_card import RecordedCard, RefusedError, SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.plain import FormError, to_plain

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from remote_scripts.shared import card_users, guest_conf, guest_note, guests, handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import Container
-from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_containers import CardContainers
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.processes import ScanError, processes_using
+from remote_scripts.shared.shared_card import RecordedCard, RefusedError
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 

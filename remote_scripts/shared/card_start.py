@@ -5,10 +5,9 @@ from __future__ import annotations
 from remote_scripts.shared import card_users, guests, handover
 from remote_scripts.shared.card import Card, CardStart
 from remote_scripts.shared.card_record import Record
-from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.shared_card import SharedCard
+from remote_scripts.shared.shared_card import RecordedCard, RefusedError, SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from remote_scripts.shared import card_users, guest_note, guests, ha
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card_users import Container
-from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
+from remote_scripts.shared.shared_card import RecordedCard, RefusedError
 
 #: What brings lines of containers to the numbers that cards have now.
 FOLLOWER = "/usr/local/sbin/homelab-card-nodes"

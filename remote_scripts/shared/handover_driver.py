@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import card_users, handover, nvidia
 from remote_scripts.shared.boot_service import PYTHON
-from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_steps import STEPS
 from remote_scripts.shared.pci import DEVICES, driver_of
+from remote_scripts.shared.shared_card import RecordedCard, RefusedError
 from remote_scripts.tools.run import TIMED_OUT
 
 # As nvidia-smi says them; the last two of a card that has none.

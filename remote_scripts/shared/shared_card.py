@@ -6,6 +6,9 @@ from contextlib import suppress
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_record import Record, State
+from remote_scripts.shared.handover import RefusedError as RefusedError
+from remote_scripts.shared.handover import note_of, read_record, story_line, write_record
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System
 
@@ -106,3 +109,54 @@ class SharedCard:
         names = [f"nvidia{self.minor}", "nvidia-modeset", *(f"dri/{name}" for name in self.drm_names)]
         names += ["nvidiactl", "nvidia-uvm"] if self.is_only() else []
         return f" /dev/({'|'.join(names)})( \\(deleted\\))?$"
+
+
+class RecordedCard(SharedCard):
+    """A card with its record. Its caller holds the host's lock for every change.
+
+    :raises Failure: the record can't be read.
+    """
+
+    def __init__(self, system: System, card: Card) -> None:
+        super().__init__(system, card)
+        self.record = read_record(system, card.name)
+
+    def say(self, text: str) -> None:
+        """A line for the task's log or the journal, and for the story."""
+        self.system.log.say(f"{self.name}: {text}")
+        story_line(self.system, self.name, text)
+
+    def save(self, **changes: object) -> bool:
+        """Whether the record, with these changes, is on the disk; in memory it is in any case."""
+        try:
+            write_record(self.system, self.name, self.record, **changes)
+        except OSError:
+            return False
+        return True
+
+    def need_saved(self, **changes: object) -> None:
+        """:raises RefusedError: the record, with these changes, can't be written."""
+        if not self.save(**changes):
+            raise RefusedError("its state can't be noted on the disk")
+
+    def remove(self) -> None:
+        """The card is with the host again: it has no record."""
+        self.system.files.remove(note_of(self.name).path)
+        self.record = Record()
+
+    def rest(self, state: State, why: str) -> None:
+        """The card stays in this state, for this reason, which is said once."""
+        if (state, why) == (self.record.state, self.record.why):
+            return
+        if why:
+            self.say(f"{state}: {why}")
+        if not self.save(state=state, why=why):
+            self.say("that can't be noted on the disk")
+
+    def mark_stuck(self, step: str) -> None:
+        """A step of the card's waits in the kernel."""
+        self.rest(
+            "STUCK",
+            f"{step} has not come to an end: the driver waits in the kernel, and as a rule only a reboot of the host "
+            "ends that. Nothing is tried while it waits",
+        )

@@ -101,7 +101,7 @@ def test_what_stands_against_it_is_said_as_a_start_would(host: Host) -> None:
     host.write(STATE, json.dumps({"state": "DEAD", "vm": "103", "boot": "boot", "why": "it doesn't answer"}))
     assert refused(host) == "DEAD: it doesn't answer"
     host.write(STATE, "{")
-    assert "a card may be on its way" in refused(host)
+    assert "to read /var/lib/homelab/handover/big.state: " in refused(host)
 
 
 def test_a_card_that_another_vm_has_is_there_again_once_that_one_is_off(host: Host) -> None:

@@ -153,7 +153,7 @@ def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monk
             raise OSError(28, "No space left on device")
         real(system, name, record, **changes)
 
-    monkeypatch.setattr(handover, "write_record", write_record)
+    monkeypatch.setattr("remote_scripts.shared.shared_card.write_record", write_record)
     assert "its state can't be noted on the disk" in call(host, *START)
     assert at_home(host) and "step_claim" not in asked(host) and "step_unbind" not in asked(host)
 
