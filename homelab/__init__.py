@@ -1,6 +1,6 @@
 """Takes a Proxmox VE host from stock to an NVIDIA GPU in use, and keeps it there.
 
-Imports go one way (docs/adr/0016-house.md; `make lint` holds them to it): cli and components → resources → remote →
+Imports go one way (docs/adr/README.md, 16; `make lint` holds them to it): cli and components → resources → remote →
 what is pure.
 """
 

@@ -38,7 +38,7 @@ class IommuSettings(Model):
     """`amd_iommu=on` or `intel_iommu=on`. By default `true` where a VM gets a card."""
     passthrough: bool | None = None
     """`iommu=pt`: the host's own devices bypass the IOMMU. By default `true` where the IOMMU is wanted. It decides
-    nothing about what a VM can get ([ADR 21](adr/0021-iommu.md))."""
+    nothing about what a VM can get ([ADR 21](adr/README.md#the-boot))."""
     acs_override: AcsOverride | None = None
     """`pcie_acs_override=`, such as `downstream` or `downstream,multifunction`: divides IOMMU groups although the
     hardware doesn't promise that their devices are isolated. Devices in what is divided can reach each other's memory

@@ -255,7 +255,7 @@ def test_every_state_that_a_host_notes_is_shown_by_the_doctor() -> None:
 
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
     assert "OnUnitInactiveSec=1min" in layer.SERVICE.timer and "OnBootSec=2min" in layer.SERVICE.timer
-    assert (card_handover.RETRY_SECONDS, card_handover.PAUSE_SECONDS) == (1800, 600), "says ADR 30"
+    assert (card_handover.RETRY_SECONDS, card_handover.PAUSE_SECONDS) == (1800, 600), "says docs/cards-in-turn.md"
 
 
 def test_where_a_card_is_whose_note_cant_be_read_is_not_known() -> None:
