@@ -1,4 +1,4 @@
-"""docs/features-*.md, made from docs/compared.yaml: ``python -m tests.compared`` rewrites their tables.
+"""docs/features.md, made from docs/compared.yaml: ``python -m tests.compared`` rewrites its tables.
 
 It lies here because the data name tests: what a row says of this program, they show.
 """
@@ -17,7 +17,7 @@ from docs.tables.markdown import table, with_tables
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT / "docs" / "compared.yaml"
-DOCUMENTS = tuple(sorted(DATA.parent.glob("features-*.md")))
+DOCUMENT = DATA.with_name("features.md")
 
 SIGNS = {"yes": "✓", "partly": "(✓)", "no": "–"}
 
@@ -59,18 +59,12 @@ def written(page: str) -> str:
 
 
 def _features(rows: Sequence[Row]) -> str:
-    return table(("feature", "there", "shown by"), [(row.feature, SIGNS[row.homelab], _shown(row)) for row in rows])
-
-
-def _shown(row: Row) -> str:
-    tests = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in row.tests)
-    return "<br>".join(part for part in (row.note, tests) if part)
+    return table(("feature", "there", "note"), [(row.feature, SIGNS[row.homelab], row.note) for row in rows])
 
 
 def main() -> None:
-    """Write the tables of the pages."""
-    for page in DOCUMENTS:
-        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    """Write the tables of the page."""
+    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

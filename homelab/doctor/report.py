@@ -80,7 +80,7 @@ class Report:
         return "\n\n".join(parts)
 
     def values(self) -> dict[str, Any]:
-        """For programs, as JSON; docs/doctor.md has the keys."""
+        """For programs, as JSON; docs/outputs.md has the keys."""
         findings = [
             finding.parts() | {"stage": finding.stage.name.lower(), "turn": finding.turn.name.lower()}
             for finding in self.findings

@@ -22,14 +22,11 @@ from tests.e2e.test_init import CONTAINERS, VMS
 
 COLUMNS = 100
 
-RECORDED = (
-    "It is a recording of a simulated host, made by `python -m tests.e2e.first_hour`; the addresses are examples."
-)
 TEXTS = {
-    "rtx5090": f"""# The first hour
+    "rtx5090": """# The first hour
 
-This page shows what a terminal prints for `homelab init`, `pulumi up` and `homelab show`. {RECORDED}
-There are more recordings: [two cards for a container](first-hour-containers.md) and [a host with a history](taken-over.md).
+This page shows what a terminal prints for `homelab init`, `pulumi up`, `homelab show` and `pulumi destroy`. It is a recording of a simulated host, made by
+`python -m tests.e2e.first_hour`; the addresses are examples.
 
 If you have never used Pulumi: it keeps a list of *resources*, the things that it has made and can change or remove. `pulumi up` brings
 them into line with the settings, and records them in the *stack* (here: `homelab`). `pulumi destroy` undoes them.
@@ -40,34 +37,23 @@ them into line with the settings, and records them in the *stack* (here: `homela
   above it. *Diagnostics* contains the messages in the order in which they came; the last one is the result. *Outputs* are for other programs, and
   left out here; `--suppress-outputs` leaves them out, too. Without `--yes --skip-preview`, `pulumi up` first shows what it would do, and asks.
 - `homelab show` only reads.
+- `pulumi destroy` undoes it: the checksums are as before. Rows are left out.
 
 The host has one VM, and a second card on which it shows its console. `pulumi up` restarts the host once, and says why before
 it does.""",
-    "phoenix": f"""# Two cards for a container
-
-The host runs NVIDIA's driver. Container 950 uses both cards already; now container 901 gets them, too. The host isn't
-rebooted. Container 901 gets the cards' devices, restarts, and gets CUDA. {RECORDED}
-[The first hour](first-hour.md) explains the output.""",
-    "history": f"""# A host with a history
-
-The owner of this host gave the RTX 4090 to a Windows VM by hand, as a forum said, and the RTX 5090 to four of six containers by raw lines. Here homelab takes
-the host over: the VM keeps its card, and two more containers get the other one. At the end `pulumi destroy` restores the host as its owner had it. {RECORDED}
-[The first hour](first-hour.md) explains the output; this page leaves out the rows
-of resources.
-
-The owner had followed this recipe:
-
-```
-{history.RECIPE}
-```""",
+    "phoenix": "Two cards for a container: 950 uses both already, now 901 gets them, too.",
+    "history": "A host with a history is taken over: tests/e2e/history.py has the recipe that its owner had followed.",
+}
+#: Scenario -> files that are as before at its end.
+FILES = {
+    "rtx5090": "/etc/default/grub /etc/initramfs-tools/modules /etc/pve/qemu-server/103.conf",
+    "history": history.FILES,
 }
 Shown = tuple[str, list[str]]
 
 
 def recorded(person: Person, scenario: str) -> Iterator[Shown]:
     """Each command, and what it showed."""
-    if scenario == "history":
-        yield f"ssh root@pve {history.CHECKSUMS}", history.checksums(person.lab)
     asked = {**VMS, **{name: talk for name, (talk, *_) in CONTAINERS.items()}, "history": history.CONVERSATION}[
         scenario
     ]
@@ -76,12 +62,15 @@ def recorded(person: Person, scenario: str) -> Iterator[Shown]:
     spawned.logfile_read = terminal
     answer(spawned, *log_in(person.lab), *asked, *agree())
     yield f"homelab init {recording.ADDRESS}", terminal.lines()
+    files = FILES.get(scenario)
+    if files:
+        yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
     up = list(recording.shortened(pulumi(person, "up")))
     yield "pulumi up --yes --skip-preview", list(recording.without_rows(up)) if scenario == "history" else up
     yield "homelab show", person.show()
-    if scenario == "history":
+    if files:
         yield "pulumi destroy --yes --skip-preview", list(recording.without_rows(pulumi(person, "destroy")))
-        yield f"ssh root@pve {history.CHECKSUMS}", history.checksums(person.lab)
+        yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
 
 
 def pulumi(person: Person, verb: str) -> list[str]:

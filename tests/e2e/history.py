@@ -28,7 +28,6 @@ FILES = (
     "/etc/default/grub /etc/modules /etc/modprobe.d/vfio.conf /etc/modprobe.d/blacklist.conf "
     "/etc/pve/qemu-server/110.conf /etc/pve/lxc/951.conf /etc/pve/lxc/952.conf"
 )
-CHECKSUMS = f"sha256sum {FILES}"
 _WINDOWS = """\
 bios: ovmf
 cores: 8
@@ -74,9 +73,9 @@ def apply(lab: Lab) -> None:
     lab.reboot()
 
 
-def checksums(lab: Lab) -> list[str]:
-    """What `CHECKSUMS` prints."""
-    return lab.run(_below_the_root(CHECKSUMS)).stdout.replace(str(lab.root), "").splitlines()
+def checksums(lab: Lab, files: str = FILES) -> list[str]:
+    """What `sha256sum` prints of these files."""
+    return lab.run(_below_the_root(f"sha256sum {files}")).stdout.replace(str(lab.root), "").splitlines()
 
 
 def _below_the_root(commands: str) -> str:

@@ -1,4 +1,4 @@
-"""Pages that are recordings: what of a terminal's text stands there, and whether it is still what the program prints."""
+"""The first hour and other recordings: what of a terminal's text stands there, and whether it is still what the program prints."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lab import Lab
 from tests.conftest import PROJECT
 from tests.e2e import terminal
 
-#: Host -> the page that shows its terminal.
+#: Host -> what shows its terminal: a page, or data.
 PAGES = {
     "rtx5090": PROJECT / "docs" / "first-hour.md",
-    "phoenix": PROJECT / "docs" / "first-hour-containers.md",
-    "history": PROJECT / "docs" / "taken-over.md",
-    "windows": PROJECT / "docs" / "first-hour-windows.md",  # by tests/windows/first_hour.py
+    "phoenix": PROJECT / "tests" / "e2e" / "recorded" / "phoenix.txt",
+    "history": PROJECT / "tests" / "e2e" / "recorded" / "history.txt",
+    "windows": PROJECT / "tests" / "windows" / "recorded.txt",  # by tests/windows/first_hour.py
 }
 #: README's picture, of the first page.
 PICTURE = PROJECT / "docs" / "first-hour.svg"

@@ -114,7 +114,7 @@ def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: 
 def test_a_host_with_a_history_is_taken_over_and_left_as_its_owner_had_it(
     engine: install.Engine, tmp_path: Path
 ) -> None:
-    """Passthrough by a forum's recipe, two cards, six containers, a Windows VM: docs/taken-over.md."""
+    """Passthrough by a forum's recipe, two cards, six containers, a Windows VM: tests/e2e/recorded/history.txt."""
     with Lab.start(str(history.scenario(tmp_path)), state=tmp_path / "lab") as lab:
         history.apply(lab)
         before, checksums = lab.snapshot(), history.checksums(lab)

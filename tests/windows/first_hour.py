@@ -1,4 +1,4 @@
-"""Writes docs/first-hour-windows.md anew: what a console of 80 columns shows of `pulumi up` and `homelab show`, run by Windows' programs.
+"""Writes tests/windows/recorded.txt anew: what a console of 80 columns shows of `pulumi up` and `homelab show`, run by Windows' programs.
 
 `python -m tests.windows.first_hour`. As tests/e2e/first_hour.py: the host is a lab's, and a name of a machine stands for its address and port.
 """
@@ -13,13 +13,9 @@ from tests.e2e import recording
 from tests.windows import pc
 from tests.windows.person import Person
 
-BEGIN = """\
-# The first hour, from Windows
-
-This page shows what a console of 80 columns prints for the commands in [From a Windows PC](windows.md), on a simulated host. `homelab.exe` was installed by pip into
-an environment of Python for Windows. It is a recording, made by `python -m tests.windows.first_hour` under Wine; a message that only Wine causes is left out
-([tiers](tiers.md#windows-and-macos)). The address is an example. `homelab init` has run before; [the first hour](first-hour.md) shows it, and explains what
-`pulumi up` prints."""
+BEGIN = (
+    "The first hour, from Windows: by `python -m tests.windows.first_hour`, without a message that only Wine causes."
+)
 GIVEN = ("--card", "rtx5090=103")
 
 
