@@ -9,10 +9,11 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+from homelab import __version__
+
 _HERE = Path(__file__).parent
 
 project = "homelab"
-author = "The homelab authors"
 extensions = ["myst_parser"]
 root_doc = "README"
 include_patterns = [
@@ -20,9 +21,7 @@ include_patterns = [
     "docs/*.md",
     "docs/adr/*.md",
     "*/README.md",
-    "lab/*.md",
-    "lab/*/README.md",
-    "examples/*/README.md",
+    "*/*/README.md",
 ]
 exclude_patterns = [".*", "docs/site", "tests", "**/.venv"]
 # Headings get the anchors that the pages' links have, which are GitHub's.
@@ -31,7 +30,7 @@ highlight_language = "none"
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
-html_title = "homelab"
+html_title = f"homelab {__version__}"
 html_extra_path = ["index.html"]
 html_copy_source = False
 html_show_sphinx = False

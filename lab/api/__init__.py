@@ -11,6 +11,6 @@ How it is laid out, after a request's way through it:
 - what runs inside a VM: `guest_system` for its agent's commands, `direct_boot` and `guest_kernel` where its `args` name a kernel;
 - `commands`: qm, pct and pvesh are the same operations, asked for by root@pam at a shell.
 
-Everything but `server` uses the standard library alone, so that the commands start fast. README.md says
+Everything but `server` uses the standard library alone, so that the commands start fast. lab/README.md says
 what is simulated, COVERAGE.md how that was compared with a real node.
 """
