@@ -17,10 +17,10 @@ from lab.host import boot as booting
 from lab.host import contents, dkms, holders, kernel_files, launchers, nvidia
 from lab.host.bootloader import write_grubenv
 from lab.host.catalogue import module_of_driver
-from lab.host.dpkg import Database
+from lab.host.dpkg import forget, installed
 from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
-from lab.host.installed import forget_package, note_package
+from lab.host.installed import install_headers, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.modprobe import root_modprobe_config
 from lab.host.network import FAULTS as NETWORK_FAULTS
@@ -216,9 +216,8 @@ class Machine:
         host = self._host()
         kernel_files.write_kernel(host, kernel)
         note_package(host, f"proxmox-kernel-{kernel}-signed", kernel.removesuffix("-pve"))
-        if Database(host).get("proxmox-default-headers"):
-            kernel_files.write_headers(host, kernel)
-            note_package(host, f"proxmox-headers-{kernel}", kernel.removesuffix("-pve"))
+        if "proxmox-default-headers" in installed(host):
+            install_headers(host, kernel)
         try:
             dkms.autoinstall(host, kernel)
         except Failure as error:
@@ -235,7 +234,7 @@ class Machine:
         kernel_files.remove_kernel(host, kernel)
         self._kernel_hooks("postrm.d", kernel)
         kernel_files.remove_modules(host, kernel)
-        forget_package(host, f"proxmox-kernel-{kernel}-signed")
+        forget(host, f"proxmox-kernel-{kernel}-signed")
 
     def _kernel_hooks(self, folder: str, kernel: str) -> None:
         try:

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lab.host import apt
 from lab.host.cluster import Cluster, share_keys
-from lab.host.installed import install_base, install_driver
+from lab.host.installed import fetch_lists, install_base, install_driver
 from lab.host.kernel_files import Build, write_kernel
 from lab.host.pve_packages import stock_packages
 from lab.host.state import HostState
@@ -261,8 +260,7 @@ def _packages(host: HostState, scenario: Scenario) -> None:
     install_base(host, "pve", f"pve-{scenario.pve}", {**stock_packages(host), **kernels})
     if scenario.no_subscription:
         without_subscription(host.root)
-        for source in apt.sources(host):  # as Proxmox VE does once a day
-            host.write(source.list_file, f"# {source.place}\n")
+        fetch_lists(host)  # as Proxmox VE does once a day
     if scenario.nvidia is not None:
         install_driver(host, Build(scenario.nvidia.version, "open" if scenario.nvidia.open else "proprietary"))
 

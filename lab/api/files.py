@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from lab.host import network
+from lab.host import debs, network
 from lab.host.state import HostState
 
 from .call import Call
@@ -205,7 +205,7 @@ def _content(host: HostState, url: str, target: str) -> bytes:
         raise Died(f"download failed: Connecting to {_server(url)}... failed: Connection refused.")
     if trouble:
         raise Died(f"download failed: wget: unable to resolve host address ‘{urlsplit(url).hostname}’")
-    content = network.file_at(host, url)
+    content = debs.file_at(host, url)
     if content is None:
         raise Died(f"download failed: {time.strftime('%Y-%m-%d %H:%M:%S')} ERROR 404: Not Found.")
     return content

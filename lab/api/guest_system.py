@@ -28,7 +28,7 @@ from lab.host.installed import install_base, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.kernel_files import write_kernel
 from lab.host.modprobe import root_modprobe_config
-from lab.host.state import PYTHON_IN_BASH, SHELL_FILE, HostState, of_command_server, own_path
+from lab.host.state import PYTHON_IN_BASH, SHELL_FILE, HostState, of_command_server, of_packages, own_path
 from lab.ports import guest_address
 from lab.state import StatePaths
 
@@ -93,6 +93,7 @@ def environment_of(system: HostState, user: str) -> dict[str, str]:
         "ROOT": str(system.root),
         "LAB_STATE": str(system.state),
         **of_command_server(),
+        **of_packages(system.state),
         "HOME": str(system.rooted(account.home)),
         "PATH": f"{own_path(system.root)}:{system.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",

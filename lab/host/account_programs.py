@@ -15,7 +15,7 @@ from .program import Failure, Options, UsageError
 from .state import COMMANDS, HostState
 
 # What sudo keeps of the caller's environment here: with it gone the lab's commands wouldn't be found.
-_KEPT = ("ROOT", "LAB_STATE", COMMANDS, "PATH", "LC_ALL", "BASH_ENV")
+_KEPT = ("ROOT", "LAB_STATE", COMMANDS, "APT_CONFIG", "DPKG_ROOT", "DPKG_FORCE", "PATH", "LC_ALL", "BASH_ENV")
 _LONG = {
     "--non-interactive": "-n",
     "--preserve-env": "-E",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from . import nvidia
 from .nodes import Node, Rule, parse_rule, refusal
-from .state import HostState, of_command_server, own_path
+from .state import HostState, of_command_server, of_packages, own_path
 
 #: What the kernel shows for an owner that a user namespace doesn't know (/proc/sys/kernel/overflowuid).
 NOBODY = 65534
@@ -187,6 +187,7 @@ def environment(system: HostState, who: Identity, given: Mapping[str, str]) -> d
         "ROOT": str(tree),
         "LAB_STATE": str(system.state),
         **of_command_server(),
+        **of_packages(system.state),
         "LAB_UID": str(who.uid),
         "LAB_GIDS": ",".join(str(gid) for gid in sorted(who.gids)),
         "HOME": str(tree / home.lstrip("/")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from .program import Failure
 from .state import HostState
 
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
+_UNIT_FILES = "/usr/lib/systemd/system"
 _BLACKLIST = "/usr/lib/modprobe.d/nvidia-graphics-drivers.conf"
 _PINNED = "nvidia-* libnvidia-* xserver-xorg-video-nvidia* cuda-drivers* libcuda1 libnvcuvid1 firmware-nvidia-*"
 _UNITS = {
@@ -58,37 +60,30 @@ spec-dirs = ["/etc/cdi", "/var/run/cdi"]
 """
 
 
+#: What isn't done by putting files there, but by a package's scripts.
+DONE = ("dkms", "headers", "kernel", "modules", "units", "alternative", "toolkit")
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """lab-package: what a script of a package does. Its arguments: the script, its first argument, what the package gives."""
+    script, why, gives = arguments[0], arguments[1], json.loads(arguments[2])
+    if script == "postinst" and why == "configure":
+        for line in configure(host, gives):
+            print(line, flush=True)
+    elif script == "prerm":
+        remove(host, gives)
+    elif script == "postrm" and why == "purge" and "toolkit" in gives:
+        host.rooted(TOOLKIT_CONFIG).unlink(missing_ok=True)
+    return 0
+
+
 # -- what is unpacked ------------------------------------------------------------------------------------------
 def unpack(host: HostState, name: str, gives: dict[str, Any]) -> None:
     """Put a package's files there."""
     for path in gives.get("programs", []):
         install_program(host, path)
-    if "libraries" in gives:
-        install_libraries(host, gives["libraries"], gives["version"])
-    unpack_common(host, gives)
-    if "dkms" in gives:
-        dkms.add(host, Build(gives["version"], gives["dkms"], name=gives.get("named", dkms.NAME)))
-    if "headers" in gives:
-        kernel_files.write_headers(host, gives["headers"])
-    if "kernel" in gives:
-        kernel_files.write_kernel(host, gives["kernel"])
-    if "modules" in gives:
-        _modules(host, gives["modules"])
-    if "pin" in gives:
-        text = f"Package: {_PINNED}\nPin: version {gives['pin']}\nPin-Priority: 1000\n"
-        host.write(f"/etc/apt/preferences.d/{name}", text)
-    if "key" in gives:
-        host.write(gives["key"]["path"], network.key_named(host, gives["key"]["key"]).binary())
-    for path, text in {**gives.get("files", {}), **gives.get("parts", {})}.items():
-        host.write(path, text)
-    if "cuda" in gives:
-        _cuda(host, gives)
-    if "toolkit" in gives and not host.rooted(TOOLKIT_CONFIG).exists():
-        host.write(TOOLKIT_CONFIG, _TOOLKIT_TEXT)
-
-
-def unpack_common(host: HostState, gives: Mapping[str, Any]) -> None:
-    """Put the files there that packages of several branches have in common: a package that is removed leaves another one's."""
+    for stem in gives.get("libraries", []):
+        _write_library(host, stem, gives["version"])
     if gives.get("kernel-common"):
         host.write(
             UDEV_RULES,
@@ -98,14 +93,34 @@ def unpack_common(host: HostState, gives: Mapping[str, Any]) -> None:
         host.write(
             _BLACKLIST, "blacklist nouveau\nblacklist nova_core\nblacklist nova_drm\noptions nvidia-drm modeset=1\n"
         )
+    if "dkms" in gives:
+        dkms.write_source(host, _build_of(gives))
+    if "headers" in gives:
+        kernel_files.write_headers(host, gives["headers"])
+    if "pin" in gives:
+        text = f"Package: {_PINNED}\nPin: version {gives['pin']}\nPin-Priority: 1000\n"
+        host.write("/etc/apt/preferences.d/nvidia-driver-pinning", text)
+    if "key" in gives:
+        host.write(gives["key"]["path"], network.key_named(host, gives["key"]["key"]).binary())
+    for path, text in {**gives.get("files", {}), **gives.get("parts", {})}.items():
+        host.write(path, text)
+    for unit in gives.get("units", []):
+        host.write(f"{_UNIT_FILES}/{unit}", _UNITS[unit])
+    if release := gives.get("alternative"):
+        about = f'{{"cuda": {{"name": "CUDA SDK", "version": "{release}"}}}}\n'
+        host.write(f"/usr/local/cuda-{release}/version.json", about)
+
+
+def _build_of(gives: dict[str, Any]) -> Build:
+    return Build(gives["version"], gives["dkms"], name=gives.get("named") or dkms.NAME)
 
 
 def install_program(host: HostState, path: str) -> None:
     """Put one of the lab's programs into a system's tree."""
     name = path.rpartition("/")[2]
-    text = launchers.text_of(name, container="container" in host.machine)
     # nvcc is asked by its path which toolkit it belongs to.
-    host.write(path, text.replace("\n", '\nexport LAB_PROGRAM="$0"\n', 1), 0o755)
+    text = f'#!/bin/sh\nexport LAB_PROGRAM="$0"\nexec "$LAB_STATE/bin/{launchers.INSTALLED}/{name}" "$@"\n'
+    host.write(path, text, 0o755)
 
 
 def install_libraries(host: HostState, stems: list[str], version: str) -> None:
@@ -115,8 +130,12 @@ def install_libraries(host: HostState, stems: list[str], version: str) -> None:
     """
     for stem in stems:
         remove_libraries(host, [stem])
-        host.write(f"{LIBRARIES}/{stem}.{version}", f"{stem} {version}\n")
-        host.symlink(f"{LIBRARIES}/{_soname(stem)}", f"{stem}.{version}")
+        _write_library(host, stem, version)
+
+
+def _write_library(host: HostState, stem: str, version: str) -> None:
+    host.write(f"{LIBRARIES}/{stem}.{version}", f"{stem} {version}\n")
+    host.symlink(f"{LIBRARIES}/{_soname(stem)}", f"{stem}.{version}")
 
 
 def _soname(stem: str) -> str:
@@ -136,7 +155,9 @@ def remove_libraries(host: HostState, stems: list[str], version: str | None = No
         for path in found:
             if version in (None, path.name.removeprefix(f"{stem}.")):
                 path.unlink()
-                (folder / _soname(stem)).unlink(missing_ok=True)
+                link = folder / _soname(stem)
+                if link.is_symlink() and not link.exists():
+                    link.unlink()
 
 
 def _modules(host: HostState, wanted: dict[str, str]) -> None:
@@ -149,15 +170,6 @@ def _modules_folder(wanted: dict[str, str]) -> str:
     return f"kernel/nvidia-{wanted['version'].split('.')[0]}-{wanted['flavour']}"
 
 
-def _cuda(host: HostState, gives: dict[str, Any]) -> None:
-    release = gives["cuda"]
-    if "alternative" in gives:
-        host.write(
-            f"/usr/local/cuda-{release}/version.json", f'{{"cuda": {{"name": "CUDA SDK", "version": "{release}"}}}}\n'
-        )
-        host.symlink("/usr/local/cuda", f"cuda-{release}")
-
-
 # -- what is configured ----------------------------------------------------------------------------------------
 def configure(host: HostState, gives: dict[str, Any]) -> list[str]:
     """Do what a package's postinst does, and return what it says.
@@ -167,13 +179,22 @@ def configure(host: HostState, gives: dict[str, Any]) -> list[str]:
     """
     said: list[str] = []
     if "dkms" in gives:
+        dkms.register(host, gives["version"])
         said += _build_all(host, gives["version"])
+    if "kernel" in gives:
+        kernel_files.write_kernel(host, gives["kernel"])
+    if "modules" in gives:
+        _modules(host, gives["modules"])
     for kernel in filter(None, (gives.get("headers"), gives.get("kernel"))):
         dkms.autoinstall(host, kernel)
     if "kernel" in gives:
         run_hooks(host, "postinst.d", gives["kernel"])
     for unit in gives.get("units", []):
-        _install_unit(host, unit)
+        _start_unit(host, unit)
+    if release := gives.get("alternative"):
+        host.symlink("/usr/local/cuda", f"cuda-{release}")
+    if "toolkit" in gives and not host.rooted(TOOLKIT_CONFIG).exists():
+        host.write(TOOLKIT_CONFIG, _TOOLKIT_TEXT)
     return said
 
 
@@ -222,68 +243,29 @@ def run_hooks(host: HostState, folder: str, kernel: str, environment: Mapping[st
             )
 
 
-def _install_unit(host: HostState, unit: str) -> None:
-    """A service's file; one with an [Install] section is enabled and started, as Debian's packages do."""
-    path = f"/usr/lib/systemd/system/{unit}"
-    host.write(path, _UNITS[unit])
+def _start_unit(host: HostState, unit: str) -> None:
+    """One with an [Install] section is enabled and started, as Debian's packages do."""
     if "[Install]" in _UNITS[unit]:
-        host.symlink(f"/etc/systemd/system/multi-user.target.wants/{unit}", path)
+        host.symlink(f"/etc/systemd/system/multi-user.target.wants/{unit}", f"{_UNIT_FILES}/{unit}")
         if host.running or "container" in host.machine:
             units.note_state(host, unit, "active")
 
 
 # -- what is removed -------------------------------------------------------------------------------------------
-def remove(host: HostState, name: str, gives: dict[str, Any], *, purge: bool) -> None:
-    """Take a package's files away; purged, its configuration as well."""
-    for path in gives.get("programs", []):
-        host.rooted(path).unlink(missing_ok=True)
-    for path in gives.get("parts", {}):
-        host.rooted(path).unlink(missing_ok=True)
-    if "libraries" in gives:
-        remove_libraries(host, gives["libraries"], gives["version"])
-    if gives.get("kernel-common"):
-        host.rooted(UDEV_RULES).unlink(missing_ok=True)
-    if gives.get("kernel-common") or gives.get("blacklist"):
-        host.rooted(_BLACKLIST).unlink(missing_ok=True)
+def remove(host: HostState, gives: dict[str, Any]) -> None:
+    """Do what a package's prerm does: take away what isn't one of its files."""
     if "dkms" in gives:
-        dkms.remove(host, gives["version"])
-    if "headers" in gives:
-        kernel_files.remove_headers(host, gives["headers"])
+        dkms.unregister(host, gives["version"])
     if "kernel" in gives:
         kernel_files.remove_kernel(host, gives["kernel"])
         run_hooks(host, "postrm.d", gives["kernel"])
         kernel_files.remove_modules(host, gives["kernel"])
     if "modules" in gives:
         kernel_files.remove_nvidia(host, gives["modules"]["kernel"], _modules_folder(gives["modules"]))
-    if "pin" in gives:
-        host.rooted(f"/etc/apt/preferences.d/{name}").unlink(missing_ok=True)
-    if "key" in gives:
-        host.rooted(gives["key"]["path"]).unlink(missing_ok=True)
     for unit in gives.get("units", []):
-        _remove_unit(host, unit)
-    if "alternative" in gives:
-        _remove_cuda(host, gives["alternative"])
-    if purge:
-        remove_configuration(host, gives)
-
-
-def remove_configuration(host: HostState, gives: dict[str, Any]) -> None:
-    """Take away what a package leaves when it is removed and not purged."""
-    for path in gives.get("files", {}):
-        host.rooted(path).unlink(missing_ok=True)
-    if "toolkit" in gives:
-        host.rooted(TOOLKIT_CONFIG).unlink(missing_ok=True)
-
-
-def _remove_unit(host: HostState, unit: str) -> None:
-    for path in (f"/usr/lib/systemd/system/{unit}", f"/etc/systemd/system/multi-user.target.wants/{unit}"):
-        host.rooted(path).unlink(missing_ok=True)
-    if host.running:
-        units.note_state(host, unit, "inactive")
-
-
-def _remove_cuda(host: HostState, release: str) -> None:
-    host.remove_tree(f"/usr/local/cuda-{release}")
+        host.rooted(f"/etc/systemd/system/multi-user.target.wants/{unit}").unlink(missing_ok=True)
+        if host.running:
+            units.note_state(host, unit, "inactive")
     link = host.rooted("/usr/local/cuda")
-    if link.is_symlink() and str(link.readlink()) == f"cuda-{release}":
+    if "alternative" in gives and link.is_symlink() and str(link.readlink()) == f"cuda-{gives['alternative']}":
         link.unlink()

@@ -24,11 +24,20 @@ class NotBuilt(Failure):
 
 
 def add(host: HostState, build: Build) -> None:
-    """Register a driver's source."""
-    source = f"/usr/src/{NAME}-{build.version}"
+    """Put a driver's source there, and register it."""
+    write_source(host, build)
+    register(host, build.version)
+
+
+def write_source(host: HostState, build: Build) -> None:
+    """Put a driver's source there."""
     text = f'PACKAGE_NAME="{build.name}"\nPACKAGE_VERSION="{build.version}"\nAUTOINSTALL="yes"\n# flavour={build.flavour}\n'
-    host.write(f"{source}/dkms.conf", text)
-    host.symlink(f"{_TREE}/{build.version}/source", source)
+    host.write(f"/usr/src/{NAME}-{build.version}/dkms.conf", text)
+
+
+def register(host: HostState, version: str) -> None:
+    """Register a driver's source, and make the key that modules are signed with."""
+    host.symlink(f"{_TREE}/{version}/source", f"/usr/src/{NAME}-{version}")
     write_key(host)
 
 
@@ -40,10 +49,15 @@ def write_key(host: HostState) -> None:
 
 def remove(host: HostState, version: str) -> None:
     """Forget a driver: its modules, its source."""
+    unregister(host, version)
+    host.remove_tree(f"/usr/src/{NAME}-{version}")
+
+
+def unregister(host: HostState, version: str) -> None:
+    """Forget a driver, and its modules, but for its source."""
     for kernel in built(host, version):
         kernel_files.remove_nvidia(host, kernel)
     host.remove_tree(f"{_TREE}/{version}")
-    host.remove_tree(f"/usr/src/{NAME}-{version}")
     if not versions(host):
         host.remove_tree(_TREE)
 

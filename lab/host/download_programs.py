@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import network
+from . import debs, network
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
 
@@ -42,7 +42,7 @@ def _transfer(host: HostState, url: str, offset: int, write: Callable[[bytes], N
     Raises:
         _Broken: under the fault download-breaks, half-way, unless it goes on with a broken one.
     """
-    content = network.file_at(host, url)
+    content = debs.file_at(host, url)
     if content is None:
         return False
     wrong = network.fault(host, "download-corrupt")
@@ -90,7 +90,7 @@ def _curl(host: HostState, arguments: list[str]) -> int:
         raise failed(6, f"Could not resolve host: {name}")
     place = _place(host, target) if target not in (None, "-") and target is not None else None
     offset = place.stat().st_size if place is not None and options.value("C", "continue-at") and place.exists() else 0
-    if network.file_at(host, url) is None:
+    if debs.file_at(host, url) is None:
         if options.has("f", "fail"):
             raise failed(22, "The requested URL returned error: 404")
         _to(place, offset=0)(b"<html><head><title>404 Not Found</title></head></html>\n")
@@ -139,7 +139,7 @@ def _wget(host: HostState, arguments: list[str]) -> int:
     quiet = options.has("q", "quiet")
     if name := network.offline(host, url):
         raise Failure("" if quiet else f"wget: unable to resolve host address ‘{name}’", 4)
-    if network.file_at(host, url) is None:
+    if debs.file_at(host, url) is None:
         raise Failure(
             "" if quiet else f"--  {url}\nHTTP request sent, awaiting response... 404 Not Found\nERROR 404: Not Found.",
             8,

@@ -12,9 +12,30 @@ from collections.abc import Collection
 from pathlib import Path
 
 from . import run
+from .state import APT_CONFIG
 
 #: Beside the launchers: the sum of what they say.
 _MADE = ".made"
+#: In it: those of the programs that a package or an installer puts into a system's tree.
+INSTALLED = "installed"
+#: apt's configuration: this machine's apt works on the system, and gets the lab's files, checked by the lab's keys.
+_APT = """\
+Dir "{root}";
+Dir::State::status "{root}/var/lib/dpkg/status";
+Dir::Bin::Methods {{
+  http "{bin}/lab-apt-method";
+  https "{bin}/lab-apt-method";
+  gpgv "{bin}/lab-apt-method";
+  sqv "{bin}/lab-apt-method";
+}};
+APT::Architecture "amd64";
+APT::Architectures {{ "amd64"; }};
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::Retries::Delay "false";
+DPkg::Path "";
+DPkg::Options {{ "--log={root}/var/log/dpkg.log"; }};
+"""
 #: What the kernel reads of a script to find its interpreter is 256 bytes, its end among them (include/uapi/linux/binfmts.h).
 _LONGEST_FIRST_LINE = 255
 
@@ -31,10 +52,11 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
     """
     wanted, digest = texts(frozenset(names), container=container)
     made = folder / _MADE
-    if _is(made, digest) and wanted.keys() <= {path.name for path in folder.iterdir()}:
+    if _is(made, digest) and all((folder / name).exists() for name in (*wanted, APT_CONFIG)):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    (folder / INSTALLED).mkdir(parents=True)
+    (folder / APT_CONFIG).write_text(_APT.format(bin=folder, root=folder.parent / "root"), encoding="utf-8")
     for name, text in wanted.items():
         path = folder / name
         path.write_text(text, encoding="utf-8")
@@ -45,7 +67,10 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
 @functools.cache
 def texts(names: frozenset[str], *, container: bool) -> tuple[dict[str, str], str]:
     """What these launchers say, and a sum of it: a test's process asks for them hundreds of times."""
-    found = {name: _started_by_perl(name, container) or text_of(name, container=container) for name in sorted(names)}
+    places = {name: name for name in sorted(names)} | {f"{INSTALLED}/{name}": name for name in run.INSTALLED}
+    found = {
+        path: _started_by_perl(name, container) or text_of(name, container=container) for path, name in places.items()
+    }
     return found, hashlib.sha256(repr(found).encode()).hexdigest()
 
 

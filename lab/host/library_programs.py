@@ -14,7 +14,7 @@ from typing import Any
 
 from . import guest_programs
 from .contents import LIBRARIES
-from .dpkg import Database
+from .dpkg import installed
 from .node_programs import leave_to
 from .nvidia_programs import library_version
 from .state import HostState
@@ -77,8 +77,7 @@ class _Library:
         return _Call(calls[self._name, call])
 
     def _cuda_of_cudnn(self) -> int:
-        packages = Database(self._system).packages.values()
-        found = [p.name for p in packages if p.present and p.name.startswith("libcudnn9-cuda-")]
+        found = [name for name in installed(self._system) if name.startswith("libcudnn9-cuda-")]
         return int(found[0].rpartition("-")[2]) * 1000 + 90
 
     def _nccl(self, version: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .catalogue import MODULES, exists_in, normal
-from .dpkg import Database
+from .dpkg import installed
 from .kernel import ModprobeError, RunningKernel, modules_of
 from .kernel_files import build_in, depmod, module_file, name_in
 from .modprobe import root_modprobe_config
@@ -56,7 +56,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 
 def _in_container(host: HostState, name: str, arguments: list[str]) -> int:
     """A container has no modules of its own, and may load none."""
-    if Database(host).get("kmod") is None:
+    if installed(host).get("kmod") is None:
         raise Failure(f"bash: line 1: {name}: command not found", 127)
     module = next((word for word in arguments if not word.startswith("-")), "")
     if name == "modinfo":

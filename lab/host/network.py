@@ -34,7 +34,9 @@ _VALUED = frozenset({"apt-slow", "apt-locked"})
 
 _KEY_BEGIN, _KEY_END = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----"
 _KEY_LINE = re.compile(rb"lab public key ([0-9A-F]{40}) (.+)\n")
-_DEB_LINE = re.compile(rb"lab package (\S+) (\S+) (\S+)\n")
+_SIGNATURE = re.compile(rb"lab signature of ([0-9A-F]{40})\n")
+#: The exit status of a failure to find a name, as curl has it.
+NO_NAME = 6
 # Enough that a transfer can be broken off half-way and gone on with.
 _INSTALLER_LINES = 2000
 
@@ -140,6 +142,18 @@ def keys_in(content: bytes) -> list[Key]:
     return [Key(m[1].decode(), m[2].decode()) for m in _KEY_LINE.finditer(dearmored(content) or b"")]
 
 
+def signed(system: HostState, text: str, key: str) -> bytes:
+    """A text with a signature of a key in it, in the form of gpg --clearsign."""
+    signature = f"-----BEGIN PGP SIGNATURE-----\n\nlab signature of {key_named(system, key).fingerprint}\n-----END PGP SIGNATURE-----\n"
+    return f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{text}{signature}".encode()
+
+
+def signer_of(content: bytes) -> str:
+    """The fingerprint of the key that has signed a text; empty where none has."""
+    match = _SIGNATURE.search(content)
+    return match[1].decode() if match else ""
+
+
 # -- files -----------------------------------------------------------------------------------------------------
 _INSTALLER_LINE = re.compile(rb"#!/bin/sh\n# NVIDIA Accelerated Graphics Driver for Linux-x86_64 ([0-9.]+)\n")
 
@@ -151,29 +165,8 @@ def installer(version: str) -> bytes:
     return (head + f"{line}\n" * _INSTALLER_LINES).encode()
 
 
-def package_file(name: str, version: str, group: str) -> bytes:
-    """A .deb: what says which package it is, and some bulk."""
-    line = _digest(f"{name}/{version}/{group}".encode())
-    return f"lab package {name} {version} {group}\n".encode() + f"{line}\n".encode() * 60
-
-
-def package_in(content: bytes) -> tuple[str, str, str] | None:
-    """Name, version and group of a .deb; None for what isn't one, or isn't whole."""
-    match = _DEB_LINE.match(content)
-    if match is None:
-        return None
-    name, version, group = (match[number].decode() for number in (1, 2, 3))
-    return (name, version, group) if content == package_file(name, version, group) else None
-
-
 def known_digest(system: HostState, content: bytes) -> str:
     """The SHA-256 of a file: the real one's where the data knows it, else that of the lab's stand-in."""
-    found = package_in(content)
-    if found:
-        name, version, group = found
-        for record in data(system)["groups"][group]["packages"].get(name, []):
-            if record["version"] == version and "sha256" in record:
-                return str(record["sha256"])
     known = _INSTALLER_LINE.match(content)
     if known and content == installer(version := known[1].decode()):
         return str(data(system)["installers"]["versions"].get(version) or _digest(content))
@@ -181,7 +174,7 @@ def known_digest(system: HostState, content: bytes) -> str:
 
 
 def file_at(system: HostState, url: str) -> bytes | None:
-    """What a URL leads to, None when there is nothing."""
+    """What a URL leads to that isn't a repository's (debs.file_at), None when there is nothing."""
     known = data(system)
     for entry in known["files"]:
         if entry["url"] == url:
@@ -194,8 +187,7 @@ def file_at(system: HostState, url: str) -> bytes | None:
             if match[4]:
                 return f"{known_digest(system, content)}  NVIDIA-Linux-x86_64-{version}.run\n".encode()
             return content
-        return None
-    return _package_at(known, url)
+    return None
 
 
 def _published_key(system: HostState, name: str) -> bytes:
@@ -212,19 +204,19 @@ def groups_of(repository: dict[str, Any], components: tuple[str, ...]) -> list[s
     return [*of_main, *(repository.get("non-free", []) if "non-free" in components else [])]
 
 
-def _package_at(known: dict[str, Any], url: str) -> bytes | None:
-    for repository in known["repositories"]:
-        prefix = f"{repository['url']}/"
-        match = re.fullmatch(r"(?:.*/)?([a-z0-9.+-]+)_([^_/]+)_(?:all|amd64)\.deb", url.removeprefix(prefix))
-        if not url.startswith(prefix) or match is None:
-            continue
-        for group in groups_of(repository, ("main", "non-free")):
-            records = known["groups"][group]["packages"].get(match[1], [])
-            if any(
-                record["version"].partition(":")[2] == match[2] or record["version"] == match[2] for record in records
-            ):
-                return package_file(match[1], match[2], group)
-    return None
+def record_for_kernel(template: str, body: dict[str, Any], kernel: str) -> tuple[str, dict[str, Any]]:
+    """A kernel's package by its template in packages.yaml: name and record."""
+    version = re.split(r"-(?:generic|amd64|pve)", kernel)[0]
+    values = {"version": version, "architecture": "amd64"} | _filled(body, kernel)
+    return template.replace("{k}", kernel), values
+
+
+def _filled(value: Any, kernel: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{k}", kernel)
+    if isinstance(value, dict):
+        return {name: _filled(item, kernel) for name, item in value.items()}
+    return value
 
 
 def _digest(content: bytes) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from . import contents, dkms, kernel_files, network
 from .account_programs import current_user
-from .dpkg import Database
+from .dpkg import installed
 from .kernel_files import Build
 from .nvidia import running_build
 from .program import Failure, Options, UsageError, logged
@@ -28,6 +29,8 @@ _VALUED = (
 _LOG = "/var/log/nvidia-installer.log"
 #: What an installation leaves of itself, by which it is found again.
 _RECORD = "/var/lib/nvidia/log"
+#: Packages with the libraries that it would install.
+_PACKAGED = r"libnvidia-(compute|decode|encode|gl|fbc1|ml1).*|libcuda1|libnvcuvid1|lib(egl|glx)-nvidia0"
 _GRAPHICS = ("libEGL_nvidia.so", "libGLX_nvidia.so", "libnvidia-fbc.so")
 _STEMS = ("libnvidia-ml.so", "libcuda.so", "libnvidia-encode.so", "libnvcuvid.so")
 
@@ -70,13 +73,12 @@ def _install(system: HostState, version: str, options: Options) -> int:
         return _uninstall(system)
     if network.fault(system, "disk-full") is not None:
         raise _fail(system, "Unable to write file '/usr/lib/x86_64-linux-gnu/libcuda.so': No space left on device")
-    database = Database(system)
-    if database.get("kmod") is None:
+    if installed(system).get("kmod") is None:
         raise _fail(
             system,
             "Unable to find the module utility `modprobe`; please make sure you have the package 'kmod' installed.",
         )
-    packaged = any(p.present and ("libraries" in _gives(system, p.name, p.group)) for p in database.packages.values())
+    packaged = any(re.fullmatch(_PACKAGED, name) for name in installed(system))
     if packaged and not options.has("no-check-for-alternate-installs"):
         raise _fail(system, "The NVIDIA driver appears to have been installed previously using a different installer.")
     if not options.has("no-kernel-modules", "no-kernel-module"):
@@ -96,11 +98,6 @@ def _install(system: HostState, version: str, options: Options) -> int:
         f"\nInstallation of the NVIDIA Accelerated Graphics Driver for Linux-x86_64 (version: {version}) is now complete."
     )
     return 0
-
-
-def _gives(system: HostState, name: str, group: str) -> dict[str, object]:
-    records = network.data(system)["groups"].get(group, {}).get("packages", {}).get(name, [])
-    return dict(records[0].get("gives", {})) if records else {}
 
 
 def _install_modules(system: HostState, version: str, options: Options) -> None:

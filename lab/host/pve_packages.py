@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .dpkg import Database
+from .dpkg import installed
 from .state import HostState
 
 
@@ -39,6 +39,6 @@ def stock_packages(host: HostState) -> dict[str, str]:
 
 def pve_packages(host: HostState) -> dict[str, str]:
     """The installed packages that Proxmox VE tells of, with their versions."""
-    database = Database(host)
-    kernels = [name for name in database.packages if name.startswith("proxmox-kernel-")]
-    return {n: p.version for n in sorted({*stock_packages(host), *kernels}) if (p := database.get(n))}
+    there = installed(host)
+    kernels = [name for name in there if name.startswith("proxmox-kernel-")]
+    return {n: p.version for n in sorted({*stock_packages(host), *kernels}) if (p := there.get(n))}

@@ -10,8 +10,11 @@ _CONTAINER = "--container"
 
 #: What every system with packages has: a host, a VM, a container.
 OF_PACKAGES = {
-    **{name: "apt_programs" for name in ("apt", "apt-get", "apt-cache", "apt-mark")},
-    **{name: "dpkg_programs" for name in ("dpkg", "dpkg-query")},
+    **{
+        name: "apt_programs" for name in ("apt", "apt-get", "apt-cache", "apt-mark", "apt-config", "dpkg", "dpkg-query")
+    },
+    "lab-apt-method": "apt_method",
+    "lab-package": "contents",
     **{name: "download_programs" for name in ("curl", "wget", "gpg", "sha256sum")},
     "nvidia-installer": "nvidia_installer",
     "lsb_release": "system_programs",
@@ -117,7 +120,7 @@ LOOKING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("getent", "id", "whoami", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
     **dict.fromkeys(("df", "lsblk", "mountpoint"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion", "lsb_release"), frozenset()),
-    **dict.fromkeys(("sha256sum", "apt-cache"), frozenset()),
+    **dict.fromkeys(("sha256sum", "apt-cache", "apt-config"), frozenset()),
     "apt-mark": frozenset({"showmanual", "showauto", "showhold"}),
     "ha-manager": frozenset({"status", "config"}),
     "dpkg": frozenset({"--compare-versions", "--print-architecture", "--audit", "-l", "-s"}),

@@ -17,7 +17,7 @@ from typing import Any
 from . import nvidia, nvidia_programs, units
 from .container import outer
 from .contents import LIBRARIES
-from .dpkg import Database
+from .dpkg import installed
 from .nvidia_programs import cards_of, library_version
 from .program import Failure, Options, UsageError, logged
 from .pve_packages import is_pve9
@@ -54,7 +54,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _toolkit_version(host: HostState) -> str:
-    package = Database(host).get("nvidia-container-toolkit-base")
+    package = installed(host).get("nvidia-container-toolkit-base")
     return package.version.partition("-")[0] if package else "0"
 
 
@@ -141,7 +141,7 @@ def _ctk_generate(host: HostState, arguments: list[str]) -> int:
 
 def _names_groups(host: HostState) -> bool:
     """Whether the toolkit writes additionalGids for the nodes in /dev/dri by itself (release notes of 1.19.1, known issues)."""
-    package = Database(host).get("nvidia-container-toolkit-base")
+    package = installed(host).get("nvidia-container-toolkit-base")
     return package is not None and version_key(package.version) >= version_key("1.19.1")
 
 
@@ -215,7 +215,7 @@ def _ctk_nodes(host: HostState, arguments: list[str]) -> int:
 # -- engines ---------------------------------------------------------------------------------------------------
 def _docker(host: HostState, arguments: list[str]) -> int:
     if arguments in (["--version"], ["-v"]):
-        package = Database(host).get("docker.io")
+        package = installed(host).get("docker.io")
         print(f"Docker version {(package.version if package else '0').partition('-')[0]}, build 28.2.2")
         return 0
     if _unit_state(host, "docker.service") != "active":
@@ -351,13 +351,13 @@ def _pull(host: HostState, image: str, before: str = "") -> int:
 
 
 def _podman_version(host: HostState) -> tuple[tuple[int, int, str], ...]:
-    package = Database(host).get("podman")
+    package = installed(host).get("podman")
     return version_key(package.version.partition("+")[0] if package else "0")
 
 
 def _podman(host: HostState, arguments: list[str]) -> int:
     if arguments in (["--version"], ["-v"]):
-        package = Database(host).get("podman")
+        package = installed(host).get("podman")
         print(f"podman version {(package.version if package else '0').partition('+')[0]}")
         return 0
     if arguments[:1] == ["run"]:
@@ -471,7 +471,7 @@ def _wanted(host: HostState, engine: str, options: Options) -> bool:
     if runtime == "nvidia" and engine == "docker" and "nvidia" not in _daemon(host).get("runtimes", {}):
         raise Failure("docker: Error response from daemon: unknown or invalid runtime name: nvidia", 125)
     if options.has("gpus"):
-        if Database(host).get("nvidia-container-toolkit") is None:
+        if installed(host).get("nvidia-container-toolkit") is None:
             raise Failure(
                 'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].', 125
             )
@@ -487,11 +487,11 @@ def _require_sysctls(host: HostState, before: str) -> None:
     """runc 1.3.3 opens sysctls in a way that the AppArmor profile which LXC makes refuses, until lxc-pve 6.0.5-2 and only with nesting
     (opencontainers/runc issues 4968, 4972; proxmox/lxc, debian/changelog); on Proxmox VE 8, by an owner's report, 6.0.0-2."""
     inside = host.looked_at.get("container")
-    runc = Database(host).get("runc")
+    runc = installed(host).get("runc")
     if inside is None or inside.get("apparmor") or runc is None or version_key(runc.version) < version_key("1.3.3"):
         return
     outside = outer(host)
-    lxc = Database(outside).get("lxc-pve")
+    lxc = installed(outside).get("lxc-pve")
     since = "6.0.5-2" if is_pve9(outside) else "6.0.0-2"
     if inside.get("nesting") and lxc is not None and version_key(lxc.version) >= version_key(since):
         return

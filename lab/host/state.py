@@ -27,6 +27,8 @@ COMMANDS = "LAB_COMMANDS"
 HOST_PYTHON = "/usr/bin/python3"
 #: Where a node's pvedaemon listens.
 PVEDAEMON = ("127.0.0.1", 85)
+#: apt's configuration, in STATE/bin.
+APT_CONFIG = "apt.conf"
 SHELL_FILE = "bash-env"
 PYTHON_IN_BASH = f'{HOST_PYTHON}() {{ "$LAB_STATE/bin/lab-python" "$@" || return; }}\n'
 #: How many hosts' files a process keeps open: one that tests share sees hundreds of hosts.
@@ -344,12 +346,22 @@ def of_command_server() -> dict[str, str]:
     return {name: os.environ[name] for name in (COMMANDS,) if name in os.environ}
 
 
+def of_packages(state: Path) -> dict[str, str]:
+    """The variables by which this machine's apt and dpkg work on a lab's system."""
+    return {
+        "APT_CONFIG": f"{state}/bin/{APT_CONFIG}",
+        "DPKG_ROOT": f"{state}/root",
+        "DPKG_FORCE": "security-mac,downgrade,not-root,script-chrootless,unsafe-io",
+    }
+
+
 def host_environment(state: Path) -> dict[str, str]:
     """The environment in which commands and scripts run on a host; nothing of the caller's is in it."""
     return {
         "ROOT": str(state / "root"),
         "LAB_STATE": str(state),
         **of_command_server(),
+        **of_packages(state),
         "HOME": str(state / "root/root"),
         "PATH": f"{own_path(state / 'root')}:{state}/bin:{OF_MACHINE}",
         "LC_ALL": "C.UTF-8",

@@ -1,12 +1,9 @@
-"""Versions of Debian packages, compared as dpkg does (deb-version(7)), and what dependencies say of them."""
+"""Versions of Debian packages, compared as dpkg does (deb-version(7))."""
 
 from __future__ import annotations
 
 import re
 from functools import cmp_to_key, lru_cache
-from typing import NamedTuple
-
-_RELATION = re.compile(r"([a-z0-9][a-z0-9+.-]*)(?::\w+)?(?:\s*\((<<|<=|=|>=|>>)\s*([^)\s]+)\s*\))?")
 
 
 @lru_cache(maxsize=4096)
@@ -69,34 +66,3 @@ def holds(version: str, relation: str, wanted: str) -> bool:
         "<<": result < 0, "lt": result < 0, "<=": result <= 0, "le": result <= 0, "=": result == 0, "eq": result == 0,
         "ne": result != 0, ">=": result >= 0, "ge": result >= 0, ">>": result > 0, "gt": result > 0,
     }[relation]  # fmt: skip
-
-
-class Relation(NamedTuple):
-    """One alternative of a dependency: a package's name, and what its version must be."""
-
-    name: str
-    operator: str | None = None
-    version: str | None = None
-
-    def accepts(self, version: str) -> bool:
-        """Whether a version will do."""
-        return self.operator is None or self.version is None or holds(version, self.operator, self.version)
-
-    def __str__(self) -> str:
-        return self.name if self.operator is None else f"{self.name} ({self.operator} {self.version})"
-
-
-@lru_cache(maxsize=1024)
-def relations(text: str) -> list[list[Relation]]:
-    """A Depends or Conflicts field: all of these, of each one of its alternatives.
-
-    Raises:
-        ValueError: it isn't one.
-    """
-    found = []
-    for clause in filter(None, (part.strip() for part in text.split(","))):
-        matches = [_RELATION.fullmatch(part.strip()) for part in clause.split("|")]
-        if None in matches:
-            raise ValueError(f"no relation of packages: {clause!r}")
-        found.append([Relation(m[1], m[2], m[3]) for m in matches if m])
-    return found

@@ -212,7 +212,9 @@ class Machine:
         return done.stdout
 
     def fault(self, name: str, value: Any = True) -> None:
-        """Set a fault of the lab; None takes it back."""
+        """Set a fault of the lab; None takes it back. What apt fetched earlier isn't there any more, so that it meets faults of downloads."""
+        for package in (self.root / "var/cache/apt/archives").glob("*.deb"):
+            package.unlink()
         self.host.machine.set_fault(name, value)
 
     # -- the steps --------------------------------------------------------------------------------------------
@@ -288,7 +290,7 @@ class Machine:
             "var/log",
             "var/lib/apt/lists",
             "var/cache",
-            "var/lib/dpkg/lock-frontend",
+            "var/lib/dpkg/status-old",
         )
         for place in sorted(self.root.rglob("*")):
             name = place.relative_to(self.root).as_posix()

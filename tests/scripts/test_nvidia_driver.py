@@ -372,8 +372,8 @@ def failing(vm: VirtualMachine, **settings: object) -> Step:
 
 #: In the order of the step's own: where one has failed, the next run gets as far as the next failure.
 FAILURES: list[tuple[str, object, str]] = [
-    ("apt-locked", 600, "held by process 1482 (unattended-upgr)"),
-    ("package-missing", "nvidia-utils-580", "Unable to locate package nvidia-utils-580"),
+    ("apt-locked", 600, "Unable to acquire the dpkg frontend lock"),
+    ("package-missing", "nvidia-utils-580", "for 'nvidia-utils-580' was not found"),
     ("disk-full", True, "it: room on its disk"),
     ("apt-offline", True, "names can't be resolved, or nothing answers"),
     ("download-corrupt", "libnvidia-compute", "Hash Sum mismatch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,7 +179,7 @@ def test_a_lock_is_waited_for_with_a_line_that_says_who_has_it(tmp_path: Path) -
     machine.fault("apt-locked", 2)
     done = machine.run("apply", machine.repository())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "It is held by process 1482 (unattended-upgr)" in done.stderr
+    assert re.search(r"It is held by process \d+ \(unattended-upgr\)", done.stderr)
 
 
 def test_a_lock_that_stays_is_named(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_a_lock_that_stays_is_named(tmp_path: Path) -> None:
     machine.want(driver="580", timeouts={"lock": 1})
     machine.fault("apt-locked", 600)
     text = machine.refusal(machine.repository())
-    assert "held by process 1482 (unattended-upgr)" in text and "nvidia.timeouts.lock" in text
+    assert "Unable to acquire the dpkg frontend lock" in text and "nvidia.timeouts.lock" in text
 
 
 def test_an_interrupted_dpkg_is_repaired_first(tmp_path: Path) -> None:
