@@ -95,7 +95,8 @@ def test_libraries_of_which_a_step_was_killed_are_there_after_the_next_run_follo
     # As NVIDIA's guide has it: its repository by its keyring package, then what is there anew.
     keyring = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/cuda-keyring_1.1-1_all.deb"
     stack.lab.run(f"curl -fsSLo $ROOT/root/k.deb {keyring} && dpkg -i $ROOT/root/k.deb")
-    packages = stack.lab.run("dpkg-query -W 'libnvidia-*' 'nvidia-*' libcuda1 | cut -f1").stdout.split()
+    there = "dpkg-query -W -f='${db:Status-Status} ${Package}\\n' 'libnvidia-*' 'nvidia-*' libcuda1"
+    packages = stack.lab.run(f"{there} | sed -n 's/^installed //p'").stdout.split()
     stack.lab.run(f"apt-get -qq update && apt-get -qq install -y {' '.join(packages)}")
     stack.lab.reboot()
     stack.lab.run("pct start 901", check=False)

@@ -6,6 +6,7 @@ import atexit
 import dataclasses
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,10 @@ sys.exit(status)
 """
 
 
+#: Which packages were installed for others alone.
+AUTOMATIC = "var/lib/apt/extended_states"
+_IS_AUTOMATIC = re.compile(rb"^Package: (.*)\n(?:.+\n)*?Auto-Installed: 1", re.M)
+_OF_DOWNLOADS = ("apt-offline", "disk-full", "download-corrupt", "apt-slow")
 # What a VM can have installed.
 GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-12", "debian-13")
 
@@ -213,7 +218,7 @@ class Machine:
 
     def fault(self, name: str, value: Any = True) -> None:
         """Set a fault of the lab; None takes it back. What apt fetched earlier isn't there any more, so that it meets faults of downloads."""
-        for package in (self.root / "var/cache/apt/archives").glob("*.deb"):
+        for package in (self.root / "var/cache/apt/archives").glob("*.deb") if name in _OF_DOWNLOADS else ():
             package.unlink()
         self.host.machine.set_fault(name, value)
 
@@ -290,6 +295,7 @@ class Machine:
             "var/log",
             "var/lib/apt/lists",
             "var/cache",
+            "var/lib/dpkg/info",
             "var/lib/dpkg/status-old",
         )
         for place in sorted(self.root.rglob("*")):
@@ -300,6 +306,8 @@ class Machine:
                 found[name] = (0, str(place.readlink()).encode())
             elif place.is_file():
                 found[name] = (place.stat().st_mode & 0o7777, place.read_bytes())
+        if AUTOMATIC in found:  # apt keeps those that aren't, too, of packages that it has looked at
+            found[AUTOMATIC] = (0, b" ".join(sorted(_IS_AUTOMATIC.findall(found[AUTOMATIC][1]))))
         return found
 
     def packages(self) -> dict[str, str]:
