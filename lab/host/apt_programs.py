@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from . import dpkg, network
 from .account_programs import current_user
 from .installed import fetch_lists
-from .node_programs import leave_to, real
+from .node_programs import REAL_PATH, leave_to, real
 from .program import Failure, logged
 from .state import HostState, of_packages
 
@@ -49,12 +50,15 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     for key, value in of_packages(host.state).items():
         if os.environ.setdefault(key, value) != value and key != "APT_CONFIG":
             os.environ[key] = value
+    program = shutil.which(name, path=REAL_PATH)
+    if program is None:
+        return _without(host, name, arguments)
     words = [_in_tree(host, word) for word in arguments]
     changing = _CHANGING.get(name)
     if changing is None or not any(map(changing.fullmatch, words)) or any(map(_SIMULATED.fullmatch, words)):
         _bring_about(host)
         if "indextargets" in words:  # the names of files that are told are the system's own
-            done = subprocess.run([f"/usr/bin/{name}", *words], stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run([program, *words], stdout=subprocess.PIPE, text=True, check=False)
             print(done.stdout.replace(str(host.root), ""), end="")
             return done.returncode
         return leave_to(name, words)
@@ -73,6 +77,34 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
             return real(name, words)
 
     return logged(host, name, arguments, work)
+
+
+def _without(host: HostState, name: str, arguments: list[str]) -> int:
+    """Where this machine has no such program, a system can be read: `dpkg-query -W [-f=FORMAT] [NAMES]`.
+
+    Raises:
+        Failure: it is more than that.
+    """
+    if name != "dpkg-query" or arguments[:1] != ["-W"]:
+        raise Failure(
+            f"{name}: this machine has no apt and dpkg, by which a lab's systems install packages: try it on Debian or Ubuntu",
+            127,
+        )
+    form = next((word[3:] for word in arguments if word.startswith("-f=")), "${Package}\\t${Version}\\n")
+    wanted = [word for word in arguments[1:] if not word.startswith("-")]
+    for package in dpkg.installed(host).values():
+        values = {
+            "Package": package.name,
+            "Version": package.version,
+            "db:Status-Status": "installed",
+            "Architecture": "amd64",
+        }
+        if package.name in wanted or not wanted:
+            text = form.replace("\\n", "\n").replace("\\t", "\t")
+            for key, value in values.items():
+                text = text.replace(f"${{{key}}}", value)
+            print(text, end="")
+    return 0
 
 
 def _in_tree(host: HostState, word: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from . import contents, debs, dkms, dpkg, network
 from .debs import Member
 from .kernel_files import Build
+from .node_programs import REAL_PATH
 from .state import HostState, of_packages
 
 #: What a driver on a Proxmox host is made of, as NVIDIA's repository for Debian has it.
@@ -129,6 +130,6 @@ def _record(records: list[dict[str, Any]], version: str) -> dict[str, Any]:
 
 def fetch_lists(host: HostState) -> None:
     """Have the lists of the system's repositories, where this machine has apt."""
-    if program := shutil.which("apt-get"):
+    if program := shutil.which("apt-get", path=REAL_PATH):
         environment = os.environ | {"LAB_STATE": str(host.state), "ROOT": str(host.root)} | of_packages(host.state)
         subprocess.run([program, "-qq", "update"], env=environment, capture_output=True, check=False)

@@ -20,7 +20,8 @@ from .state import HostState
 
 #: Where the lab's device nodes are, by the working directory and the arguments of a command.
 _AT_NODES = re.compile(r"/dev| dev|/proc/.*/fd", re.DOTALL)
-_REAL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+#: Where this machine has its own programs.
+REAL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _KINDS = {"c": "character special file", "b": "block special file"}
 
 
@@ -150,7 +151,7 @@ def leave_to(name: str, arguments: list[str]) -> int:
 def _real_program(name: str) -> str:
     import shutil
 
-    if (path := shutil.which(name, path=_REAL_PATH)) is None:
+    if (path := shutil.which(name, path=REAL_PATH)) is None:
         raise Failure(f"{name}: not found on this machine", 127)
     return path
 

@@ -34,10 +34,12 @@ from remote_scripts import put_agent
 from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.shared import boot_service
 from remote_scripts.shared.symptoms import Context
-from tests import forked_agent
+from tests import forked_agent, needs_apt
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
 from tests.waiting import PATIENCE, wait_until
+
+needs_apt.here()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ import pytest
 
 from lab.host.versions import holds
 from lab.stock import without_subscription
+from tests import needs_apt
 from tests.lab.guest_kit import Vm, scenario
+
+needs_apt.here()
 
 CUDA = "https://developer.download.nvidia.com/compute/cuda/repos"
 KEYRING = f"curl -fsSLo /root/k.deb {CUDA}/ubuntu2404/x86_64/cuda-keyring_1.1-1_all.deb && dpkg -i /root/k.deb"
