@@ -14,14 +14,11 @@ from typing import Any
 
 import yaml
 
-from tests import needs_apt
 from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import WHOLE, inside, with_stack
 from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
 from tests.sampling import sample
 from tests.waiting import PATIENCE
-
-needs_apt.here()
 
 # What only that step's script or request has in it, in the order of the steps.
 READING, REPOSITORY, DRIVER = '"layer": "read_system"', '"layer": "nvidia_repository"', '"layer": "nvidia_driver"'

@@ -9,14 +9,11 @@ import sys
 from collections.abc import Callable
 
 from lab.stock import without_subscription
-from tests import needs_apt
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.nvidia import inside, inside_container, reached
 from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_lxc import NOBODY, conf, opens
-
-needs_apt.here()
 
 SMI = "nvidia-smi --query-gpu=name,driver_version --format=csv,noheader"
 KEPT = {"rtx5090": {"match": "10de:2b85", "use": "host"}}

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests import needs_apt
 from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside_container
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, conf, containers
 from tests.e2e.test_gpu_lxc import PHOENIX as WITHOUT_LIBRARIES
 from tests.e2e.test_nvidia_failures import CUDA, DRIVER, REPOSITORY, VERIFICATION, killed_at
 from tests.sampling import sample
-
-needs_apt.here()
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
 MEDIA = {"media": {"ctid": 950, "gpuAssignment": "all", "nvidia": {}}}

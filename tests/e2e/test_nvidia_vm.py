@@ -11,11 +11,8 @@ from typing import Any
 import yaml
 
 from lab.scenario import SCENARIO_FOLDER
-from tests import needs_apt
 from tests.e2e.conftest import Result, Stack
 from tests.e2e.nvidia import WHOLE, inside, reached, with_stack
-
-needs_apt.here()
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 CARD = {"rtx5090": {"match": "10de:2b85"}}

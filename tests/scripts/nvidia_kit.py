@@ -6,7 +6,6 @@ import atexit
 import dataclasses
 import functools
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -34,12 +33,10 @@ from remote_scripts import put_agent
 from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.shared import boot_service
 from remote_scripts.shared.symptoms import Context
-from tests import forked_agent, needs_apt
+from tests import forked_agent
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
 from tests.waiting import PATIENCE, wait_until
-
-needs_apt.here()
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,6 @@ sys.exit(status)
 """
 
 
-#: Which packages were installed for others alone.
-AUTOMATIC = "var/lib/apt/extended_states"
-_IS_AUTOMATIC = re.compile(rb"^Package: (.*)\n(?:.+\n)*?Auto-Installed: 1", re.M)
-_OF_DOWNLOADS = ("apt-offline", "disk-full", "download-corrupt", "apt-slow")
 # What a VM can have installed.
 GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-12", "debian-13")
 
@@ -219,9 +212,7 @@ class Machine:
         return done.stdout
 
     def fault(self, name: str, value: Any = True) -> None:
-        """Set a fault of the lab; None takes it back. What apt fetched earlier isn't there any more, so that it meets faults of downloads."""
-        for package in (self.root / "var/cache/apt/archives").glob("*.deb") if name in _OF_DOWNLOADS else ():
-            package.unlink()
+        """Set a fault of the lab; None takes it back."""
         self.host.machine.set_fault(name, value)
 
     # -- the steps --------------------------------------------------------------------------------------------
@@ -308,8 +299,6 @@ class Machine:
                 found[name] = (0, str(place.readlink()).encode())
             elif place.is_file():
                 found[name] = (place.stat().st_mode & 0o7777, place.read_bytes())
-        if AUTOMATIC in found:  # apt keeps those that aren't, too, of packages that it has looked at
-            found[AUTOMATIC] = (0, b" ".join(sorted(_IS_AUTOMATIC.findall(found[AUTOMATIC][1]))))
         return found
 
     def packages(self) -> dict[str, str]:

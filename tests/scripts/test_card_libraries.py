@@ -126,6 +126,7 @@ def test_a_release_of_which_no_names_are_known_is_left_as_it_is(debian: Containe
 
 def test_without_a_network_nothing_changes_and_the_next_run_goes_on(debian: Container) -> None:
     before, text = debian.packages(), script("video")
+    debian.output("apt-get clean")
     debian.fault("apt-offline", str(DEBIAN))
     try:
         assert "Temporary failure resolving" in debian.refusal(text)

@@ -228,6 +228,7 @@ def test_what_stands_in_its_way_is_told_and_the_next_run_goes_on(
     vm: Machine, fault: str, value: object, words: str
 ) -> None:
     text = script(vm)
+    vm.output("apt-get clean")
     vm.fault(fault, value)
     try:
         said = vm.refusal(text)
@@ -249,6 +250,7 @@ def test_what_was_left_half_configured_is_repaired_first(vm: Machine) -> None:
 def test_after_a_kill_the_next_run_finishes_and_everything_can_be_taken_back(vm: Machine) -> None:
     before, tree = vm.packages(), vm.tree()
     text = script(vm)
+    vm.output("apt-get clean")
     vm.fault("apt-slow", 200)
     with vm.start("apply", text) as process:
         # Meanwhile a person reads what apt has said last.

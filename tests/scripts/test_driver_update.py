@@ -242,6 +242,7 @@ def test_what_cannot_be_kept_now_stops_the_update_before_anything_changes(
     before = kept(vm)
     failures: list[tuple[str, Any]] = [("disk-full", True), ("apt-offline", True), ("download-corrupt", "580")]
     for fault, value in failures:
+        vm.output("apt-get clean")
         vm.fault(fault, value)
         vm.refusal(script)
         assert kept(vm) == before, fault
@@ -495,7 +496,8 @@ def test_an_update_with_libraries_that_is_killed_is_finished_or_taken_back(
     old = with_libraries(vm, OLD, VIDEO)
     assert vm.answer("apply", old)["version"] == OLD and has(vm, "libnvidia-encode") == [True]
     assert vm.answer("apply", with_libraries(vm, OLD, COMPUTE))["version"] == OLD
-    assert differing(kept(vm), before) <= PINNED and loaded(vm) == OLD
+    # apt lists packages that aren't marked, too, once it has looked at them.
+    assert differing(kept(vm), before) <= PINNED | {"var/lib/apt/extended_states"} and loaded(vm) == OLD
     vm.output("nvidia-smi")
 
 

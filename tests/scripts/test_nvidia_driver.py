@@ -384,6 +384,7 @@ FAILURES: list[tuple[str, object, str]] = [
 def test_each_failure_has_its_message_and_the_next_run_goes_on(offered: Callable[..., Offered]) -> None:
     _, vm, script = offered(driver="580", timeouts={"lock": 1})
     for fault, value, words in FAILURES:
+        vm.output("apt-get clean")
         vm.fault(fault, value)
         text = vm.refusal(script)
         vm.fault(fault, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,7 +178,7 @@ def test_a_lock_is_waited_for_with_a_line_that_says_who_has_it(tmp_path: Path) -
     machine.fault("apt-locked", 2)
     done = machine.run("apply", machine.repository())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"It is held by process \d+ \(unattended-upgr\)", done.stderr)
+    assert "It is held by process " in done.stderr and "(unattended-upgr)" in done.stderr
 
 
 def test_a_lock_that_stays_is_named(tmp_path: Path) -> None:

@@ -11,11 +11,8 @@ from homelab.symptoms import recognise
 from lab.host import nvidia
 from lab.host.state import HostState
 from lab.stock import without_subscription
-from tests import needs_apt
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
-
-needs_apt.here()
 
 KEYRING = (
     "curl -fsSLo /root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.host import run
-from lab.host.program import Options, UsageError
+from lab.host import apt_programs, run, state
+from lab.host.program import Failure, Options, UsageError
 from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.units import UnitError, parse_time_span
 from lab.stock import without_subscription
@@ -543,3 +543,16 @@ def test_nvidia_smi_is_there_only_with_the_driver(tmp_path: Path, host: Host) ->
     phoenix.machine.rebind("0000:01:00.0", "vfio-pci")
     phoenix.machine.rebind("0000:02:00.0", "vfio-pci")
     assert phoenix.run("nvidia-smi").stdout == captured("pve-p51-laptop-quadro-m1200", "guest_nvidia_smi.txt") + "\n"
+
+
+def test_a_machine_without_apt_has_hosts_that_can_be_read(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the README's first demo needs."""
+    monkeypatch.setattr(apt_programs, "REAL_PATH", str(host.root))
+    system = state.HostState(host.machine.state)
+    form = "-f=${Package} ${db:Status-Status} ${Version}\\n"
+    assert apt_programs.main(system, "dpkg-query", ["-W", form, "kmod", "no-such"]) == 0
+    assert capsys.readouterr().out == "kmod installed 1\n"
+    with pytest.raises(Failure, match="this machine has no apt"):
+        apt_programs.main(system, "apt-get", ["install", "-y", "jq"])
