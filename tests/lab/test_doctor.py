@@ -54,10 +54,10 @@ class Doctor:
 
     def run(self, *words: str) -> tuple[int, str, str]:
         """Exit status, standard output, standard error; the host is as it was before."""
-        before = self.lab.snapshot("etc", "var", "dev", "run")
+        before = self.lab.snapshot("etc", "var/lib", "var/log", "dev", "run")
         status = main(["doctor", *words, "--config-file", str(self.config())])
         shown = self._capsys.readouterr()
-        assert self.lab.snapshot("etc", "var", "dev", "run") == before
+        assert self.lab.snapshot("etc", "var/lib", "var/log", "dev", "run") == before
         assert SECRET not in shown.out + shown.err
         return status, shown.out, shown.err
 
