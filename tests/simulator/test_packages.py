@@ -204,7 +204,7 @@ def test_two_at_once_exclude_each_other(vm: Vm) -> None:
         "apt-get install -y podman >$ROOT/root/first 2>&1 & until grep -q 'Need to get' $ROOT/root/first 2>&-; do sleep 0.05; done; "
         "apt-get install -y jq 2>&1; echo $?; kill $!; wait"
     )
-    assert "Could not get lock" in text and "100" in text.split()
+    assert "Could not get lock" in text and "100" in text.split(), text + (vm.root / "root/first").read_text()
 
 
 @pytest.mark.parametrize("whose", [True, "103", "archive.ubuntu.com"])
