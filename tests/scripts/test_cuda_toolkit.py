@@ -251,7 +251,7 @@ def test_after_a_kill_the_next_run_finishes_and_everything_can_be_taken_back(vm:
     before, tree = vm.packages(), vm.tree()
     text = script(vm)
     vm.output("apt-get clean")
-    vm.fault("apt-slow", 200)
+    vm.fault("apt-slow", 20)
     with vm.start("apply", text) as process:
         # Meanwhile a person reads what apt has said last.
         assert process.stderr is not None
