@@ -1,25 +1,23 @@
 """NvidiaGuestStack: NVIDIA's driver, CUDA and the container toolkit on one system: a VM, a container, or the host
 itself.
 
-NvidiaSystem (what it is) ─► repository ─► driver ─► reboot, if needed ─► CUDA ─► container toolkit ─►
-NvidiaVerification
+NvidiaSystem (what it is) ─► packages ─► reboot, if needed ─► container toolkit ─► NvidiaVerification
 
-Each step is a resource, so that a run that failed goes on where it stopped. What a step does follows from
-homelab/nvidia/plan.py; a container has the libraries alone, of exactly its host's version. Undone on `onDestroy: purge`
-by each step's own `revert`.
+Each step is a resource, so that a run that failed goes on where it stopped. The packages, of driver, CUDA and toolkit,
+come by one run of apt, which takes the first way of homelab/nvidia/plan.py that is to be had there; a container has the
+libraries alone, of exactly its host's version. Undone on `onDestroy: purge` by each step's own `revert`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import agent, scripts
 from homelab.resources.described import (
@@ -32,8 +30,9 @@ from homelab.resources.described import (
 )
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System, address_of
-from homelab.shapes import CardPlan, StackInUse
-from homelab.stack import Refusal
+from homelab.shapes import CardPlan, StackInUse, SystemState
+from remote_scripts.both.nvidia_packages import Answer
+from remote_scripts.tools.plain import of_plain
 
 from .gpu_lxc import GpuLxc
 from .gpu_vm import GpuVm
@@ -42,29 +41,14 @@ from .host_reboot import HostReboot, HostRebootArgs
 if TYPE_CHECKING:
     from pulumi_command import remote
 
-    from homelab.nvidia import plan as planner
-    from homelab.nvidia import state, verification
-    from homelab.nvidia.plan import Plan
+    from homelab.nvidia import plan, state, verification
     from homelab.nvidia.request import Request
-    from homelab.nvidia.verification import Expected
     from homelab.remote import nvidia_steps as steps
 else:
-    planner = later("homelab.nvidia.plan")
+    plan = later("homelab.nvidia.plan")
     state = later("homelab.nvidia.state")
     verification = later("homelab.nvidia.verification")
     steps = later("homelab.remote.nvidia_steps")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Planned:
-    """A plan, the request that it was made from, and what a verification expects. `driver`: the installed version;
-    empty: none is installed yet.
-    """
-
-    request: Request
-    plan: Plan
-    expected: Expected
-    driver: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,36 +85,21 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         )
         of_this = pulumi.ResourceOptions(parent=self)
         self._agent = system.keep_agent(f"{name}-agent", self._nvidia_system, of_this)
-        # Made twice: from the system alone, and from what its repositories offer.
-        self._plan = self._plan_for(None)
 
-        def add_repository(planned: _Planned) -> Any:
-            packages = planner.packages_to_ask_for(planned.request)
-            return steps.repository(planned.plan, stack, planned.expected.context, packages)
+        def request_of(facts: SystemState) -> Request:
+            return state.request_of(system.target, system.name, facts, stack)
 
-        def install_driver(planned: _Planned) -> Any:
-            return steps.driver(planned.plan, stack, planned.expected.context)
-
-        def install_cuda(planned: _Planned) -> Any:
-            return steps.cuda(planned.plan, stack, planned.expected.context)
-
-        def install_toolkit(planned: _Planned) -> Any:
-            return steps.toolkit(planned.plan, stack, planned.expected.context, planned.driver)
-
-        repository = self._layer("repository", "nvidia_repository", add_repository, self._nvidia_system)
-        self._plan = self._plan_for(_answer(repository, "offered"))
-        driver = self._layer("driver", "nvidia_driver", install_driver, repository)
-        version = _answer(driver, "version")
-        self._plan = pulumi.Output.all(self._plan, version).apply(
-            lambda values: dataclasses.replace(values[0], driver=str(values[1]))
-        )
-        last: pulumi.Resource = driver
-        step_outputs: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
+        request = self._nvidia_system.facts.apply(request_of)
+        packages = self._layer("packages", "nvidia_packages", request.apply(plan.wanted), self._nvidia_system)
+        installed = packages.stdout.apply(lambda text: of_plain(Answer, scripts.answer(text)))
+        version = installed.apply(lambda answer: answer.version)
+        last: pulumi.Resource = packages
+        step_outputs: list[pulumi.Input[Any]] = [packages.stdout, self._generation("boot")]
         if args.reboot is not None:
             reboot = dataclasses.replace(
                 args.reboot,
                 driver=version,
-                flavour=self._plan.apply(lambda planned: str(planned.plan.flavour or "")),
+                flavour=installed.apply(lambda answer: answer.flavour or ""),
                 # After an update was given up, the next try installs the same version, and needs a boot of its own.
                 driver_generation=self._nvidia_system.generation_of("boot"),
             )
@@ -140,24 +109,19 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             inputs = {
                 "driver": version,
                 "timeout": stack.timeouts.reboot,
-                "step": driver.stdout,
+                "step": packages.stdout,
                 "generation": step_outputs[1],
             }
             options = pulumi.ResourceOptions(parent=self, depends_on=[last])
             last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **inputs}, options)
             step_outputs.append(restart.boot_id)
-        if stack.cuda is not None:
-            last = cuda = self._layer("cuda", "cuda_toolkit", install_cuda, last)
-            step_outputs.append(cuda.stdout)
+        both = pulumi.Output.all(request, installed)
         if stack.container_toolkit is not None:
-            last = toolkit = self._layer("toolkit", "container_toolkit", install_toolkit, last)
+            configure = both.apply(lambda values: steps.toolkit(*values))
+            last = toolkit = self._layer("toolkit", "container_toolkit", configure, last)
             step_outputs.append(toolkit.stdout)
         inputs = {
-            # The installed version: of a branch, one that was there already is as good as the newest.
-            "wanted": self._plan.apply(
-                lambda planned: {**dataclasses.asdict(planned.expected), "driver": planned.driver}
-            ),
-            "tried": self._plan.apply(lambda planned: steps.tried(planned.request, planned.plan)),
+            "wanted": both.apply(lambda values: dataclasses.asdict(verification.Expected.of(*values))),
             "timeout": stack.timeouts.verify,
             "done": pulumi.Output.all(*step_outputs),
             "started": system.started,
@@ -254,47 +218,23 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         )
         return cls(name, NvidiaGuestStackArgs(system=system))
 
-    def _layer(
-        self, step: str, layer: str, wanted: Callable[[_Planned], Any], after: pulumi.Resource
-    ) -> remote.Command:
+    def _layer(self, step: str, layer: str, wanted: pulumi.Input[Any], after: pulumi.Resource) -> remote.Command:
         """A step's command.
 
         :param step: as NvidiaSystem calls it.
-        :param wanted: makes the layer's `Wanted` of the plan.
+        :param wanted: the layer's `Wanted`.
         """
-        word = "repo" if step == "repository" else step
         options = pulumi.ResourceOptions(parent=self, depends_on=[after])
-        name = f"{self.pulumi_resource_name}-{word}"
-        return self._system.layer(name, layer, self._plan.apply(wanted), self._generation(step), self._agent, options)
+        name = f"{self.pulumi_resource_name}-{step}"
+        return self._system.layer(name, layer, wanted, self._generation(step), self._agent, options)
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """The layer's generation and the system's `after`: a change of either makes the step run again."""
         readings = pulumi.Output.all(self._nvidia_system.generation_of(layer), self._system.after)
         return readings.apply(lambda values: f"{values[0]} {values[1]}")
 
-    def _plan_for(self, offered: pulumi.Input[dict[str, list[str]] | None]) -> pulumi.Output[_Planned]:
-        """The plan for the system.
-
-        :param offered: package -> versions in the repositories; None: not read yet.
-        """
-
-        def plan_of(values: list[Any]) -> _Planned:
-            system = self._system
-            request = state.request_of(system.target, system.name, values[0], system.nvidia, values[1])
-            try:
-                plan = planner.plan_stack(request)
-            except HomelabError as error:
-                raise Refusal(error) from None
-            return _Planned(request, plan, verification.Expected.of(request, plan))
-
-        return pulumi.Output.all(self._nvidia_system.facts, offered).apply(plan_of)
-
 
 def _passed(gpus: dict[str, CardPlan], vfio_words: str) -> list[str]:
     """Slots of the cards that vfio-pci has from the next boot on."""
     slots = re.findall(r"[=,]([0-9a-f:]+)\.[0-7]=", vfio_words)  # homelab.vfio=
     return sorted({*slots}.union(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm"))
-
-
-def _answer(step: remote.Command, key: str) -> pulumi.Output[Any]:
-    return step.stdout.apply(lambda text: scripts.answer(text)[key])

@@ -35,16 +35,6 @@ class ShutdownInputs:
     otherwise: Literal["fail", "stop"]
 
 
-class Tried(TypedDict):
-    """What a verification of NVIDIA's stack tries in addition to the settings. `cards`: how many the system is to see;
-    without cards nothing is tried. `capabilities`: the uses of the driver's libraries; `cdi`: whether an engine's
-    containers get the cards by their CDI names."""
-
-    cards: int
-    capabilities: list[Capability]
-    cdi: bool
-
-
 class _Card(TypedDict):
     """A card of the settings.
 
@@ -148,19 +138,16 @@ class PassthroughSeen(TypedDict):
 
 
 class SystemState(TypedDict):
-    """A system that NVIDIA's stack is planned for, without what the steps change (fields as of
-    `nvidia.request.SystemFacts`)."""
+    """What of a system decides which packages its NVIDIA stack is (fields as of `nvidia.request.SystemFacts`), without
+    what the steps change, and what a verification's errors depend on."""
 
     distribution: NotRequired[str | None]
     version: NotRequired[str | None]
-    architecture: NotRequired[str | None]
     kernels: list[str]
     running: NotRequired[str | None]
     secure_boot: NotRequired[bool | None]
-    mok_enrolled: NotRequired[bool | None]
     cards: list[str]
     host_driver: NotRequired[str | None]
-    runtimes: list[Runtime]
 
 
 class CardInUse(TypedDict):

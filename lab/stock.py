@@ -258,11 +258,11 @@ def without_subscription(root: Path) -> None:
 def _packages(host: HostState, scenario: Scenario) -> None:
     kernels = {f"proxmox-kernel-{kernel}-signed": kernel.removesuffix("-pve") for kernel in scenario.kernels}
     install_base(host, "pve", f"pve-{scenario.pve}", {**stock_packages(host), **kernels})
+    if scenario.nvidia is not None:
+        install_driver(host, Build(scenario.nvidia.version, "open" if scenario.nvidia.open else "proprietary"))
     if scenario.no_subscription:
         without_subscription(host.root)
         fetch_lists(host)  # as Proxmox VE does once a day
-    if scenario.nvidia is not None:
-        install_driver(host, Build(scenario.nvidia.version, "open" if scenario.nvidia.open else "proprietary"))
 
 
 def _esps(host: HostState, scenario: Scenario) -> None:

@@ -44,7 +44,7 @@ _SLOW_TIERS = ("e2e/", "engine/", "metal/", "windows/")
 #: the steps of NVIDIA's stack on whole systems.
 SLOW = frozenset(
     {
-        "agent/test_nvidia_driver.py",
+        "agent/test_nvidia_packages.py",
         "agent/test_strace.py",
         "lab/test_advice.py",
         "lab/test_cards.py",
@@ -68,12 +68,9 @@ SLOW = frozenset(
         "scripts/test_card_libraries.py",
         "scripts/test_container_cards.py",
         "scripts/test_container_toolkit.py",
-        "scripts/test_cuda_toolkit.py",
-        "scripts/test_driver_update.py",
         "scripts/test_full_disk.py",
-        "scripts/test_nvidia_driver.py",
+        "scripts/test_nvidia_packages.py",
         "scripts/test_nvidia_read.py",
-        "scripts/test_nvidia_repository.py",
         "scripts/test_nvidia_verification.py",
         "scripts/test_on_a_host.py",
         "scripts/test_planned_files.py",

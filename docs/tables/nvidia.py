@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from docs.tables.markdown import table, with_tables
-from homelab.nvidia.compatibility import Compatibility, load
+from homelab.nvidia.compatibility import Facts, load
+from homelab.nvidia.versions import parse
 from homelab.symptoms import symptoms
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
@@ -20,7 +21,7 @@ def pages() -> dict[Path, str]:
     return {path: path.read_text(encoding="utf-8") for path in sorted(DOCUMENTS.glob("nvidia*.md"))}
 
 
-def written(text: str, data: Compatibility | None = None) -> str:
+def written(text: str, data: Facts | None = None) -> str:
     """A document's text with its tables made from the data.
 
     :raises KeyError: the text has a marker of a table that doesn't exist.
@@ -28,7 +29,7 @@ def written(text: str, data: Compatibility | None = None) -> str:
     return with_tables(text, all_tables(data or load()))
 
 
-def all_tables(data: Compatibility) -> dict[str, str]:
+def all_tables(data: Facts) -> dict[str, str]:
     """The tables: name -> Markdown."""
     return {
         "cards": _cards(data),
@@ -41,67 +42,48 @@ def all_tables(data: Compatibility) -> dict[str, str]:
     }
 
 
-def _cards(data: Compatibility) -> str:
+def _cards(data: Facts) -> str:
     rows = [
         (
-            generation.name,
-            ", ".join(f"{first:04x}–{last:04x}" for first, last in generation.ranges),
-            str(generation.least),
-            str(generation.last_branch or ""),
-            " or ".join(generation.flavours),
-            f"{generation.first_cuda or ''} – {generation.last_cuda or ''}",
-            generation.evidence,
+            row.name,
+            ", ".join(block.replace("-", "–") for block in row.ranges),
+            str(row.first),
+            str(row.last) if row.last in data.branches or row.modules == "proprietary" else "",
+            "open or proprietary" if row.modules == "both" else row.modules,
+            f"{row.cuda[0] or ''} – {row.cuda[1] or ''}",
         )
-        for generation in reversed(data.gpus.generations)
+        for row in reversed(data.generations)
     ]
-    return table(("cards", "device ids (10de:…)", "driver from", "last branch", "modules", "CUDA", "evidence"), rows)
+    return table(("cards", "device ids (10de:…)", "driver from", "last branch", "modules", "CUDA"), rows)
 
 
-def _branches(data: Compatibility) -> str:
+def _branches(data: Facts) -> str:
     rows = [
         (
-            f"{row.branch}{' (recommended)' if row.branch == data.recommended else ''}",
-            row.kind,
-            str(row.newest or ""),
-            row.ends or "",
-            " or ".join(row.flavours),
-            row.evidence,
+            f"{branch}{' (recommended)' if branch == data.recommended[0] else ''}",
+            ends,
+            " or ".join(data.flavours(branch)),
         )
-        for row in sorted(data.branches.values(), key=lambda row: -row.branch)
+        for branch, ends in sorted(data.branches.items(), reverse=True)
     ]
-    return table(("branch", "kind", "newest known", "ends", "modules", "evidence"), rows)
+    return table(("branch", "ends", "modules"), rows)
 
 
-def _cuda(data: Compatibility) -> str:
-    rows = []
-    for row in reversed(data.cuda.releases):
-        floor = data.cuda_major(row.release.major)
-        rows.append((str(row.release), str(row.least), str(floor.least if floor else ""), row.evidence))
-    return table(("CUDA", "came with", "runs, with limits, from", "evidence"), rows)
-
-
-def _distributions(data: Compatibility) -> str:
+def _cuda(data: Facts) -> str:
     rows = [
-        (
-            f"{row.id.capitalize()} {row.version}",
-            ", ".join(row.targets),
-            row.path,
-            " and ".join(map(str, row.drivers or ())),
-            str(row.first_cuda or ""),
-            row.key.fingerprint,
-            row.evidence,
-        )
-        for row in data.packaging.distributions
+        (release, str(data.cuda[release]), str(data.cuda_majors[parse(release).major]))
+        for release in data.cuda_releases
     ]
-    return table(
-        ("system", "as", "CUDA repository", "branches in its repositories", "first CUDA there", "its key", "evidence"),
-        rows,
-    )
+    return table(("CUDA", "came with", "runs, with limits, from"), rows)
 
 
-def _installers(data: Compatibility) -> str:
-    rows = [(version, row.sha256, row.evidence) for version, row in data.installers.items()]
-    return table(("installer", "SHA-256", "evidence"), rows)
+def _distributions(data: Facts) -> str:
+    rows = [(row.text, ", ".join(row.targets), row.path, row.key.fingerprint) for row in data.distributions]
+    return table(("system", "as", "CUDA repository", "its key"), rows)
+
+
+def _installers(data: Facts) -> str:
+    return table(("installer", "SHA-256"), [*data.installers.items()])
 
 
 def _symptoms(*, of_the_driver: bool) -> str:

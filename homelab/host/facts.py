@@ -238,17 +238,9 @@ class Cluster(answer.Cluster):
 
     def elsewhere(self, wanted: str, guest: int) -> HomelabError | None:
         """The error for a guest, VM or container, that is on another node; None: it is here, or nowhere."""
-        kind, node = self._place_of(guest)
-        return elsewhere(wanted, kind, guest, self.node, node) if node else None
-
-    def node_of(self, guest: int) -> str:
-        """The other node that a guest is on; empty: it is here, or nowhere."""
-        return self._place_of(guest)[1]
-
-    def _place_of(self, guest: int) -> tuple[str, str]:
-        """qemu or lxc, and the other node."""
-        kind, node = self.guests.get(guest, ("", ""))
-        return ("lxc" if kind == "lxc" else "qemu", node) if node != self.node else ("", "")
+        kind, node = self.guests.get(guest, ("", self.node))
+        kind = "lxc" if kind == "lxc" else "qemu"
+        return elsewhere(wanted, kind, guest, self.node, node) if node != self.node else None
 
     @cached_property
     def guests(self) -> dict[int, tuple[str, str]]:

@@ -368,15 +368,13 @@ class PlannedReboot(Planned):
 
         :param cards: of the plan.
         """
+        if self.reboot == "no":
+            return "not needed"
         stops = stopping(self.guests, again=self.reboot != "manual")
-        if self.reboot != "no":
-            by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
-            waits = f"; it waits: {self.cluster}" if self.cluster else ""
-            starts = f"; it starts kernel {self.kernel}" if self.kernel else ""
-            return f"{by}, because {in_short(self.reasons, cards)}; {stops}{starts}{waits}"
-        if self.perhaps:
-            return f"not needed, unless {'; '.join(self.perhaps)}; then {stops}"
-        return "not needed"
+        by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
+        waits = f"; it waits: {self.cluster}" if self.cluster else ""
+        starts = f"; it starts kernel {self.kernel}" if self.kernel else ""
+        return f"{by}, because {in_short(self.reasons, cards)}; {stops}{starts}{waits}"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from ruamel.yaml.tokens import CommentToken
 from homelab.host.facts import HostFacts
 from homelab.init.ask import Mistake
 from homelab.init.cards import Card, Use, guest_key, in_vm, mapping_of
-from homelab.nvidia.checks import cudas_that_fit, drivers_that_fit
-from homelab.nvidia.preview import system_of
+from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
 from homelab.settings.secrets import readable
@@ -143,7 +142,7 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
     if any(facts.kept_by_hand(device) or facts.named_at_next_boot(device) for device in functions):
         lines.append("      takeOver: true # the host's driver gets what settings of your own keep from it")
     if ids := tuple(card.id for card in staying if card.is_nvidia):
-        driver = next(iter(drivers_that_fit(Request("host", Nvidia(), system_of(facts, ids)))), "580")
+        driver = next(iter(fitting_drivers(Request("host", Nvidia(), SystemFacts(cards=ids)))), "580")
         loaded, in_turn = facts.nvidia.version, any(use.use == "shared" for use in staying.values())
         needed = "NVIDIA's driver on the host: what stays there can't be used without it"
         line = f"nvidia: {flow({'driver': driver})}"
@@ -164,8 +163,8 @@ def _software(
     config = facts.guests.config(number)
     if not ids or (config and config.is_windows):
         return []
-    driver = next(iter(drivers_that_fit(Request("vm", Nvidia(), SystemFacts(cards=ids)))), "580")
-    cuda = next(iter(cudas_that_fit(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))), "12.8")
+    driver = next(iter(fitting_drivers(Request("vm", Nvidia(), SystemFacts(cards=ids)))), "580")
+    cuda = next(iter(fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))), "12.8")
     more = {"cuda": cuda, "containerToolkit": "docker"}
     if section == "containers":
         off = "" if number in facts.guests.running else "# "

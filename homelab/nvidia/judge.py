@@ -29,12 +29,24 @@ def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = Fal
     :param stack: the one that is wanted there.
     :param libraries: packages for cards of other makers are wanted there.
     """
-    has = {"cuda": stack and stack.cuda, "toolkit": stack and stack.container_toolkit, "libraries": libraries}
-    wanted = [*(["repository", "driver", "boot"] if stack else []), *(layer for layer in has if has[layer])]
+    wanted = [
+        *(("packages", "boot") if stack else ()),
+        *(("toolkit",) if stack and stack.container_toolkit else ()),
+        *(("libraries",) if libraries else ()),
+    ]
     return [
         *(line for line in reading.drift if line.partition(":")[0] in wanted),
-        *(f"{layer}: no record of it is left there" for layer in wanted if layer not in {*reading.steps, "boot"}),
+        *(f"{layer}: there is no record of it" for layer in wanted if layer not in {*reading.steps, "boot"}),
     ]
+
+
+def is_as_wanted(reading: SystemReading, stack: Nvidia, digest: str) -> bool:
+    """Whether the packages' step has nothing to do on a system: it has carried out the same there, and nothing of that
+    was changed since.
+
+    :param digest: of what it is to do.
+    """
+    return reading.asked == digest and not any(line.startswith("packages:") for line in steps(reading, stack))
 
 
 def judge_stack(what: str, differences: Sequence[str], stage: Stage) -> list[Finding]:

@@ -1,247 +1,153 @@
-"""The plan of an NVIDIA stack: repositories, packages and pins, or NVIDIA's installer; modules, reboot, CUDA, container
-toolkit.
+"""The plan of an NVIDIA stack on a host, in a VM or in a container: from the settings, what the system is, the facts of
+data/facts.yaml, and what apt says on that system.
 
-What can't work is refused (`checks`); what isn't known is a note of the plan, which a person reads before `up` changes
-anything.
+`tries` are the ways to the driver, the best first; the system simulates them (layers/nvidia_packages.py) and answers
+with the first that apt can carry out. `refused` says what can't be: without an answer what facts and settings alone
+decide, with one what apt has said. So the same functions serve the settings alone, a preview and `up`.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from homelab.errors import HomelabError, raise_all
-from homelab.nvidia.checks import card_text, cuda_to_be_had, refusals
-from homelab.nvidia.compatibility import Flavour, Key, Target
-from homelab.nvidia.driver_source import RunfilePlan, SourceKind, driver_source, header_packages, version_pattern
-from homelab.nvidia.flavour import choose
-from homelab.nvidia.request import Driver, Request
-from homelab.nvidia.versions import Version, of_package, parse
-from homelab.shapes import Capability, Runtime
-from remote_scripts.both.nvidia_repository import AptFile, Repository
+from homelab.errors import HomelabError
+from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusal, refusals, sha256_advice
+from homelab.nvidia.checks import fitting_cudas as fitting_cudas
+from homelab.nvidia.checks import fitting_drivers as fitting_drivers
+from homelab.nvidia.compatibility import Flavour, Key
+from homelab.nvidia.request import Request
+from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, parse
+from homelab.settings.nvidia import Nvidia
+from homelab.shapes import Capability
+from remote_scripts.both import nvidia_index
+from remote_scripts.both.nvidia_packages import AptFile, Repository, Said, Try, Wanted, lacking_headers
+from remote_scripts.shared.software import Installer, Software
+from remote_scripts.shared.symptoms import Context
 
-# Above 1000 apt also goes back to an older version.
-_PRIORITY = 1001
-
-
-@dataclass(frozen=True)
-class CudaPlan:
-    """CUDA's toolkit, which brings no driver. `nvcc`: the compiler's path; `library_packages`: those of cuDNN and NCCL;
-    `libraries`: their sonames."""
-
-    release: str
-    packages: tuple[str, ...]
-    nvcc: str
-    library_packages: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = ()
+# What isn't offered beside the driver, as a system says it.
+_ABSENT = re.compile(r"([^ =]+)(?:=\S+)? isn't offered(?:; there is (.+))?")
 
 
-@dataclass(frozen=True)
-class ToolkitPlan:
-    """The container toolkit. `package`: the runtime's, empty where it has its own installer; `cdi`: the path of the CDI
-    specification, which is written anew after each change of the driver, empty where the toolkit's service writes it;
-    `cdi_options`: its generator's."""
-
-    runtime: Runtime
-    packages: tuple[str, ...]
-    package: str
-    cdi: str
-    cdi_options: tuple[str, ...]
+# -- the ways to the driver ------------------------------------------------------------------------------------
+def tries(request: Request) -> tuple[Try, ...]:
+    """The ways to the driver, the best first: by packages, of each driver that may be taken, then by NVIDIA's
+    installer. Empty: distribution or a container's host version isn't known, or nothing fits."""
+    ways = [way for driver in request.drivers for way in _ways(request, driver) if request.distribution]
+    # NVIDIA's installer, after which nothing looks, is the last one.
+    return tuple(sorted(ways, key=lambda way: way.run is not None))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An NVIDIA stack as it is to be. `driver`: a branch or an exact version; `version`: None where only the repository
-    tells which release of a branch it has.
-
-    `source`: `packages`; `run`, the installer; `either`: packages where the repositories have the version, and in a
-    container without modules, else the installer. `capabilities`: of the driver's libraries; `demanded`: whether the
-    settings name them, so that a library that is missing is installed; `unwanted`: packages of the other capabilities.
-    `no_recommends`: whether packages come without those that they recommend: modules have no place in a container.
-    `preferences`: apt's pins of the driver; `unattended`: keeps unattended-upgrades from replacing libraries of a
-    loaded module; `run`: the installer; `notes`: for a person.
-    """
-
-    target: Target
-    driver: str
-    version: str | None
-    flavour: Flavour | None
-    source: SourceKind
-    repositories: tuple[Repository, ...]
-    prerequisites: tuple[str, ...]
-    packages: tuple[str, ...]
-    capabilities: tuple[Capability, ...]
-    demanded: bool
-    unwanted: tuple[str, ...]
-    no_recommends: bool
-    preferences: AptFile | None
-    unattended: AptFile | None
-    run: RunfilePlan | None
-    cuda: CudaPlan | None
-    toolkit: ToolkitPlan | None
-    notes: tuple[str, ...]
+def _ways(request: Request, driver: Version) -> Iterator[Try]:
+    flavour = request.flavour(driver) if request.target != "lxc" else None
+    source, branch, every = request.settings.source, driver.major, request.capabilities
+    rows = [row for row in request.data.names if row.id == request.system.distribution and source != "run"]
+    alone: tuple[Capability, ...] = ("compute",)
+    # Where nobody has said what the driver is for, also without video.
+    for capabilities in [every] if request.settings.capabilities else [every, alone]:
+        # The branch's own naming first.
+        for row in sorted(rows, key=lambda row: row.before <= branch):
+            packages = row.packages(branch, flavour, capabilities)
+            yield Try(driver=str(driver), flavour=flavour, packages=packages, capabilities=capabilities)
+    if source != "packages" and (run := _installer(request, driver, flavour)):
+        data = request.data.run
+        packages = data.prerequisites + (data.graphics if "graphics" in every else ()) + (data.build if flavour else ())
+        yield Try(driver=str(driver), flavour=flavour, packages=packages, capabilities=every, run=run)
 
 
-def plan_stack(request: Request) -> Plan:
-    """The plan of a stack.
+def _installer(request: Request, driver: Version, flavour: Flavour | None) -> Installer | None:
+    """NVIDIA's installer of a driver; None: of none the SHA-256 is known."""
+    data, version, sha256 = request.data.run, *(request.sha256(driver) or ("", ""))
+    if not version:
+        return None
+    arguments = data.userspace
+    if flavour:
+        graphics = () if "graphics" in request.capabilities else (data.no_graphics,)
+        old = "-m=kernel-open" if flavour == "open" else "-m=kernel"
+        is_old = parse(version) < data.module_type_since
+        arguments = (*data.driver, *graphics, old if is_old else f"--kernel-module-type={flavour}")
+    url = data.url(request.settings.mirror.run or request.data.repositories.run, version)
+    return Installer(version=version, url=url, sha256=sha256, arguments=arguments)
 
-    :raises HomelabError: the stack is refused, or a fact that the plan needs isn't known; all errors at once.
-    """
-    raise_all(refusals(request))
-    driver = _driver(request)
-    _distribution_known(request)
-    raise_all(_packages_not_offered(request))
-    choice = choose(request) if request.target != "lxc" else None
-    found = driver_source(request, driver, choice)
-    source, run = found.source, found.run
-    version = _version_of(found.packages) or (str(driver.version) if driver.exact else None)
-    return Plan(
+
+def driver_to_be(request: Request, said: Said | None = None) -> dict[str, str]:
+    """The driver that the system gets, as far as it is known: `driver`, a branch or a version; `flavour`, empty without
+    modules; `source`: packages, run, or either. Empty: it isn't known."""
+    ways = _coming(request, said)
+    if not ways:
+        return {}
+    kinds = {"run" if way.run else "packages" for way in ways}
+    return {
+        "driver": (said.version if said else "") or ways[0].driver,
+        "flavour": ways[0].flavour or "",
+        "source": kinds.pop() if len(kinds) == 1 else "either",
+    }
+
+
+def _coming(request: Request, said: Said | None) -> tuple[Try, ...]:
+    ways = tries(request)
+    return ways if said is None or said.chosen is None else (ways[said.chosen],)
+
+
+# -- what the system is asked, and told to do ------------------------------------------------------------------
+def wanted(request: Request) -> Wanted:
+    """What the system is asked to simulate, and then to carry out."""
+    settings, cuda = request.settings, request.cuda
+    return Wanted(
         target=request.target,
-        driver=str(driver.version) if driver.exact else str(driver.branch),
-        version=version or (run.version if run and source == "run" else None),
-        flavour=choice.flavour if choice else None,
-        source=source,
-        repositories=_repositories(request, source),
-        prerequisites=_prerequisites(request, source),
-        packages=found.packages,
-        capabilities=found.capabilities,
-        demanded=request.settings.capabilities is not None,
-        unwanted=_unwanted_packages(request, driver),
-        no_recommends=request.target == "lxc",
-        preferences=_preferences(request, driver, source),
-        unattended=_unattended(request, source),
-        run=run,
-        cuda=_cuda(request),
-        toolkit=_toolkit(request),
-        notes=tuple([*_notes(request, driver), *_capability_notes(request, found.capabilities)]),
+        software=software(settings, context(request)),
+        tries=tries(request),
+        repositories=tuple(_repositories(request)),
+        pinned=request.data.pinned,
+        files=tuple(_files(request)),
+        prerequisites=request.data.prerequisites,
+        beside=tuple(_beside(request)),
+        headers=tuple(_headers(request)),
+        recommends=request.target != "lxc",
+        libraries=request.data.libraries(settings.capabilities or ()),
+        cuda=str(cuda or ""),
+        nvcc=nvcc(cuda) if cuda else "",
     )
 
 
-def all_refusals(request: Request) -> list[HomelabError]:
-    """Every reason to refuse a stack, as far as its facts are known, those of its plan among them; empty where there is
-    none. Proposals of init, previews and `up` ask it, so that none of them accepts a stack that another refuses.
-    """
-    errors = [*refusals(request), *cuda_to_be_had(request)]
-    if errors or request.driver is None or request.system.distribution is None:
-        return errors
-    try:
-        plan_stack(request)
-    except HomelabError as error:
-        return list(getattr(error, "errors", [error]))
-    return []
-
-
-def _driver(request: Request) -> Driver:
-    if request.driver is not None:
-        return request.driver
-    raise HomelabError(
-        wanted=f"{request.name}: the version of the host's driver",
-        found="the host wasn't read, and nvidia.driver isn't set here",
-        why="a container's libraries are of the host's version",
-        next="read the host first (`pulumi up` does), or set nvidia.driver to the host's",
+def software(settings: Nvidia, of: Context) -> Software:
+    """What every layer that installs something is told."""
+    timeouts = settings.timeouts
+    return Software(
+        context=of,
+        lock_seconds=timeouts.lock,
+        download_seconds=timeouts.download,
+        install_seconds=timeouts.install,
     )
 
 
-def _distribution_known(request: Request) -> None:
-    if request.system.distribution is None or request.system.version is None:
-        raise HomelabError(
-            wanted=f"{request.name}: the distribution, from its /etc/os-release",
-            found="it wasn't read yet",
-            why="repository and package names follow from it",
-            next="make the system reachable; `pulumi up` reads it before it changes anything",
-        )
+def context(request: Request) -> Context:
+    """The context of what fails on the system, without the flavour, which is that of the loaded modules."""
+    system, driver = request.system, str(request.driver) if request.driver else None
+    return Context(
+        name=request.name,
+        target=request.target,
+        needs_open=request.needs_open,
+        secure_boot=system.secure_boot,
+        driver=driver,
+        host_driver=system.host_driver or None,
+        kernel=system.running,
+    )
 
 
-def _packages_not_offered(request: Request) -> list[HomelabError]:
-    """Errors for packages of CUDA, its libraries and the container toolkit that the repositories were asked for and
-    don't offer."""
-    if request.system.offered is None:
-        return []
-    cuda, offered, errors = _cuda(request), request.system.offered, cuda_to_be_had(request)
-    names = [name.partition("=")[0] for name in cuda.library_packages] if cuda else []
-    if request.settings.container_toolkit:
-        names += request.data.packaging.toolkit.packages
-    missing = [name for name in names if name in offered and not offered[name]]
-    # NCCL is offered for several releases of CUDA under one name.
-    patterns = [name.partition("=")[::2] for name in cuda.library_packages if "=" in name] if cuda else []
-    missing += [name for name, pattern in patterns if offered.get(name) and not fnmatch.filter(offered[name], pattern)]
-    if not missing:
-        return errors
-    return [
-        *errors,
-        HomelabError(
-            wanted=f"{request.name}: {', '.join(missing)}, from NVIDIA's repository for {request.system.distribution} "
-            f"{request.system.version}",
-            found="its repositories don't offer it",
-            why="apt could not install it: `Unable to locate package`; not every release is there for every "
-            "distribution",
-            next="leave nvidia.cudnn and nvidia.nccl out there, or set nvidia.cuda to a release of another major "
-            "version"
-            if any("cuda" in name or "nccl" in name for name in missing)
-            else "check nvidia.mirror.containerToolkit, and the system's network",
-        ),
-    ]
+def _repositories(request: Request) -> Iterator[Repository]:
+    data, settings, row = request.data, request.settings, request.distribution
+    if row and (settings.source != "run" or settings.cuda):
+        url = f"{settings.mirror.cuda or data.repositories.cuda}/{row.path}"
+        yield _repository("homelab-cuda", url, url, row.key)
+    if settings.container_toolkit:
+        base = _toolkits_base(request)
+        yield _repository("homelab-nvidia-container-toolkit", f"{base}/{data.toolkit.path}", base, data.toolkit.key)
 
 
-def packages_to_ask_for(request: Request) -> tuple[str, ...]:
-    """The packages whose offered versions decide a plan: a reading looks them up (`SystemFacts.offered`)."""
-    branch = request.driver.branch if request.driver else 0
-    lists = [names for row in request.package_names for names in (row.open, row.proprietary, row.userspace)]
-    driver = [name.format(branch=branch) for names in lists for name in names]
-    driver += [name for row in request.package_names for name in row.packages_for(request.capabilities, branch)]
-    cuda = _cuda(request)
-    toolkit = request.data.packaging.toolkit.packages if request.settings.container_toolkit else ()
-    cuda_packages = (name.partition("=")[0] for name in (*cuda.packages, *cuda.library_packages)) if cuda else ()
-    # Of all releases, so that an error can name those that are offered instead.
-    other_cudas = request.data.cuda_packages if cuda else ()
-    packages = [*driver, *cuda_packages, *toolkit, *other_cudas]
-    return tuple(dict.fromkeys(packages))
-
-
-# -- what else is installed ------------------------------------------------------------------------------------
-def _unwanted_packages(request: Request, driver: Driver) -> tuple[str, ...]:
-    """Packages of the capabilities that the settings leave out; empty where the settings name none."""
-    if request.settings.capabilities is None:
-        return ()
-    capabilities = tuple(row.capability for row in request.data.packaging.capabilities)
-    names = [
-        name
-        for row in request.package_names
-        for name in row.packages_for(
-            [capability for capability in capabilities if capability not in request.capabilities], driver.branch
-        )
-    ]
-    return tuple(dict.fromkeys(names))
-
-
-def _version_of(packages: tuple[str, ...]) -> str | None:
-    """The driver's version in a package list; None where it has patterns."""
-    version = of_package(packages[0].partition("=")[2]) if packages and not packages[0].endswith("*") else None
-    return str(version) if version else None
-
-
-def _prerequisites(request: Request, source: str) -> tuple[str, ...]:
-    data = request.data.packaging
-    if request.target == "lxc":
-        return data.prerequisites
-    return data.prerequisites + (data.build[:1] if source == "packages" else data.build) + header_packages(request)
-
-
-def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
-    data, mirror, repositories = request.data.packaging, request.settings.mirror, []
-    if source != "run" or request.settings.cuda:
-        row = request.distribution
-        if row is not None:
-            base = mirror.cuda or data.repositories.cuda
-            repositories.append(_repository("homelab-cuda", f"{base}/{row.path}", f"{base}/{row.path}", row.key))
-    if request.settings.container_toolkit:
-        base = mirror.container_toolkit or data.repositories.container_toolkit
-        repositories.append(
-            _repository("homelab-nvidia-container-toolkit", f"{base}/{data.toolkit.path}", base, data.toolkit.key)
-        )
-    return tuple(repositories)
+def _toolkits_base(request: Request) -> str:
+    return str(request.settings.mirror.container_toolkit or request.data.repositories.container_toolkit)
 
 
 def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
@@ -255,159 +161,246 @@ def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
     )
 
 
-def _preferences(request: Request, driver: Driver, source: str) -> AptFile | None:
-    data, parts = request.data.packaging, []
-    if source != "run":
-        packages = " ".join(data.pinned)
-        parts.append(f"Package: {packages}\nPin: version {version_pattern(driver)}\nPin-Priority: {_PRIORITY}\n")
+def _files(request: Request) -> Iterator[AptFile]:
+    data = request.data
+    if request.settings.source != "run":
+        # As its regular expressions, which begin where a name does.
+        names = "".join(f'  "{name.replace("*", "")}";\n' for name in data.pinned)
+        content = f"Unattended-Upgrade::Package-Blacklist {{\n{names}}};\n"
+        yield AptFile(path="/etc/apt/apt.conf.d/52homelab-nvidia", content=content)
     if request.settings.container_toolkit:
-        # The CUDA repository has the toolkit, too: without a pin the two compete.
-        base = request.settings.mirror.container_toolkit or data.repositories.container_toolkit
-        packages = " ".join(data.toolkit.packages)
-        parts.append(f"Package: {packages}\nPin: origin {urlsplit(base).hostname}\nPin-Priority: {_PRIORITY}\n")
-    return AptFile(path="/etc/apt/preferences.d/homelab-nvidia", content="\n".join(parts)) if parts else None
+        # The CUDA repository has the toolkit, too: without a pin the two compete. Above 1000 apt also goes back.
+        origin = urlsplit(_toolkits_base(request)).hostname
+        content = f"Package: {' '.join(data.toolkit.packages)}\nPin: origin {origin}\nPin-Priority: 1001\n"
+        yield AptFile(path="/etc/apt/preferences.d/homelab-nvidia-container-toolkit", content=content)
 
 
-def _unattended(request: Request, source: str) -> AptFile | None:
-    if source == "run":
-        return None
-    patterns = "".join(f'  "{pattern}";\n' for pattern in request.data.packaging.unattended)
-    content = f"Unattended-Upgrade::Package-Blacklist {{\n{patterns}}};\n"
-    return AptFile(path="/etc/apt/apt.conf.d/52homelab-nvidia", content=content)
+def _beside(request: Request) -> Iterator[str]:
+    settings, data, cuda = request.settings, request.data, request.cuda
+    if cuda:
+        package = f"cuda-toolkit-{cuda.short.replace('.', '-')}"
+        yield f"{package}={cuda}-*" if len(cuda.numbers) > 2 else package
+        # nvcc hands half of its work to the compiler, which its package doesn't bring everywhere.
+        yield "build-essential"
+        for row in data.libraries_beside(settings.cudnn, nccl=settings.nccl):
+            yield from (name.format(major=cuda.major) for name in row.packages)
+    if runtime := settings.container_toolkit:
+        yield from data.toolkit.packages
+        if settings.docker == "install" and data.toolkit.runtimes[runtime]:
+            yield data.toolkit.runtimes[runtime]
 
 
-def _cuda(request: Request) -> CudaPlan | None:
-    if request.settings.cuda is None:
-        return None
-    release, data = parse(request.settings.cuda), request.data.cuda
-    package = request.data.cuda_package(release)
-    exact = f"{package}={release}-*" if len(release.numbers) > 2 else package
-    rows = request.data.cuda_libraries(request.settings.cudnn, nccl=request.settings.nccl)
-    return CudaPlan(
-        str(release),
-        (exact,),
-        data.nvcc(release),
-        tuple(_at_newest_offered(request, name) for row in rows for name in row.packages_for(release.major)),
-        tuple(row.soname for row in rows),
-    )
+def index(request: Request) -> nvidia_index.Wanted:
+    """What a host is asked about NVIDIA's repositories for a guest that isn't there yet: packages that come from them
+    alone."""
+    of_engines = request.data.toolkit.runtimes.values()
+    names = tuple(name for name in _beside(request) if name != "build-essential" and name not in of_engines)
+    settings = request.settings
+    repositories = tuple(_repositories(request))
+    return nvidia_index.Wanted(software=software(settings, context(request)), repositories=repositories, names=names)
 
 
-def _at_newest_offered(request: Request, name: str) -> str:
-    """`NAME=VERSION` with the newest offered version for a `NAME=PATTERN`, as apt takes no pattern that begins with a
-    star; unchanged where none is offered, or where it has no pattern."""
-    package, _, pattern = name.partition("=")
-    versions = fnmatch.filter((request.system.offered or {}).get(package, ()), pattern) if pattern else []
-    newest = max(versions, key=lambda text: [int(number) for number in re.findall(r"\d+", text)], default=None)
-    return f"{package}={newest}" if newest else name
+def nvcc(release: Version) -> str:
+    """The path of the compiler of a release of CUDA."""
+    return f"/usr/local/cuda-{release.short}/bin/nvcc"
 
 
-def _toolkit(request: Request) -> ToolkitPlan | None:
+def _headers(request: Request) -> Iterator[str]:
+    """Of every kernel of a host, as the next boot may take any, in a VM of the one that runs; and what follows them,
+    but for a kernel that was built by hand."""
+    system, row, running = request.system, request.distribution, request.system.running or ""
+    version, flavour = of_kernel(running), flavour_of_kernel(running)
+    if version is None or row is None or request.target == "lxc":
+        return
+    if request.target == "vm":
+        yield f"linux-headers-{running}"
+        hwe = row.kernel is not None and parse(version.short) > row.kernel
+        yield from [f"linux-headers-{flavour}" + (f"-hwe-{row.version}" if hwe else "")] if flavour else []
+        return
+    # Proxmox VE's kernels bring headers of their own name (github proxmox/pve-kernel, debian/control.in).
+    yield from (f"proxmox-headers-{kernel}" for kernel in system.kernels or ())
+    # The default's aren't those of an opt-in kernel's series.
+    yield from ["proxmox-default-headers", f"proxmox-headers-{version.short}"] if flavour else []
+
+
+def cdi(request: Request) -> str:
+    """The path of the CDI specification that is written anew after each change of the driver; empty where the toolkit's
+    own service writes it, or there is none."""
     runtime = request.settings.container_toolkit
-    if runtime is None:
-        return None
-    data, version = request.data.packaging.toolkit, _toolkit_version(request)
-    in_container = request.target == "lxc"
-    return ToolkitPlan(
-        runtime=runtime,
-        packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
-        package=data.runtimes[runtime],
-        # The toolkit's service skips systems without nvidia.ko in modules.dep, such as containers.
-        cdi="/etc/cdi/nvidia.yaml" if in_container or runtime == "podman" else "",
-        cdi_options=data.without_groups if _takes_no_groups(request) else (),
-    )
+    # The toolkit's service skips systems without nvidia.ko in modules.dep, such as containers.
+    return "/etc/cdi/nvidia.yaml" if runtime and (request.target == "lxc" or runtime == "podman") else ""
 
 
-def _takes_no_groups(request: Request) -> bool:
-    """Whether podman refuses the CDI specifications that the toolkit writes without options, as they name groups."""
-    data, row, version = request.data.packaging.toolkit, request.distribution, _toolkit_version(request)
-    old = row is not None and row.podman < data.podman_reads_groups
-    return request.settings.container_toolkit == "podman" and old and (version is None or version >= data.groups_since)
+# -- what can't be ---------------------------------------------------------------------------------------------
+def refused(request: Request, said: Said | None = None) -> list[HomelabError]:
+    """Every reason against a stack; empty: none is known.
+
+    :param said: what apt says on the system; None: it wasn't asked, and facts and settings alone decide.
+    """
+    errors = refusals(request)
+    return errors if errors or said is None else list(_by_apt(request, said))
 
 
-def _toolkit_version(request: Request) -> Version | None:
-    offered = (request.system.offered or {}).get(request.data.packaging.toolkit.packages[0], ())
-    return max((version for version in map(of_package, offered) if version), default=None)
+def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
+    if said.chosen is None:
+        drivers = dict.fromkeys(driver_text(parse(way.driver)) for way in tries(request))
+        beside = ", and what comes beside it" if any(_beside(request)) else ""
+        offered = [f"offered: {', '.join(said.offered)}"] if said.offered else []
+        yield refusal(
+            request,
+            wanted=f"{' or '.join(drivers) or 'a driver'}{beside}",
+            found="\n        ".join([*(_passed_over(said) or ["no way to it is known"]), *offered]),
+            why="apt was asked, with NVIDIA's repositories; nothing was changed",
+            next=_way_out(request, said),
+        )
+    if said.removes:
+        names = " ".join(said.removes)
+        yield refusal(
+            request,
+            wanted="NVIDIA's stack beside what is installed",
+            found=f"apt would remove {names}",
+            why="they aren't this program's to remove",
+            next=f"look at them, and remove them yourself (`apt-get remove {names}`)",
+        )
+    if said.lacking:
+        yield HomelabError(**vars(lacking_headers(request.name, said.lacking, request.target)))
+    if said.room is not None and said.room < said.needs:
+        yield refusal(
+            request,
+            wanted=f"room below /usr: {said.needs // 10**6} MB, as apt has it",
+            found=f"{said.room // 10**6} MB are free",
+            why="apt, or the installer, would fail half-way, with no space left on the device",
+            next="make room there, or give the system a larger disk"
+            + (", or leave nvidia.cuda out" if request.cuda else ""),
+        )
 
 
-# -- notes -----------------------------------------------------------------------------------------------------
-def _notes(request: Request, driver: Driver) -> list[str]:
-    return [
-        *_card_notes(request, driver),
-        *branch_notes(request),
-        *_cuda_notes(request),
-        *_podman_notes(request),
+def _passed_over(said: Said) -> list[str]:
+    """What stands against each way that can't be carried out, a line each."""
+    return [re.sub("(?<!:) E: Unable to locate package", ",", " ".join(text.split())) for text in said.against]
+
+
+def _way_out(request: Request, said: Said) -> str:
+    """What to do where no try can be carried out: about what isn't offered beside the driver, else about that."""
+    driver, absent = request.driver, filter(None, map(_ABSENT.fullmatch, said.against))
+    name, others = next((match.groups("") for match in absent), ("", ""))
+    if name.startswith("cuda-toolkit-"):
+        return cuda_advice(request, others.replace("cuda-toolkit-", "").replace("-", ".").split(", "))
+    if name.startswith(("libcudnn", "libnccl")):
+        return "leave nvidia.cudnn and nvidia.nccl out there, or set nvidia.cuda to a release of another major version"
+    if name in request.data.toolkit.packages:
+        return "check nvidia.mirror.containerToolkit, and the system's network"
+    if name:
+        return f"see why apt there has no {name}, or install it yourself; an engine: leave nvidia.docker out then"
+    step = f"set nvidia.driver{' of the host' if request.target == 'lxc' else ''} to one that is offered"
+    if request.settings.source == "packages":
+        return f"leave nvidia.source out, or set nvidia.source: run for NVIDIA's installer; or {step}"
+    if driver is None or request.sha256(driver):
+        return step
+    # A container's packages may bring modules, of whichever version is offered.
+    known = request.sha256(parse(str(driver.major))) if request.target == "lxc" else None
+    step = f'set nvidia.driver of the host: "{known[0]}", whose installer is known here' if known else step
+    return f"{step}; or {sha256_advice(request, driver)}"
+
+
+# -- what a person reads ---------------------------------------------------------------------------------------
+def described(request: Request, said: Said | None = None) -> str:
+    """The stack for a preview."""
+    settings, ways = request.settings, _coming(request, said)
+    to_be, capabilities = driver_to_be(request, said), ways[0].capabilities if ways else request.capabilities
+    version = to_be["driver"] if to_be else str(request.driver or "")
+    cards = ", ".join(sorted({row.name for row in request.generations.values()}))
+    modules = f" ({to_be['flavour']} kernel modules{cards and f', for {cards}'})" if to_be.get("flavour") else ""
+    source = {"packages": "from packages", "run": "by NVIDIA's installer"}.get(to_be.get("source", ""))
+    if said and said.version == said.was != "" and said.way_back is None:
+        source = "which is there"
+    parts = [
+        f"driver {version}{modules}" if version else "the host's driver",
+        said and said.version and said.was not in ("", said.version) and f"in place of {said.was}",
+        source,
+        f"its {' and '.join(capabilities)} libraries",
+        settings.cuda and f"CUDA {settings.cuda}",
+        settings.cudnn and f"cuDNN {settings.cudnn}",
+        "NCCL" if settings.nccl else None,
+        settings.container_toolkit and f"container toolkit for {settings.container_toolkit}",
+        said and said.comes and f"{len(said.comes)} packages come or change ({said.needs // 10**6} MB)",
+        None if said else "what its repositories have is asked when it can be reached",
     ]
+    return ", ".join(part for part in parts if part)
 
 
-def _card_notes(request: Request, driver: Driver) -> list[str]:
-    notes = []
-    for device, generation in request.generations.items():
-        if generation is None:
-            notes.append(
+def notes(request: Request, said: Said | None = None) -> list[str]:
+    """What a person is to know of a stack that is not refused."""
+    to_be = driver_to_be(request, said)
+    driver = parse(to_be["driver"]) if to_be else request.driver
+    found = [*_cards_notes(request), *_libraries_notes(request, said)]
+    if driver:
+        found += [*_branch_notes(request, driver), *_cuda_notes(request, driver)]
+    if said:
+        found += [f"passed over: {text}" for text in _passed_over(said)]
+        loaded = "nouveau" if request.system.nouveau else request.system.loaded
+        if request.target == "vm" and loaded not in (None, "", said.version):
+            found.append(f"the VM restarts once more: {loaded} is loaded until then")
+    if said and said.way_back is False:
+        found.append(f"there is no way back to {said.was}: it came by NVIDIA's installer, or no repository has it now")
+    return found
+
+
+def _cards_notes(request: Request) -> Iterator[str]:
+    for device, row in request.generations.items():
+        if not row.ranges:
+            yield (
                 f"{card_text(request, device)}: taken for a card that is newer than this program's data, which needs "
-                f"the open modules and a recent driver; whether {driver.text} knows it shows when the module is loaded"
+                "the open modules and a recent driver; whether the driver knows it shows when the module is loaded"
             )
     if request.devices is None and request.target != "lxc":
-        notes.append("the cards aren't known yet: whether driver and cards fit is checked before anything is installed")
-    return notes
+        yield "the cards aren't known yet: whether driver and cards fit is checked before anything is installed"
 
 
-def branch_notes(request: Request) -> list[str]:
-    """Of the driver's branch: that there are no more fixes, or that it isn't known. None where the driver isn't."""
-    driver, row = request.driver, request.branch
-    if driver is None:
-        return []
-    if row is None:
-        return [f"branch {driver.branch} is newer than this program's data (up to {request.data.newest_branch})"]
-    if row.ended(request.today):
-        return [
-            f"branch {row.branch} has reached its end of life ({row.ends}): no more fixes, also of security; "
-            f"{request.data.recommended} is maintained"
-        ]
-    return []
+def _branch_notes(request: Request, driver: Version) -> Iterator[str]:
+    data, branch = request.data, driver.major
+    if branch > max(data.branches):
+        yield f"branch {branch} is newer than this program's data (up to {max(data.branches)})"
+    if data.ended(branch, request.today):
+        yield (
+            f"branch {branch} has reached its end of life ({data.branches[branch]}): no more fixes, also of security; "
+            f"{data.recommended[0]} is maintained"
+        )
 
 
-def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) -> list[str]:
-    notes = []
-    if lacking := [capability for capability in request.capabilities if capability not in capabilities]:
-        notes.append(
+def _cuda_notes(request: Request, driver: Version) -> Iterator[str]:
+    release, data = request.cuda, request.data
+    if release is None:
+        return
+    if release.short not in data.cuda:
+        yield (
+            f"CUDA {release} is newer than this program's data: that it takes {data.least_for(release)} or later is "
+            "assumed"
+        )
+    if not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
+        yield (
+            f"CUDA {release} came with {data.least_for(release)}; with {driver_text(driver)} its programs run within "
+            "the major release, without PTX compiled at run time"
+        )
+
+
+def _libraries_notes(request: Request, said: Said | None) -> Iterator[str]:
+    ways, row = _coming(request, said), request.distribution
+    coming = ways[0].capabilities if ways else request.capabilities
+    if lacking := [capability for capability in request.capabilities if capability not in coming]:
+        yield (
             f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver is "
             "installed without them; to demand them, name them in nvidia.capabilities"
         )
-    if "graphics" in capabilities and request.target == "lxc":
-        notes.append(
+    if "graphics" in coming and request.target == "lxc":
+        yield (
             "graphics in a container needs the host's module nvidia-drm, and its nodes in /dev/dri, which the "
             "container must have been given; only the libraries are installed and checked here"
         )
-    return notes
-
-
-def _podman_notes(request: Request) -> list[str]:
-    if not _takes_no_groups(request):
-        return []
-    data, system, row = request.data.packaging.toolkit, request.system, request.distribution
-    return [
-        f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications that "
-        f"name groups, as the toolkit writes them from {data.groups_since} on (unknown field additionalGids): its own "
-        "is made without them. Programs in a container that aren't root may then not open the nodes in /dev/dri; CUDA "
-        "needs none of these"
-    ]
-
-
-def _cuda_notes(request: Request) -> list[str]:
-    least = request.least_of_cuda
-    if least is None or request.settings.cuda is None:
-        return []
-    notes = []
-    release = parse(request.settings.cuda)
-    if request.data.cuda_release(release) is None:
-        notes.append(
-            f"CUDA {request.settings.cuda} is newer than this program's data: that it takes {least.version} or "
-            "later is assumed"
+    toolkit = request.data.toolkit
+    if row and request.settings.container_toolkit == "podman" and row.podman < toolkit.podman_reads_groups:
+        yield (
+            f"podman {row.podman} of {row.text} refuses CDI specifications that name groups, as the toolkit writes "
+            f"them from {toolkit.groups_since} on (unknown field additionalGids): its own is made without them. "
+            "Programs in a container that aren't root may then not open the nodes in /dev/dri; CUDA needs none of these"
         )
-    if request.driver and request.driver.version < least.version:
-        notes.append(
-            f"CUDA {request.settings.cuda} came with {least.version}; with {request.driver.text} its programs run "
-            "within the major release, without PTX compiled at run time"
-        )
-    return notes

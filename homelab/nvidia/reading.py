@@ -16,9 +16,10 @@ from remote_scripts.tools.plain import of_plain
 @dataclass(frozen=True)
 class SystemReading:
     """A reading of a system. `boot_id`: of the system's kernel, in a container of the host's; `steps`: those that were
-    applied there; `drift`: a line for each difference from what the steps left, after its step (`driver: ...`);
+    applied there; `drift`: a line for each difference from what the steps left, after its step (`packages: ...`);
     `libraries`: the version of NVIDIA's libraries there, whoever installed them, empty: none; `agents`: those that
-    stacks keep there, their versions by owner, empty: none is whole.
+    stacks keep there, their versions by owner, empty: none is whole; `asked`: the digest of what the packages' step has
+    carried out there, empty: nothing.
     """
 
     system: SystemFacts
@@ -27,6 +28,7 @@ class SystemReading:
     drift: tuple[str, ...]
     libraries: str = ""
     agents: Mapping[str, str] = field(default_factory=dict)
+    asked: str = ""
 
 
 def parse(answer: str | Mapping[str, object]) -> SystemReading:
@@ -46,4 +48,5 @@ def parse(answer: str | Mapping[str, object]) -> SystemReading:
         ) from error
     values = {field.name: getattr(found, field.name) for field in dataclasses.fields(SystemFacts)}
     facts = SystemFacts(**{**values, "runtimes": frozenset(found.runtimes)})
-    return SystemReading(facts, found.boot_id, frozenset(found.steps), found.drift, found.libraries, found.agents)
+    steps = frozenset(found.steps)
+    return SystemReading(facts, found.boot_id, steps, found.drift, found.libraries, found.agents, found.asked)

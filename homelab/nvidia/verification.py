@@ -18,14 +18,13 @@ from typing import Any, cast
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import since_loaded
 from homelab.host.names import told_apart
-from homelab.nvidia.compatibility import VENDOR, Flavour, Target, load
-from homelab.nvidia.flavour import allowed_by_card
-from homelab.nvidia.plan import Plan
+from homelab.nvidia.compatibility import VENDOR, load
+from homelab.nvidia.plan import cdi
 from homelab.nvidia.request import Request
-from homelab.nvidia.versions import fits, of_package, parse
 from homelab.shapes import CardInUse, Runtime, StackInUse
 from homelab.symptoms import recognise
-from remote_scripts.shared.symptoms import Context
+from remote_scripts.both.nvidia_packages import Answer
+from remote_scripts.shared.symptoms import Context, Flavour, Target
 
 # Exit statuses: of `timeout`, and of a shell that doesn't find the program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
@@ -56,10 +55,11 @@ _COLUMNS = {
 class Expected:
     """A stack as a verification is to find it; of JSON's types alone, as it goes through a stack's state.
 
-    `driver`: a branch or an exact version; `cards`: vendor:device of each card; None where they aren't known, and any
+    `driver`: its version; `cards`: vendor:device of each card; None where they aren't known, and any
     will do. `cuda`: a release; None where no compiler is wanted. `flavour`: of the loaded modules; None in a container,
-    whose host chose it. `demanded`: capabilities that the settings name; a library of another one may be missing.
-    `libraries`: sonames of cuDNN and NCCL. `needs_open`, `secure_boot`, `host_driver`, `kernel`: those of
+    whose host chose it. `capabilities`: what the driver's libraries are for; `demanded`: those that the settings name:
+    a library of another one may be missing. `libraries`: sonames of cuDNN and NCCL; `cdi`: whether an engine's
+    containers get the cards by their CDI names. `needs_open`, `secure_boot`, `host_driver`, `kernel`: those of
     `symptoms.Context`.
     """
 
@@ -76,33 +76,33 @@ class Expected:
     kernel: str | None = None
     demanded: Sequence[str] = ()
     libraries: Sequence[str] = ()
+    capabilities: Sequence[str] = ()
+    cdi: bool = False
 
     @classmethod
-    def of(cls, request: Request, plan: Plan, cards: Sequence[str] | None = None) -> Expected:
-        """The stack that a plan leads to.
+    def of(cls, request: Request, installed: Answer) -> Expected:
+        """The stack that a request has led to.
 
-        :param cards: vendor:device of the cards that the system is given; None: all that were read.
+        :param installed: what the packages' step has answered.
         """
-        system = request.system
-        card_ids = system.cards if cards is None else cards
-        nvidia_cards = (
-            None if card_ids is None else [card.lower() for card in card_ids if card.lower().startswith(f"{VENDOR}:")]
-        )
-        need_open = [allowed_by_card(request, device) == ("open",) for device in request.generations]
+        system, settings = request.system, request.settings
+        beside = request.data.libraries_beside(settings.cudnn, nccl=settings.nccl) if settings.cuda else ()
         return cls(
             name=request.name,
             target=request.target,
-            driver=plan.version or plan.driver,
-            cards=nvidia_cards,
-            cuda=plan.cuda.release if plan.cuda else None,
-            runtime=plan.toolkit.runtime if plan.toolkit else None,
-            flavour=plan.flavour,
-            needs_open=any(need_open) if need_open else None,
+            driver=installed.version,
+            cards=None if request.devices is None else [f"{VENDOR}:{device}" for device in request.devices],
+            cuda=settings.cuda,
+            runtime=settings.container_toolkit,
+            flavour=installed.flavour,
+            needs_open=request.needs_open,
             secure_boot=system.secure_boot,
             host_driver=system.host_driver or None,
             kernel=system.running,
-            demanded=plan.capabilities if plan.demanded else (),
-            libraries=plan.cuda.libraries if plan.cuda else (),
+            demanded=installed.capabilities if settings.capabilities is not None else (),
+            libraries=[row.soname for row in beside],
+            capabilities=installed.capabilities,
+            cdi=cdi(request) != "",
         )
 
     @property
@@ -159,7 +159,7 @@ def judge(result: Mapping[str, Any], wanted: Expected) -> tuple[StackInUse, list
         works[capability] = None if missing or not states else all(state.startswith("loaded") for state in states)
     versions = {
         row.name: match[1]
-        for row in load().cuda.libraries
+        for row in load().cuda_libraries
         if (match := re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", load_results.get(row.soname, "")))
     }
     output: StackInUse = {
@@ -408,7 +408,7 @@ def _driver_and_cards(
     wanted: Expected, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]]
 ) -> Iterator[HomelabError]:
     driver = cards[0]["driver"] or str(result.get("loaded") or "")
-    if wanted.driver and not fits(of_package(driver), parse(wanted.driver)):
+    if driver != wanted.driver:
         yield HomelabError(
             wanted=f"{wanted.name}: driver {wanted.driver}",
             found=f"{driver} is in use",
@@ -457,8 +457,7 @@ def _card_text(card: str) -> str:
 
     :param card: vendor:device.
     """
-    generation = load().generation(card.partition(":")[2].lower())
-    return f"{generation.name if generation else 'a card'} ({card})"
+    return f"{load().generation(card.partition(':')[2].lower()).name} ({card})"
 
 
 def _compiler(wanted: Expected, nvcc: _ProgramResult, release: str | None, context: Context) -> Iterator[HomelabError]:

@@ -3,12 +3,11 @@ written."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
 _DOTTED = re.compile(r"\d+(?:\.\d+)*")
-# [epoch:]upstream[-revision], as dpkg has it
-_PACKAGE = re.compile(r"(?:\d+:)?(\d+(?:\.\d+)*)(?:[-~+].*)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -19,9 +18,19 @@ class Version:
     text: str = field(compare=False)
 
     @property
+    def is_branch(self) -> bool:
+        """Whether it is a driver's branch (580), not one of its versions."""
+        return len(self.numbers) == 1
+
+    @property
     def major(self) -> int:
         """The first number: the driver's branch, CUDA's major release."""
         return self.numbers[0]
+
+    @property
+    def short(self) -> str:
+        """Its first two numbers: 12.8 of CUDA's update 12.8.1."""
+        return ".".join(map(str, self.numbers[:2]))
 
     def __str__(self) -> str:
         return self.text
@@ -43,7 +52,12 @@ def fits(version: Version | None, wanted: Version) -> bool:
     """
     if version is None:
         return False
-    return version == wanted if len(wanted.numbers) > 1 else version.major == wanted.major
+    return version.major == wanted.major if wanted.is_branch else version == wanted
+
+
+def reaches(driver: Version, least: Version) -> bool:
+    """Is a driver a version or a later one? A branch counts as its newest release, whatever that is."""
+    return (*driver.numbers, *((math.inf,) if driver.is_branch else ())) >= least.numbers
 
 
 def of_kernel(release: str) -> Version | None:
@@ -56,24 +70,3 @@ def flavour_of_kernel(release: str) -> str:
     """What comes after the numbers of a kernel's release: `generic`, `amd64`, `cloud-amd64`, `pve`; empty where nothing
     does."""
     return re.sub(r"^[\d.]+(?:\+\w+)?(?:-\d[\w.~+]*)*-?", "", release)
-
-
-def of_package(text: str) -> Version | None:
-    """The upstream version in a package's: 580.105.08 of 580.105.08-1ubuntu1; None where it isn't dotted numbers."""
-    match = _PACKAGE.fullmatch(text)
-    return parse(match[1]) if match else None
-
-
-@dataclass(frozen=True)
-class Range:
-    """From a version (included) to another (not included); an end that is None is open."""
-
-    start: Version | None = None
-    end: Version | None = None
-
-    def __contains__(self, version: Version) -> bool:
-        return (self.start is None or version >= self.start) and (self.end is None or version < self.end)
-
-    def __str__(self) -> str:
-        start, end = f"from {self.start}" if self.start else "", f"before {self.end}" if self.end else ""
-        return " ".join(part for part in (start, end) if part)

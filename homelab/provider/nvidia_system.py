@@ -1,4 +1,4 @@
-"""The work on an NvidiaSystem: reads the system and plans its stack; a refresh compares."""
+"""The work on an NvidiaSystem: reads the system, and asks its apt for its stack; a refresh compares."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import dataclasses
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.nvidia import judge
-from homelab.nvidia.plan import all_refusals, plan_stack
+from homelab.nvidia.plan import notes
+from homelab.nvidia.preview import Stack
 from homelab.nvidia.reading import SystemReading
-from homelab.nvidia.state import facts_of, request_of
+from homelab.nvidia.request import Request
+from homelab.nvidia.state import facts_of
 from homelab.provider.base import raised
 from homelab.provider.systems import SystemWork
-from homelab.remote import followers, host_session, ssh
+from homelab.remote import host_session, ssh, stacks
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
 from homelab.settings import Nvidia
 from homelab.text import tell
 
 
 class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
-    """Reads a system, plans its NVIDIA stack, and compares it with that."""
+    """Reads a system, refuses what its NVIDIA stack can't be, and compares it with what the steps left."""
 
     resource = NvidiaSystem
 
@@ -50,19 +52,15 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         reading, has_agent = system
         drift = judge.steps(reading, Nvidia.model_construct(**inputs.nvidia))
         old, new = outputs.facts, facts_of(reading, inputs.target)
-        changed = [
-            key
-            for key in ("distribution", "version", "running", "kernels", "host_driver", "cards")
-            if old.get(key) != new.get(key)
-        ]
+        changed = [key for key in new if old.get(key) != new.get(key)]
         told = [f"{key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}" for key in changed]
         told += [] if has_agent else ["this program's agent there is missing, or another one"]
         for difference in [*drift, *told]:
             tell(f"{name}: drift: {difference}")
         drifted = {line.partition(":")[0] for line in drift}
-        # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed
-        # is looked at anew.
-        drifted |= {"boot"} if "driver" in drifted else set()
+        # Mended, the packages' step may answer as it did before (another try after a way back); whether a boot is
+        # needed is looked at anew.
+        drifted |= {"boot"} if "packages" in drifted else set()
         generation = raised(outputs.generation, drifted, LAYERS)
         return dataclasses.replace(outputs, generation=generation, stale=bool(changed) or not has_agent)
 
@@ -96,15 +94,14 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
                 next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
             )
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
-        facts = facts_of(system, inputs.target)
-        request = request_of(inputs.target, inputs.system_name, facts, stack)
-        raise_all(all_refusals(request))
+        request = Request(inputs.target, stack, system.system, inputs.system_name)
+        session = ssh.Session(self.reached(inputs))
+        found = stacks.asked(session, Stack.of(inputs.system_name, request, system, inputs.ctid))
+        raise_all(found.errors)
         if inputs.target == "host":
-            session = ssh.Session(self.reached(inputs))
-            raise_all(followers.refused(session, request, system, self.stack.containers(inputs.host)))
-        for note in plan_stack(request).notes:
+            raise_all(stacks.refused_by_containers(session, found, self.stack.containers(inputs.host)))
+        for note in notes(request, found.known):
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:
-            host = self.reached(inputs)
-            ssh.Session(host).put_agent(inputs.agent_owner, float(host.timeouts.step))
-        return NvidiaSystem.Outputs(facts=facts, generation=generation, stale=False)
+            session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))
+        return NvidiaSystem.Outputs(facts=facts_of(system, inputs.target), generation=generation, stale=False)

@@ -30,9 +30,10 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
         # The state has no secret, and nothing that says only how.
         settings = settings.model_copy(update={"timeouts": timeouts, "proxy": stack.proxy if stack else None})
-        wanted = steps.verification(inputs.target, settings, inputs.tried)
+        expected = verification.Expected(**inputs.wanted)
+        wanted = steps.verification(settings, expected)
         answer = reached.ask("apply", "nvidia_verification", wanted, proxy=settings.proxy_address)
-        result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
+        result, errors = verification.judge(answer, expected)
         if answer.get("update") == "tried" and stack is not None:
             errors = self._end_update(inputs, stack, errors, works=answer["nvidia_smi"]["status"] == 0)
         raise_all(errors)

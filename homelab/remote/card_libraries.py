@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from homelab.container import libraries
-from homelab.remote import nvidia_steps
+from homelab.nvidia.plan import software
 from homelab.settings import Container, Nvidia
 from homelab.shapes import CardPlan
 from remote_scripts.both.card_libraries import Wanted
@@ -23,7 +23,7 @@ def card_libraries(name: str, container: Container, gpus: Mapping[str, CardPlan]
     :param name: the container's in the settings.
     :param gpus: the host's cards by their names in the settings, as HostProbe puts them out.
     """
-    software = nvidia_steps.software(limits_of(container), Context(f"containers.{name}", "lxc"))
     return Wanted(
-        software=software, choices=libraries.choices(container.libraries, libraries.makers_of(container, gpus))
+        software=software(limits_of(container), Context(f"containers.{name}", "lxc")),
+        choices=libraries.choices(container.libraries, libraries.makers_of(container, gpus)),
     )

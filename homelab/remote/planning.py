@@ -18,9 +18,8 @@ from homelab.host.facts import HostFacts
 from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
-from homelab.nvidia.compatibility import load
 from homelab.nvidia.reading import SystemReading
-from homelab.remote import followers, ssh, systems
+from homelab.remote import ssh, stacks, systems
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
@@ -88,20 +87,7 @@ def planned(
     container_lines, container_errors = container_plan.describe(
         facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None, stack=stack
     )
-    inside = [str(container.ctid) for container in containers.values() if container.nvidia is not None]
-    if ids := [*(["host"] if host.nvidia else []), *inside]:
-        facts = systems.read(session, facts, ids, load().cuda_packages)
-    readings = {system: one for system, one in facts.systems.items() if isinstance(one, SystemReading)}
-    vm_systems, vm_remarks, refused = _read_vms(host, facts, vms, timeout)
-    stack_lines, stack_errors = "", [one for one in facts.systems.values() if isinstance(one, HomelabError)]
-    # Without a stack, the data about NVIDIA isn't read.
-    guest_stacks = [*(vm.nvidia for vm in vms.values()), *(container.nvidia for container in containers.values())]
-    if any([host.nvidia, *guest_stacks]):
-        stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, readings | vm_systems)
-        stack_errors = [*errors, *refused, *stack_errors]
-    if host.nvidia and "host" in readings and not stack_errors:
-        request = preview.of_host(name, host.nvidia, facts, want, readings["host"])
-        stack_errors = followers.refused(session, request, readings["host"], containers, readings)
+    facts, nvidia, vm_remarks, stack_errors = _nvidia(session, name, host, facts, want, vms, containers, timeout)
     patience = OUTAGE_SECONDS if timeout is None else timeout
     api_errors = probe.check(name, host, facts, vms, containers, patience)
     ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
@@ -114,8 +100,13 @@ def planned(
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
-    driver = preview.driver_to_be(name, host, facts, want, readings.get("host"))
-    to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
+    driver = next((stack.driver_to_be for stack in nvidia if stack.request.target == "host"), {})
+    to_be = Boot(
+        words=tuple(want.words.split()),
+        functions=tuple(sorted(want.functions)),
+        driver=driver.get("driver", ""),
+        flavour=driver.get("flavour", ""),
+    )
     writing = _writing(host, want, containers.values(), values, facts, vms)
     *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
@@ -125,7 +116,8 @@ def planned(
     remark_lines = "\n".join(
         f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
     )
-    guests = "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part)
+    stack_lines = [stack.text for stack in nvidia]
+    guests = "\n".join(part for part in (vm_lines, container_lines, *stack_lines, remark_lines) if part)
     return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
 
 
@@ -203,14 +195,46 @@ def _writing(
     return layers
 
 
+def _nvidia(
+    session: ssh.Session,
+    name: str,
+    host: Host,
+    facts: HostFacts,
+    want: plan.Wanted,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    timeout: float | None,
+) -> tuple[HostFacts, list[preview.Stack], list[str], list[HomelabError]]:
+    """The NVIDIA stacks of a host and its guests, with what apt says on each system; arguments as of `planned`.
+
+    :param want: the host's plan from the same reading.
+    :returns: the facts, with what was read of the systems; the stacks, the host's first; remarks on VMs; all refusals.
+    """
+    inside = [str(container.ctid) for container in containers.values() if container.nvidia]
+    if ids := [*(["host"] if host.nvidia else []), *inside]:
+        facts = systems.read(session, facts, ids)
+    elif not any(vm.nvidia for vm in vms.values()):
+        return facts, [], [], []
+    errors = [one for one in facts.systems.values() if isinstance(one, HomelabError)]
+    readings = {system: one for system, one in facts.systems.items() if isinstance(one, SystemReading)}
+    vm_sessions, of_vms, remarks, refused = _read_vms(host, facts, vms, timeout)
+    of_host = preview.of_host(name, host, facts, want, readings.get("host"))
+    of_host = stacks.asked(session, of_host) if of_host else None
+    of_guests = preview.of_guests(host.node or name, of_host, facts, want, vms, containers, readings | of_vms)
+    guests = [(vm_sessions.get(stack.request.name, session), stack) for stack in of_guests]
+    found = [*([of_host] if of_host else []), *stacks.asked_after(of_host, guests)]
+    errors += [*(error for stack in found for error in stack.errors), *preview.powered_off(facts, vms, containers)]
+    return facts, found, remarks, [*errors, *refused]
+
+
 def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
-) -> tuple[dict[str, SystemReading], list[str], list[HomelabError]]:
-    """Reads the VMs that run and accept a login: readings by id; a remark about each that doesn't accept it; the
-    refusal of one without Python. A VM that is off, or whose address its guest agent names, is read once it has its
-    card.
+) -> tuple[dict[str, ssh.Session], dict[str, SystemReading], list[str], list[HomelabError]]:
+    """Reads the VMs that run and accept a login: sessions by their place in the settings; readings by id; a remark
+    about each that doesn't accept it; the refusal of one without Python. A VM that is off, or whose address its guest
+    agent names, is read once it has its card.
     """
-    systems: dict[str, SystemReading] = {}
+    sessions, found = dict[str, ssh.Session](), dict[str, SystemReading]()
     remarks, refused = list[str](), list[HomelabError]()
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
@@ -220,8 +244,8 @@ def _read_vms(
         try:
             vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
             session = ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS))
-            wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
-            systems[str(vm.vmid)] = reading.parse(session.ask("read", "read_system", wanted))
+            found[str(vm.vmid)] = reading.parse(session.ask("read", "read_system", read_system.Wanted()))
+            sessions[f"vms.{name}"] = session
         except NoPythonError as error:
             refused.append(error.retold(wanted=f"Python in vms.{name}"))
         except HomelabError as error:
@@ -229,4 +253,4 @@ def _read_vms(
                 f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "
                 "once it has its card"
             )
-    return systems, remarks, refused
+    return sessions, found, remarks, refused

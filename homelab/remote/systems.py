@@ -13,16 +13,15 @@ from homelab.remote import ssh
 from remote_scripts.both import read_system
 
 
-def read(session: ssh.Session, facts: HostFacts, systems: Iterable[str], ask: Iterable[str] = ()) -> HostFacts:
+def read(session: ssh.Session, facts: HostFacts, systems: Iterable[str]) -> HostFacts:
     """Reads a host and its containers, of these the ones that run and that nothing else works on now.
 
     :param facts: the host's, with its guests.
     :param systems: `host`, and containers' ids.
-    :param ask: packages whose offered versions are told.
     :returns: the facts, with what was read.
     :raises UnreachableError: the host's connection was lost.
     """
-    found, wanted = dict[str, object](), read_system.Wanted(ask=tuple(ask))
+    found, wanted = dict[str, object](), read_system.Wanted()
     for system in systems:
         ctid = 0 if system == "host" else int(system)
         try:

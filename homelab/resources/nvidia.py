@@ -1,8 +1,8 @@
 """The resources of NVIDIA's stack on a system: what the system is, a guest's reboot, the look from inside.
 
-NvidiaSystem waits until the system answers, reads it, and refuses what can't work before anything is installed. A
-refresh compares it with what the steps left there: a layer that differs gets a higher `generation`, with which its step
-runs again, and what follows it.
+NvidiaSystem waits until the system answers, reads it, asks its apt, and refuses what can't be before anything is
+installed: on a host also for the containers that follow its driver. A refresh compares it with what the steps left
+there: a layer that differs gets a higher `generation`, with which its step runs again, and what follows it.
 
 GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia
 module is loaded than the installed one, or nouveau has the card. Both let go of it at a boot alone.
@@ -20,10 +20,10 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs, Probe, Values
-from homelab.shapes import StackInUse, SystemState, Tried
+from homelab.shapes import StackInUse, SystemState
 
 # What the steps leave on a system, in the order in which they do.
-LAYERS = ("repository", "driver", "boot", "cuda", "toolkit")
+LAYERS = ("packages", "boot", "toolkit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class GuestReboot(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`driver`: its version, as the driver's step answers; `timeout` in seconds; `step`: that whole answer;
+        """`driver`: its version, as the packages' step answers; `timeout` in seconds; `step`: that whole answer;
         `generation`: of the boot (NvidiaSystem)."""
 
         driver: str
@@ -90,7 +90,7 @@ class GuestReboot(Act):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """The driver's step may answer in other words, with a new version of this program, that no reboot is needed:
+        """The packages' step may answer in other words, with a new version of this program, that no reboot is needed:
         then this one looks again."""
         return {key for key in super().replacing(state, changed) if key != "step" or _may_need_a_reboot(changed[key])}
 
@@ -104,9 +104,9 @@ class GuestReboot(Act):
 
 
 def _may_need_a_reboot(step: Any) -> bool:
-    """Does an answer of the driver's step ask for a reboot, as far as it is known?
+    """Does an answer of the packages' step ask for a reboot, as far as it is known?
 
-    :param step: what the driver's step answers, which a preview may not know yet.
+    :param step: what that step answers, which a preview may not know yet.
     """
     return not isinstance(step, str) or scripts.answer(step).get("reboot") == "yes"
 
@@ -120,14 +120,12 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.verification.Expected`; `tried`: what it tries beside that; `done`, `started`:
-        what it is done again after."""
+        """`wanted`: fields of `nvidia.verification.Expected`; `done`, `started`: what it is done again after."""
 
         wanted: dict[str, Any]
         timeout: int
         done: Any
         started: str
-        tried: Tried
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pulumi
 from pulumi_command import remote
 
 from homelab.errors import HomelabError
-from homelab.later import later
 from homelab.resources import command as commands
 from homelab.resources import limits
 from homelab.resources.kept_agent import KeptFolder, owner
@@ -17,12 +16,7 @@ from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
 from homelab.stack import Refusal
 from remote_scripts.both.stack_folder import Wanted as StackFolder
-
-if TYPE_CHECKING:
-    from homelab.nvidia.compatibility import Target
-    from homelab.remote import nvidia_steps as steps
-else:
-    steps = later("homelab.remote.nvidia_steps")
+from remote_scripts.shared.symptoms import Target
 
 
 @dataclass(frozen=True)

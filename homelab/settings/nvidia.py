@@ -76,12 +76,14 @@ class NvidiaTimeouts(Model):
 
 
 class Nvidia(Model):
-    """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. [What works with
+    """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. What is taken out
+    here (CUDA, the toolkit) goes at the next `up`. [What works with
     what](nvidia.md) has the versions. Without quotes YAML reads 12.10 as 12.1."""
 
     driver: VersionText | None = None
     """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By
-    default the recommended branch; in a container the host's version."""
+    default the first recommended branch that suits cards and CUDA and that packages bring; in a container the host's
+    version."""
     cuda: CudaText | None = None
     """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
     cudnn: MajorText | None = None
@@ -106,7 +108,8 @@ class Nvidia(Model):
     installed from now on; one that is there already is left as it is. What is named here is added to a driver that
     lacks it, and demanded of it."""
     docker: Literal["as-is", "install"] = "as-is"
-    """`install`: install the container runtime as well, if it is missing; k3s has its own installer."""
+    """`install`: install the container runtime as well, if it is missing, until `pulumi destroy` with `onDestroy:
+    purge`; its data (`/var/lib/docker`) stay. k3s has its own installer."""
     allow_minor_version_compatibility: bool = False
     """`true`: accept a driver that is older than the one CUDA came with, but of the same major family."""
     mirror: Mirror = Mirror()

@@ -83,6 +83,10 @@ class Cluster:
         data = {"name": name, "version": len(nodes), "qdevice": qdevice, "nodes": nodes}
         write_atomically(folder / _FILE, json.dumps(data, indent=1) + "\n")
         write_atomically(folder / "pve" / "corosync.conf", _corosync(name, nodes, qdevice=qdevice))
+        # As the installer writes it. What nobody has written leads to nothing by a node's links, and is no file there.
+        write_atomically(folder / "pve" / "datacenter.cfg", "keyboard: en-us\n")
+        for one in ("jobs.cfg", "replication.cfg", "vzdump.cron"):
+            (folder / "pve" / one).touch()
         return cls(folder)
 
     @classmethod

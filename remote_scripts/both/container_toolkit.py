@@ -8,20 +8,19 @@ from remote_scripts.shared.software import Software
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`target`: what the system is; `install`: the engine's package if it may be installed, else empty; `cdi`: the path
-    of a CDI specification, or empty; `cdi_options`: of nvidia-ctk, so that an older podman reads it; `driver`: the
-    version that the specification is made for; `capabilities`: no part in what happens, another one makes the
-    specification anew.
+    """`target`: what the system is; `cdi`: the path of a CDI specification, or empty; `cdi_options`: of nvidia-ctk from
+    version `options_since` on, so that a podman before `podman_reads` reads it; `driver`: the version that the
+    specification is made for; `capabilities`: no part in what happens, another one makes the specification anew.
     """
 
     target: Literal["vm", "host", "lxc"]
     runtime: Literal["docker", "podman", "k3s"]
     software: Software
-    packages: tuple[str, ...]
     driver: str
-    install: str = ""
     cdi: str = ""
     cdi_options: tuple[str, ...] = ()
+    options_since: str = ""
+    podman_reads: str = ""
     capabilities: tuple[str, ...] = ()
 
 

@@ -3,20 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remote_scripts.shared.symptoms import Flavour
-
 #: Container runtime -> the packages that it comes with.
 Runtime = Literal["docker", "podman", "k3s"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`ask`: packages whose offered versions are told; `passed`: slots of the host's cards that VMs get; `staying`: the
-    same of cards that are with the host's driver from its next start on, also where vfio-pci has them now; `released`:
-    so is a card, `passed` left out, that homelab.vfio= has bound for this boot; else it doesn't count.
+    """`passed`: slots of the host's cards that VMs get; `staying`: the same of cards that are with the host's driver
+    from its next start on, also where vfio-pci has them now; `released`: so is a card, `passed` left out, that
+    homelab.vfio= has bound for this boot; else it doesn't count.
     """
 
-    ask: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
     staying: tuple[str, ...] = ()
     released: bool = False
@@ -25,9 +22,9 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """As of homelab.nvidia.request.SystemFacts. `drift`: a line for each thing that isn't as the steps left it, which
-    begins with the step: repository, driver, boot, cuda, toolkit, libraries. `libraries`: the version of NVIDIA's
-    libraries there, whoever installed them, empty: none. `agents`: those that stacks keep on a host or a VM, their
-    versions by owner, empty: none is whole.
+    begins with the step: packages, boot, toolkit, libraries. `asked`: the digest of what the step `packages` last
+    carried out, empty: nothing. `libraries`: the version of NVIDIA's libraries there, whoever installed them, empty:
+    none. `agents`: those that stacks keep on a host or a VM, their versions by owner, empty: none is whole.
     """
 
     boot_id: str
@@ -41,13 +38,10 @@ class Answer:
     cards: tuple[str, ...]
     nouveau: bool
     loaded: str
-    loaded_flavour: Flavour | None
     host_driver: str | None
     runtimes: tuple[Runtime, ...]
-    room: int | None
-    offered: dict[str, tuple[str, ...]] | None
     steps: tuple[str, ...]
     drift: tuple[str, ...]
     libraries: str = ""
-    without_headers: tuple[str, ...] = ()
+    asked: str = ""
     agents: dict[str, str] = field(default_factory=dict)

@@ -26,14 +26,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Planned:
-    """`reasons`: why; `perhaps`: what would be a reason; `guests`: what a reboot stops; `cluster`: why it waits: what
-    runs here, or why the cluster can't do without this node now; `kernel`: that it starts, where another one runs now.
+    """`reasons`: why; `guests`: what a reboot stops; `cluster`: why it waits: what runs here, or why the cluster can't
+    do without this node now; `kernel`: that it starts, where another one runs now.
     """
 
     reboot: Literal["yes", "no", "manual"]
     boot_id: str
     reasons: list[str]
-    perhaps: list[str]
     guests: str
     cluster: str = ""
     kernel: str = ""

@@ -1,21 +1,19 @@
 """Packages of the distribution by which programs in a container use its Intel and AMD cards: VA-API's drivers, OpenCL,
 ROCm's runtime.
 
-Changes packages; /var/lib/homelab/libraries names those that were asked for. With others than the last time, all of
-ours go first. `revert` removes exactly what was added; what others need by now stays, and is said.
+Changes packages; what came for another use goes. `revert` removes exactly what was added; what others need by now
+stays, and is said.
 """
 
 from __future__ import annotations
 
 from remote_scripts.both.card_libraries import Answer, Wanted
 from remote_scripts.shared import os_release
-from remote_scripts.shared.packages import Packages, Reverted
+from remote_scripts.shared.apt import Apt, Reverted
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System, changes
 
 _LAYER = "libraries"
-_ASKED = f"{HOME}/libraries"
 
 
 @changes
@@ -24,15 +22,11 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: the distribution isn't known, or lacks something; or apt can't do it.
     """
-    packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
-    names = _chosen(packages, wanted)
-    before = system.files.need_text(_ASKED).split()
-    if not set(before) <= set(names):
-        system.log.say("other packages than before are wanted: the former ones are removed")
-        packages.remove()
-    system.files.note(_ASKED, f"{' '.join(names)}\n".encode())
-    packages.install(names)
-    packages.note_step()
+    apt = Apt(system, wanted.software, _LAYER, "packages for its cards")
+    names = _chosen(apt, wanted)
+    apt.install(names)
+    apt.tidy(names)
+    apt.note_step()
     return Answer(tuple(names), system.files.changed)
 
 
@@ -42,18 +36,17 @@ def revert(system: System, wanted: Wanted) -> Reverted:
 
     :raises Failure: apt can't do it.
     """
-    packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
-    if packages.is_anothers():
+    apt = Apt(system, wanted.software, _LAYER, "packages for its cards")
+    if apt.is_anothers():
         return Reverted((), False)
-    packages.remove()
-    system.files.remove(_ASKED)
-    return packages.reverted()
+    apt.repair()
+    return apt.reverted(apt.tidy())
 
 
-def _chosen(packages: Packages, wanted: Wanted) -> list[str]:
+def _chosen(apt: Apt, wanted: Wanted) -> list[str]:
     """The packages of this distribution. The lists are fetched where one isn't installed."""
     place = wanted.software.context.name
-    distribution = os_release.distribution(packages.system)
+    distribution = os_release.distribution(apt.system)
     choice = next((choice for choice in wanted.choices if (choice.id, choice.version) == distribution), None)
     if choice is None:
         supported = ", ".join(f"{choice.id} {choice.version}" for choice in wanted.choices)
@@ -71,19 +64,19 @@ def _chosen(packages: Packages, wanted: Wanted) -> list[str]:
             "no repository is added for them",
             "leave that use out of libraries, or take a container of another release",
         )
-    if not all(any(map(packages.is_whole, word.split("|"))) for word in choice.packages):
-        packages.update()
-    return [_one_of(packages, word.split("|")) for word in choice.packages]
+    if not all(any(map(apt.is_whole, word.split("|"))) for word in choice.packages):
+        apt.update()
+    return [_one_of(apt, word.split("|")) for word in choice.packages]
 
 
-def _one_of(packages: Packages, names: list[str]) -> str:
+def _one_of(apt: Apt, names: list[str]) -> str:
     """The installed one, else the first that can be had, else the last: apt says what is wrong with it."""
-    installed = [name for name in names if packages.is_whole(name)]
+    installed = [name for name in names if apt.is_whole(name)]
     if installed or len(names) == 1:
         return (installed or names)[0]
-    offered = packages.offered(*names)
+    offered = apt.offered(*names)
     for name in names[:-1]:
         if offered[name]:
             return name
-        packages.system.log.say(f"note: {name} isn't in its repositories: {names[-1]} in its place")
+        apt.system.log.say(f"note: {name} isn't in its repositories: {names[-1]} in its place")
     return names[-1]

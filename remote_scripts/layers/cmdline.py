@@ -1,7 +1,7 @@
 """Words on the kernel command line of the next boot, and a second boot entry without them.
 
 `apply` puts them into a boot on trial (shared/trial.py): its entry alone has them until that boot is confirmed. What
-this boot runs with already is written at once, as is what only goes (shared/cmdline.py). Words that others have there
+this boot runs with already is written at once, as is what only goes. Words that others have there
 are left to them.
 """
 

@@ -1,7 +1,7 @@
-"""NVIDIA's container toolkit, for one container engine that is there.
+"""NVIDIA's container toolkit, set up for one container engine that is there; its packages are another layer's.
 
-Changes packages, the engine's configuration (it is restarted if that changed), and a CDI specification. `revert` undoes
-the packages and the specification; docker's configuration is given back byte for byte. Where a user has changed it
+Changes the engine's configuration (it is restarted if that changed), and a CDI specification. `revert` takes the
+specification away; docker's configuration is given back byte for byte. Where a user has changed it
 since, it loses our runtime. Whether containers get the cards the verification tries (layers/nvidia_verification.py).
 """
 
@@ -11,8 +11,9 @@ import re
 
 from remote_scripts.both.container_toolkit import Answer, Wanted
 from remote_scripts.shared import engine_conf
+from remote_scripts.shared.apt import Apt, Reverted
+from remote_scripts.shared.driver_installer import is_at_least
 from remote_scripts.shared.engines import Engines
-from remote_scripts.shared.packages import Packages, Reverted
 from remote_scripts.tools.system import System, changes
 
 _LAYER = engine_conf.LAYER
@@ -24,24 +25,23 @@ _CDI_BYTES = 1 << 20
 
 @changes
 def apply(system: System, wanted: Wanted) -> Answer:
-    """Installs and configures it.
+    """Configures it.
 
-    :raises Failure: the engine isn't there, or doesn't start; apt or nvidia-ctk can't do it.
+    :raises Failure: the engine isn't there, or doesn't start; or nvidia-ctk can't do it.
     """
     files = system.files
-    packages, engines = _parts(system, wanted)
-    engines.need(wanted.runtime, wanted.install)
-    packages.install(wanted.packages)
+    apt, engines = _parts(system, wanted)
+    engines.need(wanted.runtime)
     if wanted.runtime == "docker":
         engine_conf.configure(system, wanted.software.context.name, cdi=bool(wanted.cdi))
     else:
         engine_conf.give_back(system)
-    cdi = _make_specification(packages, wanted)
+    cdi = _make_specification(apt, wanted)
     engines.restart_docker()
     if wanted.runtime == "k3s":
         engines.restart_k3s()
-    packages.note_step()
-    version = packages.installed().present.get("nvidia-container-toolkit", "")
+    apt.note_step()
+    version = apt.installed().present.get("nvidia-container-toolkit", "")
     return Answer(wanted.runtime, version, cdi, files.changed, engines.restarted)
 
 
@@ -52,30 +52,26 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     :raises Failure: apt can't do it, or an engine doesn't start.
     """
     files = system.files
-    packages, engines = _parts(system, wanted)
-    if packages.is_anothers():
+    apt, engines = _parts(system, wanted)
+    if apt.is_anothers():
         return Reverted((), False)
     for path in files.of_layer(_LAYER):
         if path != engine_conf.DOCKER:
             files.drop(_LAYER, path)
     engine_conf.give_back(system)
-    packages.remove()
-    # What its service has made means nothing without it.
-    if not files.exists("/usr/bin/nvidia-ctk"):
-        files.remove(_SERVICES_CDI)
     engines.restart_docker()
-    return packages.reverted()
+    return apt.reverted()
 
 
-def _parts(system: System, wanted: Wanted) -> tuple[Packages, Engines]:
-    packages = Packages(system, wanted.software, _LAYER, "container toolkit")
-    return packages, Engines(packages, is_container=wanted.target == "lxc")
+def _parts(system: System, wanted: Wanted) -> tuple[Apt, Engines]:
+    apt = Apt(system, wanted.software, _LAYER, "container toolkit")
+    return apt, Engines(apt, is_container=wanted.target == "lxc")
 
 
 # The specification.
 
 
-def _make_specification(packages: Packages, wanted: Wanted) -> str:
+def _make_specification(apt: Apt, wanted: Wanted) -> str:
     """It names the driver's libraries by their version, and the cards' nodes. One, and fresh: where the toolkit has a
     service for that (from 1.18 on, NVIDIA/nvidia-container-toolkit, deployments/systemd), its file in /run is it, which
     engines take before ours in /etc. The service runs at a boot and when modules are built; libraries that are added it
@@ -83,9 +79,14 @@ def _make_specification(packages: Packages, wanted: Wanted) -> str:
 
     :returns: the path of the one that counts; empty where there is none.
     """
-    system, files = packages.system, packages.system.files
+    system, files, there = apt.system, apt.system.files, apt.installed().whole
+    toolkit, podman = there.get("nvidia-container-toolkit", ""), there.get("podman", "")
+    needs_options = (
+        podman and not is_at_least(wanted.podman_reads, podman) and is_at_least(wanted.options_since, toolkit)
+    )
+    options = wanted.cdi_options if wanted.runtime == "podman" and needs_options else ()
     # The service knows of no options: what it writes such a podman leaves out, and takes ours.
-    by_service = not wanted.cdi_options and _refresh(system, wanted)
+    by_service = not options and _refresh(system, wanted)
     keep = "" if by_service else wanted.cdi
     for path in files.of_layer(_LAYER):
         if "/cdi/" in path and path != keep:
@@ -95,10 +96,10 @@ def _make_specification(packages: Packages, wanted: Wanted) -> str:
     name, why = wanted.software.context.name, f"{wanted.runtime} needs it to give cards to containers"
     files.need_folder(_GENERATED.rpartition("/")[0])
     output = f"--output={files.name(_GENERATED)}"
-    done = packages.do("nvidia-ctk", "cdi", "generate", *wanted.cdi_options, output)
+    done = apt.do("nvidia-ctk", "cdi", "generate", *options, output)
     if done.status != 0:
         next = "`nvidia-smi` there must work first; then run `pulumi up` again"
-        packages.explain(done, f"{name}: a CDI specification of its cards", why, next)
+        apt.explain(done, f"{name}: a CDI specification of its cards", why, next)
     content = files.need(_GENERATED, _CDI_BYTES) or b""
     files.remove(_GENERATED)
     files.put(_LAYER, keep, 0o644, content.rstrip(b"\n") + b"\n")

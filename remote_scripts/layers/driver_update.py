@@ -6,18 +6,23 @@ from __future__ import annotations
 
 from remote_scripts.both.driver_update import Ended, Wanted
 from remote_scripts.shared import driver
-from remote_scripts.shared.driver import FAMILY
-from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
+from remote_scripts.shared.apt import Apt
+from remote_scripts.shared.driver_update import Update
 from remote_scripts.shared.handover import need_rest
-from remote_scripts.shared.packages import Packages
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
 
 @changes
 def apply(system: System, wanted: Wanted) -> Ended:
-    """The new driver stays."""
-    update = _update(system, wanted)
+    """The new driver stays.
+
+    :raises Failure: apt can't take away what was for the old one.
+    """
+    apt, update = _parts(system, wanted)
+    if update.kept.phase == "tried":
+        # Only a system with a boot of its own comes here, which has what is recommended, too.
+        apt.tidy(update.kept.wanted, recommends=True)
     if update.kept.phase in ("", "tried"):  # without one there may be litter of a run that was cut short
         update.close()
     return Ended()
@@ -29,29 +34,23 @@ def revert(system: System, wanted: Wanted) -> Ended:
 
     :raises Failure: it can't be; the next run goes on with it.
     """
-    files, update = system.files, _update(system, wanted)
+    _, update = _parts(system, wanted)
     need_rest(system)
     kept = update.kept
-    if not kept.phase:
-        update.close()
-    if kept.phase not in ("tried", "back") or kept.lost:
+    if kept.phase not in ("tried", "back"):
         return Ended()
     # A run before this one, which was cut short, may have put libraries back already.
     old, new = kept.driver.version, kept.new or driver.library_version(system)
-    update.note(phase="back", new=new)
     try:
-        restored = update.restore()
+        return Ended(old, update.back(new))
     except (Failure, OSError) as error:
         failure = system.failure_of(error)
         raise failure.but(
             why=f"the update to {new} doesn't work, and the driver {old} could not be put back: {failure.why}",
             next=f"{failure.next}, then run `pulumi up --refresh`: it first goes on with putting {old} back",
         ) from error
-    files.note(VERSION_GIVEN_UP, f"{new}\n".encode())
-    update.close()
-    return Ended(old, restored)
 
 
-def _update(system: System, wanted: Wanted) -> Update:
-    packages = Packages(system, wanted.software, driver.LAYER, "NVIDIA's driver, put back", FAMILY)
-    return Update(packages, wanted.target)
+def _parts(system: System, wanted: Wanted) -> tuple[Apt, Update]:
+    apt = Apt(system, wanted.software, driver.LAYER, "NVIDIA's driver")
+    return apt, Update(apt, wanted.target)

@@ -121,6 +121,6 @@ def _boot_lacks(source: Source, loader: Loader | None) -> list[str] | None:
 
     def reasons() -> list[str] | None:
         wanted = reboot_required.noted(system)
-        return None if wanted is None else reboot_required.check(system, wanted, loader).reasons
+        return None if wanted is None else reboot_required.check(system, wanted, loader)
 
     return source.noting(reboot_required.WANTED, reasons, None)

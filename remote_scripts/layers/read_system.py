@@ -7,16 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from remote_scripts.both.read_system import Answer, Runtime, Wanted
-from remote_scripts.shared import boot, driver, driver_update, kept_agents, kernel, nvidia
-from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
+from remote_scripts.shared import driver, driver_update, kept_agents, kernel, nvidia
+from remote_scripts.shared.apt import RECORDS, Installed, installed, recorded
 from remote_scripts.shared.os_release import distribution
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-_LISTS = "/var/lib/apt/lists"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
 _KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 _RUNTIMES: dict[Runtime, tuple[str, ...]] = {
@@ -33,7 +31,6 @@ def read(system: System, wanted: Wanted) -> Answer:
     secure_boot, enrolled = _secure_boot(system)
     cards, held = _cards(system, wanted)
     steps = [step for step in files.names(f"{HOME}/steps") if files.is_file(f"{HOME}/steps/{step}")]
-    versions = offered(system, *wanted.ask) if wanted.ask else None
     return Answer(
         boot_id=kernel.boot_id(system),
         distribution=name or None,
@@ -46,15 +43,12 @@ def read(system: System, wanted: Wanted) -> Answer:
         cards=tuple(cards),
         nouveau=held,
         loaded=loaded.version,
-        loaded_flavour=loaded.flavour or None,
         host_driver=loaded.version if system.is_container else None,
         runtimes=tuple(_runtimes(system, packages)),
-        room=boot.free_on(system, "/usr"),
-        offered=None if versions is None else {name: tuple(versions[name]) for name in wanted.ask},
         steps=tuple(step.removeprefix("nvidia-") for step in steps),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
         libraries=driver.library_version(system),
-        without_headers=() if system.is_container else tuple(_without_headers(system)),
+        asked=files.need_text(driver.ASKED).strip(),
         agents={} if system.is_container else kept_agents.versions(files, files.names(kept_agents.FOLDER)),
     )
 
@@ -64,20 +58,6 @@ def _architecture(system: System) -> str:
     personality(2).
     """
     return system.run.ask("uname", "-m").text
-
-
-def _without_headers(system: System) -> Iterator[str]:
-    kernels = [*dict.fromkeys((*driver.kernels(system), kernel.running(system)))]
-    # Where there are no lists yet (a cloud image), a step fetches the distribution's. Those of Proxmox VE that a host
-    # has as installed answer no one without a subscription.
-    has_lists = any("_Packages" in name for name in system.files.names(_LISTS))
-    kernels = [name for name in kernels if has_lists or name.endswith("-pve")]
-    bare = [name for name in kernels if name and not driver.has_headers(system, name)]
-    try:
-        versions = offered(system, *(f"{prefix}{name}" for name in bare for prefix in driver.HEADERS))
-    except Failure:  # Lists that contradict each other, which the repositories' step mends or tells of.
-        return
-    yield from (name for name in bare if not any(versions[f"{prefix}{name}"] for prefix in driver.HEADERS))
 
 
 # Cards.
@@ -147,14 +127,14 @@ def _layers(system: System, folder: str, *others: str) -> list[str]:
 
 
 def _of_files(system: System) -> Iterator[str]:
-    for layer in _layers(system, f"{HOME}/files", "cuda"):
+    for layer in _layers(system, f"{HOME}/files", "toolkit"):
         for path, state in system.files.of_layer(layer).items():
             if state != "ok":
                 yield f"{layer.removeprefix('nvidia-')}: {path} is {state}"
 
 
 def _of_packages(system: System, packages: Installed) -> Iterator[str]:
-    for layer in _layers(system, RECORDS, "cuda", "toolkit", "libraries"):
+    for layer in _layers(system, RECORDS, "libraries"):
         for name, record in recorded(system, layer).items():
             version = packages.present.get(name, "")
             if (version or "-") != record.now:
@@ -166,21 +146,21 @@ def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[str]:
     if not noted.version:
         return
     if given_up := system.files.need_text(f"{HOME}/given-up").strip():
-        yield f"driver: the update to {given_up} was given up, {noted.version} is back"
+        yield f"packages: the update to {given_up} was given up, {noted.version} is back"
     if driver_update.noted(system).phase in ("trying", "back"):
-        yield "driver: an update was cut short"
+        yield "packages: an update was cut short"
     version = driver.library_version(system)
     if version != noted.version:
-        yield f"driver: its libraries are {version or 'gone'}, they were {noted.version}"
+        yield f"packages: its libraries are {version or 'gone'}, they were {noted.version}"
     if system.is_container:
         if loaded.version not in ("", noted.version):
-            yield f"driver: its libraries are {version or 'gone'}, the host's driver is {loaded.version}"
+            yield f"packages: its libraries are {version or 'gone'}, the host's driver is {loaded.version}"
         return
     for release in driver.kernels_of(system, noted.target):
         module = driver.module(system, release).version
         if module != noted.version:
             what = f"{module} as module" if module else "no module"
-            yield f"driver: the kernel {release} has {what}, the driver is {noted.version}"
+            yield f"packages: the kernel {release} has {what}, the driver is {noted.version}"
     if not loaded.version:
         yield f"boot: no module is loaded, the driver is {noted.version}"
     elif loaded.version != noted.version:

@@ -55,12 +55,11 @@ def _policy(wanted: Wanted) -> cluster.Policy:
 
 
 def _decide(system: System, wanted: Wanted, loader: Loader) -> Planned:
-    lacks = reboot_required.check(system, wanted.boot, loader)
+    reasons = reboot_required.check(system, wanted.boot, loader)
     return Planned(
-        reboot="no" if not lacks.reasons else "manual" if wanted.policy == "manual" else "yes",
+        reboot="no" if not reasons else "manual" if wanted.policy == "manual" else "yes",
         boot_id=need_boot_id(system),
-        reasons=lacks.reasons,
-        perhaps=lacks.perhaps,
+        reasons=reasons,
         guests=_name_guests(system),
         kernel=loaders.other_kernel(system, loader),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import boot, kernel, nvidia
-from remote_scripts.shared.installed import need_answer
+from remote_scripts.shared.apt import need_answer
 from remote_scripts.shared.notes import Note
 from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
@@ -39,7 +39,11 @@ _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
 
 Source = Literal["packages", "run", "found"]
 #: Whose records and files the driver's are.
-LAYER = "nvidia-driver"
+LAYER = "nvidia-packages"
+#: Which versions of it apt may bring.
+PINS = "/etc/apt/preferences.d/homelab-nvidia"
+#: The digest of what the layer was last asked, and has carried out.
+ASKED = f"{HOME}/nvidia-asked"
 
 
 @dataclass(frozen=True)

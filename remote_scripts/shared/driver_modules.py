@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from remote_scripts.shared import boot, driver, kernel, nvidia
+from remote_scripts.shared.apt import Apt
 from remote_scripts.shared.nvidia import DAEMON, MODULES, Module
-from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -25,21 +25,21 @@ options nouveau modeset=0
 _OF_THE_DRIVER = re.compile("NVRM|nvidia|signature")
 
 
-def build(packages: Packages, wanted: Module, kernel: str) -> None:
+def build(apt: Apt, wanted: Module, kernel: str) -> None:
     """The modules for a kernel, looked at: what DKMS says, and whether the file is there.
 
     :raises Failure: they can't be built.
     """
-    system = packages.system
+    system = apt.system
     if driver.module(system, kernel) == wanted:
         return
     system.log.say(f"building the modules of {wanted.version} for {kernel}")
     status = _dkms_status(system)
     name = re.search(rf"^(nvidia[a-z0-9-]*)(/|, ){re.escape(wanted.version)}[:,]", status, re.MULTILINE)
     module = name[1] if name else "nvidia"  # nvidia, nvidia-open, nvidia-current, as the packages call it
-    done = packages.do("dkms", "install", "-m", module, "-v", wanted.version, "-k", kernel)
+    done = apt.do("dkms", "install", "-m", module, "-v", wanted.version, "-k", kernel)
     if done.status != 0:
-        packages.explain(
+        apt.explain(
             done,
             f"the modules of {wanted.version}, built for {kernel}",
             "that kernel would come up without the driver",
@@ -56,13 +56,13 @@ def build(packages: Packages, wanted: Module, kernel: str) -> None:
     system.files.changed = True
 
 
-def load(packages: Packages, wanted: Module) -> tuple[Literal["yes", "no"], str]:
+def load(apt: Apt, wanted: Module) -> tuple[Literal["yes", "no"], str]:
     """Loads them at once where that can be done.
 
     :returns: whether a reboot is needed, yes or no, and why.
     :raises Failure: the kernel doesn't take the module.
     """
-    system = packages.system
+    system = apt.system
     loaded = nvidia.loaded(system)
     if loaded != wanted and loaded.version:
         installed = f"{wanted.version} ({wanted.flavour}) is installed"
@@ -71,28 +71,28 @@ def load(packages: Packages, wanted: Module) -> tuple[Literal["yes", "no"], str]
     if loaded != wanted:
         if holder := driver.cards(system).holder:
             return "yes", f"{holder} has a card, and gives it up at a boot"
-        load_module(packages, wanted.version)
+        load_module(apt, wanted.version)
         why = f"{wanted.version} was loaded: nothing else had the card"
     if system.run.do("modprobe", "nvidia-uvm", seconds=120).status != 0:
         system.log.say("note: nvidia-uvm could not be loaded")
     return "no", why
 
 
-def load_module(packages: Packages, version: str) -> None:
+def load_module(apt: Apt, version: str) -> None:
     """Loads the module itself.
 
     :raises Failure: the kernel doesn't take it; with what the driver has said of the card.
     """
-    system = packages.system
+    system = apt.system
     before = kernel.ring(system)
-    done = packages.do("modprobe", "nvidia", seconds=120)
+    done = apt.do("modprobe", "nvidia", seconds=120)
     if done.status == 0:
         return
     log = kernel.ring(system)
     # Behind the last line that was there before.
     new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
     messages = [line for line in new if _OF_THE_DRIVER.search(line)]
-    packages.explain(
+    apt.explain(
         "\n".join([done.said_text.rstrip("\n"), *messages]),
         f"the module nvidia of {version}, loaded",
         "nothing can use the card without it",
@@ -100,13 +100,13 @@ def load_module(packages: Packages, version: str) -> None:
     )
 
 
-def unload(packages: Packages) -> Callable[[], None] | None:
+def unload(apt: Apt) -> Callable[[], None] | None:
     """Unloads them; None: something uses one of them, and all stay. NVIDIA's daemon, which keeps cards initialised, is
     stopped for that, and goes on where that doesn't help.
 
     :returns: what starts the daemon again, if it was stopped.
     """
-    system = packages.system
+    system = apt.system
     is_active = system.run.ask("systemctl", "is-active", "-q", DAEMON).status == 0
     has_stopped = is_active and system.run.do("systemctl", "stop", DAEMON).status == 0
 
@@ -119,7 +119,7 @@ def unload(packages: Packages) -> Callable[[], None] | None:
     there = {words[0]: words[2:] for words in lines if words and words[0] in MODULES}
     names = [name for name in MODULES if name in there]
     if any(map(_is_used, there.values())) or (
-        packages.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version
+        apt.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version
     ):
         start_daemon()
         return None
@@ -135,45 +135,45 @@ def _is_used(words: list[str]) -> bool:
     return int(words[0]) > len(users) or not {*users} <= {*MODULES}
 
 
-def blacklist(packages: Packages, target: Target) -> None:
+def blacklist(apt: Apt, target: Target) -> None:
     """nouveau is never loaded again; the driver's packages bring that of their own.
 
     :raises Failure: an initramfs can't be made.
     """
-    files = packages.system.files
+    files = apt.system.files
     files.followed_by = INITRAMFS
-    files.put(packages.layer, BLACKLIST, 0o644, _BLACKLISTED)
+    files.put(apt.layer, BLACKLIST, 0o644, _BLACKLISTED)
     files.finish()
     files.followed_by = ""
-    renew_initramfs(packages, target)
+    renew_initramfs(apt, target)
 
 
-def drop_blacklist(packages: Packages) -> None:
+def drop_blacklist(apt: Apt) -> None:
     """nouveau may be loaded again, once the initramfs is renewed."""
-    files = packages.system.files
-    if files.has_put(packages.layer, BLACKLIST):
+    files = apt.system.files
+    if files.has_put(apt.layer, BLACKLIST):
         files.set_pending(INITRAMFS)
-        files.drop(packages.layer, BLACKLIST)
+        files.drop(apt.layer, BLACKLIST)
         files.finish()
 
 
-def renew_initramfs(packages: Packages, target: str) -> None:
+def renew_initramfs(apt: Apt, target: str) -> None:
     """Makes the initramfs anew, where that is still to be done.
 
     :raises Failure: it can't be made.
     """
-    system = packages.system
+    system = apt.system
     if not system.files.is_pending(INITRAMFS):
         return
     if system.run.has("update-initramfs"):
         system.log.say("rebuilding the initramfs, with nouveau blacklisted")
         all_of_them = ("-k", "all") if target == "host" else ()
         before = boot.initramfs(system)
-        done = packages.do("update-initramfs", "-u", *all_of_them, doing="update-initramfs")
+        done = apt.do("update-initramfs", "-u", *all_of_them, doing="update-initramfs")
         left = boot.not_made(system, before)
         # A VM's newest kernel alone gets a new one.
         if done.status != 0 or (left and (target == "host" or boot.initramfs(system) == before)):
-            packages.explain(
+            apt.explain(
                 done if done.status else f"{left}\n{done.text}",
                 "an initramfs with nouveau blacklisted",
                 "nouveau would take the card at the next boot",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from remote_scripts.shared.apt import Apt
 from remote_scripts.shared.engine_conf import RESTART
-from remote_scripts.shared.packages import Packages
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
 
 # Written by k3s at each of its starts, with the runtimes that it finds.
 _K3S_CONFIG = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"
@@ -25,33 +26,27 @@ class Engines:
     :param is_container: whether the system is one.
     """
 
-    def __init__(self, packages: Packages, *, is_container: bool) -> None:
-        self._packages = packages
-        self._system = packages.system
-        self._name = packages.software.context.name
+    def __init__(self, apt: Apt, *, is_container: bool) -> None:
+        self._apt = apt
+        self._system = apt.system
+        self._name = apt.software.context.name
         self._is_container = is_container
         #: Whether one was restarted.
         self.restarted = False
 
-    def need(self, engine: str, install: str) -> None:
-        """The engine is there, or is installed.
-
-        :param install: its package, if it may be; else empty.
-        :raises Failure: it isn't there.
-        """
-        if self._is_there(engine):
+    def need(self, engine: str) -> None:
+        """:raises Failure: the engine isn't there."""
+        if is_there(self._system, engine):
             return
-        if not install:
-            has_snap = self._system.files.exists(f"/snap/bin/{engine}")
-            hint = " (there is a snap of it, which can't use NVIDIA's toolkit)" if has_snap else ""
-            raise Failure(
-                f"{self._name}: {engine}, for which nvidia.containerToolkit is set",
-                f"it isn't installed{hint}",
-                "the toolkit gives cards to containers of an engine that is there; another one is installed only if "
-                "the settings ask for it",
-                f"set nvidia.docker: install, install {engine} yourself, or take nvidia.containerToolkit out",
-            )
-        self._packages.install([install], recommends=True)
+        has_snap = self._system.files.exists(f"/snap/bin/{engine}")
+        hint = " (there is a snap of it, which can't use NVIDIA's toolkit)" if has_snap else ""
+        raise Failure(
+            f"{self._name}: {engine}, for which nvidia.containerToolkit is set",
+            f"it isn't installed{hint}",
+            "the toolkit gives cards to containers of an engine that is there; another one is installed only if the "
+            "settings ask for it",
+            f"set nvidia.docker: install, install {engine} yourself, or take nvidia.containerToolkit out",
+        )
 
     def restart_docker(self) -> None:
         """Where its configuration has changed, and it is still there. Its containers stop with it, unless it has
@@ -61,13 +56,13 @@ class Engines:
             say which containers run.
         """
         files = self._system.files
-        if not self._is_there("docker"):
+        if not is_there(self._system, "docker"):
             files.remove(_STOPPED)
             files.done_with(RESTART)
         if not files.is_pending(RESTART):
             return
         self._note_running()
-        done = self._packages.do("systemctl", "restart", "docker")
+        done = self._apt.do("systemctl", "restart", "docker")
         if done.status != 0 or not self._is_active("docker"):
             self._give_up("docker", done)
         self._start_stopped()
@@ -91,7 +86,7 @@ class Engines:
                 "start it, and see `journalctl -xeu k3s` (k3s-agent); then run `pulumi up` again",
             )
         self._system.log.say(f"restarting {unit}, which looks for NVIDIA's runtime when it starts: its pods run on")
-        done = self._packages.do("systemctl", "restart", unit)
+        done = self._apt.do("systemctl", "restart", unit)
         if done.status != 0:
             self._give_up(unit, done)
         for _ in self._system.work.tries(_K3S_SECONDS, "waiting for k3s"):
@@ -107,11 +102,6 @@ class Engines:
                 "what it finds; see `journalctl -xeu k3s` (k3s-agent), then run `pulumi up` again",
             )
 
-    def _is_there(self, engine: str) -> bool:
-        """Also where its packages are Docker's own. A client alone (docker-ce-cli) is no engine."""
-        program = "dockerd" if engine == "docker" else engine
-        return any(self._system.files.is_file(f"{folder}/{program}") for folder in _FOLDERS)
-
     def _note_running(self) -> None:
         """Notes the containers of docker's that stop with it, beside those that a run which was cut short had noted.
 
@@ -121,7 +111,7 @@ class Engines:
         done = system.run.ask("docker", "ps", "--format", "{{.Names}}")
         if done.status != 0 and self._is_active("docker"):
             wanted = f"{self._name}: which containers run, before docker is restarted"
-            self._packages.explain(done.failure("docker"), wanted, "those that it stops are started again")
+            self._apt.explain(done.failure("docker"), wanted, "those that it stops are started again")
         running = done.text.split() if done.status == 0 else []
         system.log.say(f"restarting docker; its containers run again afterwards: {' '.join(running) or 'none'}")
         names = dict.fromkeys([*self._stopped(), *running])
@@ -164,3 +154,9 @@ class Engines:
             "it isn't running; its configuration was put back as it was",
             next,
         )
+
+
+def is_there(system: System, engine: str) -> bool:
+    """Whether an engine is installed, also where its packages are Docker's own. A client (docker-ce-cli) is none."""
+    program = "dockerd" if engine == "docker" else engine
+    return any(system.files.is_file(f"{folder}/{program}") for folder in _FOLDERS)

@@ -9,9 +9,8 @@ and the words of overrides that were ours before and still ran.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from remote_scripts.shared import driver, installed, nvidia
+from remote_scripts.shared import driver, nvidia
 from remote_scripts.shared.loaders.loader import Loader
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.wanted_boot import Boot
@@ -28,24 +27,13 @@ OVERRIDE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class RebootRequired:
-    """A sentence for each thing that only a reboot brings: `reasons`; `perhaps`: of each that isn't known before
-    packages are installed.
-    """
-
-    reasons: list[str]
-    perhaps: list[str]
-
-
-def check(system: System, wanted: Boot, loader: Loader) -> RebootRequired:
-    """What the running kernel lacks.
+def check(system: System, wanted: Boot, loader: Loader) -> list[str]:
+    """What the running kernel lacks: a sentence for each thing that only a reboot brings.
 
     :raises Failure: what is configured, or was noted, can't be read.
     """
-    of_driver, perhaps = _driver_lacks(system, wanted) if wanted.driver else ([], [])
     of_boot = [*_words_lack(system, wanted.words, loader), *_functions_lack(system, wanted.functions)]
-    return RebootRequired([*of_boot, *of_driver], perhaps)
+    return [*of_boot, *(_driver_lacks(system, wanted) if wanted.driver else ())]
 
 
 def noted(system: System) -> Boot | None:
@@ -111,49 +99,17 @@ def _functions_lack(system: System, functions: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
+def _driver_lacks(system: System, wanted: Boot) -> list[str]:
     """Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken
     without.
     """
-    reasons, perhaps = [], []
-    loaded = nvidia.loaded(system)
-    if loaded.version:
-        if wanted.flavour and loaded.flavour != wanted.flavour:
-            reasons.append(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
-        elif not driver.fits(loaded.version, wanted.driver):
-            reasons.append(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
-        elif loaded.version != wanted.driver:
-            version = driver.library_version(system)
-            if not _is_installed(system, wanted, version):
-                perhaps.append(
-                    f"what is installed is another version of branch {wanted.driver} than {loaded.version}, which is "
-                    "loaded"
-                )
-            elif version != loaded.version:
-                reasons.append(f"NVIDIA's driver {loaded.version} is loaded, and {version} is installed")
-    held = driver.cards(system).held
-    reasons += [
+    loaded, reasons = nvidia.loaded(system), []
+    if loaded.version and wanted.flavour and loaded.flavour != wanted.flavour:
+        reasons.append(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
+    elif loaded.version not in ("", wanted.driver):
+        reasons.append(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
+    return reasons + [
         f"{address} is on {name}, not on NVIDIA's driver"
-        for address, name in held.items()
+        for address, name in driver.cards(system).held.items()
         if address not in wanted.functions
     ]
-    return reasons, perhaps
-
-
-def _is_installed(system: System, wanted: Boot, version: str) -> bool:
-    """Whether that version is installed whole, with its modules for each kernel, and is the wanted one."""
-    return (
-        driver.fits(version, wanted.driver)
-        and system.files.is_file(driver.NVIDIA_SMI)
-        and driver.is_source_wanted(driver.left(system), wanted.source)
-        and _is_family_whole(system)
-        and all(
-            (module := driver.module(system, kernel)).version == version and module.flavour == wanted.flavour
-            for kernel in driver.kernels(system)
-        )
-    )
-
-
-def _is_family_whole(system: System) -> bool:
-    packages = installed.installed(system)
-    return not any(name not in packages.whole for name in packages.present if driver.FAMILY.search(name))

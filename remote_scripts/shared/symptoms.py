@@ -22,7 +22,7 @@ Evidence = Literal["primary", "report", "unconfirmed"]
 QUOTED_CHARACTERS = 240
 # A blank of a pattern, unless it is repeated or belongs to a set of characters.
 _BLANK = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\s+(?![*+?{])")
-# What a program says while it waits isn't why it fails.
+# What a program says while it waits isn't why it fails, unless it has waited in vain: it alone says then for whom.
 _WAITING = re.compile(r"^Waiting for cache lock.*\n", re.MULTILINE)
 
 
@@ -134,7 +134,7 @@ def found_in(rows: Sequence[Symptom], text: str, context: Context) -> list[tuple
 
 def recognise(text: str, context: Context) -> tuple[str, Failure] | None:
     """The first known failure that the output of a layer's program tells of: the row's name, and the error."""
-    text = _WAITING.sub("", text)
+    text = text if "Unable to acquire the dpkg frontend lock" in text else _WAITING.sub("", text)
     for row, match in found_in(_rows(tables.SYMPTOMS), text, context):
         start = text.rfind("\n", 0, match.start()) + 1
         end = text.find("\n", match.end())

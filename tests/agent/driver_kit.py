@@ -1,5 +1,6 @@
 """A host that is nothing but a folder, with apt, dpkg, DKMS and NVIDIA's installer as functions: what each of them writes is a call before which a test may
-cut it short, so that packages are left half installed as a killed dpkg leaves them.
+cut it short, so that packages are left half installed as a killed dpkg leaves them (test_stops.py). What apt itself decides is tried with a real one
+(apt_kit.py).
 
 The driver is three packages of one version, and another one is somebody's own.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from remote_scripts.tools import disk
@@ -31,19 +32,6 @@ _MEMORY = "/sys/module/nvidia/version"
 
 
 @dataclass
-class Faults:
-    """What goes wrong. `no_build`, `no_load`, `no_answer`: versions whose module isn't built or loaded, or with which nvidia-smi fails; `unconfigured`:
-    packages whose configuration fails; `said`: a beginning of a program's arguments -> what it ends with instead of working."""
-
-    no_build: set[str] = field(default_factory=set)
-    no_load: set[str] = field(default_factory=set)
-    no_answer: set[str] = field(default_factory=set)
-    unconfigured: set[str] = field(default_factory=set)
-    said: dict[str, Done] = field(default_factory=dict)
-    in_use: bool = True
-
-
-@dataclass
 class Package:
     """One of dpkg's."""
 
@@ -55,18 +43,16 @@ class Package:
 class Machine:
     """What is there on a host.
 
-    :param faults: by default none; a host that was cut short goes on with its own.
+    :param no_build: versions whose module isn't built.
     :param besides: packages that the repositories have beside the driver's, each with its files.
     """
 
     def __init__(
-        self, host: Host, faults: Faults | None = None, besides: Mapping[str, Mapping[str, str]] | None = None
+        self, host: Host, no_build: Sequence[str] = (), besides: Mapping[str, Mapping[str, str]] | None = None
     ) -> None:
         self.host = host
-        self.faults = faults or Faults()
+        self.no_build = no_build
         self.besides = besides or {}
-        #: Every program that changes something, as it was started.
-        self.started: list[str] = []
         programs: dict[str, Callable[[Sequence[str], bytes], Done | int | str | None]] = {
             "apt-get": self._apt,
             "apt-cache": self._apt_cache,
@@ -78,13 +64,12 @@ class Machine:
             "dkms": self._dkms,
             "modinfo": self._modinfo,
             "modprobe": self._modprobe,
-            "rmmod": self._rmmod,
+            "find": lambda _a, _i: 0,
             "lsmod": lambda _a, _i: (
-                "Module Size Used by\n"
-                + (f"nvidia_uvm 1 0\nnvidia 1 {1 + self.faults.in_use} nvidia_uvm\n" if self.loaded() else "")
+                "Module Size Used by\n" + ("nvidia_uvm 1 0\nnvidia 1 2 nvidia_uvm\n" if self.loaded() else "")
             ),
             "dmesg": lambda _a, _i: "",
-            "nvidia-smi": self._smi,
+            "nvidia-smi": lambda _a, _i: "GPU 0: NVIDIA A2\n",
             "systemctl": lambda a, _i: "no\n" if a[0] == "show" else 3 if a[0] == "is-active" else 0,
             "update-initramfs": self._initramfs,
             "env": self._env,
@@ -92,8 +77,9 @@ class Machine:
             "sha256sum": lambda a, _i: f"{hashlib.sha256(Path(a[0]).read_bytes()).hexdigest()}  {a[0]}\n",
             "tail": lambda _a, _i: 1,
             str(host.root / "usr/bin/nvidia-uninstall"): self._uninstall,
+            "/usr/lib/apt/apt-helper": self._helper,
         }
-        host.programs |= {name: self._with_faults(name, one) for name, one in programs.items()}
+        host.programs |= {name: self._on_a_disk(program) for name, program in programs.items()}
 
     def stock(self) -> None:
         """A host with two kernels, and a package of somebody's."""
@@ -123,7 +109,7 @@ class Machine:
         self.host.write("/proc/sys/kernel/random/boot_id", "boot\n")
         self._unload()
         version = self.module(KERNELS[-1]).partition(" ")[0]
-        if version and version not in self.faults.no_load:
+        if version:
             self.load(version)
 
     # What is there.
@@ -141,51 +127,17 @@ class Machine:
         path = self.host.root / f"usr/lib/modules/{kernel}/nvidia.ko"
         return path.read_text() if path.exists() else ""
 
-    def library(self) -> str:
-        """The version of the libraries; empty: none."""
-        path = self.host.root / LIBRARIES[1:] / "libnvidia-ml.so.1"
-        return path.readlink().name.partition(".so.")[2] if path.is_symlink() and path.exists() else ""
-
     def loaded(self) -> str:
         """The version that is loaded; empty: none."""
         text = self.host.read(VERSION_FILE) if self.host.exists(VERSION_FILE) else ""
         return text.split()[-1] if text else ""
 
-    def works(self, version: str) -> bool:
-        """Whether that driver is there, for each kernel, with its tools."""
-        modules = {self.module(kernel) for kernel in KERNELS}
-        return self.library() == version and modules == {f"{version} open"} and self.host.exists("/usr/bin/nvidia-smi")
-
     # Programs.
 
-    def _with_faults(self, name: str, one: Stand) -> Stand:
+    def _on_a_disk(self, program: Stand) -> Stand:
         def run(arguments: Sequence[str], stdin: bytes) -> Done | int | str | None:
-            words = " ".join(
-                (
-                    name.rpartition("/")[2],
-                    *(word for word in arguments if "::" not in word and word not in ("-o", "-y", "-q")),
-                )
-            )
-            if not words.startswith(
-                (
-                    "apt-get -s",
-                    "apt-get indextargets",
-                    "apt-cache",
-                    "apt-mark show",
-                    "dpkg-query",
-                    "modinfo",
-                    "lsmod",
-                    "dmesg",
-                    "tail",
-                    "dkms status",
-                )
-            ):
-                self.started.append(words)
-            said = next((done for start, done in self.faults.said.items() if words.startswith(start)), None)
-            if said:
-                return said
             try:
-                return one(arguments, stdin)
+                return program(arguments, stdin)
             except OSError as error:  # the disk is full
                 return Done(100, b"", f"E: {error.strerror}\n".encode())
 
@@ -229,8 +181,9 @@ class Machine:
         return set(self.host.read(MARKS).split())
 
     def _apt_mark(self, arguments: Sequence[str], _stdin: bytes) -> str:
-        if arguments[0] == "showmanual":
-            return "".join(f"{name}\n" for name in self.versions() if name not in self._auto())
+        if arguments[0] in ("showmanual", "showauto"):
+            is_auto = arguments[0] == "showauto"
+            return "".join(f"{name}\n" for name in self.versions() if (name in self._auto()) == is_auto)
         changed = self._auto() - {*arguments[1:]} | ({*arguments[1:]} if arguments[0] == "auto" else set())
         self._put(MARKS, "".join(f"{name}\n" for name in sorted(changed)))
         return ""
@@ -241,20 +194,19 @@ class Machine:
         return there | dict.fromkeys(self.besides, ["1"])
 
     def _apt_cache(self, arguments: Sequence[str], _stdin: bytes) -> str:
-        found = self.offered()
+        found, (act, *names) = self.offered(), _words(arguments)
         return "".join(
-            f" {name} | {version} | http://x Packages\n" for name in arguments[1:] for version in found.get(name, [])
+            f" {name} | {version} | http://x Packages\n"
+            for name in (names if act == "madison" else ())
+            for version in found.get(name, [])
         )
 
+    def _helper(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        self._put(_words(arguments)[-1].removeprefix(str(self.host.root)), "key\n")
+        return 0
+
     def _apt(self, arguments: Sequence[str], _stdin: bytes, folder: str = "") -> Done | int | str:
-        words, simulated = [], "-s" in arguments
-        given = iter(arguments)
-        for word in given:
-            if word == "-o":
-                next(given)
-            elif word == "-f" or not word.startswith("-"):
-                words.append(word)
-        act, *names = words
+        simulated, (act, *names) = "-s" in arguments, _words(arguments)
         if act in ("indextargets", "update"):
             return ""
         if act == "download":
@@ -265,6 +217,8 @@ class Machine:
         if names == ["-f"]:
             self._configure()
             return 0
+        if "--download-only" in arguments:
+            return 0
         gone, come = self._planned(act, names)
         if simulated:
             return self._announced(gone, come)
@@ -272,6 +226,8 @@ class Machine:
             self._take_out(name, purge=act == "purge" or self.packages()[name].state == "config-files")
         for name, version in come.items():
             self._unpack(name, version)
+        for name in [name for name in (word.partition("=")[0] for word in names) if name in self._auto()]:
+            self._apt_mark(["manual", name], b"")
         for name in come:
             if name not in names and not any(word.startswith(f"{name}=") or f"/{name}_" in word for word in names):
                 self._apt_mark(["auto", name], b"")
@@ -282,6 +238,12 @@ class Machine:
         packages = self.packages()
         come: dict[str, str] = {}
         gone: list[str] = []
+        while act == "autoremove":
+            are_needed = {NEEDS[name] for name in packages if name in NEEDS and name not in gone}
+            more = [name for name in packages if name in self._auto() - are_needed and name not in gone]
+            if not more:
+                return gone, come
+            gone += more
         for word in words:
             name, _, pattern = word.partition("=")
             if word.endswith(".deb"):
@@ -336,7 +298,7 @@ class Machine:
         for package in self.packages().values():
             if package.state in ("installed", "config-files", "half-installed"):
                 continue
-            if package.name in self.faults.unconfigured or (package.name == MODULES and self._build(KERNELS[-1])):
+            if package.name == MODULES and self._build(KERNELS[-1]):
                 self._set(package.name, "half-configured", package.version)
                 status = 100
             else:
@@ -367,7 +329,7 @@ class Machine:
 
     def _build(self, kernel: str) -> int:
         source = self.host.read("/usr/src/nvidia")
-        if source.partition(" ")[0] in self.faults.no_build:
+        if source.partition(" ")[0] in self.no_build:
             return 10
         self._put(f"/usr/lib/modules/{kernel}/nvidia.ko", source)
         return 0
@@ -399,22 +361,10 @@ class Machine:
         version = self.module(KERNELS[-1]).partition(" ")[0]
         if self.loaded():
             return 0
-        if not version or version in self.faults.no_load:
+        if not version:
             return 1
         self.load(version)
         return 0
-
-    def _rmmod(self, _arguments: Sequence[str], _stdin: bytes) -> int:
-        if self.faults.in_use:
-            return 1
-        self._unload()
-        return 0
-
-    def _smi(self, _arguments: Sequence[str], _stdin: bytes) -> Done | str:
-        is_right = self.host.exists("/usr/bin/nvidia-smi") and self.loaded() == self.library() != ""
-        if is_right and self.loaded() not in self.faults.no_answer:
-            return "GPU 0: NVIDIA A2\n"
-        return Done(18, b"Failed to initialize NVML: Driver/library version mismatch\n")
 
     def _initramfs(self, arguments: Sequence[str], _stdin: bytes) -> int:
         conf = self.host.root / "etc/modprobe.d/homelab-nvidia.conf"
@@ -432,7 +382,7 @@ class Machine:
             return self._uninstall((), b"")
         version = Path(arguments[2]).read_text().strip()
         for kernel in KERNELS:
-            if version in self.faults.no_build:
+            if version in self.no_build:
                 return 1
             self._put(f"/usr/lib/modules/{kernel}/nvidia.ko", f"{version} open")
         self._put("/usr/bin/nvidia-uninstall", "")
@@ -459,12 +409,23 @@ class Machine:
         return 0
 
 
+def _words(arguments: Sequence[str]) -> list[str]:
+    """Without options."""
+    words, given = [], iter(arguments)
+    for word in given:
+        if word == "-o":
+            next(given)
+        elif word == "-f" or not word.startswith("-"):
+            words.append(word)
+    return words
+
+
 def after(host: Host, machine: Machine, *, booted: bool) -> Machine:
     """What a cut has left, gone on with.
 
     :param machine: the one that was cut short.
     """
-    left = Machine(host, machine.faults, machine.besides)
+    left = Machine(host, machine.no_build, machine.besides)
     if booted:
         left.boot()
         return left
@@ -476,7 +437,12 @@ def after(host: Host, machine: Machine, *, booted: bool) -> Machine:
 
 
 def lasting(host: Host) -> dict[str, tuple[int, bytes | str | None]]:
-    """What is there and stays, but for folders, which go as dpkg likes, and what it leaves when it is killed."""
-    return {
+    """What is there and stays, but for folders, which go as dpkg likes, what it leaves when it is killed, and marks of packages that are gone."""
+    tree = {
         path: value for path, value in host.lasting().items() if value[1] is not None and not path.endswith(".dpkg-new")
     }
+    mode, marks = tree[MARKS[1:]]
+    assert isinstance(marks, bytes)
+    there = {line.partition("\t")[0] for line in host.read(STATUS).splitlines()}
+    marked = "".join(f"{name}\n" for name in marks.decode().split() if name in there)
+    return tree | {MARKS[1:]: (mode, marked.encode())}

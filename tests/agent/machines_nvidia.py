@@ -20,8 +20,7 @@ class Nvidia(Machine):
     """
 
     def begin(self) -> None:
-        faults = driver_kit.Faults(no_build={*self.example.get("no_build", ())})
-        self.box = driver_kit.Machine(self.host, faults, self.example.get("offers"))
+        self.box = driver_kit.Machine(self.host, self.example.get("no_build", ()), self.example.get("offers"))
         self.box.stock()
 
     def add(self) -> None:

@@ -1,146 +1,188 @@
-"""shared/apt.py with this machine's own apt, in a folder, on repositories of a few lines."""
+"""shared/apt.py: what of apt's and dpkg's answers isn't taken for something else, with functions in their place; and packages of a second architecture, which a
+system has for Steam and Wine, with this machine's own. What a layer does with it is in test_nvidia_packages.py."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from remote_scripts.shared.apt import THE_SYSTEMS, aside
-from remote_scripts.shared.packages import Packages
-from remote_scripts.shared.software import Software
-from remote_scripts.shared.symptoms import Context
+from remote_scripts.shared import driver_installer
+from remote_scripts.shared.apt import Apt, installed
+from remote_scripts.shared.software import Installer
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.system import System
+from remote_scripts.tools.run import Done
+from tests.agent import apt_kit
+from tests.agent.apt_kit import SOFTWARE, Machine
 from tests.agent.kit import Host
 
-pytestmark = pytest.mark.skipif(not shutil.which("apt-get"), reason="this machine has no apt")
-
-PINS = {"homelab-nvidia": "Package: libnvidia-*\nPin: version 570.*\nPin-Priority: 1001\n"}
+LIBRARY = "libnvidia-gl-580"
 
 
-def repository(folder: Path, packages: dict[str, str]) -> str:
-    """A flat one; its address. `packages`: NAME VERSION -> what it depends on."""
-    folder.mkdir(parents=True)
-    rows = [
-        f"Package: {name}\nVersion: {version}\nArchitecture: all\nDepends: {needed}\nFilename: ./{name}.deb\nSize: 1\nSHA256: {'0' * 64}"
-        for (name, version), needed in ((word.split(), needed) for word, needed in packages.items())
-    ]
-    (folder / "Packages").write_text("\n\n".join(rows) + "\n")
-    return f"copy:{folder}"
-
-
-class Machine:
-    """A system in a folder, whose apt is this machine's own."""
-
-    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root = Host(place).root
-        for folder in (
-            "var/lib/dpkg",
-            "var/lib/apt/lists/partial",
-            "var/cache/apt/archives/partial",
-            "var/log/apt",
-            "run",
-        ):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
-        for folder in ("sources.list.d", "preferences.d", "apt.conf.d"):
-            (self.root / "etc/apt" / folder).mkdir(parents=True, exist_ok=True)
-        (self.root / "var/lib/dpkg/status").touch()
-        own = repository(place / "distribution", {"dkms 1": "", "libnvidia-580 580.1-1": ""})
-        (self.root / "etc/apt/sources.list.d/own.list").write_text(f"deb [trusted=yes] {own} ./\n")
-        self.hook = place / "hook"
-        for name in ("apt.conf.d/hooks", "apt.conf.d/zzz", "apt.conf"):
-            (self.root / "etc/apt" / name).write_text(f'APT::Update::Post-Invoke {{ "touch {self.hook}"; }};\n')
-        config = place / "apt.conf"
-        config.write_text(
-            f'Dir "{self.root}";\nDir::State::status "{self.root}/var/lib/dpkg/status";\n'
-            'Dir::Bin::methods "/usr/lib/apt/methods";\n\nAPT::Sandbox::User "root";\n'
-        )
-        monkeypatch.setenv("APT_CONFIG", str(config))
-        subprocess.run(["apt-get", "-q", "update"], check=True, capture_output=True)
-        self.hook.unlink()
-        self.packages = Packages(System(self.root), Software(context=Context(name="it")), "test")
-
-    def tree(self) -> dict[str, tuple[int, int]]:
-        """Each file below /etc and /var, with its times."""
-        found = {
-            path: path.lstat()
-            for folder in ("etc", "var")
-            for path in (self.root / folder).rglob("*")
-            if "homelab" not in path.parts
-        }
-        return {str(path): (about.st_mtime_ns, about.st_ctime_ns) for path, about in found.items()}
-
-    def look(self, line: str, there: Sequence[str] = ()) -> tuple[dict[str, list[str]], str]:
-        """What a source has beside the system's own, and what would come with a package of it."""
-        files = self.packages.system.files
-        try:
-            with aside(files, {"more.list": f"{line}\n"}, PINS, there) as self.packages.aside:
-                self.packages.fetch_aside()
-                return self.packages.offered("libnvidia-570", "libnvidia-580"), self.packages.simulated(
-                    "install", "libnvidia-570"
-                ).text
-        finally:
-            self.packages.aside = THE_SYSTEMS
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(tmp_path, monkeypatch)
-
-
-def test_it_sees_more_than_the_system_and_changes_nothing_of_it(machine: Machine, tmp_path: Path) -> None:
-    more = repository(tmp_path / "more", {"libnvidia-570 570.2-1": "libnvidia-580", "libnvidia-580 570.9-1": ""})
-    before = machine.tree()
-    offered, coming = machine.look(f"deb [trusted=yes] {more} ./")
-    assert offered == {"libnvidia-570": ["570.2-1"], "libnvidia-580": ["580.1-1", "570.9-1"]}
-    # By its own pins.
-    assert "Inst libnvidia-580 (570.9-1" in coming
-    assert machine.tree() == before and not machine.hook.exists()
-    assert not list((machine.root / "run/homelab").glob("apt-*"))
-    assert machine.packages.offered("libnvidia-570") == {"libnvidia-570": []}
-
-
-def test_lists_that_the_system_has_are_fetched_anew(machine: Machine, tmp_path: Path) -> None:
-    own = (machine.root / "etc/apt/sources.list.d/own.list").read_text()
-    shutil.rmtree(tmp_path / "distribution")
-    repository(tmp_path / "distribution", {"libnvidia-570 570.3-1": ""})
-    offered, _ = machine.look(own.strip(), there=["more.list"])
-    assert offered == {"libnvidia-570": ["570.3-1"], "libnvidia-580": []}
-    assert machine.packages.offered("libnvidia-570") == {"libnvidia-570": []}
-
-
-@pytest.mark.skipif(not shutil.which("gpg"), reason="this machine has no gpg")
-@pytest.mark.parametrize("signer", ["nvidia", "other"])
-def test_of_the_keys_in_a_file_the_one_with_the_fingerprint_counts_alone(
-    machine: Machine, tmp_path: Path, signer: str, request: pytest.FixtureRequest
+@apt_kit.needs_apt
+def test_what_comes_of_a_second_architecture_is_recorded_and_goes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = tempfile.mkdtemp(dir="/tmp")  # the path of its agent's socket is to be short
-    request.addfinalizer(lambda: shutil.rmtree(home))
-    gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+    repos = {name: apt_kit.Repo(tmp_path / "repos" / name) for name in ("distribution", "nvidia")}
+    repos["distribution"].add("dpkg")
+    repos["distribution"].add("gdm")
+    repos["distribution"].add(LIBRARY, Multi_Arch="same", Recommends=f"{LIBRARY}:i386")
+    repos["distribution"].add(LIBRARY, Multi_Arch="same", Architecture="i386")
+    machine = Machine(tmp_path / "it", apt_kit.stocked(tmp_path, repos), repos, monkeypatch)
+    before = machine.versions()
+    apt = Apt(machine.system(), SOFTWARE, "it")
+    apt.install([LIBRARY], recommends=True)
+    assert sorted(apt.records()) == [LIBRARY, f"{LIBRARY}:i386"]
+    apt = Apt(machine.system(), SOFTWARE, "it")
+    assert apt.tidy([LIBRARY], recommends=True) == [f"{LIBRARY}:i386"]
+    assert apt.tidy() == [] and machine.versions() == before
 
-    def said(*words: str, text: str = "") -> str:
-        return subprocess.run([*gpg, *words], input=text, check=True, capture_output=True, text=True).stdout
 
-    for name in ("nvidia", "other"):
-        said("--quick-generate-key", name, "rsa2048")
-    key = tmp_path / "keys.asc"
-    key.write_text(said("--armor", "--export", "nvidia") + said("--armor", "--export", "other"))
-    fingerprint = next(
-        line for line in said("--with-colons", "--list-keys", "nvidia").split("\n") if line[:4] == "fpr:"
+def test_one_architectures_package_isnt_taken_for_anothers(host: Host) -> None:
+    rows = (
+        ("dpkg", "installed", "amd64"),
+        (LIBRARY, "installed", "amd64"),
+        (LIBRARY, "config-files", "i386"),
+        ("x", "installed", "all"),
     )
-    url = repository(tmp_path / "signed", {"libnvidia-570 570.2-1": ""})
-    packages = (tmp_path / "signed/Packages").read_bytes()
-    release = f"Date: Thu, 26 Nov 2026 00:00:00 UTC\nSHA256:\n {hashlib.sha256(packages).hexdigest()} {len(packages)} Packages\n"
-    (tmp_path / "signed/InRelease").write_text(said("-u", signer, "--clearsign", text=release))
-    line = f"deb [signed-by={key},{fingerprint.strip(':').rpartition(':')[2]}] {url} ./"
-    if signer == "nvidia":
-        assert machine.look(line)[0]["libnvidia-570"] == ["570.2-1"]
-    else:
-        with pytest.raises(Failure, match="is not signed"):
-            machine.look(line)
+    host.programs["dpkg-query"] = lambda *_: "".join(f"{name}\t{state}\t1\t{arch}\n" for name, state, arch in rows)
+    found = installed(host.system())
+    assert found.whole == {"dpkg": "1", LIBRARY: "1", "x": "1"} and found.left == {f"{LIBRARY}:i386"}
+
+
+@pytest.mark.parametrize(
+    ("program", "done"),
+    [
+        ("apt-mark", Done(100, b"", b"E: Malformed entry 1 in list file /etc/apt/sources.list.d/x.list\n")),
+        ("apt-cache", Done(100, b"", b"E: Malformed entry 1 in list file /etc/apt/sources.list.d/x.list\n")),
+        ("apt-cache", Done(124, b"")),
+    ],
+)
+def test_apt_that_doesnt_answer_isnt_taken_for_no_package(host: Host, program: str, done: Done) -> None:
+    host.programs[program] = lambda *_: done
+    apt = Apt(host.system(), SOFTWARE, "it")
+    with pytest.raises(Failure, match="Malformed" if done.error else "no answer in time"):
+        if program == "apt-mark":
+            apt.marked("manual")
+        else:
+            apt.offered(LIBRARY)
+
+
+def test_a_package_that_no_repository_has_is_offered_in_no_version(host: Host) -> None:
+    host.programs["apt-cache"] = lambda *_: Done(100, b"", b"E: No packages found\n")
+    assert Apt(host.system(), SOFTWARE, "it").offered(LIBRARY) == {LIBRARY: []}
+
+
+NVIDIAS = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64"
+UNPAID = (
+    "E: Failed to fetch https://enterprise.proxmox.com/debian/pve/dists/trixie/InRelease  401  Unauthorized\n"
+    "E: The repository 'https://enterprise.proxmox.com/debian/pve trixie InRelease' is not signed.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_remark"),
+    [
+        # What a method says of a file that it has fetched (apt, acquire-worker.cc, 104 Warning).
+        (f"W: {NVIDIAS}/InRelease: Key is stored in legacy trusted.gpg keyring (/etc/apt/trusted.gpg), see …", True),
+        (f"Warning: {NVIDIAS}/InRelease: Policy will reject signature within a year, see --audit for details", True),
+        (f"E: Failed to fetch {NVIDIAS}/Packages  File has unexpected size (1 != 2). Mirror sync in progress?", False),
+        (f"W: OpenPGP signature verification failed: {NVIDIAS} InRelease: EXPKEYSIG A4B469963BF863CC", False),
+    ],
+)
+def test_a_remark_of_apts_about_a_list_that_it_has_is_no_failure(host: Host, line: str, is_remark: bool) -> None:
+    host.programs["apt-get"] = lambda *_: Done(100, f"{line}\n{UNPAID}".encode())
+    (host.root / "run/homelab").mkdir(parents=True)
+    apt = Apt(host.system(), SOFTWARE, "it")
+    if not is_remark:
+        with pytest.raises(Failure):
+            apt.update(NVIDIAS)
+        return
+    apt.update(NVIDIAS)
+    # Nor is it why a package isn't known.
+    unknown = Done(100, b"", said=b"E: Unable to locate package nvidia-open")
+    with pytest.raises(Failure) as raised:
+        apt.explain_install(unknown, "nvidia-open")
+    assert "Unable to locate" in raised.value.found
+
+
+@pytest.mark.parametrize(
+    ("first", "why"), [("nv.c:12:5: error: too few", "it is older"), ("nv.c: warning", "it is needed")]
+)
+def test_why_a_build_fails_is_looked_for_far_above_the_end_of_its_log(
+    host: Host, first: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a compiler works on several files at a time, others go on after the first error."""
+    row = (
+        '{"name": "old", "pattern": "error:", "where": "dkms", "wanted": "w", "source": "s", "evidence": "report", '
+        '"causes": [{"why": "it is older", "next": "n"}]}'
+    )
+    monkeypatch.setattr("remote_scripts.tables.SYMPTOMS", f"[{row}]")
+    log = [first, *(f"  CC [M]  nvidia/nv-{number}.o" for number in range(50))]
+    host.programs["tail"] = lambda arguments, _: "\n".join(log[-int(arguments[1]) :]) + "\n"
+    with pytest.raises(Failure) as raised:
+        Apt(host.system(), SOFTWARE, "it").explain("see /var/lib/dkms/nvidia/1/make.log", "a build", "it is needed")
+    assert raised.value.why == why
+    assert raised.value.found.endswith("nv-49.o") and "nv-37.o" not in raised.value.found
+
+
+def refused(host: Host, plan: str, failed: Done) -> Apt:
+    """A system whose apt-get fails; x is and stays half configured."""
+
+    def apt(arguments: Sequence[str], _stdin: bytes) -> Done | str:
+        return plan if "-s" in arguments else failed
+
+    host.programs |= {
+        "dpkg-query": lambda *_: "dpkg\tinstalled\t1\tamd64\nx\thalf-configured\t1\tall\n",
+        "dpkg": lambda *_: 1,
+        "apt-get": apt,
+        "apt-mark": lambda *_: "",
+    }
+    return Apt(host.system(), SOFTWARE, "it")
+
+
+def test_a_package_that_cannot_be_configured_is_not_taken_for_installed(host: Host) -> None:
+    """It is there: apt announces nothing, and fails."""
+    failed = Done(100, b"dpkg: error processing package x\n")
+    with pytest.raises(Failure, match="processing package x"):
+        refused(host, "Conf x (1 x [all])\n", failed).install(["x"])
+
+
+def test_a_package_that_stays_is_not_taken_for_removed(host: Host) -> None:
+    host.write("/var/lib/homelab/packages/it", "x\t1\t-\n")
+    with pytest.raises(Failure, match="prerm failed"):
+        refused(host, "Remv x [1]\n", Done(100, b"prerm failed\n")).install(["x-"])
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (Done(124, b"", said=b"given up\n"), "nvidia.timeouts.install"),
+        (
+            Done(100, b"E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7 (apt)\n"),
+            "held by process 7 (apt)",
+        ),
+    ],
+)
+def test_what_apt_cannot_do_now_is_said(host: Host, said: Done, words: str) -> None:
+    apt = refused(host, "Inst y (1 x [all])\n", said)
+    with pytest.raises(Failure) as raised:
+        apt.install(["y"])
+    assert words in f"{raised.value.found} {raised.value.next}"
+
+
+def test_no_try_of_a_download_begins_once_its_time_is_up(host: Host) -> None:
+    """It would take away what a slow line has brought, which the next run goes on with."""
+    given: list[str] = []
+
+    def curl(arguments: Sequence[str], _stdin: bytes) -> Done:
+        given.extend(arguments)
+        return Done(28, b"timed out\n")
+
+    host.programs["curl"] = curl
+    installer = Installer(version="580.1", url="https://x/y.run", sha256="")
+    with pytest.raises(Failure):
+        driver_installer.fetch(Apt(host.system(), SOFTWARE, "it"), installer, "/var/lib/homelab/downloads/y.run")
+    times = {option: given[given.index(option) + 1] for option in ("--max-time", "--retry-max-time")}
+    assert len({*times.values()}) == 1

@@ -11,8 +11,8 @@ import pytest
 from remote_scripts.both.container_toolkit import Wanted
 from remote_scripts.layers import container_toolkit
 from remote_scripts.shared import engine_conf
+from remote_scripts.shared.apt import Apt
 from remote_scripts.shared.engines import Engines
-from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.software import Software
 from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
@@ -99,12 +99,12 @@ def test_an_engine_that_doesnt_start_gets_its_configuration_back_and_its_journal
         "journalctl": lambda _arguments, _stdin: "no such runtime\n",
         "docker": lambda _arguments, _stdin: "",
     }
-    packages = Packages(conf.system, SOFTWARE, "toolkit")
+    apt = Apt(conf.system, SOFTWARE, "toolkit")
 
     def change() -> None:
         engine_conf.configure(conf.system, "it", cdi=False)
         assert "nvidia" in host.read(DAEMON)
-        Engines(packages, is_container=True).restart_docker()
+        Engines(apt, is_container=True).restart_docker()
 
     with pytest.raises(Failure) as failure:
         conf.system.changing(change)
@@ -145,7 +145,7 @@ def test_a_link_that_somebody_has_put_in_its_place_since_stays_with_the_files_mo
 def test_a_link_that_leads_nowhere_is_said_before_anything_is_changed(host: Host, conf: Conf) -> None:
     link = host.root / DAEMON[1:]
     link.symlink_to("../../srv/docker.json")
-    with pytest.raises(OSError, match="it can't be read"):
+    with pytest.raises(OSError, match="it is no file"):
         conf.configure()
     assert not host.exists("/var/lib/homelab")
 
@@ -176,7 +176,7 @@ class Docker:
 
 def restart(host: Host) -> None:
     system = host.system()
-    system.changing(lambda: Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False).restart_docker())
+    system.changing(lambda: Engines(Apt(system, SOFTWARE, "toolkit"), is_container=False).restart_docker())
 
 
 def test_containers_run_again_where_docker_didnt_start_with_what_was_configured(host: Host) -> None:
@@ -220,16 +220,16 @@ def test_docker_is_restarted_once_more_where_the_run_failed_later_and_put_its_co
 ) -> None:
     host.write(DAEMON, "{}\n")
     Docker(host)
-    packages = Packages(conf.system, SOFTWARE, "toolkit")
+    apt = Apt(conf.system, SOFTWARE, "toolkit")
 
     def change() -> None:
         engine_conf.configure(conf.system, "it", cdi=False)
-        Engines(packages, is_container=False).restart_docker()
+        Engines(apt, is_container=False).restart_docker()
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
         conf.system.changing(change)
-    engines = Engines(packages, is_container=False)
+    engines = Engines(apt, is_container=False)
     conf.system.changing(engines.restart_docker)
     assert host.read(DAEMON) == "{}\n" and engines.restarted and not host.exists("/var/lib/homelab")
 
@@ -254,7 +254,13 @@ def service(host: Host) -> list[str]:
 
 
 @pytest.fixture
-def specified(host: Host, service: list[str]) -> Specified:
+def given() -> list[str]:
+    """What nvidia-ctk was told last."""
+    return []
+
+
+@pytest.fixture
+def specified(host: Host, service: list[str], given: list[str]) -> Specified:
     """The specification that is named, and how often the service was started for it."""
     restarts: list[str] = []
 
@@ -266,6 +272,7 @@ def specified(host: Host, service: list[str]) -> Specified:
         return 1 if arguments[0] == "cat" and service[0] == "no" else 0
 
     def nvidia_ctk(arguments: Sequence[str], _stdin: bytes) -> None:
+        given[:] = arguments
         output = next(word.removeprefix("--output=") for word in arguments if word.startswith("--output="))
         path = output.removeprefix(str(host.root))
         host.write(path, 'hostPath: /usr/lib/libcuda.so.580.1.2\n- name: "all"\n')
@@ -275,9 +282,18 @@ def specified(host: Host, service: list[str]) -> Specified:
     def make(target: Any = "vm", cdi: str = CDI) -> tuple[str, int]:
         restarts.clear()
         system: System = host.system()
-        wanted = Wanted(target=target, runtime="podman", software=SOFTWARE, packages=(), driver="580.1.2", cdi=cdi)
-        packages = Packages(system, SOFTWARE, "toolkit")
-        found = system.changing(lambda: container_toolkit._make_specification(packages, wanted))
+        wanted = Wanted(
+            target=target,
+            runtime="podman",
+            software=SOFTWARE,
+            driver="580.1.2",
+            cdi=cdi,
+            cdi_options=("--without-groups",),
+            options_since="1.19.1",
+            podman_reads="5.1",
+        )
+        apt = Apt(system, SOFTWARE, "toolkit")
+        found = system.changing(lambda: container_toolkit._make_specification(apt, wanted))
         return found, len(restarts)
 
     return make
@@ -312,3 +328,25 @@ def test_where_the_service_makes_none_ours_is_made(
     service[0] = there
     assert specified(target) == (CDI, 0 if target == "lxc" else 1)
     assert host.exists(CDI) and not host.exists(SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("podman", "toolkit", "without_groups"),
+    [
+        ("4.9.3+ds1-1", "1.19.1-1", True),
+        ("4.9.3+ds1-1", "1.20.0-1", True),
+        ("4.9.3+ds1-1", "1.19.0-1", False),
+        ("5.7.0+ds2-1", "1.20.0-1", False),
+        ("", "1.20.0-1", False),
+    ],
+)
+def test_an_old_podman_gets_a_specification_without_groups_from_a_toolkit_that_writes_them(
+    host: Host, specified: Specified, given: list[str], podman: str, toolkit: str, without_groups: bool
+) -> None:
+    """The toolkit's own service knows of no options: what it makes is left out."""
+    lines = {"podman": podman, "nvidia-container-toolkit": toolkit}
+    host.programs["dpkg-query"] = lambda *_: "".join(
+        f"{name}\tinstalled\t{version}\tamd64\n" for name, version in lines.items() if version
+    )
+    path, restarts = specified()
+    assert ("--without-groups" in given, path, restarts) == ((True, CDI, 0) if without_groups else (False, SERVICES, 1))

@@ -228,7 +228,7 @@ def test_a_vm_whose_configuration_cant_be_read_in_the_end_is_said(host: Host, qm
         (host.root / f"{CONFIGURATIONS[1:]}/104.conf").mkdir()
 
     qm.after["start"] = spoil
-    assert f"found:  VM 104 ({NAME}) may still be there: Is a directory" in refusal(host)
+    assert f"found:  VM 104 ({NAME}) may still be there: it is no file" in refusal(host)
     assert not host.exists(FOLDER)
 
 

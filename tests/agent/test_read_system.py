@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,17 +46,17 @@ def test_os_release_in_its_shapes(host: Host, text: str, expected: tuple[str, st
 
 
 @pytest.mark.parametrize(
-    ("line", "version", "flavour"),
+    ("line", "version"),
     [
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build  (dvs-builder)", "580.105.08", "open"),
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025", "550.163.01", "proprietary"),
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.157  Wed Oct 12 09:19:07 UTC 2022", "390.157", "proprietary"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build  (dvs-builder)", "580.105.08"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025", "550.163.01"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.157  Wed Oct 12 09:19:07 UTC 2022", "390.157"),
     ],
 )  # fmt: skip
-def test_the_loaded_module_in_the_drivers_own_words(host: Host, line: str, version: str, flavour: str) -> None:
+def test_the_loaded_module_in_the_drivers_own_words(host: Host, line: str, version: str) -> None:
     host.write("/proc/driver/nvidia/version", f"{line}\nGCC version:  gcc version 14.2.0 (Debian 14.2.0-19)\n")
     found = read(host)
-    assert (found["loaded"], found["loaded_flavour"]) == (version, flavour)
+    assert found["loaded"] == version
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,10 @@ def installed(host: Host) -> Host:
     host.write("/boot/vmlinuz-6.17.2-1-pve", "")
     host.write("/etc/apt/preferences.d/nvidia", "Pin\n")
     digest = hashlib.sha256(b"Pin\n").hexdigest()
-    host.write(f"{HOME}/files/nvidia-repository/etc/apt/preferences.d/nvidia", f"0644 {digest}\n")
-    host.write(f"{HOME}/packages/cuda", "cuda-12\t12.8-1\t-\tauto\n")
-    for step in ("nvidia-driver", "cuda"):
+    host.write(f"{HOME}/files/nvidia-packages/etc/apt/preferences.d/nvidia", f"0644 {digest}\n")
+    host.write(f"{HOME}/packages/nvidia-packages", "cuda-12\t12.8-1\t-\n")
+    host.write(driver.ASKED, "0123abcd\n")
+    for step in ("packages", "toolkit"):
         host.write(f"{HOME}/steps/{step}", "hosts.pve\n")
     host.programs["dpkg-query"] = lambda *_: "cuda-12\tinstalled\t12.8-1\nold\tconfig-files\t1\n"
     host.programs["modinfo"] = lambda *_: "version:        580.105.08\nlicense:        Dual MIT/GPL\n"
@@ -116,18 +117,19 @@ def installed(host: Host) -> Host:
 
 def test_what_is_as_the_steps_left_it_has_no_drift(installed: Host) -> None:
     found = read(installed)
-    assert found["drift"] == [] and found["steps"] == ["cuda", "driver"] and found["host_driver"] is None
+    assert found["drift"] == [] and found["steps"] == ["packages", "toolkit"] and found["host_driver"] is None
+    assert found["asked"] == "0123abcd"
 
 
 DRIFTS: dict[str, tuple[Callable[[Host], object], str]] = {
-    "a file": (lambda host: host.write("/etc/apt/preferences.d/nvidia", "x"), "repository: /etc/apt/preferences.d/nvidia is changed"),
-    "a file is gone": (lambda host: (host.root / "etc/apt/preferences.d/nvidia").unlink(), "repository: /etc/apt/preferences.d/nvidia is missing"),
-    "a package": (lambda host: host.programs.update({"dpkg-query": lambda *_: "cuda-12\tinstalled\t12.9-1\n"}), "cuda: package cuda-12 is 12.9-1, it was 12.8-1"),
-    "a package is gone": (lambda host: host.programs.update({"dpkg-query": lambda *_: ""}), "cuda: package cuda-12 is gone, it was 12.8-1"),
-    "given up": (lambda host: host.write(f"{HOME}/given-up", "590.1.1\n"), "driver: the update to 590.1.1 was given up, 580.105.08 is back"),
-    "cut short": (lambda host: host.write(f"{HOME}/update/kept", '{"phase": "trying"}'), "driver: an update was cut short"),
-    "libraries": (lambda host: (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").unlink(), "driver: its libraries are gone, they were 580.105.08"),
-    "a kernel": (lambda host: host.programs.update({"modinfo": lambda *_: 1}), "driver: the kernel 6.17.2-1-pve has no module, the driver is 580.105.08"),
+    "a file": (lambda host: host.write("/etc/apt/preferences.d/nvidia", "x"), "packages: /etc/apt/preferences.d/nvidia is changed"),
+    "a file is gone": (lambda host: (host.root / "etc/apt/preferences.d/nvidia").unlink(), "packages: /etc/apt/preferences.d/nvidia is missing"),
+    "a package": (lambda host: host.programs.update({"dpkg-query": lambda *_: "cuda-12\tinstalled\t12.9-1\n"}), "packages: package cuda-12 is 12.9-1, it was 12.8-1"),
+    "a package is gone": (lambda host: host.programs.update({"dpkg-query": lambda *_: ""}), "packages: package cuda-12 is gone, it was 12.8-1"),
+    "given up": (lambda host: host.write(f"{HOME}/given-up", "590.1.1\n"), "packages: the update to 590.1.1 was given up, 580.105.08 is back"),
+    "cut short": (lambda host: host.write(f"{HOME}/update/kept", '{"phase": "trying"}'), "packages: an update was cut short"),
+    "libraries": (lambda host: (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").unlink(), "packages: its libraries are gone, they were 580.105.08"),
+    "a kernel": (lambda host: host.programs.update({"modinfo": lambda *_: 1}), "packages: the kernel 6.17.2-1-pve has no module, the driver is 580.105.08"),
     "no module": (lambda host: (host.root / "proc/driver/nvidia/version").unlink(), "boot: no module is loaded, the driver is 580.105.08"),
     "another one": (lambda host: host.write("/proc/driver/nvidia/version", "Open Kernel Module 570.1.1\n"), "boot: 570.1.1 is loaded, the driver is 580.105.08"),
     "another flavour": (lambda host: host.write("/proc/driver/nvidia/version", "NVIDIA UNIX x86_64 Kernel Module  580.105.08\n"), "boot: the proprietary modules are loaded, the open ones are installed"),
@@ -149,11 +151,11 @@ def unreadable(host: Host, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/os-release", f"{HOME}/nvidia-driver", f"{HOME}/packages/cuda", f"{HOME}/update/kept"]
+    "path", ["/etc/os-release", f"{HOME}/nvidia-driver", f"{HOME}/packages/nvidia-packages", f"{HOME}/update/kept"]
 )
 def test_what_is_there_and_cant_be_read_is_no_nothing(installed: Host, path: str) -> None:
     unreadable(installed, path)
-    with pytest.raises(Refused, match=f"it can't be read: {path}"):
+    with pytest.raises(Refused, match=f"to read {path}\nfound:  it is no file"):
         read(installed)
 
 
@@ -161,26 +163,3 @@ def test_packages_that_dpkg_doesnt_tell_are_not_none(installed: Host) -> None:
     installed.programs["dpkg-query"] = lambda *_: 2
     with pytest.raises(Refused, match="wanted: which packages are installed"):
         read(installed)
-
-
-def test_kernels_without_headers_are_those_that_no_list_of_apts_has_them_for(host: Host) -> None:
-    kernels = ("6.8.12-9-pve", "6.14.11-4-pve", "6.17.2-1-pve")
-    for name in (*kernels, "6.12.1-custom"):
-        host.write(f"/boot/vmlinuz-{name}", "")
-    host.write("/usr/lib/modules/6.8.12-9-pve/build/Makefile", "")
-    asked: list[str] = []
-
-    def madison(arguments: Sequence[str], _: bytes) -> str:
-        asked.extend(arguments)
-        return "proxmox-headers-6.14.11-4-pve | 6.14.11-4 | http://download.proxmox.com/debian/pve trixie/pve-no-subscription amd64 Packages\n"
-
-    host.programs |= {
-        "apt-cache": lambda *_: "",
-        "uname": lambda asked, _: "6.17.2-1-pve\n" if "-r" in asked else "x86_64\n",
-    }
-    assert read(host)["without_headers"] == [*kernels[1:]], "no lists yet: a step fetches those of a distribution"
-    host.write("/var/lib/apt/lists/deb.debian.org_debian_dists_trixie_main_binary-amd64_Packages.lz4", "")
-    assert read(host)["without_headers"] == ["6.12.1-custom", *kernels[1:]], "what a repository that refuses leaves"
-    host.programs["apt-cache"] = madison
-    assert read(host)["without_headers"] == ["6.12.1-custom", "6.17.2-1-pve"], "lists from before a kernel's headers"
-    assert "proxmox-headers-6.8.12-9-pve" not in asked

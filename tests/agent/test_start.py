@@ -383,7 +383,7 @@ def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other() ->
 def test_a_layer_is_run_again_when_what_its_tables_are_made_of_has_changed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: int
 ) -> None:
-    assert agent._TABLES in agent.modules_of("remote_scripts.layers.nvidia_driver")
+    assert agent._TABLES in agent.modules_of("remote_scripts.layers.nvidia_packages")
     files = list(agent._MADE_OF)
     (tmp_path / "changed").write_bytes(files[changed].read_bytes() + b"\n# more\n")
     files[changed] = tmp_path / "changed"

@@ -34,9 +34,8 @@ __all__ = [
     "name_of",
 ]
 
-# What an `up` says before anything is changed (HostProbe); nothing where the host's settings are as they were. A `not needed, unless` is
-# left to the test.
-_SAID_OF_REBOOT = re.compile(r"pve: reboot: (one, because|by you|not needed)(?!, unless)")
+# What an `up` says before anything is changed (HostProbe); nothing where the host's settings are as they were.
+_SAID_OF_REBOOT = re.compile(r"pve: reboot: (one, because|by you|not needed)")
 
 
 def gpus_of(scenario: str | Path) -> dict[str, Any]:

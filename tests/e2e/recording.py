@@ -96,7 +96,8 @@ def recorded(scenario: str, command: str) -> list[str]:
 
 def _essence(lines: Sequence[str], folder: Path | None = None) -> str:
     """Wherever lines are broken: a path's length decides that, too."""
-    text = re.sub(r"\s+", "", "\n".join(lines))
+    # A slow machine is waited for.
+    text = re.sub(r"\s+", "", "\n".join(line for line in lines if not line.startswith("Waiting for ")))
     text = _as_at_home(text, folder) if folder else text
     for own, instead in _OWN:
         text = own.sub(instead, text)

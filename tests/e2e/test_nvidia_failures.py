@@ -2,7 +2,7 @@
 was killed (SIGKILL) in the middle of a step.
 
 In which steps it is killed, the seed says (tests/sampling.py). In a container: tests/e2e/test_nvidia_lxc.py. That each script is finished from any of its commands:
-tests/scripts/test_nvidia_driver.py and its siblings.
+tests/agent/test_nvidia_packages.py and its siblings.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from tests.sampling import sample
 from tests.waiting import PATIENCE
 
 # What only that step's script or request has in it, in the order of the steps.
-READING, REPOSITORY, DRIVER = '"layer": "read_system"', '"layer": "nvidia_repository"', '"layer": "nvidia_driver"'
-CUDA, TOOLKIT = '"layer": "cuda_toolkit"', '"layer": "container_toolkit"'
+READING, PACKAGES, TOOLKIT = '"layer": "read_system"', '"layer": "nvidia_packages"', '"layer": "container_toolkit"'
 REBOOT, VERIFICATION = '"layer": "reboot_guest"', '"layer": "nvidia_verification"'
 # In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, what that step has in it.
 FAULTS: list[tuple[str, Any, str, tuple[str, ...], str]] = [
     ("guest-unreachable", 103, "sandbox-system", ("vms.sandbox in reach", "its console in Proxmox VE"), READING),
-    ("apt-offline", True, "sandbox-repo", ("network",), REPOSITORY),
-    ("dkms-fails", True, "sandbox-driver", ("make.log",), DRIVER),
+    ("apt-offline", True, "sandbox-system", ("network",), READING),
+    ("dkms-fails", True, "sandbox-packages", ("make.log",), PACKAGES),
     ("gpu-fails", 79, "sandbox-verified", ("Xid 79", "power the host off"), VERIFICATION),
 ]
 
@@ -51,7 +50,7 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
     stack.write_config()
     set_secret(stack, "homelab:vms.sandbox.nvidia.proxy", "http://user:hunter2@proxy.lan:3128")
     nvidia, told = stack.config["homelab:vms"]["sandbox"]["nvidia"], ""
-    killed = sample((READING, REPOSITORY, DRIVER), 1, "steps in a VM")
+    killed = sample((READING, PACKAGES), 1, "steps in a VM")
     for fault, value, resource, said, script in FAULTS:
         stack.lab.fault(fault, value)
         run = stack.up(ok=False)
@@ -80,7 +79,7 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
 def killed_in_later_steps_and_before_a_reboot(stack: Stack, nvidia: dict[str, Any]) -> None:
     """Another branch takes a reboot, for the loaded module isn't the installed one."""
     nvidia |= WHOLE
-    for script in sample((CUDA, TOOLKIT, VERIFICATION), 1, "later steps in a VM"):
+    for script in sample((PACKAGES, TOOLKIT, VERIFICATION), 1, "later steps in a VM"):
         killed_at(stack, script, 103)
     nvidia["driver"] = "595"
     killed_at(stack, REBOOT, 103)

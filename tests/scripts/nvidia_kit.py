@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import functools
 import os
 import shutil
@@ -17,7 +16,6 @@ from typing import Any
 
 from homelab.nvidia import plan as planning
 from homelab.nvidia.compatibility import Target
-from homelab.nvidia.plan import Plan
 from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
 from homelab.remote import agent
@@ -31,8 +29,9 @@ from lab.state import process_start_time
 from lab.stock import without_subscription
 from remote_scripts import put_agent
 from remote_scripts.both import nvidia_verification, read_system
+from remote_scripts.both.nvidia_packages import Answer, Said
 from remote_scripts.shared import boot_service
-from remote_scripts.shared.symptoms import Context
+from remote_scripts.tools.plain import of_plain
 from tests import forked_agent
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
@@ -234,46 +233,54 @@ class Machine:
         """What the stack is seen to do."""
         return self.asked_of("apply", "nvidia_verification", wanted)
 
-    def read(self, asked: Sequence[str] = (), **wanted: Any) -> SystemReading:
+    def read(self, **wanted: Any) -> SystemReading:
         """A reading."""
-        return parse(self.asked_of("read", "read_system", read_system.Wanted(ask=tuple(asked), **wanted)))
+        return parse(self.asked_of("read", "read_system", read_system.Wanted(**wanted)))
 
-    def plan(self, offered: dict[str, list[str]] | None = None) -> Plan:
-        """What follows from settings and a reading, and what the repositories offer."""
-        system = self.read().system
-        if offered is not None:
-            system = dataclasses.replace(system, offered={name: tuple(found) for name, found in offered.items()})
-        return planning.plan_stack(Request(self.target, self.settings, system, "it"))
-
-    def asked(self) -> tuple[str, ...]:
-        """What the reading is to look up."""
-        return planning.packages_to_ask_for(Request(self.target, self.settings, self.read().system, "it"))
-
-    def context(self, plan: Plan) -> Context:
-        """For messages."""
-        return Context("it", self.target, plan.flavour, driver=plan.driver)
-
-    def repository(self) -> Step:
-        """The first step."""
-        request = Request(self.target, self.settings, self.read().system, "it")
-        plan, asked = planning.plan_stack(request), planning.packages_to_ask_for(request)
-        return self.step("nvidia_repository", steps.repository(plan, self.settings, self.context(plan), asked))
+    def request(self) -> Request:
+        """What follows from settings and a reading."""
+        return Request(self.target, self.settings, self.read().system, "it")
 
     def step(self, layer: str, wanted: Any) -> Step:
         """A layer with the settings' proxy."""
         return Step(layer, wanted, self.settings.proxy.get_secret_value() if self.settings.proxy else "")
 
-    def driver(self, offered: dict[str, list[str]]) -> Step:
-        """The second step."""
-        plan = self.plan(offered)
-        return self.step("nvidia_driver", steps.driver(plan, self.settings, self.context(plan)))
-
-    def install(self, **settings: Any) -> dict[str, Any]:
-        """Both steps; the driver's answer."""
+    def packages_step(self, **settings: Any) -> Step:
+        """Driver, CUDA, toolkit: the first step."""
         if settings:
             self.want(**settings)
-        offered = self.answer("apply", self.repository())["offered"]
-        return self.answer("apply", self.driver(offered))
+        return self.step("nvidia_packages", planning.wanted(self.request()))
+
+    def says(self, **settings: Any) -> Said:
+        """What apt says of it."""
+        return of_plain(Said, self.answer("read", self.packages_step(**settings)), "answer")
+
+    def install(self, **settings: Any) -> dict[str, Any]:
+        """The first step; its answer."""
+        return self.answer("apply", self.packages_step(**settings))
+
+    def undo(self) -> dict[str, Any]:
+        """Its way back."""
+        return self.answer("revert", self.packages_step())
+
+    def installed(self, version: str, capabilities: Sequence[str] = ()) -> Answer:
+        """What the first step would answer that has left this driver."""
+        return Answer(
+            version=version,
+            source="packages",
+            flavour=None if self.target == "lxc" else "open",
+            capabilities=tuple(capabilities),
+            reboot="no",
+            why="",
+            cuda="",
+            toolkit="",
+            packages=(),
+            changed=False,
+        )
+
+    def toolkit_step(self, version: str, capabilities: Sequence[str] = ()) -> Step:
+        """The container toolkit's, after the first one, which has left this driver."""
+        return self.step("container_toolkit", steps.toolkit(self.request(), self.installed(version, capabilities)))
 
     # -- what is there ----------------------------------------------------------------------------------------
     def tree(self) -> dict[str, tuple[int, bytes]]:
@@ -305,6 +312,18 @@ class Machine:
         """Installed packages with their versions."""
         lines = self.output("dpkg-query -W -f='${Package} ${db:Status-Status} ${Version}\\n'").splitlines()
         return {name: version for name, state, version in (line.split(" ") for line in lines) if state == "installed"}
+
+
+_KEYRING = (
+    "curl -fsSLo $ROOT/root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
+    " && dpkg -i $ROOT/root/k.deb && apt-get -qq update"
+)
+
+
+def with_repository(machine: Machine, distribution: str) -> Machine:
+    """NVIDIA's repository, as an owner adds it by hand."""
+    machine.output(_KEYRING.format(distribution.replace("-", "").replace(".", "")))
+    return machine
 
 
 class VirtualMachine(Machine):
@@ -403,3 +422,9 @@ class Container(Machine):
             text=True,
             check=False,
         )
+
+
+def without_dpkg(machine: Machine) -> dict[str, tuple[int, bytes]]:
+    """What the way back must give back, but for what dpkg notes, and the key that DKMS makes once."""
+    own = ("var/lib/dpkg/", "var/lib/dkms/mok.pub")
+    return {name: value for name, value in machine.tree().items() if not name.startswith(own)}

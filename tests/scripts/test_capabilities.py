@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from homelab.nvidia.verification import judge
-from homelab.remote import nvidia_steps as steps
 from tests import sampling
 from tests.kept_systems import KeptSystems
 from tests.scripts.nvidia_kit import Container, Machine, VirtualMachine
-from tests.scripts.test_cuda_toolkit import beside
 from tests.scripts.test_nvidia_verification import verified, wanted_of
 
 ALL = ["compute", "video", "graphics"]
@@ -67,8 +65,7 @@ def test_a_driver_that_is_new_has_video_and_on_demand_graphics(tmp_path: Path, d
     assert (added["changed"], added["reboot"]) == (True, "no")
     output, errors = verified(vm, {"driver": "580.178.04", "source": source, "capabilities": ALL})
     assert (errors, output["graphics"]) == ([], True)
-    vm.answer("revert", vm.driver({}))
-    vm.answer("revert", vm.repository())
+    vm.undo()
     after = vm.tree()
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} <= {
         "var/lib/dkms/mok.pub"
@@ -133,11 +130,7 @@ def containers_get_it(vm: VirtualMachine, runtime: str) -> None:
     vm.install(**settings)
 
     def toolkit() -> None:
-        plan = vm.plan()
-        vm.answer(
-            "apply",
-            vm.step("container_toolkit", steps.toolkit(plan, vm.settings, vm.context(plan), "580.178.04")),
-        )
+        vm.answer("apply", vm.toolkit_step("580.178.04", vm.settings.capabilities or ()))
 
     toolkit()
     # The specification names files: it is made anew for libraries that come later.
@@ -159,7 +152,6 @@ def containers_get_it(vm: VirtualMachine, runtime: str) -> None:
 def test_cudnn_and_nccl_are_loaded_and_tell_their_versions(vm: VirtualMachine) -> None:
     settings: dict[str, Any] = {"driver": "580", "cuda": "12.8", "cudnn": "9", "nccl": True}
     vm.install(**settings)
-    vm.answer("apply", beside(vm, "12.8", cudnn="9", nccl=True))
     output, errors = verified(vm, settings)
     assert (errors, output["cudnn"], output["nccl"]) == ([], "9.10.2", "2.27.3")
     vm.output("apt-get -qq remove -y libcudnn9-cuda-12")

@@ -9,17 +9,13 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
-from homelab.nvidia.plan import Plan
-from homelab.remote import nvidia_steps as steps
-from homelab.settings.nvidia import Nvidia
 from remote_scripts.shared import engines
 from tests import sampling
-from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMachine
-from tests.scripts.test_cuda_toolkit import with_repository
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMachine, with_repository, without_dpkg
 
 RUN = "docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi -L"
 DAEMON = "etc/docker/daemon.json"
+# That DKMS makes for itself.
 CDI = "etc/cdi/nvidia.yaml"
 # As people write them: no indentation, or another one, and an order of their own.
 OTHERS = '{"log-driver": "local",\n  "live-restore": true, "dns": ["192.168.1.1"], "insecure-registries": []}\n'
@@ -30,7 +26,7 @@ DRIVER = "apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-ope
 def with_docker(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """Ubuntu 24.04 with a driver, docker and podman, which somebody has installed."""
     vm = with_repository(VirtualMachine(tmp_path_factory.mktemp("vm")), GUESTS[0])
-    vm.output(f"{DRIVER} && apt-get -qq install -y docker.io podman")
+    vm.output(f"{DRIVER} && apt-get -qq install -y docker.io podman nvidia-container-toolkit")
     return vm
 
 
@@ -48,14 +44,9 @@ def vm(with_docker: Machine) -> Iterator[Machine]:
     assert not (with_docker.root / "var/lib/homelab").exists()
 
 
-def plan(machine: Machine, runtime: str = "docker", **settings: Any) -> Plan:
-    machine.want(driver="580", containerToolkit=runtime, timeouts={"lock": 1}, **settings)
-    return machine.plan()
-
-
 def script(machine: Machine, runtime: str = "docker", driver: str = "580.178.04", **settings: Any) -> Step:
-    found = plan(machine, runtime, **settings)
-    return machine.step("container_toolkit", steps.toolkit(found, machine.settings, machine.context(found), driver))
+    machine.want(driver="580", containerToolkit=runtime, timeouts={"lock": 1}, **settings)
+    return machine.toolkit_step(driver)
 
 
 # k3s as far as the toolkit has to do with it: when it starts it writes down which runtimes it finds; its containerd's client is in its program.
@@ -72,12 +63,14 @@ K3S_UNIT = (
 
 
 def with_k3s(machine: Machine, unit: str = "k3s") -> None:
-    """A node of a cluster, which somebody has set up; `without_k3s` takes it away."""
+    """A node of a cluster that was set up before the toolkit came; `without_k3s` takes it away."""
     for path, text in (("usr/local/bin/k3s", K3S), (f"etc/systemd/system/{unit}.service", K3S_UNIT)):
         (machine.root / path).parent.mkdir(parents=True, exist_ok=True)
         (machine.root / path).write_text(text)
     (machine.root / "usr/local/bin/k3s").chmod(0o755)
-    machine.output(f"systemctl daemon-reload; systemctl start {unit}")
+    machine.output(
+        f"touch $ROOT/root/own-template; systemctl daemon-reload; systemctl start {unit}; rm $ROOT/root/own-template"
+    )
 
 
 def without_k3s(machine: Machine) -> None:
@@ -102,9 +95,6 @@ def test_a_k3s_that_does_not_find_the_runtime_or_is_not_there_is_named(
     vm: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_K3S_SECONDS", 0.0)
-    for settings in ({}, {"docker": "install"}):
-        with pytest.raises(HomelabError, match="install k3s by its own installer"):
-            script(vm, "k3s", **settings)
     with_k3s(vm)
     (vm.root / "root/own-template").touch()
     assert "a config.toml.tmpl of your own" in vm.refusal(script(vm, "k3s"))
@@ -132,22 +122,22 @@ def test_docker_is_installed_where_that_was_asked_for_and_all_of_it_goes_again(
     tmp_path: Path, distribution: str
 ) -> None:
     machine = VirtualMachine(tmp_path, distribution)
-    machine.want(driver="580", containerToolkit="docker", docker="install")
-    machine.answer("apply", machine.repository())
-    packages, tree = machine.packages(), machine.tree()
+    packages, tree = machine.packages(), without_dpkg(machine)
     text = script(machine, docker="install")
-    found = plan(machine, docker="install")
-    said = machine.refusal(Step("container_toolkit", steps.toolkit(found, Nvidia(), machine.context(found), "")))
+    said = machine.refusal(text)
     assert "docker, for which nvidia.containerToolkit is set" in said and "nvidia.docker: install" in said
     assert machine.packages() == packages
+    installed = machine.install(driver="580", containerToolkit="docker", docker="install")
+    text = script(machine, driver=installed["version"], docker="install")
     answer = machine.answer("apply", text)
     assert (answer["runtime"], answer["changed"], answer["restarted"]) == ("docker", True, True)
     assert answer["version"] == machine.packages()["nvidia-container-toolkit"]
     assert "docker.io" in machine.packages() and "nvidia" in machine.output("docker info")
-    assert script(machine, docker="install") == text, "the same once docker is there"
     assert machine.answer("apply", text) == {**answer, "changed": False, "restarted": False}
     assert machine.answer("revert", text) == {"changed": True, "kept": []}
-    assert (machine.packages(), machine.tree()) == (packages, tree)
+    machine.undo()
+    # The owner's images and volumes stay, and what dpkg notes of that.
+    assert (machine.packages(), without_dpkg(machine)) == (packages, tree)
 
 
 @pytest.mark.parametrize("before", [None, "", "{}", OTHERS, '{"runtimes": {"kata": {"path": "kata-runtime"}}}'])
@@ -298,7 +288,6 @@ def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: M
 
 
 def test_a_specification_of_somebodys_is_kept_and_given_back(vm: Machine) -> None:
-    vm.output("apt-get -qq install -y nvidia-container-toolkit")
     vm.output(
         "nvidia-ctk cdi generate --feature-flag=no-additional-gids-for-device-nodes --output=/etc/cdi/nvidia.yaml"
     )
@@ -308,14 +297,11 @@ def test_a_specification_of_somebodys_is_kept_and_given_back(vm: Machine) -> Non
     assert b"580.178.04" in (vm.root / CDI).read_bytes()
     vm.answer("revert", script(vm, "podman"))
     assert b"580.105.08" in (vm.root / CDI).read_bytes()
-    vm.output(
-        "rm -r $ROOT/etc/cdi; apt-get -qq purge -y 'nvidia-container-toolkit*' && apt-get -qq autoremove -y --purge"
-    )
+    vm.output("rm -r $ROOT/etc/cdi")
 
 
 def test_a_specification_that_this_podman_refuses_is_made_anew_and_given_back(vm: Machine) -> None:
     run = "podman run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L"
-    vm.output("apt-get -qq install -y nvidia-container-toolkit")
     vm.output("nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
     before = (vm.root / CDI).read_bytes()
     assert b"additionalGids" in before and "unresolvable CDI devices nvidia.com/gpu=all" in vm.bash(run).stderr
@@ -323,9 +309,7 @@ def test_a_specification_that_this_podman_refuses_is_made_anew_and_given_back(vm
     assert "GPU 0:" in vm.output(run)
     vm.answer("revert", script(vm, "podman"))
     assert (vm.root / CDI).read_bytes() == before
-    vm.output(
-        "rm -r $ROOT/etc/cdi; apt-get -qq purge -y 'nvidia-container-toolkit*' && apt-get -qq autoremove -y --purge"
-    )
+    vm.output("rm -r $ROOT/etc/cdi")
 
 
 def test_a_driver_that_isnt_loaded_is_told_by_its_cause(vm: Machine) -> None:
@@ -347,6 +331,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     version = machine.host.output("cat $ROOT/sys/module/nvidia/version").strip()
     machine.output(
         f"apt-get -qq install -y --no-install-recommends libnvidia-compute-580={version}-* nvidia-utils-580={version}-* nvidia-kernel-common-580={version}-* nvidia-firmware-580={version}-*"
+        " docker.io nvidia-container-toolkit"
     )
     return machine
 
@@ -354,7 +339,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 def test_in_a_container_docker_gets_cards_by_their_cdi_names(inside: Machine) -> None:
     packages, tree = inside.packages(), inside.tree()
     version = inside.host.output("cat $ROOT/sys/module/nvidia/version").strip()
-    text = script(inside, driver=version, docker="install")
+    text = script(inside, driver=version)
     assert inside.answer("apply", text)["cdi"] == f"/{CDI}"
     run = "docker run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L"
     assert "GPU 0:" in inside.output(run)

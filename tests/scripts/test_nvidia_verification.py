@@ -16,9 +16,8 @@ from homelab.nvidia.verification import Expected, judge
 from homelab.remote import nvidia_steps as steps
 from remote_scripts.both.nvidia_verification import Wanted
 from tests import sampling
-from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine, with_repository
 from tests.scripts.test_container_toolkit import CDI, DRIVER, with_k3s, without_k3s
-from tests.scripts.test_cuda_toolkit import with_repository
 
 Verify = Callable[..., tuple[dict[str, Any], list[HomelabError]]]
 VERSION = "580.178.04"
@@ -28,9 +27,13 @@ def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[Wanted, Expec
     """What of a stack is tried, and what it is to have."""
     machine.want(**settings)
     request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
-    plan = machine.plan()
-    wanted = Expected.of(request, plan)
-    return steps.verification(machine.target, machine.settings, steps.tried(request, plan)), wanted
+    version = request.system.host_driver or (
+        VERSION if "." not in (machine.settings.driver or "") else machine.settings.driver
+    )
+    wanted = Expected.of(
+        request, machine.installed(version or "", machine.settings.capabilities or ("compute", "video"))
+    )
+    return steps.verification(machine.settings, wanted), wanted
 
 
 def verified(
@@ -96,7 +99,7 @@ def test_a_node_of_k3s_runs_a_container_with_the_card(vm: Machine) -> None:
 
 
 def test_an_image_that_was_there_stays(vm: Machine) -> None:
-    image = load().packaging.toolkit.image
+    image = load().toolkit.image
     assert "@sha256:" in image, "nobody else's image is run"
     vm.output(f"docker pull {image}")
     assert verified(vm, SETTINGS)[1] == []
@@ -119,7 +122,7 @@ def test_a_host_that_keeps_its_card(tmp_path: Path) -> None:
 def test_the_proxys_password_is_in_no_output(vm: Machine) -> None:
     settings = {**SETTINGS, "proxy": "http://me:hunter2@proxy.lan:3128"}
     vm.want(**settings)
-    tried = steps.verification("vm", vm.settings, {"cards": 1, "capabilities": ["compute"], "cdi": False})
+    tried = steps.verification(vm.settings, Expected(cards=["10de:2b85"], capabilities=["compute"]))
     done = vm.layer("apply", "nvidia_verification", tried, proxy=settings["proxy"])
     assert done.returncode == 0 and "hunter2" not in done.stdout + done.stderr
 
@@ -307,14 +310,8 @@ def inside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     release = machine.output(". $ROOT/etc/os-release; echo $ID-$VERSION_ID").strip()
     with_repository(machine, release)
     machine.want(driver=None, cuda=CUDA[name], containerToolkit="docker", docker="install", **WITHIN_MAJOR)
-    offered = machine.answer("apply", machine.repository())["offered"]
-    version = machine.answer("apply", machine.driver(offered))["version"]
-    plan = machine.plan(offered)
-    machine.answer("apply", machine.step("cuda_toolkit", steps.cuda(plan, machine.settings, machine.context(plan))))
-    machine.answer(
-        "apply",
-        machine.step("container_toolkit", steps.toolkit(plan, machine.settings, machine.context(plan), version)),
-    )
+    installed = machine.install()
+    machine.answer("apply", machine.toolkit_step(installed["version"], installed["capabilities"]))
     return machine
 
 

@@ -20,7 +20,6 @@ from homelab.findings import Finding, Stage, Turn
 from homelab.host import plan
 from homelab.host.facts import GuestConfig
 from homelab.nvidia import preview, request, state
-from homelab.nvidia.plan import all_refusals
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.nvidia_system import NvidiaSystemWork
 from homelab.settings import Vm
@@ -581,16 +580,20 @@ BARE = SystemReading(request.SystemFacts(), "1", frozenset(), ())
 @pytest.mark.parametrize(
     ("steps", "drift", "lines"),
     [
-        ("repository driver cuda", (), []),
+        ("packages toolkit", (), []),
         # One that was cut short, by this program or by somebody else.
         (
-            "repository driver cuda",
-            *[("driver: its libraries are 580.1, they were 590.1", "boot: 580.1 is loaded")] * 2,
+            "packages toolkit",
+            *[("packages: the libraries are 580.1, they were 590.1", "boot: 580.1 is loaded")] * 2,
         ),
-        ("repository driver cuda", *[("driver: an update was cut short",)] * 2),
-        ("repository driver", ("cuda: x is gone",), ("cuda: x is gone", "cuda: no record of it is left there")),
+        ("packages toolkit", *[("packages: an update was cut short",)] * 2),
+        (
+            "packages",
+            ("packages: x is gone",),
+            ("packages: x is gone", "toolkit: there is no record of it"),
+        ),
         # What isn't wanted there.
-        ("repository driver cuda", ("toolkit: package x is gone, it was 1", "libraries: package y is gone"), ()),
+        ("packages toolkit", ("libraries: package y is gone",), ()),
     ],
 )
 def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
@@ -600,18 +603,22 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    system, stack = replace(BARE, steps=frozenset(steps.split()), drift=drift), {"driver": "580", "cuda": "12.8"}
+    system, stack = (
+        replace(BARE, steps=frozenset(steps.split()), drift=drift),
+        {"driver": "580", "containerToolkit": "docker"},
+    )
     seen = reading(installed=system)
     lxc, facts = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia=stack), seen.facts
     told = [one.found for one in diagnose_host(seen, lxc).findings if one.turn is Turn.UP]
     assert told == ["; ".join(lines)] * bool(lines)
-    text, _ = preview.describe("pve", lxc, facts, plan.wanted(facts, lxc), {}, {}, {"host": system})
-    assert [line.strip() for line in text.splitlines()[1:]] == [*lines]
+    of_host = preview.of_host("pve", lxc, facts, plan.wanted(facts, lxc), system)
+    assert of_host is not None
+    assert [line.strip() for line in of_host.text.splitlines()[1:]] == [*lines]
     monkeypatch.setattr(NvidiaSystemWork, "facts_of_refresh", lambda *_: facts)
     monkeypatch.setattr(NvidiaSystemWork, "wanted_stack", lambda *_: lxc.nvidia)
     about: dict[str, Any] = {"host": "pve", "system_name": "hosts.pve", "address": "", "after": "", "passed": []}
     resource = NvidiaSystemWork.resource
-    inputs = resource.Inputs(target="host", nvidia={"cuda": "12.8"}, stays=True, **about)
+    inputs = resource.Inputs(target="host", nvidia={"container_toolkit": "docker"}, stays=True, **about)
     before = resource.Outputs(facts=state.facts_of(system, "host"), generation={}, stale=False)
     after = NvidiaSystemWork({}).read(inputs, before)
     assert capsys.readouterr().out.splitlines() == [f"hosts.pve: drift: {line}" for line in lines]
@@ -621,10 +628,10 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
 
 def test_where_the_preview_refuses_the_stack_its_next_step_is_the_cure() -> None:
     lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "565"})
-    seen = reading(installed=replace(BARE, drift=("driver: an update was cut short",)))
-    assert lxc.nvidia is not None
-    refusals = all_refusals(preview.of_host("pve", lxc.nvidia, seen.facts, plan.wanted(seen.facts, lxc), BARE))
-    refused, differs = diagnose_host(seen, lxc, refusals=refusals).findings
+    seen = reading(installed=replace(BARE, drift=("packages: an update was cut short",)))
+    of_host = preview.of_host("pve", lxc, seen.facts, plan.wanted(seen.facts, lxc), BARE)
+    assert of_host is not None
+    refused, differs = diagnose_host(seen, lxc, refusals=of_host.errors).findings
     assert (refused.turn, differs.turn) == (Turn.REFUSED, Turn.UP) and "branch 570 or later" in refused.wanted
     assert differs.next == refused.next and "pulumi up" not in refused.next
 

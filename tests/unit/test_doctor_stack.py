@@ -168,7 +168,7 @@ def test_libraries_that_the_settings_install_come_by_up(tmp_path: Path) -> None:
     seen = reading(DEVICE_LINES, inside({}).replace(LIBRARY, ""), installed=BARE)
     report = container.diagnose(seen, 901, cards=found.cards(name, its, 901, seen))
     (one,) = [one for one in report.findings if "what is installed in container 901" in one.wanted]
-    assert one.found.endswith("driver: no record of it is left there") and one.next.startswith("`pulumi up --refresh`")
+    assert one.found.endswith("packages: there is no record of it") and one.next.startswith("`pulumi up --refresh`")
 
 
 @pytest.mark.parametrize(

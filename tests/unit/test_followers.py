@@ -1,88 +1,123 @@
-"""The containers that follow their host's driver: asked before it is replaced, and none of them is changed by that."""
+"""What apt says on a host and on its containers, which must follow its driver: asked before anything is changed."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any, cast
 
 import pytest
 
 from homelab.errors import HomelabError, SeveralErrors, UnreachableError, raise_all
+from homelab.host import plan as host_plan
+from homelab.nvidia import plan
+from homelab.nvidia.preview import Stack
 from homelab.nvidia.reading import parse
-from homelab.nvidia.request import Request
-from homelab.nvidia.state import facts_of, request_of
-from homelab.remote import followers, ssh
+from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.versions import fits
+from homelab.nvidia.versions import parse as version_of
+from homelab.provider.nvidia_system import NvidiaSystemWork
+from homelab.remote import host_session, planning, ssh, stacks
+from homelab.resources.nvidia import NvidiaSystem
 from homelab.settings import Container, Nvidia
+from homelab.settings import parse as parse_settings
+from remote_scripts.both.nvidia_packages import Said, Wanted
+from tests.unit.hosts import KEY, desktop, gpu
 
 OLD, NEW = "590.48.01", "595.58.03"
 BOTH = (OLD, NEW)
 
 
 class World:
-    """A host with the old driver and its containers. `offers`: id, 0 for the host -> the driver's versions in its lists."""
+    """A host with the old driver and its containers. `offers`: id, 0 for the host -> the versions that apt can bring
+    in there; `asked`: the digest of what was carried out on all of them."""
 
     def __init__(self, **offers: tuple[str, ...]) -> None:
         self.offers = {0: BOTH, 901: BOTH, 950: BOTH} | {int(name[1:]): found for name, found in offers.items()}
-        self.there, self.without_driver, self.with_modules = OLD, set[int](), set[int]()
-        self.unread: dict[int, HomelabError] = {}
+        self.there, self.asked, self.drift, self.wanted = OLD, "", list[str](), {"driver": "595"}
+        self.fails: dict[str, HomelabError] = {}
         self.calls: list[str] = []
 
     def ask(
         self, verb: str, layer: str, wanted: Any, _seconds: float = 0, *, ctid: int = 0, proxy: str = ""
     ) -> dict[str, Any]:
-        self.calls.append(f"{verb} {layer} {ctid}")
-        if layer == "read_system":
-            if ctid in self.unread:
-                raise self.unread[ctid]
-            return self.reading(ctid)
-        if layer == "nvidia_driver":
-            if ctid in self.with_modules and not wanted.run.sha256:
-                raise HomelabError(wanted="its SHA-256", found="none", why="it runs as root", next="-")
-            return {"source": "packages"}
-        versions = [f"{version}-1" for version in sorted(self.offers[ctid], reverse=True)]
-        return {"offered": {name: versions for name in wanted.ask}}
+        self.calls.append(call := f"{verb} {layer} {ctid}")
+        if call in self.fails:
+            raise self.fails[call]
+        if layer == "nvidia_index":
+            return {
+                "against": [
+                    f"{name} isn't offered; there is cuda-toolkit-13-1" for name in wanted.names if "12" in name
+                ]
+            }
+        answer = self.reading(ctid) if layer == "read_system" else dataclasses.asdict(self.said(wanted, ctid))
+        return cast("dict[str, Any]", json.loads(json.dumps(answer)))
+
+    def said(self, wanted: Wanted, ctid: int) -> Said:
+        offered = self.offers[ctid]
+        for number, way in enumerate(wanted.tries):
+            found = [version for version in offered if fits(version_of(version), version_of(way.driver))]
+            if way.run or found:
+                version = way.run.version if way.run else max(found)
+                return Said(chosen=number, version=version, was=self.there, way_back=True)
+        return Said(chosen=None, was=self.there, offered=offered, against=("E: Version not found",))
 
     def reading(self, ctid: int) -> dict[str, Any]:
-        steps = [] if ctid in self.without_driver else ["repository", "driver"]
         kernel = "6.14.11-4-pve"
         found: dict[str, Any] = {"boot_id": "b", "distribution": "debian", "version": "13", "architecture": "x86_64"}
         found |= {"kernels": [kernel], "running": kernel, "secure_boot": None, "mok_enrolled": None}
-        found |= {"cards": ["10de:2b85"], "nouveau": False, "loaded": self.there, "loaded_flavour": None}
-        found |= {"host_driver": self.there if ctid else None, "runtimes": [], "room": None, "offered": None}
-        return {**found, "steps": steps, "drift": [], "libraries": self.there}
+        found |= {"cards": ["10de:2b85"], "nouveau": False, "loaded": self.there}
+        found |= {"host_driver": self.there if ctid else None, "runtimes": [], "asked": self.asked}
+        return {**found, "steps": ["packages"], "drift": self.drift, "libraries": self.there}
 
 
-def need(world: World, driver: str = "595", *, is_preview: bool = False, **stack: object) -> None:
-    host = Nvidia.model_validate({"driver": driver})
-    reading = parse(world.reading(0))
-    request: Request = request_of("host", "hosts.pve", facts_of(reading, "host"), host)
+def request_of(world: World, **stack: object) -> Request:
+    return Request("host", Nvidia.model_validate(stack), parse(world.reading(0)).system, "hosts.pve")
+
+
+def on_host(world: World, driver: str = "595") -> Stack:
+    """What comes of the host's own question."""
+    stack = Stack.of("the host", request_of(world, driver=driver), parse(world.reading(0)))
+    return stacks.asked(cast(ssh.Session, world), stack)
+
+
+def need(world: World, driver: str = "595", **stack: object) -> None:
     containers = {
         name: Container.model_validate(
             {"host": "pve", "ctid": ctid, "gpuAssignment": "all", **({} if ctid == 960 else {"nvidia": stack})}
         )
         for name, ctid in (("ai", 901), ("media", 950), ("plain", 960))
     }
-    readings = {str(ctid): parse(world.reading(ctid)) for ctid in (901, 950)} if is_preview else None
-    raise_all(followers.refused(cast(ssh.Session, world), request, reading, containers, readings))
+    host = on_host(world, driver)
+    raise_all(host.errors)
+    raise_all(stacks.refused_by_containers(cast(ssh.Session, world), host, containers))
 
 
 def test_a_version_that_every_container_can_have_is_asked_for_and_nothing_is_changed() -> None:
     world = World()
     need(world)
-    assert [call.removeprefix("read nvidia_") for call in world.calls if "nvidia" in call] == [
-        "repository 0",
-        *("repository 901", "driver 901"),
-        *("repository 950", "driver 950"),
-    ]
-    assert {call.split()[0] for call in world.calls} == {"read"}
+    assert world.calls[0] == "read nvidia_packages 0"
+    assert {*world.calls[1:]} == {
+        f"read {layer} {ctid}" for layer in ("read_system", "nvidia_packages") for ctid in (901, 950)
+    }
 
 
-@pytest.mark.parametrize("is_preview", [True, False])
-def test_one_that_a_container_cannot_have_is_refused_in_its_name(*, is_preview: bool) -> None:
+def test_one_that_a_container_cannot_have_is_refused_in_its_name() -> None:
     with pytest.raises(HomelabError) as refused:
-        need(World(_950=(OLD,)), is_preview=is_preview, source="packages")
+        need(World(_950=(OLD,)), source="packages")
     error = refused.value
-    assert "containers.media: packages of 595.58.03" in error.wanted and OLD not in error.found
-    assert f"hosts.pve would get {NEW} in place of {OLD}; nothing was changed" in error.why
+    assert error.wanted.startswith("containers.media: ") and NEW in error.wanted + error.found
+    assert f"hosts.pve would get {NEW} in place of {OLD}" in error.why
+    assert error.why.count("nothing was changed") == 1
+
+
+def test_a_container_that_gets_its_first_card_now_is_not_refused_for_having_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, reading = World(), World().reading
+    monkeypatch.setattr(world, "reading", lambda ctid: reading(ctid) | ({"cards": []} if ctid else {}))
+    need(world)
+    assert "read nvidia_packages 901" in world.calls
 
 
 def test_all_that_cannot_have_it_are_told_at_once() -> None:
@@ -90,42 +125,184 @@ def test_all_that_cannot_have_it_are_told_at_once() -> None:
         need(World(_901=(OLD,), _950=(OLD,)), source="packages")
 
 
-def test_what_apt_says_of_the_packages_counts_in_a_container() -> None:
-    """They would bring modules, and nobody knows the installer's checksum."""
-    world = World(_0=(OLD, "595.71.05"), _901=(OLD, "595.71.05"), _950=(OLD, "595.71.05"))
-    world.with_modules = {950}
-    with pytest.raises(HomelabError, match="its SHA-256") as refused:
-        need(world)
-    assert "hosts.pve would get 595.71.05" in refused.value.why
-
-
 def test_without_packages_of_it_nvidias_installer_does_where_its_checksum_is_known() -> None:
     need(World(_950=(OLD,)))
 
 
 def test_a_branch_means_the_version_that_the_host_would_get() -> None:
-    with pytest.raises(HomelabError, match="packages of 595.58.03"):
+    with pytest.raises(HomelabError, match=r"containers\.ai: "):
         need(World(_0=(OLD, NEW), _901=("595.71.05",)), source="packages")
 
 
 @pytest.mark.parametrize(("there", "driver"), [("", "595"), (OLD, "590"), (OLD, OLD)])
-def test_where_no_driver_is_replaced_nobody_is_asked(there: str, driver: str) -> None:
+def test_where_no_driver_is_replaced_no_container_is_asked(there: str, driver: str) -> None:
     world = World()
     world.there = there
     need(world, driver)
-    assert not world.calls
+    assert world.calls == ["read nvidia_packages 0"]
 
 
-def test_a_container_that_is_off_or_has_no_libraries_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
-    world = World(_901=(), _950=())
-    world.unread = {901: HomelabError(wanted="an answer from it", found="it is off", why="looked into", next="-")}
-    world.without_driver = {950}
+def test_a_container_that_is_off_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    world = World(_901=())
+    world.fails["read read_system 901"] = HomelabError(wanted="an answer from it", found="it is off", why="", next="-")
     need(world, source="packages")
-    assert not [call for call in world.calls if call.endswith(("repository 901", "repository 950"))]
+    assert "containers.ai was not asked whether it can have the driver" in capfd.readouterr().out
 
 
-def test_a_host_that_does_not_answer_any_more_is_no_container_that_is_off() -> None:
+@pytest.mark.parametrize("call", ["read read_system 901", "read nvidia_packages 901"])
+def test_a_host_that_does_not_answer_any_more_is_no_container_that_is_off(call: str) -> None:
     world = World()
-    world.unread = {901: UnreachableError(wanted="a", found="b", why="c", next="d")}
+    world.fails[call] = UnreachableError(wanted="a", found="b", why="c", next="d")
     with pytest.raises(UnreachableError):
         need(world)
+
+
+def test_a_system_that_is_as_it_is_wanted_is_not_asked() -> None:
+    """So that nothing fails without NVIDIA's server where nothing is to be done."""
+    world = World()
+    world.asked = plan.wanted(request_of(world, driver="590")).digest
+    assert on_host(world, "590").is_done and not world.calls
+    on_host(world, "595")  # something else is wanted now
+    world.drift = ["boot: no module is loaded"]
+    on_host(world, "590")  # no package is missing
+    assert len(world.calls) == 1
+    world.drift = ["packages: nvidia-kernel-open-dkms is gone"]
+    on_host(world, "590")
+    assert len(world.calls) == 2
+
+
+def test_a_repository_that_can_not_be_had_is_an_error_of_the_system() -> None:
+    world = World()
+    world.fails["read nvidia_packages 0"] = HomelabError(wanted="its repository", found="404", why="w", next="n")
+    assert [(error.wanted, error.found) for error in on_host(world).errors] == [("hosts.pve: its repository", "404")]
+
+
+# -- a preview ---------------------------------------------------------------------------------------------------------
+SSH = {"hostKey": KEY, "agent": True}
+
+
+def previewed(
+    world: World, monkeypatch: pytest.MonkeyPatch, **inside: object
+) -> tuple[list[Stack], list[str], list[HomelabError]]:
+    """A host with a card for containers, a container that follows it, and a VM with a card of its own."""
+    values = {
+        "hosts": {
+            "pve": {
+                "address": "192.0.2.1",
+                "ssh": SSH,
+                "nvidia": {"driver": "595"},
+                "gpus": {"big": {"address": "01:00", "use": "lxc"}, "own": {"address": "03:00"}},
+            }
+        },
+        "vms": {"v": {"host": "pve", "vmid": 103, "gpus": ["own"], "ssh": SSH, "address": "192.0.2.9", "nvidia": {}}},
+        "containers": {"media": {"host": "pve", "ctid": 950, "gpuAssignment": "all", "nvidia": inside}},
+    }
+    found = parse_settings(values)
+    host = found.hosts["pve"]
+    configs = [{"kind": "lxc", "id": 950, "lines": "ostype: debian"}, {"kind": "vm", "id": 103, "lines": "ostype: l26"}]
+    guests = {"configs": configs, "running": [950, 103], "mappings": "", "reservations": ""}
+    facts = desktop(*gpu("0000:03:00", 18), nvidia_minors={"0000:01:00.0": 0}, guests=guests)
+    want = host_plan.wanted(facts, host)
+    monkeypatch.setattr(ssh, "Session", lambda *_: VM)
+    session = cast(ssh.Session, world)
+    return planning._nvidia(session, "pve", host, facts, want, found.vms, found.containers, None)[1:]
+
+
+VM = World(_0=(NEW,))
+
+
+def test_a_preview_asks_each_system_what_apt_would_do_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    VM.calls.clear()
+    VM.there = ""
+    stacks, remarks, errors = previewed(world, monkeypatch)
+    assert (remarks, errors) == ([], [])
+    assert [call for call in world.calls if "packages" in call] == [f"read nvidia_packages {ctid}" for ctid in (0, 950)]
+    assert VM.calls == ["read read_system 0", "read nvidia_packages 0"]
+    assert [stack.said.version if stack.said else "" for stack in stacks] == [NEW, NEW, NEW]
+    assert [stack.request.name for stack in stacks] == ["hosts.pve", "vms.v", "containers.media"]
+
+
+def test_a_preview_refuses_a_drivers_update_that_a_container_can_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, (error,) = previewed(World(_950=(OLD,)), monkeypatch, source="packages")
+    assert error.wanted.startswith("containers.media: ") and f"hosts.pve would get {NEW} in place of {OLD}" in error.why
+
+
+def test_where_the_hosts_own_driver_is_refused_its_guests_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(_0=())
+    world.fails["read nvidia_packages 0"] = HomelabError(wanted="its repository", found="404", why="w", next="n")
+    _, _, errors = previewed(world, monkeypatch)
+    assert [error.found for error in errors] == ["404"] and "read nvidia_packages 950" not in world.calls
+
+
+def test_a_vm_that_is_lost_between_two_questions_is_no_host_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    VM.fails["read nvidia_packages 0"] = UnreachableError(wanted="a", found="gone", why="c", next="d")
+    try:
+        _, _, errors = previewed(World(), monkeypatch)
+    finally:
+        VM.fails.clear()
+    assert [error.found for error in errors] == ["gone"]
+
+
+@pytest.mark.parametrize(("cuda", "is_refused"), [("12.8", True), ("13.1", False)])
+def test_of_a_guest_that_is_not_there_yet_its_host_says_what_nvidias_repository_lacks(
+    cuda: str, is_refused: bool
+) -> None:
+    world, system = World(), SystemFacts(distribution="debian", version="13", host_driver="595.58.03")
+    request = Request("lxc", Nvidia.model_validate({"cuda": cuda}), system, "containers.new")
+    new = stacks.asked(cast(ssh.Session, world), Stack("container 960", request, ctid=960, is_new=True))
+    assert world.calls == ["read nvidia_index 0"] and new.said is None
+    assert [error.found for error in new.errors] == (
+        ["cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"] if is_refused else []
+    )
+    if is_refused:
+        assert 'set nvidia.cuda: "13' in new.errors[0].next, new.errors
+
+
+# -- an `up` -----------------------------------------------------------------------------------------------------------
+def planned(world: World, monkeypatch: pytest.MonkeyPatch, **inside: object) -> NvidiaSystem.Outputs:
+    """What comes of the host's NvidiaSystem, before a step."""
+    containers = {"media": {"host": "pve", "ctid": 950, "gpuAssignment": "all", "nvidia": inside}}
+    host = {"address": "192.0.2.1", "ssh": SSH, "nvidia": world.wanted}
+    texts = {"hosts": json.dumps({"pve": host}), "containers": json.dumps(containers)}
+    monkeypatch.setattr(ssh, "Session", lambda *_: world)
+    monkeypatch.setattr(host_session.HostSession, "hold", lambda *_: None)
+    about: dict[str, Any] = {
+        "host": "pve",
+        "system_name": "hosts.pve",
+        "address": "192.0.2.1",
+        "after": "",
+        "passed": [],
+    }
+    inputs = NvidiaSystem.Inputs(target="host", nvidia={}, stays=True, **about)
+    return NvidiaSystemWork(texts).create(inputs)
+
+
+def test_an_up_asks_apt_before_anything_and_says_that_a_branch_gets_no_more_fixes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World()
+    world.there, world.wanted = NEW, {"driver": "590"}
+    outputs = planned(world, monkeypatch)
+    assert outputs.generation == {"packages": 0, "boot": 0, "toolkit": 0} and outputs.facts["version"] == "13"
+    assert {call.partition(" ")[0] for call in world.calls} == {"read"}
+    assert "hosts.pve: branch 590 has reached its end of life" in capsys.readouterr().out
+
+
+def test_an_up_of_what_is_done_judges_the_very_driver_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World()
+    world.there = "590.40.01"  # older than the one that this CUDA came with
+    world.wanted = {"driver": "590", "cuda": "13.1"}
+    world.asked = plan.wanted(request_of(world, **world.wanted)).digest
+    planned(world, monkeypatch)
+    assert "with 590.40.01 its programs run within" in capsys.readouterr().out
+    assert not [call for call in world.calls if "packages" in call]
+
+
+def test_an_up_refuses_an_update_that_a_container_can_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(_950=(OLD,))
+    with pytest.raises(HomelabError, match=f"hosts.pve would get {NEW} in place of {OLD}"):
+        planned(world, monkeypatch, source="packages")
+    assert {call.partition(" ")[0] for call in world.calls} == {"read"}

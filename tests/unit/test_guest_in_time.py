@@ -107,11 +107,8 @@ READING: dict[str, object] = {
     "mok_enrolled": None,
     "cards": ["10de:2b85"],
     "nouveau": False,
-    "loaded_flavour": "open",
     "host_driver": None,
     "runtimes": [],
-    "room": None,
-    "offered": None,
     "steps": [],
     "drift": [],
 }
@@ -182,14 +179,14 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     guest = Guest(("1", NEW))
     guest.agent = there
     monkeypatch.setattr(ssh, "Session", guest.connect)
-    facts: SystemState = {"kernels": ["6.8.0-90-generic"], "runtimes": [], "cards": ["10de:2b85"]}
+    facts: SystemState = {"kernels": ["6.8.0-90-generic"], "cards": ["10de:2b85"], "secure_boot": False}
     facts |= {"distribution": "ubuntu", "version": "24.04", "running": "6.8.0-90-generic"}
     # An older version's state knows fewer layers.
-    before = NvidiaSystem.Outputs(facts=facts, generation={"repository": 3}, stale=False)
+    before = NvidiaSystem.Outputs(facts=facts, generation={"packages": 3}, stale=False)
     inputs = dataclasses.replace(VM_INPUTS, agent="1", agent_owner="homelab-lab")
     after = NvidiaSystemWork(TEXTS).read(inputs, before)
     assert after.stale == (there != "1")
-    assert after.generation == {"repository": 4, "driver": 1, "boot": 1, "cuda": 0, "toolkit": 0}
+    assert after.generation == {"packages": 4, "boot": 1, "toolkit": 0}
     assert ("agent there is missing" in capsys.readouterr().out) == (there != "1")
 
 

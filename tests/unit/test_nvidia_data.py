@@ -1,26 +1,24 @@
-"""nvidia/data: every row has its source, can be reached, and agrees with the others and with the document."""
+"""nvidia/data/facts.yaml: every row has its source, can be reached, and agrees with the others and with the document."""
 
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
+import re
 
 import pytest
-import yaml
-from pydantic import ValidationError
 
 from docs.tables.nvidia import all_tables, pages, written
-from homelab.nvidia.compatibility import FOLDER, Branch, Compatibility, Generation, load
-from homelab.nvidia.versions import flavour_of_kernel, of_kernel, of_package, parse
+from homelab.nvidia.compatibility import FILE, Distribution, Generation, load
+from homelab.nvidia.versions import fits, flavour_of_kernel, of_kernel, parse, reaches
 
 DATA = load()
 
 
-@pytest.mark.parametrize("row", DATA.gpus.generations, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", DATA.generations, ids=lambda row: row.name)
 def test_every_block_of_a_generation_leads_to_it(row: Generation) -> None:
-    for first, last in row.ranges:
-        assert first <= last
-        assert DATA.generation(f"{first:04x}") is DATA.generation(f"{last:04x}") is row
+    for block in row.ranges:
+        assert re.fullmatch(r"[0-9a-f]{4}-[0-9a-f]{4}", block) and block[:4] <= block[5:]
+        assert DATA.generation(block[:4]) is DATA.generation(block[5:]) is row
 
 
 @pytest.mark.parametrize(
@@ -47,96 +45,72 @@ def test_every_block_of_a_generation_leads_to_it(row: Generation) -> None:
         ("2f04", "Blackwell"),
         ("2901", "Blackwell"),
         ("3182", "Blackwell"),
+        ("3f01", "unknown"),
     ],
 )
 def test_well_known_cards_are_of_their_generation(device: str, generation: str) -> None:
-    found = DATA.generation(device)
-    assert found is not None and found.name == generation
+    assert DATA.generation(device).name == generation
 
 
-@pytest.mark.parametrize("row", DATA.branches.values(), ids=lambda row: str(row.branch))
-def test_a_branchs_newest_release_is_of_it(row: Branch) -> None:
-    assert row.newest is None or row.newest.major == row.branch
+def test_no_two_generations_have_the_same_ids() -> None:
+    blocks = sorted(block for row in DATA.generations for block in row.ranges)
+    assert all(block[5:] < following[:4] for block, following in zip(blocks, blocks[1:], strict=False))
 
 
-def test_the_recommended_branch_is_maintained_and_knows_all_that_is_not_legacy() -> None:
-    row = DATA.branches[DATA.recommended]
-    assert not row.ended(datetime.date(2026, 11, 24)) and len(row.flavours) == 2
+def test_the_recommended_branches_are_maintained_and_the_first_knows_all_that_is_not_legacy() -> None:
+    today = datetime.date(2026, 11, 24)
+    assert {*DATA.recommended} <= {*DATA.branches} and not any(DATA.ended(one, today) for one in DATA.recommended)
+    assert len(DATA.flavours(DATA.recommended[0])) == 2
 
 
 def test_a_branch_has_ended_when_its_month_is_over() -> None:
-    row = DATA.branches[570]
-    assert not row.ended(datetime.date(2026, 2, 28))
-    assert row.ended(datetime.date(2026, 3, 1))
+    assert all(re.fullmatch(r"(20\d\d-(0[1-9]|1[0-2]))?", ends) for ends in DATA.branches.values())
+    assert not DATA.ended(570, datetime.date(2026, 2, 28)) and DATA.ended(570, datetime.date(2026, 3, 1))
+    assert not DATA.ended(615, datetime.date(2036, 3, 1)), "it has no day"
 
 
 def test_every_release_of_cuda_has_a_floor() -> None:
-    for row in DATA.cuda.releases:
-        floor = DATA.cuda_major(row.release.major)
-        assert floor is not None and floor.least <= row.least
-        assert DATA.cuda_release(parse(f"{row.release}.1")) is row
-    assert {row.major for row in DATA.cuda.majors} == {row.release.major for row in DATA.cuda.releases}
+    for text, least in DATA.cuda.items():
+        assert DATA.cuda_majors[parse(text).major] <= least is DATA.least_for(parse(f"{text}.1"))
+    assert {*DATA.cuda_majors} == {parse(text).major for text in DATA.cuda}
 
 
 def test_620_is_the_newer_branch_of_long_term_support() -> None:
-    row = DATA.branches[620]
-    assert (row.kind, str(row.newest), row.ends) == ("LTSB", "620.70.06", "2029-09")
-    assert not row.ended(datetime.date(2029, 9, 30)) and row.ended(datetime.date(2029, 10, 1))
+    assert DATA.branches[620] == "2029-09" and max(DATA.branches) == 620
+    assert not DATA.ended(620, datetime.date(2029, 9, 30)) and DATA.ended(620, datetime.date(2029, 10, 1))
 
 
 def test_the_repository_for_ubuntu_26_04_has_a_key_of_its_own() -> None:
-    rows = {(row.id, row.version): row for row in DATA.packaging.distributions}
-    row = rows["ubuntu", "26.04"]
+    (row,) = (row for row in DATA.distributions if row.text == "Ubuntu 26.04")
     assert (row.path, row.key.file) == ("ubuntu2604/x86_64", "60DF8A40.pub")
     assert row.key.fingerprint == "14BAFBC7562AD710CA04E69905FBB6DA60DF8A40" and row.targets == ("vm", "lxc")
 
 
-@pytest.mark.parametrize(
-    "path", [one for one in sorted(FOLDER.glob("*.yaml")) if one.stem != "symptoms"], ids=lambda path: path.stem
-)
-def test_every_file_says_of_which_day_it_is(path: Path) -> None:
-    day = yaml.safe_load(path.read_text(encoding="utf-8"))["as-of"]
-    assert isinstance(day, datetime.date) and DATA.as_of is not None and DATA.as_of <= day
-
-
 @pytest.mark.parametrize(("days", "old"), [(0, False), (90, False), (91, True), (400, True)])
 def test_how_old_the_data_is_and_when_that_matters(days: int, old: bool) -> None:
-    assert DATA.as_of is not None
     text = DATA.known_releases(DATA.as_of + datetime.timedelta(days))
-    assert f"the newest branch is {DATA.newest_branch}, " in text and f"of {DATA.as_of}, {days} days old" in text
+    assert f"the newest branch is {max(DATA.branches)}, " in text and f"of {DATA.as_of}, {days} days old" in text
     assert ("update this program" in text) is old
 
 
-@pytest.mark.parametrize("distribution", DATA.packaging.distributions, ids=lambda row: f"{row.id}-{row.version}")
-def test_every_distribution_has_names_for_the_recommended_and_the_newest_branch(distribution: object) -> None:
-    row = next(one for one in DATA.packaging.distributions if one is distribution)
-    for branch in (DATA.recommended, DATA.newest_branch):
-        assert DATA.names(row.id, branch) is not None
-    assert DATA.distribution(row.id, row.version) is row
+@pytest.mark.parametrize("row", DATA.distributions, ids=lambda row: row.text)
+def test_every_distribution_has_names_and_a_key(row: Distribution) -> None:
+    assert re.fullmatch(r"[0-9A-F]{40}", row.key.fingerprint) and any(names.id == row.id for names in DATA.names)
 
 
-def test_a_branchs_suffix_stops_at_580() -> None:
-    old, new = DATA.names("ubuntu", 580), DATA.names("ubuntu", 590)
-    assert old and new and "{branch}" in old.open[0] and "{branch}" not in new.open[0]
+def test_an_installer_is_known_by_its_whole_checksum() -> None:
+    assert all(re.fullmatch(r"[0-9a-f]{64}", sha256) and parse(version) for version, sha256 in DATA.installers.items())
 
 
-def test_a_row_without_a_source_is_refused(tmp_path: Path) -> None:
-    for path in FOLDER.glob("*.yaml"):
-        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    text = yaml.safe_load((tmp_path / "cuda.yaml").read_text(encoding="utf-8"))
-    del text["releases"][0]["source"]
-    (tmp_path / "cuda.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
-    with pytest.raises(ValidationError, match=r"releases\.0\.source"):
-        Compatibility(tmp_path)
-
-
-def test_two_generations_with_the_same_ids_are_refused(tmp_path: Path) -> None:
-    for path in FOLDER.glob("*.yaml"):
-        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    text = (tmp_path / "gpus.yaml").read_text(encoding="utf-8").replace("2300-23ff", "2300-2480")
-    (tmp_path / "gpus.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ValidationError, match="share the ids"):
-        Compatibility(tmp_path)
+def test_every_row_has_its_source_beside_it() -> None:
+    """Behind it, or in a comment above it that is of the row, or of its block."""
+    text = FILE.read_text(encoding="utf-8")
+    rows = [line for line in text.split("\ngenerations:")[1].split("\n\n")[0].splitlines() if "- {name" in line]
+    assert text.count("  # primary: ") + text.count("  # report: ") >= len(rows)
+    blocks = {block.partition(":")[0]: block for block in re.split(r"\n(?=[a-z-]+:)", text)}
+    assert all(
+        re.search(r" # .*(primary|report|unconfirmed): ", line) for line in blocks["branches"].splitlines()[1:15]
+    )
 
 
 def test_the_documents_have_the_tables_of_the_data() -> None:
@@ -152,19 +126,10 @@ def test_versions_are_compared_as_numbers() -> None:
         parse("580-open")
 
 
-@pytest.mark.parametrize(
-    ("text", "version"),
-    [
-        ("580.105.08-1ubuntu1", "580.105.08"),
-        ("580.173.02-0ubuntu0.24.04.1", "580.173.02"),
-        ("1:550.163.01-4~bpo13+1", "550.163.01"),
-        ("580.65.06", "580.65.06"),
-        ("unknown", None),
-    ],
-)
-def test_a_packages_version_has_the_drivers_inside(text: str, version: str | None) -> None:
-    found = of_package(text)
-    assert (found.text if found else None) == version
+def test_a_branch_is_each_of_its_releases_and_counts_as_its_newest() -> None:
+    assert fits(parse("580.105.08"), parse("580")) and not fits(parse("580.105.08"), parse("580.105"))
+    assert reaches(parse("580"), parse("580.105.08")) and not reaches(parse("580.65.06"), parse("580.105.08"))
+    assert not reaches(parse("580"), parse("590")) and not fits(None, parse("580"))
 
 
 @pytest.mark.parametrize(

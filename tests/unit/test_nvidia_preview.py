@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from homelab.errors import HomelabError
 from homelab.host import plan
+from homelab.host.facts import HostFacts
+from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia import preview
+from homelab.nvidia.preview import Stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import SystemFacts
 from homelab.settings import Container, Settings, parse
+from remote_scripts.both.nvidia_packages import Said
 from tests.unit.hosts import KEY, desktop, device
 
 SSH = {"hostKey": KEY, "agent": True}
@@ -70,17 +77,30 @@ def test_what_may_work_passes(asked: dict[str, Any]) -> None:
     assert found.stacks and preview.from_settings(found) == []
 
 
-def described(found: Settings, **changes: Any) -> tuple[str, list[HomelabError]]:
-    facts = desktop(**changes)
+def stacks_of(
+    found: Settings, facts: HostFacts, readings: Mapping[str, SystemReading] = MappingProxyType({})
+) -> list[Stack]:
+    """All stacks, before anything is asked of apt."""
     host = found.hosts["pve"]
-    return preview.describe("pve", host, facts, plan.wanted(facts, host), found.vms, found.containers)
+    want = plan.wanted(facts, host)
+    on_host = preview.of_host("pve", host, facts, want, readings.get("host"))
+    guests = preview.of_guests("pve", on_host, facts, want, found.vms, found.containers, readings)
+    return [*([on_host] if on_host else []), *guests]
 
 
-def test_a_plan_names_driver_and_modules_and_why() -> None:
-    text, errors = described(settings(vm={"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}))
+def described(found: Settings, **changes: Any) -> tuple[str, list[HomelabError]]:
+    stacks = stacks_of(found, desktop(**changes))
+    return "\n".join(stack.text for stack in stacks), [error for stack in stacks for error in stack.errors]
+
+
+def test_a_plan_names_driver_and_modules_and_what_comes_beside_it() -> None:
+    stack = {"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}
+    text, errors = described(settings(vm=stack))
     assert errors == []
-    assert "VM 103 (v): driver 580 (open kernel modules" in text
-    assert "CUDA 12.8, container toolkit for docker" in text
+    assert "VM 103 (v): driver 580" in text and "CUDA 12.8, container toolkit for docker" in text
+    guests = {"configs": [VM_103], "running": [103], "mappings": "", "reservations": ""}
+    (read,) = stacks_of(settings(vm=stack), desktop(guests=guests), {"103": seen(**UBUNTU)})
+    assert "driver 580 (open kernel modules" in read.text
     named = {"driver": "580", "capabilities": ["graphics", "compute"]}
     assert ", its compute and graphics libraries" in described(settings(vm=named))[0]
 
@@ -89,39 +109,40 @@ def test_a_plan_says_of_each_system_that_its_drivers_branch_gets_no_more_fixes()
     ended = "\n    note: branch 570 has reached its end of life (2026-02)"
     card = {"match": "10de:2b85", "use": "lxc"}
     assert described(settings(vm={"driver": "570"}))[0].count(ended) == 1
-    assert described(settings(host={"driver": "570"}, container={}, rtx=card))[0].count(ended) == 2
+    stacks = stacks_of(settings(host={"driver": "570"}, container={}, rtx=card), desktop(), {"host": seen(**DEBIAN)})
+    assert [stack.text.count(ended) for stack in stacks] == [1, 1]
     assert ended not in described(settings(vm={"driver": "580"}))[0]
 
 
-@pytest.mark.parametrize(
-    ("driver", "source", "said"),
-    [
-        ("580", "run", ", by NVIDIA's installer 580.178.04, its compute"),
-        ("595", "packages", ", from packages, its compute"),
-        (
-            "595.58.03",
-            "either",
-            ", from packages, or by NVIDIA's installer 595.58.03 where they can't be had, its compute",
-        ),
-    ],
-)
-def test_a_plan_says_where_the_driver_comes_from(driver: str, source: str, said: str) -> None:
-    found = settings(host={"driver": driver}, rtx={"match": "10de:2b85", "use": "lxc"})
-    facts, host = desktop(), found.hosts["pve"]
-    assert facts.pve.startswith("9.")
-    want = plan.wanted(facts, host)
-    text, errors = preview.describe("pve", host, facts, want, {}, {})
-    assert errors == [] and said in text
-    assert preview.driver_to_be("pve", host, facts, want, None)["source"] == source
+RTX = {"match": "10de:2b85", "use": "lxc"}
 
 
-def test_a_driver_that_can_be_had_in_no_way_is_refused_in_a_preview() -> None:
-    found = settings(host={"driver": "570"}, rtx={"match": "10de:2b85", "use": "lxc"})
-    _, (error,) = described(found)
-    assert "the SHA-256 of NVIDIA's installer 570.211.01" in error.wanted
-    found = settings(host={"driver": "580", "source": "packages"}, rtx={"match": "10de:2b85", "use": "lxc"})
-    _, (error,) = described(found)
-    assert error.found == "its repositories have the branches from 590"
+def test_a_plan_says_what_apt_would_do_and_the_boot_is_planned_with_that() -> None:
+    (stack,) = stacks_of(settings(host={"driver": "595"}, rtx=RTX), desktop(), {"host": seen(**DEBIAN)})
+    assert not stack.is_done
+    asked = stack.answered(Said(chosen=0, version="595.58.03", was="590.48.01", way_back=False))
+    assert asked.errors == [] and "595.58.03" in asked.text and asked.is_replaced
+    assert "no way back" in asked.text
+    to_be = asked.driver_to_be
+    assert (to_be["driver"], to_be["flavour"]) == ("595.58.03", "open")
+
+
+def test_what_apt_can_not_do_is_refused_before_anything_is_changed() -> None:
+    """A name that leads elsewhere, such as 570 of Ubuntu 24.04, which brings 580."""
+    (stack,) = stacks_of(settings(host={"driver": "570"}, rtx=RTX), desktop(), {"host": seen(**DEBIAN)})
+    (error,) = stack.answered(Said(chosen=None, against=("apt would bring 580.178.04",))).errors
+    assert error.wanted.startswith("hosts.pve: ") and "apt would bring 580.178.04" in error.found
+
+
+def test_the_driver_of_a_system_that_is_as_it_is_wanted_is_the_one_that_is_there() -> None:
+    found, facts = settings(host={}, rtx=RTX), desktop()
+    (stack,) = stacks_of(found, facts, {"host": seen(**DEBIAN)})
+    digest = nvidia_plan.wanted(stack.request).digest
+    inside = replace(seen(frozenset({"packages"}), **DEBIAN), asked=digest, libraries="580.178.04")
+    (stack,) = stacks_of(found, facts, {"host": inside})
+    assert stack.is_done and not stack.is_replaced and "as they are wanted, driver 580.178.04" in stack.text
+    to_be = stack.driver_to_be
+    assert (to_be["driver"], to_be["flavour"]) == ("580.178.04", "open")
 
 
 def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
@@ -132,9 +153,9 @@ def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
 def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
     found = settings(vm={"driver": "580"})
     guests = {"configs": [{"kind": "vm", "id": 103, "lines": "machine: q35"}], "mappings": "", "reservations": ""}
-    (error,) = described(found, guests={**guests, "running": []})[1]
+    (error,) = preview.powered_off(desktop(guests={**guests, "running": []}), found.vms, found.containers)
     assert error.wanted == "vms.v running" and "power is keep" in error.found
-    assert described(found, guests={**guests, "running": [103]})[1] == []
+    assert preview.powered_off(desktop(guests={**guests, "running": [103]}), found.vms, found.containers) == []
 
 
 def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:
@@ -155,60 +176,16 @@ def seen(steps: frozenset[str] = frozenset(), **system: Any) -> SystemReading:
     return SystemReading(SystemFacts(**system), "1", steps, ())
 
 
-def shared(inside: dict[str, Any] | SystemReading, **nvidia: Any) -> list[HomelabError]:
-    """What stands against a container with a Tesla P4 on a host that gets branch 580."""
-    gpus = {"p4": {"match": P4, "use": "lxc"}}
-    found = settings(container=nvidia, host={"driver": "580"}, **gpus)
-    facts = desktop(
-        devices=[device("0000:01:00.0", P4, "030200", 16)],
-        guests={
-            "configs": [{"kind": "lxc", "id": 901, "lines": "ostype: debian"}],
-            "running": [901],
-            "mappings": "",
-            "reservations": "",
-        },
-    )
-    host = found.hosts["pve"]
-    want = plan.wanted(facts, host)
-    read = inside if isinstance(inside, SystemReading) else seen(**inside) if inside else None
-    return preview.describe("pve", host, facts, want, {}, found.containers, {"901": read} if read else {})[1]
-
-
-@pytest.mark.parametrize("cuda", ["12.8", "12.9", "13.0", "13.1"])
-def test_no_cuda_of_debian_13_works_with_a_pascal_card(cuda: str) -> None:
-    (*_, error) = shared(DEBIAN, cuda=cuda)
-    assert error.wanted.startswith("containers.c: ") and error.next.startswith("leave nvidia.cuda out: no release")
-    assert shared(DEBIAN) == []
-
-
-def test_an_error_names_a_cuda_that_card_and_distribution_have() -> None:
-    assert shared(UBUNTU, cuda="12.9") == []
-    (error,) = shared(UBUNTU, cuda="13.0")
-    assert error.next.startswith('set nvidia.cuda: "12.9", or an older one that fits (12.8, ')
-    # Without a look inside, it is said for which distributions there is none.
-    (error,) = shared({}, cuda="13.0")
-    assert error.next.endswith("for Ubuntu 26.04 and Debian 13 NVIDIA has none of them: leave it out there")
+P4_ALONE = [device("0000:01:00.0", P4, "030200", 16)]
 
 
 def test_the_template_of_a_new_container_tells_its_distribution() -> None:
-    found = settings(container={"cuda": "12.9"}, host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
-    facts = desktop(devices=[device("0000:01:00.0", P4, "030200", 16)])
     made = {"ostemplate": "local:vztmpl/debian-13-standard_13.1-2_amd64.tar.zst"}
-    about = {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {"cuda": "12.9"}, "create": made}
-    containers = {"c": Container.model_validate(about)}
-    host = found.hosts["pve"]
-    (error,) = preview.describe("pve", host, facts, plan.wanted(facts, host), {}, containers)[1]
-    assert error.found == "that repository begins with CUDA 13.1"
-
-
-def test_what_a_configured_repository_offers_counts_before_the_data() -> None:
-    offers: dict[str, Any] = {"offered": {"cuda-toolkit-12-9": ("12.9.1-1",), "cuda-toolkit-12-8": ()}}
-    there = seen(frozenset({"repository"}), **DEBIAN, **offers)
-    assert shared(there, cuda="12.9") == []
-    (error,) = shared(there, cuda="12.8")
-    assert error.found == "its repositories don't offer it" and error.next.startswith('set nvidia.cuda: "12.9"')
-    # Those of the distribution say nothing of NVIDIA's.
-    assert shared(seen(**DEBIAN, **offers), cuda="12.9") != []
+    about = {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {}, "create": made}
+    found = settings(host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
+    found = found.model_copy(update={"containers": {"c": Container.model_validate(about)}})
+    (_, stack) = stacks_of(found, desktop(devices=P4_ALONE))
+    assert (stack.request.system.distribution, stack.request.system.version) == ("debian", "13")
 
 
 VM_103 = {"kind": "vm", "id": 103, "lines": "machine: q35\nostype: l26"}
@@ -218,10 +195,7 @@ def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None
     """What stands against NVIDIA's stack in VM 103, which runs."""
     found = settings(vm={"driver": "580", **nvidia})
     facts = desktop(guests={"configs": [config], "running": [103], "mappings": "", "reservations": ""})
-    host = found.hosts["pve"]
-    return preview.describe("pve", host, facts, plan.wanted(facts, host), found.vms, {}, {"103": read} if read else {})[
-        1
-    ]
+    return [error for stack in stacks_of(found, facts, {"103": read} if read else {}) for error in stack.errors]
 
 
 @pytest.mark.parametrize(
@@ -229,8 +203,6 @@ def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None
     [
         ({"secure_boot": True, "mok_enrolled": False}, {}, "Secure Boot is on, and DKMS's key isn't enrolled"),
         ({"runtimes": frozenset()}, {"containerToolkit": "docker"}, "installed: no container runtime"),
-        ({"room": 3 * 10**9}, {"cuda": "12.8"}, "3000 MB are free"),
-        ({"room": 10**8}, {}, "100 MB are free"),
         ({"architecture": "aarch64"}, {}, "aarch64"),
     ],
 )  # fmt: skip
@@ -239,11 +211,7 @@ def test_a_vms_stack_is_refused_before_the_hosts_reboot_for_its_card(
 ) -> None:
     (error,) = inside_vm(read=seen(**{**UBUNTU, **inside}), **nvidia)
     assert error.found == said and error.wanted.startswith("vms.v: ")
-    assert inside_vm(read=seen(**UBUNTU, secure_boot=True, mok_enrolled=True, room=9 * 10**9), cuda="12.8") == []
-
-
-def test_what_is_installed_already_takes_no_more_room() -> None:
-    assert inside_vm(read=seen(frozenset({"driver", "cuda"}), **UBUNTU, room=10**8), cuda="12.8") == []
+    assert inside_vm(read=seen(**UBUNTU, secure_boot=True, mok_enrolled=True), cuda="12.8") == []
 
 
 @pytest.mark.parametrize("kind", ["win11", "win10", "win7", "w2k8", "wvista"])
@@ -256,7 +224,7 @@ def test_windows_gets_its_card_and_is_told_where_its_driver_comes_from(kind: str
 def test_a_container_of_another_distribution_is_refused_by_its_configuration(kind: str) -> None:
     found = settings(container={}, host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
     facts = desktop(
-        devices=[device("0000:01:00.0", P4, "030200", 16)],
+        devices=P4_ALONE,
         guests={
             "configs": [{"kind": "lxc", "id": 901, "lines": f"ostype: {kind}"}],
             "running": [901],
@@ -264,14 +232,12 @@ def test_a_container_of_another_distribution_is_refused_by_its_configuration(kin
             "reservations": "",
         },
     )
-    host = found.hosts["pve"]
-    (error,) = preview.describe("pve", host, facts, plan.wanted(facts, host), {}, found.containers)[1]
+    (error,) = [error for stack in stacks_of(found, facts) for error in stack.errors]
     assert error.found == kind
 
 
 def test_a_preview_refuses_a_host_whose_kernel_takes_no_dkms_module() -> None:
     found = settings(host={"driver": "580"}, rtx={"match": "10de:2b85", "use": "lxc"})
-    facts, host = desktop(), found.hosts["pve"]
-    closed = seen(**DEBIAN, secure_boot=True, mok_enrolled=False)
-    (error,) = preview.describe("pve", host, facts, plan.wanted(facts, host), {}, {}, {"host": closed})[1]
+    (stack,) = stacks_of(found, desktop(), {"host": seen(**DEBIAN, secure_boot=True, mok_enrolled=False)})
+    (error,) = stack.errors
     assert error.wanted == "hosts.pve: a system that loads modules which DKMS built"

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from homelab import tables
 from homelab.resources import command, kept_agent
 from homelab.resources.base import DECLARED
+from homelab.resources.nvidia import LAYERS
 from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
@@ -32,8 +33,8 @@ CARD = {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "
 FUNCTION = {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
 CARD["functions"] = [FUNCTION]
 FACTS = {
-    "distribution": "debian", "version": "12", "architecture": "x86_64", "kernels": ["6.17.2-1-pve"], "running": "6.17.2-1-pve",
-    "secure_boot": False, "mok_enrolled": False, "cards": ["10de:2b85"], "host_driver": "580.95.05", "runtimes": [],
+    "distribution": "debian", "version": "12", "kernels": ["6.17.2-1-pve"], "running": "6.17.2-1-pve",
+    "secure_boot": False, "cards": ["10de:2b85"], "host_driver": "580.95.05",
 }  # fmt: skip
 BOOT = {"id": "b", "stopped": [], "at": 1}
 # What resources put out, by type.
@@ -48,7 +49,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "Guest": {"instance": "a"},
     "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "rebooted_at": 0, "generation": 0, "shared": {}, "again": 0},
     "ContainerVerification": {"state": "running", "nodes": []},
-    "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(("repository", "driver", "boot", "cuda", "toolkit"), 0)},
+    "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(LAYERS, 0)},
     "GuestReboot": {"boot_id": "b"},
     "NvidiaVerification": {"result": {}},
 }  # fmt: skip
@@ -56,12 +57,14 @@ ANSWER = {
     "devices": {},
     "digest": "",
     "revision": 0,
-    "version": "580.95.05",
-    "offered": {},
     "reboot": "no",
     "guests": "",
     "reasons": [],
 }
+INSTALLED = {
+    "version": "580.95.05", "source": "packages", "flavour": "open", "capabilities": ["compute", "video"], "reboot": "no", "why": "",
+    "cuda": "12.9", "toolkit": "1.18.0-1", "packages": [], "changed": False,
+}  # fmt: skip
 
 
 def reachable(from_resource: pulumi.Resource, to_resource: pulumi.Resource) -> bool:
@@ -104,7 +107,7 @@ class Engine(pulumi.runtime.Mocks):
                 "gpus": {name: card for name, card in outputs["gpus"].items() if name in self.gpus[args.inputs["host"]]}
             }
         if args.typ == "command:remote:Command":
-            outputs = {"stdout": json.dumps(ANSWER)}
+            outputs = {"stdout": json.dumps(INSTALLED if args.name.endswith("-packages") else ANSWER)}
         return args.name, {**args.inputs, **copy.deepcopy(outputs)}
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:

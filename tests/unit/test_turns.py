@@ -122,6 +122,6 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
     assert [settings.restarts_before(name) for name in settings.hosts] == ["", "pve1", ""]
     want, facts = plan.wanted(desktop(), settings.hosts["alone"]), desktop()
     for decision, said in (("yes", "after pve1, if that one is"), ("no", "not needed")):
-        reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], [], "")
+        reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], "")
         text = plan.describe("pve2", facts, settings.hosts["alone"], want, reboot, follows="pve1")
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")

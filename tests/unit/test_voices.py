@@ -21,9 +21,8 @@ from homelab.doctor.whole import Whole
 from homelab.findings import Finding, Turn
 from homelab.host import plan
 from homelab.host.facts import HostFacts
-from homelab.nvidia import preview as nvidia
 from homelab.provider.container_probe import _drift
-from homelab.remote import diagnosis, planning, ssh, systems
+from homelab.remote import diagnosis, planning, ssh
 from homelab.remote.proxmox import probe as api
 from homelab.settings import parse
 from homelab.show.tree import TreeNode
@@ -145,16 +144,14 @@ def heard(state: State, monkeypatch: pytest.MonkeyPatch) -> Heard:
     one, vms, containers = known.hosts["pve"], known.vms, known.containers
     had = plan.wanted(desktop(SMALL), one)
     read = reading(state["container"], inside(NODES) if state["901 runs"] else None, facts=seen(state, had))
-    facts, reboot = read.facts, asdict(plan.PlannedReboot("no", "1", [], [], ""))
+    facts, reboot = read.facts, asdict(plan.PlannedReboot("no", "1", [], ""))
     monkeypatch.setattr(stack_options, "read", lambda _: StackFile(Path("p", "Pulumi.s.yaml"), values))
     monkeypatch.setattr(stack_options, "noted", lambda *_: "p/s")
     monkeypatch.setattr(diagnosis, "read", lambda *_: read)
     monkeypatch.setattr(ssh, "read", lambda *_, **__: facts)
     monkeypatch.setattr(ssh.Session, "plan", lambda _, layers: [*[{"files": []}] * (len(layers) - 1), reboot])
-    monkeypatch.setattr(systems, "read", lambda _, facts, *__: facts)
+    monkeypatch.setattr(planning, "_nvidia", lambda *asked: (asked[3], [], [], []))
     monkeypatch.setattr(api, "check", lambda *_: [])
-    monkeypatch.setattr(nvidia, "describe", lambda *_: ("", []))
-    monkeypatch.setattr(nvidia, "driver_to_be", lambda *_: {})
     planned, errors = planning.judged("pve", one, vms, containers, "p/s", facts)
     is_mapped = state["entry"] == USUAL["entry"] or not vms
     drift = {HOST: [line for of_layer in plan.drift(facts, had).values() for line in of_layer]}

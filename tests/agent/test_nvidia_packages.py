@@ -1,0 +1,717 @@
+"""The layers nvidia_packages and driver_update with this machine's own apt and dpkg, in a folder, on repositories of tiny packages (apt_kit.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from remote_scripts.both import driver_update as ending
+from remote_scripts.both import nvidia_index as index
+from remote_scripts.both.nvidia_packages import Answer, AptFile, Said, Wanted
+from remote_scripts.layers import driver_update, nvidia_index, nvidia_packages
+from remote_scripts.shared.apt import Apt
+from remote_scripts.shared.driver import LAYER
+from remote_scripts.shared.driver_update import Update, noted
+from remote_scripts.shared.symptoms import Context
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from tests import sampling
+from tests.agent import apt_kit
+from tests.agent.apt_kit import BY_RUN, KERNELS, LATER, NEW, OLD, SOFTWARE, Machine, Repo
+
+pytestmark = apt_kit.needs_apt
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Repo]]:
+    place = tmp_path_factory.mktemp("apt")
+    repos = apt_kit.repositories(place / "repos")
+    return apt_kit.stocked(place, repos), repos
+
+
+@pytest.fixture
+def machine(tmp_path: Path, prepared: tuple[Path, dict[str, Repo]], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, *prepared, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def with_old(
+    tmp_path_factory: pytest.TempPathFactory, prepared: tuple[Path, dict[str, Repo]]
+) -> Iterator[tuple[Path, dict[str, Repo]]]:
+    """A host on which the layer has installed the old driver, and which has booted with it."""
+    place = tmp_path_factory.mktemp("old")
+    with pytest.MonkeyPatch.context() as patch:
+        made = Machine(place, *prepared, patch)
+        apply(made, made.wanted(OLD, "host"))
+        made.boot()
+    yield made.root, prepared[1]
+
+
+@pytest.fixture
+def old(tmp_path: Path, with_old: tuple[Path, dict[str, Repo]], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, *with_old, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def with_new(
+    tmp_path_factory: pytest.TempPathFactory, with_old: tuple[Path, dict[str, Repo]]
+) -> Iterator[tuple[Path, dict[str, Repo]]]:
+    """The same whose driver is updated, and which has booted with the new one."""
+    place = tmp_path_factory.mktemp("new")
+    with pytest.MonkeyPatch.context() as patch:
+        made = Machine(place, *with_old, patch)
+        assert apply(made, made.wanted("595", "host")).reboot == "yes"
+        made.boot()
+    yield made.root, with_old[1]
+
+
+@pytest.fixture
+def new(tmp_path: Path, with_new: tuple[Path, dict[str, Repo]], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, *with_new, monkeypatch)
+
+
+def read(machine: Machine, wanted: Wanted) -> Said:
+    return nvidia_packages.read(machine.system(), wanted)
+
+
+def apply(machine: Machine, wanted: Wanted) -> Answer:
+    return nvidia_packages.apply(machine.system(), wanted)
+
+
+def revert(machine: Machine, wanted: Wanted) -> tuple[str, ...]:
+    return nvidia_packages.revert(machine.system(), wanted).kept
+
+
+def end(machine: Machine, verb: str) -> ending.Ended:
+    act = {"apply": driver_update.apply, "revert": driver_update.revert}[verb]
+    return act(machine.system(), ending.Wanted(target="host", software=SOFTWARE))
+
+
+def refusal(machine: Machine, wanted: Wanted) -> Failure:
+    with pytest.raises(Failure) as failed:
+        apply(machine, wanted)
+    return failed.value
+
+
+# -- there and back ----------------------------------------------------------------------------------------------
+def test_a_preview_says_what_would_come_and_touches_nothing(machine: Machine) -> None:
+    before = machine.lasting()
+    said = read(machine, machine.wanted(cuda="12.8"))
+    assert (said.chosen, said.version, said.was, said.way_back, said.removes) == (0, NEW, "", None, ())
+    assert {f"libnvidia-compute-580={NEW}-0ubuntu1", "cuda-nvcc-12-8=12.8.1-1"} <= {*said.comes} and said.needs > 0
+    assert machine.lasting() == before and not (machine.root / "hook").exists()
+    assert not list((machine.root / "run/homelab").iterdir())
+
+
+def test_the_stack_comes_once_and_goes_without_a_trace(machine: Machine) -> None:
+    before, content = machine.versions(), machine.content()
+    wanted = machine.wanted(cuda="12.8", target="host")
+    answer = apply(machine, wanted)
+    assert (answer.version, answer.source, answer.reboot, answer.cuda) == (NEW, "packages", "no", "12.8"), answer
+    assert machine.modules() == {f"{NEW} open"} and machine.loaded == NEW
+    assert not apply(machine, wanted).changed
+    assert revert(machine, wanted) == ()
+    assert machine.versions() == before and machine.content() == content
+
+
+def test_what_was_there_keeps_its_version_and_its_mark_and_nothing_else_goes(machine: Machine) -> None:
+    machine.apt("install", "build-essential", "needs-dkms")
+    before = machine.marks()
+    wanted = machine.wanted(cuda="12.8")
+    apply(machine, wanted)
+    assert "dkms" in machine.marks()["auto"]
+    # Another release of CUDA: what isn't wanted any more goes with what came for it.
+    apply(machine, machine.wanted(cuda="12.9"))
+    assert "cuda-nvcc-12-9" in machine.versions() and "cuda-nvcc-12-8" not in machine.versions()
+    assert revert(machine, wanted) == () and machine.marks() == before
+
+
+def test_what_others_need_by_then_stays_and_is_named(machine: Machine) -> None:
+    wanted = machine.wanted()
+    apply(machine, wanted)
+    machine.apt("install", "needs-dkms")
+    assert revert(machine, wanted) == ("dkms",)
+    assert {*machine.versions()} == {"dpkg", "gdm", "dkms", "needs-dkms"}
+
+
+def test_nvidias_repository_is_asked_for_a_guest_that_is_not_there_yet(machine: Machine) -> None:
+    names = ("cuda-toolkit-12-8", "cuda-toolkit-12-7", "libnccl2=*+cuda13.*", "libnccl2=*+cuda12.*", "docker.io")
+    before = machine.lasting()
+    wanted = index.Wanted(software=SOFTWARE, repositories=(machine.repository("nvidia"),), names=names)
+    offered = "there is cuda-toolkit-11-8, cuda-toolkit-12-8, cuda-toolkit-12-9"
+    answer = nvidia_index.read(machine.system(), wanted)
+    # What the host's own repositories have doesn't count.
+    assert answer.against == (f"cuda-toolkit-12-7 isn't offered; {offered}", "docker.io isn't offered")
+    assert machine.lasting() == before
+
+
+def test_an_engine_that_is_there_by_other_packages_is_left_as_it_is(machine: Machine) -> None:
+    (machine.root / "usr/bin/dockerd").write_text("docker-ce's")
+    wanted = machine.wanted(beside=("docker.io", "nvidia-container-toolkit"))
+    assert not any(word.startswith("docker.io=") for word in read(machine, wanted).comes)
+    apply(machine, wanted)
+    assert "docker.io" not in machine.versions() and "nvidia-container-toolkit" in machine.versions()
+
+
+def test_an_engine_comes_with_what_it_recommends_and_nothing_else_does(machine: Machine) -> None:
+    answer = apply(machine, machine.wanted(beside=("docker.io", "nvidia-container-toolkit=1.20.0-*")))
+    assert answer.toolkit == "1.20.0-1" and "docker-parts" in machine.versions()
+    assert "hidden-needs" not in machine.versions()
+
+
+def test_an_engine_that_came_stays_until_all_goes_and_its_data_stays_then(machine: Machine) -> None:
+    wanted = machine.wanted(beside=("docker.io", "nvidia-container-toolkit"))
+    apply(machine, wanted)
+    apply(machine, machine.wanted())
+    assert "docker.io" in machine.versions() and "nvidia-container-toolkit" not in machine.versions()
+    revert(machine, wanted)
+    assert "docker-parts" not in machine.versions() and not (machine.root / "usr/bin/dockerd").exists()
+    assert (machine.root / "var/lib/docker/volume").read_text() == "mine\n"
+
+
+def test_headers_of_a_newer_kernel_may_bring_that_and_nothing_else_may(machine: Machine) -> None:
+    wanted = machine.wanted(headers=("dkms", "linux-headers-debian"))
+    assert read(machine, wanted).chosen == 0
+    said = read(machine, machine.wanted(beside=("linux-image-newer",)))
+    assert said.chosen is None and "linux-image-newer" in said.against[0]
+
+
+def test_under_another_name_of_the_settings_it_is_the_other_ones(machine: Machine) -> None:
+    apply(machine, machine.wanted())
+    other = replace(machine.wanted(), software=replace(SOFTWARE, context=Context(name="other")))
+    before = machine.versions()
+    assert revert(machine, other) == () and machine.versions() == before
+
+
+# -- which driver ------------------------------------------------------------------------------------------------
+def test_a_name_that_leads_to_another_branch_is_refused_before_anything_changes(machine: Machine) -> None:
+    wanted = machine.wanted("570")
+    said = read(machine, wanted)
+    assert said.chosen is None and f"apt would bring {NEW}" in said.against[0] and said.offered == ("570.211.01",)
+    before = machine.versions()
+    assert f"apt would bring {NEW}" in refusal(machine, wanted).found and machine.versions() == before
+
+
+def test_a_branch_stays_at_the_release_that_is_there_while_packages_come_beside_it(machine: Machine) -> None:
+    apply(machine, machine.wanted(OLD))
+    said = read(machine, machine.wanted(video=True))
+    assert (said.version, said.way_back, said.removes) == (OLD, None, ()) and "libnvidia-encode-580" in said.comes[0]
+    assert apply(machine, machine.wanted(video=True)).version == OLD
+    assert machine.versions()["libnvidia-encode-580"] == f"{OLD}-0ubuntu1"
+    # The branch is pinned, so that its next release comes by the owner's own upgrade; another branch doesn't.
+    machine.apt("dist-upgrade")
+    assert machine.versions()["libnvidia-encode-580"] == f"{NEW}-0ubuntu1"
+
+
+def test_what_would_go_for_it_is_told_and_refused(machine: Machine) -> None:
+    machine.apt("install", "hates-nvidia")
+    before = machine.versions()
+    assert read(machine, machine.wanted()).removes == ("hates-nvidia",)
+    assert "hates-nvidia would be removed" in refusal(machine, machine.wanted()).found and machine.versions() == before
+
+
+def test_a_package_that_is_held_is_named_in_apts_words(machine: Machine) -> None:
+    machine.add_source("nvidia")
+    machine.apt("install", *(f"{name}-580={OLD}-0ubuntu1" for name in ("libnvidia-compute", "nvidia-utils")))
+    subprocess.run(["apt-mark", "hold", "nvidia-utils-580"], check=True, capture_output=True)
+    said = read(machine, machine.wanted(NEW))
+    assert said.chosen is None and "eld packages" in said.against[0], said
+
+
+def test_cuda_that_brings_another_driver_or_none_is_refused_in_a_preview(machine: Machine) -> None:
+    said = read(machine, machine.wanted(beside=("cuda-toolkit-11-8",)))
+    assert said.chosen is None and said.against
+    wanted = machine.wanted(beside=("cuda-toolkit-13-7",), video=True)
+    said = read(machine, replace(wanted, tries=(*wanted.tries, *machine.wanted().tries)))
+    offered = "there is cuda-toolkit-11-8, cuda-toolkit-12-8, cuda-toolkit-12-9"
+    assert said.chosen is None and said.against == (f"cuda-toolkit-13-7 isn't offered; {offered}",)
+
+
+def test_a_pattern_takes_the_newest_that_fits_and_what_is_there_stays(machine: Machine) -> None:
+    wanted = machine.wanted(beside=("libnccl2=*+cuda12.*",))
+    apply(machine, wanted)
+    assert machine.versions()["libnccl2"] == "2.27.3-1+cuda12.9"
+
+
+# -- a driver that is there ----------------------------------------------------------------------------------------
+def test_a_driver_that_is_there_and_fits_is_left_and_no_server_is_asked(machine: Machine) -> None:
+    machine.add_source("nvidia")
+    machine.apt("install", "nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580")
+    (machine.root / "etc/apt/sources.list.d/theirs.list").unlink()
+    before, marks = machine.versions(), machine.marks()
+    wanted = machine.wanted(repositories=(), tries=machine.wanted().tries)
+    dead = replace(machine.repository("nvidia"), line="deb [trusted=yes] copy:/nowhere ./", key_url="copy:/nowhere/key")
+    wanted = replace(wanted, repositories=(dead,))
+    assert (read(machine, wanted).chosen, read(machine, wanted).version) == (0, NEW)
+    answer = apply(machine, wanted)
+    assert (answer.source, answer.version, answer.packages) == ("found", NEW, ())
+    assert not (machine.root / "etc/apt/sources.list.d/homelab-nvidia.list").exists()
+    assert revert(machine, wanted) == () and machine.versions() == before and machine.marks() == marks
+
+
+def test_an_owners_other_driver_is_replaced_and_named_when_ours_goes(
+    machine: Machine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    machine.add_source("nvidia")
+    names = ("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580")
+    machine.apt("install", *names)
+    wanted = machine.wanted("595")
+    assert read(machine, wanted).way_back and apply(machine, wanted).version == LATER
+    assert revert(machine, wanted) == () and not {*names} & {*machine.versions()}
+    assert f"note: nvidia-utils-580 was {NEW}-0ubuntu1 before this program came, and is gone" in capfd.readouterr().err
+    assert not (machine.root / "var/lib/homelab").exists()
+
+
+def test_cuda_that_somebody_installed_without_packages_stays(machine: Machine) -> None:
+    nvcc = machine.root / apt_kit.CUDA.format("12.8")
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n")
+    nvcc.chmod(0o755)
+    wanted = machine.wanted(cuda="12.8")
+    assert apply(machine, wanted).cuda == "12.8" and "cuda-nvcc-12-8" not in machine.versions()
+    assert revert(machine, wanted) == () and nvcc.exists()
+
+
+def test_headers_that_somebody_built_are_enough_and_a_kernel_without_any_is_named(machine: Machine) -> None:
+    (machine.root / "boot/vmlinuz-6.17.1-mine").touch()
+    (machine.root / "usr/lib/modules/6.17.1-mine").mkdir()
+    headers = ("dkms", "linux-headers-6.17.1-mine", f"linux-headers-{KERNELS[0]}")
+    said = read(machine, machine.wanted(target="host", headers=headers))
+    assert said.lacking == ("6.17.1-mine",) and said.chosen == 0
+    assert "6.17.1-mine" in refusal(machine, machine.wanted(target="host", headers=headers)).found
+    (machine.root / "usr/lib/modules/6.17.1-mine/build").mkdir()
+    assert apply(machine, machine.wanted(target="host", headers=headers)).version == NEW
+
+
+# -- containers ----------------------------------------------------------------------------------------------------
+def test_a_container_gets_its_hosts_version_and_no_modules(machine: Machine) -> None:
+    driver = machine.root / "proc/driver/nvidia/version"
+    driver.parent.mkdir(parents=True)
+    driver.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {OLD}  x\n")
+    assert apply(machine, machine.wanted(OLD, "lxc")).reboot == "no-module" and "dkms" not in machine.versions()
+    # The host has another one now.
+    driver.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {NEW}  x\n")
+    assert apply(machine, machine.wanted(NEW, "lxc")).version == NEW
+    said = read(machine, machine.wanted("580.99.99", "lxc"))
+    assert said.chosen is None and {OLD, NEW} <= {*said.offered}
+
+
+# -- an update -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("failure", [f"postinst-{LATER}", f"build-{LATER}-{KERNELS[0]}", f"load-{LATER}"])
+def test_an_update_that_fails_before_a_boot_is_taken_back_without_a_server(old: Machine, failure: str) -> None:
+    versions, marks, modules = old.versions(), old.marks(), old.modules()
+    said = read(old, old.wanted("595", "host"))
+    assert said.way_back and (said.was, said.version) == (OLD, LATER)
+    old.fail(failure)
+    if failure.startswith("load"):
+        (old.root / "proc/driver/nvidia/version").unlink()
+    failed = refusal(old, old.wanted("595", "host"))
+    assert f"the driver {OLD} is back" in failed.next, failed
+    assert (old.versions(), old.marks(), old.modules()) == (versions, marks, modules)
+    assert old.loaded == ("" if failure.startswith("load") else OLD)
+    # An owner's own upgrade doesn't bring in what has failed.
+    old.apt("dist-upgrade")
+    assert old.versions() == versions
+    old.fail()
+    assert apply(old, old.wanted("595", "host")).version == LATER
+
+
+def test_an_update_that_doesnt_work_after_its_boot_goes_back_without_a_server(new: Machine) -> None:
+    assert new.loaded == LATER and new.versions()["nvidia-utils"] == f"{LATER}-0ubuntu1"
+    with away(new.repos["nvidia"].folder):
+        ended = end(new, "revert")
+    assert ended.old == OLD and "nvidia-smi answers" in ended.now and new.loaded == OLD
+    assert new.modules() == {f"{OLD} open"} and new.versions()["nvidia-utils-580"] == f"{OLD}-0ubuntu1"
+    assert (new.root / "var/lib/homelab/given-up").read_text() == f"{LATER}\n"
+    assert end(new, "revert").old == ""
+
+
+def test_a_way_back_says_what_is_still_loaded(new: Machine) -> None:
+    new.fail("in-use")
+    assert f"{LATER} is still loaded, and {OLD} is loaded at the next boot" in end(new, "revert").now
+    assert new.loaded == LATER and new.modules() == {f"{OLD} open"}
+
+
+def test_an_update_that_fails_leaves_the_module_that_worked_loaded(old: Machine) -> None:
+    """It was of another release than what was installed."""
+    (old.root / "proc/driver/nvidia/version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  x\n"
+    )
+    old.fail(f"postinst-{LATER}")
+    failed = refusal(old, old.wanted("595", "host"))
+    assert f"580.82.07 is still loaded, and {OLD} is loaded at the next boot" in failed.next
+    assert old.loaded == "580.82.07"
+
+
+def test_an_update_that_was_seen_at_work_leaves_nothing_of_the_one_before(new: Machine) -> None:
+    assert f"nvidia-firmware-{OLD}" in new.versions()
+    end(new, "apply")
+    assert not [version for version in new.versions().values() if OLD in version]
+    assert not (new.root / "var/lib/homelab/update").exists()
+    wanted = new.wanted("595", "host")
+    assert not apply(new, wanted).changed
+    assert revert(new, wanted) == () and {*new.versions()} == {"dpkg", "gdm"}
+
+
+def test_a_driver_that_no_repository_has_any_more_has_no_way_back_and_is_updated_all_the_same(old: Machine) -> None:
+    nvidia = old.repos["nvidia"]
+    rows, text = list(nvidia._rows), (nvidia.folder / "Packages").read_text()
+    for path in (old.root / "var/cache/apt/archives").glob("*.deb"):
+        path.unlink()
+    nvidia.without(f"{OLD}-0ubuntu1")
+    try:
+        assert read(old, old.wanted("595", "host")).way_back is False
+        old.fail(f"postinst-{LATER}")
+        assert "is back" not in refusal(old, old.wanted("595", "host")).next
+        old.fail()
+        assert apply(old, old.wanted("595", "host")).version == LATER
+    finally:
+        nvidia._rows = rows
+        (nvidia.folder / "Packages").write_text(text)
+
+
+def test_an_update_that_waits_for_its_boot_is_left_though_the_one_before_would_do(old: Machine) -> None:
+    assert apply(old, old.wanted("595", "host")).reboot == "yes"
+    tries = (*old.wanted("580", "host").tries, *old.wanted("595", "host").tries)
+    again = apply(old, replace(old.wanted("595", "host"), tries=tries))
+    assert (again.version, again.reboot, again.changed) == (LATER, "yes", False)
+    # Wanted again before that boot, the one before comes back from what was kept.
+    assert apply(old, old.wanted("580", "host")).reboot == "no" and works(old, OLD)
+
+
+def test_flavours_replace_each_other(old: Machine) -> None:
+    said = read(old, old.wanted(OLD, "host", flavour="proprietary"))
+    assert said.way_back and said.version == said.was == OLD
+    assert apply(old, old.wanted(OLD, "host", flavour="proprietary")).reboot == "yes"
+    assert old.modules() == {f"{OLD} proprietary"}
+
+
+def test_a_first_driver_that_doesnt_build_leaves_nothing(machine: Machine) -> None:
+    before = machine.versions()
+    for failure in (f"postinst-{NEW}", f"build-{NEW}-{KERNELS[0]}"):
+        machine.fail(failure)
+        assert "is gone again" in refusal(machine, machine.wanted(cuda="12.8", target="host")).next
+        assert machine.versions() == before and not machine.system().files.of_layer(LAYER)
+    machine.fail()
+    assert apply(machine, machine.wanted(target="host")).version == NEW
+
+
+# -- what fails ----------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def away(path: Path) -> Iterator[None]:
+    """A server, or a file of it."""
+    path.rename(path.with_name(f"{path.name}.away"))
+    try:
+        yield
+    finally:
+        path.with_name(f"{path.name}.away").rename(path)
+
+
+@pytest.mark.parametrize("failure", ["sync", "download"])
+def test_what_cannot_be_kept_now_stops_the_update_before_anything_changes(old: Machine, failure: str) -> None:
+    versions, asked = old.versions(), old.wanted("595", "host")
+    if failure == "sync":
+        old.fail("sync")
+        failed = refusal(old, asked)
+    else:
+        for path in (old.root / "var/cache/apt/archives").glob("*.deb"):
+            path.unlink()
+        with away(old.repos["nvidia"].folder / f"nvidia-utils-580_{OLD}-0ubuntu1_amd64.deb"):
+            failed = refusal(old, asked)
+    assert "nothing was changed" in failed.why and old.versions() == versions and not noted(old.system()).phase
+    old.fail()
+    assert apply(old, asked).version == LATER
+
+
+def test_an_update_that_was_cut_short_goes_back_where_its_driver_cant_be_had_any_more(old: Machine) -> None:
+    versions = old.versions()
+    apply(old, old.wanted("595", "host"))
+    Update(Apt(old.system(), SOFTWARE, LAYER), "host").note(phase="trying")
+    subprocess.run(["dpkg", "--purge", "--force-all", "nvidia-utils"], check=True, capture_output=True)
+    asked = old.wanted("595", "host")
+    with away(old.repos["nvidia"].folder):
+        assert f"the driver {OLD} is back" in refusal(old, asked).next
+    assert works(old, OLD) and {name: old.versions().get(name) for name in versions} == versions
+
+
+def test_what_was_kept_and_is_gone_is_said_and_the_wanted_driver_comes(new: Machine) -> None:
+    for path in (new.root / "var/lib/homelab/update").glob("nvidia-utils*"):
+        path.unlink()
+    with pytest.raises(Failure, match="not all of them are there any more"):
+        end(new, "revert")
+    assert noted(new.system()).phase == "back"
+    assert apply(new, new.wanted("595", "host")).version == LATER and works(new, LATER)
+
+
+def test_a_kernel_that_is_gone_by_then_keeps_no_driver_from_being_put_back(new: Machine) -> None:
+    (new.root / f"boot/vmlinuz-{KERNELS[0]}").unlink()
+    shutil.rmtree(new.root / f"usr/lib/modules/{KERNELS[0]}")
+    assert end(new, "revert").old == OLD and new.modules() == {"", f"{OLD} open"}
+
+
+def test_kernels_that_are_there_get_the_module(old: Machine) -> None:
+    (old.root / f"usr/lib/modules/{KERNELS[0]}/nvidia").unlink()
+    before = old.versions()
+    assert apply(old, old.wanted(OLD, "host")).changed and works(old, OLD) and old.versions() == before
+
+
+def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine: Machine) -> None:
+    machine.fail("initramfs")
+    assert "made no new /boot/initrd.img-" in refusal(machine, machine.wanted(target="host")).found
+    machine.fail()
+    apply(machine, machine.wanted(target="host"))
+    assert (machine.root / f"boot/initrd.img-{KERNELS[0]}").read_text()
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_strangers_package_that_is_half_configured_stands_in_no_ones_way(machine: Machine, is_mended: bool) -> None:
+    machine.fail("stranger")
+    subprocess.run(["apt-get", "-qy", "install", "stranger"], check=False, capture_output=True)
+    assert machine.versions()["stranger"] == "half-configured"
+    machine.fail(*([] if is_mended else ["stranger"]))
+    apply(machine, machine.wanted(OLD))
+    assert machine.versions()["stranger"] == ("1.0" if is_mended else "half-configured")
+    machine.fail(f"postinst-{LATER}", *([] if is_mended else ["stranger"]))
+    assert f"the driver {OLD} is back" in refusal(machine, machine.wanted("595")).next
+
+
+def test_the_drivers_own_that_is_half_configured_is_repaired_first(old: Machine) -> None:
+    """And is none to go back to while it is."""
+    status = old.root / "var/lib/dpkg/status"
+    head, _, tail = status.read_text().partition("Package: nvidia-dkms-580-open\n")
+    status.write_text(f"{head}Package: nvidia-dkms-580-open\n{tail.replace('ok installed', 'ok half-configured', 1)}")
+    old.fail(f"postinst-{OLD}")
+    assert "is back" not in refusal(old, old.wanted("595", "host", repositories=())).next
+    old.fail()
+    asked = old.wanted(OLD, "host")
+    with away(old.repos["nvidia"].folder):
+        assert apply(old, asked).version == OLD
+    assert old.versions()["nvidia-dkms-580-open"] == f"{OLD}-0ubuntu1"
+
+
+def test_a_module_that_doesnt_load_is_said_and_what_came_stays(machine: Machine) -> None:
+    machine.fail(f"load-{NEW}")
+    assert "No such device" in refusal(machine, machine.wanted()).found
+    assert machine.versions()["nvidia-utils-580"] == f"{NEW}-0ubuntu1"
+
+
+# -- NVIDIA's installer --------------------------------------------------------------------------------------------
+def test_what_no_repository_has_comes_by_nvidias_installer_and_goes_again(machine: Machine) -> None:
+    before, content = machine.versions(), machine.content()
+    wanted = machine.wanted("470", flavour="proprietary")
+    wanted = replace(wanted, tries=(*wanted.tries, machine.by_run()))
+    said = read(machine, wanted)
+    assert (said.chosen, said.version) == (1, BY_RUN) and "Unable to locate package" in said.against[0]
+    answer = apply(machine, wanted)
+    assert (answer.source, answer.version, answer.reboot) == ("run", BY_RUN, "no")
+    assert not apply(machine, wanted).changed
+    assert revert(machine, wanted) == ()
+    assert machine.versions() == before and machine.content() == content
+
+
+def test_packages_and_the_installer_replace_each_other(machine: Machine) -> None:
+    packages = machine.wanted(OLD, flavour="proprietary")
+    apply(machine, packages)
+    run = replace(packages, tries=(machine.by_run(),))
+    assert read(machine, run).way_back
+    assert apply(machine, run).source == "run" and not [name for name in machine.versions() if "nvidia" in name]
+    machine.boot()
+    end(machine, "apply")
+    assert read(machine, packages).way_back is False
+    assert apply(machine, packages).source == "packages"
+    machine.boot()
+    assert machine.loaded == OLD and not (machine.root / "usr/bin/nvidia-uninstall").exists()
+    assert revert(machine, packages) == () and {*machine.versions()} == {"dpkg", "gdm"}
+
+
+def test_an_installer_that_fails_brings_the_packages_back(machine: Machine) -> None:
+    packages = machine.wanted(OLD, flavour="proprietary")
+    apply(machine, packages)
+    before = machine.versions()
+    machine.fail(f"run-{BY_RUN}")
+    failed = refusal(machine, replace(packages, tries=(machine.by_run(),)))
+    assert f"the driver {OLD} is back" in failed.next and machine.loaded == OLD
+    assert {name: before.get(name) for name in machine.versions()} == machine.versions() | {"build-essential": None}
+    assert not (machine.root / "usr/bin/nvidia-uninstall").exists()
+
+
+def test_an_installer_with_another_checksum_isnt_run_and_the_old_driver_stays(old: Machine) -> None:
+    way = old.by_run()
+    assert way.run is not None
+    before = old.versions()
+    wanted = replace(old.wanted(OLD, "host"), tries=(replace(way, run=replace(way.run, sha256="0" * 64)),))
+    assert "0" * 64 in refusal(old, wanted).wanted
+    assert {name: old.versions().get(name) for name in before} == before
+
+
+def test_a_container_takes_the_installer_without_modules(machine: Machine) -> None:
+    wanted = replace(machine.wanted(BY_RUN, "lxc"), tries=(machine.by_run(driver=BY_RUN, target="lxc"),))
+    answer = apply(machine, wanted)
+    assert (answer.version, answer.source, answer.reboot, machine.modules()) == (BY_RUN, "run", "no-module", {""})
+    assert revert(machine, wanted) == () and {*machine.versions()} == {"dpkg", "gdm"}
+
+
+# -- killed --------------------------------------------------------------------------------------------------------
+def kill(machine: Machine, act: Callable[[], object], point: int) -> None:
+    """The act, and all that it has started, in the middle of what comes after so many of its calls that change something."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if not child:
+        own, points = os.getpid(), itertools.count()
+
+        def look(*_: object) -> None:
+            if os.getpid() == own and next(points) == point:
+                os.write(told, b"\n")
+
+        disk.WATCH.append(look)
+        sys.addaudithook(lambda event, _: look() if event in ("subprocess.Popen", "os.fork") else None)
+        with contextlib.suppress(BaseException):
+            act()
+        os._exit(0)
+    os.close(told)
+    os.read(ready, 1)  # or it has come to its end
+    os.close(ready)
+    time.sleep(point % 7 * 0.03)
+    machine.kill(child)
+    os.waitpid(child, 0)
+
+
+def works(machine: Machine, version: str) -> bool:
+    libraries = (machine.root / apt_kit.LIBRARIES / "libnvidia-ml.so.1").resolve()
+    return libraries.name.endswith(version) and machine.modules() == {f"{version} open"}
+
+
+#: As many as a first run makes; others make fewer.
+POINTS = range(0, 235, 3)
+
+
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "first"))
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_first_run_that_is_killed_is_finished_or_undone(machine: Machine, point: int, goes_on: bool) -> None:
+    before, wanted = machine.versions(), machine.wanted(cuda="12.8", target="host")
+    kill(machine, lambda: apply(machine, wanted), point)
+    if goes_on:
+        assert apply(machine, wanted).source == "packages" and works(machine, NEW)
+    assert revert(machine, wanted) == () and machine.versions() == before
+
+
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "update"))
+@pytest.mark.parametrize("then", ["again", "back"])
+def test_an_update_that_is_killed_is_finished_or_taken_back(old: Machine, point: int, then: str) -> None:
+    before = old.versions()
+    kill(old, lambda: apply(old, old.wanted("595", "host")), point)
+    assert works(old, OLD) or noted(old.system()).phase in ("trying", "tried")
+    if then == "again":
+        assert apply(old, old.wanted("595", "host")).reboot == "yes" and works(old, LATER)
+    else:
+        apply(old, old.wanted(OLD, "host"))
+        assert works(old, OLD) and old.versions() == before and not noted(old.system()).phase
+
+
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "back"))
+def test_a_way_back_that_is_killed_is_gone_on_with(new: Machine, point: int) -> None:
+    kill(new, lambda: end(new, "revert"), point)
+    if noted(new.system()).phase:
+        assert end(new, "revert").old == OLD
+    assert works(new, OLD) and new.loaded == OLD
+    assert (new.root / "var/lib/homelab/given-up").read_text() == f"{LATER}\n"
+
+
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "installer"))
+@pytest.mark.parametrize("before", ["machine", "old"])
+def test_an_installer_that_is_killed_is_finished_or_undone(
+    point: int, before: str, request: pytest.FixtureRequest
+) -> None:
+    where = request.getfixturevalue(before)
+    wanted = replace(where.wanted(OLD, "host"), tries=(where.by_run(),))
+    kill(where, lambda: apply(where, wanted), point)
+    assert apply(where, wanted).source == "run" and where.modules() == {f"{BY_RUN} proprietary"}
+    assert revert(where, wanted) == () and {*where.versions()} == {"dpkg", "gdm"}
+
+
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "revert"))
+def test_a_revert_that_is_killed_is_finished_by_the_next(old: Machine, point: int) -> None:
+    wanted = old.wanted(OLD, "host")
+    kill(old, lambda: revert(old, wanted), point)
+    assert revert(old, wanted) == () and {*old.versions()} == {"dpkg", "gdm"}
+    assert not (old.root / "var/lib/homelab").exists()
+
+
+# -- repositories --------------------------------------------------------------------------------------------------
+def test_an_owners_own_entry_is_used_and_no_second_one_is_written(machine: Machine) -> None:
+    machine.add_source("nvidia")
+    wanted = machine.wanted(OLD)
+    before = machine.lasting()
+    assert read(machine, wanted).version == OLD and machine.lasting() == before
+    apply(machine, wanted)
+    names = {path.name for path in (machine.root / "etc/apt/sources.list.d").iterdir()}
+    assert names == {"distribution.list", "theirs.list", "homelab-toolkit.list"}
+    # Ours goes where an owner has made one of his own since, and comes back once that is gone.
+    (machine.root / "etc/apt/sources.list.d/theirs.list").unlink()
+    apply(machine, wanted)
+    assert (machine.root / "etc/apt/sources.list.d/homelab-nvidia.list").exists()
+
+
+def test_files_of_apts_come_as_they_are_wanted_and_go_again(machine: Machine) -> None:
+    file = AptFile(path="/etc/apt/apt.conf.d/52homelab-nvidia", content='Unattended-Upgrade::X "y";')
+    apply(machine, machine.wanted(OLD, files=(file,)))
+    assert (machine.root / file.path[1:]).read_text() == f"{file.content}\n"
+    pins = machine.root / "etc/apt/preferences.d/homelab-nvidia"
+    assert pins.read_text().split("\n")[1] == f"Pin: version {OLD}*"
+    apply(machine, machine.wanted("580", repositories=(machine.repository("nvidia"),)))
+    assert pins.read_text().split("\n")[1] == "Pin: version 580.*"
+    assert not (machine.root / file.path[1:]).exists()
+    assert not (machine.root / "etc/apt/sources.list.d/homelab-toolkit.list").exists()
+
+
+def test_a_preview_sees_the_pins_that_are_wanted(machine: Machine) -> None:
+    pin = AptFile(
+        path="/etc/apt/preferences.d/homelab-x", content="Package: libnccl2\nPin: version *\nPin-Priority: -1\n"
+    )
+    assert read(machine, machine.wanted(beside=("libnccl2",), files=(pin,))).chosen is None
+
+
+def test_a_server_that_is_away_is_named(machine: Machine) -> None:
+    before = machine.versions()
+    dead = replace(machine.repository("nvidia"), line="deb [trusted=yes] copy:/nowhere ./")
+    wanted = machine.wanted(repositories=(dead,))
+    with pytest.raises(Failure, match="/nowhere"):
+        read(machine, wanted)
+    assert "/nowhere" in str(refusal(machine, wanted)) and machine.versions() == before
+    assert not (machine.root / "etc/apt/sources.list.d/homelab-nvidia.list").exists()
+
+
+def test_what_fetches_a_key_comes_first_where_it_isnt_there(machine: Machine) -> None:
+    apply(machine, machine.wanted(prerequisites=("ca-certificates", "curl")))
+    assert {"ca-certificates", "curl"} <= {*machine.versions()}
+
+
+@pytest.mark.skipif(not shutil.which("gpg"), reason="this machine has no gpg")
+@pytest.mark.parametrize("signer", ["nvidia", "other"])
+def test_of_the_keys_in_a_file_the_one_with_the_fingerprint_counts_alone(
+    machine: Machine, signer: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    nvidia = Repo(tmp_path / "signed")
+    nvidia.driver(f"{OLD}-0ubuntu1")
+    fingerprint = apt_kit.sign(nvidia, signer, request)
+    repository = replace(
+        machine.repository("nvidia"),
+        key_url=f"copy:{nvidia.folder}/key",
+        line=f"deb [signed-by=/usr/share/keyrings/homelab-nvidia.asc,{fingerprint}] copy:{nvidia.folder} ./",
+    )
+    wanted = machine.wanted(repositories=(repository,))
+    if signer == "nvidia":
+        assert read(machine, wanted).version == OLD
+    else:
+        with pytest.raises(Failure, match="is not signed"):
+            read(machine, wanted)
