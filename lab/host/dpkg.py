@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .debs import Member, text_of, with_folders
 from .state import HostState
+
+if TYPE_CHECKING:  # who only asks what is there makes no package
+    from .debs import Member
 
 FOLDER = "/var/lib/dpkg"
 STATUS = f"{FOLDER}/status"
@@ -53,6 +55,8 @@ def note(
         control: its scripts.
     """
     name, *rest = paragraph.items()
+    from .debs import Member, text_of, with_folders
+
     text = text_of(dict([name, ("Status", "install ok installed"), *rest]))
     _write(system, {**_paragraphs(system), paragraph["Package"]: text})
     listed = "".join(f"{path}\n" for path in ("/.", *with_folders(paths or {})))

@@ -124,7 +124,8 @@ def test_an_unknown_option_or_verb_is_refused_and_logged(host: Host, command: st
 
 def test_every_program_starts_and_needs_a_lab(host: Host) -> None:
     present = {path.name for path in (host.machine.state / "bin").glob("[!.]*")}
-    assert present == set(PROGRAMS) - GUEST_ONLY - {"nvidia-smi", "nvidia-modprobe"}
+    # What programs of packages call, and what tells this machine's apt where the system lies.
+    assert present == set(PROGRAMS) - GUEST_ONLY - {"nvidia-smi", "nvidia-modprobe"} | {"installed", "apt.conf"}
     done = host.run("env -u LAB_STATE lspci")
     assert done.returncode == 1
     assert "python -m lab run" in done.stderr
@@ -501,8 +502,7 @@ def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
     "command",
     [
         "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci", "modprobe -n vfio-pci",
-        "dpkg-query -W", "dpkg -l", "dpkg --compare-versions 1 lt 2", "apt-cache policy kmod", "apt-mark showhold", "apt-get check",
-        "apt-get -s install kmod", "apt-get -qq update", "dkms status", "systemctl is-enabled ssh", "systemctl is-active ssh",
+        "dkms status", "systemctl is-enabled ssh", "systemctl is-active ssh",
         "df /", "lsblk", "mount", "lspci -nnk", "pveversion",
     ],
 )  # fmt: skip
