@@ -51,7 +51,7 @@ def build(apt: Apt, wanted: Module, kernel: str) -> None:
             f"the modules of {wanted.version} ({wanted.flavour}), installed for {kernel}",
             f"modinfo: {built.version} {built.flavour}; dkms status: {status or 'nothing'}",
             "that kernel would come up without the driver",
-            f"build it by hand, `dkms install {module}/{wanted.version} -k {kernel}`, and read what it says",
+            f"`modinfo -k {kernel} -n nvidia` names the file that this kernel loads: remove the package that put it there",
         )
     system.files.changed = True
 

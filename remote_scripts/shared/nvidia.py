@@ -154,9 +154,11 @@ def make_nodes(system: System) -> str:
     :raises OSError: one can't be made.
     """
     message = ""
-    if system.run.do("modprobe", "nvidia-uvm", seconds=60).status != 0:
+    done = system.run.do("modprobe", "nvidia-uvm", seconds=60)
+    if done.status != 0:
         message = "nvidia-uvm could not be loaded"
         system.log.say(message)
+        message += f": {done.said_text.strip() or f'modprobe ended with {done.status}'}"
     for path, node in missing_nodes(system).items():
         system.files.make_device(path, node)
         system.log.say(f"made {path} ({node.numbers})")

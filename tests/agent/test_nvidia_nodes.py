@@ -163,8 +163,8 @@ def test_debians_own_packages_have_the_modules_by_other_names(host: Host) -> Non
 def test_what_keeps_nodes_from_being_there_is_said_and_no_service_stays(host: Host) -> None:
     before = host.lasting()
     host.write("/proc/devices", DEVICES.replace("511 nvidia-uvm", "").replace("235 nvidia-uvm", ""))
-    host.programs["modprobe"] = lambda _arguments, _stdin: Done(1, b"")
-    with pytest.raises(Refused, match="found:  missing: /dev/nvidia-uvm; nvidia-uvm could not be loaded"):
+    host.programs["modprobe"] = lambda _arguments, _stdin: Done(1, b"modprobe: FATAL: no such module\n")
+    with pytest.raises(Refused, match=r"missing: /dev/nvidia-uvm; nvidia-uvm could not be loaded: modprobe: FATAL: no"):
         ask(host)
     assert host.lasting() == before
 
