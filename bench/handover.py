@@ -15,7 +15,7 @@ from bench.report import Measured
 from homelab.remote import agent
 from lab import Lab
 from remote_scripts.both.handover import Wanted
-from remote_scripts.shared.card import Card
+from remote_scripts.notes.card import Card
 
 SCENARIO = "phoenix"
 VM, CONTAINER = 103, 950

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from lab import Lab
-from remote_scripts.shared.loaders import found as loaders
+from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.tools.system import System
 
 # What the program writes on a host that boots with GRUB (docs/on-the-host.md), beside its own records for `destroy`.

@@ -30,7 +30,7 @@ from homelab.shapes import (
     IommuSeen,
 )
 from homelab.stack import Refusal
-from remote_scripts.shared.wanted_boot import Boot
+from remote_scripts.boot.wanted_boot import Boot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from remote_scripts.shared.container_system import is_gone, need_running
+from remote_scripts.containers.container_system import is_gone, need_running
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
@@ -111,7 +111,7 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
 
 
 def program(layer: str, arguments: Sequence[str]) -> int:
-    """What a program does that a layer has put on this system (shared/boot_service.py); returns its exit status."""
+    """What a program does that a layer has put on this system (tools/boot_service.py); returns its exit status."""
     os.umask(0o022)
     system = System(Path(os.environ.get("ROOT") or "/"))
     try:

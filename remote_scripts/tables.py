@@ -4,5 +4,5 @@
 
 from __future__ import annotations
 
-#: `shared.symptoms.Symptom`s, in the order in which they are answered.
+#: `nvidia.symptoms.Symptom`s, in the order in which they are answered.
 SYMPTOMS = "[]"

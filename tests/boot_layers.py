@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from homelab.remote import agent
 from homelab.settings import Timeouts
+from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both import cmdline, needed
 from remote_scripts.both import read_host as read_host_layer
 from remote_scripts.both import reboot as reboot_layer
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.terms import Terms
-from remote_scripts.shared.container_note import Cards
-from remote_scripts.shared.wanted_boot import Boot
+from remote_scripts.notes.container_note import Cards
 from remote_scripts.tools import modules
 from tests import sent_along
 

@@ -28,7 +28,7 @@ from homelab.remote import diagnosis, planning, ssh
 from homelab.settings import Container, Host, Settings, Vm
 from homelab.settings import project as project_folder
 from homelab.show import terminal
-from remote_scripts.shared.guest_kinds import CONTAINER, VM
+from remote_scripts.pve.guest_kinds import CONTAINER, VM
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
 # What is looked at where nothing is named.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from homelab.host.classes import GRAPHICS, NVIDIA
 from homelab.shapes import CardFunction, CardPlan, SharedCard
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 
 if TYPE_CHECKING:
     from homelab.settings import Container

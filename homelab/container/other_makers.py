@@ -2,7 +2,7 @@
 container gets of them, and the refusals.
 
 Pure. A card is identified by its address; the numbers of its nodes change, so the agent looks them up in each
-run (remote_scripts/shared/card_nodes.py).
+run (remote_scripts/containers/card_nodes.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from homelab.host.facts import HostFacts, bound_by_word
 from homelab.properties import slot_of
 from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard
-from remote_scripts.shared.card_nodes import nodes_of
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.containers.card_nodes import nodes_of
+from remote_scripts.notes.container_note import Cards
 
 # Parameters of a driver, on the kernel's command line, that keep it from serving its card.
 _STOPPING = ("modeset=0", "enable=0")

@@ -21,12 +21,12 @@ from homelab.shapes import SharedCard
 from homelab.vm.cards import is_to_run
 from homelab.vm.plan import UNFINISHED, carries_out, changes, others_waiting, power_steps
 from homelab.vm.preview import POWER, copy_first, of_leaving
-from remote_scripts.shared.card_nodes import missing, nodes_of, renumbered
-from remote_scripts.shared.container_conf import conf_text
-from remote_scripts.shared.container_note import Cards, ContainerNote, refused_to_stack
-from remote_scripts.shared.container_text import decided
-from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.properties import differing
+from remote_scripts.containers.card_nodes import missing, nodes_of, renumbered
+from remote_scripts.containers.container_text import decided
+from remote_scripts.notes.container_note import Cards, ContainerNote, refused_to_stack
+from remote_scripts.pve.container_conf import conf_text
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.pve.properties import differing
 
 
 @dataclass(frozen=True)

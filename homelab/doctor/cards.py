@@ -10,8 +10,8 @@ from homelab.doctor.report import Table
 from homelab.findings import UP, Finding, Stage, Turn
 from homelab.host import kernel_log
 from homelab.host.devices import Device
-from remote_scripts.shared.properties import overlap
-from remote_scripts.shared.properties import parse as parse_properties
+from remote_scripts.pve.properties import overlap
+from remote_scripts.pve.properties import parse as parse_properties
 
 COLUMNS = ["card", "function", "id", "driver", "group", "also in the group", "mapping", "held by"]
 

@@ -9,7 +9,7 @@ from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, WantedCards, cards_in, rows_of
 from homelab.doctor.reading import ContainerReading
 from homelab.doctor.report import Table
-from remote_scripts.shared.container_conf import ContainerConf
+from remote_scripts.pve.container_conf import ContainerConf
 
 # Options that change what a device line does.
 _OPTIONS = ("unprivileged", "features")

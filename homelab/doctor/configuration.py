@@ -9,7 +9,7 @@ from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
 from homelab.errors import unlocking
 from homelab.findings import Finding, Stage
-from remote_scripts.shared.container_conf import Entry, Rule
+from remote_scripts.pve.container_conf import Entry, Rule
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards,
 # dri.

@@ -16,7 +16,7 @@ from homelab.doctor.reading import ContainerReading, Reading, not_here
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage, Turn, cured
-from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.pve.guest_kinds import CONTAINER
 
 
 def diagnose(

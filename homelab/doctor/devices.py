@@ -11,9 +11,9 @@ from typing import Any
 
 from homelab.doctor.reading import OK, ContainerReading, Reading, Seen
 from homelab.findings import Judged
-from remote_scripts.shared.card_nodes import nodes_of
-from remote_scripts.shared.container_conf import ContainerConf, Entry
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.containers.card_nodes import nodes_of
+from remote_scripts.notes.container_note import Cards
+from remote_scripts.pve.container_conf import ContainerConf, Entry
 from remote_scripts.tools.device import Device
 
 _CARD = re.compile(r"/dev/nvidia(\d+)")

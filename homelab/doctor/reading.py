@@ -9,9 +9,9 @@ from functools import cached_property
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from remote_scripts.both import diagnose
-from remote_scripts.shared.container_conf import ContainerConf
-from remote_scripts.shared.container_conf import parse as parse_conf
-from remote_scripts.shared.guest_kinds import CONTAINER, Kind
+from remote_scripts.pve.container_conf import ContainerConf
+from remote_scripts.pve.container_conf import parse as parse_conf
+from remote_scripts.pve.guest_kinds import CONTAINER, Kind
 from remote_scripts.tools.device import Device
 
 OK = "ok"

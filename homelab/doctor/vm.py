@@ -19,8 +19,8 @@ from homelab.vm import preview
 from homelab.vm.cards import Wish, hostpci_of
 from homelab.vm.plan import judge_vm, seen_of
 from homelab.vm.refusals import missing
-from remote_scripts.shared.guest_kinds import VM
-from remote_scripts.shared.properties import parse as parse_properties
+from remote_scripts.pve.guest_kinds import VM
+from remote_scripts.pve.properties import parse as parse_properties
 
 # In messages about settings, for a card or a VM that they don't have.
 _UNNAMED = "<name>"

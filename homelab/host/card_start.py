@@ -16,9 +16,9 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log, resets
 from homelab.host.facts import HostFacts
 from homelab.messages import messages
-from remote_scripts.shared import reservations
-from remote_scripts.shared.properties import parse
-from remote_scripts.shared.symptoms import compiled
+from remote_scripts.nvidia.symptoms import compiled
+from remote_scripts.pve import reservations
+from remote_scripts.pve.properties import parse
 
 _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 

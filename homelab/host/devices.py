@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from homelab.host.classes import BRIDGES, CARRIERS, GRAPHICS
-from remote_scripts.shared import vfio_ids
-from remote_scripts.shared.reading import answer
+from remote_scripts.boot import vfio_ids
+from remote_scripts.reading import answer
 
 # Names of classes, the most exact one counts (pci.ids).
 _KINDS = {

@@ -19,17 +19,17 @@ from homelab.host import acs, names
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import slot_of
-from remote_scripts.shared import container_conf, reservations, vm_conf
-from remote_scripts.shared.booleans import is_true
-from remote_scripts.shared.card_nodes import DrmNodes, HostNodes
-from remote_scripts.shared.container_conf import ContainerConf, conf_text, paths_of, sections_of
-from remote_scripts.shared.container_note import ContainerNote
-from remote_scripts.shared.guest_kinds import CONTAINER, VM, Kind
-from remote_scripts.shared.guest_note import Note, is_another
-from remote_scripts.shared.properties import functions_of, overlap
-from remote_scripts.shared.properties import parse as parse_properties
-from remote_scripts.shared.reading import answer
-from remote_scripts.shared.reading.answer import Answer, Holder
+from remote_scripts.containers.card_nodes import DrmNodes, HostNodes
+from remote_scripts.notes.container_note import ContainerNote
+from remote_scripts.notes.guest_note import Note, is_another
+from remote_scripts.pve import container_conf, reservations, vm_conf
+from remote_scripts.pve.booleans import is_true
+from remote_scripts.pve.container_conf import ContainerConf, conf_text, paths_of, sections_of
+from remote_scripts.pve.guest_kinds import CONTAINER, VM, Kind
+from remote_scripts.pve.properties import functions_of, overlap
+from remote_scripts.pve.properties import parse as parse_properties
+from remote_scripts.reading import answer
+from remote_scripts.reading.answer import Answer, Holder
 from remote_scripts.tools.plain import FormError, of_plain
 
 N = TypeVar("N", bound=Note)
@@ -86,7 +86,7 @@ class GuestConfig(answer.GuestConfig):
 
     @property
     def options(self) -> dict[str, str]:
-        """Key -> value as a note has them (remote_scripts/shared/guest_note.py): a container's lxc.* line is a key."""
+        """Key -> value as a note has them (remote_scripts/notes/guest_note.py): a container's lxc.* line is a key."""
         if self.kind == "lxc":
             return container_conf.options_of(conf_text(self.lines))
         return self.values

@@ -17,8 +17,8 @@ from homelab.host.classes import NVIDIA
 from homelab.host.devices import Device
 from homelab.host.facts import CardUser, HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
-from remote_scripts.shared.reading.answer import Vital
-from remote_scripts.shared.words import missing_words
+from remote_scripts.reading.answer import Vital
+from remote_scripts.tools.words import missing_words
 
 
 def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:

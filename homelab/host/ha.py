@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
 from homelab.settings import Container, Host, Vm
-from remote_scripts.shared import ha_files
-from remote_scripts.shared.booleans import is_true
-from remote_scripts.shared.guest_kinds import Kind
-from remote_scripts.shared.sections import sections
+from remote_scripts.cluster import ha_files
+from remote_scripts.pve.booleans import is_true
+from remote_scripts.pve.guest_kinds import Kind
+from remote_scripts.pve.sections import sections
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts

@@ -11,8 +11,8 @@ from homelab.errors import HomelabError
 from homelab.host.classes import GRAPHICS
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import Record
+from remote_scripts.notes.card import Card
+from remote_scripts.notes.record import Record
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
@@ -32,7 +32,7 @@ def card(name: str, card: CardPlan, vmids: Sequence[int]) -> Card:
 
 
 def refused(facts: HostFacts) -> list[HomelabError]:
-    """The refusal while a shared card is away; shared/handover.py has the same words."""
+    """The refusal while a shared card is away; notes/handover.py has the same words."""
     if not facts.handover.away:
         return []
     return [

@@ -15,7 +15,7 @@ from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
 from remote_scripts.both.reboot import Planned
-from remote_scripts.shared.words import missing_words
+from remote_scripts.tools.words import missing_words
 
 # Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt
 # and braces: the binding doesn't need it. Other makers' drivers never are (DRIVERS).

@@ -1,5 +1,5 @@
 """A host's reboot: what the settings say of it, and its reasons in few words, from the reasons for each function and
-word (remote_scripts/shared/reboot_required.py). Pure."""
+word (remote_scripts/reading/reboot_required.py). Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from homelab.host import names
 from homelab.settings import Host
 from homelab.shapes import CardPlan
+from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.reboot import Wanted
-from remote_scripts.shared.wanted_boot import Boot
 
 _MISSING = re.compile(r"(?P<words>.+) is not on the running kernel's command line")
 _UNWANTED = re.compile(r"(?P<word>\S+) is no longer wanted")

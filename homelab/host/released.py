@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from homelab.host.facts import bound_by_word
-from remote_scripts.shared import vfio_ids
+from remote_scripts.boot import vfio_ids
 
 if TYPE_CHECKING:
     from homelab.host.devices import Device

@@ -13,9 +13,9 @@ from homelab.host import acs
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
-from remote_scripts.shared import reservations
-from remote_scripts.shared.properties import overlap
-from remote_scripts.shared.reading.answer import Vital
+from remote_scripts.pve import reservations
+from remote_scripts.pve.properties import overlap
+from remote_scripts.reading.answer import Vital
 
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
 # (ADR 1).

@@ -48,7 +48,7 @@ def parse(text: str) -> Version:
 
 def fits(version: Version | None, wanted: Version) -> bool:
     """Is a driver's version the wanted one, or, where a branch is wanted (580), of that branch? None, no version, fits
-    nothing. (On a system: `fits` in remote_scripts/shared/driver.py.)
+    nothing. (On a system: `fits` in remote_scripts/nvidia/driver.py.)
     """
     if version is None:
         return False

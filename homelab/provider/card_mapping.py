@@ -28,9 +28,9 @@ from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.both.free_card import Wanted as FreeCard
-from remote_scripts.shared.guest_kinds import VM
-from remote_scripts.shared.guest_note import Note
-from remote_scripts.shared.properties import overlap, parse
+from remote_scripts.notes.guest_note import Note
+from remote_scripts.pve.guest_kinds import VM
+from remote_scripts.pve.properties import overlap, parse
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"

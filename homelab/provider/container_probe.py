@@ -21,8 +21,8 @@ from homelab.text import tell
 from remote_scripts.both.container_cards import Left
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.terms import Terms
-from remote_scripts.shared.container_note import ContainerNote
-from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.notes.container_note import ContainerNote
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.plain import of_plain
 
 

@@ -25,7 +25,7 @@ from homelab.text import tell
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.guest_cards import Wanted
 from remote_scripts.both.terms import Terms
-from remote_scripts.shared.properties import parse
+from remote_scripts.pve.properties import parse
 
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
 # Options that others change for good reasons: a CD is taken out, a VM gets the hookscript of a shared card.

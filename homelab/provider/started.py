@@ -12,7 +12,7 @@ from homelab.host.facts import HostFacts
 from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.shared.properties import functions_of
+from remote_scripts.pve.properties import functions_of
 
 # For how long a card that reads as lost is asked again, during a reset, and how often.
 CARD_SECONDS, CARD_POLL_SECONDS = 10.0, 1.0

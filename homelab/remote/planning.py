@@ -24,12 +24,12 @@ from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import preview as vm_preview
+from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both import judge_guests, read_system
 from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.needed import Wanted as Needed
-from remote_scripts.shared.wanted_boot import Boot
 
 # How long a host may be out of reach, or its API, while nothing is changed, in seconds.
 PATIENCE_SECONDS = 2.0

@@ -12,7 +12,7 @@ from typing import Any
 import pulumi
 
 from homelab.resources.base import Act, HostInputs
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 
 
 class ContainerVerification(Act):

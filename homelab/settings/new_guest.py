@@ -25,7 +25,7 @@ from homelab import guest_options
 from homelab.guest_options import Parameter
 from homelab.model import Model
 from homelab.settings.types import ENCRYPTED, DiskGiB, GuestId, visible
-from remote_scripts.shared.properties import parse
+from remote_scripts.pve.properties import parse
 
 #: Keys whose values are secrets.
 SECRETS = frozenset({"cipassword", "password"})

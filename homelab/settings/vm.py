@@ -18,7 +18,7 @@ from homelab.settings.types import (
     RomFile,
     Seconds,
 )
-from remote_scripts.shared.guest_note import SHUTDOWN_SECONDS
+from remote_scripts.notes.guest_note import SHUTDOWN_SECONDS
 
 
 class VmGpu(Model):

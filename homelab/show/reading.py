@@ -19,9 +19,9 @@ from homelab.show import traits
 from homelab.show.cards import ShownCard, ShownGuest, group_title, of_outputs
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
-from remote_scripts.shared import vm_conf
-from remote_scripts.shared.container_note import Cards
-from remote_scripts.shared.guest_kinds import CONTAINER, VM
+from remote_scripts.notes.container_note import Cards
+from remote_scripts.pve import vm_conf
+from remote_scripts.pve.guest_kinds import CONTAINER, VM
 
 
 def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:

@@ -11,8 +11,8 @@ from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
 from homelab.show.cards import Traits
 from remote_scripts.both.card_values import Wanted
-from remote_scripts.shared import vm_conf
-from remote_scripts.shared.reading.answer import CardState
+from remote_scripts.pve import vm_conf
+from remote_scripts.reading.answer import CardState
 
 AWAKE = ("sleep", "kept awake (no D3cold)")
 MIGRATION = ("live migration", "allowed by its mapping")

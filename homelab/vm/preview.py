@@ -14,7 +14,7 @@ from homelab.shapes import CardPlan
 from homelab.vm import files, refusals
 from homelab.vm.cards import VmCard, Wish, is_to_run
 from homelab.vm.plan import SeenVm, change_to, changes, judge_vm, seen_of, users_of
-from remote_scripts.shared.guest_kinds import VM, Kind
+from remote_scripts.pve.guest_kinds import VM, Kind
 
 
 def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from remote_scripts.shared.software import Software
+from remote_scripts.nvidia.software import Software
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared.software import Software
+from remote_scripts.nvidia.software import Software
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from remote_scripts.shared.card import CardStart
+from remote_scripts.notes.card import CardStart
 
 
 @dataclass(frozen=True, kw_only=True)

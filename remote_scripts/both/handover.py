@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from remote_scripts.shared.card import Card
+from remote_scripts.notes.card import Card
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class Tried:
 class Answer:
     """A part is None where it wasn't asked for. `cdi`: a line for each specification of NVIDIA's cards that there is:
     its path, and the driver's versions of its libraries; `update`: how far an update of the driver is
-    (shared/driver_update.py); empty: there is none.
+    (nvidia/driver_update.py); empty: there is none.
     """
 
     nvidia_smi: Tried

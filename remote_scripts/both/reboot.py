@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared.wanted_boot import Boot
+from remote_scripts.boot.wanted_boot import Boot
 
 #: For so long the cluster is waited for, each time, in seconds: a node that was verified a moment ago has its vote back
 #: within a minute.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared.guest_note import SHUTDOWN_SECONDS
+from remote_scripts.notes.guest_note import SHUTDOWN_SECONDS
 
 #: How much longer a start takes whose hookscript waits for a shared card: for another handover (layers/handover.py,
 #: START_SECONDS), then for the containers that are shut down for it.

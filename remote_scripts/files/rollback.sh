@@ -2,7 +2,7 @@
 # Written by homelab: ends a boot on trial that nobody confirmed. Gone once it is confirmed.
 #
 # The default never changed, so a restart leads back, and nothing is written for it. `rollback SECONDS` is run so long after each boot's start
-# (shared/trial.py): whether the boot is in order this program's agent says (layers/boot_verdict.py); without an answer it isn't.
+# (boot/trial.py): whether the boot is in order this program's agent says (layers/boot_verdict.py); without an answer it isn't.
 # Each act that may hang is killed in time. A boot that isn't the trial is never restarted.
 ROOT=${ROOT:-}
 export LC_ALL=C

@@ -1,6 +1,6 @@
 """A guest brought to other options, as one transaction on the host; it goes on when its client dies.
 
-1. The note says what is about to be set, and what is there now (shared/guest_note.py).
+1. The note says what is about to be set, and what is there now (notes/guest_note.py).
 2. The options are set by digest, while the guest runs: what Proxmox VE refuses has cost nothing.
 3. Where one of them waits for the next start, the guest is shut down and started, and has to stay up.
 4. The note says that it is done.
@@ -18,14 +18,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 from remote_scripts.both.terms import Terms
+from remote_scripts.cluster import ha
 from remote_scripts.guests import power
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.power import SwitchedElsewhere
 from remote_scripts.guests.requests import ChangedMeanwhile
-from remote_scripts.shared import guest_notes, ha
-from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.guest_note import Note, Options, identity, is_another
-from remote_scripts.shared.properties import differing, same
+from remote_scripts.notes import guest_notes
+from remote_scripts.notes.guest_note import Note, Options, identity, is_another
+from remote_scripts.pve.api import NodeApi
+from remote_scripts.pve.properties import differing, same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 

@@ -11,16 +11,16 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from remote_scripts import installed
+from remote_scripts.containers.container_text import edited, sources
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import LOCK_HELD, LOCK_SECONDS, ChangedMeanwhile, refusal
-from remote_scripts.shared import pmxcfs
-from remote_scripts.shared.api import NodeApi, Refused, Unanswered
-from remote_scripts.shared.container_conf import conf_text, options_of
-from remote_scripts.shared.container_note import ContainerNote, Given
-from remote_scripts.shared.container_text import edited, sources
-from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guest_note import Options
-from remote_scripts.shared.guests import is_gone
+from remote_scripts.notes.container_note import ContainerNote, Given
+from remote_scripts.notes.guest_note import Options
+from remote_scripts.pve import pmxcfs
+from remote_scripts.pve.api import NodeApi, Refused, Unanswered
+from remote_scripts.pve.container_conf import conf_text, options_of
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.pve.guests import is_gone
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 

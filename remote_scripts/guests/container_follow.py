@@ -9,15 +9,17 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 
+from remote_scripts.cards import host_nodes
+from remote_scripts.containers.card_nodes import renumbered
+from remote_scripts.containers.container_text import Decided, decided, edited, own_lines
 from remote_scripts.guests.container import write_text
-from remote_scripts.shared import guest_notes, guests, host_nodes, pmxcfs
-from remote_scripts.shared.card_nodes import renumbered
-from remote_scripts.shared.container_conf import ConfText, conf_text, options_of
-from remote_scripts.shared.container_note import Cards, ContainerNote
-from remote_scripts.shared.container_text import Decided, decided, edited, own_lines
-from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guest_note import is_another
-from remote_scripts.shared.properties import differing
+from remote_scripts.notes import guest_notes
+from remote_scripts.notes.container_note import Cards, ContainerNote
+from remote_scripts.notes.guest_note import is_another
+from remote_scripts.pve import guests, pmxcfs
+from remote_scripts.pve.container_conf import ConfText, conf_text, options_of
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.pve.properties import differing
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from remote_scripts.guests.requests import GuestApi
-from remote_scripts.shared import guest_conf, guest_notes
-from remote_scripts.shared.api import NodeApi, Refused, Unanswered
-from remote_scripts.shared.guest_kinds import VM, Kind
-from remote_scripts.shared.guest_note import Note, Options, is_another
-from remote_scripts.shared.guests import place_of
-from remote_scripts.shared.properties import same
+from remote_scripts.notes import guest_notes
+from remote_scripts.notes.guest_note import Note, Options, is_another
+from remote_scripts.pve import guest_conf
+from remote_scripts.pve.api import NodeApi, Refused, Unanswered
+from remote_scripts.pve.guest_kinds import VM, Kind
+from remote_scripts.pve.guests import place_of
+from remote_scripts.pve.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 

@@ -16,8 +16,10 @@ from typing import Any, Literal
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import TaskFailed
-from remote_scripts.shared import guest_tasks, guests_to_start, passes
-from remote_scripts.shared.api import Refused
+from remote_scripts.notes import guests_to_start
+from remote_scripts.pve import guest_tasks
+from remote_scripts.pve.api import Refused
+from remote_scripts.tools import passes
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.state import UP
 
@@ -46,7 +48,7 @@ class SwitchedElsewhere(Failure):
 
 def is_to_run_again(guest: Guest) -> bool:
     """Whether a guest that is off is so by this program alone: by a shutdown of a run that was killed, or by a restart
-    of the host (shared/guests_to_start.py).
+    of the host (notes/guests_to_start.py).
 
     :raises Failure: that can't be told.
     """

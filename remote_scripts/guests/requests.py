@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from remote_scripts.shared import guest_tasks
-from remote_scripts.shared.api import NodeApi, Refused, Unanswered
-from remote_scripts.shared.guest_kinds import Kind
+from remote_scripts.pve import guest_tasks
+from remote_scripts.pve.api import NodeApi, Refused, Unanswered
+from remote_scripts.pve.guest_kinds import Kind
 from remote_scripts.tools.system import System
 
 #: How long a request is repeated, in seconds: while there is no answer, and while a lock is held.

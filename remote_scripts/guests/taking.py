@@ -7,11 +7,12 @@ from collections.abc import Collection
 from remote_scripts.both.terms import Terms
 from remote_scripts.guests.change import bring, in_turn
 from remote_scripts.guests.guest import Guest
-from remote_scripts.shared import guest_notes, pmxcfs
-from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.guest_kinds import VM
-from remote_scripts.shared.guest_note import Note, Options, gives
-from remote_scripts.shared.properties import parse
+from remote_scripts.notes import guest_notes
+from remote_scripts.notes.guest_note import Note, Options, gives
+from remote_scripts.pve import pmxcfs
+from remote_scripts.pve.api import NodeApi
+from remote_scripts.pve.guest_kinds import VM
+from remote_scripts.pve.properties import parse
 from remote_scripts.tools.system import System
 
 

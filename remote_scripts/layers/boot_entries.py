@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from remote_scripts.boot.loaders.found import SYSTEMD_BOOT, make_menus
 from remote_scripts.both.nothing import Wanted
-from remote_scripts.shared.loaders.found import SYSTEMD_BOOT, make_menus
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System
 

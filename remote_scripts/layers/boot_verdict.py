@@ -1,5 +1,5 @@
 """What the timer of a boot on trial (files/rollback.sh) asks the host itself: whether this boot is in order. One that
-nobody waits for and that is, is confirmed. Changes what shared/trial.py says.
+nobody waits for and that is, is confirmed. Changes what boot/trial.py says.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from remote_scripts.shared import guests_to_start, route, trial
-from remote_scripts.shared.kernel import need_boot_id
+from remote_scripts.boot import route, trial
+from remote_scripts.notes import guests_to_start
 from remote_scripts.tools.errors import Failure, in_words
+from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
 
 #: The owner's own checks: all that are executable there must succeed.

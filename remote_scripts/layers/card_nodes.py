@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from remote_scripts.both.needed import Wanted
 from remote_scripts.guests.container_follow import follow_at_boot, follow_containers
-from remote_scripts.shared import boot_service
+from remote_scripts.tools import boot_service
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
 

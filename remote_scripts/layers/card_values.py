@@ -11,11 +11,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 from remote_scripts.both.card_values import Value, Wanted
-from remote_scripts.shared import card_records
-from remote_scripts.shared.pci import DEVICES, ids_of
-from remote_scripts.shared.reading.cards import CARDS
+from remote_scripts.notes import value_notes
+from remote_scripts.reading.cards import CARDS
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
+from remote_scripts.tools.pci import DEVICES, ids_of
 from remote_scripts.tools.system import System, changes, plans
 
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
@@ -93,7 +93,7 @@ def _path(value: Value) -> str:
 
 def _record(value: Value) -> str:
     """Where its original value is noted."""
-    return f"{card_records.FOLDER}/{card_records.name_of(value.address, value.attribute)}"
+    return f"{value_notes.FOLDER}/{value_notes.name_of(value.address, value.attribute)}"
 
 
 def _is_there(system: System, value: Value) -> bool:
@@ -167,11 +167,11 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
     """Of what homelab set and isn't wanted any more: the original value."""
     files = system.files
     kept = {_record(value) for value in wanted}
-    for name in files.need_names(card_records.FOLDER):
-        record = f"{card_records.FOLDER}/{name}"
+    for name in files.need_names(value_notes.FOLDER):
+        record = f"{value_notes.FOLDER}/{name}"
         if record in kept or "=" not in name or not files.at(record).is_file() or name.startswith("."):
             continue
-        parsed = card_records.parse(name, files.need_text(record))
+        parsed = value_notes.parse(name, files.need_text(record))
         path = f"{DEVICES}/{parsed.address}/{parsed.attribute}" if parsed else ""
         if parsed is None:
             system.log.say(f"note: what {name} was before isn't known: {record} is empty")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from remote_scripts.both.cluster_turn import CLUSTER_SECONDS, LOCK_SECONDS, Answer
 from remote_scripts.both.nothing import Wanted
-from remote_scripts.shared import turn
+from remote_scripts.cluster import turn
 from remote_scripts.tools.system import System
 
 

@@ -1,20 +1,21 @@
 """Words on the kernel command line of the next boot, and a second boot entry without them.
 
-`apply` puts them into a boot on trial (shared/trial.py): its entry alone has them until that boot is confirmed. What
+`apply` puts them into a boot on trial (boot/trial.py): its entry alone has them until that boot is confirmed. What
 this boot runs with already is written at once, as is what only goes. Words that others have there
 are left to them.
 """
 
 from __future__ import annotations
 
+from remote_scripts.boot import boot, trial
+from remote_scripts.boot.loaders import found as loaders
+from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.both.cmdline import Applied, Wanted
-from remote_scripts.shared import boot, trial, turn
-from remote_scripts.shared.loaders import found as loaders
-from remote_scripts.shared.loaders.loader import Loader
-from remote_scripts.shared.words import missing_words
+from remote_scripts.cluster import turn
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME, Changed
 from remote_scripts.tools.system import System, changes, plans
+from remote_scripts.tools.words import missing_words
 
 _STEP = "boot"
 

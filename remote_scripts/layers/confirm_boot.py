@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from remote_scripts.boot import trial
 from remote_scripts.both.confirm_boot import Answer, Wanted
-from remote_scripts.shared import trial
-from remote_scripts.shared.kernel import need_boot_id
+from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
 
 

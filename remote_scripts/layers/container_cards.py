@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 
 from remote_scripts.both.container_cards import Answer, Left, Wanted
+from remote_scripts.cards import host_nodes
+from remote_scripts.containers import container_groups
+from remote_scripts.containers.card_nodes import nodes_of
+from remote_scripts.containers.container_lines import Lines
+from remote_scripts.containers.container_needs import need_container
+from remote_scripts.containers.container_text import decided
 from remote_scripts.guests.change import bring, give_back, in_turns
 from remote_scripts.guests.container import Container
-from remote_scripts.shared import container_groups, handover, host_nodes
-from remote_scripts.shared.card_nodes import nodes_of
-from remote_scripts.shared.container_conf import conf_text
-from remote_scripts.shared.container_lines import Lines
-from remote_scripts.shared.container_needs import need_container
-from remote_scripts.shared.container_note import Cards, Given, refused_to_stack
-from remote_scripts.shared.container_text import decided
+from remote_scripts.notes import handover
+from remote_scripts.notes.container_note import Cards, Given, refused_to_stack
+from remote_scripts.pve.container_conf import conf_text
 from remote_scripts.tools.system import System, changes
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 
 from remote_scripts.both.container_toolkit import Answer, Wanted
-from remote_scripts.shared import engine_conf
-from remote_scripts.shared.apt import Apt, Reverted
-from remote_scripts.shared.driver_installer import is_at_least
-from remote_scripts.shared.engines import Engines
+from remote_scripts.nvidia import engine_conf
+from remote_scripts.nvidia.apt import Apt, Reverted
+from remote_scripts.nvidia.driver_installer import is_at_least
+from remote_scripts.nvidia.engines import Engines
 from remote_scripts.tools.system import System, changes
 
 _LAYER = engine_conf.LAYER

@@ -7,13 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from remote_scripts.both.container_verification import Answer, Wanted
-from remote_scripts.shared import guest_notes, handover, host_nodes, pmxcfs
-from remote_scripts.shared.card_nodes import Node, nodes_of
-from remote_scripts.shared.container_conf import conf_text
-from remote_scripts.shared.container_needs import need_container
-from remote_scripts.shared.container_system import need_running
-from remote_scripts.shared.container_text import decided
-from remote_scripts.shared.guests import power_of
+from remote_scripts.cards import host_nodes
+from remote_scripts.containers.card_nodes import Node, nodes_of
+from remote_scripts.containers.container_needs import need_container
+from remote_scripts.containers.container_system import need_running
+from remote_scripts.containers.container_text import decided
+from remote_scripts.notes import guest_notes, handover
+from remote_scripts.pve import pmxcfs
+from remote_scripts.pve.container_conf import conf_text
+from remote_scripts.pve.guests import power_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System, changes

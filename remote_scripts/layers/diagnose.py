@@ -11,9 +11,10 @@ from typing import Any
 
 from remote_scripts import installed
 from remote_scripts.both.diagnose import Answer, Container, Wanted
-from remote_scripts.shared import api, card_start, guest_tasks, guests
-from remote_scripts.shared.container_conf import passed_on
-from remote_scripts.shared.pmxcfs import PVE_LXC
+from remote_scripts.cards import card_start
+from remote_scripts.pve import api, guest_tasks, guests
+from remote_scripts.pve.container_conf import passed_on
+from remote_scripts.pve.pmxcfs import PVE_LXC
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text, without_secrets

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from remote_scripts.both.free_card import Wanted
 from remote_scripts.guests import taking
-from remote_scripts.shared.api import NodeApi
+from remote_scripts.pve.api import NodeApi
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System
 

@@ -9,8 +9,8 @@ from remote_scripts.both.guest_cards import Answer, Wanted
 from remote_scripts.guests.change import bring, give_back, in_turn, in_turns
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import ChangedMeanwhile
-from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.guest_note import Options
+from remote_scripts.notes.guest_note import Options
+from remote_scripts.pve.api import NodeApi
 from remote_scripts.tools.system import System
 
 

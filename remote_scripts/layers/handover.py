@@ -14,16 +14,19 @@ import re
 from collections.abc import Sequence
 
 from remote_scripts.both.handover import Wanted
-from remote_scripts.shared import boot_service, card_users, guest_conf, handover, handover_steps, hookscripts
-from remote_scripts.shared.boot_service import PYTHON
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_handover import CardHandover
-from remote_scripts.shared.handover_driver import program as command
-from remote_scripts.shared.restart import is_going_down
-from remote_scripts.shared.shared_card import RecordedCard, RefusedError, SharedCard
+from remote_scripts.cards import card_users, handover_steps
+from remote_scripts.cards.card_handover import CardHandover
+from remote_scripts.cards.handed_over import RecordedCard, RefusedError, SharedCard
+from remote_scripts.cards.handover_driver import program as command
+from remote_scripts.notes import handover
+from remote_scripts.notes.card import Card
+from remote_scripts.pve import guest_conf, hookscripts
+from remote_scripts.tools import boot_service
+from remote_scripts.tools.boot_service import PYTHON
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.plain import FormError, to_plain
+from remote_scripts.tools.restart import is_going_down
 from remote_scripts.tools.system import System, changes, plans
 
 _LAYER = "handover"

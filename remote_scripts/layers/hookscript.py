@@ -6,8 +6,8 @@ Changes the VM's option hookscript, where it has none, or ours by a storage that
 from __future__ import annotations
 
 from remote_scripts.both.hookscript import Wanted
-from remote_scripts.shared import hookscripts
-from remote_scripts.shared.hookscripts import HOOKED
+from remote_scripts.pve import hookscripts
+from remote_scripts.pve.hookscripts import HOOKED
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans

@@ -9,8 +9,8 @@ command line they do nothing.
 from __future__ import annotations
 
 from remote_scripts import installed
+from remote_scripts.boot import boot, trial
 from remote_scripts.both.needed import Wanted
-from remote_scripts.shared import boot, trial
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed, Files
 from remote_scripts.tools.system import System, changes, plans

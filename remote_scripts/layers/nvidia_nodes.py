@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from remote_scripts.both.needed import Wanted
 from remote_scripts.both.nvidia_nodes import Answer
-from remote_scripts.shared import boot_service, nvidia
-from remote_scripts.shared.card_nodes import UVM
+from remote_scripts.containers.card_nodes import UVM
+from remote_scripts.nvidia import nvidia
+from remote_scripts.tools import boot_service
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes, plans
 

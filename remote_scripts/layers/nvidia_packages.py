@@ -4,7 +4,7 @@ it by one run of apt, and NVIDIA's installer where no repository has the driver.
 `read` asks the system's own apt what it would do, with NVIDIA's repositories, and changes nothing. `apply` does that:
 repositories, each with a key whose fingerprint apt looks at, and pins; packages; modules for every kernel that must
 have them, in a container the libraries alone; a service that keeps the cards initialised. The module is loaded where
-nothing is in its way. What replaces a driver is tried (shared/driver_update.py): what was there is kept, and put back
+nothing is in its way. What replaces a driver is tried (nvidia/driver_update.py): what was there is kept, and put back
 where the new one can't be had. A driver that is there and is what is wanted is left as it is, whoever installed it, and
 no server is asked for it.
 
@@ -20,16 +20,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
+from remote_scripts.boot import boot
 from remote_scripts.both.nvidia_packages import Answer, Repository, Said, Try, Wanted, lacking_headers
-from remote_scripts.shared import boot, boot_service, driver, driver_installer, driver_modules, nvidia
-from remote_scripts.shared.apt import Apt, Plan, Reverted
-from remote_scripts.shared.driver import ASKED, FAMILY, LAYER, PINS, Source
-from remote_scripts.shared.driver_installer import DOWNLOADS
-from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
-from remote_scripts.shared.engines import is_there
-from remote_scripts.shared.handover import need_rest
-from remote_scripts.shared.nvidia import Module
-from remote_scripts.shared.software import Installer
+from remote_scripts.notes.handover import need_rest
+from remote_scripts.nvidia import driver, driver_installer, driver_modules, nvidia
+from remote_scripts.nvidia.apt import Apt, Plan, Reverted
+from remote_scripts.nvidia.driver import ASKED, FAMILY, LAYER, PINS, Source
+from remote_scripts.nvidia.driver_installer import DOWNLOADS
+from remote_scripts.nvidia.driver_update import VERSION_GIVEN_UP, Update
+from remote_scripts.nvidia.engines import is_there
+from remote_scripts.nvidia.nvidia import Module
+from remote_scripts.nvidia.software import Installer
+from remote_scripts.tools import boot_service
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 from remote_scripts.tools.text import as_text

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 
 from remote_scripts.both.nvidia_verification import Answer, Tried, Wanted
-from remote_scripts.shared import driver_update, handover, kernel, nvidia
+from remote_scripts.notes import handover
+from remote_scripts.nvidia import driver_update, nvidia
+from remote_scripts.tools import kernel
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from remote_scripts import installed
+from remote_scripts.boot import small_initramfs
 from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Built, Wanted
-from remote_scripts.shared import kernel, small_initramfs
-from remote_scripts.shared.guest_conf import VMS, option_of_vm
-from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.pmxcfs import guest_ids
+from remote_scripts.pve.guest_conf import VMS, option_of_vm
+from remote_scripts.pve.pmxcfs import guest_ids
+from remote_scripts.tools import kernel
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text

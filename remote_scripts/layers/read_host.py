@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from remote_scripts.boot import boot as boot_files
+from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.both.read_host import Wanted
-from remote_scripts.shared import boot as boot_files
-from remote_scripts.shared import host_nodes, reboot_required
-from remote_scripts.shared.loaders.loader import Loader
-from remote_scripts.shared.reading import (
+from remote_scripts.cards import host_nodes
+from remote_scripts.reading import (
     boot,
     cards,
     devices,
@@ -24,10 +24,11 @@ from remote_scripts.shared.reading import (
     iommu,
     nvidia,
     own_files,
+    reboot_required,
     vital,
 )
-from remote_scripts.shared.reading.answer import Answer
-from remote_scripts.shared.reading.source import Source, head_and_tail, lines_of
+from remote_scripts.reading.answer import Answer
+from remote_scripts.reading.source import Source, head_and_tail, lines_of
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from remote_scripts.both.read_system import Answer, Runtime, Wanted
-from remote_scripts.shared import driver, driver_update, kept_agents, kernel, nvidia
-from remote_scripts.shared.apt import RECORDS, Installed, installed, recorded
-from remote_scripts.shared.os_release import distribution
-from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
+from remote_scripts.notes import kept_agents
+from remote_scripts.nvidia import driver, driver_update, nvidia
+from remote_scripts.nvidia.apt import RECORDS, Installed, installed, recorded
+from remote_scripts.nvidia.os_release import distribution
+from remote_scripts.tools import kernel
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System
 
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"

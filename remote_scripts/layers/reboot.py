@@ -3,8 +3,8 @@
 Not while a backup, a migration, another task or an installation of packages runs here. In a cluster: not before the
 other nodes have their quorum without this one, and no other restarts; the layer cluster_turn ends the turn.
 
-Changes what arms the trial (shared/trial.py); the note and the timer of the guests that ran
-(shared/guests_to_start.py); the node's turn (shared/turn.py); /var/lib/homelab/wanted-boot, which `revert` of the
+Changes what arms the trial (boot/trial.py); the note and the timer of the guests that ran
+(notes/guests_to_start.py); the node's turn (cluster/turn.py); /var/lib/homelab/wanted-boot, which `revert` of the
 command line takes away; then the host restarts. Undone once the host is back, by its timers otherwise.
 """
 
@@ -13,21 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from remote_scripts.boot import trial
+from remote_scripts.boot.loaders import found as loaders
+from remote_scripts.boot.loaders.loader import Loader
+from remote_scripts.boot.wanted_boot import Boot as Boot
 from remote_scripts.both.reboot import TURN_SECONDS, Answer, Planned, Wanted
-from remote_scripts.shared import (
-    cluster,
-    guests,
-    guests_to_start,
-    reboot_required,
-    restart,
-    trial,
-    turn,
-)
-from remote_scripts.shared.kernel import need_boot_id
-from remote_scripts.shared.loaders import found as loaders
-from remote_scripts.shared.loaders.loader import Loader
-from remote_scripts.shared.wanted_boot import Boot as Boot
+from remote_scripts.cluster import cluster, turn
+from remote_scripts.notes import guests_to_start
+from remote_scripts.pve import guests
+from remote_scripts.reading import reboot_required
+from remote_scripts.tools import restart
 from remote_scripts.tools.errors import Failure, in_words
+from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
 
 

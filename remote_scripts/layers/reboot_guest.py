@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from remote_scripts.both.nothing import Wanted
-from remote_scripts.shared.restart import restart_soon
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
+from remote_scripts.tools.restart import restart_soon
 from remote_scripts.tools.system import System, changes
 
 

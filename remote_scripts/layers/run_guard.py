@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 
 from remote_scripts.both.run_guard import Wanted
-from remote_scripts.shared import handover, passes
+from remote_scripts.notes import handover
+from remote_scripts.tools import passes
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import NOTES

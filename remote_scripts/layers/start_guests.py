@@ -14,22 +14,25 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from remote_scripts.boot import trial
 from remote_scripts.both.start_guests import Answer, Wanted
+from remote_scripts.cluster import ha
+from remote_scripts.cluster.turn import is_restart_ordered
 from remote_scripts.guests import power
 from remote_scripts.guests.container import Container
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.power import SwitchedElsewhere
-from remote_scripts.shared import guests_to_start, ha, hookscripts, trial
-from remote_scripts.shared.api import NodeApi
-from remote_scripts.shared.guest_kinds import KINDS
-from remote_scripts.shared.guests_to_start import Ran
-from remote_scripts.shared.kernel import need_boot_id
-from remote_scripts.shared.properties import parse
-from remote_scripts.shared.restart import is_going_down
-from remote_scripts.shared.turn import is_restart_ordered
+from remote_scripts.notes import guests_to_start
+from remote_scripts.notes.guests_to_start import Ran
+from remote_scripts.pve import hookscripts
+from remote_scripts.pve.api import NodeApi
+from remote_scripts.pve.guest_kinds import KINDS
+from remote_scripts.pve.properties import parse
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.kernel import need_boot_id
+from remote_scripts.tools.restart import is_going_down
 from remote_scripts.tools.system import System
 
 #: For so long Proxmox VE, which starts its own guests first, is waited for, in seconds.

@@ -5,8 +5,8 @@ can't be read may name it.
 from __future__ import annotations
 
 from remote_scripts.both.volume_users import Answer, Wanted
-from remote_scripts.shared import pmxcfs
-from remote_scripts.shared.pmxcfs import NODES
+from remote_scripts.pve import pmxcfs
+from remote_scripts.pve.pmxcfs import NODES
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text

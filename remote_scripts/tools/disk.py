@@ -146,7 +146,7 @@ def read_up_to(file: BinaryIO, limit: int) -> bytes:
 
 
 def steady(where: Path, ask: Callable[[], T | None]) -> T | None:
-    """What is asked of a file of pmxcfs, which replaces none at once (shared/pmxcfs.py); None: it isn't there. It has
+    """What is asked of a file of pmxcfs, which replaces none at once (pve/pmxcfs.py); None: it isn't there. It has
     no end where /etc/pve hangs.
 
     :param ask: gives None, or raises FileNotFoundError, where it finds none.

@@ -1,4 +1,4 @@
-"""pvedaemon of a host that is nothing but a folder (shared/api.py): a test says what it answers."""
+"""pvedaemon of a host that is nothing but a folder (pve/api.py): a test says what it answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from lab.api.tasks import Upid
-from remote_scripts.shared import pmxcfs
+from remote_scripts.pve import pmxcfs
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host
 

@@ -19,11 +19,12 @@ from lab.host.host_python import nodes_below
 from remote_scripts.both import container_cards
 from remote_scripts.both.terms import Terms
 from remote_scripts.guests import change, container, container_follow, guest, requests
-from remote_scripts.shared import api, guest_notes
-from remote_scripts.shared.container_conf import Method, options_of
-from remote_scripts.shared.container_note import Cards
-from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.properties import differing
+from remote_scripts.notes import guest_notes
+from remote_scripts.notes.container_note import Cards
+from remote_scripts.pve import api
+from remote_scripts.pve.container_conf import Method, options_of
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.pve.properties import differing
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.container_kit import CONF, CTID, Containers, without_waits

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab.host.guest_programs import modules
-from remote_scripts.shared import cluster, turn
+from remote_scripts.cluster import cluster, turn
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -48,7 +48,7 @@ class Clock:
 
 
 def note_ran(host: Host, *guests: tuple[str, int, str], at: int = 1, last: str = "") -> None:
-    """Notes guests that ran (shared/guests_to_start.py): programs, ids and boots."""
+    """Notes guests that ran (notes/guests_to_start.py): programs, ids and boots."""
     noted = [
         {"program": program, "guest": vmid, "at": at, "boot": boot, "last": last, "told": False}
         for program, vmid, boot in guests

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from homelab.remote.scripts import FOLDER
-from remote_scripts.shared import api
+from remote_scripts.pve import api
 from tests.agent.boot_kit import loader, stocked_boot
 from tests.agent.kit import host
 

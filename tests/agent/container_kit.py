@@ -10,7 +10,7 @@ import pytest
 
 from remote_scripts.guests import container_follow
 from remote_scripts.layers import card_nodes as boot_layer
-from remote_scripts.shared import guests
+from remote_scripts.pve import guests
 from remote_scripts.tools import disk, state
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import handover as shared_handover
-from remote_scripts.shared.card import Card
+from remote_scripts.notes import handover as shared_handover
+from remote_scripts.notes.card import Card
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
@@ -48,9 +48,9 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
     cards(host, BIG)
     monkeypatch.setattr(Files, "set_attribute", lambda files, path, value: _take(host, path, value.strip()))
     # Files in the place of devices, which can be copied (a state of the host).
-    monkeypatch.setattr("remote_scripts.shared.nvidia.make_nodes", lambda _system: host.write("/dev/nvidia0", ""))
-    monkeypatch.setattr("remote_scripts.shared.guests._LOOK_SECONDS", 0)
-    monkeypatch.setattr("remote_scripts.shared.guests.time", Moments())
+    monkeypatch.setattr("remote_scripts.nvidia.nvidia.make_nodes", lambda _system: host.write("/dev/nvidia0", ""))
+    monkeypatch.setattr("remote_scripts.pve.guests._LOOK_SECONDS", 0)
+    monkeypatch.setattr("remote_scripts.pve.guests.time", Moments())
     return host
 
 

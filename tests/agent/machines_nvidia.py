@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remote_scripts.shared import driver
+from remote_scripts.nvidia import driver
 from remote_scripts.tools.run import Stand
 from tests.agent import driver_kit, passthrough_kit
 from tests.agent.kit import Host, Tree

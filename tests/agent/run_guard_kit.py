@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from homelab.remote import agent
 from remote_scripts.both.run_guard import Wanted
-from remote_scripts.shared import passes
+from remote_scripts.tools import passes
 from tests import sent_along
 from tests.agent.kit import Host
 

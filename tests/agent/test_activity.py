@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared import activity, guests, ha, pmxcfs
-from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.cluster import activity, ha
+from remote_scripts.pve import guests, pmxcfs
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.kit import Host
@@ -142,7 +143,7 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch
     def hangs(work: Any) -> Any:
         raise TimeoutError("no answer within 20 s")
 
-    for module in ("shared.pmxcfs", "tools.files"):
+    for module in ("pve.pmxcfs", "tools.files"):
         monkeypatch.setattr(f"remote_scripts.{module}.within_limit", hangs)
     assert says(host).startswith(
         "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"

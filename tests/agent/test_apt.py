@@ -1,4 +1,4 @@
-"""shared/apt.py: what of apt's and dpkg's answers isn't taken for something else, with functions in their place; and packages of a second architecture, which a
+"""nvidia/apt.py: what of apt's and dpkg's answers isn't taken for something else, with functions in their place; and packages of a second architecture, which a
 system has for Steam and Wine, with this machine's own. What a layer does with it is in test_nvidia_packages.py."""
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.shared import driver_installer
-from remote_scripts.shared.apt import Apt, installed
-from remote_scripts.shared.software import Installer
+from remote_scripts.nvidia import driver_installer
+from remote_scripts.nvidia.apt import Apt, installed
+from remote_scripts.nvidia.software import Installer
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from tests.agent import apt_kit

@@ -1,10 +1,10 @@
-"""remote_scripts/shared/loaders/found.py: which boot loader makes the kernel command line of the next boot."""
+"""remote_scripts/boot/loaders/found.py: which boot loader makes the kernel command line of the next boot."""
 
 from __future__ import annotations
 
 import pytest
 
-from remote_scripts.shared.loaders.found import GRUB, LOADERS, SYSTEMD_BOOT, find, need
+from remote_scripts.boot.loaders.found import GRUB, LOADERS, SYSTEMD_BOOT, find, need
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from tests.agent.boot_kit import LOADER_INFO, MENU

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from remote_scripts.guests import requests
-from remote_scripts.shared import pmxcfs
-from remote_scripts.shared.container_conf import Method
+from remote_scripts.pve import pmxcfs
+from remote_scripts.pve.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from tests.agent.card_kit import NOTE, Cards300, box

@@ -17,12 +17,13 @@ import pytest
 from lab.host.guest_programs import modules as of_perl
 from remote_scripts.guests import container_follow
 from remote_scripts.layers.card_nodes import SERVICE
-from remote_scripts.shared import boot_service, guest_notes, guests, pmxcfs
-from remote_scripts.shared.container_conf import Method
-from remote_scripts.shared.container_note import Cards, ContainerNote, Given
-from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guest_notes import of_container
-from remote_scripts.tools import disk
+from remote_scripts.notes import guest_notes
+from remote_scripts.notes.container_note import Cards, ContainerNote, Given
+from remote_scripts.notes.guest_notes import of_container
+from remote_scripts.pve import guests, pmxcfs
+from remote_scripts.pve.container_conf import Method
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.tools import boot_service, disk
 from remote_scripts.tools.errors import Failure, UnreadableError
 from remote_scripts.tools.system import System
 from tests import sampling

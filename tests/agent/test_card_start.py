@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from remote_scripts.both.diagnose import Answer, Wanted
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.handover import CARDS
+from remote_scripts.notes.card import Card
+from remote_scripts.notes.handover import CARDS
 from remote_scripts.tools.plain import of_plain
 from tests.agent.handover_kit import (
     AUDIO,

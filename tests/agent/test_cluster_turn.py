@@ -9,8 +9,9 @@ from functools import partial
 
 import pytest
 
+from remote_scripts.cluster import cluster, turn
 from remote_scripts.layers import cluster_turn
-from remote_scripts.shared import cluster, pmxcfs, turn
+from remote_scripts.pve import pmxcfs
 from tests.agent.cluster_kit import (
     TURN,
     VOTES,

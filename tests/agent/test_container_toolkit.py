@@ -10,11 +10,11 @@ import pytest
 
 from remote_scripts.both.container_toolkit import Wanted
 from remote_scripts.layers import container_toolkit
-from remote_scripts.shared import engine_conf
-from remote_scripts.shared.apt import Apt
-from remote_scripts.shared.engines import Engines
-from remote_scripts.shared.software import Software
-from remote_scripts.shared.symptoms import Context
+from remote_scripts.nvidia import engine_conf
+from remote_scripts.nvidia.apt import Apt
+from remote_scripts.nvidia.engines import Engines
+from remote_scripts.nvidia.software import Software
+from remote_scripts.nvidia.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System

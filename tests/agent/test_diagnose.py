@@ -14,7 +14,7 @@ from homelab.doctor.reading import Extra
 from homelab.remote import scripts
 from lab.host.host_python import nodes_below
 from remote_scripts.both.diagnose import Wanted
-from remote_scripts.shared import host_nodes
+from remote_scripts.cards import host_nodes
 from remote_scripts.tools.device import Device
 from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.run import Done

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from remote_scripts.shared import driver, driver_installer, nvidia
-from remote_scripts.shared.nvidia import Module
-from remote_scripts.shared.pci import DEVICES
+from remote_scripts.nvidia import driver, driver_installer, nvidia
+from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.pci import DEVICES
 from remote_scripts.tools.run import TIMED_OUT, Done
 from tests.agent.kit import Host
 

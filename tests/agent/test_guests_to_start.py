@@ -1,4 +1,4 @@
-"""Guests that ran before a restart of this program's run again after it, each started once (shared/guests_to_start.py, layers/start_guests.py). Tasks are as
+"""Guests that ran before a restart of this program's run again after it, each started once (notes/guests_to_start.py, layers/start_guests.py). Tasks are as
 PVE::RESTEnvironment and PVE::UPID write them, `stopall` and the shutdowns that it begins as pve-guests.service does (PVE::API2::Nodes).
 """
 
@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 
 from remote_scripts.both.start_guests import Wanted
+from remote_scripts.cluster import turn
 from remote_scripts.layers import start_guests
-from remote_scripts.shared import guests, guests_to_start, turn
+from remote_scripts.notes import guests_to_start
+from remote_scripts.pve import guests
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from tests.agent import api_kit

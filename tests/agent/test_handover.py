@@ -22,16 +22,18 @@ from remote_scripts.both import (
     nvidia_verification,
 )
 from remote_scripts.both.handover import Wanted
+from remote_scripts.cards import card_handover, card_users
+from remote_scripts.cards.handed_over import SharedCard
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import card_handover, card_users, handover, pmxcfs
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import Record
-from remote_scripts.shared.handover import away, read_record
-from remote_scripts.shared.processes import ScanError, processes_using
-from remote_scripts.shared.shared_card import SharedCard
-from remote_scripts.shared.software import Software
-from remote_scripts.shared.symptoms import Context
+from remote_scripts.notes import handover
+from remote_scripts.notes.card import Card
+from remote_scripts.notes.handover import away, read_record
+from remote_scripts.notes.record import Record
+from remote_scripts.nvidia.software import Software
+from remote_scripts.nvidia.symptoms import Context
+from remote_scripts.pve import pmxcfs
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.processes import ScanError, processes_using
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 from tests.agent.handover_kit import (
@@ -153,7 +155,7 @@ def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monk
             raise OSError(28, "No space left on device")
         real(system, name, record, **changes)
 
-    monkeypatch.setattr("remote_scripts.shared.shared_card.write_record", write_record)
+    monkeypatch.setattr("remote_scripts.cards.handed_over.write_record", write_record)
     assert "its state can't be noted on the disk" in call(host, *START)
     assert at_home(host) and "step_claim" not in asked(host) and "step_unbind" not in asked(host)
 

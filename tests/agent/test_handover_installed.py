@@ -12,11 +12,12 @@ import pytest
 from remote_scripts.both.handover import Wanted
 from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import handover, hookscripts
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.reading.answer import HandedOver
-from remote_scripts.shared.reading.handover import handed_over
-from remote_scripts.shared.reading.source import Source
+from remote_scripts.notes import handover
+from remote_scripts.notes.card import Card
+from remote_scripts.pve import hookscripts
+from remote_scripts.reading.answer import HandedOver
+from remote_scripts.reading.handover import handed_over
+from remote_scripts.reading.source import Source
 from remote_scripts.tools.run import Done
 from tests.agent import cluster_kit, handover_kit
 from tests.agent.handover_kit import BIG, START, STATE, VM, asked, fails, run, state, story

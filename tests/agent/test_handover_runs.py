@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from remote_scripts.shared import handover
-from remote_scripts.shared.card import Card
+from remote_scripts.notes import handover
+from remote_scripts.notes.card import Card
 from remote_scripts.tools.run import Done
 from tests.agent.handover_kit import (
     BIG,

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from homelab.remote.scripts import FOLDER
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import State
+from remote_scripts.notes.card import Card
+from remote_scripts.notes.record import State
 from tests.agent.handover_kit import (
     AUDIO,
     BIG,
@@ -46,13 +46,13 @@ from tests.agent.kit import Host
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml").read_text())
 MODULES = (
-    "card_handover",
-    "card_users",
-    "handover",
-    "handover_containers",
-    "handover_driver",
-    "processes",
-    "shared_card",
+    "cards/card_handover",
+    "cards/card_users",
+    "cards/handed_over",
+    "cards/handover_containers",
+    "cards/handover_driver",
+    "notes/handover",
+    "tools/processes",
 )
 
 
@@ -204,7 +204,7 @@ def test_no_event_is_left_out() -> None:
 def refusals() -> Iterator[str]:
     """The texts of all refusals; what is put in is `{}`."""
     for module in MODULES:
-        for node in ast.walk(ast.parse((FOLDER / f"shared/{module}.py").read_text())):
+        for node in ast.walk(ast.parse((FOLDER / f"{module}.py").read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RefusedError":
                 yield _text(node.args[0])
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_need_step":

@@ -1,4 +1,4 @@
-"""Nothing is armed and no restart is ordered while what starts next by default isn't whole: shared/loaders."""
+"""Nothing is armed and no restart is ordered while what starts next by default isn't whole: boot/loaders."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import pytest
 
+from remote_scripts.boot.loaders.found import GRUB, LOADERS, need_default, other_kernel
+from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.reboot import Wanted as Reboot
-from remote_scripts.shared.loaders.found import GRUB, LOADERS, need_default, other_kernel
-from remote_scripts.shared.wanted_boot import Boot
 from tests.agent import api_kit, boot_kit
 from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, lasting
 from tests.agent.kit import Host, Refused

@@ -9,9 +9,9 @@ import pytest
 
 from remote_scripts.guests import requests
 from remote_scripts.guests.requests import GuestApi
-from remote_scripts.shared import api, guests
-from remote_scripts.shared.api import NodeApi, Unanswered
-from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.pve import api, guests
+from remote_scripts.pve.api import NodeApi, Unanswered
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.run import ASK_SECONDS, TIMED_OUT, Done, Run
 from remote_scripts.tools.state import limit_of
 from remote_scripts.tools.system import System

@@ -1,10 +1,10 @@
-"""A function on the PCI bus as the kernel shows it (remote_scripts/shared/pci.py)."""
+"""A function on the PCI bus as the kernel shows it (remote_scripts/tools/pci.py)."""
 
 from __future__ import annotations
 
 import pytest
 
-from remote_scripts.shared import pci
+from remote_scripts.tools import pci
 from remote_scripts.tools.disk import Disk
 from tests.agent.kit import Host
 

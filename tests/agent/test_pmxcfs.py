@@ -15,10 +15,11 @@ import pytest
 
 from lab.host.guest_programs import modules
 from remote_scripts import installed
-from remote_scripts.shared import guest_notes, guests, pmxcfs
-from remote_scripts.shared.guest_kinds import CONTAINER
-from remote_scripts.shared.guest_note import Note
-from remote_scripts.shared.reading.source import Source
+from remote_scripts.notes import guest_notes
+from remote_scripts.notes.guest_note import Note
+from remote_scripts.pve import guests, pmxcfs
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.reading.source import Source
 from remote_scripts.tools.errors import Failure
 from tests.agent.kit import Host
 from tests.waiting import wait_until

@@ -10,9 +10,9 @@ import pytest
 
 from homelab import tables
 from homelab.host.facts import Guests
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_users import names_card
-from remote_scripts.shared.shared_card import SharedCard
+from remote_scripts.cards.card_users import names_card
+from remote_scripts.cards.handed_over import SharedCard
+from remote_scripts.notes.card import Card
 from tests.agent.kit import Host
 from tests.agent.reading_kit import least, read
 from tests.rows import check_rows, each

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from homelab.host import kernel_log
 from homelab.host.facts import HostFacts
 from remote_scripts.both.read_host import Wanted
-from remote_scripts.shared.reading import cards
+from remote_scripts.reading import cards
 from remote_scripts.tools import run
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System

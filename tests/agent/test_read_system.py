@@ -11,7 +11,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import parse
 from remote_scripts.both.read_system import Wanted
-from remote_scripts.shared import driver
+from remote_scripts.nvidia import driver
 from tests.agent.kit import Host, Refused
 
 HOME = "/var/lib/homelab"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from homelab.host.facts import HostFacts
-from remote_scripts.shared.reading.source import Source
+from remote_scripts.reading.source import Source
 from tests.agent.kit import Host
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says

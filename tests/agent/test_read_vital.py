@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared.reading import drm, holders, nvidia, vital
-from remote_scripts.shared.reading.source import Source
+from remote_scripts.reading import drm, holders, nvidia, vital
+from remote_scripts.reading.source import Source
 from remote_scripts.tools import disk as tools_disk
 from tests.agent.kit import Host
 from tests.agent.reading_kit import link

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.boot import trial
+from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.reboot import Wanted
-from remote_scripts.shared import guests_to_start, trial, turn
-from remote_scripts.shared.wanted_boot import Boot
+from remote_scripts.cluster import turn
+from remote_scripts.notes import guests_to_start
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests import sampling

@@ -1,4 +1,4 @@
-"""When a system restarts (shared/restart.py): once what asks for it has ended, and whoever waits for its answer has it."""
+"""When a system restarts (tools/restart.py): once what asks for it has ended, and whoever waits for its answer has it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.shared import restart
+from remote_scripts.tools import restart
 from tests.agent.kit import Host, Refused
 from tests.waiting import PATIENCE
 
@@ -35,7 +35,7 @@ def test_the_connection_that_has_the_answer_to_send_is_the_nearest_process_of_ss
 ) -> None:
     """sshd-session: from OpenSSH 9.8 on."""
     shutil.copy(Path(shutil.which("dash") or "").resolve(), tmp_path / name)
-    code = "from remote_scripts.shared import restart; print(restart.starters())"
+    code = "from remote_scripts.tools import restart; print(restart.starters())"
     # A shell between them, which goes on after it: it isn't replaced by it.
     way = f"echo $$; sh -c '{sys.executable} -c \"{code}\"; exit $?'; exit $?"
     done = subprocess.run([tmp_path / name, "-c", way], capture_output=True, text=True, timeout=PATIENCE, check=True)

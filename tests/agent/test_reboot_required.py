@@ -9,11 +9,11 @@ from typing import Any, Literal
 import pytest
 
 from homelab.host.reboot import in_short
+from remote_scripts.boot.loaders.found import GRUB
+from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both import cmdline
 from remote_scripts.both.reboot import Wanted
-from remote_scripts.shared import reboot_required
-from remote_scripts.shared.loaders.found import GRUB
-from remote_scripts.shared.wanted_boot import Boot
+from remote_scripts.reading import reboot_required
 from tests.agent import api_kit, reading_kit
 from tests.agent.cluster_kit import Clock, clock
 from tests.agent.kit import Host

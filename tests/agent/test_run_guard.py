@@ -12,7 +12,7 @@ import pytest
 
 from remote_scripts.both.run_guard import Wanted
 from remote_scripts.layers import run_guard
-from remote_scripts.shared import passes
+from remote_scripts.tools import passes
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.state import Work

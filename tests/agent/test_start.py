@@ -23,8 +23,8 @@ from remote_scripts import agent as remote_agent
 from remote_scripts import put_agent
 from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.both.stack_folder import Wanted as StackFolder
-from remote_scripts.shared import boot_service, kept_agents
-from remote_scripts.tools import modules
+from remote_scripts.notes import kept_agents
+from remote_scripts.tools import boot_service, modules
 from remote_scripts.tools.system import System
 from tests import sent_along
 from tests.agent.kit import Host, ask_in_memory, bash

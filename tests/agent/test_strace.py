@@ -18,7 +18,7 @@ import pytest
 
 from homelab.remote import agent
 from remote_scripts.both.card_values import Value, Wanted
-from remote_scripts.shared import boot_service
+from remote_scripts.tools import boot_service
 from tests.agent.kit import Host, bash
 from tests.sampling import sample
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared.reading.source import Source
+from remote_scripts.reading.source import Source
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files

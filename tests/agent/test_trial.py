@@ -17,11 +17,11 @@ import pytest
 
 from bench import job as jobs
 from homelab.remote import scripts
+from remote_scripts.boot import esp, trial, trial_entry
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.confirm_boot import Wanted as Confirm
 from remote_scripts.both.read_host import Wanted as ReadHost
 from remote_scripts.layers import boot_verdict
-from remote_scripts.shared import esp, trial, trial_entry
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done

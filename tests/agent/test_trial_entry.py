@@ -1,10 +1,10 @@
-"""remote_scripts/shared/trial_entry.py: what a boot loader reads of a boot on trial."""
+"""remote_scripts/boot/trial_entry.py: what a boot loader reads of a boot on trial."""
 
 from __future__ import annotations
 
 import pytest
 
-from remote_scripts.shared import trial_entry
+from remote_scripts.boot import trial_entry
 
 STOCK = """\
 if [ "${next_entry}" ] ; then

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remote_scripts.shared import vfio_ids
+from remote_scripts.boot import vfio_ids
 
 
 @pytest.mark.parametrize(

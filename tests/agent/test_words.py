@@ -1,4 +1,4 @@
-"""remote_scripts/shared/words.py and loaders: the words of a kernel command line, and where they are configured."""
+"""remote_scripts/tools/words.py and loaders: the words of a kernel command line, and where they are configured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from remote_scripts.shared.loaders.found import GRUB, SYSTEMD_BOOT, own
-from remote_scripts.shared.words import missing_words, without_words
+from remote_scripts.boot.loaders.found import GRUB, SYSTEMD_BOOT, own
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
+from remote_scripts.tools.words import missing_words, without_words
 from tests.agent.kit import Host
 
 

@@ -25,7 +25,7 @@ from lab import Lab
 from remote_scripts.both.container_verification import Wanted as ContainerVerification
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 from remote_scripts.both.read_system import Wanted as ReadSystem
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 from tests import advice
 from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio
 from tests.conftest import shared

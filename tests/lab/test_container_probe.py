@@ -14,7 +14,7 @@ from homelab.shapes import ShutdownInputs
 from lab import Lab
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.terms import Terms
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 from tests.lab.test_proxmox_api import host_of
 from tests.unit.test_moved_containers import outputs, probe
 

@@ -24,9 +24,9 @@ from remote_scripts.both.container_cards import Answer, Wanted
 from remote_scripts.both.terms import Terms
 from remote_scripts.guests import power
 from remote_scripts.layers import container_cards
-from remote_scripts.shared import api
-from remote_scripts.shared.container_note import Cards
-from remote_scripts.shared.guest_kinds import CONTAINER
+from remote_scripts.notes.container_note import Cards
+from remote_scripts.pve import api
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Done

@@ -148,7 +148,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's own wait is cut short."""
     archive = archive_with(
         ("layers.start_guests", "_GRACE_SECONDS = 60.0", "_GRACE_SECONDS = 1.0"),
-        ("shared.guests_to_start", "Sec=30s", "Sec=1s"),
+        ("notes.guests_to_start", "Sec=30s", "Sec=1s"),
     )
     monkeypatch.setattr(agent, "_archive_text", lambda: archive)
 

@@ -14,12 +14,12 @@ import pytest
 from lab.machine import load_scenario, scenario_from
 from remote_scripts.both.handover import Wanted
 from remote_scripts.both.hookscript import Wanted as Hook
-from remote_scripts.shared.boot_service import PYTHON
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import Record, State
-from remote_scripts.shared.container_conf import conf_text, options_of
-from remote_scripts.shared.container_note import Cards, ContainerNote, Given
-from remote_scripts.shared.container_text import edited
+from remote_scripts.containers.container_text import edited
+from remote_scripts.notes.card import Card
+from remote_scripts.notes.container_note import Cards, ContainerNote, Given
+from remote_scripts.notes.record import Record, State
+from remote_scripts.pve.container_conf import conf_text, options_of
+from remote_scripts.tools.boot_service import PYTHON
 from remote_scripts.tools.plain import to_plain
 from tests import sampling
 from tests.kept_systems import KeptSystems

@@ -16,7 +16,7 @@ from lab import Lab, LabError
 from lab.api.tasks import Tasks
 from lab.host.host_python import nodes_below
 from lab.host.state import HostState
-from remote_scripts.shared import api
+from remote_scripts.pve import api
 from tests.lab import test_container_transaction as containers
 from tests.lab import test_vm_transaction as vms
 from tests.lab.test_proxmox_api import map_card

@@ -194,7 +194,7 @@ def without_execution() -> str:
     with zipfile.ZipFile(io.BytesIO(agent.archive())) as sources, zipfile.ZipFile(packed, "w") as whole:
         for name in sources.namelist():
             text = sources.read(name).decode()
-            if name == "remote_scripts/shared/small_initramfs.py":
+            if name == "remote_scripts/boot/small_initramfs.py":
                 text = text.replace('"init": (_PROGRAM', '"init": (0o100644')
                 assert "0o100644" in text
             whole.writestr(name, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from remote_scripts.shared.card import Card
+from remote_scripts.notes.card import Card
 from tests.lab.host_kit import Host
 from tests.lab.test_handover import BIG, OTHER, drivers, install, made, runs, state, story
 from tests.waiting import wait_until

@@ -35,12 +35,13 @@ from remote_scripts.guests import power, requests
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import GuestApi
 from remote_scripts.layers import free_card, guest_cards
-from remote_scripts.shared import api, guest_kinds, guest_notes, guest_tasks, guests_to_start, passes, pmxcfs
-from remote_scripts.shared.guest_kinds import VM as VM_KIND
-from remote_scripts.shared.guest_kinds import Kind
-from remote_scripts.shared.guest_note import Note
-from remote_scripts.shared.guests_to_start import Ran
-from remote_scripts.tools import state
+from remote_scripts.notes import guest_notes, guests_to_start
+from remote_scripts.notes.guest_note import Note
+from remote_scripts.notes.guests_to_start import Ran
+from remote_scripts.pve import api, guest_kinds, guest_tasks, pmxcfs
+from remote_scripts.pve.guest_kinds import VM as VM_KIND
+from remote_scripts.pve.guest_kinds import Kind
+from remote_scripts.tools import passes, state
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System

@@ -13,7 +13,7 @@ import pytest
 
 from homelab.remote import agent
 from remote_scripts.both import handover, hookscript, read_host
-from remote_scripts.shared.card import Card
+from remote_scripts.notes.card import Card
 from tests import sent_along
 from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, half_of_test, own_drivers
 from tests.metal.image import GUEST

@@ -10,7 +10,7 @@ import pytest
 
 from homelab.remote import agent
 from remote_scripts.both.container_verification import Wanted as ContainerVerification
-from remote_scripts.shared.container_note import Cards, mount_lines
+from remote_scripts.notes.container_note import Cards, mount_lines
 from tests import sent_along
 from tests.boot_layers import Asked
 from tests.metal.host import CARD, Hosts

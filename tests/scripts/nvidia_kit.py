@@ -30,7 +30,7 @@ from lab.stock import without_subscription
 from remote_scripts import put_agent
 from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.both.nvidia_packages import Answer, Said
-from remote_scripts.shared import boot_service
+from remote_scripts.tools import boot_service
 from remote_scripts.tools.plain import of_plain
 from tests import forked_agent
 from tests.lab.guest_kit import Vm, scenario

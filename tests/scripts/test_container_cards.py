@@ -8,9 +8,9 @@ from pathlib import Path
 from homelab.container.plan import as_given, judge_container
 from homelab.host import facts
 from homelab.vm.plan import UNFINISHED
-from remote_scripts.shared.container_conf import conf_text, options_of
-from remote_scripts.shared.container_note import Cards, ContainerNote, Given
-from remote_scripts.shared.guest_note import identity
+from remote_scripts.notes.container_note import Cards, ContainerNote, Given
+from remote_scripts.notes.guest_note import identity
+from remote_scripts.pve.container_conf import conf_text, options_of
 from remote_scripts.tools.plain import to_plain
 from tests.boot_layers import read_host
 from tests.scripts.test_on_a_host import Host

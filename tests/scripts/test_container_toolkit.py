@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared import engines
+from remote_scripts.nvidia import engines
 from tests import sampling
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMachine, with_repository, without_dpkg
 

@@ -10,7 +10,7 @@ import pytest
 
 from lab.host.grub_script import Script
 from lab.host.state import HostState
-from remote_scripts.shared import trial_entry
+from remote_scripts.boot import trial_entry
 
 ESPS = ["AAAA-0001", "BBBB-0002"]
 

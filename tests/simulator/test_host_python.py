@@ -81,11 +81,9 @@ def test_a_fork_that_waited_before_they_were_ready_runs_no_program(host: Host, t
 
 
 def test_an_archive_with_another_module_has_all_of_its_own(host: Host, tmp_path: Path) -> None:
-    file = archive(tmp_path / "program.pyz", tools__words=f"{modules.source('remote_scripts.shared.words')}\n")
+    file = archive(tmp_path / "program.pyz", tools__words=f"{modules.source('remote_scripts.tools.words')}\n")
     assert json.loads(host.output(f"/usr/bin/python3 {file}"))["files"]
-    changed = archive(
-        tmp_path / "changed.pyz", shared__boot=f"{modules.source('remote_scripts.shared.boot')}\nNEW = 1\n"
-    )
+    changed = archive(tmp_path / "changed.pyz", shared__boot=f"{modules.source('remote_scripts.boot.boot')}\nNEW = 1\n")
     assert json.loads(host.output(f"/usr/bin/python3 {changed}"))["files"] == [
         f"{changed}/remote_scripts/layers/initramfs.py"
     ]

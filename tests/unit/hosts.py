@@ -7,9 +7,9 @@ from typing import Any
 
 from homelab.host.facts import HostFacts, parse
 from homelab.settings import Host
-from remote_scripts.shared.container_note import Cards, ContainerNote, Given
-from remote_scripts.shared.guest_note import Note, identity
-from remote_scripts.shared.vm_conf import options
+from remote_scripts.notes.container_note import Cards, ContainerNote, Given
+from remote_scripts.notes.guest_note import Note, identity
+from remote_scripts.pve.vm_conf import options
 from remote_scripts.tools.device import Device
 from remote_scripts.tools.plain import to_plain
 

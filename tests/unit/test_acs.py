@@ -9,7 +9,7 @@ import pytest
 
 from homelab.host import acs, gates, remapping
 from homelab.host.facts import HostFacts
-from remote_scripts.shared.reading.answer import Vital
+from remote_scripts.reading.answer import Vital
 from tests.unit.hosts import desktop, device, gpu, settings
 
 PVE = "6.17.2-1-pve"

@@ -14,7 +14,7 @@ from homelab.remote import ssh
 from homelab.remote.scripts import same_answers
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.nvidia import GuestReboot, NvidiaVerification
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 from tests.unit.hosts import KEY, settings
 
 DRIVER = {"version": "580.178.04", "packages": ["dkms"], "reboot": "no", "why": "it is loaded", "changed": "yes"}

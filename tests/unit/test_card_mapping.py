@@ -18,7 +18,7 @@ from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
 from remote_scripts.both.free_card import Wanted as FreeCard
-from remote_scripts.shared.guest_note import Note
+from remote_scripts.notes.guest_note import Note
 from remote_scripts.tools.plain import to_plain
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of

@@ -17,7 +17,7 @@ from homelab.settings import Host, NewVm, Vm
 from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
-from remote_scripts.shared.properties import overlap
+from remote_scripts.pve.properties import overlap
 from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from remote_scripts.shared.container_conf import parse, passed_on, paths_of
+from remote_scripts.pve.container_conf import parse, passed_on, paths_of
 from tests.conftest import shared
 
 CONFIGURATIONS = tables.read(Path(__file__).parents[1] / "container_configurations.yaml")

@@ -19,7 +19,7 @@ from homelab.host.facts import HostFacts
 from homelab.provider.container_probe import _drift
 from homelab.settings import Container, parse
 from homelab.vm.plan import UNFINISHED
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 from tests.unit import test_doctor_stack as of_file
 from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings
 from tests.unit.test_doctor import inside, reading

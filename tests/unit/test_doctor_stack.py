@@ -17,7 +17,7 @@ from homelab.cli.doctor import main, parser
 from homelab.doctor import container, stack
 from homelab.doctor.report import Report
 from homelab.errors import HomelabError
-from remote_scripts.shared.card_record import Record, State
+from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import BARE, DEVICE_LINES, LIBRARY, inside, reading

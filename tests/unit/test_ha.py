@@ -11,8 +11,8 @@ import pytest
 from homelab.host import ha
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Vm
-from remote_scripts.shared import ha as on_the_host
-from remote_scripts.shared.guest_kinds import CONTAINER as CONTAINER_KIND
+from remote_scripts.cluster import ha as on_the_host
+from remote_scripts.pve.guest_kinds import CONTAINER as CONTAINER_KIND
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from tests.unit.hosts import settings

@@ -19,10 +19,10 @@ from homelab.show import reading as show
 from homelab.show import tree
 from homelab.vm.cards import VmCard, Wish
 from homelab.vm.preview import describe, wish_of
+from remote_scripts.cards import card_handover
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import card_handover
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_record import State
+from remote_scripts.notes.card import Card
+from remote_scripts.notes.record import State
 from tests.unit.hosts import KEY, desktop, device, gpu, settings, vm_note
 from tests.unit.test_doctor import reading
 

@@ -19,8 +19,8 @@ from homelab.remote import ssh
 from homelab.resources.container_probe import ContainerProbe
 from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.both.container_cards import Wanted as ContainerCards
-from remote_scripts.shared.container_note import Cards
-from remote_scripts.shared.guest_note import Note, identity, is_another
+from remote_scripts.notes.container_note import Cards
+from remote_scripts.notes.guest_note import Note, identity, is_another
 from tests.unit.hosts import container_note, desktop
 from tests.unit.test_created_vms import SSH
 

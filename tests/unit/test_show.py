@@ -15,7 +15,7 @@ from homelab.remote import ssh, systems
 from homelab.settings import Container, Vm, parse
 from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 from tests.unit.hosts import container_note, desktop, device, settings, vm_note
 from tests.unit.test_options import NEW, split
 

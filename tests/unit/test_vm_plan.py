@@ -12,7 +12,7 @@ from homelab.host.facts import CardUser
 from homelab.properties import same, strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
-from remote_scripts.shared.guest_note import Note, identity
+from remote_scripts.notes.guest_note import Note, identity
 from tests.unit.hosts import desktop
 
 FIRST = VmCard("first", "first", "0000:01:00")

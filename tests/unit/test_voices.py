@@ -28,7 +28,7 @@ from homelab.settings import parse
 from homelab.show.tree import TreeNode
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
-from remote_scripts.shared.container_note import Cards
+from remote_scripts.notes.container_note import Cards
 from tests import sampling
 from tests.unit.hosts import KEY, container_note, desktop, device, device_nodes, vm_note
 from tests.unit.test_doctor import DEVICE_LINES, inside, reading

@@ -21,7 +21,7 @@ from homelab.errors import UnreachableError
 from homelab.remote import ssh
 from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, AwayError, UnansweredError, plain
 from homelab.settings import Host
-from remote_scripts.shared.api import MINT, PORT, TICKET, USER, request
+from remote_scripts.pve.api import MINT, PORT, TICKET, USER, request
 
 _MINT = f'{shlex.join(MINT)} 2>&1 || echo "exit status $?"\n'
 _HTTP = b"HTTP/1."

@@ -1,0 +1,124 @@
+"""A node of a cluster restarts while the others keep their quorum, and while none of them restarts; any host while
+nothing is at work on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from remote_scripts.cluster import activity, ceph, ha, turn
+from remote_scripts.pve import pmxcfs
+from remote_scripts.pve.pmxcfs import Node
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+
+_VOTES = {
+    name: re.compile(rf"^{text}:\s+(\S+)", re.MULTILINE)
+    for name, text in {
+        "nodes": "Nodes",
+        "quorate": "Quorate",
+        "total": "Total votes",
+        "quorum": "Quorum",
+        "expected": "Expected votes",
+    }.items()
+}
+# A row is `NODEID VOTES NAME`, with a QDevice `NODEID VOTES FLAGS NAME`; ` (local)` follows.
+_OWN_VOTES = re.compile(r"^\s*\S+\s+(\d+)\s.*\(local\)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """`keep_quorum`: the others mustn't be without one meanwhile; `away_seconds`: for so long this node may be away."""
+
+    keep_quorum: bool
+    away_seconds: int
+
+
+def obstacle(system: System, policy: Policy) -> str:
+    """Why this node had better not restart now; empty: it may. Nothing is changed.
+
+    :raises Failure: what decides it can't be read.
+    """
+    node = pmxcfs.this_node(system)
+    why = activity.at_work(system, node)
+    if why or not node.clustered:
+        return why
+    done = system.run.ask("pvecm", "status")
+    if why := _lacking_votes(system, node, policy, done):
+        return why
+    nodes = _VOTES["nodes"].search(done.text)
+    if nodes and nodes[1] == "1":  # no other one answers
+        return ""
+    if not node.name:
+        return "/etc/pve isn't there, or doesn't answer (pve-cluster.service)"
+    return turn.why_not(system, node) or ceph.why_not(system)
+
+
+def _lacking_votes(system: System, node: Node, policy: Policy, done: Done) -> str:
+    """Of what `pvecm status` says, which ends with 2 where there is no quorum."""
+    matches = {name: pattern.search(done.text) for name, pattern in {**_VOTES, "own": _OWN_VOTES}.items()}
+    texts = {name: one[1] for name, one in matches.items() if one}
+    numbers = {name: int(one) for name, one in texts.items() if one.isdecimal()}
+    if len(numbers) < 5:
+        return f"`pvecm status` doesn't say which votes the cluster has: {done.in_a_line}"
+    needed = f"of {numbers['expected']} votes, and {numbers['quorum']} are needed"
+    if texts.get("quorate") != "Yes":
+        return f"the cluster has no quorum: {numbers['total']} {needed}"
+    left = numbers["total"] - numbers["own"]
+    if numbers["nodes"] == 1 or left >= numbers["quorum"]:
+        return ""
+    why = f"without this node the cluster has {left} {needed}"
+    if policy.keep_quorum:
+        return why
+    served = ha.needs_watchdog(system, node)
+    watchdog = f"; HA has {served}, and its watchdog resets a node that loses its quorum, with all guests"
+    return f"{why}{watchdog}" if served else ""
+
+
+def await_cluster(system: System, policy: Policy, seconds: float) -> str:
+    """Until it can do without this node, which takes some time where another one has just come back.
+
+    :returns: what is still in the way; empty: nothing.
+    """
+    return _wait(system, seconds, lambda: obstacle(system, policy))
+
+
+def _wait(system: System, seconds: float, ask: Callable[[], str]) -> str:
+    why = ""
+    for wait in system.work.tries(seconds):
+        why = ask()
+        if not why:
+            break
+        wait.what = f"waiting to restart: {why}"
+    return why
+
+
+def refused(why: str) -> Failure:
+    """What a person reads."""
+    return Failure(
+        "this host restarted",
+        why,
+        "a restart would cut off what is at work here, such as a backup that is half written, or leave the cluster "
+        "without its quorum, or wait without an end for a guest that HA can't move away",
+        "wait until that has ended, or end it: `pvenode task list --source active` shows the tasks of this host, "
+        "`ha-manager status` what HA does, `pvecm status` and `ceph -s` how the cluster is. Shut guests down that HA "
+        "would move away, or move them yourself (`ha-manager migrate vm:103 pve2`). Then run `pulumi up` again. Or "
+        "reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a "
+        f"QDevice), docs/clusters.md says what helps. If the node that restarts won't ever come back: rm {turn.TURN}",
+    )
+
+
+def take_turn(system: System, policy: Policy, seconds: float) -> str:
+    """Takes the node's turn, where it is in a cluster.
+
+    :returns: what is in the way after so many seconds; empty: it has it.
+    """
+    return _wait(system, seconds, lambda: _try_turn(system, policy))
+
+
+def _try_turn(system: System, policy: Policy) -> str:
+    why = obstacle(system, policy)
+    node = pmxcfs.this_node(system)
+    return why if why or not node.clustered else turn.take(system, node, policy.away_seconds)

@@ -1,0 +1,50 @@
+"""A container of this host as the system that a layer works on, once it is known that it runs, and where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from remote_scripts.containers.container_needs import need_container
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.pve.guests import place_of, power_of
+from remote_scripts.tools.container import Container
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+
+def need_running(host: System, ctid: int) -> Container:
+    """The container, which answers.
+
+    :raises Failure: it is none of this node, or doesn't run, or doesn't answer.
+    """
+    inside = Container(ctid, host)
+    try:
+        # A simulated one is a folder, whose name it alone knows.
+        inside.set_root(inside.run.ask("printenv", "ROOT").text if host.root != Path("/") else "")
+        inside.files.is_folder("/")
+    except Failure:
+        power = power_of(host, "pct", str(ctid))
+        if power == "off":
+            raise Failure(
+                f"container {ctid} running",
+                "pct status: status: stopped",
+                "what is in it is read and changed from inside",
+                f"start it: `pct start {ctid}`, then run `pulumi up` again",
+            ) from None
+        if power == "gone":
+            need_container(host, ctid)
+        raise
+    return inside
+
+
+def is_gone(host: System, ctid: int) -> bool:
+    """Whether there is no such container, on any node, so that there is nothing to take out of it.
+
+    :raises Failure: it is on another node; or what guests there are can't be read.
+    """
+    node, _ = place_of(host, CONTAINER, ctid)
+    if node:
+        need_container(host, ctid)
+    else:
+        host.log.say(f"container {ctid} is gone: there is nothing to take out of it")
+    return not node

@@ -1,0 +1,175 @@
+"""NVIDIA's driver from NVIDIA's installer."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.nvidia import driver, driver_modules, nvidia
+from remote_scripts.nvidia.apt import Apt, end_of
+from remote_scripts.nvidia.software import Installer
+from remote_scripts.nvidia.symptoms import Target
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.notes import Note
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+
+# While it is there, the installer hasn't come to its end: what it was to install isn't all there.
+_BEGUN = f"{HOME}/nvidia-run-begun"
+DOWNLOADS = f"{HOME}/downloads"
+_SUM_SECONDS = 600.0
+_OWN_LOG = "/var/log/nvidia-installer.log"
+# curl's exit statuses where the server doesn't go on from there: an old part is longer than the file, or the file has
+# changed.
+_FROM_THE_BEGINNING = (22, 33, 36)
+
+#: What the installer has installed for us.
+INSTALLED = Note(f"{HOME}/nvidia-run", Installer)
+
+
+def fetch(apt: Apt, installer: Installer, path: str) -> None:
+    """The installer, compared with its checksum.
+
+    :raises Failure: it can't be had, or is another file; the next run fetches it anew.
+    """
+    run, files = apt.system.run, apt.system.files
+    if not files.exists(path):
+        _download(apt, installer.url, path)
+    digest = run.ask("sha256sum", files.name(path), seconds=_SUM_SECONDS).text.partition(" ")[0]
+    if digest == installer.sha256:
+        return
+    files.remove(path)
+    raise Failure(
+        f"NVIDIA's installer {installer.version}, with the checksum {installer.sha256}",
+        f"{digest} at {installer.url}",
+        "the installer would run as root, so it wasn't started; it is incomplete, or a server, proxy or mirror has "
+        "another file",
+        "run `pulumi up` again; if it stays, empty the proxy's cache or set another nvidia.mirror",
+    )
+
+
+def _download(apt: Apt, url: str, path: str) -> None:
+    """A file fetched by https alone, redirections too. `path` is there only when all of it is; a broken transfer
+    is tried again, and the next run goes on where this one ended.
+
+    :raises Failure: it can't be had.
+    """
+    files, part = apt.system.files, f"{path}.part"
+    files.need_folder(path.rpartition("/")[0])
+    apt.system.log.say(f"downloading {url}")
+    seconds = apt.software.download_seconds
+    secure = ("-fsSL", "--proto", "=https", "--proto-redir", "=https", "--connect-timeout", "20")
+    # A try takes away what the one before it has fetched: none begins once the time is up.
+    patience = ("--retry", "4", "--retry-all-errors", "--retry-max-time", str(seconds), "--max-time", str(seconds))
+    done = apt.do("curl", *secure, *patience, "-C", "-", "-o", files.name(part), url, seconds=seconds + 5)
+    if done.status == 0:
+        files.move(part, path)
+        return
+    if done.status in _FROM_THE_BEGINNING:
+        files.remove(part)
+    apt.explain(
+        done,
+        url,
+        "it is to be installed",
+        "see whether that address answers from this system (`curl -I`); set nvidia.proxy or nvidia.mirror if it "
+        "must be another way",
+    )
+
+
+def run(apt: Apt, installer: Installer, path: str, target: Target) -> None:
+    """Installs the driver.
+
+    :raises Failure: the installer fails.
+    """
+    system = apt.system
+    arguments = [*installer.arguments, *(_clear_the_way(apt, installer, target) if target != "lxc" else ())]
+    # What it puts there is ours, before it begins.
+    system.files.note(_BEGUN, b"")
+    INSTALLED.write(system.files, installer)
+    system.log.say(f"installing NVIDIA's driver {installer.version} from its installer")
+    done = _start(apt, path, *arguments)
+    if done.status != 0:
+        # Its own log says more than what it prints; the compiler's is another one.
+        apt.explain(
+            f"{done.said_text}{end_of(system, _OWN_LOG, 60)}",
+            f"NVIDIA's driver {installer.version}, by its installer",
+            "what follows needs it",
+        )
+    system.files.remove(_BEGUN)
+    system.files.remove_tree(DOWNLOADS)
+    system.files.changed = True
+
+
+def is_whole(system: System) -> bool:
+    """Whether the installer has come to its end, where it was begun."""
+    return not system.files.exists(_BEGUN)
+
+
+def _clear_the_way(apt: Apt, installer: Installer, target: Target) -> list[str]:
+    """The installer without questions gives up where a module is loaded or nouveau has the card: what it would
+    have done at their place comes at the next boot. An older one, which can't be told so, says it.
+
+    :returns: further arguments.
+    """
+    system = apt.system
+    driver_modules.blacklist(apt, target)
+    arguments = ["--no-check-for-alternate-installs"]
+    loaded = nvidia.loaded(system).version
+    if loaded and is_at_least("545.23.06", installer.version):
+        arguments.append("--allow-installation-with-running-driver")
+    elif loaded:
+        driver_modules.unload(apt)
+    if driver.cards(system).holder and is_at_least("550.40.07", installer.version):
+        arguments += ["--no-nouveau-check", "--skip-module-load"]
+    return arguments
+
+
+def _start(apt: Apt, path: str, *arguments: str) -> Done:
+    """It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have."""
+    files, unpacked = apt.system.files, f"{DOWNLOADS}/unpacked"
+    files.remove_tree(unpacked)  # of one that was killed
+    files.need_folder(unpacked)
+    return apt.do("env", f"TMPDIR={files.name(unpacked)}", "sh", files.name(path), *arguments)
+
+
+def remove(apt: Apt) -> None:
+    """Takes away what the installer has put there, whoever ran it: its files and those of packages have the same
+    names. It notes each file as soon as it is there (NVIDIA/nvidia-installer, command-list.c), and its uninstaller is
+    one of the first to come and to go: where it was killed before, or that was, the installer itself takes them away.
+
+    :raises Failure: it can't be removed.
+    """
+    system = apt.system
+    version, record = driver.run_version(system), INSTALLED.read(system.files)
+    has_uninstaller = system.files.is_file(driver.UNINSTALL)
+    # An uninstallation that was cut short may have left no library.
+    if version or (record and (has_uninstaller or not is_whole(system))):
+        if record:
+            system.files.note(_BEGUN, b"")
+        else:
+            system.log.say(
+                f"note: replacing the driver {version} which was installed by hand with NVIDIA's installer; it doesn't "
+                "come back"
+            )
+        if has_uninstaller or not record:
+            done = apt.do(system.files.name(driver.UNINSTALL), "--silent")
+        else:
+            path = record.file(DOWNLOADS)
+            fetch(apt, record, path)
+            done = _start(apt, path, "--uninstall", "--silent")
+        if done.status != 0:
+            apt.explain(done, "what NVIDIA's installer has installed, removed", "two drivers don't go together")
+        system.files.changed = True
+    system.files.remove(INSTALLED.path, _BEGUN)
+
+
+def give_back(apt: Apt) -> None:
+    """The same of what is ours alone."""
+    if apt.system.files.exists(INSTALLED.path):
+        remove(apt)
+    apt.system.files.remove(_BEGUN)  # of a run that was cut short right behind it
+
+
+def is_at_least(wanted: str, found: str) -> bool:
+    """Whether a version is that one, or a later one."""
+    return [*map(int, re.findall("[0-9]+", found))] >= [*map(int, re.findall("[0-9]+", wanted))]

@@ -1,0 +1,187 @@
+"""NVIDIA's modules: built for every kernel that must have them, in no other driver's way, loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+from remote_scripts.boot import boot
+from remote_scripts.nvidia import driver, nvidia
+from remote_scripts.nvidia.apt import Apt
+from remote_scripts.nvidia.nvidia import DAEMON, MODULES, Module
+from remote_scripts.nvidia.symptoms import Target
+from remote_scripts.tools import kernel
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+#: The step that must follow where nouveau may be loaded from an initramfs, before /etc is seen.
+INITRAMFS = "nvidia-initramfs"
+BLACKLIST = "/etc/modprobe.d/homelab-nvidia.conf"
+_BLACKLISTED = b"""# NVIDIA's driver has the cards.
+blacklist nouveau
+blacklist nova_core
+blacklist nova_drm
+options nouveau modeset=0
+"""
+_OF_THE_DRIVER = re.compile("NVRM|nvidia|signature")
+
+
+def build(apt: Apt, wanted: Module, kernel: str) -> None:
+    """The modules for a kernel, looked at: what DKMS says, and whether the file is there.
+
+    :raises Failure: they can't be built.
+    """
+    system = apt.system
+    if driver.module(system, kernel) == wanted:
+        return
+    system.log.say(f"building the modules of {wanted.version} for {kernel}")
+    status = _dkms_status(system)
+    name = re.search(rf"^(nvidia[a-z0-9-]*)(/|, ){re.escape(wanted.version)}[:,]", status, re.MULTILINE)
+    module = name[1] if name else "nvidia"  # nvidia, nvidia-open, nvidia-current, as the packages call it
+    done = apt.do("dkms", "install", "-m", module, "-v", wanted.version, "-k", kernel)
+    if done.status != 0:
+        apt.explain(
+            done,
+            f"the modules of {wanted.version}, built for {kernel}",
+            "that kernel would come up without the driver",
+        )
+    built = driver.module(system, kernel)
+    if built != wanted:
+        status = "\n".join(line for line in _dkms_status(system).split("\n") if "nvidia" in line.lower())
+        raise Failure(
+            f"the modules of {wanted.version} ({wanted.flavour}), installed for {kernel}",
+            f"modinfo: {built.version} {built.flavour}; dkms status: {status or 'nothing'}",
+            "that kernel would come up without the driver",
+            f"`modinfo -k {kernel} -n nvidia` names the file that it loads: remove the package that put it there",
+        )
+    system.files.changed = True
+
+
+def load(apt: Apt, wanted: Module) -> tuple[Literal["yes", "no"], str]:
+    """Loads them at once where that can be done.
+
+    :returns: whether a reboot is needed, yes or no, and why.
+    :raises Failure: the kernel doesn't take the module.
+    """
+    system = apt.system
+    loaded = nvidia.loaded(system)
+    if loaded != wanted and loaded.version:
+        installed = f"{wanted.version} ({wanted.flavour}) is installed"
+        return "yes", f"{loaded.version} ({loaded.flavour}) is loaded, {installed}"
+    why = f"{wanted.version} is loaded"
+    if loaded != wanted:
+        if holder := driver.cards(system).holder:
+            return "yes", f"{holder} has a card, and gives it up at a boot"
+        load_module(apt, wanted.version)
+        why = f"{wanted.version} was loaded: nothing else had the card"
+    if system.run.do("modprobe", "nvidia-uvm", seconds=120).status != 0:
+        system.log.say("note: nvidia-uvm could not be loaded")
+    return "no", why
+
+
+def load_module(apt: Apt, version: str) -> None:
+    """Loads the module itself.
+
+    :raises Failure: the kernel doesn't take it; with what the driver has said of the card.
+    """
+    system = apt.system
+    before = kernel.ring(system)
+    done = apt.do("modprobe", "nvidia", seconds=120)
+    if done.status == 0:
+        return
+    log = kernel.ring(system)
+    # Behind the last line that was there before.
+    new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
+    messages = [line for line in new if _OF_THE_DRIVER.search(line)]
+    apt.explain(
+        "\n".join([done.said_text.rstrip("\n"), *messages]),
+        f"the module nvidia of {version}, loaded",
+        "nothing can use the card without it",
+        "look at `dmesg | grep NVRM`; is there a card of NVIDIA's, free of other drivers (`lspci -nnk`)?",
+    )
+
+
+def unload(apt: Apt) -> Callable[[], None] | None:
+    """Unloads them; None: something uses one of them, and all stay. NVIDIA's daemon, which keeps cards initialised, is
+    stopped for that, and goes on where that doesn't help.
+
+    :returns: what starts the daemon again, if it was stopped.
+    """
+    system = apt.system
+    is_active = system.run.ask("systemctl", "is-active", "-q", DAEMON).status == 0
+    has_stopped = is_active and system.run.do("systemctl", "stop", DAEMON).status == 0
+
+    def start_daemon() -> None:
+        done = system.run.do("systemctl", "start", DAEMON) if has_stopped else None
+        if done and done.status != 0:
+            system.log.say(f"note: {DAEMON} doesn't start again: {done.text}")
+
+    lines = [line.split() for line in system.run.ask("lsmod").text.split("\n")]
+    there = {words[0]: words[2:] for words in lines if words and words[0] in MODULES}
+    names = [name for name in MODULES if name in there]
+    if any(map(_is_used, there.values())) or (
+        apt.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version
+    ):
+        start_daemon()
+        return None
+    return start_daemon
+
+
+def _is_used(words: list[str]) -> bool:
+    """By anything but each other.
+
+    :param words: of lsmod: how many use a module, and the modules among them.
+    """
+    users = words[1].split(",") if len(words) > 1 else []
+    return int(words[0]) > len(users) or not {*users} <= {*MODULES}
+
+
+def blacklist(apt: Apt, target: Target) -> None:
+    """nouveau is never loaded again; the driver's packages bring that of their own.
+
+    :raises Failure: an initramfs can't be made.
+    """
+    files = apt.system.files
+    files.followed_by = INITRAMFS
+    files.put(apt.layer, BLACKLIST, 0o644, _BLACKLISTED)
+    files.finish()
+    files.followed_by = ""
+    renew_initramfs(apt, target)
+
+
+def drop_blacklist(apt: Apt) -> None:
+    """nouveau may be loaded again, once the initramfs is renewed."""
+    files = apt.system.files
+    if files.has_put(apt.layer, BLACKLIST):
+        files.set_pending(INITRAMFS)
+        files.drop(apt.layer, BLACKLIST)
+        files.finish()
+
+
+def renew_initramfs(apt: Apt, target: str) -> None:
+    """Makes the initramfs anew, where that is still to be done.
+
+    :raises Failure: it can't be made.
+    """
+    system = apt.system
+    if not system.files.is_pending(INITRAMFS):
+        return
+    if system.run.has("update-initramfs"):
+        system.log.say("rebuilding the initramfs, with nouveau blacklisted")
+        all_of_them = ("-k", "all") if target == "host" else ()
+        before = boot.initramfs(system)
+        done = apt.do("update-initramfs", "-u", *all_of_them, doing="update-initramfs")
+        left = boot.not_made(system, before)
+        # A VM's newest kernel alone gets a new one.
+        if done.status != 0 or (left and (target == "host" or boot.initramfs(system) == before)):
+            apt.explain(
+                done if done.status else f"{left}\n{done.text}",
+                "an initramfs with nouveau blacklisted",
+                "nouveau would take the card at the next boot",
+            )
+    system.files.done_with(INITRAMFS)
+
+
+def _dkms_status(system: System) -> str:
+    return system.run.ask("dkms", "status").text

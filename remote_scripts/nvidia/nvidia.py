@@ -1,0 +1,179 @@
+"""NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one
+makes it. Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from
+/proc/driver/nvidia/gpus. What is there and can't be read raises an OSError: it isn't taken for no driver, or no card.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.containers.card_nodes import UVM
+from remote_scripts.tools import kernel
+from remote_scripts.tools.device import Device
+from remote_scripts.tools.system import System
+
+PROC = "/proc/driver/nvidia"
+GPUS = f"{PROC}/gpus"
+DAEMON = "nvidia-persistenced.service"
+#: In the order in which they can be unloaded.
+MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
+_VERSION = re.compile(r"[0-9]{3,}\.[0-9]+(?:\.[0-9]+)?")
+# NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
+_MAJOR = 195
+# No file that is read here is longer, in bytes.
+_MOST = 1 << 23
+
+
+@dataclass(frozen=True)
+class Module:
+    """NVIDIA's module: its version and flavour; empty where there is none."""
+
+    version: str = ""
+    flavour: Literal["open", "proprietary", ""] = ""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why there is no driver, in the words of a message. `has_module`: whether the kernel has its module."""
+
+    found: str
+    next: str
+    has_module: bool = True
+
+
+def loaded(system: System) -> Module:
+    """The module that is loaded."""
+    if not system.files.exists(f"{PROC}/version"):
+        return Module()
+    text = _read(system, f"{PROC}/version")
+    match = _VERSION.search(text)
+    return Module(match[0] if match else "", "open" if "Open Kernel Module" in text else "proprietary")
+
+
+def version(system: System) -> str:
+    """The version of the driver that is loaded; empty: none is."""
+    return loaded(system).version
+
+
+def major_of(system: System, driver: str) -> int | None:
+    """A character device's major number; None while its module isn't loaded."""
+    for line in _read(system, "/proc/devices").partition("Block devices:")[0].splitlines():
+        number, _, name = line.strip().partition(" ")
+        if name == driver:
+            return int(number)
+    return None
+
+
+def minor_of(system: System, address: str) -> int | None:
+    """The number of a card's /dev/nvidiaN; None: the driver has no such card.
+
+    :param address: the card's on the PCI bus.
+    """
+    return _number(_read(system, f"{GPUS}/{address}/information"), "Device Minor")
+
+
+def trouble(system: System) -> Trouble | None:
+    """Why there is no driver that serves cards; None: there is one."""
+    if system.files.exists(f"{PROC}/version"):
+        return None
+    if not _has_module(system, "nvidia"):
+        release = kernel.running(system)
+        return Trouble(
+            f"the kernel {release} has no module nvidia: the driver isn't installed, or wasn't built for this kernel",
+            "install NVIDIA's driver on the host; if it is there (`dkms status`), build it for this kernel: "
+            "`dkms autoinstall`",
+            has_module=False,
+        )
+    return Trouble(
+        "the driver is installed and not loaded",
+        "`grep -r nvidia /etc/modprobe.d /usr/lib/modprobe.d` and /proc/cmdline say whether it is blacklisted; when it "
+        "may be loaded: `modprobe nvidia`, and read `dmesg | grep NVRM`",
+    )
+
+
+def names_of(system: System, module: str) -> list[str]:
+    """What the file of one of NVIDIA's modules may be called: as modprobe is told (Debian's packages have
+    nvidia-current, and other programs don't find it by its own name), else by its own name.
+    """
+    match = re.search(
+        rf"^\s*install\s+{module}\s(?:.*[\s/])?modprobe\s+(?:-i|--ignore-install)\s+(\S+)",
+        _modprobe_conf(system),
+        re.MULTILINE,
+    )
+    return [match[1], module] if match else [module]
+
+
+def _has_module(system: System, module: str) -> bool:
+    return any(system.run.ask("modinfo", "-n", name).status == 0 for name in names_of(system, module))
+
+
+def _modprobe_conf(system: System) -> str:
+    """All of it; a link that leads nowhere is none of it."""
+    paths = kernel.modprobe_files(system.files.names)
+    return "\n".join(_read(system, path) for path in paths if system.files.is_file(path))
+
+
+def served(system: System) -> dict[str, Device]:
+    """The nodes that the loaded modules serve, by path."""
+    if not system.files.exists(f"{PROC}/version"):
+        return {}
+    # The host's owner may have closed them to others (NVreg_DeviceFileMode).
+    own_mode = _number(_read(system, f"{PROC}/params"), "DeviceFileMode")
+    mode_of_all = 0o666 if own_mode is None else own_mode
+    nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, mode_of_all)}
+    for address in system.files.names(GPUS):
+        minor = minor_of(system, address)
+        if minor is not None:
+            nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, mode_of_all)
+    if major_of(system, "nvidia-modeset") is not None:
+        nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, mode_of_all)
+    if (uvm := major_of(system, "nvidia-uvm")) is not None:
+        nodes |= {UVM: Device(uvm, 0, mode_of_all), f"{UVM}-tools": Device(uvm, 1, mode_of_all)}
+    if (caps := major_of(system, "nvidia-caps")) is not None:
+        folder = f"{PROC}/capabilities/mig"
+        for name in system.files.names(folder):
+            text = _read(system, f"{folder}/{name}")
+            minor, mode = _number(text, "DeviceFileMinor"), _number(text, "DeviceFileMode")
+            if minor is not None and mode is not None:
+                nodes[f"/dev/nvidia-caps/nvidia-cap{minor}"] = Device(caps, minor, mode)
+    return nodes
+
+
+def missing_nodes(system: System) -> dict[str, Device]:
+    """Of the nodes that the modules serve those that aren't there, or have other numbers."""
+    return {path: node for path, node in served(system).items() if not _has(system, path, node)}
+
+
+def make_nodes(system: System) -> str:
+    """Makes the nodes that are missing, or have numbers of an earlier boot. Without nvidia-uvm there is no CUDA; nvidia
+    comes with it.
+
+    :returns: what keeps nvidia-uvm from being loaded; empty where it is.
+    :raises OSError: one can't be made.
+    """
+    message = ""
+    done = system.run.do("modprobe", "nvidia-uvm", seconds=60)
+    if done.status != 0:
+        message = "nvidia-uvm could not be loaded"
+        system.log.say(message)
+        message += f": {done.said_text.strip() or f'modprobe ended with {done.status}'}"
+    for path, node in missing_nodes(system).items():
+        system.files.make_device(path, node)
+        system.log.say(f"made {path} ({node.numbers})")
+    return message
+
+
+def _has(system: System, path: str, node: Device) -> bool:
+    device = system.files.device(path)
+    return device is not None and device.numbers == node.numbers
+
+
+def _number(text: str, key: str) -> int | None:
+    match = re.search(rf"^{key}:\s*([0-9]+)", text, re.MULTILINE)
+    return int(match[1]) if match else None
+
+
+def _read(system: System, path: str) -> str:
+    return system.files.need_text(path, _MOST)

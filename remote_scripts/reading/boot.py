@@ -1,0 +1,49 @@
+"""How the host boots: its loader, its kernel command lines, and what is there for the next boot."""
+
+from __future__ import annotations
+
+from remote_scripts.boot import boot, trial
+from remote_scripts.boot.loaders import found as loaders
+from remote_scripts.boot.loaders.found import Found
+from remote_scripts.boot.loaders.loader import Loader
+from remote_scripts.reading.answer import CommandLines
+from remote_scripts.reading.source import Source, lines_of
+
+# Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
+_PACKAGES = ("pve-manager", "qemu-server", "libpve-guest-common-perl", "lxc-pve")
+
+
+def loader(source: Source) -> Found:
+    """Who makes the kernel command line."""
+    return source.noting(boot.UUIDS, lambda: loaders.find(source.system), Found(None))
+
+
+def command_lines(source: Source, loader: Loader | None) -> CommandLines:
+    """All of them; those of the next boot empty where it can't be told what makes them."""
+    system = source.system
+    running = source.text("/proc/cmdline")
+    if not loader or not loader.is_configurable(system):
+        return CommandLines(running, "", "", "")
+    nothing: dict[str, str] | None = None
+    # What a trial is to bring has not drifted before that is confirmed.
+    to_come = source.noting(trial.NOTE, lambda: trial.to_come(system), nothing)
+    configured = source.noting(loader.file, lambda: loader.configured(system, to_come), "")
+
+    def without_ours() -> str:
+        # The host's own files may ask programs: they are read once more only where that tells more.
+        is_same = to_come is None and not any(loaders.own(system).values())
+        return configured if is_same else loader.configured(system, {})
+
+    others = source.noting(loader.file, without_ours, "")
+    generated = ""
+    if to_come is None:
+        generated = source.noting(boot.GRUB_MENU, lambda: loaders.GRUB.generated(system), "")
+    return CommandLines(running, configured, others, generated)
+
+
+def packages(source: Source) -> dict[str, str]:
+    """Versions of packages, by their names; of those that are installed whole."""
+    form = "${Package} ${db:Status-Status} ${Version}\n"
+    lines = lines_of(source.ask("dpkg-query", "-W", f"-f={form}", *_PACKAGES).text)
+    words = (line.split() for line in lines)
+    return {fields[0]: fields[2] for fields in words if len(fields) == 3 and fields[1] == "installed"}

@@ -1,0 +1,85 @@
+"""What this program wrote on the host, and what became of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from contextlib import suppress
+
+from remote_scripts.boot import trial
+from remote_scripts.notes import kept_agents
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.reading.answer import Managed
+from remote_scripts.reading.source import Source
+from remote_scripts.tools.files import EDITS, HOME
+from remote_scripts.tools.time_limit import within_limit
+
+_FILES = f"{HOME}/files"
+_LEDGER = f"{HOME}/ledger"
+# What earlier commits of 2.0.0.dev have noted of containers (homelab/earlier.py).
+_OLD_NOTES = f"{HOME}/containers"
+#: Of guests, on every node of a cluster (notes/guest_note.py).
+_NOTES = "/etc/pve/homelab"
+#: What the dead man's switch of an earlier version has noted, of a boot that isn't confirmed yet.
+_SWITCH = (f"{HOME}/armed", f"{HOME}/rolling-back")
+
+
+def managed(source: Source) -> list[Managed]:
+    """All files that were written, by layer."""
+    files: list[Managed] = []
+    layers: list[str] = source.noting(_FILES, lambda: source.files.need_names(_FILES), [])
+    for layer in layers:
+        files += source.noting(f"{_FILES}/{layer}", functools.partial(_of_layer, source, layer), [])
+    return files
+
+
+def _of_layer(source: Source, layer: str) -> list[Managed]:
+    return [Managed(layer, path, state) for path, state in source.files.of_layer(layer).items()]
+
+
+def edits(source: Source) -> list[str]:
+    """Copies of this program's files as a user had edited them."""
+    nothing: list[str] = []
+    return source.noting(EDITS, lambda: within_limit(lambda: source.below(EDITS, hidden=True)), nothing)
+
+
+def agents(source: Source) -> dict[str, str]:
+    """The agents that stacks keep on the host."""
+    return kept_agents.versions(source.files, source.names(kept_agents.FOLDER))
+
+
+def ledger(source: Source) -> dict[str, str]:
+    """What was noted of guests and mappings (layers/ledger.py, notes/guest_note.py): name -> its text. Of an earlier
+    version's dead man's switch, too, by its path.
+    """
+    of_guests = [f"{_NOTES}/{name}" for name in source.names(_NOTES)]
+    paths = [*source.below(_LEDGER), *of_guests, *(path for path in _SWITCH if source.files.is_file(path))]
+    texts = {path: source.needed(path) for path in paths}
+    names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
+    notes = {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
+    old = {f"containers/{name}": "" for name in source.names(_OLD_NOTES)}
+    of_containers = {name: _passed_on(text) for name, text in notes.items() if name.startswith(f"{CONTAINER.name}-")}
+    return old | notes | of_containers
+
+
+def _passed_on(note: str) -> str:
+    """A container's note without its configuration, which may hold passwords. What is no note says nothing."""
+    with suppress(ValueError, TypeError):
+        return json.dumps({**json.loads(note), "text": ""})
+    return "{}"
+
+
+def rolled_back(source: Source) -> str:
+    """Which trial has ended unconfirmed, and why; empty: none."""
+    return source.noting(trial.NOTE, lambda: trial.rolled_back(source.system), "a boot; why can't be read")
+
+
+def is_rolling_back(source: Source) -> bool:
+    """Whether it still has to restart for that."""
+    return source.noting(trial.NOTE, lambda: trial.is_ending(source.system), True)
+
+
+def pending(source: Source) -> list[str]:
+    """Steps that must still follow what was written; a confirmed trial is not yet the default."""
+    steps = source.names(f"{HOME}/pending")
+    return [*steps, "boot"] if source.files.exists(trial.CONFIRMED) and "boot" not in steps else steps

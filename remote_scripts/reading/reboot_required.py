@@ -1,0 +1,115 @@
+"""What only a reboot of this host can bring. Decided here alone: for the reboot itself, for a preview, and for what
+looks for drift. The answer is the same before and after the boot configuration was written: what counts is what it is
+going to have.
+
+/var/lib/homelab/wanted-boot: what the last reboot was decided by: words, functions, driver and flavour, a line each,
+and the words of overrides that were ours before and still ran.
+"""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.boot.loaders.loader import Loader
+from remote_scripts.boot.wanted_boot import Boot
+from remote_scripts.nvidia import driver, nvidia
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.pci import DEVICES, driver_of
+from remote_scripts.tools.system import System
+from remote_scripts.tools.words import missing_words
+
+WANTED = f"{HOME}/wanted-boot"
+# Words of the kinds that we write. People write the second ones themselves, also at the boot menu: only what was ours
+# is ours to end.
+_OURS = re.compile(r"(amd_iommu|intel_iommu|iommu|homelab\.vfio|modprobe\.blacklist)=")
+OVERRIDE = re.compile(
+    r"(pcie_acs_override=.*|vfio_iommu_type1\.allow_unsafe_interrupts=.*|initcall_blacklist=sysfb_init)"
+)
+
+
+def check(system: System, wanted: Boot, loader: Loader) -> list[str]:
+    """What the running kernel lacks: a sentence for each thing that only a reboot brings.
+
+    :raises Failure: what is configured, or was noted, can't be read.
+    """
+    of_boot = [*_words_lack(system, wanted.words, loader), *_functions_lack(system, wanted.functions)]
+    return [*of_boot, *(_driver_lacks(system, wanted) if wanted.driver else ())]
+
+
+def noted(system: System) -> Boot | None:
+    """What the last reboot was decided by; None: nothing is noted.
+
+    :raises Failure: it can't be read.
+    """
+    if not system.files.exists(WANTED):
+        return None
+    words, functions, wanted_driver, flavour = [*system.files.need_text(WANTED).split("\n"), *[""] * 4][:4]
+    return Boot(
+        words=tuple(words.split()),
+        functions=tuple(functions.split()),
+        driver=wanted_driver.strip(),
+        flavour=flavour.strip(),
+    )
+
+
+def noted_words(system: System) -> list[str]:
+    """What we have wanted on the command line: at the last reboot that was decided, and before, where it still ran
+    then.
+
+    :raises Failure: it can't be read.
+    """
+    lines = [*system.files.need_text(WANTED).split("\n"), *[""] * 5]
+    return [*lines[0].split(), *lines[4].split()]
+
+
+def note(system: System, wanted: Boot) -> None:
+    """So that it is known on this host what its boot is to have.
+
+    :raises Failure: what is noted can't be read.
+    """
+    running = system.files.text("/proc/cmdline")
+    still = [word for word in noted_words(system) if OVERRIDE.fullmatch(word) and not missing_words(word, running)]
+    lines = [" ".join(wanted.words), " ".join(wanted.functions), wanted.driver, wanted.flavour, " ".join(still)]
+    system.files.need_folder(HOME)
+    system.files.write(WANTED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
+
+
+def _words_lack(system: System, words: tuple[str, ...], loader: Loader) -> list[str]:
+    running = system.files.need_text("/proc/cmdline")
+    missing = missing_words(" ".join(words), running)
+    reasons = [f"{' '.join(missing)} is not on the running kernel's command line"] if missing else []
+    # Words of homelab's that run, and are neither wanted nor another file's.
+    coming = f"{loader.configured(system, {})} {' '.join(words)}"
+    own = " ".join(noted_words(system))
+    for word in running.split():
+        is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, own))
+        if is_ours and missing_words(word, coming):
+            reasons.append(f"{word} is no longer wanted")
+    return reasons
+
+
+def _functions_lack(system: System, functions: tuple[str, ...]) -> list[str]:
+    """A card that isn't there is nothing that a boot brings; the gates and the verification name it."""
+    there = [address for address in functions if system.files.exists(f"{DEVICES}/{address}")]
+    drivers = {address: driver_of(system, address) for address in there}
+    return [
+        f"{address} is on {bound_to or 'no driver'}, not on vfio-pci"
+        for address, bound_to in drivers.items()
+        if bound_to != "vfio-pci"
+    ]
+
+
+def _driver_lacks(system: System, wanted: Boot) -> list[str]:
+    """Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken
+    without.
+    """
+    loaded, reasons = nvidia.loaded(system), []
+    if loaded.version and wanted.flavour and loaded.flavour != wanted.flavour:
+        reasons.append(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
+    elif loaded.version not in ("", wanted.driver):
+        reasons.append(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
+    return reasons + [
+        f"{address} is on {name}, not on NVIDIA's driver"
+        for address, name in driver.cards(system).held.items()
+        if address not in wanted.functions
+    ]
