@@ -43,6 +43,7 @@ PROGRAMS = {
     "journalctl": "system_programs",
     "hostname": "system_programs",
     "ip": "system_programs",
+    "ss": "system_programs",
     "ping": "system_programs",
     "mknod": "node_programs",
     "dd": "container_programs",
@@ -117,7 +118,7 @@ _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INS
 #: that says whether they do; an empty set means always. What turns out to do more is done in a process of its own all the same.
 LOOKING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("stat", "ls", "test", "[", "cat", "head", "dd", "tail"), frozenset()),
-    **dict.fromkeys(("getent", "id", "whoami", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
+    **dict.fromkeys(("getent", "id", "whoami", "uname", "hostname", "ip", "ss", "dmesg", "journalctl"), frozenset()),
     **dict.fromkeys(("df", "lsblk", "mountpoint"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion", "lsb_release"), frozenset()),
     **dict.fromkeys(("sha256sum", "apt-cache", "apt-config"), frozenset()),

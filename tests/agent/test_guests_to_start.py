@@ -752,10 +752,10 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
 
 def test_who_is_forgotten_has_a_timer_to_the_last(host: Host, tmp_path: Path) -> None:
     """A cut leaves no note that nobody would see to."""
-    guests_to_start._write_timer(system_of(host))
+    guests_to_start._TIMER.put(system_of(host), "", "", b"")
     for number, cut in enumerate(cuts(host, lambda one: guests_to_start.forget(system_of(one)))):
         left = booted_again(cut, host, tmp_path / str(number))
-        whole = all(map(left.exists, (guests_to_start.PROGRAM, guests_to_start._TIMER, guests_to_start._LINK)))
+        whole = all(map(left.exists, guests_to_start._TIMER.paths))
         assert not left.exists(guests_to_start.RAN) or whole, cut.how
         if not left.exists(guests_to_start.RAN):
             alone(left)
