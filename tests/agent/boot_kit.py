@@ -101,9 +101,8 @@ def run(host: Host) -> None:
     made = _Programs(host)
     host.programs |= {
         "systemctl": lambda _arguments, _stdin: 0,
-        "ip": lambda _arguments, _stdin: "",
+        **dict.fromkeys(("ip", "ss"), lambda _arguments, _stdin: ""),
         "ping": lambda _arguments, _stdin: 1,
-        "ss": lambda _arguments, _stdin: "",
         "df": lambda _arguments, _stdin: "\nx 1 1 100000000 1% /",
         "bash": made.bash,
         "sh": made.sh,
@@ -117,24 +116,24 @@ def run(host: Host) -> None:
     }
 
 
-#: As iproute2 6.15 says it; what a filter leaves out as an empty entry, as some versions do.
-ROUTE = '[{"dst":"default","gateway":"192.0.2.1","dev":"vmbr0","protocol":"kernel","flags":["onlink"]}]'
-ADDRESS = '[{},{"ifindex":2,"ifname":"vmbr0","operstate":"UP","addr_info":[{"family":"inet","local":"192.0.2.10"}]}]'
+#: As iproute2 says it; what a filter leaves out as an empty entry, as some versions do.
+NETWORK = {
+    "route": '[{"dst":"default","gateway":"192.0.2.1","dev":"vmbr0","protocol":"kernel","flags":["onlink"]}]',
+    "address": '[{},{"ifindex":2,"ifname":"vmbr0","operstate":"UP","addr_info":[{"family":"inet","local":"192.0.2.10"}]}]',
+    "sport = :22": "LISTEN",
+}
 
 
-def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-    return ROUTE if "route" in arguments else ADDRESS if "address" in arguments else ""
+def network(arguments: Sequence[str], _stdin: bytes) -> str:
+    """`ip`, and `ss`."""
+    return next((NETWORK[word] for word in arguments if word in NETWORK), "")
 
 
 def booted(host: Host, words: str, boot: str = "later") -> None:
     """Another boot, with these words, that is reached as the one before."""
     host.write("/proc/sys/kernel/random/boot_id", f"{boot}\n")
     host.write("/proc/cmdline", f"{words}\n")
-    host.programs |= {"ip": ip, "ping": lambda _arguments, _stdin: 0, "ss": ss}
-
-
-def ss(arguments: Sequence[str], _stdin: bytes) -> str:
-    return "LISTEN 0      128          0.0.0.0:22       0.0.0.0:*   \n" if arguments[-1] == "sport = :22" else ""
+    host.programs |= {"ip": network, "ping": lambda _arguments, _stdin: 0, "ss": network}
 
 
 def configure(host: Host, words: str) -> None:

@@ -473,7 +473,7 @@ def test_without_ssh_it_is_the_default_route(host: Host) -> None:
     def ip(arguments: Sequence[str], _stdin: bytes) -> str:
         if "neighbour" in arguments:
             return "192.0.2.1 lladdr 00:00:5e:00:53:01 REACHABLE\n"
-        return boot_kit.ROUTE if "route" in arguments else boot_kit.ADDRESS
+        return boot_kit.network(arguments, _stdin)
 
     host.programs["ip"] = ip
     arm(host)
@@ -518,7 +518,7 @@ def test_a_boot_that_is_reached_as_before_stays_and_becomes_the_default(tried: H
 
 FAULTS: dict[str, Callable[[Host], object]] = {
     "no interface that is up has 192.0.2.10, over which it was configured": lambda host: host.programs.update(
-        ip=lambda *_: boot_kit.ADDRESS.replace('"UP"', '"DOWN"')
+        ip=lambda *_: boot_kit.NETWORK["address"].replace('"UP"', '"DOWN"')
     ),
     "nothing listens on port 22, on which sshd did": lambda host: host.programs.update(ss=lambda *_: ""),
     "no default gateway answers, and 192.0.2.1 did": lambda host: host.programs.update(ping=lambda *_: 1),
