@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,6 @@ GRUB_CMDLINE_LINUX_DEFAULT=
 for file in grub grub.d/*.cfg; do [ ! -e "$file" ] || . "./$file"; done
 printf '%s\\n%s' "$GRUB_CMDLINE_LINUX_DEFAULT" "${HOMELAB_WORDS:-}"
 """
-_COMMANDS = {"mount": 'rmdir "$2" && ln -s "$(readlink "$1")" "$2"', "umount": 'rm "$1" && mkdir "$1"', "sync": ""}
 
 EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
 SYSTEMD_BOOT = pytest.mark.parametrize("loader", ["systemd-boot"])
@@ -105,7 +103,6 @@ def run(host: Host) -> None:
         "ping": lambda _arguments, _stdin: 1,
         "df": lambda _arguments, _stdin: "\nx 1 1 100000000 1% /",
         "bash": made.bash,
-        "sh": made.sh,
         "grub-mkconfig": made.grub_mkconfig,
         "mount": made.mount,
         "umount": made.umount,
@@ -216,17 +213,6 @@ class _Programs:
         disk.WATCH[-1]("point", str(self.root / path))
         (self.root / path).write_bytes(content)
 
-    def shell(self, arguments: Sequence[str]) -> Done:
-        commands = self.root.parent / f"{self.root.parent.name}-commands"
-        commands.mkdir(exist_ok=True)
-        for name, text in _COMMANDS.items():
-            (commands / name).write_text(f"#!/bin/bash\n{text}\n")
-            (commands / name).chmod(0o755)
-        environment = {"ROOT": str(self.root), "PATH": f"{commands}:{os.environ['PATH']}"}
-        done = subprocess.run(arguments, env=environment, capture_output=True, stdin=subprocess.DEVNULL)
-        shutil.rmtree(commands)
-        return Done(done.returncode, done.stdout, done.stderr)
-
     def mount(self, arguments: Sequence[str], _stdin: bytes) -> int:
         device, folder = map(Path, arguments)
         self.umount([str(folder)], b"")
@@ -246,14 +232,12 @@ class _Programs:
         done = subprocess.run(["bash", *arguments], capture_output=True, input=stdin)
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def sh(self, arguments: Sequence[str], _stdin: bytes) -> Done:
-        return self.shell(["sh", *arguments])
-
     def grub_mkconfig(self, arguments: Sequence[str], _stdin: bytes) -> Done | None:
         """As of grub-common 2.12: it empties the file before it fills it."""
         if self.fails():
             return Done(1, b"no room\n")
-        default, _, words = self.shell(["sh", "-c", _GRUB_WORDS]).output.decode().partition("\n")
+        done = subprocess.run(["sh", "-c", _GRUB_WORDS], env={"ROOT": str(self.root)}, capture_output=True, text=True)
+        default, _, words = done.stdout.partition("\n")
         lines = ['set default="0"']
         for kernel in KERNELS:
             lines += [f"menuentry 'Proxmox VE {kernel}' $menuentry_id_option 'gnulinux-{kernel}' {{"]

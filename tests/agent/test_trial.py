@@ -251,7 +251,7 @@ def test_what_only_goes_and_what_runs_already_is_written_at_once(tried: Host) ->
 
 def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host: Host) -> None:
     host.programs["lsblk"] = lambda *_: ""
-    host.programs["grub-probe"] = functools.partial(_says, {"--target=abstraction": "", "--target=fs": "ext2"})
+    host.programs["grub-probe"] = lambda arguments, _stdin: "" if arguments[0] == "--target=abstraction" else "ext2"
     arm(host, verb="plan")
     arm(host)
     assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
@@ -268,17 +268,15 @@ def test_where_grub_can_take_the_choice_back_nowhere_an_esp_is_asked_for_before_
     host: Host, abstraction: str, kind: str, verb: str
 ) -> None:
     host.programs["lsblk"] = lambda *_: ""
-    host.programs["grub-probe"] = functools.partial(_says, {"--target=abstraction": abstraction, "--target=fs": kind})
+    host.programs["grub-probe"] = lambda arguments, _stdin: (
+        abstraction if arguments[0] == "--target=abstraction" else kind
+    )
     before = lasting(host)
     with pytest.raises(Refused) as refused:
         arm(host, verb=verb)
     said = str(refused.value)
     assert f"GRUB can't write beside its menu, in /boot/grub ({', '.join(filter(None, (abstraction, kind)))})" in said
     assert "make an EFI system partition on that disk" in said and lasting(host) == before
-
-
-def _says(says: dict[str, str], arguments: Sequence[str], _stdin: bytes) -> str:
-    return says[arguments[0]]
 
 
 def _read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
