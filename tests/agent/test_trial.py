@@ -279,15 +279,14 @@ def test_where_grub_can_take_the_choice_back_nowhere_an_esp_is_asked_for_before_
     assert "make an EFI system partition on that disk" in said and lasting(host) == before
 
 
-def _read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
-    raise OSError(30, "Read-only file system", path)
-
-
 @SYSTEMD_BOOT
 def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinned(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Files, "set_attribute", _read_only)
+    def read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
+        raise OSError(30, "Read-only file system", path)
+
+    monkeypatch.setattr(Files, "set_attribute", read_only)
     before = lasting(host)
     arm(host)
     names = {key.rpartition("/")[2] for key in {*lasting(host)} - {*before} if key.startswith("esp/")}

@@ -97,10 +97,8 @@ class MetalStack(EngineStack):
 
 
 #: The halves of the passthrough test, for any QEMU: what is to be booted, and what its console file says.
-HALVES = {
-    "build": "_build(system) or [f'/boot/vmlinuz-{kernel.running(system)}', f'{FOLDER}/initrd.img', _APPEND]",
-    "report": "_answer(system, wanted, None, system.files.read(f'{FOLDER}/console', _CONSOLE_BYTES))",
-}
+BUILD = "_build(system) or [f'/boot/vmlinuz-{kernel.running(system)}', f'{FOLDER}/initrd.img', _APPEND]"
+REPORT = "_answer(system, wanted, None, system.files.read(f'{FOLDER}/console', _CONSOLE_BYTES))"
 
 
 def half_of_test(machine: Machine, half: str) -> Any:
@@ -108,7 +106,7 @@ def half_of_test(machine: Machine, half: str) -> Any:
     functions = {one: IDS[one[-2:]] for one in CARD}
     request = agent.request("passthrough_test", PassthroughTest(functions=functions, timeout=600))
     begin = "    _remove_leftovers(system)\n"
-    changed = archive_with(("layers.passthrough_test", begin, f"    return {HALVES[half]}\n{begin}"))
+    changed = archive_with(("layers.passthrough_test", begin, f"    return {half}\n{begin}"))
     output = machine.run(agent.command_in_memory("root"), input=f"{agent.asked('apply', request)}{changed}\n")
     return json.loads(sent_along.answer(output))
 
