@@ -191,11 +191,12 @@ def _ip_address(host: HostState, flags: set[str], wanted: dict[str, str]) -> int
 
 def _ss(host: HostState, arguments: list[str]) -> int:
     if arguments[:1] != ["-Hltn"]:
-        raise UsageError("the lab's ss only has `ss -Hltn [sport = :PORT]`")
-    wanted = " ".join(arguments[1:]).rpartition(":")[2]
-    for port in (8006, *([addresses.SSH_PORT] if addresses.has(host, "sshd") else [])):
-        if wanted in ("", str(port)):
-            print(f"LISTEN 0      128          0.0.0.0:{port}       0.0.0.0:*   ")
+        raise UsageError("the lab's ss only has `ss -Hltn 'sport = :PORT'`")
+    wanted, ports = arguments[-1].rpartition(":")[2], {8006: True, addresses.SSH_PORT: addresses.has(host, "sshd")}
+    print(
+        "".join(f"LISTEN 0 128 0.0.0.0:{port} 0.0.0.0:*\n" for port in ports if ports[port] and wanted == str(port)),
+        end="",
+    )
     return 0
 
 
