@@ -9,7 +9,7 @@ from docs.tables.markdown import table, with_tables
 from homelab.nvidia.compatibility import Facts, load
 from homelab.nvidia.versions import parse
 from homelab.symptoms import symptoms
-from remote_scripts.nvidia.symptoms import Symptom
+from remote_scripts.both.symptoms import Symptom
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 
