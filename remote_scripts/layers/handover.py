@@ -139,7 +139,7 @@ def _take_away(system: System) -> Changed:
     handover.need_rest(system)
     files = system.files
     for vmid in hookscripts.here(system):
-        hookscripts.drop_hook(system, vmid)
+        hookscripts.set_hook(system, vmid, None)
     if any(map(files.exists, SERVICE.links.values())):
         system.run.do("systemctl", "stop", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS)
     _drop_files(system)

@@ -41,14 +41,7 @@ def apply(system: System, wanted: Wanted) -> Changed:
     files.note(f"{HOOKED}/{vmid}", f"{holder}\n".encode())
     if storage is not None:
         hookscripts.switch_on(system)
-        if error := hookscripts.set_hook(system, vmid, storage):
-            raise Failure(
-                f"VM {vmid} with the hookscript {storage.volume}",
-                error,
-                "without it the VM would not get the card from the containers",
-                "correct what qm says, then run `pulumi up` again",
-            )
-        files.changed = True
+        hookscripts.set_hook(system, vmid, storage)
     return Changed(files.changed)
 
 
@@ -63,7 +56,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
         system.log.say(f"note: VM {vmid} keeps its hookscript: another entry of the settings wants it now")
         return Changed(False)
     if hookscripts.is_homelabs(hookscripts.named(system, vmid)):
-        hookscripts.drop_hook(system, vmid)
+        hookscripts.set_hook(system, vmid, None)
     system.files.remove(f"{HOOKED}/{vmid}")
     return Changed(system.files.changed)
 
