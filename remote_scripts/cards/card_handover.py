@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from remote_scripts.cards import card_users
-from remote_scripts.cards.card_users import Container
+from remote_scripts.cards.card_users import SharingContainer
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError
 from remote_scripts.cards.handover_containers import CardContainers
 from remote_scripts.cards.handover_driver import CardDriver
@@ -96,7 +96,7 @@ class CardHandover:
         """
         if self._is_kept(vmid):
             return
-        self.settle()
+        self.finish()
         record = self.card.record
         if record.state == "VM":
             raise self.refusal(vmid, f"VM {record.vm} has it since {record.at}", "shut that VM down first")
@@ -150,11 +150,11 @@ class CardHandover:
         if is_there and self.card.save(state="VM", why=""):
             self.card.say(f"VM {vmid} keeps it")
             return True
-        # This start holds the VM's lock, by which `settle` would take it for one that goes on.
+        # This start holds the VM's lock, by which `finish` would take it for one that goes on.
         record.state = "RETURNING"
         return False
 
-    def _drain(self, vmid: str, users: Sequence[Container], persistence: Mapping[str, str]) -> None:
+    def _drain(self, vmid: str, users: Sequence[SharingContainer], persistence: Mapping[str, str]) -> None:
         record = self.card.record
         ids = [user.ctid for user in users]
         # Those that are to be started after an earlier handover.
@@ -253,7 +253,7 @@ class CardHandover:
 
     # What was cut short.
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Brings to an end what was cut short: after a hook or a service that was killed, a start that failed (for
         which Proxmox VE calls no hook), a reboot of the host. What is at rest, and a VM that runs, stays.
         """

@@ -4,7 +4,6 @@ anything is changed. What can't be read stands against it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from remote_scripts.nvidia import nvidia
 from remote_scripts.pve import guest_conf, guests, pmxcfs, vm_conf
 from remote_scripts.pve.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.pve.pmxcfs import PVE_LXC
+from remote_scripts.pve.properties import parse as properties_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES
 from remote_scripts.tools.processes import ScanError, processes_using
@@ -30,15 +30,11 @@ _DRM_DETACHES = (580, 105, 8)
 
 
 @dataclass(frozen=True)
-class Container:
-    """A container of this node."""
+class SharingContainer:
+    """A container of this node, which may have a shared card."""
 
     ctid: str
     conf: ContainerConf
-
-    def gives(self, node: str) -> bool:
-        """Whether its configuration gives it this node of the host, by this name."""
-        return any(entry.takes(node) for entry in self.conf.entries)
 
     def has(self, minor: str, drm: Iterable[str], address: str) -> bool:
         """Whether it gives one of a card's nodes; all of /dev/dri is given for the sake of another card.
@@ -49,14 +45,13 @@ class Container:
         named = paths_of([f"/dev/dri/{name}" for name in drm], address)
         return self.conf.names_card(paths, named)
 
-    def startup(self, key: str) -> int | None:
+    def startup(self, key: str, otherwise: int) -> int:
         """Of its option `startup`: `order`, or `down` in seconds."""
-        name = r"(?:order=)?" if key == "order" else f"{key}="
-        match = re.search(rf",{name}(\d+)(?:,|$)", f",{self.conf.options.get('startup', '')}")
-        return int(match[1]) if match else None
+        value = properties_of("startup", self.conf.options.get("startup", "")).get(key, "")
+        return int(value) if value.isdecimal() else otherwise
 
 
-def container(system: System, ctid: str) -> Container | None:
+def container(system: System, ctid: str) -> SharingContainer | None:
     """A container; None: it isn't of this node.
 
     :raises RefusedError: its configuration can't be read.
@@ -67,10 +62,10 @@ def container(system: System, ctid: str) -> Container | None:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
     if content is None:
         return None
-    return Container(ctid, parse(content.decode("utf-8", "replace")))
+    return SharingContainer(ctid, parse(content.decode("utf-8", "replace")))
 
 
-def containers(system: System) -> Iterator[Container]:
+def containers(system: System) -> Iterator[SharingContainer]:
     """The containers of this node.
 
     :raises RefusedError: they can't be listed, or one's configuration can't be read.
@@ -82,7 +77,7 @@ def containers(system: System) -> Iterator[Container]:
     yield from filter(None, (container(system, ctid) for ctid in ctids))
 
 
-def running_with(card: SharedCard) -> list[Container]:
+def running_with(card: SharedCard) -> list[SharingContainer]:
     """The containers that run and have the card by their configuration, in the order in which they are shut down: that
     of the host's start, backwards.
 
@@ -106,9 +101,8 @@ def running_with(card: SharedCard) -> list[Container]:
     return sorted(to_shut_down, key=_shutdown_rank)
 
 
-def _shutdown_rank(user: Container) -> tuple[int, int]:
-    order = user.startup("order")
-    return -(99999 if order is None else order), -int(user.ctid)
+def _shutdown_rank(user: SharingContainer) -> tuple[int, int]:
+    return -user.startup("order", 99999), -int(user.ctid)
 
 
 # -- VMs -----------------------------------------------------------------------------------------------------------
@@ -152,7 +146,7 @@ def why_vm_keeps(card: SharedCard, record: Record) -> str | None:
     )
 
 
-def need_possible(card: SharedCard) -> list[Container]:
+def need_possible(card: SharedCard) -> list[SharingContainer]:
     """What stands against giving the card to a VM now; returns the containers that would be shut down.
 
     :raises RefusedError: something does.
@@ -233,7 +227,7 @@ def _need_no_console(card: SharedCard) -> None:
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
-def need_unused(card: SharedCard, users: Iterable[Container] | None = None) -> None:
+def need_unused(card: SharedCard, users: Iterable[SharingContainer] | None = None) -> None:
     """:param users: containers that are still to be shut down, who may have it, as NVIDIA's persistence daemon may,
         which lets go when the mode goes off; None: what a handover ends has been ended.
     :raises RefusedError: another process has the card open, or that isn't known.

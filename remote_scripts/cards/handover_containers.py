@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remote_scripts.cards import card_users
-from remote_scripts.cards.card_users import Container
+from remote_scripts.cards.card_users import SharingContainer
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError
 from remote_scripts.cards.handover_driver import CardDriver
 from remote_scripts.cluster import ha
@@ -22,7 +22,7 @@ class CardContainers:
         self._card, self._system = card, card.system
         self._driver = driver
 
-    def _is_another(self, container: Container) -> bool:
+    def _is_another(self, container: SharingContainer) -> bool:
         """Was its id given to another container since?"""
         earlier = self._card.record.known.get(container.ctid)
         return earlier is not None and guest_note.is_another(guest_note.Note(identity=earlier), container.conf.options)
@@ -45,8 +45,7 @@ class CardContainers:
             raise RefusedError(f"container {ctid} doesn't go off: it is locked ({locked})")
         if ha.may_manage(self._system, f"ct:{ctid}"):
             raise RefusedError(f"container {ctid} doesn't go off: it is under HA by now, which would start it again")
-        down = container.startup("down")
-        seconds = 60 if down is None else down
+        seconds = container.startup("down", 60)
         self._card.say(f"shutting container {ctid} down, which has the card")
         # A child of this process that outlived it would shut down a container that was seen to run.
         words = ("pct", "shutdown", ctid, "--timeout", str(seconds), "--forceStop", "1")
