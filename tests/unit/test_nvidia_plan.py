@@ -26,8 +26,8 @@ from homelab.nvidia.plan import (
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
+from remote_scripts.both.software import Installer
 from remote_scripts.nvidia.driver import FAMILY
-from remote_scripts.nvidia.software import Installer
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100, GTX_1050M = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4", "10de:128b"
