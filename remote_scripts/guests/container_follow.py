@@ -5,7 +5,7 @@ mended is said, and keeps no other.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def follow_containers(system: System) -> None:
             system.log.say(
                 f"container {ctid}: whether it runs is not known, so that its cards' nodes were not looked after"
             )
-        elif power == "off" and (failure := _mended(system, ctid, locked=False)):
+        elif power == "off" and (failure := _mended(system, ctid, lambda work: work())):
             system.log.say(_message(system, ctid, failure))
 
 
@@ -54,7 +54,7 @@ def follow_at_boot(system: System) -> None:
     for ctid in ctids:
         system.work.ends = time.monotonic() + _ONE_SECONDS
         for _ in system.work.tries(began + QUORUM_SECONDS - time.monotonic(), "waiting for the cluster's quorum"):
-            failure = _mended(system, ctid, locked=True)
+            failure = _mended(system, ctid, system.changing)
             if not _lacks_quorum(failure):
                 break
         if failure:
@@ -79,16 +79,13 @@ def _are_there(system: System, ctid: int) -> bool:
     return True
 
 
-def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
+def _mended(system: System, ctid: int, run: Callable[[Callable[[], None]], object]) -> Exception | None:
     """Mends one container; what keeps it from being mended, if anything does.
 
-    :param locked: takes the host's lock for it.
+    :param run: does it, under the host's lock where this process hasn't that yet.
     """
     try:
-        if locked:
-            system.changing(lambda: follow(system, ctid))
-        else:
-            follow(system, ctid)
+        run(lambda: follow(system, ctid))
     except Exception as error:
         return error
     return None
