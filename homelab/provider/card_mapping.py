@@ -161,7 +161,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
                 self._delete(inputs, outputs, facts.ledger)
 
     def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
-        if any(name.startswith(f"{VM.name}-") for name in notes):
+        noted_vms = [name.partition("-")[2] for name in notes if name.startswith(f"{VM.name}-")]
+        own = ledger.stack_of(self.urn)
+        if any(note_in(notes, VM, int(vmid), Note).owner.rpartition("/")[0] == own for vmid in noted_vms):
             self._take_from_others(inputs, goes=True)
         noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
         paths = [noted["path"]] if "path" in noted else []
