@@ -28,19 +28,10 @@ def apply(system: System, wanted: Wanted) -> Changed:
     """:raises Failure: there is no such VM, it has another hookscript, or `qm` doesn't set it."""
     files, vmid, holder = system.files, str(wanted.vmid), wanted.holder
     storage = hookscripts.need_storage(system) if _lacks_it(system, vmid) else None
-    if storage is not None and not files.exists(storage.script):
-        raise Failure(
-            f"VM {vmid} with the hookscript {storage.volume}",
-            f"there is no {storage.script}",
-            "a VM that names a hookscript which isn't there doesn't start; the storages have changed since it was "
-            "written",
-            "run `pulumi up --refresh`, which writes it",
-        )
     # Before it has it: by that it is known that the VM is to have it.
     files.remember(f"{HOOKED}/{vmid}")
     files.note(f"{HOOKED}/{vmid}", f"{holder}\n".encode())
     if storage is not None:
-        hookscripts.switch_on(system)
         hookscripts.set_hook(system, vmid, storage)
     return Changed(files.changed)
 

@@ -195,7 +195,7 @@ def set_hook(system: System, vmid: str, storage: Storage | None) -> None:
             f"VM {vmid} with the hookscript {storage.volume}" if storage else f"VM {vmid} without homelab's hookscript",
             done.text or f"qm set ended with status {done.status}",
             "without it the VM would not get its card from the containers; with one that is gone it doesn't start",
-            "correct what qm says, then run the same again",
+            "correct what qm says, then run the same again (`pulumi up --refresh` writes a script that is gone)",
         )
     system.files.changed = True
 
