@@ -615,7 +615,7 @@ def test_an_installer_before_555_takes_its_flavour_otherwise() -> None:
 
 def test_a_branch_of_which_no_installer_is_known_has_none() -> None:
     error = refusal("vm", UBUNTU, driver="625", source="run")
-    assert error.wanted.endswith("installer of branch 625") and "docs/nvidia-installer.md" in error.next
+    assert error.wanted.endswith("installer of branch 625") and "docs/nvidia.md#nvidias-installer" in error.next
 
 
 def test_mirrors_stand_for_nvidias_servers() -> None:
