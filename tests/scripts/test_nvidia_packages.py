@@ -197,6 +197,7 @@ def by_installer(container: Container) -> None:
     before = kept(container)
     answer = container.install()
     assert (answer["source"], answer["version"]) == ("run", container.read().system.host_driver)
+    assert (container.root / f"usr/lib/x86_64-linux-gnu/libnvidia-encode.so.{answer['version']}").exists()
     assert "GPU 0:" in container.output("nvidia-smi -L")
     assert not [name for name in container.packages() if "dkms" in name or "headers" in name]
     assert not container.install()["changed"] and not container.read().drift

@@ -332,16 +332,17 @@ def test_a_container_with_a_card(inside: Container) -> None:
     assert ["a container engine that starts containers" in error.wanted for error in errors] == [True][is_new:]
     assert output["driver"] == inside.host.output("cat $ROOT/sys/module/nvidia/version").strip()
     assert (output["program"], output["container"], output["uvm"]) == (True, is_new, True)
+    assert (output["video"], bool(output["nvenc"])) == (True, True), "the libraries of its host's driver"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [
+    sampling.sample([
         ("s#/dev/nvidia-uvm,mode=0666#/dev/nvidia-uvm#; s#/dev/nvidia0,mode=0666#/dev/nvidia0#", "its mode keeps ordinary users out"),
         ("/nvidia-uvm/d", "wasn't given it"),
         ("/nvidia0/d", "no card's"),
         ("/nvidiactl/d", "no /dev/nvidiactl"),
-    ],
+    ], 1, "nodes"),
 )  # fmt: skip
 def test_nodes_that_a_container_hasnt(inside: Container, change: str, words: str) -> None:
     conf = inside.host.root / f"etc/pve/lxc/{inside.ctid}.conf"
