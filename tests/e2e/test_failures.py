@@ -21,38 +21,6 @@ def one_message(result: Result, *said: str) -> None:
     assert [result.message.count(part) for part in PARTS] == [1, 1, 1, 1], result.message
 
 
-def test_a_card_that_is_not_there_is_refused_before_anything_changes(untouched: Callable[..., Stack]) -> None:
-    """One of the gates. The others: tests/unit/test_gates.py; one of the settings: tests/e2e/test_preview.py; of the connection: below."""
-    stack = untouched("rtx5090")
-    stock, mark = stack.lab.snapshot(), stack.lab.mark()
-    stack.host["gpus"] = {"gpu": {"match": "10de:2684"}}
-    one_message(stack.up(ok=False), "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0")
-    assert stack.lab.snapshot() == stock
-    assert stack.lab.boots(since=mark) == []
-
-
-def test_a_host_that_isnt_the_one_and_a_login_that_is_refused_are_said(
-    untouched: Callable[..., Stack], tmp_path: Path
-) -> None:
-    """With a key that isn't there, and a port where nobody listens, too. Without the engine, which shows them as the ones above."""
-    import asyncssh
-
-    stranger = tmp_path / "stranger"
-    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(stranger))
-    stack = untouched("rtx5090")
-    right = stack.host["ssh"]
-    for wrong, said in (
-        ({"privateKeyFile": "/nowhere/id_ed25519"}, ("/nowhere/id_ed25519",)),
-        ({"port": 1}, ("an SSH connection to 127.0.0.1:1",)),
-        ({"hostKey": OTHER_KEY}, ("SHA256:",)),
-        ({"privateKeyFile": str(stranger)}, ("to log in to 127.0.0.1", "ssh-copy-id")),
-    ):
-        stack.host["ssh"] = right | wrong
-        message = refusal(stack)
-        assert all(text in message for text in said), message
-        assert [message.count(part) for part in PARTS] == [1, 1, 1, 1], message
-
-
 def test_a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack_on: Callable[..., Stack]) -> None:
     """pulumi-command, which runs it, has a sentence about exit signals."""
     stack = stack_on("rtx5090")
@@ -67,10 +35,14 @@ def test_a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack_o
     )
 
 
-def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(stack_on: Callable[..., Stack]) -> None:
+def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
+    stack_on: Callable[..., Stack], tmp_path: Path
+) -> None:
     """Each leg goes on where the one before has failed."""
     stack = stack_on("rtx5090")
     stock = stack.lab.snapshot()
+    what_is_refused_changes_nothing(stack, tmp_path)
+    assert stack.lab.snapshot() == stock and len(stack.lab.boots()) == 1
     a_script_that_hangs_is_given_up_in_time(stack)
     a_host_without_its_network_comes_back_as_it_was(stack)
     assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
@@ -81,6 +53,30 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(stac
     stack.destroy()
     given_back(stack, stock)
     assert not (stack.lab.root / "var/lib/homelab").exists()
+
+
+def what_is_refused_changes_nothing(stack: Stack, folder: Path) -> None:
+    """A card that isn't there, as one of the gates (the others: tests/unit/test_gates.py); a host that isn't the one, and a login that is refused,
+    without the engine, which shows them as the first."""
+    import asyncssh
+
+    right, cards = stack.host["ssh"], stack.host["gpus"]
+    stack.host["gpus"] = {"gpu": {"match": "10de:2684"}}
+    one_message(stack.up(ok=False), "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0")
+    stack.host["gpus"] = cards
+    stranger = folder / "stranger"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(stranger))
+    for wrong, said in (
+        ({"privateKeyFile": "/nowhere/id_ed25519"}, ("/nowhere/id_ed25519",)),
+        ({"port": 1}, ("an SSH connection to 127.0.0.1:1",)),
+        ({"hostKey": OTHER_KEY}, ("SHA256:",)),
+        ({"privateKeyFile": str(stranger)}, ("to log in to 127.0.0.1", "ssh-copy-id")),
+    ):
+        stack.host["ssh"] = right | wrong
+        message = refusal(stack)
+        assert all(text in message for text in said), message
+        assert [message.count(part) for part in PARTS] == [1, 1, 1, 1], message
+    stack.host["ssh"] = right
 
 
 def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
