@@ -19,6 +19,7 @@ from homelab.messages import messages
 from homelab.symptoms import recognise, symptoms
 from remote_scripts.nvidia.symptoms import Context, Symptom, compiled
 from tests.conftest import shared
+from tests.rows import rows
 from tests.unit.hosts import desktop
 from tests.unit.test_doctor import reading
 from tests.unit.test_kernel_log import CARD, names
@@ -102,7 +103,7 @@ def wrapped(line: str, longest: int = 80) -> list[str]:
     return [*parts, rest]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("table", "name", "text"),
     [(table, name, text) for table in ASKED for name, texts in texts_of(table).items() for text in texts],
 )
@@ -168,7 +169,7 @@ def about(lines: Sequence[str], **changes: object) -> list[str]:
     return of_symptoms("\n".join(one.error.found for one in told))
 
 
-@pytest.mark.parametrize("stamp", ["", *STAMPS.values(), *MORE_STAMPS.values()])
+@rows("stamp", ["", *STAMPS.values(), *MORE_STAMPS.values()])
 def test_a_sentence_of_several_lines_is_about_the_card_it_begins_with(stamp: str) -> None:
     needs_open = (
         "NVRM: The NVIDIA GPU {}.0 (PCI ID: 10de:2b85)",
@@ -212,7 +213,7 @@ def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_c
 
 
 # -- what looks bad and isn't -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     "text",
     [
         "nvidia: module verification failed: signature and/or required key missing - tainting kernel\n"
@@ -291,7 +292,7 @@ def test_what_is_printed_is_kept_for_whoever_looks_for_it() -> None:
     assert message.text == "NVRM: The NVIDIA GPU 0000:02:00.0 (PCI ID: 10de:2c58) installed in this system"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "said"),
     [
         ("Setting up nvidia-dkms-580-open (580.105.08-1ubuntu1) ...", None),
@@ -320,7 +321,7 @@ def test_a_messages_own_breaks_survive_a_syslog() -> None:
     assert message.text.endswith("0000:02:00.0 installed in this system.")
 
 
-@pytest.mark.parametrize(
+@rows(
     "part",
     ["Xid (\n", "vfio-pci ", "vfio-pci \n  ", "pciehp: Slot(", "not ready 1ms after x", "make: *** [/linux-headers-"],
 )

@@ -29,6 +29,7 @@ from homelab.settings.paths import resolved
 from homelab.show import terminal
 from homelab.text import encodable, tell
 from tests.conftest import PROJECT, ours_below
+from tests.rows import rows
 from tests.unit.hosts import KEY
 from tests.unit.script_folder import scripts_of
 from tests.unit.test_show import DRAWN
@@ -199,7 +200,7 @@ def test_a_settings_file_that_another_program_holds_stays_as_it_was(
 # -- paths --
 
 
-@pytest.mark.parametrize(
+@rows(
     ("path", "home", "shown"),
     [
         (PureWindowsPath(r"C:\Users\Jürgen Müller\.ssh\id"), PureWindowsPath(r"C:\Users\Jürgen Müller"), "~/.ssh/id"),
