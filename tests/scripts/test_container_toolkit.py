@@ -254,16 +254,27 @@ def test_a_driver_that_isnt_loaded_is_told_by_its_cause(vm: Machine) -> None:
 
 
 # -- a container -----------------------------------------------------------------------------------------------
+def with_libraries(folder: Path, *more: str) -> Container:
+    """Container 901 with the host's libraries, and more packages."""
+    machine = Container(folder)
+    with_repository(machine, GUESTS[0])
+    version = machine.host.output("cat $ROOT/sys/module/nvidia/version").strip()
+    names = (
+        "libnvidia-compute",
+        "libnvidia-decode",
+        "libnvidia-encode",
+        "nvidia-utils",
+        "nvidia-kernel-common",
+        "nvidia-firmware",
+    )
+    packages = [*(f"{name}-580={version}-*" for name in names), "docker.io", "nvidia-container-toolkit", *more]
+    machine.output(f"apt-get -qq install -y --no-install-recommends {' '.join(packages)}")
+    return machine
+
+
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """Container 901 with the host's libraries."""
-    machine = with_repository(Container(tmp_path_factory.mktemp("container")), GUESTS[0])
-    version = machine.host.output("cat $ROOT/sys/module/nvidia/version").strip()
-    machine.output(
-        f"apt-get -qq install -y --no-install-recommends libnvidia-compute-580={version}-* nvidia-utils-580={version}-* nvidia-kernel-common-580={version}-* nvidia-firmware-580={version}-*"
-        " docker.io nvidia-container-toolkit"
-    )
-    return machine
+    return with_libraries(tmp_path_factory.mktemp("container"))
 
 
 def test_in_a_container_docker_gets_cards_by_their_cdi_names(inside: Machine) -> None:
