@@ -37,8 +37,6 @@ def ours_below(folder: Path, suffix: str) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if name.endswith(suffix))
 
 
-#: What a file's tests may take together in `make test-fast`.
-FAST_SECONDS = 5.0
 # A real engine, real kernels.
 _SLOW_TIERS = ("e2e/", "engine/", "metal/", "windows/")
 #: Files and functions that `make test-fast` leaves out, by what they took: lab daemons that boot, sweeps over every moment of a script,
@@ -236,23 +234,8 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Whether the fast tests still are fast; and as the last lines, what was skipped for which reason."""
-    if "not slow" in config.option.markexpr:
-        seconds: dict[str, float] = {}
-        for reports in terminalreporter.stats.values():
-            for report in reports:
-                if isinstance(report, pytest.TestReport):
-                    file = report.nodeid.partition("::")[0]
-                    seconds[file] = seconds.get(file, 0) + report.duration
-        for name, took in sorted(seconds.items(), key=lambda one: -one[1]):
-            if took > FAST_SECONDS:
-                terminalreporter.write_line(
-                    f"{name} took {took:.1f} s: the fast tests of a file take at most {FAST_SECONDS:g} s on a machine that does nothing else. "
-                    "Make them faster, or add the file, or one of its tests, to SLOW in tests/conftest.py.",
-                    yellow=True,
-                )
-    # pytest's own last line follows.
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """As the last lines before pytest's own: what was skipped for which reason."""
     for line in skipped_for(terminalreporter.stats.get("skipped", [])):
         terminalreporter.write_line(line, yellow=True)
 
