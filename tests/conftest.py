@@ -144,7 +144,7 @@ WITH_ENGINE = {
     "e2e/test_cluster.py": 27,
     "e2e/test_init.py": 22,
     "e2e/test_new_container.py": 7,
-    "e2e/test_gaming_vm.py": 15,
+    "e2e/test_gaming_vm.py": 12,
     "e2e/test_by_hand.py": 16,
     "e2e/test_state_lost.py": 8,
     "e2e/test_gpu_vm.py": 23,

@@ -18,6 +18,7 @@ from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_sign
 from homelab.messages import messages
 from homelab.symptoms import recognise, symptoms
 from remote_scripts.nvidia.symptoms import Context, Symptom, compiled
+from tests import sampling
 from tests.conftest import shared
 from tests.rows import rows
 from tests.unit.hosts import desktop
@@ -113,7 +114,9 @@ def test_a_text_has_the_same_answer_however_it_was_printed(table: str, name: str
     ways = {how: "\n".join(lines) for how, lines in printed(text) if mixed or not how.endswith("among others")}
     if table != "kernel":  # whose lines the host's grep passes on
         ways["wrapped"] = "\n".join(part for line in text.splitlines() for part in wrapped(line))
-    assert {how: found for how, whole in ways.items() if (found := ASKED[table](whole)) != [name]} == {}
+    # Each way is tried with many texts.
+    tried = {"as it is", *sampling.sample([*ways], 6, text)}
+    assert {how: found for how in tried if (found := ASKED[table](ways[how])) != [name]} == {}
 
 
 @pytest.mark.parametrize("table", ASKED)
@@ -260,7 +263,7 @@ def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_c
     ],
 )
 def test_what_is_no_failure_has_no_answer_however_it_was_printed(text: str) -> None:
-    for _, lines in printed(text):
+    for _, lines in sampling.sample([*printed(text)], 6, text):
         for asked in ASKED.values():
             assert asked("\n".join(lines)) == []
 
@@ -326,10 +329,10 @@ def test_a_messages_own_breaks_survive_a_syslog() -> None:
     ["Xid (\n", "vfio-pci ", "vfio-pci \n  ", "pciehp: Slot(", "not ready 1ms after x", "make: *** [/linux-headers-"],
 )
 def test_no_text_keeps_a_search_busy(part: str) -> None:
-    text = f"[   12.345678] vfio-pci {MINE}: {part * (200_000 // len(part))}"
+    text = f"[   12.345678] vfio-pci {MINE}: {part * (50_000 // len(part))}"
     began = time.process_time()
     assert {name: asked(text) for name, asked in ASKED.items()} == {"nvidia": [], "kernel": [], "start": []}
-    assert time.process_time() - began < 6
+    assert time.process_time() - began < 2
 
 
 def test_a_pattern_keeps_its_sets_and_repeated_blanks() -> None:
