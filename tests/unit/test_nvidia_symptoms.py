@@ -9,7 +9,7 @@ from pathlib import Path
 
 from homelab import tables
 from homelab.symptoms import packed, recognise, symptoms
-from remote_scripts.nvidia.symptoms import Context, Symptom, compiled
+from remote_scripts.both.symptoms import Context, Symptom, compiled
 from remote_scripts.tools.plain import of_plain
 from tests.rows import rows
 
