@@ -51,7 +51,9 @@ def power_calls(stack: Stack, mark: Any) -> list[str]:
     return found
 
 
-def test_a_running_vm_is_adopted_and_given_back(converged: Callable[..., Stack]) -> None:
+def test_a_running_vm_is_adopted_its_card_gets_another_name_and_all_is_given_back(
+    converged: Callable[..., Stack],
+) -> None:
     stack = converged("rtx5090", vms=SANDBOX)
     assert "\nhostpci0: mapping=rtx5090,pcie=1\nmachine" in conf(stack, 103)
     assert running(stack) == {103}
@@ -66,9 +68,32 @@ def test_a_running_vm_is_adopted_and_given_back(converged: Callable[..., Stack])
     paths = [call["path"] for call in stack.lab.api_calls(mark)]
     assert len(paths) == len(set(paths)) == 5
 
+    a_card_that_gets_another_name_is_given_under_that_one(stack)
+    stack.lab.run("qm start 103")
     stack.destroy()
     assert running(stack) == {103}
     given_back(stack, stack.stock)
+
+
+def a_card_that_gets_another_name_is_given_under_that_one(stack: Stack) -> None:
+    def is_given_as(name: str) -> None:
+        assert f"hostpci0: mapping={name},pcie=1" in conf(stack, 103)
+        lines = (stack.lab.root / MAPPING).read_text().splitlines()
+        assert [line for line in lines if not line.startswith("\t")] == [name]
+
+    mark = stack.lab.mark()
+    stack.host["gpus"]["rtx5090"]["mapping"] = "mapped"
+    stack.up()
+    is_given_as("mapped")
+    assert with_card(stack)["0000:01:00.0"] == 103
+    # One that was switched off since stays off.
+    stack.lab.run("qm stop 103")
+    stack.host["gpus"] = {"big": {"match": "10de:2b85"}}
+    vms(stack)["sandbox"]["gpus"] = ["big"]
+    renamed = stack.up()
+    is_given_as("big")
+    assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
+    assert running(stack) == set()
 
 
 TWO = {
@@ -112,29 +137,6 @@ def test_cards_move_between_vms_and_a_vm_that_leaves_gives_its_card_away_in_one_
     assert "hostpci0: mapping=first,pcie=1,rombar=0\nhostpci1: mapping=second,pcie=1\n" in conf(stack, 104)
     assert running(stack) == {103, 104}
     assert power_calls(stack, mark) == ["103 shutdown", "103 start", "104 shutdown", "104 start"]
-
-
-def test_a_card_that_gets_another_name_is_given_under_that_one(converged: Callable[..., Stack]) -> None:
-    stack = converged("rtx5090", vms=SANDBOX)
-
-    def is_given_as(name: str) -> None:
-        assert f"hostpci0: mapping={name},pcie=1" in conf(stack, 103)
-        lines = (stack.lab.root / MAPPING).read_text().splitlines()
-        assert [line for line in lines if not line.startswith("\t")] == [name]
-
-    mark = stack.lab.mark()
-    stack.host["gpus"]["rtx5090"]["mapping"] = "mapped"
-    stack.up()
-    is_given_as("mapped")
-    assert with_card(stack)["0000:01:00.0"] == 103
-    # One that was switched off since stays off.
-    stack.lab.run("qm stop 103")
-    stack.host["gpus"] = {"big": {"match": "10de:2b85"}}
-    vms(stack)["sandbox"]["gpus"] = ["big"]
-    renamed = stack.up()
-    is_given_as("big")
-    assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
-    assert running(stack) == set()
 
 
 def test_values_that_had_to_change_come_back_also_under_another_name_and_a_card_may_go_by_its_address(
