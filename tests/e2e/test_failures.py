@@ -21,20 +21,6 @@ def one_message(result: Result, *said: str) -> None:
     assert [result.message.count(part) for part in PARTS] == [1, 1, 1, 1], result.message
 
 
-def test_a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack_on: Callable[..., Stack]) -> None:
-    """pulumi-command, which runs it, has a sentence about exit signals."""
-    stack = stack_on("rtx5090")
-    stack.lab.fault("script-hangs", STEP)
-    process = stack.start("up", "--yes", "--skip-preview")
-    stack.lab.wait_command(STEP, timeout=PATIENCE)
-    stack.lab.power_cycle()
-    assert process.wait(PATIENCE) != 0
-    said = (stack.folder / "killed.log").read_text()
-    assert "error: wanted: pve-cmdline: the step to its end" in said and "run `pulumi up` again: it finishes" in said, (
-        said
-    )
-
-
 def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     stack_on: Callable[..., Stack], tmp_path: Path
 ) -> None:
@@ -43,6 +29,7 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     stock = stack.lab.snapshot()
     what_is_refused_changes_nothing(stack, tmp_path)
     assert stack.lab.snapshot() == stock and len(stack.lab.boots()) == 1
+    a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack)
     a_script_that_hangs_is_given_up_in_time(stack)
     a_host_without_its_network_comes_back_as_it_was(stack)
     assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
@@ -77,6 +64,20 @@ def what_is_refused_changes_nothing(stack: Stack, folder: Path) -> None:
         assert all(text in message for text in said), message
         assert [message.count(part) for part in PARTS] == [1, 1, 1, 1], message
     stack.host["ssh"] = right
+
+
+def a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack: Stack) -> None:
+    """pulumi-command, which runs it, has a sentence about exit signals."""
+    stack.lab.fault("script-hangs", STEP)
+    process = stack.start("up", "--yes", "--skip-preview")
+    stack.lab.wait_command(STEP, timeout=PATIENCE)
+    stack.lab.power_cycle()
+    assert process.wait(PATIENCE) != 0
+    said = (stack.folder / "killed.log").read_text()
+    assert "error: wanted: pve-cmdline: the step to its end" in said and "run `pulumi up` again: it finishes" in said, (
+        said
+    )
+    stack.lab.fault("script-hangs", None)
 
 
 def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
