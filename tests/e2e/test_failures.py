@@ -27,31 +27,15 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     """Each leg goes on where the one before has failed."""
     stack = stack_on("rtx5090")
     stock = stack.lab.snapshot()
-    what_is_refused_changes_nothing(stack, tmp_path)
-    assert stack.lab.snapshot() == stock and len(stack.lab.boots()) == 1
-    a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack)
-    a_script_that_hangs_is_given_up_in_time(stack)
-    a_host_without_its_network_comes_back_as_it_was(stack)
-    assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
-    a_host_that_never_comes_back_is_reported(stack)
-    a_menu_that_cannot_be_made_is_said_and_finished(stack)
-    # Every resource has a limit, also those of which nothing hung.
-    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []
-    stack.destroy()
-    given_back(stack, stock)
-    assert not (stack.lab.root / "var/lib/homelab").exists()
-
-
-def what_is_refused_changes_nothing(stack: Stack, folder: Path) -> None:
-    """A card that isn't there, as one of the gates (the others: tests/unit/test_gates.py); a host that isn't the one, and a login that is refused,
-    without the engine, which shows them as the first."""
-    import asyncssh
-
+    # A card that isn't there, as one of the gates (the others: tests/unit/test_gates.py).
     right, cards = stack.host["ssh"], stack.host["gpus"]
     stack.host["gpus"] = {"gpu": {"match": "10de:2684"}}
     one_message(stack.up(ok=False), "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0")
     stack.host["gpus"] = cards
-    stranger = folder / "stranger"
+    # A host that isn't the one, and a login that is refused: without the engine, which shows them in the same way.
+    import asyncssh
+
+    stranger = tmp_path / "stranger"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(stranger))
     for wrong, said in (
         ({"privateKeyFile": "/nowhere/id_ed25519"}, ("/nowhere/id_ed25519",)),
@@ -64,20 +48,26 @@ def what_is_refused_changes_nothing(stack: Stack, folder: Path) -> None:
         assert all(text in message for text in said), message
         assert [message.count(part) for part in PARTS] == [1, 1, 1, 1], message
     stack.host["ssh"] = right
-
-
-def a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack: Stack) -> None:
-    """pulumi-command, which runs it, has a sentence about exit signals."""
+    assert stack.lab.snapshot() == stock and len(stack.lab.boots()) == 1
+    # A step that is cut off: pulumi-command, which runs it, has a sentence about exit signals.
     stack.lab.fault("script-hangs", STEP)
     process = stack.start("up", "--yes", "--skip-preview")
     stack.lab.wait_command(STEP, timeout=PATIENCE)
     stack.lab.power_cycle()
     assert process.wait(PATIENCE) != 0
-    said = (stack.folder / "killed.log").read_text()
-    assert "error: wanted: pve-cmdline: the step to its end" in said and "run `pulumi up` again: it finishes" in said, (
-        said
-    )
+    log = (stack.folder / "killed.log").read_text()
+    assert "error: wanted: pve-cmdline: the step to its end" in log and "run `pulumi up` again: it finishes" in log, log
     stack.lab.fault("script-hangs", None)
+    a_script_that_hangs_is_given_up_in_time(stack)
+    a_host_without_its_network_comes_back_as_it_was(stack)
+    assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
+    a_host_that_never_comes_back_is_reported(stack)
+    a_menu_that_cannot_be_made_is_said_and_finished(stack)
+    # Every resource has a limit, also those of which nothing hung.
+    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []
+    stack.destroy()
+    given_back(stack, stock)
+    assert not (stack.lab.root / "var/lib/homelab").exists()
 
 
 def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:

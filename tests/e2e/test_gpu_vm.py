@@ -68,14 +68,7 @@ def test_a_running_vm_is_adopted_its_card_gets_another_name_and_all_is_given_bac
     paths = [call["path"] for call in stack.lab.api_calls(mark)]
     assert len(paths) == len(set(paths)) == 5
 
-    a_card_that_gets_another_name_is_given_under_that_one(stack)
-    stack.lab.run("qm start 103")
-    stack.destroy()
-    assert running(stack) == {103}
-    given_back(stack, stack.stock)
-
-
-def a_card_that_gets_another_name_is_given_under_that_one(stack: Stack) -> None:
+    # A card that gets another name is given under that one.
     def is_given_as(name: str) -> None:
         assert f"hostpci0: mapping={name},pcie=1" in conf(stack, 103)
         lines = (stack.lab.root / MAPPING).read_text().splitlines()
@@ -94,6 +87,10 @@ def a_card_that_gets_another_name_is_given_under_that_one(stack: Stack) -> None:
     is_given_as("big")
     assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
     assert running(stack) == set()
+    stack.lab.run("qm start 103")
+    stack.destroy()
+    assert running(stack) == {103}
+    given_back(stack, stack.stock)
 
 
 TWO = {

@@ -17,7 +17,11 @@ from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, vms
 from tests.sampling import sample
 
 
-def a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_encrypted_it(stack: Stack) -> None:
+def test_the_plan_is_printed_and_nothing_is_changed(
+    stack_on: Callable[..., Stack],
+) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    # A secret in plain text is refused until the command that is named has encrypted it.
     before = copy.deepcopy(stack.config)
     secret, ssh = stack.lab.connection["password"], stack.host["ssh"]
     stack.host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "password": secret}
@@ -36,13 +40,6 @@ def a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_encryp
     assert secret not in file.read_text()
     assert secret not in stack.preview().output
     stack.config = before
-
-
-def test_the_plan_is_printed_and_nothing_is_changed(
-    stack_on: Callable[..., Stack],
-) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_encrypted_it(stack)
     stock, mark = stack.lab.snapshot("etc", "boot", "var", "run"), stack.lab.mark()
     preview = stack.preview()
     for said in (
