@@ -20,6 +20,7 @@ from homelab.resources.card_mapping import CardMapping
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.tools.plain import to_plain
+from tests.rows import rows
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
 
@@ -66,7 +67,7 @@ def of(*entries: str, **more: Any) -> MAPPING:
 FLAGGED: MAPPING = {FLAG: 1}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("mapping", "inputs", "outputs", "needing", "left"),
     [
         (of(OURS), INPUTS, ADDED, set(), None),
@@ -98,7 +99,7 @@ def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> Non
     assert api.mapping == of(OTHER)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("mapping", "inputs", "old_path", "after"),
     [
         (None, INPUTS, None, of(OURS)),
