@@ -9,7 +9,7 @@ from functools import cached_property
 # Without this, pydantic looks through every installed package for plugins, at each start.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-from pydantic import BaseModel, ConfigDict  # noqa: E402
+from pydantic import BaseModel, ConfigDict, PrivateAttr  # noqa: E402
 
 
 def camel(name: str) -> str:
@@ -30,3 +30,18 @@ class Model(BaseModel):
     # Names in YAML are camelCase, as everywhere in Pulumi.
     # The text below a key says what it means; docs/settings.md is made of these (docs/tables/meanings.py).
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, strict=True)
+
+
+class NamedModel(Model):
+    """A part of the settings that stands under a name, which it knows once the whole settings are there."""
+
+    _name: str = PrivateAttr("")
+
+    def take_name(self, name: str) -> None:
+        """Tells it its name."""
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """Its name in the settings."""
+        return self._name

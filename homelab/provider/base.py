@@ -94,7 +94,7 @@ class StackTexts:
 
     def restarts_before(self, host: str) -> str:
         """As of the settings."""
-        return self._settings("").restarts_before(host)
+        return self._settings("").hosts[host].before
 
     def vms(self, host: str) -> dict[str, Vm]:
         """The settings of a host's VMs, by name.

@@ -20,7 +20,6 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import agent
 from homelab.resources import limits
-from homelab.resources.described import value_of
 from homelab.resources.kept_agent import KeptFolder, of_program
 from homelab.stack import Refusal
 
@@ -209,8 +208,8 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             port=host.ssh.port,
             user=host.ssh.user,
             host_key=host_key,
-            private_key=None if key is None else value_of(key),
-            password=None if password is None else value_of(password),
+            private_key=None if key is None else pulumi.Output.secret(host.ssh.value_of(key)),
+            password=None if password is None else pulumi.Output.secret(host.ssh.value_of(password)),
             dial_error_limit=DIAL_ATTEMPTS,
             per_dial_timeout=host.timeouts.connect,
         ),

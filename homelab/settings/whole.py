@@ -34,13 +34,6 @@ class Settings(Model):
         """The hosts that are nodes of a cluster, by name."""
         return {name: host for name, host in self.hosts.items() if host.cluster == cluster}
 
-    def restarts_before(self, host: str) -> str:
-        """The name of the host that restarts before this one in its cluster; empty: this one is the first, or in no
-        cluster."""
-        cluster = self.hosts[host].cluster
-        nodes = list(self.of_cluster(cluster)) if cluster else [host]
-        return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
-
     @property
     def stacks(self) -> dict[str, Nvidia]:
         """The settings of NVIDIA's stack by place in the settings, such as `vms.sandbox`."""
@@ -103,6 +96,22 @@ class Settings(Model):
             ids[container.host, container.ctid] = f"containers.{name}"
             for gpu in container.cards:
                 _check_container_card(name, container, gpu, host)
+
+    @model_validator(mode="after")
+    def _take_places(self) -> Self:
+        last: dict[str | None, str] = {}  # of each cluster, so far
+        for name, host in self.hosts.items():
+            before = last.get(host.cluster, "") if host.cluster else ""
+            last[host.cluster] = name
+            host.take_place(
+                name,
+                before,
+                [vm for vm in self.vms.values() if vm.host == name],
+                [container for container in self.containers.values() if container.host == name],
+            )
+        for name, guest in (*self.vms.items(), *self.containers.items()):
+            guest.take_name(name)
+        return self
 
     @model_validator(mode="after")
     def _names_of_resources_differ(self) -> Self:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack, get_args
 import pulumi
 import pytest
 from pulumi.runtime import resource_cycle_breaker
+from pulumi.runtime.mocks import MockMonitor
 from pulumi.runtime.proto import source_pb2
 from pydantic import BaseModel
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DATA = tables.read(Path(__file__).parent / "settings_changes.yaml")
+PROGRAM = tables.read(Path(__file__).parent / "program_resources.yaml")
 CARD = {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
 FUNCTION = {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
 CARD["functions"] = [FUNCTION]
@@ -250,3 +252,25 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
 def test_each_step_shows_what_it_does_while_it_runs(told: Callable[[dict[str, Any]], Any]) -> None:
     shown = {name: inputs["logging"] for (kind, name), inputs in told(changed({}, ())).items() if "Command" in kind}
     assert {"pve-cmdline", "pve-initrd", "pve-reboot"} <= shown.keys() and {*shown.values()} == {"stderr"}
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
+    told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another URN is another resource: the engine would undo the old one on every owner's host."""
+    registered: dict[str, list[str]] = {}
+    register: Any = MockMonitor.RegisterResource
+
+    def noted(self: MockMonitor, request: Any) -> Any:
+        urn = self.make_urn(request.parent, request.type, request.name)
+        if request.custom:
+            registered[short(urn)] = sorted(map(short, request.dependencies))
+        return register(self, request)
+
+    def short(urn: str) -> str:
+        return urn.removeprefix("urn:pulumi:lab::homelab::").replace("pulumi:pulumi:Stack$", "")
+
+    monkeypatch.setattr(MockMonitor, "RegisterResource", noted)
+    told(changed(PROGRAM["changes"]))
+    assert registered == PROGRAM["resources"]

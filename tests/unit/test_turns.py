@@ -119,7 +119,7 @@ def hosts_of(**first: Any) -> str:
 
 def test_a_plan_says_after_which_node_one_restarts() -> None:
     settings = parse({"hosts": hosts_of()})
-    assert [settings.restarts_before(name) for name in settings.hosts] == ["", "pve1", ""]
+    assert [host.before for host in settings.hosts.values()] == ["", "pve1", ""]
     want, facts = plan.wanted(desktop(), settings.hosts["alone"]), desktop()
     for decision, said in (("yes", "after pve1, if that one is"), ("no", "not needed")):
         reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], "")
