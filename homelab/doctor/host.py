@@ -11,7 +11,7 @@ from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.findings import UP, Finding, Stage, Turn, cured
-from homelab.host import gates, handover, kernel_log, resets
+from homelab.host import handover, kernel_log, resets, resolving
 from homelab.host.classes import NVIDIA
 from homelab.host.judge import JudgedHost, judge_host
 from homelab.nvidia import judge
@@ -27,7 +27,7 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: S
     """
     facts = reading.facts
     judged = judge_host(facts, host, vms)
-    slots, _ = gates.resolve(facts, host.gpus)
+    slots, _ = resolving.resolve(facts, host.gpus)
     shown_slots = sorted({one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values()))
     # That a VM has a shared card is nothing wrong, though nothing can be changed then.
     refused = [] if facts.handover.away else Finding.of(*refusals, turn=Turn.REFUSED)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
+from homelab.host import consoles, gates, holder_gates, kernel_log, options, released, remapping, resets
 from homelab.host.classes import DRIVERS, NVIDIA
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
@@ -58,7 +58,7 @@ def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
     :raises HomelabError: a gate is closed; the text has every refusal.
     """
     slots, errors = gates.check(facts, host)
-    raise_all([*errors, *gates.left_with_vm(facts, host, slots)])
+    raise_all([*errors, *holder_gates.left_with_vm(facts, host, slots)])
     gpus = {name: card_plan(facts, host, name, slot, vms) for name, slot in slots.items()}
     functions = {
         function["address"]: function["id"]

@@ -13,7 +13,7 @@ from typing import Any
 from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
-from homelab.host import card_values, gates, ha, handover, plan, remapping
+from homelab.host import card_values, ha, handover, holder_gates, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
@@ -94,7 +94,7 @@ def planned(
     # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
     vms_with_hook = handover.takers(host, [vm for vm in vms.values() if vm.create is None])
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-    handover_errors = gates.without_hook(facts, host, slots, vms_with_hook)
+    handover_errors = holder_gates.without_hook(facts, host, slots, vms_with_hook)
     made_errors = _of_new_guests(session, facts, {**vms, **containers})
     raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors, *made_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)

@@ -33,10 +33,10 @@ from remote_scripts.tools.places import PYTHON
 from remote_scripts.tools.state import limit_of
 
 if TYPE_CHECKING:  # of no use to a login
-    from homelab.host import facts, gates
+    from homelab.host import facts, resolving
     from homelab.host import kernel_log as kernel_lines
 else:
-    facts, gates = later("homelab.host.facts"), later("homelab.host.gates")
+    facts, resolving = later("homelab.host.facts"), later("homelab.host.resolving")
     kernel_lines = later("homelab.host.kernel_log")
 
 T = TypeVar("T")
@@ -470,7 +470,7 @@ class Session:
             signs=kernel_lines.filter_of_lines() if kernel_log else "",
         )
         reading = facts.parse(self.ask("read", "read_host", wanted, seconds))
-        return gates.choosing(reading, self._host.gpus)
+        return resolving.choosing(reading, self._host.gpus)
 
 
 async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:

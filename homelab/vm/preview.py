@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import gates, graphics, ha, options
+from homelab.host import graphics, group_gates, ha, options
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
@@ -142,7 +142,7 @@ def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Ho
                 errors.append(
                     HomelabError(
                         wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
-                        found=f"both cards are in one {gates.predicted(facts)}IOMMU group",
+                        found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
                         why="the VM that starts first takes the whole group; the other one can't start as long as "
                         "it runs",
                         next="give both cards to the same VM, or put one of them into a slot with a group of its own",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host import gates, plan, resets
+from homelab.host import card_remarks, gates, plan, resets
 from homelab.host.facts import HostFacts
 from tests.unit.hosts import desktop, device, settings
 
@@ -18,7 +18,7 @@ def one(ids: str, methods: str | None = "flr bus", **changes: Any) -> HostFacts:
 
 def notes(facts: HostFacts) -> str:
     host = settings({"gpu": {"address": "01:00"}})
-    return "\n".join(gates.remarks(facts, host, gates.check(facts, host)[0]))
+    return "\n".join(card_remarks.remarks(facts, host, gates.check(facts, host)[0]))
 
 
 def test_every_row_has_an_id_of_its_own_first() -> None:
