@@ -33,13 +33,13 @@ from .host_reboot import HostReboot
 if TYPE_CHECKING:
     from pulumi_command import remote
 
-    from homelab.nvidia import plan, state, verification
+    from homelab.nvidia import expected, plan, state
     from homelab.nvidia.request import Request
     from homelab.remote import nvidia_steps as steps
 else:
+    expected = later("homelab.nvidia.expected")
     plan = later("homelab.nvidia.plan")
     state = later("homelab.nvidia.state")
-    verification = later("homelab.nvidia.verification")
     steps = later("homelab.remote.nvidia_steps")
 
 
@@ -180,7 +180,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             last = toolkit = self._layer("toolkit", "container_toolkit", configure, last)
             done.append(toolkit.stdout)
         inputs = {
-            "wanted": both.apply(lambda values: dataclasses.asdict(verification.Expected.of(*values))),
+            "wanted": both.apply(lambda values: dataclasses.asdict(expected.Expected.of(*values))),
             "timeout": system.nvidia.timeouts.verify,
             "done": pulumi.Output.all(*done),
             "started": system.started,

@@ -13,7 +13,8 @@ from homelab.errors import HomelabError, unlocking
 from homelab.findings import Finding, JudgedGuest, Stage, Turn
 from homelab.host import ha
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import CardUser, GuestConfig, HostFacts, note_in
+from homelab.host.facts import HostFacts
+from homelab.host.guests import CardUser, GuestConfig, note_in
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from homelab.errors import HomelabError
 from homelab.host import ha, released
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import CardUser, HostFacts
+from homelab.host.facts import HostFacts
 from homelab.host.group_gates import new_entries
+from homelab.host.guests import CardUser
 from homelab.settings import Gpu, Host
 
 

@@ -12,7 +12,8 @@ from homelab.errors import HomelabError
 from homelab.findings import JudgedGuest
 from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.host.named import Named, meant
 from homelab.init.ask import Mistake, to_type
 from homelab.properties import same

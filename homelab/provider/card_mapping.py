@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.host.facts import HostFacts, note_in, noted_in
+from homelab.host.facts import HostFacts
+from homelab.host.guests import note_in, noted_in
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
 from homelab.remote import ledger, ssh

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.remote import host_session, loop, ssh
+from homelab.remote import host_session, logins, loop
 from homelab.resources import limits
 from homelab.settings import Host
 from homelab.text import tell
@@ -59,7 +59,7 @@ def _watch(name: str, host: Host) -> None:
         if host_session.of(name).is_held:
             return
         try:
-            loop.run(ssh.reach(host))
+            loop.run(logins.reach(host))
             return
         except UnreachableError as error:
             found = error.found

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from homelab.errors import HomelabError
-from homelab.host.facts import noted_in
+from homelab.host.guests import noted_in
 from homelab.provider.api import ApiWork
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import UnansweredError

@@ -24,10 +24,11 @@ from homelab.resources.kept_agent import KeptFolder, of_program
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
+    from homelab.remote import logins as _logins
     from homelab.remote import ssh as _ssh
     from homelab.settings import Host
 else:
-    _ssh = later("homelab.remote.ssh")
+    _logins, _ssh = later("homelab.remote.logins"), later("homelab.remote.ssh")
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at
 # once.
@@ -40,7 +41,7 @@ AGENT_SECONDS = 5.0
 def _ask_the_agent() -> None:
     """Asks the SSH agent, once a run, before anything is changed: one that hangs would hold pulumi-command for ever."""
     try:
-        _ssh.ask_the_agent()
+        _logins.ask_the_agent()
     except HomelabError as error:
         raise Refusal(error) from None
 
@@ -146,7 +147,7 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
         place = (target.address, target.ssh.port)
         if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
             return
-        await _ssh.reach(target)
+        await _logins.reach(target)
         answered[place] = time.monotonic()
 
     before: list[Any] = [pulumi.ResourceHook(f"reach {commands.way}", reach)]

@@ -120,7 +120,7 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.verification.Expected`; `done`, `started`: what it is done again after."""
+        """`wanted`: fields of `nvidia.expected.Expected`; `done`, `started`: what it is done again after."""
 
         wanted: dict[str, Any]
         timeout: int

@@ -12,7 +12,8 @@ from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.host import card_values, plan, resolving
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
 from homelab.show import traits

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
 from homelab.host import graphics, group_gates, ha, options
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.host.facts import GuestConfig
+from homelab.host.guests import GuestConfig
 from homelab.provider import card_mapping
 from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import FLAG, CardMappingWork

@@ -752,7 +752,7 @@ def test_a_vm_under_ha_that_would_change_is_refused(
 
 
 def facts_config(vmid: int, lines: str) -> Any:
-    from homelab.host.facts import GuestConfig
+    from homelab.host.guests import GuestConfig
 
     return GuestConfig(kind="vm", id=vmid, lines=lines)
 

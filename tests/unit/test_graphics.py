@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from homelab.host import card_remarks, gates, graphics, plan
 from homelab.host.classes import DRIVERS
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview

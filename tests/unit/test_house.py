@@ -46,6 +46,11 @@ def test_each_part_of_the_package_is_in_the_map() -> None:
     assert there - named - {"__init__.py", "__main__.py", "__pycache__", "components"} == set()
 
 
+def test_no_file_of_the_program_is_longer_than_600_lines() -> None:
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (PROJECT / "homelab").rglob("*.py")}
+    assert [path for path, number in lines.items() if number > 600] == []
+
+
 def declared(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
     """What a module declares, by its names; an import that waits (homelab/later.py) is an import."""
     found: list[tuple[str, ast.stmt]] = []

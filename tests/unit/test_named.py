@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from homelab.host.facts import GuestConfig
+from homelab.host.guests import GuestConfig
 from homelab.host.named import Named, meant
 
 HERE = [

@@ -12,7 +12,7 @@ import pytest
 from homelab import text
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.provider import silent_host
-from homelab.remote import host_session, ssh
+from homelab.remote import host_session, logins
 from homelab.remote.host_session import HostSession, RefusedError
 from homelab.settings import Host
 from tests.unit.hosts import KEY
@@ -56,7 +56,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> Callable[..., list[s
             if outcome is not None:
                 raise outcome
 
-        monkeypatch.setattr(ssh, "reach", reach)
+        monkeypatch.setattr(logins, "reach", reach)
         monkeypatch.setattr(silent_host, "time", Clock())
         monkeypatch.setattr(silent_host, "_interrupt", lambda: done.append("^C"))
         monkeypatch.setattr(text, "_SHOWN_BY", [lambda said, **_: done.append(said)])

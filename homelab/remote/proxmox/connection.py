@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from proxmoxer.core import ProxmoxResource
 
 from homelab.errors import UnreachableError
-from homelab.remote import ssh
+from homelab.remote import logins, ssh
 from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, AwayError, UnansweredError, plain
 from homelab.settings import Host
 from remote_scripts.pve.api import MINT, PORT, TICKET, USER, request
@@ -117,7 +117,7 @@ class Connection:
         """
         try:
             self._session.connect()
-            login = ssh.login_of(self._host)
+            login = logins.login_of(self._host)
             with login.minting:
                 if login.ticket == spent:
                     output = self._session.run("make_ticket", _MINT)
