@@ -14,6 +14,6 @@ def end_all() -> None:
             if login.connection is not None:
                 login.connection.ssh.abort()
 
-    host_session._OF_PROCESS.clear()
+    host_session.of_process().clear()
     if logins.of_process():
         loop.run(end())

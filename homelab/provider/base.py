@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from homelab.errors import HomelabError, UnfinishedError, UnreachableError
+from homelab.errors import GoneError, HomelabError, RefusedError, UnansweredError, UnfinishedError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.later import later
 from homelab.nvidia import judge
@@ -17,8 +17,6 @@ from homelab.provider import silent_host
 from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as
 from homelab.remote import host_session, ssh
-from homelab.remote.host_session import RefusedError
-from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
@@ -47,10 +45,6 @@ REBOOT_SECONDS = 3600
 def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
     """How often each of `layers` has drifted, once more for `drifted`. An older version's state lacks some."""
     return {layer: generation.get(layer, 0) + (layer in drifted) for layer in layers}
-
-
-class GoneError(Exception):
-    """A refresh found that the resource isn't there any more."""
 
 
 def stopped_by_reboot(vmid: int, boot: BootSeen, last_boot: BootSeen | None) -> bool:

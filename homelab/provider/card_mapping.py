@@ -11,19 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from homelab.errors import HomelabError
+from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
 from homelab.host.facts import HostFacts
 from homelab.host.guests import note_in, noted_in
 from homelab.provider.api import ApiWork
-from homelab.provider.base import GoneError
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
-from homelab.remote.proxmox.errors import (
-    ApiError,
-    ChangedMeanwhileError,
-    NotThereError,
-    UnansweredError,
-)
 from homelab.resources import limits
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host

@@ -6,11 +6,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnansweredError
 from homelab.host.guests import noted_in
 from homelab.provider.api import ApiWork
 from homelab.remote import ledger, ssh
-from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.resources.storage_file import StorageFile
 from homelab.settings import Host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,9 @@ class HostCommands:
     hooks: pulumi.ResourceHookBinding | None = None
 
 
-_OF_PROGRAM: dict[str, HostCommands] = {}
+@functools.cache
+def _of_way(way: str) -> HostCommands:
+    return HostCommands(way)
 
 
 def of_program(host: Host) -> HostCommands:
@@ -43,8 +46,7 @@ def of_program(host: Host) -> HostCommands:
 
     :raises HomelabError: its key can't be read.
     """
-    way = _way_to(host)
-    return _OF_PROGRAM.setdefault(way, HostCommands(way))
+    return _of_way(_way_to(host))
 
 
 def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:

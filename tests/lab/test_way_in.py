@@ -10,10 +10,9 @@ from typing import Any
 import asyncssh
 import pytest
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, UnansweredError, UnreachableError
 from homelab.remote import logins, loop, ssh
 from homelab.remote.proxmox.api import Api, Clock
-from homelab.remote.proxmox.errors import UnansweredError
 from homelab.settings import Host
 from lab import Lab
 from tests import connections

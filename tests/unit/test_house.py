@@ -15,7 +15,7 @@ from typing_extensions import is_typeddict
 
 from homelab import shapes
 from homelab.provider import registry as _registry  # noqa: F401  # which declares all resources
-from homelab.resources.base import DECLARED, Resource
+from homelab.resources.base import Resource, declared
 from tests.conftest import PROJECT
 
 
@@ -51,7 +51,52 @@ def test_no_file_of_the_program_is_longer_than_600_lines() -> None:
     assert [path for path, number in lines.items() if number > 600] == []
 
 
-def declared(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
+def test_all_exceptions_are_in_one_tree() -> None:
+    classes = {
+        (node.name, path.name)
+        for path in (PROJECT / "homelab").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and any(re.search("(Error|Exception)$", base) for base in bases(node))
+    }
+    assert {(name, place) for name, place in classes if place != "errors.py"} == {("Refusal", "stack.py")}
+
+
+CHANGES = {"append", "add", "update", "setdefault", "pop", "popitem", "clear", "remove", "discard", "extend", "insert"}
+
+
+def kept_by_module(tree: ast.Module) -> set[str]:
+    """The names of a module's own values that its functions change."""
+    names = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    changed: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Global(names=of):
+                changed.update(of)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=verb)) if verb in CHANGES:
+                changed.add(name)
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                changed.add(name)
+    return names & changed
+
+
+def test_no_module_keeps_what_changes_but_in_pythons_own_caches() -> None:
+    assert kept_by_module(ast.parse("A = {}\nB = [1]\ndef f():\n    A['x'] = B[0]")) == {"A"}
+    found = {
+        f"{path.name}: {name}"
+        for folder in ("homelab", "components")
+        for path in (PROJECT / folder).rglob("*.py")
+        for name in kept_by_module(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == set()
+
+
+def names_in(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
     """What a module declares, by its names; an import that waits (homelab/later.py) is an import."""
     found: list[tuple[str, ast.stmt]] = []
     for node in body:
@@ -59,7 +104,7 @@ def declared(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                 found.append((node.name, node))
             case ast.If():
-                found += declared([*node.body, *node.orelse])
+                found += names_in([*node.body, *node.orelse])
             case ast.Assign(value=ast.Call(func=ast.Name(id="later"))) | ast.Import() | ast.ImportFrom():
                 pass
             case ast.Expr(value=ast.Constant(value=str())):
@@ -83,7 +128,7 @@ COMPONENTS.append(PROJECT / "examples" / "gaming_vm" / "lent_cards.py")
 
 @pytest.mark.parametrize("path", COMPONENTS[:-1], ids=lambda path: path.stem)
 def test_a_components_file_has_the_component_and_nothing_else_for_others(path: Path) -> None:
-    public = [(name, node) for name, node in declared(ast.parse(path.read_text()).body) if not name.startswith("_")]
+    public = [(name, node) for name, node in names_in(ast.parse(path.read_text()).body) if not name.startswith("_")]
     (component,) = [name for name, node in public if "pulumi.ComponentResource" in bases(node)]
     assert {name for name, _ in public} == {component}
     assert path.stem == re.sub(r"(?<!^)(?=[A-Z])", "_", component).lower()
@@ -176,7 +221,7 @@ def names_of(kind: Any) -> set[str]:
     return {name for field, of in hints.items() for name in (field, *names_of(of))}
 
 
-@pytest.mark.parametrize("resource", DECLARED.values(), ids=lambda one: one.__name__)
+@pytest.mark.parametrize("resource", declared().values(), ids=lambda one: one.__name__)
 def test_no_input_of_a_resource_is_a_text_that_is_run(resource: type[Resource]) -> None:
     """Whoever reaches the provider's port gives it inputs: names and values alone."""
     words = "script|scripts|command|commands|hook|code|program|stdin|shell|bash|exec|argv|arguments|eval"

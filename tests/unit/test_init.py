@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from homelab.errors import Mistake
 from homelab.host import resolving
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
-from homelab.init.ask import Mistake, to_type
+from homelab.init.ask import to_type
 from homelab.init.cards import Card, Use
 from homelab.settings import parse
 from tests.conftest import PROJECT

@@ -19,9 +19,9 @@ from homelab.cli.access import Access
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake, UnreachableError
 from homelab.init import ask
-from homelab.init.ask import Ask, Declined, Mistake
+from homelab.init.ask import Ask
 from homelab.init.settings import values_in
 from homelab.remote import first_contact, logins
 from homelab.settings import parse

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from homelab import tables
 from homelab.resources import command, kept_agent
-from homelab.resources.base import DECLARED
+from homelab.resources.base import declared
 from homelab.resources.nvidia import LAYERS
 from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
@@ -103,7 +103,7 @@ class Engine(pulumi.runtime.Mocks):
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         assert (args.typ, args.name) not in self.told, f"two resources have the name {args.name}"
         self.told[args.typ, args.name] = args.inputs
-        outputs = OUTPUTS.get(DECLARED[args.typ].__name__, {}) if args.typ in DECLARED else {}
+        outputs = OUTPUTS.get(declared()[args.typ].__name__, {}) if args.typ in declared() else {}
         if "gpus" in outputs:  # only those that the host is to have
             outputs = outputs | {
                 "gpus": {name: card for name, card in outputs["gpus"].items() if name in self.gpus[args.inputs["host"]]}
@@ -126,7 +126,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         return loops[-1]
 
     monkeypatch.setattr(asyncio, "new_event_loop", noted)
-    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})  # or each program stays in memory
+    kept_agent._of_way.cache_clear()  # or each program stays in memory
     # A third of what a program takes here: from where in pytest's stack each resource was declared, which nobody reads, and the search for circles.
     monkeypatch.setattr(pulumi.runtime.resource, "_get_stack_trace", source_pb2.StackTrace)
     monkeypatch.setattr(resource_cycle_breaker, "_reachable", reachable)

@@ -884,7 +884,7 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
-    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})
+    kept_agent._of_way.cache_clear()
     hooks = command._around_each(settings())
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
@@ -1063,7 +1063,7 @@ def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.Mo
 
 def test_progress_of_a_run_goes_to_its_line_not_to_the_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, bool]] = []
-    monkeypatch.setattr(text, "_SHOWN_BY", [lambda what, *, meanwhile: told.append((what, meanwhile))])
+    monkeypatch.setattr(text, "_shown_by", lambda: [lambda what, *, meanwhile: told.append((what, meanwhile))])
     text.tell("pve: rebooting")
     text.tell_meanwhile("waiting for the host: 5 s")
     assert told == [("pve: rebooting", False), ("waiting for the host: 5 s", True)]

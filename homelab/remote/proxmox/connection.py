@@ -17,22 +17,14 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from proxmoxer.core import ProxmoxResource
 
-from homelab.errors import UnreachableError
+from homelab.errors import ApiError, AwayError, NoAnswerError, UnansweredError, UnreachableError
 from homelab.remote import logins, ssh
-from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, AwayError, UnansweredError, plain
+from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, plain
 from homelab.settings import Host
 from remote_scripts.pve.api import MINT, PORT, TICKET, USER, request
 
 _MINT = f'{shlex.join(MINT)} 2>&1 || echo "exit status $?"\n'
 _HTTP = b"HTTP/1."
-
-
-class NoAnswerError(Exception):
-    """There is no answer. `sent`: whether the request may have been carried out."""
-
-    def __init__(self, found: str, *, sent: bool) -> None:
-        super().__init__(found)
-        self.sent = sent
 
 
 class Answer:
