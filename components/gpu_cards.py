@@ -11,7 +11,7 @@ says from inside what it sees; then it is removed. The test is made again when t
 from __future__ import annotations
 
 import functools
-from typing import TypedDict, cast
+from typing import cast
 
 import pulumi
 
@@ -25,10 +25,6 @@ from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 
 from .host_reboot import HostReboot
-
-
-class _Driver(TypedDict, total=False):
-    driver: str
 
 
 class GpuCards(pulumi.ComponentResource):
@@ -77,12 +73,7 @@ class GpuCards(pulumi.ComponentResource):
                 options = pulumi.ResourceOptions(parent=self, depends_on=test_depends_on)
                 tests[gpu] = _seen(f"{host.name}-{gpu}-test", host, functions, options)
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
-        self.cards = booted.apply(
-            lambda seen: {
-                gpu: {"mapping": host.mapping_of(gpu), "slot": seen["gpus"][gpu]["path"], **_driver(gpu, seen)}
-                for gpu in cards
-            }
-        )
+        self.cards = booted.apply(lambda seen: {gpu: _offered(host, gpu, seen) for gpu in cards})
         self.register_outputs({"cards": self.cards, "tests": self.tests})
 
 
@@ -109,6 +100,8 @@ def _functions(name: str, host: BootedHost) -> dict[str, str]:
     return {function["address"]: function["id"] for function in host["gpus"][name]["functions"]}
 
 
-def _driver(name: str, host: BootedHost) -> _Driver:
-    """`driver: keep` for a shared card, if Proxmox VE has that option; else nothing."""
-    return {"driver": "keep"} if host["gpus"][name]["keep"] else {}
+def _offered(host: Host, name: str, seen: BootedHost) -> OfferedCard:
+    card = seen["gpus"][name]
+    offered: OfferedCard = {"mapping": host.mapping_of(name), "slot": card["path"]}
+    # For a shared card, if Proxmox VE has that option.
+    return {**offered, "driver": "keep"} if card["keep"] else offered

@@ -14,7 +14,7 @@ from homelab.resources.guest import Guest
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.vm_cards import VmCards
-from homelab.settings import Host, Vm, VmGpu
+from homelab.settings import Host, Vm
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
 
 
@@ -65,7 +65,7 @@ class GpuVm(pulumi.ComponentResource):
             {
                 **inputs,
                 "cards": pulumi.Output.from_input(cards).apply(
-                    lambda offered: [_card(use, offered) for use in vm.gpus]
+                    lambda offered: [{**use.model_dump(mode="json"), **offered[use.gpu]} for use in vm.gpus]
                 ),
                 "machine": vm.machine,
                 "display": vm.display,
@@ -87,11 +87,6 @@ class GpuVm(pulumi.ComponentResource):
             lambda values: f"boot {values[0]['id']}, start {int(values[1])}"
         )
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
-
-
-def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, object]:
-    """The inputs of `vm.cards.VmCard`."""
-    return {**use.model_dump(mode="json"), **cards[use.gpu]}
 
 
 def _output(vm: Vm, node: str, *, name: str, state: str, address: str) -> VmSeen:

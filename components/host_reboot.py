@@ -20,15 +20,7 @@ from homelab.resources.boot_verification import BootVerification
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.system import InstalledDriver
 from homelab.settings import Host
-from homelab.shapes import (
-    BootedCard,
-    BootedFunction,
-    BootedHost,
-    BootSeen,
-    CardPlan,
-    DeviceSeen,
-    IommuSeen,
-)
+from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuSeen
 from homelab.stack import Refusal
 from remote_scripts.boot.wanted_boot import Boot
 

@@ -1,10 +1,8 @@
-"""The base classes of models: of the settings (strict, frozen, camelCase) and of readings. Neither takes an unknown
-key."""
+"""The base classes of the settings' models: strict, frozen, camelCase, without unknown keys."""
 
 from __future__ import annotations
 
 import os
-from functools import cached_property
 
 # Without this, pydantic looks through every installed package for plugins, at each start.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -16,12 +14,6 @@ def camel(name: str) -> str:
     """`on_destroy` as `onDestroy`."""
     head, *rest = name.split("_")
     return head + "".join(word.capitalize() for word in rest)
-
-
-class Fact(BaseModel):
-    """A part of a reading; it is never changed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
 
 class Model(BaseModel):

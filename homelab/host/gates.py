@@ -10,18 +10,9 @@ import re
 
 from homelab import earlier
 from homelab.errors import HomelabError
-from homelab.host import consoles, graphics, kernel_log, options, remapping, resets
+from homelab.host import consoles, graphics, group_gates, kernel_log, options, remapping, resets
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
-from homelab.host.group_gates import (
-    grouped,
-    isolation,
-    leaving_functions,
-    new_entries,
-    predicted,
-    staying_cards_apart,
-    vital,
-)
 from homelab.host.holder_gates import bound_by_hand, out_of_vms
 from homelab.host.resolving import resolve
 from homelab.settings import Gpu, Host
@@ -344,7 +335,7 @@ def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) 
     if not found:
         return []
     steps = [f"take {name} out there"] if configured or lines else []
-    steps += [new_entries(facts)] if configured else []
+    steps += [group_gates.new_entries(facts)] if configured else []
     steps += ["reboot"] if running else []
     return [
         HomelabError(
@@ -361,12 +352,14 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> li
     errors = []
     leaving = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
     for name, slot in leaving.items():
-        gpu, screens = gpus[name], consoles.screens(facts, leaving_functions(facts, slot))
+        gpu, screens = gpus[name], consoles.screens(facts, group_gates.leaving_functions(facts, slot))
         if gpu.allow_console or not screens:
             continue
         is_own = screens[0] in facts.functions(slot)
         screen_text = (
-            "this card" if is_own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
+            "this card"
+            if is_own
+            else f"{facts.describe(screens[0])}, which is in its {group_gates.predicted(facts)}IOMMU group,"
         )
         others = consoles.instead(facts, [*leaving.values(), screens[0].slot])
         errors.append(
@@ -391,7 +384,7 @@ _NVIDIA_MINORS = 248
 
 def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: no container uses the card, or another one of its groups, through the host's driver."""
-    addresses = {device.address for device in leaving_functions(facts, slot)}
+    addresses = {device.address for device in group_gates.leaving_functions(facts, slot)}
     drm_nodes = {address: facts.drm_nodes(address) for address in facts.drm if address in addresses}
     nodes = {address: names for address, names in drm_nodes.items() if facts.by_address[address].vendor != NVIDIA}
     for address, minor in facts.nvidia_minors.items():
@@ -475,7 +468,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         gpu = host.gpus[name]
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
-    errors += [*console(facts, host.gpus, slots), *staying_cards_apart(facts, host.gpus, slots)]
+    errors += [*console(facts, host.gpus, slots), *group_gates.staying_cards_apart(facts, host.gpus, slots)]
     return slots, errors + remapping.split_groups(facts, host, slots)
 
 
@@ -490,9 +483,9 @@ LEAVING = (
     graphics.rebound,
     usable,
     resets.refused,
-    grouped,
-    vital,
-    isolation,
+    group_gates.grouped,
+    group_gates.vital,
+    group_gates.isolation,
     remapping.one_to_one,
     past_proxmox,
 )
@@ -500,4 +493,11 @@ GIVEN = (*LEAVING, graphics.unstarted, containers)
 HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms, usable)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
-VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)
+VERIFIED = (
+    graphics.rebound,
+    group_gates.grouped,
+    group_gates.isolation,
+    group_gates.vital,
+    consoles.freed,
+    remapping.one_to_one,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from homelab.nvidia.compatibility import VENDOR
+from homelab.host.classes import NVIDIA
 from homelab.nvidia.plan import cdi
 from homelab.nvidia.request import Request
 from homelab.shapes import Runtime
@@ -53,7 +53,7 @@ class Expected:
             name=request.name,
             target=request.target,
             driver=installed.version,
-            cards=None if request.devices is None else [f"{VENDOR}:{device}" for device in request.devices],
+            cards=None if request.devices is None else [f"{NVIDIA}:{device}" for device in request.devices],
             cuda=settings.cuda,
             runtime=settings.container_toolkit,
             flavour=installed.flavour,

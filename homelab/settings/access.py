@@ -12,13 +12,7 @@ from homelab.errors import HomelabError
 from homelab.model import Model
 from homelab.settings.keys import PublicKey, public_key
 from homelab.settings.paths import resolved, text_of
-from homelab.settings.types import (
-    LocalPath,
-    Port,
-    PrivateKey,
-    Secret,
-    UnixUser,
-)
+from homelab.settings.types import LocalPath, Port, PrivateKey, Secret, UnixUser
 
 
 class Ssh(Model):

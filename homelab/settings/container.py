@@ -10,12 +10,7 @@ from pydantic import field_validator, model_validator
 from homelab.model import NamedModel
 from homelab.settings.new_guest import NewContainer
 from homelab.settings.nvidia import Nvidia
-from homelab.settings.types import (
-    GuestId,
-    InWords,
-    Name,
-    Plain,
-)
+from homelab.settings.types import GuestId, InWords, Name, Plain
 from homelab.settings.vm import Shutdown
 from homelab.shapes import CardUse
 

@@ -11,13 +11,7 @@ from homelab.model import Model, NamedModel
 from homelab.settings.access import Ssh
 from homelab.settings.new_guest import NewVm
 from homelab.settings.nvidia import Nvidia
-from homelab.settings.types import (
-    GuestId,
-    Name,
-    NetworkAddress,
-    RomFile,
-    Seconds,
-)
+from homelab.settings.types import GuestId, Name, NetworkAddress, RomFile, Seconds
 from remote_scripts.notes.guest_note import SHUTDOWN_SECONDS
 
 

@@ -10,9 +10,7 @@ from homelab.model import Model
 from homelab.settings.container import Container
 from homelab.settings.host import Host
 from homelab.settings.nvidia import Nvidia
-from homelab.settings.types import (
-    Name,
-)
+from homelab.settings.types import Name
 from homelab.settings.vm import Vm, VmGpu
 
 
@@ -43,8 +41,9 @@ class Settings(Model):
         return {place: stack for place, stack in {**hosts, **vms, **containers}.items() if stack is not None}
 
     @model_validator(mode="after")
-    def _vms_fit(self) -> Self:
+    def _guests_fit(self) -> Self:
         self._check_vms()
+        self._check_containers()
         return self
 
     def _check_vms(self) -> None:
@@ -79,11 +78,6 @@ class Settings(Model):
                 f"{place}.host: {guest.host} is a cluster; name the host that the guest is on: {', '.join(nodes)}"
             )
         raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}")
-
-    @model_validator(mode="after")
-    def _containers_fit(self) -> Self:
-        self._check_containers()
-        return self
 
     def _check_containers(self) -> None:
         ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}

@@ -7,14 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from homelab.errors import (
-    ApiError,
-    ChangedMeanwhileError,
-    ElsewhereError,
-    LockHeldError,
-    NoQuorumError,
-    NotThereError,
-)
+from homelab.errors import ApiError, ChangedMeanwhileError, ElsewhereError, LockHeldError, NoQuorumError, NotThereError
 from homelab.text import clean
 
 # Longer than any reason of a node; texts that a guest can make longer, such as a log, have limits of their own.
