@@ -125,7 +125,6 @@ def _stack_output(
 
 
 def _functions(card: CardPlan, devices: dict[str, DeviceSeen]) -> list[BootedFunction]:
-    """A card's functions with their drivers and groups on the booted host."""
     return [
         cast("BootedFunction", {**function, **devices.get(function["address"], {})}) for function in card["functions"]
     ]

@@ -21,7 +21,7 @@ VERSION = 1
 
 
 def _whole(value: Any) -> Any:
-    """Pulumi carries every number as a floating-point one: 103.0 is 103."""
+    # Pulumi carries every number as a floating-point one: 103.0 is 103.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -107,7 +107,7 @@ def _end_with(engine: engine_pb2_grpc.EngineStub) -> None:
 
 
 def _file() -> Path:
-    """The stack's own file, which with `--config-file` isn't the one that Pulumi reads."""
+    # The stack's own file, which with `--config-file` isn't the one that Pulumi reads.
     return Path.cwd() / f"Pulumi.{pulumi.get_stack().rpartition('/')[2]}.yaml"
 
 

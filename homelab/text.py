@@ -103,7 +103,7 @@ def _print(text: str, *, meanwhile: bool) -> None:
 
 @functools.cache
 def _shown_by() -> list[Show]:
-    """What shows a text; `tell` uses the last one."""
+    # What shows a text; `tell` uses the last one.
     return [_print]
 
 

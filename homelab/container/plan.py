@@ -12,7 +12,6 @@ from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
 from homelab.findings import Finding, JudgedGuest, Stage, Turn
 from homelab.host import ha
-from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.host.guests import CardUser, GuestConfig, note_in
 from homelab.host.plan import Wanted, returns_to_driver
@@ -66,7 +65,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
     """
     holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
-    graphics = [device for device in facts.display_devices if device.vendor == NVIDIA]
+    graphics = [device for device in facts.display_devices if device.is_nvidia]
     unavailable: dict[str, str] = {}
     for gpu, card in want.gpus.items():
         if card["use"] == "vm":
@@ -111,22 +110,15 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
 
 
 def _was_shared(slot: str, users: list[CardUser], facts: HostFacts) -> bool:
-    """Whether a card was shared until this run, whose settings have it for containers alone: the host has it now, and
-    only VMs name it that are off and got it from this program. This run takes it out of them; until then their
-    hookscript keeps it.
-
-    :param users: the guests whose configuration names the card.
-    """
+    # Whether a card was shared until this run, whose settings have it for containers alone: the host has it now, and
+    # only VMs name it that are off and got it from this program. This run takes it out of them; until then their
+    # hookscript keeps it.
     return facts.handover.enabled and all(
         not user.running and facts.given_by_homelab(slot, user.vmid) for user in users
     )
 
 
 def _slots_of_use(want: Wanted, use: str) -> list[str]:
-    """The slots of the cards that have a use in the settings.
-
-    :param use: `vm`, `lxc`, `host` or `shared`.
-    """
     return [card["slot"] for card in want.gpus.values() if card["use"] == use]
 
 

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from homelab.errors import HomelabError, elsewhere
 from homelab.host import acs, names
-from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
+from homelab.host.classes import AUDIO, DISPLAY, USB_C
 from homelab.host.devices import Device
 from homelab.host.guests import CardUser, GuestConfig, Guests, NoteT, note_in
 from homelab.properties import slot_of
@@ -137,7 +137,6 @@ class HostFacts(Answer):
 
     @cached_property
     def _cards(self) -> list[str]:
-        """The slots of cards."""
         return sorted({device.slot for device in self.devices if device.is_display and not device.physfn})
 
     def place_of(self, part: str) -> str:
@@ -439,7 +438,7 @@ def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
             ".1",
         ] and display.address.endswith(".0")
         return same or pair
-    return same and display.vendor == NVIDIA and device.class_code.startswith(USB_C)
+    return same and display.is_nvidia and device.class_code.startswith(USB_C)
 
 
 def _ids_by_word(cmdline: str) -> dict[str, str]:

@@ -11,7 +11,6 @@ import re
 from homelab import earlier
 from homelab.errors import HomelabError
 from homelab.host import consoles, graphics, group_gates, kernel_log, options, remapping, resets
-from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.host.holder_gates import bound_by_hand, out_of_vms
 from homelab.host.resolving import resolve
@@ -386,7 +385,7 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     """A gate: no container uses the card, or another one of its groups, through the host's driver."""
     addresses = {device.address for device in group_gates.leaving_functions(facts, slot)}
     drm_nodes = {address: facts.drm_nodes(address) for address in facts.drm if address in addresses}
-    nodes = {address: names for address, names in drm_nodes.items() if facts.by_address[address].vendor != NVIDIA}
+    nodes = {address: names for address, names in drm_nodes.items() if not facts.by_address[address].is_nvidia}
     for address, minor in facts.nvidia_minors.items():
         if address in addresses:
             nodes[address] = [f"/dev/nvidia{minor}"]
@@ -431,7 +430,7 @@ def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
     functions = facts.functions(slot)
-    if any(device.is_display and device.vendor == NVIDIA and not device.physfn for device in functions):
+    if any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
         return []
     return [
         HomelabError(

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
 from homelab.host import ha, released
-from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.host.group_gates import new_entries
 from homelab.host.guests import CardUser
@@ -122,7 +121,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
     leaving = {
         device.slot
         for device in facts.display_devices
-        if device.vendor == NVIDIA
+        if device.is_nvidia
         and device.slot not in slots.values()
         and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci

@@ -156,7 +156,7 @@ def _cards_of_smi(output: str) -> list[dict[str, str | None]]:
 
 
 def _address(text: str | None) -> str | None:
-    """0000:01:00.0 for nvidia-smi's 00000000:01:00.0, whose domain has eight digits."""
+    # 0000:01:00.0 for nvidia-smi's 00000000:01:00.0, whose domain has eight digits.
     return None if text is None else re.sub(r"^0+(?=[0-9a-f]{4,}:)", "", text.lower())
 
 
@@ -389,10 +389,6 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
 
 
 def _card_text(card: str) -> str:
-    """A card for a message: its generation and its id.
-
-    :param card: vendor:device.
-    """
     return f"{load().generation(card.partition(':')[2].lower()).name} ({card})"
 
 

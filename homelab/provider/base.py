@@ -145,7 +145,7 @@ class StackTexts:
 
 
 def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
-    """What a `destroy` says of a host that doesn't answer."""
+    # What a `destroy` says of a host that doesn't answer.
     return error.retold(
         why=f"what was set up on {host} can't be given back while it doesn't answer; nothing was changed there, and "
         "the state keeps it",
@@ -157,7 +157,7 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
 
 
 def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
-    """What a `destroy` says of a host that answered at first."""
+    # What a `destroy` says of a host that answered at first.
     return error.retold(
         why="the connection was lost while what was set up was given back: a part may have been given back already; "
         "the state keeps all of it",

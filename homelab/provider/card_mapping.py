@@ -195,7 +195,7 @@ def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Itera
 
 
 def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bool:
-    """Whether a VM with these options has the card by the mapping."""
+    # Whether a VM with these options has the card by the mapping.
     return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
 
 
@@ -247,7 +247,6 @@ def _has_flag(mapping: Mapping[str, object]) -> bool:
 
 
 def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
-    """Has the mapping an entry of any of these nodes?"""
     return any(_parsed(entry).get("node") in nodes for entry in entries)
 
 
@@ -327,7 +326,7 @@ def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | No
 
 
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
-    """The entries, each in its place: whoever has others there finds them in the order in which they were."""
+    # The entries, each in its place: whoever has others there finds them in the order in which they were.
     return [new if entry == old else entry for entry in entries]
 
 

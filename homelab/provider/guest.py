@@ -294,7 +294,7 @@ def _gib(disk: str) -> float:
 
 
 def _is_option(inputs: Guest.Inputs, key: str) -> bool:
-    """Whether a guest's configuration has it, and not only what makes one."""
+    # Whether a guest's configuration has it, and not only what makes one.
     return key in tables().options[inputs.guest_kind]
 
 

@@ -197,7 +197,7 @@ class Homelab:
 
 
 def _type_of(urn: str) -> str:
-    """A resource's type; its URN has those of its parents before it: `a$b`."""
+    # A resource's type; its URN has those of its parents before it: `a$b`.
     return urn.split("::")[2].rpartition("$")[2]
 
 
@@ -231,7 +231,7 @@ def _need_states(inputs: Any) -> None:
 
 
 def _previewed(resource: type[Resource], inputs: Properties) -> Properties:
-    """A resource as a preview knows it: nothing of what it will put out."""
+    # A resource as a preview knows it: nothing of what it will put out.
     return {**dict.fromkeys(resource.output_names(), UNKNOWN), **inputs}
 
 

@@ -34,7 +34,7 @@ _ENGINE = os.getppid()
 
 @functools.cache
 def _at_work() -> set[object]:
-    """A member for each resource of this provider that is at work."""
+    # A member for each resource of this provider that is at work.
     return set()
 
 

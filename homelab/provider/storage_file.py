@@ -144,7 +144,7 @@ def _source(inputs: StorageFile.Inputs) -> Source:
 
 
 def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
-    """What tells the file from another one of the same name."""
+    # What tells the file from another one of the same name.
     return {"url": inputs.url, "checksum": inputs.checksum}
 
 

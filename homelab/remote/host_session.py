@@ -135,7 +135,7 @@ def _who() -> str:
 
 @functools.cache
 def _this_run() -> str:
-    """`_who` with the process's id: the same text as long as this process lives, by which a run recognises itself."""
+    # `_who` with the process's id: the same text as long as this process lives, by which a run recognises itself.
     return f"{_who()} (process {os.getpid()})"  # several may begin in one second
 
 

@@ -208,10 +208,6 @@ def public_half(private_key: str | None) -> str:
 
 
 def _login_refused(host: Host, error: Exception, offered: int = 0) -> LoginRefusedError:
-    """The error of a login that the host refuses.
-
-    :param offered: so many keys of the SSH agent, until sshd took no more.
-    """
     return LoginRefusedError(
         wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
         found=f"refused: {error}",

@@ -109,7 +109,7 @@ async def _target(host: Host, step: pulumi.ResourceHookArgs) -> Host:
 
 
 def _has_hooks() -> bool:
-    """Not in a preview, which does no step, and where no engine listens (a test's mocks)."""
+    # Not in a preview, which does no step, and where no engine listens (a test's mocks).
     return not pulumi.runtime.is_dry_run() and isinstance(get_monitor(), ResourceMonitorStub)
 
 

@@ -60,8 +60,5 @@ def owner(host_name: str) -> str:
 
 
 def _way_to(host: Host) -> str:
-    """Where a host is reached, and the key by which it is known: another text, another machine.
-
-    :raises HomelabError: the key can't be read.
-    """
+    # Where a host is reached, and the key by which it is known: another text, another machine.
     return f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}"

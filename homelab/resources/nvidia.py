@@ -104,10 +104,7 @@ class GuestReboot(Act):
 
 
 def _may_need_a_reboot(step: Any) -> bool:
-    """Does an answer of the packages' step ask for a reboot, as far as it is known?
-
-    :param step: what that step answers, which a preview may not know yet.
-    """
+    # Does an answer of the packages' step ask for a reboot, as far as it is known?
     return not isinstance(step, str) or scripts.answer(step).get("reboot") == "yes"
 
 
