@@ -10,7 +10,7 @@ from homelab.nvidia.plan import cdi
 from homelab.nvidia.request import Request
 from homelab.shapes import Runtime
 from remote_scripts.both.nvidia_packages import Answer
-from remote_scripts.nvidia.symptoms import Context, Flavour, Target
+from remote_scripts.both.symptoms import Context, Flavour, Target
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from homelab.nvidia.compatibility import load
 from homelab.nvidia.expected import Expected
 from homelab.shapes import CardInUse, StackInUse
 from homelab.symptoms import recognise
-from remote_scripts.nvidia.symptoms import Context, Flavour
+from remote_scripts.both.symptoms import Context, Flavour
 
 # Exit statuses: of `timeout`, and of a shell that doesn't find the program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
