@@ -22,6 +22,7 @@ from homelab.resources.card_mapping import CardMapping, entry_of
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
+from homelab.vm.cards import offered
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 
 from .host_reboot import HostReboot
@@ -73,7 +74,7 @@ class GpuCards(pulumi.ComponentResource):
                 options = pulumi.ResourceOptions(parent=self, depends_on=test_depends_on)
                 tests[gpu] = _seen(f"{host.name}-{gpu}-test", host, functions, options)
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
-        self.cards = booted.apply(lambda seen: {gpu: _offered(host, gpu, seen) for gpu in cards})
+        self.cards = booted.apply(lambda seen: {gpu: offered(host, gpu, seen["gpus"][gpu]) for gpu in cards})
         self.register_outputs({"cards": self.cards, "tests": self.tests})
 
 
@@ -98,10 +99,3 @@ def _seen(
 
 def _functions(name: str, host: BootedHost) -> dict[str, str]:
     return {function["address"]: function["id"] for function in host["gpus"][name]["functions"]}
-
-
-def _offered(host: Host, name: str, seen: BootedHost) -> OfferedCard:
-    card = seen["gpus"][name]
-    offered: OfferedCard = {"mapping": host.mapping_of(name), "slot": card["path"]}
-    # For a shared card, if Proxmox VE has that option.
-    return {**offered, "driver": "keep"} if card["keep"] else offered

@@ -118,7 +118,7 @@ class StackTexts:
     def host_at(self, node: str) -> str | None:
         """The host of the settings that is the node of this name; None: they don't have it."""
         hosts = self._settings("").hosts
-        return next((name for name, host in hosts.items() if (host.node or name) == node), None)
+        return next((name for name, host in hosts.items() if host.node_name == node), None)
 
     def leave_moved(self, name: str, section: str, guest_id: int, node: str, moved: HomelabError) -> None:
         """Leaves a guest as it is that is on another node: its entry there takes over what it has. Others as of

@@ -176,10 +176,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
-        hosts = {name: self.stack.host(name) for name in self.stack.peers(inputs.host)}
         return {
-            host.node or name
-            for name, host in hosts.items()
+            host.node_name
+            for host in map(self.stack.host, self.stack.peers(inputs.host))
             if any(gpu.live_migration and host.mapping_of(key) == inputs.mapping for key, gpu in host.gpus.items())
         }
 

@@ -123,7 +123,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                     f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command "
                     "line and the GPU's binding until the next reboot"
                 )
-            node = host.node or inputs.host
+            node = host.node_name
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts)
             owner = stack_folder.owner_of(self.urn, inputs.host)

@@ -13,7 +13,7 @@ from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
 from homelab.vm import files, refusals
-from homelab.vm.cards import VmCard, Wish, is_to_run
+from homelab.vm.cards import VmCard, Wish, is_to_run, offered
 from homelab.vm.plan import SeenVm, change_to, changes, judge_vm, seen_of, users_of
 from remote_scripts.pve.guest_kinds import VM, Kind
 
@@ -25,11 +25,7 @@ def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wis
     :param cards: plans of the host's cards, by name.
     """
     vm_cards = [
-        VmCard(
-            **{**use.model_dump(mode="json"), **({"driver": "keep"} if cards[use.gpu]["keep"] else {})},
-            mapping=host.mapping_of(use.gpu),
-            slot=cards[use.gpu]["path"],
-        )
+        VmCard(**{**use.model_dump(mode="json"), **offered(host, use.gpu, cards[use.gpu])})
         for use in vm.gpus
         if use.gpu in cards
     ]
