@@ -118,13 +118,8 @@ async def _await_node(boot_of_node: pulumi.Input[BootSeen] | None) -> None:
 def _stack_output(
     *, kernel: str, boot_id: str, iommu: IommuSeen, devices: dict[str, DeviceSeen], gpus: dict[str, CardPlan]
 ) -> BootedHost:
-    cards: dict[str, BootedCard] = {
-        name: {**card, "functions": _functions(card, devices)} for name, card in gpus.items()
-    }
+    cards: dict[str, BootedCard] = {}
+    for name, card in gpus.items():
+        seen = [{**function, **devices.get(function["address"], {})} for function in card["functions"]]
+        cards[name] = {**card, "functions": cast("list[BootedFunction]", seen)}
     return {"kernel": kernel, "bootId": boot_id, "iommu": iommu, "gpus": cards}
-
-
-def _functions(card: CardPlan, devices: dict[str, DeviceSeen]) -> list[BootedFunction]:
-    return [
-        cast("BootedFunction", {**function, **devices.get(function["address"], {})}) for function in card["functions"]
-    ]

@@ -5,7 +5,7 @@ Pure functions, so that a preview and an `up` refuse the same things with the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
@@ -348,8 +348,9 @@ def describe(
         wish = wish_of(name, container, facts, want, driver_cards, node, after_boot=True)
         judged = judge_container(wish, facts, stack)
         errors += judged.refusals
-        nvidias = [_devices(wish.cards.minors)] if wish.cards.minors else []
-        devices = "; ".join([*nvidias, *other_makers.lines(facts, wish.shared)]) or "no card"
+        nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]
+        own = [", ".join(nvidias)] if wish.cards.minors else []
+        devices = "; ".join([*own, *other_makers.lines(facts, wish.shared)]) or "no card"
         config = facts.guests.config(container.ctid)
         if config is None:
             lines.append(f"  container {container.ctid} ({name}): created with {devices}")
@@ -377,7 +378,3 @@ def _of_existing(container: Container, wish: ContainerWish, judged: JudgedGuest,
         *(f"    {line}" for line in (*judged.steps, *judged.remarks)),
         *(copy_first(container) if judged.change else []),
     ]
-
-
-def _devices(chosen: Iterable[int]) -> str:
-    return ", ".join(f"/dev/nvidia{number}" for number in chosen) + ", nvidiactl, nvidia-uvm"

@@ -51,10 +51,6 @@ def _matches(device: Device, gpu: Gpu) -> bool:
     return device.is_display and (gpu.match is None or device.id == gpu.match)
 
 
-def _card_names(facts: HostFacts) -> str:
-    return "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
-
-
 def _same_card_error(name: str, other_name: str, slot: str) -> HomelabError:
     return HomelabError(
         wanted=f"gpus.{name} and gpus.{other_name} to be two cards",
@@ -74,9 +70,12 @@ def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) 
             next=f'add `address: "{places[0]}"` (or another of them) to gpus.{name}',
         )
     # Another function may have that id or address, such as the card's audio function.
-    device = next(
-        (device for device in facts.devices if not device.is_display and _has_id_or_address(device, gpu)), None
-    )
+    named = [
+        device
+        for device in facts.devices
+        if gpu.address in (None, device.address, device.slot) and gpu.match in (None, device.id)
+    ]
+    device = next((device for device in named if not device.is_display), None)
     if device is not None:
         card = next((device for device in facts.functions(device.slot) if device.is_display), None)
         return HomelabError(
@@ -88,13 +87,10 @@ def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) 
             if card
             else "correct `match` or `address` (see `lspci -nn`)",
         )
+    cards = "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
     return HomelabError(
         wanted=f"gpus.{name}: a card ({wanted})",
-        found=f"graphics cards here: {_card_names(facts)}",
+        found=f"graphics cards here: {cards}",
         why="nothing is bound in place of a card that isn't there",
         next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
     )
-
-
-def _has_id_or_address(device: Device, gpu: Gpu) -> bool:
-    return gpu.address in (None, device.address, device.slot) and gpu.match in (None, device.id)

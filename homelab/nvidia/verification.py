@@ -373,7 +373,8 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
     all_have_ids = all(devices)
     if Counter(devices) == expected if all_have_ids else len(devices) == len(wanted.cards):
         return
-    texts = ", ".join(_card_text(card) for card in wanted.cards)
+    generation = load().generation
+    texts = ", ".join(f"{generation(card.partition(':')[2].lower()).name} ({card})" for card in wanted.cards)
     seen = [(f"{card['name']} ({card['device'] or card['address']})", card["address"]) for card in cards]
     listed = ", ".join(told_apart(seen))
     some_missing = len(cards) < len(wanted.cards)
@@ -386,10 +387,6 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
         next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
         "missing one read `dmesg | grep NVRM`",
     )
-
-
-def _card_text(card: str) -> str:
-    return f"{load().generation(card.partition(':')[2].lower()).name} ({card})"
 
 
 def _compiler(wanted: Expected, nvcc: _ProgramResult, release: str | None, context: Context) -> Iterator[HomelabError]:

@@ -27,7 +27,8 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         return inputs.volume
 
     def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
-        files, source = self._files(inputs), _source(inputs)
+        source = Source(f"hosts.{inputs.host}.downloads.{inputs.download}", inputs.url, inputs.checksum)
+        files = self._files(inputs)
         noted = _noted(self.host(inputs), inputs)
         if files.exists(inputs.volume):
             if noted is not None and _identity(inputs).items() <= noted.items():
@@ -137,10 +138,6 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
 
     def _files(self, inputs: StorageFile.Inputs) -> Files:
         return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))
-
-
-def _source(inputs: StorageFile.Inputs) -> Source:
-    return Source(f"hosts.{inputs.host}.downloads.{inputs.download}", inputs.url, inputs.checksum)
 
 
 def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:

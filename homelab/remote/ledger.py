@@ -68,7 +68,7 @@ def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
 
     :raises HomelabError: as `Session.run`.
     """
-    session.ask("apply", "ledger", Wanted(name=name, note=_line(values)))
+    session.ask("apply", "ledger", Wanted(name=name, note=json.dumps(values, sort_keys=True)))
 
 
 def forget(session: Session, name: str) -> None:
@@ -77,7 +77,3 @@ def forget(session: Session, name: str) -> None:
     :raises HomelabError: as `Session.run`.
     """
     session.ask("apply", "ledger", Wanted(name=name))
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)

@@ -46,7 +46,8 @@ def of_program(host: Host) -> HostCommands:
 
     :raises HomelabError: its key can't be read.
     """
-    return _of_way(_way_to(host))
+    # Another text is another machine.
+    return _of_way(f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}")
 
 
 def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
@@ -57,8 +58,3 @@ def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
 def owner(host_name: str) -> str:
     """The running stack's folder on a host of the settings."""
     return stack_folder.owner(pulumi.get_project(), pulumi.get_stack(), host_name)
-
-
-def _way_to(host: Host) -> str:
-    # Where a host is reached, and the key by which it is known: another text, another machine.
-    return f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}"

@@ -61,37 +61,30 @@ def test_all_exceptions_are_in_one_tree() -> None:
     assert {(name, place) for name, place in classes if place != "errors.py"} == {("Refusal", "stack.py")}
 
 
-CHANGES = {"append", "add", "update", "setdefault", "pop", "popitem", "clear", "remove", "discard", "extend", "insert"}
-
-
-def kept_by_module(tree: ast.Module) -> set[str]:
-    """The names of a module's own values that its functions change."""
-    names = {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    }
-    changed: set[str] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Global(names=of):
-                changed.update(of)
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=verb)) if verb in CHANGES:
-                changed.add(name)
-            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
-                changed.add(name)
-    return names & changed
-
-
 def test_no_module_keeps_what_changes_but_in_pythons_own_caches() -> None:
-    assert kept_by_module(ast.parse("A = {}\nB = [1]\ndef f():\n    A['x'] = B[0]")) == {"A"}
+    changes = {"append", "add", "update", "setdefault", "pop", "popitem", "clear", "remove", "discard", "extend"}
+
+    def kept_by(tree: ast.Module) -> set[str]:
+        """The names of a module's own values that its functions change."""
+        nodes = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+        targets = [one for node in nodes for one in (node.targets if isinstance(node, ast.Assign) else [node.target])]
+        changed: set[str] = set()
+        for node in ast.walk(tree):
+            match node:
+                case ast.Global(names=of):
+                    changed.update(of)
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=verb)) if verb in changes:
+                    changed.add(name)
+                case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                    changed.add(name)
+        return changed & {one.id for one in targets if isinstance(one, ast.Name)}
+
+    assert kept_by(ast.parse("A = {}\nB = [1]\ndef f():\n    A['x'] = B[0]")) == {"A"}
     found = {
         f"{path.name}: {name}"
         for folder in ("homelab", "components")
         for path in (PROJECT / folder).rglob("*.py")
-        for name in kept_by_module(ast.parse(path.read_text(encoding="utf-8")))
+        for name in kept_by(ast.parse(path.read_text(encoding="utf-8")))
     }
     assert found == set()
 
