@@ -371,7 +371,7 @@ def _arm_without(system: System, before: Mapping[str, str], after: int) -> None:
 def forget_when_given_back(system: System) -> None:
     """After something was given back: nothing of homelab's is told of a host that has none of it."""
     files = system.files
-    guests_to_start.settle(system)
+    guests_to_start.leave_to_host(system)
     if not (files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records

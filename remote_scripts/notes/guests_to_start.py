@@ -170,7 +170,7 @@ def drop(system: System) -> None:
     keep(system, [ran for ran in noted(system) if ran.boot != boot_id(system)])
 
 
-def settle(system: System) -> None:
+def leave_to_host(system: System) -> None:
     """For a host that is given back. Nothing is started: what is still off is said, and the host sees to it.
 
     :raises Failure: as of `noted`.

@@ -697,7 +697,7 @@ def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
     for act in (
         alone,
         lambda host: guests_to_start.drop(system_of(host)),
-        lambda host: guests_to_start.settle(system_of(host)),
+        lambda host: guests_to_start.leave_to_host(system_of(host)),
     ):
         with pytest.raises(Failure, match="no file: .*ran"):
             act(host)
@@ -705,11 +705,11 @@ def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
 
 
 def test_a_host_that_is_given_back_forgets_whom_nothing_is_owed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    guests_to_start.settle(system_of(host))
+    guests_to_start.leave_to_host(system_of(host))
     assert "still off" in capsys.readouterr().err and not is_over(host)
     for kind, vmid in ((VM, 103), (VM, 90), (VM, 105), (CT, 901)):
         guest(host, kind, vmid, power="running")
-    guests_to_start.settle(system_of(host))
+    guests_to_start.leave_to_host(system_of(host))
     assert is_over(host) and not started(host)
 
 
@@ -746,7 +746,7 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
             system.changing(lambda system=system: guests_to_start.drop(system))  # type: ignore[misc]
         else:  # `destroy`
             guest(left, VM, 90, power="running")
-            system.changing(lambda system=system: guests_to_start.settle(system))  # type: ignore[misc]
+            system.changing(lambda system=system: guests_to_start.leave_to_host(system))  # type: ignore[misc]
         assert is_over(left) and not left.exists(HOME), cut.how
 
 
