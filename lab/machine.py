@@ -50,26 +50,23 @@ FAULTS = {
     "hang-seconds": "a number of seconds",
     "timers-run-fast": "how many times as fast",
     "reboot-ignored": "true",
-    "drop-connection-during": "a part of a command or script",
     "script-hangs": "a part of a script",
     "task-fails": 'a type of task, such as "qmstart", or "qmstart=its exit status"',
     "task-seconds": "a number of seconds",
     "download-seconds": "a number of seconds",
     "api-answers": '"[METHOD ]PART OF PATH=STATUS REASON"',
     "api-drops": '"[METHOD ]PART OF PATH"',
+    "agent-silent": "true, or a VM's id",
     "api-loses": '"[METHOD ]PART OF PATH=a number of requests"',
     "api-holds": '"[METHOD ]PART OF PATH"',
     "api-seconds": "a number of seconds",
-    "api-refuses": "a number of connections",
     "clock-ahead": "a number of seconds",
     "foreign-change": "a number of changes",
     "config-lock": "a number of attempts",
-    "cleanup-lock": "a number of attempts",
     "no-quorum": "true",
     "cut-off": "true",
     "guest-ignores-shutdown": "true, or a guest's id",
     "reset-fails": "true, or a part of a PCI address",
-    "agent-silent": "true, or a VM's id",
     "drm-order": "a list of PCI addresses",
     "nvidia-majors-change": "true",
     "guest-unreachable": "true, or a VM's id",
@@ -143,7 +140,7 @@ class Machine:
         machine.state.mkdir(parents=True, exist_ok=True)
         for name in ("root", "esp", "covered", "initramfs", "bin", "guests"):
             shutil.rmtree(machine.state / name, ignore_errors=True)
-        for name in ("kernel.json", "dmesg", "ha.json", "crm_commands"):  # what HA knows, too
+        for name in ("kernel.json", "dmesg", "ha.json"):  # what HA knows, too
             (machine.state / name).unlink(missing_ok=True)
         network.write(machine.state)
         if not kept.write(scenario, machine.state):

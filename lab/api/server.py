@@ -19,11 +19,9 @@ from aiohttp import web
 from lab import ports
 from lab.host import units
 from lab.host.state import HostState
-from lab.processes import Processes
 
 from . import ha_config, ha_manager
-from .agent_commands import AgentCommands
-from .guests import exclusively, guests_of
+from .guests import exclusively
 from .responses import Api, Request, Response
 from .tasks import Work
 
@@ -41,13 +39,6 @@ class Owner(Protocol):
     """What the server needs from the daemon."""
 
     state: Path
-    processes: Processes
-
-    def begin_reboot(self) -> None:
-        """Reboot the host in a moment."""
-
-    def begin_power_off(self) -> None:
-        """Switch the host off in a moment."""
 
     def guests_changed(self) -> None:
         """Look anew which guests run, and how they are connected."""
@@ -66,19 +57,11 @@ class ApiServer:
         # As lab.ssh.Server does: a socket that keeps the port for the daemon's life; another listens.
         self._holder = ports.bind(0)
         self.port = int(self._holder.getsockname()[1])
-        self._commands = AgentCommands(owner.processes)
         self._tasks: set[asyncio.Task[None]] = set()
         #: One of them is there where HA is in use.
-        self._of_ha = (ha_manager.file_of(host), ha_config.commands_of(host), host.rooted(ha_config.FILE))
-        #: The VMs that were here in HA's last round: another node may have moved one here.
-        self._had: set[int] = set()
+        self._of_ha = (ha_manager.file_of(host), host.rooted(ha_config.FILE))
         self._runner: web.AppRunner | None = None
-        self._api = Api(
-            owner.state,
-            self._run,
-            lambda command: owner.begin_reboot() if command == "reboot" else owner.begin_power_off(),
-            self._commands,
-        )
+        self._api = Api(owner.state, self._run)
 
     # -- up and down -------------------------------------------------------------------------------------
     async def listen(self) -> None:
@@ -106,18 +89,10 @@ class ApiServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._commands.forget()
 
     def port_inside(self) -> int | None:
-        """Where pvedaemon answers; None while it is stopped, or is just being started again (the fault api-refuses)."""
-        host = HostState(self._owner.state)
-        if not units.runs(host, "pvedaemon.service"):
-            return None
-        refused = int(host.fault("api-refuses") or 0)
-        if refused:
-            with host.changing() as machine:
-                machine["faults"]["api-refuses"] = refused - 1
-        return None if refused else self.port
+        """Where pvedaemon answers; None while it is stopped."""
+        return self.port if units.runs(HostState(self._owner.state), "pvedaemon.service") else None
 
     # -- requests ----------------------------------------------------------------------------------------
     async def _serve(self, request: web.Request) -> web.Response:
@@ -173,9 +148,6 @@ class ApiServer:
             manager.save()
         for work in works:
             self._run(host, work)
-        if had := {guest.vmid for guest in guests_of(host, "qemu")} ^ self._had:
-            self._had ^= had
-            self._owner.guests_changed()
         return True
 
     def _run(self, host: HostState, work: Work) -> None:

@@ -1,4 +1,4 @@
-"""sudo, id and whoami of a lab's guest: who a command runs as.
+"""sudo and id of a lab's guest: who a command runs as.
 
 Everything on a lab's systems runs as the one who started the lab; USER says whom it stands for, as sshd and sudo set it.
 Without USER (`env -i`) it is root.
@@ -53,16 +53,7 @@ def current_user() -> str:
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the commands about accounts."""
-    if name == "sudo":
-        return _sudo(host, arguments)
-    return _whoami(arguments) if name == "whoami" else _id(host, arguments)
-
-
-def _whoami(arguments: list[str]) -> int:
-    if arguments:
-        raise UsageError(f"extra operand '{arguments[0]}'")
-    print(current_user())
-    return 0
+    return (_sudo if name == "sudo" else _id)(host, arguments)
 
 
 def _id(host: HostState, arguments: list[str]) -> int:

@@ -1,14 +1,13 @@
-"""Boot commands of a lab host: GRUB's, proxmox-boot-tool, initramfs-tools', mokutil, bootctl."""
+"""Boot commands of a lab host: GRUB's, proxmox-boot-tool, initramfs-tools', mokutil."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from . import archive
-from .bootloader import boot_esp, loader_entries, read_grubenv, write_grubenv
+from .bootloader import read_grubenv, write_grubenv
 from .grub import GrubError, mkconfig
 from .initramfs import MkinitramfsError, build_image
 from .program import Failure, Options, UsageError, logged
@@ -37,13 +36,11 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     work = {
         "update-grub": _update_grub,
         "grub-mkconfig": _grub_mkconfig,
-        "grub-reboot": _grub_reboot,
         "grub-editenv": _grub_editenv,
         "proxmox-boot-tool": _proxmox_boot_tool,
         "update-initramfs": _update_initramfs,
         "lsinitramfs": _lsinitramfs,
         "mokutil": _mokutil,
-        "bootctl": _bootctl,
         "unshare": _unshare,
     }[name]
     return work(host, name, arguments)
@@ -92,22 +89,6 @@ def _generate(host: HostState, target: Path) -> int:
 
 def _grubenv(host: HostState) -> Path:
     return host.root / "boot/grub/grubenv"
-
-
-def _grub_reboot(host: HostState, name: str, arguments: list[str]) -> int:
-    options = Options(arguments, "hV", ("boot-directory=",))
-    if len(options.rest) != 1:
-        raise Failure(
-            f"{'More than one' if options.rest else 'No'} menu entry specified.\nUsage: {name} [OPTION] MENU_ENTRY"
-        )
-
-    def work() -> int:
-        values = read_grubenv(_grubenv(host))
-        values["next_entry"] = options.rest[0]
-        write_grubenv(_grubenv(host), values)
-        return 0
-
-    return logged(host, name, arguments, work)
 
 
 def _grub_editenv(host: HostState, name: str, arguments: list[str]) -> int:
@@ -429,35 +410,3 @@ def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
     raise UsageError(
         "the lab's mokutil has --sb-state, --test-key and --list-enrolled; keys are enrolled at the console"
     )
-
-
-def _bootctl(host: HostState, name: str, arguments: list[str]) -> int:
-    verb = next((a for a in arguments if not a.startswith("-")), "status")
-    if verb == "is-installed":
-        installed = host.machine["boot"]["loader"] == "systemd-boot"
-        print("yes" if installed else "no")
-        return 0 if installed else 1
-    if verb not in ("status", "list"):
-        raise UsageError(f"the lab's bootctl has status, list and is-installed, not {verb!r}")
-    if not is_uefi(host):
-        raise Failure("Not booted with EFI")
-    esp = boot_esp(host)
-    if host.machine["boot"]["loader"] != "systemd-boot" or esp is None:
-        print(
-            "Couldn't find EFI system partition. It is recommended to mount it to /boot or /efi.",
-            file=sys.stderr,
-        )
-        print("Current Boot Loader:\n      Product: n/a")
-        return 0
-    if verb == "list":
-        for entry, fields in loader_entries(esp).items():
-            print(
-                f"         type: Boot Loader Specification Type #1 (.conf)\n        title: {fields.get('title', entry)}\n"
-                f"           id: {entry}\n      options: {fields.get('options', '')}\n"
-            )
-        return 0
-    print(
-        f"Current Boot Loader:\n      Product: systemd-boot 257.9-1~deb13u1\n\nBoot Loader Entries:\n"
-        f"        $BOOT: {host.unrooted(esp)}\n\nCurrent Entry: {host.running.get('entry', '')}"
-    )
-    return 0

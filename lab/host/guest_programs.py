@@ -72,7 +72,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     from lab.api.errors import ApiError
 
     def work() -> int:
-        shell = Shell(host.state, lambda command: _power(host, command), lambda: ask_daemon(host, "guests"))
+        shell = Shell(host.state, lambda: ask_daemon(host, "guests"))
         try:
             if name == "pvesh":
                 shell.pvesh(arguments)
@@ -188,7 +188,3 @@ def judge_guests(host: HostState) -> int:
             found[name] = errors
     print(json.dumps(found, sort_keys=True))
     return 0
-
-
-def _power(host: HostState, command: str) -> None:
-    ask_daemon(host, "reboot" if command == "reboot" else "poweroff")

@@ -1,4 +1,4 @@
-"""uname, dmesg, journalctl, hostname, ip, lsb_release, dpkg, ... of a lab host."""
+"""uname, dmesg, journalctl, hostname, ip, ping of a lab host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "hostname": _hostname,
         "ip": _ip,
         "ping": _ping,
-        "lsb_release": _lsb_release,
     }[name]
     return work(host, arguments)
 
@@ -221,18 +220,3 @@ def _ping(host: HostState, arguments: list[str]) -> int:
         f"\n--- {address} ping statistics ---\n{count} packets transmitted, {received} received, {lost}% packet loss, time 0ms"
     )
     return 0 if received else 1
-
-
-def _lsb_release(host: HostState, arguments: list[str]) -> int:
-    release = dict(line.partition("=")[::2] for line in host.read("/etc/os-release", "").splitlines())
-    field = {name: value.strip('"') for name, value in release.items()}
-    name = "Ubuntu" if field.get("ID") == "ubuntu" else "Debian"
-    number, codename = field.get("VERSION_ID", ""), field.get("VERSION_CODENAME", "")
-    values = {"i": name, "d": field.get("PRETTY_NAME", ""), "r": number, "c": codename}
-    options = Options(arguments, "idrcsa", ("id", "description", "release", "codename", "short", "all"))
-    names = {"i": "Distributor ID", "d": "Description", "r": "Release", "c": "Codename"}
-    longs = {"i": "id", "d": "description", "r": "release", "c": "codename"}
-    for key, value in values.items():
-        if options.has("a", "all", key, longs[key]):
-            print(value if options.has("s", "short") else f"{names[key]}:\t{value}")
-    return 0

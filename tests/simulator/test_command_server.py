@@ -264,11 +264,6 @@ LOOKS = r"""
 uname -a
 stat -c '%F %t:%T %a' $ROOT/dev/kvm $ROOT/dev/nothing
 stat -L -c %s /etc/passwd /dev/kvm
-test -c $ROOT/dev/kvm; echo $?
-! test -e $ROOT/dev/nothing; echo $?
-test ! -e $ROOT/dev/nothing; echo $?
-test -e $ROOT/dev/nothing; echo $?
-ls -l $ROOT/dev/kvm
 cd $ROOT/dev; stat -c %t kvm
 dd if=/etc/passwd of=$ROOT/dev/copy count=1 status=none; cat $ROOT/dev/copy
 dd if=$ROOT/dev/nothing of=$ROOT/dev/copy

@@ -336,7 +336,7 @@ def test_acs_override_splits_a_group(tmp_path: Path) -> None:
 # -- boot entries ------------------------------------------------------------------------------------------
 def test_grub_reboot_sticks_on_lvm_since_grub_cannot_write_there(host: Host) -> None:
     host.output(
-        "grub-reboot 'Advanced options for Proxmox VE GNU/Linux>Proxmox VE GNU/Linux, with Linux 6.14.11-4-pve'"
+        "grub-editenv - set next_entry='Advanced options for Proxmox VE GNU/Linux>Proxmox VE GNU/Linux, with Linux 6.14.11-4-pve'"
     )
     assert host.reboot().kernel == "6.14.11-4-pve"
     assert host.reboot().kernel == "6.14.11-4-pve"

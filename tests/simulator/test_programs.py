@@ -265,7 +265,7 @@ def test_a_failing_grub_script_leaves_grub_cfg_alone(host: Host) -> None:
 
 
 def test_grub_environment_can_be_edited(host: Host) -> None:
-    host.output("grub-reboot 1 && grub-editenv - set a=b")
+    host.output("grub-editenv - set next_entry=1 && grub-editenv - set a=b")
     assert host.output("grub-editenv - list") == "next_entry=1\na=b\n"
     assert (host.root / "boot/grub/grubenv").stat().st_size == 1024
 
@@ -275,7 +275,6 @@ def test_grub_environment_can_be_edited(host: Host) -> None:
     [
         ("zfs-grub-shim", "mokutil --sb-state", 0, "SecureBoot enabled"),
         ("intel-zfs", "mokutil --sb-state", 0, "SecureBoot disabled"),
-        ("intel-zfs", "bootctl is-installed", 0, "yes"),
     ],
 )
 def test_firmware_tools(tmp_path: Path, scenario: str, command: str, status: int, text: str) -> None:
