@@ -27,7 +27,7 @@ def test_every_operation_is_served_and_nothing_else() -> None:
     assert set(HANDLERS) == set(reference().operations)
 
 
-def test_every_operation_that_was_recorded_has_its_parameters() -> None:
+def test_every_recorded_operation_is_there_with_its_parameters() -> None:
     recorded = schema()
 
     def check(method: str, path: str) -> None:
