@@ -60,7 +60,6 @@ def warm() -> None:
     from homelab.resources.base import DECLARED
     from remote_scripts.both.read_host import Wanted
     from tests import put_agent
-    from tests.quick_python.quick_wait import QuickWait
 
     for name in PACKAGES:
         package = importlib.import_module(name)
@@ -70,9 +69,8 @@ def warm() -> None:
     pulumi_command.remote.Command  # noqa: B018  # a module of the SDK is read at its first attribute
     # Eighty calls of the engine in a run, each waited for, that nobody sees without --debug.
     pulumi.log.debug = lambda *_, **__: None
-    # Where in the program a resource is made, which the state has for nobody here, and the SDK's waiting are a quarter of the program's time.
+    # Where in the program a resource is made, which the state has for nobody here.
     pulumi.runtime.resource._get_stack_trace = source_pb2.StackTrace
-    pulumi.runtime.stack.asyncio = QuickWait()  # type: ignore[assignment,attr-defined]
     agent.put = put_agent.put
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))

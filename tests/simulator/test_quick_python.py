@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -11,17 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pulumi.runtime import stack
-from pulumi.runtime.rpc_manager import RPCManager
-from pulumi.runtime.settings import SETTINGS
 
 from engine import install
 from lab.host.command_server import MARK
 from tests import quick_python
 from tests.conftest import PROJECT
 from tests.engine_stack import kill_tree
-from tests.quick_python.quick_wait import QuickWait
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import wait_until
 
 SESSIONS = "the session's"
 
@@ -98,33 +93,6 @@ def test_without_a_server_it_makes_its_imports_itself(engine: install.Engine, na
     done = host_of_the_program(engine, QUICK_PYTHON=name)
     assert done.returncode == 2
     assert "grpc" in done.stderr
-
-
-def test_a_programs_outputs_are_waited_for_as_by_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until all are done, also those that come meanwhile; and no longer than until one fails."""
-    monkeypatch.setattr(stack, "asyncio", QuickWait())
-    ended = []
-
-    async def program(problem: Exception | None = None) -> None:
-        async def later(name: str, *, follow: bool = False) -> None:
-            await asyncio.sleep(0.01)
-            if follow:
-                SETTINGS.outputs.add(asyncio.ensure_future(later("the last")))
-                if problem:
-                    raise problem
-            ended.append(name)
-
-        never = asyncio.Event().wait() if problem else later("another")
-        for one in (later("the first", follow=True), never):
-            SETTINGS.outputs.add(asyncio.ensure_future(one))
-        await asyncio.wait_for(stack.wait_for_rpcs(), PATIENCE)
-
-    monkeypatch.setattr(stack, "_get_rpc_manager", RPCManager)
-    asyncio.run(program())
-    assert sorted(ended) == ["another", "the first", "the last"]
-    with pytest.raises(ValueError, match="it fails"):
-        asyncio.run(program(ValueError("it fails")))
-    SETTINGS.outputs.clear()
 
 
 def test_pip_list_is_asked_of_pip_once(tmp_path: Path) -> None:
