@@ -19,7 +19,6 @@ from .errors import ApiError, Died, bad_parameters
 from .guests import all_ids, guests_of
 from .mapping import Mapping, Mappings
 from .quorum import Members, require_cluster_lock
-from .storage import Storages
 
 _NODE = re.compile(r"/nodes/([^/]+)/")
 
@@ -98,27 +97,12 @@ def _host_of(host: HostState, name: str) -> HostState | None:
     return members.cluster.peers[name].host
 
 
-def resources(call: Call) -> list[dict[str, Any]]:
-    """GET /cluster/resources."""
-    wanted = call.parameters.get("type")
-    found: list[dict[str, Any]] = []
-    if wanted in (None, "vm"):
-        found += _guest_resources(call)
-    if wanted in (None, "node"):
-        found += _node_resources(call.host)
-    if wanted in (None, "storage"):
-        found += _storage_resources(call)
-    if wanted in (None, "sdn"):
-        zone = {"type": "network", "network": "localnetwork", "network-type": "zone", "node": call.host.node}
-        found.append(zone | {"id": f"network/{call.host.node}/zone/localnetwork", "status": "ok"})
-    return found
-
-
 #: What a guest's own lists say of it, and the cluster's doesn't.
 _LEFT_OUT = frozenset({"cpus", "swap", "maxswap", "pid", *qemu.PRESSURES})
 
 
-def _guest_resources(call: Call) -> list[dict[str, Any]]:
+def resources(call: Call) -> list[dict[str, Any]]:
+    """GET /cluster/resources: of all that a node lists, the guests."""
     found: list[dict[str, Any]] = []
     for name in Members(call.host).nodes:
         if (there := _host_of(call.host, name)) is None:
@@ -135,31 +119,6 @@ def _guest_resources(call: Call) -> list[dict[str, Any]]:
     for vmid, (name, kind) in all_ids(call.host).items():
         if vmid not in known and name != call.host.node:
             found.append({"type": kind, "id": f"{kind}/{vmid}", "vmid": vmid, "node": name, "status": "unknown"})
-    return found
-
-
-def _storage_resources(call: Call) -> list[dict[str, Any]]:
-    found = []
-    for name in Members(call.host).nodes:
-        if (there := _host_of(call.host, name)) is None:
-            continue
-        storages = Storages(there)
-        for storage in storages.all.values():
-            state = storages.status(storage)
-            found.append(
-                {
-                    "type": "storage",
-                    "id": f"storage/{name}/{storage.name}",
-                    "storage": storage.name,
-                    "node": name,
-                    "plugintype": storage.kind,
-                    "content": state["content"],
-                    "shared": state["shared"],
-                    "status": "available",
-                    "disk": state["used"],
-                    "maxdisk": state["total"],
-                }
-            )
     return found
 
 

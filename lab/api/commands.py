@@ -40,11 +40,11 @@ def only_reads(name: str, arguments: list[str]) -> bool:
         return arguments[:1] not in (["expected"], ["updatecerts"])
     if name == "ha-manager":
         return ha_commands.only_asks(arguments)
-    return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "get"))
+    return arguments[:1] in ([verb] for verb in ("list", "config", "status", "get"))
 
 
 _BOTH = {
-    *("config", "pending", "status", "start", "stop", "shutdown", "reboot", "unlock", "set", "create", "destroy"),
+    *("config", "status", "start", "stop", "shutdown", "reboot", "unlock", "set", "create", "destroy"),
     *("snapshot", "rollback"),
 }
 _VERBS: dict[Kind, set[str]] = {
@@ -150,8 +150,6 @@ class Shell:
         self.usage = f"{name} {verb} <vmid>{' <ostemplate>' if (name, verb) == ('pct', 'create') else ''} [OPTIONS]"
         if verb == "config":
             _print_config(self.ask("GET", f"{one}/config", _options(words)))
-        elif verb == "pending":
-            _print_pending(self.ask("GET", f"{one}/pending"))
         elif verb == "status":
             self._status(one, _options(words))
         elif verb in _POWER:
@@ -366,16 +364,6 @@ def _print_config(values: dict[str, Any]) -> None:
         print(f"{key}: {text}" if key != "description" else f"description: {text.rstrip()}".replace("\n", "%0A"))
     for key, value in values.get("lxc", []):
         print(f"{key}: {value}")
-
-
-def _print_pending(entries: list[dict[str, Any]]) -> None:
-    for entry in sorted(entries, key=lambda e: str(e["key"])):
-        if entry["key"] == "digest":
-            continue
-        if "value" in entry:
-            print(f"{'del' if entry.get('delete') else 'cur'} {entry['key']}: {entry['value']}")
-        if "pending" in entry:
-            print(f"new {entry['key']}: {entry['pending']}")
 
 
 def _print_vms(entries: list[dict[str, Any]]) -> None:

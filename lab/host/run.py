@@ -15,7 +15,7 @@ OF_PACKAGES = {
     },
     "lab-apt-method": "apt_method",
     "lab-package": "contents",
-    **{name: "download_programs" for name in ("curl", "wget", "gpg", "sha256sum")},
+    **{name: "download_programs" for name in ("curl", "sha256sum")},
     "nvidia-installer": "nvidia_installer",
 }
 #: Command name -> module of this package with a `main(host, name, args) -> exit status`.
@@ -23,8 +23,6 @@ PROGRAMS = {
     **OF_PACKAGES,
     "lspci": "lspci",
     "update-grub": "boot_programs",
-    "grub-mkconfig": "boot_programs",
-    "grub-editenv": "boot_programs",
     "proxmox-boot-tool": "boot_programs",
     "update-initramfs": "boot_programs",
     "lsinitramfs": "boot_programs",
@@ -50,13 +48,11 @@ PROGRAMS = {
     "tail": "efi_programs",
     "mount": "storage_programs",
     "umount": "storage_programs",
-    "mountpoint": "storage_programs",
     "df": "storage_programs",
     "lsblk": "storage_programs",
     "systemctl": "systemd_programs",
     "systemd-run": "systemd_programs",
     "reboot": "systemd_programs",
-    "shutdown": "systemd_programs",
     "poweroff": "systemd_programs",
     "sudo": "account_programs",
     "id": "account_programs",
@@ -78,7 +74,7 @@ GUEST_ONLY = frozenset({"sudo", "id"})
 #: The same for the programs that every container has.
 CONTAINER_PROGRAMS = {
     **{name: "node_programs" for name in ("mknod", "stat", "test")},
-    **{name: "container_programs" for name in ("cat", "head", "dd", "su", "runuser", "setpriv", "id", "getent")},
+    **{name: "container_programs" for name in ("cat", "head", "dd", "setpriv", "getent")},
     **{name: "system_programs" for name in ("uname", "hostname")},
     **OF_PACKAGES,
     **{name: "module_programs" for name in ("modprobe", "lsmod", "modinfo")},
@@ -108,13 +104,13 @@ _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INS
 LOOKING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("stat", "test", "cat", "head", "dd", "tail"), frozenset()),
     **dict.fromkeys(("getent", "id", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
-    **dict.fromkeys(("df", "lsblk", "mountpoint"), frozenset()),
+    **dict.fromkeys(("df", "lsblk"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion"), frozenset()),
     **dict.fromkeys(("sha256sum", "apt-cache", "apt-config"), frozenset()),
     "apt-mark": frozenset({"showmanual", "showauto", "showhold"}),
     "ha-manager": frozenset({"status"}),
     "dpkg": frozenset({"--compare-versions", "--print-architecture", "--audit", "-l", "-s"}),
-    "systemctl": frozenset({"is-active", "is-enabled", "is-system-running", "show", "list-units", "cat"}),
+    "systemctl": frozenset({"is-active", "is-system-running", "show", "cat"}),
     **dict.fromkeys(("qm", "pct"), frozenset({"status", "list", "config"})),
 }
 #: Paths that lead to something of the process that looks, by which a server's is another one.

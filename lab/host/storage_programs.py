@@ -1,4 +1,4 @@
-"""mount, umount, mountpoint, df and lsblk (util-linux, coreutils) of a lab host."""
+"""mount, umount, df and lsblk (util-linux, coreutils) of a lab host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     work = {
         "mount": _mount,
         "umount": _umount,
-        "mountpoint": _mountpoint,
         "df": _df,
         "lsblk": _lsblk,
     }[name]
@@ -59,17 +58,6 @@ def _umount(host: HostState, arguments: list[str]) -> int:
         return 0
 
     return logged(host, "umount", arguments, work)
-
-
-def _mountpoint(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "qdx", ("quiet", "fs-devno", "nofollow"))
-    if len(options.rest) != 1:
-        raise Failure("mountpoint: bad usage")
-    path = host.rooted(options.rest[0])
-    known = any(entry["target"] == host.unrooted(path) for entry in host.looked_at["mounts"])
-    if not options.has("q", "quiet"):
-        print(f"{options.rest[0]} is {'' if known else 'not '}a mountpoint")
-    return 0 if known else 32 if path.exists() else 1
 
 
 def _mount_of(host: HostState, path: str) -> dict[str, Any]:

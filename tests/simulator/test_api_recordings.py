@@ -210,7 +210,7 @@ def test_the_lab_answers_as_it_was_recorded_later(node: Node, name: str) -> None
 # -- Proxmox VE 8 and 9 ---------------------------------------------------------------------------------------------------
 BOTH = shared("pve_api", "transcripts", "v8_differences.jsonl")
 #: Values that are each node's own; a list of which one entry was written down.
-TREATMENTS = {8: "recorded ones", 12: "types alone"}
+TREATMENTS = {8: "guests alone", 12: "types alone"}
 
 
 def before_versions(node: Node) -> dict[int, Callable[[], object]]:

@@ -274,7 +274,7 @@ lspci -nn
 lsblk -n
 df -m /boot
 systemctl is-active pveproxy nothing
-pveversion -v
+pveversion
 lspci --frobnicate
 echo "<4>from a test" >$ROOT/dev/kmsg; dmesg | tail -n 1 | sed 's/.*]//'
 stat -c %t /proc/self/fd/0 </dev/null

@@ -105,7 +105,7 @@ def test_a_device_entry_gives_its_node_and_its_rule_to_those_whom_its_mode_lets(
     conf(phoenix, "dev0: /dev/nvidia0\ndev1: /dev/nvidiactl,mode=0666\ndev2: /dev/nvidia-uvm,gid=44,mode=0660\n")
     assert [opening(phoenix, name) for name in ALL] == ["", MISSING, "", ""]
     assert [opening(phoenix, name, NOBODY) for name in ALL] == [DENIED, MISSING, "", DENIED]
-    in_video = "setpriv --reuid 1000 --regid 1000 --groups video"
+    in_video = "setpriv --reuid 1000 --regid 1000 --groups 44"
     assert [opening(phoenix, name, in_video) for name in ALL] == [DENIED, MISSING, "", ""]
 
 
@@ -147,7 +147,7 @@ def test_a_new_device_is_put_into_a_running_container_and_leaves_with_its_next_s
 def test_older_releases_keep_a_new_device_for_the_next_start(tmp_path: Path) -> None:
     host = Host(tmp_path, "containers-pve8", running=True)
     host.output("pct set 211 -dev0 /dev/nvidia0")
-    assert "new dev0: /dev/nvidia0" in host.output("pct pending 211")
+    assert "dev0: /dev/nvidia0" in (host.root / "etc/pve/lxc/211.conf").read_text().partition("[pve:pending]")[2]
     assert opening(host, "nvidia0", ctid=211) == MISSING
     host.output("pct reboot 211")
     assert opening(host, "nvidia0", ctid=211) == ""
@@ -273,29 +273,10 @@ def test_programs_say_why_they_can_not_open(phoenix: Host, command: str, said: s
 
 def test_a_shells_redirection_meets_the_same_rules(phoenix: Host) -> None:
     conf(phoenix, "dev0: /dev/nvidia0,mode=0660\ndev1: /dev/nvidiactl,mode=0666\n" + bind("nvidia1"))
-    for who, opened in (("", "nvidia0 nvidiactl"), ("su nobody -s /bin/sh -c", "nvidiactl")):
+    for who, opened in (("", "nvidia0 nvidiactl"), (f"{NOBODY} sh -c", "nvidiactl")):
         loop = 'for n in nvidia0 nvidia1 nvidiactl; do (exec 3<>"${ROOT:-}/dev/$n") 2>/dev/null && echo $n; done'
         done = phoenix.run(f"pct exec 901 -- {who or 'sh -c'} '{loop}'")
         assert done.stdout.split() == opened.split(), done.stderr
-
-
-@pytest.mark.parametrize(
-    "become",
-    [
-        "su nobody -s /bin/sh -c 'id -u'",
-        "runuser -u nobody -- id -u",
-        f"{NOBODY} id -u",
-        "runuser nobody -s /bin/sh -c 'id -u'",
-    ],
-)
-def test_becoming_another_user(phoenix: Host, become: str) -> None:
-    assert phoenix.output(f"pct exec 901 -- {become}") == "65534\n"
-
-
-def test_who_can_not_become_somebody(phoenix: Host) -> None:
-    assert phoenix.output("pct exec 901 -- su nobody -c id || echo $?").splitlines()[-1] == "1"
-    assert "user nope does not exist" in phoenix.run("pct exec 901 -- runuser -u nope -- id").stderr
-    assert phoenix.run(f"pct exec 901 -- {NOBODY} setpriv --reuid 0 id").returncode == 1
 
 
 def test_mknod_inside_is_for_privileged_containers_alone(phoenix: Host) -> None:

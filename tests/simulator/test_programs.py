@@ -92,12 +92,6 @@ def test_lspci_tells_bridges_with_access_control_services(wtr: Host) -> None:
     assert with_acs == ["0000:00:01.1", "0000:00:02.1", "0000:00:02.2", "0000:00:02.3", "0000:00:02.4"]
 
 
-def test_lspci_machine_readable_names_the_group(wtr: Host) -> None:
-    block = dict(line.split(":\t", 1) for line in wtr.output("lspci -vmmnnk -s 01:00.0").strip().splitlines())
-    assert block["Device"] == "Device [2d04]"
-    assert (block["Driver"], block["IOMMUGroup"]) == ("vfio-pci", "12")
-
-
 # -- what nobody simulates is an error, never silence --------------------------------------------------------
 @pytest.mark.parametrize(
     "command",
@@ -264,12 +258,6 @@ def test_a_failing_grub_script_leaves_grub_cfg_alone(host: Host) -> None:
     assert config.read_bytes() == before
 
 
-def test_grub_environment_can_be_edited(host: Host) -> None:
-    host.output("grub-editenv - set next_entry=1 && grub-editenv - set a=b")
-    assert host.output("grub-editenv - list") == "next_entry=1\na=b\n"
-    assert (host.root / "boot/grub/grubenv").stat().st_size == 1024
-
-
 @pytest.mark.parametrize(
     ("scenario", "command", "status", "text"),
     [
@@ -332,13 +320,6 @@ def test_df_tells_how_little_room_there_is(host: Host) -> None:
 
 
 # -- modules -----------------------------------------------------------------------------------------------
-def test_modprobe_dry_run_loads_nothing(host: Host) -> None:
-    assert host.output("modprobe -n vfio-pci") == ""
-    assert "vfio_pci" not in host.modules()
-    assert host.run("modprobe -n no_such_module").returncode == 1
-    assert host.run("modprobe -qn no_such_module").stderr == ""
-
-
 def test_modprobe_binds_devices_with_an_override_on_the_running_system(host: Host) -> None:
     host.output("modprobe -r nouveau")
     assert host.driver("0000:01:00.0") is None
@@ -357,7 +338,6 @@ def test_modinfo_knows_built_in_drivers(tmp_path: Path) -> None:
     host = Host(tmp_path, "four-functions", running=True)
     assert host.output("modinfo -F filename xhci_pci") == "(builtin)\n"
     assert host.output("modinfo -n vfio-pci").endswith("/kernel/drivers/vfio/pci/vfio-pci.ko\n")
-    assert host.output("modprobe -D vfio_iommu_type1").splitlines()[-1].startswith("insmod /lib/modules/6.8.12-9-pve/")
 
 
 # -- storage -----------------------------------------------------------------------------------------------
@@ -365,12 +345,11 @@ def test_mounting_an_esp_shows_its_files_and_unmounting_hides_them(tmp_path: Pat
     host = Host(tmp_path, "intel-zfs", running=True)
     host.output(
         "mkdir $ROOT/mnt/esp; touch $ROOT/mnt/esp/below; mount $ROOT/dev/disk/by-uuid/E2B8-705F $ROOT/mnt/esp;"
-        "mountpoint -q $ROOT/mnt/esp; [ ! -e $ROOT/mnt/esp/below ]; echo hello >$ROOT/mnt/esp/new; grep -q ' /mnt/esp vfat' $ROOT/proc/mounts"
+        "[ ! -e $ROOT/mnt/esp/below ]; echo hello >$ROOT/mnt/esp/new; grep -q ' /mnt/esp vfat' $ROOT/proc/mounts"
     )
     assert (tmp_path / "esp/E2B8-705F/new").read_text(encoding="utf-8") == "hello\n"
     host.output("umount $ROOT/mnt/esp && [ -e $ROOT/mnt/esp/below ] && ! [ -e $ROOT/mnt/esp/new ]")
     assert host.run("umount $ROOT/mnt/esp").returncode == 32
-    assert host.run("mountpoint -q $ROOT/mnt/esp").returncode == 32
     assert "does not exist" in host.run("mount $ROOT/dev/disk/by-uuid/0000-0000 $ROOT/mnt/esp").stderr
 
 
@@ -392,11 +371,9 @@ def test_enabling_makes_the_link_that_systemd_makes(host: Host) -> None:
     host.write(
         "/etc/systemd/system/x.service", "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
     )
-    assert host.run("systemctl is-enabled x").stdout == "disabled\n"
     host.output("systemctl daemon-reload && systemctl enable x.service")
     link = host.root / "etc/systemd/system/multi-user.target.wants/x.service"
     assert str(link.readlink()) == "/etc/systemd/system/x.service"
-    assert host.output("systemctl is-enabled x") == "enabled\n"
     host.output("systemctl disable --now x")
     assert not link.is_symlink()
     assert host.run("systemctl enable nothing.service").returncode == 1
@@ -428,7 +405,6 @@ def test_a_reboot_needs_a_daemon_unless_it_is_ignored(host: Host) -> None:
     assert "daemon doesn't run" in done.stderr
     host.machine.set_fault("reboot-ignored", True)
     assert host.run("systemctl reboot").returncode == 0
-    assert host.run("shutdown -r now").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -500,8 +476,8 @@ def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci", "modprobe -n vfio-pci",
-        "dkms status", "systemctl is-enabled ssh", "systemctl is-active ssh",
+        "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci",
+        "dkms status", "systemctl is-active ssh",
         "df /", "lsblk", "mount", "lspci -nnk", "pveversion",
     ],
 )  # fmt: skip
