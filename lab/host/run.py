@@ -55,7 +55,6 @@ PROGRAMS = {
     "reboot": "systemd_programs",
     "poweroff": "systemd_programs",
     "sudo": "account_programs",
-    "id": "account_programs",
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
     "lab-sysfs-write": "sysfs_writes",
@@ -69,7 +68,7 @@ PROGRAMS = {
     "ceph": "ceph_programs",
 }
 #: Commands that a guest alone has from the start: a Proxmox host has no sudo until somebody installs it.
-GUEST_ONLY = frozenset({"sudo", "id"})
+GUEST_ONLY = frozenset({"sudo"})
 
 #: The same for the programs that every container has.
 CONTAINER_PROGRAMS = {
@@ -103,7 +102,7 @@ _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INS
 #: that says whether they do; an empty set means always. What turns out to do more is done in a process of its own all the same.
 LOOKING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("stat", "test", "cat", "head", "dd", "tail"), frozenset()),
-    **dict.fromkeys(("getent", "id", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
+    **dict.fromkeys(("getent", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
     **dict.fromkeys(("df", "lsblk"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion"), frozenset()),
     **dict.fromkeys(("sha256sum", "apt-cache", "apt-config"), frozenset()),

@@ -23,27 +23,11 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _uname(host: HostState, arguments: list[str]) -> int:
-    options = Options(
-        arguments,
-        "asnrvmpio",
-        ("all", "kernel-name", "nodename", "kernel-release", "kernel-version", "machine", "operating-system"),
-    )
-    kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
-    version = host.read("/proc/version", "")
-    build = version[version.find("#") :].strip() if "#" in version else ""
-    parts = [
-        ("s", "kernel-name", "Linux"),
-        ("n", "nodename", host.node),
-        ("r", "kernel-release", kernel),
-        ("v", "kernel-version", build),
-        ("m", "machine", "x86_64"),
-        ("o", "operating-system", "GNU/Linux"),
-    ]
-    everything = options.has("a", "all")
-    chosen = [value for short, long, value in parts if everything or options.has(short, long)]
-    if options.has("p", "i"):
-        chosen.append("unknown")
-    print(" ".join(chosen or ["Linux"]))
+    options = Options(arguments, "asnrvmo", ("kernel-release",))
+    release, version = host.read("/proc/sys/kernel/osrelease", "").strip(), host.read("/proc/version", "")
+    parts = {"s": "Linux", "n": host.node, "r": release, "v": version[version.find("#") :].strip(), "m": "x86_64"}
+    chosen = [value for letter, value in (parts | {"o": "GNU/Linux"}).items() if options.has("a", letter)]
+    print(release if "kernel-release" in options else " ".join(chosen or ["Linux"]))
     return 0
 
 
@@ -134,17 +118,9 @@ def _journalctl(host: HostState, arguments: list[str]) -> int:
 
 
 def _hostname(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "sfdiI", ("short", "fqdn", "long", "domain", "ip-address", "all-ip-addresses"))
-    if options.rest:
-        raise UsageError("the lab's host keeps its name")
-    if options.has("f", "fqdn", "long"):
-        print(f"{host.node}.lan")
-    elif options.has("d", "domain"):
-        print("lan")
-    elif options.has("i", "I", "ip-address", "all-ip-addresses"):
-        print(f"{host.looked_at.get('address', addresses.ADDRESS)} ")
-    else:
-        print(host.node)
+    if arguments not in ([], ["-I"]):
+        raise UsageError("the lab's hostname has -I; the host keeps its name")
+    print(f"{host.looked_at.get('address', addresses.ADDRESS)} " if arguments else host.node)
     return 0
 
 

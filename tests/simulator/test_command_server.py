@@ -271,8 +271,8 @@ dpkg-query -W -f '${Package} ${Version}\n' 'pve-*' nothing
 dpkg -s nothing
 modinfo -F filename vfio-pci
 lspci -nn
-lsblk -n
-df -m /boot
+lsblk -nro NAME
+df -P -B1 /boot
 systemctl is-active pveproxy nothing
 pveversion
 lspci --frobnicate
