@@ -7,11 +7,9 @@ be chosen, in which Proxmox VE says what is wrong.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -28,10 +26,7 @@ from .tasks import Work
 _LOG = logging.getLogger("lab.api")
 _PREFIX = "/api2/json"
 _HOLD_SECONDS = 0.05  # how often it is looked whether an answer may go
-# PVE::APIServer::AnyEvent: the longest body, and how a body may be written.
-_BODY_MAX = 512 << 10
-_BODY_TYPES = ("", "application/x-www-form-urlencoded", "application/json")
-# A connection that does nothing is closed after this long.
+# PVE::APIServer::AnyEvent: a connection that does nothing is closed after this long.
 _KEEPALIVE_SECONDS = 5.0
 
 
@@ -106,8 +101,6 @@ class ApiServer:
         host = HostState(self._owner.state)
         if not request.path.startswith(f"{_PREFIX}/"):
             return _encoded(Response(501, f"Method '{request.method} {request.path}' not implemented", None))
-        if (refusal := _refused_body(request)) is not None:
-            return _encoded(refusal)
         asked = Request(
             request.method,
             request.path.removeprefix(_PREFIX).rstrip("/"),
@@ -184,35 +177,10 @@ def _is_lost(host: HostState, asked: str) -> bool:
     return True
 
 
-def _refused_body(request: web.Request) -> Response | None:
-    """The refusal of a request for its body, which isn't read; None where it is."""
-    kind, length = request.headers.get("Content-Type", ""), request.content_length
-    if "Transfer-Encoding" in request.headers:
-        return Response(501, "chunked transfer encoding not supported", None)
-    if not length:
-        return None
-    if request.method not in ("PUT", "POST"):
-        return Response(501, f"Unexpected content for method '{request.method}'", None)
-    if length > _BODY_MAX:
-        return Response(501, "for data too large", None)
-    if kind.partition(";")[0].strip().lower() not in _BODY_TYPES:
-        return Response(506, f"upload 'Content-Type '{kind}' not implemented", None)
-    return None
-
-
 async def _parameters(request: web.Request) -> dict[str, list[str]]:
-    """All parameters of a request: query, and a body as form or as JSON."""
-    found: dict[str, list[str]] = {}
-    for name in request.query:
-        found[name] = request.query.getall(name)
-    text = await request.text()
-    if request.content_type == "application/json":
-        given: Mapping[str, Any] = json.loads(text) if text else {}
-        for name, value in given.items():
-            values = value if isinstance(value, list) else [value]
-            found[name] = [str(int(item)) if isinstance(item, bool) else str(item) for item in values]
-        return found
-    return {**found, **parse_qs(text, keep_blank_values=True)}
+    """All parameters of a request: query, and a body as a form."""
+    found = {name: request.query.getall(name) for name in request.query}
+    return {**found, **parse_qs(await request.text(), keep_blank_values=True)}
 
 
 def _encoded(response: Response) -> web.Response:

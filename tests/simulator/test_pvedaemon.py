@@ -26,7 +26,6 @@ from tests.waiting import PATIENCE, wait_until
 
 MINT = shlex.join(["perl", *TICKET])
 BY_BASH = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/85 && cat >&3 && cat <&3'"
-FORM = "Content-Type: application/x-www-form-urlencoded\r\n"
 CLUSTER_OFF = "RPCEnvironment init request failed: Unable to load access control list: Connection refused"
 
 
@@ -176,27 +175,6 @@ def test_the_same_bytes_go_through_bash(lab: Lab, ssh: OverSsh) -> None:
 
 
 # -- what it refuses -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("method", "head", "body", "answer"),
-    [
-        ("DELETE", FORM, b"purge=1", (501, "Unexpected content for method 'DELETE'")),
-        ("POST", FORM, b"x" * (512 * 1024 + 1), (501, "for data too large")),
-        (
-            "POST",
-            "Content-Type: multipart/form-data; boundary=b\r\n",
-            b"--b--\r\n",
-            (506, "upload 'Content-Type 'multipart/form-data; boundary=b' not implemented"),
-        ),
-        ("PUT", "Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", (501, "chunked transfer encoding not supported")),
-    ],
-)
-def test_a_body_that_it_doesnt_take_is_refused(
-    ssh: OverSsh, method: str, head: str, body: bytes, answer: tuple[int, str]
-) -> None:
-    found = ssh.ask(method, "/api2/json/nodes/pve/qemu", head, body)
-    assert (found.status_code, found.reason) == answer
-
-
 def test_an_error_ends_a_connection_and_another_answer_keeps_it(lab: Lab, ssh: OverSsh) -> None:
     parts = urlsplit(lab.api["url"])
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
