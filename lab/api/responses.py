@@ -137,9 +137,7 @@ def _find(request: Request) -> tuple[Operation, dict[str, list[str]]]:
     if found is None:
         raise ApiError(501, f"Method '{request.method} {request.path}' not implemented")
     operation, in_path = found
-    # `_dc` is what a browser sends to get nothing that is stale.
-    asked = {name: values for name, values in request.parameters.items() if name != "_dc"}
-    return operation, {**asked, **{name: [value] for name, value in in_path.items()}}
+    return operation, {**request.parameters, **{name: [value] for name, value in in_path.items()}}
 
 
 def _require_no_fault(host: HostState, request: Request) -> None:

@@ -152,22 +152,13 @@ class _Listing:
 
 
 def _slot_filter(text: str | None) -> re.Pattern[str]:
-    """A pattern of addresses for `[[[[domain]:]bus]:][device][.[function]]`; parts left out or `*` match all."""
-    domain, bus, slot, function = "0000", "..", "..", "."
+    """A pattern of addresses for `[DOMAIN:]BUS:[SLOT[.FUNCTION]]`."""
     if text is None:
         return re.compile(".*")
-    match = re.fullmatch(r"(?:(?:([0-9a-fA-F*]*):)?([0-9a-fA-F*]*):)?([0-9a-fA-F*]*)(?:\.([0-7*]?))?", text)
+    match = re.fullmatch(r"(?:0000:)?([0-9a-f]{2}:(?:[0-9a-f]{2}(?:\.[0-7])?)?)", text)
     if match is None:
         raise Failure("lspci: -s: Invalid slot number")
-    domain = "...." if match[1] in (None, "", "*") and match[1] is not None else match[1] or "...."
-    bus = _part(match[2], 2, bus)
-    slot = _part(match[3], 2, slot)
-    function = _part(match[4], 1, function)
-    return re.compile(f"{_part(domain if domain != '....' else None, 4, '....')}:{bus}:{slot}\\.{function}$")
-
-
-def _part(text: str | None, width: int, everything: str) -> str:
-    return everything if text in (None, "", "*") else str(text).lower().zfill(width)
+    return re.compile(f"0000:{match[1]}")
 
 
 def _id_filter(text: str | None) -> re.Pattern[str]:
@@ -177,5 +168,5 @@ def _id_filter(text: str | None) -> re.Pattern[str]:
     parts = text.split(":")
     if len(parts) < 2 or len(parts) > 4:
         raise Failure("lspci: -d: ':' expected")
-    wanted = [_part(part.removeprefix("0x"), 4, "....") for part in parts[:3]]
+    wanted = [part.removeprefix("0x").lower().zfill(4) if part else "...." for part in parts[:3]]
     return re.compile(":".join(wanted + ["...."] * (3 - len(wanted))) + "$")

@@ -129,7 +129,7 @@ def _ip(host: HostState, arguments: list[str]) -> int:
     words = [a for a in arguments if a not in flags]
     subject, rest = (words[0], words[1:]) if words else ("", [])
     rest = [word for word in rest if word not in ("show", "list")]
-    if flags <= {"-4", "-6", "-o", "-j", "-json", "-br", "-brief"}:
+    if flags <= {"-4", "-6", "-o"}:
         if subject in ("route", "r") and rest in ([], ["default"]):
             return _ip_route(host, flags, everything=not rest)
         if subject in ("address", "addr", "a") and (rest == [] or rest[0] in ("to", "dev")) and "-o" in flags:
@@ -137,7 +137,7 @@ def _ip(host: HostState, arguments: list[str]) -> int:
         if subject in ("neighbour", "neigh", "n") and rest[::2] == ["to", "dev"]:
             return _ip_neighbour(host, rest[1], rest[3])
     raise UsageError(
-        "the lab's ip only has `ip [-j] route [show [default]]`, `ip -o address [show [to ADDRESS] [dev INTERFACE]]` and "
+        "the lab's ip only has `ip route [show [default]]`, `ip -o address [show [to ADDRESS] [dev INTERFACE]]` and "
         f"`ip neighbour show to ADDRESS dev INTERFACE`, not {' '.join(arguments)!r}"
     )
 
@@ -146,12 +146,6 @@ def _ip_route(host: HostState, flags: set[str], *, everything: bool) -> int:
     if "-6" in flags or not (addresses.has(host, "address")):
         return 0
     gateway, interface, own = addresses.GATEWAY, addresses.INTERFACE, addresses.ADDRESS
-    if flags & {"-j", "-json"}:
-        print(
-            f'[{{"dst":"default","gateway":"{gateway}","dev":"{interface}","protocol":"kernel","flags":["onlink"]}},'
-            f'{{"dst":"192.168.0.0/24","dev":"{interface}","protocol":"kernel","scope":"link","prefsrc":"{own}","flags":[]}}]'
-        )
-        return 0
     print(f"default via {gateway} dev {interface} proto kernel onlink")
     if everything:
         print(f"192.168.0.0/24 dev {interface} proto kernel scope link src {own} ")

