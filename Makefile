@@ -90,7 +90,8 @@ lint: .venv/.dev ## run formatters and linters, hold the project's numbers (CONT
 	@$(VENV) -m tests.size
 	@$(VENV) -m tests.protected
 	@$(SITE) .site
-	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows examples/github/preview.yml
+	@.venv/bin/zizmor --offline --no-progress --quiet .github examples/github/*.yml
+	@if command -v actionlint >/dev/null; then actionlint -shellcheck .venv/bin/shellcheck .github/workflows/*.yml examples/github/*.yml; fi
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
 
 format: .venv/.dev ## format every file
@@ -103,7 +104,6 @@ docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the s
 	@$(VENV) -m docs.tables.schema
 	@$(VENV) -m docs.tables.nvidia
 	@$(VENV) -m homelab.contract
-	@$(VENV) -m tests.compared
 	@$(VENV) -m tests.hardware
 	@$(SITE) .site
 	@echo "the documents as a site: .site/index.html"

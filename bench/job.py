@@ -16,7 +16,7 @@ from lab import Lab
 from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.tools.system import System
 
-# What the program writes on a host that boots with GRUB (docs/on-the-host.md), beside its own records for `destroy`.
+# What the program writes on a host that boots with GRUB (docs/undo.md), beside its own records for `destroy`.
 PATHS = (
     "/etc/default/grub.d/zz-homelab-iommu.cfg",
     "/etc/default/grub.d/zz-homelab-vfio.cfg",

@@ -1,4 +1,4 @@
-"""Symptoms of a failing NVIDIA stack (remote_scripts/nvidia/symptoms.py), in the program's words and errors.
+"""Symptoms of a failing NVIDIA stack (remote_scripts/both/symptoms.py), in the program's words and errors.
 
 They are data (nvidia/data/symptoms.yaml), each with its source; a symptom hides others that only repeat its cause. Time
 stamps and line breaks of logs are removed before the search (homelab/messages.py).
@@ -14,7 +14,7 @@ from pathlib import Path
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.messages import Log
-from remote_scripts.nvidia.symptoms import QUOTED_CHARACTERS, Context, Symptom, found_in
+from remote_scripts.both.symptoms import QUOTED_CHARACTERS, Context, Symptom, found_in
 from remote_scripts.tools.plain import of_plain
 
 _TABLE = Path(__file__).parent / "nvidia/data/symptoms.yaml"

@@ -4,5 +4,5 @@
 
 from __future__ import annotations
 
-#: `nvidia.symptoms.Symptom`s, in the order in which they are answered.
+#: `both.symptoms.Symptom`s, in the order in which they are answered.
 SYMPTOMS = "[]"

@@ -1,25 +1,18 @@
-"""docs/features.md, made from docs/compared.yaml: ``python -m tests.compared`` rewrites its tables.
-
-It lies here because the data name tests: what a row says of this program, they show.
-"""
+"""docs/compared.yaml: the program's features. The data name tests: what a row says of this program, they show."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from docs.tables.markdown import table, with_tables
-
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT / "docs" / "compared.yaml"
-DOCUMENT = DATA.with_name("features.md")
 
-SIGNS = {"yes": "✓", "partly": "(✓)", "no": "–"}
+ANSWERS = ("yes", "partly", "no")
 
 
 @dataclass(frozen=True)
@@ -46,26 +39,6 @@ def load(text: str | None = None) -> dict[str, list[Row]]:
 def _row(row: Mapping[str, Any]) -> Row:
     if unread := row.keys() - {"feature", "homelab", "note", "tests"}:
         raise ValueError(f"{row['feature']}: nothing reads {', '.join(sorted(unread))}")
-    if (homelab := row.get("homelab", "yes")) not in SIGNS:
+    if (homelab := row.get("homelab", "yes")) not in ANSWERS:
         raise ValueError(f"{row['feature']}: homelab is {homelab}")
     return Row(row["feature"], homelab, row.get("note", ""), tuple(row.get("tests", ())))
-
-
-def written(page: str) -> str:
-    """The page with its tables as the data has them."""
-    return with_tables(
-        page, {re.sub(r"[^a-z]+", "-", name.lower()).strip("-"): _features(rows) for name, rows in load().items()}
-    )
-
-
-def _features(rows: Sequence[Row]) -> str:
-    return table(("feature", "there", "note"), [(row.feature, SIGNS[row.homelab], row.note) for row in rows])
-
-
-def main() -> None:
-    """Write the tables of the page."""
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__":
-    main()

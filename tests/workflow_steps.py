@@ -91,7 +91,10 @@ class Steps:
 
 
 def step_of(file: str, job: str, step: str) -> tuple[str, str]:
-    """A step's text, and the shell that it names."""
-    whole = yaml.safe_load((PROJECT / ".github" / "workflows" / file).read_text())
+    """A step's text, and the shell that it names.
+
+    :param file: of examples/github.
+    """
+    whole = yaml.safe_load((PROJECT / "examples" / "github" / file).read_text())
     (found,) = [one for one in whole["jobs"][job]["steps"] if one.get("name") == step]
     return str(found["run"]), str(found.get("shell", ""))

@@ -5,6 +5,7 @@ The contents at its side are in contents.md; a page that isn't in them, and a li
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -12,17 +13,12 @@ from sphinx.application import Sphinx
 from homelab import __version__
 
 _HERE = Path(__file__).parent
+_REPOSITORY = tomllib.loads((_HERE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
 
 project = "homelab"
 extensions = ["myst_parser"]
 root_doc = "README"
-include_patterns = [
-    "*.md",
-    "docs/*.md",
-    "docs/adr/*.md",
-    "*/README.md",
-    "*/*/README.md",
-]
+include_patterns = ["*.md", "docs/*.md", "*/README.md", "*/*/README.md"]
 exclude_patterns = [".*", "docs/site", "tests", "**/.venv"]
 # Headings get the anchors that the pages' links have, which are GitHub's.
 myst_heading_anchors = 4
@@ -31,6 +27,9 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
 html_title = f"homelab {__version__}"
+# Below each page: where it comes from.
+_FOOTER = {"name": "Repository", "url": _REPOSITORY, "html": f"homelab {__version__}, {_REPOSITORY}", "class": ""}
+html_theme_options = {"footer_icons": [_FOOTER]}
 html_extra_path = ["index.html"]
 html_copy_source = False
 html_show_sphinx = False
@@ -41,8 +40,6 @@ def _with_contents(_app: Sphinx, name: str, text: list[str]) -> None:
     """The first page has the contents of all; in a repository's view they would be in the way."""
     if name == root_doc:
         text[0] += f"\n{(_HERE / 'contents.md').read_text(encoding='utf-8')}"
-    if name == "docs/adr/README":
-        text[0] += "\n```{toctree}\n:hidden:\n:glob:\n0*\n```\n"
 
 
 def setup(app: Sphinx) -> None:

@@ -1,5 +1,4 @@
-"""The tables of docs/nvidia.md and its pages (docs/nvidia-*.md), made from the data:
-`python -m docs.tables.nvidia` rewrites them."""
+"""The tables of docs/nvidia*.md, made from the data: `python -m docs.tables.nvidia` rewrites them."""
 
 from __future__ import annotations
 
@@ -10,10 +9,9 @@ from docs.tables.markdown import table, with_tables
 from homelab.nvidia.compatibility import Facts, load
 from homelab.nvidia.versions import parse
 from homelab.symptoms import symptoms
+from remote_scripts.both.symptoms import Symptom
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
-# Where a failure shows that is the driver's, not that of what is installed beside it or of a container's engine.
-_DRIVERS = re.compile("kernel log|nvidia-smi|modprobe|Windows")
 
 
 def pages() -> dict[Path, str]:
@@ -37,8 +35,7 @@ def all_tables(data: Facts) -> dict[str, str]:
         "cuda": _cuda(data),
         "distributions": _distributions(data),
         "installers": _installers(data),
-        "symptoms-of-the-driver": _symptoms(of_the_driver=True),
-        "other-symptoms": _symptoms(of_the_driver=False),
+        "symptoms": _symptoms(),
     }
 
 
@@ -86,13 +83,19 @@ def _installers(data: Facts) -> str:
     return table(("installer", "SHA-256"), [*data.installers.items()])
 
 
-def _symptoms(*, of_the_driver: bool) -> str:
-    rows = [
-        (row.name, row.where, _without_values("; ".join(cause.why for cause in row.causes)))
-        for row in symptoms()
-        if bool(_DRIVERS.search(row.where)) == of_the_driver
-    ]
-    return table(("symptom", "where", "causes"), rows)
+def _symptoms() -> str:
+    """The symptoms with their causes, as lists below the program that says them first."""
+    lists: dict[str, list[str]] = {}
+    for row in symptoms():
+        lists.setdefault(row.where.split(",")[0], []).append(f"- **{row.name}**: {_causes(row)}\n")
+    return "\n".join(f"**{where}**\n\n{''.join(rows)}" for where, rows in lists.items())
+
+
+def _causes(row: Symptom) -> str:
+    """All causes; of those that begin with the same clause, such as "CUDA's error 3", the first."""
+    texts = [_without_values(cause.why) for cause in row.causes]
+    first = {re.split("[:;] |, in ", text)[0]: text for text in reversed(texts)}
+    return "; or ".join(reversed(first.values()))
 
 
 def _without_values(text: str) -> str:

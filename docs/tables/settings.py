@@ -1,5 +1,4 @@
-"""The tables of docs/settings.md and its pages (docs/settings-*.md), made from the settings' models:
-`python -m docs.tables.settings` rewrites them.
+"""The keys in docs/settings*.md, made from the settings' models: `python -m docs.tables.settings` rewrites them.
 
 Each key's meaning is the docstring below it in its model, each type's name is its `InWords`.
 """
@@ -89,11 +88,11 @@ def _title(name: str) -> str:
 def _described(model: type[BaseModel], links: dict[type[BaseModel], str]) -> str:
     hints = typing.get_type_hints(model, include_extras=True)
     meant = meanings(model)
-    rows = [
-        (f"`{field.alias or name}`", _type(hints[name], links), _default(field), _on_one_line(meant[name]))
+    keys = [
+        f"- **`{field.alias or name}`** ({_type(hints[name], links)}{_default(field)}): {_on_one_line(meant[name])}\n"
         for name, field in model.model_fields.items()
     ]
-    return f"{_on_one_line(model.__doc__)}\n\n{markdown.table(('key', 'type', 'default', 'meaning'), rows)}"
+    return f"{_on_one_line(model.__doc__)}\n\n{''.join(keys)}"
 
 
 def _on_one_line(text: str | None) -> str:
@@ -102,10 +101,10 @@ def _on_one_line(text: str | None) -> str:
 
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
-        return "required"
-    if field.default is None or isinstance(field.default, BaseModel):
+        return "; required"
+    if field.default in (None, [], {}) or isinstance(field.default, BaseModel):
         return ""
-    return f"`{field.default if isinstance(field.default, str) else json.dumps(field.default)}`"
+    return f"; default `{field.default if isinstance(field.default, str) else json.dumps(field.default)}`"
 
 
 def _type(annotation: Any, links: dict[type[BaseModel], str]) -> str:

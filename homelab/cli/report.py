@@ -1,5 +1,5 @@
 """`homelab report`: writes what the doctor says of the stack's hosts and guests, without addresses and names, for an
-issue; docs/hardware.md is made from such files.
+issue; docs/tiers.md is made from such files.
 
 Reads the hosts over SSH; changes nothing. Exit status: 0, written; 2, a host couldn't be read.
 """

@@ -16,7 +16,7 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log, resets
 from homelab.host.facts import HostFacts
 from homelab.messages import messages
-from remote_scripts.nvidia.symptoms import compiled
+from remote_scripts.both.symptoms import compiled
 from remote_scripts.pve import reservations
 from remote_scripts.pve.properties import parse
 

@@ -128,7 +128,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
     for row in data().roms:
         if row.has(display):
             return [
-                f"gpus.{name}: {row.why}: docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make it from "
+                f"gpus.{name}: {row.why}: docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from "
                 f"{row.place}, then set romfile"
             ]
     if integrated_of(functions) is not None:
@@ -140,7 +140,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
     if display.boot_vga:
         return [
             f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the "
-            "VM shows nothing on it, docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make a file of it "
+            "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it "
             "for romfile"
         ]
     return []

@@ -22,7 +22,7 @@ from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.messages import Message, messages, shown
 from homelab.symptoms import recognise
-from remote_scripts.nvidia.symptoms import Context, compiled
+from remote_scripts.both.symptoms import Context, compiled
 
 # In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
 # homelab/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.

@@ -259,7 +259,7 @@ def override_hint(facts: HostFacts, slot: str) -> str:
         return ""
     return (
         "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk "
-        "(docs/settings-cards.md)"
+        "(docs/settings-host.md)"
     )
 
 

@@ -198,8 +198,7 @@ def parse_use(
 def _notes(vms: Iterable[int], card: Card, facts: HostFacts) -> list[str]:
     windows = [one for one in takers(facts) if one.id in vms and one.is_windows]
     return [line for vmid in vms for line in judged(vmid, card, facts).met] + [
-        f"VM {one.id} has Windows, in which homelab installs nothing; its driver, its display and xVga: "
-        "docs/windows-guests.md"
+        f"VM {one.id} has Windows, in which homelab installs nothing; its driver, its display and xVga: docs/cards.md"
         for one in windows
     ]
 

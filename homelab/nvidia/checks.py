@@ -222,7 +222,7 @@ def installer_known(request: Request) -> Iterator[HomelabError]:
 
 def sha256_advice(request: Request, driver: Version) -> str:
     """What to do about an installer whose SHA-256 isn't known."""
-    other = "choose a version that is known here (docs/nvidia-installer.md)"
+    other = "choose a version that is known here (docs/nvidia.md#nvidias-installer)"
     if driver.is_branch:
         return other
     url = request.data.run.url(request.data.repositories.run, str(driver))

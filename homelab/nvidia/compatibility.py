@@ -17,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from homelab import tables
 from homelab.nvidia.versions import Version, parse, reaches
 from homelab.shapes import Capability, Runtime
-from remote_scripts.nvidia.symptoms import Flavour as Flavour
-from remote_scripts.nvidia.symptoms import Target as Target
+from remote_scripts.both.symptoms import Flavour as Flavour
+from remote_scripts.both.symptoms import Target as Target
 
 # NVIDIA begins a branch, or a release of CUDA, some four times a year.
 _DAYS_UNTIL_OLD = 90

@@ -23,8 +23,8 @@ from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability
 from remote_scripts.both import nvidia_index
 from remote_scripts.both.nvidia_packages import AptFile, Repository, Said, Try, Wanted, lacking_headers
-from remote_scripts.nvidia.software import Installer, Software
-from remote_scripts.nvidia.symptoms import Context
+from remote_scripts.both.software import Installer, Software
+from remote_scripts.both.symptoms import Context
 
 # What isn't offered beside the driver, as a system says it.
 _ABSENT = re.compile(r"([^ =]+)(?:=\S+)? isn't offered(?:; there is (.+))?")

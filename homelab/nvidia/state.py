@@ -8,7 +8,7 @@ from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import SystemState
-from remote_scripts.nvidia.symptoms import Target
+from remote_scripts.both.symptoms import Target
 
 
 def facts_of(reading: SystemReading, target: Target) -> SystemState:

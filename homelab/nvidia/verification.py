@@ -24,7 +24,7 @@ from homelab.nvidia.request import Request
 from homelab.shapes import CardInUse, Runtime, StackInUse
 from homelab.symptoms import recognise
 from remote_scripts.both.nvidia_packages import Answer
-from remote_scripts.nvidia.symptoms import Context, Flavour, Target
+from remote_scripts.both.symptoms import Context, Flavour, Target
 
 # Exit statuses: of `timeout`, and of a shell that doesn't find the program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127

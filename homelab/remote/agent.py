@@ -197,7 +197,7 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
 
 
 def _as_root(command_line: str, user: str) -> str:
-    """The command line itself for root; any other user needs sudo for bash (docs/settings-access.md)."""
+    """The command line itself for root; any other user needs sudo for bash (docs/settings.md)."""
     return command_line if user == "root" else f"sudo -n bash -c {shlex.quote(command_line)}"
 
 

@@ -9,7 +9,7 @@ from homelab.nvidia.plan import software
 from homelab.settings import Container, Nvidia
 from homelab.shapes import CardPlan
 from remote_scripts.both.card_libraries import Wanted
-from remote_scripts.nvidia.symptoms import Context
+from remote_scripts.both.symptoms import Context
 
 
 def limits_of(container: Container) -> Nvidia:

@@ -15,7 +15,7 @@ from homelab.settings.nvidia import Nvidia
 from remote_scripts.both import container_toolkit, nvidia_verification
 from remote_scripts.both import driver_update as driver_update_layer
 from remote_scripts.both.nvidia_packages import Answer
-from remote_scripts.nvidia.symptoms import Context, Target
+from remote_scripts.both.symptoms import Context, Target
 
 
 def toolkit(request: Request, installed: Answer) -> container_toolkit.Wanted:

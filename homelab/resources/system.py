@@ -16,7 +16,7 @@ from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
 from homelab.stack import Refusal
 from remote_scripts.both.stack_folder import Wanted as StackFolder
-from remote_scripts.nvidia.symptoms import Target
+from remote_scripts.both.symptoms import Target
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Nvidia(Model):
     """Copies to use in place of NVIDIA's servers."""
     run_sha256: dict[DriverText, Sha256] = {}
     """For versions of NVIDIA's installer, the SHA-256 that a file must have before it is run: `{"580.126.09": "…"}`. It
-    counts before the [known ones](nvidia-installer.md#nvidias-installer)."""
+    counts before the [known ones](nvidia.md#nvidias-installer)."""
     proxy: Proxy | None = None
     """A proxy for downloads: `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it asks for them; then as
     an encrypted value."""

@@ -34,7 +34,7 @@ class VmGpu(Model):
     """The card is a PCIe device in the VM, which needs the machine model q35."""
     romfile: RomFile | None = None
     """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM;
-    docs/troubleshooting-cards.md says how to make it."""
+    docs/troubleshooting.md says how to make it."""
     by_address: bool = False
     """`true`: name the card by its PCI address, without a mapping."""
     take_over: bool = False

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from remote_scripts.nvidia.software import Software
+from remote_scripts.both.software import Software
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from remote_scripts.nvidia.software import Software
-from remote_scripts.nvidia.symptoms import Target
+from remote_scripts.both.software import Software
+from remote_scripts.both.symptoms import Target
 
 
 @dataclass(frozen=True, kw_only=True)

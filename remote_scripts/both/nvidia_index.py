@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from remote_scripts.both.nvidia_packages import Repository
-from remote_scripts.nvidia.software import Software
+from remote_scripts.both.software import Software
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.nvidia.software import Installer, Software
-from remote_scripts.nvidia.symptoms import Flavour, Target
+from remote_scripts.both.software import Installer, Software
+from remote_scripts.both.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
 
 

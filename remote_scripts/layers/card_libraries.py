@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from remote_scripts.both.card_libraries import Answer, Wanted
 from remote_scripts.nvidia import os_release
-from remote_scripts.nvidia.apt import Apt, Reverted
+from remote_scripts.nvidia.apt import Apt
+from remote_scripts.nvidia.packages import Reverted
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 

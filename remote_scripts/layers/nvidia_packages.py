@@ -14,39 +14,25 @@ is used, and no second entry is written: apt refuses two with different keyrings
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Literal, NoReturn
 
 from remote_scripts.boot import boot
-from remote_scripts.both.nvidia_packages import Answer, Repository, Said, Try, Wanted, lacking_headers
+from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
 from remote_scripts.notes.handover import need_rest
 from remote_scripts.nvidia import driver, driver_installer, driver_modules, nvidia
-from remote_scripts.nvidia.apt import Apt, Plan, Reverted
+from remote_scripts.nvidia.choice import ENGINES, Choice, Way
 from remote_scripts.nvidia.driver import ASKED, FAMILY, LAYER, PINS, Source
 from remote_scripts.nvidia.driver_installer import DOWNLOADS
-from remote_scripts.nvidia.driver_update import VERSION_GIVEN_UP, Update
-from remote_scripts.nvidia.engines import is_there
+from remote_scripts.nvidia.driver_update import VERSION_GIVEN_UP
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.software import Installer
+from remote_scripts.nvidia.packages import Reverted
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
-from remote_scripts.tools.text import as_text
 
 _KEY = "/run/homelab/key"
 _PROFILE = "/etc/profile.d/homelab-cuda.sh"
-# What the files of NVIDIA's installer take at the least.
-_RUN_BYTES = 400_000_000
-_OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
-# Which lack their network, or their build, without what they recommend.
-_ENGINES = {"docker.io": "docker", "podman": "podman"}
-_KERNEL = re.compile(r"^(linux-(image|modules)-|(proxmox|pve)-kernel-|nvidia-fs)")
-# What has the driver's version wherever it comes from.
-_OF_ONE_VERSION = re.compile(r"(libnvidia-compute|libnvidia-ml1|libcuda1|nvidia-utils|nvidia(-kernel)?(-open)?-dkms)\b")
-_NUMBER = re.compile(r"(?:\d+:)?(\d{3}\.[\d.]*\d)")
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
 #: seconds. NVIDIA's own daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the
 #: host's business.
@@ -70,21 +56,6 @@ ExecStart=/usr/bin/nvidia-smi -pm 1
 WantedBy=multi-user.target
 """,
 )
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How a try is carried out. `pins`: the driver's, for that; `words`: what apt is asked for; `plan`: what it would
-    do; `version`: the driver's by then, empty: nothing is to be done; `against`: why it can't be, empty: it can; `run`:
-    NVIDIA's installer, if it is to be run.
-    """
-
-    pins: str = ""
-    words: tuple[str, ...] = ()
-    plan: Plan = Plan()
-    version: str = ""
-    against: str = ""
-    run: Installer | None = None
 
 
 def read(system: System, wanted: Wanted) -> Said:
@@ -126,216 +97,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     return work.apt.reverted(kept)
 
 
-class _Work:
-    def __init__(self, system: System, wanted: Wanted) -> None:
-        self._system = system
-        self._files = system.files
-        self._wanted = wanted
-        self.apt = Apt(system, wanted.software, LAYER, "NVIDIA's packages")
-        self.update = Update(self.apt, wanted.target)
-        self._left = driver.left(system)
-        self._was = driver.library_version(system)
-        self._name = wanted.software.context.name
-        # What comes with kernels' headers: Debian's of a newer kernel bring that.
-        self._with_headers = set[str]()
-        beside = wanted.beside
-        if self._is_somebodys_cuda():
-            beside = tuple(word for word in beside if not word.startswith("cuda-"))
-        self._beside = tuple(word for word in beside if not self._is_somebodys_engine(word))
-
-    # What is there.
-
-    def staying(self) -> int | None:
-        """The number of the first try whose driver is there; None: none is."""
-        return next((number for number, way in enumerate(self._wanted.tries) if self._fulfils(way)), None)
-
-    def fulfilled(self) -> int | None:
-        """The same, where all that is wanted beside it is there, too."""
-        needed = (*self._beside, *(self._bare_kernels() if self._left.source in ("packages", "run") else ()))
-        return self.staying() if all(map(self.apt.is_whole, needed)) else None
-
-    def _fulfils(self, way: Try) -> bool:
-        """Whether its driver is installed, with its libraries, whoever did that."""
-        system, version = self._system, driver.library_version(self._system)
-        is_kept = (
-            driver.fits(version, way.driver)
-            and self._files.is_file(driver.NVIDIA_SMI)
-            and not self._half_configured()
-            and driver_installer.is_whole(system)
-            and not driver.lacking(system, self._wanted.libraries)
-            and driver.is_source_wanted(self._left, "run" if way.run else "packages")
-            and (self._left.source != "packages" or all(map(self.apt.is_whole, way.packages)))
-        )
-        modules = (driver.module(system, kernel) for kernel in self._kernels())
-        return is_kept and (not way.flavour or all(module == Module(version, way.flavour) for module in modules))
-
-    def _kernels(self) -> list[str]:
-        wanted = self._wanted
-        return [] if wanted.target == "lxc" else driver.kernels_of(self._system, wanted.target)
-
-    def _bare_kernels(self) -> dict[str, str]:
-        """Wanted packages of headers -> kernels that have none, from wherever."""
-        names = {f"{prefix}{kernel}": kernel for kernel in self._kernels() for prefix in driver.HEADERS}
-        bare = {name: kernel for name, kernel in names.items() if not driver.has_headers(self._system, kernel)}
-        return {name: bare[name] for name in self._wanted.headers if name in bare}
-
-    def _half_configured(self) -> bool:
-        """Whether a package of the driver's is there, and not wholly installed."""
-        there = self.apt.installed()
-        return any(name not in there.whole for name in there.present if FAMILY.search(name))
-
-    def _is_somebodys_cuda(self) -> bool:
-        """NVIDIA's installer puts a toolkit to the same place as the packages do. Half of a package may be there after
-        a kill.
-        """
-        wanted = self._wanted
-        if not wanted.cuda or not self._files.is_file(wanted.nvcc):
-            return False
-        package = f"cuda-nvcc-{'-'.join(wanted.cuda.split('.')[:2])}"
-        return package not in self.apt.installed().present and self._release()[0] == self._short
-
-    def _is_somebodys_engine(self, package: str) -> bool:
-        """Docker's own packages conflict with docker.io."""
-        engine = _ENGINES.get(package, "")
-        return bool(engine) and package not in self.apt.installed().present and is_there(self._system, engine)
-
-    @property
-    def _short(self) -> str:
-        return ".".join(self._wanted.cuda.split(".")[:2])
-
-    def _release(self) -> tuple[str, str]:
-        """CUDA's release, as its compiler says it, and all that it says."""
-        done = self._system.run.ask(self._files.name(self._wanted.nvcc), "--version")
-        output = "\n".join(as_text(done.output + done.error).rstrip("\n").split("\n")[-3:])
-        return (re.search(r"release ([0-9]+\.[0-9]+)", output) or ["", ""])[1], output
-
-    # What apt would do.
-
-    def add_repositories(self, apt: Apt) -> None:
-        """The repositories, and further pins, for an apt aside; their lists are fetched.
-
-        :raises Failure: one can't be had.
-        """
-        for file in self._wanted.files:
-            if "/preferences.d/" in file.path:
-                apt.pin(file.path.rpartition("/")[2], file.content)
-        unverified = "ca-certificates" in self._wanted.prerequisites and not apt.is_whole("ca-certificates")
-        add_repositories(apt, self._wanted.repositories, unverified=unverified)
-
-    def said(self, apt: Apt) -> tuple[Said, _Way]:
-        """What it would do, and how.
-
-        :param apt: aside.
-        """
-        tries, against = self._wanted.tries, list[str]()
-        there, staying = driver.library_version(self._system), self.staying()
-        headers, lacking = self._headers(apt)
-        self._with_headers = {*apt.simulate_install(headers).coming} if headers else set()
-        beside = [self._resolved(apt, word) for word in (*self._beside, *headers) if not self.apt.is_whole(word)]
-        room = boot.free_on(self._system, "/usr")
-        said = Said(chosen=None, was=there, room=room, lacking=lacking if staying is None else ())
-        for number, version in self._ways(there, staying):
-            way = tries[number]
-            stays = (number, version) == (staying, there)
-            found = self._simulated(apt, way, version, beside, stays=stays)
-            if not found.against:
-                going = found.plan.going
-                said = replace(
-                    said,
-                    chosen=number,
-                    version=found.version,
-                    comes=tuple(f"{name}={new}" for name, new in found.plan.coming.items()),
-                    removes=tuple(self.apt.of_others(going, FAMILY)),
-                    way_back=not self.update.lost(apt) if not stays and self._replaces(way, found.plan) else None,
-                    needs=apt.bytes_of(found.plan) + (_RUN_BYTES if found.run else 0),
-                )
-                return replace(said, against=tuple(against)), found
-            how = "NVIDIA's installer" if way.run else " ".join(way.packages)
-            if not any(text.startswith(f"{version} ") and found.against in text for text in against):
-                against.append(f"{version} ({how}): {found.against}")
-        names = {way.packages[-1].partition("=")[0] for way in tries if way.packages and not way.run}
-        matches = [_NUMBER.match(text) for texts in apt.offered(*sorted(names)).values() for text in texts]
-        offered = dict.fromkeys(match[1] for match in matches if match)
-        # What isn't offered at all stands against every way.
-        against = apt.lacking([word for word in self._beside if not self.apt.is_whole(word)]) or against
-        return replace(said, offered=tuple(offered), against=tuple(against)), _Way()
-
-    def _ways(self, there: str, staying: int | None) -> Iterator[tuple[int, str]]:
-        """Numbers of tries, and the versions that apt is to go to. What is there and fits isn't replaced by a newer
-        release of its branch, if that has what is asked for.
-        """
-        if staying is not None:
-            yield staying, there
-        for number, way in enumerate(self._wanted.tries):
-            for version in dict.fromkeys((there if driver.fits(there, way.driver) else way.driver, way.driver)):
-                if number != staying or version != there:
-                    yield number, version
-
-    def _replaces(self, way: Try, plan: Plan) -> bool:
-        """Whether a driver is there, and is replaced by another one; libraries that are added replace nothing."""
-        if not driver.library_version(self._system) or self._half_configured():
-            return False
-        if way.run or driver.run_version(self._system):
-            return way.run is None or driver_installer.INSTALLED.read(self._files) != way.run
-        return any(change.old != "-" and FAMILY.search(change.name) for change in plan.changes)
-
-    def _pins(self, version: str) -> str:
-        """apt goes to this version and no other, also to an older one: above 1000 it does."""
-        pattern = f"{version}*" if "." in version else f"{version}.*"
-        return f"Package: {' '.join(self._wanted.pinned)}\nPin: version {pattern}\nPin-Priority: 1001\n"
-
-    def _simulated(self, apt: Apt, way: Try, version: str, beside: Sequence[str], *, stays: bool) -> _Way:
-        """:param stays: the driver is there, and nothing is to change of it."""
-        wanted, there = self._wanted, driver.library_version(self._system)
-        of_run = way.run is not None or (stays and driver.run_version(self._system) != "")
-        pins = "" if of_run else self._pins(version)
-        apt.pin(PINS.rpartition("/")[2], pins)
-        own = [] if stays else [self._resolved(apt, word) for word in way.packages]
-        # What an installer takes the place of makes way.
-        present = self.apt.installed().present
-        gone = [f"{name}-" for name in present if way.run and not stays and FAMILY.search(name)]
-        asked = (*own, *beside)
-        plan = apt.simulate_install((*asked, *gone), recommends=wanted.recommends)
-        coming, names = plan.coming, [word.partition("=")[0] for word in asked]
-        words = [f"{name}={coming[name]}" for name in names if name in coming]
-        words += [name for name in names if name not in coming and not self.apt.is_whole(name)]
-        found = {
-            match[1] for name, new in coming.items() if _OF_ONE_VERSION.match(name) and (match := _NUMBER.match(new))
-        }
-        by_then = there if stays else way.run.version if way.run else max(found, default=there)
-        against = plan.why
-        if others := sorted(number for number in found if of_run or not driver.fits(number, way.driver)):
-            against = f"apt would bring {' and '.join(others)}"
-        elif wanted.target == "lxc" and (modules := [name for name in coming if _OF_THE_KERNEL.search(name)]):
-            against = f"modules would come, which have no place in a container: {' '.join(modules)}"
-        elif bare := [name for name in {*coming} - self._with_headers if _KERNEL.search(name)]:
-            against = f"apt would also bring {' '.join(bare)}"
-        elif not against and not driver.fits(by_then, way.driver):  # also where nothing would change
-            against = f"apt has no {way.driver}, and leaves {by_then or 'none'}"
-        return _Way(pins, (*words, *gone), plan, by_then, against, None if stays else way.run)
-
-    def _resolved(self, apt: Apt, word: str) -> str:
-        """NAME=VERSION, of what is there or else the newest that is offered, for a NAME=PATTERN: apt takes no pattern
-        that begins with a star.
-        """
-        name, has_pattern, pattern = word.partition("=")
-        if not has_pattern:
-            return word
-        versions = [self.apt.installed().whole.get(name, ""), *apt.offered(name)[name]]
-        return f"{name}={next((version for version in versions if fnmatch.fnmatchcase(version, pattern)), pattern)}"
-
-    def _headers(self, apt: Apt) -> tuple[list[str], tuple[str, ...]]:
-        """The packages of headers that are to come, and the kernels that have none and get none. What follows headers,
-        and isn't offered, isn't needed; nor is anything for a driver of others that stays.
-        """
-        if self._left.source not in ("packages", "run") and self.staying() is not None:
-            return [], ()
-        bare, kernels = self._bare_kernels(), tuple(self._kernels())
-        names = [name for name in self._wanted.headers if name in bare or not name.endswith(kernels)]
-        offered = apt.offered(*names)
-        lacking = [kernel for name, kernel in bare.items() if not offered[name] and not self.apt.is_whole(name)]
-        return [name for name in names if offered[name] or "headers" not in name], tuple(lacking)
-
+class _Work(Choice):
     # Bringing it in.
 
     def apply(self) -> Answer:
@@ -349,7 +111,7 @@ class _Work:
         if self._is_somebodys_cuda():
             self._system.log.say(f"note: CUDA {wanted.cuda} is there, and not from packages: left as it is")
         try:
-            number, found = self.fulfilled(), _Way()
+            number, found = self.fulfilled(), Way()
             if number is None or before:
                 self._put_repositories()
             if number is None:
@@ -408,12 +170,12 @@ class _Work:
         all is taken back.
         """
         wanted = self._wanted
-        words = (*way.packages, *wanted.beside, *wanted.headers, *wanted.prerequisites, *_ENGINES)
+        words = (*way.packages, *wanted.beside, *wanted.headers, *wanted.prerequisites, *ENGINES)
         return tuple(word.partition("=")[0] for word in words)
 
     def tidy(self, wanted: Sequence[str] = ()) -> list[str]:
         """As of `Apt.tidy`; the specification that the toolkit's service has made means nothing without it."""
-        has_engine = not _ENGINES.keys().isdisjoint(self.apt.installed().present)
+        has_engine = not ENGINES.keys().isdisjoint(self.apt.installed().present)
         kept = self.apt.tidy(wanted, recommends=self._wanted.recommends or has_engine)
         if not self._files.exists("/usr/bin/nvidia-ctk"):
             self._files.remove("/run/cdi/nvidia.yaml")
@@ -452,7 +214,7 @@ class _Work:
         self._files.put(LAYER, path, 0o644, self._files.need(_KEY) or b"")
         self._files.remove(_KEY)
 
-    def _choose(self) -> tuple[int, _Way]:
+    def _choose(self) -> tuple[int, Way]:
         """By what apt says now.
 
         :raises Failure: nothing can be had, or not without others' packages.
@@ -481,7 +243,7 @@ class _Work:
             self.update.keep(said.version)
         return said.chosen, found
 
-    def _bring(self, way: Try, found: _Way) -> tuple[str, Source]:
+    def _bring(self, way: Try, found: Way) -> tuple[str, Source]:
         """Packages, libraries, and modules for each kernel; returns the version, and whose it is."""
         system, files, wanted, apt = self._system, self._files, self._wanted, self.apt
         if found.version:
@@ -630,17 +392,3 @@ class _Work:
         """What failed, its files put back."""
         self._files.undo()
         return self._system.failure_of(error)
-
-
-def add_repositories(apt: Apt, repositories: Sequence[Repository], *, unverified: bool) -> None:
-    """Repositories for an apt aside; their lists are fetched. Arguments as of `Apt.refresh`.
-
-    :raises Failure: one can't be had.
-    """
-    for repository in repositories:
-        key = f"{apt.folder}/{repository.keyring.rpartition('/')[2]}"
-        apt.fetch(repository.key_url, key, unverified=unverified)
-        line = repository.line.replace(repository.keyring, apt.system.files.name(key))
-        is_new = not apt.file_of(repository.url)  # asked so, the system's apt would write its cache
-        apt.add_source(repository.list_file.rpartition("/")[2], f"{line.strip()}\n", is_new=is_new)
-    apt.refresh(unverified=unverified)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from remote_scripts.both.read_system import Answer, Runtime, Wanted
 from remote_scripts.notes import kept_agents
 from remote_scripts.nvidia import driver, driver_update, nvidia
-from remote_scripts.nvidia.apt import RECORDS, Installed, installed, recorded
 from remote_scripts.nvidia.os_release import distribution
+from remote_scripts.nvidia.packages import RECORDS, Installed, installed, recorded
 from remote_scripts.tools import kernel
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of

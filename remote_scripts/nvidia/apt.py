@@ -7,54 +7,29 @@ apt itself calls unneeded once the layer's packages aren't wanted by hand any mo
 
 /var/lib/homelab/steps/STEP, a layer without `nvidia-`, has the name under which the settings have the system: a system
 that was reinstalled, or went back to a snapshot, tells of no step that was carried out.
-
-`Apt.aside` looks at sources, lists, pins and a log of its own, in a folder below /run: what is fetched, asked and
-simulated there changes nothing of the system's. One of another architecture than the system's own is called as apt
-calls it, NAME:ARCHITECTURE.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
-import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NoReturn
 
-from remote_scripts.nvidia.software import Software
-from remote_scripts.nvidia.symptoms import recognise
+from remote_scripts.both.software import Software
+from remote_scripts.both.symptoms import recognise
+from remote_scripts.nvidia.asked_apt import INSTALL, AskedApt
+from remote_scripts.nvidia.packages import RECORDS, Record, Reverted, recorded
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.log import STEPS
-from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
+from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 
-#: A file for each layer.
-RECORDS = f"{HOME}/packages"
 _STEPS = f"{HOME}/steps"
 _INTERRUPTED = "/var/lib/dpkg/updates"
-_HELPER = "/usr/lib/apt/apt-helper"
-_ASIDE = "/run/homelab/apt-"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
-# An engine lacks its network, or its build, without what it recommends; else it is taken where that is asked for.
-_INSTALL = (
-    *("install", "--allow-downgrades", "--no-install-recommends"),
-    *("-o", "APT::Install-Recommends-Sections::=admin", "-o", "APT::Install-Recommends-Sections::=universe/admin"),
-)
 # What is suggested nothing had come for.
 _UNNEEDED = ("autoremove", "-o", "APT::Protect-Kernels=false", "-o", "APT::AutoRemove::SuggestsImportant=false")
-_ASK_SECONDS = 600.0
-_ANSWER_BYTES = 1 << 24
-# Of the system's, with the option that names each: what is in them is seen aside, too.
-_FOLDERS = {
-    "lists": ("State::lists", "/var/lib/apt/lists"),
-    "sources": ("Etc::sourceparts", "/etc/apt/sources.list.d"),
-    "preferences": ("Etc::preferencesparts", "/etc/apt/preferences.d"),
-}
-_MAIN = "/etc/apt/apt.conf"
 # An owner's hooks are for changes of the system's own lists; and by their names kernels' headers are never unneeded.
 # (-o doesn't clear a list.)
 _CLEARED = "".join(
@@ -65,8 +40,6 @@ _CLEARED = "".join(
     )
 )
 _CLEARED += "#clear AptCli::Hooks;\n"
-# /run is in memory.
-_SMALL = {"Dir::Cache::srcpkgcache": "", "Acquire::GzipIndexes": "true", "Acquire::Languages": "none"}
 # An owner's images and volumes go with a purge of them.
 _WITH_DATA = {"docker.io", "podman", "containerd"}
 # That a command has waited for a lock is no failure.
@@ -75,137 +48,23 @@ _LOCKED = re.compile(
     r"|lock was locked by)",
     re.MULTILINE,
 )
-# As CUDA's packages end in it: 12-8.
-_RELEASE = re.compile(r"\d+-\d+$")
 # What apt complains of, with the lines that continue it.
 _COMPLAINT = re.compile(r"^(?:E|W|Err|Error|Warning)[: ].*(?:\n[ \t].*)*", re.MULTILINE)
 # What apt says of a list that it has taken all the same: of its key's age, or where that lies.
 _REMARK = re.compile(r"^(W|Warning): \w+://.*\n?", re.MULTILINE)
 # Proxmox VE's own repositories.
 _PROXMOX = re.compile(r"//\w+\.proxmox\.com/")
-_BUILD_LOGS = re.compile(r"/var/lib/dkms/[^ \n]+/make\.log|/var/log/nvidia-installer\.log")
 _NOTHING = re.compile(r"(?!)")
 
 
-@dataclass
-class Installed:
-    """`present`: name -> version of what is there, configured or not; `whole`: of what is wholly installed; `left`:
-    removed, with its configuration left.
-    """
-
-    present: dict[str, str] = field(default_factory=dict)
-    whole: dict[str, str] = field(default_factory=dict)
-    left: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class Record:
-    """A package: its version now and before; `-` where it isn't there."""
-
-    now: str
-    before: str
-
-
-@dataclass(frozen=True)
-class Change:
-    """A package that apt would change. `old`, `new`: versions; `-`: it isn't there."""
-
-    name: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What apt would do. `why`: its own words where it can't."""
-
-    changes: tuple[Change, ...] = ()
-    why: str = ""
-
-    @property
-    def coming(self) -> dict[str, str]:
-        """Packages that would come or change, and the versions by then."""
-        return {change.name: change.new for change in self.changes if change.new != "-"}
-
-    @property
-    def going(self) -> list[str]:
-        """Packages that would go."""
-        return [change.name for change in self.changes if change.new == "-"]
-
-
-@dataclass(frozen=True)
-class Reverted:
-    """The answer of every such layer's `revert`. `kept`: packages that others need by now."""
-
-    kept: tuple[str, ...]
-    changed: bool
-
-
-def installed(system: System) -> Installed:
-    """All packages.
-
-    :raises Failure: dpkg doesn't say.
-    """
-    form = "-f=${Package}\\t${db:Status-Status}\\t${Version}\\t${Architecture}\\n"
-    done = system.run.ask("dpkg-query", "-W", form, seconds=_ASK_SECONDS, limit=_ANSWER_BYTES)
-    if done.status != NOT_FOUND:
-        need_answer(done, "which packages are installed", "dpkg-query")
-    packages = Installed()
-    lines = [(*line.split("\t"), "", "", "")[:4] for line in done.text.split("\n")]
-    own = next((architecture for name, *_, architecture in lines if name == "dpkg"), "")
-    for bare, state, version, architecture in lines:
-        name = f"{bare}:{architecture}" if own and architecture not in (own, "all", "") else bare
-        if state == "config-files":
-            packages.left.add(name)
-        elif state and state != "not-installed":
-            packages.present[name] = version
-            if state == "installed":
-                packages.whole[name] = version
-    return packages
-
-
-def need_answer(done: Done, wanted: str, program: str) -> None:
-    """:raises Failure: a program that says what there is has failed."""
-    if done.status != 0:
-        raise Failure(
-            wanted,
-            done.failure(program),
-            "what is there decides what is installed and what is kept; nothing more was changed",
-            f"see what {program} says there, mend it, and run the same again",
-        )
-
-
-def recorded(system: System, layer: str) -> dict[str, Record]:
-    """What a layer has recorded, by the packages' names.
-
-    :raises OSError: it can't be read.
-    """
-    text = system.files.need_text(f"{RECORDS}/{layer}", _ANSWER_BYTES)
-    lines = (line.split("\t") for line in text.split("\n") if line)
-    # A version may be empty; a line that was cut short is none.
-    return {words[0]: Record(*words[1:]) for words in lines if len(words) == 3}
-
-
-class Apt:
-    """apt and dpkg for one layer, and the layer's record.
-
-    :param layer: the record's name.
-    :param doing: what is done, for the lines that say that it goes on.
-    """
+class Apt(AskedApt):
+    """apt and dpkg for one layer, and the layer's record; arguments as of `AskedApt`."""
 
     def __init__(self, system: System, software: Software, layer: str, doing: str = "packages") -> None:
-        self.system = system
-        self.software = software
-        self.layer = layer
-        self._doing = doing
-        self._installed: Installed | None = None
+        super().__init__(system, software, layer, doing)
         self._step = f"{_STEPS}/{layer.removeprefix('nvidia-')}"
         # What apt-get update complained of, where it did.
         self._complaints = ""
-        #: Of an apt aside: its folder, options of each of its programs, and their environment.
-        self.folder = ""
-        self._options: tuple[str, ...] = ()
-        self._environment: Mapping[str, str] | None = None
 
     # The step.
 
@@ -239,178 +98,6 @@ class Apt:
         self._write({})
         self.system.files.remove(self._step)
         return Reverted(tuple(kept), self.system.files.changed)
-
-    # Asking.
-
-    def _ask(self, program: str, *words: str) -> Done:
-        return self.system.run.ask(
-            *(program, *self._options, *words),
-            seconds=_ASK_SECONDS,
-            limit=_ANSWER_BYTES,
-            environment=self._environment,
-        )
-
-    def simulate(self, *words: str) -> Plan:
-        """What `apt-get WORDS` would change."""
-        done = self._ask("apt-get", "-s", "-y", "-q", *words)
-        if done.status:
-            said = done.all_text.rpartition("Reading state information...")[2].removeprefix(" Done").strip()
-            return Plan(why=said or done.failure("apt-get"))
-        return Plan(tuple(_announced(done.text)))
-
-    def simulate_install(self, words: Iterable[str], *, recommends: bool = False) -> Plan:
-        """What `install` would change; arguments as of that."""
-        return self.simulate(*_INSTALL, *(("--install-recommends",) if recommends else ()), *words)
-
-    def bytes_of(self, plan: Plan) -> int:
-        """What its new packages take on the disk."""
-        words = [f"{change.name}={change.new}" for change in plan.changes if change.old == "-"]
-        text = self._ask("apt-cache", "show", *words).text if words else ""
-        return sum(map(int, re.findall(r"^Installed-Size: (\d+)", text, re.MULTILINE))) * 1024
-
-    def offered(self, *names: str) -> dict[str, list[str]]:
-        """The versions of each package that the repositories have, the newest first.
-
-        :raises Failure: apt doesn't say.
-        """
-        versions: dict[str, list[str]] = {name: [] for name in names}
-        if not names or not self.system.run.has("apt-cache"):
-            return versions
-        done = self._ask("apt-cache", "madison", *names)
-        if not re.search(rb"No packages found|Unable to locate package", done.error):
-            need_answer(done, "which versions of packages the repositories have", "apt-cache")
-        for line in done.text.split("\n"):
-            name, version, origin = (*(part.strip() for part in line.split("|", 2)), "", "")[:3]
-            if name and origin.endswith("Packages") and version not in versions.setdefault(name, []):
-                versions[name].append(version)
-        return versions
-
-    def lacking(self, words: Sequence[str]) -> list[str]:
-        """What the repositories don't offer, and what of other releases they do, a line each.
-
-        :param words: NAME or NAME=PATTERN.
-        :raises Failure: apt doesn't say.
-        """
-        found, lines = self.offered(*(word.partition("=")[0] for word in words)), []
-        for word in words:
-            name, _, pattern = word.partition("=")
-            if not fnmatch.filter(found[name], pattern or "*"):
-                stem = _RELEASE.sub("", name)
-                known = self._ask("apt-cache", "pkgnames", stem).text.split() if stem != name else []
-                others = sorted(one for one in known if _RELEASE.sub("", one) == stem)
-                lines.append(f"{name} isn't offered" + (f"; there is {', '.join(others)}" if others else ""))
-        return lines
-
-    def installed(self) -> Installed:
-        """Of all packages; asked once, until something may have changed it.
-
-        :raises Failure: dpkg doesn't say.
-        """
-        if self._installed is None:
-            self._installed = installed(self.system)
-        return self._installed
-
-    def is_whole(self, package: str) -> bool:
-        """Whether NAME or NAME=PATTERN is installed, at such a version."""
-        name, has_pattern, pattern = package.partition("=")
-        version = self.installed().whole.get(name, "")
-        return bool(version) and fnmatch.fnmatchcase(version, pattern if has_pattern else "*")
-
-    def marked(self, mark: Literal["auto", "manual"]) -> set[str]:
-        """The packages that were installed for others, or by hand.
-
-        :raises Failure: apt doesn't say.
-        """
-        done = self._ask("apt-mark", f"show{mark}")
-        need_answer(done, "which packages were installed by hand", "apt-mark")
-        return {*done.text.split()}
-
-    def file_of(self, url: str) -> str:
-        """The file in which a repository stands, as apt reads its configuration; empty where it is in none, or where
-        apt can't read that, which it says when the lists are fetched.
-        """
-        asked = ("indextargets", "--no-release-info", "--format", "$(REPO_URI) $(SOURCESENTRY)", "Created-By: Packages")
-        for line in self._ask("apt-get", *asked).text.split("\n"):
-            repository, _, entry = line.partition(" ")
-            if repository.rstrip("/") == url:
-                return entry.rpartition(":")[0].removeprefix(self.system.files.name("").rstrip("/"))
-        return ""
-
-    # Aside.
-
-    @contextlib.contextmanager
-    def aside(self, *, alone: bool = False) -> Iterator[Apt]:
-        """An apt that is asked and simulates, until its end; further sources and pins are added to it. Lists that the
-        system has aren't fetched again.
-
-        :param alone: it has nothing of the system's.
-        """
-        files, given = self.system.files, os.environ.get("APT_CONFIG")
-        for name in files.names("/run/homelab"):  # of runs that were killed
-            if name.startswith("apt-") and not os.path.exists(f"/proc/{name[4:]}"):
-                files.remove_tree(f"/run/homelab/{name}")
-        other = Apt(self.system, self.software, self.layer, self._doing)
-        folder = other.folder = f"{_ASIDE}{os.getpid()}"
-        here = files.name(folder)
-        files.remove_tree(folder)
-        try:
-            for name in (*_FOLDERS, "only", "log", "cache/archives/partial", "lists/partial"):
-                files.need_folder(f"{folder}/{name}")
-            for name, (_, theirs) in () if alone else _FOLDERS.items():
-                links = ("-type", "f,l", "!", "-name", "lock", "-exec", "ln", "-s", "-t", f"{here}/{name}", "{}", "+")
-                if files.is_folder(theirs):
-                    done = self.system.run.ask("find", files.name(theirs), "-maxdepth", "1", *links)
-                    need_answer(done, f"what is in {theirs}", "find")
-            main = _include(files.name(_MAIN) if files.is_file(_MAIN) else None) + _CLEARED  # apt reads it last
-            texts = {"apt.conf": f'{_include(given)}Dir::Etc::main "{here}/main";\n', "main": main}
-            for name, text in texts.items():
-                files.write(f"{folder}/{name}", text.encode(), 0o644)
-            places = {option: name for name, (option, _) in _FOLDERS.items()} | {"Log": "log", "Cache": "cache"}
-            places |= {"Etc::sourcelist": "none"} if alone else {}
-            other._options = _options({f"Dir::{option}": f"{here}/{name}" for option, name in places.items()} | _SMALL)
-            other._environment = {"APT_CONFIG": f"{here}/apt.conf"}
-            yield other
-        finally:
-            files.remove_tree(folder)
-
-    def add_source(self, name: str, text: str, *, is_new: bool) -> None:
-        """A source for an apt aside.
-
-        :param is_new: whether the system hasn't got it: its lists are fetched all the same.
-        """
-        for folder in ("only", *(("sources",) if is_new else ())):
-            self.system.files.write(f"{self.folder}/{folder}/{name}", text.encode(), 0o644)
-
-    def pin(self, name: str, text: str) -> None:
-        """Pins for an apt aside, in the place of the system's of that name."""
-        self.system.files.write(f"{self.folder}/preferences/{name}", text.encode(), 0o644)
-
-    def refresh(self, *, unverified: bool) -> None:
-        """Fetches the lists of the sources that were added aside; on a system that has no lists yet, all of them.
-
-        :param unverified: a server isn't asked who it is; the keys' fingerprints say whether its lists are true.
-        :raises Failure: one can't be had.
-        """
-        here = self.system.files.name(self.folder)
-        only = {"Dir::Etc::sourceparts": f"{here}/only", "Dir::Etc::sourcelist": "/dev/null"}
-        settings = only | {"APT::Get::List-Cleanup": "0", "APT::Update::Error-Mode": "any"}
-        if not any("_Packages" in name for name in self.system.files.names(_FOLDERS["lists"][1])):
-            self._ask("apt-get", "-q", "update", *_unverified(unverified))  # what others lack isn't ours
-        done = self._ask("apt-get", "-q", "update", *_options(settings), *_unverified(unverified))
-        if done.status != 0:
-            wanted, why = "the lists of packages, by apt-get update", "what they have decides what can be installed"
-            self.explain(done.all_text, wanted, why)
-        self._ask("apt-cache", "gencaches")  # each question takes half the time
-
-    def fetch(self, url: str, path: str, *, unverified: bool = False) -> None:
-        """A file by apt's own means; arguments as of `refresh`.
-
-        :raises Failure: it can't be had.
-        """
-        files = self.system.files
-        done = self._ask(_HELPER, *_unverified(unverified), "download-file", url, files.name(path))
-        if done.status != 0 or not files.is_file(path):
-            self.explain(done.all_text, url, "it is the key of a repository that is needed")
 
     # Doing.
 
@@ -539,7 +226,7 @@ class Apt:
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
         seconds = self.software.download_seconds + self.software.install_seconds
         more = ("--install-recommends",) if recommends else ()
-        done = self.get(*_INSTALL, *more, *words, seconds=seconds)
+        done = self.get(*INSTALL, *more, *words, seconds=seconds)
         self.mark("auto", automatic)
         self.settle()
         there = self.installed()
@@ -555,7 +242,7 @@ class Apt:
         :raises Failure: they can't be had.
         """
         more = ("--install-recommends",) if recommends else ()
-        done = self.get(*_INSTALL, *more, "--download-only", *words, seconds=self.software.download_seconds)
+        done = self.get(*INSTALL, *more, "--download-only", *words, seconds=self.software.download_seconds)
         if done.status != 0:
             self.explain_install(done, f"to fetch {' '.join(words)}")
 
@@ -644,30 +331,6 @@ class Apt:
 
     # What failures mean.
 
-    def explain(self, done: Done | str, wanted: str, why: str, next: str = "") -> NoReturn:
-        """Ends with the message of the first known failure that a program's output has, else with its last lines.
-
-        :raises Failure: always.
-        """
-        text = done if isinstance(done, str) else done.said_text
-        log = self._build_log(text, 12)
-        # A compiler's first error is far above its last line, where it works on several files at a time.
-        symptom = recognise(text + self._build_log(text, 400), self.software.context)
-        if symptom:
-            raise symptom[1].but(found=symptom[1].found + log)
-        if not isinstance(done, str) and done.status == TIMED_OUT:
-            next = (
-                "run `pulumi up` again: it continues from what is there; a slow line or system gets longer with "
-                "nvidia.timeouts.install"
-            )
-        last = "\n".join(text.rstrip("\n").split("\n")[-8:])
-        raise Failure(
-            wanted,
-            last + log,
-            why,
-            next or f"correct what the lines above say (/{STEPS} there has all of it), then run `pulumi up` again",
-        )
-
     def explain_install(self, done: Done | str, what: str) -> NoReturn:
         """The same of an installation. What isn't known to apt may only be so as its lists couldn't be fetched. Proxmox
         VE's own repositories have nothing but what is Proxmox VE's.
@@ -678,40 +341,3 @@ class Apt:
         if self._complaints and symptom and symptom[0] == "package-not-found":
             self.explain(self._complaints, "the lists of packages, by apt-get update", "packages come from them")
         self.explain(done, what, "what follows needs it")
-
-    def _build_log(self, text: str, lines: int) -> str:
-        """The end of the compiler's output, or of the installer's own log, where the text names that."""
-        for path in sorted(set(_BUILD_LOGS.findall(text))):
-            if ends := end_of(self.system, path, lines):
-                return f"\n{path} ends:\n{ends}"
-        return ""
-
-
-def end_of(system: System, path: str, lines: int) -> str:
-    """The last lines of a log; empty where it can't be read."""
-    done = system.run.ask("tail", "-n", str(lines), "--", system.files.name(path))
-    return done.text if done.status == 0 else ""
-
-
-def _announced(text: str) -> Iterator[Change]:
-    gone = set()
-    for words in (line.split(" ") for line in text.split("\n")):
-        if words[0] == "Inst" and len(words) > 2:
-            has_old = words[2].startswith("[")
-            new = words[3] if has_old and len(words) > 3 else words[2]
-            yield Change(words[1], words[2][1:-1] if has_old else "-", new[1:])
-        elif words[0] in ("Remv", "Purg") and len(words) > 2 and words[1] not in gone:
-            gone.add(words[1])
-            yield Change(words[1], words[2].strip("[]"), "-")
-
-
-def _include(path: str | None) -> str:
-    return f'#include "{path}";\n' if path else ""
-
-
-def _options(settings: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))
-
-
-def _unverified(unverified: bool) -> tuple[str, ...]:
-    return _options({"Acquire::https::Verify-Peer": "false"}) if unverified else ()

@@ -13,8 +13,8 @@ from typing import Literal
 
 from remote_scripts.boot import boot
 from remote_scripts.nvidia import nvidia
-from remote_scripts.nvidia.apt import need_answer
 from remote_scripts.nvidia.nvidia import Module
+from remote_scripts.nvidia.packages import need_answer
 from remote_scripts.tools import kernel
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.notes import Note

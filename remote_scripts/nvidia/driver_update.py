@@ -18,11 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, driver_installer, driver_modules, nvidia
 from remote_scripts.nvidia.apt import Apt
+from remote_scripts.nvidia.asked_apt import AskedApt
 from remote_scripts.nvidia.driver import FAMILY, PINS, UPDATE, Left
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.symptoms import Target
 from remote_scripts.tools import kernel
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -50,7 +51,7 @@ class Package:
         """As apt is asked for it."""
         return f"{self.name}={self.version}"
 
-    def file_in(self, apt: Apt, folder: str) -> str:
+    def file_in(self, apt: AskedApt, folder: str) -> str:
         """Its file's path in a folder, as apt calls it; empty where it isn't there."""
         name, _, architecture = self.name.partition(":")
         start = f"{name}_{self.version.replace(':', '%3a')}_{architecture}"
@@ -119,7 +120,7 @@ class Update:
 
     # Keeping.
 
-    def lost(self, apt: Apt) -> list[str]:
+    def lost(self, apt: AskedApt) -> list[str]:
         """What can't be had any more of the driver that is there, without which there is no way back; empty: all can.
 
         :param apt: that is asked.

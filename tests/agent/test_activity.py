@@ -143,7 +143,7 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch
     def hangs(work: Any) -> Any:
         raise TimeoutError("no answer within 20 s")
 
-    for module in ("pve.pmxcfs", "tools.files"):
+    for module in ("pve.pmxcfs", "tools.files_read"):
         monkeypatch.setattr(f"remote_scripts.{module}.within_limit", hangs)
     assert says(host).startswith(
         "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"

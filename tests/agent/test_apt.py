@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from remote_scripts.both.software import Installer
 from remote_scripts.nvidia import driver_installer
-from remote_scripts.nvidia.apt import Apt, installed
-from remote_scripts.nvidia.software import Installer
+from remote_scripts.nvidia.apt import Apt
+from remote_scripts.nvidia.packages import installed
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from tests.agent import apt_kit

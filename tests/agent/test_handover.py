@@ -22,6 +22,8 @@ from remote_scripts.both import (
     nvidia_verification,
 )
 from remote_scripts.both.handover import Wanted
+from remote_scripts.both.software import Software
+from remote_scripts.both.symptoms import Context
 from remote_scripts.cards import card_handover, card_users
 from remote_scripts.cards.handed_over import SharedCard
 from remote_scripts.layers import handover as layer
@@ -29,8 +31,6 @@ from remote_scripts.notes import handover
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.handover import away, read_record
 from remote_scripts.notes.record import Record
-from remote_scripts.nvidia.software import Software
-from remote_scripts.nvidia.symptoms import Context
 from remote_scripts.pve import pmxcfs
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.processes import ScanError, processes_using

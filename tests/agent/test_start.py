@@ -421,7 +421,7 @@ def test_an_import_is_found_in_each_form(statement: str) -> None:
 
 
 def test_another_user_needs_leave_for_bash_alone(host: Host) -> None:
-    """docs/settings-access.md asks for no more."""
+    """docs/settings.md asks for no more."""
     programs = host.root.parent / "bin"
     programs.mkdir()
     sudo = programs / "sudo"

@@ -23,6 +23,17 @@ def test_it_is_refused_a_container_that_stays_on_runs_on_and_a_verification_show
     assert conf(stack, 901) == before
     wanted["ctid"] = 901
 
+    # Its host's side isn't there: NVIDIA's software isn't installed in it either.
+    stack.lab.run("pct stop 901; pct stop 950; rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia")
+    wanted["nvidia"] = {"cuda": "12.8"}
+    refused = refusal(stack)
+    assert "NVIDIA's driver loaded on the host, for containers.phoenix" in refused
+    assert "the driver is installed and not loaded" in refused and "`modprobe nvidia`" in refused
+    stack.lab.run(
+        "modprobe nvidia; modprobe nvidia_drm; modprobe nvidia_uvm; nvidia-modprobe -u -m -c 0; pct start 901; pct start 950"
+    )
+    del wanted["nvidia"]
+
     # It won't shut down.
     wanted["shutdown"] = {"timeout": 1}
     stack.lab.fault("guest-ignores-shutdown", "901")

@@ -16,9 +16,6 @@ from tests.e2e.test_gpu_vm import SANDBOX, given_back, with_card
 from tests.installed import wheel
 from tests.workflow_steps import step_of
 
-# As a path from where this repository's own workflows are.
-EXAMPLE = "../../examples/github/preview.yml"
-
 
 def test_a_project_made_by_the_package_brings_a_card_into_a_vm_and_back(
     stack_on: Callable[..., Stack], tmp_path: Path
@@ -50,7 +47,7 @@ def test_a_project_made_by_the_package_brings_a_card_into_a_vm_and_back(
     # No registry is asked: what the wheel needs is this environment's.
     needed = os.pathsep.join(filter(None, (stack.environment.get("PYTHONPATH"), sysconfig.get_path("purelib"))))
     for name, path in (("homelab", ""), ("preview", needed)):
-        step = ["bash", "-eo", "pipefail", "-c", step_of(EXAMPLE, "preview", name)[0]]
+        step = ["bash", "-eo", "pipefail", "-c", step_of("preview.yml", "preview", name)[0]]
         environment = stack.environment | runner | {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PYTHONPATH": path}
         subprocess.run(step, cwd=folder, env=environment, check=True)
     assert (folder / ".venv").readlink() == tmp_path / "homelab", "the environment that it ran in"

@@ -1,4 +1,4 @@
-"""docs/hardware.md, made from owners' reports: ``python -m tests.hardware`` writes its table anew.
+"""The table of owners' reports in docs/tiers.md: ``python -m tests.hardware`` writes it anew.
 
 A report is a file ``NAME.json`` beside this one, as `homelab report` writes it.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from docs.tables.markdown import table, with_tables
 
 FOLDER = Path(__file__).resolve().parent
-DOCUMENT = FOLDER.parents[1] / "docs" / "hardware.md"
+DOCUMENT = FOLDER.parents[1] / "docs" / "tiers.md"
 _HEAD = ("machine", "card", "for", "Proxmox VE, kernel", "drivers", "well", "undo", "homelab")
 
 

@@ -11,9 +11,9 @@ from homelab.container import libraries
 from homelab.nvidia import judge
 from remote_scripts.both.card_libraries import Wanted
 from remote_scripts.both.container_verification import Wanted as ContainerVerification
+from remote_scripts.both.software import Software
+from remote_scripts.both.symptoms import Context
 from remote_scripts.notes.container_note import Cards
-from remote_scripts.nvidia.software import Software
-from remote_scripts.nvidia.symptoms import Context
 from tests.lab.host_kit import run_layer
 from tests.scripts.nvidia_kit import Container, Step
 

@@ -1,13 +1,15 @@
-"""docs/features.md: it is what its data say, and each test that these name is there."""
+"""docs/compared.yaml and docs/claims.yaml: each test that they name is there."""
 
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 
 import pytest
+import yaml
 
-from tests.compared import DOCUMENT, Row, load, written
+from tests.compared import DATA, Row, load
 from tests.conftest import PROJECT
 from tests.rows import check_rows
 
@@ -31,17 +33,20 @@ def missing(test: str) -> bool:
     )
 
 
-PAGE = DOCUMENT.read_text(encoding="utf-8")
-
-
-def test_the_page_is_what_the_data_say() -> None:
-    assert written(PAGE) == PAGE, "run `make docs`"
-
-
 def test_each_feature_stands_once() -> None:
     names = [row.feature for row in ROWS]
     assert sorted(set(names)) == sorted(names)
-    assert [name for name in names if PAGE.count(f"\n| {name} |") != 1] == []
+
+
+def test_each_claim_names_the_tests_that_show_it() -> None:
+    claims = yaml.safe_load(DATA.with_name("claims.yaml").read_text(encoding="utf-8"))
+    assert [
+        claim
+        for claim, shown_by in claims.items()
+        if not re.match("(agent|e2e|lab|metal|scripts|simulator|unit)\\b", shown_by)
+    ] == []
+    named = re.findall(r"tests/[\w/]+\.\w+", " ".join(claims.values()))
+    assert named and [path for path in named if not (PROJECT / path).exists()] == []
 
 
 def test_what_is_said_of_this_program_is_shown_by_tests_or_explained() -> None:

@@ -1,4 +1,4 @@
-"""homelab/hardware.py and `homelab report`: what an owner's report says, what it never holds, and docs/hardware.md."""
+"""homelab/hardware.py and `homelab report`: what an owner's report says, what it never holds, and the table of reports in docs/tiers.md."""
 
 from __future__ import annotations
 

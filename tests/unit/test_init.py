@@ -220,8 +220,7 @@ def test_a_vm_with_windows_is_told_where_its_driver_and_its_display_come_from() 
     configs = [{"kind": "vm", "id": 103, "lines": "name: gaming\nmachine: q35\nostype: win11\n"}]
     notes = [note for note in parse_use("103", host(guests={**GUESTS, "configs": configs})).notes if "Windows" in note]
     assert notes == [
-        "VM 103 has Windows, in which homelab installs nothing; its driver, its display and xVga: "
-        "docs/windows-guests.md"
+        "VM 103 has Windows, in which homelab installs nothing; its driver, its display and xVga: docs/cards.md"
     ]
     assert not any("Windows" in note for note in parse_use("103", host()).notes)
 

@@ -17,7 +17,7 @@ from homelab.host import kernel_log
 from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_signs
 from homelab.messages import messages
 from homelab.symptoms import recognise, symptoms
-from remote_scripts.nvidia.symptoms import Context, Symptom, compiled
+from remote_scripts.both.symptoms import Context, Symptom, compiled
 from tests.conftest import shared
 from tests.unit.hosts import desktop
 from tests.unit.test_doctor import reading

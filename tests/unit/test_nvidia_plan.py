@@ -26,8 +26,8 @@ from homelab.nvidia.plan import (
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
+from remote_scripts.both.software import Installer
 from remote_scripts.nvidia.driver import FAMILY
-from remote_scripts.nvidia.software import Installer
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100, GTX_1050M = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4", "10de:128b"
@@ -615,7 +615,7 @@ def test_an_installer_before_555_takes_its_flavour_otherwise() -> None:
 
 def test_a_branch_of_which_no_installer_is_known_has_none() -> None:
     error = refusal("vm", UBUNTU, driver="625", source="run")
-    assert error.wanted.endswith("installer of branch 625") and "docs/nvidia-installer.md" in error.next
+    assert error.wanted.endswith("installer of branch 625") and "docs/nvidia.md#nvidias-installer" in error.next
 
 
 def test_mirrors_stand_for_nvidias_servers() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from homelab import tables
 from homelab.symptoms import packed, recognise, symptoms
-from remote_scripts.nvidia.symptoms import Context, Symptom, compiled
+from remote_scripts.both.symptoms import Context, Symptom, compiled
 from remote_scripts.tools.plain import of_plain
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")

@@ -84,7 +84,22 @@ def test_the_tree_has_what_the_settings_want_and_marks_it_against_what_the_stack
 
 
 def test_the_comment_is_found_again_by_its_mark() -> None:
-    assert pull_request.MARK in (PROJECT / ".github" / "workflows" / "comment.yml").read_text(encoding="utf-8")
+    assert pull_request.MARK in (PROJECT / "examples" / "github" / "comment.yml").read_text(encoding="utf-8")
+
+
+WORKFLOWS = [*PROJECT.glob(".github/workflows/*.yml"), *PROJECT.glob("examples/github/*.yml")]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_that_runs_a_pull_requests_code_has_no_secret_and_may_write_nothing(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {}, "each job says what it needs"
+    events = workflow[True]  # YAML takes the key `on` for a truth
+    if "pull_request" in events:
+        assert "secrets." not in text
+        assert all(job["permissions"] == {"contents": "read"} for job in workflow["jobs"].values())
+        assert text.count("uses: actions/checkout@") == text.count("persist-credentials: false")
 
 
 def test_a_project_has_the_environment_that_it_is_used_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

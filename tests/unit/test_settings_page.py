@@ -52,9 +52,9 @@ def test_the_settings_page_leads_to_all_others() -> None:
 
 def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
     page = "".join(pages().values())
-    assert "| `port` | integer, 1 to 65535 | `22` |" in page
-    assert "| `size` | GiB, 1 to 65536 |  |" in page
-    assert "| `use` | `vm`, `lxc`, `host` or `shared` | `vm` |" in page
+    assert "- **`port`** (integer, 1 to 65535; default `22`): " in page
+    assert "- **`size`** (GiB, 1 to 65536): " in page
+    assert "- **`use`** (`vm`, `lxc`, `host` or `shared`; default `vm`): " in page
 
 
 # What pages quote of other programs' configuration.

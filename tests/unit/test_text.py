@@ -59,10 +59,10 @@ def test_an_error_is_clean_in_its_text_and_in_its_parts() -> None:
 
 
 def test_an_installed_package_names_documents_by_the_address_of_its_version() -> None:
-    text = "see docs/nvidia-cards.md#cuda. $schema=docs/config.schema.json\n(examples/settings/new-vm.yaml) /docs/x.md"
+    text = "see docs/nvidia.md#cuda. $schema=docs/config.schema.json\n(examples/settings/new-vm.yaml) /docs/x.md"
     there, at = "https://example.org/homelab", "https://example.org/homelab/blob/v2.1.0"
     assert (shown := by_address(text, there, "2.1.0")) == (
-        f"see {at}/docs/nvidia-cards.md#cuda. $schema={there}/raw/v2.1.0/docs/config.schema.json\n"
+        f"see {at}/docs/nvidia.md#cuda. $schema={there}/raw/v2.1.0/docs/config.schema.json\n"
         f"({at}/examples/settings/new-vm.yaml) /docs/x.md"
     )
     assert by_address(shown, there, "2.1.0") == shown, "a text is shown by several"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from remote_scripts.nvidia.symptoms import Context
+from remote_scripts.both.symptoms import Context
 
 
 @dataclass(frozen=True, kw_only=True)
