@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import asyncssh
 
@@ -29,15 +29,30 @@ from lab.api.guests import BOOT_SECONDS, Guest, all_ids, exclusively, guests_of
 from lab.api.qemu_power import ended_itself
 from lab.host import units
 from lab.host.state import HostState
-from lab.ssh import Server, is_authorized, make_key, public_key
+from lab.processes import Processes
+from lab.ssh import Numbers, Server, is_authorized, make_key, public_key
 from lab.state import LabError, StatePaths, append_log, now
 from lab.timers import Timers
 
-if TYPE_CHECKING:
-    from lab.server import Daemon
-
 # Between the answer to `reboot` in a guest and the end of its sessions, as on the host.
 _GOING_DOWN_SECONDS = 0.1
+
+
+class Owner(Protocol):
+    """What the guests need from the daemon."""
+
+    state: Path
+    processes: Processes
+    numbers: Numbers
+
+    def fault(self, name: str) -> str | None:
+        """Return a fault of the host's, None when it isn't set."""
+
+    def activity(self) -> None:
+        """Wake up those who wait for something to happen."""
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something while the daemon serves on; a failure is logged."""
 
 
 class GuestSide:
@@ -49,7 +64,7 @@ class GuestSide:
         port: the wanted TCP port, 0 for a free one.
     """
 
-    def __init__(self, owner: Daemon, vmid: int, port: int) -> None:
+    def __init__(self, owner: Owner, vmid: int, port: int) -> None:
         self._owner = owner
         self.state = owner.state
         self.processes = owner.processes
@@ -229,7 +244,7 @@ class Guests:
         save: writes lab.json.
     """
 
-    def __init__(self, owner: Daemon, known: dict[str, Any], save: Callable[[], None]) -> None:
+    def __init__(self, owner: Owner, known: dict[str, Any], save: Callable[[], None]) -> None:
         self._owner = owner
         self._known = known
         self._save = save

@@ -11,15 +11,14 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from lab.guests import Guests
 from lab.host.state import PVEDAEMON
 from lab.machine import MachineError, ScenarioError
+from lab.ssh import Server
 from lab.state import LabError
 from lab.timers import Timers
-
-if TYPE_CHECKING:
-    from lab.server import Daemon
 
 _LOG = logging.getLogger("lab.requests")
 _WAIT_SECONDS = 300.0
@@ -57,10 +56,53 @@ class Request:
 Answer = dict[str, Any]
 
 
+class Served(Protocol):
+    """What is asked of a daemon (lab.server.Daemon says what each does)."""
+
+    phase: str
+    boots: int
+    guests: Guests
+    timers: Timers
+
+    @property
+    def ssh(self) -> Server: ...
+
+    @property
+    def settled(self) -> bool: ...
+
+    def status(self) -> Answer: ...
+
+    def end(self) -> None: ...
+
+    def guests_changed(self) -> None: ...
+
+    def begin_reboot(self) -> None: ...
+
+    def begin_power_off(self) -> None: ...
+
+    def begin_power_on(self) -> None: ...
+
+    def start_timer(self, unit: str, command: str, seconds: float, *, since_boot: bool = False) -> None: ...
+
+    def port_inside(self, address: str, port: int) -> int | None: ...
+
+    async def wait(self, condition: Callable[[], bool], seconds: float) -> bool: ...
+
+    async def set_fault(self, name: str, value: object) -> dict[str, Any]: ...
+
+    async def rebind(self, address: str, driver: str | None) -> None: ...
+
+    async def reset(self, wanted: str | None) -> None: ...
+
+    async def save(self) -> None: ...
+
+    async def restore(self) -> None: ...
+
+
 class ControlServer:
     """Serves the control socket of one daemon."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Served) -> None:
         self._daemon = daemon
         self._server: asyncio.Server | None = None
         self._kept: list[asyncio.StreamWriter] = []

@@ -138,7 +138,7 @@ class Daemon:
         """Return where pvedaemon answers; of the host's other services none is reached."""
         return self.api.port_inside() if (address, port) in (PVEDAEMON, ("localhost", PVEDAEMON[1])) else None
 
-    # What the API asks (lab.api.server)
+    # What the API asks (lab.api.server.Owner)
 
     def guests_changed(self) -> None:
         """Look anew which VMs run."""

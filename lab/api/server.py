@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -22,14 +23,20 @@ from .guests import exclusively
 from .responses import Api, Request, Response
 from .tasks import Work
 
-if TYPE_CHECKING:
-    from lab.server import Daemon
-
 _LOG = logging.getLogger("lab.api")
 _PREFIX = "/api2/json"
 _HOLD_SECONDS = 0.05  # how often it is looked whether an answer may go
 # PVE::APIServer::AnyEvent: a connection that does nothing is closed after this long.
 _KEEPALIVE_SECONDS = 5.0
+
+
+class Owner(Protocol):
+    """What the server needs from the daemon."""
+
+    state: Path
+
+    def guests_changed(self) -> None:
+        """Look anew which guests run, and how they are connected."""
 
 
 class ApiServer:
@@ -39,7 +46,7 @@ class ApiServer:
         owner: the daemon.
     """
 
-    def __init__(self, owner: Daemon) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
         host = HostState(owner.state)
         # As lab.ssh.Server does: a socket that keeps the port for the daemon's life; another listens.
