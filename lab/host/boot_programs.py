@@ -34,6 +34,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the boot commands."""
     work = {
         "update-grub": _update_grub,
+        "grub-mkconfig": _grub_mkconfig,
         "proxmox-boot-tool": _proxmox_boot_tool,
         "update-initramfs": _update_initramfs,
         "lsinitramfs": _lsinitramfs,
@@ -48,6 +49,13 @@ def _update_grub(host: HostState, name: str, arguments: list[str]) -> int:
     if arguments:
         raise UsageError(f"update-grub takes no arguments here, got {arguments[0]!r}")
     return logged(host, name, arguments, lambda: _generate(host, host.root / "boot/grub/grub.cfg"))
+
+
+def _grub_mkconfig(host: HostState, name: str, arguments: list[str]) -> int:
+    output = Options(arguments, "o:").value("o")
+    if output is None:
+        raise UsageError("the lab's grub-mkconfig has -o FILE")
+    return logged(host, name, arguments, lambda: _generate(host, host.rooted(output)))
 
 
 def _unshare(host: HostState, name: str, arguments: list[str]) -> int:

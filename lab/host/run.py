@@ -23,6 +23,7 @@ PROGRAMS = {
     **OF_PACKAGES,
     "lspci": "lspci",
     "update-grub": "boot_programs",
+    "grub-mkconfig": "boot_programs",
     "proxmox-boot-tool": "boot_programs",
     "update-initramfs": "boot_programs",
     "lsinitramfs": "boot_programs",
