@@ -11,7 +11,8 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,6 @@ def ours_below(folder: Path, suffix: str) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if name.endswith(suffix))
 
 
-#: What a file's tests may take together in `make test-fast`.
-FAST_SECONDS = 5.0
 # A real engine, real kernels.
 _SLOW_TIERS = ("e2e/", "engine/", "metal/", "windows/")
 #: Files and functions that `make test-fast` leaves out, by what they took: lab daemons that boot, sweeps over every moment of a script,
@@ -134,8 +133,8 @@ def shared(*parts: str) -> Path:
 WITH_ENGINE = {
     "e2e/test_handover.py": 27,
     "e2e/test_nvidia_lxc.py": 28,
-    "e2e/test_gpu_lxc.py": 11,
-    "e2e/test_voices.py": 12,
+    "e2e/test_gpu_lxc.py": 6,
+    "e2e/test_voices.py": 4,
     "e2e/test_failures.py": 10,
     "e2e/test_nvidia_host.py": 24,
     "e2e/test_nvidia_failures.py": 11,
@@ -145,20 +144,20 @@ WITH_ENGINE = {
     "e2e/test_cluster.py": 27,
     "e2e/test_init.py": 22,
     "e2e/test_new_container.py": 7,
-    "e2e/test_gaming_vm.py": 15,
-    "e2e/test_by_hand.py": 21,
+    "e2e/test_gaming_vm.py": 12,
+    "e2e/test_by_hand.py": 16,
     "e2e/test_state_lost.py": 8,
-    "e2e/test_gpu_vm.py": 26,
-    "e2e/test_gpu_vm_refused.py": 7,
+    "e2e/test_gpu_vm.py": 23,
+    "e2e/test_gpu_vm_refused.py": 4,
     "e2e/test_gpu_lxc_refused.py": 5,
     "e2e/test_several_hosts.py": 10,
     "e2e/test_new_vm.py": 17,
     "e2e/test_kill.py": 18,
     "e2e/test_converge.py": 10,
-    "e2e/test_cards.py": 15,
-    "e2e/test_drift.py": 8,
+    "e2e/test_cards.py": 11,
+    "e2e/test_drift.py": 5,
     "e2e/test_drift_watched.py": 2,
-    "e2e/test_preview.py": 7,
+    "e2e/test_preview.py": 6,
     "e2e/test_released.py": 7,
     "e2e/test_own_program.py": 8,
     "e2e/test_new_project.py": 8,
@@ -235,30 +234,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What a clone without ../shared didn't show; and whether the fast tests still are fast."""
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if _KEPT_BESIDE in str(report.longrepr)]
-    if skipped:
-        modules = sum(not isinstance(report, pytest.TestReport) for report in skipped)
-        terminalreporter.write_line(
-            f"{len(skipped) - modules} tests and {modules} whole files of tests were skipped for want of ../shared: the lab was not held to "
-            "captures of real hosts and recordings of a real Proxmox VE API. The program's own tests don't need them.",
-            yellow=True,
-        )
-    if "not slow" in config.option.markexpr:
-        seconds: dict[str, float] = {}
-        for reports in terminalreporter.stats.values():
-            for report in reports:
-                if isinstance(report, pytest.TestReport):
-                    file = report.nodeid.partition("::")[0]
-                    seconds[file] = seconds.get(file, 0) + report.duration
-        for name, took in sorted(seconds.items(), key=lambda one: -one[1]):
-            if took > FAST_SECONDS:
-                terminalreporter.write_line(
-                    f"{name} took {took:.1f} s: the fast tests of a file take at most {FAST_SECONDS:g} s on a machine that does nothing else. "
-                    "Make them faster, or add the file, or one of its tests, to SLOW in tests/conftest.py.",
-                    yellow=True,
-                )
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """As the last lines before pytest's own: what was skipped for which reason."""
+    for line in skipped_for(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line, yellow=True)
+
+
+def skipped_for(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> list[str]:
+    """A line for each reason: how many tests and whole files weren't run."""
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for report in reports:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        # Which capture it is doesn't matter here.
+        reason = re.sub(r"^.*: (?=captures of real machines)", "without ../shared: ", reason.removeprefix("Skipped: "))
+        reasons[reason]["tests" if isinstance(report, pytest.TestReport) else "whole files"] += 1
+    return [
+        f"skipped: {' and '.join(f'{number} {kind}' for kind, number in kinds.items())}: {reason}"
+        for reason, kinds in sorted(reasons.items())
+    ]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+#: A check with a row's values, and the test of all rows that it becomes.
+Test = Callable[..., None]
 
 
 def check_rows(check: Callable[..., object], rows: Iterable[tuple[Any, ...]]) -> None:
@@ -15,28 +20,50 @@ def check_rows(check: Callable[..., object], rows: Iterable[tuple[Any, ...]]) ->
 
     :raises AssertionError: names all rows that failed, with what was wrong.
     """
-    problems = {}
-    for row in rows:
+    _check_all((" ".join(map(str, row)), functools.partial(check, *row)) for row in rows)
+
+
+def _check_all(checks: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    problems = []
+    for name, check in checks:
         try:
-            check(*row)
+            check()
         except (AssertionError, pytest.fail.Exception) as problem:
-            problems[" ".join(map(str, row))] = str(problem)
+            problems.append(f"{name}: {problem}")
         except Exception as problem:
             place = traceback.extract_tb(problem.__traceback__)[-1]
             message = f"{type(problem).__name__}: {problem} ({Path(place.filename).name}, line {place.lineno})"
-            problems[" ".join(map(str, row))] = message
+            problems.append(f"{name}: {message}")
     # pytest explains no assertion of this file.
-    assert not problems, "\n".join(f"{name}: {problem}" for name, problem in problems.items())
+    assert not problems, "\n".join(problems)
 
 
-def each(names: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
-    """A check of a name, as one test of all of these."""
+def rows(
+    names: str | Sequence[str], values: Iterable[Any], ids: Callable[[Any], object] | Sequence[str] = str
+) -> Callable[[Test], Test]:
+    """As `pytest.mark.parametrize`, but one test of all rows: for what is cheap, and where no row leaves the next one anything.
 
-    def test_of(check: Callable[[str], None]) -> Callable[[], None]:
-        def test() -> None:
-            check_rows(check, [(name,) for name in names])
+    :param names: the check's arguments that a row has. The others are fixtures, the same for all rows.
+    :param values: each row, or its only value.
+    :param ids: what a failing row is called: a name for each, or a function of each value.
+    """
+    arguments = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
+    table = [(value,) if len(arguments) == 1 else tuple(value) for value in values]
+    named = [" ".join(str(ids(value)) for value in row) for row in table] if callable(ids) else ids
 
-        test.__doc__ = check.__doc__
+    assert table, "a test without rows shows nothing"
+
+    def test_of(check: Test) -> Test:
+        @functools.wraps(check)
+        def test(**fixtures: Any) -> None:
+            _check_all(
+                (name[:200], functools.partial(check, **fixtures, **dict(zip(arguments, row, strict=True))))
+                for name, row in zip(named, table, strict=True)
+            )
+
+        signature = inspect.signature(check)
+        left = [parameter for name, parameter in signature.parameters.items() if name not in arguments]
+        vars(test)["__signature__"] = signature.replace(parameters=left)  # which fixtures pytest gives it
         return test
 
     return test_of

@@ -27,7 +27,7 @@ class Seen:
     user: str
 
 
-class ContainerReading(diagnose.Container):
+class ContainerReading(diagnose.ContainerInside):
     """A container that was looked into, with what follows from its configuration and from what is inside."""
 
     @cached_property

@@ -87,7 +87,8 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         :param goes: no VM is to have it by this mapping any more.
         """
         host, gone = self.host(inputs), {inputs.mapping} if goes else set[str]()
-        card = (inputs.mapping,) if goes else (inputs.mapping, inputs.entry["path"])
+        has_another = goes and not (inputs.gpu in host.gpus and host.mapping_of(inputs.gpu) == inputs.mapping)
+        card = (inputs.mapping,) if has_another else (inputs.mapping, inputs.entry["path"])
         keeps = {
             str(vm.vmid): tuple({host.mapping_of(use.gpu) for use in vm.gpus} - gone)
             for vm in self.stack.vms(inputs.host).values()
@@ -160,7 +161,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
                 self._delete(inputs, outputs, facts.ledger)
 
     def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
-        if any(_notes_of_vms(inputs, notes)):
+        noted_vms = [name.partition("-")[2] for name in notes if name.startswith(f"{VM.name}-")]
+        own = ledger.stack_of(self.urn)
+        if any(note_in(notes, VM, int(vmid), Note).owner.rpartition("/")[0] == own for vmid in noted_vms):
             self._take_from_others(inputs, goes=True)
         noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
         paths = [noted["path"]] if "path" in noted else []
@@ -171,13 +174,14 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:
         there is none."""
         here = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
-        noted = {vmid: note for vmid, note in _notes_of_vms(inputs, facts.ledger) if vmid in here}
+        notes = {vmid: note_in(facts.ledger, VM, vmid, Note) for vmid in here}
+        given = [vmid for vmid, note in notes.items() if _names(inputs, _given(note))]
         own = ledger.stack_of(self.urn)
-        for vmid, note in noted.items():
-            stack = note.owner.rpartition("/")[0]
+        for vmid in given:
+            stack = notes[vmid].owner.rpartition("/")[0]
             if own and stack != own:
                 return f"VM {vmid} has it from the stack {stack}"
-        names = [vmid for vmid, values in here.items() if vmid not in noted and _names(inputs, values.items())]
+        names = [vmid for vmid, values in here.items() if vmid not in given and _names(inputs, values.items())]
         return f"VM {names[0]} has it, and not from this program" if names and not outputs.before else ""
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
@@ -190,14 +194,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         }
 
 
-def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Iterator[tuple[int, Note]]:
-    """The VMs that were given the card, by their ids, and what is noted of each."""
-    for name in sorted(notes):
-        kind, _, number = name.partition("-")
-        if kind == "qemu":
-            noted = note_in(notes, VM, int(number), Note)
-            if _names(inputs, ((key, value or "") for key, values in noted.values.items() for value in values)):
-                yield int(number), noted
+def _given(note: Note) -> Iterator[tuple[str, str]]:
+    """What a VM has from this program, or is about to get or lose."""
+    return ((key, value or "") for key, values in note.values.items() for value in values)
 
 
 def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bool:

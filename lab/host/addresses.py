@@ -1,6 +1,6 @@
 """The host's own network: its interface, address and gateway, who listens, and the faults that take each of them away.
 
-What a boot brought is in kernel.json (`network`); /proc/net/tcp and the interfaces' state in sysfs agree with it.
+What a boot brought is in kernel.json (`network`); the interfaces' state in sysfs agrees with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ INTERFACE, ADDRESS, PREFIX, GATEWAY = "vmbr0", "192.168.0.202", 24, "192.168.0.1
 #: Who configures the host, in its eyes.
 CLIENT = "192.168.0.10"
 SSH_PORT = 22
-_TCP_HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
 
 def come_up(host: HostState, cmdline: str) -> bool:
@@ -32,12 +31,6 @@ def come_up(host: HostState, cmdline: str) -> bool:
     bridge = host.root / "sys/devices/virtual/net" / INTERFACE / "operstate"
     if bridge.exists():
         bridge.write_text("up\n" if network["link"] else "down\n", encoding="utf-8")
-    listening = [8006, *([SSH_PORT] if network["sshd"] else [])]
-    lines = "".join(
-        f"{number:4d}: 00000000:{port:04X} 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 {20000 + number} 1\n"
-        for number, port in enumerate(listening)
-    )
-    host.write("/proc/net/tcp", _TCP_HEADER + lines)
     return network["link"] and network["address"] and network["sshd"]
 
 

@@ -39,6 +39,7 @@ PROGRAMS = {
     "journalctl": "system_programs",
     "hostname": "system_programs",
     "ip": "system_programs",
+    "ss": "system_programs",
     "ping": "system_programs",
     "mknod": "node_programs",
     "dd": "container_programs",
@@ -103,7 +104,7 @@ _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INS
 #: that says whether they do; an empty set means always. What turns out to do more is done in a process of its own all the same.
 LOOKING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("stat", "test", "cat", "head", "dd", "tail"), frozenset()),
-    **dict.fromkeys(("getent", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
+    **dict.fromkeys(("getent", "uname", "hostname", "ip", "ss", "dmesg", "journalctl"), frozenset()),
     **dict.fromkeys(("df", "lsblk"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion"), frozenset()),
     **dict.fromkeys(("sha256sum", "apt-cache", "apt-config"), frozenset()),

@@ -1,7 +1,8 @@
-"""uname, dmesg, journalctl, hostname, ip, ping of a lab host."""
+"""uname, dmesg, journalctl, hostname, ip, ss, ping of a lab host."""
 
 from __future__ import annotations
 
+import json
 import time
 
 from . import addresses
@@ -17,6 +18,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "journalctl": _journalctl,
         "hostname": _hostname,
         "ip": _ip,
+        "ss": _ss,
         "ping": _ping,
     }[name]
     return work(host, arguments)
@@ -129,39 +131,47 @@ def _ip(host: HostState, arguments: list[str]) -> int:
     words = [a for a in arguments if a not in flags]
     subject, rest = (words[0], words[1:]) if words else ("", [])
     rest = [word for word in rest if word not in ("show", "list")]
-    if flags <= {"-4", "-6", "-o"}:
-        if subject in ("route", "r") and rest in ([], ["default"]):
-            return _ip_route(host, flags, everything=not rest)
-        if subject in ("address", "addr", "a") and (rest == [] or rest[0] in ("to", "dev")) and "-o" in flags:
+    if flags <= {"-4", "-6", "-j"}:
+        if subject in ("route", "r") and rest == ["default"] and "-j" in flags:
+            return _ip_route(host, flags)
+        if subject in ("address", "addr", "a") and (rest == [] or rest[0] in ("to", "dev")) and "-j" in flags:
             return _ip_address(host, flags, dict(zip(rest[::2], rest[1::2], strict=True)))
         if subject in ("neighbour", "neigh", "n") and rest[::2] == ["to", "dev"]:
             return _ip_neighbour(host, rest[1], rest[3])
     raise UsageError(
-        "the lab's ip only has `ip route [show [default]]`, `ip -o address [show [to ADDRESS] [dev INTERFACE]]` and "
+        "the lab's ip only has `ip -j route show default`, `ip -j address [show [to ADDRESS] [dev INTERFACE]]` and "
         f"`ip neighbour show to ADDRESS dev INTERFACE`, not {' '.join(arguments)!r}"
     )
 
 
-def _ip_route(host: HostState, flags: set[str], *, everything: bool) -> int:
-    if "-6" in flags or not (addresses.has(host, "address")):
-        return 0
-    gateway, interface, own = addresses.GATEWAY, addresses.INTERFACE, addresses.ADDRESS
-    print(f"default via {gateway} dev {interface} proto kernel onlink")
-    if everything:
-        print(f"192.168.0.0/24 dev {interface} proto kernel scope link src {own} ")
+def _ip_route(host: HostState, flags: set[str]) -> int:
+    default = {"dst": "default", "gateway": addresses.GATEWAY, "dev": addresses.INTERFACE, "flags": ["onlink"]}
+    print(json.dumps([default] if "-6" not in flags and addresses.has(host, "address") else []))
     return 0
 
 
 def _ip_address(host: HostState, flags: set[str], wanted: dict[str, str]) -> int:
-    found = [("1", "lo", "127.0.0.1", 8, "host")]
+    found = [(1, "lo", "127.0.0.1", 8, "host", "UNKNOWN")]
     if addresses.has(host, "address"):
-        found.append(("5", addresses.INTERFACE, addresses.ADDRESS, addresses.PREFIX, "global"))
-    for number, interface, address, prefix, scope in found if "-6" not in flags else []:
+        state = host.read(f"/sys/class/net/{addresses.INTERFACE}/operstate", "up").strip().upper()
+        found.append((5, addresses.INTERFACE, addresses.ADDRESS, addresses.PREFIX, "global", state))
+    shown = []
+    for number, interface, address, prefix, scope, state in found if "-6" not in flags else []:
         if wanted.get("dev", interface) == interface and wanted.get("to", address) == address:
-            print(
-                f"{number}: {interface}    inet {address}/{prefix} scope {scope} {interface}"
-                "\\       valid_lft forever preferred_lft forever"
-            )
+            info = {"family": "inet", "local": address, "prefixlen": prefix, "scope": scope, "label": interface}
+            shown.append({"ifindex": number, "ifname": interface, "operstate": state, "addr_info": [info]})
+    print(json.dumps(shown))
+    return 0
+
+
+def _ss(host: HostState, arguments: list[str]) -> int:
+    if arguments[:1] != ["-Hltn"]:
+        raise UsageError("the lab's ss only has `ss -Hltn 'sport = :PORT'`")
+    wanted, ports = arguments[-1].rpartition(":")[2], {8006: True, addresses.SSH_PORT: addresses.has(host, "sshd")}
+    print(
+        "".join(f"LISTEN 0 128 0.0.0.0:{port} 0.0.0.0:*\n" for port in ports if ports[port] and wanted == str(port)),
+        end="",
+    )
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 from remote_scripts.tools.system import System
 
@@ -18,48 +20,43 @@ def find(system: System) -> dict[str, str]:
     return {"address": address, "port": port if listens(system, port) else "", "gateway": gateway}
 
 
+def _ip(system: System, *words: str) -> list[dict[str, Any]]:
+    """What `ip` shows; nothing where it fails. What a filter leaves out may be in it as an empty entry."""
+    done = system.run.ask("ip", "-j", *words)
+    return json.loads(done.text or "[]") if done.status == 0 else []
+
+
+def _default_routes(system: System, family: str) -> list[dict[str, Any]]:
+    """Those with a gateway; one with several ways is each of them."""
+    routes = _ip(system, family, "route", "show", "default")
+    ways = [way for route in routes for way in route.get("nexthops", [route])]
+    return [way for way in ways if "gateway" in way]
+
+
 def _default_address(system: System) -> str:
-    for _, interface in _default_routes(system, "4")[:1]:
-        fields = system.run.ask("ip", "-o", "-4", "address", "show", "dev", interface).text.split("\n")[0].split()
-        return fields[3].partition("/")[0] if len(fields) > 3 else ""
+    for route in _default_routes(system, "-4")[:1]:
+        for interface in filter(None, _ip(system, "-4", "address", "show", "dev", route["dev"])):
+            return str(interface["addr_info"][0]["local"])
     return ""
 
 
 def interface_of(system: System, address: str) -> str:
-    """The interface that has it, if it is up. `unknown`: loopback, tunnels and the like, which have no carrier."""
-    fields = system.run.ask("ip", "-o", "address", "show", "to", address).text.split("\n")[0].split()
-    interface = fields[1].partition("@")[0] if len(fields) > 1 else ""
-    state = system.files.line(f"/sys/class/net/{interface}/operstate") or "unknown"
-    return interface if state in ("up", "unknown") else ""
+    """The interface that has it, if it is up. UNKNOWN: loopback, tunnels and the like, which have no carrier."""
+    interfaces = _ip(system, "address", "show", "to", address)
+    return next((str(one["ifname"]) for one in interfaces if one.get("operstate") in ("UP", "UNKNOWN")), "")
 
 
 def listens(system: System, port: str) -> bool:
-    """From the kernel's tables: state 0A is LISTEN."""
-    wanted = f":{int(port):04X}" if port.isdigit() else ":"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in (system.files.read(table, 1 << 24) or b"").decode("ascii", "replace").splitlines():
-            fields = line.split()
-            if len(fields) > 3 and fields[3] == "0A" and fields[1].endswith(wanted):
-                return True
-    return False
-
-
-def _default_routes(system: System, family: str) -> list[tuple[str, str]]:
-    """Gateway and interface of each."""
-    routes = []
-    for line in system.run.ask("ip", f"-{family}", "route", "show", "default").text.splitlines():
-        words = line.split()
-        fields = dict(zip(words, words[1:], strict=False))
-        if "via" in fields and "dev" in fields:
-            routes.append((fields["via"], fields["dev"]))
-    return routes
+    """Whether a program does, by TCP."""
+    return bool(port and system.run.ask("ss", "-Hltn", f"sport = :{port}").text)
 
 
 def answering_gateway(system: System, address: str) -> str:
     """The first gateway of a default route of the address's kind that answers: to an echo request; or, since some
     answer none, to the question for its hardware address that comes before.
     """
-    for gateway, interface in _default_routes(system, "6" if ":" in address else "4"):
+    for route in _default_routes(system, "-6" if ":" in address else "-4"):
+        gateway, interface = str(route["gateway"]), str(route["dev"])
         target = f"{gateway}%{interface}" if gateway.startswith("fe80:") else gateway
         if system.run.ask("ping", "-n", "-c", "1", "-W", "1", target, seconds=5).status == 0:
             return gateway

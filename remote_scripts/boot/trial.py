@@ -24,7 +24,6 @@ from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.notes import guests_to_start
 from remote_scripts.tools import boot_service, notes
-from remote_scripts.tools.boot_service import UNITS
 from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.kernel import need_boot_id
@@ -35,13 +34,10 @@ NOTE, CONFIRMED, TAKEN_BACK, ROLLED_BACK, JUDGED, PROGRAM = (
     f"{HOME}/{name}" for name in ("trial", "confirmed", "taken-back", "rolled-back", "judged", "rollback")
 )
 _RESTARTING = "/run/homelab/restarting"
-_NAME = "homelab-rollback"
-_UNIT_FILES = {name: f"{UNITS}/{name}" for name in (f"{_NAME}.service", f"{_NAME}.timer")}
-_LINKS = {f"{UNITS}/timers.target.wants/{_NAME}.timer": _UNIT_FILES[f"{_NAME}.timer"]}
+_TIMER = boot_service.Timer("homelab-rollback", PROGRAM)
 _SYSCTLS = ("/proc/sys/kernel/panic", "/proc/sys/kernel/softlockup_panic")
 
-_TEXTS = {
-    f"{_NAME}.service": """\
+_SERVICE_TEXT = """\
 # Written by homelab: restarts a boot on trial that nobody confirmed. Gone once it is confirmed.
 [Unit]
 Description=homelab: end the boot on trial, unless it is in order
@@ -54,8 +50,9 @@ DefaultDependencies=no
 Type=oneshot
 ExecStart=/bin/sh /var/lib/homelab/rollback {after}
 Restart=on-failure
-RestartSec=10""",
-    f"{_NAME}.timer": """\
+RestartSec=10
+"""
+_TIMER_TEXT = """\
 # Written by homelab: see homelab-rollback.service.
 [Unit]
 Description=homelab: wait for the boot to be confirmed
@@ -67,8 +64,8 @@ Before=shutdown.target
 [Timer]
 # From systemd's start on: an initramfs may wait for the passphrase of a disk for as long as it likes.
 OnStartupSec={after}s
-AccuracySec=1s""",
-}
+AccuracySec=1s
+"""
 State = Literal["", "armed", "running", "confirmed", "over", "ending"]
 
 
@@ -314,8 +311,7 @@ def settle(system: System) -> None:
                 files.write(ROLLED_BACK, rolled_back(system).encode(), 0o600)
             _forget(system, note(system, TAKEN_BACK) or note(system))
         case "":
-            if files.exists(PROGRAM):  # a power cut has left it
-                _uninstall(system)
+            _uninstall(system)  # a power cut may have left it
 
 
 def settle_if_free(system: System, lock_seconds: int) -> None:
@@ -371,7 +367,7 @@ def _arm_without(system: System, before: Mapping[str, str], after: int) -> None:
 def forget_when_given_back(system: System) -> None:
     """After something was given back: nothing of homelab's is told of a host that has none of it."""
     files = system.files
-    guests_to_start.settle(system)
+    guests_to_start.leave_to_host(system)
     if not (files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records
@@ -381,21 +377,10 @@ def forget_when_given_back(system: System) -> None:
 
 
 def _install(system: System, after: int) -> None:
-    """Enabled by links, which need nothing of a running systemd; not started: the next boot reads them."""
-    files = system.files
-    texts = {_UNIT_FILES[name]: text.format(after=after) for name, text in _TEXTS.items()}
-    for path, text in {PROGRAM: installed.TEXTS["rollback"], **texts}.items():
-        if system.files.need_text(path) != f"{text}\n":
-            files.make_folder(path.rpartition("/")[0])
-            files.remember(path)
-            files.write(path, f"{text}\n".encode("utf-8", "surrogateescape"), 0o700 if path == PROGRAM else 0o644)
-    for link, path in _LINKS.items():
-        if not files.at(link).is_symlink():
-            files.make_folder(link.rpartition("/")[0])
-            files.remember(link)
-            files.write_link(path, link)
+    timer, service = (text.format(after=after) for text in (_TIMER_TEXT, _SERVICE_TEXT))
+    _TIMER.put(system, timer, service, f"{installed.TEXTS['rollback']}\n".encode())
 
 
 def _uninstall(system: System) -> None:
-    # `armed`: a version that wrote the default first has noted it.
-    boot_service.remove(system, _NAME, *_LINKS, *_UNIT_FILES.values(), PROGRAM, f"{HOME}/armed")
+    _TIMER.remove(system)
+    system.files.remove(f"{HOME}/armed")  # a version that wrote the default first has noted it

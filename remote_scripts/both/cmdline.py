@@ -13,12 +13,3 @@ class Wanted:
     name: Literal["iommu", "vfio"]
     words: str
     rollback_after: int
-
-
-@dataclass(frozen=True)
-class Applied:
-    """`loader`: grub or systemd-boot; `added`: the words that no other file has there."""
-
-    loader: str
-    added: tuple[str, ...]
-    changed: bool

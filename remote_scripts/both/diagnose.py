@@ -16,7 +16,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Container:
+class ContainerInside:
     """`conf`: the lines of its configuration that are passed on; `running`: None where `pct status` doesn't say it;
     `inside`: what inspect_inside.sh printed, empty unless it runs; `problem`: why that failed, if it did.
     """
@@ -39,5 +39,5 @@ class Answer:
     processor: str
     failed_starts: dict[str, str]
     char_devices: str
-    containers: tuple[Container, ...]
+    containers: tuple[ContainerInside, ...]
     starts: tuple[CardStart, ...] = ()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 #: Of the test VM.
 NAME = "homelab-passthrough-test"
@@ -12,15 +11,12 @@ FOLDER = "/run/homelab-passthrough-test"
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """`functions`: address -> vendor:device of the functions that the VM gets, whole cards; `vmid`: None for the next
-    free one; `timeout`: seconds from the VM's start until it has said all. `half`, for any QEMU, without Proxmox VE:
-    `build` makes FOLDER/initrd.img; after a boot of it with `-serial file:FOLDER/console -no-reboot`, `report` answers
-    from that file.
+    free one; `timeout`: seconds from the VM's start until it has said all.
     """
 
     functions: dict[str, str]
     vmid: int | None = None
     timeout: int = 180
-    half: Literal["", "build", "report"] = ""
 
 
 @dataclass(frozen=True)
@@ -32,12 +28,3 @@ class Answer:
     kernel: str
     vmid: int | None
     functions: tuple[Mapping[str, object], ...]
-
-
-@dataclass(frozen=True)
-class Built:
-    """What any QEMU is to boot."""
-
-    kernel: str
-    initrd: str
-    append: str

@@ -7,16 +7,16 @@ what a function has now, and so each can be done again.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from remote_scripts.cards import card_users
-from remote_scripts.cards.card_users import Container
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError
 from remote_scripts.cards.handover_containers import CardContainers
 from remote_scripts.cards.handover_driver import CardDriver
 from remote_scripts.notes import guest_note, handover
 from remote_scripts.notes.card import Card
 from remote_scripts.pve import guest_conf, guests
+from remote_scripts.pve.container_conf import ContainerConf
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.processes import ScanError, processes_using
@@ -96,7 +96,7 @@ class CardHandover:
         """
         if self._is_kept(vmid):
             return
-        self.settle()
+        self.finish()
         record = self.card.record
         if record.state == "VM":
             raise self.refusal(vmid, f"VM {record.vm} has it since {record.at}", "shut that VM down first")
@@ -150,13 +150,13 @@ class CardHandover:
         if is_there and self.card.save(state="VM", why=""):
             self.card.say(f"VM {vmid} keeps it")
             return True
-        # This start holds the VM's lock, by which `settle` would take it for one that goes on.
+        # This start holds the VM's lock, by which `finish` would take it for one that goes on.
         record.state = "RETURNING"
         return False
 
-    def _drain(self, vmid: str, users: Sequence[Container], persistence: Mapping[str, str]) -> None:
+    def _drain(self, vmid: str, users: Mapping[str, ContainerConf], persistence: Mapping[str, str]) -> None:
         record = self.card.record
-        ids = [user.ctid for user in users]
+        ids = [*users]
         # Those that are to be started after an earlier handover.
         owed = [ctid for ctid in record.containers if ctid not in ids]
         self.card.need_saved(
@@ -166,7 +166,7 @@ class CardHandover:
             modules=(),
             d3cold=(),
             containers=(*owed, *ids),
-            known=record.known | {user.ctid: guest_note.identity(user.conf.options) for user in users},
+            known=record.known | {ctid: guest_note.identity(conf.options) for ctid, conf in users.items()},
             **persistence,
         )
         shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
@@ -253,7 +253,7 @@ class CardHandover:
 
     # What was cut short.
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Brings to an end what was cut short: after a hook or a service that was killed, a start that failed (for
         which Proxmox VE calls no hook), a reboot of the host. What is at rest, and a VM that runs, stays.
         """

@@ -52,4 +52,4 @@ def _found(system: System, card: Card, vmid: str) -> CardStart:
         return CardStart(card=card.name, refused=str(error))
     except Failure as failure:
         return CardStart(card=card.name, refused=f"{failure.wanted}: {failure.found}")
-    return CardStart(card=card.name, containers=tuple(user.ctid for user in users))
+    return CardStart(card=card.name, containers=tuple(users))

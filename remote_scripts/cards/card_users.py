@@ -4,9 +4,7 @@ anything is changed. What can't be read stands against it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from remote_scripts.boot import trial
 from remote_scripts.cards.handed_over import SharedCard
@@ -17,6 +15,7 @@ from remote_scripts.nvidia import nvidia
 from remote_scripts.pve import guest_conf, guests, pmxcfs, vm_conf
 from remote_scripts.pve.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.pve.pmxcfs import PVE_LXC
+from remote_scripts.pve.properties import parse as properties_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES
 from remote_scripts.tools.processes import ScanError, processes_using
@@ -29,86 +28,59 @@ _DRM_DETACHES = (580, 105, 8)
 # -- containers ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Container:
-    """A container of this node."""
+def container(system: System, ctid: str) -> ContainerConf | None:
+    """A container's configuration; None: it isn't of this node.
 
-    ctid: str
-    conf: ContainerConf
-
-    def gives(self, node: str) -> bool:
-        """Whether its configuration gives it this node of the host, by this name."""
-        return any(entry.takes(node) for entry in self.conf.entries)
-
-    def has(self, minor: str, drm: Iterable[str], address: str) -> bool:
-        """Whether it gives one of a card's nodes; all of /dev/dri is given for the sake of another card.
-
-        :param address: of the card's function, by which links of udev's are named.
-        """
-        paths = [f"/dev/nvidia{minor}"] if minor else []
-        named = paths_of([f"/dev/dri/{name}" for name in drm], address)
-        return self.conf.names_card(paths, named)
-
-    def startup(self, key: str) -> int | None:
-        """Of its option `startup`: `order`, or `down` in seconds."""
-        name = r"(?:order=)?" if key == "order" else f"{key}="
-        match = re.search(rf",{name}(\d+)(?:,|$)", f",{self.conf.options.get('startup', '')}")
-        return int(match[1]) if match else None
-
-
-def container(system: System, ctid: str) -> Container | None:
-    """A container; None: it isn't of this node.
-
-    :raises RefusedError: its configuration can't be read.
+    :raises RefusedError: it can't be read.
     """
     try:
         content = system.files.need(f"{PVE_LXC}/{ctid}.conf")
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
-    if content is None:
-        return None
-    return Container(ctid, parse(content.decode("utf-8", "replace")))
+    return None if content is None else parse(content.decode("utf-8", "replace"))
 
 
-def containers(system: System) -> Iterator[Container]:
-    """The containers of this node.
+def startup(conf: ContainerConf, key: str, otherwise: int) -> int:
+    """Of a container's option `startup`: `order`, or `down` in seconds."""
+    value = properties_of("startup", conf.options.get("startup", "")).get(key, "")
+    return int(value) if value.isdecimal() else otherwise
 
-    :raises RefusedError: they can't be listed, or one's configuration can't be read.
+
+def running_with(card: SharedCard) -> dict[str, ContainerConf]:
+    """The containers of this node that run and have the card by their configuration, in the order in which they are
+    shut down: that of the host's start, backwards. All of /dev/dri is given for the sake of another card.
+
+    :raises RefusedError: one of them can't be shut down, or that isn't known.
     """
+    system = card.system
+    paths = [f"/dev/nvidia{minor}"] if (minor := card.minor) else []
+    named = paths_of([f"/dev/dri/{name}" for name in card.drm_names], card.gpu)
     try:
         ctids = pmxcfs.guest_ids(system, PVE_LXC)
     except Failure as failure:
         raise RefusedError(f"the containers of this host can't be listed ({failure.found})") from failure
-    yield from filter(None, (container(system, ctid) for ctid in ctids))
-
-
-def running_with(card: SharedCard) -> list[Container]:
-    """The containers that run and have the card by their configuration, in the order in which they are shut down: that
-    of the host's start, backwards.
-
-    :raises RefusedError: one of them can't be shut down, or that isn't known.
-    """
-    system, minor, drm = card.system, card.minor, card.drm_names
-    to_shut_down = []
-    for user in containers(system):
-        if not user.has(minor, drm, card.gpu):
+    users: dict[str, ContainerConf] = {}
+    for ctid in ctids:
+        conf = container(system, ctid)
+        if conf is None or not conf.names_card(paths, named):
             continue
-        power = guests.power_of(system, "pct", user.ctid)
+        power = guests.power_of(system, "pct", ctid)
         if power == "unknown":
-            raise RefusedError(f"it isn't known whether container {user.ctid} runs (`pct status {user.ctid}`)")
-        if power != "on":
-            continue
-        if locked := user.conf.options.get("lock"):
-            raise RefusedError(f"container {user.ctid}, which uses the card, is locked: {locked}")
-        if ha.may_manage(system, f"ct:{user.ctid}"):
-            raise RefusedError(f"container {user.ctid}, which uses the card, is under HA, which would start it again")
-        to_shut_down.append(user)
-    return sorted(to_shut_down, key=_shutdown_rank)
+            raise RefusedError(f"it isn't known whether container {ctid} runs (`pct status {ctid}`)")
+        if power == "on":
+            need_no_other_hand(system, ctid, conf)
+            users[ctid] = conf
+    return dict(sorted(users.items(), key=lambda user: (-startup(user[1], "order", 99999), -int(user[0]))))
 
 
-def _shutdown_rank(user: Container) -> tuple[int, int]:
-    order = user.startup("order")
-    return -(99999 if order is None else order), -int(user.ctid)
+def need_no_other_hand(system: System, ctid: str, conf: ContainerConf) -> None:
+    """:raises RefusedError: a container is locked: Proxmox VE would refuse its shutdown, with a failed task; or HA
+    would start it again.
+    """
+    if locked := conf.options.get("lock"):
+        raise RefusedError(f"container {ctid}, which is to go off for it, is locked: {locked}")
+    if ha.may_manage(system, f"ct:{ctid}"):
+        raise RefusedError(f"container {ctid}, which is to go off for it, is under HA, which would start it again")
 
 
 # -- VMs -----------------------------------------------------------------------------------------------------------
@@ -152,7 +124,7 @@ def why_vm_keeps(card: SharedCard, record: Record) -> str | None:
     )
 
 
-def need_possible(card: SharedCard) -> list[Container]:
+def need_possible(card: SharedCard) -> dict[str, ContainerConf]:
     """What stands against giving the card to a VM now; returns the containers that would be shut down.
 
     :raises RefusedError: something does.
@@ -233,7 +205,7 @@ def _need_no_console(card: SharedCard) -> None:
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
-def need_unused(card: SharedCard, users: Iterable[Container] | None = None) -> None:
+def need_unused(card: SharedCard, users: Iterable[str] | None = None) -> None:
     """:param users: containers that are still to be shut down, who may have it, as NVIDIA's persistence daemon may,
         which lets go when the mode goes off; None: what a handover ends has been ended.
     :raises RefusedError: another process has the card open, or that isn't known.
@@ -243,7 +215,7 @@ def need_unused(card: SharedCard, users: Iterable[Container] | None = None) -> N
     except (ScanError, OSError, ValueError) as error:
         raise RefusedError(f"it isn't known who has it: {error}") from error
     if users is not None:
-        ends = (" of nvidia-persistenced.service)", *(f" of container {user.ctid})" for user in users))
+        ends = (" of nvidia-persistenced.service)", *(f" of container {ctid})" for ctid in users))
         processes = [process for process in processes if not process.endswith(ends)]
     if processes:
         raise RefusedError(f"in use by {', '.join(processes)}")

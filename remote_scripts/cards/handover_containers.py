@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from remote_scripts.cards import card_users
-from remote_scripts.cards.card_users import Container
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError
 from remote_scripts.cards.handover_driver import CardDriver
-from remote_scripts.cluster import ha
 from remote_scripts.notes import guest_note
 from remote_scripts.pve import guests
+from remote_scripts.pve.container_conf import ContainerConf
 from remote_scripts.tools.boot_service import PYTHON
 
 #: What brings lines of containers to the numbers that cards have now.
@@ -22,10 +21,10 @@ class CardContainers:
         self._card, self._system = card, card.system
         self._driver = driver
 
-    def _is_another(self, container: Container) -> bool:
+    def _is_another(self, ctid: str, conf: ContainerConf) -> bool:
         """Was its id given to another container since?"""
-        earlier = self._card.record.known.get(container.ctid)
-        return earlier is not None and guest_note.is_another(guest_note.Note(identity=earlier), container.conf.options)
+        earlier = self._card.record.known.get(ctid)
+        return earlier is not None and guest_note.is_another(guest_note.Note(identity=earlier), conf.options)
 
     # Shut down.
 
@@ -35,18 +34,13 @@ class CardContainers:
 
         :raises RefusedError: it doesn't go off.
         """
-        container = card_users.container(self._system, ctid)
-        if container is None or self._is_another(container):
+        conf = card_users.container(self._system, ctid)
+        if conf is None or self._is_another(ctid, conf):
             return
         if guests.power_of(self._system, "pct", ctid) in ("off", "gone"):
             return
-        # Proxmox VE would refuse it, with a failed task each time.
-        if locked := container.conf.options.get("lock"):
-            raise RefusedError(f"container {ctid} doesn't go off: it is locked ({locked})")
-        if ha.may_manage(self._system, f"ct:{ctid}"):
-            raise RefusedError(f"container {ctid} doesn't go off: it is under HA by now, which would start it again")
-        down = container.startup("down")
-        seconds = 60 if down is None else down
+        card_users.need_no_other_hand(self._system, ctid, conf)
+        seconds = card_users.startup(conf, "down", 60)
         self._card.say(f"shutting container {ctid} down, which has the card")
         # A child of this process that outlived it would shut down a container that was seen to run.
         words = ("pct", "shutdown", ctid, "--timeout", str(seconds), "--forceStop", "1")
@@ -81,17 +75,17 @@ class CardContainers:
     def _start(self, ctid: str) -> str:
         """Why a container is still owed a start; empty: it runs, or nothing is owed to it."""
         try:
-            container = card_users.container(self._system, ctid)
+            conf = card_users.container(self._system, ctid)
         except RefusedError as error:
             return f"{error}: it stays off"
-        if container is None and not guests.is_gone(self._system, "pct", ctid):
+        if conf is None and not guests.is_gone(self._system, "pct", ctid):
             return f"it isn't known whether container {ctid} is there"
-        if container is None or self._is_another(container):
+        if conf is None or self._is_another(ctid, conf):
             self._card.say(f"container {ctid}, which was shut down, isn't on this host any more")
             return ""
         if guests.power_of(self._system, "pct", ctid) == "on":
             return ""
-        if locked := container.conf.options.get("lock"):
+        if locked := conf.options.get("lock"):
             return (
                 f"container {ctid} is off and locked ({locked}): it is started when that has ended (if nothing of it "
                 f"is at work, that lock was left behind: `pct unlock {ctid}`)"

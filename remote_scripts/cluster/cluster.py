@@ -14,16 +14,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
-_VOTES = {
-    name: re.compile(rf"^{text}:\s+(\S+)", re.MULTILINE)
-    for name, text in {
-        "nodes": "Nodes",
-        "quorate": "Quorate",
-        "total": "Total votes",
-        "quorum": "Quorum",
-        "expected": "Expected votes",
-    }.items()
-}
+_FIELD = re.compile(r"^(Nodes|Quorate|Total votes|Quorum|Expected votes):\s+(\S+)", re.MULTILINE)
 # A row is `NODEID VOTES NAME`, with a QDevice `NODEID VOTES FLAGS NAME`; ` (local)` follows.
 _OWN_VOTES = re.compile(r"^\s*\S+\s+(\d+)\s.*\(local\)\s*$", re.MULTILINE)
 
@@ -48,8 +39,7 @@ def obstacle(system: System, policy: Policy) -> str:
     done = system.run.ask("pvecm", "status")
     if why := _lacking_votes(system, node, policy, done):
         return why
-    nodes = _VOTES["nodes"].search(done.text)
-    if nodes and nodes[1] == "1":  # no other one answers
+    if dict(_FIELD.findall(done.text)).get("Nodes") == "1":  # no other one answers
         return ""
     if not node.name:
         return "/etc/pve isn't there, or doesn't answer (pve-cluster.service)"
@@ -58,16 +48,16 @@ def obstacle(system: System, policy: Policy) -> str:
 
 def _lacking_votes(system: System, node: Node, policy: Policy, done: Done) -> str:
     """Of what `pvecm status` says, which ends with 2 where there is no quorum."""
-    matches = {name: pattern.search(done.text) for name, pattern in {**_VOTES, "own": _OWN_VOTES}.items()}
-    texts = {name: one[1] for name, one in matches.items() if one}
-    numbers = {name: int(one) for name, one in texts.items() if one.isdecimal()}
+    own = _OWN_VOTES.search(done.text)
+    fields = {**dict(_FIELD.findall(done.text)), "own": own[1] if own else ""}
+    numbers = {name: int(text) for name, text in fields.items() if text.isdecimal()}
     if len(numbers) < 5:
         return f"`pvecm status` doesn't say which votes the cluster has: {done.in_a_line}"
-    needed = f"of {numbers['expected']} votes, and {numbers['quorum']} are needed"
-    if texts.get("quorate") != "Yes":
-        return f"the cluster has no quorum: {numbers['total']} {needed}"
-    left = numbers["total"] - numbers["own"]
-    if numbers["nodes"] == 1 or left >= numbers["quorum"]:
+    needed = f"of {numbers['Expected votes']} votes, and {numbers['Quorum']} are needed"
+    if fields.get("Quorate") != "Yes":
+        return f"the cluster has no quorum: {numbers['Total votes']} {needed}"
+    left = numbers["Total votes"] - numbers["own"]
+    if numbers["Nodes"] == 1 or left >= numbers["Quorum"]:
         return ""
     why = f"without this node the cluster has {left} {needed}"
     if policy.keep_quorum:

@@ -15,7 +15,7 @@ _DEVICE = "dev "
 
 
 @dataclass(frozen=True)
-class Ours:
+class OwnLines:
     """`lines`: the lines that we added and that are there, by their options (guest_note.Options): `dev VALUE`, or an
     lxc.* line as its key is; `others`: what the configuration says without them.
     """

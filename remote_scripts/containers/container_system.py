@@ -7,17 +7,17 @@ from pathlib import Path
 from remote_scripts.containers.container_needs import need_container
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.guests import place_of, power_of
-from remote_scripts.tools.container import Container
+from remote_scripts.tools.container import ContainerSystem
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 
-def need_running(host: System, ctid: int) -> Container:
+def need_running(host: System, ctid: int) -> ContainerSystem:
     """The container, which answers.
 
     :raises Failure: it is none of this node, or doesn't run, or doesn't answer.
     """
-    inside = Container(ctid, host)
+    inside = ContainerSystem(ctid, host)
     try:
         # A simulated one is a folder, whose name it alone knows.
         inside.set_root(inside.run.ask("printenv", "ROOT").text if host.root != Path("/") else "")

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from remote_scripts import installed
 from remote_scripts.containers.container_text import edited, sources
+from remote_scripts.guests import power
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.requests import LOCK_HELD, LOCK_SECONDS, ChangedMeanwhile, refusal
 from remote_scripts.notes.container_note import ContainerNote, Given
@@ -42,6 +43,8 @@ class Container(Guest):
         self.given = Given()
         super().__init__(system, api, vmid)
         self._first_text = self.text
+        if self.is_here and power.is_on_again(self):
+            self.note = self.note.settled()  # Proxmox VE doesn't say what of a text is in force
 
     def is_at_rest(self) -> bool:
         """Proxmox VE's hook writes the configuration when the container's processes are gone, and its unit isn't."""

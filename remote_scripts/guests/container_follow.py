@@ -5,7 +5,7 @@ mended is said, and keeps no other.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 
@@ -25,11 +25,9 @@ from remote_scripts.tools.system import System
 
 #: For the cards' drivers at a boot, and for a cluster's quorum, in seconds from the beginning.
 CARD_SECONDS, QUORUM_SECONDS = 20.0, 60.0
-#: Of all containers together: below the time at which systemd ends the service, maybe in the middle of a change.
-ALL_SECONDS = 240.0
+# Of one container: what systemd ends after all (layers/card_nodes.py) the next boot makes good.
 _ONE_SECONDS = 120.0
 _LOCK_SECONDS = 20.0
-_LOOK_SECONDS = 1.0
 
 
 def follow_containers(system: System) -> None:
@@ -42,29 +40,25 @@ def follow_containers(system: System) -> None:
             system.log.say(
                 f"container {ctid}: whether it runs is not known, so that its cards' nodes were not looked after"
             )
-        elif power == "off" and (failure := _mended(system, ctid, locked=False)):
+        elif power == "off" and (failure := _mended(system, ctid, lambda work: work())):
             system.log.say(_message(system, ctid, failure))
 
 
 def follow_at_boot(system: System) -> None:
     """Before the host's guests start; waits for the drivers of cards first. It raises nothing."""
-    began = time.monotonic()
-    ctids = _containers(system)
-    while not all(_are_there(system, ctid) for ctid in ctids) and time.monotonic() - began < CARD_SECONDS:
-        time.sleep(_LOOK_SECONDS)
+    began, ctids = time.monotonic(), _containers(system)
+    for _ in system.work.tries(CARD_SECONDS, "waiting for the nodes of containers' cards"):
+        if all(_are_there(system, ctid) for ctid in ctids):
+            break
     system.work.lock_seconds = _LOCK_SECONDS
     for ctid in ctids:
-        # Each for itself: what keeps one from being mended keeps no other.
-        message = f"container {ctid}: there was no time left to look after its cards' nodes"
-        while (left := began + ALL_SECONDS - time.monotonic()) > 0:
-            system.work.ends = time.monotonic() + min(left, _ONE_SECONDS)
-            failure = _mended(system, ctid, locked=True)
-            message = _message(system, ctid, failure) if failure else ""
-            if not _lacks_quorum(failure) or time.monotonic() - began >= QUORUM_SECONDS:
+        system.work.ends = time.monotonic() + _ONE_SECONDS
+        for _ in system.work.tries(began + QUORUM_SECONDS - time.monotonic(), "waiting for the cluster's quorum"):
+            failure = _mended(system, ctid, system.changing)
+            if not _lacks_quorum(failure):
                 break
-            time.sleep(2 * _LOOK_SECONDS)
-        if message:
-            system.log.say(message)
+        if failure:
+            system.log.say(_message(system, ctid, failure))
 
 
 def _containers(system: System) -> list[int]:
@@ -85,16 +79,13 @@ def _are_there(system: System, ctid: int) -> bool:
     return True
 
 
-def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
+def _mended(system: System, ctid: int, run: Callable[[Callable[[], None]], object]) -> Exception | None:
     """Mends one container; what keeps it from being mended, if anything does.
 
-    :param locked: takes the host's lock for it.
+    :param run: does it, under the host's lock where this process hasn't that yet.
     """
     try:
-        if locked:
-            system.changing(lambda: follow(system, ctid))
-        else:
-            follow(system, ctid)
+        run(lambda: follow(system, ctid))
     except Exception as error:
         return error
     return None

@@ -4,7 +4,7 @@ of a container the rest is in guests/container.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 from remote_scripts.guests.requests import GuestApi
@@ -160,19 +160,11 @@ class Guest:
 
     def needs_restart(self, keys: Collection[str]) -> bool:
         """Whether a change of one of these keys waits for its next start."""
-        return bool(self.waits(lambda key, _: key in keys))
+        pending = self.api.get("/pending", f"to see what waits for the next start of {self.label}")
+        return any(one["key"] in keys and ("pending" in one or one.get("delete")) for one in pending)
 
     def need_startable(self, change: Options) -> None:
         """:raises Failure: it wouldn't start with that, which Proxmox VE would say too late."""
 
     def give_form_back(self) -> None:
         """Its configuration has its original's values again: it gets that one's form, where there is a way."""
-
-    def waits(self, concerns: Callable[[str, str | None], bool]) -> list[str]:
-        """The keys of changes that wait for its next start.
-
-        :param concerns: whether a key with what it is to become counts; None: it is to go.
-        """
-        pending = self.api.get("/pending", f"to see what waits for the next start of {self.label}")
-        waiting = {one["key"]: one.get("pending") for one in pending if "pending" in one or one.get("delete")}
-        return [key for key, value in waiting.items() if concerns(key, None if value is None else str(value))]

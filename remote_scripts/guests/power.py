@@ -52,8 +52,7 @@ def is_to_run_again(guest: Guest) -> bool:
 
     :raises Failure: that can't be told.
     """
-    last = guest.note.shut_down_after
-    if last is not None and (since := _since(guest, last)) and not _others(guest, since):
+    if (since := _since(guest, guest.note.shut_down_after)) and not _others(guest, since):
         return True
     ran = guests_to_start.of(guest.system, guest.kind, guest.vmid)
     if ran is None:
@@ -63,9 +62,14 @@ def is_to_run_again(guest: Guest) -> bool:
     return len(since) < 2 and all(_is_roots_shutdown(guest, task) and task["starttime"] >= down for task in since)
 
 
+def is_on_again(guest: Guest) -> bool:
+    """Whether it was started since a run that was killed was about to shut it down: what it has then is in force."""
+    return any(task["type"] in guest.kind.starts for task in _since(guest, guest.note.shut_down_after)[:1])
+
+
 def _since(guest: Guest, last: str | None) -> list[dict[str, Any]]:
-    """What has switched it on or off since a task, the latest first."""
-    tasks = takewhile(lambda task: task["upid"] != last, guest.api.tasks())
+    """What has switched it on or off since a task, the latest first; None: nothing has."""
+    tasks = [] if last is None else takewhile(lambda task: task["upid"] != last, guest.api.tasks())
     return [task for task in tasks if not _has_failed(guest, task)]
 
 
@@ -205,7 +209,7 @@ def _note_that_it_ran(guest: Guest) -> None:
 
     :raises Failure: it can't be noted.
     """
-    since = [] if guest.note.shut_down_after is None else _since(guest, guest.note.shut_down_after)
+    since = _since(guest, guest.note.shut_down_after)
     note = replace(guest.note, shut_down_at=int(time.time()))
     if note.shut_down_after is not None and not _others(guest, since):
         guest.write_note(replace(note, stops=tuple(task["upid"] for task in since)))

@@ -106,20 +106,17 @@ class GuestApi:
 
     def _begun(self, kind: str, wanted: str, parameters: dict[str, object]) -> str:
         earlier = {task["upid"] for task in self.tasks()}
-        path, silent = f"{self._path}/status/{kind}", Unanswered(wanted, "", "", "")
-        for _ in self._system.work.tries(self.patience, f"waiting for: {wanted}"):
+
+        def ask() -> object:
             try:
-                return str(self.answer(wanted, lambda: self._api.post(path, **parameters), changes=True, repeats=False))
-            except Unanswered as error:
-                silent = error
-                own = [
-                    one
-                    for one in self.tasks()
-                    if one["type"] == f"{self._kind.tasks}{kind}" and one["upid"] not in earlier
-                ]
-                if own:
-                    return str(own[0]["upid"])
-        raise silent
+                return self._api.post(f"{self._path}/status/{kind}", **parameters)
+            except Unanswered:
+                own = (one for one in self.tasks() if one["type"] == f"{self._kind.tasks}{kind}")
+                if begun := next((one["upid"] for one in own if one["upid"] not in earlier), None):
+                    return begun
+                raise
+
+        return str(self.answer(wanted, ask, changes=True))
 
     def _followed(self, upid: str, wanted: str, seconds: float) -> list[str]:
         path, lines, status = f"/tasks/{upid}", list[str](), dict[str, Any]()
@@ -137,7 +134,7 @@ class GuestApi:
             raise refusal(TaskFailed, wanted, "\n        ".join([ended, *lines[-12:]]))
         return lines
 
-    def answer(self, wanted: str, ask: Callable[[], Any], *, changes: bool = False, repeats: bool = True) -> Any:
+    def answer(self, wanted: str, ask: Callable[[], Any], *, changes: bool = False) -> Any:
         """What is asked for. Arguments and errors as of `get`.
 
         :param ask: raises Unanswered where it is to be asked again.
@@ -148,7 +145,7 @@ class GuestApi:
             try:
                 return ask()
             except Unanswered as error:
-                if not repeats or time.monotonic() - began >= self.patience:
+                if time.monotonic() - began >= self.patience:
                     why = "whether it was done isn't known" if changes else error.why
                     raise Unanswered(wanted, error.found, why, error.next) from error
             except Refused as error:

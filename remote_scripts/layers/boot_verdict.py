@@ -19,7 +19,6 @@ from remote_scripts.tools.system import System
 #: The owner's own checks: all that are executable there must succeed.
 _CHECKS = "/etc/homelab/healthy.d"
 _CHECK_SECONDS = 60.0
-_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,11 @@ def _verdict(system: System, after: int, noted: Mapping[str, str]) -> tuple[bool
     until = noted.get("until", "")
     if until.isdecimal() and time.time() < int(until):
         return False, f"was not confirmed within {after} s of its start"
-    is_well, answer = _reached_in_time(system, after / 10, noted)
+    is_well, answer = False, ""
+    for _ in system.work.tries(after / 10, "waiting until this host is reached as before"):
+        is_well, answer = _reached(system, noted)
+        if is_well:
+            break
     if is_well and (failed := _failed_checks(system)):
         is_well, answer = False, f"{failed} of its owner's checks did not succeed"
     return is_well, f"was waited for by no `up`, and judged by this host itself {after} s after its start: {answer}"
@@ -86,17 +89,8 @@ def _failed_checks(system: System) -> str:
     )
 
 
-def _reached_in_time(system: System, seconds: float, before: Mapping[str, str]) -> tuple[bool, str]:
-    """How this host is reached, or what of it doesn't hold: what held when the trial was armed has to."""
-    deadline = time.monotonic() + seconds
-    while True:
-        is_reached, answer = _reached(system, before)
-        if is_reached or time.monotonic() >= deadline:
-            return is_reached, answer
-        time.sleep(_LOOK_SECONDS)
-
-
 def _reached(system: System, before: Mapping[str, str]) -> tuple[bool, str]:
+    """How this host is reached, or what of it doesn't hold: what held when the trial was armed has to."""
     address, port, gateway = (before.get(key, "") for key in ("address", "port", "gateway"))
     if not address:
         return False, "it is not known over which address this host is reached"

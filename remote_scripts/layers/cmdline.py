@@ -10,7 +10,7 @@ from __future__ import annotations
 from remote_scripts.boot import boot, trial
 from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
-from remote_scripts.both.cmdline import Applied, Wanted
+from remote_scripts.both.cmdline import Wanted
 from remote_scripts.cluster import turn
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME, Changed
@@ -39,7 +39,7 @@ def plan(system: System, wanted: Wanted) -> None:
 
 
 @changes
-def apply(system: System, wanted: Wanted) -> Applied:
+def apply(system: System, wanted: Wanted) -> Changed:
     """Puts the words into a trial, or there at once; and makes the boot configuration anew where it, or a file that it
     is made of, isn't as it is to be.
 
@@ -60,16 +60,16 @@ def apply(system: System, wanted: Wanted) -> Applied:
             "and run `pulumi up` again",
         )
     if _is_to_come(system, wanted.name, added):
-        return Applied(loader.name, added, system.files.changed)
+        return Changed(system.files.changed)
     if _is_tried(system, added, own_words[wanted.name].split()):
         trial.arm(system, wanted.rollback_after, {wanted.name: words})
-        return Applied(loader.name, added, True)
+        return Changed(True)
     system.files.followed_by = _STEP
     loaders.write(system, wanted.name, words, loader)
     if _is_made_anew(system, wanted):
         loaders.make_menus(system, loader)
     trial.drop(system, wanted.name, wanted.rollback_after)
-    return Applied(loader.name, added, system.files.changed)
+    return Changed(system.files.changed)
 
 
 @changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from remote_scripts.boot import trial
 from remote_scripts.both.confirm_boot import Answer, Wanted
+from remote_scripts.notes import guests_to_start
 from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
 
@@ -13,13 +14,14 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: it can't be noted, or a note can't be read.
     """
-    here, judged = need_boot_id(system), system.files.text(trial.JUDGED)
+    here, news = need_boot_id(system), (trial.JUDGED, f"/run/homelab/{guests_to_start.STARTED}")
     if here == wanted.unless:
         return Answer(here, "", trial.rolled_back(system), trial.is_ending(system), "")
+    judged = "; ".join(line for path in news for line in system.files.text(path).split("\n") if line)
     trial.confirm(system)
     if trial.state(system) in ("confirmed", "over"):
         trial.settle_if_free(system, wanted.lock_seconds)
     if wanted.judged_told:
-        system.files.remove(trial.JUDGED)
+        system.files.remove(*news)
     rolled_back = trial.rolled_back(system)
     return Answer(here, "" if rolled_back else here, rolled_back, trial.is_ending(system), judged)

@@ -16,11 +16,11 @@ from remote_scripts.notes import guest_notes, handover
 from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.container_conf import conf_text
 from remote_scripts.pve.guests import power_of
+from remote_scripts.tools.device import as_nobody
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System, changes
 
-_NOBODY = 65534
 #: For one opening, and for vainfo, in seconds.
 _OPEN_SECONDS = 60.0
 _BYTES = 1 << 20
@@ -60,7 +60,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
         return Answer("running", [], [])
     inside = need_running(system, ctid)
     # BusyBox has no setpriv that takes a user.
-    has_user = _ask(inside, *_as(_NOBODY), "true").status == 0
+    has_user = _ask(inside, *as_nobody(), "true").status == 0
     for node in given:
         if problems := [*_problems(system, inside, node, provided[node.path], has_user=has_user)]:
             raise Failure(
@@ -93,9 +93,9 @@ def _problems(system: System, inside: System, node: Node, given_by: str, *, has_
     # Root is not above the mode where the node isn't its own: a bind mount in an unprivileged container.
     if (error := _error(inside, (), path)) and (is_for_all or "Permission denied" not in error):
         yield f"{path}: root: {_explained(error)}"
-    elif is_for_all and has_user and (error := _error(inside, _as(_NOBODY), path)):
+    elif is_for_all and has_user and (error := _error(inside, as_nobody(), path)):
         yield f"{path}: an ordinary user: {_explained(error)}"
-    elif node.group and gid and has_user and (error := _error(inside, _as(int(gid)), path)):
+    elif node.group and gid and has_user and (error := _error(inside, as_nobody(int(gid)), path)):
         yield f"{path}: a member of the group {gid}: {_explained(error)}"
     elif node.group:
         numbers, there = f"{device.major:x}:{device.minor:x}", _ask(inside, "stat", "-c", "%t:%T", path).text
@@ -105,10 +105,6 @@ def _problems(system: System, inside: System, node: Node, given_by: str, *, has_
 
 def _ask(inside: System, *words: str) -> Done:
     return inside.run.ask(*words, seconds=_OPEN_SECONDS, limit=_BYTES)
-
-
-def _as(group: int) -> tuple[str, ...]:
-    return "setpriv", "--reuid", str(_NOBODY), "--regid", str(group), "--clear-groups"
 
 
 def _error(inside: System, who: Sequence[str], path: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from remote_scripts import installed
-from remote_scripts.both.diagnose import Answer, Container, Wanted
+from remote_scripts.both.diagnose import Answer, ContainerInside, Wanted
 from remote_scripts.cards import card_start
 from remote_scripts.pve import api, guest_tasks, guests
 from remote_scripts.pve.container_conf import passed_on
@@ -83,7 +83,7 @@ def _log_of(system: System, task: dict[str, Any]) -> str:
     return "\n".join(text.rstrip("\n").split("\n")[-_LOG_LINES:])
 
 
-def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
+def _containers(system: System, ids: tuple[int, ...]) -> Iterator[ContainerInside]:
     for id in ids:
         content = system.files.need(f"{PVE_LXC}/{id}.conf")
         if content is None:
@@ -98,4 +98,4 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
             if done.status != 0:
                 problem = f"exit status {done.status}: " + "\n".join(inside.split("\n")[-3:])
         running = None if power == "unknown" else power == "on"
-        yield Container(id, passed_on(text), running, inside, problem)
+        yield ContainerInside(id, passed_on(text), running, inside, problem)

@@ -139,7 +139,7 @@ def _take_away(system: System) -> Changed:
     handover.need_rest(system)
     files = system.files
     for vmid in hookscripts.here(system):
-        hookscripts.drop_hook(system, vmid)
+        hookscripts.set_hook(system, vmid, None)
     if any(map(files.exists, SERVICE.links.values())):
         system.run.do("systemctl", "stop", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS)
     _drop_files(system)
@@ -159,7 +159,7 @@ def _drop_files(system: System) -> None:
 
 
 def _forget(system: System, names: set[str]) -> None:
-    """Removes the records of cards that aren't handed over any more, which the installed program would never settle.
+    """Removes the records of cards that aren't handed over any more, which the installed program would never finish.
 
     :param names: of those that are.
     """
@@ -299,17 +299,17 @@ def _reconcile(system: System, cards: Sequence[Card]) -> None:
     with system.work.holding(handover.HANDING, 10) as is_held:
         # Containers that have several cards of a VM are noted with the one that it took first: that one is the last.
         for card in reversed(cards) if is_held else ():
-            _settle(system, card)
+            _reconcile_card(system, card)
 
 
-def _settle(system: System, card: Card) -> None:
+def _reconcile_card(system: System, card: Card) -> None:
     try:
         card_handover = CardHandover(system, card)
         recorded = card_handover.card
         if handover.run_at_work(system, recorded.record.vm or "-") is not None:
             return
         card_handover.retry()
-        card_handover.settle()
+        card_handover.finish()
         for vmid in map(str, card.vms):
             if card_users.names_card(recorded, vmid) and (message := hookscripts.restore_hook(system, vmid)):
                 recorded.say(message)

@@ -28,27 +28,11 @@ def apply(system: System, wanted: Wanted) -> Changed:
     """:raises Failure: there is no such VM, it has another hookscript, or `qm` doesn't set it."""
     files, vmid, holder = system.files, str(wanted.vmid), wanted.holder
     storage = hookscripts.need_storage(system) if _lacks_it(system, vmid) else None
-    if storage is not None and not files.exists(storage.script):
-        raise Failure(
-            f"VM {vmid} with the hookscript {storage.volume}",
-            f"there is no {storage.script}",
-            "a VM that names a hookscript which isn't there doesn't start; the storages have changed since it was "
-            "written",
-            "run `pulumi up --refresh`, which writes it",
-        )
     # Before it has it: by that it is known that the VM is to have it.
     files.remember(f"{HOOKED}/{vmid}")
     files.note(f"{HOOKED}/{vmid}", f"{holder}\n".encode())
     if storage is not None:
-        hookscripts.switch_on(system)
-        if error := hookscripts.set_hook(system, vmid, storage):
-            raise Failure(
-                f"VM {vmid} with the hookscript {storage.volume}",
-                error,
-                "without it the VM would not get the card from the containers",
-                "correct what qm says, then run `pulumi up` again",
-            )
-        files.changed = True
+        hookscripts.set_hook(system, vmid, storage)
     return Changed(files.changed)
 
 
@@ -63,7 +47,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
         system.log.say(f"note: VM {vmid} keeps its hookscript: another entry of the settings wants it now")
         return Changed(False)
     if hookscripts.is_homelabs(hookscripts.named(system, vmid)):
-        hookscripts.drop_hook(system, vmid)
+        hookscripts.set_hook(system, vmid, None)
     system.files.remove(f"{HOOKED}/{vmid}")
     return Changed(system.files.changed)
 

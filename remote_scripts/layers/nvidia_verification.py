@@ -13,6 +13,7 @@ from remote_scripts.both.nvidia_verification import Answer, Tried, Wanted
 from remote_scripts.notes import handover
 from remote_scripts.nvidia import driver_update, nvidia
 from remote_scripts.tools import kernel
+from remote_scripts.tools.device import as_nobody
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
@@ -30,7 +31,6 @@ _LINES, _LOG_LINES = 60, 1000
 _NO_CACHE = {"CUDA_CACHE_DISABLE": "1"}
 # An ordinary user sees what any program of his has in its environment: not the proxy's password.
 _NO_PROXY = {"http_proxy": "", "https_proxy": ""}
-_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
 # Perl is everywhere, but can't call what it has loaded.
 LOAD = (
     'require DynaLoader; for (@ARGV) { my $said = DynaLoader::dl_load_file($_) ? "loaded" : DynaLoader::dl_error(); '
@@ -158,7 +158,7 @@ class _Verification:
         for path in ("/dev/nvidiactl", "/dev/nvidia-uvm", *(f"/dev/{name}" for name in cards or ["nvidia0"])):
             where = self.path(path)
             words = (f"if={where}", f"of={where}", "count=0", "conv=notrunc", "status=none")
-            done = self.run(*_NOBODY, "dd", *words, environment=_NO_PROXY)
+            done = self.run(*as_nobody(), "dd", *words, environment=_NO_PROXY)
             message = done.all_text.rpartition(": ")[2]
             status = 1 if done.status else status
             lines.append(f"{path}: {(message or 'no answer') if done.status else 'opened'}\n")

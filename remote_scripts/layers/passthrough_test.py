@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from remote_scripts import installed
 from remote_scripts.boot import small_initramfs
-from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Built, Wanted
+from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Wanted
 from remote_scripts.pve.guest_conf import VMS, option_of_vm
 from remote_scripts.pve.pmxcfs import guest_ids
 from remote_scripts.tools import kernel
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.run import Done
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 from remote_scripts.tools.text import as_text
 
 _MARK = "homelab-passthrough"  # what the lines of /init begin with
@@ -50,28 +50,13 @@ class _Seen:
     bars: tuple[Bar, ...]
 
 
-def apply(system: System, wanted: Wanted) -> Answer | Built:
+@changes
+def apply(system: System, wanted: Wanted) -> Answer:
     """Runs the test.
 
     :raises Failure: one of the functions isn't on vfio-pci; Proxmox VE doesn't start the VM, such as where another one
         runs with the card; or the VM doesn't see them all.
     """
-    if wanted.half == "build":
-        return _build(system)
-    if wanted.half == "report":
-        console = system.files.read(f"{FOLDER}/console", _CONSOLE_BYTES)
-        if console is None:
-            raise Failure(
-                "what the test VM has said on its console",
-                f"no {FOLDER}/console",
-                "only the VM knows what it sees",
-                f"boot what the half `build` has made with -serial file:{FOLDER}/console",
-            )
-        return _answer(system, wanted, None, console)
-    return system.changing(lambda: _test(system, wanted))
-
-
-def _test(system: System, wanted: Wanted) -> Answer:
     _remove_leftovers(system)
     _check_functions(system, wanted)
     vm = _Vm(system)
@@ -91,7 +76,7 @@ def _test(system: System, wanted: Wanted) -> Answer:
     return _answer(system, wanted, int(vm.id), console)
 
 
-def _build(system: System) -> Built:
+def _build(system: System) -> None:
     path = f"/boot/vmlinuz-{kernel.running(system)}"
     if not system.files.at(path).is_file():
         raise Failure(
@@ -103,7 +88,6 @@ def _build(system: System) -> Built:
     system.files.make_work_folder(FOLDER)
     image = small_initramfs.image(system, f"{installed.TEXTS['passthrough_init']}\n".encode())
     system.files.write(f"{FOLDER}/initrd.img", image, 0o600)
-    return Built(path, f"{FOLDER}/initrd.img", _APPEND)
 
 
 class _Vm:

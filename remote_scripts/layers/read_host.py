@@ -29,7 +29,6 @@ from remote_scripts.reading import (
 )
 from remote_scripts.reading.answer import Answer
 from remote_scripts.reading.source import Source, head_and_tail, lines_of
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 # Of the kernel's log so many lines are passed on.
@@ -88,7 +87,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         stale_initramfs=boot_files.stale_kernels(system),
         rolled_back=own_files.rolled_back(source),
         rolling_back=own_files.is_rolling_back(source),
-        judged=source.text(f"{HOME}/judged"),
         pending=own_files.pending(source),
         boot_lacks=_boot_lacks(source, found.loader),
         drm=drm_nodes,
@@ -124,4 +122,4 @@ def _boot_lacks(source: Source, loader: Loader | None) -> list[str] | None:
         wanted = reboot_required.noted(system)
         return None if wanted is None else reboot_required.check(system, wanted, loader)
 
-    return source.noting(reboot_required.WANTED, reasons, None)
+    return source.noting(reboot_required.NOTE.path, reasons, None)

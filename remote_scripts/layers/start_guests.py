@@ -68,7 +68,9 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
     answer = _start(system, 0, Wanted()) if _may_start(system) else None
     if answer:
         started = f"the host itself has started what ran before its restart: {', '.join(answer.started)}"
-        _report_to_next_run(system, [*([started] if answer.started else []), *answer.off])
+        for line in [*([started] if answer.started else []), *answer.off]:
+            system.log.say(line)
+            system.work.write(guests_to_start.STARTED, f"{line}\n", at_end=True)
     with suppress(OSError):  # a host that wasn't given back has more there
         disk.remove_folder(system.files.at(HOME))
 
@@ -122,18 +124,6 @@ def _is_ending(system: System) -> bool:
 
 def _may_start(system: System) -> bool:
     return _is_boot_decided(system) and not system.work.is_held()
-
-
-def _report_to_next_run(system: System, texts: list[str]) -> None:
-    """By what it says anyway. Of a host that was given back nothing is kept."""
-    text = "; ".join(texts)
-    if text:
-        system.log.say(text)
-    if not text or all(name.startswith("ran") for name in system.files.names(HOME)):
-        return
-    path = trial.ROLLED_BACK if system.files.exists(trial.ROLLED_BACK) else trial.JUDGED
-    before = system.files.text(path)
-    system.files.write(path, f"{before}{'; ' if before else ''}{text}".encode(), 0o600)
 
 
 def _place(api: NodeApi, ran: Ran) -> tuple[int, int]:

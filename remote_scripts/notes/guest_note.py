@@ -65,14 +65,15 @@ class Note:
         """Whether a value that waits is somebody else's. A made VM's password is this program's, and noted nowhere."""
         return key != "cipassword" and not self.has_set(key, value)
 
-    def has_one_of(self, cards: Iterable[str], stack: str) -> bool:
+    def has_one_of(self, cards: Iterable[str], stack: str, config: Iterable[tuple[str, str]] = ()) -> bool:
         """Whether the VM is a stack's, and has one of these cards from it, or is about to get or lose it.
 
         :param cards: mappings and addresses.
         :param stack: PROJECT/STACK.
+        :param config: lines of its owner's by which it may have the card, too.
         """
-        is_own = self.owner.rpartition("/")[0] == stack
-        return is_own and any(gives(key, value, cards) for key, values in self.values.items() for value in values)
+        lines = [*config, *((key, value) for key, values in self.values.items() for value in values)]
+        return self.owner.rpartition("/")[0] == stack and any(gives(*line, cards) for line in lines)
 
     def loses_one_of(
         self, cards: Collection[str], stack: str, config: Mapping[str, str], devices: Mapping[str, str]

@@ -2,7 +2,8 @@
 alone that have `onboot` (get_start_stop_list of PVE::API2::Nodes): each of the others is started once, when the boot is
 confirmed, judged by the host, or given back (layers/start_guests.py).
 
-/var/lib/homelab/ran has them; one goes once nothing is owed any more.
+/var/lib/homelab/ran has them; one goes once nothing is owed any more. /run/homelab/started, which no boot keeps: what
+became of them without an `up`, for the next one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from remote_scripts.notes import handover
 from remote_scripts.pve import api, guest_tasks, guests
 from remote_scripts.pve.guest_kinds import KINDS, Kind
 from remote_scripts.tools import boot_service, notes
-from remote_scripts.tools.boot_service import UNITS
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.system import System
@@ -23,8 +23,9 @@ from remote_scripts.tools.system import System
 RAN = f"{HOME}/ran"
 #: What the host runs by itself to start them.
 PROGRAM = f"{HOME}/ran-program"
-_SERVICE, _TIMER = f"{UNITS}/homelab-ran.service", f"{UNITS}/homelab-ran.timer"
-_LINK = f"{UNITS}/timers.target.wants/homelab-ran.timer"
+_TIMER = boot_service.Timer("homelab-ran", PROGRAM)
+#: In /run/homelab.
+STARTED = "started"
 #: The lock for changing the note, and for starting one of them.
 LOCK = "ran"
 # For so long another process that starts some is waited for, in seconds.
@@ -128,7 +129,7 @@ def note_running(system: System) -> str:
             owed = [ran for ran in noted(system) if ran.boot != boot and (ran.program, ran.guest) not in here]
             if running or owed:
                 # Not started: it is for the next boot.
-                _write_timer(system)
+                _TIMER.put(system, _TIMER_TEXT, _SERVICE_TEXT, boot_service.program("start_guests"))
             keep(system, [*running, *owed])
     except OSError as error:
         return f"which guests run can't be noted in {RAN}: {error.strerror}"
@@ -150,17 +151,6 @@ def _running(system: System) -> list[Ran]:
     return found
 
 
-def _write_timer(system: System) -> None:
-    """Enabled as `systemctl enable` does it."""
-    files = system.files
-    files.need_folder(HOME)
-    files.make_folder(_LINK.rpartition("/")[0])
-    files.write(PROGRAM, boot_service.program("start_guests"), 0o700)
-    files.write(_SERVICE, _SERVICE_TEXT.encode(), 0o644)
-    files.write(_TIMER, _TIMER_TEXT.encode(), 0o644)
-    files.write_link(_TIMER, _LINK)
-
-
 def drop(system: System) -> None:
     """What was noted in this boot, which isn't restarted after all.
 
@@ -170,7 +160,7 @@ def drop(system: System) -> None:
     keep(system, [ran for ran in noted(system) if ran.boot != boot_id(system)])
 
 
-def settle(system: System) -> None:
+def leave_to_host(system: System) -> None:
     """For a host that is given back. Nothing is started: what is still off is said, and the host sees to it.
 
     :raises Failure: as of `noted`.
@@ -188,7 +178,5 @@ def settle(system: System) -> None:
 
 def forget(system: System) -> None:
     """The note first: what a cut leaves of the rest takes itself away. What runs of it meanwhile goes on to its end."""
-    files = system.files
-    files.remove(RAN)
-    if any(files.exists(path) for path in (_LINK, _TIMER, _SERVICE, PROGRAM)):
-        boot_service.remove(system, "homelab-ran", _LINK, _TIMER, _SERVICE, PROGRAM)
+    system.files.remove(RAN)
+    _TIMER.remove(system)

@@ -35,7 +35,7 @@ _DEVICE_LINE = re.compile(r"dev\d+:|lxc\.(?:mount\.entry|cgroup2?\.devices\.\w+)
 _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
-    r"(dev[0-9]+|lxc\.cgroup2?\.devices\.allow|lxc\.idmap|hostname|net[0-9]+|rootfs|"
+    r"(dev[0-9]+|lxc\.cgroup2?\.devices\.allow|hostname|net[0-9]+|rootfs|"
     r"mp[0-9]+|unprivileged|lock|template|ostype|hookscript|delete)\s*[:=]|"
     r"lxc\.mount\.entry\s*[:=]\s*/dev[/\s]|\["
 )

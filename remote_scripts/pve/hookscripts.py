@@ -183,21 +183,19 @@ def names_hook(system: System, vmid: str) -> bool:
     return any(name == storage.volume and system.files.exists(storage.script) for storage in storages(system))
 
 
-def set_hook(system: System, vmid: str, storage: Storage) -> str:
-    """Has the VM name it; returns what `qm` says where that fails, else nothing."""
-    done = system.run.do("qm", "set", vmid, "--hookscript", storage.volume, seconds=_SET_SECONDS)
-    return "" if done.status == 0 else done.text or f"qm set ended with status {done.status}"
+def set_hook(system: System, vmid: str, storage: Storage | None) -> None:
+    """Has the VM name it, by this storage; None: no more.
 
-
-def drop_hook(system: System, vmid: str) -> None:
-    """:raises Failure: `qm` doesn't take it out."""
-    done = system.run.do("qm", "set", vmid, "--delete", "hookscript", seconds=_SET_SECONDS)
+    :raises Failure: `qm` doesn't do it.
+    """
+    words = ("--hookscript", storage.volume) if storage else ("--delete", "hookscript")
+    done = system.run.do("qm", "set", vmid, *words, seconds=_SET_SECONDS)
     if done.status != 0:
         raise Failure(
-            f"VM {vmid} without homelab's hookscript",
-            done.text,
-            "once the script is gone, a VM that names it doesn't start",
-            "correct what qm says, then run the same again",
+            f"VM {vmid} with the hookscript {storage.volume}" if storage else f"VM {vmid} without homelab's hookscript",
+            done.text or f"qm set ended with status {done.status}",
+            "without it the VM would not get its card from the containers; with one that is gone it doesn't start",
+            "correct what qm says, then run the same again (`pulumi up --refresh` writes a script that is gone)",
         )
     system.files.changed = True
 
@@ -223,6 +221,9 @@ def restore_hook(system: System, vmid: str) -> str:
     storage = next((storage for storage in storages(system) if system.files.exists(storage.script)), None)
     if storage is None:
         return ""
-    error = set_hook(system, vmid, storage)
     lost = f"VM {vmid} had lost its hookscript (a rollback, or a backup that was restored)"
-    return f"{lost}, and can't be given it again: {error}" if error else f"{lost}: it names it again"
+    try:
+        set_hook(system, vmid, storage)
+    except Failure as failure:
+        return f"{lost}, and can't be given it again: {failure.found}"
+    return f"{lost}: it names it again"

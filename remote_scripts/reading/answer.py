@@ -215,9 +215,9 @@ class Answer:
     `lspci`: all of them. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
     (allow_unsafe_interrupts); `boot_warnings`: proxmox-boot-tool's. `stale_initramfs`: kernels whose initramfs is older
     than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words, `rolling_back`:
-    whether the host still has to restart for that; `judged`: the host's own confirmation of a boot; `pending`: steps
-    that have to follow what was written (boot, initramfs); `boot_lacks`: what the running kernel lacks of the last
-    boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `nodes`: of graphics, by path;
+    whether the host still has to restart for that; `pending`: steps that have to follow what was written (boot,
+    initramfs); `boot_lacks`: what the running kernel lacks of the last boot's plan, a sentence each, None: nothing is
+    noted. `drm`: by address; `nodes`: of graphics, by path;
     `cards_enabled`: whether the service that follows these nodes at each boot is enabled. `ledger`: of guests and
     mappings, name -> JSON (homelab/remote/ledger.py, notes/guest_note.py); `agents`: those that stacks keep, their
     versions by owner, empty: none is whole. `edits`: copies of this program's files that had been edited by hand.
@@ -257,7 +257,6 @@ class Answer:
     stale_initramfs: list[str]
     rolled_back: str
     rolling_back: bool
-    judged: str
     pending: list[str]
     boot_lacks: list[str] | None
     drm: dict[str, DrmNodes]

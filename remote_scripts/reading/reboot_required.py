@@ -2,29 +2,40 @@
 looks for drift. The answer is the same before and after the boot configuration was written: what counts is what it is
 going to have.
 
-/var/lib/homelab/wanted-boot: what the last reboot was decided by: words, functions, driver and flavour, a line each,
-and the words of overrides that were ours before and still ran.
+/var/lib/homelab/wanted-boot: what the last reboot was decided by.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.nvidia import driver, nvidia
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.notes import Note
 from remote_scripts.tools.pci import DEVICES, driver_of
 from remote_scripts.tools.system import System
 from remote_scripts.tools.words import missing_words
 
-WANTED = f"{HOME}/wanted-boot"
 # Words of the kinds that we write. People write the second ones themselves, also at the boot menu: only what was ours
 # is ours to end.
 _OURS = re.compile(r"(amd_iommu|intel_iommu|iommu|homelab\.vfio|modprobe\.blacklist)=")
 OVERRIDE = re.compile(
     r"(pcie_acs_override=.*|vfio_iommu_type1\.allow_unsafe_interrupts=.*|initcall_blacklist=sysfb_init)"
 )
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """`still`: words of overrides that were ours before, and still ran."""
+
+    boot: Boot
+    still: tuple[str, ...]
+
+
+NOTE = Note(f"{HOME}/wanted-boot", _Noted)
 
 
 def check(system: System, wanted: Boot, loader: Loader) -> list[str]:
@@ -41,15 +52,8 @@ def noted(system: System) -> Boot | None:
 
     :raises Failure: it can't be read.
     """
-    if not system.files.exists(WANTED):
-        return None
-    words, functions, wanted_driver, flavour = [*system.files.need_text(WANTED).split("\n"), *[""] * 4][:4]
-    return Boot(
-        words=tuple(words.split()),
-        functions=tuple(functions.split()),
-        driver=wanted_driver.strip(),
-        flavour=flavour.strip(),
-    )
+    found = NOTE.read(system.files)
+    return found.boot if found else None
 
 
 def noted_words(system: System) -> list[str]:
@@ -58,8 +62,8 @@ def noted_words(system: System) -> list[str]:
 
     :raises Failure: it can't be read.
     """
-    lines = [*system.files.need_text(WANTED).split("\n"), *[""] * 5]
-    return [*lines[0].split(), *lines[4].split()]
+    found = NOTE.read(system.files)
+    return [*found.boot.words, *found.still] if found else []
 
 
 def note(system: System, wanted: Boot) -> None:
@@ -69,9 +73,7 @@ def note(system: System, wanted: Boot) -> None:
     """
     running = system.files.text("/proc/cmdline")
     still = [word for word in noted_words(system) if OVERRIDE.fullmatch(word) and not missing_words(word, running)]
-    lines = [" ".join(wanted.words), " ".join(wanted.functions), wanted.driver, wanted.flavour, " ".join(still)]
-    system.files.need_folder(HOME)
-    system.files.write(WANTED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
+    NOTE.write(system.files, _Noted(wanted, tuple(still)))
 
 
 def _words_lack(system: System, words: tuple[str, ...], loader: Loader) -> list[str]:

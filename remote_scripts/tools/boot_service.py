@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from remote_scripts import installed
 from remote_scripts.tools import modules
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.places import HOME
 from remote_scripts.tools.places import PYTHON as PYTHON
 from remote_scripts.tools.system import System
 
@@ -73,11 +74,8 @@ def install(system: System, service: Service) -> None:
         if files.planning:
             files.plan_file("new", link)
             continue
-        # As `systemctl enable` does it.
         files.about_to_change()
-        files.make_folder(link.rpartition("/")[0])
-        files.remember(link)
-        files.write_link(path, link)
+        _enable(system, link, path)
         files.changed = True
     if not files.planning and (files.changed or any(_is_outdated(system, name) for name in service.units)):
         done = system.run.do("systemctl", "daemon-reload", seconds=_SECONDS)
@@ -112,19 +110,52 @@ def drop(system: System, service: Service) -> None:
     files.changed |= before
 
 
-def remove(system: System, name: str, *paths: str) -> None:
-    """Stops a service's timer, and takes the units away, and what belongs to them. Where the service is at work, it
-    goes on to its end. systemd isn't told to read its units again: of one whose file isn't found while it runs it
-    forgets which ends are a success.
+def _enable(system: System, link: str, unit: str) -> None:
+    """As `systemctl enable` does it."""
+    system.files.make_folder(link.rpartition("/")[0])
+    system.files.remember(link)
+    system.files.write_link(unit, link)
 
-    :param name: the service's.
-    :param paths: of its units and the rest; they go in this order.
+
+@dataclass(frozen=True)
+class Timer:
+    """A timer for what the next boots wait for, which goes once that has come. No layer has its files. `name`: of its
+    units; `program`: the path of what its service runs.
     """
-    if system.files.exists(f"{UNITS}/{name}.timer"):
-        done = system.run.do("systemctl", "stop", f"{name}.timer", seconds=_SECONDS)
-        if done.status != 0:
-            system.log.say(f"{name}.timer could not be stopped: {done.text}")
-    system.files.remove(*paths)
+
+    name: str
+    program: str
+
+    @property
+    def paths(self) -> tuple[str, str, str, str]:
+        """The link that enables it, its units, and its program: they go in this order."""
+        unit = f"{UNITS}/{self.name}"
+        return f"{UNITS}/timers.target.wants/{self.name}.timer", f"{unit}.timer", f"{unit}.service", self.program
+
+    def put(self, system: System, timer: str, service: str, program: bytes) -> None:
+        """Puts it there, enabled for the next boot: systemd isn't told of it in this one.
+
+        :raises OSError: it can't be written.
+        """
+        files, (link, *paths) = system.files, self.paths
+        files.need_folder(HOME)
+        for path, content in zip(reversed(paths), (program, service.encode(), timer.encode()), strict=True):
+            if files.need(path) != content:
+                files.make_folder(path.rpartition("/")[0])
+                files.remember(path)
+                files.write(path, content, 0o700 if path == self.program else 0o644)
+        if not files.is_link(link):
+            _enable(system, link, paths[0])
+
+    def remove(self, system: System) -> None:
+        """Stops it, and takes it away. Where its service is at work, that goes on to its end. systemd isn't told to
+        read its units again: of one whose file isn't found while it runs it forgets which ends are a success.
+        """
+        if system.files.exists(f"{UNITS}/{self.name}.timer"):
+            done = system.run.do("systemctl", "stop", f"{self.name}.timer", seconds=_SECONDS)
+            if done.status != 0:
+                system.log.say(f"{self.name}.timer could not be stopped: {done.text}")
+        system.files.remove(*self.paths)
 
 
 def program(layer: str) -> bytes:

@@ -230,7 +230,7 @@ class ContainerDisk(disk.Disk):
         self._said(*words, seconds=600, stdin=stdin)
 
 
-class Container(System):
+class ContainerSystem(System):
     """One run on one container.
 
     :param ctid: its id.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.run import Done, parents
 from remote_scripts.tools.system import System
 
-_PROCESSES = Path("/proc")  # not below the system's root: it is about this very process
 # The first of its words is the process that has the answer to give, the second the connection's. Of a busy system what
 # comes between the order and the answer can take longer than any fixed time.
 _WAIT = (
@@ -16,24 +16,13 @@ _WAIT = (
 )
 
 
-def starters(process: int = 0) -> list[tuple[int, str]]:
-    """The processes that have started this one, and these, with their names; the nearest first.
-
-    :param process: in the place of this one.
-    """
-    processes: list[tuple[int, str]] = []
-    process = process or os.getpid()
-    while True:
-        try:
-            text = (_PROCESSES / f"{process}/status").read_text(encoding="utf-8", errors="replace")
-            fields = dict(line.partition(":\t")[::2] for line in text.split("\n"))
-            process = int(fields["PPid"])
-            if process <= 1:
-                return processes
-            name = (_PROCESSES / f"{process}/comm").read_text(encoding="utf-8", errors="replace")
-            processes.append((process, name.strip()))
-        except (OSError, KeyError, ValueError):  # one of them has ended
-            return processes
+def starters() -> list[tuple[int, str]]:
+    """The processes that have started this one, with their names; the nearest first."""
+    processes, started_by, process = list[tuple[int, str]](), parents(), os.getpid()
+    while (process := started_by.get(process, 0)) > 1:
+        with suppress(OSError):  # it has ended
+            processes.append((process, Path(f"/proc/{process}/comm").read_text(errors="replace").strip()))
+    return processes
 
 
 def is_going_down(system: System) -> bool:

@@ -108,7 +108,7 @@ class Run:
         self._log = log
         self._work = work
         self._programs = programs
-        self._answers: dict[tuple[tuple[str, ...], bytes], Done] = {}
+        self._answers: dict[tuple[str, ...], Done] = {}
         self.environment = {**os.environ, "LC_ALL": "C", "PATH": _whole_path(os.environ.get("PATH", ""))}
 
     def has(self, program: str) -> bool:
@@ -120,12 +120,11 @@ class Run:
         paths = (f"{folder}/{program}" for folder in self.environment["PATH"].split(":"))
         return next((path for path in paths if os.access(path, os.X_OK)), "")
 
-    def ask_once(self, *arguments: str, stdin: bytes = b"") -> Done:
+    def ask_once(self, *arguments: str) -> Done:
         """As `ask`, once in a run: about what no run changes."""
-        question = (arguments, stdin)
-        if question not in self._answers:
-            self._answers[question] = self.ask(*arguments, stdin=stdin)
-        return self._answers[question]
+        if arguments not in self._answers:
+            self._answers[arguments] = self.ask(*arguments)
+        return self._answers[arguments]
 
     def ask(
         self,
@@ -384,7 +383,7 @@ def _end_of(descriptor: int, limit: int = ANSWER_BYTES) -> bytes:
     return os.pread(descriptor, limit, max(0, os.fstat(descriptor).st_size - limit))
 
 
-def _parents() -> dict[int, int]:
+def parents() -> dict[int, int]:
     """Each process of this machine, and the one that has started it."""
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
@@ -406,7 +405,7 @@ def end_all(process: int) -> None:
         for pid in new:
             _signal(pid, signal.SIGSTOP)
         found += new
-        new = [pid for pid, parent in _parents().items() if parent in found and pid not in found]
+        new = [pid for pid, parent in parents().items() if parent in found and pid not in found]
     for pid in reversed(found):
         _signal(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,6 @@ GRUB_CMDLINE_LINUX_DEFAULT=
 for file in grub grub.d/*.cfg; do [ ! -e "$file" ] || . "./$file"; done
 printf '%s\\n%s' "$GRUB_CMDLINE_LINUX_DEFAULT" "${HOMELAB_WORDS:-}"
 """
-_COMMANDS = {"mount": 'rmdir "$2" && ln -s "$(readlink "$1")" "$2"', "umount": 'rm "$1" && mkdir "$1"', "sync": ""}
 
 EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
 SYSTEMD_BOOT = pytest.mark.parametrize("loader", ["systemd-boot"])
@@ -100,34 +98,39 @@ def run(host: Host) -> None:
         link.symlink_to(host.root / "esp" / uuid)
     made = _Programs(host)
     host.programs |= {
-        "systemctl": lambda _arguments, _stdin: 0,
-        "ip": lambda _arguments, _stdin: "",
+        **dict.fromkeys(("systemctl", "chattr"), lambda _arguments, _stdin: 0),
+        **dict.fromkeys(("ip", "ss"), lambda _arguments, _stdin: ""),
         "ping": lambda _arguments, _stdin: 1,
         "df": lambda _arguments, _stdin: "\nx 1 1 100000000 1% /",
-        "bash": made.bash,
-        "sh": made.sh,
+        # Only it knows what GRUB's settings say.
+        "bash": lambda arguments, _stdin: subprocess.run(["bash", *arguments], capture_output=True, text=True).stdout,
         "grub-mkconfig": made.grub_mkconfig,
         "mount": made.mount,
         "umount": made.umount,
         "lsblk": lambda _arguments, _stdin: LSBLK,
-        "chattr": lambda _arguments, _stdin: 0,
         "update-initramfs": made.update_initramfs,
         "proxmox-boot-tool": made.proxmox_boot_tool,
     }
 
 
-def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-    if "route" in arguments:
-        return "default via 192.0.2.1 dev vmbr0\n"
-    return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n" if "address" in arguments else ""
+#: As iproute2 says it; what a filter leaves out as an empty entry, as some versions do.
+NETWORK = {
+    "route": '[{"dst":"default","gateway":"192.0.2.1","dev":"vmbr0","protocol":"kernel","flags":["onlink"]}]',
+    "address": '[{},{"ifindex":2,"ifname":"vmbr0","operstate":"UP","addr_info":[{"family":"inet","local":"192.0.2.10"}]}]',
+    "sport = :22": "LISTEN",
+}
+
+
+def network(arguments: Sequence[str], _stdin: bytes) -> str:
+    """`ip`, and `ss`."""
+    return next((NETWORK[word] for word in arguments if word in NETWORK), "")
 
 
 def booted(host: Host, words: str, boot: str = "later") -> None:
     """Another boot, with these words, that is reached as the one before."""
     host.write("/proc/sys/kernel/random/boot_id", f"{boot}\n")
     host.write("/proc/cmdline", f"{words}\n")
-    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:0016 00000000:0000 0A\n")
-    host.programs |= {"ip": ip, "ping": lambda _arguments, _stdin: 0}
+    host.programs |= {"ip": network, "ping": lambda _arguments, _stdin: 0, "ss": network}
 
 
 def configure(host: Host, words: str) -> None:
@@ -210,17 +213,6 @@ class _Programs:
         disk.WATCH[-1]("point", str(self.root / path))
         (self.root / path).write_bytes(content)
 
-    def shell(self, arguments: Sequence[str]) -> Done:
-        commands = self.root.parent / f"{self.root.parent.name}-commands"
-        commands.mkdir(exist_ok=True)
-        for name, text in _COMMANDS.items():
-            (commands / name).write_text(f"#!/bin/bash\n{text}\n")
-            (commands / name).chmod(0o755)
-        environment = {"ROOT": str(self.root), "PATH": f"{commands}:{os.environ['PATH']}"}
-        done = subprocess.run(arguments, env=environment, capture_output=True, stdin=subprocess.DEVNULL)
-        shutil.rmtree(commands)
-        return Done(done.returncode, done.stdout, done.stderr)
-
     def mount(self, arguments: Sequence[str], _stdin: bytes) -> int:
         device, folder = map(Path, arguments)
         self.umount([str(folder)], b"")
@@ -235,19 +227,12 @@ class _Programs:
             folder.mkdir()
         return 0
 
-    def bash(self, arguments: Sequence[str], stdin: bytes) -> Done:
-        """Only it knows what GRUB's settings say."""
-        done = subprocess.run(["bash", *arguments], capture_output=True, input=stdin)
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    def sh(self, arguments: Sequence[str], _stdin: bytes) -> Done:
-        return self.shell(["sh", *arguments])
-
     def grub_mkconfig(self, arguments: Sequence[str], _stdin: bytes) -> Done | None:
         """As of grub-common 2.12: it empties the file before it fills it."""
         if self.fails():
             return Done(1, b"no room\n")
-        default, _, words = self.shell(["sh", "-c", _GRUB_WORDS]).output.decode().partition("\n")
+        done = subprocess.run(["sh", "-c", _GRUB_WORDS], env={"ROOT": str(self.root)}, capture_output=True, text=True)
+        default, _, words = done.stdout.partition("\n")
         lines = ['set default="0"']
         for kernel in KERNELS:
             lines += [f"menuentry 'Proxmox VE {kernel}' $menuentry_id_option 'gnulinux-{kernel}' {{"]

@@ -160,7 +160,7 @@ class Containers:
 def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in {
         state: ("_TRY_SECONDS",),
-        container_follow: ("CARD_SECONDS", "QUORUM_SECONDS", "_LOOK_SECONDS"),
+        container_follow: ("CARD_SECONDS", "QUORUM_SECONDS"),
         guests: ("_LOOK_SECONDS",),
     }.items():
         for name in names:

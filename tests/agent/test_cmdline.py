@@ -42,7 +42,7 @@ def second_entry(host: Host) -> str:
 @EACH_LOADER
 def test_words_are_in_the_next_boot_and_given_back(host: Host, loader: str) -> None:
     before = lasting(host)
-    assert ask(host, "apply") == {"loader": loader, "added": ["amd_iommu=on", "iommu=pt"], "changed": True}
+    assert ask(host, "apply") == {"changed": True}
     assert ask(host, "apply", "vfio")["changed"] is True
     assert {*WORDS["iommu"].split(), *WORDS["vfio"].split()} < set(configured_words(host))
     if loader == "grub":
@@ -50,7 +50,7 @@ def test_words_are_in_the_next_boot_and_given_back(host: Host, loader: str) -> N
     else:
         assert "without GPU passthrough" in second_entry(host) and "iommu" not in second_entry(host)
     configured = lasting(host)
-    assert ask(host, "apply", "vfio") == {"loader": loader, "added": WORDS["vfio"].split(), "changed": False}
+    assert ask(host, "apply", "vfio") == {"changed": False}
     assert ask(host, "apply")["changed"] is False and lasting(host) == configured
     assert ask(host, "revert") == {"changed": True} and set(WORDS["vfio"].split()) < set(configured_words(host))
     for untold in ("", "", "judged", "rolled-back"):  # of an earlier boot
@@ -70,7 +70,7 @@ def test_words_that_others_have_there_are_left_to_them(host: Host, loader: str) 
         host.programs["proxmox-boot-tool"](("refresh",), b"")
     before = lasting(host)
     assert ask(host, "plan") == {"files": []}
-    assert ask(host, "apply") == {"loader": loader, "added": [], "changed": False} and lasting(host) == before
+    assert ask(host, "apply") == {"changed": False} and lasting(host) == before
 
 
 def test_a_file_that_is_read_later_and_takes_the_words_away_is_named(host: Host) -> None:

@@ -10,6 +10,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES
 from remote_scripts.tools.run import TIMED_OUT, Done
 from tests.agent.kit import Host
+from tests.rows import rows
 
 VGA, AUDIO, NVIDIA, AMD = "0x030000", "0x040300", "0x10de", "0x1002"
 
@@ -44,7 +45,7 @@ def test_who_keeps_the_driver_from_nvidias_cards(
     assert driver.cards(host.system()).holder == holder
 
 
-@pytest.mark.parametrize(
+@rows(
     ("version", "wanted", "fits"),
     [
         ("580.105.08", "580", True),
@@ -59,7 +60,7 @@ def test_a_version_is_the_wanted_one_or_of_the_wanted_branch(version: str, wante
     assert driver.fits(version, wanted) is fits
 
 
-@pytest.mark.parametrize(
+@rows(
     ("noted", "source", "goes_on"),
     [
         ("packages", "run", False),
@@ -77,7 +78,7 @@ def test_a_driver_of_the_other_source_goes_on_only_where_others_have_put_it_ther
     assert driver.is_source_wanted(driver.Left(source=noted), source) is goes_on
 
 
-@pytest.mark.parametrize(
+@rows(
     ("version", "is_later"),
     [("550.40.07", True), ("550.40.06", False), ("550.127.05", True), ("1000.1", True), ("545.99.99", False)],
 )

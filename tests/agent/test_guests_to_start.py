@@ -37,6 +37,8 @@ NOTED, DOWN, BOOTED = 1_700_000_000, 1_700_000_020, 1_700_000_100
 VM, CT = "qemu-server", "lxc"
 HOME = "/var/lib/homelab"
 TASKS = "/var/log/pve/tasks"
+#: What the host tells the next `up`.
+SAID = "/run/homelab/started"
 
 
 class Killed(BaseException):
@@ -302,27 +304,20 @@ def test_where_proxmox_ve_starts_no_guest_any_more_they_are_started_all_the_same
     assert len(started(host)) == 4 and is_over(host)
 
 
-@pytest.mark.parametrize("given_back", [False, True])
 def test_a_lock_that_was_left_behind_is_said_once_with_what_cures_it_and_keeps_nobody_off_after_that(
-    host: Host, given_back: bool, capsys: pytest.CaptureFixture[str]
+    host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a backup that a power cut has ended."""
     now = int(time.time())
     noted(host, "pct 901", at=now - 360)
     guest(host, CT, 901, "lock: backup\n")
-    if not given_back:
-        host.write(f"{HOME}/judged", "boot x was judged")
     capsys.readouterr()
     alone(host)
-    told = capsys.readouterr().err
-    said = told if given_back else host.read(f"{HOME}/judged")
-    assert (
-        said.count("could not be started at once: it is locked, backup (once nothing works on it: `pct unlock 901`)")
-        == 1
-    )
-    assert host.exists(f"{HOME}/judged") != given_back, "of a host that was given back nothing is kept"
+    said = capsys.readouterr().err
+    assert "could not be started at once: it is locked, backup (once nothing works on it: `pct unlock 901`)" in said
+    assert host.read(SAID) == said
     alone(host)
-    assert not capsys.readouterr().err and (given_back or host.read(f"{HOME}/judged") == said) and not started(host)
+    assert not capsys.readouterr().err and host.read(SAID) == said and not started(host)
     host.programs["pct"](["unlock", "901"], b"")
     alone(host)
     assert started(host) == [901] and is_over(host)
@@ -347,11 +342,8 @@ def test_a_start_that_fails_after_its_lock_has_gone_is_said_too(host: Host) -> N
     assert "could not be started at once: it is locked, backup" in run(host)["off"][0]
     guest(host, VM, 103)
     host.write("/fails/103", "")
-    host.write(f"{HOME}/judged", "boot x was judged")
     alone(host)
-    assert "VM 103 (g103) ran before the restart, and did not start after it: start failed" in host.read(
-        f"{HOME}/judged"
-    )
+    assert "VM 103 (g103) ran before the restart, and did not start after it: start failed" in host.read(SAID)
     assert is_over(host)
 
 
@@ -616,14 +608,18 @@ def test_a_trial_that_this_boot_is_not_keeps_nobody_off(host: Host) -> None:
     assert len(started(host)) == 4
 
 
-@pytest.mark.parametrize("file", ["judged", "rolled-back"])
-def test_the_next_up_hears_what_the_host_has_started_alone(host: Host, file: str) -> None:
-    host.write(f"{HOME}/{file}", "boot x was judged")
+def test_the_next_up_hears_once_what_the_host_has_started_alone_while_that_boot_lasts(host: Host) -> None:
+    host.write(f"{HOME}/judged", "boot x was judged")
     host.write("/fails/901", "")
     alone(host)
-    assert host.read(f"{HOME}/{file}").startswith(
-        "boot x was judged; the host itself has started what ran before its restart: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
-    )
+    said = "; the host itself has started what ran before its restart: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
+    assert host.ask("apply", "confirm_boot", {})["judged"].startswith(f"boot x was judged{said}")
+    text = host.read(SAID)
+    host.ask("apply", "confirm_boot", {"judged_told": True})
+    assert host.ask("apply", "confirm_boot", {})["judged"] == ""
+    host.write(SAID, text)
+    (host.root / "run").rename(host.root / "gone")  # another restart: it is no news any more
+    assert host.ask("apply", "confirm_boot", {})["judged"] == ""
 
 
 def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) -> None:
@@ -697,7 +693,7 @@ def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
     for act in (
         alone,
         lambda host: guests_to_start.drop(system_of(host)),
-        lambda host: guests_to_start.settle(system_of(host)),
+        lambda host: guests_to_start.leave_to_host(system_of(host)),
     ):
         with pytest.raises(Failure, match="no file: .*ran"):
             act(host)
@@ -705,11 +701,11 @@ def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
 
 
 def test_a_host_that_is_given_back_forgets_whom_nothing_is_owed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    guests_to_start.settle(system_of(host))
+    guests_to_start.leave_to_host(system_of(host))
     assert "still off" in capsys.readouterr().err and not is_over(host)
     for kind, vmid in ((VM, 103), (VM, 90), (VM, 105), (CT, 901)):
         guest(host, kind, vmid, power="running")
-    guests_to_start.settle(system_of(host))
+    guests_to_start.leave_to_host(system_of(host))
     assert is_over(host) and not started(host)
 
 
@@ -746,16 +742,16 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
             system.changing(lambda system=system: guests_to_start.drop(system))  # type: ignore[misc]
         else:  # `destroy`
             guest(left, VM, 90, power="running")
-            system.changing(lambda system=system: guests_to_start.settle(system))  # type: ignore[misc]
+            system.changing(lambda system=system: guests_to_start.leave_to_host(system))  # type: ignore[misc]
         assert is_over(left) and not left.exists(HOME), cut.how
 
 
 def test_who_is_forgotten_has_a_timer_to_the_last(host: Host, tmp_path: Path) -> None:
     """A cut leaves no note that nobody would see to."""
-    guests_to_start._write_timer(system_of(host))
+    guests_to_start._TIMER.put(system_of(host), "", "", b"")
     for number, cut in enumerate(cuts(host, lambda one: guests_to_start.forget(system_of(one)))):
         left = booted_again(cut, host, tmp_path / str(number))
-        whole = all(map(left.exists, (guests_to_start.PROGRAM, guests_to_start._TIMER, guests_to_start._LINK)))
+        whole = all(map(left.exists, guests_to_start._TIMER.paths))
         assert not left.exists(guests_to_start.RAN) or whole, cut.how
         if not left.exists(guests_to_start.RAN):
             alone(left)

@@ -1119,8 +1119,8 @@ def test_lines_of_ours_follow_the_cards_number_where_no_container_ran(host: Host
 @pytest.mark.parametrize(
     ("place", "text", "said"),
     [
-        ("/etc/pve/lxc/951.conf", "lock: backup\nhostname: chat\n", "it is locked (backup)"),
-        ("/etc/pve/ha/resources.cfg", "ct: 951\n\tstate started\n", "it is under HA by now"),
+        ("/etc/pve/lxc/951.conf", "lock: backup\nhostname: chat\n", "is locked: backup"),
+        ("/etc/pve/ha/resources.cfg", "ct: 951\n\tstate started\n", "is under HA"),
     ],
 )
 def test_one_that_is_owed_a_start_and_runs_again_is_not_asked_to_go_where_it_would_not(
@@ -1139,7 +1139,7 @@ def test_one_that_is_owed_a_start_and_runs_again_is_not_asked_to_go_where_it_wou
 def test_a_container_that_ha_ignores_is_nobodys_but_ours(host: Host, about: str, refused: bool) -> None:
     host.write("/etc/pve/ha/resources.cfg", f"vm: 950\n\tstate ignored\n\nct: 950\n{about}\nct: 951\n\tstate ignored\n")
     said = call(host, *START)
-    assert ("container 950, which uses the card, is under HA" in said) is refused
+    assert ("container 950, which is to go off for it, is under HA" in said) is refused
     assert with_the_vm(host) is not refused
 
 
@@ -1227,12 +1227,7 @@ def test_containers_are_shut_down_in_the_order_of_the_hosts_start_backwards(host
     host.write("/ct954", "running\n")
     host.write("/etc/pve/lxc/955.conf", "dev0: /dev/nvidia0\n")
     host.write("/ct955", "stopped\n")
-    assert [container.ctid for container in card_users.running_with(SharedCard(host.system(), BIG))] == [
-        "952",
-        "950",
-        "953",
-        "951",
-    ]
+    assert [*card_users.running_with(SharedCard(host.system(), BIG))] == ["952", "950", "953", "951"]
 
 
 @pytest.mark.parametrize("armed_in", ["boot", "before"])

@@ -229,8 +229,11 @@ def test_a_vm_names_the_script_where_it_lies(host: Host) -> None:
     assert hook(host, "apply") == {"changed": False}, "it stays where it lies"
     host.write("/etc/pve/storage.cfg", STORAGES.format("snippets").replace("content snippets,iso", "content iso"))
     assert seen(host).lost_hooks == ["103"]
-    with pytest.raises(Refused, match=f"there is no {PLACE}"):
+    qm, gone = host.programs["qm"], b"script 'local:snippets/homelab-handover.sh' does not exist\n"
+    host.programs["qm"] = lambda _words, _stdin: Done(2, gone)
+    with pytest.raises(Refused, match="script 'local:snippets/homelab-handover.sh' does not exist"):
         hook(host, "apply")
+    host.programs["qm"] = qm
     apply(host)
     hook(host, "apply")
     assert host.read(VM).endswith("hookscript: local:snippets/homelab-handover.sh\n") and seen(host).lost_hooks == []

@@ -24,6 +24,7 @@ from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.both.read_system import Wanted as Reading
 from tests import sent_along
 from tests.agent.kit import Host
+from tests.rows import rows
 from tests.waiting import PATIENCE
 
 OLDEST = (3, 10)
@@ -84,7 +85,9 @@ def _newer_names(source: str) -> list[str]:
             ]
         elif isinstance(node, ast.TryStar):
             found.append(f"{node.lineno}: except*")
-        elif isinstance(node, ast.Subscript) and any(isinstance(one, ast.Starred) for one in _elements(node.slice)):
+        elif isinstance(node, ast.Subscript) and any(
+            isinstance(one, ast.Starred) for one in (node.slice.elts if isinstance(node.slice, ast.Tuple) else [])
+        ):
             found.append(f"{node.lineno}: a star in an index")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -100,16 +103,12 @@ def _newer_names(source: str) -> list[str]:
     return found
 
 
-def _elements(index: ast.expr) -> list[ast.expr]:
-    return index.elts if isinstance(index, ast.Tuple) else []
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(FOLDER).as_posix())
+@rows("path", MODULES, ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_a_module_is_in_python_3_10(path: Path) -> None:
     assert _newer_names(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("source", "found"),
     [
         ("import tomllib", "1: tomllib"),

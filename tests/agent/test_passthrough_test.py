@@ -15,6 +15,7 @@ import pytest
 from homelab.remote import scripts
 from lab.host import archive
 from remote_scripts.both.passthrough_test import FOLDER, NAME, Wanted
+from remote_scripts.layers import passthrough_test
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host, Refused
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, add_function, stock
@@ -256,13 +257,9 @@ def test_a_kernel_that_is_gone_is_named(host: Host) -> None:
     assert_nothing_is_left(host)
 
 
-# -- the two halves, for any QEMU -------------------------------------------------------------------------------------------
+# -- its initramfs ----------------------------------------------------------------------------------------------------------
 def build(host: Host) -> dict[str, archive.Member]:
-    assert apply(host, half="build") == {
-        "kernel": f"/boot/vmlinuz-{KERNEL}",
-        "initrd": f"{FOLDER}/initrd.img",
-        "append": "console=ttyS0 panic=-1",
-    }
+    passthrough_test._build(host.system())
     return archive.unpack((host.root / f"{FOLDER[1:]}/initrd.img").read_bytes())
 
 
@@ -321,17 +318,7 @@ def test_nobody_else_can_read_the_folder(host: Host) -> None:
 
 def test_a_library_that_is_missing_is_named(without_busybox: Host) -> None:
     without_busybox.programs["ldd"] = lambda _arguments, _stdin: "\tlibmount.so.1 => not found\n"
-    assert "libmount.so.1 => not found" in refusal(without_busybox, half="build")
-
-
-def test_a_report_is_read_from_what_any_qemu_has_written(host: Host, qm: Qm) -> None:
-    assert f"found:  no {FOLDER}/console" in refusal(host, half="report")
-    host.write(f"{FOLDER}/console", CONSOLE)
-    answer = apply(host, half="report")
-    assert (answer["vmid"], len(answer["functions"])) == (None, 2)
-    host.write(f"{FOLDER}/console", CONSOLE.replace("10de:22e8", "10de:0000"))
-    refusal(host, half="report")
-    assert host.exists(f"{FOLDER}/console") and qm.said == []
+    assert "libmount.so.1 => not found" in refusal(without_busybox)
 
 
 # -- /init -------------------------------------------------------------------------------------------------------------------

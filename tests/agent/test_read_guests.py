@@ -15,7 +15,7 @@ from remote_scripts.cards.handed_over import SharedCard
 from remote_scripts.notes.card import Card
 from tests.agent.kit import Host
 from tests.agent.reading_kit import least, read
-from tests.rows import check_rows, each
+from tests.rows import check_rows, rows
 
 _TESTS = Path(__file__).parents[1]
 VMS: dict[str, dict[str, Any]] = tables.read(_TESTS / "vm_configurations.yaml")
@@ -69,7 +69,7 @@ def test_the_hook_sees_each_card_that_a_vm_has(host: Host) -> None:
     check_rows(check, enumerate(VMS, 100))
 
 
-@each(MAPPINGS)
+@rows("name", MAPPINGS)
 def test_a_mapping_has_the_paths_that_proxmox_ve_finds(name: str) -> None:
     text, paths = MAPPINGS[name]["text"], MAPPINGS[name]["paths"]
     entries = Guests(frozenset(), "", [], text, "").mapping_entries

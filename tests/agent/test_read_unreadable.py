@@ -54,6 +54,7 @@ def whole(host: Host) -> Host:
             {
                 STATE: '{"state": "HELD"}',
                 NOTE: '{"owner": "p/s/ai"}',
+                "/var/lib/homelab/wanted-boot": '{"boot": {}, "still": []}',
                 "/etc/pve/ha/resources.cfg": "vm: 103\n",
                 CLASS: "0x030000\n",
             }.get(path, "a line\n"),

@@ -38,7 +38,7 @@ class Case:
     drivers: dict[str, str] = field(default_factory=lambda: dict(BOUND))
     others: str = "quiet"
     ours: str = f"{IOMMU} {VFIO}"
-    noted: str = ""
+    noted: tuple[str, ...] = ()
     driver: str = ""
     flavour: str = ""
     loaded: str = ""
@@ -69,15 +69,15 @@ CASES = {
         f"quiet {IOMMU} {VFIO}", words=f"{IOMMU} {OPTED} {VFIO}", reasons=(f"{OPTED} is not on the running kernel's command line",)
     ),
     "the same, that are no longer wanted": Case(
-        f"quiet {IOMMU} {OPTED} {VFIO}", ours=f"{IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {OPTED} {VFIO}\n\n\n\n",
+        f"quiet {IOMMU} {OPTED} {VFIO}", ours=f"{IOMMU} {OPTED} {VFIO}", noted=(f"{IOMMU} {OPTED} {VFIO}",),
         reasons=tuple(f"{word} is no longer wanted" for word in OPTED.split())
     ),
     "the same, by a run that ended before the reboot": Case(
-        f"quiet {IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {VFIO}\n\n\n\n{OPTED}\n",
+        f"quiet {IOMMU} {OPTED} {VFIO}", noted=(f"{IOMMU} {OPTED} {VFIO}", f"{IOMMU} {VFIO}"),
         reasons=tuple(f"{word} is no longer wanted" for word in OPTED.split())
     ),
     "the same, which somebody typed at the boot menu, or has in quotes": Case(
-        f'quiet {IOMMU} {OPTED} {VFIO}', others='quiet pcie_acs_override=\\"downstream,multifunction\\"', noted=f"{IOMMU} {VFIO}\n\n\n\n"
+        f'quiet {IOMMU} {OPTED} {VFIO}', others='quiet pcie_acs_override=\\"downstream,multifunction\\"', noted=(f"{IOMMU} {VFIO}",)
     ),
     "an override of somebody else's": Case(f"quiet pcie_acs_override=multifunction {IOMMU} {VFIO}", others="quiet pcie_acs_override=multifunction"),
     "a relaxed RMRR that is no longer wanted": Case(
@@ -148,7 +148,8 @@ def make(host: Host, case: Case) -> None:
     host.write("/proc/sys/kernel/random/boot_id", "1\n")
     host.write("/boot/vmlinuz-6.17.13-2-pve", "")
     if case.noted:
-        host.write("/var/lib/homelab/wanted-boot", case.noted)
+        for words in case.noted:
+            reboot_required.note(host.system(), Boot(words=tuple(words.split())))
     for address, driver in case.drivers.items():
         device = f"/sys/bus/pci/devices/{address}"
         host.write(f"{device}/class", "0x030000\n" if address.endswith(".0") else "0x040300\n")
@@ -224,11 +225,9 @@ def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host:
     case = CASES["the same, that are no longer wanted"]
     make(host, case)
     ask(host, case, "apply", "manual")
-    words, functions, driver, flavour, still = host.read("/var/lib/homelab/wanted-boot").split("\n")[:5]
-    assert (words, functions, driver, flavour, still) == (case.words, " ".join(CARD), "", "", OPTED)
     found = reboot_required.noted(host.system())
     assert found == Boot(words=tuple(case.words.split()), functions=CARD)
-    assert reboot_required.noted_words(host.system()) == [*words.split(), *still.split()]
+    assert reboot_required.noted_words(host.system()) == [*case.words.split(), *OPTED.split()]
     assert reboot_required.check(host.system(), found, GRUB) == list(case.reasons)
 
 
@@ -236,7 +235,6 @@ def test_what_was_noted_is_read_back(host: Host) -> None:
     assert reboot_required.noted(host.system()) is None
     noted = Boot(words=("iommu=pt", "a=b"), functions=("0000:01:00.0",), driver="580.95.05", flavour="open")
     reboot_required.note(host.system(), noted)
-    assert host.read(reboot_required.WANTED) == "iommu=pt a=b\n0000:01:00.0\n580.95.05\nopen\n\n"
     assert reboot_required.noted(host.system()) == noted
 
 

@@ -28,6 +28,7 @@ from remote_scripts.tools import boot_service, modules
 from remote_scripts.tools.system import System
 from tests import sent_along
 from tests.agent.kit import Host, ask_in_memory, bash
+from tests.rows import rows
 from tests.waiting import PATIENCE
 
 OWNER = "homelab-lab"
@@ -392,7 +393,7 @@ def test_a_layer_is_run_again_when_what_its_tables_are_made_of_has_changed(
     assert agent._digest.__wrapped__(agent._TABLES) != before
 
 
-@pytest.mark.parametrize("file", sorted(path.relative_to(FOLDER.parent) for path in FOLDER.rglob("*.py")), ids=str)
+@rows("file", sorted(path.relative_to(FOLDER.parent) for path in FOLDER.rglob("*.py")), ids=str)
 def test_imports_are_read_as_python_reads_them_and_are_of_the_package_or_the_standard_library(file: Path) -> None:
     text = (FOLDER.parent / file).read_text(encoding="utf-8")
     names: set[str] = set()

@@ -18,7 +18,7 @@ from typing import cast
 import pytest
 
 from remote_scripts import agent
-from remote_scripts.tools.container import Container
+from remote_scripts.tools.container import ContainerSystem
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, TOO_MUCH
 from remote_scripts.tools.system import System
@@ -40,15 +40,15 @@ def attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def one(host: Host, *, limit: float = 0) -> Container:
+def one(host: Host, *, limit: float = 0) -> ContainerSystem:
     (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-    inside = Container(901, System(host.root, limit=limit), str(host.root))
+    inside = ContainerSystem(901, System(host.root, limit=limit), str(host.root))
     inside.work.lock_seconds = 0.5
     return inside
 
 
 @pytest.fixture(params=SHELLS, ids=lambda shell: str(shell[0]))
-def inside(host: Host, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Container:
+def inside(host: Host, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> System:
     shell: list[str] = request.param
     if shutil.which(shell[0]) is None:
         pytest.skip(f"{shell[0]} isn't on this machine")
@@ -72,7 +72,7 @@ def test_it_is_lxc_attach_without_this_hosts_environment(
     assert one(host).run.ask("true").text.startswith(begin)
 
 
-def test_a_program_gets_its_words_and_its_input_and_answers(inside: Container) -> None:
+def test_a_program_gets_its_words_and_its_input_and_answers(inside: ContainerSystem) -> None:
     words = ("it's", "", "$HOME `id` \\", "é", "*")
     assert inside.run.ask("printf", "%s|", *words).output == b"it's||$HOME `id` \\|\xc3\xa9|*|"
     given = bytes(range(256)) * 2000 + b"\n\n"
@@ -87,24 +87,26 @@ def test_a_program_gets_its_words_and_its_input_and_answers(inside: Container) -
     assert inside.run.ask("echo", "a\nb").text == "a\nb"
 
 
-def test_programs_are_found_where_nixos_has_them(inside: Container) -> None:
+def test_programs_are_found_where_nixos_has_them(inside: ContainerSystem) -> None:
     assert inside.run.ask("sh", "-c", "echo $PATH").text.endswith(":/run/current-system/sw/bin")
 
 
-def test_what_all_programs_have_in_their_environment_is_on_no_command_line(inside: Container) -> None:
+def test_what_all_programs_have_in_their_environment_is_on_no_command_line(inside: ContainerSystem) -> None:
     inside.run.environment |= {"https_proxy": "http://u:it's$secret@proxy"}
     done = inside.run.ask("sh", "-c", "env; cat /proc/*/cmdline 2>/dev/null")
     assert done.text.count("it's$secret") == 1 and "https_proxy=http://u:it's$secret@proxy" in done.text
 
 
-def test_what_is_too_long_is_cut_and_what_hangs_is_killed(inside: Container) -> None:
+def test_what_is_too_long_is_cut_and_what_hangs_is_killed(inside: ContainerSystem) -> None:
     done = inside.run.ask("head", "-c", "300000", "/dev/zero", limit=1000)
     assert (done.status, done.output) == (TOO_MUCH, bytes(1000))
     assert inside.run.ask("sleep", "60", seconds=1).status == TIMED_OUT
     assert inside.run.ask("echo", "on").text == "on"
 
 
-def test_what_a_program_leaves_running_is_not_waited_for_and_its_words_are_nobodys_answer(inside: Container) -> None:
+def test_what_a_program_leaves_running_is_not_waited_for_and_its_words_are_nobodys_answer(
+    inside: ContainerSystem,
+) -> None:
     began = time.monotonic()
     left = "(for i in 1 2 3; do sleep 0.2; echo junk; done) & echo mine"
     assert inside.run.ask("sh", "-c", left).text == "mine"
@@ -113,7 +115,7 @@ def test_what_a_program_leaves_running_is_not_waited_for_and_its_words_are_nobod
 
 
 def test_work_is_logged_on_the_host_and_fails_with_its_last_lines(
-    inside: Container, host: Host, capsys: pytest.CaptureFixture[str]
+    inside: ContainerSystem, host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert inside.run.do("sh", "-c", "echo one; echo two >&2; printf three", doing="working").status == 0
     heading, *lines = host.read("/run/homelab/steps").splitlines()
@@ -145,7 +147,7 @@ def in_process(host: Host, script: str, seconds: float = 60.0, limit: float = 0)
     return pid
 
 
-def test_work_goes_on_with_its_lock_though_the_agent_is_killed(inside: Container, host: Host) -> None:
+def test_work_goes_on_with_its_lock_though_the_agent_is_killed(inside: ContainerSystem, host: Host) -> None:
     """The next run waits for it (layers/run_guard.py). It says more than a pipe holds."""
     host.write("/run/homelab/up", "anna's up\n")
     script = "touch $0/begun; i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; sleep 1; touch $0/done"
@@ -165,7 +167,7 @@ def is_running(word: str) -> bool:
     return subprocess.run(["pgrep", "-f", word], capture_output=True, check=False).returncode == 0
 
 
-def test_killing_lxc_attach_alone_leaves_its_program_running(inside: Container, host: Host) -> None:
+def test_killing_lxc_attach_alone_leaves_its_program_running(inside: ContainerSystem, host: Host) -> None:
     """What the stand-in is held to: seen of the real one."""
     process = inside.run._begin(("sh", "-c", "sleep 1; touch $0/done", str(host.root)), None, 1, 2, b"")
     time.sleep(0.3)
@@ -175,7 +177,7 @@ def test_killing_lxc_attach_alone_leaves_its_program_running(inside: Container, 
 
 
 @pytest.mark.parametrize("how", ["ask", "do"])
-def test_at_its_limit_all_of_a_program_is_ended(inside: Container, host: Host, how: str) -> None:
+def test_at_its_limit_all_of_a_program_is_ended(inside: ContainerSystem, host: Host, how: str) -> None:
     mark = f"60.{os.getpid()}{time.monotonic_ns()}"
     script = f"setsid sleep {mark} & sleep {mark}; touch $0/done"
     inside.work.need_folder()
@@ -200,7 +202,7 @@ def test_where_the_run_itself_is_killed_for_its_time_nothing_that_was_asked_goes
 
 
 def test_several_containers_are_worked_in_at_once(host: Host) -> None:
-    first, second = one(host), Container(902, System(host.root), str(host.root))
+    first, second = one(host), ContainerSystem(902, System(host.root), str(host.root))
     first.work.take_lock()
     second.work.take_lock()
     assert is_held(host, "inside-901") and is_held(host, "inside-902") and not is_held(host, "lock")
@@ -209,7 +211,7 @@ def test_several_containers_are_worked_in_at_once(host: Host) -> None:
     assert not is_held(host, "inside-901") and is_held(host, "inside-902")
 
 
-def test_no_file_of_the_host_is_open_in_there(inside: Container, host: Host) -> None:
+def test_no_file_of_the_host_is_open_in_there(inside: ContainerSystem, host: Host) -> None:
     """Not even /dev/null, whose mode a privileged container's root could change."""
     inside.work.need_folder()
     look = ("sh", "-c", "for i in 0 1 2; do readlink /proc/self/fd/$i; done; ls -l /proc/self/fd; exit 1")
@@ -219,14 +221,14 @@ def test_no_file_of_the_host_is_open_in_there(inside: Container, host: Host) -> 
         )
 
 
-def test_root_of_an_unprivileged_container_can_open_the_pipes_of_its_programs(inside: Container) -> None:
+def test_root_of_an_unprivileged_container_can_open_the_pipes_of_its_programs(inside: ContainerSystem) -> None:
     """As a package's script opens /dev/stderr; to the host's root alone they would be closed."""
     inside.work.need_folder()
     look = ("sh", "-c", "sleep 0.2; stat -L -c %a /proc/self/fd/1 /proc/self/fd/2")
     assert inside.run.ask(*look).text.split() == inside.run.do(*look, seconds=60).said_text.split() == ["666", "666"]
 
 
-def test_files_are_read_as_they_are(inside: Container, host: Host) -> None:
+def test_files_are_read_as_they_are(inside: ContainerSystem, host: Host) -> None:
     content = bytes(range(256)) * 100
     host.write("/etc/it's a file", content)
     (host.root / "etc/link").symlink_to("nowhere")
@@ -250,7 +252,7 @@ def test_files_are_read_as_they_are(inside: Container, host: Host) -> None:
     assert files.names("/etc/d") == ["a\nb"] and files.names("/etc/none") == []
 
 
-def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: Container, host: Host) -> None:
+def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: ContainerSystem, host: Host) -> None:
     place, old, new = "/etc/app/conf", b"old\n", bytes(range(256)) * 400
     path = host.write(place, old, 0o600)
     victim = host.write("/etc/victim", "kept\n")
@@ -478,7 +480,7 @@ def test_one_of_which_it_cant_be_known_is_not_gone(host: Host) -> None:
     assert code == 1 and "/etc/pve isn't there" in text
 
 
-def test_what_cant_be_written_is_said_and_the_old_one_is_there(inside: Container, host: Host) -> None:
+def test_what_cant_be_written_is_said_and_the_old_one_is_there(inside: ContainerSystem, host: Host) -> None:
     with pytest.raises(OSError, match="/etc/none/.conf.homelab-tmp in container 901"):
         inside.files.write("/etc/none/conf", b"new\n", 0o644)
     host.write("/etc/folder/in", "")

@@ -41,7 +41,7 @@ Name = Literal["iommu", "vfio"]
 
 @pytest.fixture(autouse=True)
 def stocked(host: Host, stocked_boot: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot_verdict, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("remote_scripts.tools.state._TRY_SECONDS", 0.1)
     for name in ("panic", "softlockup_panic"):
         host.write(f"/proc/sys/kernel/{name}", "0\n")
 
@@ -86,8 +86,8 @@ def tried(host: Host) -> Host:
 def test_the_default_stays_what_boots_today_and_the_trial_is_chosen_for_one_boot(host: Host, loader: str) -> None:
     before = boot_kit.configured_words(host)
     menu = {key: about for key, about in lasting(host).items() if key == MENU[1:] or "/entries/proxmox-" in key}
-    assert arm(host, "iommu", IOMMU) == {"loader": loader, "added": IOMMU.split(), "changed": True}
-    assert arm(host) == {"loader": loader, "added": [WORDS], "changed": True}
+    assert arm(host, "iommu", IOMMU) == {"changed": True}
+    assert arm(host) == {"changed": True}
     assert trial_line(host).split()[-6:] == [*IOMMU.split(), WORDS, "homelab.trial", "panic=30", "softlockup_panic=1"]
     assert {key: about for key, about in lasting(host).items() if key in menu} == menu
     assert not [key for key in lasting(host) if "zz-homelab" in key or "cmdline/" in key]
@@ -251,7 +251,7 @@ def test_what_only_goes_and_what_runs_already_is_written_at_once(tried: Host) ->
 
 def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host: Host) -> None:
     host.programs["lsblk"] = lambda *_: ""
-    host.programs["grub-probe"] = functools.partial(_says, {"--target=abstraction": "", "--target=fs": "ext2"})
+    host.programs["grub-probe"] = lambda arguments, _stdin: "" if arguments[0] == "--target=abstraction" else "ext2"
     arm(host, verb="plan")
     arm(host)
     assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
@@ -268,7 +268,9 @@ def test_where_grub_can_take_the_choice_back_nowhere_an_esp_is_asked_for_before_
     host: Host, abstraction: str, kind: str, verb: str
 ) -> None:
     host.programs["lsblk"] = lambda *_: ""
-    host.programs["grub-probe"] = functools.partial(_says, {"--target=abstraction": abstraction, "--target=fs": kind})
+    host.programs["grub-probe"] = lambda arguments, _stdin: (
+        abstraction if arguments[0] == "--target=abstraction" else kind
+    )
     before = lasting(host)
     with pytest.raises(Refused) as refused:
         arm(host, verb=verb)
@@ -277,19 +279,14 @@ def test_where_grub_can_take_the_choice_back_nowhere_an_esp_is_asked_for_before_
     assert "make an EFI system partition on that disk" in said and lasting(host) == before
 
 
-def _says(says: dict[str, str], arguments: Sequence[str], _stdin: bytes) -> str:
-    return says[arguments[0]]
-
-
-def _read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
-    raise OSError(30, "Read-only file system", path)
-
-
 @SYSTEMD_BOOT
 def test_without_variables_systemd_boot_counts_an_entry_unless_a_kernel_is_pinned(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Files, "set_attribute", _read_only)
+    def read_only(_files: Files, path: str, _value: bytes, *, makes: bool) -> None:
+        raise OSError(30, "Read-only file system", path)
+
+    monkeypatch.setattr(Files, "set_attribute", read_only)
     before = lasting(host)
     arm(host)
     names = {key.rpartition("/")[2] for key in {*lasting(host)} - {*before} if key.startswith("esp/")}
@@ -455,12 +452,13 @@ def test_an_esp_is_not_unmounted_under_another_run(host: Host, monkeypatch: pyte
 
 def test_how_the_host_is_reached_is_noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        if "route" in arguments:
-            return "default via 192.0.2.254 dev eno2\ndefault via 192.0.2.1 dev vmbr0 proto kernel onlink\n"
+        if "route" in arguments:  # one with two ways
+            ways = '{"gateway":"192.0.2.254","dev":"eno2","weight":1},{"gateway":"192.0.2.1","dev":"vmbr0","weight":1}'
+            return f'[{{"dst":"default","dev":"wg0"}},{{"dst":"default","nexthops":[{ways}]}}]'
         return ""
 
     host.programs |= {"ip": ip, "ping": lambda arguments, _stdin: int(arguments[-1] != "192.0.2.1")}
-    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:08AE 00000000:0000 0A\n")
+    host.programs["ss"] = lambda arguments, _stdin: "LISTEN" if arguments[-1] == "sport = :2222" else ""
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.3 50000 192.0.2.10 2222")
     arm(host)
     lines = host.read(TRIAL).splitlines()
@@ -470,11 +468,9 @@ def test_how_the_host_is_reached_is_noted(host: Host, monkeypatch: pytest.Monkey
 
 def test_without_ssh_it_is_the_default_route(host: Host) -> None:
     def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        if "route" in arguments:
-            return "default via 192.0.2.1 dev vmbr0\n"
         if "neighbour" in arguments:
             return "192.0.2.1 lladdr 00:00:5e:00:53:01 REACHABLE\n"
-        return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n"
+        return boot_kit.network(arguments, _stdin)
 
     host.programs["ip"] = ip
     arm(host)
@@ -518,10 +514,10 @@ def test_a_boot_that_is_reached_as_before_stays_and_becomes_the_default(tried: H
 
 
 FAULTS: dict[str, Callable[[Host], object]] = {
-    "no interface that is up has 192.0.2.10, over which it was configured": lambda host: host.write(
-        "/sys/class/net/vmbr0/operstate", "down\n"
+    "no interface that is up has 192.0.2.10, over which it was configured": lambda host: host.programs.update(
+        ip=lambda *_: boot_kit.NETWORK["address"].replace('"UP"', '"DOWN"')
     ),
-    "nothing listens on port 22, on which sshd did": lambda host: host.write("/proc/net/tcp", ""),
+    "nothing listens on port 22, on which sshd did": lambda host: host.programs.update(ss=lambda *_: ""),
     "no default gateway answers, and 192.0.2.1 did": lambda host: host.programs.update(ping=lambda *_: 1),
     "it is not known over which address this host is reached": lambda host: boot_kit.note(host, ""),
     "/etc/homelab/healthy.d/10-pool of its owner's checks did not succeed": lambda host: checks(host, 1),
@@ -563,7 +559,7 @@ def test_a_reason_has_nothing_that_ends_a_text_between_quotes(tried: Host) -> No
 
 def test_what_did_not_hold_when_it_was_armed_is_not_asked(tried: Host) -> None:
     boot_kit.note(tried, "address 192.0.2.10\nport \ngateway \n")
-    tried.write("/proc/net/tcp", "")
+    tried.programs["ss"] = lambda *_: ""
     assert verdict(tried) == "stay"
     assert tried.read(JUDGED).endswith("vmbr0 is up with 192.0.2.10, its gateway did not answer when it was configured")
 

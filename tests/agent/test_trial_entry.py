@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from remote_scripts.boot import trial_entry
+from remote_scripts.boot import trial, trial_entry
+from remote_scripts.layers import card_nodes, handover, nvidia_nodes, nvidia_packages
+from remote_scripts.notes import guests_to_start
 
 STOCK = """\
 if [ "${next_entry}" ] ; then
@@ -147,3 +153,44 @@ def test_systemd_boots_default_is_the_newest_that_fits_or_the_pinned_one() -> No
 
 def test_a_variables_text_is_behind_its_attributes() -> None:
     assert trial_entry.efi_text(b"\x07\0\0\0" + "homelab-trial.conf\0".encode("utf-16-le")) == "homelab-trial.conf"
+
+
+# Held by their readers' own checkers, where this machine has them; real menus of grub-mkconfig: tests/metal/test_trial.py.
+
+
+def said_by(checker: str, *arguments: str) -> str:
+    """What the checker finds."""
+    program = shutil.which(checker) or pytest.skip(f"this machine has no {checker}")
+    done = subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.stdout + f"exit status {done.returncode}" * bool(done.returncode)
+
+
+@pytest.mark.parametrize("places", [["AAAA-0001"], [trial_entry.WRITABLE_MENU], ["AAAA-0001", "BBBB-0002"]])
+@pytest.mark.parametrize("default", ["0", "1>1"])
+def test_grub_understands_the_menu_with_the_boot_on_trial(tmp_path: Path, default: str, places: list[str]) -> None:
+    custom, menu = tmp_path / "custom.cfg", STOCK.replace("DEFAULT", default)
+    menu = menu.replace("'Proxmox VE GNU/Linux'", "'It'\\''s \"mine\"; $x {'").replace(
+        "quiet", 'dyndbg="file a.c +p; b +p"'
+    )
+    entry = trial_entry.trial_entry(trial_entry.default_entry(menu, b"")[0], ["ro"], "iommu=pt homelab.trial")
+    for theirs in (None, "", "menuentry x {\n  true\n}", "# no newline at its end"):
+        custom.write_text(trial_entry.custom_cfg(theirs, trial_entry.section(entry, places)) or "")
+        assert said_by("grub-script-check", str(custom)) == "", custom.read_text()
+    custom.write_text(custom.read_text().replace("\nfi\n", "\n", 1))
+    assert "syntax error" in said_by("grub-script-check", str(custom)), "else it would find nothing"
+
+
+def test_systemd_understands_every_unit(tmp_path: Path) -> None:
+    units = {
+        "homelab-rollback.service": trial._SERVICE_TEXT.format(after=600),
+        "homelab-rollback.timer": trial._TIMER_TEXT.format(after=600),
+        "homelab-ran.service": guests_to_start._SERVICE_TEXT,
+        "homelab-ran.timer": guests_to_start._TIMER_TEXT,
+    }
+    for service in (card_nodes.SERVICE, handover.SERVICE, nvidia_nodes.SERVICE, nvidia_packages.PERSISTENCE):
+        units |= service.units
+    for name, text in units.items():
+        (tmp_path / name).write_text(text.replace("/usr/bin/nvidia-smi", "/bin/true"))  # it has to be there
+    assert "homelab-" not in said_by("systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir())))
+    (tmp_path / "homelab-ran.timer").write_text("[Timer]\nOnBootSeconds=30s\n")
+    assert "homelab-ran.timer" in said_by("systemd-analyze", "verify", "--man=no", f"{tmp_path}/homelab-ran.timer")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from remote_scripts.boot import vfio_ids
+from tests.rows import rows
 
 
-@pytest.mark.parametrize(
+@rows(
     ("ids", "named"),
     [
         ("10de:2b85", True),

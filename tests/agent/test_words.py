@@ -12,6 +12,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.words import missing_words, without_words
 from tests.agent.kit import Host
+from tests.rows import rows
 
 
 def bash(arguments: Sequence[str], stdin: bytes) -> Done:
@@ -31,7 +32,7 @@ def menu(host: Host, text: str) -> str:
     return GRUB.generated(host.system())
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "words", "left"),
     [
         ("quiet amd_iommu=on iommu=pt", "amd_iommu=on iommu=pt", "quiet"),
@@ -47,7 +48,7 @@ def test_words_are_taken_out_and_nothing_else(text: str, words: str, left: str) 
     assert without_words(text, words.split()) == left
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "there"),
     [
         ("", ""), ("quiet", "quiet"), ("quiet iommu=pt", "quiet iommu=pt"), ("iommu=ptx", ""), ("xiommu=pt", ""), ("iommu=pt,nobypass", "iommu=pt"),

@@ -7,7 +7,6 @@ taken over: tests/lab/test_vm_transaction.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tests.e2e.conftest import Stack
 from tests.e2e.person import ENTER
@@ -103,30 +102,3 @@ def test_a_host_that_proxmenux_has_set_up_is_taken_over_and_left_as_it_was(by_in
     given_back(stack, stock)
     stack.lab.reboot()
     assert with_card(stack) == dict.fromkeys((CARD, SOUND), 103), "as its owner has had it"
-
-
-def by_hand(stack: Stack) -> dict[str, Any]:
-    """What binds cards: GRUB's words, modprobe.d, modules."""
-    places = ("etc/default/", "etc/modprobe.d/", "etc/modules", "etc/initramfs-tools/")
-    return {
-        path: found for path, found in stack.lab.snapshot().items() if path.startswith(places) and found[0] == "file"
-    }
-
-
-def test_a_card_bound_by_hand_is_the_hosts_with_its_driver_until_a_destroy(stack_on: Callable[..., Stack]) -> None:
-    """Bound by ids in GRUB's words and modprobe.d, with the drivers blacklisted there."""
-    stack = stack_on("bound-by-hand", vms={}, gpus={"rtx5090": {"match": "10de:2b85", "use": "host"}})
-    stack.host["nvidia"] = {"driver": "595"}  # of NVIDIA's repository, which brings its blacklist below /usr
-    stock, before = by_hand(stack), stack.drivers()
-    refused = stack.preview(ok=False).output
-    assert "on vfio-pci, by /etc/modprobe.d/vfio.conf" in refused and "set takeOver: true for the host" in refused
-    stack.host["takeOver"] = True
-    assert "vfio-pci.ids= on the kernel command line counts instead" in stack.preview().output
-    stack.up()
-    assert stack.drivers()["0000:01:00.0"] == "nvidia"
-    assert stack.up("--refresh").changed == set()
-    assert stock.items() <= by_hand(stack).items()
-    stack.destroy()
-    assert by_hand(stack) == stock
-    stack.lab.reboot()
-    assert stack.drivers() == before

@@ -41,27 +41,6 @@ def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(by_ini
     given_back(stack, stock)
 
 
-def test_an_override_divides_a_group_its_mapping_follows_and_destroy_gives_everything_back(
-    stack_on: Callable[..., Stack],
-) -> None:
-    others = [f"0000:01:00.{number}" for number in range(4)]
-    card = {"match": "10de:1f08", "allowConsole": True, "allowGroupMembers": others}
-    stack = stack_on("z370-two-cards-one-group", gpus={"rtx2060": card}, vms={})
-    stock, mapping = stack.lab.snapshot(), stack.lab.root / "etc/pve/mapping/pci.cfg"
-    stack.up()
-    assert "iommugroup=1," in mapping.read_text()
-
-    stack.host["gpus"] = {"rtx2060": {"match": "10de:1f08"}}
-    stack.host["iommu"] = {"acsOverride": "downstream"}
-    up = stack.up()
-    said = " ".join(up.output.split())
-    assert "pcie_acs_override=downstream (iommu.acsOverride)" in said and "peer-to-peer DMA" in said
-    assert "pcie_acs_override=downstream" in (stack.lab.root / "proc/cmdline").read_text()
-    assert "iommugroup=16," in mapping.read_text() and "iommugroup=1," not in mapping.read_text()
-    stack.destroy_as_left()
-    given_back(stack, stock)
-
-
 def test_a_card_is_reset_and_stays_awake_as_the_settings_say_until_they_say_nothing(
     converged: Callable[..., Stack],
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack, out_of_reach
-from tests.e2e.test_gpu_vm import given_back
 
 REBOOT = {"pve-reboot", "pve-booted"}
 
@@ -104,28 +103,3 @@ def a_refresh_that_cannot_read_the_host_fails_and_changes_nothing(stack: Stack) 
     assert "to read pve, and to compare it" in failed.message and failed.message.count("wanted:") == 1
     assert failed.changed == set()
     assert stack.output() == outputs
-
-
-def test_a_setting_changed_updates_its_resource_and_replaces_what_follows(converged: Callable[..., Stack]) -> None:
-    stack = converged("rtx5090")
-    stock = stack.stock
-    stack.host["iommu"] = {"passthrough": False}
-    mark = stack.lab.mark()
-    up = stack.up()
-    assert [step for step in up.steps if not step[0].startswith("delete")] == [
-        ("update", "pve-probe"),
-        ("update", "pve-cmdline"),
-        ("create-replacement", "pve-reboot"),
-        ("replace", "pve-reboot"),
-        ("create-replacement", "pve-booted"),
-        ("replace", "pve-booted"),
-    ]
-    assert len(stack.lab.boots(since=mark)) == 1
-    assert "iommu=pt" not in (stack.lab.root / "proc/cmdline").read_text()
-    # Two more, then everything is given back all the same. (No card any more: tests/e2e/test_preview.py.)
-    stack.host["gpus"] = {"again": {"address": "01:00"}}
-    stack.host["iommu"] = {"enable": False}
-    stack.up()
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
-    stack.destroy()
-    given_back(stack, stock)

@@ -21,26 +21,22 @@ def one_message(result: Result, *said: str) -> None:
     assert [result.message.count(part) for part in PARTS] == [1, 1, 1, 1], result.message
 
 
-def test_a_card_that_is_not_there_is_refused_before_anything_changes(untouched: Callable[..., Stack]) -> None:
-    """One of the gates. The others: tests/unit/test_gates.py; one of the settings: tests/e2e/test_preview.py; of the connection: below."""
-    stack = untouched("rtx5090")
-    stock, mark = stack.lab.snapshot(), stack.lab.mark()
+def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
+    stack_on: Callable[..., Stack], tmp_path: Path
+) -> None:
+    """Each leg goes on where the one before has failed."""
+    stack = stack_on("rtx5090")
+    stock = stack.lab.snapshot()
+    # A card that isn't there, as one of the gates (the others: tests/unit/test_gates.py).
+    right, cards = stack.host["ssh"], stack.host["gpus"]
     stack.host["gpus"] = {"gpu": {"match": "10de:2684"}}
     one_message(stack.up(ok=False), "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0")
-    assert stack.lab.snapshot() == stock
-    assert stack.lab.boots(since=mark) == []
-
-
-def test_a_host_that_isnt_the_one_and_a_login_that_is_refused_are_said(
-    untouched: Callable[..., Stack], tmp_path: Path
-) -> None:
-    """With a key that isn't there, and a port where nobody listens, too. Without the engine, which shows them as the ones above."""
+    stack.host["gpus"] = cards
+    # A host that isn't the one, and a login that is refused: without the engine, which shows them in the same way.
     import asyncssh
 
     stranger = tmp_path / "stranger"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(stranger))
-    stack = untouched("rtx5090")
-    right = stack.host["ssh"]
     for wrong, said in (
         ({"privateKeyFile": "/nowhere/id_ed25519"}, ("/nowhere/id_ed25519",)),
         ({"port": 1}, ("an SSH connection to 127.0.0.1:1",)),
@@ -51,26 +47,17 @@ def test_a_host_that_isnt_the_one_and_a_login_that_is_refused_are_said(
         message = refusal(stack)
         assert all(text in message for text in said), message
         assert [message.count(part) for part in PARTS] == [1, 1, 1, 1], message
-
-
-def test_a_step_that_is_cut_off_says_what_the_host_does_and_what_to_type(stack_on: Callable[..., Stack]) -> None:
-    """pulumi-command, which runs it, has a sentence about exit signals."""
-    stack = stack_on("rtx5090")
+    stack.host["ssh"] = right
+    assert stack.lab.snapshot() == stock and len(stack.lab.boots()) == 1
+    # A step that is cut off: pulumi-command, which runs it, has a sentence about exit signals.
     stack.lab.fault("script-hangs", STEP)
     process = stack.start("up", "--yes", "--skip-preview")
     stack.lab.wait_command(STEP, timeout=PATIENCE)
     stack.lab.power_cycle()
     assert process.wait(PATIENCE) != 0
-    said = (stack.folder / "killed.log").read_text()
-    assert "error: wanted: pve-cmdline: the step to its end" in said and "run `pulumi up` again: it finishes" in said, (
-        said
-    )
-
-
-def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(stack_on: Callable[..., Stack]) -> None:
-    """Each leg goes on where the one before has failed."""
-    stack = stack_on("rtx5090")
-    stock = stack.lab.snapshot()
+    log = (stack.folder / "killed.log").read_text()
+    assert "error: wanted: pve-cmdline: the step to its end" in log and "run `pulumi up` again: it finishes" in log, log
+    stack.lab.fault("script-hangs", None)
     a_script_that_hangs_is_given_up_in_time(stack)
     a_host_without_its_network_comes_back_as_it_was(stack)
     assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
 import shutil
 import subprocess
 import tempfile
@@ -115,31 +114,6 @@ def test_the_card_is_handed_over_and_back(converged: Callable[..., Stack]) -> No
     homelab.up()
     assert conf(homelab, 103) == before
     assert with_card(homelab) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
-
-
-def test_outputs_of_another_version_are_not_used(converged: Callable[..., Stack]) -> None:
-    homelab = converged("rtx5090", vms=SANDBOX)
-    gaming = gaming_beside(homelab)
-    with_version(homelab, 2)
-    mark = homelab.lab.mark()
-    message = gaming.up(ok=False).message
-    assert "version 2" in message
-    assert "wanted: " in message and "next:   " in message
-    assert homelab.lab.api_calls(mark) == []
-
-
-def with_version(stack: Stack, version: int) -> None:
-    """The stack's state, with another version in its outputs."""
-    command = [str(stack.engine.pulumi), "stack", "{}", "--stack", "lab", "--cwd", str(PROJECT), "--file"]
-    file = stack.folder / "state.json"
-    for verb in ("export", "import"):
-        if verb == "import":
-            state = json.loads(file.read_text())
-            root = next(one for one in state["deployment"]["resources"] if one["type"] == "pulumi:pulumi:Stack")
-            root["outputs"]["version"] = version
-            file.write_text(json.dumps(state))
-        words = [word.format(verb) for word in command]
-        subprocess.run([*words, str(file)], env=stack.environment, check=True, capture_output=True, text=True)
 
 
 def previewed_where_it_lies(gaming: Stack) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -103,52 +102,3 @@ def what_was_changed_by_hand_or_by_a_kernel_is_mended(stack: Stack) -> None:
 
 def raw_lines(stack: Stack, ctid: int) -> list[str]:
     return [line for line in conf(stack, ctid).splitlines() if line.startswith("lxc.")]
-
-
-def device_lines(stack: Stack, ctid: int) -> list[str]:
-    return [line for line in conf(stack, ctid).splitlines() if re.match(r"dev\d+:", line)]
-
-
-def test_on_pve_8_both_methods_from_one_to_the_other_another_name_and_another_container(
-    stack_on: Callable[..., Stack],
-) -> None:
-    wanted = {"jellyfin": {"ctid": 210, "gpus": ["rtx4060"]}, "ai": {"ctid": 211, "gpuAssignment": "all"}}
-    stack = stack_on("containers-pve8", containers=wanted, **NO_REBOOT)
-    containers(stack)["ai"]["method"] = "mount-entry"
-    stock = {ctid: conf(stack, ctid) for ctid in (210, 211, 212)}
-    stack.up()
-    # The RTX 4060 comes first on the bus, and is number 1.
-    assert "dev0: /dev/nvidia1,mode=0666" in device_lines(stack, 210)
-    assert not opens(stack, 210, "/dev/nvidia0")
-    assert opens(stack, 210, "/dev/nvidia1", NOBODY)
-    assert device_lines(stack, 211) == []
-    assert "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file" in raw_lines(stack, 211)
-    for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia-uvm"):
-        assert opens(stack, 211, path, NOBODY)
-
-    # The one with the other method; the other one has another name in the settings, and keeps what it has.
-    had, mark = conf(stack, 210), stack.lab.mark()
-    containers(stack)["ai"]["method"] = "device"
-    containers(stack)["films"] = containers(stack).pop("jellyfin")
-    changed = stack.up()
-    assert {"ai-cards", "ai-opened"} <= changed.changed
-    assert raw_lines(stack, 211) == [] and opens(stack, 211, "/dev/nvidia0", NOBODY)
-    assert "/films's now, and keeps what it was given" in changed.output
-    assert conf(stack, 210) == had != stock[210] and stack.container_power(210, mark) == []
-    assert opens(stack, 210, "/dev/nvidia1", NOBODY)
-
-    # Back to the first method; another container, which is off and stays off, gets the card of the one that had it.
-    stack.lab.run("pct stop 212")
-    mark = stack.lab.mark()
-    containers(stack)["ai"]["method"] = "mount-entry"
-    containers(stack)["films"]["ctid"] = 212
-    stack.up()
-    assert device_lines(stack, 211) == [] and opens(stack, 211, "/dev/nvidia0", NOBODY)
-    assert conf(stack, 210) == stock[210] and not opens(stack, 210, "/dev/nvidia1")
-    assert "dev0: /dev/nvidia1,mode=0666" in device_lines(stack, 212)
-    outputs = stack.output()["containers"]
-    assert (outputs["ai"]["method"], outputs["films"]["state"]) == ("mount-entry", "stopped"), outputs
-
-    stack.destroy()
-    assert {ctid: conf(stack, ctid) for ctid in stock} == stock
-    assert stack.container_power(212, mark) == []

@@ -51,7 +51,9 @@ def power_calls(stack: Stack, mark: Any) -> list[str]:
     return found
 
 
-def test_a_running_vm_is_adopted_and_given_back(converged: Callable[..., Stack]) -> None:
+def test_a_running_vm_is_adopted_its_card_gets_another_name_and_all_is_given_back(
+    converged: Callable[..., Stack],
+) -> None:
     stack = converged("rtx5090", vms=SANDBOX)
     assert "\nhostpci0: mapping=rtx5090,pcie=1\nmachine" in conf(stack, 103)
     assert running(stack) == {103}
@@ -66,6 +68,26 @@ def test_a_running_vm_is_adopted_and_given_back(converged: Callable[..., Stack])
     paths = [call["path"] for call in stack.lab.api_calls(mark)]
     assert len(paths) == len(set(paths)) == 5
 
+    # A card that gets another name is given under that one.
+    def is_given_as(name: str) -> None:
+        assert f"hostpci0: mapping={name},pcie=1" in conf(stack, 103)
+        lines = (stack.lab.root / MAPPING).read_text().splitlines()
+        assert [line for line in lines if not line.startswith("\t")] == [name]
+
+    mark = stack.lab.mark()
+    stack.host["gpus"]["rtx5090"]["mapping"] = "mapped"
+    stack.up()
+    is_given_as("mapped")
+    assert with_card(stack)["0000:01:00.0"] == 103
+    # One that was switched off since stays off.
+    stack.lab.run("qm stop 103")
+    stack.host["gpus"] = {"big": {"match": "10de:2b85"}}
+    vms(stack)["sandbox"]["gpus"] = ["big"]
+    renamed = stack.up()
+    is_given_as("big")
+    assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
+    assert running(stack) == set()
+    stack.lab.run("qm start 103")
     stack.destroy()
     assert running(stack) == {103}
     given_back(stack, stack.stock)
@@ -114,30 +136,7 @@ def test_cards_move_between_vms_and_a_vm_that_leaves_gives_its_card_away_in_one_
     assert power_calls(stack, mark) == ["103 shutdown", "103 start", "104 shutdown", "104 start"]
 
 
-def test_a_card_that_gets_another_name_is_given_under_that_one(converged: Callable[..., Stack]) -> None:
-    stack = converged("rtx5090", vms=SANDBOX)
-
-    def is_given_as(name: str) -> None:
-        assert f"hostpci0: mapping={name},pcie=1" in conf(stack, 103)
-        lines = (stack.lab.root / MAPPING).read_text().splitlines()
-        assert [line for line in lines if not line.startswith("\t")] == [name]
-
-    mark = stack.lab.mark()
-    stack.host["gpus"]["rtx5090"]["mapping"] = "mapped"
-    stack.up()
-    is_given_as("mapped")
-    assert with_card(stack)["0000:01:00.0"] == 103
-    # One that was switched off since stays off.
-    stack.lab.run("qm stop 103")
-    stack.host["gpus"] = {"big": {"match": "10de:2b85"}}
-    vms(stack)["sandbox"]["gpus"] = ["big"]
-    renamed = stack.up()
-    is_given_as("big")
-    assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
-    assert running(stack) == set()
-
-
-def test_values_that_had_to_change_come_back_also_under_another_name_in_the_settings(
+def test_values_that_had_to_change_come_back_also_under_another_name_and_a_card_may_go_by_its_address(
     converged: Callable[..., Stack],
 ) -> None:
     stack = converged("bound-by-hand", vms={})
@@ -145,9 +144,15 @@ def test_values_that_had_to_change_come_back_also_under_another_name_in_the_sett
     # Proxmox VE reads the empty boot order as a blank, and writes that one down from the first change on.
     stack.lab.run("qm set 104 --cores 4")
     before = conf(stack, 104)
-    old = {"host": "pve", "vmid": 104, "gpus": ["rtx5090"], "machine": "q35", "display": "none"}
+    by_address = {"gpu": "rtx5090", "byAddress": True, "romfile": "card.rom", "rombar": False}
+    old = {"host": "pve", "vmid": 104, "gpus": [by_address], "machine": "q35", "display": "none"}
     stack.config["homelab:vms"] = {"sandbox": old}
+    # Over a login with the password, which is told nobody.
+    password, ssh = stack.lab.connection["password"], stack.host["ssh"]
+    stack.host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "password": password}
+    stack.config["homelab:allowPlainSecrets"] = True
     up = stack.up()
+    assert password not in up.output
     assert {"machine: q35", "balloon: 0", "vga: none"} <= set(conf(stack, 104).splitlines())
     assert "OVMF is recommended" in up.output
 
@@ -155,7 +160,11 @@ def test_values_that_had_to_change_come_back_also_under_another_name_in_the_sett
     vms(stack)["gaming"] = vms(stack).pop("sandbox")
     renamed = stack.up()
     assert "/gaming's now, and keeps what it was given" in renamed.output
-    assert conf(stack, 104) == had and "hostpci0: mapping=rtx5090" in had and power_calls(stack, mark) == []
+    assert (
+        conf(stack, 104) == had
+        and "hostpci0: host=0000:01:00,pcie=1,rombar=0,romfile=card.rom" in had
+        and power_calls(stack, mark) == []
+    )
     note = stack.lab.root / "etc/pve/homelab/qemu-104"
     assert note.exists()
 
@@ -217,18 +226,3 @@ def test_a_mapping_changed_or_removed_and_a_card_taken_out_by_hand_are_mended(
     assert "no node of its host's cluster has it" in gone.message
     stack.destroy()
     assert not (stack.lab.root / MAPPING).exists()
-
-
-def test_a_card_may_go_by_its_address_and_the_password_is_not_told(
-    converged: Callable[..., Stack],
-) -> None:
-    """Proxmox VE allows both root@pam alone, here over a login with the password."""
-    by_address = {"gpu": "rtx5090", "byAddress": True, "romfile": "card.rom", "rombar": False}
-    stack = converged("bound-by-hand", vms={})
-    stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": [by_address]}}
-    password, ssh = stack.lab.connection["password"], stack.host["ssh"]
-    stack.host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "password": password}
-    stack.config["homelab:allowPlainSecrets"] = True
-    assert password not in stack.up().output
-    assert "hostpci0: host=0000:01:00,pcie=1,rombar=0,romfile=card.rom" in conf(stack, 103)
-    assert with_card(stack)["0000:01:00.0"] == 103

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.e2e.conftest import Result, Stack, name_of, refusal
-from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, conf, running, second_vm, with_card
+from tests.e2e.conftest import Result, Stack, name_of
+from tests.e2e.test_gpu_vm import conf, running, second_vm, with_card
 
 
 def refused(stack: Stack, *said: str) -> Result:
@@ -62,34 +62,3 @@ def proved_by_a_small_vm(stack: Stack, before: list[str]) -> None:
     (test,) = (one for one in stack.resources() if name_of(one["urn"]) == "pve-rtx5090-test")
     # A reboot that brings the VM back with its card needs no other proof: it asks for one where the card is another.
     assert test["inputs"]["triggers"] == [{"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}]
-
-
-def test_a_mapping_of_another_device_is_not_taken_and_others_entries_stay(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("bound-by-hand", vms={})
-    other = "id=10ec:8125,iommugroup=16,node=pve,path=0000:05:00.0,subsystem-id=1043:87d7"
-    theirs = "id=10de:2b85,iommugroup=7,node=elsewhere,path=0000:41:00,subsystem-id=1043:89e3"
-    stack.lab.run(
-        f"pvesh create /cluster/mapping/pci --id rtx5090 --map {other}; "
-        f"pvesh create /cluster/mapping/pci --id big --description theirs --map {theirs}"
-    )
-    before = (stack.lab.root / MAPPING).read_text()
-    message = stack.up(ok=False).message
-    assert "for another device of this node" in message and "gpus.<gpu>.mapping" in message
-    assert (stack.lab.root / MAPPING).read_text() == before
-    stack.host["gpus"]["rtx5090"]["mapping"] = "big"
-    stack.up()
-    assert "node=pve,path=0000:01:00," in (stack.lab.root / MAPPING).read_text()
-    stack.destroy()
-    assert (stack.lab.root / MAPPING).read_text() == before
-
-
-def test_a_host_whose_api_refuses_root_is_refused_before_anything_changes(stack_on: Callable[..., Stack]) -> None:
-    """What each trouble of the API is called: tests/lab/test_way_in.py."""
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    stack.host["node"] = "pvee"
-    assert "correct hosts.pve.node" in refusal(stack)
-    stack.host["node"] = "pve"
-    stack.lab.run("echo 'user:root@pam:0:0:::::' >$ROOT/etc/pve/user.cfg")
-    stock = stack.lab.snapshot()
-    refused(stack, "user 'root@pam' is disabled", "pveum user modify root@pam --enable 1")
-    assert stack.lab.snapshot() == stock and len(stack.lab.boots()) == 1

@@ -27,6 +27,7 @@ from pathlib import Path
 import pytest
 
 from engine import install
+from tests.rows import rows
 
 pytestmark = pytest.mark.skipif(install.WINDOWS, reason="the fake programs are scripts with a #! line")
 
@@ -158,7 +159,7 @@ def built_once(machine: Machine) -> list[str]:
 # --- versions ---
 
 
-@pytest.mark.parametrize(
+@rows(
     ("version", "fits"),
     [("3.187.0", False), ("3.258.9", False), ("v3.259.0", True), ("3.1000.0", True), ("4.0.0", False)],
 )

@@ -488,6 +488,20 @@ def test_a_run_that_was_killed_starts_it_again(world: Containers) -> None:
     assert world.ct().state == "running"
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_one_that_its_owner_has_started_since_has_what_it_was_given_and_isnt_restarted(
+    world: Containers, other: bool
+) -> None:
+    """`other`: a run was killed since that had begun to give it something else."""
+    killed_while_off(world)
+    world.lab.run(f"pct start {CT}")
+    if other:
+        world.killed_after(2, lambda: world.ct(MOUNTS))
+    mark = world.lab.mark()
+    assert world.ct(MOUNTS if other else DEVICES).state == "running"
+    assert world.power(mark) == ["shutdown", "start"] * other and world.drift() == []
+
+
 @pytest.mark.parametrize(("by_owner", "state"), [(False, "running"), (True, "stopped")])
 def test_after_a_restart_of_the_host_it_is_to_run_unless_its_owner_says_otherwise(
     world: Containers, by_owner: bool, state: str

@@ -189,8 +189,8 @@ def with_line(host: Host, path: str, line: str) -> None:
     ("path", "line", "said"),
     [
         ("etc/pve/qemu-server/103.conf", "lock: backup", "a backup of VM 103"),
-        ("etc/pve/lxc/950.conf", "lock: snapshot", "container 950, which uses the card, is locked: snapshot"),
-        ("etc/pve/ha/resources.cfg", "ct: 950", "container 950, which uses the card, is under HA"),
+        ("etc/pve/lxc/950.conf", "lock: snapshot", "container 950, which is to go off for it, is locked: snapshot"),
+        ("etc/pve/ha/resources.cfg", "ct: 950", "container 950, which is to go off for it, is under HA"),
     ],
 )
 def test_what_stands_against_it_is_said_before_anything_is_done(

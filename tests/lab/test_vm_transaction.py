@@ -960,6 +960,21 @@ def test_a_vm_that_has_left_the_settings_after_a_killed_run_is_given_back_all_of
     assert (world.conf(), world.notes(), world.runs()) == (before, [], True)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_vm_with_its_card_by_its_owners_own_line_is_given_back_all_after_a_killed_run(
+    world: World, keeps: bool
+) -> None:
+    """Its note has the card nowhere: the line is as homelab's would be."""
+    line = f"mapping={CARD['mapping']},pcie=1"
+    world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci2 --hostpci0 {line} --balloon 1024; qm start {VM}")
+    before = world.conf()
+    world.killed_after(SHUT_DOWN, lambda: world.up(VmCard(**{**CARD, "take_over": False})))
+    assert world.notes() == ["qemu-103"] and "hostpci0" not in world.note()["values"]
+    assert world.free(CARD["mapping"], SLOT, vm103=("another",) if keeps else ()) is not keeps
+    if not keeps:
+        assert (world.conf(), world.notes(), world.runs()) == (before, [], True)
+
+
 def test_a_vm_goes_off_as_its_own_settings_say_where_it_loses_a_card(world: World) -> None:
     _, first, second = with_two_cards(world)
     world.up(first, second, otherwise="stop")

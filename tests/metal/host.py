@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engine import install, stacks
 from homelab.remote import agent
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 from tests import sent_along
+from tests.boot_layers import archive_with
 from tests.engine_stack import EngineStack
 from tests.metal.image import Image
 from tests.metal.machine import AMD, INTEL, NO_IOMMU, SCREEN, Machine, card, nvme, second_disk
@@ -94,12 +96,19 @@ class MetalStack(EngineStack):
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("events-*.jsonl"))
 
 
-def half_of_test(machine: Machine, half: Literal["build", "report"]) -> str:
+#: The halves of the passthrough test, for any QEMU: what is to be booted, and what its console file says.
+BUILD = "_build(system) or [f'/boot/vmlinuz-{kernel.running(system)}', f'{FOLDER}/initrd.img', _APPEND]"
+REPORT = "_answer(system, wanted, None, system.files.read(f'{FOLDER}/console', _CONSOLE_BYTES))"
+
+
+def half_of_test(machine: Machine, half: str) -> Any:
     """What a half of the passthrough test answers, for the card."""
     functions = {one: IDS[one[-2:]] for one in CARD}
-    request = agent.request("passthrough_test", PassthroughTest(functions=functions, timeout=600, half=half))
-    output = machine.run(agent.command_in_memory("root"), input=sent_along.text("apply", request))
-    return sent_along.answer(output)
+    request = agent.request("passthrough_test", PassthroughTest(functions=functions, timeout=600))
+    begin = "    _remove_leftovers(system)\n"
+    changed = archive_with(("layers.passthrough_test", begin, f"    return {half}\n{begin}"))
+    output = machine.run(agent.command_in_memory("root"), input=f"{agent.asked('apply', request)}{changed}\n")
+    return json.loads(sent_along.answer(output))
 
 
 def own_drivers(*functions: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 
@@ -10,7 +9,7 @@ import pytest
 
 from tests.engine_stack import Result, name_of
 from tests.metal.conftest import FirstUp
-from tests.metal.host import CARD, NEIGHBOUR, MetalStack, half_of_test, own_drivers
+from tests.metal.host import BUILD, CARD, NEIGHBOUR, REPORT, MetalStack, half_of_test, own_drivers
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
@@ -176,7 +175,7 @@ def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach
 
 def test_a_vm_started_as_the_passthrough_test_starts_one_sees_the_card(bound: MetalStack) -> None:
     machine, folder = bound.machine, "/run/homelab-passthrough-test"
-    built = json.loads(half_of_test(machine, "build"))
+    kernel, initrd, append = half_of_test(machine, BUILD)
     devices = [
         "pcie-root-port,id=rp1,chassis=1,slot=1",
         f"vfio-pci,host={CARD[0]},bus=rp1,addr=0.0,multifunction=on,rombar=0",
@@ -184,11 +183,11 @@ def test_a_vm_started_as_the_passthrough_test_starts_one_sees_the_card(bound: Me
     ]
     machine.run(
         "timeout 600 qemu-system-x86_64 -machine q35 -accel tcg -cpu qemu64 -m 256 -nodefaults -vga none -display none "
-        f"-kernel {built['kernel']} -initrd {built['initrd']} -append '{built['append']}' -serial file:{folder}/console -no-reboot "
+        f"-kernel {kernel} -initrd {initrd} -append '{append}' -serial file:{folder}/console -no-reboot "
         + " ".join(f"-device {device}" for device in devices),
         seconds=900,
     )
-    seen = json.loads(half_of_test(machine, "report"))
+    seen = half_of_test(machine, REPORT)
     assert [(one["address"], one["id"], one["class"]) for one in seen["functions"]] == [
         (CARD[0], "1234:1111", "030000"),
         (CARD[1], "8086:293e", "040300"),

@@ -15,7 +15,7 @@ from homelab.remote import agent
 from remote_scripts.both import handover, hookscript, read_host
 from remote_scripts.notes.card import Card
 from tests import sent_along
-from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, half_of_test, own_drivers
+from tests.metal.host import BUILD, CARD, IDS, NEIGHBOUR, REPORT, Hosts, half_of_test, own_drivers
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine, MachineError
 from tests.metal.test_lxc import CONTAINER as A_CONTAINER
@@ -115,17 +115,15 @@ def is_as_before(machine: Machine, neighbour: str = "nvidia") -> None:
 def test_a_vm_gets_the_card_ends_and_the_driver_and_the_container_have_it_back(host: Machine) -> None:
     is_as_before(host)
     folder = "/run/homelab-passthrough-test"
-    built = json.loads(half_of_test(host, "build"))
-    told = (
-        f'-kernel {built["kernel"]} -initrd {built["initrd"]} -append "{built["append"]}" -serial file:{folder}/console'
-    )
+    kernel, initrd, append = half_of_test(host, BUILD)
+    told = f'-kernel {kernel} -initrd {initrd} -append "{append}" -serial file:{folder}/console'
     host.run(f"sed -i 's|^args: .*|args: {told}|' /etc/pve/qemu-server/{VMID}.conf")
     host.run(f"qm start {VMID}", seconds=600)
     assert drivers(host) == ["vfio-pci", "vfio-pci", "nvidia"] and state(host) == "VM" and not runs(host)
     assert host.run(f"cat /sys/bus/pci/devices/{CARD[0]}/driver_override").strip() == "vfio-pci"
     # It ends by itself; qmeventd's cleanup calls post-stop, and a unit of its own brings the card back.
     host.run(f"while [ -e {STATE} ]; do sleep 1; done", seconds=900)
-    seen = json.loads(half_of_test(host, "report"))
+    seen = half_of_test(host, REPORT)
     assert [one["id"] for one in seen["functions"]] == [IDS[one[-2:]] for one in CARD], "the VM has seen it"
     is_as_before(host)
     assert host.run("systemctl list-units --all --plain --no-legend 'homelab-handover-*' 'vm-*'") == ""

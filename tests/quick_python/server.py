@@ -46,7 +46,6 @@ def warm() -> None:
     the tables of cards, kernels and packages; how what the engine says is read."""
     import pulumi.log
     import pulumi.runtime.resource
-    import pulumi.runtime.stack
     import pulumi_command.remote
     from pulumi.runtime.proto import source_pb2
 

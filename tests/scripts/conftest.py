@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,3 @@ def empty_folder(place: Path) -> Folder:
 @pytest.fixture(scope="session")
 def kept_systems(tmp_path_factory: pytest.TempPathFactory) -> KeptSystems:
     return KeptSystems(lambda: tmp_path_factory.mktemp("kept"))
-
-
-def quoted(text: str) -> str:
-    return shlex.quote(text)

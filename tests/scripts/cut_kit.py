@@ -31,7 +31,7 @@ LASTING = ("etc", "boot", "usr", "var", "esp")
 _COMMANDS = {
     "sync": "",
     "systemctl": "",
-    "ip": "",
+    **dict.fromkeys(("ip", "ss"), ""),
     "ping": "exit 1",
     # Of every file that the real one reads, as it reads them.
     "lsblk": "",

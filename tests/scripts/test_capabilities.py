@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from homelab.nvidia.verification import judge
 from tests import sampling
 from tests.kept_systems import KeptSystems
-from tests.scripts.nvidia_kit import Container, Machine, VirtualMachine
+from tests.scripts.nvidia_kit import Machine, VirtualMachine
 from tests.scripts.test_nvidia_verification import verified, wanted_of
 
 ALL = ["compute", "video", "graphics"]
@@ -157,17 +156,3 @@ def test_cudnn_and_nccl_are_loaded_and_tell_their_versions(vm: VirtualMachine) -
     vm.output("apt-get -qq remove -y libcudnn9-cuda-12")
     (error,) = verified(vm, settings)[1]
     assert "libcudnn.so.9 of CUDA 12" in error.wanted
-
-
-@pytest.mark.parametrize("source", sampling.sample(["auto", "run"], 1, "a container"))
-def test_a_container_has_the_hosts_video_libraries(tmp_path: Path, source: str) -> None:
-    inside = Container(tmp_path)
-    inside.install(source=source)
-    assert has(inside, "libnvidia-encode.so.580.105.08")
-    output, errors = judge(*_verification(inside, source))
-    assert (errors, output["video"], output["nvenc"]) == ([], True, "13.0")
-
-
-def _verification(machine: Machine, source: str) -> tuple[dict[str, Any], Any]:
-    tried, wanted = wanted_of(machine, {"source": source})
-    return machine.verify(tried), dataclasses.replace(wanted)

@@ -6,7 +6,7 @@ from homelab.guest_options import parse_properties
 from lab.api.guest_config import GuestConfig
 from lab.api.mapping import full_address, read_mappings
 from tests.agent.test_read_guests import FILE, MAPPINGS, VMS
-from tests.rows import each
+from tests.rows import rows
 
 
 def slots_of(values: dict[str, str]) -> set[str]:
@@ -19,14 +19,14 @@ def slots_of(values: dict[str, str]) -> set[str]:
     return {full_address(part).partition(".")[0] for place in places for part in place.split(";") if part}
 
 
-@each(VMS)
+@rows("name", VMS)
 def test_a_vm_has_the_cards_that_proxmox_ve_gives_it(name: str) -> None:
     config = GuestConfig.parse("qemu", VMS[name]["text"])
     assert slots_of(config.values) == {*VMS[name]["current"]}
     assert slots_of(config.merged()) == {*VMS[name]["next"]}
 
 
-@each(MAPPINGS)
+@rows("name", MAPPINGS)
 def test_a_mapping_has_the_paths_that_proxmox_ve_finds(name: str) -> None:
     text, paths = MAPPINGS[name]["text"], MAPPINGS[name]["paths"]
     found = read_mappings(text)

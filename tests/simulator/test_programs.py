@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -357,7 +358,8 @@ def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
 
 
 def test_the_network_card_of_the_bridge_can_be_found(host: Host) -> None:
-    assert host.output("ip route show default").startswith("default via 192.168.0.1 dev vmbr0")
+    (default,) = json.loads(host.output("ip -j route show default"))
+    assert (default["gateway"], default["dev"]) == ("192.168.0.1", "vmbr0")
     member = host.output("ls $ROOT/sys/class/net/vmbr0/brif").strip()
     device = (host.root / "sys/class/net" / member / "device").resolve()
     assert device.name == "0000:05:00.0"

@@ -10,6 +10,7 @@ import pytest
 from homelab.host import acs, gates, remapping
 from homelab.host.facts import HostFacts
 from remote_scripts.reading.answer import Vital
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings
 
 PVE = "6.17.2-1-pve"
@@ -50,7 +51,7 @@ def others(facts: HostFacts, slot: str = "0000:01:00") -> set[str]:
     return {one.address for one in facts.others_in_group(slot)}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("words", "kernel", "found"),
     [
         ("pcie_acs_override=downstream", PVE, "downstream"),
@@ -67,8 +68,8 @@ def test_the_word_is_understood_as_the_kernel_does(words: str, kernel: str, foun
     assert str(acs.override(f"quiet {words} ro", kernel)) == found
 
 
-@pytest.mark.parametrize("groups", [True, False])
-@pytest.mark.parametrize(
+@rows("groups", [True, False])
+@rows(
     ("override", "left"),
     [
         (None, {"0000:02:00.0"}),

@@ -15,6 +15,7 @@ from homelab.remote.scripts import same_answers
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.nvidia import GuestReboot, NvidiaVerification
 from remote_scripts.notes.container_note import Cards
+from tests.rows import rows
 from tests.unit.hosts import KEY, settings
 
 DRIVER = {"version": "580.178.04", "packages": ["dkms"], "reboot": "no", "why": "it is loaded", "changed": "yes"}
@@ -25,7 +26,7 @@ def said(**other: Any) -> str:
     return json.dumps({**DRIVER, **other})
 
 
-@pytest.mark.parametrize(
+@rows(
     ("new", "same"),
     [
         (said(), True),
@@ -48,7 +49,7 @@ def test_an_answer_in_other_words_is_no_news(new: Any, same: bool) -> None:
     assert not same_answers([said()], [said(), new])
 
 
-@pytest.mark.parametrize(
+@rows(
     ("old", "new", "same"),
     [
         ("boot a, start 1", "boot a, start 1", True),
@@ -66,7 +67,7 @@ def test_a_text_that_ends_with_an_answer_is_compared_whole(old: str, new: str, s
 VM = {"target": "vm", "after": " rtx5090", "passed": [], "nvidia": {"cuda": "12.8", "driver": None}}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changed", "replaced"),
     [
         ({"step": said(why="in other words")}, set()),

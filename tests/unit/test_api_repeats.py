@@ -10,6 +10,7 @@ from proxmoxer.core import ResourceException
 from homelab.properties import strings
 from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
 from homelab.remote.proxmox.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
+from tests.rows import rows
 from tests.unit.hosts import settings
 
 HOST = settings({})
@@ -48,7 +49,7 @@ def unanswered(*, sent: bool) -> ApiError:
     return error
 
 
-@pytest.mark.parametrize(
+@rows(
     ("verb", "error", "seconds"),
     [
         ("get", unanswered(sent=True), OUTAGE_SECONDS),

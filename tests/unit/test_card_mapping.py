@@ -20,6 +20,7 @@ from homelab.resources.card_mapping import CardMapping
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.tools.plain import to_plain
+from tests.rows import rows
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
 
@@ -66,7 +67,7 @@ def of(*entries: str, **more: Any) -> MAPPING:
 FLAGGED: MAPPING = {FLAG: 1}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("mapping", "inputs", "outputs", "needing", "left"),
     [
         (of(OURS), INPUTS, ADDED, set(), None),
@@ -98,7 +99,7 @@ def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> Non
     assert api.mapping == of(OTHER)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("mapping", "inputs", "old_path", "after"),
     [
         (None, INPUTS, None, of(OURS)),
@@ -310,18 +311,20 @@ def test_what_a_killed_run_has_begun_is_given_back_unless_another_stacks_vm_has_
 
 
 @pytest.mark.parametrize(
-    ("mapping", "vms", "keeps"),
+    ("now", "vms", "keeps"),
     [
         ("card", {}, {}),
         ("card", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, {"103": ()}),
         ("card", {"b": {"host": "pve1", "vmid": 104, "gpus": ["other"]}}, {"104": ("another",)}),
-        ("another", {}, None),
+        ("new", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, {"103": ("new",)}),
+        ("card", {}, None),
     ],
 )
 def test_vms_are_given_back_what_they_had_before_the_entry_goes(
-    monkeypatch: pytest.MonkeyPatch, mapping: str, vms: dict[str, Any], keeps: dict[str, Any] | None
+    monkeypatch: pytest.MonkeyPatch, now: str, vms: dict[str, Any], keeps: dict[str, Any] | None
 ) -> None:
-    gpus = {"card": {**GPU, "mapping": "card"}, "other": {"match": "10de:2684", "mapping": "another"}}
+    """By the card's address, too, unless it has another mapping by now, whose VMs may have it by that."""
+    gpus = {"card": {**GPU, "mapping": now}, "other": {"match": "10de:2684", "mapping": "another"}}
     stack = texts(vms, {"pve1": {"gpus": gpus}}).texts
     work, calls = CardMappingWork(stack, "urn:pulumi:s::p::homelab:card:Mapping::a"), list[Any]()
     api = Api(of(OTHER, OURS.replace("01:00", "05:00")))
@@ -340,9 +343,10 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
     monkeypatch.setattr(work, "api", lambda _: api)
     monkeypatch.setattr(ledger, "forget", forget)
     monkeypatch.setattr(ssh, "Session", Session)
-    notes = {**NOTES, "qemu-103": noted_of("p/s/a", mapping), "mapping/pve1/card": json.dumps(NOTED)}
-    work._delete(INPUTS, ADDED, notes)
-    assert calls == ([] if keeps is None else [("apply", "free_card", "p/s", ("card",), keeps)])
+    notes = {**NOTES, "qemu-103": noted_of("q/s/a" if keeps is None else "p/s/a", "other")}
+    work._delete(INPUTS, ADDED, {**notes, "mapping/pve1/card": json.dumps(NOTED)})
+    card = ("card", "0000:01:00") if now == "card" else ("card",)
+    assert calls == ([] if keeps is None else [("apply", "free_card", "p/s", card, keeps)])
     assert api.mapping == of(OTHER)
 
 

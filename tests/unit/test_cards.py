@@ -18,6 +18,7 @@ from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from remote_scripts.pve.properties import overlap
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
 
@@ -77,7 +78,7 @@ def lent(lines: str) -> dict[str, Any]:
 BOUND = "homelab.vfio=0000:c6:00.0=1002:1900,0000:c6:00.1=1002:1640"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("facts", "host", "vms", "bound"),
     [
         (apu(), APU, [], False),
@@ -145,7 +146,7 @@ def test_another_function_of_the_slot_is_a_group_member_like_any_other() -> None
 SLOT = "0000:01:00"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("others", "own"),
     [
         # An RTX 20 with its USB-C socket.
@@ -225,7 +226,7 @@ def test_audio_on_a_bus_of_its_own_behind_the_cards_switch_is_the_cards(domain: 
 SWITCH = "0000:00:01.1/0000:01:00.0"
 
 
-@pytest.mark.parametrize(
+@rows(
     "facts",
     [
         # The switch is the board's, another maker's.
@@ -376,7 +377,7 @@ def with_one(**changes: Any) -> HostFacts:
 ONE = {"address": "41:00.1"}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("facts", "chosen", "found"),
     [
         (with_one(driver="vfio-pci"), ONE, "the card that it is of, 0000:41:00.0, is on vfio-pci"),
@@ -494,7 +495,7 @@ def test_what_a_vm_has_by_a_line_of_its_own_isnt_left_with_the_host(lines: str, 
     assert ("go with byAddress" in text) is offered
 
 
-@pytest.mark.parametrize(
+@rows(
     ("part", "place", "path"),
     [
         ("0000:c6:00", "0000:c6:00", "0000:c6:00.0;0000:c6:00.1"),
@@ -597,7 +598,7 @@ def moved(ledger: dict[str, str], *more: str, runs: bool = True, **changes: Any)
     return text, [error.found for error in errors]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("ledger", "is_taken"),
     [
         (vm_note(104, GIVEN, "hostpci0"), True),
@@ -639,7 +640,7 @@ def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
     assert "VM 104" not in moved(vm_note(104, GIVEN, "hostpci0", owner="p/other/sandbox"))[0]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("waits", "others"),
     [
         ("memory: 4096", "memory"),
@@ -705,7 +706,7 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("gpus", "power", "runs", "said"),
     [
         (["one"], "keep", True, "running: no change"),
@@ -727,7 +728,7 @@ def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], pow
     assert ("    hostpci0: mapping=one,pcie=1 -> not there" in text) == (not gpus)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("gpus", "power", "state", "refused"),
     [
         ([], "keep", "started", True),
@@ -923,8 +924,8 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
     assert plan.wanted(theirs, settings(gpus)).iommu_words == ""
 
 
-@pytest.mark.parametrize("use", ["lxc", "host"])
-@pytest.mark.parametrize(
+@rows("use", ["lxc", "host"])
+@rows(
     ("changes", "by"),
     [
         (
@@ -970,7 +971,7 @@ def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
 
 
 # -- names in Proxmox VE ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     ("one", "other", "shared"),
     [
         ("0000:01:00", "0000:01:00.1", True),
@@ -1038,7 +1039,7 @@ def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
         assert any(user.running for user in users) == in_use, lines
 
 
-@pytest.mark.parametrize(
+@rows(
     ("lines", "reservations", "users"),
     [
         ("name: x", "0000:02:00.0 103 pid:1\n\n0000:01:00.0\n", []),
@@ -1061,7 +1062,7 @@ def test_a_vm_has_what_is_reserved_for_it_or_what_its_hostpci_options_name(
     assert [(user.vmid, user.running) for user in found] == users
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "given"),
     [
         ("hostpci0: 02:00,pcie=1", True),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import pytest
 import yaml
 
 from docs.tables import schema as config_schema
@@ -17,6 +16,7 @@ from homelab import tables
 from homelab.settings import Settings, parse
 from homelab.settings.secrets import readable
 from tests.conftest import PROJECT
+from tests.rows import rows
 from tests.unit.test_setting_types import WHOLE
 
 FILES = [
@@ -48,7 +48,7 @@ def test_each_key_is_described() -> None:
                 assert about.get("description") or (name, key) == ("Encrypted", "secure"), f"{name}.{key}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@rows("file", FILES, ids=lambda file: file.name)
 def test_the_repositorys_settings_files_fit_the_schema_and_load(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     whole = yaml.safe_load(text)
@@ -59,7 +59,7 @@ def test_the_repositorys_settings_files_fit_the_schema_and_load(file: Path) -> N
     assert (file.parent / where).resolve() == config_schema.FILE
 
 
-@pytest.mark.parametrize("file", sorted((PROJECT / "lab" / "stacks").glob("*.yaml")), ids=lambda file: file.name)
+@rows("file", sorted((PROJECT / "lab" / "stacks").glob("*.yaml")), ids=lambda file: file.name)
 def test_a_stack_of_the_lab_fits_the_schema(file: Path) -> None:
     stack = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     ssh = {"hostKeyFile": "key.pub", "agent": True}
@@ -109,12 +109,12 @@ def changed(place: str, value: Any) -> dict[str, Any]:
     return whole
 
 
-@pytest.mark.parametrize(("place", "value"), TAKEN)
+@rows(("place", "value"), TAKEN)
 def test_the_schema_takes(place: str, value: Any) -> None:
     assert mistakes(changed(place, value)) == []
 
 
-@pytest.mark.parametrize(("place", "value"), REFUSED)
+@rows(("place", "value"), REFUSED)
 def test_the_schema_marks(place: str, value: Any) -> None:
     assert mistakes(changed(place, value)) != []
 

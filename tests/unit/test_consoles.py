@@ -12,6 +12,7 @@ from homelab.host.consoles import NO_FRAMEBUFFER
 from homelab.host.facts import HostFacts
 from homelab.init import cards
 from homelab.settings import Host
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
 
 CARD = "0000:c3:00.0"
@@ -60,7 +61,7 @@ def test_a_card_that_the_text_console_is_on_is_the_console_where_the_firmware_ma
     assert gates.check(only_card("038000", holders=process), refused)[1] == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("kernel", "code", "verdict"),
     [
         ("6.17.2-1-pve", "030000", "frees"),
@@ -95,7 +96,7 @@ def test_once_it_is_bound_nothing_of_the_console_holds_its_memory() -> None:
         assert "bootFramebuffer" not in said and said.endswith("next:   start another kernel"), "it is the only card"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("second", "lines", "gpus", "named"),
     [
         (None, "", {"aa": "c3:00"}, False),

@@ -9,12 +9,13 @@ import pytest
 from homelab import tables
 from remote_scripts.pve.container_conf import parse, passed_on, paths_of
 from tests.conftest import shared
+from tests.rows import rows
 
 CONFIGURATIONS = tables.read(Path(__file__).parents[1] / "container_configurations.yaml")
 BIND = "lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file"
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@rows("name", CONFIGURATIONS)
 def test_a_configuration_gives_a_node_and_allows_it(name: str) -> None:
     about = CONFIGURATIONS[name]
     conf = parse(f"hostname: box\n{about['text']}\n")
@@ -80,7 +81,7 @@ def test_a_rule_for_all_allows_each() -> None:
     assert parse("lxc.cgroup2.devices.allow: a\n").rule_for(1, 2, "rw")
 
 
-@pytest.mark.parametrize(
+@rows(
     "line",
     [
         "lxc.cgroup2.devices.allow: c 195 rwm",
@@ -122,7 +123,7 @@ def names_card(text: str, paths: list[str]) -> bool:
     return parse(passed_on(f"unprivileged: 1\n{text}\n")).names_card(paths)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "paths"),
     [
         ("dev0: /dev//nvidia0,deny-write=1", CARD),
@@ -137,7 +138,7 @@ def test_every_way_to_a_card_that_an_owner_may_write_is_one(text: str, paths: li
     assert names_card(text, paths)
 
 
-@pytest.mark.parametrize(
+@rows(
     "text",
     [
         f"{ALLOWED}mp0: /srv/dev/nvidia0,mp=/x",
@@ -158,7 +159,7 @@ def test_what_gives_no_card_is_no_way_to_one(text: str) -> None:
     assert not names_card(text, [*CARD, *RENDER])
 
 
-@pytest.mark.parametrize(("value", "is_so"), [("1", True), ("yes", True), ("On", True), ("0", False), ("x", False)])
+@rows(("value", "is_so"), [("1", True), ("yes", True), ("On", True), ("0", False), ("x", False)])
 def test_a_boolean_is_one_however_somebody_has_written_it(value: str, is_so: bool) -> None:
     conf = parse(f"unprivileged: {value}\ntemplate: {value}\n")
     assert conf.unprivileged == is_so

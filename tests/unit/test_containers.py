@@ -20,6 +20,7 @@ from homelab.provider.container_probe import _drift
 from homelab.settings import Container, parse
 from homelab.vm.plan import UNFINISHED
 from remote_scripts.notes.container_note import Cards
+from tests.rows import rows
 from tests.unit import test_doctor_stack as of_file
 from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings
 from tests.unit.test_doctor import inside, reading
@@ -66,7 +67,7 @@ def planned(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None
     return [*wish.cards.minors]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("assignment", "minors"),
     [("0", [0]), ("0,1", [0, 1]), (" 1 , 0", [0, 1]), ("all", [0, 1]), ("ALL ", [0, 1]), ("none", []), (1, [1])],
 )
@@ -82,7 +83,7 @@ def test_a_named_card_has_the_number_that_the_driver_gave_it(names: list[str], m
 NO_MODULE = {**DRIVER, "version": "", "trouble": ["no module nvidia", "install it"]}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("facts", "changes", "said"),
     [
         (
@@ -243,7 +244,7 @@ def test_libraries_are_no_cure_of_a_container_that_the_preview_refuses() -> None
     assert len(report.findings) == 3 and [step.partition(" ")[0] for step in report.next] == ["`ha-manager"]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changes", "about", "said"),
     [
         ({}, {}, []),
@@ -343,7 +344,7 @@ def test_the_other_cards_number_is_that_after_the_reboot() -> None:
         planned(facts, container(gpuAssignment="1"), gpus)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("minors", "driver_comes", "slots", "predicted"),
     [
         ({"0000:01:00.0": 1, "0000:03:00.0": 0}, True, {0: "0000:03:00", 1: "0000:01:00"}, False),
@@ -413,7 +414,7 @@ DISK = {"storage": "local-lvm", "size": 8}
 TEMPLATE = "local:vztmpl/debian.tar.zst"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changes", "said"),
     [
         ({"gpuAssignment": "0,0"}, "card 0 is there twice"),

@@ -11,6 +11,7 @@ import pytest
 from homelab import contract
 from homelab.errors import HomelabError
 from tests.conftest import PROJECT
+from tests.rows import rows
 
 Values = dict[str, Any]
 
@@ -106,7 +107,7 @@ def at(value: Any, path: tuple[Any, ...]) -> Any:
 NAMES = {("hosts",), ("vms",), ("containers",), ("hosts", "pve", "gpus")}
 
 
-@pytest.mark.parametrize("place", [place for place in places(values()) if place not in NAMES], ids=str)
+@rows("place", [place for place in places(values()) if place not in NAMES], ids=str)
 def test_a_key_that_is_new_breaks_nobody(place: tuple[Any, ...]) -> None:
     more = values()
     at(more, place)["comesLater"] = {"with": ["anything"]}
@@ -124,7 +125,7 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize("key", KEYS, ids=str)
+@rows("key", KEYS, ids=str)
 def test_a_key_that_is_gone_is_named(key: tuple[Any, ...]) -> None:
     less = values()
     del at(less, key[:-1])[key[-1]]
@@ -141,7 +142,7 @@ def _as_list(value: Any) -> Any:
     return [value]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("key", "changed"),
     [
         (("vms", "sandbox", "vmid"), _as_text),

@@ -11,6 +11,7 @@ from homelab.host.facts import noted_in
 from homelab.provider.base import StackTexts
 from homelab.provider.guest import marked_anew, names_another_instance
 from homelab.remote import ledger
+from tests.rows import rows
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
 
@@ -24,7 +25,7 @@ def texts(vms: dict[str, Any], about: dict[str, Any]) -> StackTexts:
     return StackTexts({"hosts": json.dumps(hosts), "vms": json.dumps(vms), "allowPlainSecrets": "true"})
 
 
-@pytest.mark.parametrize(
+@rows(
     ("clusters", "entry", "found"),
     [
         ({}, "pve1", ["a"]),
@@ -66,9 +67,7 @@ def test_a_guest_taken_over_keeps_what_the_user_has_written(had: str) -> None:
     assert text == f"made by p/s/ab 1\nmine: \\1\nmade by p/s/a {'f' * 16} - keep"
 
 
-@pytest.mark.parametrize(
-    ("noted", "holder"), [(None, ""), ({}, ""), ({"gpu": "a"}, ""), ({"gpu": "b"}, "b"), ({"guest": "b"}, "")]
-)
+@rows(("noted", "holder"), [(None, ""), ({}, ""), ({"gpu": "a"}, ""), ({"gpu": "b"}, "b"), ({"guest": "b"}, "")])
 def test_a_note_is_kept_by_another_entry_that_it_names(noted: dict[str, Any] | None, holder: str) -> None:
     assert ledger.held_by(noted, "a") == holder
 
@@ -81,7 +80,7 @@ def test_the_stack_of_a_resource_is_in_its_urn(urn: str, stack: str) -> None:
     assert ledger.stack_of(urn) == stack
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "counts"),
     [
         ('{"gpu": "a", "path": "0000:01:00", "before": null, "had_flag": false}', True),

@@ -25,6 +25,7 @@ from homelab.provider.nvidia_system import NvidiaSystemWork
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
+from tests.rows import rows
 from tests.unit.hosts import NODES, desktop, device, device_nodes, gpu, settings, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
@@ -96,7 +97,7 @@ def capture(name: str) -> tuple[str, dict[str, str]]:
     return (folder / "lxc_conf.txt").read_text(encoding="utf-8"), nodes
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "conf", "told"),
     [
         ("[9.1] NVRM: RmInitAdapter failed! (0x22:0x56:894)", DEVICE_LINES, True),
@@ -308,7 +309,7 @@ OWNERS = "".join(
 )
 
 
-@pytest.mark.parametrize(
+@rows(
     ("conf", "model", "devices"),
     [
         (DEVICE_LINES, OWNERS, []),
@@ -410,7 +411,7 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
     assert any("leave the VM off" in one.why for one in report.findings)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("old", "new", "said"),
     [
         ("id=10de:2b85", "id=10de:2684", "id of 0000:01:00.0: 10de:2b85, the mapping says 10de:2684"),
@@ -451,7 +452,7 @@ def of_settings(lines: str, ledger: dict[str, str], *, gpus: Any = ("gpu",), **v
 NOTED = vm_note(103, LINES, "hostpci0")
 
 
-@pytest.mark.parametrize(
+@rows(
     ("lines", "ledger", "differs"),
     [
         (LINES, NOTED, ""),

@@ -19,6 +19,7 @@ from homelab.doctor.report import Report
 from homelab.errors import HomelabError
 from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
+from tests.rows import rows
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import BARE, DEVICE_LINES, LIBRARY, inside, reading
 
@@ -102,7 +103,7 @@ def test_an_assignment_of_cards(text: str, numbers: list[int]) -> None:
     assert stack.assignment(text, reading(), "--gpus") == numbers
 
 
-@pytest.mark.parametrize("text", ["", "0,", "0,0", "a", "-1", "0 1", "all,0", "²"])
+@rows("text", ["", "0,", "0,0", "a", "-1", "0 1", "all,0", "²"])
 def test_what_is_no_assignment(text: str) -> None:
     with pytest.raises(HomelabError, match="numbers such as 0,1"):
         stack.assignment(text, reading(), "--gpus")

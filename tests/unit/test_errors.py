@@ -8,6 +8,7 @@ from homelab.errors import HomelabError, NoPythonError, SeveralErrors, raise_all
 from homelab.remote.proxmox.errors import ElsewhereError, explained, plain
 from homelab.remote.ssh import _failed
 from remote_scripts.tools.errors import Failure
+from tests.rows import rows
 
 
 def test_a_scripts_message_becomes_the_error_word_for_word() -> None:
@@ -47,7 +48,7 @@ def test_a_system_without_python_is_told_by_whatever_shell_says_so(shell: str) -
     assert not isinstance(_failed("read read_system", "", f"{shell}\n", 1), NoPythonError)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("status", "reason", "step"),
     [
         (500, "proxy not allowed", "correct hosts.<name>.node"),

@@ -13,6 +13,7 @@ from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import parse
 from homelab.vm import files
+from tests.rows import rows
 from tests.unit.hosts import KEY
 
 URL = "https://example.org/a"
@@ -46,7 +47,7 @@ def test_a_download_comes_to_the_volume_that_its_file_name_says(name: str, about
     assert settings({name: {"url": URL, **about}}).hosts["pve"].downloads[name].volume(name) == volume
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "about", "said"),
     [
         ("a.iso", {"url": "http://example.org/a.iso"}, "expected https"),
@@ -102,7 +103,7 @@ def test_a_storage_that_cannot_take_it_is_refused(row: dict[str, Any], found: st
     assert error is not None and found in error.found and next_step in error.next
 
 
-@pytest.mark.parametrize(
+@rows(
     ("volume", "said"),
     [
         ("local:iso/Win11_24H2.iso", "microsoft.com"),

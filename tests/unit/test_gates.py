@@ -14,6 +14,7 @@ from homelab.host.facts import HostFacts, parse
 from homelab.init.cards import takers
 from homelab.remote import agent
 from homelab.settings import Host
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
 NVME = device("0000:01:00.2", "144d:a80c", "010802", 16, driver="nvme", behind="nvme1n1")
@@ -35,9 +36,7 @@ def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert reasons(desktop(devices=[]), settings()) == ["graphics cards here: no graphics card at all"]
 
 
-@pytest.mark.parametrize(
-    ("pve", "refused"), [("8.1.11", True), ("7.4-20", True), ("8.2.2", False), ("10.0.1", False), ("", False)]
-)
+@rows(("pve", "refused"), [("8.1.11", True), ("7.4-20", True), ("8.2.2", False), ("10.0.1", False), ("", False)])
 def test_a_proxmox_before_8_2_is_refused(pve: str, refused: bool) -> None:
     assert reasons(desktop(pve=pve), settings()) == [f"Proxmox VE {pve}"] * refused
 
@@ -81,7 +80,7 @@ def test_a_card_under_two_names_is_refused() -> None:
     assert error.wanted == "gpus.bb and gpus.aa to be two cards" and error.found == "both are the one in 0000:01:00"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("chosen", "wanted", "found"),
     [
         ({"address": "02:00"}, "a graphics card at 0000:02:00", "0000:02:00.0 NVMe disk"),
@@ -97,7 +96,7 @@ def test_an_address_or_id_of_something_else_is_refused(chosen: dict[str, str], w
     assert error.next.startswith("correct `match` or `address`")
 
 
-@pytest.mark.parametrize(
+@rows(
     ("other", "said"),
     [
         (
@@ -168,7 +167,7 @@ def test_an_iommu_switched_off_in_the_firmware_is_refused(enable: bool | None) -
     assert gates.iommu(desktop(iommu=off | {"groups": 21}), host) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("vendor", "word", "refused"),
     [
         ("AuthenticAMD", "amd_iommu=off", True),
@@ -197,7 +196,7 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
     assert reasons(facts, settings({"igpu": {"match": "1002:164e", "allowConsole": True}})) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "uses"),
     [
         ("dev0: /dev/nvidia0,mode=0666", True),
@@ -230,7 +229,7 @@ def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool
     assert reasons(facts, settings({"gpu": {"match": "10de:2b85", "allowContainers": [950]}})) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "uses"),
     [
         ("dev0: /dev/dri/by-path/pci-0000:0b:00.0-render", True),
@@ -258,7 +257,7 @@ def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> N
     )
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "uses"),
     [
         ("dev0: /dev/dri/renderD128", True),  # it would not start, or get another card's node
@@ -402,7 +401,7 @@ def test_a_card_goes_back_to_the_host_once_no_vm_names_it(use: str) -> None:
     assert reasons(was_for_a_vm("name: Sandbox"), to_be(use)) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("running", "configured", "closed"),
     [(WORD, WORD, True), (WORD, "", True), ("", WORD, True), ("", "", False), ("homelab.vfio=0000:01:00.0=10de:1", "", False)],
 )  # fmt: skip
@@ -411,7 +410,7 @@ def test_homelabs_word_of_this_or_the_next_boot_counts(running: str, configured:
     assert bool(reasons(was_for_a_vm(running=running, configured=configured), to_be())) is closed
 
 
-@pytest.mark.parametrize(
+@rows(
     ("lines", "option", "command"),
     [
         (
@@ -467,7 +466,7 @@ def test_a_mapping_that_is_another_card_here_is_no_reason() -> None:
     assert reasons(was_for_a_vm(guests=elsewhere), to_be()) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("host", "facts", "closed"),
     [
         ({"nvidia": {"driver": "580"}}, {}, True),
@@ -510,7 +509,7 @@ def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm
     assert gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {}) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("onboot", "hooked", "use", "closed"),
     [
         ("1", [], "shared", True),
@@ -674,7 +673,7 @@ TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", TAKEN_BACK)
+@rows("case", TAKEN_BACK)
 def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> None:
     facts, word = TAKEN_BACK[case]
     (error,) = gates.check(facts, to_be())[1]
@@ -745,8 +744,8 @@ LATER: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", LATER)
-@pytest.mark.parametrize("driver", ["nvidia", "nouveau"])
+@rows("case", LATER)
+@rows("driver", ["nvidia", "nouveau"])
 def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, driver: str) -> None:
     found, said = LATER[case]
     facts = desktop(devices=[{**one, "driver": driver} for one in gpu()], **found)
@@ -756,7 +755,7 @@ def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, d
         assert (errors, len(remarks)) == ([], sentences) and all(one.endswith(said) for one in remarks)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("found", "refused"),
     [
         ({"module_lines": ["/etc/modprobe.d/nvidia-blacklist.conf: install nvidia /bin/false"]}, True),
@@ -776,7 +775,7 @@ def test_a_driver_that_can_never_be_loaded_is_not_installed(found: dict[str, Any
     assert gates.loadable(facts, settings({})) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("found", "refused"),
     [
         ({"module_lines": ["/etc/modprobe.d/b.conf: install vfio-pci /bin/false"]}, True),

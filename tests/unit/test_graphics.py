@@ -16,6 +16,7 @@ from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from tests.conftest import shared
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings
 
 RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
@@ -121,7 +122,7 @@ def test_legacy_mode_is_no_setting_but_stays_in_a_line_of_the_owners() -> None:
     assert card.in_place_of("00:02.0,legacy-igd=1") == "mapping=igpu,legacy-igd=1"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("facts", "use", "said"),
     [
         (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {}, "from the firmware's table VFCT"),
@@ -190,7 +191,7 @@ def navi_48(methods: str | None = "bus", ids: str = "1002:7550", bound: bool = F
     return desktop(devices=devices, card_states=states, **given, **changes)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("facts", "more", "refused"),
     [
         (navi_48(), {}, True),

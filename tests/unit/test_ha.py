@@ -15,6 +15,7 @@ from remote_scripts.cluster import ha as on_the_host
 from remote_scripts.pve.guest_kinds import CONTAINER as CONTAINER_KIND
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
+from tests.rows import rows
 from tests.unit.hosts import settings
 from tests.unit.test_handover import VM, facts, host
 
@@ -28,7 +29,7 @@ def under_ha(cluster: str = "home", resources: str = SERVICE, **files: str) -> H
     return facts(cluster={"node": "pve", "name": cluster, "ha": {"resources": resources, **files}})
 
 
-@pytest.mark.parametrize(
+@rows(
     ("about", "moves"),
     [
         ({}, True),
@@ -122,9 +123,7 @@ def test_the_program_and_the_host_refuse_a_change_of_a_guest_under_ha_alike(
     assert refused == said
 
 
-@pytest.mark.parametrize(
-    ("state", "tries"), [("started", True), ("enabled", True), ("stopped", False), ("ignored", False), ("", True)]
-)
+@rows(("state", "tries"), [("started", True), ("enabled", True), ("stopped", False), ("ignored", False), ("", True)])
 def test_a_restart_of_the_host_by_up_would_end_in_has_error(state: str, tries: bool) -> None:
     resources = f"vm: 103\n\tstate {state}\n" if state else "vm: 103\n"
     errors = ha.refused_for_restart(under_ha(resources=resources), host(), [VM])

@@ -23,6 +23,7 @@ from remote_scripts.cards import card_handover
 from remote_scripts.layers import handover as layer
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.record import State
+from tests.rows import rows
 from tests.unit.hosts import KEY, desktop, device, gpu, settings, vm_note
 from tests.unit.test_doctor import reading
 
@@ -40,7 +41,7 @@ def facts(qemu: str = "9.1.2", **changes: Any) -> HostFacts:
 
 
 # -- settings --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     ("card", "of_host", "said"),
     [
         ({"match": "1002:7550"}, {}, "use: shared is for NVIDIA's cards"),
@@ -220,7 +221,7 @@ def test_while_a_card_is_away_nothing_is_changed() -> None:
     assert error.found == "gpus.rtx5090 is with VM 103 since then" and "shut that VM down" in error.next
 
 
-@pytest.mark.parametrize(
+@rows(
     ("state", "said"),
     [
         ("VM", "with VM 103 since 2023-11-1"),

@@ -5,66 +5,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
-import pytest
-import yaml
 from typing_extensions import is_typeddict
 
 from homelab import shapes
 from homelab.provider import registry as _registry  # noqa: F401  # which declares all resources
 from homelab.resources.base import DECLARED, Resource
 from tests.conftest import PROJECT
-
-
-def test_a_class_or_type_has_a_name_of_its_own() -> None:
-    found: dict[str, list[str]] = defaultdict(list)
-    for folder in ("homelab", "components"):
-        for path in sorted((PROJECT / folder).rglob("*.py")):
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                names = [node.name] if isinstance(node, ast.ClassDef) else []
-                if isinstance(node, ast.Assign):
-                    names = [one.id for one in node.targets if isinstance(one, ast.Name) and not one.id.isupper()]
-                for name in names:
-                    # A type variable is its function's own.
-                    if name.lstrip("_")[:1].isupper() and not name.lstrip("_").isupper() and not name.endswith("T"):
-                        found[name].append(path.relative_to(PROJECT).as_posix())
-    assert {name: places for name, places in found.items() if len(places) > 1} == {}
-
-
-def test_each_part_of_the_package_is_in_the_map() -> None:
-    text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    named = {
-        name.removeprefix("homelab/").strip("/")
-        for row in rows
-        for name in re.findall(r"`([\w/.-]+)`", row.split("|")[1])
-    }
-    there = {path.name for path in (PROJECT / "homelab").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert there - named - {"__init__.py", "__main__.py", "__pycache__", "components"} == set()
-
-
-def declared(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
-    """What a module declares, by its names; an import that waits (homelab/later.py) is an import."""
-    found: list[tuple[str, ast.stmt]] = []
-    for node in body:
-        match node:
-            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
-                found.append((node.name, node))
-            case ast.If():
-                found += declared([*node.body, *node.orelse])
-            case ast.Assign(value=ast.Call(func=ast.Name(id="later"))) | ast.Import() | ast.ImportFrom():
-                pass
-            case ast.Expr(value=ast.Constant(value=str())):
-                pass
-            case ast.Assign() | ast.AnnAssign():
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                found += [(one.id, node) for each in targets for one in ast.walk(each) if isinstance(one, ast.Name)]
-            case _:
-                found.append((ast.unparse(node), node))
-    return found
+from tests.rows import rows
 
 
 def bases(node: ast.stmt) -> set[str]:
@@ -75,15 +25,7 @@ COMPONENTS = [path for path in sorted((PROJECT / "components").glob("*.py")) if 
 COMPONENTS.append(PROJECT / "examples" / "gaming_vm" / "lent_cards.py")
 
 
-@pytest.mark.parametrize("path", COMPONENTS[:-1], ids=lambda path: path.stem)
-def test_a_components_file_has_its_arguments_and_the_component_and_nothing_else_for_others(path: Path) -> None:
-    public = [(name, node) for name, node in declared(ast.parse(path.read_text()).body) if not name.startswith("_")]
-    (component,) = [name for name, node in public if "pulumi.ComponentResource" in bases(node)]
-    assert {name for name, _ in public} == {component, f"{component}Args"}
-    assert path.stem == re.sub(r"(?<!^)(?=[A-Z])", "_", component).lower()
-
-
-@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+@rows("path", COMPONENTS, ids=lambda path: path.stem)
 def test_a_component_takes_name_args_and_opts_and_says_what_it_puts_out(path: Path) -> None:
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if "pulumi.ComponentResource" in bases(node)]  # type: ignore[arg-type]
     (component,) = [node for node in nodes if isinstance(node, ast.ClassDef)]
@@ -105,54 +47,11 @@ def test_a_component_takes_name_args_and_opts_and_says_what_it_puts_out(path: Pa
 SHAPES = [one for one in vars(shapes).values() if is_typeddict(one)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+@rows("shape", SHAPES, ids=lambda shape: shape.__name__)
 def test_what_may_be_null_in_a_state_may_be_missing(shape: Any) -> None:
     hints = get_type_hints(shape, include_extras=True)
     nullable = {key for key, hint in hints.items() if type(None) in get_args(hint)}
     assert nullable - {key for key, hint in hints.items() if get_origin(hint) is NotRequired} == set()
-
-
-def untyped(tree: ast.AST) -> int:
-    """How many dictionaries in it have no named keys, also in the text of a cast."""
-    found = 0
-    for node in ast.walk(tree):
-        match node:
-            case ast.Subscript(value=of, slice=ast.Tuple(elts=[*_, ast.Name(id="Any")])):
-                found += ast.unparse(of).rpartition(".")[2].lower() in (
-                    "dict",
-                    "defaultdict",
-                    "mapping",
-                    "mutablemapping",
-                )
-            case ast.Name(id="Properties" | "Values", ctx=ast.Load()):
-                found += 1
-            case ast.Call(func=ast.Name(id="cast"), args=[ast.Constant(value=str(text)), *_]):
-                found += untyped(ast.parse(text))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("source", "count"),
-    [
-        ("def f(one: Mapping[str, Any]) -> dict[str, dict[str, Any]]: ...", 2),
-        ("one: Properties = cast('dict[str, Any]', other)", 2),
-        ("def f(one: Values) -> None: ...", 1),
-        ("one: dict[str, object]; other: Callable[[str], Any]; name: tuple[str, Any]", 0),
-    ],
-)
-def test_a_dictionary_without_named_keys_is_found_however_it_is_written(source: str, count: int) -> None:
-    assert untyped(ast.parse(source)) == count
-
-
-def test_a_dictionary_without_named_keys_is_where_the_keys_are_not_ours() -> None:
-    found = {
-        path.relative_to(PROJECT).as_posix(): count
-        for folder in ("homelab", "components")
-        for path in (PROJECT / folder).rglob("*.py")
-        if (count := untyped(ast.parse(path.read_text(encoding="utf-8"))))
-    }
-    reasons = yaml.safe_load((PROJECT / "tests" / "unit" / "untyped.yaml").read_text(encoding="utf-8"))
-    assert found == {path: count for files in reasons.values() for path, count in files.items()}, "give it a shape"
 
 
 # -- what reaches a host's shell -----------------------------------------------------------------------------------
@@ -170,7 +69,7 @@ def names_of(kind: Any) -> set[str]:
     return {name for field, of in hints.items() for name in (field, *names_of(of))}
 
 
-@pytest.mark.parametrize("resource", DECLARED.values(), ids=lambda one: one.__name__)
+@rows("resource", DECLARED.values(), ids=lambda one: one.__name__)
 def test_no_input_of_a_resource_is_a_text_that_is_run(resource: type[Resource]) -> None:
     """Whoever reaches the provider's port gives it inputs: names and values alone."""
     words = "script|scripts|command|commands|hook|code|program|stdin|shell|bash|exec|argv|arguments|eval"
@@ -207,7 +106,7 @@ def _is_composed(node: ast.expr) -> bool:
     return isinstance(module, ast.Name) and module.id in COMPOSERS
 
 
-@pytest.mark.parametrize(
+@rows(
     ("source", "lines"),
     [
         ("run('verify', inputs.script)", [1]),
@@ -224,7 +123,7 @@ def test_what_is_sent_to_a_host_without_being_composed_is_found(source: str, lin
     assert unquoted(ast.parse(source)) == lines
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "homelab" / "provider").glob("*.py")), ids=lambda path: path.stem)
+@rows("path", sorted((PROJECT / "homelab" / "provider").glob("*.py")), ids=lambda path: path.stem)
 def test_the_provider_sends_a_host_what_it_has_composed(path: Path) -> None:
     assert unquoted(ast.parse(path.read_text(encoding="utf-8"))) == []
 

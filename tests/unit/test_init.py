@@ -17,6 +17,7 @@ from homelab.init.ask import Mistake, to_type
 from homelab.init.cards import Card, Use
 from homelab.settings import parse
 from tests.conftest import PROJECT
+from tests.rows import rows
 from tests.unit import hosts
 
 GUESTS: dict[str, Any] = {
@@ -78,7 +79,7 @@ def test_a_virtual_function_is_a_card_of_its_own_for_vms_alone() -> None:
     assert init_cards.suggested(facts, function, "pve") == "nobody"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "key"),
     [
         ("RTX 3060 Lite Hash Rate", "rtx3060-lite-hash-rate"),
@@ -137,7 +138,7 @@ def test_a_card_is_named_by_its_name_its_slot_or_its_id() -> None:
     assert card.names == ("rtx5090", "0000:01:00", "01:00", "10de:2b85")
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "use"),
     [
         ("103", Use("vm", (103,))),
@@ -155,7 +156,7 @@ def test_what_a_card_is_for(text: str, use: Use) -> None:
     assert parse_use(text, host()) == use
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "found"),
     [
         ("104", "104 can't have rtx5090; there are: VM 103 (Sandbox), running; container 901 (ai-lab), running"),
@@ -373,7 +374,7 @@ def test_a_card_that_a_container_and_a_vm_have_in_turn_takes_a_driver() -> None:
     assert found["homelab:vms"]["sandbox"]["gpus"] == found["homelab:containers"]["ai-lab"]["gpus"] == ["rtx5090"]
 
 
-@pytest.mark.parametrize("case", HAND_MADE)
+@rows("case", HAND_MADE)
 def test_what_a_vm_has_by_hand_is_proposed_to_be_taken_over(case: str) -> None:
     line, more, mapping, expected = HAND_MADE[case]
     configs = [{"kind": "vm", "id": 103, "lines": SANDBOX_LINES + line}]

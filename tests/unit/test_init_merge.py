@@ -13,6 +13,7 @@ from homelab.init import settings
 from homelab.init.ask import Mistake
 from homelab.settings.stack_file import parsed
 from tests.conftest import PROJECT
+from tests.rows import rows
 
 FILE = """# head
 config:
@@ -105,8 +106,8 @@ def set_in(into: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return into
 
 
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("case", CASES)
+@rows("newline", ["\n", "\r\n"])
+@rows("case", CASES)
 def test_only_what_is_set_changes(case: str, newline: str) -> None:
     values, gone, come = CASES[case]
     before = FILE.replace("\n", newline)
@@ -148,7 +149,7 @@ def test_a_new_file_names_its_schema() -> None:
     assert yaml.safe_load(made) == {"config": {"homelab:hosts": {"pve": {"address": "pve.lan"}}}}
 
 
-@pytest.mark.parametrize(
+@rows(
     "value",
     ["10de:2b85", "0000:01:00", "580", "12.10", "1e3", "yes", "null", "~", "on", "a: b", "a #b", "- x", "{x}", "é", 'a"b\\', " a", "", "0x10", "12:30:45", "=", "<<", "!x", "a\tb"],
 )  # fmt: skip
@@ -158,7 +159,7 @@ def test_a_text_stays_a_text_for_every_reader(value: str) -> None:
     assert found == {"x": value, "y": [value], "z": {"w": [{"v": value}]}}
 
 
-@pytest.mark.parametrize(
+@rows(
     "empty",
     ["config:\n", "config: {}\n", "encryptionsalt: v1:x\n", "# a comment\n", "config: # here\n", "config: null\n"],
 )

@@ -19,6 +19,7 @@ from homelab.host.kernel_log import Sign, signs
 from homelab.provider import started
 from homelab.shapes import CardFunction
 from tests.conftest import shared
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings
 from tests.unit.test_doctor import reading
 
@@ -67,7 +68,7 @@ def test_a_sign_is_told_by_words_of_its_own() -> None:
     assert len({row.wanted for row in signs()}) == len(signs())
 
 
-@pytest.mark.parametrize("row", [row for row in signs() if not row.harmless], ids=lambda row: row.name)
+@rows("row", [row for row in signs() if not row.harmless], ids=lambda row: row.name)
 def test_a_real_text_is_quoted_as_it_was_printed(row: Sign) -> None:
     text = f"[ 9.1] {TEXTS[row.name][0].splitlines()[0]}"
     facts = desktop(kernel_log="\n".join([*HEALTHY, text]))
@@ -76,15 +77,13 @@ def test_a_real_text_is_quoted_as_it_was_printed(row: Sign) -> None:
     assert trouble.stops is row.stops
 
 
-@pytest.mark.parametrize("text", HEALTHY)
+@rows("text", HEALTHY)
 def test_a_healthy_text_is_no_sign(text: str) -> None:
     assert names(desktop(kernel_log=text)) == []
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in signs() if row.of != "host" and not row.harmless], ids=lambda row: row.name
-)
-@pytest.mark.parametrize(
+@rows("row", [row for row in signs() if row.of != "host" and not row.harmless], ids=lambda row: row.name)
+@rows(
     ("mine", "others"),
     [
         (":01:00.", ":02:00."),  # a disk
@@ -116,7 +115,7 @@ def test_another_function_of_the_slot_is_not_the_card() -> None:
     assert names(desktop(kernel_log=line), ["0000:01:00.3"]) == ["inaccessible"]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "cure"),
     [
         ("no-room", "[ 1.1] pci 0000:01:00.0: BAR 1 [mem 0x4000000000-0x47ffffffff 64bit pref]: assigned"),
@@ -149,7 +148,7 @@ def test_what_to_do_names_the_card_that_the_message_names() -> None:
     assert "/sys/bus/pci/devices/0000:01:00.1/reset_method" in trouble.error.next
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "is_past"),
     [
         ("nvidia 0000:01:00.0: not ready 65535ms after resume; giving up", True),
@@ -172,7 +171,7 @@ def test_what_cures_a_card_does_so_under_any_driver() -> None:
     assert names(desktop(kernel_log=log, nvidia_minors={"0000:01:00.0": 0})) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("lines", "of"),
     [
         (["[ 9.1] {init}"], ["pve"]),
@@ -305,8 +304,8 @@ def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
     assert verified(facts, settings({}), "pve", plan.Wanted("", "", {}, [], {})) == ([], [])
 
 
-@pytest.mark.parametrize("use", ["vm", "shared", "lxc", "host"])
-@pytest.mark.parametrize("broken", [{"kernel_log": TEXTS["no-room"][0]}, {"lost": CARD[:1]}])
+@rows("use", ["vm", "shared", "lxc", "host"])
+@rows("broken", [{"kernel_log": TEXTS["no-room"][0]}, {"lost": CARD[:1]}])
 def test_what_neither_a_restart_nor_a_driver_mends_is_refused_before_anything_is_changed(
     broken: dict[str, Any], use: str
 ) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from homelab.host.facts import GuestConfig
 from homelab.host.named import Named, meant
+from tests.rows import rows
 
 HERE = [
     GuestConfig(kind="vm", id=103, lines="name: Sandbox\n"),
@@ -16,7 +15,7 @@ HERE = [
 OWN = [Named("vm", 103, "games"), Named("lxc", 901, "my-vm")]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "ids"),
     [
         ("103", [103]),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from homelab.host import names, plan
+from tests.rows import rows
 from tests.unit.hosts import desktop, settings
 
 # What the host's lspci prints after the class -> what a person calls the card.
@@ -25,7 +24,7 @@ LISTED = {
 }
 
 
-@pytest.mark.parametrize("text", LISTED)
+@rows("text", LISTED)
 def test_a_name_of_pci_ids_is_what_people_call_the_card(text: str) -> None:
     line = f"0000:01:00.0 VGA compatible controller [0300]: {text} [10de:2684] (rev a1)"
     assert names.of_lspci(line) == ({"0000:01:00.0": LISTED[text]} if LISTED[text] else {})

@@ -12,6 +12,7 @@ from homelab.provider.guest import CreatedGuest, GuestWork, id_in_use
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.guest import Guest
 from homelab.shapes import ShutdownInputs
+from tests.rows import rows
 from tests.unit.test_created_vms import texts
 
 MARK, MADE, OTHER = "Created by Pulumi: p/s/a", "0" * 16, "f" * 16
@@ -79,7 +80,7 @@ ADOPTED = {"b": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}
 CREATED = {"a": {**ADOPTED["b"], "create": {"scsi0": "local:8"}}}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("by_node", "changes", "vms", "removed_from"),
     [
         ({"pve1": OURS}, {}, {}, "pve1"),
@@ -148,7 +149,7 @@ def test_one_that_was_elsewhere_is_changed_once_it_is_back() -> None:
     assert Guests({"pve1": OURS}).update(INPUTS, INPUTS, moved) == OUTPUTS
 
 
-@pytest.mark.parametrize(
+@rows(
     ("by_node", "drift"),
     [
         ({"pve1": OURS}, []),

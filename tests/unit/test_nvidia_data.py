@@ -10,18 +10,19 @@ import pytest
 from docs.tables.nvidia import all_tables, pages, written
 from homelab.nvidia.compatibility import FILE, Distribution, Generation, load
 from homelab.nvidia.versions import fits, flavour_of_kernel, of_kernel, parse, reaches
+from tests.rows import rows
 
 DATA = load()
 
 
-@pytest.mark.parametrize("row", DATA.generations, ids=lambda row: row.name)
+@rows("row", DATA.generations, ids=lambda row: row.name)
 def test_every_block_of_a_generation_leads_to_it(row: Generation) -> None:
     for block in row.ranges:
         assert re.fullmatch(r"[0-9a-f]{4}-[0-9a-f]{4}", block) and block[:4] <= block[5:]
         assert DATA.generation(block[:4]) is DATA.generation(block[5:]) is row
 
 
-@pytest.mark.parametrize(
+@rows(
     ("device", "generation"),
     [
         ("128b", "Kepler"),
@@ -93,7 +94,7 @@ def test_how_old_the_data_is_and_when_that_matters(days: int, old: bool) -> None
     assert ("update this program" in text) is old
 
 
-@pytest.mark.parametrize("row", DATA.distributions, ids=lambda row: row.text)
+@rows("row", DATA.distributions, ids=lambda row: row.text)
 def test_every_distribution_has_names_and_a_key(row: Distribution) -> None:
     assert re.fullmatch(r"[0-9A-F]{40}", row.key.fingerprint) and any(names.id == row.id for names in DATA.names)
 
@@ -132,7 +133,7 @@ def test_a_branch_is_each_of_its_releases_and_counts_as_its_newest() -> None:
     assert not reaches(parse("580"), parse("590")) and not fits(None, parse("580"))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("release", "numbers", "flavour"),
     [
         ("6.8.0-86-generic", "6.8.0", "generic"),

@@ -28,6 +28,7 @@ from homelab.settings.nvidia import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
 from remote_scripts.both.software import Installer
 from remote_scripts.nvidia.driver import FAMILY
+from tests.rows import rows
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100, GTX_1050M = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4", "10de:128b"
@@ -235,8 +236,8 @@ def test_video_comes_where_it_is_offered_and_nobody_has_said_what_the_driver_is_
     assert "don't offer" not in all_notes("vm", UBUNTU, Said(chosen=0, version="580.178.04"), driver="580")
 
 
-@pytest.mark.parametrize(("distribution", "version"), GUESTS)
-@pytest.mark.parametrize("branch", [580, 595])
+@rows(("distribution", "version"), GUESTS)
+@rows("branch", [580, 595])
 def test_every_system_has_a_way_to_video_and_graphics(distribution: str, version: str, branch: int) -> None:
     system = {"distribution": distribution, "version": version, "cards": (RTX_3090,), "running": "6.8.0-1-generic"}
     plan = planned("vm", system, driver=str(branch), capabilities=["compute", "video", "graphics"])
@@ -257,7 +258,7 @@ def test_graphics_in_a_container_take_more_than_libraries_which_is_said() -> Non
 
 
 # -- cards -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("driver", ["535", "550", "560", "565", "565.77"])
+@rows("driver", ["535", "550", "560", "565", "565.77"])
 def test_an_rtx_5090_needs_570_from_settings_alone(driver: str) -> None:
     error = refusal("vm", {"cards": (RTX_5090,)}, driver=driver)
     assert (
@@ -268,13 +269,13 @@ def test_an_rtx_5090_needs_570_from_settings_alone(driver: str) -> None:
     assert error.next == 'set nvidia.driver: "580"'
 
 
-@pytest.mark.parametrize("driver", ["570", "570.86.16", "580", "595", "610.57.04", "615", "620"])
+@rows("driver", ["570", "570.86.16", "580", "595", "610.57.04", "615", "620"])
 def test_an_rtx_5090_takes_570_and_later(driver: str) -> None:
     assert refused(request("vm", {"cards": (RTX_5090,)}, driver=driver)) == []
 
 
-@pytest.mark.parametrize(("card", "name"), [(GTX_1080_TI, "Pascal"), (V100, "Volta"), ("10de:13c2", "Maxwell")])
-@pytest.mark.parametrize("driver", ["590", "595.58.03", "610"])
+@rows(("card", "name"), [(GTX_1080_TI, "Pascal"), (V100, "Volta"), ("10de:13c2", "Maxwell")])
+@rows("driver", ["590", "595.58.03", "610"])
 def test_branches_after_580_have_dropped_older_cards(card: str, name: str, driver: str) -> None:
     error = refusal("vm", {"cards": (card,)}, driver=driver)
     assert f"branch 580 is the last one that knows {name} cards" in error.why
@@ -348,7 +349,7 @@ def test_ids_may_be_written_in_capitals() -> None:
 
 
 # -- the driver ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     ("cards", "branch"),
     [((), "580"), ((RTX_5090,), "580"), ((GTX_1080_TI,), "580"), ((GTX_1050M,), "470"), ((GTX_1050M, V100), "470")],
 )
@@ -390,9 +391,7 @@ def test_unattended_upgrades_leave_the_driver_alone() -> None:
 
 
 # Debian's names: each depends on others of its very version (nvidia-graphics-drivers, debian/control).
-@pytest.mark.parametrize(
-    "name", ["libgl1-nvidia-glvnd-glx", "libglx-nvidia0", "libgles-nvidia2", "libegl-nvidia0", "nvidia-cuda-mps"]
-)
+@rows("name", ["libgl1-nvidia-glvnd-glx", "libglx-nvidia0", "libgles-nvidia2", "libegl-nvidia0", "nvidia-cuda-mps"])
 def test_what_is_of_one_version_is_pinned_left_alone_and_replaced_together(name: str) -> None:
     plan = planned("vm", UBUNTU, driver="580")
     left_alone = [line.split('"')[1] for line in plan.files[0].content.splitlines()[1:-1]]
@@ -400,7 +399,7 @@ def test_what_is_of_one_version_is_pinned_left_alone_and_replaced_together(name:
     assert any(map(name.startswith, left_alone)) and FAMILY.search(name)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("system", "running", "follows"),
     [
         (("ubuntu", "24.04"), "6.8.0-86-generic", "linux-headers-generic"),
@@ -451,7 +450,7 @@ def test_an_unknown_checksum_does_not_stand_in_the_way_of_packages() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@rows(
     ("absent", "step"),
     [
         (
@@ -578,9 +577,7 @@ def test_another_architecture_is_refused() -> None:
     assert "aarch64" in refusal("vm", UBUNTU | {"architecture": "aarch64"}, driver="580").found
 
 
-@pytest.mark.parametrize(
-    ("row", "branch"), [(row, branch) for row in load().distributions for branch in (580, 590, 595, 615)]
-)
+@rows(("row", "branch"), [(row, branch) for row in load().distributions for branch in (580, 590, 595, 615)])
 def test_every_distribution_and_target_has_a_plan(row: Any, branch: int) -> None:
     for target in row.targets:
         system = {"distribution": row.id, "version": row.version, "cards": (RTX_3090,), "host_driver": ""}
@@ -670,7 +667,7 @@ def test_a_container_whose_host_was_not_read_has_no_way_yet() -> None:
 
 
 # -- CUDA and runtimes -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     ("driver", "cuda", "least"),
     [
         ("550", "12.8", "570.26"),
@@ -707,9 +704,7 @@ def test_a_card_for_which_no_driver_runs_that_cuda_is_told_what_does() -> None:
     assert {"set nvidia.cuda" in error.next for error in errors} == {True}
 
 
-@pytest.mark.parametrize(
-    ("driver", "cuda"), [("580", "12.8"), ("580", "13.0.2"), ("570.26", "12.8"), ("595", "13.2"), ("610", "12.4")]
-)
+@rows(("driver", "cuda"), [("580", "12.8"), ("580", "13.0.2"), ("570.26", "12.8"), ("595", "13.2"), ("610", "12.4")])
 def test_cuda_with_a_driver_that_is_new_enough(driver: str, cuda: str) -> None:
     assert refused(request("vm", {"cards": (RTX_3090,)}, driver=driver, cuda=cuda)) == []
 
@@ -781,7 +776,7 @@ def test_a_runtime_is_never_installed_unasked() -> None:
     assert "k3s by its own installer" in error.next
 
 
-@pytest.mark.parametrize(
+@rows(
     ("distribution", "version", "runtime", "is_said"),
     [
         ("ubuntu", "24.04", "podman", True),

@@ -19,6 +19,7 @@ from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import SystemFacts
 from homelab.settings import Container, Settings, parse
 from remote_scripts.both.nvidia_packages import Said
+from tests.rows import rows
 from tests.unit.hosts import KEY, desktop, device
 
 SSH = {"hostKey": KEY, "agent": True}
@@ -44,7 +45,7 @@ def settings(
     return parse(values)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("asked", "said"),
     [
         ({"vm": {"driver": "565"}}, "branch 570 or later, with the open kernel modules"),
@@ -61,7 +62,7 @@ def test_what_can_never_work_is_refused_from_the_settings_alone(asked: dict[str,
     assert any(said in str(error) for error in preview.from_settings(found))
 
 
-@pytest.mark.parametrize(
+@rows(
     "asked",
     [
         {"vm": {"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}},
@@ -214,7 +215,7 @@ def test_a_vms_stack_is_refused_before_the_hosts_reboot_for_its_card(
     assert inside_vm(read=seen(**UBUNTU, secure_boot=True, mok_enrolled=True), cuda="12.8") == []
 
 
-@pytest.mark.parametrize("kind", ["win11", "win10", "win7", "w2k8", "wvista"])
+@rows("kind", ["win11", "win10", "win7", "w2k8", "wvista"])
 def test_windows_gets_its_card_and_is_told_where_its_driver_comes_from(kind: str) -> None:
     (error,) = inside_vm({**VM_103, "lines": f"ostype: {kind}"})
     assert error.found.startswith("Windows") and "Windows Update or NVIDIA's own installer" in error.next

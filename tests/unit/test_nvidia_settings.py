@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from homelab.settings import Vm
 from homelab.settings.nvidia import Nvidia
+from tests.rows import rows
 from tests.unit.hosts import KEY
 
 
@@ -45,7 +46,7 @@ def test_a_number_is_the_text_that_it_was() -> None:
     assert Nvidia.model_validate({"cuda": 12.8}).cuda == "12.8"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("values", "said"),
     [
         ({"driver": 580.1}, "a branch"),

@@ -7,24 +7,23 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
-
 from homelab import tables
 from homelab.symptoms import packed, recognise, symptoms
 from remote_scripts.both.symptoms import Context, Symptom, compiled
 from remote_scripts.tools.plain import of_plain
+from tests.rows import rows
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")
 
 
-@pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.name)
+@rows("row", symptoms(), ids=lambda row: row.name)
 def test_an_answer_names_the_system_and_where_it_was_said(row: Symptom) -> None:
     (error,) = recognise(TEXTS[row.name][0], Context(name="vms.gaming"))
     assert error.wanted == row.wanted.format(name="vms.gaming")
     assert error.found.startswith(row.where)
 
 
-@pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.name)
+@rows("row", symptoms(), ids=lambda row: row.name)
 def test_every_cause_can_be_reached(row: Symptom) -> None:
     text = TEXTS[row.name][0]
     answers = {recognise(text, Context(**asdict(cause.when)))[0].why.partition("{")[0] for cause in row.causes}
@@ -41,12 +40,12 @@ def test_a_host_gets_rows_as_they_are_and_no_pattern_is_compiled_for_that() -> N
     assert {row.where for row in symptoms()} > {row.where for row in rows} > {"apt", "dpkg"}
 
 
-@pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.name)
+@rows("row", symptoms(), ids=lambda row: row.name)
 def test_a_row_has_causes_a_source_and_a_regular_expression(row: Symptom) -> None:
     assert row.causes and len(row.source) >= 3 and compiled(row.pattern)
 
 
-@pytest.mark.parametrize(
+@rows(
     "text",
     [
         "",

@@ -16,6 +16,7 @@ from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.verification import Expected, judge
 from homelab.settings.nvidia import Nvidia
 from remote_scripts.both.nvidia_packages import Answer
+from tests.rows import rows
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")
 HEAD = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id, pci.device_id, compute_cap\n"
@@ -232,7 +233,7 @@ def test_it_follows_from_a_request_and_what_was_installed() -> None:
 
 
 # -- what isn't as wanted --------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     ("wanted", "words"),
     [
         ({"driver": "580.95.05"}, ("driver 580.95.05", "580.105.08 is in use", "reboot")),
@@ -282,7 +283,7 @@ def test_what_isnt_known_of_a_card_is_null() -> None:
 
 
 # -- failures, by their real texts -----------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     ("smi", "log", "words"),
     [
         ("No devices were found", TEXTS["needs-open-modules"][0], "works with the open ones alone"),
@@ -347,7 +348,7 @@ def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
     assert errors(kernel_log=TEXTS["fallen-off-the-bus"][0]) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("part", "text", "words"),
     [
         ("program", TEXTS["no-kernel-image"][0], "older than the card"),
@@ -379,7 +380,7 @@ def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
     assert output["program"] is False and "nothing was said" in error.found
 
 
-@pytest.mark.parametrize(
+@rows(
     ("target", "reason", "words"),
     [
         ("vm", "No such file or directory", "nvidia-modprobe -u -c 0"),

@@ -13,6 +13,7 @@ from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
 
 NEW = {"qemu-server": "9.0.25", "libpve-guest-common-perl": "6.0.2"}
@@ -26,7 +27,7 @@ def split(packages: dict[str, str]) -> HostFacts:
 VF = settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}})
 
 
-@pytest.mark.parametrize(
+@rows(
     ("version", "known"),
     [("5.1.7", True), ("5.2.2", True), ("6.0", True), ("5.1.6", False), ("5.1", False), ("4.9.9", False), ("", False)],
 )

@@ -14,6 +14,7 @@ from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_containers import DRIVER
 
@@ -52,7 +53,7 @@ def got(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None, **
     return {name: card["nodes"] for name, card in found.items()}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("gpus", "nodes", "wanted"),
     [
         (["uhd"], "render", {"uhd": ["/dev/dri/renderD128"]}),
@@ -84,7 +85,7 @@ ON_VFIO = device(AMD, "1002:164e", "030000", 20, driver="vfio-pci")
 NO_DRIVER = [*[one for one in asdict(desktop())["devices"] if one["address"] != AMD], AWAY]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changes", "found", "next_"),
     [
         ({"drm": OFF, "cmdline": cmdline("quiet nomodeset")}, "nomodeset", "take nomodeset out of"),
@@ -105,7 +106,7 @@ def test_what_stands_against_it_is_said_with_what_to_do(changes: dict[str, Any],
     assert found in caught.value.found and next_ in caught.value.next
 
 
-@pytest.mark.parametrize(
+@rows(
     ("words", "blamed"),
     [
         ("nomodeset", True),
@@ -188,7 +189,7 @@ def test_a_container_without_a_card_takes_no_module_of_nvidias(given: dict[str, 
     )
 
 
-@pytest.mark.parametrize(
+@rows(
     ("gpus", "nvidia"), [(["radeon"], False), (["big"], True), (["big", "radeon"], True), (["somewhere"], True), ([], True)]
 )  # fmt: skip
 def test_whether_a_program_has_a_part_for_nvidia_follows_from_the_settings(gpus: list[str], nvidia: bool) -> None:

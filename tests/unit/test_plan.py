@@ -10,6 +10,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.host import card_values, plan
 from homelab.host.facts import HostFacts
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings
 
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
@@ -140,7 +141,7 @@ def test_a_host_as_wanted_has_no_drift() -> None:
 WORDS = plan.wanted(desktop(), settings()).words
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changes", "layer", "said"),
     [
         (
@@ -227,7 +228,7 @@ def test_a_bound_host_is_verified() -> None:
     assert plan.verify(bound(), settings(), plan.wanted(desktop(), settings())) == []
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changes", "wanted"),
     [
         ({"cmdline": cmdline("quiet")}, "on the running kernel's command line"),
@@ -317,7 +318,7 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     assert "(stays)" in text and "writes" not in text and "reboot: not needed" in text
 
 
-@pytest.mark.parametrize(
+@rows(
     ("found", "said"),
     [
         (reboot(), "not needed"),

@@ -38,6 +38,7 @@ from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
 from tests.conftest import PROJECT
+from tests.rows import rows
 from tests.unit.hosts import desktop, settings
 
 
@@ -47,7 +48,7 @@ def sent(properties: Any) -> Any:
 
 
 # -- values -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("value", [None, True, "text", 1.5, 7, [1, [2]], {"a": {"b": [None, False]}}, {}])
+@rows("value", [None, True, "text", 1.5, 7, [1, [2]], {"a": {"b": [None, False]}}, {}])
 def test_what_goes_to_the_engine_comes_back_the_same(value: Any) -> None:
     assert sent({"value": value}) == {"value": value}
 
@@ -106,7 +107,7 @@ def test_a_card_without_an_iommu_group_is_read_as_one() -> None:
 
 
 # -- differences ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
+@rows(
     ("old", "new", "found"),
     [
         ({"a": 1}, {"a": 1}, {}),
@@ -212,7 +213,7 @@ def test_every_resource_that_is_declared_has_its_work() -> None:
         assert work_of(resource).resource is resource
 
 
-@pytest.mark.parametrize("resource", DECLARED.values(), ids=lambda one: one.__name__)
+@rows("resource", DECLARED.values(), ids=lambda one: one.__name__)
 def test_outputs_of_a_resource_are_what_its_work_puts_out(resource: type[Resource]) -> None:
     outputs = {field.name for field in dataclasses.fields(resource.Outputs)}
     inputs = {field.name for field in dataclasses.fields(resource.Inputs)}
@@ -247,7 +248,7 @@ def test_a_layer_that_an_older_state_has_not_counts_from_nothing() -> None:
 
 
 # -- probes -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", [one for one in Gpu.model_fields if one.startswith("allow")])
+@rows("name", [one for one in Gpu.model_fields if one.startswith("allow")])
 def test_a_changed_opt_in_of_a_card_asks_the_gates_again(name: str) -> None:
     field = Gpu.model_fields[name]
     opted = {"allow_group_members": ["0000:01:00.3"], "allow_containers": [901]}.get(name, True)
@@ -372,7 +373,7 @@ def test_what_is_known_when_the_work_fails_goes_into_the_state() -> None:
     assert "wanted: a\nfound:  more\nwhy:    c\nnext:   d" in failed.reasons[0]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("vmid", "last_boot", "age", "stopped"),
     [(103, "a", 0, True), (104, "a", 0, False), (103, "b", 0, False), (103, None, 0, True), (103, "a", 3601, False)],
     ids=["it did", "another guest", "seen to since", "never seen to", "long ago"],

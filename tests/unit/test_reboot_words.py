@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from homelab.host.reboot import in_short, stopping
+from tests.rows import rows
 
 
 def card(name: str, *functions: str) -> Any:
@@ -22,7 +23,7 @@ CARDS = {"first": card("RTX 5090", "0000:01:00.0", "0000:01:00.1"), "second": ca
 BLACKLIST = "modprobe.blacklist=nouveau,nvidia"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("reasons", "said"),
     [
         (

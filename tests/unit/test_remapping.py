@@ -8,6 +8,7 @@ import pytest
 
 from homelab.host import gates, plan, remapping
 from homelab.host.facts import HostFacts
+from tests.rows import rows
 from tests.unit.hosts import desktop, settings
 from tests.unit.test_acs import line
 
@@ -127,7 +128,7 @@ UNSAFE = {"allowUnsafeInterrupts": True}
 PLAIN = iommu(interrupts="plain")
 
 
-@pytest.mark.parametrize(
+@rows(
     ("facts", "remapped"),
     [
         (desktop(iommu=iommu(interrupts="remapped")), True),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from homelab.host import gates, plan, resets
 from homelab.host.facts import HostFacts
+from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
 
 
@@ -30,7 +29,7 @@ def test_every_row_has_an_id_of_its_own_first() -> None:
         assert next(one for one in resets.rows() if one.has(found)) is row
 
 
-@pytest.mark.parametrize(
+@rows(
     ("ids", "said"),
     [
         ("10de:2b85", "never came back from a function-level reset (flr)"),
@@ -49,12 +48,12 @@ def test_what_is_known_of_a_card_is_a_note(ids: str, said: str) -> None:
     assert reasons(one(ids)) == []
 
 
-@pytest.mark.parametrize("ids", ["10de:2684", "8086:e212", "1002:67bf", "8086:56a6", "1002:", "10de:2b86"])
+@rows("ids", ["10de:2684", "8086:e212", "1002:67bf", "8086:56a6", "1002:", "10de:2b86"])
 def test_of_other_cards_nothing_is_said(ids: str) -> None:
     assert resets.row_of(one(ids), one(ids).devices) is None
 
 
-@pytest.mark.parametrize(
+@rows(
     ("ids", "methods", "warned"),
     [
         ("10de:2b85", "flr bus", True),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
 
-from tests.rows import check_rows, each
+from tests.rows import check_rows, rows
 
 TABLE = {"a": 1, "b": 0}
 
@@ -25,7 +28,19 @@ def test_every_failing_row_is_named_and_an_error_with_its_type_and_place() -> No
 
 def test_a_row_that_pytest_fails_is_named_too() -> None:
     with pytest.raises(AssertionError, match="^x: no\ny: no$"):
-        each(["x", "y"])(lambda _: pytest.fail("no"))()
+        rows("name", ["x", "y"])(lambda name: pytest.fail("no"))()
+
+
+@rows(("name", "number"), [("b", 0), ("a", 1)], ids=["the one", "the other"])
+def tables_row(name: str, number: int, *, tmp_path: Path) -> None:
+    assert (TABLE[name], tmp_path.is_dir()) == (number, True)
+
+
+def test_a_row_gives_the_arguments_that_it_names_and_fixtures_the_others(tmp_path: Path) -> None:
+    assert [*inspect.signature(tables_row).parameters] == ["tmp_path"]
+    tables_row(tmp_path=tmp_path)
+    with pytest.raises(AssertionError, match="(?s)^the one: .*\nthe other: "):
+        tables_row(tmp_path=tmp_path / "none")
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from homelab.remote import agent, scripts, stack_folder
+from tests.rows import rows
 
 
 def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> None:
@@ -14,7 +15,7 @@ def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> N
     assert scripts.command("look", "admin") == "sudo -n bash -s look"
 
 
-@pytest.mark.parametrize("owner", ["..", "a/b", "", ".", "a b"])
+@rows("owner", ["..", "a/b", "", ".", "a b"])
 def test_the_agent_is_kept_in_a_folder_of_its_own(owner: str) -> None:
     with pytest.raises(ValueError, match="no owner of an agent"):
         agent.place(owner)

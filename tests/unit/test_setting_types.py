@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretStr
 from homelab.errors import HomelabError
 from homelab.settings import NewContainer, NewVm, Settings, parse
 from homelab.settings.nvidia import Nvidia
-from tests.rows import check_rows
+from tests.rows import check_rows, rows
 from tests.unit.test_settings import KEY, refused
 from tests.unit.test_settings import hosts as one_host
 
@@ -268,9 +268,7 @@ def test_no_text_is_empty_or_not_text_at_all() -> None:
     check_rows(check, TEXTS)
 
 
-@pytest.mark.parametrize(
-    "wrong", [None, True, 0, -1, 1e400, 2**80, "x", "{", [], [[]], {}, {"x": {}}, {"\x1b": 1}, "é" * 999], ids=repr
-)
+@rows("wrong", [None, True, 0, -1, 1e400, 2**80, "x", "{", [], [[]], {}, {"x": {}}, {"\x1b": 1}, "é" * 999], ids=repr)
 def test_a_value_of_another_kind_is_a_sentence_wherever_it_stands(wrong: Any) -> None:
     def check(which: int, place: Place) -> None:
         try:
@@ -302,7 +300,7 @@ def test_a_secret_that_is_mistaken_is_not_quoted() -> None:
 NUMBERS = [(which, place) for which, place, value in VALUES if type(value) is int]
 
 
-@pytest.mark.parametrize(("which", "place"), NUMBERS, ids=ids)
+@rows(("which", "place"), NUMBERS, ids=ids)
 def test_a_number_has_bounds(which: int, place: Place) -> None:
     for wrong in (-1, 0, 2**31, 1.5, "1"):
         said(which, place, wrong)
@@ -319,7 +317,7 @@ VM, CONTAINER = ("vms", "gaming", "create"), ("containers", "ai", "create")
 TEMPLATE = "local:vztmpl/debian.tar.zst"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("place", "key", "value", "why"),
     [
         (VM, "hostpci0", "0000:01:00", "gpus beside create gives cards"),
@@ -372,7 +370,7 @@ def test_every_mistake_in_a_new_guest_is_named_at_once() -> None:
     assert "did you mean cores?" in message
 
 
-@pytest.mark.parametrize(
+@rows(
     ("place", "option"),
     [
         (VM, {"usb0": "mapping=keyboard"}),
@@ -423,13 +421,13 @@ def test_a_new_container_is_unprivileged_and_has_its_name() -> None:
     assert made.configuration("ai") == {"hostname": "b", "unprivileged": "0", "ostemplate": TEMPLATE}
 
 
-@pytest.mark.parametrize("kept", range(0, len(KEY.split()[1]), 7))
+@rows("kept", range(0, len(KEY.split()[1]), 7))
 def test_a_host_key_that_was_cut_short_is_a_sentence(kept: int) -> None:
     cut = f"ssh-ed25519 {KEY.split()[1][:kept]}"
     assert "expected a public key" in refused(one_host(ssh={"hostKey": cut, "agent": True}))
 
 
-@pytest.mark.parametrize(
+@rows(
     "url",
     [
         "http://m.lan/cuda",  # no TLS
@@ -454,9 +452,7 @@ def test_a_mirror_is_an_address_of_one_word_over_tls(url: str) -> None:
             Nvidia.model_validate({"mirror": {which: url}})
 
 
-@pytest.mark.parametrize(
-    "address", ["fe80::1%$(reboot)", "fe80::1%eth0,x", "-oProxyCommand=x", "a b", "a@b", "1.2.3", "pve;x"]
-)
+@rows("address", ["fe80::1%$(reboot)", "fe80::1%eth0,x", "-oProxyCommand=x", "a b", "a@b", "1.2.3", "pve;x"])
 def test_an_address_is_no_shell_text(address: str) -> None:
     assert "expected" in said(0, ("vms", "gaming", "address"), address)
     assert "expected" in said(0, ("hosts", "pve", "address"), address)

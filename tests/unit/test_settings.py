@@ -15,6 +15,7 @@ from homelab.remote import loop, ssh
 from homelab.resources.command import connection
 from homelab.settings import Settings, load_host, parse
 from remote_scripts.both.terms import Terms
+from tests.rows import rows
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 
@@ -64,7 +65,7 @@ def test_a_pci_address_is_a_slot_or_a_function_in_any_notation(written: str, mea
     assert loaded(hosts(gpus={"big": {"address": written}})).hosts["pve"].gpus["big"].address == meant
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changes", "said"),
     [
         ({"gpu": {}}, "homelab:hosts.pve.gpu: unknown key, did you mean `gpus`?"),
@@ -146,7 +147,7 @@ def test_two_hosts_with_one_address_are_a_mistake() -> None:
     assert "two hosts with the address 192.168.0.202:22" in refused(hosts() | {"other": hosts()["pve"]})
 
 
-@pytest.mark.parametrize(
+@rows(
     "values",
     [
         hosts(ssh={"hostKey": KEY, "password": ["hunter2"], "privateKey": 3, "port": "hunter3"}),
@@ -271,7 +272,7 @@ MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", MISTAKEN_VMS)
+@rows("case", MISTAKEN_VMS)
 def test_a_mistake_in_vms_is_named(case: str) -> None:
     values, said = MISTAKEN_VMS[case]
     with pytest.raises(HomelabError) as raised:
@@ -287,7 +288,7 @@ def test_vms_are_read_with_their_defaults() -> None:
     assert settings.vms["a"].shutdown.timeout == Terms().shutdown == 180  # on the host, where nobody says it
 
 
-@pytest.mark.parametrize(
+@rows(
     ("written", "meant"),
     [
         ("downstream", "downstream"),

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
-import pytest
 import yaml
 from pydantic import BaseModel
 
@@ -15,6 +14,7 @@ from docs.tables.settings import MODELS, pages, with_current_tables
 from homelab import guest_options
 from homelab.settings import Settings
 from tests.conftest import PROJECT
+from tests.rows import rows
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -27,7 +27,7 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models(part)
 
 
-@pytest.mark.parametrize("model", dict.fromkeys(models(Settings)), ids=lambda one: f"{one.__module__}.{one.__name__}")
+@rows("model", dict.fromkeys(models(Settings)), ids=lambda one: f"{one.__module__}.{one.__name__}")
 def test_each_key_has_a_meaning_and_each_model_a_table(model: type[BaseModel]) -> None:
     assert model in MODELS.values()
     assert model.__doc__ and "<" not in model.__doc__

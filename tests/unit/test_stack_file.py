@@ -14,11 +14,12 @@ from homelab import stack
 from homelab.doctor import stack as doctor_stack
 from homelab.errors import HomelabError
 from homelab.settings import stack_file
+from tests.rows import rows
 
 HOSTS = {"pve": {"address": "pve.lan", "ssh": {"hostKeyFile": "key.pub", "agent": True}}}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("whole", "said"),
     [
         ({"homelab:containers": {}}, "homelab:containers: it is beside `config:`, where nothing reads it"),

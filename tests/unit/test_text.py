@@ -17,9 +17,10 @@ from homelab.findings import Finding
 from homelab.provider import log
 from homelab.remote import scripts
 from homelab.text import by_address, clean, tell
+from tests.rows import rows
 
 
-@pytest.mark.parametrize(
+@rows(
     ("said", "shown"),
     [
         ("plain text\n\twith für 日本 😀", "plain text\n\twith für 日本 😀"),
@@ -114,7 +115,7 @@ def test_what_a_login_prints_in_the_answers_own_line_is_passed_over() -> None:
     assert scripts.answer('hello\n\x1b]0;root@pve\x07{"a": {"b": 1}}\n') == {"a": {"b": 1}}
 
 
-@pytest.mark.parametrize("said", ["", "not json", "[1]", '{"a": "\x01"}', '{"a":'])
+@rows("said", ["", "not json", "[1]", '{"a": "\x01"}', '{"a":'])
 def test_an_answer_that_cannot_be_read_is_a_message(said: str) -> None:
     with pytest.raises(HomelabError, match="one line of JSON as an answer"):
         scripts.answer(said)

@@ -10,6 +10,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.provider.guest import GuestWork, written_of
+from tests.rows import rows
 from tests.unit.test_new_guests import INPUTS
 
 BEFORE = dataclasses.replace(INPUTS, size=8, config={"memory": "512", "net0": "virtio,bridge=vmbr0"})
@@ -46,7 +47,7 @@ def net(value: str) -> dict[str, str]:
     return {**BEFORE.config, "net0": value}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("changes", "drift", "done"),
     [
         ({}, [], []),
@@ -85,7 +86,7 @@ WITH_DISKS = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize(
+@rows(
     "changes",
     [
         {"scsi0": "fast:0,import-from=local:import/a.qcow2"},
@@ -172,7 +173,7 @@ def test_a_containers_change_goes_to_the_api_with_what_it_had_of_its_network_car
 MARKED = {**CONFIG, "net0": f"virtio={MAC},bridge=vmbr0", "description": f"{BEFORE.mark} {'0' * 16}"}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("config", "done"),
     [
         (MARKED, {"description": f"{BEFORE.mark} {'f' * 16}"}),

@@ -13,6 +13,7 @@ from homelab.properties import same, strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish
 from remote_scripts.notes.guest_note import Note, identity
+from tests.rows import rows
 from tests.unit.hosts import desktop
 
 FIRST = VmCard("first", "first", "0000:01:00")
@@ -93,8 +94,8 @@ def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
 BY_ADDRESS = dataclasses.replace(FIRST, by_address=True)
 
 
-@pytest.mark.parametrize("card", [FIRST, OWN, BY_ADDRESS, dataclasses.replace(OWN, by_address=True)])
-@pytest.mark.parametrize("other", [{}, {"hostpci0": "0000:05:00.0"}])
+@rows("card", [FIRST, OWN, BY_ADDRESS, dataclasses.replace(OWN, by_address=True)])
+@rows("other", [{}, {"hostpci0": "0000:05:00.0"}])
 def test_a_card_that_its_owner_has_moved_to_another_number_stays_there(card: VmCard, other: dict[str, str]) -> None:
     vm = Vm(Q35)
     vm.up(card)
@@ -172,8 +173,8 @@ def test_what_somebody_else_has_changed_since_is_not_taken_back(later: dict[str,
     assert vm.destroy() == Q35 | later
 
 
-@pytest.mark.parametrize("before", [{}, {"hostpci0": "0000:01:00,pcie=1"}])
-@pytest.mark.parametrize("value", ["mapping=first,pcie=1", "mapping=first,pcie=1,rombar=0", "mapping=other"])
+@rows("before", [{}, {"hostpci0": "0000:01:00,pcie=1"}])
+@rows("value", ["mapping=first,pcie=1", "mapping=first,pcie=1,rombar=0", "mapping=other"])
 def test_while_a_value_is_replaced_the_vm_may_have_either(before: dict[str, str], value: str) -> None:
     vm = Vm(Q35 | before)
     vm.up(OWN)
@@ -215,8 +216,8 @@ BY_HAND: dict[str, tuple[dict[str, str], list[VmCard], dict[str, str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BY_HAND)
-@pytest.mark.parametrize("half", [False, True])
+@rows("case", BY_HAND)
+@rows("half", [False, True])
 def test_a_line_set_by_hand_is_taken_over_and_put_back(case: str, half: bool) -> None:
     by_hand, cards, expected = BY_HAND[case]
     vm = Vm(Q35 | by_hand)
@@ -332,7 +333,7 @@ NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", NOT_TAKEN_OVER)
+@rows("case", NOT_TAKEN_OVER)
 def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str) -> None:
     line, card, said = NOT_TAKEN_OVER[case]
     (error,) = Vm(Q35 | {"hostpci0": line}).planned(card).refusals
@@ -342,7 +343,7 @@ def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str) -> None:
 ROMS = {"hostpci0": "01:00.0,pcie=1,romfile=a.rom", "hostpci1": "01:00.1,pcie=1,romfile=b.rom"}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("lines", "card", "lost"),
     [
         (ROMS, OWN, "romfile=b.rom"),
@@ -383,7 +384,7 @@ def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> Car
     return CardUser(vmid=vmid, name="gaming", running=running, onboot=onboot)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("line", "closed"),
     [
         ("mapping=first,pcie=1,x-vga=1", True),
@@ -474,7 +475,7 @@ def test_options_are_read_as_text_without_the_digest() -> None:
     assert strings({"digest": "1a", "cores": 2, "name": "a"}) == {"cores": "2", "name": "a"}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("one", "other", "equal"),
     [
         ("mapping=a,pcie=1", "pcie=1,mapping=a", True),

@@ -28,7 +28,9 @@ from homelab.settings.access import Ssh
 from homelab.settings.paths import resolved
 from homelab.show import terminal
 from homelab.text import encodable, tell
+from tests import sampling
 from tests.conftest import PROJECT, ours_below
+from tests.rows import rows
 from tests.unit.hosts import KEY
 from tests.unit.script_folder import scripts_of
 from tests.unit.test_show import DRAWN
@@ -199,7 +201,7 @@ def test_a_settings_file_that_another_program_holds_stays_as_it_was(
 # -- paths --
 
 
-@pytest.mark.parametrize(
+@rows(
     ("path", "home", "shown"),
     [
         (PureWindowsPath(r"C:\Users\Jürgen Müller\.ssh\id"), PureWindowsPath(r"C:\Users\Jürgen Müller"), "~/.ssh/id"),
@@ -313,8 +315,9 @@ def test_what_is_told_ends_no_program_for_want_of_a_character(monkeypatch: pytes
     assert shown.getvalue() == "nouveau -> vfio-pci… für \\u65e5\\u672c\n".encode("cp1252")
 
 
-@pytest.mark.parametrize("page", ["cp850", "cp1252"])
-@pytest.mark.parametrize("words", [["doctor"], ["show"], ["doctor", "log"]], ids=lambda words: words[-1])
+@pytest.mark.parametrize(
+    ("words", "page"), sampling.paired([["doctor"], ["show"], ["doctor", "log"]], ["cp850", "cp1252"], "code pages")
+)
 def test_a_command_says_what_it_has_to_say_in_a_code_page(words: list[str], page: str, tmp_path: Path) -> None:
     (folder := tmp_path / "Größe → 日本").mkdir()
     (folder / "Pulumi.yaml").touch()

@@ -6,7 +6,6 @@ The boot on trial is a section of custom.cfg, and its choice an environment bloc
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 
@@ -30,10 +29,12 @@ _KERNEL_LINE = re.compile(r"^[ \t\r\v\f]*linux(?:efi)?[ \t\r\v\f]+(?:[^ \t\r\v\f
 _STARTS_KERNEL = re.compile(r"^[ \t]*linux(efi)?[ \t]", re.MULTILINE)
 # Proxmox VE's own file systems that GRUB writes, as grub-probe calls them; the others are ZFS and btrfs.
 _WRITTEN = ("ext2", "xfs")
-# grub-mkconfig sources these files: only a shell knows what they say. Whatever they print is dropped. The newline says
-# that none of them has ended the shell.
+# grub-mkconfig sources these files: only a shell knows what they say. Whatever they print is dropped. Words to come
+# ($0) are where their file will be. The newline says that none of them has ended the shell.
 _ASK_SHELL = (
-    'for file in "$@"; do . "$file" >/dev/null 2>&1; done; '
+    'for file in "$@"; do case $file in '
+    f'*/{_OURS}) GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT${{0:+ $0}}" ;; '
+    '*) [ ! -e "$file" ] || . "$file" >/dev/null 2>&1 ;; esac; done; '
     "printf '%s\\n' \"$GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT\""
 )
 
@@ -52,16 +53,11 @@ class Grub(Loader):
         names = [
             name for name in system.files.need_names(_DROP_INS) if name.endswith(".cfg") and not name.startswith(".")
         ]
-        places, text = [_FILE, *(f"{_DROP_INS}/{name}" for name in names)], ""
         if words is not None:
-            text = "".join(_DROP_IN.format(words=of_layer) for of_layer in words.values() if of_layer)
-            theirs = [place for place in places if not place.startswith(f"{_DROP_INS}/{_OURS}")]
-            places = [place for place in theirs if place < f"{_DROP_INS}/{_OURS}"]
-            places += [*(["/dev/stdin"] if text else []), *theirs[len(places) :]]
-        files = [place if place == "/dev/stdin" else str(system.files.at(place)) for place in places]
-        files = [file for file in files if os.path.exists(file)]
+            names = sorted([*(name for name in names if not name.startswith(_OURS)), _OURS])
+        files = [str(system.files.at(place)) for place in (_FILE, *(f"{_DROP_INS}/{name}" for name in names))]
         ask = system.run.ask if words is None else system.run.ask_once  # none of ours is among the files
-        done = ask("bash", "-c", _ASK_SHELL, "bash", *files, stdin=text.encode("utf-8", "surrogateescape"))
+        done = ask("bash", "-c", _ASK_SHELL, " ".join(filter(None, (words or {}).values())), *files)
         output = done.output.decode("utf-8", "surrogateescape")
         if done.status != 0 or not output.endswith("\n"):
             raise Failure(
