@@ -8,47 +8,32 @@ Undone by taking them away; refused while a VM has a card.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import pulumi
 
 from homelab.host.handover import cards_of
 from homelab.resources import command as remote
-from homelab.resources.described import HostInput, VmInput, host_of, vms_of
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.host_probe import HostProbe
+from homelab.settings import Host
 from remote_scripts.both.handover import Wanted
 
 
-@dataclass(frozen=True, kw_only=True)
-class CardHandoverArgs:
-    """`host`, `vms`: of the host, by name, each with the keys of docs/settings.md; `probe`: the host's cards and the
-    layer's generation.
-    """
-
-    host: HostInput
-    vms: Mapping[str, VmInput]
-    probe: HostProbe
-
-
 class CardHandover(pulumi.ComponentResource):
-    """No outputs: VMs that may take such a card depend on it."""
+    """No outputs: VMs that may take such a card depend on it. `probe`: has the host's cards."""
 
-    def __init__(self, name: str, args: CardHandoverArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:CardHandover", name, {}, opts)
-        host, vms = host_of(args.host), vms_of(args.vms)
-        probe, generation = args.probe, args.probe.generation_of("handover")
+    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("homelab:host:CardHandover", host.name, {}, opts)
+        generation = probe.generation_of("handover")
         program = remote.layer(
-            f"{name}-handover",
+            f"{host.name}-handover",
             host,
             "handover",
-            probe.gpus.apply(lambda gpus: Wanted(cards=cards_of(host, vms, gpus))),
+            probe.gpus.apply(lambda gpus: Wanted(cards=cards_of(host, host.vms, gpus))),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=generation,
         )
-        for guest, vm in vms.items():
+        for vm in host.vms:
             if vm.create is None and host.shares(vm.cards):
                 options = pulumi.ResourceOptions(parent=self, depends_on=[program])
-                handover_hook(f"{guest}-hook", host, vm, generation, options)
+                handover_hook(f"{vm.name}-hook", host, vm, generation, options)
         self.register_outputs({})

@@ -7,51 +7,35 @@ by taking them away; the nodes stay until the next boot, as others may use them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import pulumi
 
 from homelab.container import makers
 from homelab.resources import command as remote
-from homelab.resources.described import ContainerInput, HostInput, container_of, host_of
 from homelab.resources.host_probe import HostProbe
+from homelab.settings import Host
 from remote_scripts.both.needed import Wanted
 
 
-@dataclass(frozen=True, kw_only=True)
-class CardNodesArgs:
-    """`host`, `containers`: of the host, by name, each with the keys of docs/settings.md; `probe`: the host's cards and
-    the layers' generations.
-    """
-
-    host: HostInput
-    containers: Mapping[str, ContainerInput]
-    probe: HostProbe
-
-
 class CardNodes(pulumi.ComponentResource):
-    """No outputs: what needs the nodes depends on it."""
+    """No outputs: what needs the nodes depends on it. `probe`: has the host's cards."""
 
-    def __init__(self, name: str, args: CardNodesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:CardNodes", name, {}, opts)
-        host, probe = host_of(args.host), args.probe
-        containers = [container_of(container) for container in args.containers.values()]
+    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("homelab:host:CardNodes", host.name, {}, opts)
         options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
-        if any(container.may_have_nvidia(host.gpus) for container in containers):
+        if any(makers.may_have_nvidia(container, host.gpus) for container in host.containers):
             remote.layer(
-                f"{name}-nodes",
+                f"{host.name}-nodes",
                 host,
                 "nvidia_nodes",
-                probe.gpus.apply(lambda gpus: Wanted(needed=makers.any_nvidia(containers, gpus))),
+                probe.gpus.apply(lambda gpus: Wanted(needed=makers.any_nvidia(host.containers, gpus))),
                 options,
                 generation=probe.generation_of("nodes"),
             )
         remote.layer(
-            f"{name}-cards",
+            f"{host.name}-cards",
             host,
             "card_nodes",
-            Wanted(needed=any(container.has_cards for container in containers)),
+            Wanted(needed=any(container.has_cards for container in host.containers)),
             options,
             generation=probe.generation_of("cards"),
         )

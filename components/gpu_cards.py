@@ -11,9 +11,7 @@ says from inside what it sees; then it is removed. The test is made again when t
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypedDict, cast
+from typing import cast
 
 import pulumi
 
@@ -21,61 +19,45 @@ from homelab.host import card_values
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.card_mapping import CardMapping, entry_of
-from homelab.resources.described import HostInput, VmInput, host_of, vms_of
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
+from homelab.vm.cards import offered
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 
-
-class _Driver(TypedDict, total=False):
-    driver: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuCardsArgs:
-    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md; `probe`: the host's cards and
-    the layer's generation; `booted`: the verified host, HostReboot's `host`; `vms`: of the host, by name, each with the
-    keys of docs/settings.md.
-    """
-
-    host_name: str
-    host: HostInput
-    probe: HostProbe
-    booted: pulumi.Input[BootedHost]
-    vms: Mapping[str, VmInput]
+from .host_reboot import HostReboot
 
 
 class GpuCards(pulumi.ComponentResource):
     """Mappings of a host's cards; none for a host without an `api`, whose cards are only bound.
 
     Outputs: `cards`, name -> `mapping` and `slot` (its path), for GpuVm; `tests`, name -> what
-    the passthrough test saw.
+    the passthrough test saw. `probe`: has the host's cards; `boot`: verified them.
     """
 
     cards: pulumi.Output[dict[str, OfferedCard]]
     tests: pulumi.Output[dict[str, PassthroughSeen]]
 
-    def __init__(self, name: str, args: GpuCardsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:gpu:GpuCards", name, {}, opts)
-        host_name, host, booted = args.host_name, host_of(args.host), pulumi.Output.from_input(args.booted)
+    def __init__(
+        self, host: Host, probe: HostProbe, boot: HostReboot, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("homelab:gpu:GpuCards", host.name, {}, opts)
+        booted = boot.host
         depends_on = opts.depends_on if opts else None
         if any(gpu.reset or gpu.keep_awake for gpu in host.gpus.values()):
-            depends_on = [
-                _values(f"{name}-values", host, args.probe, pulumi.ResourceOptions(parent=self, depends_on=depends_on))
-            ]
-        uses = [(use.gpu, vm.vmid) for vm in vms_of(args.vms).values() for use in vm.gpus]
+            depends_on = [_values(host, probe, pulumi.ResourceOptions(parent=self, depends_on=depends_on))]
+        uses = [(use.gpu, vm.vmid) for vm in host.vms for use in vm.gpus]
         tests: dict[str, pulumi.Output[PassthroughSeen]] = {}
         mappings: dict[str, pulumi.Resource] = {}
         cards = [gpu for gpu, settings in host.gpus.items() if settings.may_leave]
         for gpu in cards:
-            node, mapping_id = host.node or host_name, host.mapping_of(gpu)
-            inputs = {"host": host_name, "node": node, "mapping": mapping_id}
             # The path tells which mapping's entry and which VM's option are this card's.
             mappings[gpu] = CardMapping(
-                f"{host_name}-{gpu}",
+                f"{host.name}-{gpu}",
                 {
-                    **inputs,
+                    "host": host.name,
+                    "node": host.node_name,
+                    "mapping": host.mapping_of(gpu),
                     "gpu": gpu,
                     "entry": booted.apply(functools.partial(entry_of, gpu)),
                     "live_migration": host.gpus[gpu].live_migration,
@@ -90,22 +72,17 @@ class GpuCards(pulumi.ComponentResource):
                 test_depends_on = [mappings[gpu]] if gpu in mappings else depends_on
                 functions = booted.apply(functools.partial(_functions, gpu))
                 options = pulumi.ResourceOptions(parent=self, depends_on=test_depends_on)
-                tests[gpu] = _seen(f"{host_name}-{gpu}-test", host, functions, options)
+                tests[gpu] = _seen(f"{host.name}-{gpu}-test", host, functions, options)
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
-        self.cards = booted.apply(
-            lambda seen: {
-                gpu: {"mapping": host.mapping_of(gpu), "slot": seen["gpus"][gpu]["path"], **_driver(gpu, seen)}
-                for gpu in cards
-            }
-        )
+        self.cards = booted.apply(lambda seen: {gpu: offered(host, gpu, seen["gpus"][gpu]) for gpu in cards})
         self.register_outputs({"cards": self.cards, "tests": self.tests})
 
 
-def _values(name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions) -> pulumi.Resource:
+def _values(host: Host, probe: HostProbe, opts: pulumi.ResourceOptions) -> pulumi.Resource:
     """The cards' `reset` and `keepAwake` on the host."""
     wanted = probe.gpus.apply(lambda cards: card_values.wanted(cards, host.gpus))
     generation = probe.generation_of("values")
-    return remote.layer(name, host, "card_values", wanted, opts, generation=generation)
+    return remote.layer(f"{host.name}-values", host, "card_values", wanted, opts, generation=generation)
 
 
 def _seen(
@@ -122,8 +99,3 @@ def _seen(
 
 def _functions(name: str, host: BootedHost) -> dict[str, str]:
     return {function["address"]: function["id"] for function in host["gpus"][name]["functions"]}
-
-
-def _driver(name: str, host: BootedHost) -> _Driver:
-    """`driver: keep` for a shared card, if Proxmox VE has that option; else nothing."""
-    return {"driver": "keep"} if host["gpus"][name]["keep"] else {}

@@ -8,7 +8,7 @@ Undone by taking them out, with a restart if the container runs; a created one i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
@@ -20,9 +20,8 @@ from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
-from homelab.resources.described import ContainerInput, HostInput, container_of, host_of
 from homelab.resources.guest import Guest
-from homelab.settings import Container
+from homelab.settings import Container, Host
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.terms import Terms
@@ -34,33 +33,28 @@ else:
     card_libraries = later("homelab.remote.card_libraries")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuLxcArgs:
-    """`container`, `host`: their settings, the keys of docs/settings.md; `node`: the host's name in Proxmox VE;
-    `cards`: all of the host, HostProbe's `gpus`; `boot`:
-    the host's, HostReboot's `boot`.
-    """
-
-    container: ContainerInput
-    host: HostInput
-    node: str
-    cards: pulumi.Input[dict[str, CardPlan]]
-    boot: pulumi.Input[BootSeen]
-
-
 class GpuLxc(pulumi.ComponentResource):
     """Outputs: `container`, for the stack's outputs (homelab/contract.py); `in_force`: a text that changes with each
     restart of the container by this program, a trigger for what is installed in it; `started`: a text that changes with
     each such restart and with each reboot of the host by this program.
+
+    `host`: the container's; `cards`: all of the host, HostProbe's `gpus`; `boot`: the host's, HostReboot's `boot`.
     """
 
     container: pulumi.Output[ContainerSeen]
     in_force: pulumi.Output[str]
     started: pulumi.Output[str]
 
-    def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
-        container, host, node = container_of(args.container), host_of(args.host), args.node
+    def __init__(
+        self,
+        host: Host,
+        container: Container,
+        cards: pulumi.Input[dict[str, CardPlan]],
+        boot: pulumi.Input[BootSeen],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("homelab:gpu:GpuLxc", container.name, {}, opts)
+        name, node = container.name, host.node_name
         shutdown = container.shutdown.model_dump(mode="json")
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
@@ -76,15 +70,15 @@ class GpuLxc(pulumi.ComponentResource):
                 "ctid": container.ctid,
                 "settings": ContainerProbe.settings_of(container),
                 "power": container.wanted_power,
-                "gpus": args.cards,
-                "boot": args.boot,
+                "gpus": cards,
+                "boot": boot,
                 "instance": instance,
                 "goes_away": _goes_away(container),
                 "shutdown": shutdown,
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
-        cards = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
+        taken = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
             lambda values: makers.cards_of(container, values[0], values[1], values[2])
         )
         terms = Terms(
@@ -97,7 +91,7 @@ class GpuLxc(pulumi.ComponentResource):
             f"{name}-cards",
             host,
             "container_cards",
-            pulumi.Output.all(cards, probe.rebooted_at).apply(
+            pulumi.Output.all(taken, probe.rebooted_at).apply(
                 lambda values: ContainerCards(
                     ctid=container.ctid,
                     cards=values[0],
@@ -121,7 +115,7 @@ class GpuLxc(pulumi.ComponentResource):
                 f"{name}-libraries",
                 host,
                 "card_libraries",
-                pulumi.Output.from_input(args.cards).apply(
+                pulumi.Output.from_input(cards).apply(
                     lambda cards: card_libraries.card_libraries(name, container, cards)
                 ),
                 pulumi.ResourceOptions(parent=self, depends_on=[given]),
@@ -140,16 +134,14 @@ class GpuLxc(pulumi.ComponentResource):
             {
                 "host": container.host,
                 "ctid": container.ctid,
-                "cards": cards.apply(to_plain),
+                "cards": taken.apply(to_plain),
                 "uses": sorted(container.libraries),
                 "after": [given.stdout, probe.shared, *install_outputs],
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
         self.in_force = in_force
-        self.started = pulumi.Output.all(args.boot, in_force).apply(
-            lambda values: f"boot {values[0]['id']}, {values[1]}"
-        )
+        self.started = pulumi.Output.all(boot, in_force).apply(lambda values: f"boot {values[0]['id']}, {values[1]}")
         self.container = pulumi.Output.all(
             name=probe.guest_name,
             minors=probe.minors,

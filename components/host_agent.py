@@ -6,45 +6,36 @@ A refresh that finds it missing or changed (HostProbe) has it put there again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pulumi
 
 from homelab.remote import agent
 from homelab.resources import command as remote
-from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.kept_agent import KeptFolder, are_kept, owner
+from homelab.settings import Host
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostAgentArgs:
-    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md; `probe`: sees what is there."""
-
-    host_name: str
-    host: HostInput
-    probe: HostProbe
-
-
 class HostAgent(pulumi.ComponentResource):
-    """No outputs: commands that are declared after it find the agent by themselves (homelab/resources/command.py)."""
+    """No outputs: commands that are declared after it find the agent by themselves (homelab/resources/command.py).
+    `probe`: sees what is there.
+    """
 
-    def __init__(self, name: str, args: HostAgentArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:HostAgent", name, {}, opts)
-        host, wanted = host_of(args.host), StackFolder(owner=owner(args.host_name))
+    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("homelab:host:HostAgent", host.name, {}, opts)
+        wanted = StackFolder(owner=owner(host.name))
         # Its undoing takes the agent away: the last of all.
         last = remote.layer(
-            f"{name}-agent",
+            f"{host.name}-agent",
             host,
             "stack_folder",
             wanted,
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
-            generation=pulumi.Output.concat(agent.version(), " ", args.probe.generation_of("agent").apply(str)),
+            generation=pulumi.Output.concat(agent.version(), " ", probe.generation_of("agent").apply(str)),
             place=wanted.owner,
             is_last=True,
             hooks=remote.putting_the_agent(host, wanted.owner),
-            folder=KeptFolder(wanted.owner, args.probe),
+            folder=KeptFolder(wanted.owner, probe),
         )
-        are_kept(args.host_name, host, last)
+        are_kept(host.name, host, last)
         self.register_outputs({})

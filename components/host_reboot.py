@@ -8,7 +8,6 @@ a file was mended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import pulumi
@@ -18,57 +17,45 @@ from homelab.host.reboot import wanted as wanted_reboot
 from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.boot_verification import BootVerification
-from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
-from homelab.shapes import (
-    BootedCard,
-    BootedFunction,
-    BootedHost,
-    BootSeen,
-    CardPlan,
-    DeviceSeen,
-    IommuSeen,
-)
+from homelab.resources.system import InstalledDriver
+from homelab.settings import Host
+from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuSeen
 from homelab.stack import Refusal
 from remote_scripts.boot.wanted_boot import Boot
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostRebootArgs:
-    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md; `probe`: has the plan;
-    `driver`: the version of NVIDIA's driver that is installed on the host and has to be loaded; empty: any, or none;
-    `flavour`: of its modules; `driver_generation`: the driver layer's; `previous_node`: the boot of the cluster's node
-    that restarts before this one.
-    """
-
-    host_name: str
-    host: HostInput
-    probe: HostProbe
-    driver: pulumi.Input[str] = ""
-    flavour: pulumi.Input[str] = ""
-    driver_generation: pulumi.Input[int] = 0
-    previous_node: pulumi.Input[BootSeen] | None = None
-
-
 class HostReboot(pulumi.ComponentResource):
     """Outputs: `host`, the verified host for the stack's outputs (kernel, bootId, iommu, gpus with functions and
-    drivers); `boot` (BootVerification); `driver`, the argument.
+    drivers); `boot` (BootVerification); `driver`: the version of NVIDIA's driver that this program has installed there;
+    empty: none.
+
+    `probe`: has the plan; `installed`: NVIDIA's driver on the host, which has to be loaded; `previous_node`: the boot
+    of the cluster's node that restarts before this one.
     """
 
     host: pulumi.Output[BootedHost]
     boot: pulumi.Output[BootSeen]
     driver: pulumi.Output[str]
 
-    def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:HostReboot", name, {}, opts)
-        host, probe, driver, flavour = host_of(args.host), args.probe, args.driver, args.flavour
+    def __init__(
+        self,
+        host: Host,
+        probe: HostProbe,
+        installed: InstalledDriver | None = None,
+        previous_node: pulumi.Input[BootSeen] | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("homelab:host:HostReboot", host.name, {}, opts)
+        installed = installed or InstalledDriver()
+        driver, flavour = installed.version, installed.flavour
         wanted_boot = {"iommu_words": probe.iommu_words, "vfio_words": probe.vfio_words, "functions": probe.functions}
         verified = {"gpus": probe.gpus, "generation": probe.boot_generation}
         known = pulumi.Output.all(
-            probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(args.previous_node)
+            probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(previous_node)
         )
         reboot = remote.layer(
-            f"{name}-reboot",
+            f"{host.name}-reboot",
             host,
             "reboot",
             known.apply(
@@ -87,11 +74,11 @@ class HostReboot(pulumi.ComponentResource):
             generation=probe.boot_generation.apply(lambda generation: sum(generation.values())),
             undone=False,
             seconds=limits.of_reboot(host),
-            triggers=[*wanted_boot.values(), driver, flavour, probe.generation_of("boot"), args.driver_generation],
+            triggers=[*wanted_boot.values(), driver, flavour, probe.generation_of("boot"), installed.generation],
         )
         verification = BootVerification(
-            f"{name}-booted",
-            {"host": args.host_name, "reboot": reboot.stdout, **wanted_boot, **verified},
+            f"{host.name}-booted",
+            {"host": host.name, "reboot": reboot.stdout, **wanted_boot, **verified},
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
         self.boot = verification.boot
@@ -131,14 +118,8 @@ async def _await_node(boot_of_node: pulumi.Input[BootSeen] | None) -> None:
 def _stack_output(
     *, kernel: str, boot_id: str, iommu: IommuSeen, devices: dict[str, DeviceSeen], gpus: dict[str, CardPlan]
 ) -> BootedHost:
-    cards: dict[str, BootedCard] = {
-        name: {**card, "functions": _functions(card, devices)} for name, card in gpus.items()
-    }
+    cards: dict[str, BootedCard] = {}
+    for name, card in gpus.items():
+        seen = [{**function, **devices.get(function["address"], {})} for function in card["functions"]]
+        cards[name] = {**card, "functions": cast("list[BootedFunction]", seen)}
     return {"kernel": kernel, "bootId": boot_id, "iommu": iommu, "gpus": cards}
-
-
-def _functions(card: CardPlan, devices: dict[str, DeviceSeen]) -> list[BootedFunction]:
-    """A card's functions with their drivers and groups on the booted host."""
-    return [
-        cast("BootedFunction", {**function, **devices.get(function["address"], {})}) for function in card["functions"]
-    ]

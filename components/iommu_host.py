@@ -7,34 +7,21 @@ there already by other configuration: GRUB's /etc/default/grub.d/zz-homelab-iomm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pulumi
 
 from homelab.resources import command as remote
-from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
+from homelab.settings import Host
 from remote_scripts.both.cmdline import Wanted
 
 
-@dataclass(frozen=True, kw_only=True)
-class IommuHostArgs:
-    """`host`: its settings, the keys of docs/settings.md; `probe`: the command-line words of the IOMMU, and the layer's
-    generation.
-    """
-
-    host: HostInput
-    probe: HostProbe
-
-
 class IommuHost(pulumi.ComponentResource):
-    """No outputs: what the next boot needs depends on it."""
+    """No outputs: what the next boot needs depends on it. `probe`: has the words of the command line."""
 
-    def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:IommuHost", name, {}, opts)
-        host, probe = host_of(args.host), args.probe
+    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("homelab:host:IommuHost", host.name, {}, opts)
         remote.layer(
-            f"{name}-cmdline",
+            f"{host.name}-cmdline",
             host,
             "cmdline",
             probe.iommu_words.apply(

@@ -12,69 +12,48 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
 from homelab.later import later
 from homelab.remote import agent, scripts
-from homelab.resources.described import (
-    ContainerInput,
-    HostInput,
-    VmInput,
-    container_of,
-    host_of,
-    vm_of,
-)
+from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
-from homelab.resources.system import System, address_of
+from homelab.resources.system import InstalledDriver, System, address_of
+from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan, StackInUse, SystemState
 from remote_scripts.both.nvidia_packages import Answer
 from remote_scripts.tools.plain import of_plain
 
 from .gpu_lxc import GpuLxc
 from .gpu_vm import GpuVm
-from .host_reboot import HostReboot, HostRebootArgs
+from .host_reboot import HostReboot
 
 if TYPE_CHECKING:
     from pulumi_command import remote
 
-    from homelab.nvidia import plan, state, verification
+    from homelab.nvidia import expected, plan, state
     from homelab.nvidia.request import Request
     from homelab.remote import nvidia_steps as steps
 else:
+    expected = later("homelab.nvidia.expected")
     plan = later("homelab.nvidia.plan")
     state = later("homelab.nvidia.state")
-    verification = later("homelab.nvidia.verification")
     steps = later("homelab.remote.nvidia_steps")
 
 
-@dataclass(frozen=True, kw_only=True)
-class NvidiaGuestStackArgs:
-    """`reboot`: for a host, arguments of its HostReboot, without the driver; `before_reboot`: resources that the reboot
-    depends on besides the driver. A VM is rebooted from inside, a container isn't.
-    """
-
-    system: System
-    reboot: HostRebootArgs | None = None
-    before_reboot: Sequence[pulumi.Resource] = ()
-
-
 class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: `result` (contract.NvidiaOutput). `place`: the system's in the settings, such as `vms.sandbox`; `boot`:
-    a host's HostReboot.
+    """Outputs: `result` (contract.NvidiaOutput); `driver`: what its packages have installed. A host's stack is verified
+    once it has rebooted (`check_after`), a VM is rebooted from inside, a container isn't.
     """
 
     result: pulumi.Output[StackInUse]
-    place: str
-    boot: HostReboot
+    driver: InstalledDriver
 
-    def __init__(self, name: str, args: NvidiaGuestStackArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(self, system: System, opts: pulumi.ResourceOptions | None = None) -> None:
+        name = system.name.partition(".")[2]
         super().__init__("homelab:nvidia:Stack", name, {}, opts)
-        system = args.system
-        self.place = system.name
         self._system = system
         stack = system.nvidia
         kept = {"agent": agent.version(), "agent_owner": system.agent_owner} if system.target == "vm" else {}
@@ -89,69 +68,38 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         def request_of(facts: SystemState) -> Request:
             return state.request_of(system.target, system.name, facts, stack)
 
-        request = self._nvidia_system.facts.apply(request_of)
-        packages = self._layer("packages", "nvidia_packages", request.apply(plan.wanted), self._nvidia_system)
-        installed = packages.stdout.apply(lambda text: of_plain(Answer, scripts.answer(text)))
-        version = installed.apply(lambda answer: answer.version)
-        last: pulumi.Resource = packages
-        step_outputs: list[pulumi.Input[Any]] = [packages.stdout, self._generation("boot")]
-        if args.reboot is not None:
-            reboot = dataclasses.replace(
-                args.reboot,
-                driver=version,
-                flavour=installed.apply(lambda answer: answer.flavour or ""),
-                # After an update was given up, the next try installs the same version, and needs a boot of its own.
-                driver_generation=self._nvidia_system.generation_of("boot"),
-            )
-            last = self.boot = HostReboot(name, reboot, pulumi.ResourceOptions(depends_on=list(args.before_reboot)))
-            step_outputs.append(self.boot.boot)
-        elif system.target == "vm":
+        self._request = self._nvidia_system.facts.apply(request_of)
+        packages = self._layer("packages", "nvidia_packages", self._request.apply(plan.wanted), self._nvidia_system)
+        self._installed = packages.stdout.apply(lambda text: of_plain(Answer, scripts.answer(text)))
+        self._done: list[pulumi.Input[Any]] = [packages.stdout, self._generation("boot")]
+        self.driver = InstalledDriver(
+            self._installed.apply(lambda answer: answer.version),
+            self._installed.apply(lambda answer: answer.flavour or ""),
+            # After an update was given up, the next try installs the same version, and needs a boot of its own.
+            self._nvidia_system.generation_of("boot"),
+        )
+        if system.target == "vm":
             inputs = {
-                "driver": version,
+                "driver": self.driver.version,
                 "timeout": stack.timeouts.reboot,
                 "step": packages.stdout,
-                "generation": step_outputs[1],
+                "generation": self._done[1],
             }
-            options = pulumi.ResourceOptions(parent=self, depends_on=[last])
-            last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **inputs}, options)
-            step_outputs.append(restart.boot_id)
-        both = pulumi.Output.all(request, installed)
-        if stack.container_toolkit is not None:
-            configure = both.apply(lambda values: steps.toolkit(*values))
-            last = toolkit = self._layer("toolkit", "container_toolkit", configure, last)
-            step_outputs.append(toolkit.stdout)
-        inputs = {
-            "wanted": both.apply(lambda values: dataclasses.asdict(verification.Expected.of(*values))),
-            "timeout": stack.timeouts.verify,
-            "done": pulumi.Output.all(*step_outputs),
-            "started": system.started,
-        }
-        verified = NvidiaVerification(
-            f"{name}-verified",
-            {**system.inputs, **inputs},
-            pulumi.ResourceOptions(parent=self, depends_on=[last]),
-        )
-        self.result = verified.result
-        self.register_outputs({"result": self.result})
+            options = pulumi.ResourceOptions(parent=self, depends_on=[packages])
+            restart = GuestReboot(f"{name}-reboot", {**system.inputs, **inputs}, options)
+            self._check(restart, restart.boot_id)
+        elif system.target == "lxc":
+            self._check(packages)
 
     @classmethod
-    def on_host(
-        cls, name: str, host: HostInput, reboot: HostRebootArgs, before_reboot: Sequence[pulumi.Resource]
-    ) -> NvidiaGuestStack | None:
-        """A host's stack; None: the settings have none for it.
-
-        :param host: its settings, the keys of docs/settings.md; so are `vm` and `container` below.
-        :param reboot: arguments of the host's HostReboot, without the driver.
-        :param before_reboot: resources that the reboot depends on besides the driver.
-        """
-        host = host_of(host)
+    def on_host(cls, host: Host, probe: HostProbe) -> NvidiaGuestStack | None:
+        """A host's stack, up to its driver; None: the settings have none for it."""
         if host.nvidia is None:
             return None
-        probe = reboot.probe
         system = System(
             "host",
-            f"hosts.{name}",
-            name,
+            f"hosts.{host.name}",
+            host.name,
             host,
             host.address,
             host.nvidia,
@@ -163,60 +111,87 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             if host.hands_over or host.take_over
             else None,
         )
-        return cls(name, NvidiaGuestStackArgs(system=system, reboot=reboot, before_reboot=before_reboot))
+        return cls(system)
+
+    def check_after(self, boot: HostReboot) -> None:
+        """Uses a host's stack once the host has rebooted for its driver."""
+        self._check(boot, boot.boot)
 
     @classmethod
-    def in_vm(cls, name: str, vm: VmInput, host: HostInput, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
+    def in_vm(cls, host: Host, vm: Vm, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
         """A VM's stack; None: the settings have none for it."""
-        vm, host = vm_of(vm), host_of(host)
         if vm.nvidia is None:
             return None
         system = System(
             "vm",
-            f"vms.{name}",
+            f"vms.{vm.name}",
             vm.host,
             host.model_copy(update={"ssh": vm.ssh}),
-            gpu_vm.vm.apply(lambda vm_output: address_of(name, vm_output)),
+            gpu_vm.vm.apply(lambda vm_output: address_of(vm.name, vm_output)),
             vm.nvidia,
             (gpu_vm,),
             gpu_vm.in_force,
             started=gpu_vm.started,
             stays=vm.create is None or vm.create.protect,
         )
-        return cls(name, NvidiaGuestStackArgs(system=system))
+        return cls(system)
 
     @classmethod
     def in_container(
         cls,
-        name: str,
-        container: ContainerInput,
-        host: HostInput,
+        host: Host,
+        container: Container,
         gpu_lxc: GpuLxc,
         boot: HostReboot,
-        after: Sequence[pulumi.Resource] = (),
+        of_host: NvidiaGuestStack | None = None,
     ) -> NvidiaGuestStack | None:
         """A container's stack; None: the settings have none for it.
 
         :param boot: of the host, whose driver the container follows where this program installs it.
-        :param after: resources that come before it: of the host, its NvidiaGuestStack, if it has one.
+        :param of_host: the host's own stack, which comes before it.
         """
-        container, host = container_of(container), host_of(host)
         if container.nvidia is None:
             return None
         system = System(
             "lxc",
-            f"containers.{name}",
+            f"containers.{container.name}",
             container.host,
             host,
             host.address,
             container.nvidia,
-            (gpu_lxc, *after),
+            (gpu_lxc,) if of_host is None else (gpu_lxc, of_host),
             pulumi.Output.all(gpu_lxc.in_force, boot.driver).apply(" ".join),
             container.ctid,
             started=gpu_lxc.started,
             stays=container.create is None or container.create.protect,
         )
-        return cls(name, NvidiaGuestStackArgs(system=system))
+        return cls(system)
+
+    def _check(self, last: pulumi.Resource, *after: pulumi.Output[Any]) -> None:
+        """The steps that need the driver in use: the container toolkit, and the look from inside.
+
+        :param last: what comes before them.
+        :param after: what they are done again after, besides the packages.
+        """
+        system, done = self._system, [*self._done, *after]
+        both = pulumi.Output.all(self._request, self._installed)
+        if system.nvidia.container_toolkit is not None:
+            configure = both.apply(lambda values: steps.toolkit(*values))
+            last = toolkit = self._layer("toolkit", "container_toolkit", configure, last)
+            done.append(toolkit.stdout)
+        inputs = {
+            "wanted": both.apply(lambda values: dataclasses.asdict(expected.Expected.of(*values))),
+            "timeout": system.nvidia.timeouts.verify,
+            "done": pulumi.Output.all(*done),
+            "started": system.started,
+        }
+        verified = NvidiaVerification(
+            f"{self.pulumi_resource_name}-verified",
+            {**system.inputs, **inputs},
+            pulumi.ResourceOptions(parent=self, depends_on=[last]),
+        )
+        self.result = verified.result
+        self.register_outputs({"result": self.result})
 
     def _layer(self, step: str, layer: str, wanted: pulumi.Input[Any], after: pulumi.Resource) -> remote.Command:
         """A step's command.

@@ -7,49 +7,36 @@ entry "without GPU passthrough". First the initramfs, then the switch; undone th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pulumi
 
 from homelab.resources import command as remote
-from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
+from homelab.settings import Host
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.needed import Wanted as Initramfs
 
 
-@dataclass(frozen=True, kw_only=True)
-class VfioBindingArgs:
-    """`host`: its settings, the keys of docs/settings.md; `probe`: the functions to bind, as command-line words, and
-    the layer's generation.
-    """
-
-    host: HostInput
-    probe: HostProbe
-
-
 class VfioBinding(pulumi.ComponentResource):
-    """No outputs: what the next boot needs depends on it."""
+    """No outputs: what the next boot needs depends on it. `probe`: has the functions to bind, as command-line words."""
 
-    def __init__(self, name: str, args: VfioBindingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:VfioBinding", name, {}, opts)
-        host = host_of(args.host)
+    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("homelab:host:VfioBinding", host.name, {}, opts)
         initramfs = remote.layer(
-            f"{name}-initrd",
+            f"{host.name}-initrd",
             host,
             "initramfs",
-            args.probe.vfio_words.apply(lambda words: Initramfs(needed=bool(words))),
+            probe.vfio_words.apply(lambda words: Initramfs(needed=bool(words))),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
-            generation=args.probe.generation_of("vfio"),
+            generation=probe.generation_of("vfio"),
         )
         remote.layer(
-            f"{name}-bind",
+            f"{host.name}-bind",
             host,
             "cmdline",
-            args.probe.vfio_words.apply(
+            probe.vfio_words.apply(
                 lambda words: Cmdline(name="vfio", words=words, rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
-            generation=args.probe.generation_of("vfio"),
+            generation=probe.generation_of("vfio"),
         )
         self.register_outputs({})

@@ -1,7 +1,50 @@
 """Takes a Proxmox VE host from stock to an NVIDIA GPU in use, and keeps it there.
 
+What stands here is what programs use: homelab's own (__main__.py) and other people's (examples/), with the components
+(`homelab.components`). Each name is imported at its first use.
+
 Imports go one way (docs/adr/README.md, 16; `make lint` holds them to it): cli and components → resources → remote →
 what is pure.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from homelab.contract import GpuOutput as GpuOutput
+    from homelab.contract import HostOutput as HostOutput
+    from homelab.contract import Outputs as Outputs
+    from homelab.contract import consumed as consumed
+    from homelab.errors import HomelabError as HomelabError
+    from homelab.errors import raise_all as raise_all
+    from homelab.resources.host_probe import HostProbe as HostProbe
+    from homelab.resources.program import HomelabProvider as HomelabProvider
+    from homelab.resources.program import settings_of_the_stack as settings_of_the_stack
+    from homelab.resources.storage_file import Downloads as Downloads
+    from homelab.settings import Host as Host
+    from homelab.settings import Vm as Vm
+    from homelab.shapes import BootSeen as BootSeen
+    from homelab.shapes import OfferedCard as OfferedCard
+    from homelab.stack import Refusal as Refusal
+    from homelab.stack import after as after
+
 __version__ = "2.0.0.dev0"
+
+_NAMES = {
+    "contract": ("GpuOutput", "HostOutput", "Outputs", "consumed"),
+    "errors": ("HomelabError", "raise_all"),
+    "resources.host_probe": ("HostProbe",),
+    "resources.program": ("HomelabProvider", "settings_of_the_stack"),
+    "resources.storage_file": ("Downloads",),
+    "settings": ("Host", "Vm"),
+    "shapes": ("BootSeen", "OfferedCard"),
+    "stack": ("Refusal", "after"),
+}
+__all__ = [name for names in _NAMES.values() for name in names]
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"homelab.{module}"), name)
+    raise AttributeError(f"module homelab has no attribute {name}")

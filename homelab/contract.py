@@ -8,31 +8,20 @@ docs/outputs.schema.json is made from these models, by `python -m homelab.contra
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import pulumi
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from homelab.errors import HomelabError
-from homelab.later import later
-from homelab.settings import Settings
-from homelab.shapes import BootedHost, ContainerSeen, PassthroughSeen, StackInUse, VmSeen
-from homelab.text import clean
-
-if TYPE_CHECKING:
-    from homelab.show import result
-else:
-    result = later("homelab.show.result")
 
 VERSION = 1
 
 
 def _whole(value: Any) -> Any:
-    """Pulumi carries every number as a floating-point one: 103.0 is 103."""
+    # Pulumi carries every number as a floating-point one: 103.0 is 103.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -258,72 +247,6 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def outputs(
-    settings: Settings,
-    hosts: dict[str, pulumi.Output[BootedHost]],
-    tests: dict[str, pulumi.Output[dict[str, PassthroughSeen]]],
-    vms: dict[str, pulumi.Output[VmSeen]],
-    containers: dict[str, pulumi.Output[ContainerSeen]],
-    stacks: dict[str, pulumi.Output[StackInUse]],
-    words: dict[str, pulumi.Output[str]],
-) -> dict[str, Any]:
-    """A program's outputs, by name, made from those of its components.
-
-    :param hosts: name -> HostReboot's `host`.
-    :param tests: name -> GpuCards' `tests`.
-    :param vms: name -> GpuVm's `vm`.
-    :param containers: name -> GpuLxc's `container`.
-    :param stacks: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's `result`.
-    :param words: host -> the words that homelab has set on its kernel command line.
-    """
-    takers = [((vm.host, use.gpu), name) for name, vm in settings.vms.items() for use in vm.gpus]
-    # Of a card that several VMs may take, only the host knows which VM has it.
-    holders = {card: name for card, name in takers if [taken for taken, _ in takers].count(card) == 1}
-
-    def of_host(name: str, values: list[dict[str, Any]]) -> dict[str, Any]:
-        booted, tests_of_host = values
-        host = settings.hosts[name]
-        gpus = {}
-        for gpu, card in booted["gpus"].items():
-            # A card that is handed over is for this stack's VMs alone: another project's have no hookscript.
-            mapping = host.mapping_of(gpu) if host.gpus[gpu].use == "vm" else None
-            gpus[gpu] = {
-                **card,
-                "mapping": mapping,
-                "hostpci": mapping and f"mapping={mapping},pcie=1",
-                "holder": holders.get((name, gpu)),
-                "test": tests_of_host.get(gpu),
-            }
-        return {**booted, "node": host.node or name, "gpus": gpus}
-
-    def with_stack(place: str, value: pulumi.Output[Any]) -> pulumi.Output[dict[str, Any]]:
-        both = pulumi.Output.all(value, stacks.get(place))
-        return both.apply(lambda values: without_nulls({**values[0], "nvidia": values[1]}))
-
-    verified = {
-        name: pulumi.Output.all(host, tests[name]).apply(functools.partial(of_host, name))
-        for name, host in hosts.items()
-    }
-    values = {
-        "version": VERSION,
-        "hosts": {name: with_stack(f"hosts.{name}", value) for name, value in verified.items()},
-        "vms": {name: with_stack(f"vms.{name}", value) for name, value in vms.items()},
-        "containers": {name: with_stack(f"containers.{name}", value) for name, value in containers.items()},
-    }
-    kept = [place for place, stack in settings.stacks.items() if stack.on_destroy == "keep"]
-    both = pulumi.Output.all(values, pulumi.Output.all(**words) if words else {})  # `all` of nothing is a list
-    return {**values, "result": both.apply(lambda pair: result.lines(pair[0], pair[1], kept))}
-
-
-def tell(result_lines: pulumi.Output[list[str]]) -> None:
-    """Shows the output `result` as the program's last message in an `up`; the display has it among all outputs besides.
-    What the settings no longer name the engine removes once the program has ended.
-    """
-    if not pulumi.runtime.is_dry_run():
-        begin = "Result, if this run ends well"
-        result_lines.apply(lambda lines: pulumi.log.info(clean("\n".join([begin, *(f"  {line}" for line in lines)]))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,28 @@
-"""The errors that a user sees."""
+"""All exceptions of the program.
+
+    HomelabError                       what a user has to act on
+        UnreachableError
+        LoginRefusedError
+        NoPythonError
+        RefusedError                   another run is at work
+        ApiError                       of Proxmox VE's API
+            NotThereError
+            ElsewhereError
+            ChangedMeanwhileError
+            UnansweredError
+                AwayError              an UnreachableError, too
+            LockHeldError
+            NoQuorumError
+            TaskFailedError
+            StillRunsError
+        SeveralErrors
+    UnfinishedError                    carries a HomelabError to Pulumi's engine
+    GoneError, NoAnswerError           caught within the program
+    FormatError
+    Mistake, Declined                  of `homelab init`
+
+homelab.stack.Refusal ends a program with a HomelabError.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +72,65 @@ class NoPythonError(HomelabError):
     """The system has no Python, in which this program's part there is written."""
 
 
-class UnfinishedError(Exception):
-    """The work on a resource has failed. `id`, `state`: the resource's id and outputs by then, which Pulumi keeps."""
+class RefusedError(HomelabError):
+    """Another run is at work on the host."""
 
-    def __init__(self, error: HomelabError, id_: str, state: Mapping[str, object]) -> None:
-        super().__init__(str(error))
-        self.id, self.state = id_, state
+
+class ApiError(HomelabError):
+    """The API refused a request, or a task failed. `status` is HTTP's (0: no answer), `reason` the node's own words,
+    `sent`: False: the request certainly wasn't carried out, and may be sent again."""
+
+    sent = True
+
+    def __init__(self, *, wanted: str, found: str, why: str, next: str, status: int, reason: str) -> None:
+        super().__init__(wanted=wanted, found=found, why=why, next=next)
+        self.status, self.reason = status, reason
+
+
+class NotThereError(ApiError):
+    """A guest's configuration or a mapping doesn't exist."""
+
+
+class ElsewhereError(ApiError):
+    """The guest is on another node of the cluster: `node`."""
+
+    node = ""
+
+
+class ChangedMeanwhileError(ApiError):
+    """The configuration was changed since it was read: its digest is another one."""
+
+
+class UnansweredError(ApiError):
+    """No answer, or none from the node."""
+
+
+class AwayError(UnansweredError, UnreachableError):
+    """The host itself isn't reached, so nothing was asked."""
+
+    sent = False
+
+
+class LockHeldError(ApiError):
+    """Another process holds the lock of a guest or file that was to be changed; nothing was done."""
+
+    sent = False
+
+
+class NoQuorumError(ApiError):
+    """The cluster has no quorum, so that /etc/pve is read-only; nothing was done."""
+
+    sent = False
+
+
+class TaskFailedError(ApiError):
+    """A task ended badly; `reason` is its exit status."""
+
+
+class StillRunsError(ApiError):
+    """A task hasn't ended in its time. `upid`: the task's id."""
+
+    upid = ""
 
 
 class SeveralErrors(HomelabError):
@@ -69,6 +146,39 @@ class SeveralErrors(HomelabError):
             "; ".join(dict.fromkeys(getattr(error, part) for error in errors))
             for part in ("wanted", "found", "why", "next")
         )
+
+
+class UnfinishedError(Exception):
+    """The work on a resource has failed. `id`, `state`: the resource's id and outputs by then, which Pulumi keeps."""
+
+    def __init__(self, error: HomelabError, id_: str, state: Mapping[str, object]) -> None:
+        super().__init__(str(error))
+        self.id, self.state = id_, state
+
+
+class GoneError(Exception):
+    """A refresh found that the resource isn't there any more."""
+
+
+class NoAnswerError(Exception):
+    """There is no answer. `sent`: whether the request may have been carried out."""
+
+    def __init__(self, found: str, *, sent: bool) -> None:
+        super().__init__(found)
+        self.sent = sent
+
+
+class FormatError(ValueError):
+    """A value that hasn't the format; the text follows `invalid format - `, and ends with a newline."""
+
+
+class Mistake(Exception):
+    """What a person gave can't be taken; the text says why, and what to give. A question is asked again, an option ends
+    the command."""
+
+
+class Declined(Exception):
+    """The person said no, or there is nothing to do: the text says what that means."""
 
 
 def raise_all(errors: list[HomelabError]) -> None:

@@ -92,16 +92,13 @@ def of(raw: Any) -> Event | None:
             return Diagnostic(str(body.get("severity", "")), clean(text).strip(), passing)
         if key in ("resourcePreEvent", *_ENDS) and isinstance(step := body.get("metadata"), Mapping):
             ended = key in _ENDS
-            return Step(str(step.get("op", "")), str(step.get("type", "")), _name(step.get("urn")), ended)
+            name = clean(str(step.get("urn") or "").rpartition("::")[2])
+            return Step(str(step.get("op", "")), str(step.get("type", "")), name, ended)
         if key == "summaryEvent":
             changes = body.get("resourceChanges")
             numbers = changes.items() if isinstance(changes, Mapping) else ()
             return Summary({str(name): number for name, number in numbers if isinstance(number, int)})
     return None
-
-
-def _name(urn: Any) -> str:
-    return clean(str(urn or "").rpartition("::")[2])
 
 
 def _of_line(line: bytes) -> Event | None:

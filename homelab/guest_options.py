@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from homelab.errors import FormatError
+
 _FILE = Path(__file__).with_suffix(".txt")
 _PARAMETER = re.compile(
     r"(?P<name>[\w-]+)(?:\*(?P<count>\d+))?(?P<optional>\?)? "
@@ -23,10 +25,6 @@ _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 UNKNOWN = "property is not defined in schema and the schema does not allow additional properties"
 _DNS_LABEL = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)"
-
-
-class FormatError(ValueError):
-    """A value that hasn't the format; the text follows `invalid format - `, and ends with a newline."""
 
 
 @dataclass(frozen=True)

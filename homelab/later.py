@@ -1,13 +1,12 @@
-"""Modules that are imported at their first use. All late imports of the program come from here, except for three.
+"""Modules that are imported at their first use. All late imports of the program come from here, except for two.
 
 That saves a tenth to a quarter of a second of every `pulumi up` that changes nothing (measured with
 `python -X importtime`): asyncssh, the models of a host's facts, NVIDIA's data. A program that declares resources needs
 none of them until it plans something.
 
-The three other late imports, in processor time: the provider's work (270 ms, homelab/provider/registry.py), whose
+The two other late imports, in processor time: the provider's work (270 ms, homelab/provider/registry.py), whose
 modules are named in a table; and its base where a diff asks for it (homelab/provider/serve.py), since pydantic, while
-it defines models, looks at every module that is loaded, and so would load these; and, for the same reason, what makes a
-program's descriptions settings (homelab/resources/host_probe.py), of which the provider has no need.
+it defines models, looks at every module that is loaded, and so would load these.
 """
 
 from __future__ import annotations

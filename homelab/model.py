@@ -1,15 +1,13 @@
-"""The base classes of models: of the settings (strict, frozen, camelCase) and of readings. Neither takes an unknown
-key."""
+"""The base classes of the settings' models: strict, frozen, camelCase, without unknown keys."""
 
 from __future__ import annotations
 
 import os
-from functools import cached_property
 
 # Without this, pydantic looks through every installed package for plugins, at each start.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-from pydantic import BaseModel, ConfigDict  # noqa: E402
+from pydantic import BaseModel, ConfigDict, PrivateAttr  # noqa: E402
 
 
 def camel(name: str) -> str:
@@ -18,15 +16,24 @@ def camel(name: str) -> str:
     return head + "".join(word.capitalize() for word in rest)
 
 
-class Fact(BaseModel):
-    """A part of a reading; it is never changed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
-
-
 class Model(BaseModel):
     """A part of the settings."""
 
     # Names in YAML are camelCase, as everywhere in Pulumi.
     # The text below a key says what it means; docs/settings.md is made of these (docs/tables/meanings.py).
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, strict=True)
+
+
+class NamedModel(Model):
+    """A part of the settings that stands under a name, which it knows once the whole settings are there."""
+
+    _name: str = PrivateAttr("")
+
+    def take_name(self, name: str) -> None:
+        """Tells it its name."""
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """Its name in the settings."""
+        return self._name

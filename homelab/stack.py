@@ -77,6 +77,14 @@ def load() -> Settings:
     return settings
 
 
+def after(*resources: pulumi.Resource | None) -> pulumi.ResourceOptions:
+    """Options of a resource that is made after these, and deleted before them.
+
+    :param resources: None: there is none.
+    """
+    return pulumi.ResourceOptions(depends_on=[resource for resource in resources if resource is not None])
+
+
 def _end_on_interrupt() -> None:
     """Ends the program at once on SIGINT. When an update fails, the engine interrupts the program, which otherwise
     would wait for its threads until it is killed five seconds later."""
@@ -99,7 +107,7 @@ def _end_with(engine: engine_pb2_grpc.EngineStub) -> None:
 
 
 def _file() -> Path:
-    """The stack's own file, which with `--config-file` isn't the one that Pulumi reads."""
+    # The stack's own file, which with `--config-file` isn't the one that Pulumi reads.
     return Path.cwd() / f"Pulumi.{pulumi.get_stack().rpartition('/')[2]}.yaml"
 
 

@@ -9,6 +9,7 @@ other output goes through `tell`, or through `clean` where it isn't printed. The
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 import re
 import sys
@@ -100,22 +101,24 @@ def _print(text: str, *, meanwhile: bool) -> None:
     print(text, file=encodable(sys.stdout))
 
 
-# The last one is used by `tell`.
-_SHOWN_BY: list[Show] = [_print]
+@functools.cache
+def _shown_by() -> list[Show]:
+    # What shows a text; `tell` uses the last one.
+    return [_print]
 
 
 def tell(text: str) -> None:
     """Shows a cleaned text: prints it, or calls the last function given to `shown_by`."""
-    _SHOWN_BY[-1](clean(text), meanwhile=False)
+    _shown_by()[-1](clean(text), meanwhile=False)
 
 
 def tell_meanwhile(text: str) -> None:
     """Shows a cleaned text that is replaced by the next one, such as progress; it isn't among the messages at the
     end.
     """
-    _SHOWN_BY[-1](clean(text), meanwhile=True)
+    _shown_by()[-1](clean(text), meanwhile=True)
 
 
 def shown_by(show: Show) -> None:
     """Makes `tell` call this function from now on."""
-    _SHOWN_BY.append(show)
+    _shown_by().append(show)

@@ -1,6 +1,7 @@
-"""The ratchet of `make lint`: how much code, text and how many exceptions from rules there are. No number may get worse than its limit in size.yaml.
+"""The ratchet of `make lint`: how much code, text and how many exceptions from rules there are. No number may get worse than its limit in size.yaml
+by more than 1 %; those of FREE may grow.
 
-python -m tests.size: the table, and 1 where a number is worse than its limit. --lower: limits become today's numbers where these are better.
+python -m tests.size: what a change costs, and 1 where a number is that much worse. --lower: limits become today's numbers where these are better.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from docs.tables.settings import MODELS
-from homelab.resources.base import DECLARED
+from homelab.resources.base import declared
 
 PROJECT = Path(__file__).resolve().parents[1]
 LIMITS = PROJECT / "tests" / "size.yaml"
@@ -36,6 +37,8 @@ AREAS = {
 EXCEPTIONS = ("fmt: skip", "fmt: off", "noqa", "ruff: noqa", "type: ignore", "mypy: ")
 #: Numbers that may not fall; all others may not rise.
 AT_LEAST = frozenset({"ruff: rules", "mypy: strict"})
+#: Numbers that are printed alone: a new setting, and what documents say of it, are nothing to save.
+FREE = frozenset({"settings: keys", "documents: words"})
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def numbers(files: dict[str, str], sizes: dict[str, Size]) -> dict[str, int]:
     def lines(*suffixes: str) -> int:
         return sum(bool(line.strip()) for name in files if name.endswith(suffixes) for line in files[name].splitlines())
 
-    importlib.import_module("homelab.provider.registry")  # fills DECLARED
+    importlib.import_module("homelab.provider.registry")  # declares them
     python = "".join(text for name, text in files.items() if name.endswith(".py"))
     return {
         **{f"{area}: code lines": size.code for area, size in sizes.items()},
@@ -147,7 +150,7 @@ def numbers(files: dict[str, str], sizes: dict[str, Size]) -> dict[str, int]:
         "Go: lines": lines(".go"),
         **{f"# {words.strip()}": python.count(f"# {words}") for words in EXCEPTIONS},
         "settings: keys": sum(len(model.model_fields) for model in MODELS.values()),
-        "resources: kinds": len(DECLARED),
+        "resources: kinds": len(declared()),
         "documents: words": sum(len(text.split()) for name, text in files.items() if name.endswith(".md")),
         **_rules(tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]),
     }
@@ -159,11 +162,11 @@ def worse_by(name: str, now: int, limit: int) -> int:
 
 
 def worse(now: dict[str, int], limits: dict[str, int]) -> list[str]:
-    """A sentence for each number that is worse than its limit."""
+    """A sentence for each number that is worse than its limit by more than 1 %, and may not be."""
     return [
         f"{name}: {number} is {by} {'less' if name in AT_LEAST else 'more'} than the limit of {limits[name]}"
         for name, number in now.items()
-        if (by := worse_by(name, number, limits[name])) > 0
+        if name not in FREE and (by := worse_by(name, number, limits[name])) > limits[name] / 100
     ]
 
 
@@ -187,13 +190,14 @@ def main() -> int:
     if now.keys() != limits.keys():
         print(f"tests/size.yaml: no limit, or a limit of nothing: {', '.join(now.keys() ^ limits.keys())}")
         return 1
+    print(f"{'':36}{'now':>8}{'limit':>8}{'more':>8}")
     for name, number in now.items():
-        print(f"{name:36}{number:>8}{limits[name]:>8}")
+        print(f"{name:36}{number:>8}{limits[name]:>8}{number - limits[name]:>+8}")
     print("all lines, for orientation:", ", ".join(f"{area} {size.lines}" for area, size in sizes.items()))
     if better := [name for name, number in now.items() if worse_by(name, number, limits[name]) < -limits[name] / 100]:
         print(f"better than the limit by more than 1 %: {', '.join(better)}. Next: python -m tests.size --lower")
     if problems := worse(now, limits):
-        print("wanted: no number worse than its limit in tests/size.yaml")
+        print("wanted: no number worse than its limit in tests/size.yaml by more than 1 %")
         print("found: ", "\n        ".join(problems))
         print("why:    the project is to get smaller, and its linters no laxer")
         print("next:   take as much away in the same place. A limit is raised by hand, in a commit that says why")

@@ -4,25 +4,19 @@ homelab's outputs ─► LentCards (their version, who has the card) ─► GpuV
 """
 
 import pulumi
-from lent_cards import LentCards, LentCardsArgs
+from lent_cards import LentCards
 
-from homelab.components.gpu_vm import GpuVm, GpuVmArgs
-from homelab.errors import HomelabError
-from homelab.stack import Refusal, load
+from homelab import settings_of_the_stack
+from homelab.components import GpuVm
 
-try:
-    settings = load()
-except HomelabError as error:
-    raise Refusal(error) from None
-
-homelab = pulumi.StackReference(pulumi.Config().require("homelab"))
+settings = settings_of_the_stack()
+lender = pulumi.StackReference(pulumi.Config().require("homelab"))
 vms = {}
-for name, vm in settings.vms.items():
+for vm in settings.vms.values():
     host = settings.hosts[vm.host]
-    cards = LentCards(f"{name}-cards", LentCardsArgs(stack=homelab, vm_name=name, vm=vm, host=host))
-    args = GpuVmArgs(vm=vm, node=host.node or vm.host, cards=cards.cards, boot=cards.boot)
+    cards = LentCards(host, vm, lender)
     # A VM isn't even created where its card isn't to be had.
-    after = pulumi.ResourceOptions(depends_on=cards.cards.apply(lambda _: [homelab]))
-    vms[name] = GpuVm(name, args, after).vm
+    after = pulumi.ResourceOptions(depends_on=cards.cards.apply(lambda _: [lender]))
+    vms[vm.name] = GpuVm(host, vm, cards.cards, cards.boot, after).vm
 
 pulumi.export("vms", vms)

@@ -7,17 +7,23 @@ out of the first by the other's VmCards.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypedDict
 
 import pulumi
 
-from homelab.contract import GpuOutput, Outputs, consumed
-from homelab.contract import HostOutput as LendingHost
-from homelab.errors import HomelabError, raise_all
-from homelab.settings import Host, Vm
-from homelab.shapes import BootSeen, OfferedCard
-from homelab.stack import Refusal
+from homelab import (
+    BootSeen,
+    GpuOutput,
+    HomelabError,
+    Host,
+    HostOutput,
+    OfferedCard,
+    Outputs,
+    Refusal,
+    Vm,
+    consumed,
+    raise_all,
+)
 
 
 class Lent(TypedDict):
@@ -72,7 +78,7 @@ def _shared(stack: str, outputs: Outputs, name: str, vm: Vm, node: str) -> list[
     ]
 
 
-def _cards_in_the_way(stack: str, outputs: Outputs, host: LendingHost, name: str, vm: Vm) -> list[HomelabError]:
+def _cards_in_the_way(stack: str, outputs: Outputs, host: HostOutput, name: str, vm: Vm) -> list[HomelabError]:
     errors = []
     for use in vm.gpus:
         gpu = host.gpus.get(use.gpu)
@@ -83,7 +89,7 @@ def _cards_in_the_way(stack: str, outputs: Outputs, host: LendingHost, name: str
     return errors
 
 
-def _not_offered(stack: str, host: LendingHost, name: str, vm: Vm, card: str) -> HomelabError:
+def _not_offered(stack: str, host: HostOutput, name: str, vm: Vm, card: str) -> HomelabError:
     offered = ", ".join(other for other, gpu in sorted(host.gpus.items()) if gpu.mapping is not None)
     kept = f"{card} has use: {host.gpus[card].use} and no PCI mapping" if card in host.gpus else f"no {card}"
     return HomelabError(
@@ -106,33 +112,24 @@ def _held(stack: str, outputs: Outputs, gpu: GpuOutput, name: str, vm: Vm, card:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LentCardsArgs:
-    """`stack`: the homelab stack; `vm_name`: of the VM in the settings; `host`: the VM's."""
-
-    stack: pulumi.StackReference
-    vm_name: str
-    vm: Vm
-    host: Host
-
-
 class LentCards(pulumi.ComponentResource):
-    """Outputs: `cards`, `boot`, as GpuVm takes them."""
+    """Outputs: `cards`, `boot`, as GpuVm takes them. `host`: the VM's; `stack`: the homelab stack."""
 
     cards: pulumi.Output[dict[str, OfferedCard]]
     boot: pulumi.Output[BootSeen]
 
-    def __init__(self, name: str, args: LentCardsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:gpu:LentCards", name, {}, opts)
-        vm_name, vm, node = args.vm_name, args.vm, args.host.node or args.vm.host
+    def __init__(
+        self, host: Host, vm: Vm, stack: pulumi.StackReference, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("homelab:gpu:LentCards", f"{vm.name}-cards", {}, opts)
 
-        def found(stack: str, values: Mapping[str, object]) -> Lent:
+        def found(name: str, values: Mapping[str, object]) -> Lent:
             try:
-                return lent(stack, values, vm_name, vm, node)
+                return lent(name, values, vm.name, vm, host.node_name)
             except HomelabError as error:
                 raise Refusal(error) from None
 
-        known = pulumi.Output.all(args.stack.name, args.stack.outputs).apply(lambda both: found(str(both[0]), both[1]))
+        known = pulumi.Output.all(stack.name, stack.outputs).apply(lambda both: found(str(both[0]), both[1]))
         self.cards = known.apply(lambda both: both["cards"])
         self.boot = known.apply(lambda both: both["boot"])
         self.register_outputs({"cards": self.cards})

@@ -12,8 +12,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
-from homelab.errors import HomelabError, LoginRefusedError
-from homelab.init.ask import Ask, Declined, Mistake, say
+from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake
+from homelab.init.ask import Ask, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
 from homelab.settings import Host

@@ -70,7 +70,7 @@ def _of_a_file(error: OSError) -> HomelabError:
 
 
 def _is_unread(error: OSError, *, windows: bool = os.name == "nt") -> bool:
-    """Whether an error means that nobody reads the output any more. Windows' C library calls that EINVAL."""
+    # Whether an error means that nobody reads the output any more. Windows' C library calls that EINVAL.
     return isinstance(error, BrokenPipeError) or (windows and error.errno == errno.EINVAL and error.filename is None)
 
 

@@ -17,12 +17,12 @@ from homelab.cli.project import PASSPHRASE
 from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.cli.whereabouts import guests_on, named
-from homelab.errors import HomelabError, UnreachableError, raise_all
-from homelab.host import consoles, gates
+from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
+from homelab.host import consoles, gates, resolving
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
-from homelab.init.ask import Ask, Declined, Mistake, say, show
+from homelab.init.ask import Ask, say, show
 from homelab.init.cards import Card, Use
 from homelab.remote import planning, ssh
 from homelab.remote.proxmox import guest_address
@@ -228,7 +228,7 @@ def _given(
 
     :param has: who has one by the settings.
     """
-    configured = {place: gpu for gpu, place in gates.resolve(facts, host.gpus)[0].items()}
+    configured = {place: gpu for gpu, place in resolving.resolve(facts, host.gpus)[0].items()}
     all_cards = init_cards.cards(facts, configured)
     node = facts.cluster.node or "pve"
     named: dict[Card, str] = {}

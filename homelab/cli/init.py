@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from homelab.errors import HomelabError
-from homelab.init.ask import Ask, Declined, Mistake, say, to_type
+from homelab.errors import Declined, HomelabError, Mistake
+from homelab.init.ask import Ask, say, to_type
 from homelab.later import later
 
 # What it needs to read a host takes a second to import: the first line comes before that.

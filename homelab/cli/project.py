@@ -15,7 +15,7 @@ import yaml
 from homelab import template
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.init.ask import Mistake
+from homelab.errors import Mistake
 
 # The environment variable with the passphrase of the stack's secrets.
 PASSPHRASE = "PULUMI_CONFIG_PASSPHRASE"

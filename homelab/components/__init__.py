@@ -1,8 +1,15 @@
-"""homelab's components, for another Pulumi project: `from homelab.components.gpu_vm import GpuVm`.
+"""homelab's components, for another Pulumi project: `from homelab.components import GpuVm`.
 
 In the repository they lie at the top, in components/, where the program has them; an installed package has them here.
 """
 
-from pathlib import Path
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
-__path__ = [str(Path(__file__).resolve().parents[2] / "components")]
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
+
+sys.modules[__name__] = importlib.import_module("components")

@@ -14,7 +14,7 @@ from homelab.shapes import CardFunction, CardPlan, SharedCard
 from remote_scripts.notes.container_note import Cards
 
 if TYPE_CHECKING:
-    from homelab.settings import Container
+    from homelab.settings import Container, Gpu
 
 
 def display_function(card: CardPlan) -> CardFunction:
@@ -35,6 +35,17 @@ def other_cards(container: Container, gpus: Mapping[str, CardPlan]) -> dict[str,
     :param gpus: the host's cards of the settings, as HostProbe has them.
     """
     return {name: gpus[name] for name in container.cards if name in gpus and not is_nvidia(gpus[name])}
+
+
+def may_have_nvidia(container: Container, gpus: Mapping[str, Gpu]) -> bool:
+    """Whether a container may get a card of NVIDIA's. Only the host knows the maker of a card that is named by its
+    address.
+
+    :param gpus: the cards of its host, by name.
+    """
+    return not container.gpus or any(
+        gpus[name].match is None or gpus[name].is_nvidia for name in container.gpus if name in gpus
+    )
 
 
 def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from homelab.container import makers
 from homelab.errors import HomelabError
-from homelab.host import gates
+from homelab.host import group_gates
 from homelab.host.classes import AMD, DRIVERS
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
@@ -110,7 +110,7 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
         why="the card's driver (i915, xe, amdgpu) makes the nodes that a container is given; with nomodeset, with a "
         "blacklist, or without its firmware it makes none, and drivers for a screen alone, such as ast, have none",
         next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-        f"{gates.new_entries(facts)}, and reboot"
+        f"{group_gates.new_entries(facts)}, and reboot"
         if words
         else "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; take a blacklist of the driver out of "
         "/etc/modprobe.d and run `update-initramfs -u -k all`, update pve-firmware and the kernel (`apt "

@@ -5,15 +5,15 @@ Pure functions, so that a preview and an `up` refuse the same things with the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
 from homelab.findings import Finding, JudgedGuest, Stage, Turn
 from homelab.host import ha
-from homelab.host.classes import NVIDIA
-from homelab.host.facts import CardUser, GuestConfig, HostFacts, note_in
+from homelab.host.facts import HostFacts
+from homelab.host.guests import CardUser, GuestConfig, note_in
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
@@ -65,7 +65,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
     """
     holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
-    graphics = [device for device in facts.display_devices if device.vendor == NVIDIA]
+    graphics = [device for device in facts.display_devices if device.is_nvidia]
     unavailable: dict[str, str] = {}
     for gpu, card in want.gpus.items():
         if card["use"] == "vm":
@@ -110,22 +110,15 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
 
 
 def _was_shared(slot: str, users: list[CardUser], facts: HostFacts) -> bool:
-    """Whether a card was shared until this run, whose settings have it for containers alone: the host has it now, and
-    only VMs name it that are off and got it from this program. This run takes it out of them; until then their
-    hookscript keeps it.
-
-    :param users: the guests whose configuration names the card.
-    """
+    # Whether a card was shared until this run, whose settings have it for containers alone: the host has it now, and
+    # only VMs name it that are off and got it from this program. This run takes it out of them; until then their
+    # hookscript keeps it.
     return facts.handover.enabled and all(
         not user.running and facts.given_by_homelab(slot, user.vmid) for user in users
     )
 
 
 def _slots_of_use(want: Wanted, use: str) -> list[str]:
-    """The slots of the cards that have a use in the settings.
-
-    :param use: `vm`, `lxc`, `host` or `shared`.
-    """
     return [card["slot"] for card in want.gpus.values() if card["use"] == use]
 
 
@@ -355,8 +348,9 @@ def describe(
         wish = wish_of(name, container, facts, want, driver_cards, node, after_boot=True)
         judged = judge_container(wish, facts, stack)
         errors += judged.refusals
-        nvidias = [_devices(wish.cards.minors)] if wish.cards.minors else []
-        devices = "; ".join([*nvidias, *other_makers.lines(facts, wish.shared)]) or "no card"
+        nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]
+        own = [", ".join(nvidias)] if wish.cards.minors else []
+        devices = "; ".join([*own, *other_makers.lines(facts, wish.shared)]) or "no card"
         config = facts.guests.config(container.ctid)
         if config is None:
             lines.append(f"  container {container.ctid} ({name}): created with {devices}")
@@ -384,7 +378,3 @@ def _of_existing(container: Container, wish: ContainerWish, judged: JudgedGuest,
         *(f"    {line}" for line in (*judged.steps, *judged.remarks)),
         *(copy_first(container) if judged.change else []),
     ]
-
-
-def _devices(chosen: Iterable[int]) -> str:
-    return ", ".join(f"/dev/nvidia{number}" for number in chosen) + ", nvidiactl, nvidia-uvm"

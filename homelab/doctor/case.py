@@ -9,7 +9,6 @@ from homelab.doctor.cards import log_findings
 from homelab.doctor.devices import Row, WantedCards, card_number
 from homelab.doctor.reading import ContainerReading, Reading
 from homelab.findings import Finding
-from homelab.host.classes import NVIDIA
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,6 @@ class Case:
             device.slot: device.slot
             for device in facts.display_devices
             if not paths.isdisjoint([f"/dev/nvidia{numbers.get(device.address)}", *facts.drm_nodes(device.address)])
-            or (missing and device.vendor == NVIDIA and device.address not in numbers)
+            or (missing and device.is_nvidia and device.address not in numbers)
         }
         return log_findings(self.reading, slots, of_host=False)

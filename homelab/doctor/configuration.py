@@ -9,7 +9,7 @@ from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
 from homelab.errors import unlocking
 from homelab.findings import Finding, Stage
-from remote_scripts.pve.container_conf import Entry, Rule
+from remote_scripts.pve.container_conf import Rule
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards,
 # dri.
@@ -59,16 +59,13 @@ def _not_given(case: Case) -> list[Finding]:
     wanted = f"{case.name} given {names(missing)}"
     if case.cards.guessed:
         wanted += " (or those of the cards that it is to have)"
+    useful = [row for row in case.rows if row.path == "/dev/nvidia-uvm-tools" and row.entry is None and row.host]
     return _finding(
         wanted,
         gives,
         "a container has the devices that its configuration names, and no others",
-        _give(case, [*missing, *_useful(case)]),
+        _give(case, [*missing, *useful]),
     )
-
-
-def _useful(case: Case) -> list[Row]:
-    return [row for row in case.rows if row.path == "/dev/nvidia-uvm-tools" and row.entry is None and row.host]
 
 
 def _give(case: Case, rows: list[Row]) -> str:
@@ -137,7 +134,8 @@ def _sourceless(case: Case) -> list[Finding]:
     folders = {entry.path for entry in case.container.parsed.entries if entry.folder}
     stays = [row.entry for row in case.given if row.entry and row.host is None and row.path not in needed | folders]
     own = case.reading.facts.container_note(case.container.id).values
-    gone = [one for one in stays if not _may_be_missing(one) and one.line.partition(":")[0] not in own]
+    needed_entries = [one for one in stays if one.method != "mount-entry" or not one.optional]
+    gone = [one for one in needed_entries if one.line.partition(":")[0] not in own]
     if not gone:
         return []
     return _finding(
@@ -146,10 +144,6 @@ def _sourceless(case: Case) -> list[Finding]:
         f"{case.name} doesn't start without them",
         "make them, or take their lines out: " + "; ".join(dict.fromkeys(entry.line for entry in gone)),
     )
-
-
-def _may_be_missing(entry: Entry) -> bool:
-    return entry.method == "mount-entry" and entry.optional
 
 
 def _not_allowed(case: Case) -> list[Finding]:

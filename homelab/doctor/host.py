@@ -11,8 +11,7 @@ from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.findings import UP, Finding, Stage, Turn, cured
-from homelab.host import gates, handover, kernel_log, resets
-from homelab.host.classes import NVIDIA
+from homelab.host import handover, kernel_log, resets, resolving
 from homelab.host.judge import JudgedHost, judge_host
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
@@ -27,8 +26,8 @@ def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: S
     """
     facts = reading.facts
     judged = judge_host(facts, host, vms)
-    slots, _ = gates.resolve(facts, host.gpus)
-    shown_slots = sorted({one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values()))
+    slots, _ = resolving.resolve(facts, host.gpus)
+    shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
     # That a VM has a shared card is nothing wrong, though nothing can be changed then.
     refused = [] if facts.handover.away else Finding.of(*refusals, turn=Turn.REFUSED)
     findings = [*judged.findings, *refused]
@@ -107,7 +106,7 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str], judged:
         f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}"
         for name in names
         for function in facts.functions(slots[name])[:1]
-        if function.vendor == NVIDIA and function.address not in reading.cards.values()
+        if function.is_nvidia and function.address not in reading.cards.values()
     ]
     if not waiting or own:
         return Finding.of(*own, turn=Turn.REFUSED)

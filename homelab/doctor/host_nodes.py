@@ -7,7 +7,6 @@ import shlex
 from homelab.doctor.case import Case
 from homelab.doctor.devices import card_number, names
 from homelab.findings import UP, Finding
-from homelab.host.classes import NVIDIA
 
 
 def findings(case: Case) -> list[Finding]:
@@ -22,7 +21,7 @@ def findings(case: Case) -> list[Finding]:
 
 
 def _no_driver(case: Case) -> Finding:
-    cards = [device for device in case.reading.facts.display_devices if device.vendor == NVIDIA]
+    cards = [device for device in case.reading.facts.display_devices if device.is_nvidia]
     on = "; ".join(f"{device.address} is on {device.driver or 'no driver'}" for device in cards)
     trouble = case.reading.facts.nvidia.trouble
     cause, step = trouble if any(trouble) else ("no /proc/driver/nvidia/version", "load NVIDIA's driver on the host")
@@ -52,7 +51,7 @@ def _missing_cards(case: Case) -> list[Finding]:
     has = ", ".join(f"{number} is {address}" for number, address in case.reading.cards.items())
     away = []
     for device in facts.display_devices:
-        if device.vendor == NVIDIA and device.address not in case.reading.cards.values():
+        if device.is_nvidia and device.address not in case.reading.cards.values():
             users = ", ".join(str(user) for user in facts.users_of(device.slot, case.reading.node))
             away.append(
                 f"{device.address} is on {device.driver or 'no driver'}{f', given to {users}' if users else ''}"

@@ -15,7 +15,7 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
 from homelab.findings import Judged
-from homelab.host import gates, handover, plan
+from homelab.host import handover, plan, resolving
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.properties import slot_of
@@ -83,7 +83,7 @@ class StackFile:
         name, container = next(((name, one) for name, one in at if one.ctid == ctid), ("", None))
         if container is None:
             return None
-        slots, _ = gates.resolve(facts, host.gpus)
+        slots, _ = resolving.resolve(facts, host.gpus)
         gpus = {gpu: plan.card_plan(facts, host, gpu, slot) for gpu, slot in slots.items()}
         want = plan.Wanted("", "", {}, [], gpus)
         vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == host_name}

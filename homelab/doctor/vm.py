@@ -13,7 +13,7 @@ from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.findings import UP, Finding, JudgedGuest, Stage, Turn, cured
-from homelab.host import gates, plan
+from homelab.host import gates, plan, resolving
 from homelab.settings import Gpu, Host, Vm
 from homelab.vm import preview
 from homelab.vm.cards import Wish, hostpci_of
@@ -147,7 +147,7 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     """What the program's own gates say of the card, with what the settings open."""
     gpu_name, gpu = _UNNAMED, Gpu(address=slot)
     if host is not None:
-        slots, _ = gates.resolve(reading.facts, host.gpus)
+        slots, _ = resolving.resolve(reading.facts, host.gpus)
         gpu_name = next((gpu for gpu, its in slots.items() if its == slot), _UNNAMED)
         gpu = host.gpus.get(gpu_name, gpu)
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
@@ -189,7 +189,7 @@ def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm
     seen = seen_of(facts, vmid)
     for name, vm in vms.items():
         if host is not None and vm.vmid == vmid:
-            places, _ = gates.resolve(facts, host.gpus)
+            places, _ = resolving.resolve(facts, host.gpus)
             gpus = {gpu: plan.card_plan(facts, host, gpu, place) for gpu, place in places.items()}
             wish = preview.wish_of(name, vm, host, gpus)
             if len(wish.cards) == len(vm.gpus):

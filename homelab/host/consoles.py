@@ -95,8 +95,8 @@ def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
 
 
 def _is_configured_by_homelab(facts: HostFacts) -> bool:
-    """Whether this program has configured NO_FRAMEBUFFER. Once it has an effect there is no framebuffer that could be
-    seen, so the word stays."""
+    # Whether this program has configured NO_FRAMEBUFFER. Once it has an effect there is no framebuffer that could be
+    # seen, so the word stays.
     return NO_FRAMEBUFFER in facts.cmdline.configured.split() and NO_FRAMEBUFFER not in facts.cmdline.others.split()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from homelab.host.classes import BRIDGES, CARRIERS, GRAPHICS
+from homelab.host.classes import BRIDGES, CARRIERS, GRAPHICS, NVIDIA
 from remote_scripts.boot import vfio_ids
 from remote_scripts.reading import answer
 
@@ -43,6 +43,11 @@ class Device(answer.Device):
     def id(self) -> str:
         """`vendor:device`, four hex digits each."""
         return f"{self.vendor}:{self.device}"
+
+    @property
+    def is_nvidia(self) -> bool:
+        """Whether it is NVIDIA's."""
+        return self.vendor == NVIDIA
 
     @property
     def is_bridge(self) -> bool:

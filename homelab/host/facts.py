@@ -5,227 +5,27 @@ Pure: no Pulumi, no SSH. The tests parse captures of real machines.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from homelab.errors import HomelabError, elsewhere
 from homelab.host import acs, names
-from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
+from homelab.host.classes import AUDIO, DISPLAY, USB_C
 from homelab.host.devices import Device
+from homelab.host.guests import CardUser, GuestConfig, Guests, NoteT, note_in
 from homelab.properties import slot_of
 from remote_scripts.containers.card_nodes import DrmNodes, HostNodes
 from remote_scripts.notes.container_note import ContainerNote
 from remote_scripts.notes.guest_note import Note, is_another
-from remote_scripts.pve import container_conf, reservations, vm_conf
-from remote_scripts.pve.booleans import is_true
-from remote_scripts.pve.container_conf import ContainerConf, conf_text, paths_of, sections_of
+from remote_scripts.pve.container_conf import paths_of
 from remote_scripts.pve.guest_kinds import CONTAINER, VM, Kind
-from remote_scripts.pve.properties import functions_of, overlap
-from remote_scripts.pve.properties import parse as parse_properties
 from remote_scripts.reading import answer
 from remote_scripts.reading.answer import Answer, Holder
-from remote_scripts.tools.plain import FormError, of_plain
-
-N = TypeVar("N", bound=Note)
-# What the note of a mapping has at least (homelab/remote/ledger.py).
-_OF_A_MAPPING: dict[str, type | tuple[type, ...]] = {
-    "gpu": str,
-    "path": str,
-    "before": (str, type(None)),
-    "had_flag": bool,
-}
-
-
-def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """The ledger's entry of this name. One that can't be parsed, or lacks something, counts as none: entries are
-    written whole, so it was edited by hand.
-
-    :param ledger: name -> JSON.
-    """
-    try:
-        note = json.loads(ledger.get(name, ""))
-    except ValueError:
-        return None
-    parts = _OF_A_MAPPING if name.startswith("mapping/") else {}
-    if not isinstance(note, dict) or any(
-        key not in note or not isinstance(note[key], kind) for key, kind in parts.items()
-    ):
-        return None
-    return note
-
-
-class GuestConfig(answer.GuestConfig):
-    """A guest's configuration, with what follows from its lines."""
-
-    @property
-    def guest_kind(self) -> Kind:
-        return CONTAINER if self.kind == "lxc" else VM
-
-    @property
-    def name(self) -> str:
-        """Empty: it has none."""
-        return self.values.get("hostname" if self.kind == "lxc" else "name", "")
-
-    @cached_property
-    def container(self) -> ContainerConf:
-        """The configuration of a container, as far as it is in the reading."""
-        return container_conf.parse(self.lines)
-
-    @property
-    def values(self) -> dict[str, str]:
-        """Proxmox VE's own keys -> values; of a VM those of its next start, as in Proxmox VE's API."""
-        if self.kind == "lxc":
-            return self.container.options
-        return dict(self._next)
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Key -> value as a note has them (remote_scripts/notes/guest_note.py): a container's lxc.* line is a key."""
-        if self.kind == "lxc":
-            return container_conf.options_of(conf_text(self.lines))
-        return self.values
-
-    @property
-    def current(self) -> dict[str, str]:
-        """Key -> value of a VM's configuration, without what is pending for its next start."""
-        return dict(self._options[0])
-
-    @property
-    def waiting(self) -> dict[str, str | None]:
-        """What waits for the guest's next start: key -> value, which isn't read of each; None: the key goes."""
-        pending = dict(self._options[1])
-        deleted = [key.removeprefix("!") for key in re.split(r"[,;\s]+", pending.pop("delete", "")) if key]
-        return {**dict.fromkeys(deleted), **pending}
-
-    def devices(self, *, current: bool) -> list[tuple[str, str]]:
-        """A VM's hostpci options, key and value: the current ones, or those of its next start."""
-        return vm_conf.devices(self._options[0] if current else self._next)
-
-    @property
-    def is_template(self) -> bool:
-        """Whether it is a template, which never runs."""
-        return is_true(self.values.get("template", ""))
-
-    @property
-    def is_windows(self) -> bool:
-        """Whether the VM's system is Windows for Proxmox VE (`ostype`: win11, w2k8, wxp, wvista;
-        PVE::QemuServer::windows_version)."""
-        return self.kind == "vm" and self.values.get("ostype", "").startswith("w")
-
-    @property
-    def by_args(self) -> set[str]:
-        """Addresses of the functions that a VM has, or gets at its next start, by options of QEMU itself (`args`)."""
-        texts = (values.get("args", "") for values in (self.current, self.values)) if self.kind == "vm" else ()
-        return {address for text in texts for address in functions_of(text.replace(" ", ";"))}
-
-    @property
-    def _options(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Current, and what waits for the next start."""
-        by_section = sections_of(self.lines)
-        waiting = by_section.get("pve:pending" if self.kind == "lxc" else "pending", [])
-        return vm_conf.options(by_section[""]), vm_conf.options(waiting)
-
-    @property
-    def _next(self) -> list[tuple[str, str]]:
-        current, pending = self._options
-        kept = [pair for pair in current if pair[0] not in self.waiting]
-        return kept + [pair for pair in pending if pair[0] != "delete"]
-
-
-def note_in(ledger: Mapping[str, str], kind: Kind, guest: int, form: type[N]) -> N:
-    """What is noted of a guest. A note that can't be read counts as none: the host's layer refuses it.
-
-    :param ledger: `HostFacts.ledger`.
-    :param form: the class of its kind's notes.
-    """
-    try:
-        return of_plain(form, json.loads(ledger.get(f"{kind.name}-{guest}", "{}")))
-    except (ValueError, FormError):
-        return form()
-
-
-@dataclass(frozen=True)
-class CardUser:
-    """A VM whose configuration names a card, or that runs with it.
-
-    `running`: it runs with the card; false also for a running VM that only its next start gives the card.
-    """
-
-    vmid: int
-    name: str
-    running: bool
-    onboot: bool
-
-    def __str__(self) -> str:
-        return f"VM {self.vmid} ({self.name})"
-
-
-@dataclass(frozen=True)
-class Guests(answer.Guests):
-    """The host's guests, and who of them has a card."""
-
-    running: frozenset[int]
-    configs: list[GuestConfig]
-
-    def config(self, vmid: int) -> GuestConfig | None:
-        """The configuration of a VM or container; None: there is none of that id."""
-        return next((config for config in self.configs if config.id == vmid), None)
-
-    def users_of(self, path: str, node: str) -> list[CardUser]:
-        """The VMs that have a function of `path`, by address or by any mapping of this node that has it; no template,
-        as it never runs.
-
-        :param path: of a card, as Proxmox VE names it: its slot, or its functions joined by `;`.
-        """
-        known = reservations.parse(self.reservations)
-        reserved = {one.vmid for one in known if overlap(one.address, path)} & self.running
-        users = []
-        for config in self.configs:
-            values = config.values
-            if config.kind != "vm" or config.is_template:
-                continue
-            if self.options_of(config, path, node) or config.id in reserved:
-                has_card = config.id in reserved or bool(self.options_in(config.devices(current=True), path, node))
-                users.append(
-                    CardUser(
-                        vmid=config.id,
-                        name=values.get("name", f"VM {config.id}"),
-                        running=config.id in self.running and has_card,
-                        onboot=is_true(values.get("onboot", "")),
-                    )
-                )
-        return users
-
-    def options_of(self, config: GuestConfig, path: str, node: str) -> dict[str, dict[str, str]]:
-        """A VM's hostpci options that give it a function of `path`, by address or by any mapping of this node that has
-        it: name -> properties.
-
-        They are those of its next start, and while it runs, also the current ones. (A VM that was shut down from inside
-        keeps its pending options.)
-        """
-        current = config.devices(current=True) if config.id in self.running else []
-        return self.options_in([*current, *config.devices(current=False)], path, node)
-
-    def options_in(self, pairs: Iterable[tuple[str, str]], path: str, node: str) -> dict[str, dict[str, str]]:
-        """Those of these hostpci options that give a function of `path`, as of `options_of`."""
-        options = ((key, parse_properties(key, value)) for key, value in pairs)
-        entries = self.mapping_entries
-        return {key: option for key, option in options if vm_conf.names_card(option, entries, node, path)}
-
-    @property
-    def mapping_entries(self) -> dict[str, list[dict[str, str]]]:
-        """PCI mapping's id -> its entries, one a device and node."""
-        return vm_conf.mapping_entries(self.mappings)
-
-    def places_of(self, option: dict[str, str], node: str) -> list[str]:
-        """The slots and functions that a hostpci option may give."""
-        return vm_conf.places(option, self.mapping_entries, node)
 
 
 class Cluster(answer.Cluster):
@@ -337,7 +137,6 @@ class HostFacts(Answer):
 
     @cached_property
     def _cards(self) -> list[str]:
-        """The slots of cards."""
         return sorted({device.slot for device in self.devices if device.is_display and not device.physfn})
 
     def place_of(self, part: str) -> str:
@@ -395,7 +194,7 @@ class HostFacts(Answer):
         """The same of a container."""
         return self._noted(CONTAINER, ctid, ContainerNote)
 
-    def _noted(self, kind: Kind, guest: int, form: type[N]) -> N:
+    def _noted(self, kind: Kind, guest: int, form: type[NoteT]) -> NoteT:
         config, note = self.guests.config(guest), note_in(self.ledger, kind, guest, form)
         return form() if is_another(note, config.options if config else {}) else note
 
@@ -639,7 +438,7 @@ def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
             ".1",
         ] and display.address.endswith(".0")
         return same or pair
-    return same and display.vendor == NVIDIA and device.class_code.startswith(USB_C)
+    return same and display.is_nvidia and device.class_code.startswith(USB_C)
 
 
 def _ids_by_word(cmdline: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ away. Pure."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
@@ -47,15 +47,15 @@ def refused(facts: HostFacts) -> list[HomelabError]:
     ]
 
 
-def takers(host: Host, vms: Mapping[str, Vm]) -> dict[str, list[int]]:
+def takers(host: Host, vms: Iterable[Vm]) -> dict[str, list[int]]:
     """The ids of the VMs that may take each shared card.
 
-    :param vms: those of this host, by name.
+    :param vms: those of this host.
     """
-    return {gpu: [vm.vmid for vm in vms.values() if gpu in vm.cards] for gpu in host.hands_over}
+    return {gpu: [vm.vmid for vm in vms if gpu in vm.cards] for gpu in host.hands_over}
 
 
-def cards_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> tuple[Card, ...]:
+def cards_of(host: Host, vms: Collection[Vm], cards: Mapping[str, CardPlan]) -> tuple[Card, ...]:
     """All shared cards, as the host hands them over.
 
     :param cards: the host's, by name.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Judged, Turn
-from homelab.host import gates, handover, kernel_log, plan
+from homelab.host import card_remarks, handover, kernel_log, plan, resolving
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
@@ -30,7 +30,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
     :param vms: of this host.
     :param planned: the plan of an earlier run, of which the settings may have lost cards; by default it is theirs.
     """
-    slots, _ = gates.resolve(facts, host.gpus)
+    slots, _ = resolving.resolve(facts, host.gpus)
     cards = {f"gpus.{name}": [one.address for one in facts.functions(slot)] for name, slot in slots.items()}
     # What the kernel says of the host's IOMMU as a whole is judged by what the host has.
     troubles = kernel_log.troubles(facts, facts.cluster.node, cards, with_host=False)
@@ -53,7 +53,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
     )
     if not any(drift[layer] for layer in BOOT_LAYERS):  # else the verification comes after the boot that ends it
         findings += Finding.of(*plan.verify(facts, host, want))
-    return JudgedHost([*findings, *met], gates.remarks(facts, host, slots), want, drift)
+    return JudgedHost([*findings, *met], card_remarks.remarks(facts, host, slots), want, drift)
 
 
 def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[list[HomelabError], list[str]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from homelab.host.facts import GuestConfig
+from homelab.host.guests import GuestConfig
 
 _KINDS = r"(?<!\S)(?:vm|(ct|lxc|containers?))[\s:]+(?=\S)"
 

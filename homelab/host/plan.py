@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
+from homelab.host import consoles, gates, holder_gates, kernel_log, options, released, remapping, resets
 from homelab.host.classes import DRIVERS, NVIDIA
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
@@ -58,7 +58,7 @@ def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
     :raises HomelabError: a gate is closed; the text has every refusal.
     """
     slots, errors = gates.check(facts, host)
-    raise_all([*errors, *gates.left_with_vm(facts, host, slots)])
+    raise_all([*errors, *holder_gates.left_with_vm(facts, host, slots)])
     gpus = {name: card_plan(facts, host, name, slot, vms) for name, slot in slots.items()}
     functions = {
         function["address"]: function["id"]
@@ -95,8 +95,8 @@ def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: 
     is_configured = (
         NVIDIA_BLACKLIST in facts.cmdline.configured.split() and NVIDIA_BLACKLIST not in facts.cmdline.others.split()
     )
-    applies = is_configured or any(facts.by_address[address].vendor == NVIDIA for address in bound)
-    one_stays = any(device.vendor == NVIDIA and device.address not in bound for device in facts.display_devices)
+    applies = is_configured or any(facts.by_address[address].is_nvidia for address in bound)
+    one_stays = any(device.is_nvidia and device.address not in bound for device in facts.display_devices)
     if applies and not one_stays:
         words.append(NVIDIA_BLACKLIST)
     return " ".join([*words, *consoles.words(facts, host, sorted(by_homelab))])
@@ -147,8 +147,8 @@ def driver_after(device: Device, facts: HostFacts, want: Wanted) -> str:
 
 
 def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:
-    """Whether Proxmox VE is told to leave the driver of a card alone (`driver: keep`): the card is handed over, and
-    this Proxmox VE knows the option. Then only the handover unbinds it."""
+    # Whether Proxmox VE is told to leave the driver of a card alone (`driver: keep`): the card is handed over, and this
+    # Proxmox VE knows the option. Then only the handover unbinds it.
     return host.gpus[name].use == "shared" and not options.refused(facts, name, options.KEEP)
 
 
@@ -233,11 +233,7 @@ def _lost_words(facts: HostFacts, words: str) -> list[str]:
 
 
 def _unfinished(facts: HostFacts, step: str, result: str) -> list[str]:
-    """The drift by a step that an interrupted run didn't reach.
-
-    :param step: boot or initramfs.
-    :param result: of the step, for the sentence.
-    """
+    # The drift by a step that an interrupted run didn't reach.
     return [f"{result} was not made after the last change"] if step in facts.pending else []
 
 

@@ -11,18 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from homelab.errors import Mistake
 from homelab.text import clean
 
 AnswerT = TypeVar("AnswerT")
-
-
-class Mistake(Exception):
-    """What a person gave can't be taken; the text says why, and what to give. A question is asked again, an option ends
-    the command."""
-
-
-class Declined(Exception):
-    """The person said no, or there is nothing to do: the text says what that means."""
 
 
 def say(*lines: str) -> None:

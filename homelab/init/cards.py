@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, Mistake
 from homelab.findings import JudgedGuest
 from homelab.host import consoles, gates
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.host.named import Named, meant
-from homelab.init.ask import Mistake, to_type
+from homelab.init.ask import to_type
 from homelab.properties import same
 from homelab.settings import Gpu, Host
 from homelab.vm.cards import VmCard, Wish, lines_of

@@ -15,8 +15,8 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import CommentMark, YAMLError
 from ruamel.yaml.tokens import CommentToken
 
+from homelab.errors import Mistake
 from homelab.host.facts import HostFacts
-from homelab.init.ask import Mistake
 from homelab.init.cards import Card, Use, guest_key, in_vm, mapping_of
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.request import Request, SystemFacts

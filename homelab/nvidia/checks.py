@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 
 from homelab.errors import HomelabError
-from homelab.nvidia.compatibility import VENDOR
+from homelab.host.classes import NVIDIA
 from homelab.nvidia.request import Request
 from homelab.nvidia.versions import Version, fits, parse
 
@@ -30,7 +30,7 @@ def card_text(request: Request, *devices: str) -> str:
 
     :param devices: their device ids, four hexadecimal digits.
     """
-    return ", ".join(f"{VENDOR}:{device} ({request.generations[device].name})" for device in devices)
+    return ", ".join(f"{NVIDIA}:{device} ({request.generations[device].name})" for device in devices)
 
 
 def driver_text(driver: Version) -> str:
@@ -83,7 +83,7 @@ def has_a_card(request: Request) -> Iterator[HomelabError]:
     if request.devices == ():
         yield refusal(
             request,
-            wanted=f"an NVIDIA card ({VENDOR}:…)",
+            wanted=f"an NVIDIA card ({NVIDIA}:…)",
             found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
             why="without a card no driver can be loaded, and nothing can be verified",
             next=f"{give[request.target]}, or leave `nvidia` out",

@@ -24,8 +24,6 @@ from remote_scripts.both.symptoms import Target as Target
 _DAYS_UNTIL_OLD = 90
 
 FILE = Path(__file__).resolve().parent / "data" / "facts.yaml"
-#: NVIDIA's PCI vendor id.
-VENDOR = "10de"
 
 
 DataVersion = Annotated[Version, BeforeValidator(parse)]

@@ -276,7 +276,6 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
 
 
 def _passed_over(said: Said) -> list[str]:
-    """What stands against each way that can't be carried out, a line each."""
     return [re.sub("(?<!:) E: Unable to locate package", ",", " ".join(text.split())) for text in said.against]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -28,37 +28,29 @@ if TYPE_CHECKING:
 def from_settings(settings: Settings) -> list[HomelabError]:
     """Refusals that the settings alone decide, such as a driver that doesn't know a card's id, or a container that
     wants another driver than its host gets."""
-    errors: list[HomelabError] = []
-    for name, host in settings.hosts.items():
+    requests = []
+    for host in settings.hosts.values():
         if host.nvidia:
-            errors += plan.refused(
-                Request(
-                    "host", host.nvidia, SystemFacts(cards=_card_ids(host, "lxc", "host", "shared")), f"hosts.{name}"
-                )
-            )
-    for name, vm in settings.vms.items():
-        if vm.nvidia:
-            ids = [settings.hosts[vm.host].gpus[use.gpu].match for use in vm.gpus]
-            cards = tuple(card for card in ids if card)
-            # A card that is set by its address alone has no id yet, so that the VM's cards aren't known.
-            system = SystemFacts(cards=cards if len(cards) == len(ids) else None)
-            errors += plan.refused(Request("vm", vm.nvidia, system, f"vms.{name}"))
-    for name, container in settings.containers.items():
-        if container.nvidia:
-            host = settings.hosts[container.host]
-            card_ids = [host.gpus[gpu].match for gpu in container.cards]
-            system = SystemFacts(
-                host_driver=_driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None),
-                cards=tuple(card for card in card_ids if card) if card_ids and all(card_ids) else None,
-            )
-            errors += plan.refused(Request("lxc", container.nvidia, system, f"containers.{name}"))
-    return errors
+            # The host may have more cards than those that the settings name.
+            named = [gpu.match for gpu in host.gpus.values() if gpu.use in ("lxc", "host", "shared") and gpu.match]
+            system = SystemFacts(cards=tuple(named) or None)
+            requests.append(Request("host", host.nvidia, system, f"hosts.{host.name}"))
+        for vm in host.vms:
+            if vm.nvidia:
+                system = SystemFacts(cards=_card_ids(host, vm.cards))
+                requests.append(Request("vm", vm.nvidia, system, f"vms.{vm.name}"))
+        for container in host.containers:
+            if container.nvidia:
+                driver = _driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None)
+                system = SystemFacts(host_driver=driver, cards=_card_ids(host, container.cards))
+                requests.append(Request("lxc", container.nvidia, system, f"containers.{container.name}"))
+    return [error for request in requests for error in plan.refused(request)]
 
 
-def _card_ids(host: Host, *uses: str) -> tuple[str, ...] | None:
-    """The ids of a host's cards of these uses that the settings name; None where they name none. The host may have
-    more."""
-    return tuple(gpu.match for gpu in host.gpus.values() if gpu.use in uses and gpu.match) or None
+def _card_ids(host: Host, names: Collection[str]) -> tuple[str, ...] | None:
+    # A card that is set by its address alone has no id yet, so that a guest's cards aren't known.
+    ids = [gpu.match for name in names if (gpu := host.gpus[name]).match]
+    return tuple(ids) if 0 < len(ids) == len(names) else None
 
 
 def _driver_to_follow(container: Nvidia, host_driver: str | None) -> str | None:

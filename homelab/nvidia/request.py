@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from homelab.nvidia.compatibility import VENDOR, Distribution, Facts, Flavour, Generation, Target, load
+from homelab.host.classes import NVIDIA
+from homelab.nvidia.compatibility import Distribution, Facts, Flavour, Generation, Target, load
 from homelab.nvidia.versions import Version, fits, parse, reaches
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability, Runtime
@@ -62,7 +63,7 @@ class Request:
     def devices(self) -> tuple[str, ...] | None:
         """The device ids of NVIDIA's cards; None where the cards aren't known."""
         cards = self.system.cards
-        mine = (card[5:].lower() for card in cards or () if card.lower().startswith(f"{VENDOR}:"))
+        mine = (card[5:].lower() for card in cards or () if card.lower().startswith(f"{NVIDIA}:"))
         return None if cards is None else tuple(mine)
 
     @property

@@ -18,13 +18,11 @@ from typing import Any, cast
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import since_loaded
 from homelab.host.names import told_apart
-from homelab.nvidia.compatibility import VENDOR, load
-from homelab.nvidia.plan import cdi
-from homelab.nvidia.request import Request
-from homelab.shapes import CardInUse, Runtime, StackInUse
+from homelab.nvidia.compatibility import load
+from homelab.nvidia.expected import Expected
+from homelab.shapes import CardInUse, StackInUse
 from homelab.symptoms import recognise
-from remote_scripts.both.nvidia_packages import Answer
-from remote_scripts.both.symptoms import Context, Flavour, Target
+from remote_scripts.both.symptoms import Context, Flavour
 
 # Exit statuses: of `timeout`, and of a shell that doesn't find the program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
@@ -49,68 +47,6 @@ _COLUMNS = {
     "pci.device_id": "device",
     "compute_cap": "computeCapability",
 }
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A stack as a verification is to find it; of JSON's types alone, as it goes through a stack's state.
-
-    `driver`: its version; `cards`: vendor:device of each card; None where they aren't known, and any
-    will do. `cuda`: a release; None where no compiler is wanted. `flavour`: of the loaded modules; None in a container,
-    whose host chose it. `capabilities`: what the driver's libraries are for; `demanded`: those that the settings name:
-    a library of another one may be missing. `libraries`: sonames of cuDNN and NCCL; `cdi`: whether an engine's
-    containers get the cards by their CDI names. `needs_open`, `secure_boot`, `host_driver`, `kernel`: those of
-    `symptoms.Context`.
-    """
-
-    name: str = "this system"
-    target: Target = "vm"
-    driver: str = ""
-    cards: Sequence[str] | None = None
-    cuda: str | None = None
-    runtime: Runtime | None = None
-    flavour: Flavour | None = None
-    needs_open: bool | None = None
-    secure_boot: bool | None = None
-    host_driver: str | None = None
-    kernel: str | None = None
-    demanded: Sequence[str] = ()
-    libraries: Sequence[str] = ()
-    capabilities: Sequence[str] = ()
-    cdi: bool = False
-
-    @classmethod
-    def of(cls, request: Request, installed: Answer) -> Expected:
-        """The stack that a request has led to.
-
-        :param installed: what the packages' step has answered.
-        """
-        system, settings = request.system, request.settings
-        beside = request.data.libraries_beside(settings.cudnn, nccl=settings.nccl) if settings.cuda else ()
-        return cls(
-            name=request.name,
-            target=request.target,
-            driver=installed.version,
-            cards=None if request.devices is None else [f"{VENDOR}:{device}" for device in request.devices],
-            cuda=settings.cuda,
-            runtime=settings.container_toolkit,
-            flavour=installed.flavour,
-            needs_open=request.needs_open,
-            secure_boot=system.secure_boot,
-            host_driver=system.host_driver or None,
-            kernel=system.running,
-            demanded=installed.capabilities if settings.capabilities is not None else (),
-            libraries=[row.soname for row in beside],
-            capabilities=installed.capabilities,
-            cdi=cdi(request) != "",
-        )
-
-    @property
-    def context(self) -> Context:
-        """The context for `symptoms`, without the flavour, which is that of the loaded modules."""
-        return Context(
-            self.name, self.target, None, self.needs_open, self.secure_boot, self.driver, self.host_driver, self.kernel
-        )
 
 
 @dataclass(frozen=True)
@@ -220,7 +156,7 @@ def _cards_of_smi(output: str) -> list[dict[str, str | None]]:
 
 
 def _address(text: str | None) -> str | None:
-    """0000:01:00.0 for nvidia-smi's 00000000:01:00.0, whose domain has eight digits."""
+    # 0000:01:00.0 for nvidia-smi's 00000000:01:00.0, whose domain has eight digits.
     return None if text is None else re.sub(r"^0+(?=[0-9a-f]{4,}:)", "", text.lower())
 
 
@@ -437,7 +373,8 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
     all_have_ids = all(devices)
     if Counter(devices) == expected if all_have_ids else len(devices) == len(wanted.cards):
         return
-    texts = ", ".join(_card_text(card) for card in wanted.cards)
+    generation = load().generation
+    texts = ", ".join(f"{generation(card.partition(':')[2].lower()).name} ({card})" for card in wanted.cards)
     seen = [(f"{card['name']} ({card['device'] or card['address']})", card["address"]) for card in cards]
     listed = ", ".join(told_apart(seen))
     some_missing = len(cards) < len(wanted.cards)
@@ -450,14 +387,6 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
         next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
         "missing one read `dmesg | grep NVRM`",
     )
-
-
-def _card_text(card: str) -> str:
-    """A card for a message: its generation and its id.
-
-    :param card: vendor:device.
-    """
-    return f"{load().generation(card.partition(':')[2].lower()).name} ({card})"
 
 
 def _compiler(wanted: Expected, nvcc: _ProgramResult, release: str | None, context: Context) -> Iterator[HomelabError]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from homelab.errors import HomelabError, UnfinishedError, UnreachableError
+from homelab.errors import GoneError, HomelabError, RefusedError, UnansweredError, UnfinishedError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.later import later
 from homelab.nvidia import judge
@@ -17,8 +17,6 @@ from homelab.provider import silent_host
 from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as
 from homelab.remote import host_session, ssh
-from homelab.remote.host_session import RefusedError
-from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
@@ -47,10 +45,6 @@ REBOOT_SECONDS = 3600
 def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
     """How often each of `layers` has drifted, once more for `drifted`. An older version's state lacks some."""
     return {layer: generation.get(layer, 0) + (layer in drifted) for layer in layers}
-
-
-class GoneError(Exception):
-    """A refresh found that the resource isn't there any more."""
 
 
 def stopped_by_reboot(vmid: int, boot: BootSeen, last_boot: BootSeen | None) -> bool:
@@ -94,7 +88,7 @@ class StackTexts:
 
     def restarts_before(self, host: str) -> str:
         """As of the settings."""
-        return self._settings("").restarts_before(host)
+        return self._settings("").hosts[host].before
 
     def vms(self, host: str) -> dict[str, Vm]:
         """The settings of a host's VMs, by name.
@@ -124,7 +118,7 @@ class StackTexts:
     def host_at(self, node: str) -> str | None:
         """The host of the settings that is the node of this name; None: they don't have it."""
         hosts = self._settings("").hosts
-        return next((name for name, host in hosts.items() if (host.node or name) == node), None)
+        return next((name for name, host in hosts.items() if host.node_name == node), None)
 
     def leave_moved(self, name: str, section: str, guest_id: int, node: str, moved: HomelabError) -> None:
         """Leaves a guest as it is that is on another node: its entry there takes over what it has. Others as of
@@ -151,7 +145,7 @@ class StackTexts:
 
 
 def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
-    """What a `destroy` says of a host that doesn't answer."""
+    # What a `destroy` says of a host that doesn't answer.
     return error.retold(
         why=f"what was set up on {host} can't be given back while it doesn't answer; nothing was changed there, and "
         "the state keeps it",
@@ -163,7 +157,7 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
 
 
 def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
-    """What a `destroy` says of a host that answered at first."""
+    # What a `destroy` says of a host that answered at first.
     return error.retold(
         why="the connection was lost while what was set up was given back: a part may have been given back already; "
         "the state keeps all of it",

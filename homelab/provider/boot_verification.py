@@ -14,7 +14,7 @@ from homelab.host.facts import HostFacts
 from homelab.host.judge import verified
 from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
-from homelab.remote import host_session, scripts, ssh
+from homelab.remote import boots, host_session, scripts, ssh
 from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
 from homelab.shapes import BootSeen
@@ -95,7 +95,7 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
             ),
         )
     # Within reach, the boot on trial becomes the default, whatever the checks say: a person can act.
-    facts = ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
+    facts = boots.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
     if not facts.rolled_back:
         try:  # before anything else: the host itself starts its guests only while no run holds it
             host_session.of(name).hold(host)  # the reboot has ended what held it

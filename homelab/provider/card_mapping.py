@@ -11,18 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from homelab.errors import HomelabError
-from homelab.host.facts import HostFacts, note_in, noted_in
+from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
+from homelab.host.facts import HostFacts
+from homelab.host.guests import note_in, noted_in
 from homelab.provider.api import ApiWork
-from homelab.provider.base import GoneError
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
-from homelab.remote.proxmox.errors import (
-    ApiError,
-    ChangedMeanwhileError,
-    NotThereError,
-    UnansweredError,
-)
 from homelab.resources import limits
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
@@ -186,10 +180,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
-        hosts = {name: self.stack.host(name) for name in self.stack.peers(inputs.host)}
         return {
-            host.node or name
-            for name, host in hosts.items()
+            host.node_name
+            for host in map(self.stack.host, self.stack.peers(inputs.host))
             if any(gpu.live_migration and host.mapping_of(key) == inputs.mapping for key, gpu in host.gpus.items())
         }
 
@@ -200,7 +193,7 @@ def _given(note: Note) -> Iterator[tuple[str, str]]:
 
 
 def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bool:
-    """Whether a VM with these options has the card by the mapping."""
+    # Whether a VM with these options has the card by the mapping.
     return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
 
 
@@ -252,7 +245,6 @@ def _has_flag(mapping: Mapping[str, object]) -> bool:
 
 
 def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
-    """Has the mapping an entry of any of these nodes?"""
     return any(_parsed(entry).get("node") in nodes for entry in entries)
 
 
@@ -332,7 +324,7 @@ def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | No
 
 
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
-    """The entries, each in its place: whoever has others there finds them in the order in which they were."""
+    # The entries, each in its place: whoever has others there finds them in the order in which they were.
     return [new if entry == old else entry for entry in entries]
 
 

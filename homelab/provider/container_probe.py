@@ -8,7 +8,8 @@ from homelab.container import plan as container_plan
 from homelab.container.plan import ContainerWish
 from homelab.errors import HomelabError, elsewhere, raise_all
 from homelab.host import gates, plan
-from homelab.host.facts import HostFacts, note_in
+from homelab.host.facts import HostFacts
+from homelab.host.guests import note_in
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import Work, stopped_by_reboot

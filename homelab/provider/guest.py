@@ -9,16 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
-from homelab.errors import HomelabError
+from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
 from homelab.guest_options import tables
 from homelab.properties import same, strings
 from homelab.provider import started
 from homelab.provider.api import ApiWork
-from homelab.provider.base import GoneError
 from homelab.provider.vm_transaction import VmTransaction
 from homelab.remote import ssh
 from homelab.remote.ledger import stack_of
-from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.guest import Guest
 from homelab.settings.new_guest import is_disk, system_disk
 from homelab.text import tell
@@ -296,7 +294,7 @@ def _gib(disk: str) -> float:
 
 
 def _is_option(inputs: Guest.Inputs, key: str) -> bool:
-    """Whether a guest's configuration has it, and not only what makes one."""
+    # Whether a guest's configuration has it, and not only what makes one.
     return key in tables().options[inputs.guest_kind]
 
 

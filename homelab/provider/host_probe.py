@@ -13,7 +13,7 @@ from homelab.later import later
 from homelab.properties import mark_of, strings
 from homelab.provider.base import Work, raised
 from homelab.provider.plain import Properties
-from homelab.remote import agent, host_session, ledger, scripts, ssh, stack_folder
+from homelab.remote import agent, host_session, ledger, logins, scripts, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
@@ -123,14 +123,14 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                     f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command "
                     "line and the GPU's binding until the next reboot"
                 )
-            node = host.node or inputs.host
+            node = host.node_name
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts)
             owner = stack_folder.owner_of(self.urn, inputs.host)
             if owner in facts.agents:
                 self._remove_folder_left(inputs.host, host, owner)
             self._tell_of_guests(api.Api(host, node))
-            key = ssh.public_half(host.ssh.key).partition(" ")[2]
+            key = logins.public_half(host.ssh.key).partition(" ")[2]
             if "key" in ssh.Session(host).run("tidy_up", scripts.tidy_up(key)).split() and key:
                 # By the name of the file itself: on Proxmox VE this is a link into /etc/pve, which sed would replace.
                 tell(

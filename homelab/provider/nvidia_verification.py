@@ -5,6 +5,7 @@ from __future__ import annotations
 from homelab.errors import HomelabError, raise_all
 from homelab.host import names
 from homelab.nvidia import verification
+from homelab.nvidia.expected import Expected
 from homelab.provider.systems import SystemWork
 from homelab.remote import nvidia_steps as steps
 from homelab.resources.nvidia import NvidiaVerification
@@ -30,7 +31,7 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
         # The state has no secret, and nothing that says only how.
         settings = settings.model_copy(update={"timeouts": timeouts, "proxy": stack.proxy if stack else None})
-        expected = verification.Expected(**inputs.wanted)
+        expected = Expected(**inputs.wanted)
         wanted = steps.verification(settings, expected)
         answer = reached.ask("apply", "nvidia_verification", wanted, proxy=settings.proxy_address)
         result, errors = verification.judge(answer, expected)

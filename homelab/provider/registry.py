@@ -7,7 +7,7 @@ import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
-# Importing these modules fills DECLARED.
+# Importing these modules declares the resources.
 from homelab.resources import (  # noqa: F401
     boot_verification,
     card_mapping,

@@ -35,7 +35,7 @@ from homelab.provider import log
 from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain, valued
 from homelab.provider.registry import work_of
-from homelab.resources.base import DECLARED, Resource
+from homelab.resources.base import Resource, declared
 from homelab.resources.host_probe import HostProbe
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Homelab:
         return plugin_pb2.PluginInfo(version=VERSION)
 
     async def get_schema(self, _: provider_pb2.GetSchemaRequest) -> provider_pb2.GetSchemaResponse:
-        resources: Properties = {resource.token(): {} for resource in DECLARED.values()}
+        resources: Properties = {resource.token(): {} for resource in declared().values()}
         schema = json.dumps({"name": "homelab", "version": VERSION, "resources": resources})
         return provider_pb2.GetSchemaResponse(schema=schema)
 
@@ -197,7 +197,7 @@ class Homelab:
 
 
 def _type_of(urn: str) -> str:
-    """A resource's type; its URN has those of its parents before it: `a$b`."""
+    # A resource's type; its URN has those of its parents before it: `a$b`.
     return urn.split("::")[2].rpartition("$")[2]
 
 
@@ -206,15 +206,15 @@ def _declared(urn: str) -> type[Resource]:
 
     :raises HomelabError: there is none: the state is another version's.
     """
-    name = _type_of(urn)
-    if name not in DECLARED:
+    name, resources = _type_of(urn), declared()
+    if name not in resources:
         raise HomelabError(
             wanted=f"the work on a resource of the type {name}",
             found="this version of the program has no such type",
             why="another version wrote the state, and only that version can undo what it set up",
             next="run `pulumi destroy` with the version that wrote it, then `pulumi up` with this one",
         )
-    return DECLARED[name]
+    return resources[name]
 
 
 def _need_states(inputs: Any) -> None:
@@ -231,7 +231,7 @@ def _need_states(inputs: Any) -> None:
 
 
 def _previewed(resource: type[Resource], inputs: Properties) -> Properties:
-    """A resource as a preview knows it: nothing of what it will put out."""
+    # A resource as a preview knows it: nothing of what it will put out.
     return {**dict.fromkeys(resource.output_names(), UNKNOWN), **inputs}
 
 

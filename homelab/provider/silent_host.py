@@ -9,6 +9,7 @@ of its own, the engine is told what a person would tell it: Ctrl-C, and once mor
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.remote import host_session, loop, ssh
+from homelab.remote import host_session, logins, loop
 from homelab.resources import limits
 from homelab.settings import Host
 from homelab.text import tell
@@ -29,19 +30,23 @@ TRY_SECONDS = 10.0
 CANCEL_SECONDS = 20.0
 # The engine: it starts this process itself, by a launcher that becomes this process.
 _ENGINE = os.getppid()
-# A member for each resource of this provider that is at work.
-_AT_WORK: set[object] = set()
+
+
+@functools.cache
+def _at_work() -> set[object]:
+    # A member for each resource of this provider that is at work.
+    return set()
 
 
 @contextmanager
 def at_work() -> Iterator[None]:
     """A resource of this provider is at work meanwhile."""
     member = object()
-    _AT_WORK.add(member)
+    _at_work().add(member)
     try:
         yield
     finally:
-        _AT_WORK.remove(member)
+        _at_work().remove(member)
 
 
 def watch(name: str, host: Host) -> None:
@@ -59,13 +64,13 @@ def _watch(name: str, host: Host) -> None:
         if host_session.of(name).is_held:
             return
         try:
-            loop.run(ssh.reach(host))
+            loop.run(logins.reach(host))
             return
         except UnreachableError as error:
             found = error.found
         except HomelabError:
             return  # it answers: what waits for it gets to hear that its connection is gone
-        if _AT_WORK:
+        if _at_work():
             began = time.monotonic()
         elif time.monotonic() - began > limit:
             _end_run(name, limit, found)
@@ -93,4 +98,4 @@ def _interrupt() -> None:
         os.kill(_ENGINE, signal.SIGINT)
 
 
-host_session.ON_LOSS.append(watch)
+host_session.on_loss().append(watch)

@@ -6,11 +6,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from homelab.errors import HomelabError
-from homelab.host.facts import noted_in
+from homelab.errors import HomelabError, UnansweredError
+from homelab.host.guests import noted_in
 from homelab.provider.api import ApiWork
 from homelab.remote import ledger, ssh
-from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.resources.storage_file import StorageFile
 from homelab.settings import Host
@@ -28,7 +27,8 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         return inputs.volume
 
     def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
-        files, source = self._files(inputs), _source(inputs)
+        source = Source(f"hosts.{inputs.host}.downloads.{inputs.download}", inputs.url, inputs.checksum)
+        files = self._files(inputs)
         noted = _noted(self.host(inputs), inputs)
         if files.exists(inputs.volume):
             if noted is not None and _identity(inputs).items() <= noted.items():
@@ -140,12 +140,8 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))
 
 
-def _source(inputs: StorageFile.Inputs) -> Source:
-    return Source(f"hosts.{inputs.host}.downloads.{inputs.download}", inputs.url, inputs.checksum)
-
-
 def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
-    """What tells the file from another one of the same name."""
+    # What tells the file from another one of the same name.
     return {"url": inputs.url, "checksum": inputs.checksum}
 
 

@@ -11,7 +11,7 @@ from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.nvidia import reading
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import OutputsT, Work
-from homelab.remote import ssh
+from homelab.remote import boots, ssh
 from homelab.resources.nvidia import SystemInputs
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
@@ -145,7 +145,7 @@ class SystemWork(Work[SystemT, OutputsT]):
                     f"{inputs.system_name}: waiting until it can be read at {inputs.address}, for {seconds:.0f} s "
                     f"at most: {last}"
                 )
-            time.sleep(ssh.REFUSED_SECONDS if refusal else RETRY_SECONDS)
+            time.sleep(boots.REFUSED_SECONDS if refusal else RETRY_SECONDS)
 
 
 def _reading_of(inputs: SystemInputs) -> read_system.Wanted:

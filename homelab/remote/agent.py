@@ -121,7 +121,6 @@ def archive() -> bytes:
 
 @functools.cache
 def _archive_text() -> str:
-    """The archive in base64."""
     return base64.b64encode(archive()).decode()
 
 
@@ -197,7 +196,7 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
 
 
 def _as_root(command_line: str, user: str) -> str:
-    """The command line itself for root; any other user needs sudo for bash (docs/settings.md)."""
+    # The command line itself for root; any other user needs sudo for bash (docs/settings.md).
     return command_line if user == "root" else f"sudo -n bash -c {shlex.quote(command_line)}"
 
 

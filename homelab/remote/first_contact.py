@@ -12,7 +12,7 @@ from typing import Literal
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
-from homelab.remote import loop, ssh
+from homelab.remote import logins, loop, ssh
 from homelab.settings import Host
 
 # Types of host keys that a host is asked for, in this order; every Proxmox VE host has the first. By an RSA key
@@ -64,7 +64,7 @@ def host_key(address: str, port: int) -> HostKey:
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise UnreachableError(
             wanted=f"an SSH server at {address}:{port}",
-            found=ssh.in_words(error),
+            found=logins.in_words(error),
             why="the host can be neither read nor changed",
             next="see whether it is switched on and connected to this network, and whether the address is right "
             "(HOST:PORT for another port than 22)",
@@ -131,7 +131,7 @@ def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:
 
     patient = host.timeouts.model_copy(update={"connect": LOCKED_OUT_SECONDS})
     try:
-        work = ssh.log_in(host) if is_first else ssh.reach(host.model_copy(update={"timeouts": patient}))
+        work = logins.log_in(host) if is_first else logins.reach(host.model_copy(update={"timeouts": patient}))
         loop.run(work, awaited=host.address)
     except LoginRefusedError as error:
         return error
@@ -152,7 +152,7 @@ def made(path: Path) -> str:
         unfinished.touch(mode=0o600)
         unfinished.write_bytes(key.export_private_key())
         unfinished.replace(path)
-    return ssh.public_half(path.read_text(encoding="utf-8"))
+    return logins.public_half(path.read_text(encoding="utf-8"))
 
 
 def authorizing(line: str, user: str) -> str:

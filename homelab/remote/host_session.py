@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, RefusedError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.remote import loop, ssh
 from homelab.settings import Host
@@ -33,12 +33,10 @@ GHOST_SECONDS = 90.0
 BEAT_SECONDS = 10.0
 
 
-class RefusedError(HomelabError):
-    """Another run is at work on the host."""
-
-
-#: Called with a host's name and settings when this process has lost it: the connection has ended.
-ON_LOSS: list[Callable[[str, Host], None]] = []
+@functools.cache
+def on_loss() -> list[Callable[[str, Host], None]]:
+    """What is called with a host's name and settings when this process has lost it: the connection has ended."""
+    return []
 
 
 @dataclass
@@ -101,19 +99,22 @@ class HostSession:
             self.hold(host)
 
 
-_OF_PROCESS: dict[str, HostSession] = {}
+@functools.cache
+def of_process() -> dict[str, HostSession]:
+    """Those of this process, by the hosts' names in the settings."""
+    return {}
 
 
 def of(name: str) -> HostSession:
     """What this process has of a host, by its name in the settings."""
-    return _OF_PROCESS.setdefault(name, HostSession(name))
+    return of_process().setdefault(name, HostSession(name))
 
 
 def cancel() -> None:
     """Tells every host that is held that this run was cancelled: its layers there end where they wait. The hosts stay
     held until this process ends.
     """
-    for session in _OF_PROCESS.values():
+    for session in of_process().values():
         if session.guard is not None:
             session.guard.say("cancelled")
 
@@ -134,7 +135,7 @@ def _who() -> str:
 
 @functools.cache
 def _this_run() -> str:
-    """`_who` with the process's id: the same text as long as this process lives, by which a run recognises itself."""
+    # `_who` with the process's id: the same text as long as this process lives, by which a run recognises itself.
     return f"{_who()} (process {os.getpid()})"  # several may begin in one second
 
 
@@ -166,7 +167,7 @@ class Guard:
         is_lost = self.answered.is_set()
         self.ended.set()
         self.answered.set()
-        for act in ON_LOSS if is_lost else ():
+        for act in on_loss() if is_lost else ():
             act(self._host_name, self._host)
 
     async def _hold(self) -> None:

@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from homelab.host.facts import noted_in
+from homelab.host.guests import noted_in
 from remote_scripts.both.ledger import Wanted
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
 
     :raises HomelabError: as `Session.run`.
     """
-    session.ask("apply", "ledger", Wanted(name=name, note=_line(values)))
+    session.ask("apply", "ledger", Wanted(name=name, note=json.dumps(values, sort_keys=True)))
 
 
 def forget(session: Session, name: str) -> None:
@@ -77,7 +77,3 @@ def forget(session: Session, name: str) -> None:
     :raises HomelabError: as `Session.run`.
     """
     session.ask("apply", "ledger", Wanted(name=name))
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import threading
@@ -20,19 +21,21 @@ LOOK_SECONDS = 1.0
 # After so long a person at a terminal is told what is waited for.
 QUIET_SECONDS = 5.0
 
-# By the process's id: a fork has no thread of the process that it comes from.
-_LOOPS: dict[int, asyncio.AbstractEventLoop] = {}
 _MAKING = threading.Lock()
 
 
 def of_process() -> asyncio.AbstractEventLoop:
     """The loop; it is made on first use, and ends with the process."""
     with _MAKING:
-        process = os.getpid()
-        if process not in _LOOPS:
-            _LOOPS[process] = asyncio.new_event_loop()
-            threading.Thread(target=_LOOPS[process].run_forever, daemon=True, name="SSH").start()
-        return _LOOPS[process]
+        return _started(os.getpid())
+
+
+@functools.cache
+def _started(_process: int) -> asyncio.AbstractEventLoop:
+    """A loop of a process; a fork has no thread of the process that it comes from."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name="SSH").start()
+    return loop
 
 
 def submit(work: Coroutine[Any, Any, T]) -> Future[T]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia import plan
 from homelab.nvidia.compatibility import load
+from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request
-from homelab.nvidia.verification import Expected
 from homelab.nvidia.versions import parse
 from homelab.remote.scripts import file
 from homelab.settings.nvidia import Nvidia

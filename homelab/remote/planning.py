@@ -13,7 +13,7 @@ from typing import Any
 from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
-from homelab.host import card_values, gates, ha, handover, plan, remapping
+from homelab.host import card_values, ha, handover, holder_gates, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
@@ -92,9 +92,9 @@ def planned(
     api_errors = probe.check(name, host, facts, vms, containers, patience)
     ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
     # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
-    vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
+    vms_with_hook = handover.takers(host, [vm for vm in vms.values() if vm.create is None])
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-    handover_errors = gates.without_hook(facts, host, slots, vms_with_hook)
+    handover_errors = holder_gates.without_hook(facts, host, slots, vms_with_hook)
     made_errors = _of_new_guests(session, facts, {**vms, **containers})
     raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors, *made_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
@@ -184,14 +184,14 @@ def _writing(
         ("initramfs", Needed(needed=bool(want.vfio_words))),
         ("cmdline", Cmdline(name="vfio", words=want.vfio_words, rollback_after=after)),
     ]
-    if any(container.may_have_nvidia(host.gpus) for container in containers):
+    if any(makers.may_have_nvidia(container, host.gpus) for container in containers):
         layers.append(("nvidia_nodes", Needed(needed=makers.any_nvidia(containers, want.gpus))))
     if containers:
         layers.append(("card_nodes", Needed(needed=any(container.has_cards for container in containers))))
     if values is not None:
         layers.append(("card_values", values))
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):
-        layers.append(("handover", Handover(cards=handover.cards_of(host, vms, want.gpus))))
+        layers.append(("handover", Handover(cards=handover.cards_of(host, vms.values(), want.gpus))))
     return layers
 
 

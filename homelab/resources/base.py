@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Inputs of a resource, outputs, or both, by name.
 Values = Mapping[str, Any]
-# A type's token -> the class that declares it.
-DECLARED: dict[str, type[Resource]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +78,6 @@ class Resource(pulumi.CustomResource):
     asks_for_update: ClassVar[tuple[str, ...]] = ()
     delete_before_replace: ClassVar[bool] = False
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "Inputs" in cls.__dict__:
-            DECLARED[cls.token()] = cls
-
     def __init__(
         self, name: str, args: Mapping[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions | None = None
     ) -> None:
@@ -120,6 +113,15 @@ class Resource(pulumi.CustomResource):
         :param key: the input's name.
         """
         return False
+
+
+def declared(kind: type[Resource] = Resource) -> dict[str, type[Resource]]:
+    """A type's token -> the class that declares it, of the modules that are imported.
+
+    :param kind: of these alone.
+    """
+    here = {kind.token(): kind} if "Inputs" in kind.__dict__ else {}
+    return here | {token: cls for part in kind.__subclasses__() for token, cls in declared(part).items()}
 
 
 def digest(settings: BaseModel, leave_out: Collection[str] | Mapping[str, object]) -> str:

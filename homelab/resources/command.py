@@ -20,15 +20,15 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import agent
 from homelab.resources import limits
-from homelab.resources.described import value_of
 from homelab.resources.kept_agent import KeptFolder, of_program
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
+    from homelab.remote import logins as _logins
     from homelab.remote import ssh as _ssh
     from homelab.settings import Host
 else:
-    _ssh = later("homelab.remote.ssh")
+    _logins, _ssh = later("homelab.remote.logins"), later("homelab.remote.ssh")
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at
 # once.
@@ -41,7 +41,7 @@ AGENT_SECONDS = 5.0
 def _ask_the_agent() -> None:
     """Asks the SSH agent, once a run, before anything is changed: one that hangs would hold pulumi-command for ever."""
     try:
-        _ssh.ask_the_agent()
+        _logins.ask_the_agent()
     except HomelabError as error:
         raise Refusal(error) from None
 
@@ -109,7 +109,7 @@ async def _target(host: Host, step: pulumi.ResourceHookArgs) -> Host:
 
 
 def _has_hooks() -> bool:
-    """Not in a preview, which does no step, and where no engine listens (a test's mocks)."""
+    # Not in a preview, which does no step, and where no engine listens (a test's mocks).
     return not pulumi.runtime.is_dry_run() and isinstance(get_monitor(), ResourceMonitorStub)
 
 
@@ -147,7 +147,7 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
         place = (target.address, target.ssh.port)
         if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
             return
-        await _ssh.reach(target)
+        await _logins.reach(target)
         answered[place] = time.monotonic()
 
     before: list[Any] = [pulumi.ResourceHook(f"reach {commands.way}", reach)]
@@ -209,8 +209,8 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             port=host.ssh.port,
             user=host.ssh.user,
             host_key=host_key,
-            private_key=None if key is None else value_of(key),
-            password=None if password is None else value_of(password),
+            private_key=None if key is None else pulumi.Output.secret(host.ssh.value_of(key)),
+            password=None if password is None else pulumi.Output.secret(host.ssh.value_of(password)),
             dial_error_limit=DIAL_ATTEMPTS,
             per_dial_timeout=host.timeouts.connect,
         ),

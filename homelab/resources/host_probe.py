@@ -23,7 +23,6 @@ from homelab.shapes import BOOT_LAYERS, CardPlan
 
 if TYPE_CHECKING:
     from homelab.remote import agent
-    from homelab.resources.described import HostInput, VmInput
     from homelab.settings import Host, Vm
 else:
     agent = later("homelab.remote.agent")
@@ -74,25 +73,11 @@ class HostProbe(Probe):
     stale: pulumi.Output[bool]
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        host_name: str,
-        host: HostInput,
-        opts: pulumi.ResourceOptions | None = None,
-        vms: Iterable[VmInput] = (),
-    ) -> HostProbe:
-        """The probe of a host.
-
-        :param host: its settings: the keys of docs/settings.md.
-        :param vms: those of its VMs.
-        """
-        # Not in the provider, which imports this declaration, and not by `later` (homelab/later.py).
-        from homelab.resources.described import host_of, vm_of  # noqa: PLC0415
-
-        settings = cls.settings_of(host_of(host), map(vm_of, vms))
-        inputs = {"host": host_name, "settings": settings, "agent": agent.version()}
-        return cls(name, {**inputs, "preview": pulumi.runtime.is_dry_run()}, opts)
+    def of(cls, host: Host, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
+        """The probe of a host of the settings."""
+        settings = cls.settings_of(host, host.vms)
+        inputs = {"host": host.name, "settings": settings, "agent": agent.version()}
+        return cls(f"{host.name}-probe", {**inputs, "preview": pulumi.runtime.is_dry_run()}, opts)
 
     def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:
         """Options of a resource that is made after this probe, once each of `probes` found its host fit for its plan.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,9 @@ class HostCommands:
     hooks: pulumi.ResourceHookBinding | None = None
 
 
-_OF_PROGRAM: dict[str, HostCommands] = {}
+@functools.cache
+def _of_way(way: str) -> HostCommands:
+    return HostCommands(way)
 
 
 def of_program(host: Host) -> HostCommands:
@@ -43,8 +46,8 @@ def of_program(host: Host) -> HostCommands:
 
     :raises HomelabError: its key can't be read.
     """
-    way = _way_to(host)
-    return _OF_PROGRAM.setdefault(way, HostCommands(way))
+    # Another text is another machine.
+    return _of_way(f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}")
 
 
 def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
@@ -55,11 +58,3 @@ def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
 def owner(host_name: str) -> str:
     """The running stack's folder on a host of the settings."""
     return stack_folder.owner(pulumi.get_project(), pulumi.get_stack(), host_name)
-
-
-def _way_to(host: Host) -> str:
-    """Where a host is reached, and the key by which it is known: another text, another machine.
-
-    :raises HomelabError: the key can't be read.
-    """
-    return f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}"

@@ -104,10 +104,7 @@ class GuestReboot(Act):
 
 
 def _may_need_a_reboot(step: Any) -> bool:
-    """Does an answer of the packages' step ask for a reboot, as far as it is known?
-
-    :param step: what that step answers, which a preview may not know yet.
-    """
+    # Does an answer of the packages' step ask for a reboot, as far as it is known?
     return not isinstance(step, str) or scripts.answer(step).get("reboot") == "yes"
 
 
@@ -120,7 +117,7 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.verification.Expected`; `done`, `started`: what it is done again after."""
+        """`wanted`: fields of `nvidia.expected.Expected`; `done`, `started`: what it is done again after."""
 
         wanted: dict[str, Any]
         timeout: int

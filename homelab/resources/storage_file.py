@@ -17,7 +17,7 @@ import pulumi
 from homelab.resources.base import NodeInputs, Owned
 
 if TYPE_CHECKING:
-    from homelab.settings import Download
+    from homelab.settings import Container, Download, Host, Vm
 
 
 class StorageFile(Owned):
@@ -45,11 +45,6 @@ class StorageFile(Owned):
     made: pulumi.Output[bool]
 
     @classmethod
-    def of(cls, host_name: str, node: str, name: str, download: Download, opts: pulumi.ResourceOptions) -> StorageFile:
-        """The file of a download of the settings."""
-        return cls(f"{host_name}-{name}", dataclasses.asdict(cls.inputs_of(host_name, node, name, download)), opts)
-
-    @classmethod
     def inputs_of(cls, host_name: str, node: str, name: str, download: Download) -> StorageFile.Inputs:
         """The inputs for a download of the settings."""
         return cls.Inputs(
@@ -60,3 +55,17 @@ class StorageFile(Owned):
             url=download.url,
             checksum=download.checksum,
         )
+
+
+class Downloads:
+    """The downloads of a host, as StorageFiles."""
+
+    def __init__(self, host: Host, opts: pulumi.ResourceOptions) -> None:
+        self._by_volume: dict[str, StorageFile] = {}
+        for name, download in host.downloads.items():
+            inputs = StorageFile.inputs_of(host.name, host.node_name, name, download)
+            self._by_volume[inputs.volume] = StorageFile(f"{host.name}-{name}", dataclasses.asdict(inputs), opts)
+
+    def of(self, guest: Vm | Container) -> list[StorageFile]:
+        """Those of which a guest is created."""
+        return [self._by_volume[volume] for volume in guest.volumes if volume in self._by_volume]

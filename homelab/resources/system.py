@@ -20,6 +20,17 @@ from remote_scripts.both.symptoms import Target
 
 
 @dataclass(frozen=True)
+class InstalledDriver:
+    """NVIDIA's driver as it is installed on a host. `version`: empty: any, or none; `flavour`: of its modules;
+    `generation`: how often it had to be mended.
+    """
+
+    version: pulumi.Input[str] = ""
+    flavour: pulumi.Input[str] = ""
+    generation: pulumi.Input[int] = 0
+
+
+@dataclass(frozen=True)
 class System:
     """Where steps run.
 

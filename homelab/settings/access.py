@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
 from homelab.errors import HomelabError
 from homelab.model import Model
 from homelab.settings.keys import PublicKey, public_key
 from homelab.settings.paths import resolved, text_of
-from homelab.settings.types import (
-    LocalPath,
-    Port,
-    PrivateKey,
-    Secret,
-    UnixUser,
-)
+from homelab.settings.types import LocalPath, Port, PrivateKey, Secret, UnixUser
 
 
 class Ssh(Model):
@@ -43,6 +38,19 @@ class Ssh(Model):
     compare the key with the one that the host shows on its own console. Set this or `hostKeyFile`."""
     host_key_file: LocalPath | None = None
     """A file with the host's public key. Set this or `hostKey`."""
+
+    _later: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+
+    def know_later(self, values: Mapping[str, Any]) -> None:
+        """Notes what stands for a secret that is known later than the settings.
+
+        :param values: a text that is set here -> the value for which it stands.
+        """
+        self._later = values
+
+    def value_of(self, secret: str) -> Any:
+        """A secret's value, or that for which it stands."""
+        return self._later.get(secret, secret)
 
     @model_validator(mode="after")
     def _one_login(self) -> Self:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from homelab.model import Model
+from homelab.model import NamedModel
 from homelab.settings.new_guest import NewContainer
 from homelab.settings.nvidia import Nvidia
-from homelab.settings.types import (
-    GuestId,
-    InWords,
-    Name,
-    Plain,
-)
+from homelab.settings.types import GuestId, InWords, Name, Plain
 from homelab.settings.vm import Shutdown
 from homelab.shapes import CardUse
 
-if TYPE_CHECKING:
-    from homelab.settings.host import Gpu
 
-
-class Container(Model):
+class Container(NamedModel):
     """A container that shares cards with the host's driver. Several containers may have the same card. Exactly one of
     `gpuAssignment` and `gpus` says which cards it gets."""
 
@@ -88,15 +79,6 @@ class Container(Model):
     def has_cards(self) -> bool:
         """Whether it gets a card."""
         return bool(self.gpus or self.numbers)
-
-    def may_have_nvidia(self, gpus: Mapping[str, Gpu]) -> bool:
-        """Whether it may get a card of NVIDIA's. Only the host knows the maker of a card that is named by its address.
-
-        :param gpus: the cards of its host, by name.
-        """
-        return not self.gpus or any(
-            gpus[name].match is None or gpus[name].is_nvidia for name in self.gpus if name in gpus
-        )
 
     @property
     def wanted_power(self) -> Literal["keep", "running", "stopped"]:

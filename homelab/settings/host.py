@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
-from homelab.model import Model
+from homelab.model import Model, NamedModel
 from homelab.settings.access import Ssh
+from homelab.settings.container import Container
 from homelab.settings.download import Download
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
@@ -27,6 +28,7 @@ from homelab.settings.types import (
     Plain,
     Seconds,
 )
+from homelab.settings.vm import Vm
 
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 
@@ -202,7 +204,7 @@ class Timeouts(Model):
         return self.reboot + self.rollback + self.reboot
 
 
-class Host(Model):
+class Host(NamedModel):
     """A Proxmox VE node."""
 
     address: NetworkAddress
@@ -243,6 +245,42 @@ class Host(Model):
     """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()
     """How long the program waits for the host."""
+
+    _before: str = PrivateAttr("")
+    _vms: tuple[Vm, ...] = PrivateAttr(())
+    _containers: tuple[Container, ...] = PrivateAttr(())
+
+    def take_place(self, name: str, before: str, vms: Iterable[Vm], containers: Iterable[Container]) -> None:
+        """Tells it its place in the whole settings.
+
+        :param name: its own.
+        :param before: of the node of its cluster that restarts before it; empty: it is the first, or in no cluster.
+        :param vms: its VMs.
+        :param containers: its containers.
+        """
+        self.take_name(name)
+        self._before, self._vms, self._containers = before, tuple(vms), tuple(containers)
+
+    @property
+    def node_name(self) -> str:
+        """Its name in Proxmox VE."""
+        return self.node or self.name
+
+    @property
+    def before(self) -> str:
+        """The name of the host that restarts before this one in its cluster; empty: this one is the first, or in no
+        cluster."""
+        return self._before
+
+    @property
+    def vms(self) -> tuple[Vm, ...]:
+        """Its VMs in the settings."""
+        return self._vms
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """Its containers in the settings."""
+        return self._containers
 
     @property
     def gives_cards(self) -> bool:

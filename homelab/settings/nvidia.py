@@ -15,7 +15,7 @@ _DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
 
 
 def _written_as_text(value: Any) -> Any:
-    """A number as the text that it was: Pulumi itself writes 13.0 as 13, and no release is called 12.10."""
+    # A number as the text that it was: Pulumi itself writes 13.0 as 13, and no release is called 12.10.
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 

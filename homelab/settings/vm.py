@@ -7,17 +7,11 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from homelab.model import Model
+from homelab.model import Model, NamedModel
 from homelab.settings.access import Ssh
 from homelab.settings.new_guest import NewVm
 from homelab.settings.nvidia import Nvidia
-from homelab.settings.types import (
-    GuestId,
-    Name,
-    NetworkAddress,
-    RomFile,
-    Seconds,
-)
+from homelab.settings.types import GuestId, Name, NetworkAddress, RomFile, Seconds
 from remote_scripts.notes.guest_note import SHUTDOWN_SECONDS
 
 
@@ -61,7 +55,7 @@ class Shutdown(Model):
     switch."""
 
 
-class Vm(Model):
+class Vm(NamedModel):
     """A VM that gets cards."""
 
     host: Name

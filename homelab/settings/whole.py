@@ -10,9 +10,7 @@ from homelab.model import Model
 from homelab.settings.container import Container
 from homelab.settings.host import Host
 from homelab.settings.nvidia import Nvidia
-from homelab.settings.types import (
-    Name,
-)
+from homelab.settings.types import Name
 from homelab.settings.vm import Vm, VmGpu
 
 
@@ -34,13 +32,6 @@ class Settings(Model):
         """The hosts that are nodes of a cluster, by name."""
         return {name: host for name, host in self.hosts.items() if host.cluster == cluster}
 
-    def restarts_before(self, host: str) -> str:
-        """The name of the host that restarts before this one in its cluster; empty: this one is the first, or in no
-        cluster."""
-        cluster = self.hosts[host].cluster
-        nodes = list(self.of_cluster(cluster)) if cluster else [host]
-        return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
-
     @property
     def stacks(self) -> dict[str, Nvidia]:
         """The settings of NVIDIA's stack by place in the settings, such as `vms.sandbox`."""
@@ -50,8 +41,9 @@ class Settings(Model):
         return {place: stack for place, stack in {**hosts, **vms, **containers}.items() if stack is not None}
 
     @model_validator(mode="after")
-    def _vms_fit(self) -> Self:
+    def _guests_fit(self) -> Self:
         self._check_vms()
+        self._check_containers()
         return self
 
     def _check_vms(self) -> None:
@@ -87,11 +79,6 @@ class Settings(Model):
             )
         raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}")
 
-    @model_validator(mode="after")
-    def _containers_fit(self) -> Self:
-        self._check_containers()
-        return self
-
     def _check_containers(self) -> None:
         ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}
         for name, container in self.containers.items():
@@ -103,6 +90,22 @@ class Settings(Model):
             ids[container.host, container.ctid] = f"containers.{name}"
             for gpu in container.cards:
                 _check_container_card(name, container, gpu, host)
+
+    @model_validator(mode="after")
+    def _take_places(self) -> Self:
+        last: dict[str | None, str] = {}  # of each cluster, so far
+        for name, host in self.hosts.items():
+            before = last.get(host.cluster, "") if host.cluster else ""
+            last[host.cluster] = name
+            host.take_place(
+                name,
+                before,
+                [vm for vm in self.vms.values() if vm.host == name],
+                [container for container in self.containers.values() if container.host == name],
+            )
+        for name, guest in (*self.vms.items(), *self.containers.items()):
+            guest.take_name(name)
+        return self
 
     @model_validator(mode="after")
     def _names_of_resources_differ(self) -> Self:

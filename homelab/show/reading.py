@@ -10,9 +10,9 @@ from typing import Any
 
 from homelab.container import makers
 from homelab.container import plan as container_plan
-from homelab.host import card_values, gates, plan
-from homelab.host.classes import NVIDIA
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host import card_values, plan, resolving
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
 from homelab.show import traits
@@ -29,8 +29,8 @@ def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:
 
     :param node: the host's name in Proxmox VE.
     """
-    slots, _ = gates.resolve(facts, host.gpus)
-    shown = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
+    slots, _ = resolving.resolve(facts, host.gpus)
+    shown = {device.slot for device in facts.display_devices if device.is_nvidia} | set(slots.values())
     names_of = {slot: name for name, slot in slots.items()}
     return [_current(facts, slot, node, host, names_of.get(slot, "")) for slot in sorted(shown)]
 

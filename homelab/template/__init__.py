@@ -4,11 +4,10 @@ they lie at the top; an installed package has them here.
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
-
-from homelab import components
 
 
 def folder() -> Path:
@@ -20,5 +19,5 @@ def folder() -> Path:
 def run_program() -> None:
     """Runs the program: what a project made by `homelab init` has as its own. It is updated with the package."""
     # The program calls its components by the name that they have in the repository.
-    sys.modules.setdefault("components", components)
+    sys.modules.setdefault("components", importlib.import_module("homelab.components"))
     runpy.run_path(str(folder() / "__main__.py"))

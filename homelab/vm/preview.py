@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import gates, graphics, ha, options
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host import graphics, group_gates, ha, options
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
 from homelab.vm import files, refusals
-from homelab.vm.cards import VmCard, Wish, is_to_run
+from homelab.vm.cards import VmCard, Wish, is_to_run, offered
 from homelab.vm.plan import SeenVm, change_to, changes, judge_vm, seen_of, users_of
 from remote_scripts.pve.guest_kinds import VM, Kind
 
@@ -24,11 +25,7 @@ def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wis
     :param cards: plans of the host's cards, by name.
     """
     vm_cards = [
-        VmCard(
-            **{**use.model_dump(mode="json"), **({"driver": "keep"} if cards[use.gpu]["keep"] else {})},
-            mapping=host.mapping_of(use.gpu),
-            slot=cards[use.gpu]["path"],
-        )
+        VmCard(**{**use.model_dump(mode="json"), **offered(host, use.gpu, cards[use.gpu])})
         for use in vm.gpus
         if use.gpu in cards
     ]
@@ -142,7 +139,7 @@ def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Ho
                 errors.append(
                     HomelabError(
                         wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
-                        found=f"both cards are in one {gates.predicted(facts)}IOMMU group",
+                        found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
                         why="the VM that starts first takes the whole group; the other one can't start as long as "
                         "it runs",
                         next="give both cards to the same VM, or put one of them into a slot with a group of its own",

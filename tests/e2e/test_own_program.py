@@ -32,13 +32,9 @@ def test_a_program_that_describes_its_host_gives_a_vm_a_card_and_takes_it_back(
     preview, program = own.preview(), project / "__main__.py"
     assert "0000:01:00.0 [10de:2b85] nouveau -> vfio-pci" in preview.output and "reboot: one, because" in preview.output
     text = program.read_text()
-    for right, wrong, refusal in (
-        ('"match": "10de:2b85"', '"match": "10de:2b86"', "10de:2b86"),
-        (', vms={"sandbox": vm})', ")", "host pve, vmid 103"),
-    ):
-        program.write_text(text.replace(right, wrong, 1))
-        refused = own.preview(ok=False)
-        assert refusal in refused.message and "Traceback" not in refused.output, refused.output
+    program.write_text(text.replace('"match": "10de:2b85"', '"match": "10de:2b86"', 1))
+    refused = own.preview(ok=False)
+    assert "10de:2b86" in refused.message and "Traceback" not in refused.output, refused.output
     assert own.lab.snapshot() == stock
     program.write_text(text)
     own.up()

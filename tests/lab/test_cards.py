@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from homelab.host import gates, plan
+from homelab.host import card_remarks, gates, plan
 from lab.api.mapping import Mapping, Mappings
 from lab.host.state import HostState
 from lab.machine import Machine, load_scenario, scenario_names
@@ -82,7 +82,7 @@ def test_a_card_on_thunderbolt_keeps_its_ids_and_one_outside_the_iommu_is_refuse
     host = settings({"egpu": {"match": "10de:2803"}}, takeOver=True)
     want = plan.wanted(found, host)
     assert want.by_hand == ["0000:04:00.0", "0000:04:00.1"] and not want.binds
-    assert "external port" in gates.remarks(found, host, {"egpu": "0000:04:00"})[0]
+    assert "external port" in card_remarks.remarks(found, host, {"egpu": "0000:04:00"})[0]
     (error,) = gates.check(found, settings({"igpu": {"match": "8086:9a49", "allowConsole": True}}))[1]
     assert "the kernel was started with intel_iommu=on,igfx_off" in error.found
     (error,) = gates.check(found, settings({"egpu": {"match": "10de:2803", "use": "lxc"}}))[1]

@@ -11,7 +11,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
-from homelab.remote import agent, ssh
+from homelab.remote import agent, boots, ssh
 from lab import Lab
 from remote_scripts.both import start_guests
 from tests.boot_layers import Asked, archive_with, iommu, reboot, vfio
@@ -52,7 +52,7 @@ def configure(lab: Lab) -> None:
 def confirmed(lab: Lab, old_boot_id: str | None = None) -> tuple[HostFacts, list[str]]:
     said: list[str] = []
     host = settings_of(lab, connect=5, reboot=60)
-    return ssh.confirm(host, old_boot_id, said.append), said
+    return boots.confirm(host, old_boot_id, said.append), said
 
 
 def test_a_host_restarts_once_it_has_answered_however_long_that_takes(

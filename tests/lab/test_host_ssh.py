@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from homelab.remote import ssh
+from homelab.remote import boots, ssh
 from lab import Lab
 from tests.lab.host_kit import settings_of
 
@@ -18,7 +18,7 @@ def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(t
         before = ssh.read(host).boot_id
         lab.reboot()
         lab.fault("script-hangs", '"guests": false')
-        waiting = threads.submit(ssh.wait_for_boot, host, before, late.append)
+        waiting = threads.submit(boots.wait_for_boot, host, before, late.append)
         lab.wait_command('"guests": false')
         lab.fault("script-hangs", None)
         assert lab.boots()[-1]["boot_id"] == waiting.result().boot_id

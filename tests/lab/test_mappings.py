@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
-from homelab.provider.base import GoneError
+from homelab.errors import GoneError, HomelabError
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.remote.proxmox.api import Api
 from homelab.resources.card_mapping import CardMapping

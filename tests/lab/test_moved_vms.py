@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError, UnreachableError
-from homelab.provider.base import GoneError
+from homelab.errors import GoneError, HomelabError, UnreachableError
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.guest import GuestWork
 from homelab.provider.vm_cards import VmCardsWork

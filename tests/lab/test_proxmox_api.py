@@ -11,15 +11,9 @@ from typing import IO, Any
 
 import pytest
 
+from homelab.errors import ApiError, ElsewhereError, LockHeldError, NoQuorumError, UnansweredError
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.api import Api, Clock
-from homelab.remote.proxmox.errors import (
-    ApiError,
-    ElsewhereError,
-    LockHeldError,
-    NoQuorumError,
-    UnansweredError,
-)
 from homelab.settings import Host
 from lab import Lab
 

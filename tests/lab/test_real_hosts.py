@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.host import facts, gates, kernel_log, plan
+from homelab.host import facts, gates, group_gates, kernel_log, plan
 from homelab.settings import Vm
 from homelab.show import reading, tree
 from homelab.vm import preview
@@ -76,7 +76,7 @@ def test_each_card_of_a_real_machine_gets_its_verdict(machine: Machine, request:
         mine = {device.address for device in found.functions(slot)}
         others = {one.address for one in found.group_of(slot) if one.slot != slot and not one.is_bridge} - mine
         assert others == (refused or set()), slot
-        errors = gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)
+        errors = group_gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)
         assert bool(errors) is bool(refused)
         assert all(address in errors[0].found for address in refused or ())
 

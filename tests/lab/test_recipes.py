@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host import gates, plan, remapping
+from homelab.host import card_remarks, gates, plan, remapping
 from tests.kept_systems import KeptSystems
 from tests.lab.test_real_hosts import read
 from tests.sampling import sample
@@ -292,7 +292,7 @@ def test_what_is_made_of_it_comes_back_byte_for_byte(machines: Callable[[str], H
         assert any(re.search(outcome.refused, f"{error.found}; {error.next}") for error in errors), errors
         return
     assert errors == []
-    remarks = gates.remarks(facts, wanted, slots)
+    remarks = card_remarks.remarks(facts, wanted, slots)
     assert any(re.search(outcome.remark, remark) for remark in remarks) or not outcome.remark, remarks
     want = plan.wanted(facts, wanted)
     assert want.vfio_words == outcome.words

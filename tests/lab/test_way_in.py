@@ -10,10 +10,9 @@ from typing import Any
 import asyncssh
 import pytest
 
-from homelab.errors import HomelabError, UnreachableError
-from homelab.remote import loop, ssh
+from homelab.errors import HomelabError, UnansweredError, UnreachableError
+from homelab.remote import logins, loop, ssh
 from homelab.remote.proxmox.api import Api, Clock
-from homelab.remote.proxmox.errors import UnansweredError
 from homelab.settings import Host
 from lab import Lab
 from tests import connections
@@ -142,7 +141,7 @@ def test_a_connection_that_ends_while_it_is_asked_says_nothing_of_pvedaemon(
 
 async def _lose_in(seconds: float) -> None:
     await asyncio.sleep(seconds)
-    (login,) = ssh._LOGINS.values()
+    (login,) = logins.of_process().values()
     assert login.connection is not None
     login.connection.ssh.abort()
 

@@ -56,7 +56,7 @@ def warm() -> None:
     from homelab.provider import registry  # noqa: F401  # which declares all resources
     from homelab.provider.typed import adapter_of
     from homelab.remote import agent
-    from homelab.resources.base import DECLARED
+    from homelab.resources.base import declared
     from remote_scripts.both.read_host import Wanted
     from tests import put_agent
 
@@ -78,7 +78,7 @@ def warm() -> None:
         table()
     compatibility.load()
     symptoms.symptoms()
-    for resource in DECLARED.values():
+    for resource in declared().values():
         adapter_of(resource.Inputs)  # type: ignore[arg-type]
         adapter_of(resource.Outputs)  # type: ignore[arg-type]
 

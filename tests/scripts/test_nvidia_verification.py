@@ -11,8 +11,9 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import load
+from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request
-from homelab.nvidia.verification import Expected, judge
+from homelab.nvidia.verification import judge
 from homelab.remote import nvidia_steps as steps
 from remote_scripts.both.nvidia_verification import Wanted
 from tests import sampling

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host import acs, gates, remapping
+from homelab.host import acs, card_remarks, gates, group_gates, remapping
 from homelab.host.facts import HostFacts
 from remote_scripts.reading.answer import Vital
 from tests.rows import rows
@@ -199,23 +199,23 @@ def test_an_override_of_somebody_elses_is_said_and_not_refused() -> None:
     ]
     by_hand = with_disk(devices=devices, cmdline=line(f"quiet {word}"))
     assert gates.check(by_hand, settings())[1] == []
-    said = "\n".join(gates.remarks(by_hand, settings(), {"rtx5090": "0000:01:00"}))
+    said = "\n".join(card_remarks.remarks(by_hand, settings(), {"rtx5090": "0000:01:00"}))
     assert "set by hand, and left as it is" in said and "0000:02:00.0 NVMe disk" in said
 
 
 def test_the_plan_says_what_the_override_risks_and_what_it_divides() -> None:
     host = settings(iommu={"acsOverride": "downstream"})
     facts = remapping.to_be(z370(), host)
-    first, second = gates.remarks(facts, host, {"rtx5090": "0000:01:00"})[:2]
+    first, second = card_remarks.remarks(facts, host, {"rtx5090": "0000:01:00"})[:2]
     assert first.startswith("pcie_acs_override=downstream (iommu.acsOverride)") and "peer-to-peer DMA" in first
     assert second.startswith("gpus.rtx5090: without it") and "0000:02:00.0 graphics card" in second
     assert remapping.words(z370(), host).endswith(" pcie_acs_override=downstream")
-    assert "override" not in "".join(gates.remarks(z370(), settings(), {"rtx5090": "0000:01:00"}))
+    assert "override" not in "".join(card_remarks.remarks(z370(), settings(), {"rtx5090": "0000:01:00"}))
 
 
 def test_it_is_offered_as_the_last_resort_where_it_would_not_be_refused() -> None:
     def advice(facts: HostFacts) -> str:
-        return gates.isolation(facts, "a", settings().gpus["rtx5090"], "0000:01:00")[0].next
+        return group_gates.isolation(facts, "a", settings().gpus["rtx5090"], "0000:01:00")[0].next
 
     assert "as the last resort iommu.acsOverride: downstream" in advice(z370())
     assert "acsOverride" not in advice(with_disk()) + advice(z370(kernel="6.12.48+deb13-amd64"))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from proxmoxer.core import ResourceException
 
+from homelab.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
 from homelab.properties import strings
 from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
-from homelab.remote.proxmox.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
 from tests.rows import rows
 from tests.unit.hosts import settings
 

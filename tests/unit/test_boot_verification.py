@@ -10,7 +10,7 @@ from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.provider import boot_verification
-from homelab.remote import ssh
+from homelab.remote import boots, ssh
 from homelab.remote.host_session import HostSession
 from tests.unit.hosts import desktop, settings
 
@@ -30,7 +30,7 @@ def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts
     def confirm(*_: Any) -> HostFacts:
         return seen
 
-    monkeypatch.setattr(ssh, "confirm", confirm)
+    monkeypatch.setattr(boots, "confirm", confirm)
     host = settings()
     return boot_verification._verify(
         host, "pve", dict(REBOOT), plan.wanted(wanted, host), boot_verification.ManagedGuests()
@@ -76,7 +76,7 @@ def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
     def read(_host: object) -> HostFacts:
         return back
 
-    monkeypatch.setattr(ssh, "confirm", confirm)
+    monkeypatch.setattr(boots, "confirm", confirm)
     monkeypatch.setattr(ssh, "read", read)
     monkeypatch.setattr(boot_verification, "_start_guests", start)
 

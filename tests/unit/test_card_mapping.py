@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
-from homelab.host.facts import GuestConfig
+from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
+from homelab.host.guests import GuestConfig
 from homelab.provider import card_mapping
-from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import FLAG, CardMappingWork
 from homelab.remote import ledger, ssh
-from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from homelab.resources.card_mapping import CardMapping
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.notes.guest_note import Note

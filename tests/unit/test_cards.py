@@ -10,7 +10,7 @@ import pytest
 
 from components.host_reboot import _stack_output
 from homelab.errors import HomelabError
-from homelab.host import gates, judge, plan
+from homelab.host import card_remarks, gates, judge, plan, resolving
 from homelab.host.facts import HostFacts
 from homelab.resources.card_mapping import entry_of
 from homelab.settings import Host, NewVm, Vm
@@ -258,22 +258,22 @@ def named(*functions: str, **changes: Any) -> Host:
 
 def test_the_settings_may_say_which_functions_are_the_card() -> None:
     host = named(*(f"0000:c6:00.{number}" for number in (6, 0, 2)))
-    facts = gates.choosing(apu(), host.gpus)
+    facts = resolving.choosing(apu(), host.gpus)
     want = plan.wanted(facts, host)
     assert list(want.functions) == ["0000:c6:00.0", "0000:c6:00.2", "0000:c6:00.6"]
     assert want.gpus["igpu"]["path"] == "0000:c6:00.0;0000:c6:00.2;0000:c6:00.6"
     # What isn't named stays, and is a member of the group like any other.
-    (found,) = reasons(gates.choosing(apu(together=True), host.gpus), host)
+    (found,) = reasons(resolving.choosing(apu(together=True), host.gpus), host)
     assert "0000:c6:00.1 audio device" in found and "0000:c6:00.2" not in found
 
 
 def test_without_a_list_the_reading_is_as_it_was() -> None:
-    assert gates.choosing(apu(), APU.gpus) == apu()
+    assert resolving.choosing(apu(), APU.gpus) == apu()
 
 
 def test_a_named_usb_controller_that_carries_the_root_still_doesnt_go() -> None:
     host = named("0000:c6:00.0", "0000:c6:00.3")
-    facts = gates.choosing(apu(vital=[vital("storage", ROOT, "0000:c6:00.3")]), host.gpus)
+    facts = resolving.choosing(apu(vital=[vital("storage", ROOT, "0000:c6:00.3")]), host.gpus)
     (found,) = reasons(facts, host)
     assert "0000:c6:00.3 USB controller" in found and "carries" in found
 
@@ -292,7 +292,7 @@ def test_only_functions_of_the_card_can_be_named(functions: list[str], found: st
     nvme = device("0000:02:00.0", "144d:a80c", "010802", 30)
     facts = apu()
     facts = replace(facts, devices=[*facts.devices, desktop(devices=[nvme]).devices[0]])
-    facts = gates.choosing(facts, host.gpus)
+    facts = resolving.choosing(facts, host.gpus)
     assert any(found in reason for reason in reasons(facts, host))
     # Nothing foreign is a function of the card, for whoever asks without the gate.
     assert {one.slot for one in facts.functions("0000:c6:00")} == {"0000:c6:00"}
@@ -304,7 +304,7 @@ def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> Non
     facts = replace(facts, devices=[*facts.devices, desktop(devices=[bridge]).devices[0]])
     for other in ("0000:41:00.1", "0000:41:00.2"):
         host = settings({"gpu": {"address": "41:00", "functions": ["0000:41:00.0", other]}})
-        chosen = gates.choosing(facts, host.gpus)
+        chosen = resolving.choosing(facts, host.gpus)
         (error,) = gates.named_functions(chosen, "gpu", host.gpus["gpu"], "0000:41:00")
         assert other in error.found and error.next.startswith("name functions of 0000:41:00.0, the graphics")
         assert [one.address for one in chosen.functions("0000:41:00")] == ["0000:41:00.0"]
@@ -317,15 +317,15 @@ def test_the_graphics_function_is_named_wherever_it_is_in_the_slot() -> None:
     assert error.found == "the graphics function, 0000:41:00.1, is not among them"
     both = {"igpu": {"address": "41:00", "functions": ["0000:41:00.0", "0000:41:00.1"]}}
     host, third = settings(both), device("0000:41:00.2", "1022:15b9", "0c0330")
-    facts = gates.choosing(desktop(*devices, third), host.gpus)
+    facts = resolving.choosing(desktop(*devices, third), host.gpus)
     # The first one of the path is what a mapping offers.
     assert facts.path_of("0000:41:00") == "0000:41:00.1;0000:41:00.0"
-    assert "its mapping offers 0000:41:00.1 alone" in "".join(gates.remarks(facts, host, {"igpu": "0000:41:00"}))
+    assert "its mapping offers 0000:41:00.1 alone" in "".join(card_remarks.remarks(facts, host, {"igpu": "0000:41:00"}))
 
 
 def test_a_bridge_of_an_own_switch_cant_be_named() -> None:
     gpus = {"arc": {"match": "8086:e212", "functions": ["0000:03:00.0", "0000:02:01.0"]}}
-    (found,) = reasons(gates.choosing(arc(), settings(gpus).gpus), settings(gpus))
+    (found,) = reasons(resolving.choosing(arc(), settings(gpus).gpus), settings(gpus))
     assert "neither in the card's slot" in found
 
 
@@ -390,7 +390,7 @@ ONE = {"address": "41:00.1"}
 )  # fmt: skip
 def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chosen: dict[str, Any], found: str) -> None:
     host = settings({"gpu": chosen})
-    errors = gates.check(gates.choosing(facts, host.gpus), host)[1]
+    errors = gates.check(resolving.choosing(facts, host.gpus), host)[1]
     (error,) = (error for error in errors if found in error.found)
     assert error.next.startswith("take the list out") is ("functions" in chosen)
 
@@ -753,7 +753,7 @@ def test_a_vm_under_ha_that_would_change_is_refused(
 
 
 def facts_config(vmid: int, lines: str) -> Any:
-    from homelab.host.facts import GuestConfig
+    from homelab.host.guests import GuestConfig
 
     return GuestConfig(kind="vm", id=vmid, lines=lines)
 
@@ -861,7 +861,7 @@ def test_it_is_looked_at_again_with_the_real_groups() -> None:
 
 # -- what is said -----------------------------------------------------------------------------------------------------
 def said(facts: HostFacts, host: Host) -> list[str]:
-    return gates.remarks(facts, host, gates.check(facts, host)[0])
+    return card_remarks.remarks(facts, host, gates.check(facts, host)[0])
 
 
 def test_the_last_keyboard_is_a_warning_and_one_of_two_is_none() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host import consoles, gates, plan
+from homelab.host import card_remarks, consoles, gates, plan
 from homelab.host.consoles import NO_FRAMEBUFFER
 from homelab.host.facts import HostFacts
 from homelab.init import cards
@@ -36,7 +36,7 @@ def unfree(facts: HostFacts) -> list[str]:
 
 
 def notes(facts: HostFacts, host: Host) -> str:
-    return "\n".join(gates.remarks(facts, host, gates.check(facts, host)[0]))
+    return "\n".join(card_remarks.remarks(facts, host, gates.check(facts, host)[0]))
 
 
 def test_a_card_that_the_kernel_draws_on_is_the_console_though_no_vga() -> None:

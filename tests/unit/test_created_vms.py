@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host.facts import noted_in
+from homelab.host.guests import noted_in
 from homelab.provider.base import StackTexts
 from homelab.provider.guest import marked_anew, names_another_instance
 from homelab.remote import ledger

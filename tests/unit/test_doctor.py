@@ -18,7 +18,7 @@ from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage, Turn
 from homelab.host import plan
-from homelab.host.facts import GuestConfig
+from homelab.host.guests import GuestConfig
 from homelab.nvidia import preview, request, state
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.nvidia_system import NvidiaSystemWork

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from homelab.errors import HomelabError, NoPythonError, SeveralErrors, raise_all
-from homelab.remote.proxmox.errors import ElsewhereError, explained, plain
+from homelab.errors import ElsewhereError, HomelabError, NoPythonError, SeveralErrors, raise_all
+from homelab.remote.proxmox.errors import explained, plain
 from homelab.remote.ssh import _failed
 from remote_scripts.tools.errors import Failure
 from tests.rows import rows

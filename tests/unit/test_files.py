@@ -8,8 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from homelab.errors import HomelabError
-from homelab.remote.proxmox.errors import UnansweredError
+from homelab.errors import HomelabError, UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import parse
 from homelab.vm import files

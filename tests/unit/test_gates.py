@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.host import gates, plan
+from homelab.host import card_remarks, gates, holder_gates, plan
 from homelab.host.facts import HostFacts, parse
 from homelab.init.cards import takers
 from homelab.remote import agent
@@ -382,7 +382,7 @@ def test_a_card_that_a_running_vm_has_by_its_mapping_was_bound_by_nothing_unknow
 ) -> None:
     guests = asdict(was_for_a_vm().guests) | {"running": running}
     facts = was_for_a_vm(running="", configured="", ours=False, guests=guests)
-    said = gates.remarks(facts, to_be(), {"big": "0000:01:00"})
+    said = card_remarks.remarks(facts, to_be(), {"big": "0000:01:00"})
     assert len([line for line in said if "not by this program" in line]) == remarks
 
 
@@ -498,7 +498,7 @@ def test_a_card_that_leaves_the_settings_for_nvidias_driver_leaves_its_vm_first(
 
 def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm_first() -> None:
     host = settings({"big": {"match": "10de:2b85"}}, nvidia={"driver": "580"})
-    assert gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"}) == []
+    assert holder_gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"}) == []
     amd = [
         device("0000:01:00.0", "1002:744c", "030000", 16, driver="vfio-pci"),
         device("0000:01:00.1", "1002:ab30", "040300", 16, driver="vfio-pci"),
@@ -506,7 +506,7 @@ def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm
     word = "homelab.vfio=0000:01:00.0=1002:744c,0000:01:00.1=1002:ab30"
     facts = was_for_a_vm(running=word, configured=word, devices=amd)
     assert [user.vmid for user in facts.users_of("0000:01:00", "pve")] == [103]
-    assert gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {}) == []
+    assert holder_gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {}) == []
 
 
 @rows(
@@ -525,13 +525,13 @@ def test_a_vm_started_at_boot_has_the_hookscript_before_the_handover(
 ) -> None:
     host = to_be(use, nvidia={"driver": "580"})
     facts, cards = was_for_a_vm(f"{HAS}\nonboot: {onboot}"), {"big": "0000:01:00"}
-    found = gates.without_hook(facts, host, cards, {"big": hooked})
+    found = holder_gates.without_hook(facts, host, cards, {"big": hooked})
     assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1)") for one in found] == [
         True
     ] * closed
     assert all("After that set use: shared: a second `pulumi up`" in one.next for one in found)
     never = was_for_a_vm(f"{HAS}\nonboot: {onboot}", running="", configured="")
-    assert gates.without_hook(never, host, cards, {"big": hooked}) == []
+    assert holder_gates.without_hook(never, host, cards, {"big": hooked}) == []
 
 
 def test_a_template_starts_never() -> None:
@@ -539,14 +539,14 @@ def test_a_template_starts_never() -> None:
     host = to_be("shared", nvidia={"driver": "580"})
     for line, found in (("template: 0", 1), ("template: 1", 0)):
         facts = was_for_a_vm(f"{HAS}\nonboot: 1\n{line}")
-        assert len(gates.without_hook(facts, host, {"big": "0000:01:00"}, {})) == found
+        assert len(holder_gates.without_hook(facts, host, {"big": "0000:01:00"}, {})) == found
 
 
 @pytest.mark.parametrize(("state", "closed"), [("started", True), ("stopped", False), ("ignored", False)])
 def test_ha_starts_a_vm_with_the_host_whatever_its_onboot(state: str, closed: bool) -> None:
     host = to_be("shared", nvidia={"driver": "580"})
     under = {"node": "pve", "ha": {"resources": f"vm: 103\n\tstate {state}\n"}}
-    found = gates.without_hook(was_for_a_vm(cluster=under), host, {"big": "0000:01:00"}, {})
+    found = holder_gates.without_hook(was_for_a_vm(cluster=under), host, {"big": "0000:01:00"}, {})
     assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1)") for one in found] == [
         True
     ] * closed
@@ -680,12 +680,12 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
     assert error.next.startswith("set takeOver: true for the host")
     assert "driverctl" not in error.next and "`update-initramfs -u -k all`, " in error.next
     assert ("`update-grub`, " in error.next) is case.startswith("by words")
-    assert gates.remarks(facts, to_be(), {"big": "0000:01:00"}) == []
+    assert card_remarks.remarks(facts, to_be(), {"big": "0000:01:00"}) == []
     want = plan.wanted(facts, to_be(takeOver=True))
     assert (want.vfio_words, want.functions) == (word, {})
     assert any(
         "counts instead, until `pulumi destroy`" in said
-        for said in gates.remarks(facts, to_be(takeOver=True), {"big": "0000:01:00"})
+        for said in card_remarks.remarks(facts, to_be(takeOver=True), {"big": "0000:01:00"})
     )
     # The same once it has been started with, and nothing for a card that a VM gets.
     cmdline = dataclasses.asdict(facts.cmdline)
@@ -726,10 +726,12 @@ SLOTS = {"big": "0000:01:00"}
 
 def test_nothing_more_is_said_of_a_card_that_is_refused_or_that_homelab_binds() -> None:
     for facts in (bound_by_ids(), was_for_a_vm(), desktop()):
-        remarks = [remark for host in (to_be(), to_be(takeOver=True)) for remark in gates.remarks(facts, host, SLOTS)]
+        remarks = [
+            remark for host in (to_be(), to_be(takeOver=True)) for remark in card_remarks.remarks(facts, host, SLOTS)
+        ]
         assert [remark for remark in remarks if "counts instead" not in remark] == []
     for facts, _ in NOT_TAKEN_BACK.values():
-        remarks = gates.remarks(facts, to_be(), SLOTS)
+        remarks = card_remarks.remarks(facts, to_be(), SLOTS)
         assert "without effect so far" not in "".join(remarks) and "counts instead" not in "".join(remarks)
 
 
@@ -751,7 +753,9 @@ def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, d
     facts = desktop(devices=[{**one, "driver": driver} for one in gpu()], **found)
     for host, sentences in ((to_be(), 1), (to_be("vm"), 0), (to_be(takeOver=True), "driverctl" in str(found))):
         slots, errors = gates.check(facts, host)
-        remarks = [one for one in gates.remarks(facts, host, slots) if "for vfio-pci, without effect so far" in one]
+        remarks = [
+            one for one in card_remarks.remarks(facts, host, slots) if "for vfio-pci, without effect so far" in one
+        ]
         assert (errors, len(remarks)) == ([], sentences) and all(one.endswith(said) for one in remarks)
 
 
@@ -878,11 +882,11 @@ def test_a_twin_that_no_card_of_the_settings_is_stays_where_the_same_ids_have_pu
     facts, word = bound_by_ids(TWIN), "homelab.vfio=0000:03:00.0=10de:2b85 vfio-pci.ids="
     want = plan.wanted(facts, host)
     assert (want.vfio_words, want.functions) == (word, {})
-    (remark,) = (said for said in gates.remarks(facts, host, {"big": "0000:01:00"}) if "counts instead" in said)
+    (remark,) = (said for said in card_remarks.remarks(facts, host, {"big": "0000:01:00"}) if "counts instead" in said)
     assert remark.endswith("; 0000:03:00.0, which the same ids name, stays on vfio-pci by homelab.vfio=")
     started = started_with(facts, word, at01="nvidia")
     assert plan.wanted(started, host).vfio_words == word
-    assert gates.remarks(started, host, {"big": "0000:01:00"}) == []
+    assert card_remarks.remarks(started, host, {"big": "0000:01:00"}) == []
     # One that the ids have had no effect on isn't bound now.
     assert plan.wanted(bound_by_ids({**TWIN, "driver": "nouveau"}), host).vfio_words == "vfio-pci.ids="
     # The settings name the card no more, or the file names none: no word is left.

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from homelab.host import gates, graphics, plan
+from homelab.host import card_remarks, gates, graphics, plan
 from homelab.host.classes import DRIVERS
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview
@@ -158,7 +159,7 @@ def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
     want = plan.wanted(facts, host)
     text = "\n".join(
         [
-            *gates.remarks(facts, host, {"gpu": "0000:c6:00"}),
+            *card_remarks.remarks(facts, host, {"gpu": "0000:c6:00"}),
             vm_preview.describe(facts, host, want, {"sandbox": guest})[0],
         ]
     )

@@ -16,12 +16,12 @@ import asyncssh
 import pytest
 
 from homelab import text
-from homelab.errors import UnreachableError
+from homelab.errors import RefusedError, UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
 from homelab.provider.serve import Homelab
 from homelab.remote import host_session
-from homelab.remote.host_session import HostSession, RefusedError
+from homelab.remote.host_session import HostSession
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
@@ -230,7 +230,7 @@ class Sshd:
 
 @pytest.fixture
 def sshd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    monkeypatch.setattr(host_session, "ON_LOSS", [])
+    monkeypatch.setattr(host_session, "on_loss", list)
     server = Sshd()
     yield server
     server.stop()
@@ -267,7 +267,7 @@ def test_a_host_that_another_run_holds_is_refused_with_the_hosts_own_words(sshd:
 def test_what_a_step_notes_on_the_host_is_told_by_the_provider(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its own log, so that it stands among the messages at the end."""
     told: list[tuple[str, bool]] = []
-    monkeypatch.setattr(text, "_SHOWN_BY", [lambda said, *, meanwhile: told.append((said, meanwhile))])
+    monkeypatch.setattr(text, "_shown_by", lambda: [lambda said, *, meanwhile: told.append((said, meanwhile))])
     sshd.note = "note: it was edited by hand\n\nnote: \x1b[31mred\n"
     host_session.of("pve").hold(sshd.host())
     wait_until(lambda: len(told) == 2)

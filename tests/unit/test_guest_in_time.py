@@ -11,7 +11,7 @@ from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.provider import systems
 from homelab.provider.guest_reboot import GuestRebootWork
 from homelab.provider.nvidia_system import NvidiaSystemWork
-from homelab.remote import ssh
+from homelab.remote import boots, ssh
 from homelab.remote.proxmox import guest_address
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem
 from homelab.shapes import SystemState
@@ -117,7 +117,7 @@ READING: dict[str, object] = {
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systems, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(ssh, "REFUSED_SECONDS", 0.001)
+    monkeypatch.setattr(boots, "REFUSED_SECONDS", 0.001)
 
 
 def restarted(

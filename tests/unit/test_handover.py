@@ -75,7 +75,7 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
         "cardless": {"host": "pve", "vmid": 105},
     }
     both = parse({**texts, "vms": json.dumps(twice)})
-    assert handover.takers(both.hosts["pve"], both.vms) == {"rtx5090": [103, 104]}
+    assert handover.takers(both.hosts["pve"], both.hosts["pve"].vms) == {"rtx5090": [103, 104]}
     alone = {**one, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
     with pytest.raises(HomelabError, match="one VM at a time can have it: give it to one, or set use: shared"):
         parse({"hosts": json.dumps({"pve": alone}), "vms": json.dumps(twice)})
@@ -113,7 +113,7 @@ def test_a_change_of_use_is_a_change_of_one_plan(use: str, bound: bool, offered:
         want = plan.wanted(facts(devices=devices), one)
         assert bool(want.vfio_words) is bound
         assert ("amd_iommu=on" in want.iommu_words) is offered
-        assert bool(handover.takers(one, {"gaming": VM})) is handed
+        assert bool(handover.takers(one, [VM])) is handed
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.host import gates
+from homelab.errors import Mistake
+from homelab.host import resolving
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
-from homelab.init.ask import Mistake, to_type
+from homelab.init.ask import to_type
 from homelab.init.cards import Card, Use
 from homelab.settings import parse
 from tests.conftest import PROJECT
@@ -254,7 +255,7 @@ def written(given: dict[int, str], text: str = "", facts: HostFacts | None = Non
     facts = facts or host()
     before = init_settings.values_in(text)
     configured = (
-        {place: gpu for gpu, place in gates.resolve(facts, parse(before).hosts["pve"].gpus)[0].items()}
+        {place: gpu for gpu, place in resolving.resolve(facts, parse(before).hosts["pve"].gpus)[0].items()}
         if before
         else {}
     )

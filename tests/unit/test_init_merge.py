@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from homelab.errors import Mistake
 from homelab.init import settings
-from homelab.init.ask import Mistake
 from homelab.settings.stack_file import parsed
 from tests.conftest import PROJECT
 from tests.rows import rows

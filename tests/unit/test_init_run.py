@@ -19,11 +19,11 @@ from homelab.cli.access import Access
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake, UnreachableError
 from homelab.init import ask
-from homelab.init.ask import Ask, Declined, Mistake
+from homelab.init.ask import Ask
 from homelab.init.settings import values_in
-from homelab.remote import first_contact, ssh
+from homelab.remote import first_contact, logins
 from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.unit import hosts
@@ -257,8 +257,8 @@ def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pyt
         if (answer := answers.pop(0)) is not None:
             raise answer
 
-    monkeypatch.setattr(ssh, "log_in", log_in)
-    monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(logins, "log_in", log_in)
+    monkeypatch.setattr(logins, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(first_contact, "usual_keys", lambda _, locked=False: [] if locked else [Path("id_ed25519")])
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")

@@ -13,7 +13,8 @@ from homelab.doctor import host as host_doctor
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
 from homelab.host import gates, kernel_log, plan
-from homelab.host.facts import GuestConfig, HostFacts
+from homelab.host.facts import HostFacts
+from homelab.host.guests import GuestConfig
 from homelab.host.judge import judge_host, verified
 from homelab.host.kernel_log import Sign, signs
 from homelab.provider import started

@@ -73,9 +73,9 @@ def test_no_garbage_is_looked_for_until_the_program_has_imported_all() -> None:
 
 
 def test_a_login_before_a_step_imports_nothing_that_reads_a_host() -> None:
-    found = imported("import homelab.resources.command as command; command._ssh.reach")
+    found = imported("import homelab.resources.command as command; command._logins.reach")
     assert "asyncssh" in found
-    assert not {"homelab.host.facts", "homelab.host.gates", "remote_scripts.layers.read_host"} & found
+    assert not {"homelab.host.facts", "homelab.host.resolving", "remote_scripts.layers.read_host"} & found
 
 
 def test_a_late_module_is_an_attribute_of_its_package() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
-from homelab.host.facts import GuestConfig
+from homelab.host.guests import GuestConfig
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift
 from homelab.remote import ssh

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from homelab.provider.base import GoneError
+from homelab.errors import ElsewhereError, GoneError, NotThereError
 from homelab.provider.guest import CreatedGuest, GuestWork, id_in_use
-from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.guest import Guest
 from homelab.shapes import ShutdownInputs
 from tests.rows import rows

@@ -12,8 +12,9 @@ import pytest
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.nvidia import verification
+from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request, SystemFacts
-from homelab.nvidia.verification import Expected, judge
+from homelab.nvidia.verification import judge
 from homelab.settings.nvidia import Nvidia
 from remote_scripts.both.nvidia_packages import Answer
 from tests.rows import rows

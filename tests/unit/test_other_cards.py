@@ -194,7 +194,7 @@ def test_a_container_without_a_card_takes_no_module_of_nvidias(given: dict[str, 
 )  # fmt: skip
 def test_whether_a_program_has_a_part_for_nvidia_follows_from_the_settings(gpus: list[str], nvidia: bool) -> None:
     known = settings(GPUS | {"somewhere": {"address": "0000:0b:00", "use": "lxc"}}).gpus
-    assert container(*gpus).may_have_nvidia(known) == nvidia
+    assert makers.may_have_nvidia(container(*gpus), known) == nvidia
 
 
 def test_who_names_a_card_by_its_address_gets_what_is_there() -> None:

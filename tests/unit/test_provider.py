@@ -28,7 +28,7 @@ from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
 from homelab.provider.typed import read_as
 from homelab.remote.host_session import HostSession
-from homelab.resources.base import DECLARED, Resource
+from homelab.resources.base import Resource, declared
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
@@ -208,12 +208,12 @@ def test_an_import_is_refused_with_what_to_do_instead() -> None:
 
 
 def test_every_resource_that_is_declared_has_its_work() -> None:
-    for resource in DECLARED.values():
+    for resource in declared().values():
         assert resource.__module__.rpartition(".")[2] in vars(registry)  # the provider imports no other declarations
         assert work_of(resource).resource is resource
 
 
-@rows("resource", DECLARED.values(), ids=lambda one: one.__name__)
+@rows("resource", declared().values(), ids=lambda one: one.__name__)
 def test_outputs_of_a_resource_are_what_its_work_puts_out(resource: type[Resource]) -> None:
     outputs = {field.name for field in dataclasses.fields(resource.Outputs)}
     inputs = {field.name for field in dataclasses.fields(resource.Inputs)}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from homelab.errors import UnreachableError
+from homelab.errors import ApiError, UnansweredError, UnreachableError
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api, _Log
-from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from tests.unit.hosts import settings
 
 NOW = 1_800_000_000.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, NoAnswerError, NotThereError, UnreachableError
 from homelab.provider import api
 from homelab.provider.base import Work
 from homelab.provider.card_mapping import CardMappingWork
@@ -17,8 +17,7 @@ from homelab.provider.typed import read_as
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import host_session, ssh
 from homelab.remote.host_session import HostSession
-from homelab.remote.proxmox.connection import NoAnswerError, no_answer
-from homelab.remote.proxmox.errors import NotThereError
+from homelab.remote.proxmox.connection import no_answer
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from tests.unit.hosts import desktop

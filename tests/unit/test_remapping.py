@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host import gates, plan, remapping
+from homelab.host import card_remarks, gates, plan, remapping
 from homelab.host.facts import HostFacts
 from tests.rows import rows
 from tests.unit.hosts import desktop, settings
@@ -67,14 +67,14 @@ def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
 def test_who_knows_better_says_so_and_the_plan_still_names_it() -> None:
     gpus = {"gpu": {"match": "10de:2b85", "allowDirectMapping": True}}
     assert errors(held(), gpus=gpus) == []
-    (said,) = gates.remarks(held(), settings(gpus), {"gpu": "0000:01:00"})
+    (said,) = card_remarks.remarks(held(), settings(gpus), {"gpu": "0000:01:00"})
     assert said == f"gpus.gpu: the firmware wants memory mapped 1:1 for its IOMMU group: {REGION}"
 
 
 def test_an_older_kernel_gives_an_amd_hosts_card_away_with_a_remark() -> None:
     old = held(kernel="6.5.13-6-pve")
     assert errors(old) == []
-    assert REGION in gates.remarks(old, settings(), {"rtx5090": "0000:01:00"})[0]
+    assert REGION in card_remarks.remarks(old, settings(), {"rtx5090": "0000:01:00"})[0]
 
 
 INTEL: dict[str, Any] = {"cpu_vendor": "GenuineIntel"}
@@ -100,7 +100,7 @@ def test_intels_reserved_memory_is_relaxed_where_the_kernel_can() -> None:
     assert "as the last resort iommu.relaxRmrr: true" in error.next
     assert errors(facts, iommu=RELAXED) == []
     assert plan.wanted(facts, settings(iommu=RELAXED)).iommu_words == "intel_iommu=on,relax_rmrr iommu=pt"
-    assert "data can be lost" in gates.remarks(facts, settings(iommu=RELAXED), {})[0]
+    assert "data can be lost" in card_remarks.remarks(facts, settings(iommu=RELAXED), {})[0]
     # Taken away again, it is refused again: the running kernel's word isn't the next one's.
     running = line("intel_iommu=on,relax_rmrr iommu=pt", others="quiet")
     assert len(errors(held(cmdline=running, **INTEL))) == 1
@@ -162,10 +162,10 @@ def test_plain_interrupts_are_refused_with_what_makes_them_plain() -> None:
 
 
 def test_the_plan_says_what_that_risks() -> None:
-    (remark,) = gates.remarks(desktop(iommu=PLAIN), settings(iommu=UNSAFE), {})
+    (remark,) = card_remarks.remarks(desktop(iommu=PLAIN), settings(iommu=UNSAFE), {})
     assert "only to guests that you trust" in remark
-    assert gates.remarks(desktop(), settings(iommu=UNSAFE), {}) == []
-    (remark,) = gates.remarks(desktop(iommu=iommu(groups=0, interrupts="")), settings(iommu=UNSAFE), {})
+    assert card_remarks.remarks(desktop(), settings(iommu=UNSAFE), {}) == []
+    (remark,) = card_remarks.remarks(desktop(iommu=iommu(groups=0, interrupts="")), settings(iommu=UNSAFE), {})
     assert "can't be told before its IOMMU is on; run `pulumi up --refresh`" in remark
 
 
@@ -173,7 +173,7 @@ def test_who_has_allowed_it_by_hand_keeps_it_and_is_told() -> None:
     word = "vfio_iommu_type1.allow_unsafe_interrupts=1"
     for facts in (desktop(iommu=PLAIN, unsafe_interrupts=True), desktop(iommu=PLAIN, cmdline=line(f"quiet {word}"))):
         assert errors(facts) == [] and word not in remapping.words(facts, settings())
-        (remark,) = gates.remarks(facts, settings(), {})
+        (remark,) = card_remarks.remarks(facts, settings(), {})
         assert "set by hand, and left as it is" in remark
     # What the module has by this program's own word is no reason to leave the word out.
     ours = desktop(iommu=PLAIN, unsafe_interrupts=True, cmdline=line(f"quiet {word}", others="quiet"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.host import gates, plan, resets
+from homelab.host import card_remarks, gates, plan, resets
 from homelab.host.facts import HostFacts
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
@@ -17,7 +17,7 @@ def one(ids: str, methods: str | None = "flr bus", **changes: Any) -> HostFacts:
 
 def notes(facts: HostFacts) -> str:
     host = settings({"gpu": {"address": "01:00"}})
-    return "\n".join(gates.remarks(facts, host, gates.check(facts, host)[0]))
+    return "\n".join(card_remarks.remarks(facts, host, gates.check(facts, host)[0]))
 
 
 def test_every_row_has_an_id_of_its_own_first() -> None:

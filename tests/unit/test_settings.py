@@ -11,7 +11,7 @@ import pulumi
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.remote import loop, ssh
+from homelab.remote import logins, loop
 from homelab.resources.command import connection
 from homelab.settings import Settings, load_host, parse
 from remote_scripts.both.terms import Terms
@@ -192,7 +192,7 @@ def test_a_host_key_that_is_no_point_of_its_curve_is_refused() -> None:
     key = f"ecdsa-sha2-nistp256 {base64.b64encode(blob).decode()}"
     host = loaded(hosts(ssh={"hostKey": key, "agent": True})).hosts["pve"]
     with pytest.raises(HomelabError, match="pinned in ssh.hostKey"):
-        loop.run(ssh.log_in(host, 1))
+        loop.run(logins.log_in(host, 1))
 
 
 def test_a_host_that_left_the_configuration_is_named() -> None:

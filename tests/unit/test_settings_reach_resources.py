@@ -14,12 +14,13 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack, get_args
 import pulumi
 import pytest
 from pulumi.runtime import resource_cycle_breaker
+from pulumi.runtime.mocks import MockMonitor
 from pulumi.runtime.proto import source_pb2
 from pydantic import BaseModel
 
 from homelab import tables
 from homelab.resources import command, kept_agent
-from homelab.resources.base import DECLARED
+from homelab.resources.base import declared
 from homelab.resources.nvidia import LAYERS
 from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
@@ -29,6 +30,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DATA = tables.read(Path(__file__).parent / "settings_changes.yaml")
+PROGRAM = tables.read(Path(__file__).parent / "program_resources.yaml")
 CARD = {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
 FUNCTION = {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
 CARD["functions"] = [FUNCTION]
@@ -101,7 +103,7 @@ class Engine(pulumi.runtime.Mocks):
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         assert (args.typ, args.name) not in self.told, f"two resources have the name {args.name}"
         self.told[args.typ, args.name] = args.inputs
-        outputs = OUTPUTS.get(DECLARED[args.typ].__name__, {}) if args.typ in DECLARED else {}
+        outputs = OUTPUTS.get(declared()[args.typ].__name__, {}) if args.typ in declared() else {}
         if "gpus" in outputs:  # only those that the host is to have
             outputs = outputs | {
                 "gpus": {name: card for name, card in outputs["gpus"].items() if name in self.gpus[args.inputs["host"]]}
@@ -124,7 +126,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         return loops[-1]
 
     monkeypatch.setattr(asyncio, "new_event_loop", noted)
-    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})  # or each program stays in memory
+    kept_agent._of_way.cache_clear()  # or each program stays in memory
     # A third of what a program takes here: from where in pytest's stack each resource was declared, which nobody reads, and the search for circles.
     monkeypatch.setattr(pulumi.runtime.resource, "_get_stack_trace", source_pb2.StackTrace)
     monkeypatch.setattr(resource_cycle_breaker, "_reachable", reachable)
@@ -250,3 +252,25 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
 def test_each_step_shows_what_it_does_while_it_runs(told: Callable[[dict[str, Any]], Any]) -> None:
     shown = {name: inputs["logging"] for (kind, name), inputs in told(changed({}, ())).items() if "Command" in kind}
     assert {"pve-cmdline", "pve-initrd", "pve-reboot"} <= shown.keys() and {*shown.values()} == {"stderr"}
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
+    told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another URN is another resource: the engine would undo the old one on every owner's host."""
+    registered: dict[str, list[str]] = {}
+    register: Any = MockMonitor.RegisterResource
+
+    def noted(self: MockMonitor, request: Any) -> Any:
+        urn = self.make_urn(request.parent, request.type, request.name)
+        if request.custom:
+            registered[short(urn)] = sorted(map(short, request.dependencies))
+        return register(self, request)
+
+    def short(urn: str) -> str:
+        return urn.removeprefix("urn:pulumi:lab::homelab::").replace("pulumi:pulumi:Stack$", "")
+
+    monkeypatch.setattr(MockMonitor, "RegisterResource", noted)
+    told(changed(PROGRAM["changes"]))
+    assert registered == PROGRAM["resources"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from homelab import text
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, RefusedError, UnreachableError
 from homelab.provider import silent_host
-from homelab.remote import host_session, ssh
-from homelab.remote.host_session import HostSession, RefusedError
+from homelab.remote import host_session, logins
+from homelab.remote.host_session import HostSession
 from homelab.settings import Host
 from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE, wait_until
@@ -56,10 +56,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> Callable[..., list[s
             if outcome is not None:
                 raise outcome
 
-        monkeypatch.setattr(ssh, "reach", reach)
+        monkeypatch.setattr(logins, "reach", reach)
         monkeypatch.setattr(silent_host, "time", Clock())
         monkeypatch.setattr(silent_host, "_interrupt", lambda: done.append("^C"))
-        monkeypatch.setattr(text, "_SHOWN_BY", [lambda said, **_: done.append(said)])
+        monkeypatch.setattr(text, "_shown_by", lambda: [lambda said, **_: done.append(said)])
         silent_host.watch("pve", host)
         for thread in threading.enumerate():
             if thread.name == "watch of pve":
@@ -105,7 +105,9 @@ def test_only_a_host_that_was_held_and_then_lost_is_watched(
     lost: list[str] = []
     let_go, session = threading.Event(), host_session.of("pve")
     monkeypatch.setattr(
-        host_session, "ON_LOSS", [lambda name, _: lost.append(f"{name}{' held' * host_session.of(name).is_held}")]
+        host_session,
+        "on_loss",
+        lambda: [lambda name, _: lost.append(f"{name}{' held' * host_session.of(name).is_held}")],
     )
 
     async def hold(holder: host_session.Guard) -> None:

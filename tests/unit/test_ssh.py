@@ -33,7 +33,7 @@ from homelab import text
 from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import agent as asking
-from homelab.remote import loop, ssh, systems
+from homelab.remote import boots, logins, loop, ssh, systems
 from homelab.resources import command, kept_agent
 from homelab.settings import Host
 from homelab.stack import Refusal
@@ -197,7 +197,7 @@ def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
 ) -> None:
     """Nothing comes any more and no end does: the other side's cable was pulled, or its sshd has stopped."""
-    monkeypatch.setattr(ssh, "KEEPALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(logins, "KEEPALIVE_SECONDS", 0.1)
     is_cut = threading.Event()
 
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
@@ -542,7 +542,7 @@ def test_a_slow_host_has_the_time_for_its_answer_that_the_settings_give() -> Non
 
 
 # -- a host that restarts ---------------------------------------------------------------------------------------
-def boots(
+def restarted(
     monkeypatch: pytest.MonkeyPatch, *readings: str | HomelabError, patience: float = 30
 ) -> tuple[str, list[str]]:
     """What is waited for on a host that is read so, one time after the other and the last one for ever; and what is said meanwhile."""
@@ -554,13 +554,13 @@ def boots(
             raise found
         return Restarting(*found.split("|"))
 
-    monkeypatch.setattr(ssh, "Session", connect)
-    monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(ssh, "REFUSED_SECONDS", 0.001)
+    monkeypatch.setattr(boots, "Session", connect)
+    monkeypatch.setattr(boots, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(boots, "REFUSED_SECONDS", 0.001)
     said: list[str] = []
     timeouts = SimpleNamespace(api=60, reboot=patience, rollback=30, boot=patience * 3)
     host = SimpleNamespace(address="192.168.0.202", timeouts=timeouts)
-    return ssh.wait_for_boot(host, "old", said.append).boot_id, said  # type: ignore[arg-type]
+    return boots.wait_for_boot(host, "old", said.append).boot_id, said  # type: ignore[arg-type]
 
 
 @dataclass
@@ -614,7 +614,7 @@ OTHER_KEY = HomelabError(wanted="the host key", found="SHA256:of the initramfs",
 
 def test_a_host_that_refuses_the_login_while_it_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxmox VE keeps root's keys in /etc/pve, which may come after sshd."""
-    boot, said = boots(monkeypatch, "old", NO_KEYS, OFF, NO_KEYS, NO_KEYS, "new")
+    boot, said = restarted(monkeypatch, "old", NO_KEYS, OFF, NO_KEYS, NO_KEYS, "new")
     assert boot == "new"
     assert said == ["192.168.0.202 answers, but can't be read yet: refused: Permission denied"] * 2
 
@@ -634,19 +634,19 @@ def test_a_host_is_read_when_it_runs_another_boot_and_not_before(
     monkeypatch: pytest.MonkeyPatch, readings: tuple[str | HomelabError, ...], read: list[str]
 ) -> None:
     monkeypatch.setattr(Restarting, "readings", [])
-    assert boots(monkeypatch, *readings)[0] == read[-1]
+    assert restarted(monkeypatch, *readings)[0] == read[-1]
     assert Restarting.readings == read
 
 
 def test_a_boot_that_cannot_be_confirmed_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Restarting, "readings", [])
     with pytest.raises(HomelabError, match="read-only"):
-        boots(monkeypatch, "old", "new|broken", "new")
+        restarted(monkeypatch, "old", "new|broken", "new")
     assert Restarting.readings == []
 
 
 def test_a_confirmation_that_is_cut_off_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    boot, said = boots(monkeypatch, "old", "new|cut", OFF, "newer")
+    boot, said = restarted(monkeypatch, "old", "new|cut", OFF, "newer")
     assert boot == "newer"
     assert said == ["192.168.0.202 answers, but can't be read yet: exit status 137"]
 
@@ -656,27 +656,27 @@ def test_a_confirmed_boot_that_cannot_be_read_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(Restarting, "readings", [])
     with pytest.raises(HomelabError, match="Boot new is confirmed: the host doesn't take it back") as error:
-        boots(monkeypatch, "new|new|hangs", "new|new|hangs", OFF, "new|new|hangs", "new|new|new")
+        restarted(monkeypatch, "new|new|hangs", "new|new|hangs", OFF, "new|new|hangs", "new|new|new")
     assert not isinstance(error.value, UnreachableError) and "has not ended" in error.value.found
     assert Restarting.readings == ["hangs"] * 3
     # Another boot counts anew.
     again = ("new|new|hangs", "new|new|hangs", "newer|newer|hangs", "newer|newer|hangs", "newer")
-    assert boots(monkeypatch, *again)[0] == "newer"
+    assert restarted(monkeypatch, *again)[0] == "newer"
 
 
 def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreachableError, match="it answers, but has not rebooted"):
-        boots(monkeypatch, "old", patience=0.02)
+        restarted(monkeypatch, "old", patience=0.02)
 
 
 def test_another_host_key_while_it_starts_may_be_that_of_its_initramfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    boot, said = boots(monkeypatch, OFF, OTHER_KEY, OTHER_KEY, OFF, "new")
+    boot, said = restarted(monkeypatch, OFF, OTHER_KEY, OTHER_KEY, OFF, "new")
     assert boot == "new" and "SHA256:of the initramfs" in said[0]
 
 
 def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HomelabError, match="Permission denied"):
-        boots(monkeypatch, OFF, NO_KEYS, patience=0.02)
+        restarted(monkeypatch, OFF, NO_KEYS, patience=0.02)
 
 
 def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -783,7 +783,7 @@ def test_an_agent_that_misbehaves_is_one_error_that_names_it_and_holds_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, found: str
 ) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
-    monkeypatch.setattr(ssh, "AGENT_SECONDS", 0.5)
+    monkeypatch.setattr(logins, "AGENT_SECONDS", 0.5)
     with ExitStack() as ends:
 
         def give(key: str) -> None:
@@ -806,7 +806,7 @@ def test_an_up_asks_the_agent_once_before_pulumi_command_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool, fault: str
 ) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
-    monkeypatch.setattr(ssh, "AGENT_SECONDS", 0.5)
+    monkeypatch.setattr(logins, "AGENT_SECONDS", 0.5)
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: dry_run)
     command._ask_the_agent.cache_clear()
     key = None if fault == "empty" else asyncssh.generate_private_key("ssh-ed25519")
@@ -879,12 +879,12 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
         if host.address == "192.0.2.8":
             raise HomelabError(wanted="a", found="b", why="c", next="d")
 
-    monkeypatch.setattr(ssh, "reach", reach)
+    monkeypatch.setattr(logins, "reach", reach)
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
-    monkeypatch.setattr(kept_agent, "_OF_PROGRAM", {})
+    kept_agent._of_way.cache_clear()
     hooks = command._around_each(settings())
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
@@ -945,7 +945,7 @@ def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path
             }
         )
         with pytest.raises(UnreachableError) as caught:
-            asyncio.run(ssh.reach(host))
+            asyncio.run(logins.reach(host))
     assert caught.value.found == "no answer within 1 s"
 
 
@@ -985,7 +985,7 @@ def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
         return SimpleNamespace(keys=[None] * keys, is_signing=False)
 
     monkeypatch.setattr(asyncssh, "connect", connect)
-    monkeypatch.setattr(ssh._Agent, "of_this_machine", agent)
+    monkeypatch.setattr(logins._Agent, "of_this_machine", agent)
     with pytest.raises(LoginRefusedError, match="Too many authentication failures") as refused:
         ssh.read(settings(ssh={"hostKey": KEY, **({"agent": True} if keys else {"password": "a"})}))
     assert step in refused.value.next
@@ -1010,7 +1010,7 @@ def test_a_login_that_is_refused_is_cured_for_the_very_key_that_the_settings_nam
         return SimpleNamespace(keys=[None], problem="")
 
     monkeypatch.setattr(asyncssh, "connect", connect)
-    monkeypatch.setattr(ssh._Agent, "of_this_machine", agent)
+    monkeypatch.setattr(logins._Agent, "of_this_machine", agent)
     key = asyncssh.generate_private_key("ssh-ed25519", comment="")
     key.write_private_key(tmp_path / "my key")
     ways: dict[str, Any] = {
@@ -1043,7 +1043,7 @@ def test_a_host_that_has_no_key_of_the_pinned_kind_shows_another_key() -> None:
         server = await asyncssh.listen("127.0.0.1", 0, server_host_keys=[other])
         try:
             login = {"hostKey": KEY, "password": "a", "port": server.get_port()}
-            await ssh.reach(Host.model_validate({"address": "127.0.0.1", "ssh": login}))
+            await logins.reach(Host.model_validate({"address": "127.0.0.1", "ssh": login}))
         finally:
             server.close()
 
@@ -1054,8 +1054,8 @@ def test_a_host_that_has_no_key_of_the_pinned_kind_shows_another_key() -> None:
 
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 2))  # each look at it is two seconds after the last
-    monkeypatch.setattr(ssh, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=lambda _: None))
-    boot, said = boots(monkeypatch, *[OFF] * 8, "new", patience=600)
+    monkeypatch.setattr(boots, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=lambda _: None))
+    boot, said = restarted(monkeypatch, *[OFF] * 8, "new", patience=600)
     seconds = [int(line.removeprefix("waiting for the host: ").removesuffix(" s")) for line in said]
     assert boot == "new" and len(said) >= 3
     assert all(5 <= later - earlier <= 10 for earlier, later in itertools.pairwise([0, *seconds])), said
@@ -1063,7 +1063,7 @@ def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.Mo
 
 def test_progress_of_a_run_goes_to_its_line_not_to_the_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, bool]] = []
-    monkeypatch.setattr(text, "_SHOWN_BY", [lambda what, *, meanwhile: told.append((what, meanwhile))])
+    monkeypatch.setattr(text, "_shown_by", lambda: [lambda what, *, meanwhile: told.append((what, meanwhile))])
     text.tell("pve: rebooting")
     text.tell_meanwhile("waiting for the host: 5 s")
     assert told == [("pve: rebooting", False), ("waiting for the host: 5 s", True)]

@@ -11,7 +11,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.provider import boot_verification
-from homelab.remote import ssh
+from homelab.remote import boots, ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
 from remote_scripts.both import cluster_turn, reboot, start_guests
@@ -31,7 +31,7 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     def end(_: Host, name: str) -> None:
         ended.append(name)
 
-    monkeypatch.setattr(ssh, "confirm", confirm)
+    monkeypatch.setattr(boots, "confirm", confirm)
 
     def start(_: Host, name: str, own: boot_verification.ManagedGuests) -> None:
         assert own == boot_verification.ManagedGuests(), "this run starts nothing any more"
@@ -119,7 +119,7 @@ def hosts_of(**first: Any) -> str:
 
 def test_a_plan_says_after_which_node_one_restarts() -> None:
     settings = parse({"hosts": hosts_of()})
-    assert [settings.restarts_before(name) for name in settings.hosts] == ["", "pve1", ""]
+    assert [host.before for host in settings.hosts.values()] == ["", "pve1", ""]
     want, facts = plan.wanted(desktop(), settings.hosts["alone"]), desktop()
     for decision, said in (("yes", "after pve1, if that one is"), ("no", "not needed")):
         reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], "")

@@ -15,22 +15,22 @@ from typing import Any, TypeVar
 
 from proxmoxer.core import ResourceException
 
-from homelab.errors import elsewhere, unlocking
-from homelab.remote.proxmox.connection import Connection, NoAnswerError, no_answer
-from homelab.remote.proxmox.errors import (
-    TAKEN_ELSEWHERE,
+from homelab.errors import (
     ApiError,
     AwayError,
     ElsewhereError,
     LockHeldError,
+    NoAnswerError,
     NoQuorumError,
     NotThereError,
     StillRunsError,
     TaskFailedError,
     UnansweredError,
-    explained,
-    plain,
+    elsewhere,
+    unlocking,
 )
+from homelab.remote.proxmox.connection import Connection, no_answer
+from homelab.remote.proxmox.errors import TAKEN_ELSEWHERE, explained, plain
 from homelab.settings import Host
 
 T = TypeVar("T")

@@ -17,22 +17,14 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from proxmoxer.core import ProxmoxResource
 
-from homelab.errors import UnreachableError
-from homelab.remote import ssh
-from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, ApiError, AwayError, UnansweredError, plain
+from homelab.errors import ApiError, AwayError, NoAnswerError, UnansweredError, UnreachableError
+from homelab.remote import logins, ssh
+from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, plain
 from homelab.settings import Host
 from remote_scripts.pve.api import MINT, PORT, TICKET, USER, request
 
 _MINT = f'{shlex.join(MINT)} 2>&1 || echo "exit status $?"\n'
 _HTTP = b"HTTP/1."
-
-
-class NoAnswerError(Exception):
-    """There is no answer. `sent`: whether the request may have been carried out."""
-
-    def __init__(self, found: str, *, sent: bool) -> None:
-        super().__init__(found)
-        self.sent = sent
 
 
 class Answer:
@@ -117,7 +109,7 @@ class Connection:
         """
         try:
             self._session.connect()
-            login = ssh.login_of(self._host)
+            login = logins.login_of(self._host)
             with login.minting:
                 if login.ticket == spent:
                     output = self._session.run("make_ticket", _MINT)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import ApiError, ChangedMeanwhileError, ElsewhereError, LockHeldError, NoQuorumError, NotThereError
 from homelab.text import clean
 
 # Longer than any reason of a node; texts that a guest can make longer, such as a log, have limits of their own.
@@ -25,63 +25,6 @@ _LOCK_HELD = re.compile(
 # One condition, three texts: for mappings and the like, for what starts a task, and for a guest's configuration, whose
 # file can't be made because pmxcfs has made itself read-only.
 _NO_QUORUM = re.compile(r"no quorum|'/etc/pve/[^']*' - (?:Permission denied|Read-only file system)")
-
-
-class ApiError(HomelabError):
-    """The API refused a request, or a task failed. `status` is HTTP's (0: no answer), `reason` the node's own words,
-    `sent`: False: the request certainly wasn't carried out, and may be sent again."""
-
-    sent = True
-
-    def __init__(self, *, wanted: str, found: str, why: str, next: str, status: int, reason: str) -> None:
-        super().__init__(wanted=wanted, found=found, why=why, next=next)
-        self.status, self.reason = status, reason
-
-
-class NotThereError(ApiError):
-    """A guest's configuration or a mapping doesn't exist."""
-
-
-class ElsewhereError(ApiError):
-    """The guest is on another node of the cluster: `node`."""
-
-    node = ""
-
-
-class ChangedMeanwhileError(ApiError):
-    """The configuration was changed since it was read: its digest is another one."""
-
-
-class UnansweredError(ApiError):
-    """No answer, or none from the node."""
-
-
-class AwayError(UnansweredError, UnreachableError):
-    """The host itself isn't reached, so nothing was asked."""
-
-    sent = False
-
-
-class LockHeldError(ApiError):
-    """Another process holds the lock of a guest or file that was to be changed; nothing was done."""
-
-    sent = False
-
-
-class NoQuorumError(ApiError):
-    """The cluster has no quorum, so that /etc/pve is read-only; nothing was done."""
-
-    sent = False
-
-
-class TaskFailedError(ApiError):
-    """A task ended badly; `reason` is its exit status."""
-
-
-class StillRunsError(ApiError):
-    """A task hasn't ended in its time. `upid`: the task's id."""
-
-    upid = ""
 
 
 def plain(text: str, secrets: Iterable[str] = ()) -> str:

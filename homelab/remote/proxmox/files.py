@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.errors import HomelabError
+from homelab.errors import ApiError, HomelabError, StillRunsError, TaskFailedError, UnansweredError
 from homelab.remote.proxmox.api import Api
-from homelab.remote.proxmox.errors import ApiError, StillRunsError, TaskFailedError, UnansweredError
 from homelab.settings import Container, Host, Vm
 from homelab.vm import files as vm_files
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from homelab.errors import ApiError
 from homelab.remote.proxmox.api import Api
-from homelab.remote.proxmox.errors import ApiError
 from homelab.text import tell
 
 # How long a guest agent may take to answer after a start, and how often it is asked: nothing tells when it is there.

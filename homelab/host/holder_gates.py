@@ -1,0 +1,186 @@
+"""The gates of a card that goes to the host's driver while something else has it: other configuration binds it, or a
+VM's configuration names it. With the steps that release it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from homelab.errors import HomelabError
+from homelab.host import ha, released
+from homelab.host.facts import HostFacts
+from homelab.host.group_gates import new_entries
+from homelab.host.guests import CardUser
+from homelab.settings import Gpu, Host
+
+
+def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
+    """A gate: a card that stays with the host isn't bound to vfio-pci by other configuration than this program's, or
+    takeOver lets this program's word count instead."""
+    return [
+        error
+        for name, slot in slots.items()
+        if host.gpus[name].use != "vm"
+        for error in _card_bound_by_hand(facts, host, name, slot, slots)
+    ]
+
+
+def _card_bound_by_hand(
+    facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]
+) -> list[HomelabError]:
+    # Also those that homelab's word binds, too (takeOver): the other configuration binds them once that word is gone.
+    bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
+    gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
+    # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
+    returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
+    returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
+    bound += returned
+    if not bound or (host.take_over and not kept_reason):
+        return []
+    sources = facts.who_binds(bound)
+    ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
+    steps = [f"take {', '.join(ids)} out there"] if ids else []
+    if any("on the kernel command line" in source for source in sources):
+        steps.append(new_entries(facts))
+    # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file,
+    # unless it is told not to look for one.
+    steps += [
+        f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
+        for device in bound
+        if facts.has_override(device)
+    ]
+    if ids:
+        steps.append("`update-initramfs -u -k all`")
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
+            found=f"{', '.join(device.address for device in bound)} "
+            f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
+            + (f"; {kept_reason}" if host.take_over else ""),
+            why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
+            next=(
+                ""
+                if kept_reason
+                else "set takeOver: true for the host: a word of this program's then counts instead, until "
+                "`pulumi destroy`; or "
+            )
+            + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
+        )
+    ]
+
+
+def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: a card that goes back to the host's driver is in no VM's configuration.
+
+    The host restarts before a card is taken out of a VM, and a VM that starts with the host would take the card from
+    that driver.
+    """
+    return _still_in_vm(facts, name, gpu, slot, facts.users_of(slot, facts.cluster.node))
+
+
+def without_hook(
+    facts: HostFacts, host: Host, slots: Mapping[str, str], hooked: Mapping[str, Collection[int]]
+) -> list[HomelabError]:
+    """A gate: a VM that starts with the host and has a card that is going to be handed over (use: shared) gets the
+    hookscript before the restart.
+
+    :param hooked: card's name -> ids of the adopted VMs that may take it, which get the hookscript before the host
+        restarts.
+    """
+    errors = []
+    for name, slot in slots.items():
+        if host.gpus[name].use == "shared":
+            users = facts.users_of(slot, facts.cluster.node)
+            starting = [user for user in users if user.onboot or ha.is_kept_started(facts, user.vmid)]
+            unhooked = [user for user in starting if user.vmid not in hooked.get(name, ())]
+            errors += _still_in_vm(facts, name, host.gpus[name], slot, unhooked)
+    return errors
+
+
+def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> list[HomelabError]:
+    if not users or not (facts.bound_by_homelab(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
+        return []
+    first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})",
+            found=f"it is bound for VMs, and {_holders_with_options(facts, slot, users)}",
+            why=_WHY_RELEASE_FIRST,
+            next=_release_steps(facts, slot, users, first, f"set use: {gpu.use}"),
+        )
+    ]
+
+
+def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+    """A gate: a card that the settings no longer name, and that NVIDIA's driver is going to have, is in no VM's
+    configuration.
+
+    :param slots: of all cards that the settings name.
+    """
+    if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version or facts.nvidia.installed):
+        return []
+    leaving = {
+        device.slot
+        for device in facts.display_devices
+        if device.is_nvidia
+        and device.slot not in slots.values()
+        and facts.bound_by_homelab(device.address)
+        and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
+    }
+    users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
+    return [
+        HomelabError(
+            wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus "
+            "is it",
+            found=f"it is bound for VMs (homelab.vfio), and {_holders_with_options(facts, slot, holders)}",
+            why=_WHY_RELEASE_FIRST,
+            next=_release_steps(
+                facts, slot, holders, "put it back into gpus with use: vm, and take it", "take it out of gpus"
+            ),
+        )
+        for slot, holders in users.items()
+        if holders
+    ]
+
+
+_WHY_RELEASE_FIRST = (
+    "the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its new "
+    "driver; nothing was changed"
+)
+
+
+def _holders_with_options(facts: HostFacts, slot: str, users: list[CardUser]) -> str:
+    """The VMs that have the card, each with its options, for messages."""
+    options = {user: ", ".join(_option_lines(facts, slot, user)) for user in users}
+    return "; ".join(f"{user} has it ({lines or 'it runs with it'})" for user, lines in options.items())
+
+
+def _option_lines(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
+    """The options by which a VM has the card, as lines of its configuration."""
+    config = facts.guests.config(user.vmid)
+    keys = facts.options_of(slot, user.vmid, facts.cluster.node)
+    return [f"{key}: {config.values.get(key) or config.current[key]}" for key in keys] if config else []
+
+
+def _release_steps(facts: HostFacts, slot: str, users: list[CardUser], first: str, afterwards: str) -> str:
+    """The steps by which the user takes the card out of the VMs before the host restarts.
+
+    :param first: the change of the settings before that, if this program gave a VM the card.
+    :param afterwards: the change of the settings after that.
+    """
+    given_users = [user for user in users if facts.given_by_homelab(slot, user.vmid)]
+    steps = [_release_by_hand(facts, slot, user) for user in users if user not in given_users]
+    if not given_users:
+        return f"{'; '.join(steps)}; then run `pulumi up` again"
+    given_names = ", ".join(map(str, given_users))
+    otherwise = "; ".join(_release_by_hand(facts, slot, user) for user in given_users)
+    steps.append(
+        f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given_names}. If it is still there after "
+        f"that (a VM had it before, or Pulumi's state doesn't know the VM any more), {otherwise}"
+    )
+    return f"first {'; '.join(steps)}. After that {afterwards}: a second `pulumi up` restarts the host"
+
+
+def _release_by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
+    keys = ",".join(facts.options_of(slot, user.vmid, facts.cluster.node))
+    command = f"; note that line, which nothing else keeps: `qm set {user.vmid} --delete {keys}`" if keys else ""
+    return f"shut {user} down, if it runs, and take the card out of it{command}"
