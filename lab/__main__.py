@@ -101,12 +101,6 @@ def _fault(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rebind(arguments: argparse.Namespace) -> int:
-    driver = None if arguments.driver == "none" else arguments.driver
-    Lab.open(_state(arguments)).rebind(arguments.address, driver)
-    return 0
-
-
 def _run(arguments: argparse.Namespace) -> int:
     lab = Lab.open(_state(arguments))
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
@@ -175,9 +169,6 @@ def _parser() -> argparse.ArgumentParser:
     fault = add("fault", _fault, "set a fault of a running lab; the value is JSON or text, null clears")
     fault.add_argument("name")
     fault.add_argument("value")
-    rebind = add("rebind", _rebind, "bind a PCI function to a driver by hand")
-    rebind.add_argument("address", help="as in 0000:01:00.0")
-    rebind.add_argument("driver", help="a driver's name, or none")
     run = add("run", _run, "run a command, or one argument of bash text, on the host, as at its console", _RUN)
     run.add_argument(
         "--unprotected", action="store_true", help="without namespaces: a path without $ROOT is this machine's"

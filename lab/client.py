@@ -377,7 +377,7 @@ class Lab:
         return done
 
     def fault(self, name: str, value: Any = True) -> None:
-        """Set a fault (lab/scenarios/README.md lists them); None clears it."""
+        """Set a fault (FAULTS in lab/machine.py lists them); None clears it."""
         request(self.state, "fault", name=name, value=value)
 
     def rebind(self, address: str, driver: str | None) -> None:

@@ -1,6 +1,6 @@
-"""Scenarios: the YAML that describes a host's hardware, firmware, boot and guests (lab/scenarios/README.md).
+"""Scenarios: the YAML that describes a host's hardware, firmware, boot and guests.
 
-The models say what may be written; `Scenario.machine()` is the same with every default filled in, as plain
+The models say what may be written; a mistake is reported with its file and key, and unknown keys are mistakes. `Scenario.machine()` is the same with every default filled in, as plain
 data: what machine.json holds and the simulated kernel and commands read.
 """
 
@@ -111,7 +111,14 @@ class Net(_Model):
 
 
 class Pci(_Model):
-    """One PCI function; functions behind a bridge are nested in `children`, or name it as `parent`."""
+    """One PCI function; functions behind a bridge are nested in `children`, or name it as `parent`.
+
+    `name`, `vendor_name`: pci.ids' (without a name lspci prints `Device`); `group`: its IOMMU group when the IOMMU works (none: outside of any),
+    `acs_group` under `pcie_acs_override=downstream`; `driver`: what claims it on a stock host (null: nothing does; otherwise by class and vendor);
+    `modules`: those with a matching alias, in lspci's order; `built_in`: the driver is inside the kernel image; `boot_vga`: the firmware's console;
+    `acs`: a bridge with Access Control Services; `bars`: sizes; `physfn`: a virtual function's physical one; `removable`: on an external port;
+    `resets`: its own ones, the kernel adds `bus` for the first function on a bus; `blocks`: disks, on a USB controller USB disks.
+    """
 
     address: Address
     vendor: Hex4
@@ -172,7 +179,10 @@ class Pci(_Model):
 
 
 class System(_Model):
-    """What a VM has installed, and whether its firmware demands signed modules (None: as its efidisk says)."""
+    """What a VM has installed, and whether its firmware demands signed modules (None: as its efidisk says).
+
+    `user`: the account besides root, with sudo; `mok_enrolled`: DKMS's key was enrolled at the guest's console.
+    """
 
     distribution: Literal["ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-12", "debian-13"] = "ubuntu-24.04"
     kernel: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+[-+.~a-z0-9]*$")] | None = None
@@ -243,7 +253,14 @@ class File(_Model):
 
 
 class Scenario(_Model):
-    """A whole host; see lab/scenarios/README.md for every key."""
+    """A whole host. In the YAML the keys have `-` for `_`.
+
+    `title`: one line for people; `node`: its name; `pve`: `8.4` (Debian 12) or `9.1` (Debian 13); `qemu_server`: that package's version, from 9.1.13
+    on a stop runs its guest's post-stop, before it `qm cleanup` does; `kernels`: the newest is booted; `files`: put over the stock tree before the
+    boot configuration is generated, a host configured by hand; `no_subscription`: the owner has added that repository, which has the headers of
+    kernels, and apt has its lists; `drm`: graphics cards in the order of their numbers in /dev/dri (otherwise as drivers take them); `faults`: FAULTS
+    of lab/machine.py, from the start on; `cluster`: the folder of the cluster that it is a node of, which lab/cluster.py sets.
+    """
 
     name: str = ""
     title: str

@@ -208,7 +208,6 @@ class Command:
         self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
-        self._cut = False
 
     def begin(self) -> None:
         """Start the command; it is logged when it has ended."""
@@ -318,7 +317,6 @@ class Command:
                 if readable:
                     readable = await self._give(pipe, data)
         pipe.close(pipe.ours)
-        self._cut_if_wanted()
         self._system.activity()
 
     @staticmethod
@@ -340,20 +338,9 @@ class Command:
         except (asyncssh.Error, OSError):
             self.lose_client()  # there is nobody to forward to, which the channel may be told of a moment later
 
-    def _cut_if_wanted(self) -> None:
-        """Cut the connection where the fault drop-connection-during asks for it.
-
-        It is called when the whole script is in, and before an answer goes out.
-        """
-        wanted = self._system.fault("drop-connection-during")
-        if wanted is not None and not self._cut and self.mentions(wanted):
-            self._cut = True
-            self._connection.abort()
-
     def _report(self, status: int | None) -> None:
-        self._cut_if_wanted()
         self._connection.sessions.discard(self._channel)  # before the client hears of it
-        if status is None or self._lost.is_set() or self._cut:
+        if status is None or self._lost.is_set():
             return
         if status < 0:
             self._channel.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
@@ -372,7 +359,7 @@ class Command:
             "exit": status if status is None or status >= 0 else 128 - status,
             **_named(self._system),
         }
-        if self._lost.is_set() or self._cut:
+        if self._lost.is_set():
             entry["client"] = "lost"
         append_log(self._system.state, "commands", entry)
 

@@ -28,9 +28,6 @@ from tests.conftest import PROJECT
 from tests.plain import PLAIN
 from tests.waiting import PATIENCE
 
-# What a run that is going to be killed does without: it writes the state after each step.
-WITHOUT_HURRY = ("PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
-
 # How a refresh tells of drift.
 _DRIFT = re.compile(r": drift(?: \(\w+\))?: ")
 # How the state marks what isn't plain: pulumi/sdk/go/common/resource/sig.
@@ -180,8 +177,6 @@ def quick_environment(engine: install.Engine, backend: Path) -> dict[str, str]:
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "NO_COLOR": "1",
         **quick_start(engine),
-        # The state is written at the end of a run, not after each of its steps.
-        **({} if PLAIN else dict.fromkeys(WITHOUT_HURRY, "true")),
         # What makes the CLI know --event-log, which the Automation API uses.
         "PULUMI_DEBUG_COMMANDS": "true",
     }
@@ -281,7 +276,7 @@ class EngineStack:
         with (self.folder / "killed.log").open("ab") as log:
             return subprocess.Popen(
                 self.command(*arguments),
-                env={name: value for name, value in self.environment.items() if name not in WITHOUT_HURRY},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -12,5 +12,5 @@ How it is laid out, after a request's way through it:
 - `commands`: qm, pct and pvesh are the same operations, asked for by root@pam at a shell.
 
 Everything but `server` uses the standard library alone, so that the commands start fast. lab/README.md says
-what is simulated, COVERAGE.md how that was compared with a real node.
+what is simulated; tests/simulator/api_not_held.txt how far it is held to a real node.
 """

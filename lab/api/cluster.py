@@ -1,4 +1,4 @@
-"""The cluster: its nodes, everything on them, the next free id, PCI mappings, options.
+"""The cluster: its nodes, everything on them, the next free id, PCI mappings.
 
 A host alone is a cluster of one. /etc/pve/.members, as pmxcfs writes it, makes one of several: a scenario's `files` may
 give it, with nodes that are offline.
@@ -6,27 +6,21 @@ give it, with nodes that are offline.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Any
 
-from homelab.guest_options import split_list
 from lab.host.cluster import Peer
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
-from . import lxc, node, qemu
+from . import lxc, qemu
 from .call import Call
 from .errors import ApiError, Died, bad_parameters
 from .guests import all_ids, guests_of
 from .mapping import Mapping, Mappings
 from .quorum import Members, require_cluster_lock
-from .storage import Storages
 
 _NODE = re.compile(r"/nodes/([^/]+)/")
-_OPTIONS = "/etc/pve/datacenter.cfg"
-#: What a node shows where nothing is written.
-_DEFAULTS: dict[str, Any] = {"allowed-tags": [], "description": "", "mac_prefix": "BC:24:11"}
 
 
 def require_reachable(host: HostState, name: str) -> None:
@@ -66,30 +60,6 @@ def peer_of(host: HostState, path: str) -> Peer | None:
     return members.cluster.peers[match[1]] if members.cluster is not None and online else None
 
 
-def status(call: Call) -> list[dict[str, Any]]:
-    """GET /cluster/status."""
-    members = Members(call.host)
-    found: list[dict[str, Any]] = []
-    if members.name:
-        cluster: dict[str, Any] = {"id": "cluster", "type": "cluster", "name": members.name}
-        cluster["version"] = members.version
-        found.append(cluster | {"nodes": len(members.nodes), "quorate": int(members.quorate)})
-    for name, about in members.nodes.items():
-        found.append(
-            {
-                "id": f"node/{name}",
-                "type": "node",
-                "name": name,
-                "nodeid": about["id"],
-                "ip": about["ip"],
-                "local": int(name == call.host.node),
-                "online": about["online"],
-                "level": "",
-            }  # fmt: skip
-        )
-    return found
-
-
 def nodes(call: Call) -> list[dict[str, Any]]:
     """GET /nodes."""
     found = _node_resources(call.host)
@@ -104,8 +74,17 @@ def _node_resources(host: HostState) -> list[dict[str, Any]]:
         there = _host_of(host, name)
         entry: dict[str, Any] = {"id": f"node/{name}", "type": "node", "node": name, "level": "", "cgroup-mode": 2}
         online = name == host.node or about["online"]
-        found.append(entry | {"status": "online" if online else "offline"} | (node.usage(there) if there else {}))
+        found.append(entry | {"status": "online" if online else "offline"} | (_usage(there) if there else {}))
     return found
+
+
+def _usage(host: HostState) -> dict[str, int | float]:
+    """What lists of nodes say of one's load: numbers that nothing depends on, in the order of magnitude of a small host."""
+    memory, disk = 64 << 30, 96 << 30
+    return {
+        "cpu": 0.01, "maxcpu": 8, "mem": memory // 8, "maxmem": memory, "disk": disk // 10, "maxdisk": disk,
+        "uptime": int(host.uptime()),
+    }  # fmt: skip
 
 
 def _host_of(host: HostState, name: str) -> HostState | None:
@@ -118,27 +97,12 @@ def _host_of(host: HostState, name: str) -> HostState | None:
     return members.cluster.peers[name].host
 
 
-def resources(call: Call) -> list[dict[str, Any]]:
-    """GET /cluster/resources."""
-    wanted = call.parameters.get("type")
-    found: list[dict[str, Any]] = []
-    if wanted in (None, "vm"):
-        found += _guest_resources(call)
-    if wanted in (None, "node"):
-        found += _node_resources(call.host)
-    if wanted in (None, "storage"):
-        found += _storage_resources(call)
-    if wanted in (None, "sdn"):
-        zone = {"type": "network", "network": "localnetwork", "network-type": "zone", "node": call.host.node}
-        found.append(zone | {"id": f"network/{call.host.node}/zone/localnetwork", "status": "ok"})
-    return found
-
-
 #: What a guest's own lists say of it, and the cluster's doesn't.
 _LEFT_OUT = frozenset({"cpus", "swap", "maxswap", "pid", *qemu.PRESSURES})
 
 
-def _guest_resources(call: Call) -> list[dict[str, Any]]:
+def resources(call: Call) -> list[dict[str, Any]]:
+    """GET /cluster/resources: of all that a node lists, the guests."""
     found: list[dict[str, Any]] = []
     for name in Members(call.host).nodes:
         if (there := _host_of(call.host, name)) is None:
@@ -155,31 +119,6 @@ def _guest_resources(call: Call) -> list[dict[str, Any]]:
     for vmid, (name, kind) in all_ids(call.host).items():
         if vmid not in known and name != call.host.node:
             found.append({"type": kind, "id": f"{kind}/{vmid}", "vmid": vmid, "node": name, "status": "unknown"})
-    return found
-
-
-def _storage_resources(call: Call) -> list[dict[str, Any]]:
-    found = []
-    for name in Members(call.host).nodes:
-        if (there := _host_of(call.host, name)) is None:
-            continue
-        storages = Storages(there)
-        for storage in storages.all.values():
-            state = storages.status(storage)
-            found.append(
-                {
-                    "type": "storage",
-                    "id": f"storage/{name}/{storage.name}",
-                    "storage": storage.name,
-                    "node": name,
-                    "plugintype": storage.kind,
-                    "content": state["content"],
-                    "shared": state["shared"],
-                    "status": "available",
-                    "disk": state["used"],
-                    "maxdisk": state["total"],
-                }
-            )
     return found
 
 
@@ -240,21 +179,3 @@ def delete_mapping(call: Call) -> None:
     gone: Mapping | None = every.all.pop(call.parameters["id"], None)
     if gone is not None:
         every.save()
-
-
-# -- options ---------------------------------------------------------------------------------------------------
-def options(call: Call) -> dict[str, Any]:
-    """GET /cluster/options."""
-    text = call.host.read(_OPTIONS, "")
-    found = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
-    return {**_DEFAULTS, **found} | ({"digest": hashlib.sha1(text.encode()).hexdigest()} if text else {})
-
-
-def change_options(call: Call) -> None:
-    """PUT /cluster/options."""
-    require_cluster_lock(call.host, "file-datacenter_cfg")
-    found = {key: value for key, value in options(call).items() if key != "digest" and value != _DEFAULTS.get(key)}
-    for key in split_list(call.parameters.get("delete", "")):
-        found.pop(key, None)
-    found |= {key: call.parameters[key] for key in ("keyboard", "description") if key in call.parameters}
-    call.host.write(_OPTIONS, "".join(f"{key}: {value}\n" for key, value in sorted(found.items())), 0o640)

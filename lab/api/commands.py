@@ -30,7 +30,7 @@ _KINDS: dict[str, Kind] = {"qm": "qemu", "pct": "lxc"}
 _METHODS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
 _ATTEMPTS = 9
 _UNKNOWN = "property is not defined in schema"
-_POWER = ("start", "stop", "shutdown", "reboot", "suspend", "resume", "reset")
+_POWER = ("start", "stop", "shutdown", "reboot", "suspend", "resume")
 _FORMATTED = "[OPTIONS] [FORMAT_OPTIONS]"
 
 
@@ -40,16 +40,16 @@ def only_reads(name: str, arguments: list[str]) -> bool:
         return arguments[:1] not in (["expected"], ["updatecerts"])
     if name == "ha-manager":
         return ha_commands.only_asks(arguments)
-    return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "listsnapshot", "get"))
+    return arguments[:1] in ([verb] for verb in ("list", "config", "status", "get"))
 
 
 _BOTH = {
-    *("config", "pending", "status", "start", "stop", "shutdown", "reboot", "unlock", "set", "create", "destroy"),
-    *("snapshot", "delsnapshot", "rollback", "listsnapshot"),
+    *("config", "status", "start", "stop", "shutdown", "reboot", "unlock", "set", "create", "destroy"),
+    *("snapshot", "rollback"),
 }
 _VERBS: dict[Kind, set[str]] = {
-    "qemu": _BOTH | {"migrate", "suspend", "resume", "reset", "template", "clone", "resize", "agent", "cleanup"},
-    "lxc": _BOTH | {"exec", "push", "pull"},
+    "qemu": _BOTH | {"suspend", "resume", "cleanup"},
+    "lxc": _BOTH | {"exec"},
 }
 
 
@@ -65,20 +65,15 @@ class TaskFailed(ApiError):
     """A task that a command started and waited for has failed."""
 
 
-def _no_power(command: str) -> None:
-    raise Misused(f"the lab's shell doesn't {command} another node")
-
-
 class Shell:
     """What the commands share.
 
     Args:
         state: the lab's folder.
-        power: reboots the host or shuts it down.
         tell: says to the daemon that guests have changed.
     """
 
-    def __init__(self, state: Path, power: Callable[[str], None], tell: Callable[[], object]) -> None:
+    def __init__(self, state: Path, tell: Callable[[], object]) -> None:
         self.host = HostState(state)
         self._tell = tell
         self._works: list[tuple[HostState, Work]] = []
@@ -88,7 +83,7 @@ class Shell:
         self.usage = ""
         #: The last task that was waited for.
         self.last_task = ""
-        self._api = Api(state, lambda host, work: self._works.append((host, work)), power)
+        self._api = Api(state, lambda host, work: self._works.append((host, work)))
 
     def ask(self, method: str, path: str, options: dict[str, list[str]] | None = None) -> Any:
         """Do one operation; a task that it starts is waited for, its log printed.
@@ -99,7 +94,7 @@ class Shell:
         peer = peer_of(self.host, path)
         if peer is not None:
             # pvesh does it on that node, by SSH.
-            return Shell(peer.host.state, _no_power, self._tell).ask(method, path, options)
+            return Shell(peer.host.state, self._tell).ask(method, path, options)
         try:
             answer = self._api.perform(method, path, options or {}, print)
         except ApiError as error:
@@ -155,22 +150,10 @@ class Shell:
         self.usage = f"{name} {verb} <vmid>{' <ostemplate>' if (name, verb) == ('pct', 'create') else ''} [OPTIONS]"
         if verb == "config":
             _print_config(self.ask("GET", f"{one}/config", _options(words)))
-        elif verb == "pending":
-            _print_pending(self.ask("GET", f"{one}/pending"))
         elif verb == "status":
             self._status(one, _options(words))
         elif verb in _POWER:
-            self._power(kind, one, verb, vmid, words)
-        elif verb == "template" and kind == "qemu":
-            self.ask("POST", f"{one}/template", _options(words))
-        elif verb == "clone" and kind == "qemu" and words:
-            self.ask("POST", f"{one}/clone", _options(words[1:]) | {"newid": words[:1]})
-        elif verb == "migrate" and kind == "qemu" and words:
-            self.ask("POST", f"{one}/migrate", _options(words[1:]) | {"target": words[:1]})
-        elif verb == "resize" and kind == "qemu" and len(words) > 1:
-            self.ask("PUT", f"{one}/resize", _options(words[2:]) | {"disk": words[:1], "size": words[1:2]})
-        elif verb == "agent" and kind == "qemu" and words == ["ping"]:
-            self.ask("POST", f"{one}/agent/ping")
+            self.ask("POST", f"{one}/status/{verb}", _options(words))
         elif verb == "set":
             self.ask("PUT", f"{one}/config", _options(words))
         elif verb == "create":
@@ -178,16 +161,18 @@ class Shell:
             self.ask("POST", base, given | ({"ostemplate": words[:1]} if kind == "lxc" else {}))
         elif verb == "destroy":
             self.ask("DELETE", one, _options(words))
-        elif kind == "lxc" and verb in ("exec", "push", "pull"):
-            self._inside(Guest(self.host, "lxc", int(vmid)), verb, words)
-        elif verb == "cleanup" and kind == "qemu":
+        elif verb == "exec":
+            self._inside(Guest(self.host, "lxc", int(vmid)), words)
+        elif verb == "cleanup":
             hooks.drive(self.host, hooks.cleanup(Guest(self.host, "qemu", int(vmid)), print))
         elif verb == "unlock":
             self._unlock(Guest(self.host, kind, int(vmid)))
-        elif verb in ("snapshot", "delsnapshot", "rollback", "listsnapshot"):
-            self._snapshot(one, verb, words)
+        elif not words:
+            raise Misused(f"{verb} needs a snapshot's name")
+        elif verb == "snapshot":
+            self.ask("POST", f"{one}/snapshot", _options(words[1:]) | {"snapname": words[:1]})
         else:
-            raise Misused(f"the lab's {name} has no {verb!r}")
+            self.ask("POST", f"{one}/snapshot/{words[0]}/rollback", _options(words[1:]))
 
     def _require_id(self, usage: str, words: list[str]) -> None:
         self.usage = usage
@@ -195,9 +180,6 @@ class Shell:
             raise Died(f"400 not enough arguments\n{usage}")
         if not words[0].isdigit():
             raise bad_parameters({"vmid": f"type check ('integer') failed - got '{words[0]}'"})
-
-    def _power(self, kind: Kind, one: str, verb: str, vmid: str, words: list[str]) -> None:
-        self.ask("POST", f"{one}/status/{verb}", _options(words))
 
     def _status(self, one: str, options: dict[str, list[str]]) -> None:
         known = self.ask("GET", f"{one}/status/current")
@@ -208,24 +190,13 @@ class Shell:
         for key in sorted(set(known) - {"cpu", "ha", "agent", "clipboard", "serial"}):
             print(f"{key}: {known[key]}")
 
-    def _inside(self, guest: Guest, verb: str, words: list[str]) -> None:
-        """pct exec, push and pull: what runs inside takes its time, and nobody waits for it."""
+    def _inside(self, guest: Guest, words: list[str]) -> None:
+        """pct exec: what runs inside takes its time, and nobody waits for it."""
         guest.config()
-        if verb == "exec":
-            command = words[1:] if words[:1] == ["--"] else words
-            if not command:
-                raise Died("missing command")
-            self.status = container_system.execute(guest, command)
-            return
-        paths = [word for word in words[:2] if not word.startswith("-")]
-        options = _options(words[2:])
-        if len(paths) != 2:
-            raise Misused(f"{verb} needs two paths")
-        mode = int(options["perms"][0], 8) if "perms" in options else None
-        if verb == "push":
-            container_system.push(guest, self.host.rooted(paths[0]), paths[1], mode)
-        else:
-            container_system.pull(guest, paths[0], self.host.rooted(paths[1]), mode)
+        command = words[1:] if words[:1] == ["--"] else words
+        if not command:
+            raise Died("missing command")
+        self.status = container_system.execute(guest, command)
 
     def attach(self, words: list[str]) -> None:
         """`lxc-attach --clear-env -n ID [--keep-var NAME]... -- COMMAND...`: LXC's own, by which pct exec does its work."""
@@ -250,20 +221,6 @@ class Shell:
             if config.values.pop("lock", None) is None and guest.kind == "lxc":
                 raise Died("no lock found trying to remove any lock")
             guest.save(config)
-
-    def _snapshot(self, one: str, verb: str, words: list[str]) -> None:
-        if verb == "listsnapshot":
-            _print_snapshots(self.ask("GET", f"{one}/snapshot"))
-            return
-        if not words:
-            raise Misused(f"{verb} needs a snapshot's name")
-        name, options = words[0], _options(words[1:])
-        if verb == "snapshot":
-            self.ask("POST", f"{one}/snapshot", options | {"snapname": [name]})
-        elif verb == "delsnapshot":
-            self.ask("DELETE", f"{one}/snapshot/{name}", options)
-        else:
-            self.ask("POST", f"{one}/snapshot/{name}/rollback", options)
 
     # -- pvesh -------------------------------------------------------------------------------------------
     def pvesh(self, arguments: list[str]) -> None:
@@ -311,7 +268,7 @@ class Shell:
             raise Misused(f"the lab's pvenode has `task list` and `task log UPID`, not {' '.join(arguments)!r}")
 
     def pvecm(self, arguments: list[str]) -> None:
-        """`pvecm status`, `nodes`, `updatecerts` of root's keys alone, and `expected NUMBER`, by which the nodes that are left may write again."""
+        """`pvecm status`, `updatecerts` of root's keys alone, and `expected NUMBER`, by which the nodes that are left may write again."""
         members = Members(self.host)
         if arguments[:1] == ["updatecerts"]:
             if not members.quorate:
@@ -324,13 +281,11 @@ class Shell:
         elif arguments == ["status"]:
             print(_cluster_status(members, self.host.node), end="")
             self.status = 0 if members.quorate else 2
-        elif arguments == ["nodes"]:
-            print(_cluster_nodes(members, self.host.node), end="")
         elif len(arguments) == 2 and arguments[0] == "expected" and arguments[1].isdigit():
             members.expect(int(arguments[1]))
         else:
             raise Misused(
-                f"the lab's pvecm has `status`, `nodes`, `updatecerts` and `expected NUMBER`, not {' '.join(arguments)!r}"
+                f"the lab's pvecm has `status`, `updatecerts` and `expected NUMBER`, not {' '.join(arguments)!r}"
             )
 
 
@@ -376,16 +331,6 @@ def _cluster_status(members: Members, node: str) -> str:
     )  # fmt: skip
 
 
-def _cluster_nodes(members: Members, node: str) -> str:
-    """What `pvecm nodes` says: the nodes that this one sees."""
-    rows = [
-        f"{one['id']:10} {one.get('votes', 1):10} {name}{' (local)' if name == node else ''}"
-        for name, one in members.nodes.items()
-        if one["online"]
-    ]
-    return "\n".join(["", "Membership information", "----------------------", "    Nodeid      Votes Name", *rows, ""])
-
-
 def _form(options: dict[str, list[str]]) -> str:
     """Take out of a command's options how its answer is to be printed; what shapes tables alone is left unheard."""
     form = options.pop("output-format", ["text"])[-1]
@@ -419,29 +364,6 @@ def _print_config(values: dict[str, Any]) -> None:
         print(f"{key}: {text}" if key != "description" else f"description: {text.rstrip()}".replace("\n", "%0A"))
     for key, value in values.get("lxc", []):
         print(f"{key}: {value}")
-
-
-def _print_pending(entries: list[dict[str, Any]]) -> None:
-    for entry in sorted(entries, key=lambda e: str(e["key"])):
-        if entry["key"] == "digest":
-            continue
-        if "value" in entry:
-            print(f"{'del' if entry.get('delete') else 'cur'} {entry['key']}: {entry['value']}")
-        if "pending" in entry:
-            print(f"new {entry['key']}: {entry['pending']}")
-
-
-def _print_snapshots(entries: list[dict[str, Any]]) -> None:
-    """The snapshots as a tree, each below the one that it was taken after."""
-
-    def show(parent: str | None, depth: int) -> None:
-        for entry in (e for e in entries if e.get("parent") == parent):
-            made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["snaptime"])) if "snaptime" in entry else ""
-            text = entry["description"].replace("\n", " ") or "no-description"
-            print(f"{' ' * depth + '`-> ' + entry['name']:<31} {made:<23} {text}")
-            show(entry["name"], depth + 1)
-
-    show(None, 0)
 
 
 def _print_vms(entries: list[dict[str, Any]]) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from homelab.guest_options import parse_properties
@@ -325,39 +323,3 @@ def execute(guest: Guest, command: list[str], kept: Mapping[str, str] | None = N
     system = _running(guest, config)
     container.materialise(system)
     return container.run(system, command, container.Identity(0, frozenset({0})), kept or {})
-
-
-def push(guest: Guest, source: Path, target: str, mode: int | None) -> None:
-    """`pct push`: a file of the host into a running container.
-
-    Raises:
-        ApiError: 500: it doesn't run, or the file can't be written there.
-    """
-    place = _running_place(guest, "push", target)
-    try:
-        shutil.copyfile(source, place)
-    except OSError as error:
-        raise Died(f"failed to create file: {target}: {error.strerror}") from error
-    place.chmod(stat.S_IMODE(source.stat().st_mode) & 0o644 if mode is None else mode)
-
-
-def pull(guest: Guest, source: str, target: Path, mode: int | None) -> None:
-    """`pct pull`: a file of a running container to the host.
-
-    Raises:
-        ApiError: 500: it doesn't run, or there is no such file.
-    """
-    place = _running_place(guest, "pull", source)
-    try:
-        shutil.copyfile(place, target)
-    except OSError as error:
-        raise Died(f"failed to open {source}: {error.strerror}") from error
-    if mode is not None:
-        target.chmod(mode)
-
-
-def _running_place(guest: Guest, verb: str, path: str) -> Path:
-    config = guest.config()
-    if not guest.running:
-        raise Died(f"can only {verb} files {'to' if verb == 'push' else 'from'} a running VM")
-    return _running(guest, config).rooted(path)

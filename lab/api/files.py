@@ -1,4 +1,4 @@
-"""Files that a node downloads onto a storage, takes onto it, and removes from it: ISO images, disk images, templates of containers.
+"""Files that a node downloads onto a storage, and removes from it: ISO images, disk images, templates of containers.
 
 What is on the network says `lab.host.network`; its faults hold here too (`download-breaks`, `download-corrupt`, `disk-full`,
 `apt-offline`). As on a node, a download is written beside its place and moved there once it is whole and its checksum is right.
@@ -11,7 +11,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import urlsplit
 
 from lab.host import debs, network
@@ -49,44 +48,6 @@ def download(call: Call) -> str:
     return call.start("download", name, lambda log: _fetched(call.host, asked["url"], target, checksum, log))
 
 
-def upload(call: Call) -> str:
-    """POST /nodes/{node}/storage/{storage}/upload, of a file that lies on the node: pvedaemon takes no other.
-
-    Raises:
-        ApiError: no such storage, not one of files, not for such content; no such file; a file name that the content hasn't.
-    """
-    asked = call.parameters
-    content, temporary = asked["content"], asked.get("tmpfilename")
-    storage = Storages(call.host).get(asked["storage"])
-    if "path" not in storage.settings:
-        raise Died(f"can't upload to storage type '{storage.kind}'")
-    if temporary is None:
-        raise Died("missing temporary file name")
-    if not call.host.rooted(temporary).is_file():
-        raise Died(f"temporary file '{temporary}' does not exist")
-    name = _name(asked["filename"], content)
-    if content not in storage.content:
-        raise Died(f"storage '{storage.name}' does not support '{content}' content")
-    target = f"{storage.settings['path']}/{FOLDERS[content]}/{name}"
-
-    def work(log: TaskLog) -> Work:
-        log(f"starting file import from: {temporary}")
-        file = call.host.rooted(temporary)
-        try:
-            data = file.read_bytes()
-            if "checksum" in asked:
-                _require_sum(asked["checksum-algorithm"], asked["checksum"], data, log)
-            log(f"target node: {call.host.node}\ntarget file: {target}\nfile size is: {len(data)}")
-            log(f"command: cp -- {temporary} {target}")
-            call.host.write(target, data)
-        finally:
-            file.unlink(missing_ok=True)
-        log("finished file import successfully")
-        yield from ()
-
-    return call.start("imgcopy", "", work)
-
-
 def remove(call: Call) -> str:
     """DELETE /nodes/{node}/storage/{storage}/content/{volume}.
 
@@ -107,20 +68,6 @@ def remove(call: Call) -> str:
         yield from ()
 
     return call.start("imgdel", storage.name, work)
-
-
-def one(call: Call) -> dict[str, Any]:
-    """GET /nodes/{node}/storage/{storage}/content/{volume}.
-
-    Raises:
-        ApiError: no such volume.
-    """
-    volume, storage = _volume(call)
-    path = _path(storage, volume)
-    file = call.host.rooted(path)
-    if not file.is_file():
-        raise Died(f"volume_size_info on '{volume}' failed - no format")
-    return {"path": path, "size": file.stat().st_size, "used": 0, "format": "raw"}
 
 
 def _name(given: str, content: str) -> str:

@@ -37,8 +37,6 @@ LOCKS: dict[Kind, str] = {
     "qemu": "/var/lock/qemu-server/lock-{}.conf",
     "lxc": "/run/lock/lxc/pve-config-{}.lock",
 }
-#: How long after a VM's stop `qm cleanup` may still take the VM's next run for the one that it waits for.
-CLEANUP_SECONDS = 30.0
 
 
 @contextlib.contextmanager
@@ -90,8 +88,8 @@ def locked_config(guest: Guest) -> Iterator[None]:
     """Hold the file lock under which a node reads and writes a guest's configuration.
 
     A node waits ten seconds for it; here whoever holds it may need this very process to go on, so that it is refused at
-    once, in the words that come after these seconds. Who holds it: a script with flock(1), or, as the faults
-    `config-lock` and `cleanup-lock` have it, another process of the node.
+    once, in the words that come after these seconds. Who holds it: a script with flock(1), or, as the fault
+    `config-lock` has it, another process of the node.
 
     Raises:
         ApiError: 500, somebody holds it.
@@ -263,11 +261,6 @@ class Guest:
             self.save(self.config())  # its file was put there by hand
         with self.host.changing() as machine:
             entry = machine["guests"][str(self.vmid)]
-            if self.kind == "qemu" and not running and entry.get("running"):
-                entry["stopped_at"] = time.time()
-            just_stopped = time.time() - float(entry.get("stopped_at") or 0) < CLEANUP_SECONDS
-            if running and just_stopped and (held := machine["faults"].get("cleanup-lock")):
-                entry["cleanup_holds"] = int(held)
             entry |= {"running": running, "started_at": time.time() if running else None, "restarted_at": None}
             entry.pop("paused", None)
         mark_running(self.host, str(self.vmid), running)
@@ -284,17 +277,11 @@ class Guest:
 
     def meets_held_lock(self) -> bool:
         """Whether another process has its configuration's lock just now: each time this is asked uses one up."""
-        if not self.host.fault("config-lock") and not self._record.get("cleanup_holds"):
+        if not self.host.fault("config-lock"):
             return False
         with self.host.changing() as machine:
-            faults, entry = machine["faults"], machine["guests"].get(str(self.vmid), {})
-            if int(faults.get("config-lock") or 0) > 0:
-                faults["config-lock"] = int(faults["config-lock"]) - 1
-                return True
-            if entry.get("cleanup_holds", 0) > 0:
-                entry["cleanup_holds"] -= 1
-                return True
-        return False
+            machine["faults"]["config-lock"] = int(machine["faults"]["config-lock"]) - 1
+        return True
 
     def ignores_shutdown(self) -> bool:
         """Whether the fault guest-ignores-shutdown names it, or every guest."""

@@ -7,12 +7,10 @@ from pathlib import Path
 from lab.host.cluster import Cluster
 from lab.host.state import HostState
 
-from .errors import Died
 from .guest_config import Kind
-from .guests import Guest, all_ids
+from .guests import Guest
 
 FILE = "/etc/pve/ha/resources.cfg"
-_COMMANDS = "crm_commands"
 _KINDS: dict[str, Kind] = {"vm": "qemu", "ct": "lxc"}
 _OF_KIND = {kind: name for name, kind in _KINDS.items()}
 STATES = ("started", "stopped", "enabled", "disabled", "ignored")
@@ -21,23 +19,6 @@ STATES = ("started", "stopped", "enabled", "disabled", "ignored")
 def sid_of(guest: Guest) -> str:
     """A guest as a service: `vm:103`, `ct:200`."""
     return f"{_OF_KIND[guest.kind]}:{guest.vmid}"
-
-
-def normal_sid(text: str, host: HostState) -> str:
-    """A service's id as somebody wrote it; a guest's number alone will do.
-
-    Raises:
-        ApiError: 500, it is none.
-    """
-    kind, _, number = text.rpartition(":")
-    if number.isdigit() and kind in _KINDS:
-        return text
-    if number.isdigit() and not kind:
-        found = all_ids(host).get(int(number))
-        if found is None:
-            raise Died(f"unable to find VM '{number}'")
-        return f"{_OF_KIND[found[1]]}:{number}"
-    raise Died(f"unable to parse service id '{text}'")
 
 
 def kind_of(sid: str) -> tuple[Kind, int]:
@@ -80,24 +61,3 @@ def folder_of(host: HostState) -> Path:
     """Where a host's cluster, or a host that is alone, keeps what manager and agents know."""
     cluster = Cluster.of(host)
     return cluster.folder if cluster else host.state
-
-
-def commands_of(host: HostState) -> Path:
-    """The file with what was asked for, and no round has seen."""
-    return folder_of(host) / _COMMANDS
-
-
-def queue(host: HostState, command: str) -> None:
-    """Ask the manager for something, which its next round does: `migrate vm:103 pve2`."""
-    with commands_of(host).open("a", encoding="utf-8") as file:
-        file.write(f"{command}\n")
-
-
-def take_commands(host: HostState) -> list[str]:
-    """What was asked for since the last time."""
-    path = commands_of(host)
-    if not path.exists():
-        return []
-    found = path.read_text(encoding="utf-8").splitlines()
-    path.unlink()
-    return found

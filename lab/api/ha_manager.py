@@ -4,8 +4,8 @@ One node's manager is in charge (the master); each node has an agent, which does
 `ha.json` beside the cluster's /etc/pve, where a real cluster has manager_status and lrm_status. States, their order and their words are pve-ha-manager's
 (PVE::HA::Manager, PVE::HA::LRM, PVE::API2::HA::Status, PVE::HA::Tools).
 
-Not there: the watchdog and so the recovery of services from a node that is lost, node affinities, restarts of what crashed. A guest's start and stop by
-request is lab.api.ha's.
+Not there: migration, the watchdog and so the recovery of services from a node that is lost, node affinities, restarts of what crashed. A guest's start and
+stop by request is lab.api.ha's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from typing import Any
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState, write_atomically
 
-from . import ha_config, lxc, migration, qemu_power
-from .errors import ApiError
+from . import ha_config, lxc, qemu_power
 from .guests import Guest, all_ids
 from .quorum import Members
-from .tasks import TaskLog, Tasks, Work
+from .tasks import Tasks, Work
 
 #: Between two rounds of a manager or an agent; ten seconds on a real one.
 ROUND_SECONDS = 0.2
-_ON_THE_WAY = ("migrate", "relocate")
 FILE = "ha.json"
 
 
@@ -48,7 +46,7 @@ class HaManager:
         self.master: str | None = data.get("master")
         #: Node -> mode (active, restart) and state of its agent, and since when (seconds since 1970) nobody has heard of it.
         self.nodes: dict[str, dict[str, Any]] = data.get("nodes", {})
-        #: Service -> node, state; target while it is on its way; due: its agent is to start it.
+        #: Service -> node, state; due: its agent is to start it.
         self.services: dict[str, dict[str, Any]] = data.get("services", {})
 
     def save(self) -> None:
@@ -80,7 +78,7 @@ class HaManager:
         if not self.members.quorate:
             return
         config = ha_config.read(self.host)
-        if not config and not self.services and not ha_config.commands_of(self.host).exists():
+        if not config and not self.services:
             return
         own = self.nodes.setdefault(self.host.node, {})
         own.pop("gone", None)
@@ -105,31 +103,16 @@ class HaManager:
         for sid in list(self.services):
             if sid not in config or ha_config.wanted(config[sid]) == "ignored":
                 del self.services[sid]
-        self._obey()
         for sid, one in sorted(self.services.items()):
             self._decide(sid, one, ha_config.wanted(config[sid]), places)
 
-    def _obey(self) -> None:
-        for command in ha_config.take_commands(self.host):
-            what, *words = command.split()
-            if what in _ON_THE_WAY and words[0] in self.services and words[1] in self.online:
-                self.services[words[0]]["asked"] = words[1]
-
     def _decide(self, sid: str, one: dict[str, Any], wanted: str, places: dict[int, Any]) -> None:
         """A service's next state."""
-        if one["state"] in _ON_THE_WAY:
-            return
         place = places.get(ha_config.kind_of(sid)[1])
         if place is not None and one["node"] != place[0]:
             one["node"] = place[0]  # somebody has moved it by hand while it was off
         mode = self.nodes.get(one["node"], {}).get("mode")
-        if mode == "restart":
-            one["state"] = "freeze"
-            return
-        one["state"] = "started" if wanted == "started" else "stopped"
-        target = one.pop("asked", None)
-        if target not in (None, one["node"]):
-            one |= {"state": "migrate" if sid.startswith("vm:") else "relocate", "target": target}
+        one["state"] = "freeze" if mode == "restart" else "started" if wanted == "started" else "stopped"
 
     def begin(self) -> Iterator[Work]:
         """The tasks that this node's agent begins now."""
@@ -142,18 +125,11 @@ class HaManager:
                 continue
             kind, vmid = ha_config.kind_of(sid)
             guest = Guest(self.host, kind, vmid)
-            if one["state"] in _ON_THE_WAY:
-                name = "qmigrate" if kind == "qemu" else "vzmigrate"
-            elif one["state"] == "started" and one.pop("due", False) and guest.exists and not guest.running:
-                name = "qmstart" if kind == "qemu" else "vzstart"
-            else:
+            if one["state"] != "started" or not one.pop("due", False) or not guest.exists or guest.running:
                 continue
-            upid, log = tasks.begin(name, str(vmid))
+            upid, log = tasks.begin("qmstart" if kind == "qemu" else "vzstart", str(vmid))
             one["worker"] = upid.text
-            if name.endswith("start"):
-                work = qemu_power.start_work(guest, log) if kind == "qemu" else lxc.start_work(guest, log)
-            else:
-                work = _move(guest, sid, one["target"], log)
+            work = qemu_power.start_work(guest, log) if kind == "qemu" else lxc.start_work(guest, log)
             yield tasks.follow(upid, log, work)
 
     # -- what is said ------------------------------------------------------------------------------------
@@ -209,8 +185,8 @@ class HaManager:
         kind, vmid = ha_config.kind_of(sid)
         guest = Guest(self.host_of(one["node"]), kind, vmid)
         running = guest.running or one["node"] not in self.online
-        if one["state"] in (*_ON_THE_WAY, "freeze"):
-            return str(one["state"])
+        if one["state"] == "freeze":
+            return "freeze"
         if wanted == "started":
             return "started" if running else "starting"
         return "stopping" if running else "disabled" if wanted == "disabled" else "stopped"
@@ -228,28 +204,7 @@ def leave(host: HostState) -> None:
     if about is not None:
         about["mode"] = "restart"
     for sid, one in manager.services.items():
-        if one["node"] == host.node and one["state"] not in _ON_THE_WAY:
+        if one["node"] == host.node:
             kind, vmid = ha_config.kind_of(sid)
             one["due"] = Guest(host, kind, vmid).running
     manager.save()
-
-
-def _move(guest: Guest, sid: str, target: str, log: TaskLog) -> Work:
-    """A service's way to another node; where it fails, the service stays, and the manager decides again."""
-    ran = guest.running
-    try:
-        yield from (migration.vm_to_node if guest.kind == "qemu" else migration.container_to_node)(guest, target, log)
-    except ApiError:
-        _moved(guest.host, sid, guest.host.node, due=ran)
-        raise
-    _moved(guest.host, sid, target, due=ran and guest.kind == "lxc")
-
-
-def _moved(host: HostState, sid: str, node: str, *, due: bool) -> None:
-    manager = HaManager(host)
-    if one := manager.services.get(sid):
-        one |= {"node": node, "state": "started"}
-        if due:
-            one["due"] = True
-        one.pop("target", None)
-        manager.save()

@@ -86,25 +86,6 @@ def pending(call: Call) -> list[dict[str, Any]]:
     return call.guest("lxc").config().shown_pending()
 
 
-def interfaces(call: Call) -> list[dict[str, Any]] | None:
-    """GET .../interfaces: those of the running container; nothing of one that is off, or isn't there."""
-    guest = call.guest("lxc")
-    if not guest.running:
-        return None
-    values = guest.config().values
-    found = [_interface("lo", "00:00:00:00:00:00", [])]
-    for key in sorted(k for k in values if _NET.fullmatch(k)):
-        option = parse_properties("lxc-net", values[key])
-        address, slash, prefix = option.get("ip", "").partition("/")
-        addresses = [{"ip-address": address, "ip-address-type": "inet", "prefix": prefix}] if slash else []
-        found.append(_interface(option["name"], option.get("hwaddr", "").lower(), addresses))
-    return found
-
-
-def _interface(name: str, mac: str, addresses: list[dict[str, str]]) -> dict[str, Any]:
-    return {"name": name, "hwaddr": mac, "hardware-address": mac, "ip-addresses": addresses}
-
-
 # -- what is refused -------------------------------------------------------------------------------------------
 def _require_known(call: Call, values: dict[str, str]) -> None:
     """Refuse what Proxmox VE 8 doesn't know."""

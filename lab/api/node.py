@@ -1,8 +1,7 @@
-"""The node itself: version, state, hardware, network, storages, tasks."""
+"""The node itself: version, hardware, storages, tasks."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from homelab.guest_options import split_list
@@ -10,92 +9,31 @@ from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel
 from lab.host.pve_packages import is_pve9, pve_packages
-from lab.host.state import HostState
 
 from .call import Answer, Call
-from .errors import Died, bad_parameters
+from .errors import Died
 from .quorum import require_cluster_lock
 from .storage import Storages
 from .tasks import Tasks, Upid
 
-_GIB = 1 << 30
 _REPOSITORY_ID = "9d436f37a0ac4172"
 # pci.ids' names of cards (device, then subsystem), as far as a recording has one.
 _SUBSYSTEM_NAMES = {("8086:1533", "8086:0001"): "Ethernet Server Adapter I210-T1"}
-# Numbers that nothing in the lab depends on, in the order of magnitude of a small host.
-_CORES, _MHZ = 8, "3600.000"
-_MEMORY, _DISK = 64 * _GIB, 96 * _GIB
 
 
-def version(host: HostState) -> dict[str, str]:
-    """GET /version and /nodes/{node}/version."""
-    manager = pve_packages(host)["pve-manager"]
-    return {"version": manager, "release": host.machine["pve"], "repoid": _REPOSITORY_ID}
-
-
-def usage(host: HostState) -> dict[str, Any]:
-    """What lists of nodes say of this one's load."""
-    return {
-        "cpu": 0.01, "maxcpu": _CORES, "mem": _MEMORY // 8, "maxmem": _MEMORY, "disk": _DISK // 10, "maxdisk": _DISK,
-        "uptime": int(host.uptime()),
-    }  # fmt: skip
-
-
-def status(call: Call) -> dict[str, Any]:
-    """GET /nodes/{node}/status."""
-    host = call.host
-    hardware = host.machine["hardware"]
-    intel = hardware["cpu"]["vendor"] == "GenuineIntel"
-    release = host.read("/proc/sys/kernel/osrelease", "").strip()
-    build = "#1 SMP PREEMPT_DYNAMIC"
-    firmware = hardware["firmware"]
-    newer = is_pve9(host)
-    boot = {"mode": "efi", "secureboot": int(firmware["secure_boot"])} if firmware["mode"] == "uefi" else {}
-    return {
-        "boot-info": boot or {"mode": "legacy-bios"},
-        "cpu": 0.01, "wait": 0, "idle": 0, "loadavg": ["0.10", "0.08", "0.05"], "uptime": int(host.uptime()),
-        "cpuinfo": {
-            "cores": _CORES, "cpus": _CORES, "sockets": 1, "model": hardware["cpu"]["model"], "mhz": _MHZ,
-            "user_hz": 100, "hvm": "1", "flags": "vmx" if intel else "svm",
-            **({"vendor": hardware["cpu"]["vendor"], "family": "6" if intel else "25"} if newer else {}),
-        },
-        "current-kernel": {"sysname": "Linux", "release": release, "version": build, "machine": "x86_64"},
-        "kversion": f"Linux {release} {build}",
-        "ksm": {"shared": 0},
-        "memory": {
-            "total": _MEMORY, "used": _MEMORY // 8, "free": _MEMORY // 2,
-            **({"available": _MEMORY // 8 * 7} if newer else {}),
-        },
-        "swap": {"total": 0, "used": 0, "free": 0},
-        "rootfs": {"total": _DISK, "used": _DISK // 10, "free": _DISK // 10 * 9, "avail": _DISK // 10 * 9},
-        "pveversion": f"pve-manager/{pve_packages(host)['pve-manager']}/{_REPOSITORY_ID}",
-    }  # fmt: skip
+def version(call: Call) -> dict[str, str]:
+    """GET /version."""
+    manager = pve_packages(call.host)["pve-manager"]
+    return {"version": manager, "release": call.host.machine["pve"], "repoid": _REPOSITORY_ID}
 
 
 # -- hardware --------------------------------------------------------------------------------------------------
-def hardware(call: Call) -> list[dict[str, str]]:
-    """GET /nodes/{node}/hardware."""
-    return [{"type": "pci"}, {"type": "usb"}]
-
-
 def pci(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/hardware/pci: without memory, bridges and processors unless asked otherwise."""
     hidden = tuple(split_list(call.parameters.get("pci-class-blacklist", "05;06;0b")))
-    if not call.parameters.get("verbose", 1):
-        return [{"id": entry["id"]} for entry in _devices(call.host, hidden)]
-    return _devices(call.host, hidden)
-
-
-def pci_device(call: Call) -> list[dict[str, str]]:
-    """GET /nodes/{node}/hardware/pci/{pci-id-or-mapping}: what there is to ask about it."""
-    # The same of every name, also of one that nothing has.
-    return [{"method": "mdev"}]
-
-
-def _devices(host: HostState, hidden: tuple[str, ...]) -> list[dict[str, Any]]:
-    kernel = RunningKernel.attach(host)
+    kernel = RunningKernel.attach(call.host)
     found = []
-    for device in load_devices(host.machine):
+    for device in load_devices(call.host.machine):
         if hidden and device.pci_class.startswith(hidden):
             continue
         group = kernel.group_of(device.address)
@@ -117,54 +55,7 @@ def _devices(host: HostState, hidden: tuple[str, ...]) -> list[dict[str, Any]]:
     return found
 
 
-def network(call: Call) -> list[dict[str, Any]]:
-    """GET /nodes/{node}/network: the interfaces of /etc/network/interfaces."""
-    found: list[dict[str, Any]] = []
-    text = call.host.read("/etc/network/interfaces", "")
-    for block in re.split(r"(?m)^(?=iface )", text)[1:]:
-        _, name, _, method, *_ = block.split()
-        settings = dict(line.split(None, 1) for line in block.splitlines()[1:] if len(line.split(None, 1)) == 2)
-        if name == "lo":
-            continue
-        entry: dict[str, Any] = {
-            "iface": name, "type": "bridge" if "bridge-ports" in settings else "eth", "method": method,
-            "method6": "manual", "families": ["inet"], "active": 1, "priority": 3 + len(found),
-        }  # fmt: skip
-        if re.search(rf"(?m)^auto {re.escape(name)}$", text):
-            entry["autostart"] = 1
-        if "address" in settings:
-            address, _, prefix = settings["address"].partition("/")
-            entry |= {"address": address, "netmask": prefix, "cidr": settings["address"].strip()}
-        if entry["type"] == "bridge":
-            ports = settings["bridge-ports"].strip()
-            entry |= {"bridge_ports": "" if ports == "none" else ports}
-            entry |= {"bridge_stp": settings["bridge-stp"].strip(), "bridge_fd": settings["bridge-fd"].strip()}
-        found.append(entry)
-    return found
-
-
 # -- storages --------------------------------------------------------------------------------------------------
-def storage_configuration(call: Call) -> list[dict[str, Any]]:
-    """GET /storage."""
-    storages = Storages(call.host)
-    return [storages.shown(s) for s in storages.all.values() if call.parameters.get("type") in (None, s.kind)]
-
-
-def one_storage(call: Call) -> dict[str, Any]:
-    """GET /storage/{storage}."""
-    storages = Storages(call.host)
-    return storages.shown(storages.get(call.parameters["storage"]))
-
-
-def status_of_storage(call: Call) -> dict[str, Any]:
-    """GET /nodes/{node}/storage/{storage}/status."""
-    storages = Storages(call.host)
-    if call.parameters["storage"] not in storages.all:
-        raise bad_parameters({"storage": "No such storage."})
-    found = storages.status(storages.get(call.parameters["storage"]))
-    return {key: value for key, value in found.items() if key not in ("storage", "used_fraction")}
-
-
 def content_of_storage(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/storage/{storage}/content: the files of a directory. Disks of guests stand in their configurations alone here."""
     storages = Storages(call.host)

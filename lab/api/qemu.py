@@ -393,24 +393,6 @@ def resize(call: Call) -> str:
     return call.start("resize", str(guest.vmid), work)
 
 
-def make_template(call: Call) -> str:
-    """POST .../template."""
-    guest = call.guest("qemu")
-    config = guest.config()
-    require_unlocked(guest, config)
-    if guest.running:
-        raise Died("you can't convert a VM to template if VM is running")
-
-    def work(log: TaskLog) -> Work:
-        await_config_lock(guest, log)
-        read = guest.config()
-        read.values["template"] = "1"
-        guest.save(read)
-        yield 0.02
-
-    return call.start("qmtemplate", str(guest.vmid), work)
-
-
 # -- change ----------------------------------------------------------------------------------------------------
 def require_digest(config: GuestConfig, digest: str | None, message: str) -> None:
     """Refuse a change of what somebody else has changed.
@@ -429,21 +411,6 @@ def update(call: Call) -> None:
         _require_applicable(call, guest, change, disturbed(guest))
         call.say(_described(guest, change))
         _change(call, change, call.say)
-
-
-def update_in_background(call: Call) -> str:
-    """POST .../config: the same as a task; what is refused is refused before it."""
-    guest, change = call.guest("qemu"), _checked_change(call)
-    with locked_config(guest):
-        _require_applicable(call, guest, change, guest.config())
-
-    def work(log: TaskLog) -> Work:
-        await_config_lock(guest, log)
-        log(_described(guest, change))
-        _change(call, change, log)
-        yield 0.0
-
-    return call.start("qmconfig", str(guest.vmid), work)
 
 
 def _described(guest: Guest, change: Change) -> str:

@@ -283,25 +283,15 @@ def resume(call: Call) -> str:
     guest = call.guest("qemu")
     if guest.config().values.get("lock") == "suspended":
         return call.start("qmresume", str(guest.vmid), lambda log: start_work(guest, log))
-    return _on_running(call, "qmresume", lambda guest: guest.set_paused(False))
-
-
-def reset(call: Call) -> str:
-    """POST .../status/reset: the system in it begins anew."""
-    return _on_running(call, "qmreset", lambda guest: guest.restart_system())
-
-
-def _on_running(call: Call, kind: str, act: Callable[[Guest], None]) -> str:
-    guest = call.guest("qemu")
     guest.config()
     _require_running(guest)
 
     def work(log: TaskLog) -> Work:
         await_config_lock(guest, log)
         yield 0.02
-        act(guest)
+        guest.set_paused(False)
 
-    return call.start(kind, str(guest.vmid), work)
+    return call.start("qmresume", str(guest.vmid), work)
 
 
 def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> None:

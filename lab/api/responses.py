@@ -16,7 +16,7 @@ from typing import Any
 from lab.host.state import HostState
 from lab.state import append_log, now
 
-from . import agent, cluster, files, lxc, migration, node, qemu, qemu_power, snapshots
+from . import agent, cluster, files, lxc, node, qemu, qemu_power, snapshots
 from .auth import ROOT, user_of
 from .call import Answer, Call, unheard
 from .checks import verify
@@ -61,20 +61,11 @@ class Api:
     Args:
         state: the lab's folder.
         run: takes a task's work on: it is called with the host and the work, and returns at once.
-        power: reboots the host, or shuts it down, in a moment: it gets `reboot` or `shutdown`.
-        commands: runs commands in guests; None where that can't be done.
     """
 
-    def __init__(
-        self,
-        state: Path,
-        run: Callable[[HostState, Work], None],
-        power: Callable[[str], None],
-        commands: agent.GuestCommands | None = None,
-    ) -> None:
+    def __init__(self, state: Path, run: Callable[[HostState, Work], None]) -> None:
         self._state = state
         self._run = run
-        self._handlers = handlers(power, commands)
 
     def respond(self, request: Request) -> Response:
         """Answer a request, and log it."""
@@ -118,7 +109,7 @@ class Api:
             cluster.require_reachable(host, given["node"][0])
         parameters = verify(operation, given)
         call = Call(host, parameters, partial(self._start, host, user), partial(self._start, host, ROOT), say)
-        return self._handlers[operation.method, operation.path](call)
+        return HANDLERS[operation.method, operation.path](call)
 
     def _start(self, host: HostState, user: str, kind: str, identifier: str, work: Callable[[TaskLog], Work]) -> str:
         tasks = Tasks(host)
@@ -146,9 +137,7 @@ def _find(request: Request) -> tuple[Operation, dict[str, list[str]]]:
     if found is None:
         raise ApiError(501, f"Method '{request.method} {request.path}' not implemented")
     operation, in_path = found
-    # `_dc` is what a browser sends to get nothing that is stale.
-    asked = {name: values for name, values in request.parameters.items() if name != "_dc"}
-    return operation, {**asked, **{name: [value] for name, value in in_path.items()}}
+    return operation, {**request.parameters, **{name: [value] for name, value in in_path.items()}}
 
 
 def _require_no_fault(host: HostState, request: Request) -> None:
@@ -177,121 +166,56 @@ def _refused(error: ApiError) -> Response:
     return Response(error.status, error.reason, body)
 
 
-def handlers(power: Callable[[str], None], commands: agent.GuestCommands | None) -> dict[tuple[str, str], Handler]:
-    """What serves each operation of the reference."""
-    return {
-        **_node_handlers(power),
-        **_cluster_handlers(),
-        **_qemu_handlers(commands),
-        **_lxc_handlers(),
-    }
-
-
-def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handler]:
-    return {
-        ("GET", "/version"): lambda call: node.version(call.host),
-        ("GET", "/nodes/{node}/version"): lambda call: node.version(call.host),
-        ("GET", "/nodes/{node}/status"): node.status,
-        ("POST", "/nodes/{node}/status"): lambda call: power(call.parameters["command"]),
-        ("GET", "/nodes/{node}/hardware"): node.hardware,
-        ("GET", "/nodes/{node}/hardware/pci"): node.pci,
-        ("GET", "/nodes/{node}/hardware/pci/{pci-id-or-mapping}"): node.pci_device,
-        ("GET", "/nodes/{node}/network"): node.network,
-        ("GET", "/nodes/{node}/storage"): node.storage_status,
-        ("GET", "/nodes/{node}/tasks"): node.tasks,
-        ("GET", "/nodes/{node}/tasks/{upid}/status"): node.task_status,
-        ("GET", "/nodes/{node}/tasks/{upid}/log"): node.task_log,
-        ("DELETE", "/nodes/{node}/tasks/{upid}"): node.stop_task,
-        ("POST", "/nodes/{node}/storage/{storage}/download-url"): files.download,
-        ("POST", "/nodes/{node}/storage/{storage}/upload"): files.upload,
-        ("GET", "/nodes/{node}/storage/{storage}/content/{volume}"): files.one,
-        ("DELETE", "/nodes/{node}/storage/{storage}/content/{volume}"): files.remove,
-        ("GET", "/storage"): node.storage_configuration,
-        ("GET", "/nodes/{node}/storage/{storage}/status"): node.status_of_storage,
-        ("GET", "/nodes/{node}/storage/{storage}/content"): node.content_of_storage,
-        ("GET", "/storage/{storage}"): node.one_storage,
-        ("PUT", "/storage/{storage}"): node.change_storage,
-    }
-
-
-def _cluster_handlers() -> dict[tuple[str, str], Handler]:
-    return {
-        ("GET", "/nodes"): cluster.nodes,
-        ("GET", "/cluster/status"): cluster.status,
-        ("GET", "/cluster/resources"): cluster.resources,
-        ("GET", "/cluster/nextid"): cluster.next_id,
-        ("GET", "/cluster/options"): cluster.options,
-        ("PUT", "/cluster/options"): cluster.change_options,
-        ("GET", "/cluster/mapping/pci"): cluster.mappings,
-        ("POST", "/cluster/mapping/pci"): cluster.create_mapping,
-        ("GET", "/cluster/mapping/pci/{id}"): cluster.mapping,
-        ("PUT", "/cluster/mapping/pci/{id}"): cluster.update_mapping,
-        ("DELETE", "/cluster/mapping/pci/{id}"): cluster.delete_mapping,
-    }
-
-
-def _index(*names: str) -> Handler:
-    return lambda _: [{"subdir": name} for name in names]
-
-
-def _qemu_handlers(commands: agent.GuestCommands | None) -> dict[tuple[str, str], Handler]:
-    return {
-        ("GET", "/nodes/{node}/qemu"): qemu.listing,
-        ("POST", "/nodes/{node}/qemu"): qemu.create,
-        ("GET", _GUEST): _index("config", "pending", "status", "agent", "snapshot", "clone", "resize"),
-        ("DELETE", _GUEST): qemu.destroy,
-        ("GET", f"{_GUEST}/config"): qemu.config,
-        ("PUT", f"{_GUEST}/config"): qemu.update,
-        ("POST", f"{_GUEST}/config"): qemu.update_in_background,
-        ("GET", f"{_GUEST}/pending"): qemu.pending,
-        ("POST", f"{_GUEST}/clone"): qemu.clone,
-        ("PUT", f"{_GUEST}/resize"): qemu.resize,
-        ("POST", f"{_GUEST}/migrate"): migration.migrate,
-        ("GET", f"{_GUEST}/status"): _index("current", "start", "stop", "shutdown", "reboot"),
-        ("GET", f"{_GUEST}/status/current"): qemu.status,
-        ("POST", f"{_GUEST}/status/start"): qemu_power.start,
-        ("POST", f"{_GUEST}/status/stop"): qemu_power.stop,
-        ("POST", f"{_GUEST}/status/shutdown"): qemu_power.shutdown,
-        ("POST", f"{_GUEST}/status/reboot"): qemu_power.reboot,
-        ("POST", f"{_GUEST}/status/suspend"): qemu_power.suspend,
-        ("POST", f"{_GUEST}/status/resume"): qemu_power.resume,
-        ("POST", f"{_GUEST}/status/reset"): qemu_power.reset,
-        ("POST", f"{_GUEST}/template"): qemu.make_template,
-        **_snapshot_handlers(_GUEST, "qemu"),
-        ("POST", f"{_GUEST}/agent/ping"): agent.ping,
-        ("GET", f"{_GUEST}/agent/get-osinfo"): agent.system,
-        ("GET", f"{_GUEST}/agent/network-get-interfaces"): agent.interfaces,
-        ("POST", f"{_GUEST}/agent/exec"): lambda call: agent.execute(call, commands),
-        ("GET", f"{_GUEST}/agent/exec-status"): lambda call: agent.execution(call, commands),
-    }
-
-
-def _lxc_handlers() -> dict[tuple[str, str], Handler]:
-    return {
-        ("GET", "/nodes/{node}/lxc"): lxc.listing,
-        ("POST", "/nodes/{node}/lxc"): lxc.create,
-        ("GET", _CONTAINER): _index("config", "pending", "status", "interfaces", "snapshot"),
-        ("DELETE", _CONTAINER): lxc.destroy,
-        ("GET", f"{_CONTAINER}/config"): lxc.config,
-        ("PUT", f"{_CONTAINER}/config"): lxc.update,
-        ("GET", f"{_CONTAINER}/pending"): lxc.pending,
-        ("GET", f"{_CONTAINER}/interfaces"): lxc.interfaces,
-        ("GET", f"{_CONTAINER}/status"): _index("current", "start", "stop", "shutdown", "reboot"),
-        ("GET", f"{_CONTAINER}/status/current"): lxc.status,
-        ("POST", f"{_CONTAINER}/status/start"): lxc.start,
-        ("POST", f"{_CONTAINER}/status/stop"): lxc.stop,
-        ("POST", f"{_CONTAINER}/status/shutdown"): lxc.shutdown,
-        ("POST", f"{_CONTAINER}/status/reboot"): lxc.reboot,
-        **_snapshot_handlers(_CONTAINER, "lxc"),
-    }
-
-
-def _snapshot_handlers(base: str, kind: Any) -> dict[tuple[str, str], Handler]:
-    one = f"{base}/snapshot/{{snapname}}"
-    return {
-        ("GET", f"{base}/snapshot"): lambda call: snapshots.listing(call, kind),
-        ("POST", f"{base}/snapshot"): lambda call: snapshots.create(call, kind),
-        ("DELETE", one): lambda call: snapshots.delete(call, kind),
-        ("GET", f"{one}/config"): lambda call: snapshots.config(call, kind),
-        ("POST", f"{one}/rollback"): lambda call: snapshots.rollback(call, kind),
-    }
+#: What serves each operation of the reference.
+HANDLERS: dict[tuple[str, str], Handler] = {
+    ("GET", "/version"): node.version,
+    ("PUT", "/storage/{storage}"): node.change_storage,
+    ("GET", "/nodes"): cluster.nodes,
+    ("GET", "/nodes/{node}/hardware/pci"): node.pci,
+    ("GET", "/nodes/{node}/storage"): node.storage_status,
+    ("GET", "/nodes/{node}/storage/{storage}/content"): node.content_of_storage,
+    ("DELETE", "/nodes/{node}/storage/{storage}/content/{volume}"): files.remove,
+    ("POST", "/nodes/{node}/storage/{storage}/download-url"): files.download,
+    ("GET", "/nodes/{node}/tasks"): node.tasks,
+    ("DELETE", "/nodes/{node}/tasks/{upid}"): node.stop_task,
+    ("GET", "/nodes/{node}/tasks/{upid}/log"): node.task_log,
+    ("GET", "/nodes/{node}/tasks/{upid}/status"): node.task_status,
+    ("GET", "/cluster/resources"): cluster.resources,
+    ("GET", "/cluster/nextid"): cluster.next_id,
+    ("GET", "/cluster/mapping/pci"): cluster.mappings,
+    ("POST", "/cluster/mapping/pci"): cluster.create_mapping,
+    ("GET", "/cluster/mapping/pci/{id}"): cluster.mapping,
+    ("PUT", "/cluster/mapping/pci/{id}"): cluster.update_mapping,
+    ("DELETE", "/cluster/mapping/pci/{id}"): cluster.delete_mapping,
+    ("GET", "/nodes/{node}/qemu"): qemu.listing,
+    ("POST", "/nodes/{node}/qemu"): qemu.create,
+    ("DELETE", _GUEST): qemu.destroy,
+    ("GET", f"{_GUEST}/agent/network-get-interfaces"): agent.interfaces,
+    ("POST", f"{_GUEST}/clone"): qemu.clone,
+    ("GET", f"{_GUEST}/config"): qemu.config,
+    ("PUT", f"{_GUEST}/config"): qemu.update,
+    ("GET", f"{_GUEST}/pending"): qemu.pending,
+    ("PUT", f"{_GUEST}/resize"): qemu.resize,
+    ("POST", f"{_GUEST}/snapshot"): lambda call: snapshots.create(call, "qemu"),
+    ("POST", f"{_GUEST}/snapshot/{{snapname}}/rollback"): lambda call: snapshots.rollback(call, "qemu"),
+    ("GET", f"{_GUEST}/status/current"): qemu.status,
+    ("POST", f"{_GUEST}/status/reboot"): qemu_power.reboot,
+    ("POST", f"{_GUEST}/status/resume"): qemu_power.resume,
+    ("POST", f"{_GUEST}/status/shutdown"): qemu_power.shutdown,
+    ("POST", f"{_GUEST}/status/start"): qemu_power.start,
+    ("POST", f"{_GUEST}/status/stop"): qemu_power.stop,
+    ("POST", f"{_GUEST}/status/suspend"): qemu_power.suspend,
+    ("GET", "/nodes/{node}/lxc"): lxc.listing,
+    ("POST", "/nodes/{node}/lxc"): lxc.create,
+    ("DELETE", _CONTAINER): lxc.destroy,
+    ("GET", f"{_CONTAINER}/config"): lxc.config,
+    ("PUT", f"{_CONTAINER}/config"): lxc.update,
+    ("GET", f"{_CONTAINER}/pending"): lxc.pending,
+    ("POST", f"{_CONTAINER}/snapshot"): lambda call: snapshots.create(call, "lxc"),
+    ("POST", f"{_CONTAINER}/snapshot/{{snapname}}/rollback"): lambda call: snapshots.rollback(call, "lxc"),
+    ("GET", f"{_CONTAINER}/status/current"): lxc.status,
+    ("POST", f"{_CONTAINER}/status/reboot"): lxc.reboot,
+    ("POST", f"{_CONTAINER}/status/shutdown"): lxc.shutdown,
+    ("POST", f"{_CONTAINER}/status/start"): lxc.start,
+    ("POST", f"{_CONTAINER}/status/stop"): lxc.stop,
+}

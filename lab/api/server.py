@@ -7,11 +7,9 @@ be chosen, in which Proxmox VE says what is wrong.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -19,21 +17,16 @@ from aiohttp import web
 from lab import ports
 from lab.host import units
 from lab.host.state import HostState
-from lab.processes import Processes
 
 from . import ha_config, ha_manager
-from .agent_commands import AgentCommands
-from .guests import exclusively, guests_of
+from .guests import exclusively
 from .responses import Api, Request, Response
 from .tasks import Work
 
 _LOG = logging.getLogger("lab.api")
 _PREFIX = "/api2/json"
 _HOLD_SECONDS = 0.05  # how often it is looked whether an answer may go
-# PVE::APIServer::AnyEvent: the longest body, and how a body may be written.
-_BODY_MAX = 512 << 10
-_BODY_TYPES = ("", "application/x-www-form-urlencoded", "application/json")
-# A connection that does nothing is closed after this long.
+# PVE::APIServer::AnyEvent: a connection that does nothing is closed after this long.
 _KEEPALIVE_SECONDS = 5.0
 
 
@@ -41,13 +34,6 @@ class Owner(Protocol):
     """What the server needs from the daemon."""
 
     state: Path
-    processes: Processes
-
-    def begin_reboot(self) -> None:
-        """Reboot the host in a moment."""
-
-    def begin_power_off(self) -> None:
-        """Switch the host off in a moment."""
 
     def guests_changed(self) -> None:
         """Look anew which guests run, and how they are connected."""
@@ -66,19 +52,11 @@ class ApiServer:
         # As lab.ssh.Server does: a socket that keeps the port for the daemon's life; another listens.
         self._holder = ports.bind(0)
         self.port = int(self._holder.getsockname()[1])
-        self._commands = AgentCommands(owner.processes)
         self._tasks: set[asyncio.Task[None]] = set()
         #: One of them is there where HA is in use.
-        self._of_ha = (ha_manager.file_of(host), ha_config.commands_of(host), host.rooted(ha_config.FILE))
-        #: The VMs that were here in HA's last round: another node may have moved one here.
-        self._had: set[int] = set()
+        self._of_ha = (ha_manager.file_of(host), host.rooted(ha_config.FILE))
         self._runner: web.AppRunner | None = None
-        self._api = Api(
-            owner.state,
-            self._run,
-            lambda command: owner.begin_reboot() if command == "reboot" else owner.begin_power_off(),
-            self._commands,
-        )
+        self._api = Api(owner.state, self._run)
 
     # -- up and down -------------------------------------------------------------------------------------
     async def listen(self) -> None:
@@ -106,18 +84,10 @@ class ApiServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._commands.forget()
 
     def port_inside(self) -> int | None:
-        """Where pvedaemon answers; None while it is stopped, or is just being started again (the fault api-refuses)."""
-        host = HostState(self._owner.state)
-        if not units.runs(host, "pvedaemon.service"):
-            return None
-        refused = int(host.fault("api-refuses") or 0)
-        if refused:
-            with host.changing() as machine:
-                machine["faults"]["api-refuses"] = refused - 1
-        return None if refused else self.port
+        """Where pvedaemon answers; None while it is stopped."""
+        return self.port if units.runs(HostState(self._owner.state), "pvedaemon.service") else None
 
     # -- requests ----------------------------------------------------------------------------------------
     async def _serve(self, request: web.Request) -> web.Response:
@@ -131,8 +101,6 @@ class ApiServer:
         host = HostState(self._owner.state)
         if not request.path.startswith(f"{_PREFIX}/"):
             return _encoded(Response(501, f"Method '{request.method} {request.path}' not implemented", None))
-        if (refusal := _refused_body(request)) is not None:
-            return _encoded(refusal)
         asked = Request(
             request.method,
             request.path.removeprefix(_PREFIX).rstrip("/"),
@@ -173,9 +141,6 @@ class ApiServer:
             manager.save()
         for work in works:
             self._run(host, work)
-        if had := {guest.vmid for guest in guests_of(host, "qemu")} ^ self._had:
-            self._had ^= had
-            self._owner.guests_changed()
         return True
 
     def _run(self, host: HostState, work: Work) -> None:
@@ -212,35 +177,10 @@ def _is_lost(host: HostState, asked: str) -> bool:
     return True
 
 
-def _refused_body(request: web.Request) -> Response | None:
-    """The refusal of a request for its body, which isn't read; None where it is."""
-    kind, length = request.headers.get("Content-Type", ""), request.content_length
-    if "Transfer-Encoding" in request.headers:
-        return Response(501, "chunked transfer encoding not supported", None)
-    if not length:
-        return None
-    if request.method not in ("PUT", "POST"):
-        return Response(501, f"Unexpected content for method '{request.method}'", None)
-    if length > _BODY_MAX:
-        return Response(501, "for data too large", None)
-    if kind.partition(";")[0].strip().lower() not in _BODY_TYPES:
-        return Response(506, f"upload 'Content-Type '{kind}' not implemented", None)
-    return None
-
-
 async def _parameters(request: web.Request) -> dict[str, list[str]]:
-    """All parameters of a request: query, and a body as form or as JSON."""
-    found: dict[str, list[str]] = {}
-    for name in request.query:
-        found[name] = request.query.getall(name)
-    text = await request.text()
-    if request.content_type == "application/json":
-        given: Mapping[str, Any] = json.loads(text) if text else {}
-        for name, value in given.items():
-            values = value if isinstance(value, list) else [value]
-            found[name] = [str(int(item)) if isinstance(item, bool) else str(item) for item in values]
-        return found
-    return {**found, **parse_qs(text, keep_blank_values=True)}
+    """All parameters of a request: query, and a body as a form."""
+    found = {name: request.query.getall(name) for name in request.query}
+    return {**found, **parse_qs(await request.text(), keep_blank_values=True)}
 
 
 def _encoded(response: Response) -> web.Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from typing import Any
 
 from lab.host.state import HostState
 
@@ -22,41 +21,6 @@ _VOLUMES: dict[Kind, re.Pattern[str]] = {
     "lxc": re.compile(r"rootfs|mp\d+"),
 }
 _PREFIX: dict[Kind, str] = {"qemu": "qm", "lxc": "vz"}
-
-
-def listing(call: Call, kind: Kind) -> list[dict[str, Any]]:
-    """GET .../snapshot: all of them, and the present as `current`."""
-    guest = call.guest(kind)
-    config = guest.config()
-    found: list[dict[str, Any]] = []
-    for name, section in config.snapshots.items():
-        entry: dict[str, Any] = {"name": name, "description": section.values.get("description", "")}
-        entry["snaptime"] = int(section.values.get("snaptime", "0"))
-        entry |= {key: section.values[key] for key in ("parent", "snapstate") if key in section.values}
-        if kind == "qemu":
-            entry["vmstate"] = int("vmstate" in section.values)
-        found.append(entry)
-    current = {
-        "name": "current",
-        "description": "You are here!",
-        "digest": config.digest,
-        "running": int(guest.running),
-    }
-    return [*found, current | ({"parent": config.values["parent"]} if "parent" in config.values else {})]
-
-
-def config(call: Call, kind: Kind) -> dict[str, Any]:
-    """GET .../snapshot/{snapname}/config: as it was then; without a digest, since it can't be changed.
-
-    Raises:
-        ApiError: 500, no such guest or snapshot.
-    """
-    read, name = call.guest(kind).config(), call.parameters["snapname"]
-    if name not in read.snapshots:
-        raise Died(f"snapshot '{name}' does not exist")
-    found = read.shown(read.snapshots[name].values, read.snapshots[name].raw)
-    del found["digest"]
-    return found
 
 
 def create(call: Call, kind: Kind) -> str:
@@ -112,27 +76,6 @@ def _can_be_taken(host: HostState, volumes: list[str]) -> bool:
 
 def _described(call: Call) -> dict[str, str]:
     return {"description": call.parameters["description"]} if call.parameters.get("description") else {}
-
-
-def delete(call: Call, kind: Kind) -> str:
-    """DELETE .../snapshot/{snapname}."""
-    guest, name = call.guest(kind), call.parameters["snapname"]
-
-    def work(log: TaskLog) -> Work:
-        config = guest.config()
-        if name not in config.snapshots:
-            raise Died(f"snapshot '{name}' does not exist")
-        # With `force` also one that was never finished; the lock is another's to take away (qm unlock).
-        require_unlocked(guest, config)
-        parent = config.snapshots.pop(name).values.get("parent")
-        for section in [config.current, *config.snapshots.values()]:
-            if section.values.get("parent") == name:
-                section.values.pop("parent")
-                section.values |= {"parent": parent} if parent else {}
-        guest.save(config)
-        yield 0.05
-
-    return call.start(f"{_PREFIX[kind]}delsnapshot", str(guest.vmid), work)
 
 
 def rollback(call: Call, kind: Kind) -> str:

@@ -21,7 +21,6 @@ _FILE = "/etc/pve/storage.cfg"
 _HEADER = re.compile(r"(\w+):\s*(\S+)\s*")
 # What a node has when nothing is configured; it shows a priority then, which a written one hasn't.
 _IMPLICIT = {"path": "/var/lib/vz", "content": "images,iso,snippets,rootdir,vztmpl,backup", "priority": "0"}
-_NUMBERS = frozenset({"priority", "maxfiles", "sparse", "shared", "disable"})
 _SNAPSHOTS = frozenset({"lvmthin", "zfspool", "rbd", "btrfs"})
 #: Where the files of a directory lie, by content.
 FOLDERS = {
@@ -91,14 +90,6 @@ class Storages:
         if name not in self.all:
             raise Died(f"storage '{name}' does not exist")
         return self.all[name]
-
-    def shown(self, storage: Storage) -> dict[str, Any]:
-        """A storage's configuration as the API gives it."""
-        found: dict[str, Any] = {"storage": storage.name, "type": storage.kind, "digest": self.digest}
-        found |= {key: int(value) if key in _NUMBERS else value for key, value in storage.settings.items()}
-        if storage.name == "local":
-            found.setdefault("prune-backups", "keep-all=1")
-        return found
 
     def status(self, storage: Storage) -> dict[str, Any]:
         """A storage's state on the node."""

@@ -1,14 +1,12 @@
-"""Boot commands of a lab host: GRUB's, proxmox-boot-tool, initramfs-tools', mokutil, bootctl."""
+"""Boot commands of a lab host: GRUB's, proxmox-boot-tool, initramfs-tools', mokutil."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from . import archive
-from .bootloader import boot_esp, loader_entries, read_grubenv, write_grubenv
 from .grub import GrubError, mkconfig
 from .initramfs import MkinitramfsError, build_image
 from .program import Failure, Options, UsageError, logged
@@ -37,13 +35,10 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     work = {
         "update-grub": _update_grub,
         "grub-mkconfig": _grub_mkconfig,
-        "grub-reboot": _grub_reboot,
-        "grub-editenv": _grub_editenv,
         "proxmox-boot-tool": _proxmox_boot_tool,
         "update-initramfs": _update_initramfs,
         "lsinitramfs": _lsinitramfs,
         "mokutil": _mokutil,
-        "bootctl": _bootctl,
         "unshare": _unshare,
     }[name]
     return work(host, name, arguments)
@@ -57,13 +52,9 @@ def _update_grub(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _grub_mkconfig(host: HostState, name: str, arguments: list[str]) -> int:
-    options = Options(arguments, "o:hV", ("output=",))
-    if options.rest:
-        raise UsageError(f"Unrecognized option `{options.rest[0]}'")
-    output = options.value("o", "output")
+    output = Options(arguments, "o:").value("o")
     if output is None:
-        print(mkconfig(host, None), end="")
-        return 0
+        raise UsageError("the lab's grub-mkconfig has -o FILE")
     return logged(host, name, arguments, lambda: _generate(host, host.rooted(output)))
 
 
@@ -88,55 +79,6 @@ def _generate(host: HostState, target: Path) -> int:
         raise Failure(str(error)) from error
     warn(host, "done")
     return 0
-
-
-def _grubenv(host: HostState) -> Path:
-    return host.root / "boot/grub/grubenv"
-
-
-def _grub_reboot(host: HostState, name: str, arguments: list[str]) -> int:
-    options = Options(arguments, "hV", ("boot-directory=",))
-    if len(options.rest) != 1:
-        raise Failure(
-            f"{'More than one' if options.rest else 'No'} menu entry specified.\nUsage: {name} [OPTION] MENU_ENTRY"
-        )
-
-    def work() -> int:
-        values = read_grubenv(_grubenv(host))
-        values["next_entry"] = options.rest[0]
-        write_grubenv(_grubenv(host), values)
-        return 0
-
-    return logged(host, name, arguments, work)
-
-
-def _grub_editenv(host: HostState, name: str, arguments: list[str]) -> int:
-    options = Options(arguments, "vh")
-    words = options.rest
-    path = _grubenv(host)
-    if words and words[0] not in ("list", "set", "unset", "create"):
-        first = words.pop(0)
-        path = path if first == "-" else host.rooted(first)
-    if not words:
-        raise UsageError("You need to specify at least one command.")
-    values = read_grubenv(path)
-    if words[0] == "list":
-        print("".join(f"{key}={value}\n" for key, value in values.items()), end="")
-        return 0
-    if words[0] == "set":
-        values.update(dict(word.split("=", 1) for word in words[1:] if "=" in word))
-    elif words[0] == "unset":
-        values = {k: v for k, v in values.items() if k not in words[1:]}
-    elif words[0] == "create":
-        values = {}
-    else:
-        raise UsageError(f"Unknown command `{words[0]}'.")
-
-    def work() -> int:
-        write_grubenv(path, values)
-        return 0
-
-    return logged(host, name, arguments, work)
 
 
 # -- proxmox-boot-tool -----------------------------------------------------------------------------------
@@ -235,11 +177,7 @@ def _kernel_verb(host: HostState, name: str, arguments: list[str], rest: list[st
         return _kernel_list(host)
     if verb == "pin":
         return logged(host, name, arguments, lambda: _pin(host, words[0] if words else "", next_boot))
-    if verb == "unpin":
-        return logged(host, name, arguments, lambda: _unpin(host, next_boot))
-    if verb in ("add", "remove"):
-        return logged(host, name, arguments, lambda: _manual(host, verb, words[0] if words else ""))
-    raise UsageError(f"kernel {verb}: there are list, pin, unpin, add and remove")
+    raise UsageError(f"kernel {verb}: there are list and pin")
 
 
 def _kernel_list(host: HostState) -> int:
@@ -282,40 +220,6 @@ def _pin(host: HostState, kernel: str, next_boot: bool) -> int:
         f"Setting '{wanted}' as grub default entry and running update-grub.",
         wanted,
     )
-
-
-def _unpin(host: HostState, next_boot: bool) -> int:
-    old = first_line(host, NEXT_BOOT_PIN)
-    host.rooted(NEXT_BOOT_PIN).unlink(missing_ok=True)
-    print(f"Removed {NEXT_BOOT_PIN}.")
-    if not next_boot:
-        old = first_line(host, PIN) or old
-        host.rooted(PIN).unlink(missing_ok=True)
-        print(f"Removed {PIN}.")
-    return _after_pin(
-        host,
-        f"Unpinned kernel '{old}'",
-        "Reset default grub entry and running update-grub.",
-        first_line(host, PIN),
-    )
-
-
-def _manual(host: HostState, verb: str, kernel: str) -> int:
-    if not kernel:
-        raise Failure("E: <kernel-version> is mandatory\n")
-    listed = set(host.read(MANUAL_KERNELS, "").split())
-    if verb == "add":
-        if not host.rooted(f"/boot/vmlinuz-{kernel}").exists():
-            raise Failure(f"E: no kernel image found in /boot for '{kernel}', not adding.")
-        listed.add(kernel)
-        print(f"Added kernel '{kernel}' to manual kernel list. Use the 'refresh' command to update the ESPs.")
-    elif kernel not in listed:
-        print(f"Kernel '{kernel}' not found in manual kernel list.")
-    else:
-        listed.remove(kernel)
-        print(f"Removed kernel '{kernel}' from manual kernel list. Use the 'refresh' command to update the ESPs.")
-    host.write(MANUAL_KERNELS, "".join(f"{k}\n" for k in sorted(listed)))
-    return 0
 
 
 # -- initramfs-tools -------------------------------------------------------------------------------------
@@ -415,7 +319,7 @@ def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
     if arguments == ["--sb-state"]:
         print(f"SecureBoot {'enabled' if host.machine['hardware']['firmware']['secure_boot'] else 'disabled'}")
         return 0
-    options = Options(arguments, "t:", ("test-key=", "list-enrolled"))
+    options = Options(arguments, "t:", ("test-key=",))
     enrolled, key = bool(host.machine.get("mok_enrolled")), options.value("t", "test-key")
     if key is not None:
         if not host.rooted(key).is_file():
@@ -423,41 +327,4 @@ def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
         # As in its source: 0 for a key that isn't enrolled, 1 for one that is.
         print(f"{key} is {'already enrolled' if enrolled else 'not enrolled'}")
         return int(enrolled)
-    if options.has("list-enrolled"):
-        print("[key 1]\nSubject: CN=DKMS module signing key" if enrolled else "MokListRT is empty")
-        return 0
-    raise UsageError(
-        "the lab's mokutil has --sb-state, --test-key and --list-enrolled; keys are enrolled at the console"
-    )
-
-
-def _bootctl(host: HostState, name: str, arguments: list[str]) -> int:
-    verb = next((a for a in arguments if not a.startswith("-")), "status")
-    if verb == "is-installed":
-        installed = host.machine["boot"]["loader"] == "systemd-boot"
-        print("yes" if installed else "no")
-        return 0 if installed else 1
-    if verb not in ("status", "list"):
-        raise UsageError(f"the lab's bootctl has status, list and is-installed, not {verb!r}")
-    if not is_uefi(host):
-        raise Failure("Not booted with EFI")
-    esp = boot_esp(host)
-    if host.machine["boot"]["loader"] != "systemd-boot" or esp is None:
-        print(
-            "Couldn't find EFI system partition. It is recommended to mount it to /boot or /efi.",
-            file=sys.stderr,
-        )
-        print("Current Boot Loader:\n      Product: n/a")
-        return 0
-    if verb == "list":
-        for entry, fields in loader_entries(esp).items():
-            print(
-                f"         type: Boot Loader Specification Type #1 (.conf)\n        title: {fields.get('title', entry)}\n"
-                f"           id: {entry}\n      options: {fields.get('options', '')}\n"
-            )
-        return 0
-    print(
-        f"Current Boot Loader:\n      Product: systemd-boot 257.9-1~deb13u1\n\nBoot Loader Entries:\n"
-        f"        $BOOT: {host.unrooted(esp)}\n\nCurrent Entry: {host.running.get('entry', '')}"
-    )
-    return 0
+    raise UsageError("the lab's mokutil has --sb-state and --test-key; keys are enrolled at the console")

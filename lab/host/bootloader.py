@@ -112,7 +112,7 @@ def _grub(host: HostState, wanted: str | None) -> BootEntry:
     found = find_entry(config.items, choice)
     if found is None:
         if wanted is not None:
-            raise BootError(f"GRUB: no entry {wanted!r}; there are: {', '.join(list_titles(config.items))}")
+            raise BootError(f"GRUB: no entry {wanted!r}")
         found = find_entry(config.items, "0")
     if found is None or not found.linux:
         raise BootError("GRUB: error: no menu entry with a Linux kernel")
@@ -198,17 +198,6 @@ def find_entry(items: list[MenuItem], choice: str) -> MenuItem | None:
             return item if not rest else None
         return find_entry(item.children, rest or "0")
     return None
-
-
-def list_titles(items: list[MenuItem], prefix: str = "") -> list[str]:
-    """All titles, submenus written `a>b`."""
-    titles: list[str] = []
-    for item in items:
-        if item.children is None:
-            titles.append(prefix + item.title)
-        else:
-            titles += list_titles(item.children, f"{prefix}{item.title}>")
-    return titles
 
 
 def read_grubenv(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from . import container, nvidia
 from .container import Identity
 from .node_programs import is_at_nodes, leave_to, real
 from .nodes import read_node
-from .program import Failure, Options, UsageError
+from .program import Failure, UsageError
 from .state import HostState
 
 # What can be read from and written to is this machine's own node.
@@ -26,9 +26,7 @@ _SAME_EVERYWHERE = frozenset(f"/dev/{name}" for name in ("null", "zero", "full",
 def main(system: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
     work: dict[str, Callable[[HostState, list[str]], int]] = {
-        "cat": _cat, "head": _head, "dd": _dd, "su": _su, "runuser": _runuser, "setpriv": _setpriv, "id": _id,
-        "getent": _getent,
-        "whoami": lambda system, arguments: _id(system, ["-un"]),
+        "cat": _cat, "head": _head, "dd": _dd, "setpriv": _setpriv, "getent": _getent,
     }  # fmt: skip
     return work[name](system, arguments)
 
@@ -131,28 +129,6 @@ def _dd(system: HostState, arguments: list[str]) -> int:
 
 
 # -- becoming another user -------------------------------------------------------------------------------------
-def _accounts(system: HostState) -> dict[str, list[str]]:
-    lines = (line.split(":") for line in system.read("/etc/passwd", "").splitlines())
-    return {fields[0]: fields for fields in lines if len(fields) == 7}
-
-
-def _identity_of(system: HostState, program: str, name: str) -> tuple[Identity, list[str]]:
-    """A user by name or number, with all groups.
-
-    Raises:
-        Failure: there is none of that name.
-    """
-    accounts = _accounts(system)
-    fields = accounts.get(name) or next((f for f in accounts.values() if f[2] == name), None)
-    if fields is None:
-        raise Failure(
-            f"{program}: user {name} does not exist or the user entry does not contain all the required fields"
-        )
-    groups = [line.split(":") for line in system.read("/etc/group", "").splitlines()]
-    others = {int(g[2]) for g in groups if len(g) == 4 and fields[0] in g[3].split(",")}
-    return Identity(int(fields[2]), frozenset({int(fields[3])} | others)), fields
-
-
 def _become(system: HostState, who: Identity, command: list[str]) -> int:
     """Run a command as somebody else; paths of a container's tree in it become those of that user's view."""
     if "container" not in system.looked_at:
@@ -164,48 +140,6 @@ def _become(system: HostState, who: Identity, command: list[str]) -> int:
         return done.returncode if done.returncode >= 0 else 128 - done.returncode
     old, new = os.environ["ROOT"], str(container.view_of(system, who))
     return container.run(system, [word.replace(old, new) for word in command], who)
-
-
-def _require_root(program: str) -> None:
-    if Identity.current().uid != 0:
-        raise Failure(
-            f"{program}: Authentication failure" if program == "su" else f"{program}: may not be used by non-root users"
-        )
-
-
-def _su(system: HostState, arguments: list[str], program: str = "su") -> int:
-    _require_root(program)
-    words = ["--login" if word == "-" else word for word in arguments]
-    options = Options(words, "lmps:c:g:G:P", ("login", "preserve-environment", "shell=", "command=", "pty"))
-    rest = options.rest
-    who, fields = _identity_of(system, program, rest[0] if rest else "root")
-    shell = options.value("s", "shell") or fields[6]
-    if shell.endswith(("/nologin", "/false")):
-        if shell.endswith("/nologin"):
-            print("This account is currently not available.")
-        return 1
-    command = options.value("c", "command")
-    return _become(system, who, [shell, *(["-c", command] if command is not None else []), *rest[1:]])
-
-
-def _runuser(system: HostState, arguments: list[str]) -> int:
-    if not any(word.startswith(("-u", "--user")) for word in arguments):
-        return _su(system, arguments, "runuser")
-    _require_root("runuser")
-    queue, name = list(arguments), None
-    while queue and queue[0].startswith("-"):
-        word = queue.pop(0)
-        if word == "--":
-            break
-        if word in ("-u", "--user"):
-            name = queue.pop(0) if queue else None
-        elif word.startswith("--user="):
-            name = word.partition("=")[2]
-        else:
-            raise UsageError(f"unrecognized option '{word}'")
-    if name is None or not queue:
-        raise Failure("runuser: no command was specified")
-    return _become(system, _identity_of(system, "runuser", name)[0], queue)
 
 
 def _setpriv(system: HostState, arguments: list[str]) -> int:
@@ -221,11 +155,11 @@ def _setpriv(system: HostState, arguments: list[str]) -> int:
             continue
         value = value if equals else queue.pop(0) if queue else ""
         if key in ("--reuid", "--ruid", "--euid"):
-            uid = int(value) if value.isdigit() else _identity_of(system, "setpriv", value)[0].uid
+            uid = int(value)
         elif key in ("--regid", "--rgid", "--egid"):
-            gid = int(value) if value.isdigit() else _group_id(system, value)
+            gid = int(value)
         elif key == "--groups":
-            groups = {int(g) if g.isdigit() else _group_id(system, g) for g in value.split(",")}
+            groups = {int(group) for group in value.split(",")}
         elif key not in ("--inh-caps", "--ambient-caps", "--bounding-set"):
             raise UsageError(f"unrecognized option '{key}'")
     if current.uid != 0 and (uid != current.uid or gid not in current.gids):
@@ -245,25 +179,3 @@ def _getent(system: HostState, arguments: list[str]) -> int:
         if line is not None:
             print(line)
     return 2 if None in found else 0
-
-
-def _group_id(system: HostState, name: str) -> int:
-    for line in system.read("/etc/group", "").splitlines():
-        fields = line.split(":")
-        if fields[0] == name:
-            return int(fields[2])
-    raise Failure(f"setpriv: failed to parse regid: {name}")
-
-
-def _id(system: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "ugGnr", ("user", "group", "groups", "name", "real"))
-    who = Identity.current()
-    by_number = {fields[2]: name for name, fields in _accounts(system).items()}
-    name = by_number.get(str(who.uid), str(who.uid))
-    if options.has("u", "user"):
-        print(name if options.has("n", "name") else who.uid)
-    elif options.has("g", "G", "group", "groups"):
-        print(*sorted(who.gids))
-    else:
-        print(f"uid={who.uid}({name}) gid={min(who.gids)} groups={','.join(map(str, sorted(who.gids)))}")
-    return 0

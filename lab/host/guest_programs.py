@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .account_programs import current_user
 from .node_programs import real
-from .program import Failure, Options, UsageError, ask_daemon, logged
+from .program import Failure, UsageError, ask_daemon, logged
 from .pve_packages import pve_packages
 from .state import HostState
 
@@ -38,18 +38,8 @@ def preload() -> None:
 
 
 def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
-    options = Options(arguments, "v", ("verbose",))
-    versions = pve_packages(host)
     kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
-    short = f"pve-manager/{versions['pve-manager']}/{'3c2a1b0d9e8f7a65' if host.looked_at['pve'] < '9' else '9d436f37a0ac4172'}"
-    if not options.has("v", "verbose"):
-        print(f"{short} (running kernel: {kernel})")
-        return 0
-    print(f"proxmox-ve: {versions['proxmox-ve']} (running kernel: {kernel})")
-    print(f"pve-manager: {versions['pve-manager']} (running version: {short.removeprefix('pve-manager/')})")
-    for package, version in versions.items():
-        if package not in ("proxmox-ve", "pve-manager"):
-            print(f"{package}: {version}")
+    print(f"pve-manager/{pve_packages(host)['pve-manager']}/9d436f37a0ac4172 (running kernel: {kernel})")
     return 0
 
 
@@ -72,7 +62,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     from lab.api.errors import ApiError
 
     def work() -> int:
-        shell = Shell(host.state, lambda command: _power(host, command), lambda: ask_daemon(host, "guests"))
+        shell = Shell(host.state, lambda: ask_daemon(host, "guests"))
         try:
             if name == "pvesh":
                 shell.pvesh(arguments)
@@ -188,7 +178,3 @@ def judge_guests(host: HostState) -> int:
             found[name] = errors
     print(json.dumps(found, sort_keys=True))
     return 0
-
-
-def _power(host: HostState, command: str) -> None:
-    ask_daemon(host, "reboot" if command == "reboot" else "poweroff")

@@ -78,12 +78,6 @@ def write_headers(host: HostState, kernel: str) -> None:
     host.symlink(f"{_folder(kernel)}/build", f"/usr/src/linux-headers-{kernel}")
 
 
-def remove_headers(host: HostState, kernel: str) -> None:
-    """Remove a headers package's files."""
-    host.remove_tree(f"/usr/src/linux-headers-{kernel}")
-    host.rooted(f"{_folder(kernel)}/build").unlink(missing_ok=True)
-
-
 def has_headers(host: HostState, kernel: str) -> bool:
     """Whether modules can be built for a kernel."""
     return host.rooted(f"/usr/src/linux-headers-{kernel}/Makefile").exists()

@@ -15,9 +15,9 @@ from .state import HostState
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """lspci."""
-    options = Options(arguments, "nkDvmqs:d:", ())
+    options = Options(arguments, "nkDvqs:d:", ())
     if options.rest:
-        raise UsageError(f"unknown argument {options.rest[0]!r}; options: -n -nn -k -D -v -vv -m -mm -s SLOT -d ID")
+        raise UsageError(f"unknown argument {options.rest[0]!r}; options: -n -nn -k -D -v -vv -s SLOT -d ID")
     listing = _Listing(host, options)
     listing.print()
     return 0
@@ -29,7 +29,6 @@ class _Listing:
         self.host = host
         self.numeric = letters.count("n")
         self.verbose = letters.count("v")
-        self.machine = letters.count("m")
         self.kernel = "k" in options
         self.slot = _slot_filter(options.value("s"))
         self.ids = _id_filter(options.value("d"))
@@ -40,17 +39,13 @@ class _Listing:
     def print(self) -> None:
         """Every chosen device."""
         for device in self.devices:
-            if not (self.slot.match(device.address) and self.ids.match(f"{device.ids}:{device.pci_class}")):
-                continue
-            if self.machine:
-                self._machine_readable(device)
-            else:
-                self._for_people(device)
+            if self.slot.match(device.address) and self.ids.match(f"{device.ids}:{device.pci_class}"):
+                self._print(device)
 
     def _slot_name(self, device: PciDevice) -> str:
         return device.address if self.domain else device.address.removeprefix("0000:")
 
-    def _for_people(self, device: PciDevice) -> None:
+    def _print(self, device: PciDevice) -> None:
         revision = f" (rev {device.revision})" if device.revision != "00" else ""
         print(
             f"{self._slot_name(device)} {self._class(device)}: {self._label(device)}{revision}{self._prog_if(device)}"
@@ -155,72 +150,15 @@ class _Listing:
         dep = self.host.read(f"/usr/lib/modules/{kernel}/modules.dep", "")
         return {normal(m) for m in re.findall(r"([\w-]+)\.ko\S*:", dep)}
 
-    def _machine_readable(self, device: PciDevice) -> None:
-        vendor = self._named(device.vendor_name, device.vendor)
-        model = (
-            self._named(device.name or "Device", device.device)
-            if device.name or self.numeric
-            else f"Device {device.device}"
-        )
-        if self.verbose:
-            pairs = [
-                ("Slot", self._slot_name(device)),
-                ("Class", self._class(device)),
-                ("Vendor", vendor),
-                ("Device", model),
-            ]
-            if device.subsystem:
-                sub_vendor, _, sub_device = device.subsystem.partition(":")
-                pairs += [
-                    ("SVendor", self._named(SUBSYSTEM_VENDORS.get(sub_vendor, "Unknown vendor"), sub_vendor)),
-                    ("SDevice", self._named("Device", sub_device)),
-                ]
-            if device.revision != "00":
-                pairs.append(("Rev", device.revision))
-            if self.kernel:
-                pairs += [("Driver", self._driver(device) or "")] if self._driver(device) else []
-                pairs += [("Module", module) for module in self._modules(device)]
-            if self._group(device):
-                pairs.append(("IOMMUGroup", self._group(device) or ""))
-            print("".join(f"{key}:\t{value}\n" for key, value in pairs))
-            return
-        sub_vendor, _, sub_device = (device.subsystem or ":").partition(":")
-        words = [self._slot_name(device), f'"{self._class(device)}"', f'"{vendor}"', f'"{model}"']
-        words += [f"-r{device.revision}"] if device.revision != "00" else []
-        words += [f"-p{device.prog_if}"] if device.prog_if != "00" else []
-        words += (
-            [
-                f'"{self._named(SUBSYSTEM_VENDORS.get(sub_vendor, "Unknown vendor"), sub_vendor)}"',
-                f'"{self._named("Device", sub_device)}"',
-            ]
-            if device.subsystem
-            else ['""', '""']
-        )
-        print(" ".join(words))
-
-    def _named(self, name: str, number: str) -> str:
-        if self.numeric == 1:
-            return number
-        return f"{name} [{number}]" if self.numeric else name
-
 
 def _slot_filter(text: str | None) -> re.Pattern[str]:
-    """A pattern of addresses for `[[[[domain]:]bus]:][device][.[function]]`; parts left out or `*` match all."""
-    domain, bus, slot, function = "0000", "..", "..", "."
+    """A pattern of addresses for `[DOMAIN:]BUS:[SLOT[.FUNCTION]]`."""
     if text is None:
         return re.compile(".*")
-    match = re.fullmatch(r"(?:(?:([0-9a-fA-F*]*):)?([0-9a-fA-F*]*):)?([0-9a-fA-F*]*)(?:\.([0-7*]?))?", text)
+    match = re.fullmatch(r"(?:0000:)?([0-9a-f]{2}:(?:[0-9a-f]{2}(?:\.[0-7])?)?)", text)
     if match is None:
         raise Failure("lspci: -s: Invalid slot number")
-    domain = "...." if match[1] in (None, "", "*") and match[1] is not None else match[1] or "...."
-    bus = _part(match[2], 2, bus)
-    slot = _part(match[3], 2, slot)
-    function = _part(match[4], 1, function)
-    return re.compile(f"{_part(domain if domain != '....' else None, 4, '....')}:{bus}:{slot}\\.{function}$")
-
-
-def _part(text: str | None, width: int, everything: str) -> str:
-    return everything if text in (None, "", "*") else str(text).lower().zfill(width)
+    return re.compile(f"0000:{match[1]}")
 
 
 def _id_filter(text: str | None) -> re.Pattern[str]:
@@ -230,5 +168,5 @@ def _id_filter(text: str | None) -> re.Pattern[str]:
     parts = text.split(":")
     if len(parts) < 2 or len(parts) > 4:
         raise Failure("lspci: -d: ':' expected")
-    wanted = [_part(part.removeprefix("0x"), 4, "....") for part in parts[:3]]
+    wanted = [part.removeprefix("0x").lower().zfill(4) if part else "...." for part in parts[:3]]
     return re.compile(":".join(wanted + ["...."] * (3 - len(wanted))) + "$")

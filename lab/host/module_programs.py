@@ -67,17 +67,13 @@ def _in_container(host: HostState, name: str, arguments: list[str]) -> int:
 
 def _modprobe(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "arnqvDbifS:RcV", _MODPROBE_LONG)
-    if options.has("c", "showconfig", "R", "resolve-alias"):
-        raise UsageError("the lab's modprobe has no --showconfig or --resolve-alias")
+    if options.has("c", "showconfig", "R", "resolve-alias", "D", "show-depends", "n", "dry-run", "show"):
+        raise UsageError("the lab's modprobe loads modules and removes them")
     quiet, remove = options.has("q", "quiet"), options.has("r", "remove")
     if not options.rest:
         raise Failure("modprobe: ERROR: missing parameters. See -h.")
     several = remove or options.has("a", "all")
     jobs = [(m, "") for m in options.rest] if several else [(options.rest[0], " ".join(options.rest[1:]))]
-    if options.has("D", "show-depends"):
-        return _show_depends(host, [job[0] for job in jobs], options.value("S", "set-version"), quiet)
-    if options.has("n", "dry-run", "show"):
-        return _dry_run(host, [job[0] for job in jobs], quiet, options.has("v", "verbose"))
     return logged(host, "modprobe", arguments, lambda: _change(host, jobs, options, remove, quiet))
 
 
@@ -101,57 +97,6 @@ def _change(host: HostState, jobs: list[tuple[str, str]], options: Options, remo
                 if not quiet:
                     print(error, file=sys.stderr)
     return status
-
-
-def _closure(module: str) -> list[str]:
-    names: list[str] = []
-    for needed in MODULES[module].needs:
-        names += [n for n in _closure(needed) if n not in names]
-    return [*names, module]
-
-
-def _known(host: HostState, module: str, kernel: str) -> list[str]:
-    """The module with what it needs, in loading order; empty for one in the kernel image.
-
-    Raises:
-        Failure: there is no such module.
-    """
-    name = normal(module)
-    running = RunningKernel.attach(host)
-    if running.is_built_in(name):
-        return []
-    available = modules_of(host, kernel)
-    if name not in available or name not in MODULES:
-        raise Failure(f"modprobe: FATAL: Module {module} not found in directory /lib/modules/{kernel}")
-    return [n for n in _closure(name) if n in available]
-
-
-def _show_depends(host: HostState, modules: list[str], version: str | None, quiet: bool) -> int:
-    kernel = version or host.running["kernel"]
-    for module in modules:
-        try:
-            names = _known(host, module, kernel)
-        except Failure as error:
-            raise Failure("" if quiet else str(error)) from error
-        if not names:
-            print(f"builtin {normal(module)}")
-        for name in names:
-            print(f"insmod /lib/modules/{kernel}/{MODULES[name].path} ")
-    return 0
-
-
-def _dry_run(host: HostState, modules: list[str], quiet: bool, verbose: bool) -> int:
-    kernel = host.running["kernel"]
-    loaded = host.running["loaded"]
-    for module in modules:
-        try:
-            names = _known(host, module, kernel)
-        except Failure as error:
-            raise Failure("" if quiet else str(error)) from error
-        for name in names:
-            if verbose and name not in loaded:
-                print(f"insmod /lib/modules/{kernel}/{MODULES[name].path} ")
-    return 0
 
 
 def _rmmod(host: HostState, arguments: list[str]) -> int:

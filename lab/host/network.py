@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 from .state import HostState
 
 _WHERE = "true, `host` or a guest's id"
-#: Faults of packages, downloads and the driver, with what their value may be; each may be SYSTEM=VALUE as well.
+#: Faults of packages, downloads and the driver: what their value may be, and what it does. A value may be limited to one system: `103=30`.
 FAULTS = {
-    "apt-slow": "a number of seconds, or SYSTEM=SECONDS",
-    "apt-locked": "a number of seconds, or SYSTEM=SECONDS",
-    "apt-offline": f"{_WHERE}, or a part of an address",
-    "apt-broken": _WHERE,
-    "disk-full": _WHERE,
-    "package-missing": f"a name or a pattern of packages, or of NAME/VERSION, or SYSTEM=PATTERN; {_WHERE}: all packages",
-    "download-corrupt": f"{_WHERE}, or a part of an address",
-    "download-breaks": f"{_WHERE}, or a part of an address",
-    "key-wrong": f"{_WHERE}, or a key's name: cuda, toolkit",
-    "dkms-fails": f"{_WHERE}, or a part of DRIVER/KERNEL, such as 590. or 6.8.0-86",
-    "gpu-fails": f"{_WHERE}, an Xid such as 79, or RmInitAdapter's code such as 0x62:0x40:2168, or a driver's version such as 595. that fails alone; or SYSTEM=VALUE",
+    "apt-slow": "seconds: apt-get's downloads, and each of curl's, take that long altogether",
+    "apt-locked": "seconds: another process holds dpkg's lock for so long from the first attempt on",
+    "apt-offline": f"{_WHERE}, or a part of an address: names can't be resolved, for apt, curl, wget and docker",
+    "apt-broken": f"{_WHERE}: dpkg was interrupted: a package is half-configured until `dpkg --configure -a`",
+    "disk-full": f"{_WHERE}: nothing can be downloaded or installed",
+    "package-missing": f"a name or pattern, also of NAME/VERSION, or {_WHERE}: repositories don't have it",
+    "download-corrupt": f"{_WHERE}, or a part of an address: one byte of it is wrong",
+    "download-breaks": f"{_WHERE}, or a part of an address: it ends half-way, unless it goes on with a broken one",
+    "key-wrong": f"{_WHERE}, or cuda, toolkit: another key is published in that key's place",
+    "dkms-fails": f"{_WHERE}, or a part of DRIVER/KERNEL, such as 590.: the compiler gives up",
+    "gpu-fails": f"{_WHERE}, an Xid, RmInitAdapter's code, or the start of a driver's version, such as 595., which alone fails: cards don't come up; the kernel's log says so",
 }
 # Of these a value alone is never a system's name.
 _VALUED = frozenset({"apt-slow", "apt-locked"})

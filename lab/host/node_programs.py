@@ -1,4 +1,4 @@
-"""stat, ls, test, [ and mknod where device nodes are concerned, on a lab host and in its containers.
+"""stat, mknod and, in a container, test where device nodes are concerned, on a lab host and in its containers.
 
 Every other file is left to this machine's own programs.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from . import container, program
 from .nodes import Node, read_node, write_node
@@ -25,35 +23,12 @@ REAL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _KINDS = {"c": "character special file", "b": "block special file"}
 
 
-class Tree(Protocol):
-    """A tree whose nodes are looked at."""
-
-    def node(self, path: str) -> Node | None:
-        """The node at a path, links followed."""
-
-    def place(self, path: str) -> Path:
-        """Where a path of the tree lies on this machine."""
-
-    def owner(self, node: Node) -> tuple[str, str]:
-        """The names of a node's owner and group."""
-
-    def refused(self, path: str, wanted: str) -> bool:
-        """Whether access(2) would say no."""
-
-    def make(self, path: str, node: Node) -> None:
-        """mknod(2).
-
-        Raises:
-            PermissionError: not allowed here.
-        """
-
-
 _NAMES = {0: "root", container.NOBODY: "nobody"}
 _GROUP_NAMES = {0: "root", 5: "tty", 44: "video", 104: "render", container.NOBODY: "nogroup"}
 
 
-class HostTree:
-    """The host's tree, in which a node is a file with a line in it."""
+class Tree:
+    """A host's tree, in which a node is a file with a line in it."""
 
     def __init__(self, host: HostState) -> None:
         self._host = host
@@ -70,16 +45,16 @@ class HostTree:
         """The names of a node's owner and group."""
         return _NAMES.get(node.uid, str(node.uid)), _GROUP_NAMES.get(node.gid, str(node.gid))
 
-    def refused(self, path: str, wanted: str) -> bool:
-        """Nothing is refused to the host's root."""
-        return False
-
     def make(self, path: str, node: Node) -> None:
-        """mknod(2)."""
+        """mknod(2).
+
+        Raises:
+            PermissionError: not allowed here.
+        """
         write_node(self.place(path), node)
 
 
-class ContainerTree(HostTree):
+class ContainerTree(Tree):
     """A container's tree, whose nodes are those of its machine.json."""
 
     def node(self, path: str) -> Node | None:
@@ -92,10 +67,6 @@ class ContainerTree(HostTree):
 
     def _inside(self, path: str) -> str:
         return container.name_inside(self._host, path)
-
-    def refused(self, path: str, wanted: str) -> bool:
-        """As access(2): the node's mode and the control group are asked, not the driver behind it."""
-        return bool(container.opening(self._host, self._inside(path), wanted, container.Identity.current()))
 
     def make(self, path: str, node: Node) -> None:
         """mknod(2): never in a user namespace, else as the control group allows."""
@@ -110,10 +81,8 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
     if not is_at_nodes(host, arguments):
         return leave_to(name, arguments)
-    tree = ContainerTree(host) if "container" in host.looked_at else HostTree(host)
-    work: dict[str, Callable[[Tree, list[str]], int]] = {
-        "stat": _stat, "ls": _ls, "test": _test, "[": _bracket, "mknod": _mknod,
-    }  # fmt: skip
+    tree = ContainerTree(host) if "container" in host.looked_at else Tree(host)
+    work: dict[str, Callable[[Tree, list[str]], int]] = {"stat": _stat, "test": _test, "mknod": _mknod}
     return work[name](tree, arguments)
 
 
@@ -214,81 +183,14 @@ def _permissions(node: Node) -> str:
     )
 
 
-# -- ls --------------------------------------------------------------------------------------------------------
-def _ls(tree: Tree, arguments: list[str]) -> int:
-    options = Options(
-        arguments, "laAnd1LhtrRFps", ("all", "almost-all", "numeric-uid-gid", "directory", "color=", "color")
-    )
-    paths = options.rest or ["."]
-    involved = [p for p in paths if tree.node(p) is not None or _holds_nodes(tree, p)]
-    if not involved or "R" in options:
-        own = _without(arguments, options.rest)
-        return leave_to("ls", [*own, "--", *(str(tree.place(p)) for p in paths)])
-    status, folders = 0, []
-    for path in sorted(paths):
-        place = tree.place(path)
-        if not os.path.lexists(place):
-            print(f"ls: cannot access '{path}': No such file or directory", file=sys.stderr)
-            status = 2
-        elif place.is_dir() and tree.node(path) is None and not options.has("d", "directory"):
-            folders.append(path)
-        else:
-            print(_line(tree, path, path, options))
-    for folder in folders:
-        if len(paths) > 1:
-            print(f"\n{folder}:")
-        if options.has("l", "n", "numeric-uid-gid"):
-            print("total 0")
-        names = sorted(entry.name for entry in tree.place(folder).iterdir())
-        for name in names:
-            if not name.startswith(".") or options.has("a", "A", "all", "almost-all"):
-                print(_line(tree, f"{folder}/{name}", name, options))
-    return status
-
-
-def _holds_nodes(tree: Tree, path: str) -> bool:
-    place = tree.place(path)
-    return place.is_dir() and any(tree.node(f"{path}/{entry.name}") is not None for entry in place.iterdir())
-
-
-def _line(tree: Tree, path: str, shown: str, options: Options) -> str:
-    if not options.has("l", "n", "numeric-uid-gid"):
-        return shown
-    place = tree.place(path)
-    numeric = options.has("n", "numeric-uid-gid")
-    found = place.lstat()
-    when = time.strftime("%b %e %H:%M", time.gmtime(found.st_mtime))
-    if place.is_symlink():
-        return (
-            f"lrwxrwxrwx 1 {'0 0' if numeric else 'root root'} {found.st_size:>8} {when} {shown} -> {place.readlink()}"
-        )
-    node = tree.node(path)
-    if node is None:
-        kind = "d" if place.is_dir() else "-"
-        letters = f"{kind}{'rwxr-xr-x' if kind == 'd' else 'rw-r--r--'}"
-        return f"{letters} {found.st_nlink} {'0 0' if numeric else 'root root'} {found.st_size:>8} {when} {shown}"
-    owner = f"{node.uid} {node.gid}" if numeric else " ".join(tree.owner(node))
-    return f"{_permissions(node)} 1 {owner} {node.major:>3}, {node.minor:>3} {when} {shown}"
-
-
 # -- test and mknod --------------------------------------------------------------------------------------------
-def _bracket(tree: Tree, arguments: list[str]) -> int:
-    if arguments[-1:] != ["]"]:
-        raise Failure("[: missing ']'", 2)
-    return _test(tree, arguments[:-1])
-
-
-def _test(tree: Tree, arguments: list[str], own: Callable[[str, list[str]], int] = leave_to) -> int:
-    if arguments[:1] == ["!"]:
-        return int(_test(tree, arguments[1:], real) == 0)
-    if len(arguments) != 2 or arguments[0] not in ("-b", "-c", "-d", "-e", "-f", "-h", "-L", "-r", "-s", "-w"):
-        return own("test", arguments)
+def _test(tree: Tree, arguments: list[str]) -> int:
+    if len(arguments) != 2 or arguments[0] not in ("-b", "-c", "-d", "-e", "-f", "-h", "-L", "-s"):
+        return leave_to("test", arguments)
     verb, path = arguments
     node = tree.node(path)
     if node is None or verb in ("-h", "-L"):
-        return own("test", [verb, str(tree.place(path))])
-    if verb in ("-r", "-w"):
-        return int(tree.refused(path, verb[1]))
+        return leave_to("test", [verb, str(tree.place(path))])
     return int(verb not in ("-e", f"-{node.kind}"))
 
 

@@ -2,7 +2,7 @@
 
 A real node needs CAP_MKNOD, and opening one needs a driver behind it. A lab runs as an ordinary user, so a node is a
 regular file with a line in it: kind, numbers, owner. Its mode is the file's own, so that `chmod` works on it. The
-programs that tell a device from a file (`stat`, `ls`, `test`, `mknod`) are the lab's own where a path in /dev is
+programs that tell a device from a file (`stat`, `mknod`; `test` in a container) are the lab's own where a path in /dev is
 named, on the host and in containers; `node_programs` has them.
 """
 

@@ -15,9 +15,8 @@ OF_PACKAGES = {
     },
     "lab-apt-method": "apt_method",
     "lab-package": "contents",
-    **{name: "download_programs" for name in ("curl", "wget", "gpg", "sha256sum")},
+    **{name: "download_programs" for name in ("curl", "sha256sum")},
     "nvidia-installer": "nvidia_installer",
-    "lsb_release": "system_programs",
 }
 #: Command name -> module of this package with a `main(host, name, args) -> exit status`.
 PROGRAMS = {
@@ -25,13 +24,10 @@ PROGRAMS = {
     "lspci": "lspci",
     "update-grub": "boot_programs",
     "grub-mkconfig": "boot_programs",
-    "grub-reboot": "boot_programs",
-    "grub-editenv": "boot_programs",
     "proxmox-boot-tool": "boot_programs",
     "update-initramfs": "boot_programs",
     "lsinitramfs": "boot_programs",
     "mokutil": "boot_programs",
-    "bootctl": "boot_programs",
     "unshare": "boot_programs",
     "modprobe": "module_programs",
     "rmmod": "module_programs",
@@ -51,23 +47,16 @@ PROGRAMS = {
     "python3": "library_programs",
     "perl": "library_programs",
     "stat": "node_programs",
-    "ls": "node_programs",
-    "test": "node_programs",
-    "[": "node_programs",
     "tail": "efi_programs",
     "mount": "storage_programs",
     "umount": "storage_programs",
-    "mountpoint": "storage_programs",
     "df": "storage_programs",
     "lsblk": "storage_programs",
     "systemctl": "systemd_programs",
     "systemd-run": "systemd_programs",
     "reboot": "systemd_programs",
-    "shutdown": "systemd_programs",
     "poweroff": "systemd_programs",
     "sudo": "account_programs",
-    "id": "account_programs",
-    "whoami": "account_programs",
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
     "lab-sysfs-write": "sysfs_writes",
@@ -81,15 +70,12 @@ PROGRAMS = {
     "ceph": "ceph_programs",
 }
 #: Commands that a guest alone has from the start: a Proxmox host has no sudo until somebody installs it.
-GUEST_ONLY = frozenset({"sudo", "id", "whoami"})
+GUEST_ONLY = frozenset({"sudo"})
 
 #: The same for the programs that every container has.
 CONTAINER_PROGRAMS = {
-    **{name: "node_programs" for name in ("mknod", "stat", "ls", "test", "[")},
-    **{
-        name: "container_programs"
-        for name in ("cat", "head", "dd", "su", "runuser", "setpriv", "id", "whoami", "getent")
-    },
+    **{name: "node_programs" for name in ("mknod", "stat", "test")},
+    **{name: "container_programs" for name in ("cat", "head", "dd", "setpriv", "getent")},
     **{name: "system_programs" for name in ("uname", "hostname")},
     **OF_PACKAGES,
     **{name: "module_programs" for name in ("modprobe", "lsmod", "modinfo")},
@@ -117,15 +103,15 @@ _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INS
 #: Commands that only look, and are quick: a command server does them itself (command_server.py). By their first argument where
 #: that says whether they do; an empty set means always. What turns out to do more is done in a process of its own all the same.
 LOOKING: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("stat", "ls", "test", "[", "cat", "head", "dd", "tail"), frozenset()),
-    **dict.fromkeys(("getent", "id", "whoami", "uname", "hostname", "ip", "ss", "dmesg", "journalctl"), frozenset()),
-    **dict.fromkeys(("df", "lsblk", "mountpoint"), frozenset()),
-    **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion", "lsb_release"), frozenset()),
+    **dict.fromkeys(("stat", "test", "cat", "head", "dd", "tail"), frozenset()),
+    **dict.fromkeys(("getent", "uname", "hostname", "ip", "ss", "dmesg", "journalctl"), frozenset()),
+    **dict.fromkeys(("df", "lsblk"), frozenset()),
+    **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion"), frozenset()),
     **dict.fromkeys(("sha256sum", "apt-cache", "apt-config"), frozenset()),
     "apt-mark": frozenset({"showmanual", "showauto", "showhold"}),
-    "ha-manager": frozenset({"status", "config"}),
+    "ha-manager": frozenset({"status"}),
     "dpkg": frozenset({"--compare-versions", "--print-architecture", "--audit", "-l", "-s"}),
-    "systemctl": frozenset({"is-active", "is-enabled", "is-system-running", "show", "list-units", "cat"}),
+    "systemctl": frozenset({"is-active", "is-system-running", "show", "cat"}),
     **dict.fromkeys(("qm", "pct"), frozenset({"status", "list", "config"})),
 }
 #: Paths that lead to something of the process that looks, by which a server's is another one.

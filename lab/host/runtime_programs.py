@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import nvidia, nvidia_programs, units
+from . import nvidia_programs, units
 from .container import outer
 from .contents import LIBRARIES
 from .dpkg import installed
@@ -67,18 +67,12 @@ def _ctk(host: HostState, arguments: list[str]) -> int:
         return 0
     words = [word for word in arguments if not word.startswith("-")]
     verbs: dict[tuple[str, ...], Callable[[HostState, list[str]], int]] = {
-        ("runtime", "configure"): _ctk_configure, ("cdi", "generate"): _ctk_generate, ("cdi", "list"): _ctk_list,
-        ("system", "create-device-nodes"): _ctk_nodes,
+        ("runtime", "configure"): _ctk_configure, ("cdi", "generate"): _ctk_generate,
     }  # fmt: skip
     for verb, work in verbs.items():
         if tuple(words[: len(verb)]) == verb and arguments[: len(verb)] == list(verb):
-            rest = arguments[len(verb) :]
-            if verb == ("cdi", "list"):
-                return work(host, rest)
-            return logged(host, "nvidia-ctk", arguments, partial(work, host, rest))
-    raise UsageError(
-        f"the lab's nvidia-ctk has runtime configure, cdi generate, cdi list and system, not {' '.join(arguments)!r}"
-    )
+            return logged(host, "nvidia-ctk", arguments, partial(work, host, arguments[len(verb) :]))
+    raise UsageError(f"the lab's nvidia-ctk has runtime configure and cdi generate, not {' '.join(arguments)!r}")
 
 
 def _ctk_configure(host: HostState, arguments: list[str]) -> int:
@@ -194,22 +188,6 @@ def _cdi_devices(host: HostState, engine: str = "") -> list[str]:
     if engine == "podman" and _podman_version(host) < version_key("5.1"):
         texts = [text for text in texts if "additionalGids" not in text]
     return [f"{_KIND}={name}" for text in texts for name in re.findall(r'^  name: "?([^"\n]+)"?$', text, re.M)]
-
-
-def _ctk_list(host: HostState, arguments: list[str]) -> int:
-    found = _cdi_devices(host)
-    print(f'level=info msg="Found {len(found)} CDI devices"', file=sys.stderr)
-    for name in found:
-        print(name)
-    return 0
-
-
-def _ctk_nodes(host: HostState, arguments: list[str]) -> int:
-    Options(arguments, "", ("control-devices", "load-kernel-modules", "dev-root=", "driver-root=", "dry-run"))
-    if not nvidia_programs.load_uvm(host):
-        raise Failure('level=error msg="failed to create device nodes: failed to load kernel modules"')
-    nvidia.make_all_nodes(host)
-    return 0
 
 
 # -- engines ---------------------------------------------------------------------------------------------------

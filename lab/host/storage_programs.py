@@ -1,4 +1,4 @@
-"""mount, umount, mountpoint, df and lsblk (util-linux, coreutils) of a lab host."""
+"""mount, umount, df and lsblk (util-linux, coreutils) of a lab host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     work = {
         "mount": _mount,
         "umount": _umount,
-        "mountpoint": _mountpoint,
         "df": _df,
         "lsblk": _lsblk,
     }[name]
@@ -61,17 +60,6 @@ def _umount(host: HostState, arguments: list[str]) -> int:
     return logged(host, "umount", arguments, work)
 
 
-def _mountpoint(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "qdx", ("quiet", "fs-devno", "nofollow"))
-    if len(options.rest) != 1:
-        raise Failure("mountpoint: bad usage")
-    path = host.rooted(options.rest[0])
-    known = any(entry["target"] == host.unrooted(path) for entry in host.looked_at["mounts"])
-    if not options.has("q", "quiet"):
-        print(f"{options.rest[0]} is {'' if known else 'not '}a mountpoint")
-    return 0 if known else 32 if path.exists() else 1
-
-
 def _mount_of(host: HostState, path: str) -> dict[str, Any]:
     """The mount that a path lies on."""
     target = host.rooted(path)
@@ -102,86 +90,24 @@ def _sizes(host: HostState, entry: dict[str, Any]) -> tuple[int, int]:
 
 
 def _df(host: HostState, arguments: list[str]) -> int:
-    options = Options(
-        arguments,
-        "PkmhaTlB:",
-        ("output=", "block-size=", "portability", "local", "human-readable", "print-type"),
-    )
-    block = options.value("B", "block-size")
-    units = {"1": 1, "K": 1024, "1K": 1024, "M": _MIB, "1M": _MIB, "G": 1 << 30, "1G": 1 << 30, None: 1024}
-    if "m" in options:
-        block = "M"
-    if block not in units or options.has("h", "human-readable"):
-        raise UsageError("the lab's df prints blocks of 1, K, M or G (-B), not human-readable sizes")
-    unit = units[block]
-    entries = [_mount_of(host, p) for p in options.rest] or [
-        e for e in host.looked_at["mounts"] if e["source"].startswith(("/", "rpool"))
-    ]
-    fields = (options.value("output") or "source,size,used,avail,pcent,target").split(",")
-    heads = {
-        "source": "Filesystem",
-        "size": "1K-blocks" if unit == 1024 else f"{block}-blocks",
-        "used": "Used",
-        "avail": "Available" if "output" not in options else "Avail",
-        "pcent": "Use%",
-        "target": "Mounted on",
-        "fstype": "Type",
-        "file": "File",
-    }
-    if "P" in options or "portability" in options:
-        heads |= {"size": f"{unit}-blocks", "pcent": "Capacity"}
-    if any(f not in heads for f in fields):
-        raise Failure(f"df: option --output: field '{next(f for f in fields if f not in heads)}' unknown")
-    rows = [[heads[f] for f in fields]]
-    for index, entry in enumerate(entries):
+    options = Options(arguments, "PB:")
+    if "P" not in options or options.value("B") != "1" or not options.rest:
+        raise UsageError("the lab's df has -P -B1 PATH...")
+    print("Filesystem 1-blocks Used Available Capacity Mounted on")
+    for entry in (_mount_of(host, path) for path in options.rest):
         size, free = _sizes(host, entry)
-        values = {
-            "source": entry["source"],
-            "size": size // unit,
-            "used": (size - free) // unit,
-            "avail": free // unit,
-            "pcent": f"{(size - free) * 100 // size}%",
-            "target": entry["target"],
-            "fstype": entry["fstype"],
-            "file": options.rest[index] if options.rest else "-",
-        }
-        rows.append([str(values[f]) for f in fields])
-    _table(rows, right={f for f in ("size", "used", "avail", "pcent") if f in fields}, fields=fields)
+        print(entry["source"], size, size - free, free, f"{(size - free) * 100 // size}%", entry["target"])
     return 0
 
 
-def _table(rows: list[list[str]], right: set[str], fields: list[str]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(fields))]
-    for row in rows:
-        cells = [c.rjust(w) if f in right else c.ljust(w) for c, w, f in zip(row, widths, fields, strict=True)]
-        print(" ".join(cells).rstrip())
-
-
-_LSBLK = (
-    "NAME",
-    "KNAME",
-    "PKNAME",
-    "PATH",
-    "FSTYPE",
-    "MOUNTPOINT",
-    "MOUNTPOINTS",
-    "UUID",
-    "SIZE",
-    "TYPE",
-    "RO",
-    "PARTTYPE",
-    "MODEL",
-)
-
-
-def block_tree(host: HostState) -> list[dict[str, Any]]:
-    """Disks, partitions and volumes: dictionaries with lsblk's columns and `parent` (a kernel name or None)."""
+def block_tree(host: HostState) -> list[dict[str, str]]:
+    """Disks, partitions and volumes with lsblk's columns."""
     rows = []
     for device in host.looked_at["hardware"]["devices"]:
         for disk in device["blocks"]:
-            rows.append(_row(disk["name"], None, disk["size"], "disk"))
+            rows.append(_row(disk["name"], ""))
             for part in disk["partitions"]:
-                row = _row(part["name"], disk["name"], part["size"], "part")
+                row = _row(part["name"], disk["name"])
                 row |= {
                     "FSTYPE": part["fstype"] or "",
                     "UUID": part["uuid"] or "",
@@ -191,7 +117,7 @@ def block_tree(host: HostState) -> list[dict[str, Any]]:
                     row["PARTTYPE"] = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
                 rows.append(row)
     for index, volume in enumerate(host.looked_at["hardware"]["volumes"]):
-        row = _row(f"dm-{index}", volume["on"], volume["size"], "lvm")
+        row = _row(f"dm-{index}", volume["on"])
         mountpoint = volume["mountpoint"] or ("[SWAP]" if volume["fstype"] == "swap" else "")
         row |= {
             "NAME": volume["name"],
@@ -205,99 +131,29 @@ def block_tree(host: HostState) -> list[dict[str, Any]]:
         for row in rows:
             if entry.get("covered") and row["PATH"] == entry["source"]:
                 row["MOUNTPOINT"] = entry["target"]
-    for row in rows:
-        row["MOUNTPOINTS"] = row["MOUNTPOINT"]
     return rows
 
 
-def _row(name: str, parent: str | None, size: int, kind: str) -> dict[str, Any]:
+def _row(name: str, parent: str) -> dict[str, str]:
     return {
-        "NAME": name,
-        "KNAME": name,
-        "PKNAME": parent or "",
-        "PATH": f"/dev/{name}",
-        "FSTYPE": "",
-        "MOUNTPOINT": "",
-        "UUID": "",
-        "SIZE": size,
-        "TYPE": kind,
-        "RO": "0",
+        "NAME": name, "KNAME": name, "PKNAME": parent, "PATH": f"/dev/{name}", "FSTYPE": "", "MOUNTPOINT": "", "UUID": "",
         "PARTTYPE": "",
-        "MODEL": "",
-        "parent": parent,
-    }
+    }  # fmt: skip
 
 
 def _lsblk(host: HostState, arguments: list[str]) -> int:
-    options = Options(
-        arguments,
-        "no:rsdpbPlfaJ",
-        ("noheadings", "output=", "raw", "inverse", "nodeps", "paths", "bytes", "pairs", "list", "all"),
-    )
-    fields = [f.upper() for f in (options.value("o", "output") or "NAME,SIZE,TYPE,MOUNTPOINTS").split(",")]
-    if "f" in options:
-        fields = ["NAME", "FSTYPE", "UUID", "MOUNTPOINTS"]
-    unknown = [f for f in fields if f not in _LSBLK]
-    if unknown or "J" in options:
-        raise Failure(f"lsblk: unknown column: {unknown[0] if unknown else 'JSON output is not simulated'}")
-    rows = block_tree(host)
-    chosen = _ordered(host, rows, options)
-    out = []
-    for row, depth in chosen:
-        values = {**row, "NAME": row["PATH"] if options.has("p", "paths") else row["NAME"]}
-        values["SIZE"] = row["SIZE"] if options.has("b", "bytes") else _human(row["SIZE"])
-        plain = options.has("r", "raw", "l", "list", "P", "pairs", "d", "nodeps")
-        cells = [str(values[f]) for f in fields]
-        if not plain and "NAME" in fields and depth:
-            position = fields.index("NAME")
-            cells[position] = "  " * (depth - 1) + "└─" + cells[position]
-        out.append(cells)
-    if options.has("P", "pairs"):
-        print("\n".join(" ".join(f'{f}="{c}"' for f, c in zip(fields, cells, strict=True)) for cells in out))
-        return 0
-    if not options.has("n", "noheadings"):
-        out.insert(0, fields)
-    if options.has("r", "raw"):
-        print("\n".join(" ".join(cells) for cells in out))
-    else:
-        _table(out, {"SIZE"}, fields)
+    options = Options(arguments, "nrPo:")
+    fields, rows = (options.value("o") or "").split(","), block_tree(host)
+    if "n" not in options or not options.has("r", "P") or not set(fields) <= rows[0].keys():
+        raise UsageError(f"the lab's lsblk has -nro and -Pno with {', '.join(rows[0])}")
+    below = {row["KNAME"]: [child for child in rows if child["PKNAME"] == row["KNAME"]] for row in rows}
+
+    def show(row: dict[str, str]) -> None:
+        print(" ".join(f'{name}="{row[name]}"' if "P" in options else row[name] for name in fields))
+        for child in below[row["KNAME"]]:
+            show(child)
+
+    for row in rows:
+        if not row["PKNAME"]:
+            show(row)
     return 0
-
-
-def _ordered(host: HostState, rows: list[dict[str, Any]], options: Options) -> list[tuple[dict[str, Any], int]]:
-    by_name = {row["KNAME"]: row for row in rows}
-    inverse, alone = options.has("s", "inverse"), options.has("d", "nodeps")
-
-    def walk(row: dict[str, Any], depth: int) -> list[tuple[dict[str, Any], int]]:
-        found = [(row, depth)]
-        if alone:
-            return found
-        if inverse:
-            return found + (walk(by_name[row["parent"]], depth + 1) if row["parent"] else [])
-        for child in rows:
-            if child["parent"] == row["KNAME"]:
-                found += walk(child, depth + 1)
-        return found
-
-    if options.rest:
-        starts = []
-        for wanted in options.rest:
-            name = host.rooted(wanted).resolve().name
-            if name not in by_name:
-                raise Failure(f"lsblk: {wanted}: not a block device", 32)
-            starts.append(by_name[name])
-    elif inverse:
-        parents = {row["parent"] for row in rows}
-        starts = [row for row in rows if row["KNAME"] not in parents]
-    else:
-        starts = [row for row in rows if row["parent"] is None]
-    return [item for start in starts for item in walk(start, 0)]
-
-
-def _human(size: int) -> str:
-    value, unit = float(size), "B"
-    for unit in "BKMGT":
-        if value < 1024 or unit == "T":
-            break
-        value /= 1024
-    return f"{value:.1f}{unit}".replace(".0", "")

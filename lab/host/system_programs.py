@@ -1,4 +1,4 @@
-"""uname, dmesg, journalctl, hostname, ip, ss, lsb_release, dpkg, ... of a lab host."""
+"""uname, dmesg, journalctl, hostname, ip, ss, ping of a lab host."""
 
 from __future__ import annotations
 
@@ -20,33 +20,16 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "ip": _ip,
         "ss": _ss,
         "ping": _ping,
-        "lsb_release": _lsb_release,
     }[name]
     return work(host, arguments)
 
 
 def _uname(host: HostState, arguments: list[str]) -> int:
-    options = Options(
-        arguments,
-        "asnrvmpio",
-        ("all", "kernel-name", "nodename", "kernel-release", "kernel-version", "machine", "operating-system"),
-    )
-    kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
-    version = host.read("/proc/version", "")
-    build = version[version.find("#") :].strip() if "#" in version else ""
-    parts = [
-        ("s", "kernel-name", "Linux"),
-        ("n", "nodename", host.node),
-        ("r", "kernel-release", kernel),
-        ("v", "kernel-version", build),
-        ("m", "machine", "x86_64"),
-        ("o", "operating-system", "GNU/Linux"),
-    ]
-    everything = options.has("a", "all")
-    chosen = [value for short, long, value in parts if everything or options.has(short, long)]
-    if options.has("p", "i"):
-        chosen.append("unknown")
-    print(" ".join(chosen or ["Linux"]))
+    options = Options(arguments, "asnrvmo", ("kernel-release",))
+    release, version = host.read("/proc/sys/kernel/osrelease", "").strip(), host.read("/proc/version", "")
+    parts = {"s": "Linux", "n": host.node, "r": release, "v": version[version.find("#") :].strip(), "m": "x86_64"}
+    chosen = [value for letter, value in (parts | {"o": "GNU/Linux"}).items() if options.has("a", letter)]
+    print(release if "kernel-release" in options else " ".join(chosen or ["Linux"]))
     return 0
 
 
@@ -137,17 +120,9 @@ def _journalctl(host: HostState, arguments: list[str]) -> int:
 
 
 def _hostname(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "sfdiI", ("short", "fqdn", "long", "domain", "ip-address", "all-ip-addresses"))
-    if options.rest:
-        raise UsageError("the lab's host keeps its name")
-    if options.has("f", "fqdn", "long"):
-        print(f"{host.node}.lan")
-    elif options.has("d", "domain"):
-        print("lan")
-    elif options.has("i", "I", "ip-address", "all-ip-addresses"):
-        print(f"{host.looked_at.get('address', addresses.ADDRESS)} ")
-    else:
-        print(host.node)
+    if arguments not in ([], ["-I"]):
+        raise UsageError("the lab's hostname has -I; the host keeps its name")
+    print(f"{host.looked_at.get('address', addresses.ADDRESS)} " if arguments else host.node)
     return 0
 
 
@@ -225,18 +200,3 @@ def _ping(host: HostState, arguments: list[str]) -> int:
         f"\n--- {address} ping statistics ---\n{count} packets transmitted, {received} received, {lost}% packet loss, time 0ms"
     )
     return 0 if received else 1
-
-
-def _lsb_release(host: HostState, arguments: list[str]) -> int:
-    release = dict(line.partition("=")[::2] for line in host.read("/etc/os-release", "").splitlines())
-    field = {name: value.strip('"') for name, value in release.items()}
-    name = "Ubuntu" if field.get("ID") == "ubuntu" else "Debian"
-    number, codename = field.get("VERSION_ID", ""), field.get("VERSION_CODENAME", "")
-    values = {"i": name, "d": field.get("PRETTY_NAME", ""), "r": number, "c": codename}
-    options = Options(arguments, "idrcsa", ("id", "description", "release", "codename", "short", "all"))
-    names = {"i": "Distributor ID", "d": "Description", "r": "Release", "c": "Codename"}
-    longs = {"i": "id", "d": "description", "r": "release", "c": "codename"}
-    for key, value in values.items():
-        if options.has("a", "all", key, longs[key]):
-            print(value if options.has("s", "short") else f"{names[key]}:\t{value}")
-    return 0

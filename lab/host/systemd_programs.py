@@ -1,4 +1,4 @@
-"""systemctl, systemd-run, reboot, shutdown and poweroff of a lab host, or of a guest in it.
+"""systemctl, systemd-run, reboot and poweroff of a lab host, or of a guest in it.
 
 Timers and power are the daemon's: it is asked over the control socket. Without a daemon (a tree used alone),
 timers are only noted, and a reboot is refused.
@@ -80,26 +80,9 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 
 # -- power -----------------------------------------------------------------------------------------------
 def _power_command(host: HostState, name: str, arguments: list[str]) -> int:
-    if name != "shutdown":
-        if Options(arguments, "fpwdn", ("force", "no-wall", "reboot", "poweroff")).rest:
-            raise UsageError(f"{name}: too many arguments")
-        return logged(host, name, arguments, lambda: _power(host, "reboot" if name == "reboot" else "poweroff"))
-    options = Options(arguments, "rhPHkc", ("reboot", "poweroff", "no-wall"))
-    if "c" in options:
-        return logged(
-            host,
-            name,
-            arguments,
-            lambda: int(bool(ask_daemon(host, "timer-stop", unit="shutdown.timer")) and 0),
-        )
-    when = options.rest[0] if options.rest else "+1"
-    do = "reboot" if options.has("r", "reboot") else "poweroff"
-    if when in ("now", "+0"):
-        return logged(host, name, arguments, lambda: _power(host, do))
-    if not when.startswith("+") or not when[1:].isdigit():
-        raise Failure(f"Failed to parse time specification: {when}")
-    command = "/sbin/reboot" if do == "reboot" else "/sbin/poweroff"
-    return logged(host, name, arguments, lambda: _arm(host, "shutdown.timer", command, 60.0 * int(when[1:]), False))
+    if Options(arguments, "fpwdn", ("force", "no-wall", "reboot", "poweroff")).rest:
+        raise UsageError(f"{name}: too many arguments")
+    return logged(host, name, arguments, lambda: _power(host, name))
 
 
 def _stock(host: HostState) -> tuple[str, ...]:
@@ -126,20 +109,22 @@ def _arm(host: HostState, unit: str, command: str, seconds: float, since_boot: b
 # -- systemctl -------------------------------------------------------------------------------------------
 def _systemctl(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "qlanp:t:f", _LONG)
-    verb, names = (options.rest[0], options.rest[1:]) if options.rest else ("list-units", [])
+    verb, names = (options.rest[0], options.rest[1:]) if options.rest else ("", [])
     names = [n if "." in n else f"{n}.service" for n in names]
     quiet = options.has("q", "quiet")
     if verb in ("reboot", "poweroff"):
         return logged(host, "systemctl", arguments, lambda: _power(host, verb))
-    asking = {"is-active": _is_active, "is-enabled": _is_enabled, "is-failed": _is_failed}
-    if verb in asking:
-        return asking[verb](host, names, quiet)
+    if verb == "is-active":
+        return _is_active(host, names, quiet)
     if verb == "is-system-running":
         has_failed = "failed" in host.running.get("units", {}).values()
         state = "stopping" if host.running.get("stopping") else "degraded" if has_failed else "running"
         print(state)
         return int(state != "running")
-    if verb in ("status", "cat", "show", "list-timers", "list-units", "list-unit-files"):
+    if verb == "show" and options.given[:2] == [("p", "NeedDaemonReload"), ("value", "")]:
+        print("no")
+        return 0
+    if verb in ("status", "cat"):
         return _show(host, verb, names, options)
     changing = {
         "daemon-reload": _reload,
@@ -149,8 +134,6 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
         "stop": _stop,
         "restart": _restart,
         "reset-failed": _reset_failed,
-        "mask": _mask,
-        "unmask": _mask,
     }
     if verb not in changing:
         raise UsageError(f"Unknown command verb {verb}.")
@@ -190,13 +173,6 @@ def _is_active(host: HostState, names: list[str], quiet: bool) -> int:
     return 0 if "active" in states else 4 if not any(_known(host, n) for n in names) else 3
 
 
-def _is_failed(host: HostState, names: list[str], quiet: bool) -> int:
-    states = [_state(host, n) for n in names]
-    if not quiet:
-        print("\n".join(states))
-    return 0 if "failed" in states else 1
-
-
 def _links(host: HostState, unit: str) -> list[str]:
     """Folders of /etc/systemd/system in which enabling a unit puts a link, from its [Install] section."""
     path = units.find(host, unit)
@@ -219,19 +195,6 @@ def _enabled_state(host: HostState, unit: str) -> str:
     return "disabled" if _links(host, unit) else "static"
 
 
-def _is_enabled(host: HostState, names: list[str], quiet: bool) -> int:
-    states = [_enabled_state(host, n) for n in names]
-    if not quiet:
-        for unit, state in zip(names, states, strict=True):
-            if state == "not-found" and host.looked_at["pve"].startswith("8"):
-                print(f"Failed to get unit file state for {unit}: No such file or directory", file=sys.stderr)
-            else:
-                print(state)
-    if all(s == "not-found" for s in states):
-        return 4 if host.looked_at["pve"].startswith("9") else 1
-    return 0 if any(s in ("enabled", "static", "linked", "transient") for s in states) else 1
-
-
 def _reload(host: HostState, names: list[str], options: Options) -> int:
     units.forget_removed(host)
     return 0
@@ -246,28 +209,10 @@ def _enable(host: HostState, names: list[str], options: Options) -> int:
         path = units.find(host, unit)
         if path is None and unit not in _stock(host):
             raise Failure(f"Failed to enable unit: Unit file {unit} does not exist.", 1)
-        folders = _links(host, unit)
-        if not folders and unit not in _stock(host):
-            print(
-                "The unit files have no installation config (WantedBy=, RequiredBy=, UpheldBy=,\n"
-                "Also=, or Alias= settings in the [Install] section, and DefaultInstance= for\n"
-                "template units). This means they are not meant to be enabled or disabled using systemctl.",
-                file=sys.stderr,
-            )
-        for folder in folders:
+        for folder in _links(host, unit):
             link = f"/etc/systemd/system/{folder}/{unit}"
-            target = host.unrooted(path) if path else ""
-            if not os.path.lexists(host.rooted(link)):
-                host.symlink(link, target)
-                arrow = "→"
-                if options.has("q", "quiet"):
-                    continue
-                print(
-                    f"Created symlink {link} {arrow} {target}."
-                    if host.looked_at["pve"].startswith("8")
-                    else f"Created symlink '{link}' {arrow} '{target}'.",
-                    file=sys.stderr,
-                )
+            if path and not os.path.lexists(host.rooted(link)):
+                host.symlink(link, host.unrooted(path))
     return _start(host, names, options) if options.has("now") else 0
 
 
@@ -283,18 +228,6 @@ def _disable(host: HostState, names: list[str], options: Options) -> int:
             link.unlink()
             print(f'Removed "{host.unrooted(link)}".', file=sys.stderr)
     return _stop(host, names, options) if options.has("now") else 0
-
-
-def _mask(host: HostState, names: list[str], options: Options) -> int:
-    for unit in names:
-        link = host.rooted(f"/etc/systemd/system/{unit}")
-        if options.rest[0] == "mask":
-            if link.is_file() and not link.is_symlink():
-                raise Failure(f"Failed to mask unit: File {host.unrooted(link)} already exists.")
-            host.symlink(f"/etc/systemd/system/{unit}", "/dev/null")
-        elif link.is_symlink() and str(link.readlink()) == "/dev/null":
-            link.unlink()
-    return 0
 
 
 def _start(host: HostState, names: list[str], options: Options) -> int:
@@ -365,25 +298,9 @@ def _restart(host: HostState, names: list[str], options: Options) -> int:
 
 
 def _show(host: HostState, verb: str, names: list[str], options: Options) -> int:
-    if verb == "list-timers":
-        return _list_timers(host, names, options)
-    if verb in ("list-units", "list-unit-files"):
-        wanted = names or [
-            *_stock(host),
-            *sorted(p.name for f in units.FOLDERS for p in host.rooted(f).glob("*.*") if p.is_file()),
-        ]
-        for unit in wanted:
-            if _known(host, unit):
-                print(
-                    f"{unit} {'loaded ' + _state(host, unit) if verb == 'list-units' else _enabled_state(host, unit)}"
-                )
-        return 0
     status = 0
     for unit in names:
         path = units.find(host, unit)
-        if verb == "show":
-            _show_properties(host, unit, path is not None or unit in _stock(host), options)
-            continue
         if not _known(host, unit):
             print(
                 f"No files found for {unit}." if verb == "cat" else f"Unit {unit} could not be found.",
@@ -400,38 +317,6 @@ def _show(host: HostState, verb: str, names: list[str], options: Options) -> int
             )
             status = status or (0 if state == "active" else 3)
     return status
-
-
-def _show_properties(host: HostState, unit: str, found: bool, options: Options) -> None:
-    path = units.find(host, unit)
-    state = _state(host, unit)
-    values = {
-        "Id": unit,
-        "LoadState": "loaded" if found else "not-found",
-        "ActiveState": state,
-        "SubState": {"active": "waiting" if unit.endswith(".timer") else "running", "failed": "failed"}.get(
-            state, "dead"
-        ),
-        "UnitFileState": _enabled_state(host, unit) if found else "",
-        "FragmentPath": host.unrooted(path) if path else "",
-        "Result": "exit-code" if state == "failed" else "success",
-        "NeedDaemonReload": "no",
-    }
-    wanted = [v for k, text in options.given if k in ("p", "property") for v in text.split(",")] or list(values)
-    for key in wanted:
-        if key in values:
-            print(values[key] if options.has("value") else f"{key}={values[key]}")
-
-
-def _list_timers(host: HostState, names: list[str], options: Options) -> int:
-    found = [t for t in _daemon_timers(host) if not names or t["unit"] in names]
-    if not options.has("no-legend"):
-        print("NEXT LEFT LAST PASSED UNIT ACTIVATES")
-    for timer in found:
-        print(f"- {timer['left']:.0f}s - - {timer['unit']} {timer['unit'].removesuffix('.timer')}.service")
-    if not options.has("no-legend"):
-        print(f"\n{len(found)} timers listed.")
-    return 0
 
 
 # -- systemd-run -----------------------------------------------------------------------------------------

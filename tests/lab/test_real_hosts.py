@@ -17,11 +17,11 @@ from homelab.settings import Vm
 from homelab.show import reading, tree
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
-from lab.listing import scenario_from_listing
 from lab.machine import Machine, load_scenario
 from remote_scripts.both.read_host import Wanted
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
+from tests.lab.listings import scenario_of
 from tests.unit.hosts import settings
 
 # Listing -> slot of each graphics card -> what refuses it: group members that are neither the card nor bridges. None: nothing.
@@ -63,10 +63,7 @@ def answered(machine: Machine, **wanted: Any) -> dict[str, object]:
 @pytest.fixture
 def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
     """The captured machine ``request.param``, running."""
-    listing = shared("real_hosts", *request.param.split("/"))
-    details = "\n".join(path.read_text(encoding="utf-8") for path in sorted(listing.parent.glob("lspci*.txt")))
-    scenario = scenario_from_listing(listing.read_text(encoding="utf-8"), details, name=listing.parent.name)
-    made = Machine.install(tmp_path, scenario)
+    made = Machine.install(tmp_path, scenario_of(shared("real_hosts", *request.param.split("/"))))
     assert made.boot("start").comes_up
     return made
 

@@ -6,6 +6,7 @@ api_not_held.txt lists the exchanges to which the lab isn't held, each with the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from lab.machine import load_scenario
 from lab.scenario import scenario_from
-from tests.conftest import PROJECT, shared
+from tests.conftest import shared
 from tests.lab.host_kit import Host
 from tests.simulator.api_replay import Replay, recorded
 from tests.simulator.recordings import Node, Outcome, not_held, replay
@@ -76,6 +77,10 @@ def before_qemu_states(node: Node) -> dict[int, Callable[[], object]]:
     def change(vmid: int, **options: Any) -> Callable[[], object]:
         return lambda: node.done("PUT", f"/nodes/pve1/qemu/{vmid}/config", skiplock=1, **options)
 
+    def without_snapshots(vmid: int) -> None:
+        path = node.state.rooted(f"/etc/pve/qemu-server/{vmid}.conf")
+        path.write_text(re.sub(r"(?m)^parent: .*\n|^\[(?s:.*)", "", path.read_text()))
+
     node.vm(100)
     node.vm(101)
     held, gpu0 = fault("config-lock", 1), {"hostpci0": "mapping=gpu0,pcie=1"}
@@ -93,7 +98,8 @@ def before_qemu_states(node: Node) -> dict[int, Callable[[], object]]:
         104: on(100),
         219: then(made(100, **gpu0), change(100, lock="backup")),
         225: on(100),
-        230: made(109),
+        135: lambda: without_snapshots(100),
+        230: then(made(109), change(109, template=1)),
         271: off(100),
         300: fault("guest-ignores-shutdown", True),
         309: held,
@@ -112,7 +118,7 @@ def before_qemu_states(node: Node) -> dict[int, Callable[[], object]]:
         442: change(103, delete="hookscript"),
         446: then(off(103), change(103, **gpu0)),
         467: then(fault("guest-ignores-shutdown", True), on(103)),
-        474: lambda: node.done("DELETE", "/nodes/pve1/qemu/103/snapshot/sn3"),
+        474: lambda: without_snapshots(103),
         475: then(fault("guest-ignores-shutdown", None), off(103)),
         486: then(off(101), made(104, running=True, hostpci0="mapping=gpu1,pcie=1")),
         498: then(made(105), made(106, scsi0="local:1")),
@@ -204,7 +210,7 @@ def test_the_lab_answers_as_it_was_recorded_later(node: Node, name: str) -> None
 # -- Proxmox VE 8 and 9 ---------------------------------------------------------------------------------------------------
 BOTH = shared("pve_api", "transcripts", "v8_differences.jsonl")
 #: Values that are each node's own; a list of which one entry was written down.
-TREATMENTS = {8: "recorded ones", 12: "types alone"}
+TREATMENTS = {8: "guests alone", 12: "types alone"}
 
 
 def before_versions(node: Node) -> dict[int, Callable[[], object]]:
@@ -252,7 +258,7 @@ def test_what_differs_between_the_versions_differs_here(tmp_path: Path, key: str
     for number, line in recorded(BOTH):
         made = before[number]() if number in before else None
         held = listed.get(("v8_differences", number))
-        if not line.get(key) or (held and not held.sent):
+        if not line.get(key) or held == "skipped":
             continue
         found = one.version_differences(line, key, str(made), TREATMENTS.get(number, ""), node.shell)
         if held is None:
@@ -260,22 +266,6 @@ def test_what_differs_between_the_versions_differs_here(tmp_path: Path, key: str
             wrong += [f"{number}: {text}" for text in found]
     assert not wrong, f"{len(wrong)} of {compared} differ:\n" + "\n".join(wrong)
     assert compared > 10
-
-
-def test_the_coverage_page_has_the_numbers_of_the_list() -> None:
-    listed, table = not_held(), {}
-    for name in NAMES:
-        asked = [number for number, line in recorded(path_of(name)) if line.get("path") is not None or "shell" in line]
-        table[name] = (len(asked), sum((name, number) not in listed for number in asked))
-    both = {n: sum(bool(line.get(key)) for key in ("v8", "v9")) for n, line in recorded(BOTH)}
-    kept = sum(count for number, count in both.items() if ("v8_differences", number) not in listed)
-    table["v8_differences"] = (sum(both.values()), kept)
-    page = (PROJECT / "lab/api/COVERAGE.md").read_text(encoding="utf-8")
-    for name, (asked_for, held) in table.items():
-        assert f"| *{name}* | {asked_for} | {held} |" in page, f"{name}: {asked_for} exchanges, {held} compared"
-    # The older recordings' 368, of which 365 are compared, are counted by test_api_transcripts.py.
-    total, held = (start + sum(row[n] for row in table.values()) for n, start in enumerate((368, 365)))
-    assert f"{total}, of which {held} are" in " ".join(page.split())
 
 
 def described(found: Outcome) -> str:

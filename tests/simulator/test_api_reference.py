@@ -12,7 +12,7 @@ from homelab.errors import FormatError
 from homelab.guest_options import Parameter, check_format, parse_properties
 from lab.api.formats import format_properties
 from lab.api.reference import Operation, reference
-from lab.api.responses import handlers
+from lab.api.responses import HANDLERS
 from tests.conftest import shared
 from tests.rows import check_rows
 
@@ -25,18 +25,17 @@ def schema() -> dict[str, dict[str, Any]]:
 
 
 def test_every_operation_is_served_and_nothing_else() -> None:
-    served = handlers(lambda _: None, None)
-    assert set(served) == set(reference().operations)
+    assert set(HANDLERS) == set(reference().operations)
 
 
 def test_every_recorded_operation_is_there_with_its_parameters() -> None:
-    recorded = {path: methods for path, methods in schema().items() if not path.startswith("/access/")}
+    recorded = schema()
 
     def check(method: str, path: str) -> None:
         wrong = differences(reference().operations[method, path], recorded[path][method])
         assert not wrong, ", ".join(wrong)
 
-    check_rows(check, [(method, path) for path, methods in recorded.items() for method in methods])
+    check_rows(check, [(method, path) for method, path in reference().operations if method in recorded.get(path, {})])
 
 
 def differences(operation: Operation, about: dict[str, Any]) -> list[str]:

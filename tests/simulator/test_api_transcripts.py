@@ -1,6 +1,6 @@
 """The lab's API answers as a real node's did: every recorded exchange, sent again.
 
-lab/api/COVERAGE.md lists the lines that are treated otherwise, and why. With PVE_TEST_URL (`http://127.0.0.1:8585`, from where
+api_not_held.txt lists the lines that are treated otherwise, and why. With PVE_TEST_URL (`http://127.0.0.1:8585`, from where
 `ssh -L 8585:127.0.0.1:85` leads to a node), PVE_TEST_TICKET (of root@pam) and PVE_TEST_NODE the reads and the refusals are sent to that
 node instead.
 """
@@ -20,8 +20,9 @@ import pytest
 from lab import Lab
 from lab.api.auth import ROOT, ticket
 from lab.host.state import HostState
-from tests.conftest import PROJECT, shared
-from tests.simulator.api_replay import Client, Replay, coverage, recorded
+from tests.conftest import shared
+from tests.simulator.api_replay import Client, Replay, recorded
+from tests.simulator.recordings import not_held
 
 NAMES = (
     "auth_and_mapping",
@@ -74,6 +75,8 @@ def prepare(lab: Lab, client: Client, name: str) -> dict[int, Callable[[], objec
         lab.run("cat >$ROOT/etc/pve/lxc/201.conf", stdin=CONTAINER)
     if name == "reads":
         prepare_reads(lab, client)
+    if name == "qemu_config":
+        return {70: lambda: client.data("PUT", "/nodes/pve1/qemu/100/config", cores=3)}
     if name == "qemu_start_and_pending":
         return {44: lambda: lab.run("rm -r $ROOT/sys/class/iommu/*")}
     if name == "lxc_config":
@@ -100,21 +103,11 @@ def test_the_lab_answers_as_the_recorded_node(lab: Lab, client: Client, name: st
     def shell(command: str) -> str:
         return lab.run(command.partition("; tail")[0].replace("/etc/pve", "$ROOT/etc/pve")).stdout
 
-    replay = Replay(client, name, coverage(PROJECT / "lab/api/COVERAGE.md"), shell)
+    replay = Replay(client, name, not_held(), shell)
     replay.before = prepare(lab, client, name)
     replay.run(path_of(name))
     assert replay.sent > 0
     assert not replay.differences, f"{len(replay.differences)} differences:\n" + "\n".join(replay.differences)
-
-
-def test_the_coverage_page_counts_the_lines_that_are_sent() -> None:
-    page = PROJECT / "lab/api/COVERAGE.md"
-    treated = coverage(page)
-    lines = {(name, number) for name in NAMES for number, line in recorded(path_of(name)) if line}
-    assert treated.keys() <= lines, "a line of the page is not in the transcript, or root@pam doesn't send it"
-    left_out = sum(treatment == "not sent" for treatment in treated.values())
-    text = page.read_text(encoding="utf-8")
-    assert f"{len(lines) - left_out} of {len(lines)} lines are sent" in text
 
 
 def real_node() -> tuple[Client, str] | None:
@@ -133,7 +126,7 @@ def harmless_differences(client: Client, node: str) -> list[str]:
             treatment = "another installation" if asked["status"] == 200 else ""
             replay.differences += [f"{name}:{number}: {text}" for text in replay.compare(asked, treatment)]
             replay.sent += 1
-    assert replay.sent > 25
+    assert replay.sent > 20
     return replay.differences
 
 

@@ -226,11 +226,6 @@ def test_a_fault_is_set_and_cleared(state: Path) -> None:
     assert Lab.open(state).machine.faults == {}
 
 
-def test_rebind_moves_a_function_to_a_driver(state: Path) -> None:
-    assert cli("rebind", "--state", str(state), "0000:01:00.1", "none").returncode == 0
-    assert not (state / "root/sys/bus/pci/devices/0000:01:00.1/driver").exists()
-
-
 def test_reset_makes_the_host_stock_again(state: Path) -> None:
     (state / "root/etc/new").write_text("new")
     done = cli("reset", "--state", str(state), "--json")

@@ -339,7 +339,7 @@ def test_a_cuda_program_in_a_container_needs_uvm(phoenix: Host) -> None:
     inside(phoenix, "sh $ROOT/root/d.run --silent --no-kernel-modules")
     inside(phoenix, KEYRING.format(repository_of(phoenix)) + "; apt-get -qq install -y cuda-toolkit-13-0")
     phoenix.write("/root/t.cu", PROGRAM.replace("\\n", "\n"))
-    phoenix.output("pct push 901 $ROOT/root/t.cu /root/t.cu")
+    phoenix.output("cp $ROOT/root/t.cu ../guests/901/root/root/")
     inside(phoenix, "$ROOT/usr/local/cuda/bin/nvcc -o /root/t /root/t.cu")
     assert inside(phoenix, "$ROOT/root/t").endswith("Result = PASS\n")
     phoenix.output("pct stop 901; sed -i /nvidia-uvm/d $ROOT/etc/pve/lxc/901.conf; pct start 901")
@@ -361,7 +361,6 @@ def test_control_groups_are_the_legacy_hooks_business(phoenix: Host) -> None:
         and "bpf_prog_query(BPF_CGROUP_DEVICE) failed: operation not permitted" in refused.stderr
     )
     inside(phoenix, "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
-    assert "nvidia.com/gpu=all" in inside(phoenix, "nvidia-ctk cdi list")
     assert "GPU 0:" in inside(phoenix, "docker run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L")
 
 

