@@ -28,9 +28,10 @@ from typing import Any
 
 from remote_scripts.containers.container_system import is_gone, need_running
 from remote_scripts.tools.client import Client
+from remote_scripts.tools.done import NOT_FOUND
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
-from remote_scripts.tools.run import NOT_FOUND, end_all
+from remote_scripts.tools.run import end_all
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_texts
 

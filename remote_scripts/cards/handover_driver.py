@@ -12,8 +12,8 @@ from remote_scripts.cards.handover_steps import STEPS
 from remote_scripts.notes import handover
 from remote_scripts.nvidia import nvidia
 from remote_scripts.tools.boot_service import PYTHON
+from remote_scripts.tools.done import TIMED_OUT
 from remote_scripts.tools.pci import DEVICES, driver_of
-from remote_scripts.tools.run import TIMED_OUT
 
 # As nvidia-smi says them; the last two of a card that has none.
 _PERSISTENCE_MODES = ("Enabled", "Disabled", "[N/A]", "[Not Supported]")

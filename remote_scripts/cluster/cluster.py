@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from remote_scripts.cluster import activity, ceph, ha, turn
 from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.pmxcfs import Node
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
 _FIELD = re.compile(r"^(Nodes|Quorate|Total votes|Quorum|Expected votes):\s+(\S+)", re.MULTILINE)

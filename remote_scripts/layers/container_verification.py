@@ -17,8 +17,8 @@ from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.container_conf import conf_text
 from remote_scripts.pve.guests import power_of
 from remote_scripts.tools.device import as_nobody
+from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System, changes
 
 #: For one opening, and for vainfo, in seconds.

@@ -14,9 +14,9 @@ from remote_scripts.notes import handover
 from remote_scripts.nvidia import driver_update, nvidia
 from remote_scripts.tools import kernel
 from remote_scripts.tools.device import as_nobody
+from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.system import System, changes
 
 #: Not below /tmp or /run, from which nothing can be started in places.

@@ -17,9 +17,9 @@ from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Wanted
 from remote_scripts.pve.guest_conf import VMS, option_of_vm
 from remote_scripts.pve.pmxcfs import guest_ids
 from remote_scripts.tools import kernel
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System, changes
 from remote_scripts.tools.text import as_text
 

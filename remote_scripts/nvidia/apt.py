@@ -20,9 +20,9 @@ from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import recognise
 from remote_scripts.nvidia.asked_apt import INSTALL, AskedApt
 from remote_scripts.nvidia.packages import RECORDS, Record, Reverted, recorded
+from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 
 _STEPS = f"{HOME}/steps"

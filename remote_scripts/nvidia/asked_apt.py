@@ -17,10 +17,10 @@ from typing import Literal, NoReturn
 from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import recognise
 from remote_scripts.nvidia.packages import ANSWER_BYTES, ASK_SECONDS, Installed, Plan, announced, installed, need_answer
+from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
-from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 
 _STEPS = f"{HOME}/steps"

@@ -16,10 +16,10 @@ from remote_scripts.nvidia import nvidia
 from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.nvidia.packages import need_answer
 from remote_scripts.tools import kernel
+from remote_scripts.tools.done import NOT_FOUND
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.notes import Note
 from remote_scripts.tools.pci import DEVICES, driver_of
-from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
 
 UPDATE = f"{HOME}/update"

@@ -9,10 +9,10 @@ from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, driver_modules, nvidia
 from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.asked_apt import end_of
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.notes import Note
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
 # While it is there, the installer hasn't come to its end: what it was to install isn't all there.

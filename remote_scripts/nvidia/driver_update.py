@@ -25,10 +25,10 @@ from remote_scripts.nvidia.asked_apt import AskedApt
 from remote_scripts.nvidia.driver import FAMILY, PINS, UPDATE, Left
 from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.tools import kernel
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.notes import Note
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
 VERSION_GIVEN_UP = f"{HOME}/given-up"

@@ -6,9 +6,9 @@ from typing import NoReturn
 
 from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.engine_conf import RESTART
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
 # Written by k3s at each of its starts, with the runtimes that it finds.

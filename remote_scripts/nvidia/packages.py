@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from remote_scripts.tools.done import NOT_FOUND, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.run import NOT_FOUND, Done
 from remote_scripts.tools.system import System
 
 #: A file for each layer.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from remote_scripts.pve import api, pmxcfs
 from remote_scripts.pve.guest_kinds import KINDS, Kind
-from remote_scripts.tools.run import ASK_SECONDS
+from remote_scripts.tools.done import ASK_SECONDS
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from remote_scripts.tools import disk, kernel
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import GREATEST_BYTES
 from remote_scripts.tools.pci import DEVICES
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
 T = TypeVar("T")

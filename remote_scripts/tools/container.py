@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from remote_scripts.tools import disk
+from remote_scripts.tools.done import ASK_SECONDS, TIMED_OUT, TOO_MUCH, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
-from remote_scripts.tools.run import ASK_SECONDS, PATH, TIMED_OUT, TOO_MUCH, Done, Run, end_all
+from remote_scripts.tools.run import PATH, Run, end_all
 from remote_scripts.tools.state import Work
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES, as_text

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
 
 _LOOK_SECONDS = 60.0

@@ -6,7 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from remote_scripts.tools.run import Done, parents
+from remote_scripts.tools.done import Done
+from remote_scripts.tools.run import parents
 from remote_scripts.tools.system import System
 
 # The first of its words is the process that has the answer to give, the second the connection's. Of a busy system what

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote
 
 from lab.api.tasks import Upid
 from remote_scripts.pve import pmxcfs
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Host
 
 #: By that word perl makes a ticket.

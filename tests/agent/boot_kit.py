@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Cut, Host, left_by
 from tests.scripts import cut_kit
 

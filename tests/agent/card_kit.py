@@ -25,7 +25,7 @@ from remote_scripts.pve import api
 from remote_scripts.pve.container_conf import Method, options_of
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.properties import differing
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent import api_kit
 from tests.agent.container_kit import CONF, CTID, Containers, without_waits
 from tests.agent.kit import Host

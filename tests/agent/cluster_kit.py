@@ -18,7 +18,7 @@ import pytest
 from lab.host.guest_programs import modules
 from remote_scripts.cluster import cluster, turn
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host
 

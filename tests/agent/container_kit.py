@@ -12,7 +12,7 @@ from remote_scripts.guests import container_follow
 from remote_scripts.layers import card_nodes as boot_layer
 from remote_scripts.pve import guests
 from remote_scripts.tools import disk, state
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Host
 
 CTID = 300

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import Done, Stand
+from remote_scripts.tools.done import Done
+from remote_scripts.tools.run import Stand
 from tests.agent.kit import Host
 
 OLD, NEW = "580.159.03", "590.48.01"

@@ -20,9 +20,10 @@ from remote_scripts.layers import handover as layer
 from remote_scripts.notes import handover as shared_handover
 from remote_scripts.notes.card import Card
 from remote_scripts.tools import disk
+from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
-from remote_scripts.tools.run import TIMED_OUT, Done, Stand
+from remote_scripts.tools.run import Stand
 from tests.agent.kit import Host, watched
 
 GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"

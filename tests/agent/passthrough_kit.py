@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Host
 
 GPU, AUDIO = "0000:01:00.0", "0000:01:00.1"

@@ -11,7 +11,8 @@ import pytest
 
 from homelab.host.facts import HostFacts, parse
 from remote_scripts.both.read_host import Wanted
-from remote_scripts.tools.run import Done, Stand
+from remote_scripts.tools.done import Done
+from remote_scripts.tools.run import Stand
 from tests.agent.kit import Host
 
 #: What a reading asks, and what a host like this one has nothing to say about.

@@ -13,7 +13,7 @@ import pytest
 from remote_scripts.cluster import activity, ha
 from remote_scripts.pve import guests, pmxcfs
 from remote_scripts.pve.guest_kinds import CONTAINER
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent import api_kit
 from tests.agent.kit import Host
 

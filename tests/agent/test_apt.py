@@ -12,8 +12,8 @@ from remote_scripts.both.software import Installer
 from remote_scripts.nvidia import driver_installer
 from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.packages import installed
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from tests.agent import apt_kit
 from tests.agent.apt_kit import SOFTWARE, Machine
 from tests.agent.kit import Host

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from remote_scripts.boot.loaders.found import GRUB, LOADERS, SYSTEMD_BOOT, find, need
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from tests.agent.boot_kit import LOADER_INFO, MENU
 from tests.agent.kit import Host
 from tests.conftest import shared

@@ -16,7 +16,7 @@ from remote_scripts.guests import requests
 from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.container_conf import Method
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.card_kit import NOTE, Cards300, box
 from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, CONF, NVIDIA, PRIVILEGED, SECOND
 from tests.agent.kit import Refused

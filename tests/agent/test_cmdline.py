@@ -13,7 +13,7 @@ import pytest
 from homelab.remote import scripts
 from remote_scripts.both.cmdline import Wanted
 from remote_scripts.cluster import turn
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent import boot_kit
 from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, SYSTEMD_BOOT, configured_words, lasting
 from tests.agent.kit import Host, Refused, cuts, watched

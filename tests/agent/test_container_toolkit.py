@@ -15,8 +15,8 @@ from remote_scripts.layers import container_toolkit
 from remote_scripts.nvidia import engine_conf
 from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.engines import Engines
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host
 

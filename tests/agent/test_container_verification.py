@@ -13,8 +13,8 @@ from remote_scripts.both.container_verification import Wanted
 from remote_scripts.layers import container_verification
 from remote_scripts.notes.container_note import Cards
 from remote_scripts.pve import guests
+from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.system import System
 from tests.agent.card_kit import Cards300, box
 from tests.agent.cluster_kit import Clock

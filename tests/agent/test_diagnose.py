@@ -16,8 +16,8 @@ from lab.host.host_python import nodes_below
 from remote_scripts.both.diagnose import Wanted
 from remote_scripts.cards import host_nodes
 from remote_scripts.tools.device import Device
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.plain import of_plain
-from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.kit import Host, Refused
 

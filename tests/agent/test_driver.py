@@ -6,9 +6,9 @@ import pytest
 
 from remote_scripts.nvidia import driver, driver_installer, nvidia
 from remote_scripts.nvidia.nvidia import Module
+from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES
-from remote_scripts.tools.run import TIMED_OUT, Done
 from tests.agent.kit import Host
 from tests.rows import rows
 

@@ -25,8 +25,8 @@ from remote_scripts.cluster import turn
 from remote_scripts.layers import start_guests
 from remote_scripts.notes import guests_to_start
 from remote_scripts.pve import guests
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from tests.agent import api_kit
 from tests.agent.cluster_kit import Clock, clock, elsewhere, note_ran, system_of, who_ran
 from tests.agent.kit import Cut, Host, cuts, left_by

@@ -32,9 +32,9 @@ from remote_scripts.notes.card import Card
 from remote_scripts.notes.handover import away, read_record
 from remote_scripts.notes.record import Record
 from remote_scripts.pve import pmxcfs
+from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.processes import ScanError, processes_using
-from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 from tests.agent.handover_kit import (
     AUDIO,

@@ -18,7 +18,7 @@ from remote_scripts.pve import hookscripts
 from remote_scripts.reading.answer import HandedOver
 from remote_scripts.reading.handover import handed_over
 from remote_scripts.reading.source import Source
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent import cluster_kit, handover_kit
 from tests.agent.handover_kit import BIG, START, STATE, VM, asked, fails, run, state, story
 from tests.agent.handover_kit import host as host  # a fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests import sampling
 from tests.agent.handover_kit import (
     GPU,

@@ -14,7 +14,7 @@ import pytest
 
 from remote_scripts.notes import handover
 from remote_scripts.notes.card import Card
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.handover_kit import (
     BIG,
     SERVICE,

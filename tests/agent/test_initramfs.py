@@ -10,7 +10,7 @@ import pytest
 
 from homelab.remote import agent, scripts
 from remote_scripts import installed
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent import boot_kit
 from tests.agent.boot_kit import EACH_LOADER, INIT_TOP, KERNELS, lasting
 from tests.agent.cluster_kit import note_ran

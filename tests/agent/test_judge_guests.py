@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from remote_scripts.both.judge_guests import Wanted
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Host
 
 WANTED = Wanted(vms={"dev": {"vmid": "200", "cores": "eight"}}, containers={"ai": {}})

@@ -12,7 +12,8 @@ from remote_scripts.guests.requests import GuestApi
 from remote_scripts.pve import api, guests
 from remote_scripts.pve.api import NodeApi, Unanswered
 from remote_scripts.pve.guest_kinds import CONTAINER
-from remote_scripts.tools.run import ASK_SECONDS, TIMED_OUT, Done, Run
+from remote_scripts.tools.done import ASK_SECONDS, TIMED_OUT, Done
+from remote_scripts.tools.run import Run
 from remote_scripts.tools.state import limit_of
 from remote_scripts.tools.system import System
 from tests.agent import api_kit

@@ -14,7 +14,7 @@ from lab.host.host_python import nodes_below
 from remote_scripts.layers.nvidia_nodes import SERVICE
 from remote_scripts.nvidia import nvidia
 from remote_scripts.tools import boot_service
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Host, Refused
 from tests.waiting import PATIENCE
 

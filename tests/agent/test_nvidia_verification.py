@@ -12,7 +12,7 @@ import pytest
 from remote_scripts.both.nvidia_verification import Wanted
 from remote_scripts.layers import nvidia_verification
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import TIMED_OUT, Done
+from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host
 

@@ -16,7 +16,7 @@ from homelab.remote import scripts
 from lab.host import archive
 from remote_scripts.both.passthrough_test import FOLDER, NAME, Wanted
 from remote_scripts.layers import passthrough_test
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Host, Refused
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, add_function, stock
 from tests.waiting import PATIENCE

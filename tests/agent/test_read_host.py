@@ -15,7 +15,8 @@ from homelab.host.facts import HostFacts
 from remote_scripts.both.read_host import Wanted
 from remote_scripts.reading import cards
 from remote_scripts.tools import run
-from remote_scripts.tools.run import Done, Stand
+from remote_scripts.tools.done import TIMED_OUT, Done
+from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests.agent import api_kit, reading_kit
 from tests.agent.junk import JUNK
@@ -358,7 +359,7 @@ def test_a_card_that_answers_nothing_is_lost_and_no_other_one(host: Host) -> Non
 
     def head(arguments: Sequence[str], _stdin: bytes) -> Done:
         if any("0000:01:00.0" in path for path in arguments):
-            return Done(run.TIMED_OUT, b"")
+            return Done(TIMED_OUT, b"")
         return Done(0, b"\xde\x10" + b"\x00" * 14)
 
     host.programs["head"] = head

@@ -16,7 +16,7 @@ from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.reboot import Wanted
 from remote_scripts.cluster import turn
 from remote_scripts.notes import guests_to_start
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent import api_kit, cluster_kit

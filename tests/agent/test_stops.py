@@ -26,7 +26,8 @@ from lab.host.host_python import nodes_below
 from remote_scripts import layers
 from remote_scripts.layers import cluster_turn
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import Done, Stand
+from remote_scripts.tools.done import Done
+from remote_scripts.tools.run import Stand
 from tests import sampling
 from tests.agent import container_kit, machines, machines_nvidia
 from tests.agent.cluster_kit import Clock

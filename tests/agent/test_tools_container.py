@@ -19,8 +19,8 @@ import pytest
 
 from remote_scripts import agent
 from remote_scripts.tools.container import ContainerSystem
+from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, TOO_MUCH
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, TOO_MUCH
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent.kit import Host, cuts, left_by, watched

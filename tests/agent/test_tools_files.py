@@ -14,9 +14,9 @@ import pytest
 
 from remote_scripts.reading.source import Source
 from remote_scripts.tools import disk
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host, cuts, left_by, watched
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from homelab.remote.scripts import FOLDER
-from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, TOO_MUCH, Run
+from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, TOO_MUCH
+from remote_scripts.tools.run import Run
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import LOG_BYTES, as_text, without_secrets
 from tests.waiting import PATIENCE, wait_until

@@ -22,9 +22,9 @@ from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.confirm_boot import Wanted as Confirm
 from remote_scripts.both.read_host import Wanted as ReadHost
 from remote_scripts.layers import boot_verdict
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
-from remote_scripts.tools.run import Done
 from tests.agent import api_kit, boot_kit, cluster_kit
 from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched

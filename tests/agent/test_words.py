@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from remote_scripts.boot.loaders.found import GRUB, SYSTEMD_BOOT, own
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.words import missing_words, without_words
 from tests.agent.kit import Host
 from tests.rows import rows

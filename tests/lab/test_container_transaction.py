@@ -27,9 +27,9 @@ from remote_scripts.layers import container_cards
 from remote_scripts.notes.container_note import Cards
 from remote_scripts.pve import api
 from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.lab.test_proxmox_api import host_of
 from tests.lab.test_vm_transaction import World

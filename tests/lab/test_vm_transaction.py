@@ -42,8 +42,8 @@ from remote_scripts.pve import api, guest_kinds, guest_tasks, pmxcfs
 from remote_scripts.pve.guest_kinds import VM as VM_KIND
 from remote_scripts.pve.guest_kinds import Kind
 from remote_scripts.tools import passes, state
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.lab.test_proxmox_api import host_of, map_card
 from tests.unit.hosts import desktop
