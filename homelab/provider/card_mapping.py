@@ -83,11 +83,10 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         host, gone = self.host(inputs), {inputs.mapping} if goes else set[str]()
         has_another = goes and not (inputs.gpu in host.gpus and host.mapping_of(inputs.gpu) == inputs.mapping)
         card = (inputs.mapping,) if has_another else (inputs.mapping, inputs.entry["path"])
-        keeps = {
-            str(vm.vmid): tuple({host.mapping_of(use.gpu) for use in vm.gpus} - gone)
-            for vm in self.stack.vms(inputs.host).values()
-        }
-        wanted = FreeCard(stack=ledger.stack_of(self.urn), card=card, keeps=keeps)
+        vms = {str(vm.vmid): vm.cards for vm in self.stack.vms(inputs.host).values()}
+        keeps = {vmid: tuple({host.mapping_of(gpu) for gpu in cards} - gone) for vmid, cards in vms.items()}
+        staying = tuple(vmid for vmid, cards in vms.items() if not (goes and inputs.gpu in cards))
+        wanted = FreeCard(stack=ledger.stack_of(self.urn), card=card, keeps=keeps, staying=staying)
         ssh.Session(host).ask("apply", "free_card", wanted, limits.of_task(host, {}), tell, goes_on=True)
 
     def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:

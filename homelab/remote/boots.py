@@ -173,7 +173,7 @@ class _Confirmation:
             return None
         if answer["judged"]:
             self._say(answer["judged"])
-            session.ask("apply", "confirm_boot", dataclasses.replace(wanted, judged_told=True), CONFIRM_SECONDS)
+            session.ask("apply", "confirm_boot", dataclasses.replace(wanted, told=answer["judged"]), CONFIRM_SECONDS)
         if answer["confirmed"] != self.boot:
             self.boot, self._tries = answer["confirmed"], 0
         self._reading = True

@@ -378,6 +378,7 @@ def forget_when_given_back(system: System) -> None:
 
 def _install(system: System, after: int) -> None:
     timer, service = (text.format(after=after) for text in (_TIMER_TEXT, _SERVICE_TEXT))
+    system.files.remember(*reversed(_TIMER.paths))
     _TIMER.put(system, timer, service, f"{installed.TEXTS['rollback']}\n".encode())
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`unless`: a boot's id: nothing is done while that one runs; may be empty. `judged_told`: what this host has
-    judged itself was told to somebody. `lock_seconds`: for so long another run is waited for.
+    """`unless`: a boot's id: nothing is done while that one runs; may be empty. `told`: what of `judged`
+    was told to somebody. `lock_seconds`: for so long another run is waited for.
     """
 
     unless: str = ""
-    judged_told: bool = False
+    told: str = ""
     lock_seconds: int = 45
 
 

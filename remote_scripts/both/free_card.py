@@ -13,3 +13,7 @@ class Wanted:
     """Its mapping and its address."""
     keeps: dict[str, tuple[str, ...]]
     """The mappings that each VM of the settings is to have, by its id."""
+    staying: tuple[str, ...] = ()
+    """VMs of the settings, by their ids, that don't lose it with its mapping: of these their owner's own lines are none
+    of this program's.
+    """

@@ -14,14 +14,15 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: it can't be noted, or a note can't be read.
     """
-    here, news = need_boot_id(system), (trial.JUDGED, f"/run/homelab/{guests_to_start.STARTED}")
+    here = need_boot_id(system)
     if here == wanted.unless:
         return Answer(here, "", trial.rolled_back(system), trial.is_ending(system), "")
-    judged = "; ".join(line for path in news for line in system.files.text(path).split("\n") if line)
+    lines = [system.files.text(trial.JUDGED), *guests_to_start.news(system)]
+    judged = "; ".join(filter(None, lines))
     trial.confirm(system)
     if trial.state(system) in ("confirmed", "over"):
         trial.settle_if_free(system, wanted.lock_seconds)
-    if wanted.judged_told:
-        system.files.remove(*news)
+    if judged and judged == wanted.told:
+        system.files.remove(trial.JUDGED, guests_to_start.NEWS)
     rolled_back = trial.rolled_back(system)
     return Answer(here, "" if rolled_back else here, rolled_back, trial.is_ending(system), judged)

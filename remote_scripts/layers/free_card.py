@@ -36,10 +36,11 @@ def apply(system: System, wanted: Wanted) -> Changed:
 
 
 def _has_it(system: System, wanted: Wanted, vmid: int, keeps: Collection[str]) -> bool:
-    """Whether a VM has the card from this program. Of one that is to keep no card its owner's own lines count, too:
-    then what came along with the card isn't noted with it.
+    """Whether a VM has the card from this program. Of one that leaves its owner's own lines count, too: then what came
+    along with the card isn't noted with it.
     """
-    own = [] if keeps else options(guest_conf.lines_of_vm(system, str(vmid)))
+    stays = keeps or str(vmid) in wanted.staying
+    own = [] if stays else options(guest_conf.lines_of_vm(system, str(vmid)))
     return guest_notes.of(system, VM, vmid, Note).has_one_of(wanted.card, wanted.stack, own)
 
 

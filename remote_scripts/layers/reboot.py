@@ -130,6 +130,8 @@ def _ordered(system: System, decided: Planned) -> Answer:
         if not why:
             if lost := turn.lost(system):
                 raise _refused(system, lost)
+            for line in guests_to_start.news(system):  # no boot keeps it
+                system.log.say(f"note: {line}")
             turn.note_restart(system)
             system.files.finish()
             answer = _answer(system, decided)

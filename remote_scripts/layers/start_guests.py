@@ -70,7 +70,7 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
         started = f"the host itself has started what ran before its restart: {', '.join(answer.started)}"
         for line in [*([started] if answer.started else []), *answer.off]:
             system.log.say(line)
-            system.work.write(guests_to_start.STARTED, f"{line}\n", at_end=True)
+            system.work.write(guests_to_start.NEWS.rpartition("/")[2], f"{line}\n", at_end=True)
     with suppress(OSError):  # a host that wasn't given back has more there
         disk.remove_folder(system.files.at(HOME))
 

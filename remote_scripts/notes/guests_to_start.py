@@ -24,8 +24,8 @@ RAN = f"{HOME}/ran"
 #: What the host runs by itself to start them.
 PROGRAM = f"{HOME}/ran-program"
 _TIMER = boot_service.Timer("homelab-ran", PROGRAM)
-#: In /run/homelab.
-STARTED = "started"
+#: What became of them in this boot without an `up`, a line each.
+NEWS = "/run/homelab/started"
 #: The lock for changing the note, and for starting one of them.
 LOCK = "ran"
 # For so long another process that starts some is waited for, in seconds.
@@ -149,6 +149,11 @@ def _running(system: System) -> list[Ran]:
         if last.get("type") not in kind.stops or last.get("endtime", at) < at:
             found.append(Ran(guest.program, guest.id, at, boot, last.get("upid", "")))
     return found
+
+
+def news(system: System) -> list[str]:
+    """What became of them in this boot without an `up`, and wasn't told yet."""
+    return system.files.text(NEWS).splitlines()
 
 
 def drop(system: System) -> None:

@@ -75,7 +75,9 @@ def install(system: System, service: Service) -> None:
             files.plan_file("new", link)
             continue
         files.about_to_change()
-        _enable(system, link, path)
+        files.make_folder(link.rpartition("/")[0])
+        files.remember(link)
+        files.write_link(path, link)  # as `systemctl enable` does it
         files.changed = True
     if not files.planning and (files.changed or any(_is_outdated(system, name) for name in service.units)):
         done = system.run.do("systemctl", "daemon-reload", seconds=_SECONDS)
@@ -110,13 +112,6 @@ def drop(system: System, service: Service) -> None:
     files.changed |= before
 
 
-def _enable(system: System, link: str, unit: str) -> None:
-    """As `systemctl enable` does it."""
-    system.files.make_folder(link.rpartition("/")[0])
-    system.files.remember(link)
-    system.files.write_link(unit, link)
-
-
 @dataclass(frozen=True)
 class Timer:
     """A timer for what the next boots wait for, which goes once that has come. No layer has its files. `name`: of its
@@ -133,7 +128,8 @@ class Timer:
         return f"{UNITS}/timers.target.wants/{self.name}.timer", f"{unit}.timer", f"{unit}.service", self.program
 
     def put(self, system: System, timer: str, service: str, program: bytes) -> None:
-        """Puts it there, enabled for the next boot: systemd isn't told of it in this one.
+        """Puts it there, enabled for the next boot: systemd isn't told of it in this one. Who has the lock remembers
+        its paths before, where they are to be undone.
 
         :raises OSError: it can't be written.
         """
@@ -142,10 +138,10 @@ class Timer:
         for path, content in zip(reversed(paths), (program, service.encode(), timer.encode()), strict=True):
             if files.need(path) != content:
                 files.make_folder(path.rpartition("/")[0])
-                files.remember(path)
                 files.write(path, content, 0o700 if path == self.program else 0o644)
         if not files.is_link(link):
-            _enable(system, link, paths[0])
+            files.make_folder(link.rpartition("/")[0])
+            files.write_link(paths[0], link)
 
     def remove(self, system: System) -> None:
         """Stops it, and takes it away. Where its service is at work, that goes on to its end. systemd isn't told to

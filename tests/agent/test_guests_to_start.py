@@ -613,9 +613,14 @@ def test_the_next_up_hears_once_what_the_host_has_started_alone_while_that_boot_
     host.write("/fails/901", "")
     alone(host)
     said = "; the host itself has started what ran before its restart: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
-    assert host.ask("apply", "confirm_boot", {})["judged"].startswith(f"boot x was judged{said}")
+    judged = host.ask("apply", "confirm_boot", {})["judged"]
+    assert judged.startswith(f"boot x was judged{said}")
     text = host.read(SAID)
-    host.ask("apply", "confirm_boot", {"judged_told": True})
+    host.write(SAID, f"{text}news that came meanwhile\n")
+    host.ask("apply", "confirm_boot", {"told": judged})
+    judged = host.ask("apply", "confirm_boot", {})["judged"]
+    assert judged.endswith("; news that came meanwhile")
+    host.ask("apply", "confirm_boot", {"told": judged})
     assert host.ask("apply", "confirm_boot", {})["judged"] == ""
     host.write(SAID, text)
     (host.root / "run").rename(host.root / "gone")  # another restart: it is no news any more

@@ -371,6 +371,14 @@ def test_nothing_is_asked_of_a_disk_once_the_restart_is_ordered(host: Host) -> N
     assert answer["turn"] and answer["armed"]
 
 
+def test_what_the_host_said_of_its_guests_is_told_before_a_restart_that_forgets_it(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.write("/run/homelab/started", "VM 103 ran before the restart, and did not start after it\n")
+    ask(host)
+    assert "note: VM 103 ran before the restart, and did not start after it" in capsys.readouterr().err
+
+
 def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_node(host: Host) -> None:
     """Planned, refused, and then done; and in the next boot whoever finds no reason for another restart ends the turn."""
     turn_of(host, "pve2")

@@ -274,6 +274,11 @@ def test_a_note_or_a_card_that_cant_be_read_is_no_reason_to_stay_silent(host: Ho
         ask(host, case, "plan")
 
 
+def test_lines_of_an_earlier_version_count_as_nothing_noted(host: Host) -> None:
+    host.write("/var/lib/homelab/wanted-boot", "amd_iommu=on\n\n\n\n\n")
+    assert reboot_required.noted(host.system()) is None and reboot_required.noted_words(host.system()) == []
+
+
 def test_each_reason_is_said_in_short_too() -> None:
     for case in CASES.values():
         short = in_short(case.reasons, {})

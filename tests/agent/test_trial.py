@@ -695,7 +695,7 @@ def test_a_confirmed_boot_is_the_default_and_goes_on_as_an_ordinary_one(tried: H
     assert tried.read("/proc/sys/kernel/panic") == tried.read("/proc/sys/kernel/softlockup_panic") == "0"
     second = f"/esp/{boot_kit.ESPS[0]}/loader/entries/homelab-without-gpu-{boot_kit.KERNELS[0]}.conf"
     assert tried.exists("/etc/grub.d/12_homelab" if loader == "grub" else second)
-    assert confirm(tried, judged_told=True)["confirmed"] == "third" and not tried.exists(JUDGED)
+    assert confirm(tried, told="boot later is well")["confirmed"] == "third" and not tried.exists(JUDGED)
 
 
 @SYSTEMD_BOOT

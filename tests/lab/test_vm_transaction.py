@@ -137,10 +137,10 @@ class World:
         terms, digest = Terms(owner="p/s/sandbox", shutdown=1), self.read(vmid).digest
         return guest_cards.apply(self.system(), Wanted(vmid=vmid, terms=terms, settings=settings, digest=digest))
 
-    def free(self, mapping: str, slot: str, **keeps: tuple[str, ...]) -> bool:
+    def free(self, mapping: str, slot: str, *staying: int, **keeps: tuple[str, ...]) -> bool:
         """As a mapping that has other keepers takes its card out of the other VMs; ``keeps``: `vm103` and so on."""
         kept = {name.removeprefix("vm"): mappings for name, mappings in keeps.items()}
-        wanted = FreeCard(stack="p/s", card=(mapping, slot), keeps=kept)
+        wanted = FreeCard(stack="p/s", card=(mapping, slot), keeps=kept, staying=tuple(map(str, staying)))
         return free_card.apply(self.system(), wanted).changed
 
     def destroy(self, vmid: int = VM, owner: str = "p/s/sandbox") -> None:
@@ -973,6 +973,15 @@ def test_a_vm_with_its_card_by_its_owners_own_line_is_given_back_all_after_a_kil
     assert world.free(CARD["mapping"], SLOT, vm103=("another",) if keeps else ()) is not keeps
     if not keeps:
         assert (world.conf(), world.notes(), world.runs()) == (before, [], True)
+
+
+def test_a_vm_of_the_settings_keeps_a_card_that_its_owner_gave_it(world: World) -> None:
+    """It has homelab's display and no card of homelab's: another VM's card is none of its business."""
+    world.lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci2 --hostpci0 mapping={CARD['mapping']}; qm start {VM}")
+    world.up(display="none")
+    before, mark = world.conf(), world.lab.mark()
+    assert not world.free(CARD["mapping"], SLOT, VM, **{f"vm{VM}": ()})
+    assert (world.conf(), world.power(mark), world.notes()) == (before, [], [f"qemu-{VM}"])
 
 
 def test_a_vm_goes_off_as_its_own_settings_say_where_it_loses_a_card(world: World) -> None:

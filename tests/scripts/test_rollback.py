@@ -123,7 +123,7 @@ class Tried(Host):
         answer: dict[str, object] = json.loads(self.run("apply", confirmation()).stdout)
         if answer["judged"]:
             assert (self.state / "judged").exists(), "it is kept until somebody was told"
-            self.run("apply", confirmation(judged_told=True))
+            self.run("apply", confirmation(told=answer["judged"]))
         return answer
 
     def is_rolling(self) -> bool:

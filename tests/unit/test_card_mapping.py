@@ -309,19 +309,26 @@ def test_what_a_killed_run_has_begun_is_given_back_unless_another_stacks_vm_has_
 
 
 @pytest.mark.parametrize(
-    ("now", "vms", "keeps"),
+    ("now", "vms", "keeps", "staying"),
     [
-        ("card", {}, {}),
-        ("card", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, {"103": ()}),
-        ("card", {"b": {"host": "pve1", "vmid": 104, "gpus": ["other"]}}, {"104": ("another",)}),
-        ("new", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, {"103": ("new",)}),
-        ("card", {}, None),
+        ("card", {}, {}, ()),
+        ("card", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, {"103": ()}, ()),
+        ("card", {"b": {"host": "pve1", "vmid": 104, "gpus": ["other"]}}, {"104": ("another",)}, ("104",)),
+        ("card", {"b": {"host": "pve1", "vmid": 104, "display": "none"}}, {"104": ()}, ("104",)),
+        ("new", {"a": {"host": "pve1", "vmid": 103, "gpus": ["card"]}}, {"103": ("new",)}, ()),
+        ("card", {}, None, ()),
     ],
 )
 def test_vms_are_given_back_what_they_had_before_the_entry_goes(
-    monkeypatch: pytest.MonkeyPatch, now: str, vms: dict[str, Any], keeps: dict[str, Any] | None
+    monkeypatch: pytest.MonkeyPatch,
+    now: str,
+    vms: dict[str, Any],
+    keeps: dict[str, Any] | None,
+    staying: tuple[str, ...],
 ) -> None:
-    """By the card's address, too, unless it has another mapping by now, whose VMs may have it by that."""
+    """By the card's address, too, unless it has another mapping by now, whose VMs may have it by that. A VM of the
+    settings that isn't to have the card may have it by its owner's own line.
+    """
     gpus = {"card": {**GPU, "mapping": now}, "other": {"match": "10de:2684", "mapping": "another"}}
     stack = texts(vms, {"pve1": {"gpus": gpus}}).texts
     work, calls = CardMappingWork(stack, "urn:pulumi:s::p::homelab:card:Mapping::a"), list[Any]()
@@ -336,7 +343,7 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
 
         def ask(self, verb: str, layer: str, wanted: FreeCard, *_: Any, **__: Any) -> None:
             assert api.mapping == of(OTHER, OURS.replace("01:00", "05:00"))
-            calls.append((verb, layer, wanted.stack, wanted.card, wanted.keeps))
+            calls.append((verb, layer, wanted.stack, wanted.card, wanted.keeps, wanted.staying))
 
     monkeypatch.setattr(work, "api", lambda _: api)
     monkeypatch.setattr(ledger, "forget", forget)
@@ -344,7 +351,7 @@ def test_vms_are_given_back_what_they_had_before_the_entry_goes(
     notes = {**NOTES, "qemu-103": noted_of("q/s/a" if keeps is None else "p/s/a", "other")}
     work._delete(INPUTS, ADDED, {**notes, "mapping/pve1/card": json.dumps(NOTED)})
     card = ("card", "0000:01:00") if now == "card" else ("card",)
-    assert calls == ([] if keeps is None else [("apply", "free_card", "p/s", card, keeps)])
+    assert calls == ([] if keeps is None else [("apply", "free_card", "p/s", card, keeps, staying)])
     assert api.mapping == of(OTHER)
 
 
