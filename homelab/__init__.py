@@ -44,6 +44,8 @@ __all__ = [name for names in _NAMES.values() for name in names]
 
 
 def __getattr__(name: str) -> object:
+    if name == "components":
+        return importlib.import_module("homelab.components")
     for module, names in _NAMES.items():
         if name in names:
             return getattr(importlib.import_module(f"homelab.{module}"), name)

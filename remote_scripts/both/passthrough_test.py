@@ -11,12 +11,14 @@ FOLDER = "/run/homelab-passthrough-test"
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """`functions`: address -> vendor:device of the functions that the VM gets, whole cards; `vmid`: None for the next
-    free one; `timeout`: seconds from the VM's start until it has said all.
+    free one; `timeout`: seconds from the VM's start until it has said all. `half`: nothing any more, but a request that
+    differs from the one in a stack's state would be carried out anew, while a VM may run with the card.
     """
 
     functions: dict[str, str]
     vmid: int | None = None
     timeout: int = 180
+    half: str = ""
 
 
 @dataclass(frozen=True)

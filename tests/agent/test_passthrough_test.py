@@ -17,6 +17,7 @@ from lab.host import archive
 from remote_scripts.both.passthrough_test import FOLDER, NAME, Wanted
 from remote_scripts.layers import passthrough_test
 from remote_scripts.tools.done import Done
+from remote_scripts.tools.plain import to_plain
 from tests.agent.kit import Host, Refused
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, add_function, stock
 from tests.waiting import PATIENCE
@@ -351,3 +352,9 @@ def test_init_lists_every_function_with_the_bars_that_have_an_address_and_switch
     assert (host.read("/proc/sysrq-trigger"), host.read("/proc/sys/kernel/printk")) == ("o\n", "1\n")
     # More than the serial line's buffer comes after the last word, so that a power-off can't cut it.
     assert len(done.stdout.partition("END 2\n")[2]) > 4096
+
+
+def test_its_request_is_as_states_have_it() -> None:
+    """Another one would run the test anew, while a VM may run with the card (GpuCards)."""
+    wanted = {"functions": {"0000:01:00.0": "10de:2b85"}, "vmid": None, "timeout": 180, "half": ""}
+    assert to_plain(Wanted(functions={"0000:01:00.0": "10de:2b85"})) == wanted
