@@ -93,7 +93,7 @@ def host_as_made(kept_systems: KeptSystems) -> Callable[..., Host]:
 
 def patched(host: Host, module: str, was: str, now: str) -> None:
     """The program that is installed, with another text in one of its modules."""
-    path, name = host.root / PROGRAM[1:], f"remote_scripts/shared/{module}.py"
+    path, name = host.root / PROGRAM[1:], f"remote_scripts/cards/{module}.py"
     with zipfile.ZipFile(path) as packed:
         texts = {one: packed.read(one).decode() for one in packed.namelist()}
     assert was in texts[name]
