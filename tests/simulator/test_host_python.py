@@ -83,14 +83,14 @@ def test_a_fork_that_waited_before_they_were_ready_runs_no_program(host: Host, t
 def test_an_archive_with_another_module_has_all_of_its_own(host: Host, tmp_path: Path) -> None:
     file = archive(tmp_path / "program.pyz", tools__words=f"{modules.source('remote_scripts.tools.words')}\n")
     assert json.loads(host.output(f"/usr/bin/python3 {file}"))["files"]
-    changed = archive(tmp_path / "changed.pyz", shared__boot=f"{modules.source('remote_scripts.boot.boot')}\nNEW = 1\n")
+    changed = archive(tmp_path / "changed.pyz", boot__boot=f"{modules.source('remote_scripts.boot.boot')}\nNEW = 1\n")
     assert json.loads(host.output(f"/usr/bin/python3 {changed}"))["files"] == [
         f"{changed}/remote_scripts/layers/initramfs.py"
     ]
 
 
 def test_a_module_that_an_archive_lacks_is_not_there(host: Host, tmp_path: Path) -> None:
-    done = host.run(f"/usr/bin/python3 {archive(tmp_path / 'program.pyz', shared__boot='')}")
+    done = host.run(f"/usr/bin/python3 {archive(tmp_path / 'program.pyz', boot__boot='')}")
     assert done.returncode == 1 and "cannot import name 'boot'" in done.stderr, done.stderr
 
 
