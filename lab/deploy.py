@@ -179,7 +179,7 @@ def hints(verb: str, scenario: str, state: str, code: int) -> str:
         (f"make down{named}", "undo everything and stop the host"),
     ]
     lines = [line for command, what in rows for line in (f"  {command}", f"      {what}")]
-    lines.append("Your own host: README.md#your-own-host")
+    lines.append("Your own host: README.md#use-it")
     return "\n".join(["", f"The simulated host `{scenario}` runs in {state}, until `make down{named}`. Next:", *lines])
 
 
