@@ -55,8 +55,7 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
         lines = terminal.run(command, 100, environment, str(PROJECT), PATIENCE).lines()
         # The plan, each message once (also what the engine says of the killed one), the result, and what next; no row for each resource.
         plan, result, hints = (
-            lines.index(line)
-            for line in ("Plan", "Result, if this run ends well", "Your own host: README.md#use-it")
+            lines.index(line) for line in ("Plan", "Result, if this run ends well", "Your own host: README.md#use-it")
         )
         assert any("+ VM 103 (Sandbox)" in line for line in lines[plan:result]), lines
         assert result - plan < 40 and "Diagnostics:" not in lines and not terminal.rows(lines), lines
