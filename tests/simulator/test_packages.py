@@ -196,9 +196,10 @@ def test_two_at_once_exclude_each_other(vm: Vm) -> None:
     vm.fault("apt-slow", 90)  # what begins meanwhile begins on a busy machine, too
     text = vm.output(
         "apt-get install -y podman >$ROOT/root/first 2>&1 & until grep -q 'Need to get' $ROOT/root/first 2>&-; do sleep 0.05; done; "
-        "apt-get install -y jq 2>&1; echo $?; kill $!; wait"
+        "apt-get install -y jq 2>&1; kill $!; wait"
     )
-    assert "Could not get lock" in text and "100" in text.split(), text + (vm.root / "root/first").read_text()
+    both = text + (vm.root / "root/first").read_text()
+    assert both.count("E: Could not get lock") == 1, both  # whichever comes later
 
 
 @pytest.mark.parametrize("whose", [True, "103", "archive.ubuntu.com"])
