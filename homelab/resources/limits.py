@@ -8,7 +8,6 @@ a command runs. To a provider, Pulumi only names the limit: `ended_in_time` keep
 from __future__ import annotations
 
 import contextvars
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,7 @@ import pulumi
 from homelab.errors import HomelabError
 from remote_scripts.both import reboot
 from remote_scripts.both.terms import HANDOVER_SECONDS
+from remote_scripts.tools.time_limit import NoEndError, within_limit
 
 if TYPE_CHECKING:
     from homelab.settings import Host, Settings
@@ -74,28 +74,14 @@ def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
     :param what: for the message.
     :raises HomelabError: it hasn't ended in that time. It isn't waited for any more, and ends with this process.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    # Messages within are of the same resource.
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=lambda: context.run(run), daemon=True, name=what)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if results:
-        return results[0]
-    raise HomelabError(
-        wanted=f"{what} done within {seconds:g} s",
-        found="it has not ended",
-        why="something on the host or on the way to it hangs; how far it got isn't known",
-        next="look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); then "
-        "run `pulumi up` again, which finishes what is half done. What takes longer by nature: timeouts.task",
-    )
+    context = contextvars.copy_context()  # messages within are of the same resource
+    try:
+        return within_limit(lambda: context.run(work), seconds)
+    except NoEndError as error:
+        raise HomelabError(
+            wanted=f"{what} done within {seconds:g} s",
+            found="it has not ended",
+            why="something on the host or on the way to it hangs; how far it got isn't known",
+            next="look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); "
+            "then run `pulumi up` again, which finishes what is half done. What takes longer by nature: timeouts.task",
+        ) from error

@@ -13,11 +13,17 @@ T = TypeVar("T")
 SECONDS = 20.0
 
 
-def within_limit(work: Callable[[], T]) -> T:
+class NoEndError(TimeoutError):
+    """What was begun hasn't ended in its time."""
+
+
+def within_limit(work: Callable[[], T], seconds: float | None = None) -> T:
     """What `work` returns; its errors are raised here. Where it hangs, its thread stays behind, and blocks no caller.
 
-    :raises TimeoutError: it hasn't ended after SECONDS.
+    :param seconds: by default SECONDS.
+    :raises NoEndError: it hasn't ended in that time.
     """
+    seconds = SECONDS if seconds is None else seconds
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -29,9 +35,9 @@ def within_limit(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(SECONDS)
+    thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {SECONDS:g} s")
+        raise NoEndError(f"no answer within {seconds:g} s")
     if errors:
         raise errors[0]
     return results[0]
