@@ -38,7 +38,7 @@ def containers_of(reading: Reading, slot: str) -> list[int]:
 
 def holders(reading: Reading, slot: str) -> list[str]:
     """Who has the card: VMs by configuration or reservation, containers by configuration."""
-    users = reading.facts.users_of(slot, reading.node)
+    users = reading.facts.users_of(slot)
     guests = [f"{user}{', running' if user.running else ''}" for user in users]
     return guests + [f"container {ctid}" for ctid in containers_of(reading, slot)]
 
@@ -77,10 +77,7 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
         ],
         "groupMembers": [device.address for device in reading.facts.group_of(slot) if device not in functions],
         "mappings": mappings_of(reading, slot),
-        "vms": [
-            {"id": user.vmid, "name": user.name, "running": user.running}
-            for user in reading.facts.users_of(slot, reading.node)
-        ],
+        "vms": [{"id": user.vmid, "name": user.name, "running": user.running} for user in reading.facts.users_of(slot)],
         "containers": containers_of(reading, slot),
     }
 
@@ -130,7 +127,7 @@ def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
 
 def slots_of(reading: Reading, key: str, value: str) -> list[str]:
     """Where the cards are that a hostpci option gets: their slots; of anything else in a card's slot, the function."""
-    places = reading.facts.guests.places_of(parse_properties(key, value), reading.node)
+    places = reading.facts.places_of(parse_properties(key, value))
     return list(dict.fromkeys(reading.facts.place_of(place) for place in places))
 
 

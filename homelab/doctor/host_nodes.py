@@ -52,7 +52,7 @@ def _missing_cards(case: Case) -> list[Finding]:
     away = []
     for device in facts.display_devices:
         if device.is_nvidia and device.address not in case.reading.cards.values():
-            users = ", ".join(str(user) for user in facts.users_of(device.slot, case.reading.node))
+            users = ", ".join(str(user) for user in facts.users_of(device.slot))
             away.append(
                 f"{device.address} is on {device.driver or 'no driver'}{f', given to {users}' if users else ''}"
             )

@@ -129,7 +129,7 @@ def _mappings(reading: Reading, options: dict[str, str], host: Host | None) -> l
 def _functions(reading: Reading, name: str, vmid: int, slot: str) -> list[Finding]:
     """While it runs, every function that it has is on vfio-pci; before, Proxmox VE binds them at the start."""
     functions = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
-    wrong = [function for function in functions if reading.facts.options_of(function.address, vmid, reading.node)]
+    wrong = [function for function in functions if reading.facts.options_of(function.address, vmid)]
     if not wrong:
         return []
     return [

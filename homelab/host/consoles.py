@@ -79,7 +79,7 @@ def instead(facts: HostFacts, leaving: Collection[str]) -> str:
     :param leaving: slots of cards that VMs get.
     """
     slots = dict.fromkeys(device.slot for device in facts.display_devices if not device.class_code.startswith("0302"))
-    staying = [slot for slot in slots if slot not in leaving and not facts.users_of(slot, facts.cluster.node)]
+    staying = [slot for slot in slots if slot not in leaving and not facts.users_of(slot)]
     return " or ".join(map(facts.card, staying))
 
 

@@ -74,7 +74,7 @@ def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     The host restarts before a card is taken out of a VM, and a VM that starts with the host would take the card from
     that driver.
     """
-    return _still_in_vm(facts, name, gpu, slot, facts.users_of(slot, facts.cluster.node))
+    return _still_in_vm(facts, name, gpu, slot, facts.users_of(slot))
 
 
 def without_hook(
@@ -89,7 +89,7 @@ def without_hook(
     errors = []
     for name, slot in slots.items():
         if host.gpus[name].use == "shared":
-            users = facts.users_of(slot, facts.cluster.node)
+            users = facts.users_of(slot)
             starting = [user for user in users if user.onboot or ha.is_kept_started(facts, user.vmid)]
             unhooked = [user for user in starting if user.vmid not in hooked.get(name, ())]
             errors += _still_in_vm(facts, name, host.gpus[name], slot, unhooked)
@@ -126,7 +126,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
-    users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
+    users = {slot: facts.users_of(slot) for slot in sorted(leaving)}
     return [
         HomelabError(
             wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus "
@@ -157,7 +157,7 @@ def _holders_with_options(facts: HostFacts, slot: str, users: list[CardUser]) ->
 def _option_lines(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
     """The options by which a VM has the card, as lines of its configuration."""
     config = facts.guests.config(user.vmid)
-    keys = facts.options_of(slot, user.vmid, facts.cluster.node)
+    keys = facts.options_of(slot, user.vmid)
     return [f"{key}: {config.values.get(key) or config.current[key]}" for key in keys] if config else []
 
 
@@ -181,6 +181,6 @@ def _release_steps(facts: HostFacts, slot: str, users: list[CardUser], first: st
 
 
 def _release_by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
-    keys = ",".join(facts.options_of(slot, user.vmid, facts.cluster.node))
+    keys = ",".join(facts.options_of(slot, user.vmid))
     command = f"; note that line, which nothing else keeps: `qm set {user.vmid} --delete {keys}`" if keys else ""
     return f"shut {user} down, if it runs, and take the card out of it{command}"

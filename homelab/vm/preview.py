@@ -67,7 +67,7 @@ def describe(
             if use.gpu in want.gpus:
                 slot = want.gpus[use.gpu]["slot"]
                 # Its owner's option may name one, which it keeps.
-                its_options = facts.options_of(slot, vm.vmid, facts.cluster.node).values()
+                its_options = facts.options_of(slot, vm.vmid).values()
                 has_file = bool(use.romfile) or any({"romfile", "legacy-igd"} & option.keys() for option in its_options)
                 remarks = graphics.rom_remarks(facts, use.gpu, slot, has_file=has_file)
                 lines += [f"    {remark}" for remark in remarks]

@@ -260,7 +260,7 @@ def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path
     found = read(machine)
     host = settings({"gpu": {"match": "1002:744c", "mapping": "rx7900xt", "allowConsole": True}})
     guest = Vm.model_validate({"host": "forge", "vmid": 101, "gpus": [{"gpu": "gpu", "takeOver": True}]})
-    now, want = reading.of_reading(found, host, "forge"), plan.wanted(found, host, [guest])
+    now, want = reading.of_reading(found, host), plan.wanted(found, host, [guest])
     then, _ = reading.after(now, found, host, want, {"ai": guest}, {}, "p/s")
     guests = [one.line for one in tree.of_host("forge", now, then).walk() if one.kind == "guest"]
     assert guests == ["VM 101 (ai)", "VM 105 (arcade)"]

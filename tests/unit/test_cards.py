@@ -1011,7 +1011,7 @@ def test_a_subsystem_of_zeros_is_written_into_the_mapping(sysfs: str, written: s
 def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
     guests = asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 104, "lines": "hostpci0: 0000:c6:00.3"}]}
     facts = apu(guests=guests)
-    assert facts.users_of("0000:c6:00", "pve") == []
+    assert facts.users_of("0000:c6:00") == []
     assert [user.vmid for user in facts.guests.users_of("0000:c6:00.3", "pve")] == [104]
     card = VmCard("igpu", "igpu", facts.path_of("0000:c6:00"), by_address=True)
     assert card.in_place_of("") == "host=0000:c6:00.0;0000:c6:00.1,pcie=1"
@@ -1034,7 +1034,7 @@ _WAITING = {
 def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
     for lines, (given, in_use) in _WAITING.items():
         configs = [{"kind": "vm", "id": 103, "lines": lines}]
-        users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00", "pve")
+        users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00")
         assert [user.vmid for user in users] == [103] * given, lines
         assert any(user.running for user in users) == in_use, lines
 
@@ -1058,7 +1058,7 @@ def test_a_vm_has_what_is_reserved_for_it_or_what_its_hostpci_options_name(
         "mappings": "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n",
         "reservations": reservations,
     }
-    found = desktop(guests=guests).users_of("0000:01:00", "pve")
+    found = desktop(guests=guests).users_of("0000:01:00")
     assert [(user.vmid, user.running) for user in found] == users
 
 
@@ -1093,7 +1093,7 @@ def test_a_vm_shut_down_from_inside_has_its_pending_cards() -> None:
     for waiting, given in {"delete: hostpci0": [], "hostpci0: 02:00": [], "hostpci0: 01:00,pcie=1": [103]}.items():
         configs = [{"kind": "vm", "id": 103, "lines": f"hostpci0: 01:00\n[PENDING]\n{waiting}"}]
         guests = asdict(desktop().guests) | {"configs": configs, "running": []}
-        assert [user.vmid for user in desktop(guests=guests).users_of("0000:01:00", "pve")] == given, waiting
+        assert [user.vmid for user in desktop(guests=guests).users_of("0000:01:00")] == given, waiting
 
 
 def test_a_vms_values_are_those_of_its_next_start() -> None:

@@ -286,8 +286,8 @@ def test_what_a_vm_is_to_get_counts_though_the_same_is_to_go() -> None:
     lines = "hostpci0: 02:00\n[PENDING]\ndelete: hostpci0\nhostpci0: 01:00"
     configs = [{"kind": "vm", "id": 104, "lines": lines}]
     facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
-    assert [user.vmid for user in facts.users_of("0000:01:00", "pve")] == [104]
-    assert facts.users_of("0000:02:00", "pve") == []
+    assert [user.vmid for user in facts.users_of("0000:01:00")] == [104]
+    assert facts.users_of("0000:02:00") == []
 
 
 @pytest.mark.parametrize(
@@ -302,13 +302,13 @@ def test_what_a_vm_is_to_get_counts_though_the_same_is_to_go() -> None:
 def test_whether_a_vm_starts_with_its_host_is_known_however_somebody_has_written_it(lines: str, onboot: bool) -> None:
     configs = [{"kind": "vm", "id": 104, "lines": f"hostpci0: 01:00\n{lines}"}]
     facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
-    assert [user.onboot for user in facts.users_of("0000:01:00", "pve")] == [onboot]
+    assert [user.onboot for user in facts.users_of("0000:01:00")] == [onboot]
 
 
 def test_a_template_is_known_however_somebody_has_written_it() -> None:
     configs = [{"kind": "vm", "id": 104, "lines": "hostpci0: 01:00\nonboot: on\ntemplate: True"}]
     facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
-    assert (facts.users_of("0000:01:00", "pve"), takers(facts)) == ([], [])
+    assert (facts.users_of("0000:01:00"), takers(facts)) == ([], [])
 
 
 @pytest.mark.parametrize("use", ["vm", "shared"])
@@ -505,7 +505,7 @@ def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm
     ]
     word = "homelab.vfio=0000:01:00.0=1002:744c,0000:01:00.1=1002:ab30"
     facts = was_for_a_vm(running=word, configured=word, devices=amd)
-    assert [user.vmid for user in facts.users_of("0000:01:00", "pve")] == [103]
+    assert [user.vmid for user in facts.users_of("0000:01:00")] == [103]
     assert holder_gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {}) == []
 
 
