@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
-from homelab.errors import HomelabError, unlocking
+from homelab.errors import HomelabError
 from homelab.findings import Finding, JudgedGuest, Stage, Turn
 from homelab.host import ha
 from homelab.host.facts import HostFacts
@@ -18,6 +18,7 @@ from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import SharedCard
+from homelab.vm import refusals
 from homelab.vm.cards import is_to_run
 from homelab.vm.plan import UNFINISHED, carries_out, changes, others_waiting, power_steps
 from homelab.vm.preview import POWER, copy_first, of_leaving
@@ -283,40 +284,10 @@ def _shown(change: Mapping[str, str | None], config: GuestConfig) -> list[str]:
 def untouchable(wish: ContainerWish, facts: HostFacts) -> list[HomelabError]:
     """Reasons not to change a container, whatever cards it gets."""
     config = facts.guests.config(wish.ctid)
-    label = f"container {wish.ctid}, as containers.{wish.name}"
-    if config is None:
-        away = facts.cluster.elsewhere(label, wish.ctid)
-        return [away] if away else [] if wish.is_made else [_missing(wish, facts)]
-    if config.kind != "lxc":
-        return [
-            HomelabError(
-                wanted=label,
-                found=f"{wish.ctid} is a virtual machine ({config.values.get('name', 'without a name')})",
-                why="cards are shared with containers; a VM gets one whole",
-                next=f"correct containers.{wish.name}.ctid, or describe the VM under homelab:vms",
-            )
-        ]
-    if lock := config.values.get("lock"):
-        return [
-            HomelabError(
-                wanted=f"{label}, free to be changed",
-                found=f"it is locked: {lock}",
-                why="something else works on it now (a backup, a snapshot, a migration)",
-                next=f"{unlocking('lxc', wish.ctid, lock)}; then run `pulumi up` again",
-            )
-        ]
-    return []
-
-
-def _missing(wish: ContainerWish, facts: HostFacts) -> HomelabError:
-    containers = [_title(config) for config in facts.guests.configs if config.kind == "lxc"]
-    return HomelabError(
-        wanted=f"container {wish.ctid}, to be adopted as containers.{wish.name}",
-        found=f"no such container on the host; there are: {', '.join(containers) or 'none'}",
-        why="cards can't be given to a container that isn't there",
-        next=f"correct containers.{wish.name}.ctid, or describe the container under containers.{wish.name}.create; or "
-        f"take containers.{wish.name} out of the settings, if the container was removed",
-    )
+    refused = refusals.absent(CONTAINER, wish.ctid, f"containers.{wish.name}", facts, is_made=wish.is_made)
+    if config is None or refused:
+        return refused
+    return refusals.locked(CONTAINER, wish.ctid, f"container {_title(config)}", config.values.get("lock"))
 
 
 def _title(config: GuestConfig) -> str:

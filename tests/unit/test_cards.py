@@ -679,9 +679,12 @@ def test_a_run_that_was_cut_short_is_gone_on_with(left: dict[str, Any]) -> None:
 
 def test_a_vm_to_be_adopted_that_isnt_there_is_refused_with_those_that_are() -> None:
     facts, host = two_in_one_group()
-    facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one")]))
+    configs = [facts_config(103, "machine: q35\nname: one"), replace(facts_config(901, "hostname: ai"), kind="lxc")]
+    facts = replace(facts, guests=replace(facts.guests, configs=configs))
     (error,) = vm_errors(facts, host, {"one": vm(107, "one")})
     assert "no such VM on the host; there are: 103 (one)" in error and "or take vms.one out of the settings" in error
+    (error,) = vm_errors(facts, host, {"one": vm(901, "one")})
+    assert "901 is a container (ai)" in error and "describe the container under homelab:containers" in error
 
 
 @pytest.mark.parametrize(("of", "is_asked"), [("1", False), ("2", True)])
