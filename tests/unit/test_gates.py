@@ -54,19 +54,6 @@ def test_a_host_with_an_agent_of_1_0_0_is_refused() -> None:
     assert error.found == "its agent in /var/lib/homelab/agents/homelab-old" and "082c80e5" in error.next
 
 
-@pytest.mark.parametrize("note", ["power/103", "vm/103", "containers/901"])
-def test_a_host_with_a_guests_note_of_an_earlier_commit_is_refused(note: str) -> None:
-    ledger = {"mapping/pve/gpu0": "{}", note: "{}", "qemu-104": "{}"}
-    (error,) = gates.check(desktop(ledger=ledger), settings())[1]
-    assert error.found == f"its note {note} below /var/lib/homelab" and "the commit that wrote it" in error.next
-
-
-@pytest.mark.parametrize("path", ["/var/lib/homelab/armed", "/var/lib/homelab/rolling-back"])
-def test_a_host_whose_boot_an_earlier_version_has_to_confirm_is_refused(path: str) -> None:
-    (error,) = gates.check(desktop(ledger={path: "boot x", "qemu-104": "{}"}), settings())[1]
-    assert error.found == path and "restart the host unless it has restarted since" in error.next
-
-
 def test_two_identical_cards_need_an_address() -> None:
     facts = desktop(*gpu("0000:03:00", 18))
     assert reasons(facts, settings()) == ["2: 0000:01:00, 0000:03:00"]
