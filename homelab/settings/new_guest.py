@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from homelab import guest_options
 from homelab.guest_options import Parameter
 from homelab.model import Model
-from homelab.settings.types import ENCRYPTED, DiskGiB, GuestId, visible
+from homelab.settings.types import DiskGiB, GuestId, visible
 from remote_scripts.pve.properties import parse
 
 #: Keys whose values are secrets.
@@ -71,8 +71,6 @@ class NewGuest(Model):
             if reason := refusal(cls.kind, key, text):
                 errors[key] = reason
             texts[key] = text
-        shown = {key: text for key, text in texts.items() if text != ENCRYPTED}
-        errors = guest_options.mistakes(cls.kind, shown) | errors
         details: list[Any] = [_error((key,), text) for key, text in sorted(errors.items())]
         try:
             secrets = {key: SecretStr(texts.pop(key)) for key in SECRETS & texts.keys()}
