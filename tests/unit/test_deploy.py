@@ -35,7 +35,11 @@ def test_the_hints_of_the_usual_scenario_are_what_a_person_types() -> None:
 @pytest.mark.parametrize("target", ["up", ".venv/.dev"])
 def test_what_the_first_make_installs_is_said_before_it_is(tmp_path: Path, target: str) -> None:
     (tmp_path / "Makefile").symlink_to(PROJECT / "Makefile")
-    names = ["requirements.txt", "lab/requirements.txt", *(["tests/requirements.txt"] if target == ".venv/.dev" else [])]
+    names = [
+        "requirements.txt",
+        "lab/requirements.txt",
+        *(["tests/requirements.txt"] if target == ".venv/.dev" else []),
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
