@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from homelab.guest_options import PropertyFormat, tables
+from homelab.guest.options import PropertyFormat, tables
 from lab.api.schema import FormatError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)")

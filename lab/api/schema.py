@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from homelab.guest_options import BOOLEANS, Parameter, tables
+from homelab.guest.options import BOOLEANS, Parameter, tables
 
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -125,7 +125,7 @@ def _check_bounds(parameter: Parameter, value: str) -> str | None:
 def parse_properties(name: str, text: str, path: str = "") -> dict[str, str]:
     """A property string's keys and values; booleans as `0` and `1`.
 
-    :param name: a format of guest_options.txt.
+    :param name: a format of options.txt.
     :param path: the parameter's name, for errors.
     :raises FormatError: a key that isn't known, is missing or given twice, or a value that isn't right.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homelab.guest_options import Parameter
+from homelab.guest.options import Parameter
 from lab.api.formats import format_properties
 from lab.api.reference import Operation, reference
 from lab.api.responses import HANDLERS
