@@ -91,13 +91,8 @@ def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
     if host.boot_framebuffer == "keep" or not bound:
         return []
     bound_screens = screens(facts, [facts.by_address[address] for address in bound])
-    return [NO_FRAMEBUFFER] if bound_screens or _is_configured_by_homelab(facts) else []
-
-
-def _is_configured_by_homelab(facts: HostFacts) -> bool:
-    # Whether this program has configured NO_FRAMEBUFFER. Once it has an effect there is no framebuffer that could be
-    # seen, so the word stays.
-    return NO_FRAMEBUFFER in facts.cmdline.configured.split() and NO_FRAMEBUFFER not in facts.cmdline.others.split()
+    # Once the word has an effect there is no framebuffer that could be seen: it stays.
+    return [NO_FRAMEBUFFER] if bound_screens or NO_FRAMEBUFFER in facts.own_words else []
 
 
 def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:

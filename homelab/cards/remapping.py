@@ -37,9 +37,10 @@ def words(facts: HostFacts, host: Host) -> str:
     wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
     # If no VM gets a card any more and the settings don't say otherwise, homelab's words stay: taking them away would
     # need a reboot.
-    homelab_words = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
     if not host.gives_cards and host.iommu.enable is None:
-        wanted |= {word: word in homelab_words for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
+        wanted |= {
+            word: word in facts.own_words for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))
+        }
     if host.iommu.acs_override:
         wanted[f"{acs.WORD}={host.iommu.acs_override}"] = True
     wanted[UNSAFE_INTERRUPTS] = host.iommu.allow_unsafe_interrupts and remaps_interrupts(facts) is False

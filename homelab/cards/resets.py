@@ -71,13 +71,10 @@ def row_of(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
 
 
 def described(facts: HostFacts, functions: Sequence[Device]) -> str:
-    """`0000:01:00.0 by flr, bus; 0000:01:00.1 by none`; empty: no method is known."""
-    methods_by_address = {device.address: methods(facts, device.address) for device in functions}
-    return "; ".join(
-        f"{address} by {', '.join(reset_methods) or 'none'}"
-        for address, reset_methods in methods_by_address.items()
-        if reset_methods is not None
-    )
+    """`flr, bus`, or `0000:01:00.0 by flr, bus; 0000:01:00.1 by none` where they differ; empty: no method is known."""
+    found = {device.address: methods(facts, device.address) for device in functions}
+    texts = {address: ", ".join(names) or "none" for address, names in found.items() if names is not None}
+    return "; ".join({*texts.values()} if len({*texts.values()}) == 1 else map(" by ".join, texts.items()))
 
 
 def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:

@@ -75,6 +75,11 @@ class HostFacts(Answer):
         """The kernel command line of the next boot."""
         return self.cmdline.configured if self.planned_words is None else f"{self.cmdline.others} {self.planned_words}"
 
+    @property
+    def own_words(self) -> set[str]:
+        """The words that this program has configured on the kernel command line."""
+        return {*self.cmdline.configured.split()} - {*self.cmdline.others.split()}
+
     @cached_property
     def by_address(self) -> dict[str, Device]:
         return {device.address: device for device in self.devices}

@@ -94,10 +94,7 @@ def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: 
     if not by_homelab:
         return " ".join(words)
     # If homelab has configured it already, it stays: taking it away would need a reboot.
-    is_configured = (
-        NVIDIA_BLACKLIST in facts.cmdline.configured.split() and NVIDIA_BLACKLIST not in facts.cmdline.others.split()
-    )
-    applies = is_configured or any(facts.by_address[address].is_nvidia for address in bound)
+    applies = NVIDIA_BLACKLIST in facts.own_words or any(facts.by_address[address].is_nvidia for address in bound)
     one_stays = any(device.is_nvidia and device.address not in bound for device in facts.display_devices)
     if applies and not one_stays:
         words.append(NVIDIA_BLACKLIST)
@@ -115,7 +112,9 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
             for device in _needed(facts, host, name, slot, vms)
         ],
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
-        "keep": _keeps_driver(facts, host, name),
+        # Proxmox VE is told to leave the driver of a card alone that is handed over, if it knows that option: then only
+        # the handover unbinds it.
+        "keep": host.gpus[name].use == "shared" and not options.refused(facts, name, options.KEEP),
     }
 
 
@@ -146,12 +145,6 @@ def driver_after(device: Device, facts: HostFacts, want: Wanted) -> str:
     """The driver of a card's function once the plan is carried out."""
     is_released = device.driver == "vfio-pci" and returns_to_driver(device.slot, facts, want)
     return "vfio-pci" if device.address in want.functions else "the host's driver" if is_released else device.driver
-
-
-def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:
-    # Whether Proxmox VE is told to leave the driver of a card alone (`driver: keep`): the card is handed over, and this
-    # Proxmox VE knows the option. Then only the handover unbinds it.
-    return host.gpus[name].use == "shared" and not options.refused(facts, name, options.KEEP)
 
 
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
