@@ -8,7 +8,7 @@ behaviour. Pure."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -95,7 +95,7 @@ def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
     return [NO_FRAMEBUFFER] if bound_screens or NO_FRAMEBUFFER in facts.own_words else []
 
 
-def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no framebuffer of the host has memory of a card that is on vfio-pci. A VM that runs with the card proves
     that."""
     framebuffers = {
@@ -104,30 +104,28 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
         if device.driver == "vfio-pci" and device.address in facts.framebuffers
     }
     if not framebuffers or remapping.runs_in_vm(facts, slot):
-        return []
+        return
     has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
     hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
     others = instead(facts, [slot])
     alternative = f'let {others} be the screen (the firmware\'s setup, "primary display"), or ' if others else ""
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
-            found="; ".join(
-                f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
-                for address, names in framebuffers.items()
-            )
-            + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
-            why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
-            "and the guest's driver fails",
-            next=(
-                ""
-                if hopeless
-                else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
-                "screen; or "
-            )
-            + f"{alternative}start another kernel",
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
+        found="; ".join(
+            f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
+            for address, names in framebuffers.items()
         )
-    ]
+        + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
+        why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
+        "and the guest's driver fails",
+        next=(
+            ""
+            if hopeless
+            else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
+            "screen; or "
+        )
+        + f"{alternative}start another kernel",
+    )
 
 
 def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -86,16 +86,14 @@ def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
 
 
-def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no reset is known to break the card."""
     row = row_of(facts, facts.functions(slot))
     if row is None or row.verdict != "refuse":
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
-            found=f"it is a card of the kind {row.name}",
-            why=f"{row.why} ({row.source})",
-            next=row.next,
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
+        found=f"it is a card of the kind {row.name}",
+        why=f"{row.why} ({row.source})",
+        next=row.next,
+    )

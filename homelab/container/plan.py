@@ -287,7 +287,7 @@ def untouchable(wish: ContainerWish, facts: HostFacts) -> list[HomelabError]:
     refused = refusals.absent(CONTAINER, wish.ctid, f"containers.{wish.name}", facts, is_made=wish.is_made)
     if config is None or refused:
         return refused
-    return refusals.locked(CONTAINER, wish.ctid, f"container {_title(config)}", config.values.get("lock"))
+    return [*refusals.locked(CONTAINER, wish.ctid, f"container {_title(config)}", config.values.get("lock"))]
 
 
 def _title(config: GuestConfig) -> str:

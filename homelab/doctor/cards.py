@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from homelab.doctor.reading import Reading
@@ -82,7 +82,7 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
     }
 
 
-def mapping_findings(reading: Reading, name: str, *, own: bool) -> list[Finding]:
+def mapping_findings(reading: Reading, name: str, *, own: bool) -> Iterator[Finding]:
     """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
     (PVE::Mapping::PCI, assert_valid).
 
@@ -94,17 +94,15 @@ def mapping_findings(reading: Reading, name: str, *, own: bool) -> list[Finding]
     differences = [difference for entry in entries for difference in _differences(reading, entry)]
     differences += [] if entries else [f"it has no entry for {reading.node}, but for {nodes or 'no node'}"]
     if not differences:
-        return []
-    return [
-        Finding(
-            f"the PCI mapping {name} to be what is in the slot",
-            "; ".join(differences),
-            "Proxmox VE compares them at each start and refuses a VM whose card has changed",
-            UP if own else f"correct {name} under Datacenter -> Resource Mappings",
-            Stage.CONFIGURATION,
-            Turn.UP if own else Turn.PERSON,
-        )
-    ]
+        return
+    yield Finding(
+        f"the PCI mapping {name} to be what is in the slot",
+        "; ".join(differences),
+        "Proxmox VE compares them at each start and refuses a VM whose card has changed",
+        UP if own else f"correct {name} under Datacenter -> Resource Mappings",
+        Stage.CONFIGURATION,
+        Turn.UP if own else Turn.PERSON,
+    )
 
 
 def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:

@@ -3,7 +3,7 @@ plan as text."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.cards import consoles, released, remapping, resets
@@ -266,54 +266,45 @@ def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
     ]
 
 
-def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
+def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]:
     """The verification after the reboot: an error for each difference between the running system and the plan."""
-    errors = gates.readable(facts)
+    yield from gates.readable(facts)
     if "boot" in facts.pending:
-        errors.append(
-            HomelabError(
-                wanted="the confirmed boot as the host's default",
-                found="its boot menu could not be made (often: a full /boot or ESP); the log says why",
-                why="until it is made, this host starts with an entry that was only for its trial, or with what it had "
-                "before",
-                next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted="the confirmed boot as the host's default",
+            found="its boot menu could not be made (often: a full /boot or ESP); the log says why",
+            why="until it is made, this host starts with an entry that was only for its trial, or with what it had "
+            "before",
+            next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
         )
     lost = missing_words(want.words, facts.cmdline.running)
     if lost:
-        errors.append(
-            HomelabError(
-                wanted=f"{' '.join(lost)} on the running kernel's command line",
-                found=facts.cmdline.running,
-                why="the kernel that runs was started from another boot entry, or from a configuration that was not "
-                "generated again",
-                next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then "
-                "`pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted=f"{' '.join(lost)} on the running kernel's command line",
+            found=facts.cmdline.running,
+            why="the kernel that runs was started from another boot entry, or from a configuration that was not "
+            "generated again",
+            next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then "
+            "`pulumi up --refresh`",
         )
     leaving = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] in ("vm", "shared")}
     if leaving and facts.iommu.groups == 0:
-        errors.append(
-            HomelabError(
-                wanted="IOMMU groups in /sys/kernel/iommu_groups",
-                found="none; the kernel says: "
-                + (kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"),
-                why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
-                next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted="IOMMU groups in /sys/kernel/iommu_groups",
+            found="none; the kernel says: " + (kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"),
+            why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
+            next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
         )
     missing = [name for name in VFIO_MODULES if name not in facts.modules]
     if want.functions and missing:
-        errors.append(
-            HomelabError(
-                wanted="the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
-                found=f"missing: {', '.join(missing)}",
-                why="without them no device can be given to a guest",
-                next="try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted="the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
+            found=f"missing: {', '.join(missing)}",
+            why="without them no device can be given to a guest",
+            next="try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
         )
-    errors += _verify_drivers(facts, want)
-    errors += [
+    yield from _verify_drivers(facts, want)
+    yield from [
         _not_made(name, gpu["slot"])
         for name, gpu in want.gpus.items()
         if "." in gpu["slot"] and gpu["slot"] not in facts.by_address
@@ -321,8 +312,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
     if facts.iommu.groups:
         for name, slot in leaving.items():
             for gate in gates.VERIFIED:
-                errors += gate(facts, name, host.gpus[name], slot)
-    return errors
+                yield from gate(facts, name, host.gpus[name], slot)
 
 
 def _not_made(name: str, address: str) -> HomelabError:
@@ -336,18 +326,16 @@ def _not_made(name: str, address: str) -> HomelabError:
     )
 
 
-def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
+def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:
     wrong = [*misplaced(facts, want), *_on_another_driver(facts, want)]
     if not wrong:
-        return []
-    return [
-        HomelabError(
-            wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
-            found="; ".join(wrong),
-            why="a card with a function on a host driver can't be given to a guest",
-            next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
+        found="; ".join(wrong),
+        why="a card with a function on a host driver can't be given to a guest",
+        next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ same messages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from homelab.cards import graphics, group_gates
 from homelab.errors import HomelabError
@@ -120,10 +120,9 @@ def leaving(
     ]
 
 
-def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
+def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> Iterator[HomelabError]:
     """Refusals of two cards of one IOMMU group for two VMs: the first VM that starts takes the whole group."""
     uses = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
-    errors = []
     for number, (guest, vm, gpu) in enumerate(uses):
         slot = want.gpus[gpu]["slot"]
         group = {device.address for device in facts.others_in_group(slot)}
@@ -134,16 +133,12 @@ def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Ho
         ]
         for holder, card, place in others:
             if group & {device.address for device in facts.functions(place)}:
-                errors.append(
-                    HomelabError(
-                        wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
-                        found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
-                        why="the VM that starts first takes the whole group; the other one can't start as long as "
-                        "it runs",
-                        next="give both cards to the same VM, or put one of them into a slot with a group of its own",
-                    )
+                yield HomelabError(
+                    wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
+                    found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
+                    why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                    next="give both cards to the same VM, or put one of them into a slot with a group of its own",
                 )
-    return errors
 
 
 def copy_first(guest: Vm | Container) -> list[str]:

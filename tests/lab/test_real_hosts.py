@@ -79,7 +79,7 @@ def test_each_card_of_a_real_machine_gets_its_verdict(machine: Machine, request:
         mine = {device.address for device in found.functions(slot)}
         others = {one.address for one in found.group_of(slot) if one.slot != slot and not one.is_bridge} - mine
         assert others == (refused or set()), slot
-        errors = group_gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)
+        errors = [*group_gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)]
         assert bool(errors) is bool(refused)
         assert all(address in errors[0].found for address in refused or ())
 
