@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from bench import measure
-from bench.errors import BenchError
-from bench.subjects import PROJECT, Programs, Subject
-from engine import install
 from lab import Lab
+from lab.engine import install
+from tests.bench import measure
+from tests.bench.errors import BenchError
+from tests.bench.subjects import PROJECT, Programs, Subject
 
 SCENARIO = "rtx5090"
 #: What is run, in this order, and its title.
@@ -89,7 +89,7 @@ def _run(subject: Subject, folder: Path) -> measure.Run:
             f"{subject.title}: exit code 0",
             f"{done.code}; its last words: {done.output[-800:].strip()}",
             "a failed run says nothing of many hosts",
-            "run `.venv/bin/python -m bench --only fleet --keep`: the logs stay in the folder that it names",
+            "run `.venv/bin/python -m tests.bench --only fleet --keep`: the logs stay in the folder that it names",
         )
     return done
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from proxmoxer import ProxmoxAPI
 from proxmoxer.core import ProxmoxResource
 
-from bench.report import API, Measured
 from homelab.remote.proxmox.connection import Connection
 from homelab.settings import Host
 from lab import Lab
 from tests import connections
+from tests.bench.report import API, Measured
 
 SCENARIO = "rtx5090"
 VM = 103

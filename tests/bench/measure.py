@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import BenchError
+from tests.bench.errors import BenchError
 
 PATIENCE_SECONDS = 300.0
 SAMPLE_SECONDS = 0.02

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.fleet import Fleet, fleet_json, fleet_table, growth_table
+from tests.bench.fleet import Fleet, fleet_json, fleet_table, growth_table
 
 
 @dataclass
@@ -179,7 +179,7 @@ def downtime_table(measured: Sequence[Measured]) -> str:
 
 
 def markdown(date: str, results: Results, about: Mapping[str, str]) -> str:
-    """The page for bench/results."""
+    """The page for tests/bench/results."""
     failures = [f"- {one.title}: {' '.join(one.failure.split())}" for one in results.failures if one.failure]
     parts = [
         f"# {date}",
@@ -193,7 +193,7 @@ def markdown(date: str, results: Results, about: Mapping[str, str]) -> str:
         growth_table(results.fleets),
         "Not measured:\n\n" + "\n".join(failures) if failures else "",
         "\n".join(f"- {key}: {value}" for key, value in about.items()),
-        "How it is measured, and what is fair about it: bench/README.md.",
+        "How it is measured, and what is fair about it: tests/bench/README.md.",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

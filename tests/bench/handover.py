@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.errors import BenchError
-from bench.report import Measured
 from homelab.remote import agent
 from lab import Lab
 from remote_scripts.both.handover import Wanted
 from remote_scripts.notes.card import Card
+from tests.bench.errors import BenchError
+from tests.bench.report import Measured
 
 SCENARIO = "phoenix"
 VM, CONTAINER = 103, 950
@@ -122,5 +122,5 @@ def _require(right: bool, lab: Lab, wanted: str) -> None:
         wanted,
         f"driver {_driver(lab) or 'none'}; {story.read_text(encoding='utf-8')[-800:] if story.exists() else 'no story'}",
         "only what does the same can be compared",
-        "see bench/handover.py",
+        "see tests/bench/handover.py",
     )

@@ -12,12 +12,12 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import measure
-from bench.errors import BenchError
-from bench.job import PATHS, words
-from bench.report import FLOOR, Measured
-from bench.subjects import Programs
-from engine import install
+from lab.engine import install
+from tests.bench import measure
+from tests.bench.errors import BenchError
+from tests.bench.job import PATHS, words
+from tests.bench.report import FLOOR, Measured
+from tests.bench.subjects import Programs
 from tests.metal import image, prerequisites
 from tests.metal.host import CARD, TIMEOUTS, Hosts
 from tests.metal.machine import Machine, first_boot
@@ -63,7 +63,7 @@ def _round(hosts: Hosts, engine: install.Engine, folder: Path, results: dict[str
             "the script leaves the host as `up` does",
             "other files or drivers",
             "only the same job can be compared",
-            f"correct bench/by_hand/{SCRIPT.name}",
+            f"correct tests/bench/by_hand/{SCRIPT.name}",
         )
 
 
@@ -74,7 +74,7 @@ def _add(measured: Measured, command: Sequence[str], folder: Path, environment: 
             f"{measured.title}: exit code 0",
             f"{done.code}; its last words: {done.output[-800:].strip()}",
             "a failed run can't be compared",
-            "run `.venv/bin/python -m bench --only floor --keep`: the logs stay in the folder that it names",
+            "run `.venv/bin/python -m tests.bench --only floor --keep`: the logs stay in the folder that it names",
         )
     measured.seconds.append(done.seconds)
 

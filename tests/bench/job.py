@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
 from lab import Lab
 from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.tools.system import System
+from tests.bench.errors import BenchError
 
 # What the program writes on a host that boots with GRUB (docs/undo.md), beside its own records for `destroy`.
 PATHS = (
@@ -89,7 +89,7 @@ def collect(folder: Path, root: Path) -> Job:
             "a host with the program's files, and functions on vfio-pci",
             f"missing: {', '.join(missing) or 'no file'}; on vfio-pci: {', '.join(functions) or 'nothing'}",
             "the peers are given the very files that `up` writes",
-            "see `make up`; when the program writes other files now, correct PATHS in bench/job.py and both peers",
+            "see `make up`; when the program writes other files now, correct PATHS in tests/bench/job.py and both peers",
         )
     job = Job(folder, words(root), functions)
     for path in PATHS:

@@ -11,9 +11,9 @@ Owns the project's cache folder (`HOMELAB_CACHE`, default `.cache` in the reposi
 Every folder appears whole, by a rename, and under a lock: several runs at once make each thing once. The
 standard library is enough, so that this also runs before any environment is set up::
 
-    python engine/install.py               what was found, for people
-    python engine/install.py --json        the same for programs
-    eval "$(python engine/install.py --print-env)"
+    python lab/engine/install.py               what was found, for people
+    python lab/engine/install.py --json        the same for programs
+    eval "$(python lab/engine/install.py --print-env)"
 
 Facts used here: plugins are looked up in `$PULUMI_HOME/plugins/<kind>-<name>-v<version>/`, and an install
 that was interrupted leaves `<folder>.partial` beside it (Pulumi's sdk/go/common/workspace); language hosts
@@ -46,11 +46,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-MODULES = REPOSITORY / "engine"
+MODULES = Path(__file__).resolve().parent
+REPOSITORY = MODULES.parents[1]
 
 PULUMI_VERSION = "3.259.0"
-"""The CLI that is fetched or built, and the oldest that the program runs on; a test compares engine/go.mod, the SDK in pyproject.toml, Pulumi.yaml and README.md."""
+"""The CLI that is fetched or built, and the oldest that the program runs on; a test compares lab/engine/go.mod, the SDK in pyproject.toml, Pulumi.yaml and README.md."""
 
 REQUIRED_PULUMI_VERSION = f">={PULUMI_VERSION} <4.0.0"
 """The CLIs that the program runs on: `requiredPulumiVersion` in Pulumi.yaml."""
@@ -416,7 +416,7 @@ class Maker:
         `pulumi plugin install --checksum` leaves the last bytes out where they come together with the end (3.259.0), so it isn't asked.
         """
         pin = pinned(archive)
-        why_not = self.unreachable if pin else "engine/pins.json has no sum of it from two sources"
+        why_not = self.unreachable if pin else "lab/engine/pins.json has no sum of it from two sources"
         if pin and why_not is None:
             try:
                 content = self.fetch(f"{kind}/{archive}", pin)
@@ -543,7 +543,7 @@ class Maker:
                 return "real"
         self.say(
             f"the real plugin of pulumi-command {PLUGIN_VERSION} can't be downloaded ({why_not}): using the "
-            "offline stand-in from engine/command; to use the real one instead, put it into "
+            "offline stand-in from lab/engine/command; to use the real one instead, put it into "
             f"{plugin_in(self.home)}"
         )
         return None
@@ -586,7 +586,7 @@ class Maker:
             shutil.copy2(built, folder / built.name)
             (folder / STAND_IN_NOTE).write_text(
                 f"{key}\n\nThis is not the plugin that Pulumi publishes, but a stand-in for it, built from "
-                "engine/command of the homelab project\nbecause the real one could not be downloaded.\n",
+                "lab/engine/command of the homelab project\nbecause the real one could not be downloaded.\n",
                 "utf-8",
             )
         return "stand-in"

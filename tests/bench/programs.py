@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from bench.errors import BenchError
-from bench.measure import processes, tree
 from lab import Lab
+from tests.bench.errors import BenchError
+from tests.bench.measure import processes, tree
 
 #: Looks at a lab for a time, with a folder for its files; what is yielded says what was seen.
 Look = Callable[[Lab, Path], AbstractContextManager[Callable[[], float]]]

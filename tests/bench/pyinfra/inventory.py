@@ -1,4 +1,4 @@
-"""The lab host, as pyinfra reaches it. BENCH_JOB names the facts of this run (bench/job.py)."""
+"""The lab host, as pyinfra reaches it. BENCH_JOB names the facts of this run (tests/bench/job.py)."""
 
 import json
 import os

@@ -22,19 +22,19 @@ from typing import Any
 
 import yaml
 
-from bench import job as jobs
-from bench import measure, programs, report, subjects
-from bench.api import measure_api
-from bench.downtime import measure_downtime
-from bench.errors import BenchError
-from bench.fleet import measure_fleets
-from bench.floor import measure_floor
-from bench.handover import measure_handover
-from bench.job import Job
-from bench.report import Measured, Results
-from bench.subjects import PROJECT, Programs, Subject
-from engine import install
 from lab import Lab, LabError
+from lab.engine import install
+from tests.bench import job as jobs
+from tests.bench import measure, programs, report, subjects
+from tests.bench.api import measure_api
+from tests.bench.downtime import measure_downtime
+from tests.bench.errors import BenchError
+from tests.bench.fleet import measure_fleets
+from tests.bench.floor import measure_floor
+from tests.bench.handover import measure_handover
+from tests.bench.job import Job
+from tests.bench.report import Measured, Results
+from tests.bench.subjects import PROJECT, Programs, Subject
 
 SCENARIO = "rtx5090"
 #: What is measured, in this order.
@@ -194,7 +194,7 @@ def _succeeded(subject: Subject, done: measure.Run) -> None:
             f"{subject.title}: exit code 0",
             f"{done.code}; its last words: {done.output[-800:].strip()}",
             "a failed run can't be compared",
-            "run `.venv/bin/python -m bench --keep`: the logs stay in the folder that it names",
+            "run `.venv/bin/python -m tests.bench --keep`: the logs stay in the folder that it names",
         )
 
 
@@ -206,7 +206,7 @@ def _unchanged(subject: Subject, done: measure.Run) -> None:
             f"{subject.title}: nothing done",
             "; ".join([changes, *errors])[:1500],
             "only runs that do nothing are compared",
-            "run `.venv/bin/python -m bench --keep`: the logs stay in the folder that it names",
+            "run `.venv/bin/python -m tests.bench --keep`: the logs stay in the folder that it names",
         )
 
 
@@ -360,10 +360,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     :returns: the exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=positive, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--memory-rounds", type=positive, default=3, help="sampled runs of each (default 3)")
-    parser.add_argument("--results", type=Path, default=PROJECT / "bench" / "results", help="folder for the results")
+    parser.add_argument(
+        "--results", type=Path, default=PROJECT / "tests" / "bench" / "results", help="folder for the results"
+    )
     parser.add_argument("--only", choices=PARTS, help="measure that alone")
     parser.add_argument(
         "--hosts", type=positive, nargs="+", default=[1, 4, 12], help="sizes of stacks for `fleet` (default 1 4 12)"

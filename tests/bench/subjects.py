@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from bench.errors import BenchError
-from bench.job import Job
-from engine import install, stacks
 from lab import Lab
+from lab.engine import install, stacks
+from tests.bench.errors import BenchError
+from tests.bench.job import Job
 
-PROJECT = Path(__file__).resolve().parent.parent
-FOLDER = PROJECT / "bench"
+PROJECT = Path(__file__).resolve().parents[2]
+FOLDER = PROJECT / "tests" / "bench"
 TOOLS = Path(sys.executable).parent
 STACK = "bench"
 NO_CHANGE = ("--yes", "--skip-preview", "--non-interactive")
@@ -165,7 +165,7 @@ def ansible_changes(output: str) -> str | None:
 
 
 def pyinfra(job: Job) -> Subject:
-    """`pyinfra` with bench/pyinfra/deploy.py."""
+    """`pyinfra` with tests/bench/pyinfra/deploy.py."""
     folder = FOLDER / "pyinfra"
     return Subject(
         "pyinfra",
@@ -179,7 +179,7 @@ def pyinfra(job: Job) -> Subject:
 
 
 def ansible(job: Job, lab: Lab) -> Subject:
-    """`ansible-playbook` with bench/ansible/playbook.yml; its own files, and its connections, stay in the job's folder."""
+    """`ansible-playbook` with tests/bench/ansible/playbook.yml; its own files, and its connections, stay in the job's folder."""
     folder = FOLDER / "ansible"
     inventory = job.folder / "inventory.json"
     inventory.write_text(json.dumps(_inventory(job, lab), indent=1), encoding="utf-8")

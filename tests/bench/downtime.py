@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from bench import measure
-from bench.errors import BenchError
-from bench.report import Measured
 from lab import Lab
 from lab.deploy import PROJECT, STACK, Deployment
+from tests.bench import measure
+from tests.bench.errors import BenchError
+from tests.bench.report import Measured
 
 SCENARIO = "rtx5090"
 ONE, OTHER = 103, 104
@@ -120,7 +120,7 @@ def _off(lab: Lab, do: Callable[[], None], *vmids: int) -> dict[int, float]:
                 f"VM {vmid} to be shut down and started once",
                 f"{len(one.times)} times{', and it is off now' if one.is_off else ''}",
                 "only then it says how long the work took",
-                "run `.venv/bin/python -m bench --only downtime --keep`: the logs stay in the folder that it names",
+                "run `.venv/bin/python -m tests.bench --only downtime --keep`: the logs stay in the folder that it names",
             )
     return {vmid: one.times[0] for vmid, one in zip(vmids, watchers, strict=True)}
 
