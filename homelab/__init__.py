@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from homelab.contract import consumed as consumed
     from homelab.errors import HomelabError as HomelabError
     from homelab.errors import raise_all as raise_all
-    from homelab.resources.host_probe import HostProbe as HostProbe
+    from homelab.host.resource import HostProbe as HostProbe
     from homelab.resources.program import HomelabProvider as HomelabProvider
     from homelab.resources.program import settings_of_the_stack as settings_of_the_stack
-    from homelab.resources.storage_file import Downloads as Downloads
     from homelab.settings import Host as Host
     from homelab.settings import Vm as Vm
     from homelab.shapes import BootSeen as BootSeen
     from homelab.shapes import OfferedCard as OfferedCard
     from homelab.stack import Refusal as Refusal
     from homelab.stack import after as after
+    from homelab.storage.resource import Downloads as Downloads
 
 __version__ = "2.0.0.dev0"
 
 _NAMES = {
     "contract": ("GpuOutput", "HostOutput", "Outputs", "consumed"),
     "errors": ("HomelabError", "raise_all"),
-    "resources.host_probe": ("HostProbe",),
+    "host.resource": ("HostProbe",),
     "resources.program": ("HomelabProvider", "settings_of_the_stack"),
-    "resources.storage_file": ("Downloads",),
+    "storage.resource": ("Downloads",),
     "settings": ("Host", "Vm"),
     "shapes": ("BootSeen", "OfferedCard"),
     "stack": ("Refusal", "after"),

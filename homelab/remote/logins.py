@@ -17,9 +17,9 @@ from typing import cast
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.fields.paths import resolved
 from homelab.remote import loop
 from homelab.settings import Host, Ssh
-from homelab.settings.paths import resolved
 
 # How many commands run at a time on a connection, the guard's among them; sshd refuses more than its MaxSessions, by
 # default 10.

@@ -22,10 +22,10 @@ from homelab.cli import access
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.doctor import stack
 from homelab.errors import HomelabError
+from homelab.fields.access import Ssh
+from homelab.fields.paths import resolved
 from homelab.remote import scripts
 from homelab.settings import secrets
-from homelab.settings.access import Ssh
-from homelab.settings.paths import resolved
 from homelab.show import terminal
 from homelab.text import encodable, tell
 from tests import sampling
