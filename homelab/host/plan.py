@@ -120,10 +120,10 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
 
 
 def _needed(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[Vm]) -> list[Device]:
-    """The functions of a card that its use needs. Where a mapping offers the graphics alone, a VM needs another one if
-    the settings give it that or name it, or if it is in the group, of which the host can't keep any. What its owner
-    gives it by another line Proxmox VE binds at its start. One that this program binds already stays bound: only a
-    reboot would take that back."""
+    """The functions of a card that its use needs. Where a mapping offers only the graphics function, a VM gets another
+    one if the settings name it or give the card by address, or if it is in the same IOMMU group, of which the host can
+    keep none. What its owner gives it by another line Proxmox VE binds at its start. One that this program binds
+    already stays bound: only a reboot would take that back."""
     offered, *others = facts.path_of(slot).split(";")
     gpu, functions = host.gpus[name], facts.functions(slot)
     by_address = any(use.gpu == name and use.by_address for vm in vms for use in vm.gpus)
