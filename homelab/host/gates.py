@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 
 from homelab import earlier
-from homelab.cards import consoles, graphics, group_gates, remapping, resets
+from homelab.cards import consoles, graphics, group_gates, options, remapping, resets
 from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from homelab.host import options
 from homelab.host.holder_gates import bound_by_hand, out_of_vms
 from homelab.settings import Gpu, Host
 from remote_scripts.tools.words import missing_words
