@@ -7,7 +7,9 @@ Imports go one way (docs/adr/README.md, 16; `make lint` holds them to it): cli a
 what is pure.
 """
 
-import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from homelab.storage.resource import Downloads as Downloads
 
 __version__ = "2.0.0.dev0"
+
+# An installed package has what runs on hosts inside it, so that nothing of a general name lands beside other packages.
+_INSIDE = importlib.util.spec_from_file_location("remote_scripts", Path(__file__).parent / "remote_scripts/__init__.py")
+if _INSIDE and Path(_INSIDE.origin or "").exists():
+    sys.modules["remote_scripts"] = importlib.util.module_from_spec(_INSIDE)
 
 _NAMES = {
     "contract": ("GpuOutput", "HostOutput", "Outputs", "consumed"),

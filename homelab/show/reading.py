@@ -126,8 +126,8 @@ def _mappings(facts: HostFacts, host: Host, want: plan.Wanted) -> Iterator[str]:
 def _of_containers(
     facts: HostFacts, host: Host, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
 ) -> Iterator[tuple[ShownGuest, set[str], set[str]]]:
-    """Each container that is changed, with the slots of cards that it then has from this program, and of those that it
-    has no more; arguments as of `after`.
+    """Each container that is changed, with the slots of the cards that it then has from this program, and of those that
+    it loses; arguments as of `after`.
     """
     for name, container in containers.items():
         wish = container_plan.planned_wish(name, container, facts, host, want, vms)

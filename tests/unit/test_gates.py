@@ -616,7 +616,7 @@ def test_a_card_whose_number_the_driver_doesnt_tell_may_be_any(
     config = {"kind": "lxc", "id": 901, "lines": "dev0: /dev/nvidia0"}
     guests = {"running": [901], "configs": [config], "mappings": "", "reservations": ""}
     facts = desktop(devices=devices, nvidia_minors=minors, guests=guests)
-    errors = gates.containers(facts, "rtx5090", settings().gpus["rtx5090"], "0000:01:00")
+    errors = [*gates.containers(facts, "rtx5090", settings().gpus["rtx5090"], "0000:01:00")]
     assert bool(errors) is closed
 
 
