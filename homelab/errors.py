@@ -18,7 +18,6 @@
         SeveralErrors
     UnfinishedError                    carries a HomelabError to Pulumi's engine
     GoneError, NoAnswerError           caught within the program
-    FormatError
     Mistake, Declined                  of `homelab init`
 
 homelab.stack.Refusal ends a program with a HomelabError.
@@ -26,7 +25,7 @@ homelab.stack.Refusal ends a program with a HomelabError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from homelab.text import clean
@@ -168,10 +167,6 @@ class NoAnswerError(Exception):
         self.sent = sent
 
 
-class FormatError(ValueError):
-    """A value that hasn't the format; the text follows `invalid format - `, and ends with a newline."""
-
-
 class Mistake(Exception):
     """What a person gave can't be taken; the text says why, and what to give. A question is asked again, an option ends
     the command."""
@@ -181,10 +176,10 @@ class Declined(Exception):
     """The person said no, or there is nothing to do: the text says what that means."""
 
 
-def raise_all(errors: list[HomelabError]) -> None:
-    """Raises the error, or all of them as one; nothing for an empty list."""
-    if errors:
-        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+def raise_all(errors: Iterable[HomelabError]) -> None:
+    """Raises the error, or all of them as one; nothing where there is none."""
+    if found := [*errors]:
+        raise found[0] if len(found) == 1 else SeveralErrors(found)
 
 
 def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> HomelabError:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,6 @@ class Summary:
 
 Event = Diagnostic | Step | Summary
 _ENDS = ("resOutputsEvent", "resOpFailedEvent")
-_PAUSE_SECONDS = 0.1
 
 
 def of(raw: Any) -> Event | None:
@@ -101,7 +99,8 @@ def of(raw: Any) -> Event | None:
     return None
 
 
-def _of_line(line: bytes) -> Event | None:
+def of_line(line: bytes) -> Event | None:
+    """The same of a line of the log."""
     try:
         return of(json.loads(line))
     except ValueError:
@@ -111,23 +110,7 @@ def _of_line(line: bytes) -> Event | None:
 def read(path: Path) -> list[Event]:
     """A whole log; empty where the engine ended before it began one."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [event for line in lines if (event := _of_line(line)) is not None]
-
-
-def follow(path: Path, has_ended: Callable[[], bool]) -> Iterator[Event]:
-    """The events of a log while the engine writes it, and what is left of it once the engine has ended.
-
-    :param path: of the log, which is there, empty or not.
-    """
-    rest = b""
-    with path.open("rb") as log:
-        while True:
-            is_last = has_ended()
-            *lines, rest = (rest + log.read()).split(b"\n")
-            yield from (event for line in lines if (event := _of_line(line)) is not None)
-            if is_last:
-                return
-            time.sleep(_PAUSE_SECONDS)
+    return [event for line in lines if (event := of_line(line)) is not None]
 
 
 def errors(events: Iterable[Event]) -> list[str]:

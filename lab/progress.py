@@ -8,7 +8,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rich.text import Text
 from homelab import events
 from homelab.events import Diagnostic, Event, Step
 
+_PAUSE_SECONDS = 0.1
 _SHOWN = ("info", "info#err", "warning")
 
 
@@ -36,11 +38,28 @@ def run(command: list[str], environment: Mapping[str, str], console: Console) ->
                 [*command, "--non-interactive", "--event-log", str(log)],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env={**environment, **events.ENVIRONMENT},
             )  # fmt: skip
-            logged = show(events.follow(log, lambda: process.poll() is not None), console)
+            logged = show(follow(log, lambda: process.poll() is not None), console)
         if process.returncode != 0:
             errors = events.errors(logged) or [printed.read_text(encoding="utf-8", errors="replace").strip()]
             console.print(*(Text(error) for error in errors), sep="\n\n")
         return process.returncode
+
+
+def follow(path: Path, has_ended: Callable[[], bool]) -> Iterator[Event]:
+    """Yields the events of a log while the engine writes it, and what is left of it once the engine has ended.
+
+    Args:
+        path: of the log, which is there, empty or not.
+    """
+    rest = b""
+    with path.open("rb") as log:
+        while True:
+            is_last = has_ended()
+            *lines, rest = (rest + log.read()).split(b"\n")
+            yield from (event for line in lines if (event := events.of_line(line)) is not None)
+            if is_last:
+                return
+            time.sleep(_PAUSE_SECONDS)
 
 
 def show(run_events: Iterable[Event], console: Console) -> list[Event]:

@@ -8,7 +8,7 @@ behaviour. Pure."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -79,7 +79,7 @@ def instead(facts: HostFacts, leaving: Collection[str]) -> str:
     :param leaving: slots of cards that VMs get.
     """
     slots = dict.fromkeys(device.slot for device in facts.display_devices if not device.class_code.startswith("0302"))
-    staying = [slot for slot in slots if slot not in leaving and not facts.users_of(slot, facts.cluster.node)]
+    staying = [slot for slot in slots if slot not in leaving and not facts.users_of(slot)]
     return " or ".join(map(facts.card, staying))
 
 
@@ -91,16 +91,11 @@ def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
     if host.boot_framebuffer == "keep" or not bound:
         return []
     bound_screens = screens(facts, [facts.by_address[address] for address in bound])
-    return [NO_FRAMEBUFFER] if bound_screens or _is_configured_by_homelab(facts) else []
+    # Once the word has an effect there is no framebuffer that could be seen: it stays.
+    return [NO_FRAMEBUFFER] if bound_screens or NO_FRAMEBUFFER in facts.own_words else []
 
 
-def _is_configured_by_homelab(facts: HostFacts) -> bool:
-    # Whether this program has configured NO_FRAMEBUFFER. Once it has an effect there is no framebuffer that could be
-    # seen, so the word stays.
-    return NO_FRAMEBUFFER in facts.cmdline.configured.split() and NO_FRAMEBUFFER not in facts.cmdline.others.split()
-
-
-def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no framebuffer of the host has memory of a card that is on vfio-pci. A VM that runs with the card proves
     that."""
     framebuffers = {
@@ -109,30 +104,28 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
         if device.driver == "vfio-pci" and device.address in facts.framebuffers
     }
     if not framebuffers or remapping.runs_in_vm(facts, slot):
-        return []
+        return
     has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
     hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
     others = instead(facts, [slot])
     alternative = f'let {others} be the screen (the firmware\'s setup, "primary display"), or ' if others else ""
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
-            found="; ".join(
-                f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
-                for address, names in framebuffers.items()
-            )
-            + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
-            why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
-            "and the guest's driver fails",
-            next=(
-                ""
-                if hopeless
-                else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
-                "screen; or "
-            )
-            + f"{alternative}start another kernel",
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
+        found="; ".join(
+            f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
+            for address, names in framebuffers.items()
         )
-    ]
+        + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
+        why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
+        "and the guest's driver fails",
+        next=(
+            ""
+            if hopeless
+            else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
+            "screen; or "
+        )
+        + f"{alternative}start another kernel",
+    )
 
 
 def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:

@@ -5,7 +5,7 @@ data). Pure.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,31 +83,29 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     ]
 
 
-def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
     each boot with this program's word."""
     display = next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
     row = next((row for row in data().unstarted if display is not None and row.has(display)), None)
     if row is None or display is None or gpu.allow_unstarted or _runs_since_boot(facts, slot):
-        return []
+        return
     reset_methods = resets.methods(facts, display.address)
     if reset_methods is not None and set(reset_methods) - {row.only_reset}:
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
-            found=f"it is a card of the kind {row.name}, which "
-            + (
-                f"is reset by {', '.join(reset_methods) or 'nothing'}"
-                if reset_methods is not None
-                else "the kernel doesn't say how it resets"
-            ),
-            why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
-            next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take "
-            "it from there when a VM starts. To try it in a VM all the same, if you can switch the host off when "
-            f"it doesn't start, set gpus.{name}.allowUnstarted: true",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
+        found=f"it is a card of the kind {row.name}, which "
+        + (
+            f"is reset by {', '.join(reset_methods) or 'nothing'}"
+            if reset_methods is not None
+            else "the kernel doesn't say how it resets"
+        ),
+        why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
+        next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take "
+        "it from there when a VM starts. To try it in a VM all the same, if you can switch the host off when "
+        f"it doesn't start, set gpus.{name}.allowUnstarted: true",
+    )
 
 
 def _runs_since_boot(facts: HostFacts, slot: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from homelab.cards import graphics, remapping
 from homelab.errors import HomelabError
 from homelab.facts.devices import Device
@@ -15,7 +17,7 @@ def without_group(facts: HostFacts, slot: str) -> list[Device]:
     return [device for device in facts.functions(slot) if device.group is None] if facts.iommu.groups else []
 
 
-def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: every function of the card is in an IOMMU group, if the host has groups; else no word is going to leave
     it out (drivers/iommu/intel/iommu.c, disable_igfx_iommu)."""
     outside, started = without_group(facts, slot), "was started"
@@ -25,21 +27,18 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
         integrated = graphics.integrated_of(facts.functions(slot))
         outside, started = [integrated] if integrated and words else [], "is going to be started"
     if not outside:
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
-            found=f"the host has {facts.iommu.groups} groups, and in none of them is "
-            f"{'; '.join(map(facts.describe, outside))}"
-            + (f"; the kernel {started} with {' '.join(words)}" if words else ""),
-            why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
-            next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-            f"{new_entries(facts)}, {'and reboot' if facts.iommu.groups else 'and run `pulumi up` again'}"
-            if words
-            else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the "
-            "IOMMU",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
+        found=f"the host has {facts.iommu.groups} groups, and in none of them is "
+        f"{'; '.join(map(facts.describe, outside))}"
+        + (f"; the kernel {started} with {' '.join(words)}" if words else ""),
+        why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
+        next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
+        f"{new_entries(facts)}, {'and reboot' if facts.iommu.groups else 'and run `pulumi up` again'}"
+        if words
+        else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
+    )
 
 
 def new_entries(facts: HostFacts) -> str:
@@ -52,24 +51,22 @@ def leaving_functions(facts: HostFacts, slot: str) -> list[Device]:
     return [*facts.functions(slot), *([] if without_group(facts, slot) else facts.others_in_group(slot))]
 
 
-def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card's IOMMU groups hold nothing but the card, bridges and what `allowGroupMembers` names, since a
     VM's start takes the whole group from the host."""
     if without_group(facts, slot):
-        return []  # without a group, nothing can be said of what is in it
+        return
     others = [device for device in facts.others_in_group(slot) if device.address not in gpu.allow_group_members]
     if not others:
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
-            found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
-            why="starting a VM with the card takes every device of the group from the host; with a disk or a "
-            "network card it goes down",
-            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
-            f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
+        found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
+        why="starting a VM with the card takes every device of the group from the host; with a disk or a "
+        "network card it goes down",
+        next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
+        f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
+    )
 
 
 def predicted(facts: HostFacts) -> str:
@@ -77,23 +74,21 @@ def predicted(facts: HostFacts) -> str:
     return "" if facts.iommu.groups else "predicted "
 
 
-def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no storage or network that the host can't do without leaves with the card or its groups. No setting opens
     it."""
     if without_group(facts, slot):
-        return []
+        return
     leaving = {device.address: device for device in leaving_functions(facts, slot)}
-    errors = []
     needs = [need for need in facts.vital if need.kind != "keyboard"]
     for address, device in leaving.items():
         carried = [need.name for need in needs if address in need.devices]
         if carried:
-            errors.append(_carrier_error(facts, name, slot, device, carried))
+            yield _carrier_error(facts, name, slot, device, carried)
     doubtful = [device for device in leaving.values() if device.may_carry]
     unknown = [need for need in needs if need.trouble]
     if doubtful and unknown:
-        errors.append(_unknown_carrier_error(facts, name, slot, doubtful, unknown))
-    return errors
+        yield _unknown_carrier_error(facts, name, slot, doubtful, unknown)
 
 
 def _carrier_error(facts: HostFacts, name: str, slot: str, device: Device, carried: list[str]) -> HomelabError:

@@ -6,6 +6,7 @@ Sources are named where a rule is the kernel's own. Pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from homelab.errors import HomelabError
@@ -37,9 +38,10 @@ def words(facts: HostFacts, host: Host) -> str:
     wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
     # If no VM gets a card any more and the settings don't say otherwise, homelab's words stay: taking them away would
     # need a reboot.
-    homelab_words = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
     if not host.gives_cards and host.iommu.enable is None:
-        wanted |= {word: word in homelab_words for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
+        wanted |= {
+            word: word in facts.own_words for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))
+        }
     if host.iommu.acs_override:
         wanted[f"{acs.WORD}={host.iommu.acs_override}"] = True
     wanted[UNSAFE_INTERRUPTS] = host.iommu.allow_unsafe_interrupts and remaps_interrupts(facts) is False
@@ -114,7 +116,7 @@ def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
                 next="boot such a kernel, or take iommu.relaxRmrr out",
             )
         )
-    return errors + _plain_interrupts(facts, host)
+    return [*errors, *_plain_interrupts(facts, host)]
 
 
 def relaxes_rmrr(facts: HostFacts) -> bool:
@@ -122,27 +124,25 @@ def relaxes_rmrr(facts: HostFacts) -> bool:
     return "-pve" in facts.kernel and release(facts.kernel) >= _RELAXES
 
 
-def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
+def _plain_interrupts(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: interrupts are remapped, or may stay plain. VFIO gives no card away without remapping
     (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
     if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
-        return []
+        return
     if remaps_interrupts(facts) is not False:
-        return []
+        return
     off = [word for word in _PLAIN_INTERRUPTS if word in facts.next_cmdline.split()]
-    return [
-        HomelabError(
-            wanted="interrupt remapping by the IOMMU",
-            found=f"{off[0]} on the kernel command line" if off else "none on this host (/proc/interrupts)",
-            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
-            "the VM wouldn't start",
-            next=(f"take {off[0]} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
-            + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
-        )
-    ]
+    yield HomelabError(
+        wanted="interrupt remapping by the IOMMU",
+        found=f"{off[0]} on the kernel command line" if off else "none on this host (/proc/interrupts)",
+        why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
+        "the VM wouldn't start",
+        next=(f"take {off[0]} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
+        + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
+    )
 
 
-def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the firmware wants no memory mapped 1:1 for the card's groups, since the kernel gives no such group to a
     VM.
 
@@ -152,20 +152,18 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     """
     ranges = mapped_one_to_one(facts, slot)
     if not ranges or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
-        return []
+        return
     relaxable = is_intel(facts) and relaxes_rmrr(facts)
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-            found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}",
-            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
-            "argument'. iommu=pt makes no difference to that",
-            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
-            "another slot"
-            + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
-            + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
-        )
-    ]
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
+        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}",
+        why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
+        "argument'. iommu=pt makes no difference to that",
+        next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
+        "another slot"
+        + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
+        + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
+    )
 
 
 # Predicted groups may be too large; once the IOMMU is on, the kernel's own are read.
@@ -206,7 +204,7 @@ def _first_ranges(ranges: list[str]) -> str:
     return "; ".join([*ranges[:4], *([f"and {omitted} more"] if omitted > 0 else [])])
 
 
-def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: iommu.acsOverride splits no card from a function that carries storage or network of the host.
 
     Functions that the override splits can reach each other's memory past the IOMMU: a guest with the card could write
@@ -216,8 +214,7 @@ def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
     if not host.iommu.acs_override or not (
         override := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)
     ):
-        return []
-    errors = []
+        return
     is_running, bound = not (override - facts.acs_running), bound_by_word(facts.cmdline.running)
     for name, slot in slots.items():
         if not host.gpus[name].may_leave:
@@ -236,8 +233,7 @@ def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
             else []
         )
         if carriers or unknown:
-            errors.append(_split_error(facts, name, slot, carriers, unknown))
-    return errors
+            yield _split_error(facts, name, slot, carriers, unknown)
 
 
 def _split_off(facts: HostFacts, slot: str) -> list[Device]:

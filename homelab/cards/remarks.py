@@ -70,10 +70,10 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
 
 def _given_apart(facts: HostFacts, slot: str, address: str) -> bool:
     """Whether a VM has a function of the slot by an option of its own, which doesn't give the card's graphics."""
-    graphics_function, node = facts.path_of(slot).partition(";")[0], facts.cluster.node
+    graphics_function = facts.path_of(slot).partition(";")[0]
     return any(
-        facts.options_of(address, user.vmid, node).keys() - facts.options_of(graphics_function, user.vmid, node).keys()
-        for user in facts.users_of(address, node)
+        facts.options_of(address, user.vmid).keys() - facts.options_of(graphics_function, user.vmid).keys()
+        for user in facts.users_of(address)
     )
 
 
@@ -99,7 +99,7 @@ def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str
         if device.driver == "vfio-pci" or (not device.driver and facts.vfio_mentions)
         if device.address not in homelab_bound and not facts.kept_by_hand(device)
     ]
-    if not bound or any(user.running for user in facts.users_of(slot, facts.cluster.node)):
+    if not bound or any(user.running for user in facts.users_of(slot)):
         return []
     advice = (
         f"look at {', '.join(facts.vfio_mentions)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -71,13 +71,10 @@ def row_of(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
 
 
 def described(facts: HostFacts, functions: Sequence[Device]) -> str:
-    """`0000:01:00.0 by flr, bus; 0000:01:00.1 by none`; empty: no method is known."""
-    methods_by_address = {device.address: methods(facts, device.address) for device in functions}
-    return "; ".join(
-        f"{address} by {', '.join(reset_methods) or 'none'}"
-        for address, reset_methods in methods_by_address.items()
-        if reset_methods is not None
-    )
+    """`flr, bus`, or `0000:01:00.0 by flr, bus; 0000:01:00.1 by none` where they differ; empty: no method is known."""
+    found = {device.address: methods(facts, device.address) for device in functions}
+    texts = {address: ", ".join(names) or "none" for address, names in found.items() if names is not None}
+    return "; ".join({*texts.values()} if len({*texts.values()}) == 1 else map(" by ".join, texts.items()))
 
 
 def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
@@ -89,16 +86,14 @@ def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
 
 
-def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no reset is known to break the card."""
     row = row_of(facts, facts.functions(slot))
     if row is None or row.verdict != "refuse":
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
-            found=f"it is a card of the kind {row.name}",
-            why=f"{row.why} ({row.source})",
-            next=row.next,
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
+        found=f"it is a card of the kind {row.name}",
+        why=f"{row.why} ({row.source})",
+        next=row.next,
+    )

@@ -35,7 +35,7 @@ class Outcome:
     explained: list[str] = field(default_factory=list)
 
 
-def functions_of(facts: HostFacts, vmid: int, node: str) -> list[str]:
+def functions_of(facts: HostFacts, vmid: int) -> list[str]:
     """Addresses of the functions that a VM has, by qemu-server's reservations while it runs; of a VM that is off, those
     that its configuration may give it."""
     reserved = [known.address for known in reservations.parse(facts.guests.reservations) if known.vmid == vmid]
@@ -43,7 +43,7 @@ def functions_of(facts: HostFacts, vmid: int, node: str) -> list[str]:
         return sorted(reserved)
     config = facts.guests.config(vmid)
     options = [parse(*option) for option in config.devices(current=True)] if config else []
-    places = [place for option in options for place in facts.guests.places_of(option, node)]
+    places = [place for option in options for place in facts.places_of(option)]
     return sorted({function.address for place in places for function in facts.functions(place)})
 
 

@@ -27,10 +27,6 @@ _COMMANDS = {
     "show": ("show", "main"),
     "report": ("report", "main"),
 }
-_NO_SWITCH = (
-    "switch is gone: on the host, qm start ID hands a shared card to a VM, and qm shutdown ID back to the containers; "
-    "homelab doctor vm ID says whether a VM would get it now"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,8 +78,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0 if words else 2
-    if words[0] == "switch":
-        parser.error(_NO_SWITCH)
     module, function = _COMMANDS[parser.parse_args(words[:1]).command]
     command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
     try:

@@ -231,7 +231,6 @@ def _given(
     """
     configured = {place: gpu for gpu, place in resolving.resolve(facts, host.gpus)[0].items()}
     all_cards = init_cards.cards(facts, configured)
-    node = facts.cluster.node or "pve"
     named: dict[Card, str] = {}
     for text in arguments.card:
         which, _, who = text.partition("=")
@@ -242,14 +241,14 @@ def _given(
         named[found[0]] = who
     given: dict[Card, Use] = {}
     nvidia = [card for card in all_cards if card.is_nvidia]
-    users = {card: init_cards.users(facts, card, node) for card in nvidia or all_cards}
+    users = {card: init_cards.users(facts, card) for card in nvidia or all_cards}
     for card in all_cards:
         use = Use()
         if card in named:
             use = _accepted(meant(card, None, named[card]), ask)
         elif card in users and card.place not in configured and not (ask.yes and named):
             taken = {vmid for ids in (*has.values(), *(one.vms for one in given.values())) for vmid in ids}
-            answer = init_cards.suggested(facts, card, node, taken)
+            answer = init_cards.suggested(facts, card, taken)
             # Where somebody has each card, what is there may be meant to be set up here.
             if not users[card] or all(users.values()):
                 screen = ", the host's screen" if consoles.screens(facts, facts.functions(card.place)) else ""

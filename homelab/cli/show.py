@@ -49,7 +49,7 @@ def of_host(name: str, host: Host, settings: Settings, stack: str) -> tree.TreeN
     """
     later = facts = ssh.read(host, guests=True, kernel_log=True)
     vms, containers = guests_on(settings, name)
-    current = planned = reading.of_reading(facts, host, host.node_name)
+    current = planned = reading.of_reading(facts, host)
     found, refused = planning.judged(name, host, vms, containers, stack, facts)
     if found:
         planned, later = reading.after(current, facts, host, found.want, vms, containers, stack)

@@ -8,7 +8,7 @@ chooses there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -94,32 +94,29 @@ def _text_of(table: Mapping[_Maker, Mapping[CardUse, str]], maker: str, use: str
     )
 
 
-def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[str, CardPlan]) -> list[HomelabError]:
+def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[str, CardPlan]) -> Iterator[HomelabError]:
     """Refusals of packages in a container: none of its cards needs any, or none are known for its distribution."""
     if not container.libraries:
-        return []
+        return
     wanted = f"containers.{name}.libraries: {', '.join(container.libraries)}"
     if not makers_of(container, gpus):
-        return [
-            HomelabError(
-                wanted=wanted,
-                found="no card of Intel's or AMD's among its gpus",
-                why="these packages are for their cards; NVIDIA's libraries have to be of the host's driver's version",
-                next=f"take containers.{name}.libraries out, or write containers.{name}.nvidia for a card of NVIDIA's",
-            )
-        ]
+        yield HomelabError(
+            wanted=wanted,
+            found="no card of Intel's or AMD's among its gpus",
+            why="these packages are for their cards; NVIDIA's libraries have to be of the host's driver's version",
+            next=f"take containers.{name}.libraries out, or write containers.{name}.nvidia for a card of NVIDIA's",
+        )
+        return
     config = facts.guests.config(container.ctid)
     distribution = (
         config.values.get("ostype", "unmanaged") if config is not None and config.kind == "lxc" else "unmanaged"
     )
     if distribution in WITH_APT:
-        return []
+        return
     by_hand = data().others.get(distribution, "its own VA-API drivers inside")
-    return [
-        HomelabError(
-            wanted=wanted,
-            found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
-            why=f"packages are known for {data().names} alone; the card itself works in any container",
-            next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
-        )
-    ]
+    yield HomelabError(
+        wanted=wanted,
+        found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
+        why=f"packages are known for {data().names} alone; the card itself works in any container",
+        next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
+    )

@@ -30,14 +30,12 @@ def shared(
     container: Container,
     facts: HostFacts,
     gpus: Mapping[str, CardPlan],
-    node: str,
     *,
     after_boot: bool = False,
 ) -> tuple[dict[str, SharedCard], list[HomelabError]]:
     """The cards of other makers that a container gets (name -> card), and every reason to refuse one.
 
     :param gpus: the host's cards of the settings, as HostProbe has them.
-    :param node: the host's name in Proxmox VE.
     :param after_boot: whether a reboot comes first, which gives cards back to their drivers.
     """
     cards: dict[str, SharedCard] = {}
@@ -55,7 +53,7 @@ def shared(
             errors.append(_gone(where, address))
         elif returns_at_boot and after_boot:
             cards[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
-        elif error := unserved(where, facts, device, node):
+        elif error := unserved(where, facts, device):
             errors.append(error)
         else:
             cards[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
@@ -82,9 +80,9 @@ def _gone(where: str, address: str) -> HomelabError:
     )
 
 
-def unserved(where: str, facts: HostFacts, device: Device, node: str) -> HomelabError | None:
+def unserved(where: str, facts: HostFacts, device: Device) -> HomelabError | None:
     """The error for a card of which the host's driver has no node to share; None where it has one."""
-    users = ", ".join(str(user) for user in facts.users_of(device.address if device.physfn else device.slot, node))
+    users = ", ".join(str(user) for user in facts.users_of(device.address if device.physfn else device.slot))
     if device.driver == "vfio-pci" or users:
         return HomelabError(
             wanted=where,

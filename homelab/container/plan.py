@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
-from homelab.errors import HomelabError, unlocking
+from homelab.errors import HomelabError
 from homelab.facts.guests import CardUser, GuestConfig, note_in
 from homelab.facts.host import HostFacts
 from homelab.findings import Finding, JudgedGuest, Stage, Turn
@@ -18,6 +18,7 @@ from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import SharedCard
+from homelab.vm import refusals
 from homelab.vm.cards import is_to_run
 from homelab.vm.plan import UNFINISHED, carries_out, changes, others_waiting, power_steps
 from homelab.vm.preview import POWER, copy_first, of_leaving
@@ -57,11 +58,10 @@ class DriverCards:
         return f"the driver has{when} {numbered}" + (f"; {unavailable}" if unavailable else "")
 
 
-def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driver_comes: bool = False) -> DriverCards:
+def cards(facts: HostFacts, want: Wanted, vms: Mapping[str, Vm], *, driver_comes: bool = False) -> DriverCards:
     """NVIDIA's cards of a host, by what the driver has or is going to have.
 
     :param vms: the host's, by name.
-    :param node: the host's name in Proxmox VE.
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
     """
     holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
@@ -76,7 +76,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
         if device.slot in unavailable:
             continue
         name = f"gpus.{gpu_names[device.slot]}, " if device.slot in gpu_names else ""
-        card_users = facts.users_of(device.slot, node)
+        card_users = facts.users_of(device.slot)
         users = ", ".join(str(user) for user in card_users)
         if device.driver == "vfio-pci" and not returns_to_driver(device.slot, facts, want):
             unavailable[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
@@ -186,14 +186,12 @@ def wish_of(
     facts: HostFacts,
     want: Wanted,
     driver_cards: DriverCards,
-    node: str,
     *,
     after_boot: bool = False,
 ) -> ContainerWish:
     """What the settings want of a container, as far as it can have it.
 
     :param name: the container's, in the settings.
-    :param node: the host's name in Proxmox VE.
     :param after_boot: whether a reboot comes first, which gives cards back to their drivers.
     """
     other_cards = makers.other_cards(container, want.gpus)
@@ -207,7 +205,7 @@ def wish_of(
             next=facts.nvidia.trouble[1],
         )
         chosen, refused = [], [no_driver]
-    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, node, after_boot=after_boot)
+    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=after_boot)
     slots = [driver_cards.slots[number] for number in chosen]
     functions = [device.address for device in facts.display_devices if device.slot in slots]
     return ContainerWish(
@@ -221,14 +219,17 @@ def wish_of(
     )
 
 
-def refused_cards(gpus: list[str], facts: HostFacts, host: Host, want: Wanted, node: str) -> Sequence[HomelabError]:
-    """Why a container could not have these cards after the next `up`.
+def planned_wish(
+    name: str, container: Container, facts: HostFacts, host: Host, want: Wanted, vms: Mapping[str, Vm]
+) -> ContainerWish:
+    """What the settings want of a container after the next `up`, as far as it can have it.
 
-    :param node: the host's name in Proxmox VE.
+    :param name: the container's, in the settings.
+    :param host: its host.
+    :param vms: of that host, by name.
     """
-    container = Container.model_validate({"host": "host", "ctid": 100, "gpus": gpus})
-    driver_cards = cards(facts, want, {}, node, driver_comes=host.nvidia is not None)
-    return wish_of("NAME", container, facts, want, driver_cards, node, after_boot=True).refused
+    driver_cards = cards(facts, want, vms, driver_comes=host.nvidia is not None)
+    return wish_of(name, container, facts, want, driver_cards, after_boot=True)
 
 
 def as_given(name: str, ctid: int, facts: HostFacts, power: str = "keep") -> ContainerWish:
@@ -283,40 +284,10 @@ def _shown(change: Mapping[str, str | None], config: GuestConfig) -> list[str]:
 def untouchable(wish: ContainerWish, facts: HostFacts) -> list[HomelabError]:
     """Reasons not to change a container, whatever cards it gets."""
     config = facts.guests.config(wish.ctid)
-    label = f"container {wish.ctid}, as containers.{wish.name}"
-    if config is None:
-        away = facts.cluster.elsewhere(label, wish.ctid)
-        return [away] if away else [] if wish.is_made else [_missing(wish, facts)]
-    if config.kind != "lxc":
-        return [
-            HomelabError(
-                wanted=label,
-                found=f"{wish.ctid} is a virtual machine ({config.values.get('name', 'without a name')})",
-                why="cards are shared with containers; a VM gets one whole",
-                next=f"correct containers.{wish.name}.ctid, or describe the VM under homelab:vms",
-            )
-        ]
-    if lock := config.values.get("lock"):
-        return [
-            HomelabError(
-                wanted=f"{label}, free to be changed",
-                found=f"it is locked: {lock}",
-                why="something else works on it now (a backup, a snapshot, a migration)",
-                next=f"{unlocking('lxc', wish.ctid, lock)}; then run `pulumi up` again",
-            )
-        ]
-    return []
-
-
-def _missing(wish: ContainerWish, facts: HostFacts) -> HomelabError:
-    containers = [_title(config) for config in facts.guests.configs if config.kind == "lxc"]
-    return HomelabError(
-        wanted=f"container {wish.ctid}, to be adopted as containers.{wish.name}",
-        found=f"no such container on the host; there are: {', '.join(containers) or 'none'}",
-        why="cards can't be given to a container that isn't there",
-        next=f"correct containers.{wish.name}.ctid, or describe the container under containers.{wish.name}.create; or "
-        f"take containers.{wish.name} out of the settings, if the container was removed",
-    )
+    refused = refusals.absent(CONTAINER, wish.ctid, f"containers.{wish.name}", facts, is_made=wish.is_made)
+    if config is None or refused:
+        return refused
+    return [*refusals.locked(CONTAINER, wish.ctid, f"container {_title(config)}", config.values.get("lock"))]
 
 
 def _title(config: GuestConfig) -> str:
@@ -325,27 +296,22 @@ def _title(config: GuestConfig) -> str:
 
 def describe(
     facts: HostFacts,
+    host: Host,
     want: Wanted,
     containers: dict[str, Container],
     vms: dict[str, Vm],
-    node: str,
-    *,
-    driver_comes: bool = False,
     stack: str = "",
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and the refusals.
 
     :param containers: the host's, by name.
     :param vms: the host's, by name.
-    :param node: the host's name in Proxmox VE.
-    :param driver_comes: whether this program installs the host's driver, before a container needs it.
     :param stack: PROJECT/STACK, whose containers may leave the settings.
     """
     lines: list[str] = []
     errors: list[HomelabError] = []
-    driver_cards = cards(facts, want, vms, node, driver_comes=driver_comes)
     for name, container in containers.items():
-        wish = wish_of(name, container, facts, want, driver_cards, node, after_boot=True)
+        wish = planned_wish(name, container, facts, host, want, vms)
         judged = judge_container(wish, facts, stack)
         errors += judged.refusals
         nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from homelab.settings import Container
 
 # Settings that other resources are told.
-_ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create"}
+_ELSEWHERE = {"host", "ctid", "power", "shutdown", "nvidia", "create"}
 
 
 class ContainerProbe(Probe):

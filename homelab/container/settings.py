@@ -42,8 +42,6 @@ class Container(NamedModel):
     power: Literal["keep", "running", "stopped"] | None = None
     """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default
     `keep` for an adopted container, `running` for a created one."""
-    start: bool = False
-    """`true` means the same as `power: running`."""
     shutdown: Shutdown = Shutdown()
     """How it is shut down when a change needs a restart."""
     nvidia: Nvidia | None = None
@@ -82,7 +80,7 @@ class Container(NamedModel):
 
     @property
     def wanted_power(self) -> Literal["keep", "running", "stopped"]:
-        return self.power or ("running" if self.start or self.create is not None else "keep")
+        return self.power or ("running" if self.create is not None else "keep")
 
     @property
     def volumes(self) -> list[str]:
@@ -97,8 +95,6 @@ class Container(NamedModel):
             )
         if repeated := next((name for name in self.cards if self.cards.count(name) > 1), None):
             raise ValueError(f"gpus: {repeated} is there twice")
-        if self.start and self.power not in (None, "running"):
-            raise ValueError(f"start: true and power: {self.power} contradict each other")
         if self.nvidia is not None and (self.gpus == [] or self.numbers == []):
             raise ValueError("nvidia without a card: there is nothing to verify it with")
         if self.libraries and not self.gpus:

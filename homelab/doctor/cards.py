@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from homelab.doctor.reading import Reading
@@ -38,7 +38,7 @@ def containers_of(reading: Reading, slot: str) -> list[int]:
 
 def holders(reading: Reading, slot: str) -> list[str]:
     """Who has the card: VMs by configuration or reservation, containers by configuration."""
-    users = reading.facts.users_of(slot, reading.node)
+    users = reading.facts.users_of(slot)
     guests = [f"{user}{', running' if user.running else ''}" for user in users]
     return guests + [f"container {ctid}" for ctid in containers_of(reading, slot)]
 
@@ -77,15 +77,12 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
         ],
         "groupMembers": [device.address for device in reading.facts.group_of(slot) if device not in functions],
         "mappings": mappings_of(reading, slot),
-        "vms": [
-            {"id": user.vmid, "name": user.name, "running": user.running}
-            for user in reading.facts.users_of(slot, reading.node)
-        ],
+        "vms": [{"id": user.vmid, "name": user.name, "running": user.running} for user in reading.facts.users_of(slot)],
         "containers": containers_of(reading, slot),
     }
 
 
-def mapping_findings(reading: Reading, name: str, *, own: bool) -> list[Finding]:
+def mapping_findings(reading: Reading, name: str, *, own: bool) -> Iterator[Finding]:
     """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
     (PVE::Mapping::PCI, assert_valid).
 
@@ -97,17 +94,15 @@ def mapping_findings(reading: Reading, name: str, *, own: bool) -> list[Finding]
     differences = [difference for entry in entries for difference in _differences(reading, entry)]
     differences += [] if entries else [f"it has no entry for {reading.node}, but for {nodes or 'no node'}"]
     if not differences:
-        return []
-    return [
-        Finding(
-            f"the PCI mapping {name} to be what is in the slot",
-            "; ".join(differences),
-            "Proxmox VE compares them at each start and refuses a VM whose card has changed",
-            UP if own else f"correct {name} under Datacenter -> Resource Mappings",
-            Stage.CONFIGURATION,
-            Turn.UP if own else Turn.PERSON,
-        )
-    ]
+        return
+    yield Finding(
+        f"the PCI mapping {name} to be what is in the slot",
+        "; ".join(differences),
+        "Proxmox VE compares them at each start and refuses a VM whose card has changed",
+        UP if own else f"correct {name} under Datacenter -> Resource Mappings",
+        Stage.CONFIGURATION,
+        Turn.UP if own else Turn.PERSON,
+    )
 
 
 def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
@@ -130,7 +125,7 @@ def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
 
 def slots_of(reading: Reading, key: str, value: str) -> list[str]:
     """Where the cards are that a hostpci option gets: their slots; of anything else in a card's slot, the function."""
-    places = reading.facts.guests.places_of(parse_properties(key, value), reading.node)
+    places = reading.facts.places_of(parse_properties(key, value))
     return list(dict.fromkeys(reading.facts.place_of(place) for place in places))
 
 

@@ -7,9 +7,10 @@ from collections import defaultdict
 
 from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
-from homelab.errors import unlocking
 from homelab.findings import Finding, Stage
+from homelab.vm import refusals
 from remote_scripts.pve.container_conf import Rule
+from remote_scripts.pve.guest_kinds import CONTAINER
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards,
 # dri.
@@ -21,7 +22,9 @@ def findings(case: Case) -> list[Finding]:
     effect.
     """
     judged = case.cards.judged.findings
-    lacks = [[], []] if judged else [[*_locked(case), *_not_given(case)], _not_allowed(case)]
+    locked = refusals.locked(CONTAINER, case.container.id, case.name, case.container.parsed.options.get("lock"))
+    own = [*Finding.of(*locked, stage=Stage.CONFIGURATION), *_not_given(case)]
+    lacks = [[], []] if judged else [own, _not_allowed(case)]
     return [
         *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
         *lacks[1], *_read_only(case), *_for_root_only(case),
@@ -30,18 +33,6 @@ def findings(case: Case) -> list[Finding]:
 
 def _finding(wanted: str, found: str, why: str, step: str) -> list[Finding]:
     return [Finding(wanted, found, why, step, Stage.CONFIGURATION)]
-
-
-def _locked(case: Case) -> list[Finding]:
-    lock = case.container.parsed.options.get("lock")
-    if lock is None:
-        return []
-    return _finding(
-        f"{case.name} free to be changed",
-        f"it is locked ({lock})",
-        "a task works on it, or died while it did; Proxmox VE changes and starts nothing meanwhile",
-        unlocking("lxc", case.container.id, lock),
-    )
 
 
 def _not_given(case: Case) -> list[Finding]:

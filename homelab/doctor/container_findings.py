@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from homelab.doctor import configuration, host_nodes, starts
 from homelab.doctor.case import Case
 from homelab.doctor.devices import is_for_everybody, names
@@ -28,10 +30,10 @@ def findings(case: Case) -> list[Finding]:
 
 
 # -- the restart -----------------------------------------------------------------------------------------------------
-def _restart(case: Case) -> list[Finding]:
+def _restart(case: Case) -> Iterator[Finding]:
     """What the configuration gives and the container, which runs with an older one, hasn't."""
     if not case.container.was_seen:
-        return []
+        return
     differences = []
     for row in case.given:
         if row.host is None or not row.entry or not row.entry.created or row.allowed is False:
@@ -43,17 +45,15 @@ def _restart(case: Case) -> list[Finding]:
         elif row.seen.root == NOT_PERMITTED and not row.entry.deny_write:
             differences.append(f"{row.path}: {NOT_PERMITTED}, although a rule allows it; does another line deny it?")
     if not differences:
-        return []
-    return [
-        Finding(
-            f"{case.name} running with its configuration",
-            "; ".join(differences),
-            "it gets devices and rules from its configuration when it starts, and it has run since before they were "
-            "changed",
-            restart_step(case),
-            Stage.RESTART,
-        )
-    ]
+        return
+    yield Finding(
+        f"{case.name} running with its configuration",
+        "; ".join(differences),
+        "it gets devices and rules from its configuration when it starts, and it has run since before they were "
+        "changed",
+        restart_step(case),
+        Stage.RESTART,
+    )
 
 
 def restart_step(case: Case) -> str:

@@ -17,7 +17,7 @@ from homelab.host import handover
 from homelab.host.judge import JudgedHost, judge_host
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
-from homelab.settings import Host, Vm
+from homelab.settings import Container, Host, Vm
 
 
 def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Sequence[HomelabError] = ()) -> Report:
@@ -103,7 +103,8 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str], judged:
     """
     facts, names = reading.facts, [name for name in slots if host.gpus[name].use == "lxc"]
     is_planned = names and not judged.refusals
-    own = container_plan.refused_cards(names, facts, host, judged.want, reading.node) if is_planned else []
+    container = Container.model_validate({"host": "host", "ctid": 100, "gpus": names})
+    own = container_plan.planned_wish("NAME", container, facts, host, judged.want, {}).refused if is_planned else ()
     waiting = [
         f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}"
         for name in names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 
 from homelab.doctor.case import Case
 from homelab.doctor.devices import card_number, names
@@ -14,7 +15,7 @@ def findings(case: Case) -> list[Finding]:
     if not case.of_nvidia:
         return []
     if case.cards.judged.findings:
-        return _stale_nodes(case)
+        return [*_stale_nodes(case)]
     if not case.reading.driver:
         return [_no_driver(case)]
     return [*_missing_cards(case), *_missing_nodes(case), *_stale_nodes(case)]
@@ -42,47 +43,43 @@ def _no_driver(case: Case) -> Finding:
     )
 
 
-def _missing_cards(case: Case) -> list[Finding]:
+def _missing_cards(case: Case) -> Iterator[Finding]:
     """Cards that the container is to have and the driver doesn't."""
     missing = sorted(case.unknown)
     if not missing:
-        return []
+        return
     facts = case.reading.facts
     has = ", ".join(f"{number} is {address}" for number, address in case.reading.cards.items())
     away = []
     for device in facts.display_devices:
         if device.is_nvidia and device.address not in case.reading.cards.values():
-            users = ", ".join(str(user) for user in facts.users_of(device.slot, case.reading.node))
+            users = ", ".join(str(user) for user in facts.users_of(device.slot))
             away.append(
                 f"{device.address} is on {device.driver or 'no driver'}{f', given to {users}' if users else ''}"
             )
-    return [
-        Finding(
-            f"{', '.join(f'/dev/nvidia{number}' for number in missing)} on the host, for {case.name} ({case.cards.by})",
-            f"cards that the driver has: {has or 'none'}" + "".join(f"; {function}" for function in away),
-            "the numbers are the driver's own, in its order; a card on vfio-pci has none",
-            "give the container a card that the host has, or give that card back to the host",
-        )
-    ]
+    yield Finding(
+        f"{', '.join(f'/dev/nvidia{number}' for number in missing)} on the host, for {case.name} ({case.cards.by})",
+        f"cards that the driver has: {has or 'none'}" + "".join(f"; {function}" for function in away),
+        "the numbers are the driver's own, in its order; a card on vfio-pci has none",
+        "give the container a card that the host has, or give that card back to the host",
+    )
 
 
-def _missing_nodes(case: Case) -> list[Finding]:
+def _missing_nodes(case: Case) -> Iterator[Finding]:
     """Nodes of what the driver has, which nothing has made."""
     missing = [row for row in case.expected if row.host is None and row in case.of_nvidia]
     if not missing:
-        return []
+        return
     loaded = "nvidia_uvm" in case.reading.facts.modules
     uvm = any(row.path == "/dev/nvidia-uvm" for row in missing) and not loaded
-    return [
-        Finding(
-            f"{names(missing)} on the host",
-            f"the driver is loaded, and nothing has made {'them' if len(missing) > 1 else 'it'}"
-            + ("; the module nvidia_uvm isn't loaded" if uvm else ""),
-            "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a "
-            "container, and a dev[n] entry for it keeps the container from starting",
-            f"`{' && '.join(dict.fromkeys(_made_by(row.path) for row in missing))}`",
-        )
-    ]
+    yield Finding(
+        f"{names(missing)} on the host",
+        f"the driver is loaded, and nothing has made {'them' if len(missing) > 1 else 'it'}"
+        + ("; the module nvidia_uvm isn't loaded" if uvm else ""),
+        "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a "
+        "container, and a dev[n] entry for it keeps the container from starting",
+        f"`{' && '.join(dict.fromkeys(_made_by(row.path) for row in missing))}`",
+    )
 
 
 def _made_by(path: str) -> str:
@@ -93,7 +90,7 @@ def _made_by(path: str) -> str:
     return "nvidia-modprobe -u -c 0" if "uvm" in path else "nvidia-modprobe -c 255"
 
 
-def _stale_nodes(case: Case) -> list[Finding]:
+def _stale_nodes(case: Case) -> Iterator[Finding]:
     """Nodes of an earlier boot's numbers."""
     majors = case.reading.majors
     stale = []
@@ -102,13 +99,10 @@ def _stale_nodes(case: Case) -> list[Finding]:
         if row.host and row.source == row.path and driver in majors and row.host.major != majors[driver]:
             stale.append((row.path, row.host.major, majors[driver]))
     if not stale:
-        return []
-    return [
-        Finding(
-            "nodes on the host with the majors that the driver has now",
-            "; ".join(f"{path} has {node_major}, /proc/devices says {major}" for path, node_major, major in stale),
-            "the kernel gives the driver new numbers when it is loaded; an old node leads to nothing, or to another "
-            "driver",
-            f"`rm {shlex.join(path for path, _, _ in stale)}`, then `nvidia-modprobe -u -c 0`",
-        )
-    ]
+        return
+    yield Finding(
+        "nodes on the host with the majors that the driver has now",
+        "; ".join(f"{path} has {node_major}, /proc/devices says {major}" for path, node_major, major in stale),
+        "the kernel gives the driver new numbers when it is loaded; an old node leads to nothing, or to another driver",
+        f"`rm {shlex.join(path for path, _, _ in stale)}`, then `nvidia-modprobe -u -c 0`",
+    )

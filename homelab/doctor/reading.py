@@ -123,8 +123,7 @@ def not_here(facts: HostFacts, kind: Kind, guest: int | str) -> HomelabError:
 
     :param guest: its id; a text: no guest has that name.
     """
-    configs = sorted(facts.guests.configs, key=lambda config: config.id)
-    here = ", ".join(f"{config.id} ({config.name})" for config in configs if config.guest_kind is kind) or "none"
+    here = facts.guests.listed(kind)
     others, node = facts.cluster.guests.get(guest, ("", "")) if isinstance(guest, int) else ("", "")
     found, step = "no guest of the cluster has this id or name", f"name a {kind.label}; there are: {here}"
     if others and (others == "lxc") is (kind is CONTAINER):

@@ -88,8 +88,7 @@ class StackFile:
         gpus = {gpu: plan.card_plan(facts, host, gpu, slot) for gpu, slot in slots.items()}
         want = plan.Wanted("", "", {}, [], gpus)
         vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == host_name}
-        driver_cards = container_plan.cards(facts, want, vms, reading.node, driver_comes=host.nvidia is not None)
-        wish = container_plan.wish_of(name, container, facts, want, driver_cards, reading.node, after_boot=True)
+        wish = container_plan.planned_wish(name, container, facts, host, want, vms)
         with_driver = {slot_of(address) for address in facts.nvidia_minors}
         away = {
             gpu: f"gpus.{gpu} is {text}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from homelab.doctor.reading import Reading
 from homelab.facts import kernel_log
 from homelab.findings import Finding, Stage
@@ -10,7 +12,7 @@ from homelab.findings import Finding, Stage
 _QUOTED = 6
 
 
-def findings(reading: Reading, number: int, name: str) -> list[Finding]:
+def findings(reading: Reading, number: int, name: str) -> Iterator[Finding]:
     """The finding on a guest that is off since a start that failed: one or none.
 
     :param number: its id.
@@ -18,14 +20,12 @@ def findings(reading: Reading, number: int, name: str) -> list[Finding]:
     """
     log = reading.extra.failed_starts.get(str(number))
     if not log:
-        return []
+        return
     causes = kernel_log.of_start(log, number)
-    return [
-        Finding(
-            f"{name} started",
-            f"its last start failed: {kernel_log.excerpt(log, _QUOTED)}",
-            "; ".join(cause.why for cause in causes) or "the task's log says what Proxmox VE, QEMU or lxc refused",
-            "; ".join(cause.next for cause in causes) or "correct what the log names, and start it again",
-            Stage.CONFIGURATION,
-        )
-    ]
+    yield Finding(
+        f"{name} started",
+        f"its last start failed: {kernel_log.excerpt(log, _QUOTED)}",
+        "; ".join(cause.why for cause in causes) or "the task's log says what Proxmox VE, QEMU or lxc refused",
+        "; ".join(cause.next for cause in causes) or "correct what the log names, and start it again",
+        Stage.CONFIGURATION,
+    )

@@ -4,7 +4,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -106,17 +106,15 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
     ]
 
 
-def _iommu(reading: Reading, name: str) -> list[Finding]:
+def _iommu(reading: Reading, name: str) -> Iterator[Finding]:
     if reading.facts.iommu.groups:
-        return []
-    return [
-        Finding(
-            "IOMMU groups on the host",
-            f"none; ACPI tables that announce an IOMMU: {', '.join(reading.facts.iommu.tables) or 'none'}",
-            f"without them no device can be given to {name}",
-            "`homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)",
-        )
-    ]
+        return
+    yield Finding(
+        "IOMMU groups on the host",
+        f"none; ACPI tables that announce an IOMMU: {', '.join(reading.facts.iommu.tables) or 'none'}",
+        f"without them no device can be given to {name}",
+        "`homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)",
+    )
 
 
 def _mappings(reading: Reading, options: dict[str, str], host: Host | None) -> list[Finding]:
@@ -127,21 +125,19 @@ def _mappings(reading: Reading, options: dict[str, str], host: Host | None) -> l
     return [finding for name in there for finding in cards.mapping_findings(reading, name, own=name in own)]
 
 
-def _functions(reading: Reading, name: str, vmid: int, slot: str) -> list[Finding]:
+def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Finding]:
     """While it runs, every function that it has is on vfio-pci; before, Proxmox VE binds them at the start."""
     functions = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
-    wrong = [function for function in functions if reading.facts.options_of(function.address, vmid, reading.node)]
+    wrong = [function for function in functions if reading.facts.options_of(function.address, vmid)]
     if not wrong:
-        return []
-    return [
-        Finding(
-            f"what {name} has of {reading.facts.card(slot)} on vfio-pci while it runs",
-            "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
-            "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
-            f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
-            Stage.RESTART,
-        )
-    ]
+        return
+    yield Finding(
+        f"what {name} has of {reading.facts.card(slot)} on vfio-pci while it runs",
+        "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
+        "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
+        f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
+        Stage.RESTART,
+    )
 
 
 def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
@@ -157,20 +153,18 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     return Finding.of(*errors, turn=Turn.PERSON if gpu_name == _UNNAMED else Turn.REFUSED)
 
 
-def _hook(reading: Reading, vmid: int) -> list[Finding]:
+def _hook(reading: Reading, vmid: int) -> Iterator[Finding]:
     """A VM that takes a shared card, and has lost what asks for it."""
     if str(vmid) not in reading.facts.handover.lost_hooks:
-        return []
-    return [
-        Finding(
-            f"VM {vmid} with the hookscript that takes its shared card from the containers",
-            "the VM's configuration no longer names it",
-            "leave the VM off until it does: a start would take the card from its driver without any check, and "
-            "containers that use it would hang",
-            UP,
-            turn=Turn.UP,
-        )
-    ]
+        return
+    yield Finding(
+        f"VM {vmid} with the hookscript that takes its shared card from the containers",
+        "the VM's configuration no longer names it",
+        "leave the VM off until it does: a start would take the card from its driver without any check, and "
+        "containers that use it would hang",
+        UP,
+        turn=Turn.UP,
+    )
 
 
 def _starts(reading: Reading) -> list[str]:

@@ -164,6 +164,11 @@ class Guests(answer.Guests):
         """The configuration of a VM or container; None: there is none of that id."""
         return next((config for config in self.configs if config.id == vmid), None)
 
+    def listed(self, kind: Kind) -> str:
+        """The guests of a kind, for a message."""
+        of_kind = sorted((config for config in self.configs if config.guest_kind is kind), key=lambda config: config.id)
+        return ", ".join(f"{config.id} ({config.name})" for config in of_kind) or "none"
+
     def users_of(self, path: str, node: str) -> list[CardUser]:
         """The VMs that have a function of `path`, by address or by any mapping of this node that has it; no template,
         as it never runs.

@@ -75,6 +75,11 @@ class HostFacts(Answer):
         """The kernel command line of the next boot."""
         return self.cmdline.configured if self.planned_words is None else f"{self.cmdline.others} {self.planned_words}"
 
+    @property
+    def own_words(self) -> set[str]:
+        """The words that this program has configured on the kernel command line."""
+        return {*self.cmdline.configured.split()} - {*self.cmdline.others.split()}
+
     @cached_property
     def by_address(self) -> dict[str, Device]:
         return {device.address: device for device in self.devices}
@@ -165,14 +170,18 @@ class HostFacts(Answer):
             return place
         return ";".join(device.address for device in sorted(functions, key=lambda device: not device.is_display))
 
-    def users_of(self, place: str, node: str) -> list[CardUser]:
+    def users_of(self, place: str) -> list[CardUser]:
         """The VMs that have the card, or a function of it."""
-        return self.guests.users_of(self.path_of(place), node)
+        return self.guests.users_of(self.path_of(place), self.cluster.node)
 
-    def options_of(self, place: str, vmid: int, node: str) -> dict[str, dict[str, str]]:
+    def options_of(self, place: str, vmid: int) -> dict[str, dict[str, str]]:
         """The hostpci options by which a VM has the card, or a function of it: name -> properties."""
         config = self.guests.config(vmid)
-        return {} if config is None else self.guests.options_of(config, self.path_of(place), node)
+        return {} if config is None else self.guests.options_of(config, self.path_of(place), self.cluster.node)
+
+    def places_of(self, option: dict[str, str]) -> list[str]:
+        """The slots and functions that a hostpci option may give."""
+        return self.guests.places_of(option, self.cluster.node)
 
     def bound_by_homelab(self, place: str) -> bool:
         """Whether this program's word binds the card, or a function of it, in this boot or the next one."""

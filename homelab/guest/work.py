@@ -182,7 +182,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         before = started.awake(host, inputs.vmid, [])
         done = self._transaction(inputs).apply(replace(wanted, settings=settings))
         if done.started:
-            started.require_cards(host, inputs.guest, inputs.vmid, inputs.node, before, done.log)
+            started.require_cards(host, inputs.guest, inputs.vmid, before, done.log)
 
     def _task(self, inputs: Guest.Inputs, verb: str, path: str, act: str, /, **parameters: Any) -> None:
         """A task of the node, to its end.

@@ -7,6 +7,7 @@ the same words. One setting of its own opens a gate, if it can be opened.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from homelab import earlier
 from homelab.cards import consoles, graphics, group_gates, options, remapping, resets
@@ -22,97 +23,83 @@ from remote_scripts.tools.words import missing_words
 _OLDEST = (8, 2)
 
 
-def release(facts: HostFacts, _host: Host) -> list[HomelabError]:
+def release(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: Proxmox VE is new enough. A host without Proxmox VE has no version, and no guests either."""
     if not facts.pve or tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) >= _OLDEST:
-        return []
-    return [
-        HomelabError(
-            wanted="Proxmox VE 8.2 or later on the host",
-            found="dpkg doesn't say that it is installed" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
-            why="older ones lack options by which guests get their cards; nothing was changed",
-            next="finish its upgrade (`dpkg --configure -a`), then run `pulumi up` again"
-            if facts.pve == "unknown"
-            else "update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted="Proxmox VE 8.2 or later on the host",
+        found="dpkg doesn't say that it is installed" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
+        why="older ones lack options by which guests get their cards; nothing was changed",
+        next="finish its upgrade (`dpkg --configure -a`), then run `pulumi up` again"
+        if facts.pve == "unknown"
+        else "update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
+    )
 
 
-def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
+def writable(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the host's cluster, if any, has a quorum. Without it no guest and no mapping can be changed, and no guest
     starts after a reboot."""
     if facts.cluster.quorate:
-        return []
-    return [
-        HomelabError(
-            wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
-            found="it has no quorum (`pvecm status`): most of the cluster's votes are missing",
-            why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
-            "off; nothing was changed",
-            next="bring the missing nodes back, or wait until they are, then run `pulumi up` again",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
+        found="it has no quorum (`pvecm status`): most of the cluster's votes are missing",
+        why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
+        "off; nothing was changed",
+        next="bring the missing nodes back, or wait until they are, then run `pulumi up` again",
+    )
 
 
-def guests_listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
+def guests_listed(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the lists of running guests were read. A guest that isn't known to run could lose its card, or be
     switched off."""
     if not facts.guests.unlisted:
-        return []
-    return [
-        HomelabError(
-            wanted="to know which guests run",
-            found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
-            why="without an answer every guest would look stopped, and its card unused; so nothing was done",
-            next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
-            "guest may hang), and root@pam is enabled (`pveum user modify root@pam --enable 1`); when it answers, run "
-            "`pulumi up` again",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted="to know which guests run",
+        found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
+        why="without an answer every guest would look stopped, and its card unused; so nothing was done",
+        next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
+        "guest may hang), and root@pam is enabled (`pveum user modify root@pam --enable 1`); when it answers, run "
+        "`pulumi up` again",
+    )
 
 
 def undone(facts: HostFacts) -> list[HomelabError]:
     """A gate: no earlier version has left on the host what this one can't read."""
-    agents = [
+    return [
         earlier.refusal(f"its agent in /var/lib/homelab/agents/{owner}")
         for owner, version in facts.agents.items()
         if version and not version.startswith(earlier.AGENTS)
     ]
-    notes = [name for name in sorted(facts.ledger) if name.startswith(earlier.NOTES)]
-    switch = [earlier.unconfirmed(path) for path in earlier.SWITCH if path in facts.ledger]
-    refused = [earlier.refusal(f"its note {name} below /var/lib/homelab", *earlier.LATER) for name in notes[:1]]
-    return agents or switch or refused
 
 
-def readable(facts: HostFacts) -> list[HomelabError]:
+def readable(facts: HostFacts) -> Iterator[HomelabError]:
     """A gate: every file that a decision needs was read. Cards count as unused if no line names them, so a file that
     can't be read would make cards free that a guest has."""
     if not facts.unreadable:
-        return []
-    return [
-        HomelabError(
-            wanted="to read every file that tells who has a card, and what the host can't do without",
-            found="; ".join(facts.unreadable),
-            why="a card that a guest uses could look free; so nothing was done",
-            next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
-            "what keeps it from being read, or remove it, and run `pulumi up` again",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted="to read every file that tells who has a card, and what the host can't do without",
+        found="; ".join(facts.unreadable),
+        why="a card that a guest uses could look free; so nothing was done",
+        next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
+        "what keeps it from being read, or remove it, and run `pulumi up` again",
+    )
 
 
-def loader(facts: HostFacts, _host: Host) -> list[HomelabError]:
+def loader(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the host's boot loader is certain."""
     if facts.loader:
-        return []
-    return [
-        HomelabError(
-            wanted="to know which boot loader makes the kernel command line",
-            found=facts.loader_clues,
-            why="the wrong one would be configured without effect",
-            next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
-            "that the host no longer starts from, and run `pulumi up` again",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted="to know which boot loader makes the kernel command line",
+        found=facts.loader_clues,
+        why="the wrong one would be configured without effect",
+        next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
+        "that the host no longer starts from, and run `pulumi up` again",
+    )
 
 
 def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
@@ -161,11 +148,11 @@ def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
     return [*words, last] if last else words
 
 
-def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the functions that the settings name for the card exist, belong to its slot or its own switch, and its
     graphics function is among them."""
     if not gpu.functions:
-        return []
+        return
     around = {device.address: device for device in facts.around(slot)}
     display = next((device for device in around.values() if device.is_display), None)
     wrong = []
@@ -181,99 +168,75 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Ho
     if display is not None and display.address not in gpu.functions:
         wrong.append(f"the graphics function, {display.address}, is not among them")
     if not wrong:
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
-            found="; ".join(wrong),
-            why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
-            next="take the list out: a virtual function is a card of its own"
-            if not around
-            else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU "
-            f"group is named in gpus.{name}.allowGroupMembers",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
+        found="; ".join(wrong),
+        why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
+        next="take the list out: a virtual function is a card of its own"
+        if not around
+        else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU "
+        f"group is named in gpus.{name}.allowGroupMembers",
+    )
 
 
-def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no function of the card has virtual functions, since vfio-pci refuses a card with SR-IOV on
     (drivers/vfio/pci/vfio_pci_core.c)."""
     shared = [device for device in facts.functions(slot) if device.vfs]
     if not shared:
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) whole",
-            found="; ".join(
-                f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared
-            ),
-            why="vfio-pci can't take a card that is split into virtual functions, and a guest that uses one of them "
-            "would lose it",
-            next="switch them off where they are switched on (`echo 0 "
-            f">/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; a module's option such as i915.max_vfs, "
-            f"sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) whole",
+        found="; ".join(f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared),
+        why="vfio-pci can't take a card that is split into virtual functions, and a guest that uses one of them "
+        "would lose it",
+        next="switch them off where they are switched on (`echo 0 "
+        f">/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; a module's option such as i915.max_vfs, "
+        f"sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
+    )
 
 
-def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def virtual_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a virtual function (SR-IOV) can be given away. The IOMMU is on, and the host's driver has its physical
     function."""
     device = facts.by_address.get(slot)
     if device is None:
-        return []
+        return
     wanted = f"gpus.{name} ({facts.card(slot)}), a virtual function, for a VM"
     why = "Proxmox VE binds a virtual function when a VM with it starts, which it can do only under a running IOMMU"
-    errors = []
     if not facts.iommu.groups:
-        errors.append(
-            HomelabError(
-                wanted=wanted,
-                found="the host has no IOMMU groups yet",
-                why=why,
-                next=f"run `pulumi up` with iommu.enable: true and without gpus.{name} first, then add it",
-            )
+        yield HomelabError(
+            wanted=wanted,
+            found="the host has no IOMMU groups yet",
+            why=why,
+            next=f"run `pulumi up` with iommu.enable: true and without gpus.{name} first, then add it",
         )
     owner = facts.by_address.get(device.physfn)
     if owner is None or owner.driver == "vfio-pci":
-        errors.append(
-            HomelabError(
-                wanted=wanted,
-                found=f"the card that it is of, {device.physfn}, is {'not there' if owner is None else 'on vfio-pci'}",
-                why="the virtual functions of such a card need a VFIO token, for which Proxmox VE has no option",
-                next=f"give {device.physfn} back to the host's driver, which makes its virtual functions",
-            )
+        yield HomelabError(
+            wanted=wanted,
+            found=f"the card that it is of, {device.physfn}, is {'not there' if owner is None else 'on vfio-pci'}",
+            why="the virtual functions of such a card need a VFIO token, for which Proxmox VE has no option",
+            next=f"give {device.physfn} back to the host's driver, which makes its virtual functions",
         )
-    if gpu.passthrough_test:
-        errors.append(
-            HomelabError(
-                wanted=f"gpus.{name}.passthroughTest for a card that is bound at boot",
-                found=f"{device.address} is a virtual function of {device.physfn} (SR-IOV)",
-                why="the test takes a card that is on vfio-pci already; a virtual function gets there when its VM "
-                "starts",
-                next=f"take gpus.{name}.passthroughTest out",
-            )
-        )
-    return errors
 
 
-def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't set up to be divided among VMs (NVIDIA vGPU, mediated devices)."""
     states = {device.address: facts.card_states.get(device.address) for device in facts.functions(slot)}
     modes = {address: state.divided for address, state in states.items() if state is not None and state.divided}
     if not modes:
-        return []
+        return
     mode_names = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) as a whole for a VM",
-            found="; ".join(f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()),
-            why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card "
-            "that isn't marked for mdev",
-            next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the settings; "
-            "or remove the vGPU driver, i915.enable_gvt or what else divides it, reboot, and run `pulumi up` again",
-        )
-    ]
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) as a whole for a VM",
+        found="; ".join(f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()),
+        why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card "
+        "that isn't marked for mdev",
+        next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the settings; "
+        "or remove the vGPU driver, i915.enable_gvt or what else divides it, reboot, and run `pulumi up` again",
+    )
 
 
 def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
@@ -282,40 +245,36 @@ def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErr
     return [trouble.error for trouble in kernel_log.of_card(facts, f"gpus.{name}", addresses) if trouble.lasts]
 
 
-def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
+def vgpu_host(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: NVIDIA's driver isn't installed over NVIDIA's vGPU driver."""
     signs = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in facts.modules else []
     signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
     if host.nvidia is None or not signs:
-        return []
-    return [
-        HomelabError(
-            wanted="NVIDIA's driver on the host (nvidia)",
-            found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
-            why="replacing that licensed driver would take the cards from the VMs that share them",
-            next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
-            "has --uninstall) and run `pulumi up` again",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted="NVIDIA's driver on the host (nvidia)",
+        found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
+        why="replacing that licensed driver would take the cards from the VMs that share them",
+        next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
+        "has --uninstall) and run `pulumi up` again",
+    )
 
 
-def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
+def loadable(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: nothing on the host keeps NVIDIA's driver, or vfio-pci, from being loaded by its name, as tools do that
     give all cards to VMs, or to none. A mere `blacklist nvidia` doesn't: this program loads it by its name."""
-    errors = []
     if host.nvidia is not None:
         useless = "this keeps the kernel from ever loading the driver, so installing it would be useless"
-        errors += _kept_off(facts, "nvidia", "nvidia", "NVIDIA's driver on the host (nvidia)", useless)
+        yield from _kept_off(facts, "nvidia", "nvidia", "NVIDIA's driver on the host (nvidia)", useless)
     if host.gives_cards:
         useless = "this keeps the kernel from ever loading vfio-pci, so the card would be left without a driver"
-        errors += _kept_off(facts, "vfio", _OF_VFIO, "vfio-pci for the cards of VMs (gpus)", useless)
-    return errors
+        yield from _kept_off(facts, "vfio", _OF_VFIO, "vfio-pci for the cards of VMs (gpus)", useless)
 
 
 _OF_VFIO = "vfio|vfio[-_]pci|vfio[-_]pci[-_]core|vfio[-_]iommu[-_]type1"
 
 
-def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) -> list[HomelabError]:
+def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) -> Iterator[HomelabError]:
     """The refusal if something keeps modules from ever being loaded: the kernel refuses them (kernel/module/main.c);
     modprobe runs a command in place of loading them; or modprobe loads another name, as an alias of the configuration
     comes before a module's own name, and no module has the name `off`.
@@ -333,23 +292,20 @@ def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) 
     found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
     found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
     if not found:
-        return []
+        return
     steps = [f"take {name} out there"] if configured or lines else []
     steps += [group_gates.new_entries(facts)] if configured else []
     steps += ["reboot"] if running else []
-    return [
-        HomelabError(
-            wanted=wanted,
-            found="; ".join(found),
-            why=f"{why}; nothing was changed",
-            next=f"{', '.join(steps)}; then run `pulumi up` again",
-        )
-    ]
+    yield HomelabError(
+        wanted=wanted,
+        found="; ".join(found),
+        why=f"{why}; nothing was changed",
+        next=f"{', '.join(steps)}; then run `pulumi up` again",
+    )
 
 
-def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
+def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: neither a card that a VM gets nor a member of its groups is the host's screen."""
-    errors = []
     leaving = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
     for name, slot in leaving.items():
         gpu, screens = gpus[name], consoles.screens(facts, group_gates.leaving_functions(facts, slot))
@@ -362,19 +318,16 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> li
             else f"{facts.describe(screens[0])}, which is in its {group_gates.predicted(facts)}IOMMU group,"
         )
         others = consoles.instead(facts, [*leaving.values(), screens[0].slot])
-        errors.append(
-            HomelabError(
-                wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-                found=f"the firmware uses {screen_text} as its screen "
-                f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
-                why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
-                "over the network only",
-                next=(f"make {others} the primary one in the firmware, or " if others else "")
-                + f"accept it with gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the "
-                "screen back)",
-            )
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
+            found=f"the firmware uses {screen_text} as its screen "
+            f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
+            why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
+            "over the network only",
+            next=(f"make {others} the primary one in the firmware, or " if others else "")
+            + f"accept it with gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the "
+            "screen back)",
         )
-    return errors
 
 
 # Minor numbers from here on are no cards of NVIDIA's major (NV_MINOR_DEVICE_NUMBER_REGULAR_MAX, nv-chardev-numbers.h:
@@ -382,7 +335,7 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> li
 _NVIDIA_MINORS = 248
 
 
-def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no container uses the card, or another one of its groups, through the host's driver."""
     addresses = {device.address for device in group_gates.leaving_functions(facts, slot)}
     drm_nodes = {address: facts.drm_nodes(address) for address in facts.drm if address in addresses}
@@ -398,16 +351,13 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     found = facts.containers_having(nodes, drm_nodes)
     users = [config.id for config in found if config.id not in gpu.allow_containers]
     if not users:
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
-            found=f"containers that use it: {', '.join(map(str, users))}",
-            why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run "
-            "without it",
-            next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
+        found=f"containers that use it: {', '.join(map(str, users))}",
+        why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run without it",
+        next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
+    )
 
 
 def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
@@ -428,19 +378,17 @@ def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
     ]
 
 
-def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
     functions = facts.functions(slot)
     if any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
-        return []
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
-            found="it is not one of NVIDIA's, as a whole",
-            why="this program knows only for NVIDIA's driver when a card can be taken from it while the host runs",
-            next=f"set gpus.{name}.use: vm, or lxc",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
+        found="it is not one of NVIDIA's, as a whole",
+        why="this program knows only for NVIDIA's driver when a card can be taken from it while the host runs",
+        next=f"set gpus.{name}.use: vm, or lxc",
+    )
 
 
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
@@ -469,7 +417,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
     errors += [*console(facts, host.gpus, slots), *group_gates.staying_cards_apart(facts, host.gpus, slots)]
-    return slots, errors + remapping.split_groups(facts, host, slots)
+    return slots, [*errors, *remapping.split_groups(facts, host, slots)]
 
 
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that

@@ -8,7 +8,7 @@ that hands it over, are on one node.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
@@ -62,13 +62,12 @@ def _nodes(options: Mapping[str, str]) -> set[str]:
 
 def refused_under_ha(
     facts: HostFacts, host: Host, vms: Iterable[Vm], containers: Iterable[Container] = ()
-) -> list[HomelabError]:
+) -> Iterator[HomelabError]:
     """The refusals of VMs that HA may move away from their shared card, and of containers that HA would start again.
 
     :param vms: of this host.
     :param containers: of this host.
     """
-    errors = []
     for vm in vms:
         card = next((card for card in vm.cards if card in host.hands_over), None)
         options = service(facts, "vm", vm.vmid)
@@ -76,29 +75,24 @@ def refused_under_ha(
             continue
         if _stays_on_node(facts, vm.vmid, options.get("group")):
             continue
-        errors.append(
-            HomelabError(
-                wanted=f"VM {vm.vmid}, which takes gpus.{card} in turn with containers, on {facts.cluster.node} alone",
-                found=f"it is under HA, which may start it on other nodes of the cluster {facts.cluster.name}",
-                why="the card, and what hands it over, are on this node: after a start that failed, or without this "
-                "node, HA would move the VM away from them",
-                next="give it a strict node affinity rule (before Proxmox VE 9 a restricted group) with "
-                f"{facts.cluster.node} alone (Datacenter -> HA), or take it out of HA; then run `pulumi up` again",
-            )
+        yield HomelabError(
+            wanted=f"VM {vm.vmid}, which takes gpus.{card} in turn with containers, on {facts.cluster.node} alone",
+            found=f"it is under HA, which may start it on other nodes of the cluster {facts.cluster.name}",
+            why="the card, and what hands it over, are on this node: after a start that failed, or without this "
+            "node, HA would move the VM away from them",
+            next="give it a strict node affinity rule (before Proxmox VE 9 a restricted group) with "
+            f"{facts.cluster.node} alone (Datacenter -> HA), or take it out of HA; then run `pulumi up` again",
         )
     for container in containers:
         has_shared_card = host.shares(container.cards) or bool(host.hands_over and container.numbers)
         if has_shared_card and service(facts, "ct", container.ctid) is not None:
-            errors.append(
-                HomelabError(
-                    wanted=f"container {container.ctid} to be shut down when a VM takes {', '.join(host.hands_over)}",
-                    found="it is under HA, which would start it again",
-                    why="no VM would ever get a card that this container uses",
-                    next="take the container out of HA (Datacenter -> HA), or give it another card; then run "
-                    "`pulumi up` again",
-                )
+            yield HomelabError(
+                wanted=f"container {container.ctid} to be shut down when a VM takes {', '.join(host.hands_over)}",
+                found="it is under HA, which would start it again",
+                why="no VM would ever get a card that this container uses",
+                next="take the container out of HA (Datacenter -> HA), or give it another card; then run "
+                "`pulumi up` again",
             )
-    return errors
 
 
 def refused_to_change(facts: HostFacts, kind: Kind, guest: int) -> list[HomelabError]:

@@ -4,7 +4,7 @@ away. Pure."""
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
@@ -31,20 +31,18 @@ def card(name: str, card: CardPlan, vmids: Sequence[int]) -> Card:
     return Card(name=name, functions={function["address"]: function["id"] for function in functions}, vms=tuple(vmids))
 
 
-def refused(facts: HostFacts) -> list[HomelabError]:
+def refused(facts: HostFacts) -> Iterator[HomelabError]:
     """The refusal while a shared card is away; notes/handover.py has the same words."""
     if not facts.handover.away:
-        return []
-    return [
-        HomelabError(
-            wanted="this host's shared cards with the host",
-            found=facts.handover.away,
-            why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards "
-            "is away; nothing was changed",
-            next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab "
-            "doctor explains it)",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted="this host's shared cards with the host",
+        found=facts.handover.away,
+        why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards "
+        "is away; nothing was changed",
+        next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab "
+        "doctor explains it)",
+    )
 
 
 def takers(host: Host, vms: Iterable[Vm]) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@ VM's configuration names it. With the steps that release it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from homelab.cards import released
 from homelab.cards.group_gates import new_entries
@@ -27,7 +27,7 @@ def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> lis
 
 def _card_bound_by_hand(
     facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]
-) -> list[HomelabError]:
+) -> Iterator[HomelabError]:
     # Also those that homelab's word binds, too (takeOver): the other configuration binds them once that word is gone.
     bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
     gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
@@ -36,7 +36,7 @@ def _card_bound_by_hand(
     returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
     bound += returned
     if not bound or (host.take_over and not kept_reason):
-        return []
+        return
     sources = facts.who_binds(bound)
     ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
     steps = [f"take {', '.join(ids)} out there"] if ids else []
@@ -51,64 +51,58 @@ def _card_bound_by_hand(
     ]
     if ids:
         steps.append("`update-initramfs -u -k all`")
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-            found=f"{', '.join(device.address for device in bound)} "
-            f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
-            + (f"; {kept_reason}" if host.take_over else ""),
-            why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
-            next=(
-                ""
-                if kept_reason
-                else "set takeOver: true for the host: a word of this program's then counts instead, until "
-                "`pulumi destroy`; or "
-            )
-            + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
+        found=f"{', '.join(device.address for device in bound)} "
+        f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
+        + (f"; {kept_reason}" if host.take_over else ""),
+        why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
+        next=(
+            ""
+            if kept_reason
+            else "set takeOver: true for the host: a word of this program's then counts instead, until "
+            "`pulumi destroy`; or "
         )
-    ]
+        + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
+    )
 
 
-def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a card that goes back to the host's driver is in no VM's configuration.
 
     The host restarts before a card is taken out of a VM, and a VM that starts with the host would take the card from
     that driver.
     """
-    return _still_in_vm(facts, name, gpu, slot, facts.users_of(slot, facts.cluster.node))
+    return _still_in_vm(facts, name, gpu, slot, facts.users_of(slot))
 
 
 def without_hook(
     facts: HostFacts, host: Host, slots: Mapping[str, str], hooked: Mapping[str, Collection[int]]
-) -> list[HomelabError]:
+) -> Iterator[HomelabError]:
     """A gate: a VM that starts with the host and has a card that is going to be handed over (use: shared) gets the
     hookscript before the restart.
 
     :param hooked: card's name -> ids of the adopted VMs that may take it, which get the hookscript before the host
         restarts.
     """
-    errors = []
     for name, slot in slots.items():
         if host.gpus[name].use == "shared":
-            users = facts.users_of(slot, facts.cluster.node)
+            users = facts.users_of(slot)
             starting = [user for user in users if user.onboot or ha.is_kept_started(facts, user.vmid)]
             unhooked = [user for user in starting if user.vmid not in hooked.get(name, ())]
-            errors += _still_in_vm(facts, name, host.gpus[name], slot, unhooked)
-    return errors
+            yield from _still_in_vm(facts, name, host.gpus[name], slot, unhooked)
 
 
-def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> list[HomelabError]:
+def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> Iterator[HomelabError]:
     if not users or not (facts.bound_by_homelab(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
-        return []
+        return
     first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})",
-            found=f"it is bound for VMs, and {_holders_with_options(facts, slot, users)}",
-            why=_WHY_RELEASE_FIRST,
-            next=_release_steps(facts, slot, users, first, f"set use: {gpu.use}"),
-        )
-    ]
+    yield HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})",
+        found=f"it is bound for VMs, and {_holders_with_options(facts, slot, users)}",
+        why=_WHY_RELEASE_FIRST,
+        next=_release_steps(facts, slot, users, first, f"set use: {gpu.use}"),
+    )
 
 
 def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
@@ -127,7 +121,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
-    users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
+    users = {slot: facts.users_of(slot) for slot in sorted(leaving)}
     return [
         HomelabError(
             wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus "
@@ -158,7 +152,7 @@ def _holders_with_options(facts: HostFacts, slot: str, users: list[CardUser]) ->
 def _option_lines(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
     """The options by which a VM has the card, as lines of its configuration."""
     config = facts.guests.config(user.vmid)
-    keys = facts.options_of(slot, user.vmid, facts.cluster.node)
+    keys = facts.options_of(slot, user.vmid)
     return [f"{key}: {config.values.get(key) or config.current[key]}" for key in keys] if config else []
 
 
@@ -182,6 +176,6 @@ def _release_steps(facts: HostFacts, slot: str, users: list[CardUser], first: st
 
 
 def _release_by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
-    keys = ",".join(facts.options_of(slot, user.vmid, facts.cluster.node))
+    keys = ",".join(facts.options_of(slot, user.vmid))
     command = f"; note that line, which nothing else keeps: `qm set {user.vmid} --delete {keys}`" if keys else ""
     return f"shut {user} down, if it runs, and take the card out of it{command}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from homelab.cards import remarks as card_remarks
@@ -91,30 +91,26 @@ _SINKS = {
 }
 
 
-def _sunk(facts: HostFacts, host: Host) -> list[HomelabError]:
+def _sunk(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """Errors of shared cards whose handover has stopped."""
-    errors = []
     for name in host.hands_over:
         state, description = handover.record_of(facts, name).state, handover.state_text(facts, name)
         if state in _SINKS and description:
             why, step = _SINKS[state]
             wanted = f"gpus.{name} handed over whole, or not at all"
-            errors.append(HomelabError(wanted=wanted, found=description, why=why, next=step))
-    return errors
+            yield HomelabError(wanted=wanted, found=description, why=why, next=step)
 
 
-def _lost_partitions(facts: HostFacts) -> list[HomelabError]:
+def _lost_partitions(facts: HostFacts) -> Iterator[HomelabError]:
     """The error for ESPs that proxmox-boot-tool should keep, and can't."""
     warnings = facts.boot_warnings.strip()
     if not warnings:
-        return []
-    return [
-        HomelabError(
-            wanted="every boot partition (ESP) that proxmox-boot-tool keeps",
-            found=kernel_log.excerpt(warnings),
-            why="new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
-            "come into effect",
-            next="see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give "
-            "a new one its own with `proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted="every boot partition (ESP) that proxmox-boot-tool keeps",
+        found=kernel_log.excerpt(warnings),
+        why="new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
+        "come into effect",
+        next="see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give "
+        "a new one its own with `proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
+    )

@@ -3,7 +3,7 @@ plan as text."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.cards import consoles, options, released, remapping, resets
@@ -94,10 +94,7 @@ def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: 
     if not by_homelab:
         return " ".join(words)
     # If homelab has configured it already, it stays: taking it away would need a reboot.
-    is_configured = (
-        NVIDIA_BLACKLIST in facts.cmdline.configured.split() and NVIDIA_BLACKLIST not in facts.cmdline.others.split()
-    )
-    applies = is_configured or any(facts.by_address[address].is_nvidia for address in bound)
+    applies = NVIDIA_BLACKLIST in facts.own_words or any(facts.by_address[address].is_nvidia for address in bound)
     one_stays = any(device.is_nvidia and device.address not in bound for device in facts.display_devices)
     if applies and not one_stays:
         words.append(NVIDIA_BLACKLIST)
@@ -115,7 +112,9 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
             for device in _needed(facts, host, name, slot, vms)
         ],
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
-        "keep": _keeps_driver(facts, host, name),
+        # Proxmox VE is told to leave the driver of a card alone that is handed over, if it knows that option: then only
+        # the handover unbinds it.
+        "keep": host.gpus[name].use == "shared" and not options.refused(facts, name, options.KEEP),
     }
 
 
@@ -146,12 +145,6 @@ def driver_after(device: Device, facts: HostFacts, want: Wanted) -> str:
     """The driver of a card's function once the plan is carried out."""
     is_released = device.driver == "vfio-pci" and returns_to_driver(device.slot, facts, want)
     return "vfio-pci" if device.address in want.functions else "the host's driver" if is_released else device.driver
-
-
-def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:
-    # Whether Proxmox VE is told to leave the driver of a card alone (`driver: keep`): the card is handed over, and this
-    # Proxmox VE knows the option. Then only the handover unbinds it.
-    return host.gpus[name].use == "shared" and not options.refused(facts, name, options.KEEP)
 
 
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
@@ -273,54 +266,45 @@ def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
     ]
 
 
-def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
+def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]:
     """The verification after the reboot: an error for each difference between the running system and the plan."""
-    errors = gates.readable(facts)
+    yield from gates.readable(facts)
     if "boot" in facts.pending:
-        errors.append(
-            HomelabError(
-                wanted="the confirmed boot as the host's default",
-                found="its boot menu could not be made (often: a full /boot or ESP); the log says why",
-                why="until it is made, this host starts with an entry that was only for its trial, or with what it had "
-                "before",
-                next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted="the confirmed boot as the host's default",
+            found="its boot menu could not be made (often: a full /boot or ESP); the log says why",
+            why="until it is made, this host starts with an entry that was only for its trial, or with what it had "
+            "before",
+            next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
         )
     lost = missing_words(want.words, facts.cmdline.running)
     if lost:
-        errors.append(
-            HomelabError(
-                wanted=f"{' '.join(lost)} on the running kernel's command line",
-                found=facts.cmdline.running,
-                why="the kernel that runs was started from another boot entry, or from a configuration that was not "
-                "generated again",
-                next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then "
-                "`pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted=f"{' '.join(lost)} on the running kernel's command line",
+            found=facts.cmdline.running,
+            why="the kernel that runs was started from another boot entry, or from a configuration that was not "
+            "generated again",
+            next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then "
+            "`pulumi up --refresh`",
         )
     leaving = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] in ("vm", "shared")}
     if leaving and facts.iommu.groups == 0:
-        errors.append(
-            HomelabError(
-                wanted="IOMMU groups in /sys/kernel/iommu_groups",
-                found="none; the kernel says: "
-                + (kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"),
-                why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
-                next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted="IOMMU groups in /sys/kernel/iommu_groups",
+            found="none; the kernel says: " + (kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"),
+            why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
+            next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
         )
     missing = [name for name in VFIO_MODULES if name not in facts.modules]
     if want.functions and missing:
-        errors.append(
-            HomelabError(
-                wanted="the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
-                found=f"missing: {', '.join(missing)}",
-                why="without them no device can be given to a guest",
-                next="try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
-            )
+        yield HomelabError(
+            wanted="the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
+            found=f"missing: {', '.join(missing)}",
+            why="without them no device can be given to a guest",
+            next="try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
         )
-    errors += _verify_drivers(facts, want)
-    errors += [
+    yield from _verify_drivers(facts, want)
+    yield from [
         _not_made(name, gpu["slot"])
         for name, gpu in want.gpus.items()
         if "." in gpu["slot"] and gpu["slot"] not in facts.by_address
@@ -328,8 +312,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
     if facts.iommu.groups:
         for name, slot in leaving.items():
             for gate in gates.VERIFIED:
-                errors += gate(facts, name, host.gpus[name], slot)
-    return errors
+                yield from gate(facts, name, host.gpus[name], slot)
 
 
 def _not_made(name: str, address: str) -> HomelabError:
@@ -343,18 +326,16 @@ def _not_made(name: str, address: str) -> HomelabError:
     )
 
 
-def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
+def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:
     wrong = [*misplaced(facts, want), *_on_another_driver(facts, want)]
     if not wrong:
-        return []
-    return [
-        HomelabError(
-            wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
-            found="; ".join(wrong),
-            why="a card with a function on a host driver can't be given to a guest",
-            next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
-        )
-    ]
+        return
+    yield HomelabError(
+        wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
+        found="; ".join(wrong),
+        why="a card with a function on a host driver can't be given to a guest",
+        next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+    )
 
 
 @dataclass(frozen=True)

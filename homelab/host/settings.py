@@ -330,15 +330,3 @@ class Host(NamedModel):
             if ids.count(self.mapping_of(name)) > 1:
                 raise ValueError(f"gpus.{name}: another card of this host has the mapping {self.mapping_of(name)}, too")
         return self
-
-    @model_validator(mode="after")
-    def _distinct_gpus(self) -> Self:
-        for name, gpu in self.gpus.items():
-            for other_name, other_gpu in self.gpus.items():
-                if other_name > name and gpu.address == other_gpu.address and gpu.match == other_gpu.match:
-                    raise ValueError(
-                        f"gpus.{name} and gpus.{other_name} are the same card ({gpu.address or gpu.match})"
-                    )
-                if other_name > name and gpu.address is not None and gpu.address == other_gpu.address:
-                    raise ValueError(f"gpus.{name} and gpus.{other_name} are the same card ({gpu.address})")
-        return self

@@ -119,22 +119,22 @@ def takers(facts: HostFacts) -> list[GuestConfig]:
     return sorted((config for config in facts.guests.configs if not config.is_template), key=lambda config: config.id)
 
 
-def users(facts: HostFacts, card: Card, node: str) -> list[str]:
+def users(facts: HostFacts, card: Card) -> list[str]:
     """Who has the card by a configuration on the host, or runs a program on it."""
     return [
-        *map(str, facts.users_of(card.place, node)),
+        *map(str, facts.users_of(card.place)),
         *(guest(config, facts) for config in facts.containers_with(card.place)),
         *map(str, facts.holders_of(device.address for device in facts.functions(card.place))),
     ]
 
 
-def suggested(facts: HostFacts, card: Card, node: str, taken: Collection[int] = ()) -> str:
+def suggested(facts: HostFacts, card: Card, taken: Collection[int] = ()) -> str:
     """The preselected answer: the guests that have the card (of several VMs the one that runs with it); else the only
     guest that could get it; else nobody.
 
     :param taken: VMs that get another card.
     """
-    if having := facts.users_of(card.place, node):
+    if having := facts.users_of(card.place):
         return str(max(having, key=lambda user: (user.running, user.onboot)).vmid)
     if sharing := facts.containers_with(card.place):
         return ",".join(str(config.id) for config in sharing)
@@ -220,7 +220,7 @@ def mapping_of(card: Card, vms: Iterable[int], facts: HostFacts) -> str:
     card's own.
     """
     given = VmCard("", "", facts.path_of(card.place)).given
-    options = [option for vmid in vms for option in facts.options_of(given, vmid, facts.cluster.node).values()]
+    options = [option for vmid in vms for option in facts.options_of(given, vmid).values()]
     return next((option["mapping"] for option in options if "mapping" in option), card.key)
 
 

@@ -143,7 +143,6 @@ def of_host(
 
 
 def of_guests(
-    node: str,
     on_host: Stack | None,
     facts: HostFacts,
     want: HostPlan,
@@ -153,7 +152,6 @@ def of_guests(
 ) -> list[Stack]:
     """The stacks that a host's guests are to have.
 
-    :param node: the host's name in Proxmox VE.
     :param on_host: the host's own.
     :param want: the host's plan from the same reading.
     :param vms: the host's VMs, by their names in the settings.
@@ -162,7 +160,7 @@ def of_guests(
     """
     # That a host has none at all, container.plan refuses.
     driver = on_host.driver_to_be.get("driver") if on_host else facts.nvidia.version or None
-    driver_cards = container_plan.cards(facts, want, vms, node, driver_comes=on_host is not None)
+    driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
     stacks = []
     for name, vm in vms.items():
         if vm.nvidia:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from homelab.fields.model import Model
 from homelab.fields.types import InWords, Proxy, Seconds, Sha256, Text, WebAddress, plain
 from homelab.shapes import Capability, Runtime
-
-_DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
 
 
 def _written_as_text(value: Any) -> Any:
@@ -25,6 +22,14 @@ def _release(value: Any) -> Any:
 
 _WORDS = "version"
 VersionText = Annotated[str, InWords(_WORDS), BeforeValidator(_written_as_text), AfterValidator(plain)]
+BranchText = Annotated[
+    VersionText,
+    Text(
+        _WORDS,
+        r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?",
+        'a branch ("580") or an exact version ("580.105.08"); open or proprietary is `flavour`',
+    ),
+]
 MajorText = Annotated[VersionText, Text(_WORDS, r"[0-9]{1,2}", 'a major version ("9")')]
 CudaText = Annotated[
     VersionText,
@@ -80,7 +85,7 @@ class Nvidia(Model):
     the toolkit) is removed by the next `up`. [What works with what](nvidia.md) has the versions. Without quotes YAML
     reads 12.10 as 12.1."""
 
-    driver: VersionText | None = None
+    driver: BranchText | None = None
     """A branch (`"580"`), kept at its newest release, or an exact version (`"580.105.08"`). By default the first
     recommended branch that suits the cards and CUDA and that packages bring; in a container the host's version."""
     cuda: CudaText | None = None
@@ -126,27 +131,6 @@ class Nvidia(Model):
     def proxy_address(self) -> str:
         """The proxy, which may have a password; empty: none."""
         return self.proxy.get_secret_value() if self.proxy else ""
-
-    @field_validator("container_toolkit", mode="before")
-    @classmethod
-    def _no_containerd(cls, value: Any) -> Any:
-        if value == "containerd":
-            raise ValueError(
-                "expected docker, podman or k3s; a containerd by itself you configure with `nvidia-ctk runtime "
-                "configure --runtime=containerd && systemctl restart containerd`"
-            )
-        return value
-
-    @field_validator("driver")
-    @classmethod
-    def _branch_or_version(cls, value: str | None) -> str | None:
-        if value is None or _DRIVER.fullmatch(value):
-            return value
-        if re.fullmatch(r"\d{3}\S*-(open|server)\S*", value):
-            raise ValueError('expected a branch ("580") or a version ("580.105.08"); open or proprietary is `flavour`')
-        if value.endswith("+") or value.startswith(">"):
-            raise ValueError('expected one branch ("580") or version ("580.105.08"), which is then kept; no range')
-        raise ValueError('expected a branch ("580") or an exact version ("580.105.08")')
 
     @model_validator(mode="after")
     def _libraries_with_cuda(self) -> Self:

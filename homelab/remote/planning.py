@@ -86,9 +86,7 @@ def planned(
     want = of_host.want
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
-    container_lines, container_errors = container_plan.describe(
-        facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None, stack=stack
-    )
+    container_lines, container_errors = container_plan.describe(facts, host, want, containers, vms, stack)
     facts, nvidia, vm_remarks, stack_errors = _nvidia(session, name, host, facts, want, vms, containers, timeout)
     patience = OUTAGE_SECONDS if timeout is None else timeout
     api_errors = probe.check(name, host, facts, vms, containers, patience)
@@ -222,7 +220,7 @@ def _nvidia(
     vm_sessions, of_vms, remarks, refused = _read_vms(host, facts, vms, timeout)
     of_host = preview.of_host(name, host, facts, want, readings.get("host"))
     of_host = stacks.asked(session, of_host) if of_host else None
-    of_guests = preview.of_guests(host.node or name, of_host, facts, want, vms, containers, readings | of_vms)
+    of_guests = preview.of_guests(of_host, facts, want, vms, containers, readings | of_vms)
     guests = [(vm_sessions.get(stack.request.name, session), stack) for stack in of_guests]
     found = [*([of_host] if of_host else []), *stacks.asked_after(of_host, guests)]
     errors += [*(error for stack in found for error in stack.errors), *preview.powered_off(facts, vms, containers)]

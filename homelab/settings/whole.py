@@ -28,10 +28,6 @@ class Settings(Model):
     allow_plain_secrets: bool = False
     """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
 
-    def of_cluster(self, cluster: str) -> dict[str, Host]:
-        """The hosts that are nodes of a cluster, by name."""
-        return {name: host for name, host in self.hosts.items() if host.cluster == cluster}
-
     @property
     def stacks(self) -> dict[str, Nvidia]:
         """The settings of NVIDIA's stack by place in the settings, such as `vms.sandbox`."""
@@ -71,13 +67,9 @@ class Settings(Model):
         :param place: in the settings, such as `vms.sandbox`.
         :raises ValueError: there is no such host.
         """
-        if guest.host in self.hosts:
-            return self.hosts[guest.host]
-        if nodes := self.of_cluster(guest.host):
-            raise ValueError(
-                f"{place}.host: {guest.host} is a cluster; name the host that the guest is on: {', '.join(nodes)}"
-            )
-        raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}")
+        if guest.host not in self.hosts:
+            raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}")
+        return self.hosts[guest.host]
 
     def _check_containers(self) -> None:
         ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}

@@ -26,23 +26,20 @@ from remote_scripts.pve import vm_conf
 from remote_scripts.pve.guest_kinds import CONTAINER, VM
 
 
-def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:
-    """NVIDIA's cards and those of the settings, as they currently are.
-
-    :param node: the host's name in Proxmox VE.
-    """
+def of_reading(facts: HostFacts, host: Host) -> list[ShownCard]:
+    """NVIDIA's cards and those of the settings, as they currently are."""
     slots, _ = resolving.resolve(facts, host.gpus)
     shown = {device.slot for device in facts.display_devices if device.is_nvidia} | set(slots.values())
     names_of = {slot: name for name, slot in slots.items()}
-    return [_current(facts, slot, node, host, names_of.get(slot, "")) for slot in sorted(shown)]
+    return [_current(facts, slot, host, names_of.get(slot, "")) for slot in sorted(shown)]
 
 
-def _current(facts: HostFacts, slot: str, node: str, host: Host, name: str) -> ShownCard:
+def _current(facts: HostFacts, slot: str, host: Host, name: str) -> ShownCard:
     functions = facts.functions(slot)
     display = next((function for function in functions if function.is_display), functions[0])
     users = [
-        ShownGuest("VM", user.vmid, user.name, traits.of_guest([*facts.options_of(slot, user.vmid, node).values()]))
-        for user in facts.users_of(slot, node)
+        ShownGuest("VM", user.vmid, user.name, traits.of_guest([*facts.options_of(slot, user.vmid).values()]))
+        for user in facts.users_of(slot)
     ]
     users += [
         ShownGuest("container", container.id, container.values.get("hostname", ""))
@@ -102,7 +99,7 @@ def after(
         card_states=traits.states_with(card_values.wanted(want.gpus, host.gpus), facts),
     )
     moves, cards = [*_of_containers(facts, host, want, vms, containers)], list[ShownCard]()
-    for now, then in zip(current, of_reading(later, host, facts.cluster.node), strict=True):
+    for now, then in zip(current, of_reading(later, host), strict=True):
         comes = {guest for guest, gets, _ in moves if now.place in gets and guest not in now.guests}
         goes = {guest for guest, _, loses in moves if now.place in loses}
         have_it = tuple(sorted({*then.guests} - goes | comes))
@@ -132,10 +129,8 @@ def _of_containers(
     """Each container that is changed, with the slots of the cards that it then has from this program, and of those that
     it loses; arguments as of `after`.
     """
-    node = facts.cluster.node
-    driver_cards = container_plan.cards(facts, want, vms, node, driver_comes=host.nvidia is not None)
     for name, container in containers.items():
-        wish = container_plan.wish_of(name, container, facts, want, driver_cards, node, after_boot=True)
+        wish = container_plan.planned_wish(name, container, facts, host, want, vms)
         given = facts.container_note(container.ctid).given.cards
         if given != wish.cards or container_plan.judge_container(wish, facts).change:
             had, has = ({*map(slot_of, makers.addresses(one))} for one in (given or Cards(), wish.cards))

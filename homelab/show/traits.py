@@ -68,22 +68,11 @@ def of_card(facts: HostFacts, slot: str, host: Host, name: str) -> Traits | None
         return (("in turn", handover.state_text(facts, name) or "with the host"),)
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":
         return None
-    traits = [*_resets({function.address: resets.methods(facts, function.address) for function in functions})]
+    described = resets.described(facts, functions)
+    traits = [("reset", described)] if described else []
     traits += [AWAKE] if _is_awake(facts, functions, gpu) else []
     migrates = name and host.mapping_of(name) in vm_conf.migrating(facts.guests.mappings)
     return (*traits, *([MIGRATION] if migrates else []))
-
-
-def _resets(methods: Mapping[str, list[str] | None]) -> list[tuple[str, str]]:
-    """The trait `reset` of a card; its functions are named if their methods differ. Empty where the kernel names no
-    method.
-    """
-    texts = {address: ", ".join(names) or "none" for address, names in methods.items() if names is not None}
-    if not texts:
-        return []
-    if len({*texts.values()}) == 1:
-        return [("reset", next(iter(texts.values())))]
-    return [("reset", "; ".join(f"{address} by {text}" for address, text in texts.items()))]
 
 
 def _is_awake(facts: HostFacts, functions: Sequence[Device], gpu: Gpu | None) -> bool:

@@ -3,7 +3,7 @@ same messages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from homelab.cards import graphics, group_gates, options
 from homelab.errors import HomelabError
@@ -43,7 +43,6 @@ def describe(
     :param vms: those of this host, by name.
     :param stack: PROJECT/STACK: a card is taken from VMs that have it from this stack, and from no others.
     """
-    configs = {config.id: config for config in facts.guests.configs if config.kind == "vm"}
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
     errors = [error for place in keeping for error in options.refused(facts, place, options.KEEP)]
@@ -51,25 +50,21 @@ def describe(
     for guest, vm in vms.items():
         wish = wish_of(guest, vm, host, want.gpus)
         seen = seen_of(facts, vm.vmid, wish.takes(host.hands_over), stack)
-        if vm.vmid in configs:
-            vm_lines, vm_errors = _of_existing(facts, vm, wish, seen)
-            errors += vm_errors
-        elif (elsewhere := facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)) is not None:
-            vm_lines = []
-            errors.append(elsewhere)
-        elif vm.create is None:
-            vm_lines = []
-            errors.append(_missing(guest, vm, configs))
+        if refused := refusals.absent(VM, vm.vmid, f"vms.{guest}", facts, is_made=vm.create is not None):
+            vm_lines, vm_errors = list[str](), refused
+        elif config := facts.guests.config(vm.vmid):
+            vm_lines, vm_errors = _of_existing(facts, vm, wish, seen, config)
         else:
             its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
             vm_lines = [f"  VM {vm.vmid} ({guest}): created with {its_cards}"]
-            errors += refusals.of_users({}, wish, users_of(seen, wish.cards, facts))
+            vm_errors = refusals.of_users({}, wish, users_of(seen, wish.cards, facts))
         lines += vm_lines
+        errors += vm_errors
         for use in vm.gpus:
             if use.gpu in want.gpus:
                 slot = want.gpus[use.gpu]["slot"]
                 # Its owner's option may name one, which it keeps.
-                its_options = facts.options_of(slot, vm.vmid, facts.cluster.node).values()
+                its_options = facts.options_of(slot, vm.vmid).values()
                 has_file = bool(use.romfile) or any({"romfile", "legacy-igd"} & option.keys() for option in its_options)
                 remarks = graphics.rom_remarks(facts, use.gpu, slot, has_file=has_file)
                 lines += [f"    {remark}" for remark in remarks]
@@ -77,10 +72,11 @@ def describe(
     return "\n".join([*lines, *leaving_lines]), [*errors, *leaving_errors]
 
 
-def _of_existing(facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm) -> tuple[list[str], list[HomelabError]]:
+def _of_existing(
+    facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm, config: GuestConfig
+) -> tuple[list[str], list[HomelabError]]:
     """The plan's lines for a VM that is there, and refusals."""
-    config, judged = facts.guests.config(vm.vmid), judge_vm(seen, wish, facts)
-    assert config is not None
+    judged = judge_vm(seen, wish, facts)
     will_run, renewed = is_to_run(seen.runs, wish.power), bool(judged.steps)
     return [
         _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=will_run, renewed=renewed),
@@ -124,10 +120,9 @@ def leaving(
     ]
 
 
-def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
+def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> Iterator[HomelabError]:
     """Refusals of two cards of one IOMMU group for two VMs: the first VM that starts takes the whole group."""
     uses = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
-    errors = []
     for number, (guest, vm, gpu) in enumerate(uses):
         slot = want.gpus[gpu]["slot"]
         group = {device.address for device in facts.others_in_group(slot)}
@@ -138,16 +133,12 @@ def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Ho
         ]
         for holder, card, place in others:
             if group & {device.address for device in facts.functions(place)}:
-                errors.append(
-                    HomelabError(
-                        wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
-                        found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
-                        why="the VM that starts first takes the whole group; the other one can't start as long as "
-                        "it runs",
-                        next="give both cards to the same VM, or put one of them into a slot with a group of its own",
-                    )
+                yield HomelabError(
+                    wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
+                    found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
+                    why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                    next="give both cards to the same VM, or put one of them into a slot with a group of its own",
                 )
-    return errors
 
 
 def copy_first(guest: Vm | Container) -> list[str]:
@@ -173,14 +164,3 @@ def _head(
     power = POWER[running, will_run] if changed or running != will_run else power
     state = "running" if running else "off"
     return f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {state}: {power}"
-
-
-def _missing(guest: str, vm: Vm, configs: dict[int, GuestConfig]) -> HomelabError:
-    names = ", ".join(f"{vmid} ({config.values.get('name', '')})" for vmid, config in sorted(configs.items()))
-    return HomelabError(
-        wanted=f"VM {vm.vmid}, to be adopted as vms.{guest}",
-        found=f"no such VM on the host; there are: {names or 'none'}",
-        why="a card can't be given to a VM that isn't there",
-        next=f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create; or take vms.{guest} out of the "
-        "settings, if the VM was removed",
-    )

@@ -60,7 +60,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         try:
             done = self._transaction(inputs).apply(wanted, decided)
             if done.started:
-                started.require_cards(host, inputs.vm, vmid, inputs.node, facts, done.log)
+                started.require_cards(host, inputs.vm, vmid, facts, done.log)
             address = inputs.address or ""
             if address == "agent":
                 address = guest_address.by_agent(self.api(inputs), vmid, inputs.vm) if done.runs else ""

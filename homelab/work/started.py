@@ -52,11 +52,10 @@ def awake(host: Host, vmid: int, places: Sequence[str]) -> HostFacts:
     return facts
 
 
-def require_cards(host: Host, label: str, vmid: int, node: str, before: HostFacts, log: Sequence[str]) -> None:
+def require_cards(host: Host, label: str, vmid: int, before: HostFacts, log: Sequence[str]) -> None:
     """Reads the VM's cards after a start, and tells the remarks about them.
 
     :param label: the VM's name in the settings.
-    :param node: the host's name in Proxmox VE.
     :param before: the host before the start.
     :param log: of the start's task.
     :raises HomelabError: a card is lost, or it can't be told which the VM has. Nothing is switched off: what the guest
@@ -64,7 +63,7 @@ def require_cards(host: Host, label: str, vmid: int, node: str, before: HostFact
     """
     for _ in _while_a_reset_lasts():
         facts = _read(host)
-        functions = card_start.functions_of(facts, vmid, node)
+        functions = card_start.functions_of(facts, vmid)
         config = facts.guests.config(vmid)
         if not functions and config and any(key.startswith("hostpci") for key in config.values):
             raise _unknown_cards(vmid)

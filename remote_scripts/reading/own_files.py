@@ -16,12 +16,8 @@ from remote_scripts.tools.time_limit import within_limit
 
 _FILES = f"{HOME}/files"
 _LEDGER = f"{HOME}/ledger"
-# What earlier commits of 2.0.0.dev have noted of containers (homelab/earlier.py).
-_OLD_NOTES = f"{HOME}/containers"
 #: Of guests, on every node of a cluster (notes/guest_note.py).
 _NOTES = "/etc/pve/homelab"
-#: What the dead man's switch of an earlier version has noted, of a boot that isn't confirmed yet.
-_SWITCH = (f"{HOME}/armed", f"{HOME}/rolling-back")
 
 
 def managed(source: Source) -> list[Managed]:
@@ -49,17 +45,13 @@ def agents(source: Source) -> dict[str, str]:
 
 
 def ledger(source: Source) -> dict[str, str]:
-    """What was noted of guests and mappings (layers/ledger.py, notes/guest_note.py): name -> its text. Of an earlier
-    version's dead man's switch, too, by its path.
-    """
-    of_guests = [f"{_NOTES}/{name}" for name in source.names(_NOTES)]
-    paths = [*source.below(_LEDGER), *of_guests, *(path for path in _SWITCH if source.files.is_file(path))]
+    """What was noted of guests and mappings (layers/ledger.py, notes/guest_note.py): name -> its text."""
+    paths = [*source.below(_LEDGER), *(f"{_NOTES}/{name}" for name in source.names(_NOTES))]
     texts = {path: source.needed(path) for path in paths}
     names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
     notes = {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
-    old = {f"containers/{name}": "" for name in source.names(_OLD_NOTES)}
     of_containers = {name: _passed_on(text) for name, text in notes.items() if name.startswith(f"{CONTAINER.name}-")}
-    return old | notes | of_containers
+    return notes | of_containers
 
 
 def _passed_on(note: str) -> str:

@@ -123,16 +123,14 @@ def test_no_arguments_of_hooks_are_passed_on(host: Host) -> None:
 
 
 def test_a_containers_note_leaves_its_configuration_on_the_host(host: Host) -> None:
-    """It may hold passwords. Of one of an earlier commit the name alone is told."""
+    """It may hold passwords."""
     host.write("/etc/pve/homelab/lxc-901", '{"owner": "p/s/ai", "text": "lxc.environment: DB_PASSWORD=verySecret"}')
     host.write("/etc/pve/homelab/lxc-902", "no note")
     host.write("/etc/pve/homelab/lxc-903", "[1]")
     host.write("/etc/pve/homelab/qemu-103", '{"owner": "p/s/vm"}')
     host.write("/var/lib/homelab/ledger/mapping/pve/gpu", "{}")
-    host.write("/var/lib/homelab/containers/902", "verySecret")
     facts = read(host)
     assert facts.ledger == {
-        "containers/902": "",
         "mapping/pve/gpu": "{}",
         "lxc-901": '{"owner": "p/s/ai", "text": ""}',
         "lxc-902": "{}",
@@ -530,9 +528,3 @@ def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
             "pvedaemon",
         ]
     )
-
-
-def test_a_dead_mans_switch_of_an_earlier_version_is_told_with_the_notes(host: Host) -> None:
-    for name in ("armed", "rolling-back", "trial"):
-        host.write(f"/var/lib/homelab/{name}", "boot x\n", 0o600)
-    assert read(host).ledger == {f"/var/lib/homelab/{name}": "boot x" for name in ("armed", "rolling-back")}

@@ -13,7 +13,7 @@ from tests.waiting import wait_until
 CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
 SHARED = {"big": {"match": "10de:2b85", "use": "shared"}}
 VMS = {"sandbox": {"vmid": 103, "gpus": ["big"]}}
-CONTAINERS = {"phoenix": {"ctid": 901, "gpus": ["big"], "start": True}}
+CONTAINERS = {"phoenix": {"ctid": 901, "gpus": ["big"], "power": "running"}}
 AWAY = "gpus.big is with VM 103 since"
 
 

@@ -81,7 +81,7 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
     for container in stack.config["homelab:containers"].values():
         container["nvidia"] = {}
         if container["ctid"] == 202:  # it is off
-            container["start"] = True
+            container["power"] = "running"
     stack.host["nvidia"] = {"driver": "580"}
     stack.up()
     assert stack.drivers()["0000:1d:00.0"] == "vfio-pci"

@@ -20,6 +20,7 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_pat
         lab.run(f"mkdir -p $ROOT/var/lib/vz/template/cache; touch $ROOT/var/lib/vz/template/cache/{TEMPLATE}")
         host, stock, mark = host_of(lab), lab.snapshot(), lab.mark()
         options = {"scsi0": "fast:32", "net0": "virtio,bridge=vmbr9", "scsi1": "local:8", "efidisk0": "nowhere:1"}
+        options |= {"cores": "eight", "scsi2": "local-lvm:8,cachee=none"}
         vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": options})
         new = {"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "fast:8", "net0": "name=eth0,bridge=vmbr9"}
         container = Container.model_validate({"host": "pve", "ctid": 301, "gpuAssignment": "none", "create": new})
@@ -28,6 +29,7 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_pat
         message = str(raised.value)
         for mistake in (
             "dev, made as its settings say", "efidisk0: storage 'nowhere' does not exist", "net0: bridge 'vmbr9' does not exist",
+            "cores: type check ('integer') failed - got 'eight'", "scsi2.cachee: property is not defined in schema",
             "scsi0: storage 'fast' does not exist", "ai, made as its settings say", "rootfs: storage 'fast' does not exist",
         ):  # fmt: skip
             assert mistake in message, message

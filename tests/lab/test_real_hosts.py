@@ -79,7 +79,7 @@ def test_each_card_of_a_real_machine_gets_its_verdict(machine: Machine, request:
         mine = {device.address for device in found.functions(slot)}
         others = {one.address for one in found.group_of(slot) if one.slot != slot and not one.is_bridge} - mine
         assert others == (refused or set()), slot
-        errors = group_gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)
+        errors = [*group_gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)]
         assert bool(errors) is bool(refused)
         assert all(address in errors[0].found for address in refused or ())
 
@@ -263,7 +263,7 @@ def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path
     found = read(machine)
     host = settings({"gpu": {"match": "1002:744c", "mapping": "rx7900xt", "allowConsole": True}})
     guest = Vm.model_validate({"host": "forge", "vmid": 101, "gpus": [{"gpu": "gpu", "takeOver": True}]})
-    now, want = reading.of_reading(found, host, "forge"), plan.wanted(found, host, [guest])
+    now, want = reading.of_reading(found, host), plan.wanted(found, host, [guest])
     then, _ = reading.after(now, found, host, want, {"ai": guest}, {}, "p/s")
     guests = [one.line for one in tree.of_host("forge", now, then).walk() if one.kind == "guest"]
     assert guests == ["VM 101 (ai)", "VM 105 (arcade)"]

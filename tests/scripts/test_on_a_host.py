@@ -230,7 +230,7 @@ def test_a_card_that_ids_bind_by_hand_is_the_hosts_until_a_destroy(host: Callabl
     drivers = machine.drivers()
     assert "vfio-pci" not in (drivers.get(f"{slot}.0"), drivers.get(f"{slot}.1")) and drivers[other] == "vfio-pci"
     found = read(machine.machine)
-    assert plan.verify(found, wanted, want) == [] and plan.wanted(found, wanted) == want
+    assert not [*plan.verify(found, wanted, want)] and plan.wanted(found, wanted) == want
     assert not any(plan.drift(found, want).values())
     for script in reversed(layers):
         assert machine.run("revert", script).returncode == 0
@@ -293,7 +293,7 @@ def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(host: Callable
     if scenario == "bound-by-hand":
         assert "homelab.vfio=0000:01:00.0=10de:2b85" in cmdline
     found = read(machine.machine)
-    assert plan.verify(found, wanted, want) == []
+    assert not [*plan.verify(found, wanted, want)]
     # What its boot is to have is noted by whoever restarts it (the layer reboot): nobody did.
     assert not any(plan.drift(found, want).values())
     again = plan.wanted(remapping.to_be(found, wanted), wanted)
@@ -407,7 +407,7 @@ def stands_against(machine: Host) -> str:
     found = read(machine.machine)
     want = plan.wanted(found, settings({}))
     one = Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0,1"})
-    wish = container_plan.wish_of("phoenix", one, found, want, container_plan.cards(found, want, {}, "pve"), "pve")
+    wish = container_plan.wish_of("phoenix", one, found, want, container_plan.cards(found, want, {}))
     return "\n".join(map(str, container_plan.judge_container(wish, found).refusals))
 
 

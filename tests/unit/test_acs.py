@@ -218,7 +218,7 @@ def test_the_plan_says_what_the_override_risks_and_what_it_divides() -> None:
 
 def test_it_is_offered_as_the_last_resort_where_it_would_not_be_refused() -> None:
     def advice(facts: HostFacts) -> str:
-        return group_gates.isolation(facts, "a", settings().gpus["rtx5090"], "0000:01:00")[0].next
+        return next(group_gates.isolation(facts, "a", settings().gpus["rtx5090"], "0000:01:00")).next
 
     assert "as the last resort iommu.acsOverride: downstream" in advice(z370())
     assert "acsOverride" not in advice(with_disk()) + advice(z370(kernel="6.12.48+deb13-amd64"))

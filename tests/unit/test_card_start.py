@@ -146,9 +146,9 @@ def test_a_running_vms_functions_are_those_that_are_reserved_for_it() -> None:
         "mappings": "a\n\tmap node=pve,path=0000:01:00,id=10de:2b85\n\tmap node=pve2,path=0000:02:00\n",
         "reservations": f"{CARD} 103 pid:1\n0000:02:00.0 104 pid:2\n",
     }
-    assert functions_of(desktop(guests=guests), 103, "pve") == [CARD]
-    off = desktop(guests={**guests, "reservations": ""})
-    assert functions_of(off, 103, "pve") == [CARD, AUDIO, "0000:0b:00.0"]
-    assert functions_of(off, 104, "pve") == []
+    assert functions_of(desktop(guests=guests), 103) == [CARD]
+    off = desktop(guests={**guests, "reservations": ""}, cluster={"node": "pve"})
+    assert functions_of(off, 103) == [CARD, AUDIO, "0000:0b:00.0"]
+    assert functions_of(off, 104) == []
     usb = {**guests, "configs": [{"kind": "vm", "id": 105, "lines": "usb0: mapping=a"}]}  # a mapping of USB devices
-    assert functions_of(desktop(guests=usb), 105, "pve") == []
+    assert functions_of(desktop(guests=usb), 105) == []

@@ -386,7 +386,6 @@ ONE = {"address": "41:00.1"}
         (with_one(alone=True), ONE, "the card that it is of, 0000:41:00.0, is not there"),
         (with_one(group=30), ONE, "it shares its IOMMU group with 0000:41:00.0 graphics card [8086:46a6]"),
         (with_one(iommu={"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, group=None), ONE, "no IOMMU groups yet"),
-        (with_one(), {**ONE, "passthroughTest": True}, "0000:41:00.1 is a virtual function of 0000:41:00.0"),
         (with_one(), {**ONE, "functions": ["0000:41:00.0"]}, "neither in the card's slot"),
     ],
 )  # fmt: skip
@@ -681,9 +680,12 @@ def test_a_run_that_was_cut_short_is_gone_on_with(left: dict[str, Any]) -> None:
 
 def test_a_vm_to_be_adopted_that_isnt_there_is_refused_with_those_that_are() -> None:
     facts, host = two_in_one_group()
-    facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one")]))
+    configs = [facts_config(103, "machine: q35\nname: one"), replace(facts_config(901, "hostname: ai"), kind="lxc")]
+    facts = replace(facts, guests=replace(facts.guests, configs=configs))
     (error,) = vm_errors(facts, host, {"one": vm(107, "one")})
     assert "no such VM on the host; there are: 103 (one)" in error and "or take vms.one out of the settings" in error
+    (error,) = vm_errors(facts, host, {"one": vm(901, "one")})
+    assert "901 is a container (ai)" in error and "describe the container under homelab:containers" in error
 
 
 @pytest.mark.parametrize(("of", "is_asked"), [("1", False), ("2", True)])
@@ -1013,7 +1015,7 @@ def test_a_subsystem_of_zeros_is_written_into_the_mapping(sysfs: str, written: s
 def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
     guests = asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 104, "lines": "hostpci0: 0000:c6:00.3"}]}
     facts = apu(guests=guests)
-    assert facts.users_of("0000:c6:00", "pve") == []
+    assert facts.users_of("0000:c6:00") == []
     assert [user.vmid for user in facts.guests.users_of("0000:c6:00.3", "pve")] == [104]
     card = VmCard("igpu", "igpu", facts.path_of("0000:c6:00"), by_address=True)
     assert card.in_place_of("") == "host=0000:c6:00.0;0000:c6:00.1,pcie=1"
@@ -1036,7 +1038,7 @@ _WAITING = {
 def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
     for lines, (given, in_use) in _WAITING.items():
         configs = [{"kind": "vm", "id": 103, "lines": lines}]
-        users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00", "pve")
+        users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00")
         assert [user.vmid for user in users] == [103] * given, lines
         assert any(user.running for user in users) == in_use, lines
 
@@ -1060,7 +1062,7 @@ def test_a_vm_has_what_is_reserved_for_it_or_what_its_hostpci_options_name(
         "mappings": "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n",
         "reservations": reservations,
     }
-    found = desktop(guests=guests).users_of("0000:01:00", "pve")
+    found = desktop(guests=guests).users_of("0000:01:00")
     assert [(user.vmid, user.running) for user in found] == users
 
 
@@ -1095,7 +1097,7 @@ def test_a_vm_shut_down_from_inside_has_its_pending_cards() -> None:
     for waiting, given in {"delete: hostpci0": [], "hostpci0: 02:00": [], "hostpci0: 01:00,pcie=1": [103]}.items():
         configs = [{"kind": "vm", "id": 103, "lines": f"hostpci0: 01:00\n[PENDING]\n{waiting}"}]
         guests = asdict(desktop().guests) | {"configs": configs, "running": []}
-        assert [user.vmid for user in desktop(guests=guests).users_of("0000:01:00", "pve")] == given, waiting
+        assert [user.vmid for user in desktop(guests=guests).users_of("0000:01:00")] == given, waiting
 
 
 def test_a_vms_values_are_those_of_its_next_start() -> None:

@@ -60,10 +60,3 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_its_help_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
-
-
-def test_a_switch_is_told_the_way(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["switch", "rtx5090", "--to", "vm:gaming"])
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and all(way in said for way in ("qm start ID", "qm shutdown ID", "homelab doctor vm ID"))

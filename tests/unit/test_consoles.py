@@ -56,7 +56,7 @@ def test_a_card_that_the_text_console_is_on_is_the_console_where_the_firmware_ma
     facts = only_card("038000", driver="amdgpu", **console)
     (error,) = gates.check(facts, refused)[1]
     assert "the kernel draws into its memory" in error.found
-    assert cards.suggested(facts, cards.cards(facts, {})[0], "pve") == "nobody"
+    assert cards.suggested(facts, cards.cards(facts, {})[0]) == "nobody"
     marked = device("0000:01:00.0", "1a03:2000", "030000", 6, driver="ast", boot_vga=1)
     assert gates.check(only_card("038000", devices=[*map(asdict, facts.devices), marked], **console), refused)[1] == []
     process = [{"pid": 812, "name": "Xorg", "devices": [CARD]}]

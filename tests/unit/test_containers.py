@@ -61,7 +61,7 @@ def want(facts: HostFacts, gpus: dict[str, Any] | None = None) -> plan.Wanted:
 
 def planned(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None) -> list[int]:
     wanted = want(facts, gpus)
-    wish = container_plan.wish_of("phoenix", one, facts, wanted, container_plan.cards(facts, wanted, {}, "pve"), "pve")
+    wish = container_plan.wish_of("phoenix", one, facts, wanted, container_plan.cards(facts, wanted, {}))
     if errors := container_plan.judge_container(wish, facts).refusals:
         raise errors[0]
     return [*wish.cards.minors]
@@ -92,8 +92,8 @@ NO_MODULE = {**DRIVER, "version": "", "trouble": ["no module nvidia", "install i
             "0 (graphics card [10de:2684] at 0000:03:00), 1 (RTX 5090 [10de:2b85] at 0000:01:00)",
         ),
         ({}, {"ctid": 999}, "no such container on the host; there are: 901 (ai-lab)"),
-        ({}, {"ctid": 103}, "103 is a virtual machine (Sandbox)"),
-        ({"configs": [conf("lxc", 5000, "hostname: x\nlock: backup")]}, {"ctid": 5000}, "it is locked: backup"),
+        ({}, {"ctid": 103}, "103 is a VM (Sandbox)"),
+        ({"configs": [conf("lxc", 5000, "hostname: x\nlock: backup")]}, {"ctid": 5000}, "it is locked (backup)"),
         ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")]}, {}, "given to VM 7000 (g)"),
         ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 0000:01:00.0")]}, {}, "given to VM 7000 (g)"),
         ({"nvidia": NO_MODULE}, {}, "no module nvidia"),
@@ -142,7 +142,7 @@ def seen(
 
 def preview(facts: HostFacts, **containers: Container) -> tuple[list[str], list[HomelabError]]:
     """The plan's lines, and what it refuses."""
-    text, errors = container_plan.describe(facts, want(facts), containers, {}, "pve", stack="p/s")
+    text, errors = container_plan.describe(facts, settings(GPUS), want(facts), containers, {}, "p/s")
     return [line.strip() for line in text.splitlines()], errors
 
 
@@ -165,7 +165,7 @@ def preview(facts: HostFacts, **containers: Container) -> tuple[list[str], list[
         ({}, {"power": "stopped"}, "power: running -> stopped", "`pulumi up --refresh`"),
         ({"before": {"dev0": None}, "ha": "started"}, {}, "HA manages it (started)", "`ha-manager set ct:901 --state ign"),
         ({"lines": BASE, "given": False, "ha": "started"}, {}, "HA manages it (started)", "`ha-manager set ct:901 --state"),
-        ({"lines": f"{BASE}\nlock: backup", "given": False}, {}, "it is locked: backup", "wait for the task; if there is"),
+        ({"lines": f"{BASE}\nlock: backup", "given": False}, {}, "it is locked (backup)", "wait for the task; if there is"),
         ({"owner": "p/other/box"}, {}, "it has its cards from the stack p/other, as containers.box", "take it out of the"),
         ({"lines": OWNERS.rpartition("\n")[0], "given": False}, {},
          "lxc.cgroup2.devices.allow: c 508:0 rwm: not there -> there", "`pulumi up --refresh`"),
@@ -358,15 +358,15 @@ def test_a_driver_that_comes_numbers_the_cards_that_it_has_not_got_yet(
     minors: dict[str, int], driver_comes: bool, slots: dict[int, str], predicted: bool
 ) -> None:
     facts = shared(nvidia_minors=minors)
-    found = container_plan.cards(facts, want(facts), {}, "pve", driver_comes=driver_comes)
+    found = container_plan.cards(facts, want(facts), {}, driver_comes=driver_comes)
     assert (found.slots, found.predicted) == (slots, predicted)
     assert ("at its next start" in found.text) is predicted
 
 
 def test_a_driver_that_is_yet_to_come_has_no_trouble_now() -> None:
     facts = shared(nvidia=NO_MODULE, nvidia_minors={})
-    found = container_plan.cards(facts, want(facts), {}, "pve", driver_comes=True)
-    wish = container_plan.wish_of("phoenix", container(), facts, want(facts), found, "pve")
+    found = container_plan.cards(facts, want(facts), {}, driver_comes=True)
+    wish = container_plan.wish_of("phoenix", container(), facts, want(facts), found)
     assert (wish.cards.minors, wish.refused) == ((0, 1), [])
 
 
@@ -382,14 +382,14 @@ def test_a_card_that_the_settings_dont_name_or_that_ids_bind_comes_back_with_tak
     word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
     line = {"running": word, "configured": word, "others": "quiet", "generated": ""}
     bound = on_driver(shared(cmdline=line, nvidia_minors={}), driver="vfio-pci")
-    assert "0000:01:00" in container_plan.cards(bound, want(bound, {}), {}, "pve").unavailable
+    assert "0000:01:00" in container_plan.cards(bound, want(bound, {}), {}).unavailable
     ids = {"vfio_ids": "10de:2b85", "vfio_files": {"/etc/modprobe.d/v.conf": "10de:2b85"}}
     facts = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}, **ids), driver="vfio-pci")
     wanted = plan.wanted(facts, settings(GPUS, takeOver=True))
-    assert container_plan.cards(facts, wanted, {}, "pve").slots == {0: "0000:03:00", 1: "0000:01:00"}
+    assert container_plan.cards(facts, wanted, {}).slots == {0: "0000:03:00", 1: "0000:01:00"}
     # What something unknown has bound stays there.
     unknown = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}), driver="vfio-pci")
-    assert container_plan.cards(unknown, wanted, {}, "pve").slots == {0: "0000:03:00"}
+    assert container_plan.cards(unknown, wanted, {}).slots == {0: "0000:03:00"}
 
 
 @pytest.mark.parametrize(("named", "there"), [(False, {0: "0000:03:00", 1: "0000:01:00"}), (True, {0: "0000:03:00"})])
@@ -401,7 +401,7 @@ def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, th
     free = on_driver(shared(cmdline=line, nvidia_minors=numbers), driver="vfio-pci")
     has = [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")] if named else []
     facts = on_driver(shared(cmdline=line, nvidia_minors=numbers, configs=has), driver="vfio-pci")
-    found = container_plan.cards(facts, want(free), {}, "pve")
+    found = container_plan.cards(facts, want(free), {})
     assert found.slots == there
     assert found.predicted is not named
 
@@ -433,8 +433,6 @@ TEMPLATE = "local:vztmpl/debian.tar.zst"
         ({"host": "other"}, "containers.phoenix.host: no such host; there are pve"),
         ({"ctid": 99}, "containers.phoenix.ctid"),
         ({"method": "bind"}, "found 'bind'"),
-        ({"start": True, "power": "stopped"}, "contradict each other"),
-        ({"create": {}}, "create.ostemplate: property is missing and it is not optional"),
         ({"gpuAssignement": "0"}, "did you mean `gpuAssignment`?"),
     ],
 )

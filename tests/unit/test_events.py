@@ -9,6 +9,7 @@ import pytest
 
 from homelab import events
 from homelab.events import Diagnostic, Step, Summary
+from lab.progress import follow
 
 LOGS = Path(__file__).parent / "event_logs"
 
@@ -89,7 +90,7 @@ def test_a_log_is_followed_to_its_end_with_lines_that_come_in_parts(tmp_path: Pa
             file.write(part := next(parts))
         return part.startswith(lines[2])
 
-    assert [one.text for one in events.follow(log, has_ended) if isinstance(one, Diagnostic)] == ["one", "two", "three"]
+    assert [one.text for one in follow(log, has_ended) if isinstance(one, Diagnostic)] == ["one", "two", "three"]
 
 
 def test_a_passing_message_and_the_end_of_a_step_are_told_from_others() -> None:

@@ -57,7 +57,7 @@ def under_ha(cluster: str = "home", resources: str = SERVICE, **files: str) -> H
     ],
 )
 def test_a_vm_that_ha_may_take_away_from_its_card_is_refused(about: dict[str, Any], moves: bool) -> None:
-    errors = ha.refused_under_ha(under_ha(**about), host(), [VM])
+    errors = [*ha.refused_under_ha(under_ha(**about), host(), [VM])]
     assert len(errors) == moves
     for error in errors:
         assert "HA would move the VM away" in error.why and "with pve alone" in error.next
@@ -65,7 +65,7 @@ def test_a_vm_that_ha_may_take_away_from_its_card_is_refused(about: dict[str, An
 
 def test_a_vm_without_a_shared_card_is_its_owners_business() -> None:
     alone = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["other"]})
-    assert ha.refused_under_ha(under_ha(), host(), [alone]) == []
+    assert not [*ha.refused_under_ha(under_ha(), host(), [alone])]
     assert ha.refused_for_restart(under_ha(), host(), [alone]) == []
     assert ha.remarks_under_ha(under_ha(), host(), [alone]) == []
 
@@ -83,8 +83,8 @@ def test_a_container_under_ha_with_a_shared_card_is_refused(gets: dict[str, Any]
     one = Container.model_validate(CONTAINER | gets)
     found = [error.found for error in ha.refused_under_ha(under_ha(cluster=""), host(), [], [one])]
     assert found == ["it is under HA, which would start it again"] * refused
-    assert ha.refused_under_ha(under_ha(resources="vm: 950\n"), host(), [], [one]) == []
-    assert ha.refused_under_ha(under_ha(), settings(), [], [one]) == []
+    assert not [*ha.refused_under_ha(under_ha(resources="vm: 950\n"), host(), [], [one])]
+    assert not [*ha.refused_under_ha(under_ha(), settings(), [], [one])]
 
 
 IGNORES_ALL = json.dumps({"disarm": {"mode": "ignore", "state": "disarmed"}})

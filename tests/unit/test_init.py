@@ -77,7 +77,7 @@ def test_a_virtual_function_is_a_card_of_its_own_for_vms_alone() -> None:
                 with pytest.raises(Mistake):
                     parse_use(text, facts, card)
     # Nobody knows which of them all is meant.
-    assert init_cards.suggested(facts, function, "pve") == "nobody"
+    assert init_cards.suggested(facts, function) == "nobody"
 
 
 @rows(
@@ -114,24 +114,24 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     ]
     used = host(guests={**GUESTS, "configs": configs}, nvidia_minors={"0000:01:00.0": 0})
     assert parse_use("103", used).more == {"allowContainers": [901]}
-    assert init_cards.users(used, init_cards.cards(used, {})[0], "pve") == ["container 901 (), running"]
+    assert init_cards.users(used, init_cards.cards(used, {})[0]) == ["container 901 (), running"]
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
 def test_who_has_a_card_is_preselected_else_the_only_guest_that_could() -> None:
     [card, screen] = init_cards.cards(host(), {})
-    assert init_cards.suggested(host(), card, "pve") == "103"
-    assert init_cards.suggested(host(), card, "pve", {103}) == "nobody"  # it gets another one
-    assert init_cards.suggested(host(), screen, "pve") == "nobody"
+    assert init_cards.suggested(host(), card) == "103"
+    assert init_cards.suggested(host(), card, {103}) == "nobody"  # it gets another one
+    assert init_cards.suggested(host(), screen) == "nobody"
     drawn_on = host(framebuffers={"0000:01:00.0": ["BOOTFB"]})  # what the firmware doesn't mark
-    assert init_cards.suggested(drawn_on, card, "pve") == "nobody"
+    assert init_cards.suggested(drawn_on, card) == "nobody"
     two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: b\nhostpci0: 0000:01:00,pcie=1\n"}]
-    assert init_cards.suggested(host(guests={**GUESTS, "configs": two}), card, "pve") == "104"
+    assert init_cards.suggested(host(guests={**GUESTS, "configs": two}), card) == "104"
     with_driver = host(nvidia_minors={"0000:01:00.0": 0})
-    assert init_cards.suggested(with_driver, card, "pve") == "nobody"  # two containers: nobody knows which
+    assert init_cards.suggested(with_driver, card) == "nobody"  # two containers: nobody knows which
     named = [{"kind": "lxc", "id": 902, "lines": "dev0: /dev/nvidia0,mode=0666\n"}]
     using = host(nvidia_minors={"0000:01:00.0": 0}, guests={**GUESTS, "configs": named})
-    assert init_cards.suggested(using, card, "pve") == "902"
+    assert init_cards.suggested(using, card) == "902"
 
 
 def test_a_card_is_named_by_its_name_its_slot_or_its_id() -> None:
@@ -334,7 +334,7 @@ def test_of_several_vms_that_have_a_card_by_hand_the_one_that_runs_is_meant() ->
     facts = with_card_by_hand(103, 104, 105)
     for running, preset in (((), 104), ((103,), 103), ((104,), 104)):
         facts = with_card_by_hand(103, 104, 105, running=running)
-        assert init_cards.suggested(facts, init_cards.cards(facts, {})[0], "pve") == str(preset)
+        assert init_cards.suggested(facts, init_cards.cards(facts, {})[0]) == str(preset)
 
 
 def test_a_vm_is_judged_with_the_card_before_it_gets_it() -> None:
@@ -348,7 +348,7 @@ def test_a_vm_is_judged_with_the_card_before_it_gets_it() -> None:
 
 def test_a_template_takes_no_card_and_keeps_none_from_others() -> None:
     facts = with_card_by_hand(105)
-    assert init_cards.suggested(facts, init_cards.cards(facts, {})[0], "pve") == "nobody"
+    assert init_cards.suggested(facts, init_cards.cards(facts, {})[0]) == "nobody"
     with pytest.raises(Mistake, match="105 can't have rtx5090"):
         parse_use("105", facts)
 

@@ -83,7 +83,7 @@ def test_where_the_preview_refuses_no_finding_says_up() -> None:
 
 
 def test_a_shared_card_in_its_vm_is_nothing_wrong_and_comes_before_what_up_is_to_mend() -> None:
-    report = diagnose(reading(facts=in_a_vm()), HOST, refusals=refused(in_a_vm()))
+    report = diagnose(reading(facts=in_a_vm()), HOST, refusals=[*refused(in_a_vm())])
     assert not any(one.turn is Turn.REFUSED for one in report.findings)
     (step,) = {one.next for one in report.findings if one.turn is Turn.UP}
     assert step.startswith("shut that VM down")

@@ -354,7 +354,7 @@ def after_start(monkeypatch: pytest.MonkeyPatch, before: HostFacts, *after: Host
     """What a start is blamed for; empty: nothing."""
     of_host(monkeypatch, *after)
     try:
-        started.require_cards(settings(), "sandbox", 103, "pve", before, [])
+        started.require_cards(settings(), "sandbox", 103, before, [])
     except HomelabError as error:
         return error.found
     return ""

@@ -44,7 +44,7 @@ def test_what_two_cards_share_is_asked_for_once() -> None:
 
 def refusals(one: Container, **changes: Any) -> list[HomelabError]:
     facts = host(**changes)
-    return libraries.refusals("media", one, facts, plan.wanted(facts, settings(GPUS)).gpus)
+    return [*libraries.refusals("media", one, facts, plan.wanted(facts, settings(GPUS)).gpus)]
 
 
 def test_a_container_of_another_kind_is_refused_with_what_to_install_there() -> None:

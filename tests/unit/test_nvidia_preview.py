@@ -85,7 +85,7 @@ def stacks_of(
     host = found.hosts["pve"]
     want = plan.wanted(facts, host)
     on_host = preview.of_host("pve", host, facts, want, readings.get("host"))
-    guests = preview.of_guests("pve", on_host, facts, want, found.vms, found.containers, readings)
+    guests = preview.of_guests(on_host, facts, want, found.vms, found.containers, readings)
     return [*([on_host] if on_host else []), *guests]
 
 

@@ -47,7 +47,7 @@ def container(*gpus: str, **changes: Any) -> Container:
 
 def got(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None, **more: Any) -> dict[str, list[str]]:
     want = plan.wanted(facts, settings(GPUS if gpus is None else gpus))
-    found, errors = other_makers.shared("media", one, facts, want.gpus, "pve", **more)
+    found, errors = other_makers.shared("media", one, facts, want.gpus, **more)
     if errors:
         raise errors[0]
     return {name: card["nodes"] for name, card in found.items()}
@@ -71,7 +71,7 @@ def test_a_card_is_its_node_for_computing_unless_more_is_asked_for(
 
 def test_the_scripts_are_told_addresses_and_no_numbers() -> None:
     want = plan.wanted(host(), settings(GPUS))
-    found, _ = other_makers.shared("media", container("radeon", "uhd"), host(), want.gpus, "pve")
+    found, _ = other_makers.shared("media", container("radeon", "uhd"), host(), want.gpus)
     assert makers.words(found) == f"{INTEL}=render {AMD}=render,kfd"
 
 
@@ -134,8 +134,8 @@ def test_a_virtual_function_is_free_where_a_vm_has_another_one() -> None:
     vm = {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 00:02.2"}
     drm = {**DRM, "0000:00:02.1": {"render": "renderD130"}}
     facts = host(more=[IGPU, function, other], drm=drm, guests={**GUESTS, "configs": [vm]})
-    assert other_makers.unserved("x", facts, facts.by_address["0000:00:02.1"], "pve") is None
-    refused = other_makers.unserved("x", facts, facts.by_address["0000:00:02.2"], "pve")
+    assert other_makers.unserved("x", facts, facts.by_address["0000:00:02.1"]) is None
+    refused = other_makers.unserved("x", facts, facts.by_address["0000:00:02.2"])
     assert refused is not None and "VM 103" in refused.found
 
 
@@ -154,7 +154,7 @@ def test_a_card_that_the_next_boot_returns_is_refused_only_afterwards() -> None:
 
 def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[HomelabError]]:
     wanted = {"media": container(*gpus, **changes)}
-    return container_plan.describe(facts, plan.wanted(facts, settings(GPUS)), wanted, {}, "pve")
+    return container_plan.describe(facts, settings(GPUS), plan.wanted(facts, settings(GPUS)), wanted, {})
 
 
 def test_a_container_on_another_node_is_refused_with_its_place() -> None:

@@ -128,7 +128,7 @@ def test_a_difference_is_named_by_its_place(old: Any, new: Any, found: dict[str,
 
 @pytest.mark.parametrize(
     ("state", "said"),
-    [({"plan": "auto"}, "homelab 1.0.0"), ({"states": "2"}, "an earlier commit of 2.0.0.dev"), (earlier.STATES, "")],
+    [({"plan": "auto"}, "homelab 1.0.0"), ({"states": "2"}, "a commit after it"), (earlier.STATES, "")],
 )
 def test_a_state_that_this_version_cant_give_back_is_refused(state: dict[str, str], said: str) -> None:
     async def asked() -> None:

@@ -71,7 +71,7 @@ DRAWN = tree.of_host("pve", [BEFORE], [replace(BEFORE, driver="vfio-pci", guests
 
 
 def test_a_card_that_nobody_has() -> None:
-    now = reading.of_reading(desktop(guests=GUESTS), settings(), "pve")
+    now = reading.of_reading(desktop(guests=GUESTS), settings())
     assert lines(tree.of_host("pve", now, now))[2:] == [
         "card: RTX 5090 [10de:2b85] at 0000:01:00, nouveau",
         "other: nobody has it",
@@ -187,7 +187,7 @@ def test_a_card_goes_back_to_the_hosts_driver_with_what_has_it(show: Any) -> Non
 
 def test_what_shares_the_group_is_shown_beside_the_card() -> None:
     usb = device("0000:03:00.0", "1022:43ee", "0c0330", 16, driver="xhci_hcd")
-    cards = reading.of_reading(desktop(usb), settings(), "pve")
+    cards = reading.of_reading(desktop(usb), settings())
     shown = tree.of_host("pve", cards, cards)
     assert any(one.kind == "other" and "USB controller" in one.text for one in shown.walk())
 
@@ -328,7 +328,7 @@ def test_what_cant_be_read_is_said_where_it_may_hide_a_guest(show: Any) -> None:
     told = f"can't be read, so who has a card may be missing here: {'; '.join(unread)}"
     assert told in [one.line for one in show(desktop(unreadable=unread)).children]
     shared = settings({"rtx5090": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"})
-    (card,) = reading.of_reading(desktop(unreadable=unread), shared, "pve")
+    (card,) = reading.of_reading(desktop(unreadable=unread), shared)
     assert card.traits == (("in turn", f"not known: its state can't be read ({unread[1]})"),)
 
 
