@@ -38,3 +38,12 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_pat
         good = {"scsi0": "local-lvm:32", "net0": "virtio,bridge=vmbr0", "sata0": "none,media=cdrom"}
         vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": good})
         planning.planned("pve", host, {"dev": vm}, {})
+
+        # One that is there keeps its disks, which aren't judged again; a changed option is.
+        lab.run("qm create 300 --name dev")
+        planning.planned(
+            "pve", host, {"dev": Vm.model_validate({"host": "pve", "vmid": 300, "create": {"scsi0": "fast:32"}})}, {}
+        )
+        changed = Vm.model_validate({"host": "pve", "vmid": 300, "create": good | {"cores": "eight"}})
+        with pytest.raises(HomelabError, match=r"cores: type check \('integer'\) failed - got 'eight'"):
+            planning.planned("pve", host, {"dev": changed}, {})
