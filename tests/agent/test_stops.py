@@ -29,7 +29,7 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.run import Stand
 from tests import sampling
-from tests.agent import container_kit, machines, machines_nvidia
+from tests.agent import card_kit, machines, machines_nvidia
 from tests.agent.cluster_kit import Clock
 from tests.agent.kit import Cut, Refused, Tree, cuts, watched
 from tests.agent.machines import Machine
@@ -66,7 +66,7 @@ def test_each_layer_that_changes_something_has_an_example() -> None:
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for, device nodes are files, and no connection of the tests' own is the run's."""
     Clock(monkeypatch)
-    container_kit.without_waits(monkeypatch)
+    card_kit.without_waits(monkeypatch)
     monkeypatch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)  # each second of which is a look
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     stat, mknod = nodes_below(f"{tmp_path}/")
