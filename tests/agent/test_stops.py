@@ -39,7 +39,7 @@ EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "s
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
 #: Stops of each kind that are tried of an act, where the example says no number of its own.
 SAMPLE = 2
-#: What they change, Proxmox VE's API changes: they are killed after each change where there is one (tests/lab/test_vm_transaction.py).
+#: What they change, Proxmox VE's API changes: they are killed after each change where there is one (tests/lab/test_guest_transaction.py).
 BY_THE_API = {"guest_cards", "free_card"}
 # The calls that need room on a disk.
 _GROWING = ("create", "write", "append", "mkdir", "symlink", "link", "point")
