@@ -84,6 +84,7 @@ lint: .venv/.dev ## run formatters and linters, hold the project's numbers (CONT
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m ruff check .
 	@$(VENV) -m mypy .
+	@$(VENV) -m mypy --python-version 3.10 --follow-imports silent --cache-dir .mypy_cache/3.10 remote_scripts
 	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --follow-imports silent --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
 	@$(VENV) -m tests.script_lint

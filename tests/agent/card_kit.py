@@ -1,13 +1,14 @@
-"""Container 300 of container_kit.py as the layer container_cards finds it: with pvedaemon, tasks, and Perl."""
+"""A folder that is a host with cards, and container 300 on it, as the layers of containers find them: with pvedaemon, tasks, and Perl."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,38 +20,119 @@ from lab.host.host_python import nodes_below
 from remote_scripts.both import container_cards
 from remote_scripts.both.terms import Terms
 from remote_scripts.guests import change, container, container_follow, guest, requests
+from remote_scripts.layers import card_nodes as boot_layer
 from remote_scripts.notes import guest_notes
 from remote_scripts.notes.container_note import Cards
-from remote_scripts.pve import api
+from remote_scripts.pve import api, guests
 from remote_scripts.pve.container_conf import Method, options_of
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.properties import differing
+from remote_scripts.tools import state
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit
-from tests.agent.container_kit import CONF, CTID, Containers, without_waits
 from tests.agent.kit import Host
 
+CTID = 300
+CONF = f"/etc/pve/lxc/{CTID}.conf"
+STATE = f"/var/lib/lxc/{CTID}/state"
+BASE = "arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n"
+PRIVILEGED = BASE.replace("unprivileged: 1\n", "")
+ALLOW = "lxc.cgroup2.devices.allow: c "
+BIND = "lxc.mount.entry: /dev/{0} dev/{0} none bind,optional,create=file\n"
+NVIDIA, SECOND, AMD = "0000:01:00.0", "0000:02:00.0", "0000:0c:00.0"
+BOOT = "c0ffee"
 NOTE = f"/etc/pve/homelab/lxc-{CTID}"
 
 
-class Cards300(Containers):
+class Cards300:
     """The host of a test, and its container. `refusals`: what its shutdown, or its start, ends with; `is_rewritten`:
-    Proxmox VE writes its configuration when it goes off.
+    Proxmox VE writes its configuration when it goes off; `after`: called after one of these, or Perl; `inside`: the file of groups inside.
     """
 
     is_rewritten = True
+    #: Of its configuration, by no link.
     conf_path = f"/etc/pve/nodes/pve/lxc/{CTID}.conf"
 
     def __init__(self, host: Host) -> None:
-        (host.root / "etc/pve/nodes/pve/lxc").mkdir(parents=True)
+        self.host, self.root = host, host.root
+        for path in (
+            *("etc/pve/nodes/pve/lxc", "run/lock/lxc", "dev/dri", "etc/systemd/system/multi-user.target.wants"),
+            *("usr/local/sbin", "var/log/pve/tasks"),
+        ):
+            (host.root / path).mkdir(parents=True)
         (host.root / "etc/pve/local").symlink_to("nodes/pve")
         (host.root / "etc/pve/lxc").symlink_to("local/lxc")
-        (host.root / "run/lock/lxc").mkdir(parents=True)
+        #: What has changed something, or switched it.
+        self.calls: list[list[str]] = []
+        self.after: dict[str, Callable[[], None]] = {}
         self.tasks: list[dict[str, Any]] = []
         self.refusals: dict[str, str] = {}
         self.ha: dict[str, Any] = {"managed": 0}
-        super().__init__(host)
+        self.inside = "root:x:0:\nvideo:x:44:\nrender:x:104:\n"
+        host.programs |= {
+            "pct": self.pct,
+            "systemctl": lambda arguments, _stdin: "inactive\n" if arguments[0] == "is-active" else "no\n",
+            "modinfo": lambda _arguments, _stdin: 0,
+        }
+        host.write("/proc/sys/kernel/random/boot_id", f"{BOOT}\n")
+        self.state, self.conf = "stopped", BASE
+        self.node("kfd", 235, 0, 0o660)
         self.serve()
+
+    # The host.
+
+    def node(self, name: str, major: int, minor: int, mode: int = 0o666) -> None:
+        self.host.write(f"/dev/{name}", f"device c {major}:{minor} owner 0:0\n", mode)
+
+    def gone(self, *names: str) -> None:
+        for name in names:
+            (self.root / "dev" / name).unlink()
+
+    def drm(self, address: str, number: int | None, *, made: bool = True) -> None:
+        """The number of a card's node for computing since this boot; None: its driver hasn't come."""
+        folder = self.root / f"sys/bus/pci/devices/{address}/drm"
+        for one in folder.iterdir() if folder.exists() else ():
+            (self.root / "dev/dri" / one.name).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, minor in ((f"renderD{number}", number), (f"card{number - 128}", number - 128)) if number else ():
+            (folder / name).mkdir(parents=True)
+            if made:
+                self.node(f"dri/{name}", 226, minor, 0o660)
+
+    def nvidia(self, *addresses: str, uvm: int = 480) -> None:
+        """NVIDIA's driver, with these cards in their order, and its nodes."""
+        shutil.rmtree(self.root / "proc/driver", ignore_errors=True)
+        self.host.write("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01\n")
+        for number, address in enumerate(addresses):
+            self.host.write(f"/proc/driver/nvidia/gpus/{address}/information", f"Device Minor: \t {number}\n")
+            self.node(f"nvidia{number}", 195, number)
+        self.host.write("/proc/devices", f"Character devices:\n195 nvidia\n{uvm} nvidia-uvm\n\nBlock devices:\n")
+        self.node("nvidiactl", 195, 255)
+        self.node("nvidia-uvm", uvm, 0)
+
+    # The container.
+
+    @property
+    def conf(self) -> str:
+        return (self.root / CONF[1:]).read_bytes().decode()
+
+    @conf.setter
+    def conf(self, text: str) -> None:
+        self.host.write(CONF, text, 0o640)
+
+    @property
+    def state(self) -> str:
+        return self.host.read(STATE)
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self.host.write(STATE, state)
+
+    def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
+        if arguments[0] not in ("status", "exec"):
+            self.calls.append([*arguments])
+            return 255
+        return f"status: {self.state}\n" if arguments[0] == "status" else f"{self.inside}#\n"
 
     def serve(self) -> None:
         api_kit.serve(self.host, self.answer)
@@ -65,7 +147,7 @@ class Cards300(Containers):
         self.after.get("perl", lambda: None)()
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def answer(self, method: str, path: str, parameters: dict[str, str]) -> Any:
+    def answer(self, _method: str, path: str, _parameters: dict[str, str]) -> Any:
         text = (self.root / CONF[1:]).read_bytes().decode("utf-8", "surrogateescape")
         config = GuestConfig.parse("lxc", text)
         if path == "/hardware/pci":
@@ -82,14 +164,12 @@ class Cards300(Containers):
             return config.shown_pending()
         if below == "/status/current":
             return {"status": self.state, "ha": self.ha}
-        return self.switched(below.rpartition("/")[2], parameters)
+        return self.switched(below.rpartition("/")[2])
 
-    def switched(self, verb: str, parameters: dict[str, str]) -> str:
+    def switched(self, verb: str) -> str:
         """A task of Proxmox VE's, which has ended when it is answered."""
         self.calls.append([verb])
         said = self.refusals.get(verb, "")
-        if verb == "shutdown" and self.is_deaf and parameters.get("forceStop") != "1":
-            said = f"command 'lxc-stop -n {CTID} --nokill --timeout 1' failed: exit code 1"
         if not said:
             if verb != "start" and self.state == "running" and self.is_rewritten:
                 config = GuestConfig.parse("lxc", self.conf)
@@ -102,6 +182,20 @@ class Cards300(Containers):
         self.tasks.append({**task, "endtime": at, "status": said or "OK"})
         self.after.get(verb, lambda: None)()
         return upid
+
+    # What is asked of the layers.
+
+    def boot(self, *arguments: str) -> str:
+        """What the program says that runs at a boot."""
+        said: list[str] = []
+        system = self.host.system()
+        system.log.say = said.append  # type: ignore[assignment, method-assign]
+        boot_layer.program(system, arguments)
+        return "\n".join(said)
+
+    def left(self) -> list[str]:
+        """What lies beside configurations."""
+        return [path.name for path in (self.root / "etc/pve/lxc").iterdir() if not path.name.endswith(".conf")]
 
     def noted(self) -> dict[str, Any]:
         noted: dict[str, Any] = json.loads(self.host.read(NOTE)) if self.host.exists(NOTE) else {}
@@ -143,6 +237,16 @@ def on(box: Cards300, host: Host) -> Cards300:
     host.programs |= {**box.host.programs, "pct": copied.pct}
     copied.serve()
     return copied
+
+
+def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (state, "_TRY_SECONDS"),
+        (container_follow, "CARD_SECONDS"),
+        (container_follow, "QUORUM_SECONDS"),
+        (guests, "_LOOK_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.0)
 
 
 @pytest.fixture

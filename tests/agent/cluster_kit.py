@@ -90,29 +90,6 @@ def status(*votes: int, expected: int, device: bool = False) -> str:
     )  # fmt: skip
 
 
-#: What `pvecm status` says, and why the node may not restart then; empty: it may.
-VOTES = pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (status(1, 1, 1, expected=3), ""),
-        (status(1, 1, expected=3), "without this node the cluster has 1 of 3 votes, and 2 are needed"),
-        (status(1, 1, expected=2), "without this node the cluster has 1 of 2 votes, and 2 are needed"),
-        (status(1, 1, expected=3, device=True), ""),
-        (status(3, 1, 1, expected=5), "without this node the cluster has 2 of 5 votes, and 3 are needed"),
-        (status(0, 1, 1, expected=2), ""),
-        (status(1, 0, expected=1), "without this node the cluster has 0 of 1 votes, and 1 are needed"),
-        (status(1, expected=1), ""),
-        (status(1, expected=3), "the cluster has no quorum: 1 of 3 votes, and 2 are needed"),
-        ("Cannot initialize CMAP service\n", "`pvecm status` doesn't say which votes the cluster has: Cannot initialize CMAP service"),
-        ("", "`pvecm status` doesn't say which votes the cluster has: no answer within 20 s"),
-    ],
-    ids=[
-        "three", "two of three", "two", "two and an arbiter", "one with most votes", "one without a vote", "the other without a vote", "a cluster of one", "alone",
-        "corosync doesn't run", "no answer",
-    ],
-)  # fmt: skip
-
-
 def node_of_three(host: Host) -> Host:
     """All nodes are well."""
     host.write("/etc/pve/corosync.conf", "totem {}\n")
@@ -182,18 +159,6 @@ def with_disks(host: Host) -> Host:
     for number in (0, 3):
         host.write(f"/var/lib/ceph/osd/ceph-{number}/whoami", f"{number}\n")
     return host
-
-
-def refuse(host: Host, program: str, *words: str, said: str = "", status: int = 1) -> None:
-    """A question or a command that begins with these words fails from now on."""
-    real = host.programs[program]
-
-    def other(arguments: Sequence[str], stdin: bytes) -> Done | int | str | None:
-        if tuple(arguments[: len(words)]) == words:
-            return Done(status, b"", said.encode())
-        return real(arguments, stdin)
-
-    host.programs[program] = other
 
 
 # HA. `ha` has a line for each service: its id, its node, its state.

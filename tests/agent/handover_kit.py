@@ -24,7 +24,7 @@ from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.run import Stand
-from tests.agent.kit import Host, watched
+from tests.agent.kit import Host
 
 GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 BIG = Card(name="big", functions={GPU: "10de:2b85", AUDIO: "10de:22e8"}, vms=(103,))
@@ -32,13 +32,20 @@ STATE, STORY = "/var/lib/homelab/handover/big.state", "/var/lib/homelab/handover
 DEVICES = "/sys/bus/pci/devices"
 VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/950.conf"
 START, STOP, SERVICE = ("hook", "103", "pre-start"), ("hook", "103", "post-stop"), ("reconcile",)
-_DRIVERS = f"{DEVICES}/../drivers"
 _OWN = {GPU: "nvidia", OTHER: "nvidia", AUDIO: "snd_hda_intel"}
 
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return made(Host(tmp_path), monkeypatch)
+
+
+@pytest.fixture
+def lent(host: Host) -> Host:
+    """The same, with the card lent to the VM."""
+    run(host, *START)
+    assert with_the_vm(host)
+    return host
 
 
 def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> Host:
@@ -430,24 +437,6 @@ def everything(host: Host) -> dict[str, object]:
 
 class Killed(BaseException):
     """A run that was killed."""
-
-
-def killed_at(host: Host, number: int, *words: str) -> bool:
-    """A call that is killed before its calls' number so and so; False: it came to its end before."""
-    left = number
-
-    def watch(_call: str, _path: str) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-
-    with watched(watch):
-        try:
-            call(host, *words)
-        except Killed:
-            return True
-    return False
 
 
 def copied(host: Host, place: Path) -> None:

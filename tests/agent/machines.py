@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from remote_scripts.tools.run import Stand
-from tests.agent import api_kit, boot_kit, card_kit, cluster_kit, container_kit, handover_kit
+from tests.agent import api_kit, boot_kit, card_kit, cluster_kit, handover_kit
 from tests.agent import test_guests_to_start as guests
 from tests.agent.kit import Cut, Host, Tree, left_by
 from tests.scripts import cut_kit
@@ -148,8 +148,8 @@ class Container(Machine):
 
     def begin(self) -> None:
         self.box = card_kit.Cards300(self.host)
-        self.box.nvidia(container_kit.NVIDIA, container_kit.SECOND)
-        self.box.drm(container_kit.AMD, 128)
+        self.box.nvidia(card_kit.NVIDIA, card_kit.SECOND)
+        self.box.drm(card_kit.AMD, 128)
         self.box.state = self.example.get("container", "stopped")
 
     def go_on(self, before: Any, is_booted: bool) -> None:
@@ -161,7 +161,7 @@ class Container(Machine):
     def lasting(self) -> Tree:
         """But for whether the container runs, and its tasks. As long as it has something of homelab's: its lines in any order, with any number, and no notes,
         which also tell how it came to that."""
-        left_out = [container_kit.STATE, "/var/log/pve/"]
+        left_out = [card_kit.STATE, "/var/log/pve/"]
         tree = {**self.host.lasting()}
         if self.box.noted():
             left_out.append(card_kit.NOTE)

@@ -79,17 +79,15 @@ def test_a_backup_is_seen_by_its_lock_too(host: Host) -> None:
 
 
 # -- packages ---------------------------------------------------------------------------------------------------------------
-HOLD = (
-    "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
-)
 
 
 @pytest.mark.parametrize("path", ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/run/unattended-upgrades.lock"])
 def test_an_installation_of_packages_is_waited_for_and_its_process_named(host: Host, path: str) -> None:
     """A restart would leave packages half configured, of which the kernel's own initramfs may be one. The files stay; a lock is what counts."""
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
     lock = host.write(path, "")
     assert says(host) == ""
-    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as apt:
+    with subprocess.Popen([sys.executable, "-c", hold, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as apt:
         assert apt.stdout is not None and apt.stdout.readline()
         host.write(f"/proc/{apt.pid}/comm", "unattended-upgr\n")
         assert says(host) == f"packages are being installed here: process {apt.pid} (unattended-upgr) holds {path}"

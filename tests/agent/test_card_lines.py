@@ -17,8 +17,7 @@ from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
-from tests.agent.card_kit import NOTE, Cards300, box
-from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, CONF, NVIDIA, PRIVILEGED, SECOND
+from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, CONF, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300, box
 from tests.agent.kit import Refused
 from tests.waiting import PATIENCE
 
@@ -53,32 +52,6 @@ def ours(text: str) -> list[str]:
     return [line for line in head.splitlines() if "nvidia" in line or "devices.allow" in line]
 
 
-_NODES = ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
-#: What other projects and guides write for a container with NVIDIA's cards; and what of that lacks here.
-PEERS: dict[str, tuple[str, str]] = {
-    "ProxMenux": ("".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(_NODES)), ""),
-    "community-scripts": (
-        "lxc.cgroup2.devices.allow: a\nlxc.cap.drop:\n"
-        + "".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(_NODES[:4])),
-        "",
-    ),
-    # Its majors are those of the machine that it was written on.
-    "jammsen": (
-        "".join(f"{ALLOW}{major}:* rwm\n" for major in (195, 226, 234, 237, 238, 239, 240, 508))
-        + "".join(BIND.format(name) for name in (*_NODES[:2], "nvidia-modeset", *_NODES[2:4]))
-        + "lxc.mount.entry: /dev/dri/by-path/pci-0000:01:00.0-card dev/dri/card0 none bind,optional,create=file\n"
-        "lxc.apparmor.profile: unconfined\nlxc.cap.drop:\n",
-        f"{ALLOW}480:0 rwm\n",
-    ),
-    "a guide to Jellyfin": (
-        BY_HAND
-        + "lxc.mount.entry: /dev/dri/renderD128 dev/dri/renderD128 none bind,optional,create=file\n"
-        + "".join(f"lxc.idmap: {line}\n" for line in ("u 0 100000 65536", "g 0 100000 44", "g 44 44 1", "g 45 100045 65491")),
-        "",
-    ),
-}  # fmt: skip
-
-
 def test_a_container_of_another_node_is_named_with_its_node(box: Cards300) -> None:
     (box.root / CONF[1:]).unlink()
     box.host.write("/etc/pve/nodes/pve2/lxc/300.conf", BASE)
@@ -103,17 +76,6 @@ def test_a_node_that_was_not_made_yet_is_named_with_what_makes_it(box: Cards300)
     box.gone("nvidia-uvm")
     with pytest.raises(Refused, match="not on the host: /dev/nvidia-uvm\n(.|\n)*homelab-nvidia-nodes"):
         box.apply(minors=(0,))
-
-
-def test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out(box: Cards300) -> None:
-    """A container that is renamed there is made anew under its new name first; what had the old one is undone after that."""
-    box.ask("apply", minors=(0,), guest="ai")
-    had = box.conf
-    box.ask("apply", minors=(0,), guest="media")
-    box.ask("revert", guest="ai")
-    assert box.conf == had != BASE
-    box.ask("revert", guest="media")
-    assert box.conf == BASE
 
 
 def test_a_rule_with_an_old_major_is_left_and_the_right_one_added(box: Cards300) -> None:
@@ -225,12 +187,35 @@ def test_what_has_become_a_template_gives_our_lines_back(box: Cards300, method: 
 
 
 @EACH_METHOD
-@pytest.mark.parametrize("peer", PEERS)
-def test_what_others_write_for_it_counts_and_comes_back(box: Cards300, peer: str, method: Method) -> None:
-    lines, lacking = PEERS[peer]
-    box.conf = text = BASE + lines
-    assert box.apply(method, minors=(0,)) == text + lacking
-    assert box.apply(method, minors=(0,)) == text + lacking and box.revert() == text
+def test_what_others_write_for_it_counts_and_comes_back(box: Cards300, method: Method) -> None:
+    """What other projects and guides write for a container with NVIDIA's cards; and what of that lacks here."""
+    nodes = ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+    peers: dict[str, tuple[str, str]] = {
+        "ProxMenux": ("".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(nodes)), ""),
+        "community-scripts": (
+            "lxc.cgroup2.devices.allow: a\nlxc.cap.drop:\n"
+            + "".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(nodes[:4])),
+            "",
+        ),
+        # Its majors are those of the machine that it was written on.
+        "jammsen": (
+            "".join(f"{ALLOW}{major}:* rwm\n" for major in (195, 226, 234, 237, 238, 239, 240, 508))
+            + "".join(BIND.format(name) for name in (*nodes[:2], "nvidia-modeset", *nodes[2:4]))
+            + "lxc.mount.entry: /dev/dri/by-path/pci-0000:01:00.0-card dev/dri/card0 none bind,optional,create=file\n"
+            "lxc.apparmor.profile: unconfined\nlxc.cap.drop:\n",
+            f"{ALLOW}480:0 rwm\n",
+        ),
+        "a guide to Jellyfin": (
+            BY_HAND
+            + "lxc.mount.entry: /dev/dri/renderD128 dev/dri/renderD128 none bind,optional,create=file\n"
+            + "".join(f"lxc.idmap: {line}\n" for line in ("u 0 100000 65536", "g 0 100000 44", "g 44 44 1", "g 45 100045 65491")),
+            "",
+        ),
+    }  # fmt: skip
+    for peer, (lines, lacking) in peers.items():
+        box.conf = text = BASE + lines
+        assert box.apply(method, minors=(0,)) == text + lacking, peer
+        assert box.apply(method, minors=(0,)) == text + lacking and box.revert() == text, peer
 
 
 @EACH_METHOD
@@ -318,20 +303,21 @@ def test_a_lock_that_another_process_holds_is_named(box: Cards300) -> None:
     assert box.conf == BASE and box.noted() == {} and requests.LOCK_SECONDS == 0
 
 
-@pytest.mark.parametrize("method", ["device", "mount-entry"])
-def test_a_change_between_the_reading_and_the_writing_is_read_again(box: Cards300, method: Method) -> None:
-    """Somebody with an editor, who takes no lock, at the worst moment: once."""
-    real = box.perl
+@EACH_METHOD
+def test_what_somebody_changes_between_the_reading_and_the_writing_is_kept(box: Cards300, method: Method) -> None:
+    """Somebody with an editor, who takes no lock, at the worst moment: twice."""
+    real, edits = box.perl, ["tags: mine\n", "onboot: 1\n"]
 
     def late(arguments: Any, stdin: bytes) -> Any:
-        if stdin and "tags" not in box.conf:
-            box.conf += "tags: mine\n"
+        if stdin and edits:
+            box.conf += edits.pop()
         return real(arguments, stdin)
 
     box.host.programs["perl"] = late
     text = box.apply(method, minors=(0,))
-    assert "tags: mine\n" in text and "/dev/nvidia0" in text
-    assert box.revert() == f"{BASE}tags: mine\n"
+    assert "tags: mine\n" in text and "onboot: 1\n" in text and "/dev/nvidia0" in text
+    edits += ["cores: 3\n", "swap: 0\n"]
+    assert box.revert() == f"{BASE}onboot: 1\ntags: mine\nswap: 0\ncores: 3\n"
 
 
 def test_what_is_noted_of_a_container_goes_with_it_and_no_sooner(box: Cards300) -> None:

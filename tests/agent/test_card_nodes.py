@@ -27,8 +27,7 @@ from remote_scripts.tools import boot_service, disk
 from remote_scripts.tools.errors import Failure, UnreadableError
 from remote_scripts.tools.system import System
 from tests import sampling
-from tests.agent.card_kit import NOTE, Cards300, box
-from tests.agent.container_kit import ALLOW, AMD, BASE, NVIDIA, PRIVILEGED, SECOND
+from tests.agent.card_kit import ALLOW, AMD, BASE, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300, box
 from tests.agent.kit import Host
 from tests.waiting import PATIENCE
 

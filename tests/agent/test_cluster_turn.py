@@ -12,16 +12,15 @@ import pytest
 from remote_scripts.cluster import cluster, turn
 from remote_scripts.layers import cluster_turn
 from remote_scripts.pve import pmxcfs
+from remote_scripts.tools.done import Done
 from tests.agent.cluster_kit import (
     TURN,
-    VOTES,
     Clock,
     clock,
     is_heard,
     members,
     node_of_three,
     policy,
-    refuse,
     said,
     status,
     system_of,
@@ -65,7 +64,26 @@ def end(host: Host, seconds: int = 0) -> bool:
         return bool(host.ask("apply", "cluster_turn", {})["over"])
 
 
-@VOTES
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (status(1, 1, 1, expected=3), ""),
+        (status(1, 1, expected=3), "without this node the cluster has 1 of 3 votes, and 2 are needed"),
+        (status(1, 1, expected=2), "without this node the cluster has 1 of 2 votes, and 2 are needed"),
+        (status(1, 1, expected=3, device=True), ""),
+        (status(3, 1, 1, expected=5), "without this node the cluster has 2 of 5 votes, and 3 are needed"),
+        (status(0, 1, 1, expected=2), ""),
+        (status(1, 0, expected=1), "without this node the cluster has 0 of 1 votes, and 1 are needed"),
+        (status(1, expected=1), ""),
+        (status(1, expected=3), "the cluster has no quorum: 1 of 3 votes, and 2 are needed"),
+        ("Cannot initialize CMAP service\n", "`pvecm status` doesn't say which votes the cluster has: Cannot initialize CMAP service"),
+        ("", "`pvecm status` doesn't say which votes the cluster has: no answer within 20 s"),
+    ],
+    ids=[
+        "three", "two of three", "two", "two and an arbiter", "one with most votes", "one without a vote", "the other without a vote", "a cluster of one", "alone",
+        "corosync doesn't run", "no answer",
+    ],
+)  # fmt: skip
 def test_a_quorum_stays_without_this_node(node: Host, text: str, why: str) -> None:
     members(node, text)
     assert says(node) == why
@@ -212,7 +230,7 @@ def test_ceph_is_asked_whether_it_can_do_without_the_nodes_daemons(
     disks: Host, refuses: str, answer: str, why: str
 ) -> None:
     (disks.root / "var/lib/ceph/mon/ceph-pve1").mkdir(parents=True)
-    refuse(disks, "ceph", refuses, said=answer, status=16)
+    disks.programs["ceph"] = lambda words, _stdin: Done(16, b"", answer.encode()) if words[0] == refuses else 0
     assert says(disks) == why
 
 

@@ -192,16 +192,16 @@ def test_entries_are_made_anew_after_a_boot_without_the_words(host: Host) -> Non
     assert ask(host, "plan") == {"files": []}
 
 
-def spoil(host: Host, loader: str) -> None:
-    """What makes the boot configuration fails: GRUB's; an entry of systemd-boot that a full ESP has cut short."""
-    host.write("/fail", "")
-    if loader == "systemd-boot":
-        path = f"/esp/{ESPS[1]}/loader/entries/proxmox-{KERNELS[0]}.conf"
-        host.write(path, host.read(path).replace("options", "# options"))
-
-
 @EACH_LOADER
 def test_a_configuration_that_cant_be_made_changes_nothing(host: Host, loader: str) -> None:
+
+    def spoil(host: Host, loader: str) -> None:
+        """What makes the boot configuration fails: GRUB's; an entry of systemd-boot that a full ESP has cut short."""
+        host.write("/fail", "")
+        if loader == "systemd-boot":
+            path = f"/esp/{ESPS[1]}/loader/entries/proxmox-{KERNELS[0]}.conf"
+            host.write(path, host.read(path).replace("options", "# options"))
+
     whole = lasting(host)
     spoil(host, loader)
     before = lasting(host)

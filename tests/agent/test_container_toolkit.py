@@ -24,17 +24,15 @@ DAEMON, CDI, SERVICES = "/etc/docker/daemon.json", "/etc/cdi/nvidia.yaml", "/run
 SOFTWARE = Software(context=Context("it", "vm"), lock_seconds=1)
 RUNTIME = {"args": [], "path": "nvidia-container-runtime"}
 
-TAKEN_OUT = [
+
+@pytest.mark.parametrize(("now", "left"), [
     ("{}", {}),
     ('{"a": [1, -2.5e3, true, null, "x\\"}\\\\"], "b": {}, "c": []}', None),
     ('{"runtimes": {"nvidia": {"path": "x"}}}', {}),
     ('{"runtimes": {"nvidia": {}, "kata": {"path": "k"}}, "features": {"cdi": true, "buildkit": true}}', {"runtimes": {"kata": {"path": "k"}}, "features": {"buildkit": True}}),
     ('{"default-runtime": "nvidia", "x": "ü"}', {"x": "ü"}),
     ("[1]", None),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("now", "left"), TAKEN_OUT)
+])  # fmt: skip
 def test_our_keys_are_taken_out_of_json_and_all_else_stays(now: str, left: Any) -> None:
     assert json.loads(engine_conf._without_runtime(now.encode())) == (json.loads(now) if left is None else left)
 

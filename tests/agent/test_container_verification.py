@@ -16,9 +16,8 @@ from remote_scripts.pve import guests
 from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
-from tests.agent.card_kit import Cards300, box
+from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA, Cards300, box
 from tests.agent.cluster_kit import Clock
-from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA
 from tests.agent.kit import Refused
 
 __all__ = ["box"]

@@ -5,7 +5,6 @@ PVE::RESTEnvironment and PVE::UPID write them, `stopall` and the shutdowns that 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -13,8 +12,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from tests.agent import api_kit
 from tests.agent.cluster_kit import Clock, clock, elsewhere, note_ran, system_of, who_ran
+from tests.agent.handover_kit import up_at_work
 from tests.agent.kit import Cut, Host, cuts, left_by
 
 __all__ = ["clock"]
@@ -398,22 +398,18 @@ def test_a_backup_that_runs_is_waited_for_and_its_lock_is_no_last_word(host: Hos
 
 def test_a_lock_that_comes_while_others_are_started_is_waited_for(host: Host) -> None:
     """A start that fails isn't tried again, and others may have been started for an hour by then."""
-    now = int(time.time())
-    noted(host, "qm 105", "qm 103", at=now - 120)
-    _locks_once_started(host, 105, 103)
+
+    def answer(method: str, path: str, parameters: dict[str, str]) -> Any:
+        if method == "POST" and "105" in path:
+            guest(host, VM, 103, "lock: backup\n")
+        return _answer(host, method, path, parameters)
+
+    noted(host, "qm 105", "qm 103", at=int(time.time()) - 120)
+    api_kit.serve(host, answer)
     assert "it is locked, backup" in run(host)["off"][0] and started(host) == [105]
     guest(host, VM, 103)
     alone(host)
     assert started(host) == [105, 103] and is_over(host)
-
-
-def _locks_once_started(host: Host, first: int, locked: int) -> None:
-    def answer(method: str, path: str, parameters: dict[str, str]) -> Any:
-        if method == "POST" and str(first) in path:
-            guest(host, VM, locked, "lock: backup\n")
-        return _answer(host, method, path, parameters)
-
-    api_kit.serve(host, answer)
 
 
 def test_without_a_quorum_nobody_is_started_in_vain(host: Host) -> None:
@@ -544,18 +540,9 @@ def test_a_start_that_fails_since_the_system_goes_down_costs_the_others_none(hos
     assert started(host) == [105, 901, 90, 103] and is_over(host)
 
 
-@contextmanager
-def held(host: Host) -> Iterator[None]:
-    """A run is at work, as layers/run_guard.py says it."""
-    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-    with (host.root / "run/homelab/up").open("w") as up:
-        fcntl.flock(up, fcntl.LOCK_EX)
-        yield
-
-
 def test_a_runs_own_guests_are_left_to_it_and_started_once_it_has_ended(host: Host) -> None:
     guest(host, VM, 90, "hookscript: local:snippets/homelab-handover.sh\n")
-    with held(host):
+    with up_at_work(host, "anna"):
         assert run(host, later=(105,), unwanted=(901,))["started"] == ["VM 103 (g103)"]
         alone(host)
         assert started(host) == [103], "a run is at work"
@@ -568,7 +555,7 @@ def test_the_run_that_confirms_the_boot_has_time_to_take_the_host(host: Host, cl
 
         def meanwhile() -> None:
             clock.meanwhile = lambda: None
-            runs.enter_context(held(host))
+            runs.enter_context(up_at_work(host, "anna"))
 
         clock.meanwhile = meanwhile
         alone(host)
@@ -717,12 +704,6 @@ def test_a_host_that_is_given_back_forgets_whom_nothing_is_owed(host: Host, caps
 # Cut short.
 
 
-def noted_wholly(cut: Cut) -> bool:
-    """A note without what starts anybody of it would be nobody's."""
-    timer = "etc/systemd/system/timers.target.wants/homelab-ran.timer"
-    return f"{HOME}/ran"[1:] not in cut.lasting or {timer, f"{HOME}/ran-program"[1:]} <= cut.lasting.keys()
-
-
 def booted_again(cut: Cut, host: Host, place: Path) -> Host:
     left = left_by(cut, host, place)
     for file in ("proc/sys/kernel/random/boot_id", "state/system", "state/pve-guests.service"):
@@ -732,12 +713,16 @@ def booted_again(cut: Cut, host: Host, place: Path) -> Host:
 
 
 def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(host: Host, tmp_path: Path) -> None:
+    """A note without what starts anybody of it would be nobody's."""
+    starts = {"etc/systemd/system/timers.target.wants/homelab-ran.timer", f"{HOME}/ran-program"[1:]}
     (host.root / f"{HOME}/ran"[1:]).unlink()
     (host.root / f"{HOME}/ran-program"[1:]).unlink()
     (host.root / "etc/systemd/system/homelab-ran.timer").unlink()
     guest(host, VM, 90, power="running")
     found = cuts(host, note)
-    assert len(found) > 10 and all(map(noted_wholly, found))
+    assert len(found) > 10 and all(
+        f"{HOME}/ran"[1:] not in cut.lasting or starts <= cut.lasting.keys() for cut in found
+    )
     for number, cut in enumerate([*found, *cuts(host, lambda one: guests_to_start.forget(system_of(one)))]):
         left = booted_again(cut, host, tmp_path / str(number))
         for kind in ("qm", "pct"):

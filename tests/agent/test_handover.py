@@ -69,26 +69,9 @@ from tests.agent.handover_kit import (
     vm_locked,
     with_the_vm,
 )
-from tests.agent.handover_kit import host as host  # a fixture
+from tests.agent.handover_kit import host as host  # fixtures
+from tests.agent.handover_kit import lent as lent
 from tests.agent.kit import Host, Refused
-
-ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
-
-
-@pytest.fixture
-def lent(host: Host) -> Host:
-    """The same, with the card lent to the VM."""
-    run(host, *START)
-    assert with_the_vm(host)
-    return host
-
-
-def instead(host: Host, program: str, answers: Callable[[Sequence[str]], Done | int | str | None]) -> None:
-    """What a program answers; `...` in its place: as ever. Undone by calling what is returned."""
-    before = host.programs[program]
-    host.programs[program] = lambda words, stdin: (
-        before(words, stdin) if (said := answers(words)) is Ellipsis else said  # type: ignore[comparison-overlap]
-    )
 
 
 def says(host: Host, program: str, text: str, answer: Done | int | str | None) -> Callable[[], None]:
@@ -504,16 +487,15 @@ def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent
 
 
 # -- what comes between ----------------------------------------------------------------------------------------------
-def test_a_zero_byte_hides_no_container_that_has_the_card(host: Host) -> None:
-    host.write(CONTAINER, b"#a\0b\n" + (host.root / CONTAINER[1:]).read_bytes())
+@pytest.mark.parametrize(
+    "conf", ["#a\0b\ndev0: /dev/nvidia0\n", "lxc.mount.entry: /dev/nvidia0 dev/gpu none bind,create=file\n"]
+)
+def test_a_container_that_has_the_card_beside_a_zero_byte_or_by_another_name_is_shut_down(
+    host: Host, conf: str
+) -> None:
+    host.write(CONTAINER, conf)
     run(host, *START)
-    assert "shutting container 950 down" in story(host)
-
-
-def test_a_container_that_has_the_card_by_another_name_is_shut_down(host: Host) -> None:
-    host.write(CONTAINER, "lxc.mount.entry: /dev/nvidia0 dev/gpu none bind,create=file\n")
-    run(host, *START)
-    assert with_the_vm(host)
+    assert with_the_vm(host) and "shutting container 950 down" in story(host)
 
 
 def test_a_container_that_still_goes_off_is_started_after_that(host: Host) -> None:
@@ -826,23 +808,19 @@ def test_a_card_is_not_dead_because_the_disk_is_full(lent: Host, monkeypatch: py
     assert at_home(lent) and state(lent) == ""
 
 
-def test_a_card_that_stayed_drained_lets_clients_in_before_its_containers_start(lent: Host) -> None:
-    lent.write("/ails", "")
-    run(lent, *SERVICE)
-    assert (state(lent), lent.read("/ct950")) == ("HELD", "stopped\n") and "nvidia-smi" in lent.read(STATE)
-    lent.write("/drain", "1\n")
-    (lent.root / "ails").unlink()
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
-
-
-def test_a_card_that_can_not_be_let_go_of_its_drain_is_not_called_whole(lent: Host) -> None:
-    fails(lent, f"nvidia-smi drain -p {GPU} -m 0")
-    run(lent, *SERVICE)
-    assert (state(lent), lent.read("/drain"), lent.read("/ct950")) == ("HELD", "1\n", "stopped\n")
-    fails(lent)
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+def test_a_card_that_can_not_be_let_go_of_its_drain_is_not_called_whole_and_lets_clients_in_before_its_containers_start(
+    lent: Host,
+) -> None:
+    for call_, said in ((f"nvidia-smi drain -p {GPU} -m 0", ""), ("nvidia-smi pci.bus_id", "nvidia-smi")):
+        fails(lent, call_)
+        run(lent, *SERVICE)
+        assert (state(lent), lent.read("/ct950")) == ("HELD", "stopped\n") and said in lent.read(STATE)
+        assert said or lent.read("/drain") == "1\n"
+        lent.write("/drain", "1\n")
+        fails(lent)
+        run(lent, *SERVICE)
+        assert at_home(lent) and state(lent) == ""
+        run(lent, *START)
 
 
 def test_a_driver_that_answers_late_gets_its_settings_back_without_a_container_too(host: Host) -> None:
@@ -890,12 +868,6 @@ def test_a_start_during_an_up_is_told_so_and_waits_for_none_of_its_steps(
         said = call(host, *START)
         other.work.release()
     assert "is at work: anna" in said and "for too long" not in said
-
-
-def test_no_container_goes_off_whose_start_afterwards_cant_be_noted(host: Host) -> None:
-    host.write("/var/lib/homelab/handover", "a file where the folder is to be")
-    assert "can't be noted on the disk" in call(host, *START)
-    assert at_home(host) and "pct shutdown" not in asked(host)
 
 
 def test_a_run_that_began_after_the_first_look_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1055,25 +1027,20 @@ def test_a_list_of_containers_that_hangs_keeps_the_card(host: Host, monkeypatch:
     assert at_home(host)
 
 
-def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -> None:
-    lent.write(
-        CONTAINER, "hostname: other\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:02\nrootfs: local-lvm:vm-950-disk-0\n"
-    )
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [(("01\n", "02\n"), False), (None, False), (("rootfs", "net1: name=eth1,hwaddr=AA:BB:CC:00:00:02\nrootfs"), True)],
+    ids=["another one has its id", "it was moved away", "it got a network card"],
+)
+def test_a_container_that_isnt_there_any_more_is_named_and_another_of_its_id_isnt_started(
+    lent: Host, change: tuple[str, str] | None, is_same: bool
+) -> None:
+    lent.write(CONTAINER, lent.read(CONTAINER).replace(*(change or ("", ""))))
+    if change is None:
+        (lent.root / CONTAINER[1:]).unlink()
     run(lent, *SERVICE)
-    assert lent.read("/ct950") == "stopped\n" and "pct start" not in asked(lent)
-    assert state(lent) == "" and "container 950, which was shut down, isn't on this host any more" in story(lent)
-
-
-def test_a_container_that_was_moved_away_meanwhile_is_named(lent: Host) -> None:
-    (lent.root / CONTAINER[1:]).unlink()
-    run(lent, *SERVICE)
-    assert "container 950, which was shut down, isn't on this host any more" in story(lent) and state(lent) == ""
-
-
-def test_a_container_that_got_a_network_card_meanwhile_is_the_same(lent: Host) -> None:
-    lent.write(CONTAINER, f"{lent.read(CONTAINER)}net1: name=eth1,hwaddr=AA:BB:CC:00:00:02\n")
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    gone = "container 950, which was shut down, isn't on this host any more" in story(lent)
+    assert (at_home(lent), gone, "pct start" in asked(lent)) == (is_same, not is_same, is_same) and state(lent) == ""
 
 
 def test_a_status_that_is_not_answered_is_no_container_that_runs(lent: Host) -> None:
@@ -1086,34 +1053,23 @@ def test_a_status_that_is_not_answered_is_no_container_that_runs(lent: Host) -> 
     assert at_home(lent) and state(lent) == ""
 
 
-def test_lines_of_ours_follow_the_cards_number(lent: Host) -> None:
-    lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
-    lent.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
-
-    def follows(words: Sequence[str], _stdin: bytes) -> None:
-        assert words[-2:] == (f"{lent.root}/usr/local/sbin/homelab-card-nodes", "follow_containers")
-        assert lent.read("/ct950") == "stopped\n"
-        lent.write(CONTAINER, lent.read(CONTAINER).replace("nvidia0", "nvidia1"))
-
-    lent.programs["/usr/bin/python3"] = follows
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == "" and "nvidia1" in lent.read(CONTAINER)
-
-
-def test_lines_of_ours_follow_the_cards_number_where_no_container_ran(host: Host) -> None:
-    host.write("/ct950", "stopped\n")
+@pytest.mark.parametrize("ran", [True, False])
+def test_lines_of_ours_follow_the_cards_number_also_where_no_container_ran(host: Host, ran: bool) -> None:
+    before = "running\n" if ran else "stopped\n"
+    host.write("/ct950", before)
     run(host, *START)
-    assert with_the_vm(host) and read_record(host.system(), "big").containers == ()
-    host.write("/vm103", "stopped\n")
+    assert with_the_vm(host) and read_record(host.system(), "big").containers == (("950",) if ran else ())
     host.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
     host.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
 
-    def follows(_words: Sequence[str], _stdin: bytes) -> None:
-        host.write(CONTAINER, "dev0: /dev/nvidia1\n")
+    def follows(words: Sequence[str], _stdin: bytes) -> None:
+        assert words[-2:] == (f"{host.root}/usr/local/sbin/homelab-card-nodes", "follow_containers")
+        assert host.read("/ct950") == "stopped\n"
+        host.write(CONTAINER, host.read(CONTAINER).replace("nvidia0", "nvidia1"))
 
     host.programs["/usr/bin/python3"] = follows
     run(host, *SERVICE)
-    assert state(host) == "" and "nvidia1" in host.read(CONTAINER)
+    assert state(host) == "" and "nvidia1" in host.read(CONTAINER) and host.read("/ct950") == before
 
 
 @pytest.mark.parametrize(

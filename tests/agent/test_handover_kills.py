@@ -30,7 +30,6 @@ from tests.agent.handover_kit import (
     call,
     copied,
     everything,
-    killed_at,
     made,
     run,
     state,
@@ -146,14 +145,6 @@ def test_a_service_that_is_killed_while_the_vm_runs_changes_nothing(
     run(host, *START)
     host.write("/vm103", "running\n")
     assert len(sweep(host, tmp_path / "service", *SERVICE)) == 1 and with_the_vm(host)
-
-
-def test_a_killed_run_leaves_no_other_one_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host = made(Host(tmp_path), monkeypatch)
-    assert killed_at(host, 30, *START)
-    with vm_locked(host):
-        run(host, *START)
-    assert with_the_vm(host)
 
 
 @ONLY

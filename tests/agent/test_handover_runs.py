@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-import pytest
-
 from remote_scripts.notes import handover
 from remote_scripts.notes.card import Card
 from remote_scripts.tools.done import Done
@@ -29,18 +27,11 @@ from tests.agent.handover_kit import (
     two_users,
     with_the_vm,
 )
-from tests.agent.handover_kit import host as host  # a fixture
+from tests.agent.handover_kit import host as host  # fixtures
+from tests.agent.handover_kit import lent as lent
 from tests.agent.kit import Host
 from tests.agent.run_guard_kit import HELD, answer, guarded, let_start
 from tests.waiting import PATIENCE, wait_until
-
-
-@pytest.fixture
-def lent(host: Host) -> Host:
-    """The same, with the card lent to the VM."""
-    run(host, *START)
-    assert with_the_vm(host)
-    return host
 
 
 def holding(host: Host, who: str, handing: float = 45) -> AbstractContextManager[subprocess.Popen[str]]:

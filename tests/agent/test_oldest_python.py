@@ -1,12 +1,9 @@
-"""What runs on a host is written for Python 3.10 (Ubuntu 22.04) and later: its syntax, and no name of the library that came later.
-
-Where other Pythons are (on the PATH, or pyenv's), each compiles and imports all of it, and does a layer's work. Elsewhere a list of names that 3.10 hasn't
-stands in for them: it is none of all names.
+"""What runs on a host is written for Python 3.10 (Ubuntu 22.04) and later: where other Pythons are (on the PATH, or pyenv's), each compiles and imports
+all of it, and does a layer's work. `make lint` asks mypy for its syntax, and for names of the library that came later.
 """
 
 from __future__ import annotations
 
-import ast
 import base64
 import json
 import os
@@ -24,107 +21,9 @@ from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.both.read_system import Wanted as Reading
 from tests import sent_along
 from tests.agent.kit import Host
-from tests.rows import rows
 from tests.waiting import PATIENCE
 
-OLDEST = (3, 10)
 TOO_OLD, NEW_ENOUGH = ("3.6", "3.8", "3.9"), ("3.10", "3.11", "3.12", "3.13", "3.14")
-MODULES = sorted(FOLDER.rglob("*.py"))
-#: Of the library, by the module's documentation ("New in version 3.11" and later); what is only a method is named after a dot.
-NEWER = {
-    "tomllib": {""},
-    "asyncio": {"TaskGroup", "timeout", "timeout_at", "Runner", "Barrier"},
-    "contextlib": {"chdir"},
-    "datetime": {"UTC"},
-    "enum": {"StrEnum", "verify", "member", "nonmember", "property", "ReprEnum", "EnumCheck", "FlagBoundary"},
-    "functools": {"Placeholder"},
-    "hashlib": {"file_digest"},
-    "http": {"HTTPMethod"},
-    "inspect": {"getmembers_static", "BufferFlags", "markcoroutinefunction"},
-    "itertools": {"batched"},
-    "logging": {"getLevelNamesMapping", "getHandlerByName"},
-    "math": {"cbrt", "exp2", "sumprod", "fma"},
-    "operator": {"call", "is_none", "is_not_none"},
-    "os": {"unshare", "setns", "listdrives", "PIDFD_NONBLOCK", "process_cpu_count", "timerfd_create"},
-    "os.path": {"isjunction", "splitroot", "isreserved"},
-    "re": {"NOFLAG"},
-    "string": {"Template.get_identifiers"},
-    "sys": {"exception", "monitoring", "activate_stack_trampoline"},
-    "types": {"get_original_bases", "CapsuleType"},
-    "typing": {
-        "Self", "LiteralString", "Never", "Required", "NotRequired", "Unpack", "TypeVarTuple", "assert_never", "assert_type", "reveal_type",
-        "dataclass_transform", "get_overloads", "clear_overloads", "override", "TypeAliasType", "ReadOnly", "TypeIs", "NoDefault",
-    },
-}  # fmt: skip
-BUILTINS = {"ExceptionGroup", "BaseExceptionGroup", "PythonFinalizationError"}
-#: Methods and keywords that nothing older has, whatever they are called on.
-ATTRIBUTES = {"add_note", "walk_up", "from_uri", "full_match", "is_junction", "file_digest"}
-KEYWORDS = {
-    "rmtree": {"onexc"}, "glob": {"case_sensitive", "recurse_symlinks"}, "rglob": {"case_sensitive", "recurse_symlinks"},
-    "relative_to": {"walk_up"}, "mkdtemp": {"delete"}, "NamedTemporaryFile": {"delete_on_close"}, "TemporaryDirectory": {"delete"},
-    "extractall": {"filter"}, "exists": {"follow_symlinks"}, "is_file": {"follow_symlinks"}, "is_dir": {"follow_symlinks"},
-    "Popen": {"process_group"}, "run": {"process_group"},
-}  # fmt: skip
-
-
-def _newer_names(source: str) -> list[str]:
-    """What a source names that Python 3.10's library hasn't, with its line."""
-    found: list[str] = []
-    known: dict[str, str] = {}
-    tree = ast.parse(source, feature_version=OLDEST)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                known[alias.asname or alias.name] = alias.name
-                if "" in NEWER.get(alias.name, set()):
-                    found.append(f"{node.lineno}: {alias.name}")
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            newer = NEWER.get(node.module, set())
-            found += [
-                f"{node.lineno}: {node.module}.{one.name}" for one in node.names if one.name in newer or "" in newer
-            ]
-        elif isinstance(node, ast.TryStar):
-            found.append(f"{node.lineno}: except*")
-        elif isinstance(node, ast.Subscript) and any(
-            isinstance(one, ast.Starred) for one in (node.slice.elts if isinstance(node.slice, ast.Tuple) else [])
-        ):
-            found.append(f"{node.lineno}: a star in an index")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            module = known.get(ast.unparse(node.value), "")
-            if node.attr in NEWER.get(module, set()) or node.attr in ATTRIBUTES:
-                found.append(f"{node.lineno}: {ast.unparse(node)}")
-        elif isinstance(node, ast.Name) and node.id in BUILTINS:
-            found.append(f"{node.lineno}: {node.id}")
-        elif isinstance(node, ast.Call):
-            name = ast.unparse(node.func).rpartition(".")[2]
-            given = {one.arg for one in node.keywords if one.arg}
-            found += [f"{node.lineno}: {name}({one}=)" for one in sorted(given & KEYWORDS.get(name, set()))]
-    return found
-
-
-@rows("path", MODULES, ids=lambda path: path.relative_to(FOLDER).as_posix())
-def test_a_module_is_in_python_3_10(path: Path) -> None:
-    assert _newer_names(path.read_text(encoding="utf-8")) == []
-
-
-@rows(
-    ("source", "found"),
-    [
-        ("import tomllib", "1: tomllib"),
-        ("from typing import Self", "1: typing.Self"),
-        ("import datetime\ndatetime.UTC", "2: datetime.UTC"),
-        ("try:\n    pass\nexcept* ValueError:\n    pass", "1: except*"),
-        ("import shutil\nshutil.rmtree('x', onexc=None)", "2: rmtree(onexc=)"),
-        ("raise ExceptionGroup('x', [])", "1: ExceptionGroup"),
-        ("x: tuple[*y]", "1: a star in an index"),
-    ],
-)
-def test_what_came_later_is_found(source: str, found: str) -> None:
-    try:
-        assert _newer_names(source) == [found]
-    except SyntaxError:  # this Python tells 3.10's syntax by itself
-        assert found in ("1: except*", "1: a star in an index")
 
 
 def _other_pythons() -> dict[str, str]:

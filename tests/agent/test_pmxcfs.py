@@ -29,6 +29,17 @@ CONF = "/etc/pve/lxc/901.conf"
 
 def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a moment each look finds none, and the folder lists it."""
+
+    def fails_but_each_eighth(real: Any) -> Any:
+        looks = itertools.count(1)
+
+        def stat(path: Path, **options: Any) -> Any:
+            if str(path).endswith(CONF) and next(looks) % 8:
+                raise FileNotFoundError(errno.ENOENT, "it is being replaced")
+            return real(path, **options)
+
+        return stat
+
     system, real, looks = host.system(), io.open, 0
     host.write(CONF, "")
 
@@ -44,17 +55,6 @@ def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: 
     assert system.files.need(CONF) == b"" and Source(system).needed(CONF) == ""
     monkeypatch.setattr(Path, "stat", fails_but_each_eighth(Path.stat))
     assert pmxcfs.time_of(system, CONF) is not None and not guests.is_gone(system, "pct", "901")
-
-
-def fails_but_each_eighth(real: Any) -> Any:
-    looks = itertools.count(1)
-
-    def stat(path: Path, **options: Any) -> Any:
-        if str(path).endswith(CONF) and next(looks) % 8:
-            raise FileNotFoundError(errno.ENOENT, "it is being replaced")
-        return real(path, **options)
-
-    return stat
 
 
 def test_a_file_that_isnt_there_is_absent_and_a_folder_that_isnt_answers_nothing(host: Host) -> None:

@@ -19,7 +19,6 @@ from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests.agent import api_kit, reading_kit
-from tests.agent.junk import JUNK
 from tests.agent.kit import Host
 from tests.agent.reading_kit import function, link, read, says
 from tests.agent.reading_kit import host as host
@@ -443,7 +442,25 @@ def test_files_and_steps_of_any_layer_are_read_without_a_list_of_layers(host: Ho
 
 
 # -- whatever a host holds -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+@pytest.mark.parametrize("junk", [
+    pytest.param(b"f\xfcr", id="a byte of Latin-1"),
+    pytest.param(b"f\xc3", id="a character that was cut"),
+    pytest.param(b"\xed\xa0\x80", id="half of a surrogate pair"),
+    pytest.param(b"\xc0\xaf \xe0\x80\xaf", id="an overlong slash"),
+    pytest.param(b"\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80", id="beyond the last character"),
+    pytest.param(b"\x80\xbf\xfe\xff", id="bytes alone"),
+    pytest.param(b"a\x01\x07\x08\x0b\x1f\x7fb", id="control characters"),
+    pytest.param(b"\xc2\x80\xc2\x9b31m", id="the second row of control characters"),
+    pytest.param(b"\x1b[31;1mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link", id="an escape sequence"),
+    pytest.param(b"x\x1b[", id="half an escape sequence"),
+    pytest.param(b"10%\r50%\r100%\r\ndone", id="carriage returns"),
+    pytest.param(b"\\ \\\\ \\n \\u0041 \\x \\", id="backslashes"),
+    pytest.param(b'"\' "\\"', id="quotes"),
+    pytest.param("a\u202eb\u2066c\u200fd\u200be\ufefff".encode(), id="what turns the writing"),
+    pytest.param(bytes(range(1, 256)), id="many of them"),
+    pytest.param("für 日本 😀 €".encode(), id="good text"),
+    pytest.param(b"\ta\n\nb\t\n", id="newlines and tabs"),
+])  # fmt: skip
 def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -> None:
     for path in (
         "proc/cmdline", "proc/cpuinfo", "proc/modules", "etc/modprobe.d/mine.conf", "etc/default/grub", "etc/pve/mapping/pci.cfg",

@@ -121,40 +121,34 @@ def test_what_is_as_the_steps_left_it_has_no_drift(installed: Host) -> None:
     assert found["asked"] == "0123abcd"
 
 
-DRIFTS: dict[str, tuple[Callable[[Host], object], str]] = {
-    "a file": (lambda host: host.write("/etc/apt/preferences.d/nvidia", "x"), "packages: /etc/apt/preferences.d/nvidia is changed"),
-    "a file is gone": (lambda host: (host.root / "etc/apt/preferences.d/nvidia").unlink(), "packages: /etc/apt/preferences.d/nvidia is missing"),
-    "a package": (lambda host: host.programs.update({"dpkg-query": lambda *_: "cuda-12\tinstalled\t12.9-1\n"}), "packages: package cuda-12 is 12.9-1, it was 12.8-1"),
-    "a package is gone": (lambda host: host.programs.update({"dpkg-query": lambda *_: ""}), "packages: package cuda-12 is gone, it was 12.8-1"),
-    "given up": (lambda host: host.write(f"{HOME}/given-up", "590.1.1\n"), "packages: the update to 590.1.1 was given up, 580.105.08 is back"),
-    "cut short": (lambda host: host.write(f"{HOME}/update/kept", '{"phase": "trying"}'), "packages: an update was cut short"),
-    "libraries": (lambda host: (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").unlink(), "packages: its libraries are gone, they were 580.105.08"),
-    "a kernel": (lambda host: host.programs.update({"modinfo": lambda *_: 1}), "packages: the kernel 6.17.2-1-pve has no module, the driver is 580.105.08"),
-    "no module": (lambda host: (host.root / "proc/driver/nvidia/version").unlink(), "boot: no module is loaded, the driver is 580.105.08"),
-    "another one": (lambda host: host.write("/proc/driver/nvidia/version", "Open Kernel Module 570.1.1\n"), "boot: 570.1.1 is loaded, the driver is 580.105.08"),
-    "another flavour": (lambda host: host.write("/proc/driver/nvidia/version", "NVIDIA UNIX x86_64 Kernel Module  580.105.08\n"), "boot: the proprietary modules are loaded, the open ones are installed"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", DRIFTS)
-def test_each_difference_is_a_line_after_its_step(installed: Host, case: str) -> None:
-    change, line = DRIFTS[case]
+@pytest.mark.parametrize(("change", "line"), [
+    pytest.param(lambda host: host.write("/etc/apt/preferences.d/nvidia", "x"), "packages: /etc/apt/preferences.d/nvidia is changed", id="a file"),
+    pytest.param(lambda host: (host.root / "etc/apt/preferences.d/nvidia").unlink(), "packages: /etc/apt/preferences.d/nvidia is missing", id="a file is gone"),
+    pytest.param(lambda host: host.programs.update({"dpkg-query": lambda *_: "cuda-12\tinstalled\t12.9-1\n"}), "packages: package cuda-12 is 12.9-1, it was 12.8-1", id="a package"),
+    pytest.param(lambda host: host.programs.update({"dpkg-query": lambda *_: ""}), "packages: package cuda-12 is gone, it was 12.8-1", id="a package is gone"),
+    pytest.param(lambda host: host.write(f"{HOME}/given-up", "590.1.1\n"), "packages: the update to 590.1.1 was given up, 580.105.08 is back", id="given up"),
+    pytest.param(lambda host: host.write(f"{HOME}/update/kept", '{"phase": "trying"}'), "packages: an update was cut short", id="cut short"),
+    pytest.param(lambda host: (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").unlink(), "packages: its libraries are gone, they were 580.105.08", id="libraries"),
+    pytest.param(lambda host: host.programs.update({"modinfo": lambda *_: 1}), "packages: the kernel 6.17.2-1-pve has no module, the driver is 580.105.08", id="a kernel"),
+    pytest.param(lambda host: (host.root / "proc/driver/nvidia/version").unlink(), "boot: no module is loaded, the driver is 580.105.08", id="no module"),
+    pytest.param(lambda host: host.write("/proc/driver/nvidia/version", "Open Kernel Module 570.1.1\n"), "boot: 570.1.1 is loaded, the driver is 580.105.08", id="another one"),
+    pytest.param(lambda host: host.write("/proc/driver/nvidia/version", "NVIDIA UNIX x86_64 Kernel Module  580.105.08\n"), "boot: the proprietary modules are loaded, the open ones are installed", id="another flavour"),
+])  # fmt: skip
+def test_each_difference_is_a_line_after_its_step(installed: Host, change: Callable[[Host], object], line: str) -> None:
     change(installed)
     assert read(installed)["drift"] == [line]
 
 
 # -- what can't be read ------------------------------------------------------------------------------------------------
-def unreadable(host: Host, path: str) -> None:
-    where = host.root / path.lstrip("/")
-    where.unlink(missing_ok=True)
-    where.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.mark.parametrize(
     "path", ["/etc/os-release", f"{HOME}/nvidia-driver", f"{HOME}/packages/nvidia-packages", f"{HOME}/update/kept"]
 )
 def test_what_is_there_and_cant_be_read_is_no_nothing(installed: Host, path: str) -> None:
-    unreadable(installed, path)
+    where = installed.root / path.lstrip("/")
+    where.unlink(missing_ok=True)
+    where.mkdir(parents=True, exist_ok=True)
     with pytest.raises(Refused, match=f"to read {path}\nfound:  it is no file"):
         read(installed)
 

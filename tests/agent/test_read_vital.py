@@ -74,101 +74,6 @@ def mounts(host: Host, *lines: str) -> None:
     host.write("/proc/mounts", "".join(f"{line} rw 0 0\n" for line in lines))
 
 
-def nvme(host: Host) -> None:
-    disk(host, "nvme0n1", f"pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0", "nvme0n1p1", "nvme0n1p2", "nvme0n1p3")
-
-
-def sata(host: Host) -> None:
-    disk(host, "sda", f"pci0000:00/{SATA}/ata1/host0/target0:0:0/0:0:0:0", "sda1", "sda2")
-
-
-def usb(host: Host) -> None:
-    disk(host, "sdb", f"pci0000:00/{PORT}/{USB}/usb2/2-1/2-1:1.0/host4/target4:0:0/4:0:0:0", "sdb1", "sdb2")
-
-
-def plain(host: Host) -> None:
-    usb(host)
-    claim(host, "sdb")
-    mounts(host, "/dev/sdb2 / ext4")
-
-
-def lvm(host: Host) -> None:
-    nvme(host)
-    virtual(host, "dm-0")
-    claim(host, "nvme0n1", "dm-0")
-    mounts(host, "/dev/mapper/pve-root / ext4")
-
-
-def lvm_thin_on_two_disks(host: Host) -> None:
-    nvme(host)
-    sata(host)
-    virtual(host, "dm-0")
-    virtual(host, "dm-1")
-    virtual(host, "dm-2")
-    claim(host, "nvme0n1", "sda", "dm-0", "dm-1", "dm-2")
-    mounts(host, "/dev/mapper/pve-root / ext4")
-
-
-def raid_and_encryption(host: Host) -> None:
-    sata(host)
-    usb(host)
-    virtual(host, "md0")
-    virtual(host, "dm-0")
-    claim(host, "sda", "sdb", "md0", "dm-0")
-    mounts(host, "/dev/mapper/crypt / xfs")
-
-
-def bcache(host: Host) -> None:
-    sata(host)
-    usb(host)
-    virtual(host, "bcache0")
-    claim(host, "sda", "sdb", "bcache0")
-    mounts(host, "/dev/bcache0 / ext4")
-
-
-def zfs(host: Host) -> None:
-    nvme(host)
-    usb(host)
-    claim(host, "nvme0n1", "sdb")
-    mounts(host, "rpool/ROOT/pve-1 / zfs")
-
-
-def zfs_beside_an_exported_pool(host: Host) -> None:
-    nvme(host)
-    sata(host)
-    claim(host, "nvme0n1")
-    mounts(host, "rpool/ROOT/pve-1 / zfs")
-
-
-def btrfs_on_two_disks(host: Host) -> None:
-    nvme(host)
-    sata(host)
-    claim(host, "nvme0n1", "sda")
-    mounts(host, "/dev/sda1 / btrfs")
-
-
-def nvme_with_two_ways(host: Host) -> None:
-    home = "/sys/devices/virtual/nvme-subsystem/nvme-subsys0"
-    host.write(f"{home}/nvme0n1/size", "1")
-    host.write(f"{home}/nvme0n1/nvme0n1p2/partition", "2")
-    for name, place in (("nvme0n1", "nvme0n1"), ("nvme0n1p2", "nvme0n1/nvme0n1p2")):
-        link(host, f"/sys/class/block/{name}", f"{home}/{place}")
-        host.write(f"/dev/{name}", "")
-    host.write(f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0/dev", "")
-    link(host, f"{home}/nvme0", f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0")
-    # What leads to the disk has a name of its own, and no node.
-    host.write(f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0/nvme0c0n1/hidden", "1\n")
-    link(host, "/sys/class/block/nvme0c0n1", f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0/nvme0c0n1")
-    claim(host, "nvme0n1")
-    mounts(host, "/dev/nvme0n1p2 / ext4")
-
-
-def behind_a_volume_management_device(host: Host) -> None:
-    disk(host, "nvme0n1", "pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/10000:e1:00.0/nvme/nvme0", "nvme0n1p2")
-    claim(host, "nvme0n1")
-    mounts(host, "/dev/nvme0n1p2 / ext4")
-
-
 def network(host: Host) -> None:
     """vmbr0 over a bond of a network card and Wi-Fi: the default route. A third card has no cable and is down."""
     for name, where in (("enp5s0", f"0000:00:02.3/{NIC}"), ("wlp6s0", f"0000:00:02.4/{WIFI}")):
@@ -181,62 +86,110 @@ def network(host: Host) -> None:
         link(host, f"/sys/class/net/{name}", f"/sys/devices/virtual/net/{name}")
 
 
+def nvme_with_two_ways(host: Host) -> None:
+    """What leads to the disk has a name of its own, and no node."""
+    home, way = (
+        "/sys/devices/virtual/nvme-subsystem/nvme-subsys0",
+        f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0",
+    )
+    host.write(f"{home}/nvme0n1/size", "1")
+    host.write(f"{home}/nvme0n1/nvme0n1p2/partition", "2")
+    for name, place in (("nvme0n1", "nvme0n1"), ("nvme0n1p2", "nvme0n1/nvme0n1p2")):
+        link(host, f"/sys/class/block/{name}", f"{home}/{place}")
+        host.write(f"/dev/{name}", "")
+    host.write(f"{way}/dev", "")
+    link(host, f"{home}/nvme0", way)
+    host.write(f"{way}/nvme0c0n1/hidden", "1\n")
+    link(host, "/sys/class/block/nvme0c0n1", f"{way}/nvme0c0n1")
+
+
 def iscsi(host: Host) -> None:
     network(host)
     disk(host, "sdc", "platform/host6/session1/target6:0:0/6:0:0:0", "sdc1")
-    claim(host, "sdc")
-    mounts(host, "/dev/sdc1 / ext4")
 
 
-def loop(host: Host) -> None:
-    usb(host)
-    sata(host)
-    virtual(host, "loop0")
-    claim(host, "sda", "sdb", "loop0")
-    mounts(host, "/dev/loop0 / ext4", "/dev/sdb1 /mnt/image ext4", "/dev/sda1 /mnt ext4")
+def plugged(name: str, where: str, *parts: str) -> Callable[[Host], None]:
+    return lambda host: disk(host, name, where, *parts)
 
 
-def the_kernels_own_name(host: Host) -> None:
-    nvme(host)
-    claim(host, "nvme0n1")
-    mounts(host, "/dev/root / ext4")
-
-
-def overlay(host: Host) -> None:
-    mounts(host, "overlay / overlay")
-
-
-def a_card_reader(host: Host) -> None:
-    disk(host, "mmcblk0", "platform/80860F14:00/mmc_host/mmc0/mmc0:0001", "mmcblk0p2")
-    claim(host, "mmcblk0")
-    mounts(host, "/dev/mmcblk0p2 / ext4")
+nvme = plugged("nvme0n1", f"pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0", "nvme0n1p1", "nvme0n1p2", "nvme0n1p3")
+sata = plugged("sda", f"pci0000:00/{SATA}/ata1/host0/target0:0:0/0:0:0:0", "sda1", "sda2")
+usb = plugged("sdb", f"pci0000:00/{PORT}/{USB}/usb2/2-1/2-1:1.0/host4/target4:0:0/4:0:0:0", "sdb1", "sdb2")
+DISKS: dict[str, Callable[[Host], None]] = {
+    "nvme": nvme,
+    "sata": sata,
+    "usb": usb,
+    "nvme_with_two_ways": nvme_with_two_ways,
+    "behind_intels_vmd": plugged(
+        "nvme0n1", "pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/10000:e1:00.0/nvme/nvme0", "nvme0n1p2"
+    ),
+    "iscsi": iscsi,
+    "card_reader": plugged("mmcblk0", "platform/80860F14:00/mmc_host/mmc0/mmc0:0001", "mmcblk0p2"),
+}
+NVMES, USBS = {"0000:00:02.1", NVME}, {PORT, USB}
 
 
 @pytest.mark.parametrize(
-    ("stack", "carriers"),
+    ("disks", "above", "in_use", "mounted", "carriers"),
     [
-        (plain, {PORT, USB}),
-        (lvm, {"0000:00:02.1", NVME}),
-        (lvm_thin_on_two_disks, {"0000:00:02.1", NVME, SATA}),
-        (raid_and_encryption, {SATA, PORT, USB}),
-        (bcache, {SATA, PORT, USB}),
-        (zfs, {"0000:00:02.1", NVME, PORT, USB}),
-        (zfs_beside_an_exported_pool, {"0000:00:02.1", NVME}),
-        (btrfs_on_two_disks, {"0000:00:02.1", NVME, SATA}),
-        (nvme_with_two_ways, {"0000:00:02.1", NVME}),
-        (behind_a_volume_management_device, {"0000:00:0e.0", "10000:e0:06.0", "10000:e1:00.0"}),
-        (iscsi, {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}),
-        (loop, {SATA, PORT, USB}),
-        (the_kernels_own_name, {"0000:00:02.1", NVME}),
-        (overlay, {"?"}),
-        (a_card_reader, set()),
+        pytest.param(disks.split(), above.split(), in_use.split(), mounted, carriers, id=name)
+        for name, disks, above, in_use, mounted, carriers in (
+            ("plain", "usb", "", "sdb", "/dev/sdb2 / ext4", USBS),
+            ("LVM", "nvme", "dm-0", "nvme0n1 dm-0", "/dev/mapper/pve-root / ext4", NVMES),
+            (
+                "LVM, thin, on two disks",
+                "nvme sata",
+                "dm-0 dm-1 dm-2",
+                "nvme0n1 sda dm-0 dm-1 dm-2",
+                "/dev/mapper/pve-root / ext4",
+                {*NVMES, SATA},
+            ),
+            (
+                "RAID and encryption",
+                "sata usb",
+                "md0 dm-0",
+                "sda sdb md0 dm-0",
+                "/dev/mapper/crypt / xfs",
+                {SATA, *USBS},
+            ),
+            ("bcache", "sata usb", "bcache0", "sda sdb bcache0", "/dev/bcache0 / ext4", {SATA, *USBS}),
+            ("ZFS", "nvme usb", "", "nvme0n1 sdb", "rpool/ROOT/pve-1 / zfs", {*NVMES, *USBS}),
+            ("ZFS beside an exported pool", "nvme sata", "", "nvme0n1", "rpool/ROOT/pve-1 / zfs", NVMES),
+            ("Btrfs on two disks", "nvme sata", "", "nvme0n1 sda", "/dev/sda1 / btrfs", {*NVMES, SATA}),
+            ("NVMe with two ways", "nvme_with_two_ways", "", "nvme0n1", "/dev/nvme0n1p2 / ext4", NVMES),
+            (
+                "behind a volume management device",
+                "behind_intels_vmd",
+                "",
+                "nvme0n1",
+                "/dev/nvme0n1p2 / ext4",
+                {"0000:00:0e.0", "10000:e0:06.0", "10000:e1:00.0"},
+            ),
+            ("iSCSI", "iscsi", "", "sdc", "/dev/sdc1 / ext4", {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}),
+            (
+                "a loop device",
+                "usb sata",
+                "loop0",
+                "sda sdb loop0",
+                "/dev/loop0 / ext4\n/dev/sdb1 /mnt/image ext4\n/dev/sda1 /mnt ext4",
+                {SATA, *USBS},
+            ),
+            ("the kernel's own name", "nvme", "", "nvme0n1", "/dev/root / ext4", NVMES),
+            ("an overlay", "", "", "", "overlay / overlay", {"?"}),
+            ("a card reader", "card_reader", "", "mmcblk0", "/dev/mmcblk0p2 / ext4", set[str]()),
+        )
     ],
 )
 def test_the_root_is_followed_to_the_functions_that_carry_it(
-    host: Host, stack: Callable[[Host], None], carriers: set[str]
+    host: Host, disks: list[str], above: list[str], in_use: list[str], mounted: str, carriers: set[str]
 ) -> None:
-    stack(host)
-    assert set().union(*carried(host).values()) == (set() if stack is iscsi else carriers)
+    for name in disks:
+        DISKS[name](host)
+    for name in above:
+        virtual(host, name)
+    claim(host, *in_use)
+    mounts(host, *mounted.splitlines())
+    assert set().union(*carried(host).values()) == (set() if "iscsi" in disks else carriers)
     assert carriers <= refused(host)
 
 
@@ -333,9 +286,10 @@ def test_a_network_that_cant_be_found_is_said_to_be_so(host: Host, flags: str | 
 
 @pytest.mark.parametrize("storage", ["nfs", "ceph", "iscsi", "nvme over tcp", "nvme over tcp, multipath"])
 def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(host: Host, storage: str) -> None:
-    network(host)
+    if storage != "iscsi":
+        network(host)
     if storage == "iscsi":
-        disk(host, "sdc", "platform/host6/session1/target6:0:0/6:0:0:0", "sdc1")
+        iscsi(host)
         claim(host, "sdc")
         mounts(host, "/dev/sdc1 / ext4")
     elif "nvme" in storage:

@@ -174,17 +174,17 @@ def test_an_ha_manager_that_doesnt_answer_keeps_the_node_from_restarting(host: H
     is_as_before(host)
 
 
-def silent_once(host: Host, is_so: Callable[[], bool]) -> Callable[[], object]:
-    """HA's manager says nothing any more from then on; what is returned lets it answer again."""
-    real = host.programs["ha-manager"]
-    host.programs["ha-manager"] = lambda arguments, stdin: (
-        Done(1, b"") if arguments == ("status",) and is_so() else real(arguments, stdin)
-    )
-    return lambda: host.programs.update({"ha-manager": real})
-
-
 def test_a_quorum_is_not_given_up_where_ha_falls_silent(host: Host) -> None:
     """Whether its watchdog is armed elsewhere isn't known."""
+
+    def silent_once(host: Host, is_so: Callable[[], bool]) -> Callable[[], object]:
+        """HA's manager says nothing any more from then on; what is returned lets it answer again."""
+        real = host.programs["ha-manager"]
+        host.programs["ha-manager"] = lambda arguments, stdin: (
+            Done(1, b"") if arguments == ("status",) and is_so() else real(arguments, stdin)
+        )
+        return lambda: host.programs.update({"ha-manager": real})
+
     members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
     host.write(f"{STATE}/ha", "vm:202 pve2 stopped\n")
     asked = iter([False])
@@ -195,27 +195,25 @@ def test_a_quorum_is_not_given_up_where_ha_falls_silent(host: Host) -> None:
     )
 
 
-AT_REST = {
-    "all": (b"pve2 (active, watchdog active", b"pve2 (idle"),
-    "disarmed": (b"armed (CRM watchdog active)", b"disarmed, resource mode: freeze (CRM watchdog released)"),
-}
-
-
 @pytest.mark.parametrize("quiet", ["no", "guests", "all", "disarmed"])
 def test_a_quorum_is_not_given_up_where_ha_would_reset_the_other_node(host: Host, quiet: str) -> None:
+    at_rest = {
+        "all": (b"pve2 (active, watchdog active", b"pve2 (idle"),
+        "disarmed": (b"armed (CRM watchdog active)", b"disarmed, resource mode: freeze (CRM watchdog released)"),
+    }
     members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
     served = "vm:200, ct:901, vm:202, an active agent on pve2"
     if quiet in ("guests", "all"):
         host.write(f"{STATE}/ha", HA_STOCK.replace("started", "stopped"))
         served = "HA has an active agent on pve2"
-    real, (was, now) = host.programs["ha-manager"], AT_REST.get(quiet, (b"", b""))
+    real, (was, now) = host.programs["ha-manager"], at_rest.get(quiet, (b"", b""))
     host.programs["ha-manager"] = lambda arguments, stdin: Done(
         0,
         real(arguments, stdin).output.replace(was, now),  # type: ignore[union-attr]
     )
     planned = ask(host, "plan", keep_quorum=False)
-    assert ("its watchdog resets a node" in planned["cluster"]) is (quiet not in AT_REST)
-    if quiet in AT_REST:
+    assert ("its watchdog resets a node" in planned["cluster"]) is (quiet not in at_rest)
+    if quiet in at_rest:
         ask(host, keep_quorum=False)
         assert restarts(host)
         return
@@ -423,18 +421,18 @@ def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(host: Hos
 # Cut short.
 
 
-def later(cut: Cut, host: Host, place: Path) -> Host:
-    """What is left, some minutes later."""
-    left = left_by(cut, host, place)
-    booted(left)
-    left.write("/proc/stat", "btime 1\n")
-    return left
-
-
 def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_after_it_has_all_back(
     host: Host, tmp_path: Path
 ) -> None:
     """With the boot on trial, all that is set in the cluster, and the guests that ran."""
+
+    def later(cut: Cut, host: Host, place: Path) -> Host:
+        """What is left, some minutes later."""
+        left = left_by(cut, host, place)
+        booted(left)
+        left.write("/proc/stat", "btime 1\n")
+        return left
+
     with_disks(host)
     host.write(f"{HOME}/trial", ARMED)
     boot = host.read(BOOT)

@@ -29,7 +29,7 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.run import Stand
 from tests import sampling
-from tests.agent import container_kit, machines, machines_nvidia
+from tests.agent import card_kit, machines, machines_nvidia
 from tests.agent.cluster_kit import Clock
 from tests.agent.kit import Cut, Refused, Tree, cuts, watched
 from tests.agent.machines import Machine
@@ -39,7 +39,7 @@ EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "s
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
 #: Stops of each kind that are tried of an act, where the example says no number of its own.
 SAMPLE = 2
-#: What they change, Proxmox VE's API changes: they are killed after each change where there is one (tests/lab/test_vm_transaction.py).
+#: What they change, Proxmox VE's API changes: they are killed after each change where there is one (tests/lab/test_guest_transaction.py).
 BY_THE_API = {"guest_cards", "free_card"}
 # The calls that need room on a disk.
 _GROWING = ("create", "write", "append", "mkdir", "symlink", "link", "point")
@@ -66,7 +66,7 @@ def test_each_layer_that_changes_something_has_an_example() -> None:
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for, device nodes are files, and no connection of the tests' own is the run's."""
     Clock(monkeypatch)
-    container_kit.without_waits(monkeypatch)
+    card_kit.without_waits(monkeypatch)
     monkeypatch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)  # each second of which is a look
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     stat, mknod = nodes_below(f"{tmp_path}/")

@@ -134,21 +134,21 @@ def is_held(host: Host, name: str) -> bool:
     return subprocess.run(["flock", "-n", f"{host.root}/run/homelab/{name}", "true"], check=False).returncode == 1
 
 
-def in_process(host: Host, script: str, seconds: float = 60.0, limit: float = 0) -> int:
-    """A process that takes the lock, and has a shell in there do something."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            inside = one(host, limit=limit)
-            inside.work.take_lock()
-            inside.run.do("sh", "-c", script, str(host.root), seconds=seconds)
-        finally:
-            os._exit(0)
-    return pid
-
-
 def test_work_goes_on_with_its_lock_though_the_agent_is_killed(inside: ContainerSystem, host: Host) -> None:
     """The next run waits for it (layers/run_guard.py). It says more than a pipe holds."""
+
+    def in_process(host: Host, script: str, seconds: float = 60.0, limit: float = 0) -> int:
+        """A process that takes the lock, and has a shell in there do something."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                inside = one(host, limit=limit)
+                inside.work.take_lock()
+                inside.run.do("sh", "-c", script, str(host.root), seconds=seconds)
+            finally:
+                os._exit(0)
+        return pid
+
     host.write("/run/homelab/up", "anna's up\n")
     script = "touch $0/begun; i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; sleep 1; touch $0/done"
     process = in_process(host, script, limit=600)

@@ -33,12 +33,11 @@ def drop(host: Host, path: str = THEIRS) -> None:
     system.changing(lambda: system.files.drop("layer", path))
 
 
-def about(path: Path) -> tuple[int, int, int, int]:
-    found = path.lstat()
-    return found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns
-
-
 def test_a_file_that_was_there_comes_back_with_owner_mode_and_time(host: Host) -> None:
+    def about(path: Path) -> tuple[int, int, int, int]:
+        found = path.lstat()
+        return found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns
+
     file = host.write(THEIRS, "theirs, no newline", 0o604)
     os.chown(file, 12, 34)
     os.utime(file, ns=(1_000_000_007, 2_000_000_009))

@@ -513,26 +513,29 @@ def test_a_boot_that_is_reached_as_before_stays_and_becomes_the_default(tried: H
     assert state(tried) == "" and not tried.exists(f"{HOME}/rollback") and WORDS in boot_kit.configured_words(tried)
 
 
-FAULTS: dict[str, Callable[[Host], object]] = {
-    "no interface that is up has 192.0.2.10, over which it was configured": lambda host: host.programs.update(
-        ip=lambda *_: boot_kit.NETWORK["address"].replace('"UP"', '"DOWN"')
-    ),
-    "nothing listens on port 22, on which sshd did": lambda host: host.programs.update(ss=lambda *_: ""),
-    "no default gateway answers, and 192.0.2.1 did": lambda host: host.programs.update(ping=lambda *_: 1),
-    "it is not known over which address this host is reached": lambda host: boot_kit.note(host, ""),
-    "/etc/homelab/healthy.d/10-pool of its owner's checks did not succeed": lambda host: checks(host, 1),
-}
-
-
 def checks(host: Host, status: int) -> None:
     host.write("/etc/homelab/healthy.d/10-pool", "#!/bin/sh\n", 0o755)
     host.write("/etc/homelab/healthy.d/README", "not a program", 0o644)
     host.programs[f"{host.root}/etc/homelab/healthy.d/10-pool"] = lambda *_: status
 
 
-@pytest.mark.parametrize("said", FAULTS)
-def test_one_that_is_not_is_given_back_and_changes_nothing(tried: Host, said: str) -> None:
-    FAULTS[said](tried)
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (
+            "no interface that is up has 192.0.2.10, over which it was configured",
+            lambda host: host.programs.update(ip=lambda *_: boot_kit.NETWORK["address"].replace('"UP"', '"DOWN"')),
+        ),
+        ("nothing listens on port 22, on which sshd did", lambda host: host.programs.update(ss=lambda *_: "")),
+        ("no default gateway answers, and 192.0.2.1 did", lambda host: host.programs.update(ping=lambda *_: 1)),
+        ("it is not known over which address this host is reached", lambda host: boot_kit.note(host, "")),
+        ("/etc/homelab/healthy.d/10-pool of its owner's checks did not succeed", lambda host: checks(host, 1)),
+    ],
+)
+def test_one_that_is_not_is_given_back_and_changes_nothing(
+    tried: Host, said: str, fault: Callable[[Host], object]
+) -> None:
+    fault(tried)
     before = lasting(tried)
     assert verdict(tried).startswith("give back: was waited for by no `up`") and said in verdict(tried)
     assert lasting(tried) == before
@@ -614,17 +617,17 @@ def test_what_a_power_cut_left_of_it_goes(host: Host) -> None:
     assert text.startswith("boot boot\nloader grub\n")
 
 
-def held(host: Host) -> Any:
-    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-    lock = (host.root / "run/homelab/lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
-
-
 @pytest.mark.parametrize("act", [verdict, lambda host: confirm(host)["confirmed"]], ids=["verdict", "confirm"])
 def test_it_is_confirmed_while_another_run_is_at_work_and_finished_after(
     tried: Host, act: Callable[[Host], str]
 ) -> None:
+
+    def held(host: Host) -> Any:
+        (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+        lock = (host.root / "run/homelab/lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
+
     place = (tried.root / CHOICE[1:]).stat().st_ino
     with held(tried):
         assert act(tried) in ("stay", "later")

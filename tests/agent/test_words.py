@@ -27,11 +27,6 @@ def grub(host: Host) -> Host:
     return host
 
 
-def menu(host: Host, text: str) -> str:
-    host.write("/boot/grub/grub.cfg", text)
-    return GRUB.generated(host.system())
-
-
 @rows(
     ("text", "words", "left"),
     [
@@ -136,6 +131,11 @@ def test_what_cannot_be_read_is_said(host: Host) -> None:
     ],
 )
 def test_the_first_entry_of_the_menu_was_generated(host: Host, text: str, line: str) -> None:
+
+    def menu(host: Host, text: str) -> str:
+        host.write("/boot/grub/grub.cfg", text)
+        return GRUB.generated(host.system())
+
     assert menu(host, text) == line
 
 

@@ -248,12 +248,12 @@ def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_remo
         theirs.unlink()
 
 
-def made_at(node: str) -> dict[str, Any]:
-    """Its entry in the settings."""
-    return {"mine": {"host": node, "vmid": ID, "create": {"scsi0": "local-lvm:8"}, "gpus": ["gpu"]}}
-
-
 def test_a_made_vm_that_moved_is_refused_until_the_settings_name_its_host(cluster: LabCluster) -> None:
+
+    def made_at(node: str) -> dict[str, Any]:
+        """Its entry in the settings."""
+        return {"mine": {"host": node, "vmid": ID, "create": {"scsi0": "local-lvm:8"}, "gpus": ["gpu"]}}
+
     work = GuestWork(texts(cluster, vms=made_at("pve1")))
     made = work.create(made_of("pve1"))
     move(cluster, "pve1", "pve2", ID)
@@ -304,13 +304,6 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     assert not note.exists()
 
 
-def container_of(node: str, **more: Any) -> Guest.Inputs:
-    about: dict[str, Any] = {"guest": "mine", "guest_kind": "lxc", "vmid": ID}
-    about |= {"config": {"hostname": "mine", "memory": "512"}}
-    about |= {"protect": False, "mark": MARK, **more}
-    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
-
-
 @pytest.fixture
 def guest(cluster: LabCluster) -> Iterator[tuple[Path, str]]:
     """A container on pve2 that was made on pve1; and what its description says of it."""
@@ -325,6 +318,13 @@ def guest(cluster: LabCluster) -> Iterator[tuple[Path, str]]:
 def test_a_made_container_that_moved_is_found_where_the_settings_have_it_now(
     cluster: LabCluster, guest: tuple[Path, str]
 ) -> None:
+
+    def container_of(node: str, **more: Any) -> Guest.Inputs:
+        about: dict[str, Any] = {"guest": "mine", "guest_kind": "lxc", "vmid": ID}
+        about |= {"config": {"hostname": "mine", "memory": "512"}}
+        about |= {"protect": False, "mark": MARK, **more}
+        return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+
     path, instance = guest
     create = {"ostemplate": "local:vztmpl/x.tar.zst"}
     containers = {"mine": {"host": "pve2", "ctid": ID, "gpus": [], "create": create}}

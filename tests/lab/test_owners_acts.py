@@ -17,8 +17,8 @@ from lab.api.tasks import Tasks
 from lab.host.host_python import nodes_below
 from lab.host.state import HostState
 from remote_scripts.pve import api
-from tests.lab import test_container_transaction as containers
-from tests.lab import test_vm_transaction as vms
+from tests.lab import transaction_kit as kit
+from tests.lab.killed_kit import KilledError
 from tests.lab.test_proxmox_api import map_card
 from tests.sampling import sample
 
@@ -35,11 +35,11 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
     """
     is_vm, wanted = kind == "qemu", act in ("start", "edit")
     with Lab.start("bound-by-hand" if is_vm else "phoenix", state=tmp_path / "lab") as lab:
-        vmid, program = (vms.VM, "qm") if is_vm else (containers.CT, "pct")
-        world: Any = (vms.World if is_vm else containers.Containers)(lab, monkeypatch)
+        vmid, program = (kit.VM, "qm") if is_vm else (kit.CT, "pct")
+        world: Any = (kit.World if is_vm else kit.Containers)(lab, monkeypatch)
         if is_vm:
             map_card(lab)
-            lab.run(f"qm stop {vmid}; qm set {vmid} " + " ".join(f"--{key} {line}" for key, line in vms.LINES.items()))
+            lab.run(f"qm stop {vmid}; qm set {vmid} " + " ".join(f"--{key} {line}" for key, line in kit.LINES.items()))
         else:
             monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
         host = HostState(lab.state)
@@ -72,19 +72,19 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             if moments - 1 == chosen:
                 owner()
                 if killed:
-                    raise vms.KilledError
+                    raise KilledError
 
         def exchange(system: Any, text: bytes) -> bytes:
             is_watching = (
                 b"/tasks/UPID" in text or b"%2Ftasks%2FUPID" in text
             )  # as a task is followed, for most of the time
             [] if is_watching else count()
-            answer = vms.World.exchange(world, system, text)
+            answer = kit.World.exchange(world, system, text)
             [] if is_watching else count()
             return answer
 
         def up() -> None:
-            world.up(vms.OWN) if is_vm else world.ct()
+            world.up(kit.OWN) if is_vm else world.ct()
 
         monkeypatch.setattr(api, "exchange", exchange)
         monkeypatch.setattr(world, "count", count)
@@ -103,7 +103,7 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             moments, chosen, has_acted = 0, number, False
             try:
                 up()
-            except vms.KilledError:
+            except KilledError:
                 settle()
                 up()
             settle()

@@ -17,7 +17,7 @@ from remote_scripts.both.guest_cards import Answer, Wanted
 from remote_scripts.both.terms import Terms
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of, map_card
-from tests.lab.test_vm_transaction import CARD, LINES, NODE, OURS, VM
+from tests.lab.transaction_kit import CARD, LINES, NODE, OURS, VM
 from tests.unit.hosts import desktop
 
 WANTED = Wanted(vmid=VM, terms=Terms(owner="p/s/sandbox", shutdown=5))

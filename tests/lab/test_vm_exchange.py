@@ -9,7 +9,7 @@ import pytest
 
 from homelab.vm.cards import VmCard
 from lab import Lab
-from tests.lab.test_vm_transaction import World
+from tests.lab.transaction_kit import World
 
 
 def test_two_vms_exchange_their_cards(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,335 @@
+"""A guest's cards as one transaction on the host, on the lab's API.
+
+The layer runs in the test's process, and its requests to 127.0.0.1:85 go to the lab's pvedaemon: so a run can be killed
+after any of its changes. A container's lines are written as text by Perl, with the lab's few calls of Proxmox VE's modules.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from homelab.container.plan import ContainerWish, as_given, judge_container
+from homelab.errors import raise_all
+from homelab.findings import JudgedGuest
+from homelab.remote import ssh
+from homelab.vm import plan
+from homelab.vm.cards import VmCard, Wish
+from lab import Lab
+from lab.api.tasks import Tasks
+from lab.host.guest_programs import modules
+from lab.host.host_python import nodes_below
+from lab.host.state import HostState
+from remote_scripts.both import container_cards as of_containers
+from remote_scripts.both.free_card import Wanted as FreeCard
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
+from remote_scripts.guests import power
+from remote_scripts.layers import container_cards, free_card, guest_cards
+from remote_scripts.notes import guest_notes, guests_to_start
+from remote_scripts.notes.container_note import Cards
+from remote_scripts.notes.guests_to_start import Ran
+from remote_scripts.pve import api, guest_tasks
+from remote_scripts.pve.guest_kinds import CONTAINER, Kind
+from remote_scripts.pve.guest_kinds import VM as VM_KIND
+from remote_scripts.tools import state
+from remote_scripts.tools.done import Done
+from remote_scripts.tools.run import Stand
+from remote_scripts.tools.system import System
+from tests.lab.killed_kit import KilledError
+from tests.lab.test_proxmox_api import host_of, map_card
+from tests.unit.hosts import desktop
+
+NODE, VM, SLOT = "pve", 103, "0000:01:00"
+CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
+OWN = VmCard(**CARD)
+LINES = {"hostpci0": f"{SLOT}.1,pcie=1", "hostpci2": f"{SLOT}.0,pcie=1,x-vga=1,romfile=5090.rom"}
+OURS = "hostpci2: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
+CT = 901
+DEVICES, MOUNTS = Cards(minors=(0,)), Cards(method="mount-entry", minors=(0,))
+# The changes of a run until the guest goes off: note, options, note, shutdown.
+SHUT_DOWN = 3
+
+
+class World:
+    """A lab, and a VM of it. `left`: how many changes this run may make yet; `lost`: of a request with this text the answer is lost."""
+
+    kind: Kind = VM_KIND
+    vmid, scenario, owner = VM, "bound-by-hand", "p/s/sandbox"
+    losable: tuple[str, ...] = ("PUT", "status/shutdown", "status/start")
+    switches_off: tuple[tuple[str, ...], ...] = (("shutdown",), ("start", "stop"), ("start", "shutdown"))
+
+    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lab, self.left, self.lost = lab, 10**6, ""
+        self.then: tuple[str, str, Callable[[], object]] | None = None
+        self.minted, self.spent = 0, list[str]()
+        self.port = urlsplit(lab.api["url"]).port
+        match = api.TICKET.search(lab.run(shlex.join(api.MINT)).stdout)
+        assert match
+        self.ticket = match[0]
+        monkeypatch.setattr(api, "exchange", self.exchange)
+        monkeypatch.setattr(state, "_TRY_SECONDS", 0.02)
+        monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
+        real = guest_notes.write
+
+        def write(*arguments: Any) -> None:
+            real(*arguments)
+            self.count()
+
+        monkeypatch.setattr(guest_notes, "write", write)
+
+    def prepare(self, _monkeypatch: pytest.MonkeyPatch) -> None:
+        """The VM runs with the card, by a line for each function; another one, which is off, has it too."""
+        map_card(self.lab)
+        lines = " ".join(f"--{key} {value}" for key, value in LINES.items())
+        done = self.lab.run(
+            f"qm stop {VM}; qm set {VM} --hostpci0 {SLOT}; qm snapshot {VM} before; qm set {VM} {lines}; qm start {VM}; "
+            f"qm create 104 --name gaming --machine q35 --memory 2048 --hostpci0 {SLOT},pcie=1; qm status {VM}"
+        )
+        assert "running" in done.stdout, done.stderr
+
+    # -- what a run does, and how it ends ----------------------------------------------------------------------------
+    def exchange(self, _system: System, text: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), 30) as connection:
+            connection.sendall(text)
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        method, path = text.decode().split(" ")[:2]
+        if method != "GET":
+            self.count()
+        if self.then and self.then[0] == method and self.then[1] in path:
+            act, self.then = self.then[2], None
+            act()
+        if self.lost and self.lost in f"{method} {path}":
+            self.lost = ""
+            raise ConnectionResetError("the answer was lost")
+        return answer
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KilledError
+
+    def perl(self, _arguments: Sequence[str], _stdin: bytes) -> Done:
+        self.minted += 1
+        return Done(0, (self.spent.pop() if self.spent else self.ticket).encode())
+
+    def programs(self) -> dict[str, Stand]:
+        return {"sync": lambda _arguments, _stdin: 0, "perl": self.perl}
+
+    def system(self) -> System:
+        return System(self.lab.root, programs=self.programs())
+
+    def give(self, *, other: bool = False, owner: str = owner, **more: Any) -> bool:
+        """The guest is given its card, or something else with it; whether it runs then."""
+        return self.up(OWN, owner=owner, **{**({"display": "none"} if other else {}), **more}).runs
+
+    def destroy(self, vmid: int = VM, owner: str = owner) -> None:
+        guest_cards.revert(self.system(), Wanted(vmid=vmid, terms=Terms(owner=owner, shutdown=1)))
+
+    def killed_after(self, number: int, act: Callable[[], object]) -> None:
+        self.left = number
+        try:
+            with pytest.raises(KilledError):
+                act()
+        finally:
+            self.left = 10**6
+
+    def killed_while_off(self) -> None:
+        """A run is killed between its shutdown and its start."""
+        self.killed_after(SHUT_DOWN, self.give)
+        self.wait_off()
+        assert not self.runs()
+
+    def until_done(self, act: Callable[[], object]) -> int:
+        """Killed after its first change, the next one after its second, and so on."""
+        for number in range(40):
+            self.left = number
+            try:
+                act()
+            except KilledError:
+                continue
+            finally:
+                self.left = 10**6
+            return number
+        raise AssertionError
+
+    # -- of a VM alone -----------------------------------------------------------------------------------------------
+    def read(self, vmid: int = VM) -> Answer:
+        return guest_cards.read(self.system(), Wanted(vmid=vmid))
+
+    def up(self, *cards: VmCard, vmid: int = VM, owner: str = owner, **more: Any) -> Answer:
+        about = {key: more.pop(key) for key in ("display", "machine") if key in more}
+        seen = self.read(vmid)
+        wish = Wish("sandbox", vmid, list(cards), **about)
+        decided = plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals), wish, desktop())
+        raise_all(decided.refusals)
+        terms = Terms(owner=owner, **{"shutdown": 1, **more})
+        wanted = Wanted(vmid=vmid, terms=terms, options=decided.options, digest=seen.digest)
+        return guest_cards.apply(self.system(), wanted)
+
+    def set(self, vmid: int = VM, **settings: str | None) -> Answer:
+        """As a VM that this program has made is changed."""
+        terms, digest = Terms(owner=self.owner, shutdown=1), self.read(vmid).digest
+        return guest_cards.apply(self.system(), Wanted(vmid=vmid, terms=terms, settings=settings, digest=digest))
+
+    def free(self, mapping: str, slot: str, *staying: int, **keeps: tuple[str, ...]) -> bool:
+        """As a mapping that has other keepers takes its card out of the other VMs; ``keeps``: `vm103` and so on."""
+        kept = {name.removeprefix("vm"): mappings for name, mappings in keeps.items()}
+        wanted = FreeCard(stack="p/s", card=(mapping, slot), keeps=kept, staying=tuple(map(str, staying)))
+        return free_card.apply(self.system(), wanted).changed
+
+    def in_force(self) -> list[str]:
+        return [line for line in self.conf().partition("\n[")[0].splitlines() if line.startswith("hostpci")]
+
+    # -- the host ----------------------------------------------------------------------------------------------------
+    def command(self, *verbs: str) -> None:
+        """The owner's, at a shell."""
+        self.lab.run(" && ".join(f"{self.kind.program} {verb} {self.vmid}" for verb in verbs))
+
+    def wait_off(self) -> None:
+        """Until the guest is off, if it is on its way."""
+        status = f"{self.kind.program} status {self.vmid}"
+        self.lab.run(f"while {status} | grep -q running && [ $((n+=1)) -lt 30 ]; do sleep 0.1; done")
+
+    def goes_down_with_its_host(self, *, by_owner: bool) -> None:
+        """A guest that was noted as running is off since; `by_owner`: before the host began to shut its guests down."""
+        last = [one["upid"] for one in guest_tasks.switching(api.NodeApi(self.system()), self.kind, self.vmid)]
+        ran = Ran(self.kind.program, self.vmid, int(time.time()), "the one before", last[0] if last else "")
+        guests_to_start.keep(self.system(), [ran])
+        if not by_owner:
+            tasks = Tasks(HostState(self.lab.state))
+            tasks.end(*tasks.begin("stopall", ""))
+        self.command("shutdown")
+
+    def own_form(self) -> str:
+        """Its configuration, in a form that Proxmox VE doesn't write, where something else than Proxmox VE may write it."""
+        return self.conf()
+
+    def is_given(self) -> bool:
+        """Whether the card is in its configuration, as it was last given."""
+        return self.in_force() == [OURS]
+
+    def conf(self, vmid: int | None = None) -> str:
+        return (self.lab.root / f"etc/pve/{self.kind.folder}/{vmid or self.vmid}.conf").read_text()
+
+    def notes(self) -> list[str]:
+        folder = self.lab.root / "etc/pve/homelab"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def power(self, mark: Any) -> list[str]:
+        calls = [call for call in self.lab.api_calls(mark) if call["method"] == "POST" and "/status/" in call["path"]]
+        return [call["path"].rpartition("/")[2] for call in calls]
+
+    def runs(self) -> bool:
+        return "running" in self.lab.run(f"{self.kind.program} status {self.vmid}").stdout
+
+    def is_as(self, before: str) -> bool:
+        """Whether the guest runs with that configuration, and nothing is noted of it."""
+        return (self.conf(), self.notes(), self.runs()) == (before, [], True)
+
+    @contextmanager
+    def without_pmxcfs(self) -> Iterator[None]:
+        """/etc/pve is an empty folder meanwhile."""
+        place = self.lab.root / "etc/pve"
+        place.rename(place.with_name("pve-away"))
+        place.mkdir()
+        try:
+            yield
+        finally:
+            place.rmdir()
+            place.with_name("pve-away").rename(place)
+
+
+class Containers(World):
+    """A lab, and a container of it. `vanishes`: what is written next is gone again once the container is off."""
+
+    kind = CONTAINER
+    vmid, scenario, owner = CT, "phoenix", "p/s/ct"
+    losable, switches_off = World.losable[1:], World.switches_off[1:]
+    unit = "inactive"
+    vanishes = False
+
+    def prepare(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The container runs."""
+        self.lab.run(f"pct start {CT}", check=False)  # it may run already
+        assert self.runs()
+        monkeypatch.setattr(os, "stat", nodes_below(f"{self.lab.root}/")[0])
+
+    def perl(self, arguments: Sequence[str], stdin: bytes) -> Done:
+        if arguments[: len(api.MINT) - 1] == api.MINT[1:]:
+            return super().perl(arguments, stdin)
+        environment = {**os.environ, **modules(self.lab.root / "etc/pve", quorate=True)}
+        before = self.conf()
+        done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment, check=False)
+        if done.returncode == 0:
+            if self.vanishes:
+                self.vanishes = False
+                self.then = ("POST", "status/shutdown", lambda: self.written(before))
+            self.count()
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def written(self, text: str) -> None:
+        (self.lab.root / f"etc/pve/lxc/{CT}.conf").write_text(text)
+
+    def programs(self) -> dict[str, Stand]:
+        return {**super().programs(), "systemctl": lambda *_: self.unit, "pct": self.pct}
+
+    def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done:
+        done = self.lab.run(f"pct {' '.join(arguments[:2])}", check=False)
+        return Done(done.returncode, done.stdout.encode(), done.stderr.encode())
+
+    def give(self, *, other: bool = False, owner: str = owner, **more: Any) -> bool:
+        return self.ct(MOUNTS if other else DEVICES, owner, **more).state == "running"
+
+    def ct(self, cards: Cards = DEVICES, owner: str = owner, **more: Any) -> of_containers.Answer:
+        terms = Terms(owner=owner, **{"shutdown": 1, **more})
+        return container_cards.apply(self.system(), of_containers.Wanted(ctid=CT, cards=cards, terms=terms))
+
+    def destroy(self, vmid: int = CT, owner: str = owner, **more: Any) -> None:
+        wanted = of_containers.Wanted(ctid=vmid, terms=Terms(owner=owner, shutdown=1, **more))
+        container_cards.revert(self.system(), wanted)
+
+    def judged(self, cards: Cards | None = None) -> JudgedGuest:
+        """:param cards: that it is to have; None: what it was given."""
+        facts = ssh.read(host_of(self.lab), guests=True)
+        return judge_container(ContainerWish("ai", CT, cards) if cards else as_given("ai", CT, facts), facts)
+
+    def drift(self) -> list[str]:
+        return self.judged().steps
+
+    def own_form(self) -> str:
+        first, _, rest = self.conf().partition("\n")
+        self.written(f"{rest}\n# a comment of its owner's\n{first}\nmp9: /,mp=/host\n")
+        return self.conf()
+
+    def is_given(self) -> bool:
+        return any("/dev/nvidia0" in line for line in self.lines()) and not self.drift()
+
+    def lines(self) -> list[str]:
+        head = self.conf().partition("\n[")[0].splitlines()
+        return [line for line in head if re.match(r"dev\d|lxc\.", line)]
+
+
+@pytest.fixture(scope="module")
+def shared_lab(kind: type[World], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """:param kind: of each file's own."""
+    with Lab.start(kind.scenario, state=tmp_path_factory.mktemp("transaction") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def world(kind: type[World], shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = kind(shared_lab, monkeypatch)
+    world.prepare(monkeypatch)
+    yield world
+    shared_lab.reset()
