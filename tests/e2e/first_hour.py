@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine import install
 from lab import Lab
+from lab.engine import install
 from tests.e2e import history, recording
 from tests.e2e.person import Person, agree
 from tests.e2e.test_init import CONTAINERS, VMS

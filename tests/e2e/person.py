@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import install, stacks
 from lab import Lab
+from lab.engine import install, stacks
 from tests.conftest import PROJECT
 from tests.e2e.terminal import Conversation, Terminal
 from tests.engine_stack import quick_start

@@ -18,10 +18,10 @@ from homelab.nvidia import plan as planning
 from homelab.nvidia.compatibility import Target
 from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
+from homelab.nvidia.settings import Nvidia
 from homelab.remote import agent
 from homelab.remote import nvidia_steps as steps
 from homelab.remote.scripts import answer
-from homelab.settings.nvidia import Nvidia
 from lab import processes
 from lab.api.guest_system import environment_of
 from lab.machine import Scenario

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from homelab.container.plan import as_given, judge_container
-from homelab.host import facts
+from homelab.facts import host as facts
 from homelab.vm.plan import UNFINISHED
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
 from remote_scripts.notes.guest_note import identity

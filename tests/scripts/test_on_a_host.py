@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from homelab.cards import remapping
 from homelab.container import plan as container_plan
-from homelab.host import gates, plan, remapping
+from homelab.host import gates, plan
 from homelab.remote import agent, scripts
 from homelab.settings import Container
 from homelab.settings import Host as HostSettings

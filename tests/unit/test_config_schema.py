@@ -43,7 +43,7 @@ def test_each_key_is_described() -> None:
     "file",
     [
         PROJECT / "Pulumi.homelab.yaml",
-        PROJECT / "Pulumi.lab.yaml",
+        PROJECT / "lab" / "Pulumi.lab.yaml",
         *sorted(PROJECT.glob("examples/settings/*.yaml")),
     ],
     ids=lambda file: file.name,
