@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import sampling
-from tests.compiled import compile_share
 from tests.plain import PLAIN
 
 if TYPE_CHECKING:
@@ -133,9 +132,9 @@ def shared(*parts: str) -> Path:
 WITH_ENGINE = {
     "e2e/test_handover.py": 27,
     "e2e/test_nvidia_lxc.py": 28,
-    "e2e/test_gpu_lxc.py": 6,
+    "e2e/test_gpu_lxc.py": 9,
     "e2e/test_voices.py": 4,
-    "e2e/test_failures.py": 10,
+    "e2e/test_failures.py": 8,
     "e2e/test_nvidia_host.py": 24,
     "e2e/test_nvidia_failures.py": 11,
     "e2e/test_nvidia_vm.py": 19,
@@ -145,19 +144,16 @@ WITH_ENGINE = {
     "e2e/test_init.py": 22,
     "e2e/test_new_container.py": 7,
     "e2e/test_gaming_vm.py": 12,
-    "e2e/test_by_hand.py": 16,
-    "e2e/test_state_lost.py": 8,
-    "e2e/test_gpu_vm.py": 23,
-    "e2e/test_gpu_vm_refused.py": 4,
-    "e2e/test_gpu_lxc_refused.py": 5,
-    "e2e/test_several_hosts.py": 10,
-    "e2e/test_new_vm.py": 17,
+    "e2e/test_by_hand.py": 12,
+    "e2e/test_state_lost.py": 6,
+    "e2e/test_gpu_vm.py": 25,
+    "e2e/test_several_hosts.py": 11,
+    "e2e/test_new_vm.py": 14,
     "e2e/test_kill.py": 18,
-    "e2e/test_converge.py": 10,
-    "e2e/test_cards.py": 11,
-    "e2e/test_drift.py": 5,
-    "e2e/test_drift_watched.py": 2,
-    "e2e/test_preview.py": 6,
+    "e2e/test_converge.py": 5,
+    "e2e/test_cards.py": 9,
+    "e2e/test_drift.py": 6,
+    "e2e/test_preview.py": 9,
     "e2e/test_released.py": 7,
     "e2e/test_own_program.py": 8,
     "e2e/test_new_project.py": 8,
@@ -203,15 +199,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """A worker compiles its share of what is new (tests/compiled.py); and nobody looks for garbage where there is next to none.
+def pytest_sessionstart() -> None:
+    """Nobody looks for garbage where there is next to none.
 
     Modules and tests live until the end. With the usual 700 objects between two searches, these were a seventh of a worker's time.
     """
     gc.set_threshold(50_000, 10, 10)
-    worker = getattr(session.config, "workerinput", None)
-    if worker is not None:
-        compile_share(session.config, int(worker["workerid"].removeprefix("gw")), worker["workercount"])
 
 
 _parse_once = ast.parse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from lab.client import SnapshotEntry
 from lab.engine import install
 from tests import connections, quick_python
 from tests.conftest import PROJECT
-from tests.e2e.person import ENTER, PROGRAM, Conversation, Person, answer, log_in
+from tests.e2e.person import ENTER, PROGRAM, Person
 from tests.engine_stack import EngineStack, Result, kill_tree, name_of
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "gpus_of",
     "host_settings",
     "kill_tree",
-    "make_stack",
     "name_of",
 ]
 
@@ -118,11 +116,6 @@ def stack_of(
     return stack
 
 
-def make_stack(engine: install.Engine, folder: Path, scenario: str | Path, *arguments: Any, **keywords: Any) -> Stack:
-    """A lab with that scenario, and a stack for it as `stack_of` makes it; all of it in ``folder``."""
-    return stack_of(Lab.start(str(scenario), state=folder / "lab"), engine, folder, scenario, *arguments, **keywords)
-
-
 def host_settings(lab: Lab) -> dict[str, Any]:
     """How a lab's host is reached, and its node's name."""
     ssh = lab.connection
@@ -134,24 +127,19 @@ def host_settings(lab: Lab) -> dict[str, Any]:
     }
 
 
-def planned(stack: Stack) -> planning.Planned:
-    """What a preview, and an `up` before it changes anything, asks of the host, without the engine; 0.4 s instead of 1."""
+def refusal(stack: Stack) -> str:
+    """As what a preview, and an `up` before it changes anything, refuse it, without the engine: 0.4 s instead of 1. How the engine shows a
+    refusal: tests/e2e/test_failures.py, test_preview.py."""
     vms = {name: settings.Vm.model_validate(one) for name, one in stack.config.get("homelab:vms", {}).items()}
     containers = {
         name: settings.Container.model_validate(one) for name, one in stack.config.get("homelab:containers", {}).items()
     }
-    host = settings.Host.model_validate(stack.host)
     try:
-        return planning.planned("pve", host, vms, containers, timeout=5)
+        with pytest.raises(HomelabError) as refused:
+            planning.planned("pve", settings.Host.model_validate(stack.host), vms, containers, timeout=5)
+        return str(refused.value)
     finally:
         connections.end_all()  # as a process that has done this
-
-
-def refusal(stack: Stack) -> str:
-    """As what it is refused by that. How the engine shows a refusal: tests/e2e/test_failures.py, test_preview.py."""
-    with pytest.raises(HomelabError) as refused:
-        planned(stack)
-    return str(refused.value)
 
 
 def out_of_reach(lab: Lab) -> None:
@@ -244,38 +232,25 @@ def stack_on(tmp_path: Path, engine: install.Engine, labs: Labs) -> Iterator[Cal
         lab.stop()
 
 
-def init_at_a_terminal(
-    stack: Stack, *conversation: tuple[str, str], options: Sequence[str] = (), status: int = 0
-) -> str:
-    """`homelab init` of a stack's host with nothing but its address and the password, by a person at a terminal; what it showed. ``stack``
-    goes on with the settings that it has written.
-
-    :param conversation: what is asked of the cards, with the keys that answer it.
-    """
-    for name in PROGRAM:
-        (stack.folder / name).symlink_to(PROJECT / name)
-    stack.home = stack.folder.parent / "home"
-    person = Person(stack.folder, stack.home, stack.engine, stack.lab, stack.environment)
-    agreed: Conversation = [("Go on?", f"y{ENTER}")] if status == 0 else []
-    spawned = person.init("--stack", "lab", *options)
-    shown = answer(spawned, *log_in(stack.lab), *conversation, *agreed, status=status)
-    stack.config = yaml.safe_load((stack.folder / "Pulumi.lab.yaml").read_text()).get("config", {})
-    return shown
-
-
 @pytest.fixture
 def by_init(tmp_path: Path, engine: install.Engine, labs: Labs) -> Callable[..., Stack]:
-    """`by_init("rtx5090", ("rtx5090: ", ENTER), …)`: as `stack_on`, with the settings that `init_at_a_terminal` wrote."""
+    """`by_init("rtx5090", ("rtx5090: ", ENTER), …)`: as `stack_on`, with the settings that `homelab init` wrote, of nothing but the host's address
+    and the password, for a person at a terminal."""
 
     def make(scenario: str, *conversation: tuple[str, str], options: Sequence[str] = (), first: str = "") -> Stack:
-        """``first``: what is done on the host before."""
+        """``conversation``: what is asked of the cards, with the keys that answer it; ``first``: what is done on the host before."""
         _, lab = labs.take(scenario, lambda folder: Lab.start(scenario, state=folder / "lab"))
         if first:
             lab.run(first)
         (tmp_path / "stack").mkdir()
         stack = Stack(tmp_path / "stack", engine, lab=lab)
         stack.create()
-        init_at_a_terminal(stack, *conversation, options=options)
+        for name in PROGRAM:
+            (stack.folder / name).symlink_to(PROJECT / name)
+        stack.home = stack.folder.parent / "home"
+        person = Person(stack.folder, stack.home, engine, lab, stack.environment)
+        person.init([*conversation, ("Go on?", f"y{ENTER}")], "--stack", "lab", *options)
+        stack.config = yaml.safe_load((stack.folder / "Pulumi.lab.yaml").read_text())["config"]
         return stack
 
     return make
@@ -293,7 +268,7 @@ def converged(engine: install.Engine, labs: Labs) -> Callable[..., Stack]:
         key = repr((arguments, sorted(keywords.items())))
 
         def make(folder: Path) -> Lab:
-            stack = make_stack(engine, folder, *arguments, **keywords)
+            stack = stack_of(Lab.start(arguments[0], state=folder / "lab"), engine, folder, *arguments, **keywords)
             stock = stack.lab.snapshot()
             first = stack.up()
             shutil.copytree(stack.folder, folder / "kept", symlinks=True)
@@ -305,25 +280,3 @@ def converged(engine: install.Engine, labs: Labs) -> Callable[..., Stack]:
         return replace(deployed[key], config=config)
 
     return take
-
-
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory, engine: install.Engine) -> Iterator[Callable[..., Stack]]:
-    """`untouched("rtx5090")`: as `stack_on`, for tests in which everything is refused, and which show that nothing was changed.
-
-    Those of a file that ask for the same one get the same one, with its settings as they were.
-    """
-    made: dict[str, tuple[Stack, dict[str, Any]]] = {}
-
-    def make(*arguments: Any, **keywords: Any) -> Stack:
-        key = repr((arguments, sorted(keywords.items())))
-        if key not in made:
-            stack = make_stack(engine, tmp_path_factory.mktemp("untouched"), *arguments, **keywords)
-            made[key] = (stack, copy.deepcopy(stack.config))
-        stack, config = made[key]
-        stack.config = copy.deepcopy(config)
-        return stack
-
-    yield make
-    for stack, _ in made.values():
-        stack.lab.stop()

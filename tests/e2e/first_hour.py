@@ -16,11 +16,8 @@ from pathlib import Path
 from lab import Lab
 from lab.engine import install
 from tests.e2e import history, recording
-from tests.e2e.person import PASSPHRASE, Person, agree, answer, log_in
-from tests.e2e.terminal import Terminal
+from tests.e2e.person import Person, agree
 from tests.e2e.test_init import CONTAINERS, VMS
-
-COLUMNS = 100
 
 TEXTS = {
     "rtx5090": """# The first hour
@@ -57,30 +54,20 @@ def recorded(person: Person, scenario: str) -> Iterator[Shown]:
     asked = {**VMS, **{name: talk for name, (talk, *_) in CONTAINERS.items()}, "history": history.CONVERSATION}[
         scenario
     ]
-    terminal = Terminal(COLUMNS)
-    spawned = person.init(*CONTAINERS[scenario][2] if scenario in CONTAINERS else ())
-    spawned.logfile_read = terminal
-    answer(spawned, *log_in(person.lab), *asked, *agree())
-    yield f"homelab init {recording.ADDRESS}", terminal.lines()
+    options = CONTAINERS[scenario][2] if scenario in CONTAINERS else ()
+    yield f"homelab init {recording.ADDRESS}", person.init([*asked, *agree()], *options)[1]
     files = FILES.get(scenario)
     if files:
         yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
-    up = list(recording.shortened(pulumi(person, "up")))
+    up = list(recording.shortened(person.at_a_terminal("up").lines()))
     yield "pulumi up --yes --skip-preview", list(recording.without_rows(up)) if scenario == "history" else up
     yield "homelab show", person.show()
     if files:
-        yield "pulumi destroy --yes --skip-preview", list(recording.without_rows(pulumi(person, "destroy")))
+        yield (
+            "pulumi destroy --yes --skip-preview",
+            list(recording.without_rows(person.at_a_terminal("destroy").lines())),
+        )
         yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
-
-
-def pulumi(person: Person, verb: str) -> list[str]:
-    """What the real Pulumi shows."""
-    terminal = Terminal(COLUMNS)
-    command = [str(person.engine.pulumi), verb, "--yes", "--skip-preview", "--stack", "homelab"]
-    spawned = person.terminal(*command, PULUMI_CONFIG_PASSPHRASE=PASSPHRASE)
-    spawned.logfile_read = terminal
-    answer(spawned)
-    return terminal.lines()
 
 
 def record(scenario: str, engine: install.Engine) -> str:

@@ -11,7 +11,8 @@ import yaml
 
 from lab import Lab
 from lab.scenario import SCENARIO_FOLDER
-from tests.e2e.person import ENTER, Conversation
+from tests.e2e.person import ENTER
+from tests.e2e.terminal import Conversation
 
 #: What a forum has told its owner to type.
 RECIPE = """\

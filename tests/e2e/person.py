@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pexpect
-
 from lab import Lab
 from lab.engine import install, stacks
 from tests.conftest import PROJECT
-from tests.e2e import terminal
-from tests.e2e.terminal import Terminal
+from tests.e2e.terminal import Conversation, Terminal
 from tests.engine_stack import quick_start
-from tests.waiting import PATIENCE
 
 PASSPHRASE = "correct horse"
 # The project, as a person has cloned it; its settings are the test's own.
 PROGRAM = ("Pulumi.yaml", "__main__.py", "homelab", "components", "remote_scripts", "provider", ".venv")
 ENTER = "\r"
-Conversation = list[tuple[str, str]]
 
 
 @dataclass
@@ -60,28 +54,25 @@ class Person:
         inherited = {name: value for name, value in self.inherited.items() if name not in ("SSH_AUTH_SOCK", "NO_COLOR")}
         return inherited | {"HOME": str(self.home), "TERM": "xterm-256color"}
 
-    def init(self, *arguments: str) -> pexpect.spawn[str]:
-        """`homelab init` with the lab's address; its port is a lab's peculiarity."""
+    def init(self, talk: Conversation, *options: str) -> tuple[str, list[str]]:
+        """`homelab init` with the lab's address, whose port is a lab's peculiarity; all that it wrote, and the terminal's lines.
+
+        :param talk: what is asked after the login, with the keys that answer it.
+        """
         where = f"{self.lab.connection['host']}:{self.lab.connection['port']}"
-        return self.terminal(sys.executable, "-m", "homelab", "init", where, *arguments)
+        terminal = self.terminal(sys.executable, "-m", "homelab", "init", where, *options)
+        return terminal.answer(*log_in(self.lab), *talk), terminal.lines()
 
-    def terminal(self, program: str, *arguments: str, **environment: str) -> pexpect.spawn[str]:
+    def terminal(self, *command: str, keeps: bool = False, **environment: str) -> Terminal:
         """A program in a terminal of 100 columns."""
-        return pexpect.spawn(
-            program,
-            list(arguments),
-            cwd=str(self.folder),
-            env=self.environment | environment,
-            dimensions=(50, 100),
-            encoding="utf-8",
-            timeout=PATIENCE,
-        )
+        return Terminal([*command], 100, self.environment | environment, self.folder, keeps=keeps)
 
-    def up_at_a_terminal(self) -> Terminal:
-        """The real `pulumi up`, with its display, in a terminal of 100 columns."""
-        command = [str(self.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab"]
-        environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
-        return terminal.run(command, 100, environment, str(self.folder), PATIENCE)
+    def at_a_terminal(self, verb: str) -> Terminal:
+        """The real `pulumi up` or `pulumi destroy`, with its display, to its end."""
+        command = [str(self.engine.pulumi), verb, "--yes", "--skip-preview", "--stack", "homelab"]
+        terminal = self.terminal(*command, keeps=True, PULUMI_CONFIG_PASSPHRASE=PASSPHRASE)
+        terminal.answer()
+        return terminal
 
     def show(self, *options: str) -> list[str]:
         """What `homelab show` draws at the terminal."""
@@ -89,37 +80,6 @@ class Person:
         environment = self.environment | {"COLUMNS": "100", "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
-
-    def up(self) -> str:
-        """The real `pulumi up`."""
-        return self._pulumi("up")
-
-    def destroy(self) -> str:
-        """The real `pulumi destroy`."""
-        return self._pulumi("destroy")
-
-    def _pulumi(self, verb: str) -> str:
-        command = [str(self.engine.pulumi), verb, "--yes", "--skip-preview", "--stack", "homelab", "--non-interactive"]
-        environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-
-def answer(terminal: pexpect.spawn[str], *conversation: tuple[str, str], status: int = 0) -> str:
-    """Each question awaited, and answered; all that was shown."""
-    shown = ""
-    for question, keys in conversation:
-        terminal.expect_exact(question)
-        shown += f"{terminal.before}{question}"
-        terminal.send(keys)
-    terminal.expect(pexpect.EOF, timeout=PATIENCE)
-    shown += str(terminal.before)
-    terminal.close()
-    assert terminal.exitstatus == status, shown
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 def log_in(lab: Lab) -> Conversation:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pexpect
 import pyte
+
+from tests.waiting import PATIENCE
 
 LINES = 50
 
@@ -29,21 +32,56 @@ class _Screen(pyte.Screen):
         return "".join([cells[x].data if x in cells else " " for x in range(max(cells, default=-1) + 1)]).rstrip()
 
 
-class Terminal:
-    """Shows what a program writes, as a terminal does."""
+Conversation = list[tuple[str, str]]
+#: What a terminal takes for itself.
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
-    def __init__(self, columns: int) -> None:
-        self.columns = columns
+
+class Terminal:
+    """A program at a terminal, which shows what it writes; and whoever sits there.
+
+    :param keeps: also what was shown only meanwhile (`seen`).
+    """
+
+    def __init__(
+        self, command: list[str], columns: int, environment: dict[str, str], folder: str | Path, *, keeps: bool = False
+    ) -> None:
+        self._written = ""
         self._screen = _Screen(columns, LINES)
         self._stream = pyte.Stream(self._screen)
         self._shown = [""] * LINES
         #: The screens that were there after each thing that was written.
         self.seen: list[list[str]] = []
-        self.keeps = False
+        self._keeps = keeps
+        self.spawned: pexpect.spawn[str] = pexpect.spawn(
+            command[0],
+            command[1:],
+            cwd=str(folder),
+            env=environment,
+            dimensions=(LINES, columns),
+            encoding="utf-8",
+            codec_errors="replace",
+            timeout=PATIENCE,
+        )
+        self.spawned.logfile_read = self
+
+    def answer(self, *conversation: tuple[str, str], status: int | None = 0) -> str:
+        """Each question awaited, and answered, until the program ends; all that was written.
+
+        :param status: with which it must end; None: it doesn't matter.
+        """
+        for question, keys in conversation:
+            self.spawned.expect_exact(question)
+            self.spawned.send(keys)
+        self.spawned.expect(pexpect.EOF)
+        self.spawned.close()
+        assert status is None or self.spawned.exitstatus == status, "\n".join(self.lines())
+        return _CODES.sub("", self._written)
 
     def write(self, text: str) -> None:
+        self._written += text
         self._stream.feed(text)
-        if self.keeps and self._screen.dirty:
+        if self._keeps and self._screen.dirty:
             self.seen.append(self._display())
 
     def flush(self) -> None:
@@ -58,26 +96,6 @@ class Terminal:
     def lines(self) -> list[str]:
         """All lines, also those above the screen."""
         return [*self._screen.above, *self._display()]
-
-
-def run(command: list[str], columns: int, environment: dict[str, str], folder: str, seconds: float) -> Terminal:
-    """A program at a terminal, to its end; it asks nothing."""
-    terminal = Terminal(columns)
-    terminal.keeps = True
-    spawned = pexpect.spawn(
-        command[0],
-        command[1:],
-        cwd=folder,
-        env=environment,
-        dimensions=(LINES, columns),
-        encoding="utf-8",
-        timeout=seconds,
-    )
-    spawned.logfile_read = terminal
-    spawned.expect(pexpect.EOF)
-    spawned.close()
-    assert spawned.exitstatus == 0, "\n".join(terminal.lines())
-    return terminal
 
 
 # A row of Pulumi's display: what is done, type, name, status, info.

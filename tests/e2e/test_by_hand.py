@@ -47,52 +47,28 @@ update-initramfs -u -k all; update-grub
     assert "hostpci3: pcie=1,mapping=rtx5090" in conf(stack, 103) and power_calls(stack, mark) == []
 
 
-BY_HAND = "hostpci0: 0000:01:00,pcie=1,x-vga=1,romfile=5090.rom"
-
-
-def test_a_card_that_a_vm_has_by_hand_is_taken_over_and_given_back_as_it_was(by_init: Callable[..., Stack]) -> None:
-    """From `init` to `destroy`."""
-    stack = by_init(
-        "bound-by-hand",
-        ("rtx5090: ", ENTER),  # VM 103 has it, and is preselected
-        first=f"qm stop 103; qm set 103 --{BY_HAND.replace(': ', ' ')}; qm start 103",
-    )
-    assert stack.config["homelab:vms"]["sandbox"]["gpus"] == [{"gpu": "rtx5090", "takeOver": True}]
-    stock, before, mark = stack.lab.snapshot(), conf(stack, 103), stack.lab.mark()
-    assert BY_HAND in before and with_card(stack)["0000:01:00.0"] == 103
-    # Without the yes nothing is changed, neither by a preview nor by an `up`.
-    stack.config["homelab:vms"]["sandbox"]["gpus"] = ["rtx5090"]
-    refused = stack.preview(ok=False)
-    assert f"{BY_HAND}, set by hand" in refused.output and "takeOver: true" in refused.output
-    assert "--delete" not in refused.output
-    stack.config["homelab:vms"]["sandbox"]["gpus"] = [{"gpu": "rtx5090", "takeOver": True}]
-    shown = stack.preview().output
-    ours = "hostpci0: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
-    assert f"{BY_HAND} -> {ours.removeprefix('hostpci0: ')}" in shown and "put back as it is on destroy" in shown
-    assert (conf(stack, 103), power_calls(stack, mark)) == (before, [])
-    stack.up()
-    assert ours in conf(stack, 103) and with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
-    mark = stack.lab.mark()
-    assert stack.up("--refresh").changed == set() and power_calls(stack, mark) == []
-    stack.destroy_as_left()
-    assert conf(stack, 103) == before and with_card(stack)["0000:01:00.0"] == 103
-    given_back(stack, stock)
-
-
 def test_a_host_that_proxmenux_has_set_up_is_taken_over_and_left_as_it_was(by_init: Callable[..., Stack]) -> None:
-    """A rule of udev's for each function, blacklists, a line of the VM's for each function, and options that hide KVM."""
+    """A rule of udev's for each function, blacklists, a line of the VM's for each function, and options that hide KVM. With a yes of its owner's."""
     hidden = (
         "--cpu host,hidden=1,flags=+pcid --args \"-cpu 'host,+kvm_pv_unhalt,+kvm_pv_eoi,hv_vendor_id=NV43FIX,kvm=off'\""
     )
-    of_vm = f"qm stop 103; qm set 103 --hostpci0 {CARD},pcie=1,x-vga=1 --hostpci1 {SOUND},pcie=1 {hidden} --vga std; qm start 103"
+    card = f"hostpci0: {CARD},pcie=1,x-vga=1,romfile=5090.rom"
+    of_vm = f"qm stop 103; qm set 103 --{card.replace(': ', ' ')} --hostpci1 {SOUND},pcie=1 {hidden} --vga std; qm start 103"
     stack = by_init("rtx5090", ("rtx5090: ", ENTER), first=f"{below_the_root(PROXMENUX)}{of_vm}")
     assert stack.config["homelab:vms"]["sandbox"]["gpus"] == [{"gpu": "rtx5090", "takeOver": True}]
-    stock, before = stack.lab.snapshot(), conf(stack, 103)
+    stock, before, mark = stack.lab.snapshot(), conf(stack, 103), stack.lab.mark()
+    given = stack.config["homelab:vms"]["sandbox"]
+    given["gpus"] = ["rtx5090"]
+    refused = stack.preview(ok=False).output
+    assert f"{card}, set by hand" in refused and "takeOver: true" in refused and "--delete" not in refused
+    given["gpus"] = [{"gpu": "rtx5090", "takeOver": True}]
     shown = stack.preview().output
-    assert f" hostpci0: {CARD},pcie=1,x-vga=1 -> " in shown and f" hostpci1: {SOUND},pcie=1 -> not there" in shown
-    assert conf(stack, 103) == before
+    ours = "mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
+    assert f" {card} -> {ours}" in shown and f" hostpci1: {SOUND},pcie=1 -> not there" in shown
+    assert "put back as it is on destroy" in shown
+    assert (conf(stack, 103), power_calls(stack, mark)) == (before, [])
     stack.up()
-    assert "hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n" in conf(stack, 103) and "hostpci1" not in conf(stack, 103)
+    assert f"hostpci0: {ours}\n" in conf(stack, 103) and "hostpci1" not in conf(stack, 103)
     assert with_card(stack) == dict.fromkeys((CARD, SOUND), 103)
     mark = stack.lab.mark()
     assert stack.up("--refresh").changed == set()

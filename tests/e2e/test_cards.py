@@ -41,39 +41,6 @@ def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(by_ini
     given_back(stack, stock)
 
 
-def test_a_card_is_reset_and_stays_awake_as_the_settings_say_until_they_say_nothing(
-    converged: Callable[..., Stack],
-) -> None:
-    stack = converged("rtx5090")
-    folder = stack.lab.root / "sys/bus/pci/devices/0000:01:00.0"
-    # That the first of two functions lists the bus is no more than the kernel's order of looking at them: it can't be given back.
-    had = {"reset_method": "flr", "d3cold_allowed": "1", "power/control": "auto"}
-    (folder / "power").mkdir(exist_ok=True)
-    for name in ("d3cold_allowed", "power/control"):
-        (folder / name).write_text(f"{had[name]}\n")
-    assert (folder / "reset_method").read_text() == "flr bus\n"
-    card = stack.config["homelab:hosts"]["pve"]["gpus"]["rtx5090"]
-    mark = stack.lab.mark()
-    card |= {"reset": "flr", "keepAwake": True}
-    assert "/etc/udev/rules.d/90-homelab-cards.rules" in stack.preview().output
-    assert stack.up().changed >= {"pve-values"}
-    assert {name: (folder / name).read_text().strip() for name in had} == {
-        "reset_method": "flr",
-        "d3cold_allowed": "0",
-        "power/control": "on",
-    }
-    (folder / "power/control").write_text("auto\n")
-    mended = stack.up("--refresh")
-    assert "drift (values): power/control of 0000:01:00.0 is auto, not on" in mended.output
-    assert (folder / "power/control").read_text().strip() == "on"
-    for key in ("reset", "keepAwake"):
-        del card[key]
-    stack.up()
-    assert {name: (folder / name).read_text().strip() for name in had} == had
-    assert not (stack.lab.root / "etc/udev/rules.d/90-homelab-cards.rules").exists()
-    assert stack.lab.boots(since=mark) == []
-
-
 def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(by_init: Callable[..., Stack]) -> None:
     vf, owner = "0000:41:00.5", "0000:41:00.0"
     cards = [

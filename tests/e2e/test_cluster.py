@@ -151,10 +151,71 @@ def test_nodes_restart_in_turn_and_guests_go_on_or_move_with_the_settings(
             host["gpus"]["igpu"] = {"match": "1002:13c0", "use": "lxc"}
         stack.config["homelab:vms"] = {"sandbox": {"host": "pve1", "vmid": 103, "gpus": ["gpu"]}}
         stack.config["homelab:containers"] = {"ai": {"host": "pve1", "ctid": 901, "gpus": ["igpu"]}}
-        with_guests(cluster)
+
+        # Guests beside the one that HA has: one that ran without `onboot`, and two that get cards.
+        cluster["pve1"].run("ha-manager add vm:200")
+        cluster["pve1"].run(
+            "qm create 103 --name sandbox --machine q35 --bios ovmf --memory 8192 --ostype l26 --scsi0 local-lvm:8; "
+            "qm set 103 --onboot 1; qm start 103"
+        )
+        cluster["pve2"].run("qm create 105 --name web --memory 512 && qm set 105 --onboot 0 && qm start 105")
+        made = cluster.folder / "pve/nodes/pve1/lxc"
+        made.mkdir(exist_ok=True)
+        (made / "901.conf").write_text(CONTAINER)
+        (made / "901.conf").chmod(0o640)
+        cluster["pve1"].run(
+            f"pvesh create /cluster/mapping/pci --id gpu --description theirs --map {THEIRS[0]} --map {THEIRS[1]}"
+        )
+
         began, stock = started(cluster, "pve2", 105), cluster.snapshot()
-        nodes_restart_one_after_another_while_their_guests_go_on(stack, cluster, began)
-        guests_move_with_the_settings(stack, cluster)
+
+        # Nodes restart one after another while their guests go on.
+        stack.config["homelab:hosts"]["pve1"]["reboot"] = "manual"
+        assert "reboot pve1 when it suits you" in stack.up(ok=False).message
+        assert boots(cluster) == [1, 1, 1]
+        del stack.config["homelab:hosts"]["pve1"]["reboot"]
+        with watched(cluster) as seen:
+            done = stack.up()
+        assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
+        assert "it stops VM 105 (web)" in done.output and "VM 200 (db)" in done.output
+        wait_until(lambda: runs_on(cluster) == "pve1")  # HA's agent starts it again
+        assert "status: running" in cluster["pve2"].run("qm status 105").stdout
+        assert began and (started(cluster, "pve2", 105) or 0) > began
+        named = [name for _, name in done.steps]
+        assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
+        assert not (cluster.folder / "pve" / TURN).exists()
+        # Whoever forgets a node (`pulumi state delete --target-dependents`) keeps the others.
+        needed = {
+            one
+            for resource in stack.resources()
+            if name_of(resource["urn"]).startswith("pve2")
+            for one in resource.get("dependencies", [])
+        }
+        assert needed and not [one for one in needed if name_of(one).startswith("pve1")]
+        assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
+        assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
+        mapping = (cluster.folder / "pve/mapping/pci.cfg").read_text()
+        assert [line.split("node=")[1][:4] for line in mapping.splitlines() if "map " in line] == [
+            "pve1",
+            "pve3",
+            "pve2",
+        ]
+        assert THEIRS[1] in mapping and THEIRS[0] not in mapping
+
+        # Guests move with the settings.
+        cluster["pve1"].run("qm stop 103")
+        for file in (VM, LXC):
+            move(cluster, "pve1", "pve2", file)
+        refused = stack.up("--refresh", ok=False).message
+        assert "VM 103 is on the node pve2, not on pve1" in refused
+        assert "container 901 is on the node pve2, not on pve1" in refused
+        for section, guest in (("vms", "sandbox"), ("containers", "ai")):
+            stack.config[f"homelab:{section}"][guest]["host"] = "pve2"
+        assert "sandbox-cards" in stack.up().changed
+        assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve2")
+        assert lxc_conf(cluster, "pve2").count("dev/dri/renderD") == 1
+        assert stack.up().changed == set()
+
         stack.destroy()
         for file in (VM, LXC):
             move(cluster, "pve2", "pve1", file)
@@ -166,71 +227,6 @@ THEIRS = (
     "id=10de:2b85,iommugroup=7,node=pve1,path=0000:01:00,subsystem-id=1043:89e3",
     "id=10de:2b85,iommugroup=7,node=pve3,path=0000:01:00,subsystem-id=1043:89e3",
 )
-
-
-def with_guests(cluster: LabCluster) -> None:
-    """Beside the one that HA has: one that ran without `onboot`, and two that get cards."""
-    cluster["pve1"].run("ha-manager add vm:200")
-    cluster["pve1"].run(
-        "qm create 103 --name sandbox --machine q35 --bios ovmf --memory 8192 --ostype l26 --scsi0 local-lvm:8; "
-        "qm set 103 --onboot 1; qm start 103"
-    )
-    cluster["pve2"].run("qm create 105 --name web --memory 512 && qm set 105 --onboot 0 && qm start 105")
-    made = cluster.folder / "pve/nodes/pve1/lxc"
-    made.mkdir(exist_ok=True)
-    (made / "901.conf").write_text(CONTAINER)
-    (made / "901.conf").chmod(0o640)
-    cluster["pve1"].run(
-        f"pvesh create /cluster/mapping/pci --id gpu --description theirs --map {THEIRS[0]} --map {THEIRS[1]}"
-    )
-
-
-def nodes_restart_one_after_another_while_their_guests_go_on(
-    stack: EngineStack, cluster: LabCluster, began: float | None
-) -> None:
-    """``began``: when the second node's VM was started."""
-    stack.config["homelab:hosts"]["pve1"]["reboot"] = "manual"
-    assert "reboot pve1 when it suits you" in stack.up(ok=False).message
-    assert boots(cluster) == [1, 1, 1]
-    del stack.config["homelab:hosts"]["pve1"]["reboot"]
-    with watched(cluster) as seen:
-        done = stack.up()
-    assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
-    assert "it stops VM 105 (web)" in done.output and "VM 200 (db)" in done.output
-    wait_until(lambda: runs_on(cluster) == "pve1")  # HA's agent starts it again
-    assert "status: running" in cluster["pve2"].run("qm status 105").stdout
-    assert began and (started(cluster, "pve2", 105) or 0) > began
-    named = [name for _, name in done.steps]
-    assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
-    assert not (cluster.folder / "pve" / TURN).exists()
-    # Whoever forgets a node (`pulumi state delete --target-dependents`) keeps the others.
-    needed = {
-        one
-        for resource in stack.resources()
-        if name_of(resource["urn"]).startswith("pve2")
-        for one in resource.get("dependencies", [])
-    }
-    assert needed and not [one for one in needed if name_of(one).startswith("pve1")]
-    assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
-    assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
-    mapping = (cluster.folder / "pve/mapping/pci.cfg").read_text()
-    assert [line.split("node=")[1][:4] for line in mapping.splitlines() if "map " in line] == ["pve1", "pve3", "pve2"]
-    assert THEIRS[1] in mapping and THEIRS[0] not in mapping
-
-
-def guests_move_with_the_settings(stack: EngineStack, cluster: LabCluster) -> None:
-    cluster["pve1"].run("qm stop 103")
-    for file in (VM, LXC):
-        move(cluster, "pve1", "pve2", file)
-    refused = stack.up("--refresh", ok=False).message
-    assert "VM 103 is on the node pve2, not on pve1" in refused
-    assert "container 901 is on the node pve2, not on pve1" in refused
-    for section, guest in (("vms", "sandbox"), ("containers", "ai")):
-        stack.config[f"homelab:{section}"][guest]["host"] = "pve2"
-    assert "sandbox-cards" in stack.up().changed
-    assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve2")
-    assert lxc_conf(cluster, "pve2").count("dev/dri/renderD") == 1
-    assert stack.up().changed == set()
 
 
 VM, LXC = "qemu-server/103.conf", "lxc/901.conf"

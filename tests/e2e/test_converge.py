@@ -2,109 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
-import pytest
-
-from homelab.host import gates
-from homelab.remote import host_session
-from tests import connections
-from tests.e2e import terminal
 from tests.e2e.conftest import Stack
-from tests.e2e.person import ENTER, Conversation
+from tests.e2e.person import ENTER
+from tests.e2e.terminal import Terminal, readable, said_meanwhile
 from tests.e2e.test_gpu_vm import conf, given_back, with_card
-from tests.lab.host_kit import settings_of
-from tests.lab.test_real_hosts import read
-from tests.sampling import sample
-from tests.unit.hosts import settings
-from tests.waiting import PATIENCE
-
-# What a person is asked of the host's cards, and which keys answer it: where one VM could have a card, it is preselected. VM 103 runs on most of
-# these hosts.
-ITS_SCREEN = [  # the host has no other card
-    ("gtx1080: ", f"103{ENTER}"),
-    ("all the same", f"y{ENTER}"),
-]
-# Scenario -> the slot that must be on vfio-pci afterwards, what is asked, further options.
-SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
-    "rtx5090": (
-        "0000:01:00",
-        [("rtx5090: ", ENTER)],
-        [],
-    ),
-    "wtr-max": (
-        "0000:01:00",
-        [("rtx5060-ti: ", ENTER)],
-        [],
-    ),
-    "intel-zfs": (
-        "0000:01:00",
-        [("rtx4070: ", ENTER)],
-        [],
-    ),
-    "two-identical": ("0000:1e:00", [("rtx3090-2: ", ENTER)], []),
-    "four-functions": (
-        "0000:01:00",
-        [("rtx2060-rev-a: ", ENTER)],
-        [],
-    ),
-    # Its containers are to lose the card.
-    "phoenix": (
-        "0000:02:00",
-        [("rtx5090: ", f"nobody{ENTER}"), ("all the same", f"y{ENTER}")],
-        ["--card", "rtx4090=103"],
-    ),
-    "intel-grub-bios": ("0000:03:00", ITS_SCREEN, []),
-    "zfs-grub-shim": (
-        "0000:01:00",
-        [("rtx4060: ", ENTER)],
-        [],
-    ),
-    "iommu-off": ("0000:03:00", ITS_SCREEN, []),
-    "bound-by-hand": (
-        "0000:01:00",
-        [("rtx5090: ", ENTER)],
-        ["--set", "hosts.pve.takeOver=true"],
-    ),
-    "half-bound": (
-        "0000:01:00",
-        [("rtx5060-ti: ", ENTER)],
-        [],
-    ),
-    # No guest, and the host's driver has both cards.
-    "recorded-node": (
-        "0000:41:00",
-        [("rtx4090: ", ENTER), ("rtx4090-2: ", ENTER)],
-        [
-            *("--set", 'hosts.pve.gpus.rtx4090-2={match: "10de:2684", address: "0000:41:00", use: vm}'),
-            *(
-                "--set",
-                "vms.gpu={host: pve, vmid: 100, gpus: [rtx4090-2], create: {scsi0: local-lvm:64}}",
-            ),
-        ],
-    ),
-}
 
 
-# With systemd-boot; GRUB has it in the other tests. What the others are bound by, and that they are given back, takes no engine:
-# tests/scripts/test_on_a_host.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back).
-WHOLE = "intel-zfs"
-
-
-def up_at_80_columns(stack: Stack) -> terminal.Terminal:
+def up_at_80_columns(stack: Stack) -> Terminal:
     """A first `up` at a terminal, as a person sees it."""
     environment = {name: value for name, value in stack.environment.items() if name != "NO_COLOR"}
     command = [str(stack.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "lab", "--cwd", str(stack.project)]
     command += ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
     stack.write_config()
-    return terminal.run(command, 80, environment | {"TERM": "xterm-256color"}, str(stack.folder), PATIENCE)
+    terminal = Terminal(command, 80, environment | {"TERM": "xterm-256color"}, stack.folder, keeps=True)
+    terminal.answer()
+    return terminal
 
 
-def can_be_read(shown: terminal.Terminal) -> None:
-    assert ("homelab:host:BootCheck", "pve-booted") in terminal.readable(shown)
+def can_be_read(shown: Terminal) -> None:
+    assert ("homelab:host:BootCheck", "pve-booted") in readable(shown)
     # While it is at work, the beginning of what a step says is there.
-    said = terminal.said_meanwhile(shown, "homelab:vm:Cards")
+    said = said_meanwhile(shown, "homelab:vm:Cards")
     assert {one.split()[-1] for one in said if one.startswith("creating (") and not one.endswith(")")}, said
     # Why it is rebooted is said once, in words; the terminal's edge may be in the middle of one.
     text = "".join("".join(shown.lines()).split())
@@ -113,9 +33,10 @@ def can_be_read(shown: terminal.Terminal) -> None:
 
 
 def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
-    """From nothing but the host's address and a password, by `homelab init` at a terminal; the `up` can be read there."""
-    slot, conversation, options = SCENARIOS[WHOLE]
-    stack = by_init(WHOLE, *conversation, options=options)
+    """From nothing but the host's address and a password, by `homelab init` at a terminal; the `up` can be read there. With systemd-boot; GRUB has
+    it in the other tests. What other hosts are bound by: tests/scripts/test_on_a_host.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back).
+    """
+    stack = by_init("intel-zfs", ("rtx4070: ", ENTER))
     stock = stack.lab.snapshot()
     before = stack.drivers()
     mark = stack.lab.mark()
@@ -123,7 +44,7 @@ def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
     can_be_read(up_at_80_columns(stack))
 
     bound = {address for address, driver in stack.drivers().items() if driver == "vfio-pci"}
-    assert bound == {address for address in before if address.startswith(slot)}
+    assert bound == {address for address in before if address.startswith("0000:01:00")}
     others = {address: driver for address, driver in stack.drivers().items() if address not in bound}
     assert others == {address: before[address] for address in others}
     assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["reboot"]
@@ -158,55 +79,3 @@ def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
     assert stack.drivers()[min(bound)] == "vfio-pci"  # until a reboot, as it said
     stack.lab.reboot()
     assert stack.drivers() == before
-
-
-@pytest.mark.parametrize("scenario", sample(sorted(SCENARIOS.keys() - {WHOLE}), 1, "what a person answers"))
-def test_what_a_person_answers_at_a_terminal_gives_the_slot_to_the_vm(
-    by_init: Callable[..., Stack], scenario: str
-) -> None:
-    """Others with another seed. What `up` makes of that takes no person: tests/scripts/test_on_a_host.py has each of these hosts."""
-    slot, conversation, options = SCENARIOS[scenario]
-    stack = by_init(scenario, *conversation, options=options)
-    (host,) = stack.config["homelab:hosts"].values()
-    (vm,) = stack.config["homelab:vms"].values()
-    (name,) = vm["gpus"]
-    wanted = settings({name: host["gpus"][name]})
-    slots, refused = gates.check(read(stack.lab.machine), wanted)
-    assert (slots, refused) == ({name: slot}, [])
-
-
-def test_the_steps_happen_in_the_order_of_their_dependencies(converged: Callable[..., Stack]) -> None:
-    stack = converged("rtx5090")
-    chain = [
-        "pve-probe",
-        "pve-cmdline",
-        "pve-initrd",
-        "pve-bind",
-        "pve-reboot",
-        "pve-booted",
-    ]
-    up = stack.first
-    assert up and [name for _, name in up.steps if name in chain] == chain
-    made = [entry["program"] for entry in stack.lab.programs()]
-    # The menu once: the boot entry that is tried needs none.
-    assert (made.count("update-initramfs"), made.count("grub-mkconfig")) == (1, 1)
-    # Once the boot is confirmed, nothing is left of what would have taken it back.
-    assert not list((stack.lab.root / "etc/systemd/system").rglob("homelab-rollback*"))
-    assert not [timer for timer in stack.lab.timers() if "homelab" in json.dumps(timer)]
-    # What the reboot stops is said before anything is changed.
-    texts = [json.dumps(event) for event in up.events]
-    said = next(number for number, text in enumerate(texts) if "it stops VM 103 (Sandbox)" in text)
-    changed = next(number for number, text in enumerate(texts) if "resourcePreEvent" in text and "pve-cmdline" in text)
-    assert said < changed
-    # Taken back in the other order; not at all while another run has the host.
-    configured = stack.lab.snapshot()
-    host_session.of("another").hold(settings_of(stack.lab))
-    try:
-        refused = stack.destroy(ok=False)
-        assert refused.message.count("wanted:") == 1, refused.message
-        assert "to be the only run at work on this host" in refused.message
-        assert stack.lab.snapshot() == configured
-    finally:
-        connections.end_all()
-    taken = [name for operation, name in stack.destroy().steps if operation == "delete" and name in chain]
-    assert taken == chain[::-1]

@@ -58,19 +58,8 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     log = (stack.folder / "killed.log").read_text()
     assert "error: wanted: pve-cmdline: the step to its end" in log and "run `pulumi up` again: it finishes" in log, log
     stack.lab.fault("script-hangs", None)
-    a_script_that_hangs_is_given_up_in_time(stack)
-    a_host_without_its_network_comes_back_as_it_was(stack)
-    assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
-    a_host_that_never_comes_back_is_reported(stack)
-    a_menu_that_cannot_be_made_is_said_and_finished(stack)
-    # Every resource has a limit, also those of which nothing hung.
-    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []
-    stack.destroy()
-    given_back(stack, stock)
-    assert not (stack.lab.root / "var/lib/homelab").exists()
 
-
-def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
+    # A script that hangs is given up in time.
     mark = stack.lab.mark()
     stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60, "step": 5}
     hanging = "$ROOT/usr/local/sbin/update-initramfs"
@@ -82,8 +71,7 @@ def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
     assert stack.lab.boots(since=mark) == [] and not stack.lab.run("pgrep -f '[s]leep 600' || :").stdout
     stack.lab.run(f'rm "{hanging}"')
 
-
-def a_host_without_its_network_comes_back_as_it_was(stack: Stack) -> None:
+    # A host without its network comes back as it was.
     before, mark = stack.drivers(), stack.lab.mark()
     # Which guests run is asked for a minute before the restart, and may not be known.
     stack.host["timeouts"] = {"connect": 5, "reboot": 50, "rollback": 30}
@@ -93,9 +81,9 @@ def a_host_without_its_network_comes_back_as_it_was(stack: Stack) -> None:
     assert stack.drivers() == before
     assert [boot["network"] for boot in stack.lab.boots(since=mark)] == [False, True]
     stack.lab.machine.clear_faults()
+    assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
 
-
-def a_host_that_never_comes_back_is_reported(stack: Stack) -> None:
+    # A host that never comes back is reported.
     stack.host["timeouts"] = {"connect": 5, "reboot": 3, "rollback": 30, "step": 300}
     stack.lab.fault("never-comes-back", True)
     done = stack.up("--refresh", ok=False)
@@ -103,9 +91,8 @@ def a_host_that_never_comes_back_is_reported(stack: Stack) -> None:
     assert "pve-bind" in done.changed, "what was taken back is tried again"
     stack.lab.machine.clear_faults()
 
-
-def a_menu_that_cannot_be_made_is_said_and_finished(stack: Stack) -> None:
-    """The boot is confirmed, and stays; which tools fail, and what they leave: tests/scripts/test_on_a_host.py."""
+    # A menu that can't be made is said, and made by the next run. The boot is confirmed, and stays; which tools fail, and what they leave:
+    # tests/scripts/test_on_a_host.py.
     mark = stack.lab.mark()
     stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60}
     stack.lab.fault("update-grub", "fail")
@@ -116,20 +103,8 @@ def a_menu_that_cannot_be_made_is_said_and_finished(stack: Stack) -> None:
     assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["power"], "no other restart was needed"
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
 
-
-def test_a_manual_reboot_ends_with_what_to_do_a_wrong_one_says_which_check_fails_and_the_next_up_goes_on(
-    stack_on: Callable[..., Stack],
-) -> None:
-    stack = stack_on("rtx5090", reboot="manual")
-    mark = stack.lab.mark()
-    one_message(stack.up(ok=False), "reboot pve when it suits you", "VM 103 (Sandbox)")
-    assert stack.lab.boots(since=mark) == []
-    # It doesn't bring what was configured: somebody chose another entry, and the trial is over.
-    stack.lab.machine.next_entry = "0"
-    stack.lab.reboot()
-    one_message(stack.up(ok=False), "is not the one on trial", "pulumi up --refresh")
-    one_message(stack.up("--refresh", ok=False), "reboot pve when it suits you")
-    stack.lab.reboot()
-    after = stack.up("--refresh")
-    assert "pve-booted" in after.changed
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    # Every resource has a limit, also those of which nothing hung.
+    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []
+    stack.destroy()
+    given_back(stack, stock)
+    assert not (stack.lab.root / "var/lib/homelab").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, refusal
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1"}}
 # Without a card for a VM the host needs no IOMMU, and so no reboot.
@@ -32,7 +32,7 @@ def containers(stack: Stack) -> dict[str, Any]:
     return found
 
 
-def test_901_goes_from_broken_to_working_to_another_assignment_is_mended_and_goes_back_with_950_untouched(
+def test_901_goes_from_broken_to_working_to_another_assignment_past_what_stands_against_it_is_mended_and_goes_back_with_950_untouched(
     converged: Callable[..., Stack],
 ) -> None:
     stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
@@ -52,16 +52,7 @@ def test_901_goes_from_broken_to_working_to_another_assignment_is_mended_and_goe
     found = stack.output()["containers"]["phoenix"]
     assert (found["ctid"], found["gpus"], found["method"], found["state"]) == (901, [0, 1], "device", "running")
 
-    another_assignment_is_written_then_restarted_then_verified(stack)
-    what_was_changed_by_hand_or_by_a_kernel_is_mended(stack)
-
-    stack.destroy()
-    assert not opens(stack, 901, "/dev/nvidia1")
-    assert stack.lab.snapshot() == stock
-
-
-def another_assignment_is_written_then_restarted_then_verified(stack: Stack) -> None:
-    """By the other method, too."""
+    # Another assignment, by the other method, is written, then the container restarted, then verified.
     containers(stack)["phoenix"] |= {"gpuAssignment": "1", "method": "mount-entry"}
     mark = stack.lab.mark()
     up = stack.up("--refresh")
@@ -76,12 +67,51 @@ def another_assignment_is_written_then_restarted_then_verified(stack: Stack) -> 
     assert not opens(stack, 901, "/dev/nvidia0")
     assert opens(stack, 901, "/dev/nvidia1", NOBODY)
 
+    # What stands against a card is said with the configuration as it was. Each obstacle that its host tells of, without the engine:
+    # tests/unit/test_containers.py, tests/scripts/test_on_a_host.py.
+    before, wanted = conf(stack, 901), containers(stack)["phoenix"]
+    wanted["ctid"] = 999
+    refused = refusal(stack)
+    assert "container 999, to be adopted as containers.phoenix" in refused
+    assert "901 (ai-lab), 950 (media)" in refused
+    wanted["ctid"] = 901
 
-def what_was_changed_by_hand_or_by_a_kernel_is_mended(stack: Stack) -> None:
-    path = stack.lab.root / "etc/pve/lxc/901.conf"
+    # Its host's side isn't there: NVIDIA's software isn't installed in it either.
+    stack.lab.run("pct stop 901; pct stop 950; rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia")
+    wanted["nvidia"] = {"cuda": "12.8"}
+    refused = refusal(stack)
+    assert "NVIDIA's driver loaded on the host, for containers.phoenix" in refused
+    assert "the driver is installed and not loaded" in refused and "`modprobe nvidia`" in refused
+    stack.lab.run(
+        "modprobe nvidia; modprobe nvidia_drm; modprobe nvidia_uvm; nvidia-modprobe -u -m -c 0; pct start 901; pct start 950"
+    )
+    del wanted["nvidia"]
+
+    # It won't shut down; then it is stopped, and has a device that somebody wanted read only: that is theirs, and left as it is.
+    wanted |= {"gpuAssignment": "0,1", "shutdown": {"timeout": 1}}
+    stack.lab.fault("guest-ignores-shutdown", "901")
+    up = stack.up(ok=False)
+    assert "it is still on" in up.output and "container 901 has back what it had" in up.output
+    assert conf(stack, 901) == before
+    wanted["shutdown"]["otherwise"] = "stop"
+    stack.lab.run("pct set 901 --dev0 /dev/nvidia0,deny-write=1")
+    message = stack.up(ok=False).message
+    assert "devices that can be opened in container 901" in message
+    assert "no rule of the control group allows it" in message
+    assert "/dev/nvidia0" in message and "`homelab doctor container 901`" in message
+    stack.lab.fault("guest-ignores-shutdown", None)
+    stack.lab.run("pct set 901 --delete dev0; pct reboot 901")
+    stack.up("--refresh")
+    assert opens(stack, 901, "/dev/nvidia0")
+    wanted["gpuAssignment"] = "1"
+    stack.up()
+    assert not opens(stack, 901, "/dev/nvidia0")
+
+    # What was changed by hand or by a kernel is mended.
+    file = stack.lab.root / "etc/pve/lxc/901.conf"
     line = "lxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,optional,create=file\n"
-    assert line in path.read_text()
-    path.write_text(path.read_text().replace(line, ""))
+    assert line in file.read_text()
+    file.write_text(file.read_text().replace(line, ""))
     (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").unlink()
     up = stack.up("--refresh")
     assert f"drift: {line.strip()}: not there -> there" in up.output
@@ -98,6 +128,10 @@ def what_was_changed_by_hand_or_by_a_kernel_is_mended(stack: Stack) -> None:
     assert stack.up("--refresh").changed <= {"phoenix-probe", "phoenix-opened"}
     assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
     assert len([one for one in raw_lines(stack, 901) if "devices.allow" in one]) == len(set(raw_lines(stack, 901))) / 2
+
+    stack.destroy()
+    assert not opens(stack, 901, "/dev/nvidia1")
+    assert stack.lab.snapshot() == stock
 
 
 def raw_lines(stack: Stack, ctid: int) -> list[str]:

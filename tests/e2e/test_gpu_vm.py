@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from homelab.cli.doctor import WELL
 from homelab.cli.doctor import main as doctor
-from tests.e2e.conftest import Stack
+from homelab.remote import host_session
+from tests import connections
+from tests.e2e.conftest import Result, Stack, name_of
+from tests.lab.host_kit import settings_of
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 MAPPING = "etc/pve/mapping/pci.cfg"
+CHAIN = ["pve-probe", "pve-cmdline", "pve-initrd", "pve-bind", "pve-reboot", "pve-booted"]
 
 
 def conf(stack: Stack, vmid: int) -> str:
@@ -51,10 +56,26 @@ def power_calls(stack: Stack, mark: Any) -> list[str]:
     return found
 
 
-def test_a_running_vm_is_adopted_its_card_gets_another_name_and_all_is_given_back(
+def test_a_running_vm_is_adopted_its_card_gets_another_name_and_is_exchanged_and_all_is_given_back_step_by_step(
     converged: Callable[..., Stack],
 ) -> None:
     stack = converged("rtx5090", vms=SANDBOX)
+
+    # The steps happened in the order of their dependencies.
+    up = stack.first
+    assert up and [name for _, name in up.steps if name in CHAIN] == CHAIN
+    made = [entry["program"] for entry in stack.lab.programs()]
+    # The menu once: the boot entry that is tried needs none.
+    assert (made.count("update-initramfs"), made.count("grub-mkconfig")) == (1, 1)
+    # Once the boot is confirmed, nothing is left of what would have taken it back.
+    assert not list((stack.lab.root / "etc/systemd/system").rglob("homelab-rollback*"))
+    assert not [timer for timer in stack.lab.timers() if "homelab" in json.dumps(timer)]
+    # What the reboot stops is said before anything is changed.
+    texts = [json.dumps(event) for event in up.events]
+    said = next(number for number, text in enumerate(texts) if "it stops VM 103 (Sandbox)" in text)
+    changed = next(number for number, text in enumerate(texts) if "resourcePreEvent" in text and "pve-cmdline" in text)
+    assert said < changed
+
     assert "\nhostpci0: mapping=rtx5090,pcie=1\nmachine" in conf(stack, 103)
     assert running(stack) == {103}
     assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
@@ -87,8 +108,30 @@ def test_a_running_vm_is_adopted_its_card_gets_another_name_and_all_is_given_bac
     is_given_as("big")
     assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
     assert running(stack) == set()
+    # The host is switched off, the card exchanged: VM 103 doesn't start with the host, as Proxmox VE compares.
     stack.lab.run("qm start 103")
-    stack.destroy()
+    stack.lab.machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
+    stack.lab.machine.exchange("0000:01:00.1", "10de:22ba", "1458:40bf")
+    stack.lab.power_cycle()
+    assert running(stack) == set()
+    stack.host["gpus"]["big"]["match"] = "10de:2684"
+    vms(stack)["sandbox"]["power"] = "running"
+    stack.up("--refresh")
+    entry = "id=10de:2684,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1458:40bf"
+    assert entry in (stack.lab.root / MAPPING).read_text()
+    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+
+    # Taken back in the other order; not at all while another run has the host.
+    configured = stack.lab.snapshot()
+    host_session.of("another").hold(settings_of(stack.lab))
+    try:
+        refused = stack.destroy(ok=False)
+        assert refused.message.count("wanted:") == 1, refused.message
+        assert "to be the only run at work on this host" in refused.message
+        assert stack.lab.snapshot() == configured
+    finally:
+        connections.end_all()
+    assert [name for operation, name in stack.destroy().steps if operation == "delete" and name in CHAIN] == CHAIN[::-1]
     assert running(stack) == {103}
     given_back(stack, stack.stock)
 
@@ -175,32 +218,69 @@ def test_values_that_had_to_change_come_back_also_under_another_name_and_a_card_
     given_back(stack, stack.stock)
 
 
-def test_another_card_in_the_slot_is_mapped_and_given_anew(converged: Callable[..., Stack]) -> None:
-    stack = converged("rtx5090", vms=SANDBOX)
-    # The host is switched off, the card exchanged: VM 103 doesn't start with the host, as Proxmox VE compares.
-    stack.lab.machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
-    stack.lab.machine.exchange("0000:01:00.1", "10de:22ba", "1458:40bf")
-    stack.lab.power_cycle()
-    assert running(stack) == set()
-    stack.host["gpus"]["rtx5090"]["match"] = "10de:2684"
-    vms(stack)["sandbox"]["power"] = "running"
-    stack.up("--refresh")
-    assert (
-        "id=10de:2684,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1458:40bf"
-        in (stack.lab.root / MAPPING).read_text()
-    )
-    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+def refused(stack: Stack, *said: str) -> Result:
+    """An `up` that ends with one message, which has these texts; VM 103 is as it was."""
+    before, ran = conf(stack, 103), running(stack)
+    result = stack.up(ok=False)
+    for text in (*said, "wanted: ", "next:   "):
+        assert text in result.message, result.message
+    assert (conf(stack, 103), running(stack) - {104}) == (before, ran - {104})
+    return result
 
 
-def test_a_mapping_changed_or_removed_and_a_card_taken_out_by_hand_are_mended(
+def proved_by_a_small_vm(stack: Stack, before: list[str]) -> None:
+    """Before anything is noted of the VM that gets it; nothing is left of the small one."""
+    assert "pve-rtx5090-test" in map(name_of, before)
+    assert sorted(path.name for path in (stack.lab.root / "etc/pve/qemu-server").iterdir()) == ["103.conf", "104.conf"]
+    (test,) = (one for one in stack.resources() if name_of(one["urn"]) == "pve-rtx5090-test")
+    # A reboot that brings the VM back with its card needs no other proof: it asks for one where the card is another.
+    assert test["inputs"]["triggers"] == [{"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}]
+
+
+def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_changed_or_removed_by_hand_is_mended(
     converged: Callable[..., Stack],
 ) -> None:
+    """Each obstacle by itself, without the engine: tests/unit/test_vm_plan.py, tests/lab/test_vm_refusals.py."""
     stack = converged("bound-by-hand", vms={})
-    stack.config["homelab:vms"] = {"sandbox": {"host": "pve", **SANDBOX["sandbox"], "power": "running"}}
+    second_vm(stack)
+    stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
+    # Before anything is recorded: another VM runs with the card.
+    stack.lab.run("qm set 104 --hostpci0 mapping=rtx5090,pcie=1; qm start 104")
+    refused(stack, "VM 104 (gaming) runs with it", "qm shutdown 104")
+    stack.lab.run("qm shutdown 104")
+    # A small VM that is to prove the card doesn't see all of it.
+    stack.host["gpus"]["rtx5090"]["passthroughTest"] = True
+    stack.lab.fault("card-invisible", "0000:01:00.1")
+    refused(stack, "0000:01:00.1")
+    stack.lab.fault("card-invisible", None)
+    # While it is changed: the state has the resource by now, though nothing was finished.
+    stack.config["homelab:vms"]["sandbox"]["shutdown"] = {"timeout": 1}
+    stack.lab.fault("guest-ignores-shutdown", 103)
+    stays_on = refused(
+        stack, "it is still on", "shutdown.otherwise: stop", "not finished; what is known of it is kept in the state:"
+    )
+    assert stays_on.message.count("wanted: ") == 1
+    (cards,) = (one for one in stack.resources() if name_of(one["urn"]) == "sandbox-cards")
+    assert cards["outputs"]["drift"] == ["the last run didn't finish with it"] and not cards["outputs"]["state"]
+    proved_by_a_small_vm(stack, cards["dependencies"])
+    stack.config["homelab:vms"]["sandbox"]["shutdown"]["otherwise"] = "stop"
+    stack.up()
+    assert with_card(stack)["0000:01:00.0"] == 103
+    seen = stack.output()["hosts"]["pve"]["gpus"]["rtx5090"]["test"]["functions"]
+    assert [(one["address"], one["id"]) for one in seen] == [
+        ("0000:01:00.0", "10de:2b85"),
+        ("0000:01:00.1", "10de:22e8"),
+    ]
+    assert {"index": 1, "size": 32 << 30} in seen[0]["bars"]
+
+    # Changed or removed by hand.
+    stack.lab.fault("guest-ignores-shutdown", None)
+    del stack.host["gpus"]["rtx5090"]["passthroughTest"]
+    vms(stack)["sandbox"]["power"] = "running"
     stack.up()
     entry = (stack.lab.root / MAPPING).read_text()
     stack.lab.run(
-        "qm shutdown 103; qm set 103 --delete hostpci0; "
+        "qm set 104 --delete hostpci0; qm shutdown 103; qm set 103 --delete hostpci0; "
         "pvesh set /cluster/mapping/pci/rtx5090 --map id=10de:2b85,iommugroup=99,node=pve,path=0000:01:00,subsystem-id=1043:89e3"
     )
     up = stack.up("--refresh")

@@ -18,10 +18,9 @@ from lab import Lab
 from lab.engine import install
 from lab.scenario import SCENARIO_FOLDER
 from tests.e2e import history, recording, terminal
-from tests.e2e.person import ENTER, PASSPHRASE, Conversation, Person, agree, answer, log_in
-from tests.e2e.terminal import Terminal
-from tests.e2e.test_converge import SCENARIOS
-from tests.e2e.test_preview import REFUSED
+from tests.e2e.person import ENTER, PASSPHRASE, Person, agree
+from tests.e2e.terminal import Conversation
+from tests.lab.test_init import REFUSED, SCENARIOS
 from tests.sampling import sample
 
 
@@ -49,17 +48,15 @@ VMS: dict[str, Conversation] = {
 @pytest.mark.parametrize("scenario", VMS)
 def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     person = at_a_terminal(scenario)
-    spawned, screen = person.init(), Terminal(100)
-    spawned.logfile_read = screen
-    shown = answer(spawned, *log_in(person.lab), *VMS[scenario], *agree())
+    shown, screen = person.init([*VMS[scenario], *agree()])
     assert "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" in shown
     assert "→ VM 103 (Sandbox), running" in shown and "Next: pulumi up" in shown
     assert person.lab.connection["password"] not in shown and PASSPHRASE not in shown
     person.lab.machine.set_fault("hang-seconds", 7)  # a host that takes longer to start
-    display = person.up_at_a_terminal()
+    display = person.at_a_terminal("up")
     assert ("homelab:vm:Cards", "sandbox-cards") in terminal.readable(display)
     said = terminal.said_meanwhile(display, "homelab:host:BootCheck")
-    recording.hold_init(scenario, screen.lines(), person.folder, person.lab)
+    recording.hold_init(scenario, screen, person.folder, person.lab)
     recording.hold_up(scenario, display.lines())
     recording.hold_show(scenario, person.show(), person.folder, person.lab)
     assert [one for one in said if re.search(r"creating.* waiting for the host: \d+ s$", one)], said
@@ -98,14 +95,12 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any], list[str]]] = {
 def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     person = at_a_terminal(scenario)
     conversation, expected, options = CONTAINERS[scenario]
-    spawned, screen = person.init(*options), Terminal(100)
-    spawned.logfile_read = screen
-    answer(spawned, *log_in(person.lab), *conversation, *agree())
+    _, screen = person.init([*conversation, *agree()], *options)
     found = yaml.safe_load((person.folder / "Pulumi.homelab.yaml").read_text())["config"]["homelab:containers"]
     assert found == expected
     if scenario == "phoenix":
-        recording.hold_init(scenario, screen.lines(), person.folder, person.lab)
-        recording.hold_up(scenario, person.up_at_a_terminal().lines())
+        recording.hold_init(scenario, screen, person.folder, person.lab)
+        recording.hold_up(scenario, person.at_a_terminal("up").lines())
     for container in expected.values() if scenario == "phoenix" else ():
         inside = person.lab.run(f"pct exec {container['ctid']} -- nvidia-smi -L").stdout
         assert len(inside.splitlines()) == len(container["gpus"])
@@ -118,23 +113,21 @@ def test_a_host_with_a_history_is_taken_over_and_left_as_its_owner_had_it(
     with Lab.start(str(history.scenario(tmp_path)), state=tmp_path / "lab") as lab:
         history.apply(lab)
         before, checksums = lab.snapshot(), history.checksums(lab)
-        person, screen = Person.of_a_new_machine(tmp_path, engine, lab, os.environ), Terminal(100)
-        spawned = person.init()
-        spawned.logfile_read = screen
-        answer(spawned, *log_in(lab), *history.CONVERSATION, *agree())
-        recording.hold_init("history", screen.lines(), person.folder, lab)
-        recording.hold_up("history", person.up_at_a_terminal().lines())
+        person = Person.of_a_new_machine(tmp_path, engine, lab, os.environ)
+        _, screen = person.init([*history.CONVERSATION, *agree()])
+        recording.hold_init("history", screen, person.folder, lab)
+        recording.hold_up("history", person.at_a_terminal("up").lines())
         recording.hold_show("history", person.show(), person.folder, lab)
         assert "hostpci0: mapping=rtx4090,pcie=1,x-vga=1" in lab.run("qm config 110").stdout
         assert history.checksums(lab) != checksums
-        person.destroy()
+        person.at_a_terminal("destroy")
         assert history.checksums(lab) == checksums
         left = {path for path, entry in lab.snapshot().items() if before.get(path) != entry}
         assert not [path for path in left if path.startswith("etc/") and "homelab" in path], left
 
 
 def test_every_scenario_is_set_up_or_refused_by_init_at_a_terminal() -> None:
-    """Here, and in the tests that begin with `by_init`; of some a sample is tried."""
+    """Here, in the tests that begin with `by_init`, or on a lab; of some a sample is tried."""
     texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")]
     begun = {name for text in texts for name in re.findall(r'= by_init\(\s*"([\w-]+)"', text)}
     named = {*VMS, *CONTAINERS, *SCENARIOS, *REFUSED, *begun}

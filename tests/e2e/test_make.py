@@ -52,7 +52,9 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
             process.wait()
         command = [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)]
         environment = os.environ | quick_start(engine) | {"TERM": "xterm-256color"}
-        lines = terminal.run(command, 100, environment, str(PROJECT), PATIENCE).lines()
+        shown = terminal.Terminal(command, 100, environment, PROJECT)
+        shown.answer()
+        lines = shown.lines()
         # The plan, each message once (also what the engine says of the killed one), the result, and what next; no row for each resource.
         plan, result, hints = (
             lines.index(line) for line in ("Plan", "Result, if this run ends well", "Your own host: README.md#use-it")
@@ -75,17 +77,14 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
         Lab.open(state).stop()
 
 
-def test_what_make_sees_to_first_is_not_among_what_a_program_reads() -> None:
-    """`make outputs` prints JSON."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    done = subprocess.run(["make", ".ready"], cwd=PROJECT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-
-
 def test_the_preview_for_a_pull_request_fails_where_up_will_refuse_and_needs_neither_host_nor_key(
     tmp_path: Path, engine: install.Engine
 ) -> None:
     assert engine.pulumi.exists()
+    # What make sees to first isn't among what a program reads: `make outputs` prints JSON.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    ready = subprocess.run(["make", ".ready"], cwd=PROJECT, env=outside, capture_output=True, text=True)
+    assert (ready.returncode, ready.stdout) == (0, ""), ready.stderr
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PULUMI_")}
     done = subprocess.run(
         ["make", "pull-request-preview", f"OUTPUT={tmp_path / 'preview.md'}"],

@@ -81,23 +81,34 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
     given_back(stack, stock)
 
 
-def test_a_taken_id_and_a_missing_image_are_refused_a_protected_clone_of_a_template_stays_and_windows_goes(
+def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloaded_and_a_protected_clone_that_stays(
     stack_on: Callable[..., Stack],
 ) -> None:
-    """Windows with the card: tests/e2e/test_gaming_vm.py."""
-    cloned = new_vm(clone=900, size=64, ide2="local-lvm:cloudinit", ciuser="dev", sshkeys=KEY, protect=True)
-    example = yaml.safe_load((PROJECT / "examples/settings/windows-vm.yaml").read_text())["config"]
-    windows = example["homelab:vms"]["gaming"]["create"] | {"sata0": "local:iso/Win11.iso,media=cdrom"}
+    """Beside them a VM for Windows, with virtio's drivers; with the card: tests/e2e/test_gaming_vm.py."""
+    example, of_windows = (
+        yaml.safe_load((PROJECT / f"examples/settings/{name}-vm.yaml").read_text())["config"]
+        for name in ("new", "windows")
+    )
+    downloads = example["homelab:hosts"]["pve"]["downloads"]
+    [image] = downloads
+    digest = hashlib.sha256(b"the lab's stand-in of Ubuntu 24.04's cloud image\n").hexdigest()
+    downloads[image]["checksum"] = f"sha256:{digest}"
+    windows = of_windows["homelab:vms"]["gaming"]["create"] | {"sata0": "local:iso/Win11.iso,media=cdrom"}
+    cloned = {"clone": 900, "size": 64, "ide2": "local-lvm:cloudinit", "ciuser": "dev", "sshkeys": KEY, "protect": True}
     stack = stack_on(
         "bound-by-hand",
-        vms={"dev": {**cloned, "vmid": 103}, "gaming": {**new_vm(**windows), "vmid": 201, "gpus": []}},
-        downloads=example["homelab:hosts"]["pve"]["downloads"],
+        vms={
+            "dev": new_vm(**{**example["homelab:vms"]["sandbox"]["create"], "sshkeys": KEY}),
+            "copy": {**new_vm(**cloned), "vmid": 103, "gpus": []},
+            "gaming": {**new_vm(**windows), "vmid": 202, "gpus": []},
+        },
+        downloads=downloads | of_windows["homelab:hosts"]["pve"]["downloads"],
     )
+    vms(stack)["dev"] |= {**reached(stack.lab, 200), "nvidia": {"driver": "580", "cuda": "12.8"}}
     stack.lab.run(
         "qm create 900 --name noble --machine q35 --bios ovmf --memory 2048 --net0 virtio,bridge=vmbr0 --scsihw virtio-scsi-single "
         "--efidisk0 local-lvm:1,efitype=4m --scsi0 local-lvm:3; qm set 900 --template 1"
     )
-    before, template = conf(stack, 103), conf(stack, 900)
     typed = {
         "coers": 8,
         "memory": "16G",
@@ -105,63 +116,48 @@ def test_a_taken_id_and_a_missing_image_are_refused_a_protected_clone_of_a_templ
         "bios": "uefi",
         "tpmstate0": "local-lvm:1,version=2",
     }
-    right, mark = vms(stack)["gaming"]["create"], stack.lab.mark()
-    vms(stack)["gaming"]["create"] = {**right, **typed}
+    mark = stack.lab.mark()
+    vms(stack)["gaming"]["create"] = {**windows, **typed}
     message = stack.preview(ok=False).message
     assert all(f"homelab:vms.gaming.create.{key}: " in message for key in typed), message
     assert stack.lab.api_calls(mark) == []
-    vms(stack)["gaming"]["create"] = {**right, "net0": "virtio,bridge=vmbr9", "scsi0": "fast:32"}
+    vms(stack)["gaming"]["create"] = windows
+    # A stock storage takes no disk images: said before anything is changed, with the command that allows it.
+    message = refusal(stack)
+    assert "takes backup, iso, vztmpl, and not `import`" in message
+    assert "pvesm set local --content backup,import,iso,vztmpl" in message
+    stack.lab.run("pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $ROOT/var/lib/vz/import")
+    vms(stack)["gaming"]["create"] = {**windows, "net0": "virtio,bridge=vmbr9", "scsi0": "fast:32"}
     message = refusal(stack)
     assert "net0: bridge 'vmbr9' does not exist" in message and "scsi0: storage 'fast' does not exist" in message
-    vms(stack)["gaming"]["create"] = right
+    vms(stack)["gaming"]["create"] = windows
     message = refusal(stack)
     assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
     assert "upload it (web interface: local -> ISO Images -> Upload" in message
     stack.lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo windows >$ROOT/var/lib/vz/template/iso/Win11.iso")
-    message = stack.up(ok=False).message
-    assert "there is a VM 103 already: Sandbox" in message and "to adopt that VM" in message
+    before, allowed = conf(stack, 103), stack.lab.snapshot()
+    taken = stack.up(ok=False)
+    assert "there is a VM 103 already: Sandbox" in taken.message and "to adopt that VM" in taken.message
     assert conf(stack, 103) == before
-    vms(stack)["dev"]["vmid"] = 200
-    stack.up()
-    assert "size=64G" in conf(stack, 200) and "ciuser: dev" in conf(stack, 200)
+    vms(stack)["copy"]["vmid"] = 201
+    assert "OK, checksum verified" in taken.output + stack.up().output
+    assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
+    assert "size=64G" in conf(stack, 201) and "ciuser: dev" in conf(stack, 201)
     assert with_card(stack)["0000:01:00.0"] == 200
-    lines = conf(stack, 201).splitlines()
+    found = stack.output()["vms"]["dev"]["nvidia"]
+    assert (found["cuda"], found["program"]) == ("12.8", True)
+    lines = conf(stack, 202).splitlines()
     for line in (
         "boot: order=scsi0;sata0",
         "sata0: local:iso/Win11.iso,media=cdrom",
         "sata1: local:iso/virtio-win.iso,media=cdrom",
         "ostype: win11",
+        "tpmstate0:",
     ):
         assert any(one.startswith(line) for one in lines), line
-    assert any("pre-enrolled-keys=1" in line for line in lines) and any(line.startswith("tpmstate0:") for line in lines)
-    gone = stack.destroy()
-    assert "VM 200 stays: it is protected" in gone.output
-    assert "hostpci" not in conf(stack, 200)
-    assert conf(stack, 900) == template
-    assert not (stack.lab.root / "etc/pve/qemu-server/201.conf").exists()
-    assert [path.name for path in (stack.lab.root / "var/lib/vz/template/iso").iterdir()] == ["Win11.iso"]
-
-
-def test_from_nothing_to_cuda_with_an_image_that_is_downloaded_and_given_back(stack_on: Callable[..., Stack]) -> None:
-    example = yaml.safe_load((PROJECT / "examples/settings/new-vm.yaml").read_text())["config"]
-    vm = new_vm(**{**example["homelab:vms"]["sandbox"]["create"], "sshkeys": KEY})
-    downloads = example["homelab:hosts"]["pve"]["downloads"]
-    [image] = downloads
-    digest = hashlib.sha256(b"the lab's stand-in of Ubuntu 24.04's cloud image\n").hexdigest()
-    downloads[image]["checksum"] = f"sha256:{digest}"
-    stack = stack_on("bound-by-hand", vms={"dev": vm}, downloads=downloads)
-    vms(stack)["dev"] |= {**reached(stack.lab, 200), "nvidia": {"driver": "580", "cuda": "12.8"}}
-    # A stock storage takes no disk images: said before anything is changed, with the command that allows it.
-    refused = refusal(stack)
-    assert "takes backup, iso, vztmpl, and not `import`" in refused
-    assert "pvesm set local --content backup,import,iso,vztmpl" in refused
-    stack.lab.run("pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $ROOT/var/lib/vz/import")
-    allowed = stack.lab.snapshot()
-    assert "OK, checksum verified" in stack.up().output
-    assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
-    assert with_card(stack)["0000:01:00.0"] == 200
-    found = stack.output()["vms"]["dev"]["nvidia"]
-    assert (found["cuda"], found["program"]) == ("12.8", True)
-    stack.destroy_as_left()
+    assert any("pre-enrolled-keys=1" in line for line in lines)
+    gone = stack.destroy_as_left()
+    assert "VM 201 stays: it is protected" in gone.output and "size=64G" in conf(stack, 201)
     assert not list((stack.lab.root / "var/lib/vz/import").iterdir())
+    stack.lab.run("qm stop 201; qm destroy 201")
     given_back(stack, allowed)

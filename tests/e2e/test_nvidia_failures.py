@@ -74,15 +74,8 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
             killed_at(stack, script, 103)
     told += stack.up().output
     assert "580." in inside(stack, "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
-    killed_in_later_steps_and_before_a_reboot(stack, nvidia)
-    told += "".join(path.read_text(errors="replace") for path in stack.folder.rglob("*.json*"))
-    places = [match.start() for match in re.finditer("hunter2", told)]
-    assert places == [], [told[max(0, place - 300) : place + 30] for place in places[:3]]
-    assert "hunter2" not in inside(stack, "grep -rs hunter2 $ROOT/etc $ROOT/var || true")
 
-
-def killed_in_later_steps_and_before_a_reboot(stack: Stack, nvidia: dict[str, Any]) -> None:
-    """Another branch takes a reboot, for the loaded module isn't the installed one."""
+    # Killed in later steps and before a reboot. Another branch takes a reboot, for the loaded module isn't the installed one.
     nvidia |= WHOLE
     for script in sample((PACKAGES, TOOLKIT, VERIFICATION), 1, "later steps in a VM"):
         killed_at(stack, script, 103)
@@ -92,6 +85,11 @@ def killed_in_later_steps_and_before_a_reboot(stack: Stack, nvidia: dict[str, An
     assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
+
+    told += "".join(path.read_text(errors="replace") for path in stack.folder.rglob("*.json*"))
+    places = [match.start() for match in re.finditer("hunter2", told)]
+    assert places == [], [told[max(0, place - 300) : place + 30] for place in places[:3]]
+    assert "hunter2" not in inside(stack, "grep -rs hunter2 $ROOT/etc $ROOT/var || true")
 
 
 def failed(stack: Stack) -> set[str]:

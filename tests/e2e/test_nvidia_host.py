@@ -95,28 +95,7 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
     for ctid in (201, 202):
         assert set(inside_container(stack, ctid, version).split()) == host
 
-    the_owners_report_says_what_was_seen_and_nothing_about_the_network(stack)
-
-    stack.lab.run("pct set 201 --onboot 1; pct set 202 --onboot 1; qm set 103 --onboot 1")
-    stack.lab.reboot()  # nothing but the service makes the nodes on this host
-    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
-    stack.lab.wait_guest(103)
-    mark = stack.lab.mark()
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
-    assert (len(stack.lab.connections(mark)), len(stack.lab.connections(mark, guest=103))) == (1, 1)
-    # What is the same for everybody lies on the host, and isn't in the state: each text would be tens of kilobytes.
-    sent = {
-        name_of(one["urn"]): len(one["inputs"]["stdin"])
-        for one in stack.resources()
-        if "stdin" in one.get("inputs", {})
-    }
-    assert not {name for name, length in sent.items() if length > 20_000}, sent
-    the_vms_card_goes_to_a_container_too_in_two_runs(stack)
-
-
-def the_owners_report_says_what_was_seen_and_nothing_about_the_network(stack: Stack) -> None:
-    """`homelab report`, as a person runs it after the first `up`."""
+    # The owner's `homelab report` says what was seen, and nothing about the network.
     file = stack.folder / "report.json"
     words = ["--stack", "lab", "--config-file", str(stack.folder / "Pulumi.lab.yaml"), "--output", str(file)]
     mark = stack.lab.mark()
@@ -138,9 +117,24 @@ def the_owners_report_says_what_was_seen_and_nothing_about_the_network(stack: St
     assert not [word for word in secret if word in text]
     assert not re.search(r"\bpve\b(?<!-pve)", text.replace('"pve":', ""))  # the node's name, which a kernel's ends with
 
+    stack.lab.run("pct set 201 --onboot 1; pct set 202 --onboot 1; qm set 103 --onboot 1")
+    stack.lab.reboot()  # nothing but the service makes the nodes on this host
+    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+    stack.lab.wait_guest(103)
+    mark = stack.lab.mark()
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+    assert (len(stack.lab.connections(mark)), len(stack.lab.connections(mark, guest=103))) == (1, 1)
+    # What is the same for everybody lies on the host, and isn't in the state: each text would be tens of kilobytes.
+    sent = {
+        name_of(one["urn"]): len(one["inputs"]["stdin"])
+        for one in stack.resources()
+        if "stdin" in one.get("inputs", {})
+    }
+    assert not {name for name, length in sent.items() if length > 20_000}, sent
 
-def the_vms_card_goes_to_a_container_too_in_two_runs(stack: Stack) -> None:
-    """Not in one, which is refused (tests/unit/test_gates.py): the host restarts before the VM loses it, and the VM starts with the host."""
+    # The VM's card goes to a container, too. Not in one run, which is refused (tests/unit/test_gates.py): the host restarts before the VM loses
+    # it, and the VM starts with the host.
     (given,) = (gpu for gpu in stack.host["gpus"].values() if gpu["use"] == "vm")
     (card,) = (name for name, gpu in stack.host["gpus"].items() if gpu is given)
     container = next(one for one in stack.config["homelab:containers"].values() if one["ctid"] == 202)

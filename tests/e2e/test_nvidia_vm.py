@@ -48,7 +48,12 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
     only_verified(stack.up())
     assert len(stack.lab.boots()) == boots + 1
 
-    reinstall(stack)
+    # As after a restored disk: another system, in which nothing tells of us.
+    stack.lab.run("qm stop 103")
+    shutil.rmtree(stack.lab.state / "guests/103/root")
+    stack.lab.run("qm start 103")
+    stack.lab.wait_guest(103)
+
     inside(stack, SMI, ok=False)
     # What dpkg notes of an engine stays with the owner's images and volumes.
     inventory = "dpkg -l | grep ^ii | tr -s [:blank:]; find $ROOT/etc -type f | sort | xargs sha256sum"
@@ -68,33 +73,7 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
     only_verified(again)
     assert len(stack.lab.guest_boots(103)) == boots + 1
 
-    another_branch_that_works_at_the_second_try(stack, nvidia)
-    stack.destroy()
-    assert inside(stack, inventory) == before
-
-
-def only_verified(up: Result) -> None:
-    assert "sandbox-verified" in up.changed and "sandbox-packages" not in up.changed, up.output
-
-
-def reinstall(stack: Stack) -> None:
-    """As after a restored disk: another system, in which nothing tells of us."""
-    stack.lab.run("qm stop 103")
-    shutil.rmtree(stack.lab.state / "guests/103/root")
-    stack.lab.run("qm start 103")
-    stack.lab.wait_guest(103)
-
-
-def on_system(folder: Path, **system: Any) -> Path:
-    """A stock host with another system in VM 103."""
-    scenario = yaml.safe_load((SCENARIO_FOLDER / "rtx5090.yaml").read_text())
-    next(guest for guest in scenario["guests"] if guest["id"] == 103)["system"] = system
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(scenario))
-    return path
-
-
-def another_branch_that_works_at_the_second_try(stack: Stack, nvidia: dict[str, Any]) -> None:
+    # Another branch that works at the second try.
     boots = len(stack.lab.guest_boots(103))
     nvidia["driver"] = "595"
     # One that doesn't work after its boot makes way for the old one, without another boot.
@@ -114,3 +93,19 @@ def another_branch_that_works_at_the_second_try(stack: Stack, nvidia: dict[str, 
     assert len(stack.lab.guest_boots(103)) == boots + 2  # another module is loaded
     assert stack.output()["vms"]["sandbox"]["nvidia"]["driver"].startswith("595.")
     assert "sandbox-reboot" in up.changed
+
+    stack.destroy()
+    assert inside(stack, inventory) == before
+
+
+def only_verified(up: Result) -> None:
+    assert "sandbox-verified" in up.changed and "sandbox-packages" not in up.changed, up.output
+
+
+def on_system(folder: Path, **system: Any) -> Path:
+    """A stock host with another system in VM 103."""
+    scenario = yaml.safe_load((SCENARIO_FOLDER / "rtx5090.yaml").read_text())
+    next(guest for guest in scenario["guests"] if guest["id"] == 103)["system"] = system
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(scenario))
+    return path

@@ -8,16 +8,14 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import yaml
 
-from tests.e2e.conftest import Stack, init_at_a_terminal, out_of_reach, refusal
-from tests.e2e.person import ENTER
+from tests.e2e.conftest import Stack, out_of_reach, refusal
+from tests.e2e.test_failures import one_message
 from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, vms
-from tests.sampling import sample
 
 
-def test_the_plan_is_printed_and_nothing_is_changed(
+def test_the_plan_is_printed_and_nothing_is_changed_and_an_owner_who_restarts_the_host_is_told_when_and_what_went_wrong(
     stack_on: Callable[..., Stack],
 ) -> None:
     stack = stack_on("rtx5090", vms=SANDBOX)
@@ -27,9 +25,8 @@ def test_the_plan_is_printed_and_nothing_is_changed(
     stack.host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "password": secret}
     place = "homelab:hosts.pve.ssh.password"
     refused = stack.up(ok=False)
-    assert f"pulumi config set --stack lab --secret --path '{place}'" in refused.message
+    one_message(refused, f"pulumi config set --stack lab --secret --path '{place}'")
     assert secret not in refused.output
-    assert [refused.message.count(part) for part in ("wanted:", "found:", "why:", "next:")] == [1, 1, 1, 1]
     file = stack.folder / "Pulumi.lab.yaml"
     subprocess.run(
         [str(stack.engine.pulumi), "config", "set", "--stack", "lab", "--secret", "--path", place, "--config-file", str(file)]
@@ -68,13 +65,25 @@ def test_the_plan_is_printed_and_nothing_is_changed(
 
     # No host in reach.
     del stack.config["homelab:vms"]
-    stack.host["ssh"]["port"] = 1
+    port, stack.host["ssh"]["port"] = stack.host["ssh"]["port"], 1
     without = stack.preview()
     assert ("create", "pve-bind") in without.planned
     assert "can't be reached" in without.output
 
+    # Its owner restarts it: first into another entry, so that the trial is over.
+    stack.host["ssh"]["port"], stack.host["reboot"] = port, "manual"
+    one_message(stack.up(ok=False), "reboot pve when it suits you", "VM 103 (Sandbox)")
+    assert len(stack.lab.boots()) == 1
+    stack.lab.machine.next_entry = "0"
+    stack.lab.reboot()
+    one_message(stack.up(ok=False), "is not the one on trial", "pulumi up --refresh")
+    one_message(stack.up("--refresh", ok=False), "reboot pve when it suits you")
+    stack.lab.reboot()
+    assert "pve-booted" in stack.up("--refresh").changed
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
 
-def test_a_preview_after_the_first_up_asks_the_host_only_where_it_has_to_and_does_without_it_and_without_its_key(
+
+def test_previews_after_the_first_up_ask_the_host_only_where_they_have_to_and_what_they_say_of_a_change_is_what_up_makes(
     converged: Callable[..., Stack], tmp_path: Path
 ) -> None:
     stack = converged("rtx5090")
@@ -93,7 +102,7 @@ def test_a_preview_after_the_first_up_asks_the_host_only_where_it_has_to_and_doe
     stack.host["gpus"]["rtx5090"] = card | {"allowConsole": True}
     preview = stack.preview()
     assert preview.planned == [("update", "pve-probe")] and "reboot: not needed" in preview.output
-    stack.host["gpus"]["rtx5090"], mark = card, stack.lab.mark()
+    stack.host["gpus"]["rtx5090"] = card
 
     # A pull request hasn't got the key, and that is no change.
     key = stack.host["ssh"]["privateKeyFile"]
@@ -102,26 +111,38 @@ def test_a_preview_after_the_first_up_asks_the_host_only_where_it_has_to_and_doe
     stack.host["iommu"] = {"passthrough": False}
     assert "previewing without the key to the host" in stack.preview().output
     stack.host["ssh"]["privateKeyFile"] = key
-
-    # With a change: nobody is asked if that was said, and a host out of reach is no obstacle.
-    stack.config["homelab:plan"] = "never"
-    assert ("update", "pve-cmdline") in stack.preview().planned
-    assert stack.lab.connections(since=mark) == []
-    stack.config["homelab:plan"] = "auto"
-    out_of_reach(stack.lab)
-    assert ("update", "pve-cmdline") in stack.preview().planned
-    # ... unless it is to be read.
     del stack.host["iommu"]
-    stack.config["homelab:plan"] = "always"
-    refused = stack.preview(ok=False)
-    assert refused.message.count("wanted:") == 1 and "Traceback" not in refused.output, refused.output
 
+    # A change that takes no reboot: a card is reset, and stays awake, as the settings say until they say nothing.
+    folder = stack.lab.root / "sys/bus/pci/devices/0000:01:00.0"
+    # That the first of two functions lists the bus is no more than the kernel's order of looking at them: it can't be given back.
+    had = {"reset_method": "flr", "d3cold_allowed": "1", "power/control": "auto"}
+    (folder / "power").mkdir(exist_ok=True)
+    for name in ("d3cold_allowed", "power/control"):
+        (folder / name).write_text(f"{had[name]}\n")
+    assert (folder / "reset_method").read_text() == "flr bus\n"
+    card, mark = stack.host["gpus"]["rtx5090"], stack.lab.mark()
+    card |= {"reset": "flr", "keepAwake": True}
+    assert "/etc/udev/rules.d/90-homelab-cards.rules" in stack.preview().output
+    assert stack.up().changed >= {"pve-values"}
+    assert {name: (folder / name).read_text().strip() for name in had} == {
+        "reset_method": "flr",
+        "d3cold_allowed": "0",
+        "power/control": "on",
+    }
+    (folder / "power/control").write_text("auto\n")
+    mended = stack.up("--refresh")
+    assert "drift (values): power/control of 0000:01:00.0 is auto, not on" in mended.output
+    assert (folder / "power/control").read_text().strip() == "on"
+    for key in ("reset", "keepAwake"):
+        del card[key]
+    stack.up()
+    assert {name: (folder / name).read_text().strip() for name in had} == had
+    assert not (stack.lab.root / "etc/udev/rules.d/90-homelab-cards.rules").exists()
+    assert stack.lab.boots(since=mark) == []
 
-def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that_one(
-    converged: Callable[..., Stack],
-) -> None:
-    """With no card in the settings any more. What is said of other words: tests/unit/test_reboot_words.py, tests/agent/test_reboot_required.py."""
-    stack = converged("rtx5090")
+    # A change that takes one: no card in the settings any more. What is said of other words: tests/unit/test_reboot_words.py,
+    # tests/agent/test_reboot_required.py.
     stack.host["gpus"] = {}
     preview = stack.preview()
     why = "reboot: one, because no card is for a VM any more"
@@ -138,30 +159,15 @@ def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that
     changed -= {MAPPING}  # Proxmox VE's own, which it leaves without an entry
     assert named == {f"/{path}" for path in changed if "file" in {*before.get(path, ()), *after.get(path, ())}}
 
-
-# Scenario -> what the refusal names; the cards that `homelab init` asks for.
-REFUSED = {
-    "crowded-group": ("nvme0n1", ["rtx3060-lite-hash-rate"]),
-    "nic-in-group": ("network card", ["rtx3060-lite-hash-rate"]),
-    "firmware-off": ("switch on Intel VT-d", ["rtx3060"]),
-    "z370-two-cards-one-group": ("graphics card", ["rtx2060-rev-a"]),
-    "one-to-one": ("mapped 1:1", ["rtx5070-ti"]),
-}
-
-
-# All ask the same gates (homelab/remote/planning.py); an `up` that is refused: tests/e2e/test_failures.py. `init` tries one, another with another seed. What the gates say of each of these hosts:
-# tests/scripts/test_on_a_host.py (test_a_host_that_would_be_brought_down_is_refused).
-@pytest.mark.parametrize("scenario", sample(list(REFUSED), 1, "refused by init"))
-def test_what_would_bring_the_host_down_is_refused_by_init_at_a_terminal(
-    untouched: Callable[..., Stack], scenario: str
-) -> None:
-    stack = untouched(scenario)
-    stock, mark = stack.lab.snapshot(), stack.lab.mark()
-    said, cards = REFUSED[scenario]
-    stack.config = {}
-    stack.write_config()
-    asked = [answer for card in cards for answer in ((f"{card}: ", f"103{ENTER}"), ("Who gets it", f"nobody{ENTER}"))]
-    shown = " ".join(init_at_a_terminal(stack, *asked, status=1).split())
-    assert said in shown and "No card was given to anybody" in shown
-    assert stack.lab.snapshot() == stock
-    assert stack.lab.boots(since=mark) == []
+    # Nobody is asked if that was said, and a host out of reach is no obstacle.
+    stack.host["iommu"], stack.config["homelab:plan"], mark = {"passthrough": False}, "never", stack.lab.mark()
+    assert ("update", "pve-cmdline") in stack.preview().planned
+    assert stack.lab.connections(since=mark) == []
+    stack.config["homelab:plan"] = "auto"
+    out_of_reach(stack.lab)
+    assert ("update", "pve-cmdline") in stack.preview().planned
+    # ... unless it is to be read.
+    del stack.host["iommu"]
+    stack.config["homelab:plan"] = "always"
+    refused = stack.preview(ok=False)
+    assert refused.message.count("wanted:") == 1 and "Traceback" not in refused.output, refused.output

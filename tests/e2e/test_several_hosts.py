@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
-from tests.e2e.conftest import Stack, host_settings
-from tests.e2e.test_gpu_vm import MAPPING, vms, with_card
+from tests.e2e.conftest import Stack, host_settings, out_of_reach
+from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, vms, with_card
 from tests.engine_stack import name_of
-
-SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 
 
 @pytest.fixture
@@ -23,7 +21,7 @@ def second(tmp_path: Path) -> Iterator[Lab]:
     lab.stop()
 
 
-def test_two_hosts_in_one_stack(stack_on: Callable[..., Stack], second: Lab) -> None:
+def test_two_hosts_in_one_stack_and_one_after_the_other_gone(stack_on: Callable[..., Stack], second: Lab) -> None:
     stack = stack_on("bound-by-hand", vms=SANDBOX)
     second_stock = second.snapshot()
     gpus = {"rtx5090": {"match": "10de:2b85"}}
@@ -72,3 +70,11 @@ def test_two_hosts_in_one_stack(stack_on: Callable[..., Stack], second: Lab) -> 
     assert (second.root / MAPPING).read_text() == ""
     del now[MAPPING]
     assert now == second_stock
+
+    # The other one, gone for good, is forgotten by one command: what is left are components, which nobody needs to be asked for.
+    out_of_reach(stack.lab)
+    assert stack.destroy(ok=False).message
+    probe = next(urn for urn in stack.urns() if name_of(urn) == "pve-probe")
+    assert stack.run("state", "delete", probe, "--target-dependents", "--yes").code == 0
+    stack.destroy()
+    assert stack.urns() == []

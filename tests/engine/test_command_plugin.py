@@ -39,15 +39,14 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def progress(plugin: Plugin) -> set[str]:
-    """What was logged as progress: shown only while it is the latest."""
-    return {line.message for line in plugin.log.lines() if line.ephemeral}
-
-
 # --- connecting ---
 
 
 def test_the_error_limit_is_the_number_of_failures_that_are_forgiven(plugin: Plugin, host: SshHost) -> None:
+    def progress(plugin: Plugin) -> set[str]:
+        """What was logged as progress: shown only while it is the latest."""
+        return {line.message for line in plugin.log.lines() if line.ephemeral}
+
     connection = host.connection(privateKey=None, password="wrong", dialErrorLimit=2)
     failed = plugin.create(REMOTE, {"connection": connection, "create": "true"})
     assert "after 2 failed attempts" in failed.failure

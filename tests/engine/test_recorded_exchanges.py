@@ -72,17 +72,8 @@ def recorded(name: str) -> list[Json]:
 @pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"the recorded exchanges are not in {RECORDINGS}")
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_as_recorded(name: str, plugin_binary: Path, program: Path, host: SshHost) -> None:
-    replay(name, plugin_binary, program, host)
-
-
-def replay(name: str, binary: Path, program: Path, host: SshHost) -> None:
-    """Sends a recording's requests to a plugin and compares what it answers.
-
-    Raises:
-        AssertionError: an answer is another one.
-    """
     (program / "__main__.py").write_text("import pulumi\n")  # what copy.jsonl copies
-    with refusing_port() as port, Plugin(binary, program) as plugin:
+    with refusing_port() as port, Plugin(plugin_binary, program) as plugin:
         machine = Machine(host, port)
         for number, exchange in enumerate(recorded(name), start=1):
             method = exchange["method"].rpartition("/")[2]

@@ -19,11 +19,11 @@ from tests.engine_stack import quick_environment
 from tests.sampling import sample
 
 FILES = [PROJECT / "Pulumi.homelab.yaml", *sorted(PROJECT.glob("examples/settings/*.yaml"))]
-SECRET = "homelab:hosts.pve.ssh.privateKey"
 
 
 @pytest.mark.parametrize("file", [FILES[0], *sample(FILES[1:], 3, "settings files")], ids=lambda file: file.name)
 def test_stack_init_and_config_set_move_no_comment(engine: install.Engine, tmp_path: Path, file: Path) -> None:
+    secret = "homelab:hosts.pve.ssh.privateKey"
     shutil.copy(PROJECT / "Pulumi.yaml", tmp_path)
     settings = tmp_path / "Pulumi.some.yaml"
     shutil.copy(file, settings)
@@ -37,7 +37,7 @@ def test_stack_init_and_config_set_move_no_comment(engine: install.Engine, tmp_p
 
     # A passphrase costs a third of a second each time: one file has that, as most users have it.
     pulumi("stack", "init", "--secrets-provider", "default" if file is FILES[0] else key_service.URL)
-    pulumi("config", "set", "--secret", "--path", SECRET, given="geheim")
+    pulumi("config", "set", "--secret", "--path", secret, given="geheim")
     pulumi("config", "set", "homelab:plan", "never")
     now = settings.read_text().splitlines()
     # What is gone: lines whose value is another one now, and empty ones.

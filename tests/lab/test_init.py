@@ -22,11 +22,13 @@ import yaml
 from homelab.cli import conversation, project
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
+from homelab.host import gates
 from homelab.remote import first_contact
 from lab import Lab
 from tests import agent_kit, sampling
 from tests.conftest import PROJECT
 from tests.lab import test_way_in
+from tests.lab.test_real_hosts import read
 from tests.unit import hosts
 
 # What `init` calls of Pulumi, as it answers: a stack's file gets its salt.
@@ -539,3 +541,73 @@ def test_a_card_that_is_given_by_an_option_takes_no_question_from_the_other(
     gpus = desk.config["homelab:hosts"]["pve"]["gpus"]
     assert (gpus["rtx3090"]["use"], gpus["rtx3090-2"]["use"]) == ("vm", "lxc")
     assert "at 0000:1d:00" in desk.out and "at 0000:1e:00" in desk.out
+
+
+# Scenario -> the slot that goes to a VM, what is answered (nothing: what is preselected, the one VM that could have the card), further options.
+ITS_SCREEN = ["103", "y"]  # the host has no other card
+SCENARIOS: dict[str, tuple[str, list[str], list[str]]] = {
+    "rtx5090": ("0000:01:00", [""], []),
+    "wtr-max": ("0000:01:00", [""], []),
+    "intel-zfs": ("0000:01:00", [""], []),
+    "two-identical": ("0000:1e:00", [""], []),
+    "four-functions": ("0000:01:00", [""], []),
+    # Its containers are to lose the card.
+    "phoenix": ("0000:02:00", ["nobody", "y"], ["--card", "rtx4090=103"]),
+    "intel-grub-bios": ("0000:03:00", ITS_SCREEN, []),
+    "zfs-grub-shim": ("0000:01:00", [""], []),
+    "iommu-off": ("0000:03:00", ITS_SCREEN, []),
+    "bound-by-hand": ("0000:01:00", [""], ["--set", "hosts.pve.takeOver=true"]),
+    "half-bound": ("0000:01:00", [""], []),
+    # No guest, and the host's driver has both cards.
+    "recorded-node": (
+        "0000:41:00",
+        ["", ""],
+        [
+            *("--set", 'hosts.pve.gpus.rtx4090-2={match: "10de:2684", address: "0000:41:00", use: vm}'),
+            *("--set", "vms.gpu={host: pve, vmid: 100, gpus: [rtx4090-2], create: {scsi0: local-lvm:64}}"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("desk", "scenario"),
+    [(one, one) for one in sampling.sample(sorted(SCENARIOS), 1, "what a person answers")],
+    indirect=["desk"],
+)
+def test_what_a_person_answers_gives_the_slot_to_the_vm(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, scenario: str
+) -> None:
+    """Others with another seed. What `up` makes of that: tests/scripts/test_on_a_host.py has each of these hosts."""
+    slot, answers, options = SCENARIOS[scenario]
+    answering(monkeypatch, *answers, "yes")
+    assert run(desk, capsys, *desk.where, *desk.key, *options) == 0, desk.out
+    (host,), (vm,) = desk.config["homelab:hosts"].values(), desk.config["homelab:vms"].values()
+    (name,) = vm["gpus"]
+    wanted = hosts.settings({name: host["gpus"][name]})
+    assert gates.check(read(desk.lab.machine), wanted) == ({name: slot}, [])
+
+
+# Scenario -> what the refusal names. All ask the same gates (homelab/remote/planning.py); what these say of each host:
+# tests/scripts/test_on_a_host.py (test_a_host_that_would_be_brought_down_is_refused).
+REFUSED = {
+    "crowded-group": "nvme0n1",
+    "nic-in-group": "network card",
+    "firmware-off": "switch on Intel VT-d",
+    "z370-two-cards-one-group": "graphics card",
+    "one-to-one": "mapped 1:1",
+}
+
+
+@pytest.mark.parametrize(
+    ("desk", "scenario"), [(one, one) for one in sampling.sample([*REFUSED], 1, "refused by init")], indirect=["desk"]
+)
+def test_what_would_bring_the_host_down_is_refused_and_the_host_is_as_it_was(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, scenario: str
+) -> None:
+    stock, boots = desk.lab.snapshot(), desk.lab.boots()
+    answering(monkeypatch, "103", "nobody")
+    assert run(desk, capsys, *desk.where, *desk.key) == 1, desk.out
+    shown = " ".join(desk.out.split())
+    assert REFUSED[scenario] in shown and "No card was given to anybody" in shown
+    assert (desk.lab.snapshot(), desk.lab.boots()) == (stock, boots)

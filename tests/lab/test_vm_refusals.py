@@ -1,6 +1,6 @@
 """What stands against a change of a VM and only its node can tell: each is named with its remedy, and the VM is as it was.
 
-What the VM's configuration alone tells: tests/unit/test_vm_plan.py. As `up` says it: tests/e2e/test_gpu_vm_refused.py.
+What the VM's configuration alone tells: tests/unit/test_vm_plan.py. As `up` says it: tests/e2e/test_gpu_vm.py.
 """
 
 from __future__ import annotations

@@ -17,32 +17,6 @@ HOST = settings({})
 TEXTS: dict[str, Any] = {"wanted": "", "found": "", "why": "", "next": "", "status": 0, "reason": ""}
 
 
-class Passing(Clock):
-    """Time that passes by being waited for."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def now(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-
-class Failing(Api):
-    """An API whose every request ends with this error, but for the list of nodes. `requests`: how many there were."""
-
-    error: ApiError
-    requests = 0
-
-    def _request(self, _verb: str, path: str, *_: object) -> list[object]:
-        if path == "nodes":
-            return []
-        self.requests += 1
-        raise self.error
-
-
 def unanswered(*, sent: bool) -> ApiError:
     error = UnansweredError(**TEXTS)
     error.sent = sent
@@ -67,6 +41,31 @@ def test_a_request_is_sent_again_only_where_it_changes_nothing_twice(
     verb: str, error: ApiError, seconds: float | None
 ) -> None:
     """:param seconds: for how long; None: it is sent once."""
+
+    class Failing(Api):
+        """An API whose every request ends with this error, but for the list of nodes. `requests`: how many there were."""
+
+        error: ApiError
+        requests = 0
+
+        def _request(self, _verb: str, path: str, *_: object) -> list[object]:
+            if path == "nodes":
+                return []
+            self.requests += 1
+            raise self.error
+
+    class Passing(Clock):
+        """Time that passes by being waited for."""
+
+        def __init__(self) -> None:
+            self.time = 0.0
+
+        def now(self) -> float:
+            return self.time
+
+        def sleep(self, seconds: float) -> None:
+            self.time += seconds
+
     api = Failing(HOST, "pve", clock=(clock := Passing()))
     api.error = error
     with pytest.raises(type(error)):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from homelab.remote.scripts import FOLDER
 
-#: Lowered by whoever takes a script away.
-MOST = 576
-
 
 def test_there_is_no_new_bash() -> None:
-    assert sum(len(path.read_text().splitlines()) for path in FOLDER.rglob("*.sh")) <= MOST
+    # Lowered by whoever takes a script away.
+    most = 576
+    assert sum(len(path.read_text().splitlines()) for path in FOLDER.rglob("*.sh")) <= most

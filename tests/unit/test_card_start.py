@@ -22,7 +22,6 @@ LOG = [
     f"error writing '1' to '/sys/bus/pci/devices/{CARD}/reset': Inappropriate ioctl for device",
     NOT_RESET.format(CARD),
 ]
-STUCK = "kvm: vfio: Unable to power on device, stuck in D3"
 
 
 def host(*methods: str | None, **changes: object) -> HostFacts:
@@ -109,8 +108,9 @@ def test_a_card_lost_after_the_start_is_an_error_with_or_without_reset(after: Ho
 
 
 def test_what_qemu_says_of_a_card_that_does_not_wake_up_is_an_error() -> None:
-    (error,) = start(host("bus", None), *LOG, STUCK, "TASK OK").errors
-    assert error.found == f"QEMU says: {STUCK}" and error.next.startswith("shut the VM down")
+    stuck = "kvm: vfio: Unable to power on device, stuck in D3"
+    (error,) = start(host("bus", None), *LOG, stuck, "TASK OK").errors
+    assert error.found == f"QEMU says: {stuck}" and error.next.startswith("shut the VM down")
 
 
 @pytest.mark.parametrize("name", ["reset-failed", "bus-error", "pending-transaction"])

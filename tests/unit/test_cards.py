@@ -1022,21 +1022,19 @@ def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
     assert not card.is_in("0000:c6:00.3") and card.is_in("c6:00,pcie=1")
 
 
-# Lines of VM 103, which runs -> does it have the card, and does it run with it?
-_WAITING = {
-    "hostpci0: 01:00": (True, True),
-    "name: x\n[PENDING]\nhostpci0: 0000:01:00,pcie=1": (True, False),
-    # It runs with the one until it gets the other.
-    "hostpci0: 01:00\n[PENDING]\nhostpci0: 02:00": (True, True),
-    "hostpci0: 02:00\n[PENDING]\nhostpci0: 01:00": (True, False),
-    "hostpci0: 02:00\n[PENDING]\nhostpci1: 03:00": (False, False),
-    # It runs with it until it is taken out.
-    "hostpci0: 01:00\n[PENDING]\ndelete: balloon,hostpci0": (True, True),
-}
-
-
 def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
-    for lines, (given, in_use) in _WAITING.items():
+    # Lines of VM 103, which runs -> does it have the card, and does it run with it?
+    waiting = {
+        "hostpci0: 01:00": (True, True),
+        "name: x\n[PENDING]\nhostpci0: 0000:01:00,pcie=1": (True, False),
+        # It runs with the one until it gets the other.
+        "hostpci0: 01:00\n[PENDING]\nhostpci0: 02:00": (True, True),
+        "hostpci0: 02:00\n[PENDING]\nhostpci0: 01:00": (True, False),
+        "hostpci0: 02:00\n[PENDING]\nhostpci1: 03:00": (False, False),
+        # It runs with it until it is taken out.
+        "hostpci0: 01:00\n[PENDING]\ndelete: balloon,hostpci0": (True, True),
+    }
+    for lines, (given, in_use) in waiting.items():
         configs = [{"kind": "vm", "id": 103, "lines": lines}]
         users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00")
         assert [user.vmid for user in users] == [103] * given, lines

@@ -19,21 +19,12 @@ from tests.conftest import PROJECT
 from tests.rows import rows
 from tests.unit.test_setting_types import WHOLE
 
-FILES = [
-    PROJECT / "Pulumi.homelab.yaml",
-    PROJECT / "lab" / "Pulumi.lab.yaml",
-    *sorted(PROJECT.glob("examples/settings/*.yaml")),
-]
 SCHEMA = config_schema.schema()
 CHECK = jsonschema.Draft7Validator(SCHEMA)
 
 
 def mistakes(whole: Any) -> list[str]:
     return [f"{'.'.join(map(str, one.absolute_path))}: {one.message}" for one in CHECK.iter_errors(whole)]
-
-
-def loaded(config: dict[str, Any]) -> Settings:
-    return parse({key.removeprefix("homelab:"): json.dumps(readable(one)) for key, one in config.items()})
 
 
 def test_the_file_is_what_the_models_say() -> None:
@@ -48,8 +39,19 @@ def test_each_key_is_described() -> None:
                 assert about.get("description") or (name, key) == ("Encrypted", "secure"), f"{name}.{key}"
 
 
-@rows("file", FILES, ids=lambda file: file.name)
+@rows(
+    "file",
+    [
+        PROJECT / "Pulumi.homelab.yaml",
+        PROJECT / "lab" / "Pulumi.lab.yaml",
+        *sorted(PROJECT.glob("examples/settings/*.yaml")),
+    ],
+    ids=lambda file: file.name,
+)
 def test_the_repositorys_settings_files_fit_the_schema_and_load(file: Path) -> None:
+    def loaded(config: dict[str, Any]) -> Settings:
+        return parse({key.removeprefix("homelab:"): json.dumps(readable(one)) for key, one in config.items()})
+
     text = file.read_text(encoding="utf-8")
     whole = yaml.safe_load(text)
     assert mistakes(whole) == []
@@ -76,27 +78,6 @@ def test_whatever_the_program_takes_the_schema_takes() -> None:
 
 
 BASE = tables.read(PROJECT / "Pulumi.homelab.yaml")
-# What is set where, below `config`.
-TAKEN: list[tuple[str, Any]] = [
-    ("homelab:hosts.pve.ssh.password", {"secure": "v1:x"}),
-    ("homelab:hosts.pve.address", {"secure": "v1:x"}),
-    ("homelab:hosts.pve.nvidia", None),
-    ("homelab:vms.sandbox.gpus", [{"gpu": "rtx5090", "xVga": True}]),
-    ("homelab:containers.ollama", {"host": "pve", "ctid": 901, "gpuAssignment": 0}),
-    ("aws:region", "eu-central-1"),
-]
-REFUSED: list[tuple[str, Any]] = [
-    ("homelab:plan", "sometimes"),
-    ("homelab:host", {}),
-    ("homelab:hosts.pve.adress", "192.168.0.202"),
-    ("homelab:hosts.pve.ssh.port", 70000),
-    ("homelab:hosts.pve.ssh.agent", "yes"),
-    ("homelab:vms.sandbox.vmid", 99),
-    ("homelab:vms.sandbox.gpus", [{"xVga": True}]),
-    ("homelab:vms.sandbox", {"vmid": 103}),
-    ("homelab:hosts.pve.gpus.rtx5090.use", "container"),
-    ("homelab:hosts.pve.gpus", {"secure": "v1:x"}),
-]
 
 
 def changed(place: str, value: Any) -> dict[str, Any]:
@@ -109,12 +90,37 @@ def changed(place: str, value: Any) -> dict[str, Any]:
     return whole
 
 
-@rows(("place", "value"), TAKEN)
+# What is set where, below `config`.
+@rows(
+    ("place", "value"),
+    [
+        ("homelab:hosts.pve.ssh.password", {"secure": "v1:x"}),
+        ("homelab:hosts.pve.address", {"secure": "v1:x"}),
+        ("homelab:hosts.pve.nvidia", None),
+        ("homelab:vms.sandbox.gpus", [{"gpu": "rtx5090", "xVga": True}]),
+        ("homelab:containers.ollama", {"host": "pve", "ctid": 901, "gpuAssignment": 0}),
+        ("aws:region", "eu-central-1"),
+    ],
+)
 def test_the_schema_takes(place: str, value: Any) -> None:
     assert mistakes(changed(place, value)) == []
 
 
-@rows(("place", "value"), REFUSED)
+@rows(
+    ("place", "value"),
+    [
+        ("homelab:plan", "sometimes"),
+        ("homelab:host", {}),
+        ("homelab:hosts.pve.adress", "192.168.0.202"),
+        ("homelab:hosts.pve.ssh.port", 70000),
+        ("homelab:hosts.pve.ssh.agent", "yes"),
+        ("homelab:vms.sandbox.vmid", 99),
+        ("homelab:vms.sandbox.gpus", [{"xVga": True}]),
+        ("homelab:vms.sandbox", {"vmid": 103}),
+        ("homelab:hosts.pve.gpus.rtx5090.use", "container"),
+        ("homelab:hosts.pve.gpus", {"secure": "v1:x"}),
+    ],
+)
 def test_the_schema_marks(place: str, value: Any) -> None:
     assert mistakes(changed(place, value)) != []
 

@@ -116,16 +116,19 @@ def test_a_key_that_is_new_breaks_nobody(place: tuple[Any, ...]) -> None:
 
 # Null where nothing is known; its absence says the same.
 NULLABLE = {"iommuGroup", "mapping", "hostpci", "holder", "address"}
-KEYS = [
-    (*place, key)
-    for place in places(values())
-    if place not in NAMES
-    for key in at(values(), place)
-    if key not in NULLABLE
-]
 
 
-@rows("key", KEYS, ids=str)
+@rows(
+    "key",
+    [
+        (*place, key)
+        for place in places(values())
+        if place not in NAMES
+        for key in at(values(), place)
+        if key not in NULLABLE
+    ],
+    ids=str,
+)
 def test_a_key_that_is_gone_is_named(key: tuple[Any, ...]) -> None:
     less = values()
     del at(less, key[:-1])[key[-1]]

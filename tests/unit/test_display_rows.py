@@ -12,10 +12,6 @@ from tests.unit.test_settings_reach_resources import changed, told
 
 __all__ = ["told"]
 
-EVERY_KIND = {
-    "hosts.pve.gpus.rtx5090.passthroughTest": True,
-    "vms.sandbox.nvidia": {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"},
-}
 # A row of the display is as wide as its widest type, with what draws the tree before it, and its widest name: no wider than what pulumi-command
 # takes, and, with a host's name, not much wider than the stack's own.
 TYPE_COLUMNS, LONGEST_WORD = len("│  ├─ command:remote:Command"), len("verified")
@@ -23,24 +19,29 @@ TYPE_COLUMNS, LONGEST_WORD = len("│  ├─ command:remote:Command"), len("ver
 pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 
 
-class Registered:
-    """What the engine is asked for: ``type::name``, the type with those of its parents -> how deep it is in the tree."""
-
-    def __init__(self) -> None:
-        self.depth: dict[str, int] = {}
-        self._types: dict[str, str] = {}  # a URN of the mocks, which know one parent only -> the type with all parents
-
-    def note(self, urn: str, request: Any) -> None:
-        above = self._types.get(request.parent, "")
-        self._types[urn] = f"{above}${request.type}" if above else request.type
-        name = f"{self._types[urn]}::{request.name}"
-        assert name not in self.depth, name
-        self.depth[name] = self._types[urn].count("$") + 1
-
-
 def test_a_row_of_the_display_leaves_room_for_what_a_step_says(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Registered:
+        """What the engine is asked for: ``type::name``, the type with those of its parents -> how deep it is in the tree."""
+
+        def __init__(self) -> None:
+            self.depth: dict[str, int] = {}
+            self._types: dict[
+                str, str
+            ] = {}  # a URN of the mocks, which know one parent only -> the type with all parents
+
+        def note(self, urn: str, request: Any) -> None:
+            above = self._types.get(request.parent, "")
+            self._types[urn] = f"{above}${request.type}" if above else request.type
+            name = f"{self._types[urn]}::{request.name}"
+            assert name not in self.depth, name
+            self.depth[name] = self._types[urn].count("$") + 1
+
+    every_kind = {
+        "hosts.pve.gpus.rtx5090.passthroughTest": True,
+        "vms.sandbox.nvidia": {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"},
+    }
     noted = Registered()
     inherited: Any = mocks.MockMonitor.RegisterResource
 
@@ -51,7 +52,7 @@ def test_a_row_of_the_display_leaves_room_for_what_a_step_says(
         return response
 
     monkeypatch.setattr(mocks.MockMonitor, "RegisterResource", register)
-    told(changed(EVERY_KIND))
+    told(changed(every_kind))
     # The test of a card is named by it, and rarely asked for.
     ordinary = {name: depth for name, depth in noted.depth.items() if not name.endswith("-test")}
     types = {name: 3 * depth + len(name.partition("::")[0].rpartition("$")[2]) for name, depth in ordinary.items()}

@@ -18,8 +18,6 @@ from homelab.settings import Host
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings, vm_note
 
-NVME = device("0000:01:00.2", "144d:a80c", "010802", 16, driver="nvme", behind="nvme1n1")
-
 
 def reasons(facts: HostFacts, host: Host) -> list[str]:
     return [error.found for error in gates.check(facts, host)[1]]
@@ -115,18 +113,17 @@ def test_a_group_member_may_go_along_when_it_is_named() -> None:
     assert len(reasons(desktop(usb, device("0000:06:00.1", "1022:43f5", "010601", 16)), allowed)) == 1
 
 
-def without_groups(*more: dict[str, Any], acs: bool) -> HostFacts:
-    devices: list[dict[str, Any]] = [
-        device("0000:00:01.0", "8086:1901", "060400", acs=acs),
-        *gpu(group=None, parent="0000:00:01.0"),
-        *more,
-    ]
-    return desktop(
-        devices=devices, iommu={"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, cpu_vendor="GenuineIntel"
-    )
-
-
 def test_before_there_are_groups_the_topology_tells_what_shares_one() -> None:
+    def without_groups(*more: dict[str, Any], acs: bool) -> HostFacts:
+        devices: list[dict[str, Any]] = [
+            device("0000:00:01.0", "8086:1901", "060400", acs=acs),
+            *gpu(group=None, parent="0000:00:01.0"),
+            *more,
+        ]
+        return desktop(
+            devices=devices, iommu={"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, cpu_vendor="GenuineIntel"
+        )
+
     behind = device("0000:01:01.0", "144d:a80c", "010802", parent="0000:00:01.0")
     sibling = (
         device("0000:00:01.1", "8086:1905", "060400"),
@@ -310,7 +307,8 @@ def test_a_card_that_a_vm_has_past_proxmox_ve_is_refused(lines: str, use: str) -
 
 
 def test_cards_for_containers_or_the_host_skip_the_gates_of_passthrough() -> None:
-    assert reasons(desktop(NVME), settings({"gpu": {"match": "10de:2b85", "use": "lxc"}})) == []
+    nvme = device("0000:01:00.2", "144d:a80c", "010802", 16, driver="nvme", behind="nvme1n1")
+    assert reasons(desktop(nvme), settings({"gpu": {"match": "10de:2b85", "use": "lxc"}})) == []
 
 
 def test_an_unknown_boot_loader_is_refused() -> None:
@@ -639,31 +637,29 @@ def bound_by_ids(
 SOUND = device("0000:0c:00.0", "1022:15e3", "040300", 21, driver="vfio-pci")
 UNBOUND = device("0000:0c:00.0", "1022:15e3", "040300", 21, driver="snd_hda_intel")
 TWIN = {**gpu("0000:03:00", 18)[0], "driver": "vfio-pci"}
-TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
-    "by a file": (bound_by_ids(), "vfio-pci.ids="),
-    "by words": (bound_by_ids(ids="", words=f"quiet vfio-pci.ids={IDS}"), "vfio-pci.ids="),
-    "with a device that stays there": (bound_by_ids(SOUND, ids=f"1022:15E3,{IDS}"), "vfio-pci.ids=1022:15e3"),
-    "by words, with a device that stays there": (
+
+
+@rows(("case", "facts", "word"), [
+    ("by a file", bound_by_ids(), "vfio-pci.ids="),
+    ("by words", bound_by_ids(ids="", words=f"quiet vfio-pci.ids={IDS}"), "vfio-pci.ids="),
+    ("with a device that stays there", bound_by_ids(SOUND, ids=f"1022:15E3,{IDS}"), "vfio-pci.ids=1022:15e3"),
+    ("by words, with a device that stays there",
         bound_by_ids(SOUND, ids="", words=f"quiet vfio-pci.ids=1022:15e3,{IDS}"),
         "vfio-pci.ids=1022:15e3",
     ),
-    "by words, with one that they had no effect on": (
+    ("by words, with one that they had no effect on",
         bound_by_ids(UNBOUND, ids="", words=f"quiet vfio-pci.ids=1022:15e3,{IDS}"),
         "vfio-pci.ids=",
     ),
-    "with another card, which can be plugged in": (
+    ("with another card, which can be plugged in",
         bound_by_ids(device("0000:03:00.0", "10de:2684", "030000", 18, driver="vfio-pci", removable=True), ids=f"{IDS},10de:2684"),
         "vfio-pci.ids=10de:2684",
     ),
-    "with one that isn't there": (bound_by_ids(ids=f"{IDS},10de:2803"), "vfio-pci.ids=10de:2803"),
-    "with one that the ids had no effect on": (bound_by_ids(UNBOUND, ids=f"1022:15e3,{IDS}"), "vfio-pci.ids="),
-    "with every card of NVIDIA's": (bound_by_ids(ids=f"10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff,{IDS}"), "vfio-pci.ids="),
-}  # fmt: skip
-
-
-@rows("case", TAKEN_BACK)
-def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> None:
-    facts, word = TAKEN_BACK[case]
+    ("with one that isn't there", bound_by_ids(ids=f"{IDS},10de:2803"), "vfio-pci.ids=10de:2803"),
+    ("with one that the ids had no effect on", bound_by_ids(UNBOUND, ids=f"1022:15e3,{IDS}"), "vfio-pci.ids="),
+    ("with every card of NVIDIA's", bound_by_ids(ids=f"10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff,{IDS}"), "vfio-pci.ids="),
+])  # fmt: skip
+def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str, facts: HostFacts, word: str) -> None:
     (error,) = gates.check(facts, to_be())[1]
     assert error.next.startswith("set takeOver: true for the host")
     assert "driverctl" not in error.next and "`update-initramfs -u -k all`, " in error.next
@@ -709,35 +705,37 @@ def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str)
     assert said in error.found and "takeOver" not in error.next and "reboot, and run `pulumi up` again" in error.next
 
 
-SLOTS = {"big": "0000:01:00"}
-
-
 def test_nothing_more_is_said_of_a_card_that_is_refused_or_that_homelab_binds() -> None:
+    slots = {"big": "0000:01:00"}
     for facts in (bound_by_ids(), was_for_a_vm(), desktop()):
         remarks = [
-            remark for host in (to_be(), to_be(takeOver=True)) for remark in card_remarks.remarks(facts, host, SLOTS)
+            remark for host in (to_be(), to_be(takeOver=True)) for remark in card_remarks.remarks(facts, host, slots)
         ]
         assert [remark for remark in remarks if "counts instead" not in remark] == []
     for facts, _ in NOT_TAKEN_BACK.values():
-        remarks = card_remarks.remarks(facts, to_be(), SLOTS)
+        remarks = card_remarks.remarks(facts, to_be(), slots)
         assert "without effect so far" not in "".join(remarks) and "counts instead" not in "".join(remarks)
 
 
 DRIVERCTL = "/etc/driverctl.d/pci-0000:01:00.0"
-LATER: dict[str, tuple[dict[str, Any], str]] = {
-    "a file": ({"vfio_ids": IDS, "vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
-    "driverctl": ({"vfio_mentions": [DRIVERCTL]}, "take that out there"),
-    "both": (
-        {"vfio_ids": IDS, "vfio_files": {FILE: IDS}, "vfio_mentions": [DRIVERCTL]},
-        "take that out there",
-    ),
-}
 
 
-@rows("case", LATER)
+@rows(
+    ("case", "found", "said"),
+    [
+        ("a file", {"vfio_ids": IDS, "vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
+        ("driverctl", {"vfio_mentions": [DRIVERCTL]}, "take that out there"),
+        (
+            "both",
+            {"vfio_ids": IDS, "vfio_files": {FILE: IDS}, "vfio_mentions": [DRIVERCTL]},
+            "take that out there",
+        ),
+    ],
+)
 @rows("driver", ["nvidia", "nouveau"])
-def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, driver: str) -> None:
-    found, said = LATER[case]
+def test_what_names_a_card_that_stays_without_effect_so_far_is_said(
+    case: str, found: dict[str, Any], said: str, driver: str
+) -> None:
     facts = desktop(devices=[{**one, "driver": driver} for one in gpu()], **found)
     for host, sentences in ((to_be(), 1), (to_be("vm"), 0), (to_be(takeOver=True), "driverctl" in str(found))):
         slots, errors = gates.check(facts, host)

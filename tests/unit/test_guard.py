@@ -19,7 +19,7 @@ from homelab import text
 from homelab.container.resource import ContainerVerification
 from homelab.errors import RefusedError, UnreachableError
 from homelab.provider.serve import Homelab
-from homelab.remote import host_session
+from homelab.remote import host_session, loop
 from homelab.remote.host_session import HostSession
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.settings import Host, Timeouts
@@ -67,12 +67,6 @@ class Acts(Work[HostInputs, NoOutputs]):
         self._done.append("deleted")
 
 
-class ActsAlone(Acts):
-    """The same, of one that has nothing to delete."""
-
-    delete = Work.delete
-
-
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done, in its order; a host can be held."""
@@ -85,6 +79,11 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_host_is_held_before_anything_of_it_is_deleted(done: list[str]) -> None:
+    class ActsAlone(Acts):
+        """The same, of one that has nothing to delete."""
+
+        delete = Work.delete
+
     Acts(done).deleted({"host": "pve"})
     assert done == ["held pve", "deleted"]
     # The end of a chain is an act, with nothing to delete: it comes before the scripts that have.
@@ -178,14 +177,7 @@ class Sshd:
     note = ""
 
     def __init__(self) -> None:
-        self.key = asyncssh.generate_private_key("ssh-ed25519")
-        self.connections: list[asyncssh.SSHServerConnection] = []
-        self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self._listen())
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-    async def _listen(self) -> None:
+        key, self.connections = asyncssh.generate_private_key("ssh-ed25519"), list[asyncssh.SSHServerConnection]()
         connections = self.connections
 
         class Login(asyncssh.SSHServer):
@@ -196,36 +188,29 @@ class Sshd:
                 return False
 
         async def hold(process: asyncssh.SSHServerProcess[str]) -> None:
+            process.stdout.write(self.refusal or f'{{"held":"yes"}}\n{self.note}')
             if self.refusal:
-                process.stdout.write(self.refusal)
                 process.exit(1)
-                return
-            process.stdout.write(f'{{"held":"yes"}}\n{self.note}')
-            await process.stdin.read()
+            else:
+                await process.stdin.read()
 
-        self._listener = await asyncssh.listen(
-            "127.0.0.1", 0, server_host_keys=[self.key], server_factory=Login, process_factory=hold
-        )
+        async def listen() -> asyncssh.SSHAcceptor:
+            return await asyncssh.listen(
+                "127.0.0.1", 0, server_host_keys=[key], server_factory=Login, process_factory=hold
+            )
 
-    async def _close(self) -> None:
+        self.listener = loop.run(listen())
+        access = {"port": self.listener.get_port(), "hostKey": key.export_public_key().decode().strip()}
+        self.host = Host.model_validate({"address": "127.0.0.1", "ssh": access | {"password": "secret"}})
+
+    async def cut(self) -> None:
+        """All connections to it, as where its host has stopped."""
         for connection in self.connections:
             connection.abort()
-        self._listener.close()
-        await self._listener.wait_closed()
 
-    def host(self) -> Host:
-        access = {
-            "port": self._listener.get_port(),
-            "hostKey": self.key.export_public_key().decode().strip(),
-            "password": "secret",
-        }
-        return Host.model_validate({"address": "127.0.0.1", "ssh": access})
-
-    def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self.loop).result(20)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+    async def end(self) -> None:
+        await self.cut()
+        self.listener.close()
 
 
 @pytest.fixture
@@ -233,7 +218,7 @@ def sshd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     monkeypatch.setattr(host_session, "on_loss", list)
     server = Sshd()
     yield server
-    server.stop()
+    loop.run(server.end())
     held = host_session.of("pve").guard
     assert held is not None
     held._work.result(PATIENCE)
@@ -242,12 +227,12 @@ def sshd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
 def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd) -> None:
     """The host restarted, or a firewall on the way forgot it: nobody said goodbye."""
     with ThreadPoolExecutor(2) as resources:  # the engine works on several at once
-        [*resources.map(lambda host: host_session.of("pve").hold(host), [sshd.host()] * 2)]
+        [*resources.map(lambda host: host_session.of("pve").hold(host), [sshd.host] * 2)]
     assert len(sshd.connections) == 1 and host_session.of("pve").is_held
     first = host_session.of("pve").guard
-    sshd.loop.call_soon_threadsafe(sshd.connections[0].abort)
+    loop.run(sshd.cut())
     assert first is not None and first.ended.wait(PATIENCE)
-    host_session.of("pve").hold_on(sshd.host())
+    host_session.of("pve").hold_on(sshd.host)
     assert len(sshd.connections) == 2
 
 
@@ -258,10 +243,10 @@ def test_a_host_that_another_run_holds_is_refused_with_the_hosts_own_words(sshd:
         host_session.of("pve").hold_on,
     ):  # asked again before each change, as long as it is refused
         with pytest.raises(RefusedError) as error:
-            hold(sshd.host())
+            hold(sshd.host)
         assert (error.value.found, error.value.next) == ("another one is: ben on desk", "wait")
     sshd.refusal = ""
-    host_session.of("pve").hold_on(sshd.host())
+    host_session.of("pve").hold_on(sshd.host)
 
 
 def test_what_a_step_notes_on_the_host_is_told_by_the_provider(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +254,7 @@ def test_what_a_step_notes_on_the_host_is_told_by_the_provider(sshd: Sshd, monke
     told: list[tuple[str, bool]] = []
     monkeypatch.setattr(text, "_shown_by", lambda: [lambda said, *, meanwhile: told.append((said, meanwhile))])
     sshd.note = "note: it was edited by hand\n\nnote: \x1b[31mred\n"
-    host_session.of("pve").hold(sshd.host())
+    host_session.of("pve").hold(sshd.host)
     wait_until(lambda: len(told) == 2)
     assert told == [("pve: note: it was edited by hand", False), ("pve: note: red", False)]
 

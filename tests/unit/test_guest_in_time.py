@@ -32,16 +32,6 @@ TEXTS = {
         }
     ),
 }
-VM_INPUTS = NvidiaSystem.Inputs(
-    host="pve",
-    target="vm",
-    system_name="vms.sandbox",
-    address="192.0.2.103",
-    nvidia={},
-    after="",
-    passed=[],
-    stays=True,
-)
 INPUTS = GuestReboot.Inputs(
     host="pve",
     target="vm",
@@ -175,6 +165,16 @@ def test_what_no_waiting_mends_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     there: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    vm_inputs = NvidiaSystem.Inputs(
+        host="pve",
+        target="vm",
+        system_name="vms.sandbox",
+        address="192.0.2.103",
+        nvidia={},
+        after="",
+        passed=[],
+        stays=True,
+    )
     guest = Guest(("1", NEW))
     guest.agent = there
     monkeypatch.setattr(ssh, "Session", guest.connect)
@@ -182,7 +182,7 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     facts |= {"distribution": "ubuntu", "version": "24.04", "running": "6.8.0-90-generic"}
     # An older version's state knows fewer layers.
     before = NvidiaSystem.Outputs(facts=facts, generation={"packages": 3}, stale=False)
-    inputs = dataclasses.replace(VM_INPUTS, agent="1", agent_owner="homelab-lab")
+    inputs = dataclasses.replace(vm_inputs, agent="1", agent_owner="homelab-lab")
     after = NvidiaSystemWork(TEXTS).read(inputs, before)
     assert after.stale == (there != "1")
     assert after.generation == {"packages": 4, "boot": 1, "toolkit": 0}

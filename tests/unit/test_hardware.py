@@ -21,7 +21,6 @@ from tests.unit.hosts import KEY, desktop, device, settings
 from tests.unit.test_doctor import reading
 
 MACHINE = {"machine": "AOOSTAR WTR MAX", "processor": "AMD Ryzen 7 8845HS w/ Radeon 780M Graphics"}
-FILE = {"homelab": "2.0.0", "date": "2026-12-01", "undo": "not tried"}
 
 
 def bound(**changes: Any) -> Reading:
@@ -96,6 +95,7 @@ def test_no_report_holds_an_address() -> None:
 
 
 def test_a_reports_row() -> None:
-    whole = {**FILE, "parts": hardware.passed_on(told(bound()).values())}
+    file = {"homelab": "2.0.0", "date": "2026-12-01", "undo": "not tried"}
+    whole = {**file, "parts": hardware.passed_on(told(bound()).values())}
     page = reports.written("<!-- table: reports -->\n<!-- end -->\n", [whole])
     assert "| AOOSTAR WTR MAX | RTX 5090 [10de:2b85] | vm |" in page and "| vfio-pci | 0 of 2 |" in page

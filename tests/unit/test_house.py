@@ -89,10 +89,7 @@ def test_a_component_takes_options_and_says_what_it_puts_out(path: Path) -> None
     assert said == typed
 
 
-SHAPES = [one for one in vars(shapes).values() if is_typeddict(one)]
-
-
-@rows("shape", SHAPES, ids=lambda shape: shape.__name__)
+@rows("shape", [one for one in vars(shapes).values() if is_typeddict(one)], ids=lambda shape: shape.__name__)
 def test_what_may_be_null_in_a_state_may_be_missing(shape: Any) -> None:
     hints = get_type_hints(shape, include_extras=True)
     nullable = {key for key, hint in hints.items() if type(None) in get_args(hint)}
@@ -106,17 +103,17 @@ SENDERS = {"run": 1, "ask_in": 2}
 COMPOSERS = {"scripts", "steps", "stack_folder"}
 
 
-def names_of(kind: Any) -> set[str]:
-    """Names of the fields of a dataclass or a shape, and of those that are nested in it."""
-    if not (dataclasses.is_dataclass(kind) or is_typeddict(kind)):
-        return {name for part in get_args(kind) for name in names_of(part)}
-    hints = get_type_hints(kind)
-    return {name for field, of in hints.items() for name in (field, *names_of(of))}
-
-
 @rows("resource", declared().values(), ids=lambda one: one.__name__)
 def test_no_input_of_a_resource_is_a_text_that_is_run(resource: type[Resource]) -> None:
     """Whoever reaches the provider's port gives it inputs: names and values alone."""
+
+    def names_of(kind: Any) -> set[str]:
+        """Names of the fields of a dataclass or a shape, and of those that are nested in it."""
+        if not (dataclasses.is_dataclass(kind) or is_typeddict(kind)):
+            return {name for part in get_args(kind) for name in names_of(part)}
+        hints = get_type_hints(kind)
+        return {name for field, of in hints.items() for name in (field, *names_of(of))}
+
     words = "script|scripts|command|commands|hook|code|program|stdin|shell|bash|exec|argv|arguments|eval"
     assert not [name for name in names_of(resource.Inputs) if re.search(rf"(?:^|_)(?:{words})(?:_|$)", name.lower())]
 

@@ -300,10 +300,6 @@ def test_a_host_says_its_node_and_its_cluster() -> None:
     assert replace(host().cluster, name="home").described == ", node of the cluster home"
 
 
-IDS = "10de:2b85,10de:22e8"
-VFIO_CONF = "/etc/modprobe.d/vfio.conf"
-
-
 def with_driver(driver: str) -> list[dict[str, Any]]:
     """The host's functions, its RTX 5090 with this driver."""
     others = [asdict(one) for one in host().devices if one.slot != "0000:01:00"]
@@ -313,7 +309,9 @@ def with_driver(driver: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("driver", ["vfio-pci", "nouveau"])
 def test_a_card_that_ids_bind_by_hand_is_given_to_the_host_with_a_yes(driver: str) -> None:
     """Also where they had no effect so far: the next start may be the first with it."""
-    facts = host(devices=with_driver(driver), vfio_ids=IDS, vfio_files={VFIO_CONF: IDS})
+    vfio_conf = "/etc/modprobe.d/vfio.conf"
+    ids = "10de:2b85,10de:22e8"
+    facts = host(devices=with_driver(driver), vfio_ids=ids, vfio_files={vfio_conf: ids})
     assert config(written({0: "host"}, facts=facts))["homelab:hosts"]["pve"]["takeOver"] is True
     assert "takeOver" not in config(written({0: "103"}, facts=facts))["homelab:hosts"]["pve"]
 
@@ -357,15 +355,6 @@ SANDBOX_LINES = "name: Sandbox\nmachine: q35\n"
 TAKEN = [{"gpu": "rtx5090", "takeOver": True}]
 GIVEN = "hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n"
 BEFORE = {"originals": {"hostpci0": "01:00,pcie=1,x-vga=1"}, "devices": {"0000:01:00.0": "10de:2b85"}}
-HAND_MADE: dict[str, tuple[str, dict[str, Any], str | None, list[Any]]] = {
-    "a raw line": ("hostpci0: 0000:01:00,pcie=1,x-vga=1,romfile=a.rom\n", {}, None, TAKEN),
-    "a line for each function": ("hostpci0: 01:00.0,pcie=1\nhostpci1: 01:00.1,pcie=1\n", {}, None, TAKEN),
-    "a mapping of its own": ("hostpci0: mapping=gpu0,pcie=1,x-vga=1\n", {}, "gpu0", TAKEN),
-    "a mapping as this program would write it": ("hostpci0: mapping=gpu0,pcie=1\n", {}, "gpu0", ["rtx5090"]),
-    "a stack that was lost": (GIVEN, {"ledger": hosts.vm_note(103, GIVEN, "hostpci0", **BEFORE)}, None, TAKEN),
-    "what this program has given alone": (GIVEN, {"ledger": hosts.vm_note(103, GIVEN, "hostpci0")}, None, ["rtx5090"]),
-    "another card": ("hostpci0: 0000:05:00,pcie=1\n", {}, None, ["rtx5090"]),
-}
 
 
 def test_a_card_that_a_container_and_a_vm_have_in_turn_takes_a_driver() -> None:
@@ -375,9 +364,27 @@ def test_a_card_that_a_container_and_a_vm_have_in_turn_takes_a_driver() -> None:
     assert found["homelab:vms"]["sandbox"]["gpus"] == found["homelab:containers"]["ai-lab"]["gpus"] == ["rtx5090"]
 
 
-@rows("case", HAND_MADE)
-def test_what_a_vm_has_by_hand_is_proposed_to_be_taken_over(case: str) -> None:
-    line, more, mapping, expected = HAND_MADE[case]
+@rows(
+    ("case", "line", "more", "mapping", "expected"),
+    [
+        ("a raw line", "hostpci0: 0000:01:00,pcie=1,x-vga=1,romfile=a.rom\n", {}, None, TAKEN),
+        ("a line for each function", "hostpci0: 01:00.0,pcie=1\nhostpci1: 01:00.1,pcie=1\n", {}, None, TAKEN),
+        ("a mapping of its own", "hostpci0: mapping=gpu0,pcie=1,x-vga=1\n", {}, "gpu0", TAKEN),
+        ("a mapping as this program would write it", "hostpci0: mapping=gpu0,pcie=1\n", {}, "gpu0", ["rtx5090"]),
+        ("a stack that was lost", GIVEN, {"ledger": hosts.vm_note(103, GIVEN, "hostpci0", **BEFORE)}, None, TAKEN),
+        (
+            "what this program has given alone",
+            GIVEN,
+            {"ledger": hosts.vm_note(103, GIVEN, "hostpci0")},
+            None,
+            ["rtx5090"],
+        ),
+        ("another card", "hostpci0: 0000:05:00,pcie=1\n", {}, None, ["rtx5090"]),
+    ],
+)
+def test_what_a_vm_has_by_hand_is_proposed_to_be_taken_over(
+    case: str, line: str, more: dict[str, Any], mapping: str | None, expected: list[Any]
+) -> None:
     configs = [{"kind": "vm", "id": 103, "lines": SANDBOX_LINES + line}]
     entry = "gpu0\n\tmap id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3\n"
     facts = host(guests={**GUESTS, "configs": configs, "mappings": entry if mapping else ""}, **more)

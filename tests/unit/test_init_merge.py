@@ -15,7 +15,71 @@ from homelab.settings.stack_file import parsed
 from tests.conftest import PROJECT
 from tests.rows import rows
 
-FILE = """# head
+GPU = "homelab:hosts", "pve", "gpus"
+
+
+def merged(text: str, values: dict[str, Any]) -> str:
+    return settings.merged(text, yaml.safe_dump({"config": values}, sort_keys=False), (), "pve")
+
+
+def set_in(into: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        into[key] = set_in(dict(into.get(key) or {}), value) if isinstance(value, dict) else value
+    return into
+
+
+@rows("newline", ["\n", "\r\n"])
+@rows(("case", "values", "gone", "come"), [
+    # what is set; lines that go; lines that come
+    ("nothing", {}, [], []),
+    ("what is there already", {"homelab:plan": "auto", "homelab:hosts": {"pve": {"gpus": {"second": {"address": "01:00.0"}}}}}, [], []),
+    ("a value", {"homelab:plan": "never"}, ["  homelab:plan: auto # always, never"], ["  homelab:plan: never # always, never"]),
+    ("a value in braces",
+        {"homelab:hosts": {"pve": {"ssh": {"user": "admin"}}}},
+        ["      ssh: {user: root, agent: true} # flow"],
+        ["      ssh: {user: admin, agent: true} # flow"],
+    ),
+    ("a key in braces",
+        {"homelab:hosts": {"pve": {"gpus": {"first": {"use": "lxc"}}}}},
+        ['        first: {match: "10de:2b85"} # a card'],
+        ['        first: {match: "10de:2b85", use: lxc} # a card'],
+    ),
+    ("a key at the end of a block",
+        {"homelab:hosts": {"pve": {"reboot": "manual"}}},
+        [],
+        ["      reboot: manual"],
+    ),
+    ("a mapping at the end of a block that comments follow",
+        {"homelab:hosts": {"pve": {"gpus": {"third": {"match": "10de:2204", "use": "vm"}}}}},
+        [],
+        [
+            "          use: vm",
+            "        third:",
+            "          match: 10de:2204",
+        ],
+    ),
+    ("the first key of an empty mapping",
+        {"homelab:containers": {"ollama": {"host": "pve", "ctid": 901, "gpus": ["first"], "nvidia": {}}}},
+        ["  homelab:containers: {} # none yet"],
+        ["  homelab:containers:    # none yet", "    ollama:", "      host: pve", "      ctid: 901", "      gpus:", "        - first", "      nvidia: {}"],
+    ),
+    ("an item of a list",
+        {"homelab:vms": {"sandbox": {"gpus": ["first", "second", "third"]}}},
+        [],
+        ["        - third"],
+    ),
+    ("an item less", {"homelab:vms": {"sandbox": {"gpus": ["second"]}}}, ["        - first # one", "        # between"], []),
+    ("no item left",
+        {"homelab:vms": {"sandbox": {"gpus": []}}},
+        ["      gpus:", "        - first # one", "        # between", "        - second"],
+        ["      gpus: []"],
+    ),
+    ("a section", {"homelab:allowPlainSecrets": True}, [], ["  homelab:allowPlainSecrets: true"]),
+])  # fmt: skip
+def test_only_what_is_set_changes(
+    case: str, values: dict[str, Any], gone: list[str], come: list[str], newline: str
+) -> None:
+    file = """# head
 config:
   # about hosts
   homelab:hosts: # behind hosts
@@ -46,73 +110,9 @@ config:
 encryptionsalt: v1:abc
 # the end
 """
-GPU = "homelab:hosts", "pve", "gpus"
-CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
-    # what is set; lines that go; lines that come
-    "nothing": ({}, [], []),
-    "what is there already": ({"homelab:plan": "auto", "homelab:hosts": {"pve": {"gpus": {"second": {"address": "01:00.0"}}}}}, [], []),
-    "a value": ({"homelab:plan": "never"}, ["  homelab:plan: auto # always, never"], ["  homelab:plan: never # always, never"]),
-    "a value in braces": (
-        {"homelab:hosts": {"pve": {"ssh": {"user": "admin"}}}},
-        ["      ssh: {user: root, agent: true} # flow"],
-        ["      ssh: {user: admin, agent: true} # flow"],
-    ),
-    "a key in braces": (
-        {"homelab:hosts": {"pve": {"gpus": {"first": {"use": "lxc"}}}}},
-        ['        first: {match: "10de:2b85"} # a card'],
-        ['        first: {match: "10de:2b85", use: lxc} # a card'],
-    ),
-    "a key at the end of a block": (
-        {"homelab:hosts": {"pve": {"reboot": "manual"}}},
-        [],
-        ["      reboot: manual"],
-    ),
-    "a mapping at the end of a block that comments follow": (
-        {"homelab:hosts": {"pve": {"gpus": {"third": {"match": "10de:2204", "use": "vm"}}}}},
-        [],
-        [
-            "          use: vm",
-            "        third:",
-            "          match: 10de:2204",
-        ],
-    ),
-    "the first key of an empty mapping": (
-        {"homelab:containers": {"ollama": {"host": "pve", "ctid": 901, "gpus": ["first"], "nvidia": {}}}},
-        ["  homelab:containers: {} # none yet"],
-        ["  homelab:containers:    # none yet", "    ollama:", "      host: pve", "      ctid: 901", "      gpus:", "        - first", "      nvidia: {}"],
-    ),
-    "an item of a list": (
-        {"homelab:vms": {"sandbox": {"gpus": ["first", "second", "third"]}}},
-        [],
-        ["        - third"],
-    ),
-    "an item less": ({"homelab:vms": {"sandbox": {"gpus": ["second"]}}}, ["        - first # one", "        # between"], []),
-    "no item left": (
-        {"homelab:vms": {"sandbox": {"gpus": []}}},
-        ["      gpus:", "        - first # one", "        # between", "        - second"],
-        ["      gpus: []"],
-    ),
-    "a section": ({"homelab:allowPlainSecrets": True}, [], ["  homelab:allowPlainSecrets: true"]),
-}  # fmt: skip
-
-
-def merged(text: str, values: dict[str, Any]) -> str:
-    return settings.merged(text, yaml.safe_dump({"config": values}, sort_keys=False), (), "pve")
-
-
-def set_in(into: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    for key, value in values.items():
-        into[key] = set_in(dict(into.get(key) or {}), value) if isinstance(value, dict) else value
-    return into
-
-
-@rows("newline", ["\n", "\r\n"])
-@rows("case", CASES)
-def test_only_what_is_set_changes(case: str, newline: str) -> None:
-    values, gone, come = CASES[case]
-    before = FILE.replace("\n", newline)
+    before = file.replace("\n", newline)
     after = merged(before, values)
-    expected = parsed(FILE)
+    expected = parsed(file)
     set_in(expected["config"], values)
     assert parsed(after) == expected
     assert after.count("\n") == after.count(newline)

@@ -28,7 +28,6 @@ from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.unit import hosts
 
-REFUSED = LoginRefusedError(wanted="to log in", found="refused", why="so", next="do")
 SETTINGS = f"""config:
   homelab:hosts:
     pve:
@@ -58,13 +57,6 @@ def ending(monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
     monkeypatch.setattr(conversation, "hold", hold)
 
 
-def raising(error: BaseException) -> Callable[[], None]:
-    def how() -> None:
-        raise error
-
-    return how
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -77,6 +69,12 @@ def raising(error: BaseException) -> Callable[[], None]:
 def test_any_error_says_what_is_done_and_is_no_refusal(
     error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def raising(error: BaseException) -> Callable[[], None]:
+        def how() -> None:
+            raise error
+
+        return how
+
     ending(monkeypatch, raising(error))
     assert init.main(["192.0.2.1", "--yes"]) == 2
     out, err = capsys.readouterr()
@@ -250,8 +248,9 @@ def test_a_host_is_asked_for_a_key_that_every_step_can_use(kinds: list[str], mon
 
 def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenSSH's PerSourcePenalties, after the keys of this machine: a password that is right comes too early."""
+    refused = LoginRefusedError(wanted="to log in", found="refused", why="so", next="do")
     cut = UnreachableError(wanted="w", found="Connection lost", why="y", next="n")
-    answers: list[HomelabError | None] = [REFUSED, cut, cut, None]
+    answers: list[HomelabError | None] = [refused, cut, cut, None]
 
     async def log_in(*_: object) -> None:
         if (answer := answers.pop(0)) is not None:
@@ -343,27 +342,29 @@ ECDSA = (
     "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAA"
     "BBBFfxbuA/YBMuD0zvvnnUrHiUO5wWHWHu/GmB92WUE/rVanrQFs+sQ2Y+dfhJg/l7vp6zFtEQSZugLMadKjoJIu4="
 )
-KNOWN_HOSTS = {
-    f"192.0.2.1 {hosts.KEY}": "known",
-    f"192.0.2.1 {ECDSA}\n192.0.2.1 {hosts.KEY}": "known",
-    f"192.0.2.1 {ECDSA}": "unknown",  # of a key of another kind nothing is known
-    f"192.0.2.1 {OTHER}": "another",
-    f"@revoked 192.0.2.1 {hosts.KEY}": "revoked",
-    f"@revoked * {hosts.KEY}\n192.0.2.1 {hosts.KEY}": "revoked",
-    f"@revoked 192.0.2.1 {OTHER}\n192.0.2.1 {hosts.KEY}": "known",
-    f"@revoked 192.0.2.9 {hosts.KEY}": "unknown",
-    "": "unknown",
-    "no line of the form": "unknown",
-    f"no line of the form\nlänger ssh-ed25519\n@revoked 192.0.2.1 {hosts.KEY}": "revoked",
-}
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "pve.lan", "fe80::1%eth0"])
-@pytest.mark.parametrize("text", KNOWN_HOSTS)
-def test_what_known_hosts_says_of_a_key(text: str, address: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    {
+        f"192.0.2.1 {hosts.KEY}": "known",
+        f"192.0.2.1 {ECDSA}\n192.0.2.1 {hosts.KEY}": "known",
+        f"192.0.2.1 {ECDSA}": "unknown",  # of a key of another kind nothing is known
+        f"192.0.2.1 {OTHER}": "another",
+        f"@revoked 192.0.2.1 {hosts.KEY}": "revoked",
+        f"@revoked * {hosts.KEY}\n192.0.2.1 {hosts.KEY}": "revoked",
+        f"@revoked 192.0.2.1 {OTHER}\n192.0.2.1 {hosts.KEY}": "known",
+        f"@revoked 192.0.2.9 {hosts.KEY}": "unknown",
+        "": "unknown",
+        "no line of the form": "unknown",
+        f"no line of the form\nlänger ssh-ed25519\n@revoked 192.0.2.1 {hosts.KEY}": "revoked",
+    }.items(),
+)
+def test_what_known_hosts_says_of_a_key(text: str, expected: str, address: str, tmp_path: Path) -> None:
     file, key = tmp_path / "known_hosts", first_contact.of_line(hosts.KEY)
     file.write_text(text.replace("192.0.2.1", address) + "\n", encoding="latin-1")
-    assert first_contact.standing(address, 22, key, file) == KNOWN_HOSTS[text]
+    assert first_contact.standing(address, 22, key, file) == expected
     assert first_contact.standing(address, 22, key, tmp_path / "none") == "unknown"
 
 

@@ -18,7 +18,6 @@ from tests.unit.test_doctor import reading
 from tests.unit.test_plan import bound, cmdline
 
 HOST, WANT = settings(), plan.wanted(desktop(), settings())
-NO_GROUPS = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt remapping enabled"}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,8 @@ def test_a_lost_note_of_what_a_boot_should_have_is_written_again_after_an_up() -
 
 
 def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift() -> None:
-    facts = bound(iommu=NO_GROUPS)
+    no_groups = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt remapping enabled"}
+    facts = bound(iommu=no_groups)
     judged = judge_host(facts, HOST, planned=WANT)
     assert not any(judged.drift.values())
     (line,) = [line for line in judged.met if "IOMMU groups" in line]
@@ -68,11 +68,6 @@ def test_a_refresh_after_a_card_has_left_the_settings_goes_on() -> None:
     assert judge_host(bound(), settings({}), planned=WANT).met == []
 
 
-def in_a_vm() -> HostFacts:
-    facts = bound(pending=["initramfs"])
-    return replace(facts, handover=replace(facts.handover, away="gpus.big is with VM 103"))
-
-
 def test_where_the_preview_refuses_no_finding_says_up() -> None:
     refusals = judge_host(bound(loader=""), HOST).refusals
     assert refusals
@@ -83,6 +78,10 @@ def test_where_the_preview_refuses_no_finding_says_up() -> None:
 
 
 def test_a_shared_card_in_its_vm_is_nothing_wrong_and_comes_before_what_up_is_to_mend() -> None:
+    def in_a_vm() -> HostFacts:
+        facts = bound(pending=["initramfs"])
+        return replace(facts, handover=replace(facts.handover, away="gpus.big is with VM 103"))
+
     report = diagnose(reading(facts=in_a_vm()), HOST, refusals=[*refused(in_a_vm())])
     assert not any(one.turn is Turn.REFUSED for one in report.findings)
     (step,) = {one.next for one in report.findings if one.turn is Turn.UP}

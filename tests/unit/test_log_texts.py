@@ -94,21 +94,20 @@ def printed(text: str) -> Iterator[tuple[str, list[str]]]:
             yield f"{name}, among others", [line for one in stamped for line in (one, *others)]
 
 
-def wrapped(line: str, longest: int = 80) -> list[str]:
-    """As a narrow window wraps it, at its blanks."""
-    parts, rest = [], line
-    while len(rest) > longest and " " in rest[1:longest]:
-        end = rest.rindex(" ", 1, longest)
-        parts.append(rest[:end])
-        rest = rest[end + 1 :]
-    return [*parts, rest]
-
-
 @rows(
     ("table", "name", "text"),
     [(table, name, text) for table in ASKED for name, texts in texts_of(table).items() for text in texts],
 )
 def test_a_text_has_the_same_answer_however_it_was_printed(table: str, name: str, text: str) -> None:
+    def wrapped(line: str, longest: int = 80) -> list[str]:
+        """As a narrow window wraps it, at its blanks."""
+        parts, rest = [], line
+        while len(rest) > longest and " " in rest[1:longest]:
+            end = rest.rindex(" ", 1, longest)
+            parts.append(rest[:end])
+            rest = rest[end + 1 :]
+        return [*parts, rest]
+
     # Only what is printed through the kernel's log has lines of others between its own.
     mixed = table == "kernel" or "NVRM:" in text
     ways = {how: "\n".join(lines) for how, lines in printed(text) if mixed or not how.endswith("among others")}

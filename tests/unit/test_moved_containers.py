@@ -177,12 +177,10 @@ def test_what_leaves_the_settings_is_given_back_where_it_was_given(
         work.delete(probe("pve2"), outputs())
 
 
-NOW = "hostname: ai\nnet0: name=eth0,hwaddr={}\n"
-
-
 @pytest.mark.parametrize(("unlisted", "drifts"), [("", True), ("Connection refused", False)])
 def test_a_container_is_off_only_where_the_host_lists_those_that_run(unlisted: str, *, drifts: bool) -> None:
-    config = GuestConfig(kind="lxc", id=901, lines=NOW.format(A))
+    now = "hostname: ai\nnet0: name=eth0,hwaddr={}\n"
+    config = GuestConfig(kind="lxc", id=901, lines=now.format(A))
     facts = desktop()
     guests = replace(facts.guests, configs=[config], running=frozenset(), unlisted=unlisted)
     facts = replace(facts, guests=guests, ledger=container_note(901, Cards()))

@@ -6,14 +6,6 @@ from homelab.facts.guests import GuestConfig
 from homelab.host.named import Named, meant
 from tests.rows import rows
 
-HERE = [
-    GuestConfig(kind="vm", id=103, lines="name: Sandbox\n"),
-    GuestConfig(kind="vm", id=104, lines="name: my-vm\n"),
-    GuestConfig(kind="lxc", id=901, lines="hostname: ai-lab\n"),
-    GuestConfig(kind="lxc", id=902, lines="hostname: sandbox\n"),
-]
-OWN = [Named("vm", 103, "games"), Named("lxc", 901, "my-vm")]
-
 
 @rows(
     ("text", "ids"),
@@ -33,4 +25,11 @@ OWN = [Named("vm", 103, "games"), Named("lxc", 901, "my-vm")]
     ],
 )
 def test_a_guest_is_known_by_its_id_its_names_and_its_kind(text: str, ids: list[int]) -> None:
-    assert [one.id for one in meant(text, OWN, HERE)] == ids
+    own = [Named("vm", 103, "games"), Named("lxc", 901, "my-vm")]
+    here = [
+        GuestConfig(kind="vm", id=103, lines="name: Sandbox\n"),
+        GuestConfig(kind="vm", id=104, lines="name: my-vm\n"),
+        GuestConfig(kind="lxc", id=901, lines="hostname: ai-lab\n"),
+        GuestConfig(kind="lxc", id=902, lines="hostname: sandbox\n"),
+    ]
+    assert [one.id for one in meant(text, own, here)] == ids

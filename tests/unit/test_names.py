@@ -8,27 +8,29 @@ from tests.rows import rows
 from tests.unit.hosts import desktop, settings
 
 # What the host's lspci prints after the class -> what a person calls the card.
-LISTED = {
-    "NVIDIA Corporation AD102 [GeForce RTX 4090]": "RTX 4090",
-    "NVIDIA Corporation GA102GL [RTX A6000]": "RTX A6000",
-    "NVIDIA Corporation TU106 [GeForce RTX 2060 Rev. A]": "RTX 2060 Rev. A",
-    "NVIDIA Corporation GH100 [H100 PCIe]": "H100 PCIe",
-    "NVIDIA Corporation GK208B [GeForce GT 710]": "GT 710",
-    "NVIDIA Corporation Device": "",
-    "Advanced Micro Devices, Inc. [AMD/ATI] Navi 10 [Radeon RX 5600 OEM/5600 XT / 5700/5700 XT]": "Radeon RX 5600 OEM/5600 XT / 5700/5700 XT",
-    "Advanced Micro Devices, Inc. [AMD/ATI] Raphael": "Raphael",
-    "Advanced Micro Devices, Inc. [AMD/ATI] Device": "",
-    "Intel Corporation AlderLake-S GT1 [UHD Graphics 770]": "UHD Graphics 770",
-    "Matrox Electronics Systems Ltd. G200eR2": "Matrox Electronics Systems Ltd. G200eR2",
-    "ASPEED Technology, Inc. ASPEED Graphics Family": "ASPEED Technology, Inc. ASPEED Graphics Family",
-    "Somebody " + "x" * 80: "Somebody " + "x" * 38 + "…",
-}
 
 
-@rows("text", LISTED)
-def test_a_name_of_pci_ids_is_what_people_call_the_card(text: str) -> None:
+@rows(
+    ("text", "expected"),
+    {
+        "NVIDIA Corporation AD102 [GeForce RTX 4090]": "RTX 4090",
+        "NVIDIA Corporation GA102GL [RTX A6000]": "RTX A6000",
+        "NVIDIA Corporation TU106 [GeForce RTX 2060 Rev. A]": "RTX 2060 Rev. A",
+        "NVIDIA Corporation GH100 [H100 PCIe]": "H100 PCIe",
+        "NVIDIA Corporation GK208B [GeForce GT 710]": "GT 710",
+        "NVIDIA Corporation Device": "",
+        "Advanced Micro Devices, Inc. [AMD/ATI] Navi 10 [Radeon RX 5600 OEM/5600 XT / 5700/5700 XT]": "Radeon RX 5600 OEM/5600 XT / 5700/5700 XT",
+        "Advanced Micro Devices, Inc. [AMD/ATI] Raphael": "Raphael",
+        "Advanced Micro Devices, Inc. [AMD/ATI] Device": "",
+        "Intel Corporation AlderLake-S GT1 [UHD Graphics 770]": "UHD Graphics 770",
+        "Matrox Electronics Systems Ltd. G200eR2": "Matrox Electronics Systems Ltd. G200eR2",
+        "ASPEED Technology, Inc. ASPEED Graphics Family": "ASPEED Technology, Inc. ASPEED Graphics Family",
+        "Somebody " + "x" * 80: "Somebody " + "x" * 38 + "…",
+    }.items(),
+)
+def test_a_name_of_pci_ids_is_what_people_call_the_card(text: str, expected: str) -> None:
     line = f"0000:01:00.0 VGA compatible controller [0300]: {text} [10de:2684] (rev a1)"
-    assert names.of_lspci(line) == ({"0000:01:00.0": LISTED[text]} if LISTED[text] else {})
+    assert names.of_lspci(line) == ({"0000:01:00.0": expected} if expected else {})
 
 
 def test_a_card_unknown_to_pci_ids_is_named_by_the_table_or_its_kind() -> None:

@@ -211,7 +211,6 @@ def test_a_cudnn_that_nobody_knows_is_refused() -> None:
 BASE = ("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580")
 VIDEO = ("libnvidia-decode-580", "libnvidia-encode-580")
 GRAPHICS = ("libnvidia-gl-580", "libnvidia-fbc1-580")
-GUESTS = [(row.id, row.version) for row in load().distributions]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ def test_video_comes_where_it_is_offered_and_nobody_has_said_what_the_driver_is_
     assert "don't offer" not in all_notes("vm", UBUNTU, Said(chosen=0, version="580.178.04"), driver="580")
 
 
-@rows(("distribution", "version"), GUESTS)
+@rows(("distribution", "version"), [(row.id, row.version) for row in load().distributions])
 @rows("branch", [580, 595])
 def test_every_system_has_a_way_to_video_and_graphics(distribution: str, version: str, branch: int) -> None:
     system = {"distribution": distribution, "version": version, "cards": (RTX_3090,), "running": "6.8.0-1-generic"}

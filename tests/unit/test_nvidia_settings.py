@@ -13,12 +13,6 @@ from tests.rows import rows
 from tests.unit.hosts import KEY
 
 
-def refused(**values: Any) -> str:
-    with pytest.raises(ValidationError) as error:
-        Nvidia.model_validate(values)
-    return str(error.value)
-
-
 def test_the_issues_example() -> None:
     settings = Nvidia.model_validate({"driver": "580", "cuda": "12.8", "containerToolkit": "docker"})
     assert (settings.driver, settings.cuda, settings.container_toolkit) == ("580", "12.8", "docker")
@@ -73,6 +67,11 @@ def test_a_number_is_the_text_that_it_was() -> None:
     ],
 )
 def test_a_mistake_is_named(values: dict[str, Any], said: str) -> None:
+    def refused(**values: Any) -> str:
+        with pytest.raises(ValidationError) as error:
+            Nvidia.model_validate(values)
+        return str(error.value)
+
     assert said in refused(**values)
 
 

@@ -15,6 +15,7 @@ from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
+from tests.unit.test_card_mapping import Api
 
 NEW = {"qemu-server": "9.0.25", "libpve-guest-common-perl": "6.0.2"}
 
@@ -24,16 +25,14 @@ def split(packages: dict[str, str]) -> HostFacts:
     return desktop(owner, device("0000:41:00.1", "8086:56c0", "038000", 31, physfn="0000:41:00.0"), packages=packages)
 
 
-VF = settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}})
-
-
 @rows(
     ("version", "known"),
     [("5.1.7", True), ("5.2.2", True), ("6.0", True), ("5.1.6", False), ("5.1", False), ("4.9.9", False), ("", False)],
 )
 def test_a_mapping_is_for_live_migration_where_proxmox_ve_knows_it(version: str, known: bool) -> None:
+    vf = settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}})
     facts = split({"libpve-guest-common-perl": version} if version else {})
-    assert (gates.check(facts, VF)[1] == []) is known
+    assert (gates.check(facts, vf)[1] == []) is known
 
 
 def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
@@ -59,24 +58,6 @@ def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -
     assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").in_place_of("") == "mapping=vf,driver=keep,pcie=1"
 
 
-class Api:
-    """A mapping, as Proxmox VE's API has it."""
-
-    def __init__(self, **mapping: Any) -> None:
-        self.mapping = mapping
-
-    def get(self, _path: str, _wanted: str) -> dict[str, Any]:
-        return {"digest": "1", **self.mapping}
-
-    def put(self, _path: str, _wanted: str, **parameters: Any) -> None:
-        parameters.pop("digest")
-        gone = parameters.pop("delete", None)
-        self.mapping = {key: value for key, value in {**self.mapping, **parameters}.items() if key != gone}
-
-    def delete(self, _path: str, _wanted: str) -> None:
-        self.mapping = {}
-
-
 OTHER = "node=pve2,path=0000:41:00.1,id=8086:56c0"
 NONE_BEFORE = CardMapping.Outputs(before="")
 
@@ -95,7 +76,7 @@ def inputs(**changes: Any) -> CardMapping.Inputs:
 @pytest.mark.parametrize("had_flag", [False, True])
 def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: bool) -> None:
     before = {"map": [OTHER], **({card_mapping.FLAG: 1} if had_flag else {})}
-    api: Any = Api(**before)
+    api: Any = Api(before)
     card_mapping._write(api, inputs(), None)
     assert api.mapping[card_mapping.FLAG] == 1 and len(api.mapping["map"]) == 2
     card_mapping._remove(api, inputs(), CardMapping.Outputs(before="", had_flag=had_flag), set())
@@ -103,13 +84,13 @@ def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: boo
 
 
 def test_a_flag_that_isnt_wanted_any_more_is_taken_away_and_the_entries_stay() -> None:
-    api: Any = Api(map=[OTHER], **{card_mapping.FLAG: 1})
+    api: Any = Api({"map": [OTHER], card_mapping.FLAG: 1})
     card_mapping._take_flag(api, inputs(live_migration=False), set())
     assert api.mapping == {"map": [OTHER]}
 
 
 def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
-    api: Any = Api(map=[OTHER], **{card_mapping.FLAG: 1})
+    api: Any = Api({"map": [OTHER], card_mapping.FLAG: 1})
     card_mapping._write(api, inputs(live_migration=False), None)
     card_mapping._remove(api, inputs(live_migration=False), NONE_BEFORE, set())
     assert api.mapping == {"map": [OTHER], card_mapping.FLAG: 1}
@@ -117,7 +98,7 @@ def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
 
 def test_the_flag_stays_while_another_node_of_the_stack_has_its_entry() -> None:
     ours = {"map": [OTHER, card_mapping.entry_of(inputs())], card_mapping.FLAG: 1}
-    api: Any = Api(**ours)
+    api: Any = Api(ours)
     card_mapping._take_flag(api, inputs(live_migration=False), {"pve2"})
     assert api.mapping == ours
     card_mapping._remove(api, inputs(), NONE_BEFORE, {"pve2", "pve3"})

@@ -13,18 +13,15 @@ from homelab import __version__
 from tests.conftest import PROJECT
 from tests.e2e import recording
 
-_PAGE_IN_TEXT = re.compile(r"\bdocs/[a-z-]+\.md(?:#([a-z-]+))?")
-# What a clone of this repository has for `mkdir lab` to trip over.
-CLONES = 'mkdir -p "${2##*/}/lab"\n'
-
 
 def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
+    page_in_text = re.compile(r"\bdocs/[a-z-]+\.md(?:#([a-z-]+))?")
     places = [PROJECT / "homelab", PROJECT / "components", PROJECT / "remote_scripts"]
     files = [path for place in places for path in place.rglob("*") if path.suffix in (".py", ".sh", ".yaml")]
     named = {
         (match[0].partition("#")[0], match[1])
         for path in [*files, *PROJECT.glob("*.yaml"), PROJECT / "__main__.py"]
-        for match in _PAGE_IN_TEXT.finditer(path.read_text(encoding="utf-8"))
+        for match in page_in_text.finditer(path.read_text(encoding="utf-8"))
     }
     assert ("docs/settings.md", None) in named
     for page, anchor in named:
@@ -48,6 +45,8 @@ def test_headings_get_the_anchors_that_github_gives_them() -> None:
 
 
 def test_the_readmes_commands_in_their_order_end_outside_of_the_clone(tmp_path: Path) -> None:
+    # What a clone of this repository has for `mkdir lab` to trip over.
+    clones = 'mkdir -p "${2##*/}/lab"\n'
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     address = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     assert f"git clone {address};" in text
@@ -57,7 +56,7 @@ def test_the_readmes_commands_in_their_order_end_outside_of_the_clone(tmp_path: 
     programs.mkdir()
     home.mkdir()
     for name in ("git", "make", "pipx", "homelab", "pulumi"):
-        (programs / name).write_text('#!/bin/sh\necho "${0##*/} $1 $PWD" >>"$HOME/ran"\n' + CLONES * (name == "git"))
+        (programs / name).write_text('#!/bin/sh\necho "${0##*/} $1 $PWD" >>"$HOME/ran"\n' + clones * (name == "git"))
         (programs / name).chmod(0o755)
     commands = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
     environment = {"HOME": str(home), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}

@@ -17,13 +17,6 @@ from homelab.stack import Refusal
 from tests.conftest import PROJECT
 from tests.unit import hosts
 
-PROGRAMS = (
-    "__main__.py",
-    "examples/own_program/__main__.py",
-    "examples/gaming_vm/__main__.py",
-    "examples/gaming_vm/lent_cards.py",
-)
-
 
 def described(**ssh: Any) -> dict[str, Any]:
     return {"address": "192.0.2.1", "ssh": {"hostKey": hosts.KEY, **ssh}, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
@@ -87,9 +80,15 @@ def test_a_host_knows_its_place_in_the_settings() -> None:
 
 
 def test_homelab_offers_what_programs_use_and_nothing_else() -> None:
+    programs = (
+        "__main__.py",
+        "examples/own_program/__main__.py",
+        "examples/gaming_vm/__main__.py",
+        "examples/gaming_vm/lent_cards.py",
+    )
     used = {
         alias.name
-        for program in PROGRAMS
+        for program in programs
         for node in ast.walk(ast.parse((PROJECT / program).read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and node.module == "homelab"
         for alias in node.names

@@ -13,16 +13,15 @@ from homelab.cli.project import environment
 from homelab.events import WILL_REFUSE, Diagnostic, Event, Summary
 from tests.conftest import PROJECT
 
-EVENTS: list[Event] = [
-    Diagnostic("info", "the plan"),
-    Diagnostic("error", "error: wanted: gpus.rtx5090 alone in its IOMMU group\nfound:  a disk"),
-    Diagnostic("error", "preview failed"),
-    Summary({"create": 12, "same": 3, "delete": 1}),
-]
-
 
 def test_refusals_come_first_then_counts_then_the_tree_and_the_log_is_folded_away() -> None:
-    text = pull_request.comment("homelab", 255, "the raw log", EVENTS, "pve\n└── VM 103")
+    events: list[Event] = [
+        Diagnostic("info", "the plan"),
+        Diagnostic("error", "error: wanted: gpus.rtx5090 alone in its IOMMU group\nfound:  a disk"),
+        Diagnostic("error", "preview failed"),
+        Summary({"create": 12, "same": 3, "delete": 1}),
+    ]
+    text = pull_request.comment("homelab", 255, "the raw log", events, "pve\n└── VM 103")
     places = [
         text.index(part)
         for part in (
@@ -87,10 +86,11 @@ def test_the_comment_is_found_again_by_its_mark() -> None:
     assert pull_request.MARK in (PROJECT / "examples" / "github" / "comment.yml").read_text(encoding="utf-8")
 
 
-WORKFLOWS = [*PROJECT.glob(".github/workflows/*.yml"), *PROJECT.glob("examples/github/*.yml")]
-
-
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*PROJECT.glob(".github/workflows/*.yml"), *PROJECT.glob("examples/github/*.yml")],
+    ids=lambda path: path.stem,
+)
 def test_a_workflow_that_runs_a_pull_requests_code_has_no_secret_and_may_write_nothing(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     workflow = yaml.safe_load(text)

@@ -30,7 +30,6 @@ VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SH
 RECORD = {"power": "keep", "instance": "", "goes_away": False}
 BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "state": "running"}
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
-LINES = dict.fromkeys(("running", "configured", "others", "generated"), "quiet")
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
     (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {}}),
@@ -180,6 +179,7 @@ def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_th
     monkeypatch: pytest.MonkeyPatch, bound: bool
 ) -> None:
     """A trial that failed leads back to the stock kernel command line."""
+    lines = dict.fromkeys(("running", "configured", "others", "generated"), "quiet")
 
     def unanswered(*_: object) -> None:
         raise HomelabError(wanted="w", found="f", why="w", next="n")
@@ -187,7 +187,7 @@ def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_th
     said: list[str] = []
     word = "homelab.vfio=0000:01:00.0=10de:2b85"
     monkeypatch.setattr("homelab.host.work.tell", said.append)
-    running = desktop(cmdline={**LINES, "running": f"quiet {word * bound}"})
+    running = desktop(cmdline={**lines, "running": f"quiet {word * bound}"})
     monkeypatch.setattr(ssh, "read", lambda *_: running)
     monkeypatch.setattr("homelab.storage.work.StorageFileWork.remove_unfinished", unanswered)
     outputs = read_as(HostProbe.Outputs, {**WANTED, "vfio_words": word, "generation": {}})

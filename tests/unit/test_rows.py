@@ -12,11 +12,10 @@ from tests.rows import check_rows, rows
 TABLE = {"a": 1, "b": 0}
 
 
-def quotient(name: str) -> None:
-    assert 1 / TABLE[name] == 1, "not one"
-
-
 def test_every_failing_row_is_named_and_an_error_with_its_type_and_place() -> None:
+    def quotient(name: str) -> None:
+        assert 1 / TABLE[name] == 1, "not one"
+
     with pytest.raises(AssertionError) as failed:
         check_rows(quotient, [("lost",), ("a",), ("b",)])
     line = quotient.__code__.co_firstlineno + 1

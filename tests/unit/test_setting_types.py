@@ -152,59 +152,11 @@ def changed(which: int, place: Place, value: Any) -> dict[str, str]:
     return {key: json.dumps(one) for key, one in config.items()}
 
 
-def text_fields(model: type[BaseModel]) -> set[tuple[str, str]]:
-    """(model, field) of all text below a model."""
-    found: set[tuple[str, str]] = set()
-    for name, field in model.model_fields.items():
-        for part in _types(field.annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                found |= text_fields(part)
-            elif part in (str, SecretStr):
-                found.add((model.__name__, name))
-    return found
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    # A mapping's keys are names, which have a test of their own.
-    for one in get_args(annotation)[1 if get_origin(annotation) is dict else 0 :]:
-        yield from _types(one)
-
-
-def _filled(value: Any) -> set[tuple[str, str]]:
-    """(model, field) of all text that settings have."""
-    found: set[tuple[str, str]] = set()
-    for name, one in value if isinstance(value, BaseModel) else ():
-        for part in _parts(one):
-            if isinstance(part, BaseModel):
-                found |= _filled(part)
-            elif isinstance(part, str | SecretStr):
-                found.add((type(value).__name__, name))
-    return found
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    yield value
-    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _parts(one)
-
-
 # Which whole configuration, a place in it, its value there.
 VALUES = [(which, place, value) for which, config in enumerate(WHOLE) for place, value in leaves(config)]
 TEXTS = [row for row in VALUES if isinstance(row[2], str)]
-# Of several lines by its nature.
-PEM = ("ssh", "privateKey")
 # Sent to the API as they are, or to an SSH library: a hyphen or a comma means nothing there.
 FREE = {"password", "privateKey", "create"}
-# A comma of their own, or in a file's name that no property string ever holds.
-WITH_COMMAS = FREE | {
-    "acsOverride",
-    "gpuAssignment",
-    "hostKeyFile",
-    "privateKeyFile",
-    "proxy",
-    "hostKey",
-}
 
 
 def ids(case: Any) -> str | None:
@@ -223,23 +175,57 @@ def said(which: int, place: Place, value: Any) -> str:
 
 
 def test_the_whole_configurations_are_valid_and_have_every_text_that_there_is() -> None:
+    def parts(value: Any) -> Iterator[Any]:
+        yield value
+        for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from parts(one)
+
+    def filled(value: Any) -> set[tuple[str, str]]:
+        """(model, field) of all text that settings have."""
+        found: set[tuple[str, str]] = set()
+        for name, one in value if isinstance(value, BaseModel) else ():
+            for part in parts(one):
+                if isinstance(part, BaseModel):
+                    found |= filled(part)
+                elif isinstance(part, str | SecretStr):
+                    found.add((type(value).__name__, name))
+        return found
+
+    def types(annotation: Any) -> Iterator[Any]:
+        yield annotation
+        # A mapping's keys are names, which have a test of their own.
+        for one in get_args(annotation)[1 if get_origin(annotation) is dict else 0 :]:
+            yield from types(one)
+
+    def text_fields(model: type[BaseModel]) -> set[tuple[str, str]]:
+        """(model, field) of all text below a model."""
+        found: set[tuple[str, str]] = set()
+        for name, field in model.model_fields.items():
+            for part in types(field.annotation):
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    found |= text_fields(part)
+                elif part in (str, SecretStr):
+                    found.add((model.__name__, name))
+        return found
+
     found: set[tuple[str, str]] = set()
     for config in WHOLE:
-        found |= _filled(parse(config))
+        found |= filled(parse(config))
     assert text_fields(Settings) - found == set()
 
 
-CONTROLS = ["\nx", "\tx", "\rx", "\x00", "\x1b[31m", "\x7f", "\x85x", "\u2028x", "\u202ex", "\u200b"]
-
-
 def test_no_text_has_a_control_character() -> None:
+    controls = ["\nx", "\tx", "\rx", "\x00", "\x1b[31m", "\x7f", "\x85x", "\u2028x", "\u202ex", "\u200b"]
+    # Of several lines by its nature.
+    pem = ("ssh", "privateKey")
+
     def check(which: int, place: Place, value: str) -> None:
         def is_refused(added: str) -> None:
             assert place[0] in said(which, place, value + added)
             said(which, place, value[:1] + added + value[1:])
 
-        ends_of_lines = ("\nx", "\rx", "\x85x", "\u2028x") if place[-2:] == PEM else ("\nx",) * (place[-1] == "sshkeys")
-        check_rows(is_refused, [(added,) for added in CONTROLS if added not in ends_of_lines])
+        ends_of_lines = ("\nx", "\rx", "\x85x", "\u2028x") if place[-2:] == pem else ("\nx",) * (place[-1] == "sshkeys")
+        check_rows(is_refused, [(added,) for added in controls if added not in ends_of_lines])
 
     check_rows(check, TEXTS)
 
@@ -253,11 +239,21 @@ def test_no_text_is_taken_for_an_option_of_a_command() -> None:
 
 
 def test_no_text_goes_on_behind_a_comma_in_a_property_string() -> None:
+    # A comma of their own, or in a file's name that no property string ever holds.
+    with_commas = FREE | {
+        "acsOverride",
+        "gpuAssignment",
+        "hostKeyFile",
+        "privateKeyFile",
+        "proxy",
+        "hostKey",
+    }
+
     def check(which: int, place: Place, value: str) -> None:
         said(which, place, f"{value},romfile=/x")
         said(which, place, f"{value} romfile")
 
-    check_rows(check, [row for row in TEXTS if not WITH_COMMAS & set(row[1])])
+    check_rows(check, [row for row in TEXTS if not with_commas & set(row[1])])
 
 
 def test_no_text_is_empty_or_not_text_at_all() -> None:
@@ -297,10 +293,7 @@ def test_a_secret_that_is_mistaken_is_not_quoted() -> None:
     check_rows(check, [row for row in VALUES if row[1][-1] in secrets])
 
 
-NUMBERS = [(which, place) for which, place, value in VALUES if type(value) is int]
-
-
-@rows(("which", "place"), NUMBERS, ids=ids)
+@rows(("which", "place"), [(which, place) for which, place, value in VALUES if type(value) is int], ids=ids)
 def test_a_number_has_bounds(which: int, place: Place) -> None:
     for wrong in (-1, 0, 2**31, 1.5, "1"):
         said(which, place, wrong)

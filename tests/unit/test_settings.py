@@ -231,38 +231,56 @@ def test_two_resources_of_one_name_are_refused(hosts: dict[str, str], what: str)
         parse(texts)
 
 
-MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
-    "no such host": (with_vms({"a": VM | {"host": "pv"}}), "homelab:vms.a.host: no such host; there are pve"),
-    "no such card": (with_vms({"a": VM | {"gpus": ["rtx"]}}), "hosts.pve has no card rtx; it has rtx5090"),
-    "a card that stays": (with_vms({"a": VM}, rtx5090={"match": "10de:2b85", "use": "lxc"}), "stays with the host"),
-    "one card, two VMs": (with_vms({"a": VM, "b": VM | {"vmid": 104}}), "given to vms.a and vms.b"),
-    "one card twice": (with_vms({"a": VM | {"gpus": ["rtx5090", "rtx5090"]}}), "rtx5090 is there twice"),
-    "one id twice": (with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same vmid 103"),
-    "an id that can't be": (with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
-    "a new VM's line taken over": (
-        with_vms({"a": VM | {"create": {}, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}}),
-        "takeOver is for a VM that was there before",
-    ),
-    "a ROM file elsewhere": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}), "/usr/share/kvm"),
-    "a misspelt option": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}), "did you mean `xVga`?"),
-    "a new VM's balloon": (with_vms({"a": VM | {"create": {"balloon": 1024}}}), "a card pins all of a VM's memory"),
-    "a new VM's model": (with_vms({"a": VM | {"create": {}, "machine": "q35"}}), "for a new one it is create.machine"),
-    "a new VM's screen": (
-        with_vms({"a": VM | {"create": {}, "display": "none"}}),
-        "for a new one it is create.vga: none",
-    ),
-    "a new VM without PCI Express": (with_vms({"a": VM | {"create": {"machine": "pc"}}}), "a card with pcie needs q35"),
-    "a one-letter mapping": (with_vms({}, x={"match": "10de:2b85"}), "set `mapping`"),
-    "one mapping, two cards": (
-        with_vms({}, aa={"address": "01:00"}, bb={"address": "41:00", "mapping": "aa"}),
-        "another card of this host has the mapping aa",
-    ),
-}
-
-
-@rows("case", MISTAKEN_VMS)
-def test_a_mistake_in_vms_is_named(case: str) -> None:
-    values, said = MISTAKEN_VMS[case]
+@rows(
+    ("case", "values", "said"),
+    [
+        ("no such host", with_vms({"a": VM | {"host": "pv"}}), "homelab:vms.a.host: no such host; there are pve"),
+        ("no such card", with_vms({"a": VM | {"gpus": ["rtx"]}}), "hosts.pve has no card rtx; it has rtx5090"),
+        ("a card that stays", with_vms({"a": VM}, rtx5090={"match": "10de:2b85", "use": "lxc"}), "stays with the host"),
+        ("one card, two VMs", with_vms({"a": VM, "b": VM | {"vmid": 104}}), "given to vms.a and vms.b"),
+        ("one card twice", with_vms({"a": VM | {"gpus": ["rtx5090", "rtx5090"]}}), "rtx5090 is there twice"),
+        ("one id twice", with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same vmid 103"),
+        ("an id that can't be", with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
+        (
+            "a new VM's line taken over",
+            with_vms({"a": VM | {"create": {}, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}}),
+            "takeOver is for a VM that was there before",
+        ),
+        (
+            "a ROM file elsewhere",
+            with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}),
+            "/usr/share/kvm",
+        ),
+        (
+            "a misspelt option",
+            with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}),
+            "did you mean `xVga`?",
+        ),
+        ("a new VM's balloon", with_vms({"a": VM | {"create": {"balloon": 1024}}}), "a card pins all of a VM's memory"),
+        (
+            "a new VM's model",
+            with_vms({"a": VM | {"create": {}, "machine": "q35"}}),
+            "for a new one it is create.machine",
+        ),
+        (
+            "a new VM's screen",
+            with_vms({"a": VM | {"create": {}, "display": "none"}}),
+            "for a new one it is create.vga: none",
+        ),
+        (
+            "a new VM without PCI Express",
+            with_vms({"a": VM | {"create": {"machine": "pc"}}}),
+            "a card with pcie needs q35",
+        ),
+        ("a one-letter mapping", with_vms({}, x={"match": "10de:2b85"}), "set `mapping`"),
+        (
+            "one mapping, two cards",
+            with_vms({}, aa={"address": "01:00"}, bb={"address": "41:00", "mapping": "aa"}),
+            "another card of this host has the mapping aa",
+        ),
+    ],
+)
+def test_a_mistake_in_vms_is_named(case: str, values: dict[str, str], said: str) -> None:
     with pytest.raises(HomelabError) as raised:
         parse(values)
     assert said in str(raised.value), str(raised.value)

@@ -57,11 +57,9 @@ def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
     assert "- **`use`** (`vm`, `lxc`, `host` or `shared`; default `vm`): " in page
 
 
-# What pages quote of other programs' configuration.
-OF_OTHERS = {"startup", "hostpciN", "runtimeClassName", "handler"}
-
-
 def test_a_setting_that_a_page_names_is_one() -> None:
+    # What pages quote of other programs' configuration.
+    of_others = {"startup", "hostpciN", "runtimeClassName", "handler"}
     keys = {field.alias or name for model in MODELS.values() for name, field in model.model_fields.items()}
     keys |= guest_options.of_new("qemu").keys() | guest_options.of_new("lxc").keys()
     pages_with_settings = [
@@ -74,7 +72,7 @@ def test_a_setting_that_a_page_names_is_one() -> None:
         (page.name, key)
         for page in pages_with_settings
         for key in re.findall(r"`([a-z][A-Za-z]*): [^`\n]+`", page.read_text(encoding="utf-8"))
-        if key not in keys | OF_OTHERS
+        if key not in keys | of_others
     }
     assert unknown == set()
 

@@ -30,7 +30,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DATA = tables.read(Path(__file__).parent / "settings_changes.yaml")
-PROGRAM = tables.read(Path(__file__).parent / "program_resources.yaml")
 CARD = {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
 FUNCTION = {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
 CARD["functions"] = [FUNCTION]
@@ -259,6 +258,7 @@ def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another URN is another resource: the engine would undo the old one on every owner's host."""
+    program = tables.read(Path(__file__).parent / "program_resources.yaml")
     registered: dict[str, list[str]] = {}
     register: Any = MockMonitor.RegisterResource
 
@@ -272,5 +272,5 @@ def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
         return urn.removeprefix("urn:pulumi:lab::homelab::").replace("pulumi:pulumi:Stack$", "")
 
     monkeypatch.setattr(MockMonitor, "RegisterResource", noted)
-    told(changed(PROGRAM["changes"]))
-    assert registered == PROGRAM["resources"]
+    told(changed(program["changes"]))
+    assert registered == program["resources"]

@@ -9,14 +9,12 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -50,8 +48,15 @@ Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
 Use = Callable[[ssh.Session], str]
 
 
-def meet(folder: Path, serve: Serve | None, use: Use, user: str = "root") -> str:
-    """What ``use`` makes of a server; without ``serve`` it opens no session."""
+def meet(
+    folder: Path,
+    serve: Serve | None,
+    use: Use,
+    user: str = "root",
+    agent: Callable[[str], None] | None = None,
+    seconds: float | None = None,
+) -> str:
+    """What ``use`` makes of a server; without ``serve`` it opens no session. ``agent``: is given the key, and an SSH agent logs in."""
 
     async def main() -> str:
         key = asyncssh.generate_private_key("ssh-ed25519")
@@ -65,19 +70,13 @@ def meet(folder: Path, serve: Serve | None, use: Use, user: str = "root") -> str
             process_factory=serve,
             encoding=None,
         )
-        host = Host.model_validate(
-            {
-                "address": "127.0.0.1",
-                "ssh": {
-                    "user": user,
-                    "port": server.get_port(),
-                    "hostKey": key.export_public_key().decode().strip(),
-                    "privateKeyFile": str(folder / "key"),
-                },
-            }
-        )
+        login = {"user": user, "port": server.get_port(), "hostKey": key.export_public_key().decode().strip()}
+        if agent is not None:
+            agent(key.export_private_key().decode())
+        login |= {"privateKeyFile": str(folder / "key")} if agent is None else {"agent": True}
+        host = Host.model_validate({"address": "127.0.0.1", "ssh": login})
         try:
-            return await asyncio.to_thread(use, ssh.Session(host))
+            return await asyncio.to_thread(use, ssh.Session(host, seconds))
         finally:
             connections.end_all()
             server.close()
@@ -609,7 +608,6 @@ FAILING = {
     ),
     "cut": HomelabError(wanted="the command to apply to succeed", found="exit status 137", why="", next=""),
 }
-OTHER_KEY = HomelabError(wanted="the host key", found="SHA256:of the initramfs", why="", next="")
 
 
 def test_a_host_that_refuses_the_login_while_it_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,7 +668,8 @@ def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_another_host_key_while_it_starts_may_be_that_of_its_initramfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    boot, said = restarted(monkeypatch, OFF, OTHER_KEY, OTHER_KEY, OFF, "new")
+    other_key = HomelabError(wanted="the host key", found="SHA256:of the initramfs", why="", next="")
+    boot, said = restarted(monkeypatch, OFF, other_key, other_key, OFF, "new")
     assert boot == "new" and "SHA256:of the initramfs" in said[0]
 
 
@@ -689,73 +688,20 @@ def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeyp
     assert [one.address for one in found.functions("0000:01:00")] == ["0000:01:00.0"]
 
 
-@pytest.fixture
-def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """An SSH agent; gives it a key."""
-    if shutil.which("ssh-agent") is None or sys.platform == "win32":
-        pytest.skip("no ssh-agent that can be started here")
-    said = subprocess.run(["ssh-agent", "-s"], check=True, capture_output=True, encoding="utf-8").stdout
-    number = int(re.findall(r"SSH_AGENT_PID=(\d+)", said)[0])
-    monkeypatch.setenv("SSH_AUTH_SOCK", re.findall(r"SSH_AUTH_SOCK=([^;]+)", said)[0])
-
-    def give(key: str) -> None:
-        (file := tmp_path / "given").touch(mode=0o600)
-        file.write_text(key, encoding="ascii")
-        subprocess.run(["ssh-add", "-q", str(file)], check=True)
-        file.unlink()
-
-    try:
-        yield give
-    finally:
-        os.kill(number, signal.SIGTERM)
-
-
-def with_the_agent(folder: Path, give: Callable[[str], None] | None, seconds: float | None = None) -> str:
+def with_the_agent(folder: Path, give: Callable[[str], None], seconds: float | None = None) -> str:
     """Logs in with the agent to a server that takes one key; ``give``: is given this key before."""
 
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"in")
         process.exit(0)
 
-    async def main() -> str:
-        key = asyncssh.generate_private_key("ssh-ed25519")
-        (folder / "authorized").write_bytes(key.export_public_key())
-        if give is not None:
-            give(key.export_private_key().decode())
-        public = key.export_public_key().decode().strip()
-        listening = await asyncssh.listen(
-            "127.0.0.1",
-            0,
-            server_host_keys=[key],
-            authorized_client_keys=str(folder / "authorized"),
-            process_factory=serve,
-            encoding=None,
-        )
-        login = {"port": listening.get_port(), "hostKey": public, "agent": True}
-        session = ssh.Session(Host.model_validate({"address": "127.0.0.1", "ssh": login}), seconds)
-        try:
-            return await asyncio.to_thread(session.run, "read_system", "")
-        finally:
-            connections.end_all()
-            listening.close()
-
-    return asyncio.run(main())
-
-
-def test_the_agent_logs_in_with_a_key_that_is_in_no_file(tmp_path: Path, agent: Callable[[str], None]) -> None:
-    assert with_the_agent(tmp_path, agent) == "in"
-
-
-@pytest.mark.usefixtures("agent")
-def test_an_agent_without_a_key_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LoginRefusedError, match=r"an agent without a key[^?]*ssh-add"):
-        with_the_agent(tmp_path, None)
+    return meet(folder, serve, lambda session: session.run("read_system", ""), agent=give, seconds=seconds)
 
 
 def test_an_agent_that_is_not_there_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "none"))
     with pytest.raises(LoginRefusedError, match="no agent that answers"):
-        with_the_agent(tmp_path, None)
+        with_the_agent(tmp_path, lambda _: None)
     pipe = r"\\.\pipe\openssh-ssh-agent"
 
     def none(*_: object) -> None:
@@ -763,7 +709,7 @@ def test_an_agent_that_is_not_there_is_named_at_once(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("asyncssh.connect_agent", none)
     with pytest.raises(LoginRefusedError) as refused:
-        with_the_agent(tmp_path, None)
+        with_the_agent(tmp_path, lambda _: None)
     assert refused.value.found == f"no agent that answers (No such file or directory: {pipe})"
 
 

@@ -17,9 +17,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:Depr
 
 #: The last step of each: what hands over, the host's driver, both containers' devices, what is installed in one of them.
 BEFORE = {"pve-handover", "pve-verified", "ai-opened", "ai-verified", "shared-opened"}
-#: The host restarts after it, and every VM comes after that.
-ALWAYS = {"pve-handover"}
-CARDS = {"rtx5090": "10de:2b85", "rtx4090": "10de:2684"}
 
 
 @pytest.fixture
@@ -72,8 +69,11 @@ def test_it_comes_after_all_that_needs_the_card(
     installed: bool,
     waits: bool,
 ) -> None:
+    cards = {"rtx5090": "10de:2b85", "rtx4090": "10de:2684"}
+    # The host restarts after it, and every VM comes after that.
+    always = {"pve-handover"}
     settings: dict[str, Any] = {
-        f"hosts.pve.gpus.{name}": {"match": CARDS[name], "use": use} for name, use in uses.items()
+        f"hosts.pve.gpus.{name}": {"match": cards[name], "use": use} for name, use in uses.items()
     }
     for name in ("shared", "ai"):
         settings[f"containers.{name}.gpus"] = ["rtx5090"]
@@ -83,5 +83,5 @@ def test_it_comes_after_all_that_needs_the_card(
     settings |= {"containers.ai.gpuAssignment": None, "vms.sandbox.gpus": [{"gpu": gpu} for gpu in gpus]}
     before = BEFORE if installed else BEFORE - {"ai-verified"}
     found = after(settings)
-    assert found("sandbox-cards") & BEFORE == (before if waits else ALWAYS)
+    assert found("sandbox-cards") & BEFORE == (before if waits else always)
     assert not any("sandbox-cards" in found(name) for name in before), "none of these waits for the VM in turn"

@@ -183,43 +183,41 @@ def test_while_a_value_is_replaced_the_vm_may_have_either(before: dict[str, str]
     assert vm.destroy() == Q35 | ({"hostpci0": value} if "other" in value else before)
 
 
-BY_HAND: dict[str, tuple[dict[str, str], list[VmCard], dict[str, str]]] = {
-    "with a screen and a ROM": ({"hostpci0": "0000:01:00,pcie=1,x-vga=1,romfile=3060.rom"}, [OWN], {"hostpci0": "mapping=first,pcie=1,x-vga=1,romfile=3060.rom"}),
-    "with ids and a mediated device": (
+@rows(("case", "by_hand", "cards", "expected"), [
+    ("with a screen and a ROM", {"hostpci0": "0000:01:00,pcie=1,x-vga=1,romfile=3060.rom"}, [OWN], {"hostpci0": "mapping=first,pcie=1,x-vga=1,romfile=3060.rom"}),
+    ("with ids and a mediated device",
         {"hostpci2": "host=01:00,sub-vendor-id=0x1043,mdev=nvidia-63,rombar=0"}, [OWN],
         {"hostpci2": "mapping=first,sub-vendor-id=0x1043,mdev=nvidia-63,rombar=0"},
     ),
-    "options before the address": ({"hostpci0": "pcie=1,host=01:00.0"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
-    "by a mapping of the same name": ({"hostpci0": "mapping=first,x-vga=1"}, [OWN], {"hostpci0": "mapping=first,x-vga=1"}),
-    "the settings say otherwise": (
+    ("options before the address", {"hostpci0": "pcie=1,host=01:00.0"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+    ("by a mapping of the same name", {"hostpci0": "mapping=first,x-vga=1"}, [OWN], {"hostpci0": "mapping=first,x-vga=1"}),
+    ("the settings say otherwise",
         {"hostpci0": "01:00,pcie=1,x-vga=1,romfile=old.rom"},
         [VmCard("first", "first", "0000:01:00", take_over=True, pcie=False, romfile="new.rom", driver="keep")],
         {"hostpci0": "mapping=first,x-vga=1,romfile=new.rom,driver=keep"},
     ),
-    "a line for each function": (
+    ("a line for each function",
         {"hostpci0": "01:00.1,pcie=1", "hostpci1": "0000:01:00.0,pcie=1,x-vga=1", "hostpci2": "05:00.0"}, [OWN],
         {"hostpci1": "mapping=first,pcie=1,x-vga=1", "hostpci2": "05:00.0"},
     ),
     # Of a slot that holds others, too, a mapping offers the graphics function alone (ADR 12).
-    "a line for each function of a slot that it shares": (
+    ("a line for each function of a slot that it shares",
         {"hostpci0": "01:00.0,pcie=1,romfile=a.rom", "hostpci1": "01:00.1,pcie=1,romfile=b.rom"}, [dataclasses.replace(OWN, slot=PARTS)],
         {"hostpci0": "mapping=first,pcie=1,romfile=a.rom", "hostpci1": "01:00.1,pcie=1,romfile=b.rom"},
     ),
-    "all functions of it in one line": (
+    ("all functions of it in one line",
         {"hostpci0": f"{PARTS},pcie=1"}, [dataclasses.replace(OWN, slot=PARTS, by_address=True)], {"hostpci0": f"{PARTS},pcie=1"},
     ),
-    "all functions in one line": ({"hostpci0": "01:00.0;01:00.1,pcie=1"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
-    "by its address all the same": (
+    ("all functions in one line", {"hostpci0": "01:00.0;01:00.1,pcie=1"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+    ("by its address all the same",
         {"hostpci0": "01:00,pcie=1,x-vga=1"}, [VmCard("first", "first", "0000:01:00", take_over=True, by_address=True)], {"hostpci0": "01:00,pcie=1,x-vga=1"},
     ),
-    "a card that nobody gave it": ({}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
-}  # fmt: skip
-
-
-@rows("case", BY_HAND)
+    ("a card that nobody gave it", {}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+])  # fmt: skip
 @rows("half", [False, True])
-def test_a_line_set_by_hand_is_taken_over_and_put_back(case: str, half: bool) -> None:
-    by_hand, cards, expected = BY_HAND[case]
+def test_a_line_set_by_hand_is_taken_over_and_put_back(
+    case: str, by_hand: dict[str, str], cards: list[VmCard], expected: dict[str, str], half: bool
+) -> None:
     vm = Vm(Q35 | by_hand)
     if half:
         vm.up(*cards, half=True)
@@ -320,22 +318,18 @@ def test_what_this_program_wrote_by_address_takes_no_yes() -> None:
     assert vm.up(FIRST) == Q35 | {"hostpci0": "mapping=first,pcie=1"}
 
 
-NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
-    "without a yes": ("01:00,pcie=1,x-vga=1", FIRST, "vms.sandbox.gpus: {gpu: first, takeOver: true}"),
-    "a mapping, without a yes": ("mapping=first,romfile=a.rom", FIRST, "takeOver: true"),
-    "by address, otherwise": ("01:00,pcie=1,x-vga=1", VmCard("first", "first", "0000:01:00", by_address=True), "takeOver: true"),
-    "with another device": (
+@rows(("case", "line", "card", "said"), [
+    ("without a yes", "01:00,pcie=1,x-vga=1", FIRST, "vms.sandbox.gpus: {gpu: first, takeOver: true}"),
+    ("a mapping, without a yes", "mapping=first,romfile=a.rom", FIRST, "takeOver: true"),
+    ("by address, otherwise", "01:00,pcie=1,x-vga=1", VmCard("first", "first", "0000:01:00", by_address=True), "takeOver: true"),
+    ("with another device",
         "0000:01:00;0000:02:00.0,pcie=1,x-vga=1", OWN,
         "`qm set 103 --hostpci0 '0000:01:00,pcie=1,x-vga=1' --hostpci1 '0000:02:00.0,pcie=1'`",
     ),
-    "with functions that a mapping doesn't offer": (f"{PARTS},pcie=1", dataclasses.replace(OWN, slot=PARTS), "byAddress: true"),
-    "with more functions": ("01:00,pcie=1", VmCard("first", "first", "0000:01:00.0;0000:01:00.1", take_over=True), "gpus.first.functions"),
-}  # fmt: skip
-
-
-@rows("case", NOT_TAKEN_OVER)
-def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str) -> None:
-    line, card, said = NOT_TAKEN_OVER[case]
+    ("with functions that a mapping doesn't offer", f"{PARTS},pcie=1", dataclasses.replace(OWN, slot=PARTS), "byAddress: true"),
+    ("with more functions", "01:00,pcie=1", VmCard("first", "first", "0000:01:00.0;0000:01:00.1", take_over=True), "gpus.first.functions"),
+])  # fmt: skip
+def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str, line: str, card: VmCard, said: str) -> None:
     (error,) = Vm(Q35 | {"hostpci0": line}).planned(card).refusals
     assert said in error.next and line in error.found and "--delete" not in error.next
 
@@ -415,14 +409,15 @@ def test_what_was_given_and_changed_since_is_drift_where_it_loses_nothing() -> N
     assert len(vm.planned(FIRST).refusals) == 1, "the VM would have the card twice"
 
 
-STANDS: dict[str, tuple[dict[str, str], VmCard, str]] = {
-    "locked": (Q35 | {"lock": "backup"}, FIRST, "qm unlock 103"),
-}
-
-
-@pytest.mark.parametrize("case", STANDS)
-def test_what_stands_against_a_change_is_named_with_its_remedy(case: str) -> None:
-    config, card, said = STANDS[case]
+@rows(
+    ("case", "config", "card", "said"),
+    [
+        ("locked", Q35 | {"lock": "backup"}, FIRST, "qm unlock 103"),
+    ],
+)
+def test_what_stands_against_a_change_is_named_with_its_remedy(
+    case: str, config: dict[str, str], card: VmCard, said: str
+) -> None:
     (error,) = Vm(config).planned(card).refusals
     assert said in str(error)
 

@@ -54,7 +54,6 @@ USUAL |= {"container": DEVICE_LINES, "container's note": {}, "container's power"
 USUAL |= {"entry": f"id=10de:2b85,iommugroup=16,node=pve,{ENTRY}"}
 UNDER_HA = {"cluster": {"node": "pve", "ha": {"resources": "vm: 103\n\tstate started\n"}}}
 HOST, MAPPING, VM, CONTAINER = "hosts.pve", "gpus.big", "vms.sandbox", "containers.phoenix"
-GUESTS = {VM: "VM 103", CONTAINER: "container 901"}
 
 
 def settings_of(state: State) -> dict[str, Any]:
@@ -170,6 +169,7 @@ def heard(state: State, monkeypatch: pytest.MonkeyPatch) -> Heard:
 
 
 def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    guests = {VM: "VM 103", CONTAINER: "container 901"}
     mounts = "".join(
         f"lxc.cgroup2.devices.allow: c {major}:* rwm\nlxc.mount.entry: /dev/{node} dev/{node} none bind,create=file\n"
         for node, major in (("nvidia0", 195), ("nvidiactl", 195), ("nvidia-uvm", 508))
@@ -292,7 +292,7 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
         if unsaid := [one for one in told.refused if one not in refusals]:
             yield "show says what is refused", "all", f"preview: {unsaid}; show: {refusals or 'nothing'}"
         blocks = re.split(r"\n(?=  \S)", told.plan)
-        for part, guest in GUESTS.items():
+        for part, guest in guests.items():
             signs = {one.mark for one in told.tree if one.kind == "guest" and one.text.startswith(guest)} - {"stays"}
             if told.refused:
                 if signs:

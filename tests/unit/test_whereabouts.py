@@ -13,21 +13,20 @@ from homelab.settings import Host, Vm, parse
 from tests.unit.hosts import KEY
 
 
-class File:
-    """The settings file, as far as hosts go."""
-
-    def __init__(self) -> None:
-        host = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}}
-        card = {"gpus": {"gpu": {"match": "10de:2b85"}}}
-        container = {"host": "pve1", "ctid": 901, "gpuAssignment": "all"}
-        texts = {"hosts": {"pve1": {**host, **card}}, "containers": {"ai": container}}
-        self.settings = parse({key: json.dumps(value) for key, value in texts.items()})
-
-    def host(self, name: str, _identity: str | None) -> tuple[str, Host]:
-        return name, self.settings.hosts[name]
-
-
 def test_a_vm_is_reached_by_its_own_address() -> None:
+    class File:
+        """The settings file, as far as hosts go."""
+
+        def __init__(self) -> None:
+            host = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}}
+            card = {"gpus": {"gpu": {"match": "10de:2b85"}}}
+            container = {"host": "pve1", "ctid": 901, "gpuAssignment": "all"}
+            texts = {"hosts": {"pve1": {**host, **card}}, "containers": {"ai": container}}
+            self.settings = parse({key: json.dumps(value) for key, value in texts.items()})
+
+        def host(self, name: str, _identity: str | None) -> tuple[str, Host]:
+            return name, self.settings.hosts[name]
+
     file: Any = File()
     vm = Vm.model_validate({"host": "pve1", "vmid": 103, "gpus": ["gpu"], "address": "192.0.2.9", "ssh": {"hostKey": KEY, "agent": True}})  # fmt: skip
     file.settings.vms["games"] = vm

@@ -38,9 +38,11 @@ from tests.waiting import PATIENCE
 
 PROGRAM = [PROJECT / "__main__.py", *(PROJECT / "components").rglob("*.py"), *(PROJECT / "homelab").rglob("*.py")]
 
-# Imports every module of the program, then runs commands, in a Python whose program finds no module that Windows doesn't have. `make lint`
-# has mypy look at the attributes (os.geteuid) with the types of Windows and macOS, but not at those of the host's half, which is only imported.
-AS_ON_WINDOWS = """
+
+def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(tmp_path: Path) -> None:
+    # Imports every module of the program, then runs commands, in a Python whose program finds no module that Windows doesn't have. `make lint`
+    # has mypy look at the attributes (os.geteuid) with the types of Windows and macOS, but not at those of the host's half, which is only imported.
+    as_on_windows = """
 import builtins, importlib, json, os, pkgutil, signal, sys
 for module, names in ((signal, "SIGALRM SIGCHLD SIGCONT SIGHUP SIGKILL SIGPIPE SIGQUIT SIGSTOP SIGUSR1 SIGUSR2"), (os, "O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK")):
     for name in names.split():
@@ -70,9 +72,6 @@ for words in json.loads(sys.argv[1]):
 sys.stdout.flush()
 sys.stderr.write("\\n" + json.dumps([len(names), statuses]))
 """
-
-
-def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(tmp_path: Path) -> None:
     commands = [
         *([name, "--help"] for name in ("init", "doctor", "show")),
         ["doctor", "log", "--help"],
@@ -83,7 +82,7 @@ def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(
         ["init", "192.0.2.1", "--dry-run", "--stack", "none", "--yes"],
     ]
     done = subprocess.run(
-        [sys.executable, "-c", AS_ON_WINDOWS, json.dumps(commands)],
+        [sys.executable, "-c", as_on_windows, json.dumps(commands)],
         cwd=PROJECT,
         capture_output=True,
         encoding="utf-8",
@@ -246,14 +245,15 @@ def test_a_whole_path_of_windows_is_not_looked_for_in_the_project(text: str) -> 
 # -- what is sent to a host --
 
 
-def attributes(path: str) -> str:
-    if shutil.which("git") is None or not (PROJECT / ".git").exists():
-        pytest.skip("no checkout by git")
-    done = subprocess.run(["git", "check-attr", "eol", "--", path], cwd=PROJECT, capture_output=True, encoding="utf-8")
-    return done.stdout.strip().rpartition(" ")[2]
-
-
 def test_a_checkout_on_windows_has_unix_line_ends_but_for_its_own_programs() -> None:
+    def attributes(path: str) -> str:
+        if shutil.which("git") is None or not (PROJECT / ".git").exists():
+            pytest.skip("no checkout by git")
+        done = subprocess.run(
+            ["git", "check-attr", "eol", "--", path], cwd=PROJECT, capture_output=True, encoding="utf-8"
+        )
+        return done.stdout.strip().rpartition(" ")[2]
+
     assert attributes("remote_scripts/files/rollback.sh") == attributes("Pulumi.homelab.yaml") == "lf"
     assert attributes("provider/pulumi-resource-homelab.cmd") == "crlf"
 

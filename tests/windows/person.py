@@ -10,12 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pexpect
-
 from lab import Lab
-from tests.e2e.terminal import LINES, Terminal
+from tests.e2e.terminal import Terminal
 from tests.installed import wheel
-from tests.waiting import PATIENCE
 from tests.windows.pc import Pc, windows_path
 
 # Wine brings no CTRL_BREAK to another process group (GenerateConsoleCtrlEvent: "Invalid handle"). So the engine waits five seconds for its first
@@ -116,39 +113,24 @@ class Person:
         assert "Next: pulumi up" in text and ssh["password"] not in text
         return shown
 
-    def begin_up(self) -> tuple[pexpect.spawn[str], Terminal, Path]:
+    def begin_up(self) -> tuple[Terminal, Path]:
         """`pulumi up` in a console, with its display; and the file with its events."""
         log = self.folder / "console.jsonl"
-        return *self._at_a_console(*self._run("up", log)), log
+        return self._at_a_console(*self._run("up", log)), log
 
     def up(self) -> tuple[Run, list[str]]:
         """`pulumi up` in a console, to its end; and what it showed, without what it says because of Wine."""
-        spawned, terminal, log = self.begin_up()
-        spawned.expect(pexpect.EOF)
-        spawned.close()
+        terminal, log = self.begin_up()
+        terminal.answer(status=None)
         lines = terminal.lines()
         return Run("\n".join(lines), log), list(_without_wines(lines))
 
     def homelab_at_a_console(self, *words: str, **more: str) -> list[str]:
         """What a command shows in a console."""
-        spawned, terminal = self._at_a_console(*self._homelab, *words, **more)
-        spawned.expect(pexpect.EOF)
-        spawned.close()
-        assert spawned.exitstatus == 0, "\n".join(terminal.lines())
+        terminal = self._at_a_console(*self._homelab, *words, **more)
+        terminal.answer()
         return "\n".join(terminal.lines()).rstrip().split("\n")
 
-    def _at_a_console(self, program: str, *arguments: str, **more: str) -> tuple[pexpect.spawn[str], Terminal]:
-        terminal = Terminal(COLUMNS)
-        command, *words = self.pc.command(program, *arguments)
-        spawned = pexpect.spawn(
-            command,
-            words,
-            cwd=str(self.folder),
-            env={**self.pc.environment(**self.own, **more), "TERM": "xterm-256color"},
-            dimensions=(LINES, COLUMNS),
-            encoding="utf-8",
-            codec_errors="replace",
-            timeout=PATIENCE,
-        )
-        spawned.logfile_read = terminal
-        return spawned, terminal
+    def _at_a_console(self, program: str, *arguments: str, **more: str) -> Terminal:
+        environment = {**self.pc.environment(**self.own, **more), "TERM": "xterm-256color"}
+        return Terminal(self.pc.command(program, *arguments), COLUMNS, environment, self.folder)
