@@ -1,4 +1,4 @@
-"""A host converges, stays, and is given back. Which hosts there are, is shown without the engine: tests/scripts/test_on_a_host.py."""
+"""A host converges, stays, and is given back. Which hosts there are, is shown without the engine: tests/lab/test_bound_hosts.py."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
 
 
 # With systemd-boot; GRUB has it in the other tests. What the others are bound by, and that they are given back, takes no engine:
-# tests/scripts/test_on_a_host.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back).
+# tests/lab/test_bound_hosts.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back).
 WHOLE = "intel-zfs"
 
 
@@ -164,7 +164,7 @@ def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
 def test_what_a_person_answers_at_a_terminal_gives_the_slot_to_the_vm(
     by_init: Callable[..., Stack], scenario: str
 ) -> None:
-    """Others with another seed. What `up` makes of that takes no person: tests/scripts/test_on_a_host.py has each of these hosts."""
+    """Others with another seed. What `up` makes of that takes no person: tests/lab/test_bound_hosts.py has each of these hosts."""
     slot, conversation, options = SCENARIOS[scenario]
     stack = by_init(scenario, *conversation, options=options)
     (host,) = stack.config["homelab:hosts"].values()

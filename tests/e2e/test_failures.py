@@ -105,7 +105,7 @@ def a_host_that_never_comes_back_is_reported(stack: Stack) -> None:
 
 
 def a_menu_that_cannot_be_made_is_said_and_finished(stack: Stack) -> None:
-    """The boot is confirmed, and stays; which tools fail, and what they leave: tests/scripts/test_on_a_host.py."""
+    """The boot is confirmed, and stays; which tools fail, and what they leave: tests/agent/test_initramfs.py, test_cmdline.py."""
     mark = stack.lab.mark()
     stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60}
     stack.lab.fault("update-grub", "fail")

@@ -1,6 +1,6 @@
 """What stands against a card in a container: one clear message each, and the configuration as it was.
 
-Each obstacle that its host tells of, without the engine: tests/unit/test_containers.py, tests/scripts/test_on_a_host.py.
+Each obstacle that its host tells of, without the engine: tests/unit/test_containers.py, tests/lab/test_container_hosts.py.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ REFUSED = {
 
 
 # All ask the same gates (homelab/remote/planning.py); an `up` that is refused: tests/e2e/test_failures.py. `init` tries one, another with another seed. What the gates say of each of these hosts:
-# tests/scripts/test_on_a_host.py (test_a_host_that_would_be_brought_down_is_refused).
+# tests/lab/test_bound_hosts.py (test_a_host_that_would_be_brought_down_is_refused).
 @pytest.mark.parametrize("scenario", sample(list(REFUSED), 1, "refused by init"))
 def test_what_would_bring_the_host_down_is_refused_by_init_at_a_terminal(
     untouched: Callable[..., Stack], scenario: str
